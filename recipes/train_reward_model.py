@@ -1,0 +1,191 @@
+"""Train a multimodal reward model with TRL, from a command line or a YAML file.
+
+    accelerate launch recipes/train_reward_model.py --config recipes/configs/digits.yaml
+
+    accelerate launch recipes/train_reward_model.py \
+        --model_name_or_path Qwen/Qwen3-VL-2B-Instruct \
+        --dataset_name HuggingFaceH4/rlaif-v_formatted \
+        --use_peft --lora_target_modules all-linear --freeze_vision_tower \
+        --output_dir outputs/qwen3-vl-2b-reward
+
+What the flags of the command line say wins over the YAML file. A key that no option has is an error.
+"""
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser
+
+from trl_dt2it import MultimodalRewardConfig
+
+
+# Names that stand for what `trl_dt2it.demo` makes on the spot instead of for something on the Hub or on disk.
+DIGITS = "digits"
+TINY = "tiny-qwen3-vl"
+
+
+@dataclass
+class RewardScriptArguments(ScriptArguments):
+    """
+    Arguments of this script, besides TRL's [`~trl.ScriptArguments`].
+
+    Parameters:
+        max_train_pairs (`int`, *optional*):
+            Trains on the first so many rows only.
+        digits (`dict`, *optional*):
+            Options of [`trl_dt2it.demo.digits.make_digits`] for `dataset_name: digits`, such as
+            `{num_digits: [1, 2], noise: 0.2}`; of these, noise and style are planted in the train split only.
+    """
+
+    max_train_pairs: int | None = field(default=None, metadata={"help": "Train on the first so many rows only."})
+    digits: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Options of the digits set, as a mapping or as JSON."}
+    )
+    num_train_pairs: int = field(default=4000, metadata={"help": "Number of train pairs of the digits set."})
+    num_eval_pairs: int = field(default=1000, metadata={"help": "Number of held-out pairs of the digits set."})
+
+
+def load_data(script_args, dataset_args, seed):
+    """The splits as a dict of datasets."""
+    from datasets import load_dataset, load_from_disk
+    from trl import get_dataset
+
+    if script_args.dataset_name == DIGITS:
+        from trl_dt2it.demo.digits import make_digits
+
+        options = json.loads(script_args.digits) if isinstance(script_args.digits, str) else dict(script_args.digits or {})
+        clean = {name: value for name, value in options.items() if name not in ("noise", "style_bias")}
+        return {
+            script_args.dataset_train_split: make_digits("train", script_args.num_train_pairs, seed=seed, **options),
+            script_args.dataset_test_split: make_digits("test", script_args.num_eval_pairs, seed=seed, **clean),
+        }
+    if dataset_args.datasets:
+        return get_dataset(dataset_args)
+    if not script_args.dataset_name:
+        raise ValueError("Give `dataset_name` (a Hub id or a directory), or a mixture under `datasets`.")
+    if (Path(script_args.dataset_name) / "dataset_dict.json").is_file():
+        return load_from_disk(script_args.dataset_name)
+    return load_dataset(
+        script_args.dataset_name, name=script_args.dataset_config, streaming=script_args.dataset_streaming
+    )
+
+
+def main(script_args, training_args, model_args, dataset_args):
+    from accelerate import PartialState
+    from trl import get_peft_config, get_quantization_config
+
+    from trl_dt2it import MultimodalRewardTrainer
+    from trl_dt2it.attention import usable_attention
+
+    state = PartialState()
+    model = model_args.model_name_or_path
+    if model == TINY:
+        from trl_dt2it.demo.tiny import build_tiny_vlm
+
+        model = f"{training_args.output_dir}/_base"
+        with state.main_process_first():
+            if state.is_main_process:
+                build_tiny_vlm(model, seed=training_args.seed)
+
+    training_args.model_init_kwargs = {
+        "revision": model_args.model_revision,
+        "attn_implementation": usable_attention(model_args.attn_implementation),
+        "dtype": model_args.dtype,
+        **(training_args.model_init_kwargs or {}),
+    }
+    dataset = load_data(script_args, dataset_args, training_args.seed)
+    train_dataset = dataset[script_args.dataset_train_split]
+    if script_args.max_train_pairs is not None:
+        train_dataset = train_dataset.take(script_args.max_train_pairs)
+    # Held-out pairs are evaluated at the end in any case, and during training by `eval_strategy`.
+    eval_dataset = dataset.get(script_args.dataset_test_split)
+
+    trainer = MultimodalRewardTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        quantization_config=get_quantization_config(model_args),
+        peft_config=get_peft_config(model_args),
+    )
+    start = time.perf_counter()
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    train_seconds = time.perf_counter() - start
+    metrics = trainer.evaluate() if eval_dataset is not None else {}
+
+    trainer.save_model(training_args.output_dir)
+    trainer.create_model_card(dataset_name=script_args.dataset_name)
+    if training_args.push_to_hub:
+        trainer.push_to_hub(dataset_name=script_args.dataset_name)
+
+    state.wait_for_everyone()
+    if state.is_main_process:
+        summary = {
+            "model_dir": training_args.output_dir,
+            "base_model": model_args.model_name_or_path,
+            "dataset": script_args.dataset_name,
+            "seed": training_args.seed,
+            "loss_type": trainer.loss_type,
+            "train_seconds": round(train_seconds, 1),
+            "steps": trainer.state.global_step,
+            **{name: value for name, value in metrics.items() if not name.endswith(("_runtime", "_per_second"))},
+        }
+        if eval_dataset is not None and not script_args.dataset_streaming and not model_args.use_peft:
+            summary["example"] = score_again(training_args.output_dir, eval_dataset)
+        report(summary)
+    trainer.end()
+
+
+def score_again(model_dir, eval_dataset):
+    """Reloads what was saved as anybody would, and scores one held-out pair."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoProcessor
+
+    from trl_dt2it import MultimodalPreferenceCollator
+
+    model = AutoModelForSequenceClassification.from_pretrained(model_dir).eval()
+    batch = MultimodalPreferenceCollator(AutoProcessor.from_pretrained(model_dir))([eval_dataset[0]])
+    del batch["pairs"]
+    with torch.no_grad():
+        chosen, rejected = model(**batch).logits[:, 0].tolist()
+    row = eval_dataset[0]
+    last = {side: row[side][-1]["content"] for side in ("chosen", "rejected")}
+    text = {side: c if isinstance(c, str) else c[0]["text"] for side, c in last.items()}
+    return {
+        "chosen": text["chosen"],
+        "chosen_reward": chosen,
+        "rejected": text["rejected"],
+        "rejected_reward": rejected,
+    }
+
+
+def report(summary):
+    """Writes `summary.json` and says on screen how it went and where everything is."""
+    from rich.console import Console
+    from rich.table import Table
+
+    path = Path(summary["model_dir"]) / "summary.json"
+    path.write_text(json.dumps(summary, indent=2) + "\n")
+    console = Console()
+    table = Table(title="Reward model trained", show_header=False)
+    if "eval_accuracy" in summary:
+        table.add_row("held-out pair accuracy", f"{summary['eval_accuracy']:.4f}")
+    table.add_row("training", f"{summary['train_seconds']:.0f} s, {summary['steps']} steps, loss {summary['loss_type']}")
+    if "example" in summary:
+        example = summary["example"]
+        table.add_row("reloaded, chosen", f"{example['chosen_reward']:+.3f}  {example['chosen']}")
+        table.add_row("reloaded, rejected", f"{example['rejected_reward']:+.3f}  {example['rejected']}")
+    table.add_row("model and card", str(path.parent))
+    table.add_row("summary", str(path))
+    console.print(table)
+
+
+def make_parser():
+    return TrlParser((RewardScriptArguments, MultimodalRewardConfig, ModelConfig, DatasetMixtureConfig))
+
+
+if __name__ == "__main__":
+    main(*make_parser().parse_args_and_config())

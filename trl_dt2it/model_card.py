@@ -1,0 +1,241 @@
+"""The model card, filled from the run, and pushing the model without the rest of the output directory."""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accelerate.utils import is_peft_model
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, upload_file, upload_folder
+from transformers import ProcessorMixin
+
+
+if TYPE_CHECKING:
+    from .reward_trainer import MultimodalRewardTrainer
+
+
+PROJECT_URL = "https://pypi.org/project/trl-dt2it"
+
+PAPER: dict[str, str] = {
+    "title": "DT2IT-MRM: Debiased Preference Construction and Iterative Training for Multimodal Reward Modeling",
+    "id": "2604.19544",
+    "citation": """\
+@article{zhang2026dt2it,
+    title         = {{DT2IT-MRM: Debiased Preference Construction and Iterative Training for Multimodal Reward
+                     Modeling}},
+    author        = {Zhang, Zhihong and Zhao, Jie and Huang, Xiaojian and Xu, Jin and Luo, Zhuodong and Liu, Xin and
+                     Wei, Jiansheng and Chen, Xuejin},
+    journal       = {arXiv preprint arXiv:2604.19544},
+    year          = {2026},
+}""",
+}
+
+TRL_CITATION = """\
+@software{vonwerra2020trl,
+    title   = {{TRL: Transformers Reinforcement Learning}},
+    author  = {von Werra, Leandro and Belkada, Younes and Tunstall, Lewis and Beeching, Edward and Thrush, Tristan and
+               Lambert, Nathan and Huang, Shengyi and Rasul, Kashif and Gallouédec, Quentin},
+    license = {Apache-2.0},
+    url     = {https://github.com/huggingface/trl},
+    year    = {2020},
+}"""
+
+# What makes up a model on the Hub: weights, configuration, processor, tokenizer and card. No pickle is among them.
+MODEL_FILES = [
+    "README.md",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "adapter_config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "additional_chat_templates/*.jinja",
+]
+_NESTED = ["checkpoint-*/*", "_*/*"]  # a pattern such as `*.safetensors` reaches into folders too
+
+
+def write_model_card(
+    trainer: MultimodalRewardTrainer, *, model_name: str | None, dataset_name: str | None, tags: list[str]
+) -> None:
+    """
+    Writes the card of a trainer's model to `README.md` in its output directory.
+
+    Args:
+        trainer ([`MultimodalRewardTrainer`]):
+            The trainer, before, in or after training.
+        model_name (`str`, *optional*):
+            Heading of the card; by default the name of the output directory.
+        dataset_name (`str`, *optional*):
+            Hub id of the training set.
+        tags (`list[str]`):
+            Tags of the card.
+    """
+    model_name = model_name or Path(trainer.args.output_dir).name
+    name_or_path = trainer.model.config._name_or_path
+    base_model = name_or_path if name_or_path and not os.path.isdir(name_or_path) else None
+    metrics = last_evaluation(trainer.state.log_history)
+    results = [
+        EvalResult(
+            task_type="text-classification",
+            task_name="Reward modeling",
+            dataset_type=dataset_name or "held-out-pairs",
+            dataset_name=dataset_name or "held-out pairs",
+            metric_type="accuracy",
+            metric_name="pair accuracy",
+            metric_value=round(metrics["eval_accuracy"], 4),
+        )
+        for _ in range("eval_accuracy" in metrics)
+    ]
+    card_data = ModelCardData(
+        base_model=base_model,
+        datasets=dataset_name,
+        library_name="peft" if is_peft_model(trainer.model) else "transformers",
+        pipeline_tag="text-classification",
+        tags=list(dict.fromkeys(["generated_from_trainer", *tags])),
+        model_name=model_name,
+        eval_results=results or None,
+    )
+    card = ModelCard.from_template(
+        card_data,
+        template_path=str(files("trl_dt2it").joinpath("templates/model_card.md")),
+        base_model=base_model,
+        citation=PAPER["citation"],
+        dataset_name=dataset_name,
+        hub_model_id=trainer.hub_model_id or trainer.args.hub_model_id or trainer.args.output_dir,
+        is_adapter=is_peft_model(trainer.model),
+        is_multimodal=isinstance(trainer.processing_class, ProcessorMixin),
+        metrics=[(name, f"{value:.4g}") for name, value in metrics.items()],
+        model_name=model_name,
+        project_url=PROJECT_URL,
+        training=_training_figures(trainer),
+        trl_citation=TRL_CITATION,
+        versions=[(name, version(name)) for name in ("trl-dt2it", "trl", "transformers", "torch", "datasets")],
+        **_tracker_urls(),
+    )
+    card.save(Path(trainer.args.output_dir) / "README.md")
+
+
+def last_evaluation(log_history: list[dict[str, Any]]) -> dict[str, float]:
+    """The newest value of each evaluation metric in a trainer's log, without the timings."""
+    metrics: dict[str, float] = {}
+    for entry in log_history:
+        metrics.update({name: value for name, value in entry.items() if name.startswith("eval_")})
+    skipped = ("_runtime", "_per_second", "_num_tokens")
+    return {name: value for name, value in metrics.items() if not name.endswith(skipped)}
+
+
+def push_model(
+    trainer: MultimodalRewardTrainer,
+    *,
+    commit_message: str | None,
+    blocking: bool,
+    token: str | None = None,
+    revision: str | None = None,
+    private: bool | None = None,
+    model_name: str | None = None,
+    **card: Any,
+) -> Any:
+    """Saves a trainer's model, writes its card and uploads `MODEL_FILES`; see [`MultimodalRewardTrainer.push_to_hub`].
+
+    Trainer's own uploads the whole output directory, pickled training arguments (with tokens in clear) included."""
+    trainer.callback_handler.on_push_begin(trainer.args, trainer.state, trainer.control)
+    token = token or trainer.args.hub_token
+    if trainer.hub_model_id is None:
+        trainer.init_hf_repo(token=token, private=private)
+    trainer.save_model(_internal_call=True)
+    if not trainer.is_world_process_zero():
+        return None
+    name = model_name or trainer.hub_model_id.split("/")[-1]
+    trainer.create_model_card(model_name=name, **card)
+    trainer._finish_current_push()
+    return upload_folder(
+        repo_id=trainer.hub_model_id,
+        folder_path=trainer.args.output_dir,
+        commit_message=commit_message,
+        token=token,
+        revision=revision or trainer.args.hub_revision,
+        run_as_future=not blocking,
+        allow_patterns=MODEL_FILES,
+        ignore_patterns=_NESTED,
+    )
+
+
+def push_checkpoint(trainer: MultimodalRewardTrainer, checkpoint: str) -> list[Any]:
+    """
+    Uploads the model files of a checkpoint, and the card, without waiting.
+
+    Args:
+        trainer ([`MultimodalRewardTrainer`]):
+            The trainer; its `hub_strategy` says whether the checkpoint itself goes up too.
+        checkpoint (`str`):
+            Folder of the checkpoint.
+
+    Returns:
+        `list`: a future for each upload.
+    """
+    hub = {
+        "repo_id": trainer.hub_model_id,
+        "token": trainer.args.hub_token,
+        "revision": trainer.args.hub_revision,
+        "run_as_future": True,
+        "commit_message": f"Training in progress, step {trainer.state.global_step}",
+    }
+    jobs = [upload_folder(folder_path=checkpoint, allow_patterns=MODEL_FILES, **hub)]
+    card = Path(trainer.args.output_dir) / "README.md"
+    if card.is_file():
+        jobs.append(upload_file(path_or_fileobj=card, path_in_repo="README.md", **hub))
+    if trainer.args.hub_strategy in ("checkpoint", "all_checkpoints"):
+        # Asked for in so many words: optimizer and scheduler go up, to resume from. Secrets do not.
+        path = "last-checkpoint" if trainer.args.hub_strategy == "checkpoint" else Path(checkpoint).name
+        jobs.append(
+            upload_folder(folder_path=checkpoint, path_in_repo=path, ignore_patterns=["training_args.bin"], **hub)
+        )
+    return jobs
+
+
+def _training_figures(trainer: MultimodalRewardTrainer) -> list[tuple[str, str]]:
+    args = trainer.args
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * trainer.accelerator.num_processes
+    figures = [
+        ("loss", f"`{trainer.loss_type}`"),
+        ("pairs a step", str(batch)),
+        ("optimiser steps", str(trainer.state.global_step)),
+        ("learning rate", f"{args.learning_rate:g}, {str(args.lr_scheduler_type).split('.')[-1].lower()}"),
+        ("seed", str(args.seed)),
+    ]
+    try:
+        figures.insert(1, ("pairs", f"{len(trainer.train_dataset):,}"))
+    except TypeError:  # a streamed set
+        pass
+    last = next((entry for entry in reversed(trainer.state.log_history) if "train_runtime" in entry), None)
+    if last is not None:
+        figures.append(("training loss, mean", f"{last['train_loss']:.4f}"))
+        figures.append(("training time", f"{last['train_runtime']:.0f} s"))
+    frozen = [part for part in ("vision_tower", "projector") if getattr(args, f"freeze_{part}")]
+    if frozen:
+        figures.append(("frozen", ", ".join(part.replace("_", " ") for part in frozen)))
+    return figures
+
+
+def _tracker_urls() -> dict[str, str | None]:
+    from transformers import is_wandb_available
+    from trl.trainer.utils import get_trackio_space_url
+
+    wandb_url = None
+    if is_wandb_available():
+        import wandb
+
+        wandb_url = wandb.run.url if wandb.run is not None else None
+    return {"wandb_url": wandb_url, "trackio_url": get_trackio_space_url()}

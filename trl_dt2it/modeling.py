@@ -1,0 +1,328 @@
+"""Any vision-language model of transformers with one linear `score` head: classes, loading and registration.
+
+The classes follow transformers' own pattern, `XForSequenceClassification(GenericForSequenceClassification,
+XPreTrainedModel)`, so that a saved directory loads with [`~transformers.AutoModelForSequenceClassification`] and is
+served by stock vLLM (`--runner pooling`). They are made on demand from the family's native class.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.modeling_layers import GenericForSequenceClassification
+from transformers.modeling_outputs import SequenceClassifierOutputWithPast
+from transformers.utils import find_adapter_config_file, logging
+
+
+logger = logging.get_logger(__name__)
+
+# The families whose loading, saving, scoring and training the tests prove (`docs/models.md`). Registered with
+# `AutoModelForSequenceClassification` on import of the package.
+SUPPORTED_MODEL_TYPES = (
+    "aya_vision",
+    "gemma3",
+    "gemma4",
+    "glm4v",
+    "idefics3",
+    "internvl",
+    "llava",
+    "llava_next",
+    "llava_onevision",
+    "mistral3",
+    "qwen2_5_vl",
+    "qwen2_vl",
+    "qwen3_5",
+    "qwen3_vl",
+    "qwen3_vl_moe",
+    "smolvlm",
+)
+
+_NATIVE_SUFFIX = "ForConditionalGeneration"
+_REWARD_SUFFIX = "ForSequenceClassification"
+
+
+class GenericRewardModel(GenericForSequenceClassification):
+    """
+    What the reward model classes of all families share: the reward is read at the last real token of each row, found
+    from the attention mask and never from the pad id, and weights that are not in the checkpoint are an error.
+    """
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = False,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutputWithPast | tuple:
+        r"""
+        Args:
+            input_ids (`torch.LongTensor` of shape `(R, L)`):
+                Token ids of R conversations, padded on either side.
+            attention_mask (`torch.Tensor` of shape `(R, L)`, *optional*):
+                1 for real tokens, 0 for padding. Without it, every token is real.
+            labels (`torch.Tensor` of shape `(R,)`, *optional*):
+                Target rewards; the loss is then the mean squared error of `problem_type="regression"`.
+            kwargs:
+                Everything else that the family's base model takes: `pixel_values`, `image_grid_thw`, ...
+
+        Returns:
+            [`~transformers.modeling_outputs.SequenceClassifierOutputWithPast`]: `logits` has shape `(R, 1)` and the
+            dtype of the head.
+        """
+        outputs = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache, **kwargs)
+        hidden_states = outputs.last_hidden_state  # (R, L, H)
+        if attention_mask is None:
+            last_hidden = hidden_states[:, -1]
+        else:
+            last_hidden = hidden_states[torch.arange(len(hidden_states)), last_real_token(attention_mask)]
+        logits = self.score(last_hidden)  # (R, 1): the head runs on the tokens that are read, not on all
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, pooled_logits=logits, config=self.config)
+        result = SequenceClassifierOutputWithPast(loss=loss, logits=logits)
+        return result.to_tuple() if return_dict is False else result
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info=False, **kwargs):  # type: ignore[override]
+        """As [`~transformers.PreTrainedModel.from_pretrained`], but a weight that is missing, left over or of another
+        shape raises `ValueError`: a reward model with a random head or language model gives numbers all the same."""
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        _raise_on_incomplete(info, pretrained_model_name_or_path)
+        return (model, info) if output_loading_info else model
+
+
+def last_real_token(attention_mask: torch.Tensor) -> torch.Tensor:
+    """
+    Column of the last real token of each row.
+
+    Args:
+        attention_mask (`torch.Tensor` of shape `(R, L)`):
+            1 for real tokens, 0 for padding on the left, on the right or on both sides.
+
+    Returns:
+        `torch.Tensor` of shape `(R,)` and dtype `int64`.
+    """
+    length = attention_mask.shape[1]
+    return length - 1 - attention_mask.flip(1).to(torch.int8).argmax(1)
+
+
+def reward_model_class(config_class: type[PreTrainedConfig]) -> type[PreTrainedModel]:
+    """
+    The reward model class of a vision-language family, registered with
+    [`~transformers.AutoModelForSequenceClassification`].
+
+    Args:
+        config_class (`type[PreTrainedConfig]`):
+            The family's configuration class, such as [`~transformers.Qwen3VLConfig`].
+
+    Returns:
+        `type[PreTrainedModel]`: the class `XForSequenceClassification`, always the same one for a family.
+
+    Raises:
+        `ValueError`: if the family has no image-text-to-text model, or is an encoder-decoder.
+    """
+    model_type = config_class.model_type
+    if config_class in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        known = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[config_class]
+        if isinstance(known, type) and issubclass(known, GenericRewardModel):
+            return known
+    if config_class not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        raise ValueError(_unsupported(model_type, "has no image-text-to-text model in transformers"))
+    native = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[config_class]
+    if not native.__name__.endswith(_NATIVE_SUFFIX):
+        raise ValueError(_unsupported(model_type, f"has the model class `{native.__name__}`, which is not a decoder"))
+    base = next(c for c in native.__mro__ if c.__name__.endswith("PreTrainedModel") and c is not PreTrainedModel)
+    name = native.__name__.removesuffix(_NATIVE_SUFFIX) + _REWARD_SUFFIX
+    # transformers finds out from the source of a class's module whether attention and experts can be switched; the
+    # modules in question are the native class's.
+    switches = {
+        "_can_set_attn_implementation_cached_value": native._can_set_attn_implementation(),
+        "_can_set_experts_implementation_cached_value": native._can_set_experts_implementation(),
+    }
+    cls = type(name, (GenericRewardModel, base), {"__module__": __name__, "__qualname__": name, **switches})
+    cls.__doc__ = f"[`~transformers.{native.__name__}`] with one linear `score` head in place of the language head."
+    cls.config_class = config_class
+    # `exist_ok`: without it, registering a class for one of transformers' own configurations does nothing at all.
+    AutoModelForSequenceClassification.register(config_class, cls, exist_ok=True)
+    globals()[name] = cls  # so that the class can be imported and pickled by name
+    return cls
+
+
+def load_reward_model(
+    name_or_path: str | os.PathLike,
+    *,
+    dtype: str | torch.dtype = "auto",
+    attn_implementation: str | dict[str, str] | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    allow_new_head: bool = True,
+    **kwargs: Any,
+) -> PreTrainedModel:
+    """
+    Loads a reward model, or makes one from a vision-language (or text) model by giving it a new `score` head.
+
+    The base weights arrive complete or not at all: a weight that is missing (but for the new head) or left over (but
+    for the language-modelling head) raises.
+
+    Args:
+        name_or_path (`str` or `os.PathLike`):
+            Hub id or directory of a reward model, of a native `...ForConditionalGeneration` checkpoint, or of a PEFT
+            adapter trained on one.
+        dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`):
+            Dtype of the weights; `"auto"` keeps the checkpoint's.
+        attn_implementation (`str` or `dict[str, str]`, *optional*):
+            Attention implementation, such as `"sdpa"` or `"flash_attention_2"`.
+        revision (`str`, *optional*):
+            Branch, tag or commit on the Hub.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether code that ships with the checkpoint may run.
+        allow_new_head (`bool`, *optional*, defaults to `True`):
+            Whether a checkpoint without a `score` head gets a newly initialised one, to be trained. With `False`, as
+            for inference, it is an error.
+        kwargs:
+            Passed on to `from_pretrained`, such as `device_map` or `quantization_config`.
+
+    Returns:
+        [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]: the model with `config.num_labels == 1`, in
+        evaluation mode. A new head is drawn from torch's global generator: call [`~transformers.set_seed`] before.
+
+    Raises:
+        `ValueError`: if the family is not supported (the message lists those that are), if weights are missing or
+        left over, if the checkpoint has more than one label, or if it has no head and `allow_new_head=False`.
+    """
+    hub = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+    if find_adapter_config_file(str(name_or_path), revision=revision) is not None:
+        return _load_adapter(name_or_path, dtype=dtype, attn_implementation=attn_implementation, **hub, **kwargs)
+
+    config = AutoConfig.from_pretrained(name_or_path, **hub)
+    load_kwargs = {**hub, **kwargs, "dtype": dtype, "output_loading_info": True}
+    if attn_implementation is not None:
+        load_kwargs["attn_implementation"] = attn_implementation
+    is_reward_model = (config.architectures or [""])[0].endswith(_REWARD_SUFFIX)
+    if is_reward_model and config.num_labels != 1:
+        raise ValueError(f"{name_or_path} has {config.num_labels} labels; a reward model has one.")
+
+    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        cls = reward_model_class(type(config))
+        if config.model_type not in SUPPORTED_MODEL_TYPES:
+            logger.warning(
+                f"No test of trl_dt2it covers `{config.model_type}`. It is tried all the same; reload what you save "
+                "with `load_reward_model`."
+            )
+        if is_reward_model:
+            return cls.from_pretrained(name_or_path, **{**load_kwargs, "output_loading_info": False})
+        _raise_without_head(name_or_path, allow_new_head)
+        native, info = AutoModelForImageTextToText.from_pretrained(name_or_path, **load_kwargs)
+        _raise_on_incomplete(info, name_or_path, unexpected_allowed=("lm_head.weight",))
+        return _replace_head(native, cls)
+
+    if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:  # a text model: transformers has the class
+        if not is_reward_model:
+            _raise_without_head(name_or_path, allow_new_head)
+        model, info = AutoModelForSequenceClassification.from_pretrained(name_or_path, num_labels=1, **load_kwargs)
+        missing_allowed = () if is_reward_model else ("score.weight",)
+        _raise_on_incomplete(info, name_or_path, missing_allowed, unexpected_allowed=("lm_head.weight",))
+        mark_as_reward_model(model.config)
+        return model
+    raise ValueError(_unsupported(config.model_type, "has no image-text-to-text model in transformers"))
+
+
+def mark_as_reward_model(config: PreTrainedConfig) -> None:
+    """
+    Writes into `config`, and into its text configuration, what makes vLLM serve the raw reward: one label, and
+    `problem_type="regression"` (without it vLLM applies a sigmoid; older releases read the text configuration alone).
+    """
+    for part in {id(config): config, id(text := config.get_text_config()): text}.values():
+        part.num_labels = 1
+        part.problem_type = "regression"
+
+
+def _replace_head(native: PreTrainedModel, cls: type[PreTrainedModel]) -> PreTrainedModel:
+    """Moves the base model of `native` under the reward class, and with it the marks of quantisation and dispatch.
+
+    Loading the native class and taking its base over is the one way that needs no table of key renames: under a class
+    of ours transformers applies none, and Qwen2-VL and Qwen2.5-VL would keep a random language model."""
+    mark_as_reward_model(native.config)
+    with torch.device("meta"):
+        model = cls(native.config)
+    model.model = native.model
+    text_config = native.config.get_text_config()
+    weight = native.get_output_embeddings().weight
+    score = nn.Linear(text_config.hidden_size, 1, bias=False, device=weight.device, dtype=native.dtype)
+    nn.init.normal_(score.weight, std=getattr(text_config, "initializer_range", 0.02))
+    model.score = score
+    for name in ("hf_quantizer", "is_quantized", "quantization_method", "is_loaded_in_4bit", "is_loaded_in_8bit"):
+        if name in native.__dict__:
+            setattr(model, name, native.__dict__[name])
+    if "hf_device_map" in native.__dict__:
+        model.hf_device_map = native.hf_device_map
+    return model.eval()
+
+
+def _load_adapter(name_or_path: str | os.PathLike, *, revision: str, trust_remote_code: bool, **kwargs: Any):
+    """Loads a PEFT adapter on its base model; the head must come with the adapter or with the base."""
+    from peft import PeftConfig, PeftModel
+
+    peft_config = PeftConfig.from_pretrained(name_or_path, revision=revision)
+    base = load_reward_model(
+        peft_config.base_model_name_or_path,
+        revision=peft_config.revision,
+        trust_remote_code=trust_remote_code,
+        allow_new_head="score" in (peft_config.modules_to_save or []),
+        **kwargs,
+    )
+    return PeftModel.from_pretrained(base, name_or_path, revision=revision).eval()
+
+
+def _raise_without_head(name_or_path: str | os.PathLike, allow_new_head: bool) -> None:
+    if not allow_new_head:
+        raise ValueError(
+            f"{name_or_path} has no trained `score` head, so its rewards would be random; load a reward model, or "
+            "pass `allow_new_head=True` to train one."
+        )
+
+
+def _raise_on_incomplete(
+    info: dict[str, Any],
+    name_or_path: str | os.PathLike,
+    missing_allowed: tuple[str, ...] = (),
+    unexpected_allowed: tuple[str, ...] = (),
+) -> None:
+    problems = {
+        "missing": set(info["missing_keys"]) - set(missing_allowed),
+        "unexpected": set(info["unexpected_keys"]) - set(unexpected_allowed),
+        "of another shape": {key[0] for key in info["mismatched_keys"]},
+    }
+    for what, keys in problems.items():
+        if keys:
+            shown = ", ".join(sorted(keys)[:5]) + (", ..." if len(keys) > 5 else "")
+            hint = ""
+            if any(key.endswith("score.weight") for key in keys):
+                hint = " It has no trained head; start a new one with `trl_dt2it.load_reward_model`."
+            raise ValueError(f"{len(keys)} weights of {name_or_path} are {what}: {shown}.{hint}")
+
+
+def _unsupported(model_type: str, why: str) -> str:
+    return (
+        f"`{model_type}` {why}, so no reward model can be made of it. Supported: {', '.join(SUPPORTED_MODEL_TYPES)}, "
+        "and text models that `AutoModelForSequenceClassification` knows."
+    )
+
+
+for _model_type in SUPPORTED_MODEL_TYPES:
+    reward_model_class(CONFIG_MAPPING[_model_type])

@@ -1,0 +1,182 @@
+"""Configuration of [`MultimodalRewardTrainer`]: TRL's [`~trl.RewardConfig`] and what images and strengths need."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from trl import RewardConfig
+
+from .losses import LOSS_TYPES
+from .strength import STRENGTH_NORMALIZATIONS
+
+
+BAD_ROW_CHOICES = ("raise", "quarantine")
+IMAGE_CHECKS = ("full", "header", "none")
+
+
+@dataclass
+class MultimodalRewardConfig(RewardConfig):
+    r"""
+    Configuration class for the [`MultimodalRewardTrainer`].
+
+    This class includes only the parameters that [`~trl.RewardConfig`] does not have, or for which it has another
+    default.
+
+    Parameters:
+        > Parameters that control the model
+
+        freeze_vision_tower (`bool`, *optional*, defaults to `False`):
+            Whether to train everything but the vision tower. With a PEFT configuration, whether to keep adapters out
+            of it.
+        freeze_projector (`bool`, *optional*, defaults to `False`):
+            The same for the modules between the vision tower and the language model.
+
+        > Parameters that control the data preprocessing
+
+        min_pixels (`int`, *optional*):
+            Smallest number of pixels to which the processor scales an image. Kept in the saved processor, so that
+            training and serving see the same image. Only for processors with pixel limits (the Qwen-VL and GLM-4V
+            families).
+        max_pixels (`int`, *optional*):
+            Largest such number.
+        max_length (`int` or `None`, *optional*, defaults to `None`):
+            Pairs of which one side is longer than this, image tokens included, are left out, and counted on screen.
+            Nothing is ever truncated. `None` keeps all pairs and spares the pass over the data.
+        image_root (`str`, *optional*):
+            Folder that relative image paths start from. With it, no image outside of the folder is read.
+        max_image_pixels (`int`, *optional*, defaults to `67108864`):
+            An image that claims more pixels than this is refused before it is decoded.
+        allowed_image_hosts (`list[str]`, *optional*):
+            Hosts from which images may be fetched by URL. By default no URL is.
+        on_bad_row (`str`, *optional*, defaults to `"raise"`):
+            What to do with a row that cannot be trained on: `"raise"` an error that names the row and the reason, at
+            start, or `"quarantine"`: leave it out, count it on screen by reason, and write it with its reason to
+            `_quarantine_<set>.jsonl` in the output directory (never uploaded).
+        image_check (`str`, *optional*, defaults to `"header"`):
+            What is checked of the images at start: the `"header"` (type, size, place; some 10,000 images a second),
+            the `"full"` image (decoded, as in training), or `"none"`.
+
+        > Parameters that control the loss
+
+        loss_type (`str`, *optional*, defaults to `"auto"`):
+            `"bt"` (Bradley-Terry), `"margin"` (Llama 2), `"scaled"` (HelpSteer2-Preference), `"strength_margin"`
+            (both), `"soft"` (label smoothing, or judges' vote share), `"btt"` (ties, Rao-Kupper) or `"ordinal"`. `"auto"` is
+            `"strength_margin"` where the training set has a `strength` column and `"bt"` where it has none. The
+            formulas stand in [`trl_dt2it.losses`].
+        strength_normalization (`str`, *optional*, defaults to `"rank"`):
+            How the `strength` column is brought to [0, 1], per `source`: `"rank"`, `"quantile"` or `"none"`. A
+            streamed set needs `"none"`.
+        neutral_strength (`float`, *optional*, defaults to `0.5`):
+            Normalised strength, in [0, 1], of a pair whose strength is unknown.
+        margin_scale (`float`, *optional*, defaults to `1.0`):
+            Margin of a pair of strength 1, in units of reward, >= 0.
+        strength_power (`float`, *optional*, defaults to `1.0`):
+            Exponent of the strength in the weight of a pair, >= 0.
+        label_smoothing (`float`, *optional*, defaults to `0.0`):
+            For `"soft"`: share of the target that is spread over both answers, in [0, 1).
+        tie_factor (`float`, *optional*, defaults to `5.0`):
+            For `"btt"`: Rao and Kupper's k, > 1. Pairs of strength 0 are ties.
+        ordinal_thresholds (`list[float]`, *optional*, defaults to `[1.0, 2.0, 3.0]`):
+            For `"ordinal"`: increasing positive cut points between the levels of strength, in units of reward.
+
+    > [!NOTE]
+    > `max_length` defaults to `None` instead of [`~trl.RewardConfig`]'s `1024`, which one image often exceeds.
+    """
+
+    _VALID_DICT_FIELDS = RewardConfig._VALID_DICT_FIELDS
+
+    # Parameters that control the model
+    freeze_vision_tower: bool = field(default=False, metadata={"help": "Train everything but the vision tower."})
+    freeze_projector: bool = field(
+        default=False, metadata={"help": "Train everything but the modules between vision tower and language model."}
+    )
+
+    # Parameters that control the data preprocessing
+    min_pixels: int | None = field(
+        default=None, metadata={"help": "Smallest number of pixels to which the processor scales an image."}
+    )
+    max_pixels: int | None = field(
+        default=None, metadata={"help": "Largest number of pixels to which the processor scales an image."}
+    )
+    max_length: int | None = field(
+        default=None,
+        metadata={"help": "Pairs of which one side is longer, image tokens included, are left out and counted."},
+    )
+    image_root: str | None = field(
+        default=None,
+        metadata={"help": "Folder that relative image paths start from; no image outside of it is read."},
+    )
+    max_image_pixels: int = field(
+        default=64 * 1024 * 1024,
+        metadata={"help": "An image that claims more pixels than this is refused before it is decoded."},
+    )
+    allowed_image_hosts: list[str] | None = field(
+        default=None, metadata={"help": "Hosts from which images may be fetched by URL. By default no URL is."}
+    )
+    on_bad_row: str = field(
+        default="raise",
+        metadata={"help": "What to do with a row that cannot be trained on.", "choices": list(BAD_ROW_CHOICES)},
+    )
+    image_check: str = field(
+        default="header",
+        metadata={"help": "What is checked of the images at start.", "choices": list(IMAGE_CHECKS)},
+    )
+
+    # Parameters that control the loss
+    loss_type: str = field(
+        default="auto",
+        metadata={
+            "help": "Loss of a pair. `auto` is `strength_margin` with a `strength` column and `bt` without.",
+            "choices": ["auto", *LOSS_TYPES],
+        },
+    )
+    strength_normalization: str = field(
+        default="rank",
+        metadata={
+            "help": "How the `strength` column is brought to [0, 1], per source.",
+            "choices": list(STRENGTH_NORMALIZATIONS),
+        },
+    )
+    neutral_strength: float = field(
+        default=0.5, metadata={"help": "Normalised strength of a pair whose strength is unknown."}
+    )
+    margin_scale: float = field(default=1.0, metadata={"help": "Margin of a pair of strength 1, in units of reward."})
+    strength_power: float = field(default=1.0, metadata={"help": "Exponent of the strength in the weight of a pair."})
+    label_smoothing: float = field(
+        default=0.0, metadata={"help": "For `soft`: share of the target that is spread over both answers."}
+    )
+    tie_factor: float = field(default=5.0, metadata={"help": "For `btt`: Rao and Kupper's k, greater than 1."})
+    ordinal_thresholds: list[float] = field(
+        default_factory=lambda: [1.0, 2.0, 3.0],
+        metadata={"help": "For `ordinal`: increasing positive cut points between the levels of strength."},
+    )
+
+    def __post_init__(self) -> None:
+        # The YAML parser checks neither choices nor ranges, so a wrong value would pass in silence.
+        for name, spec in self.__dataclass_fields__.items():
+            if spec.metadata.get("choices") and name in MultimodalRewardConfig.__annotations__:
+                _check_choice(name, getattr(self, name), spec.metadata["choices"])
+        _check_range("neutral_strength", self.neutral_strength, 0 <= self.neutral_strength <= 1, "in [0, 1]")
+        _check_range("margin_scale", self.margin_scale, self.margin_scale >= 0, ">= 0")
+        _check_range("strength_power", self.strength_power, self.strength_power >= 0, ">= 0")
+        _check_range("label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "in [0, 1)")
+        _check_range("tie_factor", self.tie_factor, self.tie_factor > 1, "> 1")
+        cuts = [0.0, *self.ordinal_thresholds]
+        rising = all(low < high for low, high in zip(cuts, cuts[1:], strict=False))
+        _check_range(
+            "ordinal_thresholds", self.ordinal_thresholds, rising and len(cuts) > 1, "positive and increasing"
+        )
+        if self.min_pixels is not None and self.max_pixels is not None:
+            _check_range("min_pixels", self.min_pixels, self.min_pixels <= self.max_pixels, "<= max_pixels")
+        super().__post_init__()
+
+
+def _check_choice(name: str, value: Any, choices: list[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"`{name}` is {value!r}; choose one of {', '.join(choices)}.")
+
+
+def _check_range(name: str, value: Any, is_fine: bool, condition: str) -> None:
+    if not is_fine:
+        raise ValueError(f"`{name}` is {value!r}; it must be {condition}.")

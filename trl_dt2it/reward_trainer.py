@@ -1,0 +1,443 @@
+"""[`MultimodalRewardTrainer`]: TRL's reward trainer for rows with images, strengths and weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from peft import PeftConfig
+from torch import nn
+from transformers import (
+    BitsAndBytesConfig,
+    DataCollator,
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    TrainerCallback,
+    set_seed,
+)
+from transformers.trainer_utils import EvalLoopOutput, HubStrategy
+from transformers.utils import PushInProgress
+from trl import RewardTrainer
+
+from .collator import MultimodalPreferenceCollator
+from .data.images import ImageOptions
+from .freezing import freeze, keep_adapters_out
+from .losses import STRENGTH_LOSS_TYPES, pair_weight, pairwise_loss
+from .model_card import PAPER, push_checkpoint, push_model, write_model_card
+from .modeling import load_reward_model, mark_as_reward_model
+from .preparation import leave_images_encoded, leave_out_long_rows, set_bad_rows_aside
+from .processing import load_processing_class, set_pixel_limits
+from .rendering import ProcessingClass, get_tokenizer
+from .reward_config import MultimodalRewardConfig
+from .reward_metrics import PairRecord, TrainMetrics, evaluation_metrics
+from .strength import StrengthNormalizer, fit_strength
+
+
+COLUMNS = [
+    *("prompt", "chosen", "rejected", "image", "images", "tools", "chat_template_kwargs"),
+    *("strength", "weight", "margin", "source", "pair_id", "row_index", "chosen_ids", "rejected_ids"),
+]
+
+
+class MultimodalRewardTrainer(RewardTrainer):
+    """
+    Trainer for reward models that read images, a prompt and an answer.
+
+    It takes what [`~trl.RewardTrainer`] takes, and rows with images besides. With a text model and text rows it gives
+    TRL's own losses and gradients.
+
+    Example:
+
+    ```python
+    >>> from datasets import load_dataset
+    >>> from trl_dt2it import MultimodalRewardTrainer
+
+    >>> dataset = load_dataset("HuggingFaceH4/rlaif-v_formatted", split="train")
+    >>> trainer = MultimodalRewardTrainer(model="Qwen/Qwen3-VL-2B-Instruct", train_dataset=dataset)
+    >>> trainer.train()
+    ```
+
+    Args:
+        model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Hub id or directory, loaded with [`load_reward_model`] and `args.model_init_kwargs`, or a model that has
+            one label.
+        args ([`MultimodalRewardConfig`], *optional*):
+            Configuration. By default, one with the output directory `<model>-Reward`.
+        data_collator (`DataCollator`, *optional*):
+            By default [`MultimodalPreferenceCollator`].
+        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Preference rows: conversational or plain, with explicit or implicit prompt; `images` or `image`; and, if
+            wanted, `strength`, `weight`, `margin`, `source` and `pair_id`.
+        eval_dataset ([`~datasets.Dataset`], [`~datasets.IterableDataset`] or `dict` of them, *optional*):
+            Rows to evaluate on.
+        processing_class ([`~transformers.ProcessorMixin`] or [`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Processor, or the tokenizer of a text model. By default the model's own.
+        compute_metrics (`Callable`, *optional*):
+            Receives an [`~transformers.EvalPrediction`] whose `predictions` have shape `(N, 2)`: the reward of chosen
+            and of rejected, one row per pair.
+        callbacks, optimizers, optimizer_cls_and_kwargs, preprocess_logits_for_metrics:
+            As in [`~transformers.Trainer`].
+        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
+            Quantisation of a model given as string.
+        peft_config ([`~peft.PeftConfig`], *optional*):
+            Trains adapters; the `score` head joins `modules_to_save` by itself.
+
+    Raises:
+        `ValueError`: at start, if a row cannot be trained on (the message names the first and counts the rest), if
+        the rows have images and the model reads text only, or if the loss needs a column that is not there.
+    """
+
+    # `compute_loss` divides by the weight of all pairs of the optimisation step.
+    loss_is_scaled_for_ga = True
+
+    _tag_names = ["trl", "reward-trainer", "trl-dt2it"]
+    _name = "Multimodal Reward"
+    _paper = PAPER
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        args: MultimodalRewardConfig | None = None,
+        data_collator: DataCollator | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset | IterableDataset | DatasetDict | IterableDatasetDict | dict | None = None,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple = (None, None),
+        optimizer_cls_and_kwargs: tuple | None = None,
+        preprocess_logits_for_metrics: Callable | None = None,
+        quantization_config: BitsAndBytesConfig | None = None,
+        peft_config: PeftConfig | None = None,
+    ) -> None:
+        if args is None:
+            name = model if isinstance(model, str) else model.config._name_or_path
+            args = MultimodalRewardConfig(f"{name.split('/')[-1]}-Reward")
+        if args.train_sampling_strategy == "group_by_length":
+            raise ValueError(
+                '`train_sampling_strategy="group_by_length"` does not see the image tokens; leave it at "random".'
+            )
+
+        init_kwargs = dict(args.model_init_kwargs or {})
+        name_or_path = model if isinstance(model, str) else model.config._name_or_path
+        if isinstance(model, str):
+            model = _load_model(model, args, init_kwargs, quantization_config)
+            quantization_config = None
+        if processing_class is None:
+            processing_class = load_processing_class(
+                name_or_path, revision=init_kwargs.get("revision"), trust_remote_code=args.trust_remote_code
+            )
+        set_pixel_limits(processing_class, min_pixels=args.min_pixels, max_pixels=args.max_pixels)
+        mark_as_reward_model(model.config)
+        if args.freeze_vision_tower or args.freeze_projector:
+            freeze(model, vision_tower=args.freeze_vision_tower, projector=args.freeze_projector)
+        if peft_config is not None:
+            peft_config = _with_head(peft_config, args)
+
+        # Read by `_prepare_dataset`, which RewardTrainer's `__init__` calls.
+        self._collator = MultimodalPreferenceCollator(
+            processing_class,
+            image_options=ImageOptions(
+                image_root=args.image_root,
+                max_image_pixels=args.max_image_pixels,
+                allowed_hosts=tuple(args.allowed_image_hosts or ()),
+            ),
+            pad_to_multiple_of=args.pad_to_multiple_of,
+            add_dummy_image=args.world_size > 1,
+        )
+        self._normalizer: StrengthNormalizer | None = None
+        self.loss_type = args.loss_type
+        is_multimodal = isinstance(processing_class, ProcessorMixin)
+        # TRL's DPO trainer does the same: rows without images leave the vision tower without gradients, and some
+        # towers have layers that are never read.
+        reentrant = (args.gradient_checkpointing_kwargs or {}).get("use_reentrant")
+        if is_multimodal and args.ddp_find_unused_parameters is None and not reentrant:
+            args.ddp_find_unused_parameters = True
+
+        args.model_init_kwargs = None  # used above; RewardTrainer would warn that it ignores them
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator or self._collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=get_tokenizer(processing_class),
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+        )
+        self.args.model_init_kwargs = init_kwargs or None
+        # RewardTrainer handles a tokenizer; what is saved and pushed is the processor.
+        self.processing_class = self.callback_handler.processing_class = processing_class
+        if is_multimodal and args.chat_template_path is not None:
+            processing_class.chat_template = get_tokenizer(processing_class).chat_template
+        self.model.config.pad_token_id = get_tokenizer(processing_class).pad_token_id
+        self._collator.normalizer = self._normalizer
+        self._train_metrics = TrainMetrics()
+        self._eval_records: list[PairRecord] = []
+
+    # ------------------------------------------------------------------------------------------------------- data
+
+    def _prepare_dataset(
+        self,
+        dataset: Dataset | IterableDataset,
+        processing_class: ProcessingClass,
+        args: MultimodalRewardConfig,
+        dataset_name: str,
+    ) -> Dataset | IterableDataset:
+        dataset = leave_images_encoded(dataset)
+        columns = dataset.column_names or list(next(iter(dataset)))
+        if not {"chosen", "rejected"} <= set(columns) and not {"chosen_ids", "rejected_ids"} <= set(columns):
+            raise ValueError(
+                f"The {dataset_name} set has the columns {', '.join(columns)}; it needs `chosen` and `rejected` (and "
+                "`prompt`, unless both begin with it)."
+            )
+        if dataset_name == "train":
+            self._fit_strength(dataset, columns, args)
+        if "chosen_ids" not in columns:
+            if not isinstance(self._collator.processing_class, ProcessorMixin) and {"image", "images"} & set(columns):
+                raise ValueError(
+                    f"The {dataset_name} set has images, but the model reads text only; use a vision-language model, "
+                    "or remove the column."
+                )
+            dataset = set_bad_rows_aside(
+                dataset,
+                name=dataset_name,
+                collator=self._collator,
+                image_check=args.image_check,
+                on_bad_row=args.on_bad_row,
+                output_dir=args.output_dir,
+                num_proc=args.dataset_num_proc,
+            )
+        if args.max_length is not None:
+            dataset = leave_out_long_rows(
+                dataset,
+                name=dataset_name,
+                collator=self._collator,
+                max_length=args.max_length,
+                num_proc=args.dataset_num_proc,
+            )
+        if isinstance(dataset, IterableDataset) and dataset_name != "train" and "row_index" not in columns:
+            # A streamed set has no length, so that the rows that pad its last batch cannot be told by counting.
+            dataset = dataset.map(lambda _, index: {"row_index": index}, with_indices=True)
+        return dataset
+
+    def _fit_strength(
+        self, dataset: Dataset | IterableDataset, columns: list[str], args: MultimodalRewardConfig
+    ) -> None:
+        """Settles the loss and, from the training set, the scale of the strengths."""
+        has_strength = "strength" in columns
+        if args.loss_type == "auto":
+            self.loss_type = "strength_margin" if has_strength else "bt"
+        elif args.loss_type in STRENGTH_LOSS_TYPES and not has_strength:
+            raise ValueError(f'`loss_type="{args.loss_type}"` needs a `strength` column in the train set.')
+        if not has_strength:
+            return
+        how, neutral = args.strength_normalization, args.neutral_strength
+        if isinstance(dataset, IterableDataset):
+            if how != "none":
+                raise ValueError(
+                    f'`strength_normalization="{how}"` has to see the whole train set, and it is streamed; scale '
+                    'the `strength` column to [0, 1] and set "none".'
+                )
+            self._normalizer = StrengthNormalizer(how=how, neutral=neutral)
+        else:
+            sources = dataset["source"] if "source" in columns else None
+            self._normalizer = fit_strength(dataset["strength"], sources, how=how, neutral=neutral)
+        self._collator.normalizer = self._normalizer
+
+    def _set_signature_columns_if_needed(self) -> None:
+        if self._signature_columns is None:
+            self._signature_columns = COLUMNS
+
+    # ------------------------------------------------------------------------------------------------------- loss
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, torch.Tensor | int | None]:
+        """Besides the micro-batches of an optimisation step, gives the weight of its pairs over all processes: with
+        it the step does not depend on how the pairs are cut into batches and spread over processes."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not batches:
+            return batches, None
+        local = sum(self._pair_weight(batch["pairs"]).sum() for batch in batches)
+        return batches, self.accelerator.reduce(local.to(device), "sum")
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """
+        Loss of a batch of B pairs, averaged with the weights.
+
+        Args:
+            model (`nn.Module`):
+                The model, wrapped or not.
+            inputs (`dict`):
+                A batch of the collator.
+            return_outputs (`bool`, *optional*, defaults to `False`):
+                Whether to return the rewards too.
+            num_items_in_batch (`torch.Tensor`, *optional*):
+                Weight of all pairs of the optimisation step over all processes; the batch's own without it.
+
+        Returns:
+            `torch.Tensor` or `tuple`: the loss, a scalar in fp32, and a dict with `logits` of shape `(B, 2)`, the
+            rewards of chosen and rejected.
+        """
+        pairs = inputs["pairs"]
+        num_pairs = len(pairs["weight"])
+        logits = model(**{key: value for key, value in inputs.items() if key != "pairs"}, use_cache=False).logits
+        if logits.shape[-1] != 1 or len(logits) not in (2 * num_pairs, 2 * num_pairs + 1):
+            raise ValueError(f"The model gave logits of shape {tuple(logits.shape)} for {num_pairs} pairs.")
+        chosen, rejected = logits[: 2 * num_pairs, 0].chunk(2)
+        losses = pairwise_loss(
+            chosen,
+            rejected,
+            loss_type=self.loss_type,
+            strength=pairs.get("strength"),
+            margin=pairs.get("margin"),
+            is_tie=pairs.get("is_tie"),
+            margin_scale=self.args.margin_scale,
+            label_smoothing=self.args.label_smoothing,
+            tie_factor=self.args.tie_factor,
+            ordinal_thresholds=self.args.ordinal_thresholds,
+            center_rewards_coefficient=self.args.center_rewards_coefficient,
+        )
+        weights = self._pair_weight(pairs)
+        total = weights.sum() if num_items_in_batch is None else num_items_in_batch
+        # DDP, FSDP and DeepSpeed average over processes what is here divided by a sum over processes.
+        num_processes = 1 if num_items_in_batch is None else self.accelerator.num_processes
+        loss = (weights * losses).sum() * num_processes / total.clamp(min=torch.finfo(torch.float32).tiny)
+        loss = loss + 0.0 * logits[2 * num_pairs :].float().sum()  # the dummy row, if any, takes part with nothing
+
+        rewards = torch.stack([chosen, rejected], dim=1).detach().float()
+        if self.model.training:
+            num_tokens = inputs["attention_mask"][: 2 * num_pairs].sum()
+            self._train_metrics.add(rewards[:, 0], rewards[:, 1], num_tokens)
+        else:
+            self._record(pairs, rewards, losses.detach(), weights)
+        return (loss, {"logits": rewards}) if return_outputs else loss
+
+    def _pair_weight(self, pairs: dict[str, Any]) -> torch.Tensor:
+        return pair_weight(
+            self.loss_type,
+            weight=pairs["weight"],
+            strength=pairs.get("strength"),
+            strength_power=self.args.strength_power,
+        )
+
+    # ---------------------------------------------------------------------------------------------------- metrics
+
+    def _record(
+        self, pairs: dict[str, Any], rewards: torch.Tensor, losses: torch.Tensor, weights: torch.Tensor
+    ) -> None:
+        rows = pairs["row_index"].tolist() if "row_index" in pairs else [-1] * len(rewards)
+        columns = (rows, rewards[:, 0].tolist(), rewards[:, 1].tolist(), losses.tolist(), weights.tolist())
+        records = list(zip(*columns, pairs["source"], strict=True))
+        # Takes off the rows that pad the last batch of several processes.
+        gathered = self.accelerator.gather_for_metrics(records, use_gather_object=True)
+        self._eval_records += [PairRecord(*record) for record in gathered]
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        """As in [`~transformers.Trainer`], with exact metrics under `metric_key_prefix`."""
+        self._eval_records = []
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        metrics = evaluation_metrics(self._eval_records)
+        metrics["num_tokens"] = self._total_train_tokens
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
+        self._eval_records = []
+        return output
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self.model.training:
+            metrics, num_tokens = self._train_metrics.collect(self.accelerator)
+            self._total_train_tokens += num_tokens // self._tp_size
+            if metrics:
+                # RewardTrainer averages these lists; with one entry each they stay what they are.
+                self._metrics["train"].update({name: [value] for name, value in metrics.items()})
+                self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+        super().log(logs, start_time)
+
+    # ----------------------------------------------------------------------------------------------------- saving
+
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        """
+        Writes `README.md` into the output directory: how to use the model with an image, what it was trained on, and
+        the figures of training and evaluation.
+
+        Args:
+            model_name (`str`, *optional*):
+                Name of the model.
+            dataset_name (`str`, *optional*):
+                Hub id of the training set.
+            tags (`str` or `list[str]`, *optional*):
+                Tags besides the trainer's own.
+        """
+        if self.is_world_process_zero():
+            extra = [tags] if isinstance(tags, str) else list(tags or [])
+            write_model_card(self, model_name=model_name, dataset_name=dataset_name, tags=[*self._tag_names, *extra])
+
+    def push_to_hub(self, commit_message: str | None = "End of training", blocking: bool = True, **kwargs: Any) -> Any:
+        """
+        Pushes the model, its processor and its card to the Hub, and nothing else of the output directory.
+
+        Args:
+            commit_message (`str`, *optional*, defaults to `"End of training"`):
+                Message of the commit.
+            blocking (`bool`, *optional*, defaults to `True`):
+                Whether to wait for the upload.
+            kwargs:
+                Passed on to [`~MultimodalRewardTrainer.create_model_card`], such as `dataset_name`; `token` and
+                `revision` go to the Hub.
+
+        Returns:
+            [`~huggingface_hub.CommitInfo`], or a future of it with `blocking=False`; `None` on the other processes.
+        """
+        return push_model(self, commit_message=commit_message, blocking=blocking, **kwargs)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        if busy and not self.args.hub_always_push:
+            return
+        self.push_in_progress = PushInProgress(push_checkpoint(self, checkpoint_folder))
+
+
+def _load_model(
+    name_or_path: str,
+    args: MultimodalRewardConfig,
+    init_kwargs: dict[str, Any],
+    quantization_config: BitsAndBytesConfig | None,
+) -> PreTrainedModel:
+    kwargs = {"dtype": "float32", "trust_remote_code": args.trust_remote_code, **init_kwargs}
+    if quantization_config is not None:
+        if "quantization_config" in kwargs:
+            raise ValueError("Give `quantization_config` to the trainer or in `model_init_kwargs`, not both.")
+        kwargs["quantization_config"] = quantization_config
+    set_seed(args.seed)  # the head is drawn at random
+    return load_reward_model(name_or_path, **kwargs)
+
+
+def _with_head(peft_config: PeftConfig, args: MultimodalRewardConfig) -> PeftConfig:
+    """A copy that trains and saves the head with the adapters, and leaves frozen parts alone."""
+    peft_config = copy.deepcopy(peft_config)
+    peft_config.task_type = "SEQ_CLS"
+    modules = list(getattr(peft_config, "modules_to_save", None) or [])
+    peft_config.modules_to_save = modules if "score" in modules else [*modules, "score"]  # type: ignore[attr-defined]
+    keep_adapters_out(peft_config, vision_tower=args.freeze_vision_tower, projector=args.freeze_projector)
+    return peft_config
