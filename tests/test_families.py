@@ -51,13 +51,14 @@ def test_checkpoint_loads_whole(name):
 
 
 @every_family
-def test_tokenizer_survives_saving(name):
-    chat, tokenizer = CHATS[name], AutoProcessor.from_pretrained(family_dir(name)).tokenizer
-    built = build_tokenizer(chat)
+def test_processor_survives_saving(name):
+    chat, processor = CHATS[name], AutoProcessor.from_pretrained(family_dir(name))
+    tokenizer, built = processor.tokenizer, build_tokenizer(chat)
     text = f"{chat.image}A flower, naïve & 2 leaves.\n{chat.eos}"
     assert tokenizer(text).input_ids == built(text).input_ids
     assert tokenizer(text, add_special_tokens=False).input_ids[0] == tokenizer.convert_tokens_to_ids(chat.image)
     assert tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id
+    assert type(processor) is type(FAMILIES[name](built)[1])
     text_config = AutoConfig.from_pretrained(family_dir(name)).get_text_config()
     assert text_config.pad_token_id == tokenizer.pad_token_id
     assert len(tokenizer) <= text_config.vocab_size

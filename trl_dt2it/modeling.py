@@ -134,7 +134,7 @@ def reward_model_class(config_class: type[PreTrainedConfig]) -> type[PreTrainedM
         `type[PreTrainedModel]`: the class `XForSequenceClassification`, always the same one for a family.
 
     Raises:
-        `ValueError`: if the family has no image-text-to-text model, or is an encoder-decoder.
+        `ValueError`: if the family has no image-text-to-text model that is a decoder.
     """
     model_type = config_class.model_type
     if config_class in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
@@ -195,7 +195,8 @@ def load_reward_model(
             Whether a checkpoint without a `score` head gets a newly initialised one, to be trained. With `False`, as
             for inference, it is an error.
         kwargs:
-            Passed on to `from_pretrained`, such as `device_map` or `quantization_config`.
+            Passed on to `from_pretrained`, such as `device_map` or `quantization_config`. Pickled weights are refused
+            unless `use_safetensors=None` is among them.
 
     Returns:
         [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]: the model with `config.num_labels == 1`, in
@@ -210,13 +211,15 @@ def load_reward_model(
         return _load_adapter(name_or_path, dtype=dtype, attn_implementation=attn_implementation, **hub, **kwargs)
 
     config = AutoConfig.from_pretrained(name_or_path, **hub)
-    load_kwargs = {**hub, **kwargs, "dtype": dtype, "output_loading_info": True}
+    load_kwargs = {"use_safetensors": True, **hub, **kwargs, "dtype": dtype, "output_loading_info": True}
     if attn_implementation is not None:
         load_kwargs["attn_implementation"] = attn_implementation
     is_reward_model = (config.architectures or [""])[0].endswith(_REWARD_SUFFIX)
     if is_reward_model and config.num_labels != 1:
         raise ValueError(f"{name_or_path} has {config.num_labels} labels; a reward model has one.")
 
+    if config.is_encoder_decoder or config.get_text_config().is_encoder_decoder:
+        raise ValueError(_unsupported(config.model_type, "is an encoder-decoder"))
     if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         cls = reward_model_class(type(config))
         if config.model_type not in SUPPORTED_MODEL_TYPES:

@@ -1,0 +1,272 @@
+"""Loading, saving and scoring of every supported family, from native checkpoints with real processors."""
+
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoModelForSequenceClassification,
+    AutoProcessor,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from trl_dt2it import load_reward_model, modeling
+from trl_dt2it.modeling import SUPPORTED_MODEL_TYPES, last_real_token
+
+from .families import FAMILIES, example_images, family_dir
+
+
+MAIN_FAMILIES = ["qwen2_5_vl", "qwen3_vl", "gemma3", "llava"]
+
+
+def encode(directory: Path, answers: list[str], **kwargs):
+    """One conversation an answer, all with the same two images."""
+    processor = AutoProcessor.from_pretrained(directory)
+    images = example_images(2, seed=1)
+    texts = []
+    for answer in answers:
+        blocks = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "Which one is brighter?"}]
+        messages = [
+            {"role": "user", "content": blocks},
+            {"role": "assistant", "content": [{"type": "text", "text": answer}]},
+        ]
+        texts.append(processor.apply_chat_template(messages, tokenize=False))
+    kwargs = {"padding": True, "padding_side": "right", "add_special_tokens": False, **kwargs}
+    return processor(text=texts, images=[images] * len(texts), return_tensors="pt", **kwargs)
+
+
+@torch.no_grad()
+def score(model, inputs) -> torch.Tensor:
+    return model(**inputs).logits[:, 0]
+
+
+def test_the_list_of_supported_families_is_the_list_of_tested_ones():
+    assert set(FAMILIES) == set(SUPPORTED_MODEL_TYPES)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_base_weights_arrive_complete_and_come_back_through_the_auto_class(family, tmp_path):
+    directory = family_dir(family)
+    native = AutoModelForImageTextToText.from_pretrained(directory)
+    model = load_reward_model(directory)
+
+    expected = {f"model.{key}": value for key, value in native.model.state_dict().items()}
+    actual = model.state_dict()
+    assert actual.keys() == {*expected, "score.weight"}
+    assert all(torch.equal(actual[key], expected[key]) for key in expected)
+    assert actual["score.weight"].shape == (1, model.config.get_text_config().hidden_size)
+
+    model.save_pretrained(tmp_path)
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert type(again) is type(model)
+    assert again.state_dict().keys() == actual.keys()
+    inputs = encode(directory, ["The left one.", "The right one is brighter, by far."])
+    torch.testing.assert_close(score(again, inputs), score(model, inputs), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_contract_with_vllm(family, tmp_path):
+    """What stock vLLM asks of a directory that it serves with `--runner pooling` and raw rewards."""
+    model = load_reward_model(family_dir(family))
+    model.save_pretrained(tmp_path)
+    name = type(model).__name__
+    assert name.endswith("ForSequenceClassification")
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written["architectures"] == [name]
+    for part in (written, written.get("text_config", written)):
+        assert part["problem_type"] == "regression"
+        assert list(part["id2label"]) == ["0"]
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert config.num_labels == 1 and config.get_text_config().num_labels == 1
+    with safe_open(tmp_path / "model.safetensors", "pt") as weights:
+        keys = list(weights.keys())
+    assert "score.weight" in keys
+    assert all(key == "score.weight" or key.startswith("model.") for key in keys)
+    assert not any("lm_head" in key for key in keys)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_reward_does_not_depend_on_padding_or_batch(family):
+    directory = family_dir(family)
+    model = load_reward_model(directory)
+    answers = ["Left.", "The right one is brighter, by far, and the left one is darker."]
+    alone = torch.cat([score(model, encode(directory, [answer])) for answer in answers])
+    assert (alone[0] - alone[1]).abs() > 1e-3
+    for order in ([0, 1], [1, 0]):
+        batch = encode(directory, [answers[index] for index in order])
+        torch.testing.assert_close(score(model, batch), alone[order], rtol=1e-5, atol=1e-5)
+    wide = encode(directory, answers, padding="max_length", max_length=batch["input_ids"].shape[1] + 13)
+    torch.testing.assert_close(score(model, wide), alone, rtol=1e-5, atol=1e-5)
+
+
+def test_last_real_token():
+    mask = torch.tensor([[1, 1, 1, 0], [0, 1, 1, 1], [0, 1, 1, 0], [1, 0, 0, 0]])
+    assert last_real_token(mask).tolist() == [2, 3, 2, 0]
+
+
+def test_reward_is_read_at_the_last_token_even_if_it_is_the_pad_token():
+    """transformers' own head looks for the last token that is not the pad id, and reads one token too early."""
+    directory = family_dir("qwen3_vl")
+    model = load_reward_model(directory)
+    inputs = encode(directory, ["Left."])
+    model.config.get_text_config().pad_token_id = int(inputs["input_ids"][0, -1])
+    hidden = model.model(**inputs).last_hidden_state
+    torch.testing.assert_close(score(model, inputs), model.score(hidden[:, -1])[:, 0])
+
+
+def test_without_a_mask_every_token_is_real():
+    model = load_reward_model(family_dir("llava"))
+    inputs = encode(family_dir("llava"), ["Left."])
+    expected = score(model, inputs)
+    del inputs["attention_mask"]
+    torch.testing.assert_close(score(model, inputs), expected)
+
+
+def test_a_new_head_depends_on_the_seed_alone():
+    heads = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        heads.append(load_reward_model(family_dir("qwen3_vl")).score.weight)
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+
+
+@pytest.mark.parametrize("family", MAIN_FAMILIES)
+def test_inference_wants_a_trained_head(family):
+    directory = family_dir(family)
+    with pytest.raises(ValueError, match="has no trained `score` head"):
+        load_reward_model(directory, allow_new_head=False)
+    with pytest.raises(ValueError, match="has no trained head|are missing|are unexpected"):
+        AutoModelForSequenceClassification.from_pretrained(directory)
+
+
+def damage(directory: Path, change) -> None:
+    path = directory / "model.safetensors"
+    weights = load_file(path)
+    change(weights)
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("family", MAIN_FAMILIES)
+def test_missing_and_unexpected_weights_raise(family, tmp_path):
+    native = AutoModelForImageTextToText.from_pretrained(family_dir(family))
+    native.save_pretrained(tmp_path)
+    key = next(k for k in load_file(tmp_path / "model.safetensors") if "layers.1" in k and "mlp" in k)
+    damage(tmp_path, lambda weights: weights.pop(key))
+    with pytest.raises(ValueError, match=r"1 weights of .* are missing: .*layers\.1"):
+        load_reward_model(tmp_path)
+    native.save_pretrained(tmp_path)
+    damage(tmp_path, lambda weights: weights.update({"odd.weight": torch.zeros(2)}))
+    with pytest.raises(ValueError, match="are unexpected: odd.weight"):
+        load_reward_model(tmp_path)
+
+
+def test_a_reward_model_without_its_head_raises(tmp_path):
+    load_reward_model(family_dir("qwen3_vl")).save_pretrained(tmp_path)
+    damage(tmp_path, lambda weights: weights.pop("score.weight"))
+    for load in (load_reward_model, AutoModelForSequenceClassification.from_pretrained):
+        with pytest.raises(ValueError, match="1 weights of .* are missing: score.weight"):
+            load(tmp_path)
+
+
+def test_unsupported_family_is_an_error_that_lists_the_supported_ones(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "florence2"}))
+    with pytest.raises(ValueError, match="`florence2` .* Supported: aya_vision, gemma3, .*qwen3_vl"):
+        load_reward_model(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
+    with pytest.raises(ValueError, match="`vit` .* Supported: "):
+        load_reward_model(tmp_path)
+
+
+def test_more_than_one_label_is_an_error(tmp_path):
+    load_reward_model(family_dir("llava")).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["id2label"] = {"0": "a", "1": "b"}
+    config["label2id"] = {"a": 0, "b": 1}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="has 2 labels; a reward model has one"):
+        load_reward_model(tmp_path)
+
+
+@pytest.mark.parametrize("causal", [Qwen3ForCausalLM, LlamaForCausalLM])
+def test_text_models_keep_their_own_class(causal, tmp_path):
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = (Qwen3Config if causal is Qwen3ForCausalLM else LlamaConfig)(
+        vocab_size=64, num_key_value_heads=2, head_dim=8, tie_word_embeddings=False, **sizes
+    )
+    native = causal(config)
+    native.save_pretrained(tmp_path / "native")
+    model = load_reward_model(tmp_path / "native")
+    assert type(model).__module__.startswith("transformers.")
+    assert torch.equal(model.model.embed_tokens.weight, native.model.embed_tokens.weight)
+    with pytest.raises(ValueError, match="has no trained `score` head"):
+        load_reward_model(tmp_path / "native", allow_new_head=False)
+    model.save_pretrained(tmp_path / "reward")
+    again = load_reward_model(tmp_path / "reward", allow_new_head=False)
+    assert torch.equal(again.score.weight, model.score.weight)
+
+
+def test_dtype_and_attention_are_passed_on():
+    model = load_reward_model(family_dir("qwen3_vl"), dtype="bfloat16", attn_implementation="eager")
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert model.config._attn_implementation == "eager"
+    assert model.model.language_model.config._attn_implementation == "eager"
+
+
+def test_remote_code_is_refused(tmp_path):
+    """Code that ships with a checkpoint runs only if it is let, and nothing here lets it by itself."""
+    marker = tmp_path / "ran"
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "strange", "auto_map": {"AutoConfig": "configuration_strange.StrangeConfig"}})
+    )
+    (tmp_path / "configuration_strange.py").write_text(
+        f"import pathlib\npathlib.Path({str(marker)!r}).touch()\n"
+        "from transformers import PretrainedConfig\n"
+        "class StrangeConfig(PretrainedConfig):\n    model_type = 'strange'\n"
+    )
+    with pytest.raises(ValueError, match="custom code|trust_remote_code"):
+        load_reward_model(tmp_path)
+    assert not marker.exists()
+
+
+def test_classes_can_be_imported_and_pickled_by_name():
+    cls = modeling.Qwen3VLForSequenceClassification
+    assert pickle.loads(pickle.dumps(cls)) is cls
+    assert cls.__module__ == "trl_dt2it.modeling"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import trl_dt2it; from transformers import AutoModelForSequenceClassification as Auto",
+        "from transformers import AutoModelForSequenceClassification as Auto; import trl_dt2it",
+        "from trl_dt2it import load_reward_model; from transformers import AutoModelForSequenceClassification as Auto",
+        "import trl_dt2it.modeling; from transformers import AutoModelForSequenceClassification as Auto",
+    ],
+)
+def test_the_auto_class_knows_the_models_whatever_is_imported_first(code, tmp_path):
+    load_reward_model(family_dir("qwen2_5_vl")).save_pretrained(tmp_path)
+    program = f"{code}\nprint(type(Auto.from_pretrained({str(tmp_path)!r})).__name__)"
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert output.strip().endswith("Qwen2_5_VLForSequenceClassification")
+
+
+def test_import_is_cheap():
+    """The import adds less than a fifth to `import trl`; medians of 5 fresh processes."""
+    program = (
+        "import time; a = time.perf_counter(); import trl; b = time.perf_counter(); import trl_dt2it;"
+        "print((time.perf_counter() - b) / (b - a))"
+    )
+    runs = [subprocess.run([sys.executable, "-c", program], capture_output=True, text=True) for _ in range(5)]
+    assert sorted(float(run.stdout) for run in runs)[2] < 0.2
