@@ -13,7 +13,15 @@ from transformers import ProcessorMixin
 
 from .data.images import ImageOptions, load_image
 from .data.schema import RowError, check_row, row_images, row_name, special_token_pattern
-from .rendering import ProcessingClass, Rendered, encode_branches, get_tokenizer, render_branches, render_conversation
+from .rendering import (
+    ProcessingClass,
+    Rendered,
+    encode_branches,
+    get_tokenizer,
+    lacks_special_tokens,
+    render_branches,
+    render_conversation,
+)
 from .strength import StrengthNormalizer
 
 
@@ -135,4 +143,5 @@ class MultimodalPreferenceCollator:
     def _dummy_row(self) -> Rendered:
         blank = Image.new("RGB", (64, 64))
         messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "."}]}]
-        return Rendered([render_conversation(messages, [blank], self.processing_class)], [blank])
+        text = render_conversation(messages, [blank], self.processing_class)
+        return Rendered([text], [blank], lacks_special_tokens(text, self.processing_class))

@@ -32,7 +32,7 @@ class Rendered:
         images (`list[PIL.Image.Image]`):
             The images that the texts' placeholders stand for, in reading order.
         add_special_tokens (`bool`):
-            Whether the tokenizer still has to add its own special tokens; chat templates write them.
+            Whether the tokenizer still has to add its own special tokens.
     """
 
     texts: list[str]
@@ -75,7 +75,27 @@ def render_branches(row: Mapping[str, Any], images: list[Image.Image], processin
         render_conversation([*(prompt or []), *row[side]], images, processing_class, **kwargs)
         for side in ("chosen", "rejected")
     ]
-    return Rendered(texts, images)
+    return Rendered(texts, images, add_special_tokens=lacks_special_tokens(texts[0], processing_class))
+
+
+def lacks_special_tokens(text: str, processing_class: ProcessingClass) -> bool:
+    """
+    Whether the tokenizer has to add its special tokens to a text that a chat template wrote, by the rule of
+    `apply_chat_template(tokenize=True)`: a tokenizer's template writes them all, a processor's may leave out the first.
+
+    Args:
+        text (`str`):
+            Rendered conversation.
+        processing_class (`ProcessorMixin` or `PreTrainedTokenizerBase`):
+            Processor or tokenizer.
+
+    Returns:
+        `bool`
+    """
+    if not isinstance(processing_class, ProcessorMixin):
+        return False
+    bos_token = get_tokenizer(processing_class).bos_token
+    return bos_token is None or not text.startswith(bos_token)
 
 
 def render_conversation(
@@ -146,7 +166,7 @@ def encode_branches(
                 images=[rows[index].images for index in with_images],
                 padding=True,
                 padding_side="right",
-                add_special_tokens=False,
+                add_special_tokens=rows[with_images[0]].add_special_tokens,
                 return_tensors="pt",
             )
             shape = batch["input_ids"].shape
@@ -172,8 +192,7 @@ class _Replay:
     def __call__(self, *args: Any, **kwargs: Any) -> BatchFeature:
         if self._result is None:
             self._result = self._image_processor(*args, **kwargs)
-        # A copy, because processors pop keys from it.
-        return BatchFeature(data=dict(self._result))
+        return copy.copy(self._result)  # processors pop keys from it
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._image_processor, name)

@@ -189,7 +189,7 @@ def content_id(row: Mapping[str, Any]) -> str:
 
     Args:
         row (`Mapping[str, Any]`):
-            The row.
+            A row that [`check_row`] accepts.
 
     Returns:
         `str`: 64 hexadecimal digits.
@@ -201,7 +201,7 @@ def content_id(row: Mapping[str, Any]) -> str:
     content["images"] = [_image_identity(image) for image in row_images(row)]
     content["videos"] = [_image_identity(video) for video in row.get("videos") or []]
     for field in ("tools", "chat_template_kwargs"):
-        content[field] = _without_empty(row.get(field))
+        content[field] = _without_empty(row.get(field)) or None
     return hashlib.sha256(_to_json(content).encode()).hexdigest()
 
 
@@ -379,7 +379,8 @@ def _canonical_text(value: Any) -> str:
 
 
 def _to_json(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+    # `default` for what Arrow has and JSON has not, such as dates in the arguments of a tool call.
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
 
 
 def _without_empty(value: Any) -> Any:
@@ -392,7 +393,7 @@ def _without_empty(value: Any) -> Any:
 
 def _image_identity(image: Any) -> list[Any]:
     if isinstance(image, Mapping):  # the bytes win, as in `load_image`
-        image = image["path"] if image.get("bytes") is None else image["bytes"]
+        image = image.get("path") if image.get("bytes") is None else image["bytes"]
     if isinstance(image, (bytes, bytearray, memoryview)):
         return ["bytes", hashlib.sha256(image).hexdigest()]
     if isinstance(image, (str, os.PathLike)):

@@ -1,0 +1,409 @@
+"""Real handwriting turned into preference rows whose truth is known.
+
+The images are strips of one to four handwritten digits from scikit-learn's bundled `load_digits`; the answers read them
+out with a known number of wrong places. So every row carries what real preference data never tells: which answer is
+really better, by how much, and whether the label was flipped. The trainer never reads those truth columns.
+"""
+
+import io
+import random
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset, DatasetInfo, Features, Image, List, Value
+from PIL import Image as PILImage
+from sklearn.datasets import load_digits
+
+
+SPLITS = {"train": 0.7, "validation": 0.1, "test": 0.2}
+STYLES = ("plain", "verbose", "markdown")
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+TILE = 32
+
+# First the wordings for a single digit, then those for several. No wording may hold a number of its own, so that the
+# read-out stays the only thing an answer says about the image, whatever its style.
+QUESTIONS = (
+    (
+        "Which digit is shown?",
+        "What digit is written in the image?",
+        "Read the handwritten digit.",
+        "Name this digit.",
+    ),
+    ("Which digits are shown?", "What is written, from left to right?", "Read the handwritten digits.", "Name these."),
+)
+ANSWERS = {
+    "plain": (
+        ("The digit is {}.", "It is {}.", "The image shows a handwritten {}.", "I read {}."),
+        ("The digits are {}.", "From left to right: {}.", "The image shows {}.", "I read {}."),
+    ),
+    "verbose": (
+        (
+            "Looking closely at the strokes of the pen, and taking every curve into account, I would say it is {}.",
+            "Thank you for the question. After a careful look at the whole image, what is written here is clearly {}.",
+        ),
+        (
+            "Looking closely at the strokes of the pen, and taking every curve into account, I would say they are {}.",
+            "Thank you for the question. After a careful look at the whole image, what is written here reads {}.",
+        ),
+    ),
+    "markdown": (
+        ("**Answer:** {}", "## Reading\n\n- {}"),
+        ("**Answer:** {}", "## Reading\n\n- {}"),
+    ),
+}
+CAPTIONS = (
+    ("the digit {} in handwriting", "a handwritten {}", "somebody wrote {}"),
+    ("the digits {} in handwriting", "a handwritten {}", "somebody wrote {}"),
+)
+
+_BLOCKS = List({"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})})
+_TRUTH = {
+    "pair_id": Value("string"),
+    "group_id": Value("string"),
+    "source": Value("string"),
+    "strength": Value("float64"),
+    "true_strength": Value("float64"),
+    "is_flipped": Value("bool"),
+    "digits": Value("string"),
+    "chosen_wrong": Value("int64"),
+    "rejected_wrong": Value("int64"),
+}
+_FEATURES = Features(
+    {
+        "prompt": _BLOCKS,
+        "chosen": _BLOCKS,
+        "rejected": _BLOCKS,
+        "images": List(Image()),
+        **_TRUTH,
+        "style_chosen": Value("string"),
+        "style_rejected": Value("string"),
+    }
+)
+_FEATURES_T2I = Features(
+    {
+        "caption": Value("string"),
+        "chosen_image": Image(),
+        "rejected_image": Image(),
+        **_TRUTH,
+        "chosen_digits": Value("string"),
+        "rejected_digits": Value("string"),
+    }
+)
+
+
+@lru_cache(maxsize=1)
+def _handwriting() -> tuple[np.ndarray, np.ndarray]:
+    bunch = load_digits()
+    return np.rint(bunch.images * (255 / 16)).astype(np.uint8), bunch.target
+
+
+@lru_cache(maxsize=3)
+def split_samples(split: str) -> tuple[int, ...]:
+    """
+    The handwriting samples of a split: a fixed, class-stratified partition that no seed changes.
+
+    Args:
+        split (`str`):
+            `"train"` (70 %), `"validation"` (10 %) or `"test"` (20 %).
+
+    Returns:
+        `tuple[int, ...]`: indices into `sklearn.datasets.load_digits`, ascending.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"`split` must be one of {', '.join(SPLITS)}, got {split!r}.")
+    labels, position = _handwriting()[1], list(SPLITS).index(split)
+    bounds = np.cumsum([0.0, *SPLITS.values()])[position : position + 2]
+    members: list[int] = []
+    for digit in range(10):
+        order = np.random.RandomState(digit).permutation(np.flatnonzero(labels == digit))
+        start, stop = np.rint(bounds * len(order)).astype(int)
+        members += order[start:stop].tolist()
+    return tuple(sorted(members))
+
+
+@lru_cache(maxsize=20)
+def _samples_of(split: str, digit: str) -> list[int]:
+    return [sample for sample in split_samples(split) if str(_handwriting()[1][sample]) == digit]
+
+
+def render_strip(samples: Sequence[int]) -> PILImage.Image:
+    """
+    Place handwriting samples side by side, each enlarged from 8 x 8 to 32 x 32 pixels.
+
+    Args:
+        samples (`Sequence[int]`):
+            Indices into `sklearn.datasets.load_digits`, from left to right.
+
+    Returns:
+        `PIL.Image.Image`: an RGB image, 32 pixels high.
+    """
+    strip = PILImage.new("RGB", (TILE * len(samples), TILE))
+    for place, sample in enumerate(samples):
+        tile = PILImage.fromarray(_handwriting()[0][sample])
+        strip.paste(tile.resize((TILE, TILE), PILImage.Resampling.BICUBIC), (TILE * place, 0))
+    return strip
+
+
+@lru_cache(maxsize=8192)
+def _png(samples: tuple[int, ...]) -> dict[str, Any]:
+    buffer = io.BytesIO()
+    render_strip(samples).save(buffer, format="PNG")
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def _message(role: str, text: str, with_image: bool = False) -> list[dict[str, Any]]:
+    blocks = [{"type": "image", "text": None}] if with_image else []
+    return [{"role": role, "content": [*blocks, {"type": "text", "text": text}]}]
+
+
+def _read_out(digits: str, numerals: str) -> str:
+    return digits if numerals == "figures" else " ".join(WORDS[int(digit)] for digit in digits)
+
+
+def _corrupt(digits: str, wrong: int, rng: random.Random) -> str:
+    places = set(rng.sample(range(len(digits)), wrong))
+    return "".join(
+        rng.choice([other for other in "0123456789" if other != digit]) if place in places else digit
+        for place, digit in enumerate(digits)
+    )
+
+
+def _check(num_pairs: int, num_digits: Sequence[int], max_wrong: int, noise: float) -> None:
+    if num_pairs < 1:
+        raise ValueError(f"`num_pairs` must be at least 1, got {num_pairs}.")
+    if not num_digits or not set(num_digits) <= {1, 2, 3, 4}:
+        raise ValueError(f"`num_digits` must hold lengths from 1 to 4, got {tuple(num_digits)}.")
+    if max_wrong < 1:
+        raise ValueError(f"`max_wrong` must be at least 1, got {max_wrong}.")
+    if not 0.0 <= noise <= 1.0:
+        raise ValueError(f"`noise` must be between 0 and 1, got {noise}.")
+
+
+def _table(
+    make_row: Callable[[], dict[str, Any]], features: Features, num_pairs: int, noise: float, key: str
+) -> Dataset:
+    """Collect the rows of `make_row`, number them, and swap the labels of some."""
+    coin = random.Random(f"{key}-noise")
+    columns: dict[str, list[Any]] = {name: [] for name in features}
+    for index in range(num_pairs):
+        row = make_row() | {"pair_id": f"{key}-{index:06d}", "is_flipped": coin.random() < noise}
+        # The annotator reports how large the difference is; a flip is a mistake about its direction only.
+        row["strength"] = float(row["rejected_wrong"] - row["chosen_wrong"])
+        row["true_strength"] = -row["strength"] if row["is_flipped"] else row["strength"]
+        for name in features:
+            columns[name].append(row[_partner(name) or name] if row["is_flipped"] else row[name])
+    return Dataset.from_dict(columns, features=features)
+
+
+def make_digits(
+    split: str,
+    num_pairs: int,
+    *,
+    seed: int = 42,
+    num_digits: Sequence[int] = (1,),
+    max_wrong: int = 3,
+    numerals: str = "words",
+    noise: float = 0.0,
+    style_bias: float | None = None,
+    source: str = "digits",
+) -> Dataset:
+    """
+    Preference pairs of read-outs: which of two answers reads the handwritten digits of an image better?
+
+    The same arguments give the same rows, byte for byte. Changing `noise` alone changes nothing but which rows are
+    flipped, and changing `style_bias` alone nothing but wording and style.
+
+    Args:
+        split (`str`):
+            `"train"`, `"validation"` or `"test"`; no handwriting sample is in two of them.
+        num_pairs (`int`):
+            Number of rows.
+        seed (`int`, *optional*, defaults to `42`):
+            Seed of the rows. Two sources with the same seed have different rows.
+        num_digits (`Sequence[int]`, *optional*, defaults to `(1,)`):
+            Strip lengths, from 1 to 4, drawn evenly.
+        max_wrong (`int`, *optional*, defaults to `3`):
+            Most wrong places in an answer; never more than the strip has digits.
+        numerals (`str`, *optional*, defaults to `"words"`):
+            `"words"` reads out "three seven", `"figures"` reads out "37".
+        noise (`float`, *optional*, defaults to `0.0`):
+            Probability that chosen and rejected are swapped (`is_flipped`). `strength` stays positive, as a mistaken
+            annotator's would, and `true_strength` turns negative.
+        style_bias (`float`, *optional*):
+            `None` makes every answer plain. Otherwise exactly one answer of each pair is verbose or markdown, and it
+            is the truly better one with this probability: 1.0 is a perfect shortcut, 0.5 is style that tells nothing,
+            0.0 is the shortcut reversed. Flips come afterwards.
+        source (`str`, *optional*, defaults to `"digits"`):
+            Written to the column `source`, and part of `pair_id`.
+
+    Returns:
+        [`~datasets.Dataset`]: canonical rows (`prompt`, `chosen`, `rejected`, `images`, `strength`, `pair_id`,
+        `group_id`, `source`) with the truth beside them (`true_strength`, `is_flipped`, `digits`, `chosen_wrong`,
+        `rejected_wrong`, `style_chosen`, `style_rejected`).
+    """
+    _check(num_pairs, num_digits, max_wrong, noise)
+    if numerals not in ("words", "figures"):
+        raise ValueError(f"`numerals` must be 'words' or 'figures', got {numerals!r}.")
+    if style_bias is not None and not 0.0 <= style_bias <= 1.0:
+        raise ValueError(f"`style_bias` must be None or between 0 and 1, got {style_bias}.")
+    key = f"{source}-{split}-{seed}"
+    samples, labels = split_samples(split), _handwriting()[1]
+    # One stream for each decision: an option can then be changed without moving the others.
+    content, wording, style = (random.Random(f"{key}-{name}") for name in ("content", "wording", "style"))
+
+    def answer(digits: str, manner: str) -> list[dict[str, Any]]:
+        template = wording.choice(ANSWERS[manner][len(digits) > 1])
+        return _message("assistant", template.format(_read_out(digits, numerals)))
+
+    def make_row() -> dict[str, Any]:
+        strip = tuple(content.choice(samples) for _ in range(content.choice(num_digits)))
+        digits = "".join(str(labels[sample]) for sample in strip)
+        most = min(max_wrong, len(strip))
+        better, worse = sorted(content.sample(range(most + 1), 2))
+        read_better, read_worse = _corrupt(digits, better, content), _corrupt(digits, worse, content)
+        styles = ["plain", "plain"]
+        if style_bias is not None:
+            styles[style.random() >= style_bias] = style.choice(STYLES[1:])
+        return {
+            "prompt": _message("user", wording.choice(QUESTIONS[len(strip) > 1]), with_image=True),
+            "chosen": answer(read_better, styles[0]),
+            "rejected": answer(read_worse, styles[1]),
+            "images": [_png(strip)],
+            "group_id": "-".join(["strip", *(f"{sample:04d}" for sample in strip)]),
+            "source": source,
+            "digits": digits,
+            "chosen_wrong": better,
+            "rejected_wrong": worse,
+            "style_chosen": styles[0],
+            "style_rejected": styles[1],
+        }
+
+    return _table(make_row, _FEATURES, num_pairs, noise, key)
+
+
+def make_digits_t2i(
+    split: str,
+    num_pairs: int,
+    *,
+    seed: int = 42,
+    num_digits: Sequence[int] = (1,),
+    max_wrong: int = 3,
+    noise: float = 0.0,
+    source: str = "digits_t2i",
+) -> Dataset:
+    """
+    Preference pairs of images: which of two images shows what the caption says?
+
+    These are raw pairs, one caption and two images, as text-to-image preference sets hold them. The preferred image
+    renders the caption; the other has wrong digits, in other people's handwriting throughout.
+
+    Args:
+        split (`str`):
+            `"train"`, `"validation"` or `"test"`; no handwriting sample is in two of them.
+        num_pairs (`int`):
+            Number of rows.
+        seed (`int`, *optional*, defaults to `42`):
+            Seed of the rows.
+        num_digits (`Sequence[int]`, *optional*, defaults to `(1,)`):
+            Strip lengths, from 1 to 4, drawn evenly.
+        max_wrong (`int`, *optional*, defaults to `3`):
+            Most wrong digits in the worse image; never more than the strip has digits.
+        noise (`float`, *optional*, defaults to `0.0`):
+            Probability that the two images are swapped (`is_flipped`), as in [`make_digits`].
+        source (`str`, *optional*, defaults to `"digits_t2i"`):
+            Written to the column `source`, and part of `pair_id`.
+
+    Returns:
+        [`~datasets.Dataset`]: `caption`, `chosen_image`, `rejected_image`, `strength`, `pair_id`, `group_id` and
+        `source`, with the truth beside them (`true_strength`, `is_flipped`, `digits` of the caption, `chosen_digits`
+        and `rejected_digits` of the images, `chosen_wrong`, `rejected_wrong`).
+    """
+    _check(num_pairs, num_digits, max_wrong, noise)
+    split_samples(split)  # refuses an unknown split before any work is done
+    key = f"{source}-{split}-{seed}"
+    content = random.Random(f"{key}-content")
+
+    def image(digits: str) -> dict[str, Any]:
+        return _png(tuple(content.choice(_samples_of(split, digit)) for digit in digits))
+
+    def make_row() -> dict[str, Any]:
+        digits = "".join(content.choice("0123456789") for _ in range(content.choice(num_digits)))
+        wrong = content.randint(1, min(max_wrong, len(digits)))
+        worse = _corrupt(digits, wrong, content)
+        return {
+            "caption": content.choice(CAPTIONS[len(digits) > 1]).format(_read_out(digits, "words")),
+            "chosen_image": image(digits),
+            "rejected_image": image(worse),
+            "group_id": f"caption-{digits}",
+            "source": source,
+            "digits": digits,
+            "chosen_digits": digits,
+            "rejected_digits": worse,
+            "chosen_wrong": 0,
+            "rejected_wrong": wrong,
+        }
+
+    return _table(make_row, _FEATURES_T2I, num_pairs, noise, key)
+
+
+def _partner(name: str) -> str | None:
+    """The column that a flip swaps with this one, or `None`."""
+    if "chosen" in name:
+        return name.replace("chosen", "rejected")
+    return name.replace("rejected", "chosen") if "rejected" in name else None
+
+
+def flip_preferences(dataset: Dataset, rate: float, seed: int = 42) -> Dataset:
+    """
+    Swap the label of an exact share of the pairs, to plant mistakes whose places are known.
+
+    Every column with `chosen` in its name changes place with its `rejected` counterpart. `is_flipped` is toggled (and
+    added where it is missing), `true_strength` changes its sign, and `strength` stays as it is.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            Preference pairs, from this module or elsewhere.
+        rate (`float`):
+            Share of the rows to flip, between 0 and 1; `floor(rate * len(dataset))` rows are.
+        seed (`int`, *optional*, defaults to `42`):
+            Seed of the choice of rows.
+
+    Returns:
+        [`~datasets.Dataset`]: the same rows in the same order.
+    """
+    if not 0.0 <= rate <= 1.0:
+        raise ValueError(f"`rate` must be between 0 and 1, got {rate}.")
+    count = len(dataset)
+    flipped = np.zeros(count, dtype=bool)
+    # The tolerance keeps 0.29 * 100 = 28.999999999999996 from losing a row.
+    flipped[np.random.default_rng(seed).permutation(count)[: int(rate * count + 1e-9)]] = True
+    # Whole Arrow columns are moved, so that no image is decoded and encoded again.
+    table: pa.Table = dataset.with_format("arrow")[:]
+    rows = pa.array(np.arange(count) + np.where(flipped, count, 0))
+    columns = {name: table[name] for name in table.column_names}
+    for name in table.column_names:
+        partner = _partner(name)
+        if partner in columns:
+            columns[name] = pa.chunked_array([*table[name].chunks, *table[partner].chunks]).take(rows)
+    features = dataset.features.copy()
+    before = table["is_flipped"].to_numpy() if "is_flipped" in columns else np.zeros(count, dtype=bool)
+    columns["is_flipped"], features["is_flipped"] = pa.chunked_array([before.astype(bool) ^ flipped]), Value("bool")
+    if "true_strength" in columns:
+        signed = table["true_strength"].to_numpy() * np.where(flipped, -1.0, 1.0)
+        columns["true_strength"] = pa.chunked_array([signed]).cast(table["true_strength"].type)
+    return Dataset(pa.table(columns), info=DatasetInfo(features=features))
+
+
+def all_texts() -> list[str]:
+    """
+    Every wording of this module around every digit: what a tokenizer for these rows must know.
+
+    Returns:
+        `list[str]`: questions, answers and captions.
+    """
+    frames = [text for forms in (*ANSWERS.values(), CAPTIONS) for form in forms for text in form]
+    texts = [text for form in QUESTIONS for text in form]
+    return texts + [frame.format(f"{word} {word}") for frame in frames for word in (*WORDS, *"0123456789")]
