@@ -90,7 +90,8 @@ def test_contract_with_vllm(family, tmp_path):
     config = AutoConfig.from_pretrained(tmp_path)
     assert config.num_labels == 1 and config.get_text_config().num_labels == 1
     with safe_open(tmp_path / "model.safetensors", "pt") as weights:
-        keys = list(weights.keys())
+        keys = set(weights.keys())
+    assert keys == set(model.state_dict())
     assert "score.weight" in keys
     assert all(key == "score.weight" or key.startswith("model.") for key in keys)
     assert not any("lm_head" in key for key in keys)

@@ -105,6 +105,13 @@ class GenericRewardModel(GenericForSequenceClassification):
         _raise_on_incomplete(info, pretrained_model_name_or_path)
         return (model, info) if output_loading_info else model
 
+    def save_pretrained(self, save_directory, *args, save_original_format=False, **kwargs):
+        """As [`~transformers.PreTrainedModel.save_pretrained`], but weights keep the names that they have in the model.
+
+        The names that a family's old checkpoints had are not those that vLLM expects under a reward model, and a
+        [`~transformers.Trainer`] that resumes from such names goes on with other weights and only warns."""
+        super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
+
 
 def last_real_token(attention_mask: torch.Tensor) -> torch.Tensor:
     """

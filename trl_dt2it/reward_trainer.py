@@ -128,6 +128,11 @@ class MultimodalRewardTrainer(RewardTrainer):
         if isinstance(model, str):
             model = _load_model(model, args, init_kwargs, quantization_config)
             quantization_config = None
+        if model.config.num_labels != 1:
+            raise ValueError(
+                f"{type(model).__name__} is no reward model; load it with `trl_dt2it.load_reward_model`, or give its "
+                "name or directory as `model`."
+            )
         if processing_class is None:
             processing_class = load_processing_class(
                 name_or_path, revision=init_kwargs.get("revision"), trust_remote_code=args.trust_remote_code

@@ -1,1 +1,1 @@
-"""A laboratory that runs anywhere: preferences over real handwriting, and a tiny vision-language model to learn them."""
+"""A laboratory for any machine: preferences over real handwriting and a tiny vision-language model to learn them."""

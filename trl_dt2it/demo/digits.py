@@ -1,8 +1,8 @@
 """Real handwriting turned into preference rows whose truth is known.
 
-The images are strips of one to four handwritten digits from scikit-learn's bundled `load_digits`; the answers read them
-out with a known number of wrong places. So every row carries what real preference data never tells: which answer is
-really better, by how much, and whether the label was flipped. The trainer never reads those truth columns.
+The images are strips of one to four handwritten digits from scikit-learn's bundled `load_digits`; the answers read
+them out with a known number of wrong places. So every row carries what real preference data never tells: which answer
+is really better, by how much, and whether the label was flipped. The trainer never reads those truth columns.
 """
 
 import io
@@ -23,41 +23,23 @@ STYLES = ("plain", "verbose", "markdown")
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TILE = 32
 
-# First the wordings for a single digit, then those for several. No wording may hold a number of its own, so that the
-# read-out stays the only thing an answer says about the image, whatever its style.
+# No wording may hold a number of its own, so that the read-out stays the only thing an answer says about the image,
+# whatever its style.
 QUESTIONS = (
-    (
-        "Which digit is shown?",
-        "What digit is written in the image?",
-        "Read the handwritten digit.",
-        "Name this digit.",
-    ),
-    ("Which digits are shown?", "What is written, from left to right?", "Read the handwritten digits.", "Name these."),
+    "What is written here?",
+    "Which digits are shown, from left to right?",
+    "Read the handwriting in the image.",
+    "Please tell me what you read.",
 )
 ANSWERS = {
-    "plain": (
-        ("The digit is {}.", "It is {}.", "The image shows a handwritten {}.", "I read {}."),
-        ("The digits are {}.", "From left to right: {}.", "The image shows {}.", "I read {}."),
-    ),
+    "plain": ("It is {}.", "The image shows {}.", "The answer is {}.", "I read {}."),
     "verbose": (
-        (
-            "Looking closely at the strokes of the pen, and taking every curve into account, I would say it is {}.",
-            "Thank you for the question. After a careful look at the whole image, what is written here is clearly {}.",
-        ),
-        (
-            "Looking closely at the strokes of the pen, and taking every curve into account, I would say they are {}.",
-            "Thank you for the question. After a careful look at the whole image, what is written here reads {}.",
-        ),
+        "Looking closely at the strokes of the pen, and taking every curve into account, I would say it is {}.",
+        "Thank you for the question. After a careful look at the whole image, what is written here is clearly {}.",
     ),
-    "markdown": (
-        ("**Answer:** {}", "## Reading\n\n- {}"),
-        ("**Answer:** {}", "## Reading\n\n- {}"),
-    ),
+    "markdown": ("**Answer:** {}", "## Reading\n\n- {}"),
 }
-CAPTIONS = (
-    ("the digit {} in handwriting", "a handwritten {}", "somebody wrote {}"),
-    ("the digits {} in handwriting", "a handwritten {}", "somebody wrote {}"),
-)
+CAPTIONS = ("the digits {} in handwriting", "a handwritten {}", "a picture of {} in ink")
 
 _BLOCKS = List({"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})})
 _TRUTH = {
@@ -255,7 +237,7 @@ def make_digits(
     content, wording, style = (random.Random(f"{key}-{name}") for name in ("content", "wording", "style"))
 
     def answer(digits: str, manner: str) -> list[dict[str, Any]]:
-        template = wording.choice(ANSWERS[manner][len(digits) > 1])
+        template = wording.choice(ANSWERS[manner])
         return _message("assistant", template.format(_read_out(digits, numerals)))
 
     def make_row() -> dict[str, Any]:
@@ -268,7 +250,7 @@ def make_digits(
         if style_bias is not None:
             styles[style.random() >= style_bias] = style.choice(STYLES[1:])
         return {
-            "prompt": _message("user", wording.choice(QUESTIONS[len(strip) > 1]), with_image=True),
+            "prompt": _message("user", wording.choice(QUESTIONS), with_image=True),
             "chosen": answer(read_better, styles[0]),
             "rejected": answer(read_worse, styles[1]),
             "images": [_png(strip)],
@@ -334,7 +316,7 @@ def make_digits_t2i(
         wrong = content.randint(1, min(max_wrong, len(digits)))
         worse = _corrupt(digits, wrong, content)
         return {
-            "caption": content.choice(CAPTIONS[len(digits) > 1]).format(_read_out(digits, "words")),
+            "caption": content.choice(CAPTIONS).format(_read_out(digits, "words")),
             "chosen_image": image(digits),
             "rejected_image": image(worse),
             "group_id": f"caption-{digits}",
@@ -404,6 +386,5 @@ def all_texts() -> list[str]:
     Returns:
         `list[str]`: questions, answers and captions.
     """
-    frames = [text for forms in (*ANSWERS.values(), CAPTIONS) for form in forms for text in form]
-    texts = [text for form in QUESTIONS for text in form]
-    return texts + [frame.format(f"{word} {word}") for frame in frames for word in (*WORDS, *"0123456789")]
+    frames = [*(frame for frames in ANSWERS.values() for frame in frames), *CAPTIONS]
+    return [*QUESTIONS, *(frame.format(f"{word} {word}") for frame in frames for word in (*WORDS, *"0123456789"))]

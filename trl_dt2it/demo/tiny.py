@@ -1,7 +1,7 @@
 """A vision-language model of about a million weights with a real processor, built in process and without a network.
 
-It is a native Qwen3-VL in every part (vision tower, DeepStack, interleaved M-RoPE, byte-level tokenizer, chat template,
-image and video processors), only small and with random weights: enough to learn to read handwritten digits on a laptop.
+It is a native Qwen3-VL in every part (vision tower, DeepStack, interleaved M-RoPE, byte-level tokenizer, chat
+template, image and video processors), only small and with random weights: enough to learn to read handwriting.
 """
 
 import os
@@ -120,7 +120,7 @@ def build_tiny_vlm(
     num_layers: int = 3,
     vision_hidden_size: int = 96,
     vision_depth: int = 3,
-    patch_size: int = 4,
+    patch_size: int = 8,
     vocab_size: int = 1024,
     extra_texts: Sequence[str] = (),
 ) -> str:
@@ -140,7 +140,7 @@ def build_tiny_vlm(
             Width of the vision tower, a multiple of 16.
         vision_depth (`int`, *optional*, defaults to `3`):
             Layers of the vision tower. All but the last feed DeepStack, as far as the language model has layers.
-        patch_size (`int`, *optional*, defaults to `4`):
+        patch_size (`int`, *optional*, defaults to `8`):
             Side of an image patch in pixels; four patches make one image token.
         vocab_size (`int`, *optional*, defaults to `1024`):
             Most tokens of the tokenizer.
@@ -156,7 +156,7 @@ def build_tiny_vlm(
             f"{vision_hidden_size}."
         )
     tokenizer = build_tiny_tokenizer(vocab_size, extra_texts)
-    token_id = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
+    token_id = dict(tokenizer.get_added_vocab())
     config = Qwen3VLConfig(
         text_config={
             "vocab_size": len(tokenizer),

@@ -1,0 +1,60 @@
+"""Loss and gradients of the model under torch's `fully_shard`, against the model whole; started by the tests.
+
+accelerate leaves FSDP out on a CPU, so the model is sharded here by hand, over two gloo ranks."""
+
+import sys
+
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
+
+
+def main(base: str) -> None:
+    from tests.rows import make_rows
+    from transformers import AutoProcessor
+
+    from trl_dt2it import MultimodalPreferenceCollator, load_reward_model
+    from trl_dt2it.losses import pairwise_loss
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    # The second rank's rows have no image: without a dummy image it would not run the vision tower, and both would hang.
+    rows = make_rows(2, seed=rank, num_images=(1,) if rank == 0 else (0,))
+    batch = MultimodalPreferenceCollator(AutoProcessor.from_pretrained(base), add_dummy_image=True)(rows)
+    pairs = batch.pop("pairs")
+
+    def loss_of(model):
+        logits = model(**batch).logits[:, 0]
+        chosen, rejected = logits[: 2 * len(pairs["weight"])].chunk(2)
+        return pairwise_loss(chosen, rejected).mean() + 0.0 * logits.sum()
+
+    torch.manual_seed(0)
+    whole = load_reward_model(base, dtype="float32").train()
+    loss = loss_of(whole)
+    loss.backward()
+    for parameter in whole.parameters():
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        dist.all_reduce(parameter.grad)
+        parameter.grad /= 2
+
+    torch.manual_seed(0)
+    model = load_reward_model(base, dtype="float32").train()
+    for module in model.modules():
+        if type(module).__name__ in (model._no_split_modules or []):
+            fully_shard(module)
+    fully_shard(model)
+    sharded_loss = loss_of(model)
+    sharded_loss.backward()
+    torch.testing.assert_close(sharded_loss, loss, rtol=1e-5, atol=1e-6)
+    expected = dict(whole.named_parameters())
+    for name, parameter in model.named_parameters():
+        grad = parameter.grad.full_tensor() if parameter.grad is not None else torch.zeros_like(expected[name])
+        torch.testing.assert_close(grad, expected[name].grad, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+    dist.destroy_process_group()
+    print(f"rank {rank} agrees")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

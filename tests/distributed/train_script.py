@@ -1,0 +1,60 @@
+"""Trains and evaluates on one or two processes and writes what came out; started by `test_two_processes.py`."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+
+def main(output_dir: str, base: str, per_device: int, options: dict) -> None:
+    from tests.rows import make_dataset
+
+    from trl_dt2it import MultimodalRewardConfig, MultimodalRewardTrainer
+
+    torch.set_num_threads(1)
+    stream = options.pop("stream", False)
+    num_images = tuple(options.pop("num_images", (1, 2, 0)))
+    columns = {"strength": [float(i % 5) for i in range(8)], "weight": [1.0, 0.5, 2.0, 1.0, 0.0, 3.0, 1.0, 1.0]}
+    train = make_dataset(8, num_images=num_images, **columns)
+    evaluation = make_dataset(5, seed=7, source=["a", "b", "a", "a", "b"])
+    seen = []
+
+    def compute_metrics(prediction):
+        seen.append(prediction.predictions.tolist())
+        return {}
+
+    args = MultimodalRewardConfig(
+        output_dir,
+        per_device_train_batch_size=per_device,
+        per_device_eval_batch_size=2,
+        learning_rate=1e-3,
+        num_train_epochs=2,
+        logging_steps=1,
+        report_to="none",
+        use_cpu=True,
+        bf16=False,
+        save_strategy="no",
+        disable_tqdm=True,
+        **options,
+    )
+    trainer = MultimodalRewardTrainer(
+        base,
+        args=args,
+        train_dataset=train,
+        eval_dataset=evaluation.to_iterable_dataset() if stream else evaluation,
+        compute_metrics=compute_metrics,
+    )
+    before = trainer.evaluate()
+    trainer.train()
+    after = trainer.evaluate()
+    if trainer.accelerator.is_main_process:
+        trainer.save_model(output_dir)
+        log = [entry for entry in trainer.state.log_history if "loss" in entry]
+        result = {"log": log, "before": before, "after": after, "seen": seen, "rows": len(train)}
+        (Path(output_dir) / "result.json").write_text(json.dumps(result))
+    trainer.end()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), json.loads(sys.argv[4]))
