@@ -9,7 +9,9 @@ from PIL import Image as PILImage
 from .families import example_images
 
 
-WORDS = "the picture shows a red flower among green leaves and one old temple beside still water under blue sky".split()
+WORDS = (
+    "the picture shows a red flower among green leaves and one old temple beside still water under blue sky".split()
+)
 
 
 def sentence(rng: random.Random, low: int = 1, high: int = 9) -> str:
@@ -70,5 +72,3 @@ def text_rows(num_rows: int, *, seed: int = 0, implicit: bool = False, plain: bo
             row = {side: first + row[side] for side in ("chosen", "rejected")}
         rows.append(row)
     return rows
-
-

@@ -22,7 +22,7 @@ def test_rank_has_mean_one_half():
     strength = rng.integers(0, 4, 1000).astype(float)
     values = fit_strength(strength, None, how="rank")(strength, [None] * 1000)
     assert values.mean() == pytest.approx(0.5, abs=1e-12)
-    assert np.all((np.argsort(values, kind="stable") == np.argsort(strength, kind="stable")))
+    assert np.all(np.argsort(values, kind="stable") == np.argsort(strength, kind="stable"))
 
 
 def test_new_values_are_placed_among_those_seen():

@@ -46,7 +46,7 @@ class _RegisterOnImport:
     def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name != _AUTO_MODULE:
             return None
-        sys.meta_path.remove(self)  # type: ignore[arg-type]
+        sys.meta_path.remove(self)
         spec = PathFinder.find_spec(name, path, target)
         if spec is None or spec.loader is None:
             return spec
@@ -63,7 +63,7 @@ class _RegisterOnImport:
 if _AUTO_MODULE in sys.modules:
     import_module(".modeling", __name__)
 else:
-    sys.meta_path.insert(0, _RegisterOnImport())  # type: ignore[arg-type]
+    sys.meta_path.insert(0, _RegisterOnImport())
 
 
 def __getattr__(name: str) -> Any:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sized
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from accelerate.utils import is_peft_model
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, upload_file, upload_folder
@@ -82,7 +83,8 @@ def write_model_card(
         tags (`list[str]`):
             Tags of the card.
     """
-    model_name = model_name or Path(trainer.args.output_dir).name
+    output_dir = Path(cast(str, trainer.args.output_dir))  # `__post_init__` replaces None
+    model_name = model_name or output_dir.name
     name_or_path = trainer.model.config._name_or_path
     base_model = name_or_path if name_or_path and not os.path.isdir(name_or_path) else None
     metrics = last_evaluation(trainer.state.log_history)
@@ -124,7 +126,7 @@ def write_model_card(
         versions=[(name, version(name)) for name in ("trl-dt2it", "trl", "transformers", "torch", "datasets")],
         **_tracker_urls(),
     )
-    card.save(Path(trainer.args.output_dir) / "README.md")
+    card.save(output_dir / "README.md")
 
 
 def last_evaluation(log_history: list[dict[str, Any]]) -> dict[str, float]:
@@ -157,16 +159,17 @@ def push_model(
     trainer.save_model(_internal_call=True)
     if not trainer.is_world_process_zero():
         return None
-    name = model_name or trainer.hub_model_id.split("/")[-1]
+    repo_id = cast(str, trainer.hub_model_id)  # set by `init_hf_repo`
+    name = model_name or repo_id.split("/")[-1]
     trainer.create_model_card(model_name=name, **card)
     trainer._finish_current_push()
     return upload_folder(
-        repo_id=trainer.hub_model_id,
-        folder_path=trainer.args.output_dir,
+        repo_id=repo_id,
+        folder_path=cast(str, trainer.args.output_dir),
         commit_message=commit_message,
         token=token,
         revision=revision or trainer.args.hub_revision,
-        run_as_future=not blocking,
+        run_as_future=cast(Any, not blocking),  # annotated for the two constants alone
         allow_patterns=MODEL_FILES,
         ignore_patterns=_NESTED,
     )
@@ -185,7 +188,7 @@ def push_checkpoint(trainer: MultimodalRewardTrainer, checkpoint: str) -> list[A
     Returns:
         `list`: a future for each upload.
     """
-    hub = {
+    hub: dict[str, Any] = {
         "repo_id": trainer.hub_model_id,
         "token": trainer.args.hub_token,
         "revision": trainer.args.hub_revision,
@@ -193,7 +196,7 @@ def push_checkpoint(trainer: MultimodalRewardTrainer, checkpoint: str) -> list[A
         "commit_message": f"Training in progress, step {trainer.state.global_step}",
     }
     jobs = [upload_folder(folder_path=checkpoint, allow_patterns=MODEL_FILES, **hub)]
-    card = Path(trainer.args.output_dir) / "README.md"
+    card = Path(cast(str, trainer.args.output_dir)) / "README.md"
     if card.is_file():
         jobs.append(upload_file(path_or_fileobj=card, path_in_repo="README.md", **hub))
     if trainer.args.hub_strategy in ("checkpoint", "all_checkpoints"):
@@ -216,7 +219,7 @@ def _training_figures(trainer: MultimodalRewardTrainer) -> list[tuple[str, str]]
         ("seed", str(args.seed)),
     ]
     try:
-        figures.insert(1, ("pairs", f"{len(trainer.train_dataset):,}"))
+        figures.insert(1, ("pairs", f"{len(cast(Sized, trainer.train_dataset)):,}"))
     except TypeError:  # a streamed set
         pass
     last = next((entry for entry in reversed(trainer.state.log_history) if "train_runtime" in entry), None)

@@ -8,7 +8,7 @@ served by stock vLLM (`--runner pooling`). They are made on demand from the fami
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -54,7 +54,15 @@ _NATIVE_SUFFIX = "ForConditionalGeneration"
 _REWARD_SUFFIX = "ForSequenceClassification"
 
 
-class GenericRewardModel(GenericForSequenceClassification):
+if TYPE_CHECKING:
+    # Each class that is made of it has the family's pretrained model as its second base.
+    class _Base(GenericForSequenceClassification, PreTrainedModel):
+        model: nn.Module
+else:
+    _Base = GenericForSequenceClassification
+
+
+class GenericRewardModel(_Base):
     """
     What the reward model classes of all families share: the reward is read at the last real token of each row, found
     from the attention mask and never from the pad id, and weights that are not in the checkpoint are an error.
@@ -98,19 +106,21 @@ class GenericRewardModel(GenericForSequenceClassification):
         return result.to_tuple() if return_dict is False else result
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info=False, **kwargs):  # type: ignore[override]
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info=False, **kwargs):
         """As [`~transformers.PreTrainedModel.from_pretrained`], but a weight that is missing, left over or of another
         shape raises `ValueError`: a reward model with a random head or language model gives numbers all the same."""
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        # A pair, because of `output_loading_info=True`; the annotation knows the model alone.
+        model, info = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
         _raise_on_incomplete(info, pretrained_model_name_or_path)
         return (model, info) if output_loading_info else model
 
-    def save_pretrained(self, save_directory, *args, save_original_format=False, **kwargs):
-        """As [`~transformers.PreTrainedModel.save_pretrained`], but weights keep the names that they have in the model.
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As [`~transformers.PreTrainedModel.save_pretrained`], but weights keep the names they have in the model.
 
         The names that a family's old checkpoints had are not those that vLLM expects under a reward model, and a
         [`~transformers.Trainer`] that resumes from such names goes on with other weights and only warns."""
-        super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
+        super().save_pretrained(save_directory, *args, **{"save_original_format": False, **kwargs})
 
 
 def last_real_token(attention_mask: torch.Tensor) -> torch.Tensor:
@@ -150,7 +160,8 @@ def reward_model_class(config_class: type[PreTrainedConfig]) -> type[PreTrainedM
             return known
     if config_class not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         raise ValueError(_unsupported(model_type, "has no image-text-to-text model in transformers"))
-    native = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[config_class]
+    # One class; the annotation of the mapping speaks of pairs, which it has for tokenizers.
+    native = cast("type[PreTrainedModel]", MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[config_class])
     if not native.__name__.endswith(_NATIVE_SUFFIX):
         raise ValueError(_unsupported(model_type, f"has the model class `{native.__name__}`, which is not a decoder"))
     base = next(c for c in native.__mro__ if c.__name__.endswith("PreTrainedModel") and c is not PreTrainedModel)
@@ -161,7 +172,8 @@ def reward_model_class(config_class: type[PreTrainedConfig]) -> type[PreTrainedM
         "_can_set_attn_implementation_cached_value": native._can_set_attn_implementation(),
         "_can_set_experts_implementation_cached_value": native._can_set_experts_implementation(),
     }
-    cls = type(name, (GenericRewardModel, base), {"__module__": __name__, "__qualname__": name, **switches})
+    attributes = {"__module__": __name__, "__qualname__": name, **switches}
+    cls = cast("type[PreTrainedModel]", type(name, (GenericRewardModel, base), attributes))
     cls.__doc__ = f"[`~transformers.{native.__name__}`] with one linear `score` head in place of the language head."
     cls.config_class = config_class
     # `exist_ok`: without it, registering a class for one of transformers' own configurations does nothing at all.
@@ -213,7 +225,7 @@ def load_reward_model(
         `ValueError`: if the family is not supported (the message lists those that are), if weights are missing or
         left over, if the checkpoint has more than one label, or if it has no head and `allow_new_head=False`.
     """
-    hub = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+    hub: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
     if find_adapter_config_file(str(name_or_path), revision=revision) is not None:
         return _load_adapter(name_or_path, dtype=dtype, attn_implementation=attn_implementation, **hub, **kwargs)
 
@@ -237,7 +249,8 @@ def load_reward_model(
         if is_reward_model:
             return cls.from_pretrained(name_or_path, **{**load_kwargs, "output_loading_info": False})
         _raise_without_head(name_or_path, allow_new_head)
-        native, info = AutoModelForImageTextToText.from_pretrained(name_or_path, **load_kwargs)
+        loaded = AutoModelForImageTextToText.from_pretrained(name_or_path, **load_kwargs)
+        native, info = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
         _raise_on_incomplete(info, name_or_path, unexpected_allowed=("lm_head.weight",))
         return _replace_head(native, cls)
 
@@ -288,7 +301,7 @@ def _load_adapter(name_or_path: str | os.PathLike, *, revision: str, trust_remot
     """Loads a PEFT adapter on its base model; the head must come with the adapter or with the base."""
     from peft import PeftConfig, PeftModel
 
-    peft_config = PeftConfig.from_pretrained(name_or_path, revision=revision)
+    peft_config = PeftConfig.from_pretrained(str(name_or_path), revision=revision)
     base = load_reward_model(
         peft_config.base_model_name_or_path,
         revision=peft_config.revision,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from accelerate import PartialState
 from datasets import Dataset, Image, IterableDataset, List
@@ -21,7 +21,7 @@ from .data.schema import RowError, check_row, row_images, row_name
 
 logger = logging.get_logger(__name__)
 
-AnyDataset = Dataset | IterableDataset
+AnyDataset: TypeAlias = Dataset | IterableDataset
 
 
 def leave_images_encoded(dataset: AnyDataset) -> AnyDataset:

@@ -10,7 +10,7 @@ import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -62,7 +62,7 @@ def render_branches(row: Mapping[str, Any], images: list[Image.Image], processin
         [`Rendered`]: with the chosen branch first.
     """
     prompt = row.get("prompt")
-    if not is_conversational(row):
+    if not is_conversational(cast("dict[str, Any]", row)):
         eos = get_tokenizer(processing_class).eos_token or ""
         answers = [row[side] if row[side].endswith(eos) else row[side] + eos for side in ("chosen", "rejected")]
         return Rendered([(prompt or "") + answer for answer in answers], images, add_special_tokens=True)
@@ -81,7 +81,8 @@ def render_branches(row: Mapping[str, Any], images: list[Image.Image], processin
 def lacks_special_tokens(text: str, processing_class: ProcessingClass) -> bool:
     """
     Whether the tokenizer has to add its special tokens to a text that a chat template wrote, by the rule of
-    `apply_chat_template(tokenize=True)`: a tokenizer's template writes them all, a processor's may leave out the first.
+    `apply_chat_template(tokenize=True)`: a tokenizer's template writes them all, a processor's may leave the first
+    out.
 
     Args:
         text (`str`):
@@ -120,7 +121,7 @@ def render_conversation(
     """
     if not isinstance(processing_class, ProcessorMixin):
         flat = [{**message, "content": _flatten(message.get("content"))} for message in messages]
-        return processing_class.apply_chat_template(flat, tokenize=False, **kwargs)
+        return cast(str, processing_class.apply_chat_template(flat, tokenize=False, **kwargs))
     # Arrow gives every block every key, with None where there was none, and templates test for the key alone.
     clean = [{**message, "content": _without_none(message.get("content"))} for message in messages]
     prepared = prepare_multimodal_messages(clean, list(images))
@@ -159,7 +160,7 @@ def encode_branches(
                 tokens[branch][index] = {"input_ids": torch.tensor(ids)}
 
     if with_images:
-        processor = _replaying(processing_class)
+        processor = _replaying(cast(ProcessorMixin, processing_class))  # a tokenizer's rows have no images
         for branch in range(num_branches):
             batch = processor(
                 text=[rows[index].texts[branch] for index in with_images],

@@ -61,9 +61,9 @@ class MultimodalRewardConfig(RewardConfig):
 
         loss_type (`str`, *optional*, defaults to `"auto"`):
             `"bt"` (Bradley-Terry), `"margin"` (Llama 2), `"scaled"` (HelpSteer2-Preference), `"strength_margin"`
-            (both), `"soft"` (label smoothing, or judges' vote share), `"btt"` (ties, Rao-Kupper) or `"ordinal"`. `"auto"` is
-            `"strength_margin"` where the training set has a `strength` column and `"bt"` where it has none. The
-            formulas stand in [`trl_dt2it.losses`].
+            (both), `"soft"` (label smoothing, or judges' vote share), `"btt"` (ties, Rao-Kupper) or `"ordinal"`.
+            `"auto"` is `"strength_margin"` where the training set has a `strength` column and `"bt"` where it has
+            none. The formulas stand in [`trl_dt2it.losses`].
         strength_normalization (`str`, *optional*, defaults to `"rank"`):
             How the `strength` column is brought to [0, 1], per `source`: `"rank"`, `"quantile"` or `"none"`. A
             streamed set needs `"none"`.

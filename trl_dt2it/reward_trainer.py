@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from peft import PeftConfig
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import (
     BitsAndBytesConfig,
     DataCollator,
@@ -20,9 +21,10 @@ from transformers import (
     TrainerCallback,
     set_seed,
 )
-from transformers.trainer_utils import EvalLoopOutput, HubStrategy
+from transformers.trainer_pt_utils import AcceleratorConfig
+from transformers.trainer_utils import EvalLoopOutput, HubStrategy, TrainOutput
 from transformers.utils import PushInProgress
-from trl import RewardTrainer
+from trl import RewardConfig, RewardTrainer
 
 from .collator import MultimodalPreferenceCollator
 from .data.images import ImageOptions
@@ -99,6 +101,10 @@ class MultimodalRewardTrainer(RewardTrainer):
     _name = "Multimodal Reward"
     _paper = PAPER
 
+    # Trainer's annotations are wider.
+    args: MultimodalRewardConfig
+    model: PreTrainedModel
+
     def __init__(
         self,
         model: str | PreTrainedModel,
@@ -123,7 +129,8 @@ class MultimodalRewardTrainer(RewardTrainer):
                 '`train_sampling_strategy="group_by_length"` does not see the image tokens; leave it at "random".'
             )
 
-        init_kwargs = dict(args.model_init_kwargs or {})
+        # In what is cast here and below, the configuration's `__post_init__` has resolved strings and None.
+        init_kwargs = dict(cast("dict[str, Any] | None", args.model_init_kwargs) or {})
         name_or_path = model if isinstance(model, str) else model.config._name_or_path
         if isinstance(model, str):
             model = _load_model(model, args, init_kwargs, quantization_config)
@@ -152,7 +159,7 @@ class MultimodalRewardTrainer(RewardTrainer):
                 max_image_pixels=args.max_image_pixels,
                 allowed_hosts=tuple(args.allowed_image_hosts or ()),
             ),
-            pad_to_multiple_of=args.pad_to_multiple_of,
+            pad_to_multiple_of=cast("int | None", args.pad_to_multiple_of),
             add_dummy_image=args.world_size > 1,
         )
         self._normalizer: StrengthNormalizer | None = None
@@ -160,9 +167,15 @@ class MultimodalRewardTrainer(RewardTrainer):
         is_multimodal = isinstance(processing_class, ProcessorMixin)
         # TRL's DPO trainer does the same: rows without images leave the vision tower without gradients, and some
         # towers have layers that are never read.
-        reentrant = (args.gradient_checkpointing_kwargs or {}).get("use_reentrant")
+        checkpointing = cast("dict[str, Any] | None", args.gradient_checkpointing_kwargs) or {}
+        reentrant = checkpointing.get("use_reentrant")
         if is_multimodal and args.ddp_find_unused_parameters is None and not reentrant:
             args.ddp_find_unused_parameters = True
+
+        sets = list(eval_dataset.values()) if isinstance(eval_dataset, dict) else [eval_dataset]
+        if any(isinstance(dataset, IterableDataset) for dataset in [train_dataset, *sets]):
+            # Otherwise accelerate joins batches of several processes, which does not work with strings.
+            cast(AcceleratorConfig, args.accelerator_config).dispatch_batches = False
 
         args.model_init_kwargs = None  # used above; RewardTrainer would warn that it ignores them
         super().__init__(
@@ -196,9 +209,10 @@ class MultimodalRewardTrainer(RewardTrainer):
         self,
         dataset: Dataset | IterableDataset,
         processing_class: ProcessingClass,
-        args: MultimodalRewardConfig,
+        args: RewardConfig,
         dataset_name: str,
     ) -> Dataset | IterableDataset:
+        args = cast(MultimodalRewardConfig, args)
         dataset = leave_images_encoded(dataset)
         columns = dataset.column_names or list(next(iter(dataset)))
         if not {"chosen", "rejected"} <= set(columns) and not {"chosen_ids", "rejected_ids"} <= set(columns):
@@ -220,7 +234,7 @@ class MultimodalRewardTrainer(RewardTrainer):
                 collator=self._collator,
                 image_check=args.image_check,
                 on_bad_row=args.on_bad_row,
-                output_dir=args.output_dir,
+                output_dir=cast(str, args.output_dir),
                 num_proc=args.dataset_num_proc,
             )
         if args.max_length is not None:
@@ -262,9 +276,18 @@ class MultimodalRewardTrainer(RewardTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
-            self._signature_columns = COLUMNS
+            self._signature_columns = COLUMNS  # type: ignore[assignment]  # known to mypy as None, its first value
 
     # ------------------------------------------------------------------------------------------------------- loss
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As in [`~transformers.Trainer`], also after an evaluation on several processes."""
+        # An evaluation before training marks the bare model as prepared, so that training would not wrap it in DDP:
+        # each process would train by itself, without a word.
+        if self.model_wrapped is self.model and not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+            self.model._is_accelerate_prepared = False  # type: ignore[assignment]  # torch: only tensors and modules
+            self.accelerator._models.clear()
+        return super().train(*args, **kwargs)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -274,7 +297,7 @@ class MultimodalRewardTrainer(RewardTrainer):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not batches:
             return batches, None
-        local = sum(self._pair_weight(batch["pairs"]).sum() for batch in batches)
+        local = cast(torch.Tensor, sum(self._pair_weight(batch["pairs"]).sum() for batch in batches))
         return batches, self.accelerator.reduce(local.to(device), "sum")
 
     def compute_loss(
@@ -282,7 +305,7 @@ class MultimodalRewardTrainer(RewardTrainer):
         model: nn.Module,
         inputs: dict[str, Any],
         return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """
         Loss of a batch of B pairs, averaged with the weights.
@@ -294,7 +317,7 @@ class MultimodalRewardTrainer(RewardTrainer):
                 A batch of the collator.
             return_outputs (`bool`, *optional*, defaults to `False`):
                 Whether to return the rewards too.
-            num_items_in_batch (`torch.Tensor`, *optional*):
+            num_items_in_batch (`torch.Tensor` or `int`, *optional*):
                 Weight of all pairs of the optimisation step over all processes; the batch's own without it.
 
         Returns:
@@ -321,7 +344,7 @@ class MultimodalRewardTrainer(RewardTrainer):
             center_rewards_coefficient=self.args.center_rewards_coefficient,
         )
         weights = self._pair_weight(pairs)
-        total = weights.sum() if num_items_in_batch is None else num_items_in_batch
+        total = weights.sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
         # DDP, FSDP and DeepSpeed average over processes what is here divided by a sum over processes.
         num_processes = 1 if num_items_in_batch is None else self.accelerator.num_processes
         loss = (weights * losses).sum() * num_processes / total.clamp(min=torch.finfo(torch.float32).tiny)
@@ -355,13 +378,21 @@ class MultimodalRewardTrainer(RewardTrainer):
         gathered = self.accelerator.gather_for_metrics(records, use_gather_object=True)
         self._eval_records += [PairRecord(*record) for record in gathered]
 
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
         """As in [`~transformers.Trainer`], with exact metrics under `metric_key_prefix`."""
         self._eval_records = []
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         metrics = evaluation_metrics(self._eval_records)
         metrics["num_tokens"] = self._total_train_tokens
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
+        total = cast("dict[str, float]", output.metrics)  # None only where it is made by hand
+        total.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         self._eval_records = []
         return output
 
@@ -377,7 +408,7 @@ class MultimodalRewardTrainer(RewardTrainer):
 
     # ----------------------------------------------------------------------------------------------------- saving
 
-    def create_model_card(
+    def create_model_card(  # type: ignore[override]  # TRL's signature, which is not transformers'
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
         """
@@ -396,7 +427,15 @@ class MultimodalRewardTrainer(RewardTrainer):
             extra = [tags] if isinstance(tags, str) else list(tags or [])
             write_model_card(self, model_name=model_name, dataset_name=dataset_name, tags=[*self._tag_names, *extra])
 
-    def push_to_hub(self, commit_message: str | None = "End of training", blocking: bool = True, **kwargs: Any) -> Any:
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """
         Pushes the model, its processor and its card to the Hub, and nothing else of the output directory.
 
@@ -405,14 +444,16 @@ class MultimodalRewardTrainer(RewardTrainer):
                 Message of the commit.
             blocking (`bool`, *optional*, defaults to `True`):
                 Whether to wait for the upload.
+            token, revision, private:
+                As in [`~transformers.Trainer`].
             kwargs:
-                Passed on to [`~MultimodalRewardTrainer.create_model_card`], such as `dataset_name`; `token` and
-                `revision` go to the Hub.
+                Passed on to [`~MultimodalRewardTrainer.create_model_card`], such as `dataset_name`.
 
         Returns:
             [`~huggingface_hub.CommitInfo`], or a future of it with `blocking=False`; `None` on the other processes.
         """
-        return push_model(self, commit_message=commit_message, blocking=blocking, **kwargs)
+        hub: dict[str, Any] = {"token": token, "revision": revision, "private": private}
+        return push_model(self, commit_message=commit_message, blocking=blocking, **hub, **kwargs)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
@@ -420,7 +461,8 @@ class MultimodalRewardTrainer(RewardTrainer):
         busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
         if busy and not self.args.hub_always_push:
             return
-        self.push_in_progress = PushInProgress(push_checkpoint(self, checkpoint_folder))
+        jobs: Any = push_checkpoint(self, checkpoint_folder)  # transformers annotates a list of futures as one future
+        self.push_in_progress = PushInProgress(jobs)  # type: ignore[assignment]  # known to mypy as None, as above
 
 
 def _load_model(

@@ -10,16 +10,16 @@ from torch.distributed.fsdp import fully_shard
 
 
 def main(base: str) -> None:
-    from tests.rows import make_rows
     from transformers import AutoProcessor
 
+    from tests.rows import make_rows
     from trl_dt2it import MultimodalPreferenceCollator, load_reward_model
     from trl_dt2it.losses import pairwise_loss
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rank = dist.get_rank()
-    # The second rank's rows have no image: without a dummy image it would not run the vision tower, and both would hang.
+    # The second rank's rows have no image: without a dummy image it would skip the vision tower, and both would hang.
     rows = make_rows(2, seed=rank, num_images=(1,) if rank == 0 else (0,))
     batch = MultimodalPreferenceCollator(AutoProcessor.from_pretrained(base), add_dummy_image=True)(rows)
     pairs = batch.pop("pairs")

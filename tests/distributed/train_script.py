@@ -9,7 +9,6 @@ import torch
 
 def main(output_dir: str, base: str, per_device: int, options: dict) -> None:
     from tests.rows import make_dataset
-
     from trl_dt2it import MultimodalRewardConfig, MultimodalRewardTrainer
 
     torch.set_num_threads(1)

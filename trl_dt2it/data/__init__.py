@@ -1,7 +1,11 @@
 """Preference data: what a row is, how it is checked, and how its images are read."""
 
-from .images import ImageOptions, check_image, load_image
-from .schema import REASONS, RowError, check_row, content_id, row_images, row_name, special_token_pattern
+from .errors import REASONS, RowError
+from .identity import content_id
+from .images import check_image, load_image
+from .rows import row_images, row_name
+from .schema import check_row, special_token_pattern
+from .sources import ImageOptions
 
 
 __all__ = [

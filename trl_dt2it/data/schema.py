@@ -1,4 +1,4 @@
-"""The canonical preference row: what a row may look like, what its images are, and which row it is.
+"""The canonical preference row: what a row may look like.
 
 A row is TRL's vision preference row (`prompt`, `chosen`, `rejected`, `images`) plus a few optional columns. Data sets
 come from anywhere, so a row is checked before it meets a chat template: a template takes every block for an image that
@@ -7,66 +7,31 @@ has an `image`, `url` or `path` key, and a tokenizer takes every `<|im_end|>` in
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import os
 import re
 from collections.abc import Iterator, Mapping
 from numbers import Real
-from typing import Any, Literal, get_args
+from typing import Any
 
-import numpy as np
-from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
+from .errors import REASONS, Reason, RowError
+from .identity import canonical_text, content_id
+from .rows import SIDES, blocks, row_images, row_name
 
-Reason = Literal[
-    "missing_column",  # `chosen` or `rejected` is absent, or the prompt is empty
-    "not_conversational",  # neither strings nor well-formed messages, or images without messages
-    "empty_answer",  # nothing but white space to judge
-    "equal_answers",  # nothing to prefer
-    "placeholder_count",  # as many image or video blocks as images or videos
-    "image_in_answer",  # images belong to the prompt
-    "block_type",  # a content block that is not a bare placeholder or text
-    "special_token",  # text that the tokenizer would read as control tokens
-    "bad_strength",
-    "bad_weight",
-    "bad_margin",
-    "image_missing",  # no such file, no such address, or `None`
-    "image_corrupt",  # does not decode
-    "image_too_large",  # too many pixels or bytes
-    "image_outside_root",  # leaves the folder that images may come from
-    "image_url",  # an address that is not allowed
-    "image_type",  # not a kind of object that holds an image
-    "too_long",  # reserved: more tokens than `max_length`
+
+__all__ = [
+    "REASONS",
+    "Reason",
+    "RowError",
+    "check_row",
+    "content_id",
+    "row_images",
+    "row_name",
+    "special_token_pattern",
 ]
-REASONS: tuple[str, ...] = get_args(Reason)
 
 _ROLES = ("system", "user", "assistant", "tool")
-_SIDES = ("chosen", "rejected")
-
-
-class RowError(ValueError):
-    """
-    A row that cannot be used.
-
-    The message is one sentence without the row's name; whoever knows the row puts [`row_name`] in front.
-
-    Args:
-        reason (`str`):
-            One of [`REASONS`].
-        message (`str`):
-            What is wrong, in which field, and what to do.
-    """
-
-    def __init__(self, reason: Reason, message: str) -> None:
-        # Both go into `args`, so that the error survives the trip back from a worker process.
-        super().__init__(reason, message)
-        self.reason: Reason = reason
-
-    def __str__(self) -> str:
-        return self.args[1]
 
 
 def check_row(row: Mapping[str, Any], *, special_tokens: re.Pattern | None = None) -> None:
@@ -87,7 +52,7 @@ def check_row(row: Mapping[str, Any], *, special_tokens: re.Pattern | None = Non
         [`RowError`]: for the first problem.
     """
     prompt = row.get("prompt")
-    for side in _SIDES:
+    for side in SIDES:
         if row.get(side) is None:
             raise RowError("missing_column", f"`{side}` is missing or None; a preference row needs both answers.")
     images, videos = row_images(row), row.get("videos") or []
@@ -98,66 +63,19 @@ def check_row(row: Mapping[str, Any], *, special_tokens: re.Pattern | None = Non
     if isinstance(row["chosen"], str):
         _check_plain(row, prompt, has_images=bool(images or videos))
     else:
-        for field in ("prompt", *_SIDES):
+        for field in ("prompt", *SIDES):
             if field != "prompt" or prompt is not None:
                 _check_messages(field, row[field])
-        for side in _SIDES:
+        for side in SIDES:
             _check_answer(side, row[side], prompt_is_explicit=prompt is not None)
         for kind, given in (("image", images), ("video", videos)):
-            for field in _SIDES if prompt is None else ("prompt",):
+            for field in SIDES if prompt is None else ("prompt",):
                 _check_placeholders(field, row[field], kind, len(given))
-    if _canonical_text(row["chosen"]) == _canonical_text(row["rejected"]):
+    if canonical_text(row["chosen"]) == canonical_text(row["rejected"]):
         raise RowError("equal_answers", "`chosen` and `rejected` are equal; drop the row, there is nothing to learn.")
     if special_tokens is not None:
         _check_special_tokens(row, special_tokens)
     _check_numbers(row)
-
-
-def row_images(row: Mapping[str, Any]) -> list[Any]:
-    """
-    The row's images, from `images` or `image`, as they are.
-
-    Args:
-        row (`Mapping[str, Any]`):
-            The row.
-
-    Returns:
-        `list`: empty if the row has none.
-
-    Raises:
-        [`RowError`]: `image_type` if `images` is not a list, or if both columns hold images.
-    """
-    images, image = row.get("images"), row.get("image")
-    if images is None:
-        images = []
-    if not isinstance(images, (list, tuple)):
-        raise RowError(
-            "image_type", f"`images` is of type {type(images).__name__}; it must be a list, also of a single image."
-        )
-    if image is None:
-        return list(images)
-    if images:
-        raise RowError("image_type", "both `images` and `image` hold images; keep one of the two columns.")
-    return [image]
-
-
-def row_name(row: Mapping[str, Any], index: int | None = None) -> str:
-    """
-    How an error names a row.
-
-    Args:
-        row (`Mapping[str, Any]`):
-            The row.
-        index (`int`, *optional*):
-            Its place in the data set.
-
-    Returns:
-        `str`: the row's `pair_id` if it has one, otherwise `"row {index}"`, or `"row"` where the place is not known.
-    """
-    pair_id = row.get("pair_id")
-    if pair_id is not None and pair_id != "":
-        return str(pair_id)
-    return "row" if index is None else f"row {index}"
 
 
 def special_token_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern | None:
@@ -179,32 +97,6 @@ def special_token_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern | No
     return re.compile("|".join(re.escape(token) for token in sorted(tokens, key=lambda t: (-len(t), t))))
 
 
-def content_id(row: Mapping[str, Any]) -> str:
-    """
-    A stable identity of a row: a hash of what the model reads.
-
-    It covers the messages (roles, texts, block types, tool calls), `tools`, `chat_template_kwargs`, images and videos;
-    not `strength`, `source` and the like. A string content and one text block are the same. Bytes and paths survive an
-    Arrow round trip; a decoded image is another image than the bytes that it came from.
-
-    Args:
-        row (`Mapping[str, Any]`):
-            A row that [`check_row`] accepts.
-
-    Returns:
-        `str`: 64 hexadecimal digits.
-
-    Raises:
-        [`RowError`]: if an image has a type without identity, or does not decode.
-    """
-    content: dict[str, Any] = {field: _canonical(row.get(field)) for field in ("prompt", *_SIDES)}
-    content["images"] = [_image_identity(image) for image in row_images(row)]
-    content["videos"] = [_image_identity(video) for video in row.get("videos") or []]
-    for field in ("tools", "chat_template_kwargs"):
-        content[field] = _without_empty(row.get(field)) or None
-    return hashlib.sha256(_to_json(content).encode()).hexdigest()
-
-
 def _check_plain(row: Mapping[str, Any], prompt: Any, *, has_images: bool) -> None:
     if not isinstance(row["rejected"], str) or not (prompt is None or isinstance(prompt, str)):
         raise RowError(
@@ -216,7 +108,7 @@ def _check_plain(row: Mapping[str, Any], prompt: Any, *, has_images: bool) -> No
             "a row of plain strings cannot have images; give `prompt`, `chosen` and `rejected` as messages, with one "
             '{"type": "image"} block for each image in the prompt.',
         )
-    for side in _SIDES:
+    for side in SIDES:
         if not row[side].strip():
             raise RowError("empty_answer", f"`{side}` is empty; drop the row.")
 
@@ -276,7 +168,7 @@ def _check_block(where: str, role: str, block: Any) -> None:
 def _check_answer(side: str, messages: Any, *, prompt_is_explicit: bool) -> None:
     for index, message in enumerate(messages):
         is_answer = prompt_is_explicit or message["role"] == "assistant"
-        if is_answer and any(block["type"] != "text" for block in _blocks(message)):
+        if is_answer and any(block["type"] != "text" for block in blocks(message)):
             raise RowError(
                 "image_in_answer",
                 f"`{side}` message {index} has an image or video block; only the prompt may show images, so ask about "
@@ -285,14 +177,14 @@ def _check_answer(side: str, messages: Any, *, prompt_is_explicit: bool) -> None
     answer = messages[-1]
     if answer["role"] != "assistant":
         raise RowError("not_conversational", f"`{side}` ends with a {answer['role']} message; end it with the answer.")
-    text = "".join(block["text"] for block in _blocks(answer) if block["type"] == "text")
+    text = "".join(block["text"] for block in blocks(answer) if block["type"] == "text")
     if not text.strip() and not answer.get("tool_calls"):
         raise RowError("empty_answer", f"`{side}` is empty; drop the row.")
 
 
 def _check_placeholders(field: str, messages: Any, kind: str, given: int) -> None:
     """TRL puts the images before the first user turn that is a string, and otherwise counts the blocks."""
-    count = sum(block["type"] == kind for message in messages for block in _blocks(message))
+    count = sum(block["type"] == kind for message in messages for block in blocks(message))
     all_strings = all(not isinstance(message.get("content"), (list, tuple)) for message in messages)
     user_strings = any(message["role"] == "user" and isinstance(message["content"], str) for message in messages)
     if kind == "image" and all_strings and user_strings:
@@ -312,7 +204,7 @@ def _check_placeholders(field: str, messages: Any, kind: str, given: int) -> Non
 
 
 def _check_special_tokens(row: Mapping[str, Any], pattern: re.Pattern) -> None:
-    for field in ("prompt", *_SIDES):
+    for field in ("prompt", *SIDES):
         value = row.get(field)
         is_text = isinstance(value, str)
         for index, message in enumerate([value] if is_text else value or []):
@@ -347,13 +239,6 @@ def _is_finite(value: Any) -> bool:
         return False
 
 
-def _blocks(message: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    content = message.get("content")
-    if content is None:
-        return []
-    return [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
-
-
 def _strings(value: Any) -> Iterator[str]:
     """All strings in a message, those in tool calls included: templates write them all."""
     if isinstance(value, str):
@@ -365,46 +250,3 @@ def _strings(value: Any) -> Iterator[str]:
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from _strings(item)
-
-
-def _canonical(value: Any) -> Any:
-    """Messages with their blocks as lists and without what Arrow adds; a string stays a string."""
-    if value is None or isinstance(value, str):
-        return value
-    return [{**_without_empty(message), "content": _without_empty(_blocks(message))} for message in value]
-
-
-def _canonical_text(value: Any) -> str:
-    return _to_json(_canonical(value))
-
-
-def _to_json(value: Any) -> str:
-    # `default` for what Arrow has and JSON has not, such as dates in the arguments of a tool call.
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
-
-
-def _without_empty(value: Any) -> Any:
-    # Arrow turns a missing key into None and an empty struct into either, so that none of the three may count.
-    if isinstance(value, Mapping):
-        items = {key: _without_empty(item) for key, item in value.items()}
-        return {key: item for key, item in items.items() if item is not None and item != {} and item != []}
-    return [_without_empty(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def _image_identity(image: Any) -> list[Any]:
-    if isinstance(image, Mapping):  # the bytes win, as in `load_image`
-        image = image.get("path") if image.get("bytes") is None else image["bytes"]
-    if isinstance(image, (bytes, bytearray, memoryview)):
-        return ["bytes", hashlib.sha256(image).hexdigest()]
-    if isinstance(image, (str, os.PathLike)):
-        return ["path", os.fsdecode(image)]
-    if isinstance(image, np.ndarray):
-        return ["array", str(image.dtype), list(image.shape), hashlib.sha256(image.tobytes()).hexdigest()]
-    if isinstance(image, Image.Image):
-        try:
-            digest = hashlib.sha256(image.tobytes())
-        except (OSError, SyntaxError, ValueError) as error:
-            raise RowError("image_corrupt", f"an image does not decode ({error}); replace it.") from error
-        digest.update(bytes(image.getpalette() or []))
-        return ["pixels", image.mode, list(image.size), digest.hexdigest()]
-    raise RowError("image_type", f"an image is of type {type(image).__name__}; give bytes, a path or a PIL image.")

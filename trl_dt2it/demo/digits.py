@@ -106,7 +106,7 @@ def split_samples(split: str) -> tuple[int, ...]:
     return tuple(sorted(members))
 
 
-@lru_cache(maxsize=20)
+@lru_cache(maxsize=30)
 def _samples_of(split: str, digit: str) -> list[int]:
     return [sample for sample in split_samples(split) if str(_handwriting()[1][sample]) == digit]
 
@@ -219,7 +219,7 @@ def make_digits(
             is the truly better one with this probability: 1.0 is a perfect shortcut, 0.5 is style that tells nothing,
             0.0 is the shortcut reversed. Flips come afterwards.
         source (`str`, *optional*, defaults to `"digits"`):
-            Written to the column `source`, and part of `pair_id`.
+            Written to the column `source`, and part of `pair_id`: name the sources that you mean to join apart.
 
     Returns:
         [`~datasets.Dataset`]: canonical rows (`prompt`, `chosen`, `rejected`, `images`, `strength`, `pair_id`,
@@ -296,7 +296,7 @@ def make_digits_t2i(
         noise (`float`, *optional*, defaults to `0.0`):
             Probability that the two images are swapped (`is_flipped`), as in [`make_digits`].
         source (`str`, *optional*, defaults to `"digits_t2i"`):
-            Written to the column `source`, and part of `pair_id`.
+            Written to the column `source`, and part of `pair_id`: name the sources that you mean to join apart.
 
     Returns:
         [`~datasets.Dataset`]: `caption`, `chosen_image`, `rejected_image`, `strength`, `pair_id`, `group_id` and

@@ -1,0 +1,143 @@
+"""The documents: README's examples run, its links and commands exist, and every family has its row."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+from trl_dt2it.losses import LOSS_TYPES
+from trl_dt2it.model_card import PAPER
+from trl_dt2it.modeling import SUPPORTED_MODEL_TYPES
+from trl_dt2it.processing import load_processing_class, set_pixel_limits
+from trl_dt2it.reward_config import MultimodalRewardConfig
+
+from .families import example_images, family_dir
+
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "docs/models.md"]
+# What a machine without a GPU needs, and one pair a step.
+ON_THE_CPU = 'use_cpu=True, bf16=False, report_to="none", per_device_train_batch_size=2, save_strategy="no", '
+TRAIN, SCORE = 0, 1
+
+
+def code_blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def replaced(text: str, old: str, new: str) -> str:
+    assert text.count(old) == 1, old
+    return text.replace(old, new)
+
+
+@pytest.fixture
+def own_dataset(tmp_path, monkeypatch):
+    """A folder with what the README describes: `pairs.jsonl`, ten lines of its kind, and `photos/`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    (line,) = code_blocks("json")
+    row = json.loads(line)
+    (tmp_path / "photos").mkdir()
+    with open("pairs.jsonl", "w") as file:
+        for index, image in enumerate(example_images(10)):
+            name = row["images"][0] if index == 0 else f"{index}.png"
+            image.save(tmp_path / "photos" / name)
+            answer = {"role": "assistant", "content": f"{row['chosen'][0]['content']} {index}"}
+            file.write(json.dumps({**row, "images": [name], "chosen": [answer]}) + "\n")
+    return tmp_path
+
+
+def test_the_training_and_the_scoring_example_run(own_dataset, capsys):
+    blocks = code_blocks("python")
+    assert len(blocks) == 2
+    assert len(blocks[TRAIN].strip().splitlines()) <= 15
+    training = replaced(blocks[TRAIN], "Qwen/Qwen3-VL-2B-Instruct", str(family_dir("qwen3_vl")))
+    training = replaced(training, "MultimodalRewardConfig(", f"MultimodalRewardConfig({ON_THE_CPU}")
+    names: dict = {}
+    exec(compile(training, "README.md, training", "exec"), names)
+    trainer = names["trainer"]
+    assert (len(trainer.train_dataset), len(trainer.eval_dataset)) == (9, 1)
+    assert trainer.state.global_step == 15  # three epochs of five steps
+    assert trainer.state.log_history[-1]["eval_accuracy"] in (0.0, 1.0)
+
+    capsys.readouterr()
+    exec(compile(blocks[SCORE], "README.md, scoring", "exec"), names)
+    reward = float(capsys.readouterr().out.splitlines()[-1])
+    assert reward == pytest.approx(reward_by_the_trainer(trainer, own_dataset), rel=1e-4, abs=1e-5)
+
+
+def reward_by_the_trainer(trainer, folder: Path) -> float:
+    """The reward of the README's chosen answer, through the collator that trained the model."""
+    (line,) = code_blocks("json")
+    batch = trainer.data_collator([json.loads(line)])
+    del batch["pairs"]
+    assert batch["input_ids"].shape[0] == 2
+    return trainer.model.eval()(**batch).logits[0, 0].item()
+
+
+def test_the_change_of_one_import_runs():
+    (diff,) = code_blocks("diff")
+    names: dict = {}
+    for line in diff.splitlines():
+        exec(line[1:], names)
+        expected = "trl." if line[0] == "-" else "trl_dt2it."
+        assert names["RewardTrainer"].__module__.startswith(expected)
+        assert names["RewardConfig"].__module__.startswith(expected)
+
+
+def test_every_make_target_exists():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    for document in DOCUMENTS:
+        text = (ROOT / document).read_text(encoding="utf-8")
+        commands = re.findall(r"(?:`|^)make ((?:[a-z-]+ ?)+)", text, flags=re.MULTILINE)
+        assert {name for command in commands for name in command.split()} <= targets, document
+    assert "`make demo`" in README and "`make test`" in README
+
+
+def test_every_relative_link_and_named_file_exists():
+    for document in DOCUMENTS:
+        path = ROOT / document
+        text = path.read_text(encoding="utf-8")
+        for link in re.findall(r"\]\(([^)\s]+)\)", text):
+            if not re.match(r"https?://", link):
+                assert (path.parent / link.split("#")[0]).exists(), f"{document}: {link}"
+        for place in re.findall(r"\b(?:recipes|tests|trl_dt2it)/[\w/]+(?:\.py|\.yaml)?\b", text):
+            assert (ROOT / place).exists(), f"{document}: {place}"
+
+
+def table_of_families() -> dict[str, list[str]]:
+    text = (ROOT / "docs/models.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:3] == "| `"]
+    return {row[0].strip("`"): row[1:] for row in rows}
+
+
+def test_every_family_has_its_row():
+    table = table_of_families()
+    assert sorted(table) == sorted(SUPPORTED_MODEL_TYPES)
+    classes = {config.model_type: cls for config, cls in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.items()}
+    for family, row in table.items():
+        assert row[0].strip("`") == classes[family].__name__
+        assert row[1:4] == ["yes"] * 3
+
+
+@pytest.mark.parametrize("family", SUPPORTED_MODEL_TYPES)
+def test_the_column_of_pixel_limits_is_true(family):
+    processor = load_processing_class(family_dir(family))
+    if table_of_families()[family][4] == "yes":
+        set_pixel_limits(processor, min_pixels=1024, max_pixels=4096)
+        assert processor.image_processor.size["longest_edge"] == 4096
+    else:
+        with pytest.raises((ValueError, TypeError)):
+            set_pixel_limits(processor, max_pixels=4096)
+
+
+def test_the_readme_names_every_loss_and_every_setting_it_names_exists():
+    for loss in LOSS_TYPES:
+        assert f"`{loss}`" in README
+    fields = MultimodalRewardConfig.__dataclass_fields__
+    for name in ("image_root", "allowed_image_hosts", "on_bad_row", "max_length", "freeze_vision_tower"):
+        assert name in README and name in fields
+    assert PAPER["citation"] in README

@@ -1,0 +1,50 @@
+"""The one error of this package's checks, and the reasons that it may have."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+
+Reason = Literal[
+    "missing_column",  # `chosen` or `rejected` is absent, or the prompt is empty
+    "not_conversational",  # neither strings nor well-formed messages, or images without messages
+    "empty_answer",  # nothing but white space to judge
+    "equal_answers",  # nothing to prefer
+    "placeholder_count",  # as many image or video blocks as images or videos
+    "image_in_answer",  # images belong to the prompt
+    "block_type",  # a content block that is not a bare placeholder or text
+    "special_token",  # text that the tokenizer would read as control tokens
+    "bad_strength",
+    "bad_weight",
+    "bad_margin",
+    "image_missing",  # no such file, no such address, or `None`
+    "image_corrupt",  # does not decode
+    "image_too_large",  # too many pixels or bytes
+    "image_outside_root",  # leaves the folder that images may come from
+    "image_url",  # an address that is not allowed
+    "image_type",  # not a kind of object that holds an image
+    "too_long",  # reserved: more tokens than `max_length`
+]
+REASONS: tuple[str, ...] = get_args(Reason)
+
+
+class RowError(ValueError):
+    """
+    A row that cannot be used.
+
+    The message is one sentence without the row's name; whoever knows the row puts [`row_name`] in front.
+
+    Args:
+        reason (`str`):
+            One of [`REASONS`].
+        message (`str`):
+            What is wrong, in which field, and what to do.
+    """
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        # Both go into `args`, so that the error survives the trip back from a worker process.
+        super().__init__(reason, message)
+        self.reason: Reason = reason
+
+    def __str__(self) -> str:
+        return self.args[1]

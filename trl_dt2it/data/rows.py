@@ -1,0 +1,66 @@
+"""Reading a row, before and after it is checked: its images, its name, the blocks of a message."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .errors import RowError
+
+
+SIDES = ("chosen", "rejected")
+
+
+def row_images(row: Mapping[str, Any]) -> list[Any]:
+    """
+    The row's images, from `images` or `image`, as they are.
+
+    Args:
+        row (`Mapping[str, Any]`):
+            The row.
+
+    Returns:
+        `list`: empty if the row has none.
+
+    Raises:
+        [`RowError`]: `image_type` if `images` is not a list, or if both columns hold images.
+    """
+    images, image = row.get("images"), row.get("image")
+    if images is None:
+        images = []
+    if not isinstance(images, (list, tuple)):
+        raise RowError(
+            "image_type", f"`images` is of type {type(images).__name__}; it must be a list, also of a single image."
+        )
+    if image is None:
+        return list(images)
+    if images:
+        raise RowError("image_type", "both `images` and `image` hold images; keep one of the two columns.")
+    return [image]
+
+
+def row_name(row: Mapping[str, Any], index: int | None = None) -> str:
+    """
+    How an error names a row.
+
+    Args:
+        row (`Mapping[str, Any]`):
+            The row.
+        index (`int`, *optional*):
+            Its place in the data set.
+
+    Returns:
+        `str`: the row's `pair_id` if it has one, otherwise `"row {index}"`, or `"row"` where the place is not known.
+    """
+    pair_id = row.get("pair_id")
+    if pair_id is not None and pair_id != "":
+        return str(pair_id)
+    return "row" if index is None else f"row {index}"
+
+
+def blocks(message: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The content of a message as blocks; a string is one text block."""
+    content = message.get("content")
+    if content is None:
+        return []
+    return [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
