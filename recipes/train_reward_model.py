@@ -56,7 +56,9 @@ def load_data(script_args, dataset_args, seed):
     if script_args.dataset_name == DIGITS:
         from trl_dt2it.demo.digits import make_digits
 
-        options = json.loads(script_args.digits) if isinstance(script_args.digits, str) else dict(script_args.digits or {})
+        options = (
+            json.loads(script_args.digits) if isinstance(script_args.digits, str) else dict(script_args.digits or {})
+        )
         clean = {name: value for name, value in options.items() if name not in ("noise", "style_bias")}
         return {
             script_args.dataset_train_split: make_digits("train", script_args.num_train_pairs, seed=seed, **options),
@@ -173,14 +175,17 @@ def report(summary):
     table = Table(title="Reward model trained", show_header=False)
     if "eval_accuracy" in summary:
         table.add_row("held-out pair accuracy", f"{summary['eval_accuracy']:.4f}")
-    table.add_row("training", f"{summary['train_seconds']:.0f} s, {summary['steps']} steps, loss {summary['loss_type']}")
+    table.add_row(
+        "training", f"{summary['train_seconds']:.0f} s, {summary['steps']} steps, loss {summary['loss_type']}"
+    )
     if "example" in summary:
         example = summary["example"]
         table.add_row("reloaded, chosen", f"{example['chosen_reward']:+.3f}  {example['chosen']}")
         table.add_row("reloaded, rejected", f"{example['rejected_reward']:+.3f}  {example['rejected']}")
-    table.add_row("model and card", str(path.parent))
-    table.add_row("summary", str(path))
     console.print(table)
+    # Outside of the table, where a long path is not cut.
+    console.print(f"Model, processor and card: {path.parent}", soft_wrap=True, highlight=False)
+    console.print(f"Figures:                   {path}", soft_wrap=True, highlight=False)
 
 
 def make_parser():

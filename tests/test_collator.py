@@ -161,7 +161,9 @@ def test_system_message_and_several_turns():
     text = processor.tokenizer.decode(batch["input_ids"][0])
     assert text.index("You judge") < text.index("Hello") < text.index("Good day") < text.index("<|image_pad|>")
     model = load_reward_model(family_dir("qwen3_vl"))
-    torch.testing.assert_close(rewards(model, batch), rewards_one_by_one("qwen3_vl", model, [row]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        rewards(model, batch), rewards_one_by_one("qwen3_vl", model, [row]), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_arrow_round_trip_changes_nothing():

@@ -314,7 +314,9 @@ def test_saved_and_reloaded_gives_the_same_reward(family, tmp_path):
 def test_lora_saved_reloaded_and_merged_gives_the_same_reward(family, tmp_path):
     data = make_dataset(3)
     lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
-    trainer = trainer_for(family, tmp_path, data, {"learning_rate": 1e-2, "freeze_vision_tower": True}, peft_config=lora)
+    trainer = trainer_for(
+        family, tmp_path, data, {"learning_rate": 1e-2, "freeze_vision_tower": True}, peft_config=lora
+    )
     assert lora.modules_to_save is None  # the user's object is left alone
     trainer.train()
     trainable = {name for name, p in trainer.model.named_parameters() if p.requires_grad}

@@ -33,7 +33,9 @@ def launch(script: str, num_processes: int, *arguments: str) -> str:
 
 
 def train(output: Path, num_processes: int, per_device: int, family: str, **options) -> dict:
-    launch("train_script.py", num_processes, str(output), str(family_dir(family)), str(per_device), json.dumps(options))
+    launch(
+        "train_script.py", num_processes, str(output), str(family_dir(family)), str(per_device), json.dumps(options)
+    )
     return json.loads((output / "result.json").read_text())
 
 
