@@ -8,14 +8,22 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForSequenceClassification, AutoProcessor, Qwen3Config, Qwen3ForSequenceClassification
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoProcessor,
+    BitsAndBytesConfig,
+    Qwen3Config,
+    Qwen3ForSequenceClassification,
+)
 from trl import RewardConfig, RewardTrainer
 
 from trl_dt2it import MultimodalRewardConfig, MultimodalRewardTrainer, load_reward_model
 from trl_dt2it.data.schema import RowError
+from trl_dt2it.demo.tiny import build_tiny_vlm
 from trl_dt2it.freezing import part_of
 
-from .families import example_images, family_dir
+from .families import FAMILIES, example_images, family_dir
 from .rows import make_dataset, make_rows, text_rows
 
 
@@ -129,6 +137,17 @@ def test_every_parameter_learns(family, tmp_path):
     # LLaVA reads the vision tower's last layer but one, so that what comes after it is never used.
     allowed = ("vision_tower.encoder.layers.1", "vision_tower.vision_model.encoder.layers.1", "post_layernorm")
     assert all(any(part in name for part in allowed) for name in still) if family == "llava" else not still, still
+    assert np.isfinite(losses(trainer)).all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_trains_in_all_its_parts(family, tmp_path):
+    trainer = trainer_for(family, tmp_path, make_dataset(2, num_images=(1, 2)))
+    before = weights(trainer)
+    trainer.train()
+    changed = {name for name, value in weights(trainer).items() if not torch.equal(value, before[name])}
+    assert {part_of(name) for name in changed} == {"language_model", "vision_tower", "projector"}
+    assert "score.weight" in changed
     assert np.isfinite(losses(trainer)).all()
 
 
@@ -333,6 +352,46 @@ def test_lora_saved_reloaded_and_merged_gives_the_same_reward(family, tmp_path):
     merged.save_pretrained(tmp_path / "merged")
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
     torch.testing.assert_close(rewards_of(again, trainer.processing_class, data), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_qlora_in_four_bits(tmp_path):
+    """bitsandbytes on the CPU, under bf16 autocast, which TRL's bf16 adapters need."""
+    base = build_tiny_vlm(tmp_path / "base", hidden_size=128, vision_hidden_size=128)
+    four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    data = make_dataset(4)
+    trainer = MultimodalRewardTrainer(
+        base,
+        args=config(tmp_path, bf16=True, learning_rate=1e-2),
+        train_dataset=data,
+        peft_config=LoraConfig(r=4, target_modules="all-linear"),
+        quantization_config=four_bits,
+    )
+    assert any(type(module).__name__ == "Linear4bit" for module in trainer.model.modules())
+    assert trainer.model.is_quantized
+    trainer.train()
+    assert losses(trainer)[-1] < losses(trainer)[0]
+    trainer.save_model(tmp_path)
+    reloaded = load_reward_model(tmp_path, allow_new_head=False, quantization_config=four_bits, dtype="bfloat16")
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = rewards_of(trainer.model, trainer.processing_class, data)
+        actual = rewards_of(reloaded, trainer.processing_class, data)
+    torch.testing.assert_close(actual.float(), expected.float(), rtol=0.05, atol=0.1)
+
+
+def test_an_adapter_without_its_head_is_refused(tmp_path):
+    trainer = trainer_for(
+        "qwen3_vl", tmp_path, make_dataset(2), peft_config=LoraConfig(r=2, target_modules="all-linear")
+    )
+    trainer.save_model(tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    kept = {name: value for name, value in load_file(path).items() if "score" not in name}
+    save_file(kept, path)
+    with pytest.raises(ValueError, match="has no `score` head among its weights"):
+        load_reward_model(tmp_path)
+    torch.save(kept, tmp_path / "adapter_model.bin")
+    path.unlink()
+    with pytest.raises(OSError, match="adapter_model.safetensors"):
+        load_reward_model(tmp_path)
 
 
 @pytest.mark.parametrize("family", MAIN_FAMILIES)

@@ -11,6 +11,7 @@ import os
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from safetensors import safe_open
 from torch import nn
 from transformers import (
     CONFIG_MAPPING,
@@ -24,13 +25,13 @@ from transformers import (
 )
 from transformers.modeling_layers import GenericForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
-from transformers.utils import find_adapter_config_file, logging
+from transformers.utils import cached_file, find_adapter_config_file, logging
 
 
 logger = logging.get_logger(__name__)
 
 # The families whose loading, saving, scoring and training the tests prove (`docs/models.md`). Registered with
-# `AutoModelForSequenceClassification` on import of the package.
+# `AutoModelForSequenceClassification` on import of this module.
 SUPPORTED_MODEL_TYPES = (
     "aya_vision",
     "gemma3",
@@ -108,7 +109,9 @@ class GenericRewardModel(_Base):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info=False, **kwargs):
         """As [`~transformers.PreTrainedModel.from_pretrained`], but a weight that is missing, left over or of another
-        shape raises `ValueError`: a reward model with a random head or language model gives numbers all the same."""
+        shape raises `ValueError`: a reward model with a random head or language model gives numbers all the same.
+        Pickled weights are refused unless `use_safetensors=None` is given."""
+        kwargs = {"use_safetensors": True, **kwargs}
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         # A pair, because of `output_loading_info=True`; the annotation knows the model alone.
         model, info = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
@@ -300,6 +303,7 @@ def _replace_head(native: PreTrainedModel, cls: type[PreTrainedModel]) -> PreTra
 def _load_adapter(name_or_path: str | os.PathLike, *, revision: str, trust_remote_code: bool, **kwargs: Any):
     """Loads a PEFT adapter on its base model; the head must come with the adapter or with the base."""
     from peft import PeftConfig, PeftModel
+    from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
     peft_config = PeftConfig.from_pretrained(str(name_or_path), revision=revision)
     base = load_reward_model(
@@ -309,6 +313,14 @@ def _load_adapter(name_or_path: str | os.PathLike, *, revision: str, trust_remot
         allow_new_head="score" in (peft_config.modules_to_save or []),
         **kwargs,
     )
+    # PEFT would take a pickle if there were no safetensors, and only warn if the head were not among the weights.
+    weights = cached_file(name_or_path, SAFETENSORS_WEIGHTS_NAME, revision=revision)
+    with safe_open(weights, "pt") as file:
+        has_head = any("score" in key.split(".") for key in file.keys())
+    if not has_head and "score" in (peft_config.modules_to_save or []):
+        raise ValueError(
+            f"The adapter {name_or_path} has no `score` head among its weights; its rewards would be random."
+        )
     return PeftModel.from_pretrained(base, name_or_path, revision=revision).eval()
 
 

@@ -53,7 +53,7 @@ def set_pixel_limits(
     # In the families with pixel limits the class's default size has these two keys, and they hold areas, not edges, in
     # spite of their names. The others name one edge, or height and width.
     image_processor = processing_class.image_processor if isinstance(processing_class, ProcessorMixin) else None
-    if image_processor is None or set(type(image_processor).size) != {"shortest_edge", "longest_edge"}:
+    if image_processor is None or set(type(image_processor).size or ()) != {"shortest_edge", "longest_edge"}:
         raise ValueError(
             f"`min_pixels` and `max_pixels` have no effect on {type(processing_class).__name__}, which has no pixel "
             "limits; leave them out."
