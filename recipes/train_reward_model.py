@@ -119,9 +119,13 @@ def main(script_args, training_args, model_args, dataset_args):
     metrics = trainer.evaluate() if eval_dataset is not None else {}
 
     trainer.save_model(training_args.output_dir)
-    trainer.create_model_card(dataset_name=script_args.dataset_name)
+    # A card can link to a set on the Hub only.
+    hub_dataset = script_args.dataset_name
+    if hub_dataset is not None and ("/" not in hub_dataset or Path(hub_dataset).exists()):
+        hub_dataset = None
+    trainer.create_model_card(dataset_name=hub_dataset)
     if training_args.push_to_hub:
-        trainer.push_to_hub(dataset_name=script_args.dataset_name)
+        trainer.push_to_hub(dataset_name=hub_dataset)
 
     state.wait_for_everyone()
     if state.is_main_process:

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
+from trl_dt2it.loading import load_processing_class, set_pixel_limits
 from trl_dt2it.losses import LOSS_TYPES
 from trl_dt2it.model_card import PAPER
 from trl_dt2it.modeling import SUPPORTED_MODEL_TYPES
-from trl_dt2it.processing import load_processing_class, set_pixel_limits
 from trl_dt2it.reward_config import MultimodalRewardConfig
 
 from .families import example_images, family_dir

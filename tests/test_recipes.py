@@ -61,8 +61,8 @@ def test_the_papers_setting(recipe):
 
 def test_wrong_keys_and_words_fail(recipe, tmp_path):
     digits = yaml.safe_load((ROOT / "recipes/configs/digits.yaml").read_text())
-    (tmp_path / "a.yaml").write_text(yaml.safe_dump({**digits, "learnin_rate": 1.0}))
-    with pytest.raises(ValueError, match="learnin_rate"):
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump({**digits, "learningrate": 1.0}))
+    with pytest.raises(ValueError, match="learningrate"):
         parse(recipe, tmp_path / "a.yaml")
     (tmp_path / "b.yaml").write_text(yaml.safe_dump({**digits, "loss_type": "hinge"}))
     with pytest.raises(ValueError, match="`loss_type` is 'hinge'; choose one of auto, bt"):

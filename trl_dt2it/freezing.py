@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import re
+from typing import Any
 
 from peft import PeftConfig
 from torch import nn
@@ -71,27 +73,37 @@ def freeze(model: nn.Module, *, vision_tower: bool = False, projector: bool = Fa
     return total
 
 
-def keep_adapters_out(peft_config: PeftConfig, *, vision_tower: bool = False, projector: bool = False) -> None:
+def with_reward_head(
+    peft_config: PeftConfig, *, keep_out_of_vision_tower: bool = False, keep_out_of_projector: bool = False
+) -> PeftConfig:
     """
-    Keeps PEFT from adapting frozen parts, which `target_modules="all-linear"` would; a user's own `exclude_modules`
-    stays.
+    A copy of a PEFT configuration that trains and saves the `score` head with the adapters.
 
     Args:
         peft_config ([`~peft.PeftConfig`]):
-            Changed in place.
-        vision_tower (`bool`, *optional*, defaults to `False`):
-            Whether to leave out the vision tower.
-        projector (`bool`, *optional*, defaults to `False`):
-            Whether to leave out the projector.
+            The user's configuration, left as it is.
+        keep_out_of_vision_tower (`bool`, *optional*, defaults to `False`):
+            Whether adapters stay out of the vision tower, which `target_modules="all-linear"` would adapt. A
+            user's own `exclude_modules` goes before.
+        keep_out_of_projector (`bool`, *optional*, defaults to `False`):
+            The same for the projector.
+
+    Returns:
+        [`~peft.PeftConfig`]
     """
-    if not (vision_tower or projector) or getattr(peft_config, "exclude_modules", None) is not None:
-        return
+    config: Any = copy.deepcopy(peft_config)  # the attributes below are those of most, not of all configurations
+    config.task_type = "SEQ_CLS"
+    modules = list(getattr(config, "modules_to_save", None) or [])
+    config.modules_to_save = modules if "score" in modules else [*modules, "score"]
+    parts = (keep_out_of_vision_tower, keep_out_of_projector)
+    if not any(parts) or getattr(config, "exclude_modules", None) is not None:
+        return config
     is_projector = rf".*\b({'|'.join(map(re.escape, PROJECTOR_NAMES))})\b.*"
     is_vision = rf".*\b({'|'.join(map(re.escape, VISION_TOWER_NAMES))})\b.*"
-    if vision_tower and projector:
-        pattern = f"({is_projector}|{is_vision})"
-    elif projector:
-        pattern = is_projector
-    else:
-        pattern = f"(?!{is_projector}){is_vision}"
-    peft_config.exclude_modules = pattern  # type: ignore[attr-defined]
+    patterns = {
+        (True, True): f"({is_projector}|{is_vision})",
+        (False, True): is_projector,
+        (True, False): f"(?!{is_projector}){is_vision}",
+    }
+    config.exclude_modules = patterns[parts]
+    return config

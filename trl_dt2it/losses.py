@@ -33,6 +33,29 @@ LOSS_TYPES: tuple[str, ...] = get_args(LossType)
 STRENGTH_LOSS_TYPES = ("margin", "scaled", "strength_margin", "ordinal")
 
 
+def loss_type_for(loss_type: str, *, has_strength: bool) -> str:
+    """
+    The loss that a configuration's `loss_type` stands for.
+
+    Args:
+        loss_type (`str`):
+            `"auto"` or one of `LOSS_TYPES`.
+        has_strength (`bool`):
+            Whether the training set has a `strength` column.
+
+    Returns:
+        `str`: one of `LOSS_TYPES`.
+
+    Raises:
+        `ValueError`: if the loss means nothing without strengths and there are none.
+    """
+    if loss_type == "auto":
+        return "strength_margin" if has_strength else "bt"
+    if loss_type in STRENGTH_LOSS_TYPES and not has_strength:
+        raise ValueError(f'`loss_type="{loss_type}"` needs a `strength` column in the train set.')
+    return loss_type
+
+
 def pairwise_loss(
     rewards_chosen: torch.Tensor,
     rewards_rejected: torch.Tensor,

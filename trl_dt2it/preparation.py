@@ -5,18 +5,21 @@ Images stay undecoded; the collator decodes them, safely, when their batch comes
 
 from __future__ import annotations
 
+import copy
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from accelerate import PartialState
 from datasets import Dataset, Image, IterableDataset, List
+from transformers import ProcessorMixin
 from transformers.utils import logging
 
 from .collator import MultimodalPreferenceCollator
 from .data.images import check_image
 from .data.schema import RowError, check_row, row_images, row_name
+from .reward_config import MultimodalRewardConfig
 
 
 logger = logging.get_logger(__name__)
@@ -24,9 +27,71 @@ logger = logging.get_logger(__name__)
 AnyDataset: TypeAlias = Dataset | IterableDataset
 
 
+def column_names(dataset: AnyDataset) -> list[str]:
+    """Columns of a data set; of a streamed one that does not tell, those of its first row."""
+    return dataset.column_names or list(next(iter(dataset)))
+
+
+def prepare_dataset(
+    dataset: AnyDataset, *, name: str, collator: MultimodalPreferenceCollator, args: MultimodalRewardConfig
+) -> AnyDataset:
+    """
+    Makes a data set ready for the collator: every row checked, long ones left out, images left encoded.
+
+    Doing it twice is the same as doing it once.
+
+    Args:
+        dataset (`Dataset` or `IterableDataset`):
+            Preference rows.
+        name (`str`):
+            Name of the set in messages and files; `"train"` is the one to train on.
+        collator ([`MultimodalPreferenceCollator`]):
+            The collator that the rows are for.
+        args ([`MultimodalRewardConfig`]):
+            `on_bad_row`, `image_check`, `max_length`, `dataset_num_proc` and `output_dir` are read.
+
+    Returns:
+        `Dataset` or `IterableDataset`
+
+    Raises:
+        `ValueError`: if columns are missing, if there are images and the model reads text only, or as
+        [`set_bad_rows_aside`] and [`leave_out_long_rows`] say.
+    """
+    columns = set(column_names(dataset))
+    if not {"chosen", "rejected"} <= columns and not {"chosen_ids", "rejected_ids"} <= columns:
+        raise ValueError(
+            f"The {name} set has the columns {', '.join(sorted(columns))}; it needs `chosen` and `rejected` (and "
+            "`prompt`, unless both begin with it)."
+        )
+    dataset = leave_images_encoded(dataset)
+    if "chosen_ids" not in columns:
+        if not isinstance(collator.processing_class, ProcessorMixin) and {"image", "images"} & columns:
+            raise ValueError(
+                f"The {name} set has images, but the model reads text only; use a vision-language model, or remove "
+                "the column."
+            )
+        dataset = set_bad_rows_aside(
+            dataset,
+            name=name,
+            collator=collator,
+            image_check=args.image_check,
+            on_bad_row=args.on_bad_row,
+            output_dir=cast(str, args.output_dir),
+            num_proc=args.dataset_num_proc,
+        )
+    if args.max_length is not None:
+        dataset = leave_out_long_rows(
+            dataset, name=name, collator=collator, max_length=args.max_length, num_proc=args.dataset_num_proc
+        )
+    if isinstance(dataset, IterableDataset) and name != "train" and "row_index" not in columns:
+        # A streamed set has no length, so that the rows that pad its last batch cannot be told by counting.
+        dataset = dataset.map(lambda _, index: {"row_index": index}, with_indices=True)
+    return dataset
+
+
 def leave_images_encoded(dataset: AnyDataset) -> AnyDataset:
     """
-    Casts `image` and `images` so that rows hold bytes and paths instead of decoded images.
+    Makes rows hold bytes and paths instead of decoded images, without touching the data.
 
     `datasets` decodes whatever a row points to, paths outside of the data set included; the collator's own loader
     does not.
@@ -35,8 +100,13 @@ def leave_images_encoded(dataset: AnyDataset) -> AnyDataset:
     if isinstance(features.get("image"), Image):
         dataset = dataset.cast_column("image", Image(decode=False))
     images = features.get("images")
-    if isinstance(images, List) and isinstance(images.feature, Image):
-        dataset = dataset.cast_column("images", List(Image(decode=False)))
+    if isinstance(images, List) and isinstance(images.feature, Image) and images.feature.decode:
+        encoded = List(Image(decode=False))
+        if isinstance(dataset, IterableDataset):
+            return dataset.cast_column("images", encoded)
+        # `cast_column` would write the whole set, images and all, into a new file, though nothing in it changes.
+        dataset = copy.deepcopy(dataset)
+        dataset.info.features["images"] = encoded
     return dataset
 
 

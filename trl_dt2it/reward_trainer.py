@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
@@ -19,7 +18,6 @@ from transformers import (
     PreTrainedTokenizerBase,
     ProcessorMixin,
     TrainerCallback,
-    set_seed,
 )
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.trainer_utils import EvalLoopOutput, HubStrategy, TrainOutput
@@ -28,16 +26,16 @@ from trl import RewardConfig, RewardTrainer
 
 from .collator import MultimodalPreferenceCollator
 from .data.images import ImageOptions
-from .freezing import freeze, keep_adapters_out
-from .losses import STRENGTH_LOSS_TYPES, pair_weight, pairwise_loss
+from .freezing import freeze, with_reward_head
+from .loading import load_for_training, load_processing_class, set_pixel_limits
+from .losses import loss_type_for, pair_weight, pairwise_loss
 from .model_card import PAPER, push_checkpoint, push_model, write_model_card
-from .modeling import load_reward_model, mark_as_reward_model
-from .preparation import leave_images_encoded, leave_out_long_rows, set_bad_rows_aside
-from .processing import load_processing_class, set_pixel_limits
+from .modeling import mark_as_reward_model
+from .preparation import column_names, prepare_dataset
 from .rendering import ProcessingClass, get_tokenizer
 from .reward_config import MultimodalRewardConfig
 from .reward_metrics import PairRecord, TrainMetrics, evaluation_metrics
-from .strength import StrengthNormalizer, fit_strength
+from .strength import fit_dataset_strength
 
 
 COLUMNS = [
@@ -71,7 +69,7 @@ class MultimodalRewardTrainer(RewardTrainer):
         args ([`MultimodalRewardConfig`], *optional*):
             Configuration. By default, one with the output directory `<model>-Reward`.
         data_collator (`DataCollator`, *optional*):
-            By default [`MultimodalPreferenceCollator`].
+            By default [`MultimodalPreferenceCollator`]; another one has to give what that gives.
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
             Preference rows: conversational or plain, with explicit or implicit prompt; `images` or `image`; and, if
             wanted, `strength`, `weight`, `margin`, `source` and `pair_id`.
@@ -133,7 +131,7 @@ class MultimodalRewardTrainer(RewardTrainer):
         init_kwargs = dict(cast("dict[str, Any] | None", args.model_init_kwargs) or {})
         name_or_path = model if isinstance(model, str) else model.config._name_or_path
         if isinstance(model, str):
-            model = _load_model(model, args, init_kwargs, quantization_config)
+            model = load_for_training(model, args, init_kwargs, quantization_config)
             quantization_config = None
         if model.config.num_labels != 1:
             raise ValueError(
@@ -149,7 +147,11 @@ class MultimodalRewardTrainer(RewardTrainer):
         if args.freeze_vision_tower or args.freeze_projector:
             freeze(model, vision_tower=args.freeze_vision_tower, projector=args.freeze_projector)
         if peft_config is not None:
-            peft_config = _with_head(peft_config, args)
+            peft_config = with_reward_head(
+                peft_config,
+                keep_out_of_vision_tower=args.freeze_vision_tower,
+                keep_out_of_projector=args.freeze_projector,
+            )
 
         # Read by `_prepare_dataset`, which RewardTrainer's `__init__` calls.
         self._collator = MultimodalPreferenceCollator(
@@ -162,7 +164,6 @@ class MultimodalRewardTrainer(RewardTrainer):
             pad_to_multiple_of=cast("int | None", args.pad_to_multiple_of),
             add_dummy_image=args.world_size > 1,
         )
-        self._normalizer: StrengthNormalizer | None = None
         self.loss_type = args.loss_type
         is_multimodal = isinstance(processing_class, ProcessorMixin)
         # TRL's DPO trainer does the same: rows without images leave the vision tower without gradients, and some
@@ -199,11 +200,8 @@ class MultimodalRewardTrainer(RewardTrainer):
         if is_multimodal and args.chat_template_path is not None:
             processing_class.chat_template = get_tokenizer(processing_class).chat_template
         self.model.config.pad_token_id = get_tokenizer(processing_class).pad_token_id
-        self._collator.normalizer = self._normalizer
         self._train_metrics = TrainMetrics()
         self._eval_records: list[PairRecord] = []
-
-    # ------------------------------------------------------------------------------------------------------- data
 
     def _prepare_dataset(
         self,
@@ -213,72 +211,18 @@ class MultimodalRewardTrainer(RewardTrainer):
         dataset_name: str,
     ) -> Dataset | IterableDataset:
         args = cast(MultimodalRewardConfig, args)
-        dataset = leave_images_encoded(dataset)
-        columns = dataset.column_names or list(next(iter(dataset)))
-        if not {"chosen", "rejected"} <= set(columns) and not {"chosen_ids", "rejected_ids"} <= set(columns):
-            raise ValueError(
-                f"The {dataset_name} set has the columns {', '.join(columns)}; it needs `chosen` and `rejected` (and "
-                "`prompt`, unless both begin with it)."
-            )
         if dataset_name == "train":
-            self._fit_strength(dataset, columns, args)
-        if "chosen_ids" not in columns:
-            if not isinstance(self._collator.processing_class, ProcessorMixin) and {"image", "images"} & set(columns):
-                raise ValueError(
-                    f"The {dataset_name} set has images, but the model reads text only; use a vision-language model, "
-                    "or remove the column."
-                )
-            dataset = set_bad_rows_aside(
-                dataset,
-                name=dataset_name,
-                collator=self._collator,
-                image_check=args.image_check,
-                on_bad_row=args.on_bad_row,
-                output_dir=cast(str, args.output_dir),
-                num_proc=args.dataset_num_proc,
+            self.loss_type = loss_type_for(args.loss_type, has_strength="strength" in column_names(dataset))
+        dataset = prepare_dataset(dataset, name=dataset_name, collator=self._collator, args=args)
+        if dataset_name == "train" and "strength" in column_names(dataset):
+            self._collator.normalizer = fit_dataset_strength(
+                dataset, how=args.strength_normalization, neutral=args.neutral_strength
             )
-        if args.max_length is not None:
-            dataset = leave_out_long_rows(
-                dataset,
-                name=dataset_name,
-                collator=self._collator,
-                max_length=args.max_length,
-                num_proc=args.dataset_num_proc,
-            )
-        if isinstance(dataset, IterableDataset) and dataset_name != "train" and "row_index" not in columns:
-            # A streamed set has no length, so that the rows that pad its last batch cannot be told by counting.
-            dataset = dataset.map(lambda _, index: {"row_index": index}, with_indices=True)
         return dataset
-
-    def _fit_strength(
-        self, dataset: Dataset | IterableDataset, columns: list[str], args: MultimodalRewardConfig
-    ) -> None:
-        """Settles the loss and, from the training set, the scale of the strengths."""
-        has_strength = "strength" in columns
-        if args.loss_type == "auto":
-            self.loss_type = "strength_margin" if has_strength else "bt"
-        elif args.loss_type in STRENGTH_LOSS_TYPES and not has_strength:
-            raise ValueError(f'`loss_type="{args.loss_type}"` needs a `strength` column in the train set.')
-        if not has_strength:
-            return
-        how, neutral = args.strength_normalization, args.neutral_strength
-        if isinstance(dataset, IterableDataset):
-            if how != "none":
-                raise ValueError(
-                    f'`strength_normalization="{how}"` has to see the whole train set, and it is streamed; scale '
-                    'the `strength` column to [0, 1] and set "none".'
-                )
-            self._normalizer = StrengthNormalizer(how=how, neutral=neutral)
-        else:
-            sources = dataset["source"] if "source" in columns else None
-            self._normalizer = fit_strength(dataset["strength"], sources, how=how, neutral=neutral)
-        self._collator.normalizer = self._normalizer
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
             self._signature_columns = COLUMNS  # type: ignore[assignment]  # known to mypy as None, its first value
-
-    # ------------------------------------------------------------------------------------------------------- loss
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """As in [`~transformers.Trainer`], also after an evaluation on several processes."""
@@ -366,8 +310,6 @@ class MultimodalRewardTrainer(RewardTrainer):
             strength_power=self.args.strength_power,
         )
 
-    # ---------------------------------------------------------------------------------------------------- metrics
-
     def _record(
         self, pairs: dict[str, Any], rewards: torch.Tensor, losses: torch.Tensor, weights: torch.Tensor
     ) -> None:
@@ -405,8 +347,6 @@ class MultimodalRewardTrainer(RewardTrainer):
                 self._metrics["train"].update({name: [value] for name, value in metrics.items()})
                 self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
         super().log(logs, start_time)
-
-    # ----------------------------------------------------------------------------------------------------- saving
 
     def create_model_card(  # type: ignore[override]  # TRL's signature, which is not transformers'
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
@@ -463,28 +403,3 @@ class MultimodalRewardTrainer(RewardTrainer):
             return
         jobs: Any = push_checkpoint(self, checkpoint_folder)  # transformers annotates a list of futures as one future
         self.push_in_progress = PushInProgress(jobs)  # type: ignore[assignment]  # known to mypy as None, as above
-
-
-def _load_model(
-    name_or_path: str,
-    args: MultimodalRewardConfig,
-    init_kwargs: dict[str, Any],
-    quantization_config: BitsAndBytesConfig | None,
-) -> PreTrainedModel:
-    kwargs = {"dtype": "float32", "trust_remote_code": args.trust_remote_code, **init_kwargs}
-    if quantization_config is not None:
-        if "quantization_config" in kwargs:
-            raise ValueError("Give `quantization_config` to the trainer or in `model_init_kwargs`, not both.")
-        kwargs["quantization_config"] = quantization_config
-    set_seed(args.seed)  # the head is drawn at random
-    return load_reward_model(name_or_path, **kwargs)
-
-
-def _with_head(peft_config: PeftConfig, args: MultimodalRewardConfig) -> PeftConfig:
-    """A copy that trains and saves the head with the adapters, and leaves frozen parts alone."""
-    peft_config = copy.deepcopy(peft_config)
-    peft_config.task_type = "SEQ_CLS"
-    modules = list(getattr(peft_config, "modules_to_save", None) or [])
-    peft_config.modules_to_save = modules if "score" in modules else [*modules, "score"]  # type: ignore[attr-defined]
-    keep_adapters_out(peft_config, vision_tower=args.freeze_vision_tower, projector=args.freeze_projector)
-    return peft_config

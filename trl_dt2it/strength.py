@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from datasets import Dataset, IterableDataset
 
 
 STRENGTH_NORMALIZATIONS = ("rank", "quantile", "none")
@@ -95,6 +96,35 @@ def fit_strength(
     known = ~np.isnan(raw)
     seen = {name: np.sort(raw[known & (names == name)]) for name in sorted(set(names.tolist()))}
     return StrengthNormalizer(how=how, neutral=neutral, seen=seen)
+
+
+def fit_dataset_strength(dataset: Dataset | IterableDataset, *, how: str, neutral: float = 0.5) -> StrengthNormalizer:
+    """
+    As [`fit_strength`], for the columns `strength` and `source` of a data set.
+
+    Args:
+        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Training set with a `strength` column.
+        how (`str`):
+            `"rank"`, `"quantile"` or `"none"`.
+        neutral (`float`, *optional*, defaults to `0.5`):
+            What a pair of unknown strength gets.
+
+    Returns:
+        [`StrengthNormalizer`]
+
+    Raises:
+        `ValueError`: if the set is streamed and `how` has to see all of it.
+    """
+    if not isinstance(dataset, IterableDataset):
+        sources = dataset["source"] if "source" in dataset.column_names else None
+        return fit_strength(dataset["strength"], sources, how=how, neutral=neutral)
+    if how != "none":
+        raise ValueError(
+            f'`strength_normalization="{how}"` has to see the whole train set, and it is streamed; scale the '
+            '`strength` column to [0, 1] and set "none".'
+        )
+    return StrengthNormalizer(how=how, neutral=neutral)
 
 
 def _name(source: str | None) -> str:

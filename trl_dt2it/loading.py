@@ -1,12 +1,49 @@
-"""Loading a processor and setting how many pixels it gives an image."""
+"""What a trainer loads by name, the model and its processor, and how many pixels that gives an image."""
 
 from __future__ import annotations
 
 import os
+from typing import Any
 
-from transformers import AutoProcessor, ProcessorMixin
+from transformers import AutoProcessor, BitsAndBytesConfig, PreTrainedModel, ProcessorMixin, set_seed
 
+from .modeling import load_reward_model
 from .rendering import ProcessingClass
+from .reward_config import MultimodalRewardConfig
+
+
+def load_for_training(
+    name_or_path: str,
+    args: MultimodalRewardConfig,
+    init_kwargs: dict[str, Any],
+    quantization_config: BitsAndBytesConfig | None = None,
+) -> PreTrainedModel:
+    """
+    Loads a model to train, in fp32 unless told otherwise, as TRL does.
+
+    Args:
+        name_or_path (`str`):
+            Hub id or directory.
+        args ([`MultimodalRewardConfig`]):
+            `seed`, which a new head depends on, and `trust_remote_code` are read.
+        init_kwargs (`dict[str, Any]`):
+            `args.model_init_kwargs`, passed on to [`load_reward_model`].
+        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
+            Quantisation.
+
+    Returns:
+        [`~transformers.PreTrainedModel`]
+
+    Raises:
+        `ValueError`: if the quantisation is given twice, or as [`load_reward_model`] says.
+    """
+    kwargs = {"dtype": "float32", "trust_remote_code": args.trust_remote_code, **init_kwargs}
+    if quantization_config is not None:
+        if "quantization_config" in kwargs:
+            raise ValueError("Give `quantization_config` to the trainer or in `model_init_kwargs`, not both.")
+        kwargs["quantization_config"] = quantization_config
+    set_seed(args.seed)
+    return load_reward_model(name_or_path, **kwargs)
 
 
 def load_processing_class(
