@@ -3,8 +3,9 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 ACCELERATE := $(BIN)/accelerate launch --config_file recipes/accelerate/cpu.yaml
-# What the pip install is made from: it is done again when one of these changes.
-INSTALLED := $(VENV)/.installed-trl-dt2it
+# Says from which checkout, and from which dependencies, the package was installed last.
+STAMP := $(VENV)/.installed-trl-dt2it
+STATE := $(CURDIR) $(shell cksum pyproject.toml)
 
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
@@ -15,13 +16,22 @@ export TOKENIZERS_PARALLELISM ?= false
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 18
 
-$(INSTALLED): pyproject.toml
+# $(call pip_install,EXTRAS): unless it is done, with these extras or with all of dev's.
+define pip_install
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
-	@touch $@
+	@case "$$(cat $(STAMP) 2>/dev/null)" in "$(STATE) [dev]"|"$(STATE) $(1)") ;; *) \
+		echo "Installing into $(VENV); the first time takes some minutes."; \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.$(1)' \
+		&& echo "$(STATE) $(1)" > $(STAMP);; esac
+endef
 
 .PHONY: install
-install: $(INSTALLED)  ## Make the virtual environment and install the package into it
+install:  ## Make the virtual environment and install the package into it, where that is not done
+	$(call pip_install,)
+
+.PHONY: install-dev
+install-dev:  ## The same with what the tests and checks need
+	$(call pip_install,[dev])
 
 .PHONY: demo
 demo: train-digits  ## From nothing to a trained reward model: install, train on real handwriting, evaluate, score
@@ -31,28 +41,28 @@ train-digits: install  ## Train a small reward model on handwritten digits (a fe
 	$(ACCELERATE) recipes/train_reward_model.py --config recipes/configs/digits.yaml
 
 .PHONY: test
-test: install  ## Run the tests (under 15 minutes on 2 cores)
+test: install-dev  ## Run the tests (under 15 minutes on 2 cores)
 	$(BIN)/python -m pytest
 
 .PHONY: check
-check: install  ## Lint, formatting, types and spelling
+check: install-dev  ## Lint, formatting, types and spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/typos
 
 .PHONY: format
-format: install  ## Put the code into shape
+format: install-dev  ## Put the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 .PHONY: docs
-docs: install  ## Build the documentation into site/
+docs: install-dev  ## Build the documentation into site/
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check '.[docs]'
 	$(BIN)/mkdocs build --strict
 
 .PHONY: bench
-bench: install  ## Measure; each benchmark prints a table and writes JSON into benchmarks/results
+bench: install-dev  ## Measure; each benchmark prints a table and writes JSON into benchmarks/results
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 .PHONY: clean

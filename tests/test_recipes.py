@@ -77,8 +77,12 @@ def test_flash_attention_falls_back_with_a_warning(caplog):
     assert usable_attention("eager") == "eager" and usable_attention(None) is None
 
 
-def launch(tmp_path: Path, *arguments: str) -> dict:
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "recipes/accelerate/cpu.yaml"]
+ONE_PROCESS = ("--config_file", "recipes/accelerate/cpu.yaml")
+TWO_PROCESSES = ("--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no")
+
+
+def launch(tmp_path: Path, *arguments: str, flags: tuple[str, ...] = ONE_PROCESS) -> dict:
+    command = [sys.executable, "-m", "accelerate.commands.launch", *flags]
     command += ["recipes/train_reward_model.py", "--config", "recipes/configs/digits.yaml"]
     command += ["--output_dir", str(tmp_path), "--num_train_pairs", "64", "--num_eval_pairs", "30", *arguments]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env={**os.environ})
@@ -94,6 +98,16 @@ def test_a_short_run_of_the_digits_recipe(tmp_path):
     assert 0 <= summary["eval_accuracy"] <= 1 and summary["train_seconds"] > 0
     assert summary["example"]["chosen"] != summary["example"]["rejected"]
     assert (tmp_path / "model.safetensors").is_file() and (tmp_path / "README.md").is_file()
+
+
+def test_two_processes_by_accelerate_launch(tmp_path):
+    one = launch(tmp_path / "one", "--num_train_epochs", "1")
+    halved = ("--num_train_epochs", "1", "--per_device_train_batch_size", "16")
+    two = launch(tmp_path / "two", *halved, flags=(*TWO_PROCESSES, "--dynamo_backend", "no"))
+    assert one["steps"] == two["steps"] == 2
+    # 30 pairs do not divide by 2 x 100; every one counts once.
+    assert one["eval_accuracy"] == pytest.approx(two["eval_accuracy"], abs=1e-9)
+    assert one["eval_loss"] == pytest.approx(two["eval_loss"], rel=1e-3)
 
 
 def test_lora_by_flags(tmp_path):

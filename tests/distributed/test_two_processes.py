@@ -83,6 +83,16 @@ def test_a_streamed_evaluation_set_counts_each_row_once(tmp_path):
         assert stream["before"][name] == pytest.approx(memory["before"][name], rel=1e-5), name
 
 
+def test_resumed_on_two_processes_equals_the_undisturbed_run_bitwise(tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 1}
+    whole = train(tmp_path, 2, 2, "qwen3_vl", **options)
+    expected = load_file(tmp_path / "model.safetensors")
+    resumed = train(tmp_path, 2, 2, "qwen3_vl", resume=str(tmp_path / "checkpoint-1"), **options)
+    assert [entry["loss"] for entry in resumed["log"]] == [entry["loss"] for entry in whole["log"]]
+    actual = load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(actual[name], value) for name, value in expected.items())
+
+
 def test_a_rank_without_images_does_not_hang(tmp_path):
     """Alternating rows with and without an image: in each step one rank has text alone."""
     result = train(tmp_path, 2, 1, "qwen3_vl", num_images=[1, 0], train_sampling_strategy="sequential")

@@ -13,6 +13,7 @@ def main(output_dir: str, base: str, per_device: int, options: dict) -> None:
 
     torch.set_num_threads(1)
     stream = options.pop("stream", False)
+    resume = options.pop("resume", None)
     num_images = tuple(options.pop("num_images", (1, 2, 0)))
     columns = {"strength": [float(i % 5) for i in range(8)], "weight": [1.0, 0.5, 2.0, 1.0, 0.0, 3.0, 1.0, 1.0]}
     train = make_dataset(8, num_images=num_images, **columns)
@@ -33,9 +34,8 @@ def main(output_dir: str, base: str, per_device: int, options: dict) -> None:
         report_to="none",
         use_cpu=True,
         bf16=False,
-        save_strategy="no",
         disable_tqdm=True,
-        **options,
+        **{"save_strategy": "no", **options},
     )
     trainer = MultimodalRewardTrainer(
         base,
@@ -45,7 +45,7 @@ def main(output_dir: str, base: str, per_device: int, options: dict) -> None:
         compute_metrics=compute_metrics,
     )
     before = trainer.evaluate()
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resume)
     after = trainer.evaluate()
     if trainer.accelerator.is_main_process:
         trainer.save_model(output_dir)
