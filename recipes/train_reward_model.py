@@ -25,6 +25,7 @@ from trl_dt2it import MultimodalRewardConfig
 # Names that stand for what `trl_dt2it.demo` makes on the spot instead of for something on the Hub or on disk.
 DIGITS = "digits"
 TINY = "tiny-qwen3-vl"
+FILE_BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 
 @dataclass
@@ -67,7 +68,12 @@ def load_data(script_args, dataset_args, seed):
     if dataset_args.datasets:
         return get_dataset(dataset_args)
     if not script_args.dataset_name:
-        raise ValueError("Give `dataset_name` (a Hub id or a directory), or a mixture under `datasets`.")
+        raise ValueError("Give `dataset_name` (a Hub id, a directory or a file), or a mixture under `datasets`.")
+    builder = FILE_BUILDERS.get(Path(script_args.dataset_name).suffix)
+    if builder is not None:
+        if not Path(script_args.dataset_name).is_file():
+            raise ValueError(f"`dataset_name` is {script_args.dataset_name}, but there is no such file.")
+        return load_dataset(builder, data_files=script_args.dataset_name, streaming=script_args.dataset_streaming)
     if (Path(script_args.dataset_name) / "dataset_dict.json").is_file():
         return load_from_disk(script_args.dataset_name)
     return load_dataset(
@@ -193,7 +199,9 @@ def report(summary):
 
 
 def make_parser():
-    return TrlParser((RewardScriptArguments, MultimodalRewardConfig, ModelConfig, DatasetMixtureConfig))
+    # Without `allow_abbrev=False`, `--learning_rat` would be taken for `--learning_rate`.
+    parts = (RewardScriptArguments, MultimodalRewardConfig, ModelConfig, DatasetMixtureConfig)
+    return TrlParser(parts, allow_abbrev=False)
 
 
 if __name__ == "__main__":

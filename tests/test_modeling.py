@@ -190,6 +190,11 @@ def test_unsupported_family_is_an_error_that_lists_the_supported_ones(tmp_path):
         load_reward_model(tmp_path)
 
 
+def test_a_directory_that_is_not_there(tmp_path):
+    with pytest.raises(ValueError, match="There is no directory .*nowhere to load a model from"):
+        load_reward_model(tmp_path / "nowhere")
+
+
 def test_more_than_one_label_is_an_error(tmp_path):
     load_reward_model(family_dir("llava")).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())

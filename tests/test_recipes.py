@@ -69,6 +69,21 @@ def test_wrong_keys_and_words_fail(recipe, tmp_path):
         parse(recipe, tmp_path / "b.yaml")
 
 
+def test_a_misspelt_flag_is_not_taken_for_another(recipe):
+    with pytest.raises(ValueError, match="--learning_rat"):
+        parse(recipe, ROOT / "recipes/configs/digits.yaml", "--learning_rat", "1.0")
+
+
+def test_data_from_a_file(recipe, tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    arguments = ("--dataset_name", str(path))
+    script, _, _, mixture = parse(recipe, ROOT / "recipes/configs/digits.yaml", *arguments)
+    with pytest.raises(ValueError, match="but there is no such file"):
+        recipe.load_data(script, mixture, 0)
+    path.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    assert recipe.load_data(script, mixture, 0)["train"][0] == {"prompt": "a", "chosen": "b", "rejected": "c"}
+
+
 def test_flash_attention_falls_back_with_a_warning(caplog):
     from trl_dt2it.attention import usable_attention
 

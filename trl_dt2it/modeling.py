@@ -225,9 +225,13 @@ def load_reward_model(
         evaluation mode. A new head is drawn from torch's global generator: call [`~transformers.set_seed`] before.
 
     Raises:
-        `ValueError`: if the family is not supported (the message lists those that are), if weights are missing or
-        left over, if the checkpoint has more than one label, or if it has no head and `allow_new_head=False`.
+        `ValueError`: if there is no such directory, if the family is not supported (the message lists those that
+        are), if weights are missing or left over, if the checkpoint has more than one label, or if it has no head and
+        `allow_new_head=False`.
     """
+    is_path = os.path.isabs(name_or_path) or str(name_or_path).startswith((".", "~"))
+    if is_path and not os.path.isdir(name_or_path):
+        raise ValueError(f"There is no directory {name_or_path} to load a model from.")
     hub: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
     if find_adapter_config_file(str(name_or_path), revision=revision) is not None:
         return _load_adapter(name_or_path, dtype=dtype, attn_implementation=attn_implementation, **hub, **kwargs)

@@ -69,7 +69,7 @@ class TrainMetrics:
         everywhere = accelerator.gather(local[None])  # (processes, 7)
         pairs, wins, differences, rewards, tokens = everywhere[:, :5].sum(0).tolist()
         low, high = everywhere[:, 5].min().item(), everywhere[:, 6].max().item()
-        self.__init__()  # type: ignore[misc]
+        self.sums, self.low, self.high = None, torch.tensor(float("inf")), torch.tensor(float("-inf"))
         return {
             "min_reward": low,
             "mean_reward": rewards / (2 * pairs),

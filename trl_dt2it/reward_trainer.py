@@ -228,7 +228,8 @@ class MultimodalRewardTrainer(RewardTrainer):
         """As in [`~transformers.Trainer`], also after an evaluation on several processes."""
         # An evaluation before training marks the bare model as prepared, so that training would not wrap it in DDP:
         # each process would train by itself, without a word.
-        if self.model_wrapped is self.model and not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+        is_bare = self.model_wrapped is self.model and not (self.is_deepspeed_enabled or self.is_fsdp_enabled)
+        if is_bare and self.accelerator.num_processes > 1:
             self.model._is_accelerate_prepared = False  # type: ignore[assignment]  # torch: only tensors and modules
             self.accelerator._models.clear()
         return super().train(*args, **kwargs)

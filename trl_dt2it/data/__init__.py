@@ -3,9 +3,9 @@
 from .errors import REASONS, RowError
 from .identity import content_id
 from .images import check_image, load_image
+from .locations import ImageOptions
 from .rows import row_images, row_name
 from .schema import check_row, special_token_pattern
-from .sources import ImageOptions
 
 
 __all__ = [

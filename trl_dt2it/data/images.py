@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from .errors import RowError
-from .sources import ImageOptions, open_encoded
+from .locations import ImageOptions, open_encoded
 
 
 __all__ = ["FORMATS", "ImageOptions", "check_image", "load_image"]
