@@ -146,26 +146,30 @@ def main(script_args, training_args, model_args, dataset_args):
             **{name: value for name, value in metrics.items() if not name.endswith(("_runtime", "_per_second"))},
         }
         if eval_dataset is not None and not script_args.dataset_streaming and not model_args.use_peft:
-            summary["example"] = score_again(training_args.output_dir, eval_dataset)
+            summary["example"] = score_again(trainer)
         report(summary)
     trainer.end()
 
 
-def score_again(model_dir, eval_dataset):
+def score_again(trainer):
     """Reloads what was saved as anybody would, and scores one held-out pair."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoProcessor
 
     from trl_dt2it import MultimodalPreferenceCollator
 
+    # The trainer's rows and places: checked, with the images still encoded and found under `image_root`.
+    row, model_dir = trainer.eval_dataset[0], trainer.args.output_dir
     model = AutoModelForSequenceClassification.from_pretrained(model_dir).eval()
-    batch = MultimodalPreferenceCollator(AutoProcessor.from_pretrained(model_dir))([eval_dataset[0]])
+    processor = AutoProcessor.from_pretrained(model_dir)
+    batch = MultimodalPreferenceCollator(processor, image_options=trainer.data_collator.image_options)([row])
     del batch["pairs"]
     with torch.no_grad():
         chosen, rejected = model(**batch).logits[:, 0].tolist()
-    row = eval_dataset[0]
-    last = {side: row[side][-1]["content"] for side in ("chosen", "rejected")}
-    text = {side: c if isinstance(c, str) else c[0]["text"] for side, c in last.items()}
+    text = {}
+    for side in ("chosen", "rejected"):
+        answer = row[side] if isinstance(row[side], str) else row[side][-1]["content"]
+        text[side] = answer if isinstance(answer, str) else answer[0]["text"]
     return {
         "chosen": text["chosen"],
         "chosen_reward": chosen,

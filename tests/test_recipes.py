@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from .families import example_images
+
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "recipes" / "configs").rglob("*.yaml"))
@@ -113,6 +115,20 @@ def test_a_short_run_of_the_digits_recipe(tmp_path):
     assert 0 <= summary["eval_accuracy"] <= 1 and summary["train_seconds"] > 0
     assert summary["example"]["chosen"] != summary["example"]["rejected"]
     assert (tmp_path / "model.safetensors").is_file() and (tmp_path / "README.md").is_file()
+
+
+def test_a_run_on_ones_own_file_and_images(tmp_path):
+    (tmp_path / "photos").mkdir()
+    lines = []
+    for index in range(8):
+        example_images(1, seed=index)[0].save(tmp_path / "photos" / f"{index}.png")
+        sides = {side: [{"role": "assistant", "content": f"It is {side}."}] for side in ("chosen", "rejected")}
+        prompt = [{"role": "user", "content": "What is it?"}]
+        lines.append(json.dumps({"images": [f"{index}.png"], "prompt": prompt, **sides}))
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
+    own = ("--dataset_name", str(tmp_path / "pairs.jsonl"), "--image_root", str(tmp_path / "photos"))
+    summary = launch(tmp_path / "out", *own, "--dataset_test_split", "train", "--num_train_epochs", "1")
+    assert summary["steps"] == 1 and summary["example"]["chosen"] == "It is chosen."
 
 
 def test_two_processes_by_accelerate_launch(tmp_path):

@@ -56,7 +56,7 @@ class _RegisterOnImport:
             execute(module)
             import_module(".modeling", __name__)  # registers the classes
 
-        spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
+        spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]  # on this one loader
         return spec
 
 

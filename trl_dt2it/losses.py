@@ -122,7 +122,7 @@ def pairwise_loss(
     if loss_type in ("bt", "scaled"):
         loss = -logsigmoid(delta)
     elif loss_type in ("margin", "strength_margin"):
-        loss = -logsigmoid(delta - margin_scale * strength.float())  # type: ignore[union-attr]
+        loss = -logsigmoid(delta - margin_scale * strength.float())  # type: ignore[union-attr]  # not None here
     elif loss_type == "soft":
         target = torch.ones_like(delta) if strength is None else 0.5 + 0.5 * strength.float()
         target = target * (1 - label_smoothing) + 0.5 * label_smoothing
@@ -130,7 +130,7 @@ def pairwise_loss(
     elif loss_type == "btt":
         loss = _rao_kupper(delta, is_tie, tie_factor)
     elif loss_type == "ordinal":
-        loss = _ordinal(delta, strength.float(), ordinal_thresholds)  # type: ignore[union-attr]
+        loss = _ordinal(delta, strength.float(), ordinal_thresholds)  # type: ignore[union-attr]  # nor here: checked above
     else:
         raise ValueError(f"Unknown loss_type {loss_type!r}; choose one of {', '.join(LOSS_TYPES)}.")
 

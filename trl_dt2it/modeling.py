@@ -310,13 +310,6 @@ def _load_adapter(name_or_path: str | os.PathLike, *, revision: str, trust_remot
     from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
     peft_config = PeftConfig.from_pretrained(str(name_or_path), revision=revision)
-    base = load_reward_model(
-        peft_config.base_model_name_or_path,
-        revision=peft_config.revision,
-        trust_remote_code=trust_remote_code,
-        allow_new_head="score" in (peft_config.modules_to_save or []),
-        **kwargs,
-    )
     # PEFT would take a pickle if there were no safetensors, and only warn if the head were not among the weights.
     weights = cached_file(name_or_path, SAFETENSORS_WEIGHTS_NAME, revision=revision)
     with safe_open(weights, "pt") as file:
@@ -325,6 +318,13 @@ def _load_adapter(name_or_path: str | os.PathLike, *, revision: str, trust_remot
         raise ValueError(
             f"The adapter {name_or_path} has no `score` head among its weights; its rewards would be random."
         )
+    base = load_reward_model(
+        peft_config.base_model_name_or_path,
+        revision=peft_config.revision,
+        trust_remote_code=trust_remote_code,
+        allow_new_head="score" in (peft_config.modules_to_save or []),
+        **kwargs,
+    )
     return PeftModel.from_pretrained(base, name_or_path, revision=revision).eval()
 
 
