@@ -1,12 +1,33 @@
-"""Which attention implementation can run here."""
+"""Attention of branches behind a shared prefix, and which implementation can run here.
+
+Every implementation comes in a form that also reads rows with a [`~trl_dt2it.shared_prefix.SharedPrefix`] layout; given
+a row without one, it does what it always does. So the language model keeps one implementation, and a layer that is
+computed again for gradient checkpointing finds the same one.
+"""
 
 from __future__ import annotations
 
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
 import torch
+from torch import nn
+from torch.nn.attention.bias import causal_lower_right
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.flash_attention import get_target_dtype
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_flash_attention_utils import _flash_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import is_flash_attn_2_available, logging
 
 
+if TYPE_CHECKING:
+    from .shared_prefix import SharedPrefix
+
 logger = logging.get_logger(__name__)
+
+# Goes before the name of the implementation that it is made of.
+SHARED_PREFIX = "shared_prefix_"
 
 
 def usable_attention(implementation: str | None) -> str | None:
@@ -30,3 +51,132 @@ def usable_attention(implementation: str | None) -> str | None:
         return implementation
     logger.warning(f'`attn_implementation="flash_attention_2"` cannot run because {reason}; "sdpa" is used instead.')
     return "sdpa"
+
+
+def register_shared_prefix_attention(implementation: str) -> str:
+    """
+    Makes the form of an attention implementation that also reads shared prefixes known to transformers.
+
+    Args:
+        implementation (`str`):
+            `"sdpa"`, or a FlashAttention implementation: `"flash_attention_2"`, `"flash_attention_3"` or a kernel of
+            the Hub.
+
+    Returns:
+        `str`: its name, for `set_attn_implementation`.
+    """
+    name = SHARED_PREFIX + implementation.replace("/", "--")  # a slash would be taken for a kernel of the Hub
+    if implementation == "sdpa":
+        AttentionInterface.register(name, sdpa_attention)
+        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+    else:
+        AttentionInterface.register(name, partial(flash_attention, implementation=implementation))
+        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS["flash_attention_2"])
+    return name
+
+
+def sdpa_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    shared_prefix: SharedPrefix | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """
+    torch's scaled dot-product attention, one call a segment.
+
+    Args:
+        module (`nn.Module`):
+            The attention layer.
+        query (`torch.Tensor` of shape `(1, heads, T, D)`):
+            Queries of a packed row.
+        key, value (`torch.Tensor` of shape `(1, key-value heads, T, D)`):
+            Keys and values.
+        attention_mask (`torch.Tensor`, *optional*):
+            Read without `shared_prefix` only.
+        shared_prefix ([`~trl_dt2it.shared_prefix.SharedPrefix`], *optional*):
+            Layout of the row.
+        kwargs:
+            Passed on.
+
+    Returns:
+        `tuple`: the result, of shape `(1, T, heads, D)`, and `None`.
+    """
+    attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    if shared_prefix is None:
+        return attend(module, query, key, value, attention_mask, **kwargs)
+    results = []
+    for start, stop, prefix, prefix_stop in shared_prefix.segments:
+        keys, values, mask = key[:, :, start:stop], value[:, :, start:stop], None
+        if prefix != prefix_stop:
+            keys = torch.cat([key[:, :, prefix:prefix_stop], keys], dim=2)
+            values = torch.cat([value[:, :, prefix:prefix_stop], values], dim=2)
+            if stop - start > 1:
+                mask = _lower_right_mask(shared_prefix, stop - start, prefix_stop - prefix)
+        results.append(attend(module, query[:, :, start:stop], keys, values, mask, **kwargs)[0])
+    return torch.cat(results, dim=1), None
+
+
+def _lower_right_mask(shared_prefix: SharedPrefix, num_queries: int, num_prefix: int) -> torch.Tensor:
+    """On CUDA the fused kernels know this mask by name; elsewhere torch would write it out in every layer."""
+    if shared_prefix.device.type == "cuda":
+        return causal_lower_right(num_queries, num_prefix + num_queries)
+    return shared_prefix.mask(num_queries, num_prefix)
+
+
+def flash_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    shared_prefix: SharedPrefix | None = None,
+    *,
+    implementation: str,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """
+    FlashAttention, one call a row: queries and keys of all segments with their own lengths, where the causal mask is
+    aligned to the bottom right.
+
+    Args:
+        module, query, key, value, attention_mask, shared_prefix:
+            As in [`sdpa_attention`].
+        implementation (`str`):
+            The FlashAttention implementation.
+        scaling (`float`, *optional*):
+            Factor of the scores.
+        dropout (`float`, *optional*, defaults to `0.0`):
+            Dropout of the attention weights.
+        is_causal (`bool`, *optional*):
+            Read without `shared_prefix` only.
+        kwargs:
+            Passed on.
+
+    Returns:
+        `tuple`: the result, of shape `(1, T, heads, D)`, and `None`.
+    """
+    query, key, value = (states.transpose(1, 2) for states in (query, key, value))
+    if shared_prefix is not None:
+        key, value = (states[:, shared_prefix.key_index] for states in (key, value))
+        attention_mask, is_causal = None, True
+        kwargs = {**kwargs, **shared_prefix.varlen}
+    result = _flash_attention_forward(
+        query,
+        key,
+        value,
+        attention_mask,
+        query_length=query.shape[1],
+        is_causal=module.is_causal if is_causal is None else is_causal,
+        dropout=dropout,
+        softmax_scale=scaling,
+        target_dtype=get_target_dtype(query, module),
+        attn_implementation=implementation,
+        **kwargs,
+    )
+    return result, None

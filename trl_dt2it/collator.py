@@ -1,4 +1,4 @@
-"""From preference rows to one batch: images decoded and preprocessed once per pair, tokens padded on the right."""
+"""From preference rows to one batch: images decoded and preprocessed once per pair, tokens in one row or in two."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from .rendering import (
     Rendered,
     encode_branches,
     get_tokenizer,
+    image_token_ids,
     lacks_special_tokens,
     render_branches,
     render_conversation,
 )
+from .shared_prefix import pack_branches
 from .strength import StrengthNormalizer
 
 
@@ -30,8 +32,9 @@ class MultimodalPreferenceCollator:
     """
     Makes a batch of B preference rows.
 
-    The batch holds 2B token rows: first all chosen, then all rejected, as in TRL. An image is decoded and preprocessed
-    once per pair.
+    Without `share_prefix` the batch holds 2B padded token rows: first all chosen, then all rejected, as in TRL. With
+    it, the batch is one row without padding in which each prompt stands once. Either way an image is decoded and
+    preprocessed, and then encoded, once per pair.
 
     Args:
         processing_class ([`~transformers.ProcessorMixin`] or [`~transformers.PreTrainedTokenizerBase`]):
@@ -41,19 +44,27 @@ class MultimodalPreferenceCollator:
         normalizer ([`~trl_dt2it.strength.StrengthNormalizer`], *optional*):
             Brings `strength` to [0, 1]. Without it, the batch holds no strength.
         pad_to_multiple_of (`int`, *optional*):
-            Pads the rows to a multiple of this length.
+            Pads rows to a multiple of this length; one row per pair needs no padding.
         add_dummy_image (`bool`, *optional*, defaults to `False`):
-            Whether a batch without any image gets one more row with a blank image, whose reward counts for nothing.
-            Where the vision tower is sharded over processes (FSDP, DeepSpeed ZeRO-3), all have to run it.
+            Whether a batch without any image gets one more conversation with a blank image, whose reward counts for
+            nothing. Where the vision tower is sharded over processes (FSDP, DeepSpeed ZeRO-3), all have to run it.
+        share_prefix (`bool`, *optional*, defaults to `False`):
+            Whether to lay a batch out as one row. The model has to be of a family that can read it
+            ([`~trl_dt2it.shared_prefix.why_not_shared`]). A batch in which the two sides of a pair differ before their
+            last image has two rows per pair all the same.
 
     A row is as described in [`~trl_dt2it.data.schema.check_row`], or has the columns `chosen_ids` and `rejected_ids`.
 
     Returns a dict with
         - `pairs`: `weight` `(B,)` fp32; `strength` `(B,)` fp32 and `is_tie` `(B,)` bool, with a normalizer; `margin`
-          `(B,)` fp32, with that column; `row_index` `(B,)` int64, with that column; `source`, a list of B strings or
-          `None`;
-        - `input_ids` and `attention_mask` `(2B, L)` int64 (one row more with a dummy image), what else the processor
-          gives per token, and its image tensors, the images of the chosen rows first.
+          `(B,)` fp32, with that column; `row_index` `(B,)` int64, with that column; `num_tokens` `(B,)` int64, of both
+          conversations; `source`, a list of B strings or `None`;
+        - with one row per pair: `pair_layout` `(B, 3)` int64, the number of tokens that a pair shares, of chosen's and
+          of rejected's own; `input_ids` `(1, T)` int64, and what else the processor gives per token;
+        - with two: `input_ids` and `attention_mask` `(2B, L)` int64, what else the processor gives per token, and, if
+          there are images, `image_repeats`, 2;
+        - the image tensors of the processor, each image once.
+        A dummy image adds a last conversation: a row `(length - 1, 0, 1)` of the layout, or a row of tokens.
 
     Raises:
         [`~trl_dt2it.data.schema.RowError`]: if a row or one of its images cannot be used; the message names the row.
@@ -64,27 +75,38 @@ class MultimodalPreferenceCollator:
     normalizer: StrengthNormalizer | None = None
     pad_to_multiple_of: int | None = None
     add_dummy_image: bool = False
+    share_prefix: bool = False
 
     def __post_init__(self) -> None:
         self.special_tokens = special_token_pattern(get_tokenizer(self.processing_class))
+        self.image_token_ids = image_token_ids(self.processing_class)
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        rows: list[list[dict[str, torch.Tensor]]]  # chosen and rejected of each pair
+        images: dict[str, torch.Tensor] = {}
+        if "chosen_ids" in examples[0]:
+            rows = [
+                [{"input_ids": torch.tensor(e[side])} for side in ("chosen_ids", "rejected_ids")] for e in examples
+            ]
+        else:
+            rendered = [self.render(example, index) for index, example in enumerate(examples)]
+            branches, images = encode_branches(rendered, self.processing_class)
+            rows = [list(pair) for pair in zip(*branches, strict=True)]
+        dummy: list[list[dict[str, torch.Tensor]]] = []
+        if not images and self.add_dummy_image and isinstance(self.processing_class, ProcessorMixin):
+            dummy, images = encode_branches([self._dummy_row()], self.processing_class)
+
         # `pairs` comes first, and in it a vector of length B: Trainer takes the batch size from the first tensor.
         batch: dict[str, Any] = {"pairs": self._pairs(examples)}
-        if "chosen_ids" in examples[0]:
-            token_rows = [
-                {"input_ids": torch.tensor(e[side])} for side in ("chosen_ids", "rejected_ids") for e in examples
-            ]
-            return {**batch, **self._pad(token_rows)}
-
-        rows = [self.render(example, index) for index, example in enumerate(examples)]
-        tokens, images = encode_branches(rows, self.processing_class)
-        token_rows = [row for branch in tokens for row in branch]
-        if images:
-            images = {key: torch.cat([value] * len(tokens)) for key, value in images.items()}
-        elif self.add_dummy_image and isinstance(self.processing_class, ProcessorMixin):
-            dummy, images = encode_branches([self._dummy_row()], self.processing_class)
+        batch["pairs"]["num_tokens"] = torch.tensor([sum(len(side["input_ids"]) for side in row) for row in rows])
+        packed = pack_branches([*rows, *dummy], self.image_token_ids) if self.share_prefix else None
+        if packed is not None:
+            return {**batch, **packed, **images}
+        token_rows = [row[side] for side in range(2) for row in rows]
+        if dummy:
             token_rows += dummy[0]
+        elif images:
+            batch["image_repeats"] = 2
         return {**batch, **self._pad(token_rows), **images}
 
     def render(self, example: Mapping[str, Any], index: int | None = None) -> Rendered:

@@ -27,6 +27,9 @@ from transformers.modeling_layers import GenericForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from transformers.utils import cached_file, find_adapter_config_file, logging
 
+from .image_features import encode_once
+from .shared_forward import last_hidden_states, use_shared_prefix
+
 
 logger = logging.get_logger(__name__)
 
@@ -76,29 +79,47 @@ class GenericRewardModel(_Base):
         labels: torch.Tensor | None = None,
         use_cache: bool | None = False,
         return_dict: bool | None = None,
+        pair_layout: torch.Tensor | None = None,
+        image_repeats: int = 1,
         **kwargs: Any,
     ) -> SequenceClassifierOutputWithPast | tuple:
         r"""
         Args:
             input_ids (`torch.LongTensor` of shape `(R, L)`):
-                Token ids of R conversations, padded on either side.
+                Token ids of R conversations, padded on either side; or, with `pair_layout`, of shape `(1, T)`, all
+                conversations in one row.
             attention_mask (`torch.Tensor` of shape `(R, L)`, *optional*):
                 1 for real tokens, 0 for padding. Without it, every token is real.
             labels (`torch.Tensor` of shape `(R,)`, *optional*):
                 Target rewards; the loss is then the mean squared error of `problem_type="regression"`.
+            pair_layout (`torch.Tensor` of shape `(G, 1 + N)`, *optional*):
+                The row holds G groups of conversations that begin alike: the number of tokens that a group shares,
+                and of those that each of its N conversations goes on with, 0 for one that is not there. R is the
+                number of conversations, and `logits` holds the first of every group, the second of every group, ...
+            image_repeats (`int`, *optional*, defaults to 1):
+                The rows come in this many blocks that show the same images, which are given, and encoded, once.
             kwargs:
                 Everything else that the family's base model takes: `pixel_values`, `image_grid_thw`, ...
 
         Returns:
             [`~transformers.modeling_outputs.SequenceClassifierOutputWithPast`]: `logits` has shape `(R, 1)` and the
             dtype of the head.
+
+        Raises:
+            `ValueError`: if there is a `pair_layout` and the model cannot read one row per pair.
         """
-        outputs = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache, **kwargs)
-        hidden_states = outputs.last_hidden_state  # (R, L, H)
-        if attention_mask is None:
-            last_hidden = hidden_states[:, -1]
+        if pair_layout is not None:
+            use_shared_prefix(self)
+            last_hidden = last_hidden_states(self.model, cast(torch.Tensor, input_ids), pair_layout, **kwargs)
         else:
-            last_hidden = hidden_states[torch.arange(len(hidden_states)), last_real_token(attention_mask)]
+            if image_repeats > 1:
+                kwargs = encode_once(cast(PreTrainedModel, self.model), kwargs, image_repeats)
+            outputs = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache, **kwargs)
+            hidden_states = outputs.last_hidden_state  # (R, L, H)
+            if attention_mask is None:
+                last_hidden = hidden_states[:, -1]
+            else:
+                last_hidden = hidden_states[torch.arange(len(hidden_states)), last_real_token(attention_mask)]
         logits = self.score(last_hidden)  # (R, 1): the head runs on the tokens that are read, not on all
         loss = None
         if labels is not None:

@@ -45,6 +45,14 @@ def get_tokenizer(processing_class: ProcessingClass) -> PreTrainedTokenizerBase:
     return processing_class.tokenizer if isinstance(processing_class, ProcessorMixin) else processing_class
 
 
+def image_token_ids(processing_class: ProcessingClass) -> set[int]:
+    """Ids of the tokens that stand for pieces of an image or a video; none for a tokenizer."""
+    if not isinstance(processing_class, ProcessorMixin):
+        return set()
+    ids = (getattr(processing_class, f"{kind}_token_id", None) for kind in ("image", "video"))
+    return {token_id for token_id in ids if token_id is not None}
+
+
 def render_branches(row: Mapping[str, Any], images: list[Image.Image], processing_class: ProcessingClass) -> Rendered:
     """
     Renders both conversations of a preference row with the chat template.

@@ -35,6 +35,7 @@ from .preparation import column_names, prepare_dataset
 from .rendering import ProcessingClass, get_tokenizer
 from .reward_config import MultimodalRewardConfig
 from .reward_metrics import PairRecord, TrainMetrics, evaluation_metrics
+from .shared_forward import decide_share_prefix
 from .strength import fit_dataset_strength
 
 
@@ -163,6 +164,7 @@ class MultimodalRewardTrainer(RewardTrainer):
             ),
             pad_to_multiple_of=cast("int | None", args.pad_to_multiple_of),
             add_dummy_image=args.world_size > 1,
+            share_prefix=decide_share_prefix(args.share_prefix, model),
         )
         self.loss_type = args.loss_type
         is_multimodal = isinstance(processing_class, ProcessorMixin)
@@ -297,8 +299,7 @@ class MultimodalRewardTrainer(RewardTrainer):
 
         rewards = torch.stack([chosen, rejected], dim=1).detach().float()
         if self.model.training:
-            num_tokens = inputs["attention_mask"][: 2 * num_pairs].sum()
-            self._train_metrics.add(rewards[:, 0], rewards[:, 1], num_tokens)
+            self._train_metrics.add(rewards[:, 0], rewards[:, 1], pairs["num_tokens"].sum())
         else:
             self._record(pairs, rewards, losses.detach(), weights)
         return (loss, {"logits": rewards}) if return_outputs else loss
