@@ -1,7 +1,7 @@
 """Attention of branches behind a shared prefix, and which implementation can run here.
 
-Every implementation comes in a form that also reads rows with a [`~trl_dt2it.shared_prefix.SharedPrefix`] layout; given
-a row without one, it does what it always does. So the language model keeps one implementation, and a layer that is
+An implementation comes in a form that also reads rows with a [`~trl_dt2it.shared_prefix.SharedPrefix`] layout; given a
+row without one, it does what it always does. So the language model keeps one implementation, and a layer that is
 computed again for gradient checkpointing finds the same one.
 """
 

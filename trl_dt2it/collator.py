@@ -50,7 +50,7 @@ class MultimodalPreferenceCollator:
             nothing. Where the vision tower is sharded over processes (FSDP, DeepSpeed ZeRO-3), all have to run it.
         share_prefix (`bool`, *optional*, defaults to `False`):
             Whether to lay a batch out as one row. The model has to be of a family that can read it
-            ([`~trl_dt2it.shared_prefix.why_not_shared`]). A batch in which the two sides of a pair differ before their
+            ([`~trl_dt2it.shared_forward.why_not_shared`]). A batch in which the two sides of a pair differ before their
             last image has two rows per pair all the same.
 
     A row is as described in [`~trl_dt2it.data.schema.check_row`], or has the columns `chosen_ids` and `rejected_ids`.

@@ -106,7 +106,8 @@ def use_shared_prefix(model: PreTrainedModel) -> None:
         return
     if (reason := why_not_shared(model)) is not None:
         raise ValueError(f"{type(model).__name__} cannot read one row per pair: it {reason}.")
-    decoder.set_attn_implementation(register_shared_prefix_attention(attention))
+    # Not by `set_attn_implementation`, which would look for a kernel of this name.
+    decoder.config._attn_implementation = register_shared_prefix_attention(attention)
 
 
 def last_hidden_states(
