@@ -106,6 +106,7 @@ LLAVA_NEXT_TEMPLATE = (
 LLAVA_ONEVISION_TEMPLATE = (
     "{%- for m in messages %}{{- '<|im_start|>' + m['role'] + ' ' }}"
     + _IMAGES_FIRST
+    + _IMAGES_FIRST.replace("image", "video")
     + "{%- if m['role'] != 'assistant' %}{{- '\n' }}{%- endif %}"
     + _TEXTS
     + "{{- '<|im_end|>' }}{%- endfor %}"

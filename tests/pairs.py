@@ -36,7 +36,11 @@ def collate(family: str, rows: list[dict], **kwargs) -> dict:
 def plain_two_rows(batch: dict) -> dict:
     """Two rows as everybody makes them: the images of every pair twice, and nothing of ours in the forward pass."""
     repeats = batch.get("image_repeats", 1)
-    images = {name for name in batch if name.startswith(("pixel_", "image_", "video_", "batch_num_", "second_per_"))}
+    images = {
+        name
+        for name in batch
+        if name.startswith(("pixel_", "image_", "video_", "batch_num_", "num_frames_", "second_per_"))
+    }
     return {
         name: torch.cat([value] * repeats) if name in images else value
         for name, value in batch.items()

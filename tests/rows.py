@@ -47,6 +47,16 @@ def make_rows(num_rows: int, *, seed: int = 0, num_images=(1, 2, 0), **columns) 
     return rows
 
 
+def video_rows(num_frames=(4, 4), *, seed: int = 0) -> list[dict]:
+    """Rows with a video each, of so many frames of one size; the first at 2 frames a second, the others at 1."""
+    rows = make_rows(len(num_frames), seed=seed, num_images=(0,))
+    for index, (row, count) in enumerate(zip(rows, num_frames, strict=True)):
+        frames = [png(frame.resize((40, 32))) for frame in example_images(count, seed=seed * 100 + index)]
+        row["prompt"][0]["content"].insert(0, {"type": "video"})
+        row["videos"] = [frames if index == 0 else {"frames": frames, "fps": 1.0}]
+    return rows
+
+
 def make_dataset(num_rows: int, **kwargs) -> Dataset:
     rows = make_rows(num_rows, **kwargs)
     features = Dataset.from_list([{k: v for k, v in row.items() if k != "images"} for row in rows]).features

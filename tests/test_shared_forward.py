@@ -13,7 +13,7 @@ from trl_dt2it import (
     load_reward_model,
     modeling,
 )
-from trl_dt2it.rendering import encode_branches
+from trl_dt2it.encoding import encode_branches
 from trl_dt2it.shared_forward import decide_share_prefix, why_not_shared
 from trl_dt2it.shared_prefix import pack_branches
 

@@ -11,7 +11,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.flash_attention import get_target_dtype
@@ -76,7 +75,7 @@ def register_shared_prefix_attention(implementation: str) -> str:
 
 
 def sdpa_attention(
-    module: nn.Module,
+    module: Any,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -127,7 +126,7 @@ def _lower_right_mask(shared_prefix: SharedPrefix, num_queries: int, num_prefix:
 
 
 def flash_attention(
-    module: nn.Module,
+    module: Any,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,

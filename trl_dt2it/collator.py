@@ -12,11 +12,12 @@ from PIL import Image
 from transformers import ProcessorMixin
 
 from .data.images import ImageOptions, load_image
-from .data.schema import RowError, check_row, row_images, row_name, special_token_pattern
+from .data.rows import Video, row_images, row_name, row_videos
+from .data.schema import RowError, check_row, special_token_pattern
+from .encoding import encode_branches
 from .rendering import (
     ProcessingClass,
     Rendered,
-    encode_branches,
     get_tokenizer,
     image_token_ids,
     lacks_special_tokens,
@@ -50,8 +51,8 @@ class MultimodalPreferenceCollator:
             nothing. Where the vision tower is sharded over processes (FSDP, DeepSpeed ZeRO-3), all have to run it.
         share_prefix (`bool`, *optional*, defaults to `False`):
             Whether to lay a batch out as one row. The model has to be of a family that can read it
-            ([`~trl_dt2it.shared_forward.why_not_shared`]). A batch in which the two sides of a pair differ before their
-            last image has two rows per pair all the same.
+            ([`~trl_dt2it.shared_forward.why_not_shared`]). A batch in which the two sides of a pair differ before
+            their last image has two rows per pair all the same.
 
     A row is as described in [`~trl_dt2it.data.schema.check_row`], or has the columns `chosen_ids` and `rejected_ids`.
 
@@ -117,13 +118,17 @@ class MultimodalPreferenceCollator:
             [`~trl_dt2it.data.schema.RowError`]: with the row's name in front of the reason.
         """
         try:
-            check_row(dict(example), special_tokens=self.special_tokens)
-            images = [load_image(image, self.image_options) for image in row_images(dict(example))]
+            check_row(example, special_tokens=self.special_tokens)
+            images = [load_image(image, self.image_options) for image in row_images(example)]
+            videos = [
+                Video([load_image(frame, self.image_options) for frame in video.frames], video.fps)
+                for video in row_videos(example)
+            ]
         except RowError as error:
-            raise RowError(error.reason, f"{row_name(dict(example), index)}: {error}") from error
-        if images and not isinstance(self.processing_class, ProcessorMixin):
+            raise RowError(error.reason, f"{row_name(example, index)}: {error}") from error
+        if (images or videos) and not isinstance(self.processing_class, ProcessorMixin):
             raise ValueError("The row has images, but the model reads text only; use a vision-language model.")
-        return render_branches(example, images, self.processing_class)
+        return render_branches(example, images, self.processing_class, videos)
 
     def lengths(self, example: Mapping[str, Any]) -> tuple[int, int]:
         """Number of tokens of the chosen and of the rejected row, image tokens included and nothing truncated."""

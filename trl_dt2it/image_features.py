@@ -9,11 +9,11 @@ import torch
 from transformers import PreTrainedModel
 
 
-# What a model takes per kind: pixels, the method that encodes them, and the grids that positions are computed from.
-_KINDS = (
-    ("image", "pixel_values", "get_image_features", "image_grid_thw"),
-    ("video", "pixel_values_videos", "get_video_features", "video_grid_thw"),
-)
+# What M-RoPE positions are computed from, besides tokens: one entry an image or video.
+ROPE_INPUTS = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
+
+# What a model takes per kind, and the method that encodes it.
+_KINDS = (("image", "pixel_values", "get_image_features"), ("video", "pixel_values_videos", "get_video_features"))
 
 
 def encode_once(base: PreTrainedModel, inputs: dict[str, Any], repeats: int) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def encode_once(base: PreTrainedModel, inputs: dict[str, Any], repeats: int) -> 
     """
     inputs = dict(inputs)
     outputs = {}
-    for kind, pixels, method, grid in _KINDS:
+    for kind, pixels, method in _KINDS:
         if inputs.get(pixels) is None:
             continue
         encode = getattr(base, method)
@@ -44,8 +44,8 @@ def encode_once(base: PreTrainedModel, inputs: dict[str, Any], repeats: int) -> 
             features.deepstack_features = [_repeat(layer, repeats) for layer in features.deepstack_features]
         outputs[kind] = features
         del inputs[pixels]
-        if grid in inputs:
-            inputs[grid] = torch.cat([inputs[grid]] * repeats)
+    for name in set(ROPE_INPUTS) & set(inputs):
+        inputs[name] = torch.cat([inputs[name]] * repeats)
     return {**inputs, "mm_encoder_outputs": outputs} if outputs else inputs
 
 

@@ -1,21 +1,20 @@
-"""From a preference row to the text and the tokens that the model reads, exactly as a server would render them.
+"""From a preference row to the text that the model reads, exactly as a server would render it.
 
-A row has one prompt (with its images) and several answers, called branches here: chosen and rejected. The images are
-the same in all branches, so they are preprocessed for the first branch and replayed for the others.
+A row has one prompt (with its images and videos) and several answers, called branches here: chosen and rejected.
 """
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
-import torch
 from PIL import Image
-from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from trl import is_conversational, prepare_multimodal_messages
+
+from .data.rows import Video
 
 
 ProcessingClass = PreTrainedTokenizerBase | ProcessorMixin
@@ -33,11 +32,14 @@ class Rendered:
             The images that the texts' placeholders stand for, in reading order.
         add_special_tokens (`bool`):
             Whether the tokenizer still has to add its own special tokens.
+        videos (`list[Video]`):
+            The videos, likewise, with decoded frames.
     """
 
     texts: list[str]
     images: list[Image.Image]
     add_special_tokens: bool = False
+    videos: list[Video] = field(default_factory=list)
 
 
 def get_tokenizer(processing_class: ProcessingClass) -> PreTrainedTokenizerBase:
@@ -53,7 +55,12 @@ def image_token_ids(processing_class: ProcessingClass) -> set[int]:
     return {token_id for token_id in ids if token_id is not None}
 
 
-def render_branches(row: Mapping[str, Any], images: list[Image.Image], processing_class: ProcessingClass) -> Rendered:
+def render_branches(
+    row: Mapping[str, Any],
+    images: list[Image.Image],
+    processing_class: ProcessingClass,
+    videos: Sequence[Video] = (),
+) -> Rendered:
     """
     Renders both conversations of a preference row with the chat template.
 
@@ -65,6 +72,8 @@ def render_branches(row: Mapping[str, Any], images: list[Image.Image], processin
             The row's decoded images.
         processing_class (`ProcessorMixin` or `PreTrainedTokenizerBase`):
             Processor of a vision-language model, or tokenizer of a text model.
+        videos (`Sequence[Video]`, *optional*, defaults to `()`):
+            The row's videos, with decoded frames.
 
     Returns:
         [`Rendered`]: with the chosen branch first.
@@ -83,7 +92,7 @@ def render_branches(row: Mapping[str, Any], images: list[Image.Image], processin
         render_conversation([*(prompt or []), *row[side]], images, processing_class, **kwargs)
         for side in ("chosen", "rejected")
     ]
-    return Rendered(texts, images, add_special_tokens=lacks_special_tokens(texts[0], processing_class))
+    return Rendered(texts, images, lacks_special_tokens(texts[0], processing_class), list(videos))
 
 
 def lacks_special_tokens(text: str, processing_class: ProcessingClass) -> bool:
@@ -134,84 +143,6 @@ def render_conversation(
     clean = [{**message, "content": _without_none(message.get("content"))} for message in messages]
     prepared = prepare_multimodal_messages(clean, list(images))
     return processing_class.apply_chat_template(prepared, tokenize=False, **kwargs)
-
-
-def encode_branches(
-    rows: Sequence[Rendered], processing_class: ProcessingClass
-) -> tuple[list[list[dict[str, torch.Tensor]]], dict[str, torch.Tensor]]:
-    """
-    Tokenises all branches of several rows and preprocesses each image once.
-
-    Args:
-        rows (`Sequence[Rendered]` of length B):
-            Rows with K branches each.
-        processing_class (`ProcessorMixin` or `PreTrainedTokenizerBase`):
-            Processor or tokenizer.
-
-    Returns:
-        `tuple`:
-            - a list of K lists of B dicts: the unpadded token vectors of a branch, `input_ids` and what else the
-              processor gives per token (`mm_token_type_ids`, ...), each of shape `(L,)` and dtype `int64`;
-            - a dict of the image tensors (`pixel_values`, `image_grid_thw`, ...) of the rows with images, in the order
-              of the rows, once for all branches.
-    """
-    num_branches = len(rows[0].texts)
-    tokens: list[list[dict[str, torch.Tensor]]] = [[{} for _ in rows] for _ in range(num_branches)]
-    image_tensors: dict[str, torch.Tensor] = {}
-    with_images = [index for index, row in enumerate(rows) if row.images]
-    tokenizer = get_tokenizer(processing_class)
-
-    for index, row in enumerate(rows):
-        if not row.images:
-            for branch, text in enumerate(row.texts):
-                ids = tokenizer(text, add_special_tokens=row.add_special_tokens)["input_ids"]
-                tokens[branch][index] = {"input_ids": torch.tensor(ids)}
-
-    if with_images:
-        processor = _replaying(cast(ProcessorMixin, processing_class))  # a tokenizer's rows have no images
-        for branch in range(num_branches):
-            batch = processor(
-                text=[rows[index].texts[branch] for index in with_images],
-                images=[rows[index].images for index in with_images],
-                padding=True,
-                padding_side="right",
-                add_special_tokens=rows[with_images[0]].add_special_tokens,
-                return_tensors="pt",
-            )
-            shape = batch["input_ids"].shape
-            is_real = batch.pop("attention_mask").bool()
-            per_token = [key for key, value in batch.items() if value.shape == shape]
-            for position, index in enumerate(with_images):
-                tokens[branch][index] = {key: batch[key][position][is_real[position]] for key in per_token}
-            if branch == 0:
-                image_tensors = {key: value for key, value in batch.items() if key not in per_token}
-    return tokens, image_tensors
-
-
-class _Replay:
-    """An image processor that works once and then gives the same answer again.
-
-    All branches of a batch have the same images in the same order, so that what the processor computes from them (the
-    pixels, and the number of placeholder tokens) is the same in every call."""
-
-    def __init__(self, image_processor: Any) -> None:
-        self._image_processor = image_processor
-        self._result: BatchFeature | None = None
-
-    def __call__(self, *args: Any, **kwargs: Any) -> BatchFeature:
-        if self._result is None:
-            self._result = self._image_processor(*args, **kwargs)
-        return copy.copy(self._result)  # processors pop keys from it
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._image_processor, name)
-
-
-def _replaying(processor: ProcessorMixin) -> ProcessorMixin:
-    """A shallow copy of the processor that preprocesses its images once, however often it is called."""
-    replaying = copy.copy(processor)
-    replaying.image_processor = _Replay(processor.image_processor)
-    return replaying
 
 
 def _without_none(content: Any) -> Any:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedModel
 
 from .attention import SHARED_PREFIX, register_shared_prefix_attention
+from .image_features import ROPE_INPUTS
 from .shared_prefix import SharedPrefix
 
 
@@ -31,11 +30,8 @@ SHARED_PREFIX_MODEL_TYPES = (
     "smolvlm",
 )
 
-# What M-RoPE positions are computed from, besides tokens.
-_ROPE_INPUTS = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
 
-
-def why_not_shared(model: nn.Module) -> str | None:
+def why_not_shared(model: Any) -> str | None:
     """
     Why a model cannot read one row per pair.
 
@@ -63,7 +59,7 @@ def why_not_shared(model: nn.Module) -> str | None:
     return None
 
 
-def decide_share_prefix(wish: str, model: nn.Module) -> bool:
+def decide_share_prefix(wish: str, model: Any) -> bool:
     """
     Whether a model shall read one row per pair.
 
@@ -89,7 +85,7 @@ def decide_share_prefix(wish: str, model: nn.Module) -> bool:
     return reason is None
 
 
-def use_shared_prefix(model: PreTrainedModel) -> None:
+def use_shared_prefix(model: Any) -> None:
     """
     Lets a model's language model read several branches behind one prefix. Rows without a layout are read as before.
 
@@ -110,9 +106,7 @@ def use_shared_prefix(model: PreTrainedModel) -> None:
     decoder.config._attn_implementation = register_shared_prefix_attention(attention)
 
 
-def last_hidden_states(
-    base: PreTrainedModel, input_ids: torch.Tensor, pair_layout: torch.Tensor, **kwargs: Any
-) -> torch.Tensor:
+def last_hidden_states(base: Any, input_ids: torch.Tensor, pair_layout: torch.Tensor, **kwargs: Any) -> torch.Tensor:
     """
     What the language model makes of the last token of each branch.
 
@@ -152,7 +146,7 @@ def last_hidden_states(
 
 
 def _rope_positions(
-    base: PreTrainedModel, input_ids: torch.Tensor, layout: SharedPrefix, kwargs: dict[str, Any]
+    base: Any, input_ids: torch.Tensor, layout: SharedPrefix, kwargs: dict[str, Any]
 ) -> list[torch.Tensor] | None:
     """M-RoPE positions of each prefix and the token behind it, or `None` where positions simply count up."""
     grids = {

@@ -24,6 +24,7 @@ from trl_dt2it.data.schema import (
     content_id,
     row_images,
     row_name,
+    row_videos,
     special_token_pattern,
 )
 
@@ -112,7 +113,7 @@ GOOD = {
         images=[],
         tools=[{"type": "function"}],
     ),
-    "video": row(prompt=user([VIDEO, text("q")]), images=[], videos=["a.mp4"]),
+    "video": row(prompt=user([VIDEO, text("q")]), images=[], videos=[["a.png"]]),
     "literal marker": row(chosen=answer("An <image> tag.")),
 }
 
@@ -158,7 +159,7 @@ BAD = [
     (row(chosen=answer("A cat.") + user("Sure?")), "not_conversational", "`chosen` ends with a user message"),
     ({"prompt": "q", "chosen": "a", "rejected": "b", "images": [PIXELS]}, "not_conversational", "plain strings"),
     ({"chosen": "a", "rejected": "b", "image": PIXELS}, "not_conversational", '{"type": "image"} block'),
-    ({"prompt": "q", "chosen": "a", "rejected": "b", "videos": ["a"]}, "not_conversational", "plain strings"),
+    ({"prompt": "q", "chosen": "a", "rejected": "b", "videos": [["a"]]}, "not_conversational", "plain strings"),
     ({"prompt": user("q"), "chosen": "a", "rejected": "b"}, "not_conversational", "`chosen` is a string"),
     (row(chosen=[]), "empty_answer", "`chosen` has no messages"),
     (row(chosen=answer(" \n\t ")), "empty_answer", "`chosen` is empty"),
@@ -178,7 +179,10 @@ BAD = [
     (row(prompt=user([IMAGE]) + user("q")), "placeholder_count", "a second time"),
     (row(prompt=user([VIDEO])), "placeholder_count", "the row has 1 images"),
     (row(prompt=user([VIDEO]), images=[]), "placeholder_count", "the row has 0 videos"),
-    (row(videos=["a.mp4"]), "placeholder_count", "the row has 1 videos"),
+    (row(prompt=user([VIDEO]), images=[], videos=["a.mp4"]), "video_type", "is of type str; give a list of frames"),
+    (row(prompt=user([VIDEO]), images=[], videos=[[]]), "video_type", "give a list of frames"),
+    (row(prompt=user([VIDEO]), images=[], videos=[{"frames": ["a"], "fps": 0}]), "video_type", "has 0 as `fps`"),
+    (row(videos=[["a.png"]]), "placeholder_count", "the row has 1 videos"),
     (
         row(prompt=..., chosen=user([IMAGE]) + answer("A cat."), rejected=user([text("q")]) + answer("A dog.")),
         "placeholder_count",
@@ -286,6 +290,12 @@ def test_the_error_survives_a_process_border():
     assert (error.reason, str(error)) == ("bad_weight", "No.")
 
 
+def test_row_videos():
+    assert row_videos({}) == row_videos({"videos": None}) == []
+    videos = row_videos({"videos": [["a", "b"], {"frames": ["c"], "fps": 12}, {"frames": ["d"], "fps": None}]})
+    assert videos == [(["a", "b"], 2.0), (["c"], 12.0), (["d"], 2.0)]
+
+
 def test_row_images_and_row_name():
     assert row_images({}) == row_images({"images": None, "image": None}) == []
     assert row_images({"images": ("a", "b")}) == ["a", "b"]
@@ -348,7 +358,7 @@ def test_what_makes_another_row():
         row(prompt=user([text("What is it?"), IMAGE])),
         row(prompt=say("system", [IMAGE, text("What is it?")])),
         row(prompt=None),
-        row(images=[], videos=["a"]),
+        row(images=[], videos=[["a"]]),
         row(tools=[{"type": "function"}]),
         row(chat_template_kwargs={"enable_thinking": False}),
         row(chosen=[{"role": "assistant", "tool_calls": [TOOL_CALL]}]),

@@ -4,7 +4,7 @@ from .errors import REASONS, RowError
 from .identity import content_id
 from .images import check_image, load_image
 from .locations import ImageOptions
-from .rows import row_images, row_name
+from .rows import Video, row_images, row_name, row_videos
 from .schema import check_row, special_token_pattern
 
 
@@ -12,11 +12,13 @@ __all__ = [
     "REASONS",
     "ImageOptions",
     "RowError",
+    "Video",
     "check_image",
     "check_row",
     "content_id",
     "load_image",
     "row_images",
     "row_name",
+    "row_videos",
     "special_token_pattern",
 ]

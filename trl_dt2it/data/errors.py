@@ -23,6 +23,7 @@ Reason = Literal[
     "image_outside_root",  # leaves the folder that images may come from
     "image_url",  # an address that is not allowed
     "image_type",  # not a kind of object that holds an image
+    "video_type",  # not a list of frames
     "too_long",  # reserved: more tokens than `max_length`
 ]
 REASONS: tuple[str, ...] = get_args(Reason)

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from .errors import RowError
-from .rows import SIDES, blocks, row_images
+from .rows import SIDES, blocks, row_images, row_videos
 
 
 def content_id(row: Mapping[str, Any]) -> str:
@@ -35,7 +35,7 @@ def content_id(row: Mapping[str, Any]) -> str:
     """
     content: dict[str, Any] = {field: _canonical(row.get(field)) for field in ("prompt", *SIDES)}
     content["images"] = [_image_identity(image) for image in row_images(row)]
-    content["videos"] = [_image_identity(video) for video in row.get("videos") or []]
+    content["videos"] = [[video.fps, *map(_image_identity, video.frames)] for video in row_videos(row)]
     for field in ("tools", "chat_template_kwargs"):
         content[field] = _without_empty(row.get(field)) or None
     return hashlib.sha256(_to_json(content).encode()).hexdigest()

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from .errors import RowError
 
 
 SIDES = ("chosen", "rejected")
+DEFAULT_FPS = 2.0
+
+
+class Video(NamedTuple):
+    """The frames of a video, each as an image may be given, and how many of them make a second."""
+
+    frames: list[Any]
+    fps: float
 
 
 def row_images(row: Mapping[str, Any]) -> list[Any]:
@@ -37,6 +45,37 @@ def row_images(row: Mapping[str, Any]) -> list[Any]:
     if images:
         raise RowError("image_type", "both `images` and `image` hold images; keep one of the two columns.")
     return [image]
+
+
+def row_videos(row: Mapping[str, Any]) -> list[Video]:
+    """
+    The row's videos, which are given as frames: decoding and sampling a file is left to who makes the data set.
+
+    Args:
+        row (`Mapping[str, Any]`):
+            The row. A video in `videos` is a list of frames, which come `2` a second, or a dict
+            `{"frames": [...], "fps": ...}`.
+
+    Returns:
+        `list[Video]`: empty if the row has none.
+
+    Raises:
+        [`RowError`]: `video_type` if a video is something else.
+    """
+    videos = []
+    for index, video in enumerate(row.get("videos") or []):
+        frames, fps = (video.get("frames"), video.get("fps")) if isinstance(video, Mapping) else (video, None)
+        fps = DEFAULT_FPS if fps is None else fps
+        if not isinstance(frames, (list, tuple)) or not frames:
+            raise RowError(
+                "video_type",
+                f"`videos[{index}]` is of type {type(video).__name__}; give a list of frames, or a dict with `frames` "
+                "and `fps`.",
+            )
+        if not isinstance(fps, (int, float)) or not 0 < fps < float("inf"):
+            raise RowError("video_type", f"`videos[{index}]` has {fps!r:.40} as `fps`; give a positive number.")
+        videos.append(Video(list(frames), float(fps)))
+    return videos
 
 
 def row_name(row: Mapping[str, Any], index: int | None = None) -> str:

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .errors import REASONS, Reason, RowError
 from .identity import canonical_text, content_id
-from .rows import SIDES, blocks, row_images, row_name
+from .rows import SIDES, blocks, row_images, row_name, row_videos
 
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "content_id",
     "row_images",
     "row_name",
+    "row_videos",
     "special_token_pattern",
 ]
 
@@ -55,7 +56,7 @@ def check_row(row: Mapping[str, Any], *, special_tokens: re.Pattern | None = Non
     for side in SIDES:
         if row.get(side) is None:
             raise RowError("missing_column", f"`{side}` is missing or None; a preference row needs both answers.")
-    images, videos = row_images(row), row.get("videos") or []
+    images, videos = row_images(row), row_videos(row)
     for index, image in enumerate(images):
         if image is None:
             raise RowError("image_missing", f"`images[{index}]` is None; remove it or give the image.")
