@@ -106,15 +106,15 @@ def sdpa_attention(
     attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
     if shared_prefix is None:
         return attend(module, query, key, value, attention_mask, **kwargs)
+    # Cut all at once: the gradient of a slice is as large as what it was cut from, that of a split is not.
+    queries = query.split(shared_prefix.query_lengths, dim=2)
+    keys, values = (shared_prefix.gather(states.split(shared_prefix.part_lengths, dim=2)) for states in (key, value))
     results = []
-    for start, stop, prefix, prefix_stop in shared_prefix.segments:
-        keys, values, mask = key[:, :, start:stop], value[:, :, start:stop], None
-        if prefix != prefix_stop:
-            keys = torch.cat([key[:, :, prefix:prefix_stop], keys], dim=2)
-            values = torch.cat([value[:, :, prefix:prefix_stop], values], dim=2)
-            if stop - start > 1:
-                mask = _lower_right_mask(shared_prefix, stop - start, prefix_stop - prefix)
-        results.append(attend(module, query[:, :, start:stop], keys, values, mask, **kwargs)[0])
+    for (start, stop, prefix, prefix_stop), q, k, v in zip(shared_prefix.segments, queries, keys, values, strict=True):
+        mask = None
+        if prefix != prefix_stop and stop - start > 1:
+            mask = _lower_right_mask(shared_prefix, stop - start, prefix_stop - prefix)
+        results.append(attend(module, q, k, v, mask, **kwargs)[0])
     return torch.cat(results, dim=1), None
 
 

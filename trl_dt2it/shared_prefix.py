@@ -63,9 +63,36 @@ class SharedPrefix:
         self.read_at = [position for branch in last_tokens for position in branch]
 
     @cached_property
+    def query_lengths(self) -> list[int]:
+        """Number of tokens of each segment, which come one after the other."""
+        return [segment.stop - segment.start for segment in self.segments]
+
+    @cached_property
+    def part_lengths(self) -> list[int]:
+        """Number of tokens of each prefix and each branch, in the order of the row."""
+        return [length for lengths in self.lengths for length in (lengths[0], *filter(None, lengths[1:]))]
+
+    def gather(self, parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """
+        The keys or values that each segment sees.
+
+        Args:
+            parts (`Sequence[torch.Tensor]`):
+                Those of each prefix and each branch, as [`part_lengths`] cuts them, of shape `(1, heads, length, D)`.
+
+        Returns:
+            `list[torch.Tensor]`: one a segment, of shape `(1, heads, prefix + length, D)`.
+        """
+        seen, remaining = [], iter(parts)
+        for lengths in self.lengths:
+            prefix = next(remaining)
+            seen += [torch.cat([prefix, next(remaining)], dim=2) for length in lengths[1:] if length]
+        return seen
+
+    @cached_property
     def varlen(self) -> dict[str, Any]:
         """`cu_seq_lens_q` and `cu_seq_lens_k`, of shape `(S + 1,)` and dtype `int32`, and the two largest lengths."""
-        query = torch.tensor([segment.stop - segment.start for segment in self.segments])
+        query = torch.tensor(self.query_lengths)
         key = query + torch.tensor([segment.prefix_stop - segment.prefix for segment in self.segments])
 
         def cumulative(lengths: torch.Tensor) -> torch.Tensor:

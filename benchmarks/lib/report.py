@@ -1,0 +1,71 @@
+"""Printing a table and keeping it, with the versions and the machine that it was measured on."""
+
+import json
+import os
+import platform
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+
+RESULTS = Path(__file__).parents[1] / "results"
+
+
+def markdown(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [names, ["---"] * len(names), *rows]
+    return (
+        "\n".join("| " + " | ".join(line) + " |" for line in lines).replace("| --- ", "|---").replace("--- |", "---|")
+    )
+
+
+def write(name: str, text: str, record: dict) -> None:
+    """
+    Prints a text and writes it into `results/NAME.md`, and the figures behind it into `results/NAME.json`.
+
+    Args:
+        name (`str`):
+            Name of the benchmark.
+        text (`str`):
+            Tables and notes, in Markdown.
+        record (`dict`):
+            Figures, as JSON can hold them.
+    """
+    versions = {package: version(package) for package in ("trl-dt2it", "trl", "transformers", "torch")}
+    environment = {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps({**record, "versions": versions, **environment}, indent=2) + "\n")
+    (RESULTS / f"{name}.md").write_text(text + "\n")
+    print(text)
+
+
+def in_turn(functions: dict[str, Callable[[], object]], runs: int = 5, warmup: int = 1) -> dict[str, list[float]]:
+    """
+    Times functions one after the other, again and again, so that a machine that changes its pace changes it for all.
+
+    Args:
+        functions (`dict[str, Callable]`):
+            What to time, by name.
+        runs (`int`, *optional*, defaults to `5`):
+            Number of rounds that count.
+        warmup (`int`, *optional*, defaults to `1`):
+            Number of rounds before them.
+
+    Returns:
+        `dict[str, list[float]]`: seconds of each run.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for index in range(warmup + runs):
+        for name, function in functions.items():
+            start = perf_counter()
+            function()
+            if index >= warmup:
+                seconds[name].append(perf_counter() - start)
+    return seconds
+
+
+def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
+    """Median over rounds of how many times `fast` was faster in the same round."""
+    return median(a / b for a, b in zip(slow, fast, strict=True))
