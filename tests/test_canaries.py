@@ -3,10 +3,17 @@
 import inspect
 
 import pytest
+import transformers
 from accelerate import Accelerator
-from transformers import PreTrainedModel, Trainer
+from transformers import CONFIG_MAPPING, AutoModel, PreTrainedModel, Trainer, masking_utils
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_flash_attention_utils import _flash_attention_forward
 from transformers.modeling_layers import GenericForSequenceClassification
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from trl import RewardTrainer
+
+from trl_dt2it.modeling import SUPPORTED_MODEL_TYPES
+from trl_dt2it.token_counts import UNCOUNTED_TOKENS
 
 
 @pytest.mark.parametrize(
@@ -14,6 +21,8 @@ from trl import RewardTrainer
     [
         (RewardTrainer, "_prepare_dataset", ["self", "dataset", "processing_class", "args", "dataset_name"]),
         (RewardTrainer, "_set_signature_columns_if_needed", ["self"]),
+        (Trainer, "_get_train_sampler", ["self", "train_dataset"]),
+        (Trainer, "_get_eval_sampler", ["self", "eval_dataset"]),
         (Trainer, "_push_from_checkpoint", ["self", "checkpoint_folder"]),
         (Trainer, "_finish_current_push", ["self"]),
         (Trainer, "get_batch_samples", ["self", "epoch_iterator", "num_batches", "device"]),
@@ -35,14 +44,41 @@ def test_signature(owner, name, parameters):
         (RewardTrainer.log, "self._metrics[mode]"),
         (RewardTrainer._set_signature_columns_if_needed, "self._signature_columns"),
         (Trainer.training_step, "self.loss_is_scaled_for_ga"),
+        (Trainer._get_dataloader, "if isinstance(sampler, BatchRebalanceSampler):"),
+        (Trainer._get_dataloader, 'dataloader_params["batch_sampler"] = sampler'),
+        (Trainer._get_dataloader, "prepared_bs.num_processes = 1"),
+        (Trainer._get_train_sampler, "train_dataset[self.args.length_column_name]"),
+        (Trainer.get_train_dataloader, "sampler_fn=self._get_train_sampler"),
         (Trainer._push_from_checkpoint, "self.push_in_progress = PushInProgress("),
         (PreTrainedModel._can_set_attn_implementation.__func__, '"_can_set_attn_implementation_cached_value"'),
         (PreTrainedModel._can_set_experts_implementation.__func__, '"_can_set_experts_implementation_cached_value"'),
         (PreTrainedModel.save_pretrained, "save_original_format"),
         (GenericForSequenceClassification.__init__, "self.score = nn.Linear("),
+        (masking_utils._preprocess_mask_arguments, "len(attention_mask.shape) == 4"),
+        (_flash_attention_forward, "(cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k)"),
+        (_flash_attention_forward, "lazy_import_flash_attention(attn_implementation)"),
         (Accelerator.prepare_model, "_is_accelerate_prepared"),
         (Accelerator.prepare_model, "self._models"),
     ],
 )
 def test_source_still_uses_the_name(owner, code):
     assert code in inspect.getsource(owner)
+
+
+def test_attention_is_looked_up_by_name():
+    for name in ("sdpa", "flash_attention_2", "flash_attention_3"):
+        assert name in ALL_ATTENTION_FUNCTIONS and name in ALL_MASK_ATTENTION_FUNCTIONS
+    parameters = inspect.signature(_flash_attention_forward).parameters
+    assert {"query_length", "is_causal", "softmax_scale", "target_dtype", "attn_implementation"} <= parameters.keys()
+
+
+@pytest.mark.parametrize("family", SUPPORTED_MODEL_TYPES)
+def test_base_models_take_features_in_place_of_pixels(family):
+    base = AutoModel._model_mapping[CONFIG_MAPPING[family]]
+    assert "mm_encoder_outputs" in inspect.signature(base.forward).parameters
+    assert "pixel_values" in inspect.signature(base.get_image_features).parameters
+
+
+@pytest.mark.parametrize("name", UNCOUNTED_TOKENS)
+def test_processors_count_from_sizes(name):
+    assert "image_sizes" in inspect.signature(getattr(transformers, name)._get_num_multimodal_tokens).parameters

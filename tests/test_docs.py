@@ -12,13 +12,15 @@ from trl_dt2it.losses import LOSS_TYPES
 from trl_dt2it.model_card import PAPER
 from trl_dt2it.modeling import SUPPORTED_MODEL_TYPES
 from trl_dt2it.reward_config import MultimodalRewardConfig
+from trl_dt2it.shared_forward import SHARED_PREFIX_MODEL_TYPES
 
 from .families import example_images, family_dir
+from .test_videos import VIDEO_FAMILIES
 
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "docs/models.md"]
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "docs/models.md", "benchmarks/README.md"]
 # What a machine without a GPU needs, and one pair a step.
 ON_THE_CPU = 'use_cpu=True, bf16=False, report_to="none", per_device_train_batch_size=2, save_strategy="no", '
 TRAIN, SCORE = 0, 1
@@ -120,13 +122,15 @@ def test_every_family_has_its_row():
     classes = {config.model_type: cls for config, cls in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.items()}
     for family, row in table.items():
         assert row[0].strip("`") == classes[family].__name__
-        assert row[1:4] == ["yes"] * 3
+        assert row[1] == ("yes" if family in SHARED_PREFIX_MODEL_TYPES else "no")
+        assert row[3] == ("yes" if family in VIDEO_FAMILIES else "no")
+        assert [row[2], *row[4:6]] == ["yes"] * 3
 
 
 @pytest.mark.parametrize("family", SUPPORTED_MODEL_TYPES)
 def test_the_column_of_pixel_limits_is_true(family):
     processor = load_processing_class(family_dir(family))
-    if table_of_families()[family][4] == "yes":
+    if table_of_families()[family][6] == "yes":
         set_pixel_limits(processor, min_pixels=1024, max_pixels=4096)
         assert processor.image_processor.size["longest_edge"] == 4096
     else:
@@ -138,6 +142,14 @@ def test_the_readme_names_every_loss_and_every_setting_it_names_exists():
     for loss in LOSS_TYPES:
         assert f"`{loss}`" in README
     fields = MultimodalRewardConfig.__dataclass_fields__
-    for name in ("image_root", "allowed_image_hosts", "on_bad_row", "max_length", "freeze_vision_tower"):
+    for name in (
+        "image_root",
+        "allowed_image_hosts",
+        "share_prefix",
+        "max_tokens_per_batch",
+        "on_bad_row",
+        "max_length",
+        "freeze_vision_tower",
+    ):
         assert name in README and name in fields
     assert PAPER["citation"] in README

@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
+import numpy as np
 from accelerate import PartialState
 from datasets import Dataset, Image, IterableDataset, List
 from transformers import ProcessorMixin
@@ -18,8 +19,9 @@ from transformers.utils import logging
 
 from .collator import MultimodalPreferenceCollator
 from .data.images import check_image
-from .data.schema import RowError, check_row, row_images, row_name
+from .data.schema import RowError, check_row, row_images, row_name, row_videos
 from .reward_config import MultimodalRewardConfig
+from .token_counts import count_pairs, count_tokens, needs_lengths
 
 
 logger = logging.get_logger(__name__)
@@ -34,7 +36,7 @@ def column_names(dataset: AnyDataset) -> list[str]:
 
 def prepare_dataset(
     dataset: AnyDataset, *, name: str, collator: MultimodalPreferenceCollator, args: MultimodalRewardConfig
-) -> AnyDataset:
+) -> tuple[AnyDataset, Dataset | None]:
     """
     Makes a data set ready for the collator: every row checked, long ones left out, images left encoded.
 
@@ -48,10 +50,11 @@ def prepare_dataset(
         collator ([`MultimodalPreferenceCollator`]):
             The collator that the rows are for.
         args ([`MultimodalRewardConfig`]):
-            `on_bad_row`, `image_check`, `max_length`, `dataset_num_proc` and `output_dir` are read.
+            `on_bad_row`, `image_check`, `max_length`, `max_tokens_per_batch`, `train_sampling_strategy`,
+            `length_column_name`, `dataset_num_proc` and `output_dir` are read.
 
     Returns:
-        `Dataset` or `IterableDataset`
+        `tuple`: the data set, and its numbers of tokens as [`count_pairs`] gives them, if anything asks for them.
 
     Raises:
         `ValueError`: if columns are missing, if there are images and the model reads text only, or as
@@ -79,14 +82,18 @@ def prepare_dataset(
             output_dir=cast(str, args.output_dir),
             num_proc=args.dataset_num_proc,
         )
+    counts = None
+    needed = name == "train" and needs_lengths(args) and args.length_column_name not in columns
+    if isinstance(dataset, Dataset) and (needed or args.max_length is not None):
+        counts = count_pairs(dataset, name=name, collator=collator, num_proc=args.dataset_num_proc)
     if args.max_length is not None:
-        dataset = leave_out_long_rows(
-            dataset, name=name, collator=collator, max_length=args.max_length, num_proc=args.dataset_num_proc
+        dataset, counts = leave_out_long_rows(
+            dataset, counts, name=name, collator=collator, max_length=args.max_length
         )
     if isinstance(dataset, IterableDataset) and name != "train" and "row_index" not in columns:
         # A streamed set has no length, so that the rows that pad its last batch cannot be told by counting.
         dataset = dataset.map(lambda _, index: {"row_index": index}, with_indices=True)
-    return dataset
+    return dataset, counts
 
 
 def leave_images_encoded(dataset: AnyDataset) -> AnyDataset:
@@ -96,18 +103,29 @@ def leave_images_encoded(dataset: AnyDataset) -> AnyDataset:
     `datasets` decodes whatever a row points to, paths outside of the data set included; the collator's own loader
     does not.
     """
-    features = dataset.features or {}
-    if isinstance(features.get("image"), Image):
-        dataset = dataset.cast_column("image", Image(decode=False))
-    images = features.get("images")
-    if isinstance(images, List) and isinstance(images.feature, Image) and images.feature.decode:
-        encoded = List(Image(decode=False))
+    for name in ("image", "images", "videos"):
+        feature = (dataset.features or {}).get(name)
+        encoded = _encoded(feature)
+        if encoded == feature:
+            continue
         if isinstance(dataset, IterableDataset):
-            return dataset.cast_column("images", encoded)
-        # `cast_column` would write the whole set, images and all, into a new file, though nothing in it changes.
-        dataset = copy.deepcopy(dataset)
-        dataset.info.features["images"] = encoded
+            dataset = dataset.cast_column(name, encoded)
+        else:
+            # `cast_column` would write the whole set, images and all, into a new file, though nothing in it changes.
+            dataset = copy.deepcopy(dataset)
+            dataset.info.features[name] = encoded
     return dataset
+
+
+def _encoded(feature: Any) -> Any:
+    """A feature whose images stay encoded."""
+    if isinstance(feature, Image):
+        return Image(decode=False)
+    if isinstance(feature, List):
+        return List(_encoded(feature.feature), length=feature.length)
+    if isinstance(feature, dict):
+        return {name: _encoded(part) for name, part in feature.items()}
+    return feature
 
 
 def find_bad_row(row: dict[str, Any], *, collator: MultimodalPreferenceCollator, image_check: str) -> RowError | None:
@@ -118,7 +136,8 @@ def find_bad_row(row: dict[str, Any], *, collator: MultimodalPreferenceCollator,
         else:
             check_row(row, special_tokens=collator.special_tokens)
             if image_check == "header":
-                for image in row_images(row):
+                frames = (frame for video in row_videos(row) for frame in video.frames)
+                for image in (*row_images(row), *frames):
                     check_image(image, collator.image_options)
     except RowError as error:
         return error
@@ -208,45 +227,43 @@ def set_bad_rows_aside(
 
 def leave_out_long_rows(
     dataset: AnyDataset,
+    counts: Dataset | None,
     *,
     name: str,
     collator: MultimodalPreferenceCollator,
     max_length: int,
-    num_proc: int | None = None,
-) -> AnyDataset:
+) -> tuple[AnyDataset, Dataset | None]:
     """
     Leaves out the pairs of which one side has more than `max_length` tokens, image tokens included.
 
     Args:
         dataset (`Dataset` or `IterableDataset`):
             Checked rows.
+        counts (`Dataset`, *optional*):
+            What [`count_pairs`] gave for them; not of a streamed set.
         name (`str`):
             Name of the set in messages.
         collator ([`MultimodalPreferenceCollator`]):
-            Counts the tokens.
+            Counts the tokens of a streamed set.
         max_length (`int`):
             Largest number of tokens of a conversation.
-        num_proc (`int`, *optional*):
-            Number of processes.
 
     Returns:
-        `Dataset` or `IterableDataset`: the other pairs.
+        `tuple`: the other pairs, and their numbers of tokens.
 
     Raises:
         `ValueError`: if no pair is left.
     """
-
-    def fits(row: dict[str, Any]) -> bool:
-        return max(collator.lengths(row)) <= max_length
-
-    if isinstance(dataset, IterableDataset):
-        return dataset.filter(fits)
-    with PartialState().main_process_first():
-        kept = dataset.filter(fits, num_proc=num_proc, desc=f"Filtering {name} >{max_length} tokens")
+    if counts is None:
+        return dataset.filter(lambda row: max(count_tokens(row, collator)[:2]) <= max_length), None
+    longest = np.maximum(counts["chosen"][:], counts["rejected"][:])
+    fitting = np.flatnonzero(longest <= max_length)
+    kept = dataset.select(fitting)
     if len(kept) < len(dataset):
         message = f"Left {len(dataset) - len(kept)} of {len(dataset)} pairs out of the {name} set: longer than "
         message += f"{max_length} tokens."
         if len(kept) == 0:
             raise ValueError(message + " None is left; raise `max_length`, or lower `max_pixels`.")
         logger.warning(message)
-    return kept
+        return kept, counts.select(fitting)
+    return dataset, counts

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
+from transformers.trainer_pt_utils import AcceleratorConfig
 from trl import RewardConfig
 
 from .losses import LOSS_TYPES
@@ -84,6 +85,17 @@ class MultimodalRewardConfig(RewardConfig):
             For `"btt"`: Rao and Kupper's k, > 1. Pairs of strength 0 are ties.
         ordinal_thresholds (`list[float]`, *optional*, defaults to `[1.0, 2.0, 3.0]`):
             For `"ordinal"`: increasing positive cut points between the levels of strength, in units of reward.
+
+        > Parameters that control the training
+
+        max_tokens_per_batch (`int`, *optional*):
+            Packs each batch of a process with as many pairs as have at most this many tokens together, image tokens
+            included; training then does not read `per_device_train_batch_size`, nor does it take another
+            `train_sampling_strategy` than `"random"`. With one row per pair, a pair counts its prompt once and both
+            answers; with two, the padding counts too. A pair that has more alone gets a batch of its own; such pairs
+            are counted on screen. Every pair comes once an epoch, and every process has as many batches. The blank
+            image that keeps several processes in step is not counted. Where the set has the column
+            `length_column_name`, it is taken for the numbers of tokens.
 
     > [!NOTE]
     > `max_length` defaults to `None` instead of [`~trl.RewardConfig`]'s `1024`, which one image often exceeds.
@@ -165,6 +177,12 @@ class MultimodalRewardConfig(RewardConfig):
         metadata={"help": "For `ordinal`: increasing positive cut points between the levels of strength."},
     )
 
+    # Parameters that control the training
+    max_tokens_per_batch: int | None = field(
+        default=None,
+        metadata={"help": "Packs each batch with as many pairs as have at most this many tokens together."},
+    )
+
     def __post_init__(self) -> None:
         self.share_prefix = str(self.share_prefix).lower()  # YAML and Python give booleans, a command line strings
         # The YAML parser checks neither choices nor ranges, so a wrong value would pass in silence.
@@ -183,7 +201,27 @@ class MultimodalRewardConfig(RewardConfig):
         )
         if self.min_pixels is not None and self.max_pixels is not None:
             _check_range("min_pixels", self.min_pixels, self.min_pixels <= self.max_pixels, "<= max_pixels")
+        if self.max_tokens_per_batch is not None:
+            _check_range("max_tokens_per_batch", self.max_tokens_per_batch, self.max_tokens_per_batch > 0, "> 0")
         super().__post_init__()
+        if self.max_tokens_per_batch is not None:
+            self._check_packing()
+
+    def _check_packing(self) -> None:
+        """Packing decides what is in a batch, so what decides the same thing otherwise would have no effect."""
+        accelerator = cast(AcceleratorConfig, self.accelerator_config)  # `__post_init__` has resolved it
+        parallel = self.parallelism_config
+        conflicts = {
+            f'train_sampling_strategy="{self.train_sampling_strategy}"': self.train_sampling_strategy != "random",
+            "auto_find_batch_size": self.auto_find_batch_size,
+            "dataloader_drop_last": self.dataloader_drop_last,
+            "split_batches": accelerator.split_batches,
+            "dispatch_batches": accelerator.dispatch_batches,
+            "parallelism_config": parallel is not None and parallel.non_data_parallel_size > 1,
+        }
+        for name, is_set in conflicts.items():
+            if is_set:
+                raise ValueError(f"`max_tokens_per_batch` and `{name}` exclude each other; leave one of them out.")
 
 
 def _check_choice(name: str, value: Any, choices: list[str]) -> None:

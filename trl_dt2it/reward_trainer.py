@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from peft import PeftConfig
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 from transformers import (
     BitsAndBytesConfig,
     DataCollator,
@@ -31,16 +31,18 @@ from .loading import load_for_training, load_processing_class, set_pixel_limits
 from .losses import loss_type_for, pair_weight, pairwise_loss
 from .model_card import PAPER, push_checkpoint, push_model, write_model_card
 from .modeling import mark_as_reward_model
+from .packing import BatchPlan, EpochLengthGroupedSampler, SetEpoch, TokenBatchSampler, plan_training
 from .preparation import column_names, prepare_dataset
 from .rendering import ProcessingClass, get_tokenizer
 from .reward_config import MultimodalRewardConfig
 from .reward_metrics import PairRecord, TrainMetrics, evaluation_metrics
 from .shared_forward import decide_share_prefix
 from .strength import fit_dataset_strength
+from .token_counts import needs_lengths, pair_sizes
 
 
 COLUMNS = [
-    *("prompt", "chosen", "rejected", "image", "images", "tools", "chat_template_kwargs"),
+    *("prompt", "chosen", "rejected", "image", "images", "videos", "tools", "chat_template_kwargs"),
     *("strength", "weight", "margin", "source", "pair_id", "row_index", "chosen_ids", "rejected_ids"),
 ]
 
@@ -123,10 +125,16 @@ class MultimodalRewardTrainer(RewardTrainer):
         if args is None:
             name = model if isinstance(model, str) else model.config._name_or_path
             args = MultimodalRewardConfig(f"{name.split('/')[-1]}-Reward")
-        if args.train_sampling_strategy == "group_by_length":
-            raise ValueError(
-                '`train_sampling_strategy="group_by_length"` does not see the image tokens; leave it at "random".'
-            )
+        self._lengths: list[int] | None = None
+        self._plan: BatchPlan | None = None
+        self._set_epoch = SetEpoch()
+        if needs_lengths(args):
+            if isinstance(train_dataset, IterableDataset):
+                raise ValueError(
+                    "Batches by length (`max_tokens_per_batch` or `train_sampling_strategy`) need the length of every "
+                    "pair, and the train set is streamed; load it whole, or leave the setting out."
+                )
+            callbacks = [*(callbacks or []), self._set_epoch]
 
         # In what is cast here and below, the configuration's `__post_init__` has resolved strings and None.
         init_kwargs = dict(cast("dict[str, Any] | None", args.model_init_kwargs) or {})
@@ -215,12 +223,43 @@ class MultimodalRewardTrainer(RewardTrainer):
         args = cast(MultimodalRewardConfig, args)
         if dataset_name == "train":
             self.loss_type = loss_type_for(args.loss_type, has_strength="strength" in column_names(dataset))
-        dataset = prepare_dataset(dataset, name=dataset_name, collator=self._collator, args=args)
+        dataset, counts = prepare_dataset(dataset, name=dataset_name, collator=self._collator, args=args)
+        if dataset_name == "train" and needs_lengths(args):
+            self._lengths = pair_sizes(cast(Dataset, dataset), counts, collator=self._collator, args=args)
+            if args.max_tokens_per_batch is not None:
+                self._plan = plan_training(
+                    self._lengths,
+                    args.max_tokens_per_batch,
+                    world_size=args.world_size,
+                    padded=not self._collator.share_prefix,
+                )
         if dataset_name == "train" and "strength" in column_names(dataset):
             self._collator.normalizer = fit_dataset_strength(
                 dataset, how=args.strength_normalization, neutral=args.neutral_strength
             )
         return dataset
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+        # The lengths stand beside the data: a column would have the whole set, images and all, written anew.
+        if self._lengths is None:
+            return super()._get_train_sampler(train_dataset)
+        if len(self._lengths) != len(cast(Dataset, self.train_dataset if train_dataset is None else train_dataset)):
+            raise ValueError("The train set was replaced after its lengths were taken; make a new trainer for it.")
+        args = self.args
+        seed = args.seed if args.data_seed is None else args.data_seed
+        sampler: Sampler | None
+        if self._plan is not None:
+            sampler = TokenBatchSampler(self._plan, rank=args.process_index, seed=seed)
+        elif args.train_sampling_strategy == "group_by_length":
+            size = args.train_batch_size * args.gradient_accumulation_steps
+            sampler = EpochLengthGroupedSampler(size, self._lengths, seed=seed)
+        else:
+            sampler = super()._get_train_sampler(Dataset.from_dict({args.length_column_name: self._lengths}))
+        self._set_epoch.sampler = sampler
+        return sampler
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> None:
+        """Rows are evaluated in their order, also with `group_by_length`, which transformers extends to them."""
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:

@@ -149,9 +149,7 @@ def _rope_positions(
     base: Any, input_ids: torch.Tensor, layout: SharedPrefix, kwargs: dict[str, Any]
 ) -> list[torch.Tensor] | None:
     """M-RoPE positions of each prefix and the token behind it, or `None` where positions simply count up."""
-    grids = {
-        name: kwargs[name] for name in ("image_grid_thw", "video_grid_thw", "second_per_grid_ts") if name in kwargs
-    }
+    grids = {name: kwargs[name] for name in ROPE_INPUTS if name in kwargs}
     if not grids or "get_rope_index" not in dir(type(base)):
         return None
     totals = [sum(lengths) for lengths in layout.lengths]
