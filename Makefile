@@ -58,12 +58,20 @@ format: install-dev  ## Put the code into shape
 
 .PHONY: docs
 docs: install-dev  ## Build the documentation into site/
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check '.[docs]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	$(BIN)/mkdocs build --strict
 
+BENCHMARKS := digits_seeds shared_prefix_exactness shared_prefix input_pipeline token_packing step_profile
+
 .PHONY: bench
-bench: install-dev  ## Measure; each benchmark prints a table and writes JSON into benchmarks/results
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+bench: install-dev  ## Measure; each benchmark prints a table and writes it into benchmarks/results (about an hour)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
+
+.PHONY: bench-peers
+bench-peers: install-dev  ## Measure against other trainers, which are installed into WORKDIR (15 GB)
+	@test -n "$(WORKDIR)" || { echo "Say where to install the other trainers: make bench-peers WORKDIR=path"; exit 1; }
+	$(BIN)/python benchmarks/peers/run_peers.py $(WORKDIR)
 
 .PHONY: clean
 clean:  ## Remove what the other targets made, but for the virtual environment

@@ -1,0 +1,31 @@
+"""Runs the trainer of this package with the step timer in it, on one row or on two rows a pair.
+
+usage: python launch_ours.py ours|two_rows MODEL PAIRS.jsonl OUT.json SETTINGS
+       (SETTINGS: arguments of `MultimodalRewardConfig`, as JSON)
+"""
+
+import json
+import sys
+
+from datasets import load_dataset
+from step_timer import StepTimer
+from transformers import AutoProcessor
+from two_rows import TwoRowCollator
+
+from trl_dt2it import MultimodalRewardConfig, MultimodalRewardTrainer
+
+
+def main(rows: str, model: str, pairs: str, output: str, settings: str) -> None:
+    is_ours = rows == "ours"
+    trainer = MultimodalRewardTrainer(
+        model,
+        args=MultimodalRewardConfig(**json.loads(settings), share_prefix="auto" if is_ours else False),
+        data_collator=None if is_ours else TwoRowCollator(AutoProcessor.from_pretrained(model)),
+        train_dataset=load_dataset("json", data_files=pairs, split="train"),
+        callbacks=[StepTimer(output)],
+    )
+    trainer.train()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
