@@ -95,6 +95,16 @@ def test_with_adapters(family):
     compare(family, make_rows(3, num_images=(1, 2)), model=get_peft_model(model_of(family), lora))
 
 
+def test_with_saved_tensors_moved_elsewhere():
+    """Activation offloading hooks every tensor that is saved for the backward pass."""
+    model, batch = model_of("qwen3_vl"), collate("qwen3_vl", make_rows(3, num_images=(1, 0)), share_prefix=True)
+    expected, expected_gradients = rewards_and_gradients(model, batch)
+    with torch.autograd.graph.save_on_cpu():
+        rewards, gradients = rewards_and_gradients(model, batch)
+    assert torch.equal(rewards, expected)
+    assert gradient_difference(gradients, expected_gradients) <= 1e-6
+
+
 def make_row(chosen: str, rejected: str, num_images: int = 1) -> dict:
     row = make_rows(1, num_images=(num_images,))[0]
     return {**row, "chosen": answer(chosen), "rejected": answer(rejected)}

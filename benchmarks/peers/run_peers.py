@@ -18,7 +18,7 @@ import venv
 from pathlib import Path
 
 from model_and_pairs import SCENARIOS, build
-from settings import BATCH_SIZES, PEERS, THREADS, TRAINERS, Run, command, environment, peer_python
+from settings import BATCH_SIZE, PEERS, SMALLER_BATCH_SIZES, THREADS, TRAINERS, Run, command, environment, peer_python
 
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -46,7 +46,7 @@ def train(workdir: Path, scenario: str, trainer: str, steps: int) -> dict:
     model, pairs = build(workdir, scenario)
     folder = workdir / "runs" / scenario.replace("/", "-") / trainer
     folder.mkdir(parents=True, exist_ok=True)
-    run = Run(model, pairs, folder, BATCH_SIZES[scenario], max_steps=steps + 1)
+    run = Run(model, pairs, folder, SMALLER_BATCH_SIZES.get((scenario, trainer), BATCH_SIZE), max_steps=steps + 1)
     run.output.unlink(missing_ok=True)
     log = folder / "log.txt"
     with log.open("w") as file:
@@ -65,8 +65,11 @@ def train(workdir: Path, scenario: str, trainer: str, steps: int) -> dict:
 
 def check_same_pairs(scenario: str, records: dict[str, dict]) -> None:
     """Stops if the trainers that have two rows a pair do not see the same tokens in each step."""
-    tokens = {trainer: [batch["tokens"] for batch in records[trainer]["batches"]] for trainer in records}
-    tokens.pop("ours", None)
+    tokens = {
+        trainer: [batch["tokens"] for batch in record["batches"]]
+        for trainer, record in records.items()
+        if trainer != "ours" and record["batch_size"] == BATCH_SIZE
+    }
     if any(counts != next(iter(tokens.values())) for counts in tokens.values()):
         sys.exit(f"The trainers were given different tokens on {scenario}: {tokens}")
 

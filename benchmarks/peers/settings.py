@@ -12,8 +12,9 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 THREADS = 2
-# Pairs a step. LLaMA-Factory, which computes the logits of all tokens, has no room for 4 of the longer ones in 23 GB.
-BATCH_SIZES = {"300/135": 4, "1100/100": 2, "1100/400": 2}
+# LLaMA-Factory computes the logits of all tokens, and has no room for 4 of the longer pairs in 23 GB.
+BATCH_SIZE = 4
+SMALLER_BATCH_SIZES = {("1100/100", "llamafactory"): 2, ("1100/400", "llamafactory"): 2}
 MAX_TOKENS = 4096
 MAX_PIXELS = 1024 * 1024
 TRAINERS = ("ours", "two_rows", "swift", "llamafactory")
