@@ -20,7 +20,15 @@ from .test_videos import VIDEO_FAMILIES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "docs/models.md", "docs/speed.md", "benchmarks/README.md"]
+DOCUMENTS = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "CHANGELOG.md",
+    "docs/models.md",
+    "docs/speed.md",
+    "benchmarks/README.md",
+]
 # What a machine without a GPU needs, and one pair a step.
 ON_THE_CPU = 'use_cpu=True, bf16=False, report_to="none", per_device_train_batch_size=2, save_strategy="no", '
 TRAIN, SCORE = 0, 1

@@ -279,6 +279,20 @@ def test_vision_tower_and_head_run_on_no_more_than_is_read(monkeypatch):
     assert not any("lm_head" in name for name, _ in model.named_modules())
 
 
+def test_the_last_feed_forward_part_runs_on_the_tokens_that_are_read():
+    model, rows = model_of("qwen3_vl"), make_rows(3, num_images=(1, 2))
+    one, two = collate("qwen3_vl", rows, share_prefix=True), collate("qwen3_vl", rows)
+    model(**one)  # installs what leaves the others out
+    seen = []
+    for layer in model.model.language_model.layers:
+        layer.mlp.gate_proj.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[:2]))
+    model(**one)
+    assert seen == [one["input_ids"].shape, (1, 6)]
+    seen.clear()
+    model(**two)
+    assert seen == [two["input_ids"].shape] * 2
+
+
 def test_rope_index_is_computed_once(monkeypatch):
     model, batch = model_of("qwen3_vl"), collate("qwen3_vl", make_rows(2, num_images=(1,)), share_prefix=True)
     calls = []

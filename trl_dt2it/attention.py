@@ -17,7 +17,7 @@ from transformers.integrations.flash_attention import get_target_dtype
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_flash_attention_utils import _flash_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import is_flash_attn_2_available, logging
+from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available, logging
 
 
 if TYPE_CHECKING:
@@ -40,15 +40,16 @@ def usable_attention(implementation: str | None) -> str | None:
     Returns:
         `str` or `None`
     """
-    if implementation != "flash_attention_2":
+    is_available = {"flash_attention_2": is_flash_attn_2_available, "flash_attention_3": is_flash_attn_3_available}
+    if implementation not in is_available:
         return implementation
     if not torch.cuda.is_available():
         reason = "there is no CUDA device"
-    elif not is_flash_attn_2_available():
-        reason = "flash-attn is not installed (`pip install trl-dt2it[flash]`)"
+    elif not is_available[implementation]():
+        reason = "it is not installed (`pip install trl-dt2it[flash]` installs FlashAttention 2)"
     else:
         return implementation
-    logger.warning(f'`attn_implementation="flash_attention_2"` cannot run because {reason}; "sdpa" is used instead.')
+    logger.warning(f'`attn_implementation="{implementation}"` cannot run because {reason}; "sdpa" is used instead.')
     return "sdpa"
 
 
@@ -162,9 +163,12 @@ def flash_attention(
     """
     query, key, value = (states.transpose(1, 2) for states in (query, key, value))
     if shared_prefix is not None:
-        key, value = (states[:, shared_prefix.key_index] for states in (key, value))
+        # A layer may lie on another device than the first (`device_map`).
+        index = shared_prefix.key_index.to(key.device)
+        key, value = (states[:, index] for states in (key, value))
         attention_mask, is_causal = None, True
-        kwargs = {**kwargs, **shared_prefix.varlen}
+        for name, lengths in shared_prefix.varlen.items():
+            kwargs[name] = lengths.to(query.device) if isinstance(lengths, torch.Tensor) else lengths
     result = _flash_attention_forward(
         query,
         key,

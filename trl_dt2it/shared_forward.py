@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from .attention import SHARED_PREFIX, register_shared_prefix_attention
@@ -104,6 +105,40 @@ def use_shared_prefix(model: Any) -> None:
         raise ValueError(f"{type(model).__name__} cannot read one row per pair: it {reason}.")
     # Not by `set_attn_implementation`, which would look for a kernel of this name.
     decoder.config._attn_implementation = register_shared_prefix_attention(attention)
+    _leave_out_unread_tokens(decoder.layers[-1])
+
+
+def _leave_out_unread_tokens(layer: Any) -> None:
+    """
+    Lets the feed-forward part of the last layer run on the tokens alone at which a reward is read.
+
+    Behind the attention of the last layer no token looks at another, so what it makes of the others is never used.
+    Their result is left at what attention made of them. The hooks find the layout among the arguments of the layer's
+    attention, so that a layer that is computed again for gradient checkpointing does the same again.
+    """
+    if "leaves_out_unread_tokens" in vars(layer):  # the attention was set anew since
+        return
+    layer.leaves_out_unread_tokens = True
+    layouts: list[SharedPrefix | None] = [None]
+
+    def see_layout(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        layouts[0] = kwargs.get("shared_prefix")
+
+    def select(module: nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor] | None:
+        layout = layouts[0]
+        return None if layout is None else (args[0][:, layout.read_at],)
+
+    def put_back(module: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor | None:
+        layout = layouts[0]
+        if layout is None:
+            return None
+        shape = (1, sum(layout.part_lengths), output.shape[-1])
+        index = torch.tensor(layout.read_at, device=output.device)
+        return output.new_zeros(shape).index_copy(1, index, output)
+
+    layer.self_attn.register_forward_pre_hook(see_layout, with_kwargs=True)
+    layer.mlp.register_forward_pre_hook(select)
+    layer.mlp.register_forward_hook(put_back)
 
 
 def last_hidden_states(base: Any, input_ids: torch.Tensor, pair_layout: torch.Tensor, **kwargs: Any) -> torch.Tensor:
