@@ -84,7 +84,7 @@ def reward_by_the_trainer(trainer, folder: Path) -> float:
     (line,) = code_blocks("json")
     batch = trainer.data_collator([json.loads(line)])
     del batch["pairs"]
-    assert batch["input_ids"].shape[0] == 2
+    assert batch["pair_layout"].shape == (1, 3)
     return trainer.model.eval()(**batch).logits[0, 0].item()
 
 

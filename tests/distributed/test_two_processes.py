@@ -102,5 +102,5 @@ def test_a_rank_without_images_does_not_hang(tmp_path):
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "gemma3", "llava"])
 def test_fully_sharded_model_has_the_same_gradients(family):
     output = launch("fsdp_script.py", 2, str(family_dir(family)))
-    layout = "" if family == "gemma3" else " in one row"
-    assert f"rank 0 agrees{layout}\n" in output and f"rank 1 agrees{layout}\n" in output
+    assert "rank 0 agrees" in output and "rank 1 agrees" in output
+    assert output.count("in one row") == (0 if family == "gemma3" else 2)
