@@ -1,6 +1,6 @@
 """Where does the time of a training step go, and what is the next limit?
 
-Profiles one step of four pairs (prompt 1100 tokens, answers 100) on a random Qwen3-VL, in one row per pair and in two:
+Profiles one step of two pairs (prompt 1100 tokens, answers 100) on a random Qwen3-VL, in one row per pair and in two:
 collation, forward pass of vision tower and language model, backward pass, optimiser; and the kinds of operations
 inside. Draws both as bars.
 
@@ -30,7 +30,7 @@ matplotlib.use("agg")
 from matplotlib import pyplot  # noqa: E402  (after the back end is chosen)
 
 
-SHAPE, PAIRS = "1100/100", 4
+SHAPE, PAIRS = "1100/100", 2
 STAGES = ("collation", "vision, forward", "language model, forward", "backward", "optimiser")
 # Beginnings of operators' names, the first that fits counts.
 KINDS = {
