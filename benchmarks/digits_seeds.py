@@ -7,17 +7,15 @@ usage: python benchmarks/digits_seeds.py [SEED ...]
 """
 
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
+
+from lib.report import markdown, write
 
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 
 
 def train(seed: int, output_dir: str) -> dict:
@@ -33,16 +31,8 @@ def main(seeds: list[int]) -> None:
         with tempfile.TemporaryDirectory() as output_dir:
             summary = train(seed, output_dir)
         rows.append({name: summary[name] for name in ("seed", "eval_accuracy", "train_seconds", "steps")})
-    lines = ["| seed | held-out pair accuracy | training, s | steps |", "|---|---|---|---|"]
-    lines += [f"| {r['seed']} | {r['eval_accuracy']:.3f} | {r['train_seconds']:.0f} | {r['steps']} |" for r in rows]
-    table = "\n".join(lines)
-    versions = {name: version(name) for name in ("trl-dt2it", "trl", "transformers", "torch")}
-    environment = {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
-    RESULTS.mkdir(exist_ok=True)
-    record = {"rows": rows, "versions": versions, **environment}
-    (RESULTS / "digits_seeds.json").write_text(json.dumps(record, indent=2) + "\n")
-    (RESULTS / "digits_seeds.md").write_text(table + "\n")
-    print(table)
+    cells = [[str(r["seed"]), f"{r['eval_accuracy']:.3f}", f"{r['train_seconds']:.0f}", str(r["steps"])] for r in rows]
+    write("digits_seeds", markdown(["seed", "held-out pair accuracy", "training, s", "steps"], cells), {"rows": rows})
     if min(row["eval_accuracy"] for row in rows) < 0.95:
         sys.exit("A seed fell short of 0.95.")
 

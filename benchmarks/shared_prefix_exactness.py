@@ -25,7 +25,7 @@ from lib.report import markdown, write
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from peft import LoraConfig, get_peft_model  # noqa: E402
+from peft import LoraConfig, get_peft_model  # noqa: E402  (here and below: after the path is set, for `tests`)
 from torch.distributed.fsdp import fully_shard  # noqa: E402
 from torch.nn.parallel import DistributedDataParallel  # noqa: E402
 

@@ -14,14 +14,12 @@ usage: python benchmarks/token_packing.py [EPOCHS]
 
 import json
 import os
-import platform
 import random
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ import numpy as np
 import torch
 from datasets import Dataset, Features, List, load_from_disk
 from datasets import Image as ImageFeature
+from lib.report import markdown, write
 from PIL import Image
 
 from trl_dt2it import MultimodalRewardConfig, MultimodalRewardTrainer
@@ -36,8 +35,6 @@ from trl_dt2it.demo.tiny import build_tiny_vlm
 from trl_dt2it.packing import plan_batches
 
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 PAIRS = 64
 SHORTEST, LONGEST = 100, 2000  # tokens of a pair, prompt and image once and both answers
 MAX_TOKENS = 8192
@@ -174,13 +171,13 @@ def main(epochs: int) -> None:
         row.update(pairs_per_batch=round(PAIRS / len(tokens), 1), tokens_per_epoch=sum(tokens))
         row.update(mean_batch=round(sum(tokens) / len(tokens)), largest_batch=max(tokens))
         rows.append(row)
-    write(rows, epochs)
+    report(rows, epochs)
 
 
-def write(rows: list[dict], epochs: int) -> None:
+def report(rows: list[dict], epochs: int) -> None:
     heads = ["rows per pair", "batches", "pairs/s", "", "pairs/s, 2 processes", "", "pairs a batch", "tokens an epoch"]
     heads += ["mean batch", "largest batch", "8 processes wait"]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    table = []
     for row in rows:
         peer = next(
             r for r in rows if (r["rows_per_pair"], r["batches"]) == (row["rows_per_pair"], "fixed, same peak")
@@ -190,20 +187,15 @@ def write(rows: list[dict], epochs: int) -> None:
             cells += [f"{row[name]:.1f}", f"{row[name] / peer[name]:.2f} x"]
         cells += [f"{row['pairs_per_batch']:.1f}", f"{row['tokens_per_epoch']:,}", f"{row['mean_batch']:,}"]
         cells += [f"{row['largest_batch']:,}", f"{row['waiting_of_8_processes']:.0%}"]
-        lines.append(f"| {' | '.join(cells)} |")
+        table.append(cells)
     shortest, longest = rows[0]["sizes"]
-    lines += [
+    lines = [
+        markdown(heads, table),
         "",
         f"{PAIRS} pairs of {shortest} to {longest} tokens, `max_tokens_per_batch={MAX_TOKENS}`, medians of {epochs} "
         'epochs on a CPU; "x" is against the fixed batches of the same peak. The last column is computed.',
     ]
-    versions = {name: version(name) for name in ("trl-dt2it", "trl", "transformers", "torch")}
-    environment = {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
-    RESULTS.mkdir(exist_ok=True)
-    record = {"rows": rows, "epochs": epochs, "versions": versions, **environment}
-    (RESULTS / "token_packing.json").write_text(json.dumps(record, indent=2) + "\n")
-    (RESULTS / "token_packing.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    write("token_packing", "\n".join(lines), {"rows": rows, "epochs": epochs})
 
 
 if __name__ == "__main__":

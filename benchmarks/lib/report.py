@@ -15,10 +15,12 @@ RESULTS = Path(__file__).parents[1] / "results"
 
 def markdown(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown."""
-    lines = [names, ["---"] * len(names), *rows]
-    return (
-        "\n".join("| " + " | ".join(line) + " |" for line in lines).replace("| --- ", "|---").replace("--- |", "---|")
-    )
+    rule = "|" + "---|" * len(names)
+    return "\n".join([_line(names), rule, *map(_line, rows)])
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
 
 
 def write(name: str, text: str, record: dict) -> None:
