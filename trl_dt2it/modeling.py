@@ -28,6 +28,7 @@ from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from transformers.utils import cached_file, find_adapter_config_file, logging
 
 from .image_features import encode_once
+from .patch_embedding import project_patches_by_matrix_product
 from .shared_forward import last_hidden_states, use_shared_prefix
 
 
@@ -71,6 +72,10 @@ class GenericRewardModel(_Base):
     What the reward model classes of all families share: the reward is read at the last real token of each row, found
     from the attention mask and never from the pad id, and weights that are not in the checkpoint are an error.
     """
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__(config)
+        project_patches_by_matrix_product(self)
 
     def forward(
         self,
@@ -312,6 +317,7 @@ def _replace_head(native: PreTrainedModel, cls: type[PreTrainedModel]) -> PreTra
     with torch.device("meta"):
         model = cls(native.config)
     model.model = native.model
+    project_patches_by_matrix_product(model)
     text_config = native.config.get_text_config()
     weight = native.get_output_embeddings().weight
     score = nn.Linear(text_config.hidden_size, 1, bias=False, device=weight.device, dtype=native.dtype)
