@@ -9,10 +9,12 @@ import sys
 
 from datasets import load_dataset
 from step_timer import StepTimer
+from torch import nn
 from transformers import AutoProcessor
 from two_rows import TwoRowCollator
 
 from trl_dt2it import MultimodalRewardConfig, MultimodalRewardTrainer
+from trl_dt2it.patch_embedding import PatchProjection
 
 
 def main(rows: str, model: str, pairs: str, output: str, settings: str) -> None:
@@ -24,6 +26,10 @@ def main(rows: str, model: str, pairs: str, output: str, settings: str) -> None:
         train_dataset=load_dataset("json", data_files=pairs, split="train"),
         callbacks=[StepTimer(output)],
     )
+    if not is_ours:  # the baseline is what transformers makes of two rows, its convolution over patches included
+        for module in trainer.model.modules():
+            if type(module) is PatchProjection:
+                module.__class__ = nn.Conv3d
     trainer.train()
 
 

@@ -26,7 +26,7 @@ RESULTS = Path(__file__).parents[1] / "results"
 WITHOUT_PEERS = ("1100/400",)
 LABELS = {
     "ours": "trl_dt2it, one row a pair",
-    "two_rows": "trl_dt2it, two rows a pair",
+    "two_rows": "transformers, two rows a pair",
     "swift": "ms-swift",
     "llamafactory": "LLaMA-Factory",
 }
