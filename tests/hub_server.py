@@ -86,6 +86,11 @@ class LoopbackHub:
         """Path and content of every file of a repository, as the branch or commit `revision` has them."""
         return dict(self._commits[self._commit((repo_type, repo_id), revision)])
 
+    def add_dataset(self, repo_id: str, files: dict[str, bytes]) -> None:
+        """A data set that is there already."""
+        self._branches["dataset", repo_id] = {}
+        self._add_commit(("dataset", repo_id), "main", files)
+
     def _commit(self, key: tuple[str, str], revision: str) -> str:
         if key not in self._branches:
             raise HubError(404, "RepoNotFound", f"{key[0]} {key[1]} not found")

@@ -5,28 +5,26 @@ Images stay undecoded; the collator decodes them, safely, when their batch comes
 
 from __future__ import annotations
 
-import copy
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 import numpy as np
 from accelerate import PartialState
-from datasets import Dataset, Image, IterableDataset, List
+from datasets import Dataset, IterableDataset
 from transformers import ProcessorMixin
 from transformers.utils import logging
 
 from .collator import MultimodalPreferenceCollator
-from .data.images import check_image
-from .data.schema import RowError, check_row, row_images, row_name, row_videos
+from .data.encoded import AnyDataset, leave_images_encoded
+from .data.row_checks import ImageCheck, RowChecks
+from .data.rows import row_name
 from .reward_config import MultimodalRewardConfig
 from .token_counts import count_pairs, count_tokens, needs_lengths
 
 
 logger = logging.get_logger(__name__)
-
-AnyDataset: TypeAlias = Dataset | IterableDataset
 
 
 def column_names(dataset: AnyDataset) -> list[str]:
@@ -96,54 +94,6 @@ def prepare_dataset(
     return dataset, counts
 
 
-def leave_images_encoded(dataset: AnyDataset) -> AnyDataset:
-    """
-    Makes rows hold bytes and paths instead of decoded images, without touching the data.
-
-    `datasets` decodes whatever a row points to, paths outside of the data set included; the collator's own loader
-    does not.
-    """
-    for name in ("image", "images", "videos"):
-        feature = (dataset.features or {}).get(name)
-        encoded = _encoded(feature)
-        if encoded == feature:
-            continue
-        if isinstance(dataset, IterableDataset):
-            dataset = dataset.cast_column(name, encoded)
-        else:
-            # `cast_column` would write the whole set, images and all, into a new file, though nothing in it changes.
-            dataset = copy.deepcopy(dataset)
-            dataset.info.features[name] = encoded
-    return dataset
-
-
-def _encoded(feature: Any) -> Any:
-    """A feature whose images stay encoded."""
-    if isinstance(feature, Image):
-        return Image(decode=False)
-    if isinstance(feature, List):
-        return List(_encoded(feature.feature), length=feature.length)
-    if isinstance(feature, dict):
-        return {name: _encoded(part) for name, part in feature.items()}
-    return feature
-
-
-def find_bad_row(row: dict[str, Any], *, collator: MultimodalPreferenceCollator, image_check: str) -> RowError | None:
-    """The reason why a row cannot be trained on, or `None`. `image_check` is `"full"`, `"header"` or `"none"`."""
-    try:
-        if image_check == "full":
-            collator.render(row)
-        else:
-            check_row(row, special_tokens=collator.special_tokens)
-            if image_check == "header":
-                frames = (frame for video in row_videos(row) for frame in video.frames)
-                for image in (*row_images(row), *frames):
-                    check_image(image, collator.image_options)
-    except RowError as error:
-        return error
-    return None
-
-
 def set_bad_rows_aside(
     dataset: AnyDataset,
     *,
@@ -180,8 +130,10 @@ def set_bad_rows_aside(
         `ValueError`: if a row is bad and `on_bad_row="raise"`, or if no good row is left.
     """
 
+    checks = RowChecks(collator.image_options, cast(ImageCheck, image_check), collator.special_tokens)
+
     def check(row: dict[str, Any]) -> dict[str, str]:
-        error = find_bad_row(row, collator=collator, image_check=image_check)
+        error = checks.fault(row)
         return {"reason": "", "message": ""} if error is None else {"reason": error.reason, "message": str(error)}
 
     if isinstance(dataset, IterableDataset):

@@ -280,8 +280,11 @@ def test_a_special_token_is_named_with_its_place(bad, part):
 
 
 def test_every_reason_of_a_row_is_tested():
-    by_images = {"image_corrupt", "image_too_large", "image_outside_root", "image_url"}
-    assert {reason for _, reason, _ in BAD} | {"special_token"} == set(REASONS) - by_images - {"too_long"}
+    by_images = {"image_corrupt", "image_too_large", "image_too_narrow", "image_outside_root", "image_url"}
+    by_sources = {"tie", "unparsed_verdict", "bad_rating", "equal_images", "empty_caption"}
+    by_sets = {"too_long", "duplicate_pair", "contradictory_pair", "contaminated"}
+    own = set(REASONS) - by_images - by_sources - by_sets
+    assert {reason for _, reason, _ in BAD} | {"special_token"} == own
 
 
 def test_the_error_survives_a_process_border():

@@ -20,11 +20,20 @@ Reason = Literal[
     "image_missing",  # no such file, no such address, or `None`
     "image_corrupt",  # does not decode
     "image_too_large",  # too many pixels or bytes
+    "image_too_narrow",  # one side many times the other, which image processors refuse
     "image_outside_root",  # leaves the folder that images may come from
     "image_url",  # an address that is not allowed
     "image_type",  # not a kind of object that holds an image
     "video_type",  # not a list of frames
-    "too_long",  # reserved: more tokens than `max_length`
+    "too_long",  # more tokens than `max_length`
+    "tie",  # the source prefers neither
+    "unparsed_verdict",  # a preference in words that no rule reads, or answers that cannot be found in a text
+    "bad_rating",  # a rating that is not a number
+    "equal_images",  # a text-to-image pair of one image twice
+    "empty_caption",
+    "duplicate_pair",  # the same as an earlier row
+    "contradictory_pair",  # another row prefers the other answer
+    "contaminated",  # in a benchmark
 ]
 REASONS: tuple[str, ...] = get_args(Reason)
 

@@ -34,8 +34,8 @@ def content_id(row: Mapping[str, Any]) -> str:
         [`RowError`]: if an image has a type without identity, or does not decode.
     """
     content: dict[str, Any] = {field: _canonical(row.get(field)) for field in ("prompt", *SIDES)}
-    content["images"] = [_image_identity(image) for image in row_images(row)]
-    content["videos"] = [[video.fps, *map(_image_identity, video.frames)] for video in row_videos(row)]
+    content["images"] = [image_identity(image) for image in row_images(row)]
+    content["videos"] = [[video.fps, *map(image_identity, video.frames)] for video in row_videos(row)]
     for field in ("tools", "chat_template_kwargs"):
         content[field] = _without_empty(row.get(field)) or None
     return hashlib.sha256(_to_json(content).encode()).hexdigest()
@@ -65,7 +65,8 @@ def _without_empty(value: Any) -> Any:
     return [_without_empty(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _image_identity(image: Any) -> list[Any]:
+def image_identity(image: Any) -> list[Any]:
+    """What tells an image from others: its bytes, its path, or its pixels, in this order; see [`content_id`]."""
     if isinstance(image, Mapping):  # the bytes win, as in `load_image`
         image = image.get("path") if image.get("bytes") is None else image["bytes"]
     if isinstance(image, (bytes, bytearray, memoryview)):

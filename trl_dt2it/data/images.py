@@ -57,7 +57,7 @@ def load_image(value: Any, options: ImageOptions = _DEFAULTS) -> Image.Image:
 
     Raises:
         [`RowError`]: with one of the reasons `image_missing`, `image_corrupt`, `image_too_large`,
-            `image_outside_root`, `image_url`, `image_type`.
+            `image_too_narrow`, `image_outside_root`, `image_url`, `image_type`.
     """
     with _opened(value, options) as (image, name):
         orientation = _orientation(image)
@@ -129,6 +129,12 @@ def _check_size(image: Image.Image, name: str, options: ImageOptions) -> None:
         )
     if width * height == 0:
         raise RowError("image_corrupt", f"{name} is {width} x {height} pixels; replace it.")
+    if max(width, height) > options.max_aspect_ratio * min(width, height):
+        raise RowError(
+            "image_too_narrow",
+            f"{name} is {width} x {height} pixels, a ratio of more than {options.max_aspect_ratio:g}, which image "
+            "processors refuse; crop it or raise `max_aspect_ratio`.",
+        )
 
 
 def _orientation(image: Image.Image) -> int:

@@ -43,6 +43,9 @@ class ImageOptions:
             Largest size of an encoded image, wherever it comes from.
         timeout (`float`, *optional*, defaults to `10.0`):
             Seconds for a fetch: for the server to answer, and again for the body to arrive.
+        max_aspect_ratio (`float`, *optional*, defaults to `200.0`):
+            Largest ratio of the longer to the shorter side. The image processors of Qwen-VL and GLM-4V raise an error
+            above 200.
     """
 
     image_root: str | None = None
@@ -50,6 +53,7 @@ class ImageOptions:
     allowed_hosts: tuple[str, ...] = ()
     max_image_bytes: int = 64 * 1024 * 1024
     timeout: float = 10.0
+    max_aspect_ratio: float = 200.0
 
 
 @contextmanager
@@ -72,7 +76,7 @@ def open_encoded(value: Any, options: ImageOptions) -> Iterator[tuple[BinaryIO, 
     elif _SCHEME.match(text := os.fsdecode(value)):
         yield io.BytesIO(_fetch(text, options)), f"the image {_shown_url(text)}"
     else:
-        path, name = _allowed_path(text, options), f"the image {text!r:.300}"
+        path, name = allowed_path(text, options), f"the image {text!r:.300}"
         try:
             # Only files: a device never ends, and a pipe never starts.
             file = path.open("rb") if path.is_file() else None
@@ -93,7 +97,8 @@ def _check_bytes(size: int, name: str, options: ImageOptions) -> None:
         )
 
 
-def _allowed_path(text: str, options: ImageOptions) -> Path:
+def allowed_path(text: str, options: ImageOptions) -> Path:
+    """A path as it is to be opened, or [`RowError`] if it leaves `image_root`."""
     path = Path(text)
     if options.image_root is None:
         if ".." in path.parts and not path.is_absolute():

@@ -60,10 +60,12 @@ def row_videos(row: Mapping[str, Any]) -> list[Video]:
         `list[Video]`: empty if the row has none.
 
     Raises:
-        [`RowError`]: `video_type` if a video is something else.
+        [`RowError`]: `video_type` if `videos` is no list, or a video is something else.
     """
-    videos = []
-    for index, video in enumerate(row.get("videos") or []):
+    given, videos = row.get("videos") or [], []
+    if not isinstance(given, (list, tuple)):
+        raise RowError("video_type", f"`videos` is of type {type(given).__name__}; it must be a list of videos.")
+    for index, video in enumerate(given):
         frames, fps = (video.get("frames"), video.get("fps")) if isinstance(video, Mapping) else (video, None)
         fps = DEFAULT_FPS if fps is None else fps
         if not isinstance(frames, (list, tuple)) or not frames:

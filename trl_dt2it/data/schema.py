@@ -7,7 +7,6 @@ has an `image`, `url` or `path` key, and a tokenizer takes every `<|im_end|>` in
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping
 from numbers import Real
@@ -33,6 +32,14 @@ __all__ = [
 ]
 
 _ROLES = ("system", "user", "assistant", "tool")
+
+# White space, and characters that show nothing at all: controls, joiners, marks of direction, fillers.
+_BLANK = re.compile(
+    r"[\s\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
+    r"\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\U000e0000-\U000e0fff]*"
+)
+# What is larger becomes infinite in the loss, which is computed in float32.
+_LARGEST = 3.4028234663852886e38
 
 
 def check_row(row: Mapping[str, Any], *, special_tokens: re.Pattern | None = None) -> None:
@@ -72,7 +79,7 @@ def check_row(row: Mapping[str, Any], *, special_tokens: re.Pattern | None = Non
         for kind, given in (("image", images), ("video", videos)):
             for field in SIDES if prompt is None else ("prompt",):
                 _check_placeholders(field, row[field], kind, len(given))
-    if canonical_text(row["chosen"]) == canonical_text(row["rejected"]):
+    if canonical_text(_stripped(row["chosen"])) == canonical_text(_stripped(row["rejected"])):
         raise RowError("equal_answers", "`chosen` and `rejected` are equal; drop the row, there is nothing to learn.")
     if special_tokens is not None:
         _check_special_tokens(row, special_tokens)
@@ -109,8 +116,10 @@ def _check_plain(row: Mapping[str, Any], prompt: Any, *, has_images: bool) -> No
             "a row of plain strings cannot have images; give `prompt`, `chosen` and `rejected` as messages, with one "
             '{"type": "image"} block for each image in the prompt.',
         )
+    for field in ("prompt", *SIDES):
+        _check_unicode(f"`{field}`", row.get(field))
     for side in SIDES:
-        if not row[side].strip():
+        if _BLANK.fullmatch(row[side]):
             raise RowError("empty_answer", f"`{side}` is empty; drop the row.")
 
 
@@ -130,11 +139,24 @@ def _check_messages(field: str, messages: Any) -> None:
         if isinstance(content, (list, tuple)):
             for block in content:
                 _check_block(where, message["role"], block)
-        elif not isinstance(content, str) and not (content is None and message["role"] == "assistant"):
+                _check_unicode(where, block.get("text"))
+        elif isinstance(content, str):
+            _check_unicode(where, content)
+        elif not (content is None and message["role"] == "assistant"):
             raise RowError(
                 "not_conversational",
                 f"{where} has content of type {type(content).__name__}; give a string or a list of blocks.",
             )
+
+
+def _check_unicode(where: str, text: str | None) -> None:
+    """Half of a surrogate pair, as JSON may have where a text was cut, fits into no file and no tokenizer."""
+    try:
+        (text or "").encode()
+    except UnicodeEncodeError:
+        raise RowError(
+            "not_conversational", f"{where} has half a character (a lone surrogate) in its text; cut it off."
+        ) from None
 
 
 def _check_block(where: str, role: str, block: Any) -> None:
@@ -179,8 +201,16 @@ def _check_answer(side: str, messages: Any, *, prompt_is_explicit: bool) -> None
     if answer["role"] != "assistant":
         raise RowError("not_conversational", f"`{side}` ends with a {answer['role']} message; end it with the answer.")
     text = "".join(block["text"] for block in blocks(answer) if block["type"] == "text")
-    if not text.strip() and not answer.get("tool_calls"):
+    if _BLANK.fullmatch(text) and not answer.get("tool_calls"):
         raise RowError("empty_answer", f"`{side}` is empty; drop the row.")
+
+
+def _stripped(answer: Any) -> Any:
+    """An answer without the white space around its last message, which is nothing to prefer."""
+    if isinstance(answer, str):
+        return answer.strip()
+    *others, last = answer
+    return [*others, {**last, "content": "".join(block["text"] for block in blocks(last)).strip()}]
 
 
 def _check_placeholders(field: str, messages: Any, kind: str, given: int) -> None:
@@ -235,7 +265,7 @@ def _check_numbers(row: Mapping[str, Any]) -> None:
 
 def _is_finite(value: Any) -> bool:
     try:
-        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, Real) and not isinstance(value, bool) and abs(float(value)) <= _LARGEST
     except OverflowError:  # an integer beyond the floats
         return False
 

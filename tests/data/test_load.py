@@ -1,0 +1,260 @@
+"""Loading from files and from a Hub, whatever the layout: identity, places of images, shards, streams, counts."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from datasets import Dataset, Image
+from PIL import Image as PILImage
+
+from tests.data.fixtures_as_rows import fixture
+from tests.hub_server import LoopbackHub
+from trl_dt2it.data import SOURCES, load_preferences
+from trl_dt2it.data.canonical import FEATURES
+from trl_dt2it.data.encoded import leave_images_encoded
+
+
+def png(size=(8, 8), colour="red") -> bytes:
+    buffer = io.BytesIO()
+    PILImage.new("RGB", size, colour).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def povid_rows(count: int) -> list[dict]:
+    (row,) = fixture("povid")
+    rows = []
+    for index in range(count):
+        changed = json.loads(json.dumps(row))
+        changed["image"] = f"./data/coco/COCO_train2014_{index}.jpg"
+        changed["conversations"][1]["value"] = f"Answer {index}."
+        rows.append(changed)
+    return rows
+
+
+def text_of(row: dict, side: str = "chosen") -> str:
+    return row[side][0]["content"][0]["text"]
+
+
+@pytest.fixture
+def povid(tmp_path) -> Path:
+    (tmp_path / "coco").mkdir()
+    for index in range(7):
+        (tmp_path / "coco" / f"COCO_train2014_{index}.jpg").write_bytes(png((8 + index, 8)))
+    (tmp_path / "povid.json").write_text(json.dumps(povid_rows(7)))
+    return tmp_path
+
+
+@pytest.mark.parametrize("layout", ["list", "lines", "parquet", "disk", "folder"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_every_kind_of_file_gives_the_same_rows(povid, layout, streaming):
+    rows, path = povid_rows(7), povid / "povid.json"
+    if layout == "lines":
+        path = povid / "povid.jsonl"
+        path.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    elif layout in ("parquet", "disk"):
+        path = povid / layout
+        path.mkdir()
+        data = Dataset.from_list(rows)
+        data.to_parquet(path / "train.parquet") if layout == "parquet" else data.save_to_disk(path)
+    elif layout == "folder":
+        path = povid / "files"
+        path.mkdir()
+        (povid / "povid.json").rename(path / "povid.json")
+    pairs = load_preferences("povid", path, image_root=povid / "coco", streaming=streaming)
+    assert pairs.features.keys() == FEATURES.keys()
+    rows = list(pairs)
+    assert [row["pair_id"] for row in rows] == [f"povid-{index}" for index in range(7)]
+    assert [text_of(row) for row in rows] == [f"Answer {index}." for index in range(7)]
+    assert [row["images"][0].size for row in rows] == [(8 + index, 8) for index in range(7)]
+    assert {row["source"] for row in rows} == {"povid"}
+    assert len({row["group_id"] for row in rows}) == 7
+
+
+def test_paths_start_from_the_image_root_and_may_not_leave_it(povid, caplog):
+    rows = povid_rows(3)
+    rows[1]["image"] = "../../etc/passwd"
+    (povid / "povid.json").write_text(json.dumps(rows))
+    pairs = load_preferences(
+        "povid", povid / "povid.json", image_root=povid / "coco", quarantine_file=povid / "bad" / "povid.jsonl"
+    )
+    assert [row["pair_id"] for row in pairs] == ["povid-0", "povid-2"]
+    paths = [row["images"][0]["path"] for row in pairs.cast_column("images", [Image(decode=False)])]
+    assert paths == [str(povid / "coco" / f"COCO_train2014_{index}.jpg") for index in (0, 2)]
+    (bad,) = map(json.loads, (povid / "bad" / "povid.jsonl").read_text().splitlines())
+    assert (bad["pair_id"], bad["row"], bad["reason"]) == ("povid-1", 1, "image_outside_root")
+    assert "Left 1 of 3 pairs out of povid (1 image_outside_root); listed in" in caplog.text
+
+
+def test_a_bad_row_raises_if_so_wished(povid):
+    rows = povid_rows(2)
+    rows[1]["rejected_conversations"] = rows[1]["conversations"]
+    (povid / "povid.json").write_text(json.dumps(rows))
+    for streaming in (False, True):
+        with pytest.raises(ValueError, match="povid-1"):
+            list(load_preferences("povid", povid / "povid.json", on_bad_row="raise", streaming=streaming))
+
+
+def test_lines_that_are_no_rows_are_set_aside(tmp_path, caplog):
+    good = json.dumps(povid_rows(1)[0])
+    (tmp_path / "povid.jsonl").write_text(f"{good}\nnot json\n[1]\n\n{good}\n")
+    pairs = load_preferences("povid", tmp_path / "povid.jsonl")
+    assert [row["pair_id"] for row in pairs.remove_columns("images")] == ["povid-0", "povid-4"]
+    assert "Left 2 of 4 pairs out of povid (2 not_conversational)" in caplog.text
+
+
+def test_several_pairs_of_a_row_are_numbered_and_counted(tmp_path, caplog):
+    (tmp_path / "v.jsonl").write_text("\n".join(json.dumps(row) for row in fixture("vlfeedback_raw")))
+    pairs = load_preferences("vlfeedback", tmp_path / "v.jsonl").remove_columns("images")
+    assert [row["pair_id"] for row in pairs] == ["vlfeedback-0-1", "vlfeedback-0-2"]  # 0 has a bad rating
+    assert len({row["group_id"] for row in pairs}) == 1
+    assert "1 tie" in caplog.text and "1 bad_rating" in caplog.text
+
+
+@pytest.mark.parametrize("number", [2, 3])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_shards_together_are_the_whole(povid, number, streaming):
+    def load(shard=None):
+        pairs = load_preferences("povid", povid / "povid.json", shard=shard, streaming=streaming)
+        return [(row["pair_id"], text_of(row)) for row in leave_images_encoded(pairs)]
+
+    shards = [load((index, number)) for index in range(number)]
+    assert sorted(row for shard in shards for row in shard) == load()
+    assert all(shards)
+
+
+def test_pairs_of_groups_do_not_depend_on_the_order_of_rows(tmp_path):
+    first = fixture("evalmuse")
+    second = json.loads(json.dumps(first).replace('"00001"', '"00002"').replace("red hat", "blue hat"))
+    (tmp_path / "train_list.json").write_text(json.dumps([first[0], second[0], first[1], second[1]]))
+    pairs = load_preferences("evalmuse", tmp_path / "train_list.json", reformulate=False)
+    rows = list(pairs.remove_columns(["chosen_image", "rejected_image"]))
+    assert [(row["pair_id"], row["caption"]) for row in rows] == [
+        ("evalmuse-0", "a lady with a red hat"),
+        ("evalmuse-1", "a lady with a blue hat"),
+    ]
+    with pytest.raises(ValueError, match="without `streaming`"):
+        load_preferences("evalmuse", tmp_path / "train_list.json", streaming=True)
+
+
+def test_text_to_image_pairs_become_two_image_questions(tmp_path):
+    rows = [
+        {"prompt": f"a square, {index}", "image_path": [f"{index}a.png", f"{index}b.png"], "human_preference": [0, 1]}
+        for index in range(6)
+    ]
+    for row in rows:
+        for path in row["image_path"]:
+            (tmp_path / path).write_bytes(png())
+    (tmp_path / "train.json").write_text(json.dumps(rows))
+    pairs = load_preferences("hpdv2", tmp_path / "train.json", image_root=tmp_path)
+    shown = [row["images"][0]["path"][-5] for row in pairs.cast_column("images", [Image(decode=False)])]
+    assert sorted(shown) == ["a"] * 3 + ["b"] * 3
+    raw = load_preferences("hpdv2", tmp_path / "train.json", image_root=tmp_path, reformulate=False)
+    assert raw.column_names[:3] == ["caption", "chosen_image", "rejected_image"]
+
+
+def test_mmpr_reads_every_annotation_with_its_own_image_folder(tmp_path):
+    (tmp_path / "annotations").mkdir()
+    for name in ("geo", "chart"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        (tmp_path / "images" / name / "1.png").write_bytes(png())
+        row = {"image": "1.png", "question": f"<image>\n{name}?", "chosen": "yes", "rejected": "no"}
+        (tmp_path / "annotations" / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    meta = {
+        name: {"root": f"images/{name}", "annotation": f"annotations/{name}.jsonl", "repeat_time": 1, "length": 1}
+        for name in ("geo", "chart")
+    }
+    (tmp_path / "meta.json").write_text(json.dumps(meta, indent=2))
+    pairs = load_preferences("mmpr", tmp_path / "meta.json", image_root=tmp_path)
+    paths = [row["images"][0]["path"] for row in pairs.cast_column("images", [Image(decode=False)])]
+    assert paths == [str(tmp_path / "images" / name / "1.png") for name in ("geo", "chart")]
+    assert pairs["pair_id"][:] == ["mmpr-0", "mmpr-1"]
+
+
+def test_videos_become_evenly_taken_frames_in_the_order_of_their_numbers(tmp_path):
+    folder = tmp_path / "video" / "v_abc-Scene-001"
+    folder.mkdir(parents=True)
+    for number in range(12):
+        (folder / f"frame_{number}.png").write_bytes(png((8, 8 + number)))
+    (tmp_path / "dpo_pairs.jsonl").write_text(json.dumps(fixture("mm_rlhf_dpo_pairs")[1]))
+    pairs = load_preferences("mm_rlhf", tmp_path / "dpo_pairs.jsonl", image_root=tmp_path, max_frames=4)
+    (video,) = pairs[0]["videos"]
+    assert [frame.size[1] - 8 for frame in video] == [0, 4, 7, 11]
+    assert [block["type"] for block in pairs[0]["prompt"][0]["content"]] == ["video", "text"]
+
+
+def test_rows_of_a_format_keep_their_names_unless_told(tmp_path):
+    rows = [{**row, "images": []} for row in fixture("trl_canonical")[3:]]
+    Dataset.from_list(rows).save_to_disk(tmp_path)
+    (row,) = load_preferences("trl", tmp_path)
+    assert (row["source"], row["pair_id"]) == ("mmpr", "mmpr-2")
+    (row,) = load_preferences("trl", tmp_path, source="mine")
+    assert (row["source"], row["pair_id"]) == ("mine", "mmpr-2")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("rlaif", {}, "`rlaif` is no known preference set or format. Known are .*rlaif_v"),
+        ("povid", {"min_confidence": 0.5}, "`povid` has no option `min_confidence`; it takes no options"),
+        ("hpdv3", {"min_confidenc": 0.5}, "it takes .*min_confidence"),
+        ("columns", {"question": "q"}, "`columns` needs the options chosen, rejected"),
+        ("trl", {}, "This is a format and not a data set; give `path_or_id`"),
+        ("povid", {"path_or_id": "./nowhere.json"}, "There is no file or folder ./nowhere.json"),
+        ("povid", {"path_or_id": "/nowhere"}, "There is no file or folder /nowhere"),
+        ("povid", {"image_root": "/nowhere"}, "`image_root` is /nowhere, but there is no such folder"),
+        ("povid", {"on_bad_row": "drop"}, "`on_bad_row` is 'drop'"),
+        ("povid", {"shard": (2, 2)}, "`shard` is"),
+        ("povid", {"streaming": True, "quarantine_file": "x"}, "A streamed set has no `quarantine_file`"),
+    ],
+)
+def test_misuse_is_named_before_anything_is_read(name, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        load_preferences(name, **arguments)
+
+
+def test_an_archive_has_to_be_unpacked_first(tmp_path):
+    (tmp_path / "annotations.zip").write_bytes(b"PK")
+    with pytest.raises(ValueError, match="Unpack annotations.zip first"):
+        load_preferences("mmpr", tmp_path)
+
+
+def test_sources_for_non_commercial_use_say_so(tmp_path, caplog):
+    (tmp_path / "r.jsonl").write_text(
+        json.dumps({"question": "What?", "chosen": "A.", "rejected": "B.", "image": "x"})
+    )
+    load_preferences("rlaif_v", tmp_path / "r.jsonl")
+    assert "not for commercial use" in caplog.text
+
+
+def test_every_source_tells_its_licence():
+    assert all(source.licence for source in SOURCES.values())
+    assert {name for name, source in SOURCES.items() if source.is_non_commercial} >= {"rlaif_v", "rlhf_v"}
+
+
+_FROM_HUB = """
+from trl_dt2it.data import load_preferences
+pairs = load_preferences("{name}", "loopback/{name}", {options})
+print([(row["pair_id"], row["chosen"][0]["content"][0]["text"]) for row in pairs.remove_columns("images")])
+"""
+
+
+def test_hub_ids_are_read_raw_files_and_parquet_alike(tmp_path):
+    rlaif = Dataset.from_list(fixture("rlaif_v")).cast_column("image", Image())
+    rlaif.to_parquet(tmp_path / "train.parquet")
+    with LoopbackHub() as hub:
+        hub.add_dataset("loopback/rlaif_v", {"data/train-00000.parquet": (tmp_path / "train.parquet").read_bytes()})
+        hub.add_dataset(
+            "loopback/vlfeedback",
+            {"vlfeedback_80k.jsonl": json.dumps(fixture("vlfeedback_raw")[0]).encode(), "VLFeedback.py": b"1 / 0"},
+        )
+        out = {}
+        for name in ("rlaif_v", "vlfeedback"):
+            code = _FROM_HUB.format(name=name, options="")
+            out[name] = subprocess.run(
+                [sys.executable, "-c", code], env=hub.env(), check=True, capture_output=True, text=True
+            ).stdout.splitlines()[-1]
+    assert "('rlaif_v-0', 'A red cup is on the table.')" in out["rlaif_v"]
+    assert out["vlfeedback"].count("vlfeedback-0-") == 2

@@ -1,0 +1,190 @@
+"""Making canonical rows: the columns that every source ends up with, and text with image markers as content blocks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from datasets import Features, Image, List, Value
+
+from .errors import RowError
+from .identity import image_identity
+
+
+IMAGE_MARKER = "<image>"
+
+MESSAGES = List({"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})})
+_PROVENANCE = {
+    "strength": Value("float64"),
+    "pair_id": Value("string"),
+    "group_id": Value("string"),
+    "source": Value("string"),
+    "source_id": Value("string"),
+}
+
+# What `load_preferences` gives, whatever the source. `source_id` is the name that the source itself has for the row.
+FEATURES = Features(
+    {"prompt": MESSAGES, "chosen": MESSAGES, "rejected": MESSAGES, "images": List(Image()), **_PROVENANCE}
+)
+VIDEO_FEATURES = Features({**FEATURES, "videos": List(List(Image()))})  # of the sources that have videos
+# A text-to-image pair before `reformulate_t2i`: each image is an answer to the caption.
+T2I_FEATURES = Features(
+    {"caption": Value("string"), "chosen_image": Image(), "rejected_image": Image(), **_PROVENANCE}
+)
+
+
+def preference(
+    prompt: str | Sequence[tuple[str, str]],
+    chosen: str,
+    rejected: str,
+    images: Sequence[Any] = (),
+    *,
+    videos: Sequence[Any] = (),
+    strength: float | None = None,
+    group: str | None = None,
+    source_id: str | int | None = None,
+) -> dict[str, Any]:
+    """
+    A canonical row, made of what a source has.
+
+    Args:
+        prompt (`str` or `Sequence[tuple[str, str]]`):
+            The question, or the turns of a conversation as pairs of role and text, the last by the user. Each
+            `<image>` in a user's text becomes an image block; without any, the images come first.
+        chosen (`str`):
+            The better answer.
+        rejected (`str`):
+            The worse answer.
+        images (`Sequence`, *optional*):
+            Encoded images, paths, or dicts of both, in reading order.
+        videos (`Sequence`, *optional*):
+            Videos, each as a list of frames or a folder of them. They come first in the prompt.
+        strength (`float`, *optional*):
+            How much better `chosen` is, in the unit of the source.
+        group (`str`, *optional*):
+            What all pairs about one prompt have in common; by default a hash of prompt, images and videos.
+        source_id (`str` or `int`, *optional*):
+            The source's own name of the row.
+
+    Returns:
+        `dict`: the columns of [`FEATURES`] but `pair_id` and `source`, which the loader knows, and `videos` if there
+        are any.
+
+    Raises:
+        [`RowError`]: `placeholder_count` if there are markers, but not as many as images; `not_conversational` if a
+            text is no string.
+    """
+    turns = [("user", prompt)] if isinstance(prompt, str) else list(prompt)
+    for field, text in (*(("prompt", text) for _, text in turns), ("chosen", chosen), ("rejected", rejected)):
+        if not isinstance(text, str):
+            raise RowError("not_conversational", f"`{field}` has a text of type {type(text).__name__}; give a string.")
+    images = [as_image(image) for image in images]
+    messages = _messages(turns, len(images), len(videos))
+    row = {
+        "prompt": messages,
+        "chosen": [_message("assistant", [_text(chosen)])],
+        "rejected": [_message("assistant", [_text(rejected)])],
+        "images": images,
+        "strength": strength,
+        "group_id": group or content_group(messages, images, videos),
+        "source_id": None if source_id is None else str(source_id),
+    }
+    return {**row, "videos": list(videos)} if videos else row
+
+
+def t2i_pair(
+    caption: str,
+    chosen_image: Any,
+    rejected_image: Any,
+    *,
+    strength: float | None = None,
+    group: str | None = None,
+    source_id: str | int | None = None,
+) -> dict[str, Any]:
+    """
+    A text-to-image pair, made of what a source has.
+
+    Args:
+        caption (`str`):
+            What both images were to show.
+        chosen_image (`bytes`, `str` or `dict`):
+            The better image.
+        rejected_image (`bytes`, `str` or `dict`):
+            The worse image.
+        strength (`float`, *optional*):
+            How much better the chosen image is, in the unit of the source.
+        group (`str`, *optional*):
+            What all pairs about one caption have in common; by default a hash of the caption.
+        source_id (`str` or `int`, *optional*):
+            The source's own name of the row.
+
+    Returns:
+        `dict`: the columns of [`T2I_FEATURES`] but `pair_id` and `source`, which the loader knows.
+
+    Raises:
+        [`RowError`]: `not_conversational` if the caption is no string.
+    """
+    if not isinstance(caption, str):
+        raise RowError("not_conversational", f"the caption is of type {type(caption).__name__}; give a string.")
+    return {
+        "caption": caption,
+        "chosen_image": as_image(chosen_image),
+        "rejected_image": as_image(rejected_image),
+        "strength": strength,
+        "group_id": group or content_group(caption, [], []),
+        "source_id": None if source_id is None else str(source_id),
+    }
+
+
+def as_image(image: Any) -> Any:
+    """An encoded image or a path as `{"bytes": ..., "path": ...}`, the way that Arrow holds it; others as they are."""
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        return {"bytes": bytes(image), "path": None}
+    if isinstance(image, str):
+        return {"bytes": None, "path": image}
+    if isinstance(image, Mapping):
+        return {"bytes": image.get("bytes"), "path": image.get("path")}
+    return image
+
+
+def content_group(prompt: Any, images: Sequence[Any], videos: Sequence[Any]) -> str:
+    """A short hash of what all pairs about one prompt have in common."""
+    content = [prompt, [None if image is None else image_identity(image) for image in images], list(videos)]
+    return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()[:16]
+
+
+def _messages(turns: Sequence[tuple[str, str]], num_images: int, num_videos: int) -> list[dict[str, Any]]:
+    parts = [text.split(IMAGE_MARKER) if role == "user" else [text] for role, text in turns]
+    num_markers = sum(len(pieces) - 1 for pieces in parts)
+    if num_markers not in (0, num_images):
+        raise RowError(
+            "placeholder_count",
+            f"the prompt has {num_markers} `{IMAGE_MARKER}` markers, but the row has {num_images} images.",
+        )
+    leading = ["image"] * (num_images - num_markers) + ["video"] * num_videos
+    messages = []
+    for (role, _), pieces in zip(turns, parts, strict=True):
+        if num_markers == 1 and len(pieces) == 2 and not pieces[0].strip():
+            pieces = ["", pieces[1].removeprefix("\n")]  # "<image>\nquestion": the newline belongs to the marker
+        elif num_markers == 1 and len(pieces) == 2 and not pieces[1].strip():
+            pieces = [pieces[0].removesuffix("\n"), ""]
+        content: list[dict[str, Any]] = []
+        if leading and role == "user":
+            content, leading = [{"type": kind, "text": None} for kind in leading], []
+        for index, piece in enumerate(pieces):
+            if index:
+                content.append({"type": "image", "text": None})
+            if piece:
+                content.append(_text(piece))
+        messages.append(_message(role, content))
+    return messages
+
+
+def _message(role: str, content: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"role": role, "content": content}
+
+
+def _text(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text}

@@ -1,0 +1,66 @@
+"""Data sets whose images stay bytes and paths, so that nothing is decoded, or opened, that nobody looks at; and single
+columns of them, which are read without the others."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, TypeAlias
+
+import pyarrow as pa
+from datasets import Dataset, Image, IterableDataset, List
+
+
+AnyDataset: TypeAlias = Dataset | IterableDataset
+
+
+def leave_images_encoded(dataset: AnyDataset) -> AnyDataset:
+    """
+    Makes rows hold bytes and paths instead of decoded images, without touching the data.
+
+    `datasets` decodes whatever a row points to, paths outside of the data set included; the collator's own loader
+    does not.
+    """
+    for name, feature in (dataset.features or {}).items():
+        encoded = _encoded(feature)
+        if encoded == feature:
+            continue
+        if isinstance(dataset, IterableDataset):
+            dataset = dataset.cast_column(name, encoded)
+        else:
+            # `cast_column` would write the whole set, images and all, into a new file, though nothing in it changes.
+            dataset = copy.deepcopy(dataset)
+            dataset.info.features[name] = encoded
+    return dataset
+
+
+def _encoded(feature: Any) -> Any:
+    """A feature whose images stay encoded."""
+    if isinstance(feature, Image):
+        return Image(decode=False)
+    if isinstance(feature, List):
+        return List(_encoded(feature.feature), length=feature.length)
+    if isinstance(feature, dict):
+        return {name: _encoded(part) for name, part in feature.items()}
+    return feature
+
+
+def column_of(dataset: Dataset, name: str) -> pa.Array:
+    """
+    One column of a data set, without reading the others, images among them.
+
+    Args:
+        dataset (`Dataset`):
+            The data set.
+        name (`str`):
+            A column with one string or number per row.
+
+    Returns:
+        `pa.Array`: its values, in the order of the rows.
+    """
+    column = dataset.data.column(name)
+    # Through its public interface, `datasets` gathers rows that were selected one by one: a thousand times slower, and
+    # with hundreds of bytes of memory for each.
+    indices = dataset._indices
+    if indices is not None:
+        column = column.take(indices.column(0))
+    return column.combine_chunks()

@@ -1,0 +1,94 @@
+"""Layouts of text-to-image pairs in JSON files, where each image is an answer: ShareGPT's and LLaVA-Reward's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ..canonical import IMAGE_MARKER
+from ..errors import RowError
+from .fields import answer_field, to_number, turns_field
+from .source import Source
+from .t2i_pairs import is_list, pair
+
+
+def per_answer_images(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
+    """
+    The pair of a ShareGPT row whose first image belongs to `chosen` and whose second to `rejected`: the input of
+    DT2IT-MRM's reformulation, and the text-to-image part of OmniRewardData.
+
+    The caption is what both answers say, or, where they say nothing, the last human turn.
+
+    Args:
+        row (`Mapping`):
+            `chosen` and `rejected` with a `value`, `images`, and `conversations` if the caption is there.
+
+    Yields:
+        `dict` or [`RowError`]: the pair, or why there is none.
+
+    Raises:
+        [`RowError`]: if an answer is missing, or if a text is no string.
+    """
+    images = row.get("images")
+    values = [answer_field(row, side) for side in ("chosen", "rejected")]
+    texts = [value.replace(IMAGE_MARKER, "").strip() if IMAGE_MARKER in value else value for value in values]
+    turns = [] if row.get("conversations") is None else turns_field(row, "conversations")
+    human = [text for role, text in turns if role == "user"]
+    if not is_list(images, 2):
+        shown = len(images) if isinstance(images, (list, tuple)) else 0
+        yield RowError(
+            "placeholder_count", f"`images` holds {shown} images; it must be two, of `chosen` and of `rejected`."
+        )
+    elif any(IMAGE_MARKER in text for text in human):
+        yield RowError(
+            "placeholder_count",
+            f"a human turn has an `{IMAGE_MARKER}` marker, so that the images belong to the question and not to the "
+            "answers; load the row as LLaMA-Factory's ShareGPT.",
+        )
+    elif texts[0] != texts[1]:
+        yield RowError(
+            "not_conversational", "`chosen` and `rejected` have different texts, so the caption is unclear."
+        )
+    else:
+        yield pair(texts[0] if texts[0].strip() or not human else human[-1], *images)
+
+
+PER_ANSWER_IMAGES = Source(
+    per_answer_images,
+    licence="unknown",
+    is_t2i=True,
+    note="A format: images[0] is the image of `chosen`, images[1] that of `rejected`.",
+)
+
+
+def llava_reward(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
+    """
+    The pair of a row of LLaVA-Reward. Its strength is the difference of the two ratings.
+
+    Args:
+        row (`Mapping`):
+            `prompt`, a caption or two equal ones, `chosen_path`, `c_rate`, `reject_path`, `r_rate`, `prompt_id`.
+
+    Yields:
+        `dict` or [`RowError`]: the pair, or why there is none.
+    """
+    captions = row.get("prompt")
+    captions = list(captions) if isinstance(captions, (list, tuple)) else [captions]
+    ratings = [to_number(row.get(name)) for name in ("c_rate", "r_rate")]
+    if not captions or any(caption != captions[0] for caption in captions):
+        yield RowError("not_conversational", "`prompt` holds different captions; the images of a pair share one.")
+    elif ratings[0] is None or ratings[1] is None:
+        shown = f"{row.get('c_rate')!r:.20} and {row.get('r_rate')!r:.20}"
+        yield RowError("bad_rating", f"`c_rate` and `r_rate` are {shown}; both must be numbers.")
+    elif ratings[0] == ratings[1]:
+        yield RowError("tie", f"`c_rate` and `r_rate` are both {ratings[0]}.")
+    elif ratings[0] < ratings[1]:
+        yield RowError("bad_rating", f"`c_rate` is {ratings[0]}, less than `r_rate`, {ratings[1]}; swap the images.")
+    else:
+        paths = row.get("chosen_path"), row.get("reject_path")
+        yield pair(captions[0], *paths, strength=ratings[0] - ratings[1], source_id=row.get("prompt_id"))
+
+
+LLAVA_REWARD = Source(
+    llava_reward, licence="unknown", is_t2i=True, note="A format; the images are the authors' local files."
+)
