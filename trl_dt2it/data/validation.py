@@ -1,0 +1,213 @@
+"""A preference set divided in two: rows that can be used, and rows that cannot, each with its reason.
+
+Nothing is thrown away: bad rows come back whole, can be mended, and are let in again by [`readmit`].
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset, IterableDataset, concatenate_datasets
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
+
+from .duplicates import contradiction_error, duplicate_error, find_doubles
+from .encoded import AnyDataset
+from .locations import ImageOptions
+from .quarantine_report import NOTES, check_free, quarantine_report, set_aside, write_quarantine
+from .row_checks import ImageCheck, RowChecks, find_faults, make_checks
+from .rows import row_name
+from .validation_stream import divide_stream
+
+
+Data = TypeVar("Data", Dataset, IterableDataset)
+
+_DEFAULTS = ImageOptions()
+
+
+def validate(
+    dataset: Data,
+    *,
+    processing_class: ProcessorMixin | PreTrainedTokenizerBase | None = None,
+    image_options: ImageOptions = _DEFAULTS,
+    image_check: ImageCheck = "header",
+    max_length: int | None = None,
+    duplicates: bool = True,
+    num_proc: int | None = None,
+    report_file: str | os.PathLike | None = None,
+    quarantine_file: str | os.PathLike | None = None,
+    show: bool = True,
+) -> tuple[Data, Data]:
+    """
+    Checks every row of a preference set and sets bad ones aside.
+
+    Rows are read once, and images stay encoded. What is kept of a row is its verdict and a hash of 16 bytes.
+
+    A streamed set is divided while it streams; each of the two results reads the stream for itself. There, of two
+    contradictory rows the later one is set aside, because the earlier one has gone out by then. A row is compared with
+    those before it that the same process has read since the stream began: not with all, if a `DataLoader` has several
+    workers, or if the stream was resumed. This takes some 300 bytes of memory a row.
+
+    Args:
+        dataset (`Dataset` or `IterableDataset`):
+            Preference rows, as [`check_row`] describes them.
+        processing_class (`ProcessorMixin` or `PreTrainedTokenizerBase`, *optional*):
+            The model's processor or tokenizer. With it, no text may contain a special token.
+        image_options ([`ImageOptions`], *optional*):
+            Where images may come from and how large they may be.
+        image_check (`str`, *optional*, defaults to `"header"`):
+            `"full"` decodes every image, which finds truncated files and takes long; `"header"` reads headers;
+            `"none"` does not look at images.
+        max_length (`int`, *optional*):
+            Most tokens of prompt and answer, image tokens included. Needs `processing_class`.
+        duplicates (`bool`, *optional*, defaults to `True`):
+            Whether a row that equals an earlier one is set aside, and all rows that differ from another in nothing but
+            which answer is preferred.
+        num_proc (`int`, *optional*):
+            Number of processes. A streamed set is checked by whoever iterates it.
+        report_file (`str` or `os.PathLike`, *optional*):
+            JSON file for the report. Not of a streamed set.
+        quarantine_file (`str` or `os.PathLike`, *optional*):
+            Parquet file for the bad rows, images as they are. Not of a streamed set.
+        show (`bool`, *optional*, defaults to `True`):
+            Whether to print the report; for a streamed set, whether to log bad rows.
+
+    Returns:
+        `tuple[Dataset, Dataset]` or `tuple[IterableDataset, IterableDataset]`: the good rows, in their order and with
+        their features, and the bad rows with all their columns, images encoded, and three more: `row` (the place in
+        `dataset`), `reason` (one of [`REASONS`]) and `message`.
+
+    Raises:
+        `ValueError`: if the set has no `chosen` and `rejected`, or a column named as one of the three, or if options
+            do not fit.
+
+    Example:
+
+    ```python
+    >>> clean, quarantine = validate(dataset, report_file="report.json")
+    >>> mended = quarantine.filter(lambda row: row["reason"] == "bad_strength").map(lambda row: {"strength": None})
+    >>> clean, quarantine = readmit(clean, mended)
+    ```
+    """
+    checks = make_checks(processing_class, image_options, image_check, max_length)
+    _check_columns(dataset, checks)
+    if isinstance(dataset, IterableDataset):
+        if report_file is not None or quarantine_file is not None:
+            raise ValueError("Nothing is known of a streamed set before it is read; it has no report and no file.")
+        return divide_stream(dataset, checks, duplicates, show)
+    clean, quarantine = _divide(dataset, find_faults(dataset, checks, duplicates, num_proc), duplicates)
+    _report(clean, quarantine, report_file, quarantine_file, show)
+    return clean, quarantine
+
+
+def readmit(
+    clean: Dataset,
+    repaired: Dataset,
+    *,
+    processing_class: ProcessorMixin | PreTrainedTokenizerBase | None = None,
+    image_options: ImageOptions = _DEFAULTS,
+    image_check: ImageCheck = "header",
+    max_length: int | None = None,
+    duplicates: bool = True,
+    num_proc: int | None = None,
+    report_file: str | os.PathLike | None = None,
+    quarantine_file: str | os.PathLike | None = None,
+    show: bool = True,
+) -> tuple[Dataset, Dataset]:
+    """
+    Lets mended rows of a quarantine in again, after the same checks, duplicates and contradictions included.
+
+    Args:
+        clean (`Dataset`):
+            What [`validate`] found good. It is not checked again, but a mended row may equal or contradict one of it.
+        repaired (`Dataset`):
+            Rows of the quarantine, or of its Parquet file, after they were mended.
+        processing_class, image_options, image_check, max_length, duplicates, num_proc, report_file, quarantine_file,
+        show (*optional*):
+            As in [`validate`].
+
+    Returns:
+        `tuple[Dataset, Dataset]`: `clean` and behind it the rows that are good now, and the others. Their `row` is the
+        place in the two sets joined, so that the first mended row has the number `len(clean)`.
+
+    Raises:
+        `ValueError`: if the columns of the two sets differ, or if options do not fit.
+    """
+    checks = make_checks(processing_class, image_options, image_check, max_length)
+    repaired = repaired.remove_columns([name for name in NOTES if name in repaired.column_names])
+    if differing := sorted(set(clean.column_names) ^ set(repaired.column_names)):
+        raise ValueError(f"Only one of `clean` and `repaired` has the column `{differing[0]}`; give both the same.")
+    _check_columns(clean, checks)
+    if repaired.features != clean.features:
+        repaired = repaired.with_format(None).cast(clean.features)
+    joined = concatenate_datasets([clean, repaired.with_format(**clean.format)])
+    num_checked = len(clean)
+    clean, quarantine = _divide(joined, find_faults(joined, checks, duplicates, num_proc, num_checked), duplicates)
+    _report(clean, quarantine, report_file, quarantine_file, show)
+    return clean, quarantine
+
+
+def _check_columns(dataset: AnyDataset, checks: RowChecks) -> None:
+    columns = dataset.column_names
+    if columns is None:  # of a streamed set that does not tell
+        return
+    if not {"chosen", "rejected"} <= set(columns):
+        raise ValueError(
+            f"The set has the columns {', '.join(columns)}; it needs `chosen` and `rejected`. Text-to-image pairs "
+            "become such rows by `reformulate_t2i`."
+        )
+    check_free(columns, NOTES)
+    if checks.collator is not None and checks.max_length is not None and {"image", "images"} & set(columns):
+        if not isinstance(checks.collator.processing_class, ProcessorMixin):
+            raise ValueError("`max_length` counts image tokens; give the processor, and not only its tokenizer.")
+
+
+def _divide(dataset: Dataset, found: pa.Table, duplicates: bool) -> tuple[Dataset, Dataset]:
+    is_bad = pc.not_equal(found["reason"], "").to_numpy()
+    rows = np.flatnonzero(is_bad)
+    reasons, messages = (found[name].take(pa.array(rows)).to_pylist() for name in ("reason", "message"))
+    if duplicates:
+        high, low, is_swapped = (found[name].to_numpy() for name in ("high", "low", "is_swapped"))
+        del found  # the largest thing in memory, if the set is large
+        doubles = find_doubles(high, low, is_swapped, is_bad)
+        names = _names(dataset, doubles.others)
+        for is_contradiction, name in zip(doubles.is_contradiction, names, strict=True):
+            error = contradiction_error(name) if is_contradiction else duplicate_error(name)
+            reasons.append(error.reason)
+            messages.append(str(error))
+        rows = np.concatenate([rows, doubles.rows])
+        is_bad[doubles.rows] = True
+    order = np.argsort(rows)
+    notes = {"reason": [reasons[place] for place in order], "message": [messages[place] for place in order]}
+    quarantine = set_aside(dataset, rows[order], notes)
+    return (dataset.select(np.flatnonzero(~is_bad)) if len(rows) else dataset), quarantine
+
+
+def _names(dataset: Dataset, rows: np.ndarray) -> list[str]:
+    if "pair_id" not in dataset.column_names or len(rows) == 0:
+        return [row_name({}, row) for row in rows]
+    pair_ids = dataset.select_columns("pair_id").with_format("arrow").select(rows)[:]["pair_id"].to_pylist()
+    return [row_name({"pair_id": pair_id}, row) for pair_id, row in zip(pair_ids, rows, strict=True)]
+
+
+def _report(
+    clean: Dataset,
+    quarantine: Dataset,
+    report_file: str | os.PathLike | None,
+    quarantine_file: str | os.PathLike | None,
+    show: bool,
+) -> None:
+    if quarantine_file is not None:
+        write_quarantine(quarantine, quarantine_file)
+    if not show and report_file is None:
+        return
+    report = quarantine_report(clean, quarantine)
+    if report_file is not None:
+        Path(report_file).parent.mkdir(parents=True, exist_ok=True)
+        Path(report_file).write_text(report.to_json() + "\n", encoding="utf-8")
+    if show:
+        report.show()

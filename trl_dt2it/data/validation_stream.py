@@ -1,0 +1,106 @@
+"""A streamed preference set divided in two while it streams; see [`validate`]."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from datasets import Features, IterableDataset
+from transformers.utils import logging
+
+from .duplicates import contradiction_error, duplicate_error, pair_digest
+from .encoded import leave_images_encoded
+from .errors import RowError
+from .quarantine_report import NOTES
+from .row_checks import RowChecks
+from .rows import row_name
+
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class StreamChecks:
+    """
+    The checks of a stream, with a memory of its rows.
+
+    Parameters:
+        checks ([`RowChecks`]):
+            What is checked about a row alone.
+        duplicates (`bool`):
+            Whether rows are compared.
+        show (`bool`):
+            Whether bad rows are logged.
+    """
+
+    checks: RowChecks
+    duplicates: bool
+    show: bool
+    _seen: dict[bytes, tuple[int, bool, str]] = field(default_factory=dict)
+    _counts: Counter[str] = field(default_factory=Counter)
+
+    def __call__(self, row: Mapping[str, Any], index: int) -> dict[str, Any]:
+        """The notes about a row: its place, and its reason and message, or twice "" if nothing is wrong."""
+        if index == 0:  # the stream begins anew
+            self._seen.clear()
+            self._counts.clear()
+        error = self.checks.fault(row)
+        if error is None and self.duplicates:
+            error = self._compare(row, index)
+        if error is None:
+            return {"row": index, "reason": "", "message": ""}
+        self._counts[error.reason] += 1
+        count = self._counts[error.reason]
+        if self.show and str(count).strip("0") == "1":  # 1, 10, 100, ...: a stream has no end to count up to
+            problem = f"{row_name(row, index)}, {error.reason}: {error}"
+            logger.warning(f"Set aside, {count} with this reason so far: {problem}")
+        return {"row": index, "reason": error.reason, "message": str(error)}
+
+    def _compare(self, row: Mapping[str, Any], index: int) -> RowError | None:
+        try:
+            key, is_swapped = pair_digest(row)
+        except RowError as error:
+            return error
+        place, was_swapped, name = self._seen.setdefault(key, (index, is_swapped, row_name(row, index)))
+        if place >= index:  # the row itself, or one that a second iterator over the same stream has read ahead
+            return None
+        return duplicate_error(name) if was_swapped == is_swapped else contradiction_error(name)
+
+
+def divide_stream(
+    dataset: IterableDataset, checks: RowChecks, duplicates: bool, show: bool
+) -> tuple[IterableDataset, IterableDataset]:
+    """
+    Divides a stream.
+
+    Args:
+        dataset (`IterableDataset`):
+            Preference rows.
+        checks ([`RowChecks`]):
+            What is checked about a row.
+        duplicates (`bool`):
+            Whether a row is compared with those before it.
+        show (`bool`):
+            Whether bad rows are logged while the good ones are read.
+
+    Returns:
+        `tuple[IterableDataset, IterableDataset]`: good rows with their features, and bad rows with notes.
+    """
+    features, encoded = dataset.features, leave_images_encoded(dataset)
+    noted = None if features is None else Features({**encoded.features, **NOTES})
+    halves = []
+    for is_good in (True, False):
+        judged = encoded.map(StreamChecks(checks, duplicates, show and is_good), with_indices=True, features=noted)
+        halves.append(judged.filter(_has_no_reason if is_good else _has_reason, input_columns=["reason"]))
+    good = halves[0].remove_columns(list(NOTES))
+    return (good if features is None else good.cast(features)), halves[1]
+
+
+def _has_no_reason(reason: str) -> bool:
+    return not reason
+
+
+def _has_reason(reason: str) -> bool:
+    return bool(reason)
