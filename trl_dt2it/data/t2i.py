@@ -1,0 +1,283 @@
+"""Text-to-image preferences as preferences that a reward model reads: one question about two images, two verdicts.
+
+A text-to-image set holds a caption, a better and a worse image. Images belong to the prompt, so both are shown there,
+in an order that tells nothing: of the rows of a source, half show the better image first, whatever the source did.
+Rows that cannot be used are left out and counted, and [`split_t2i`] gives them back for repair.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import repeat
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import ClassLabel, Dataset, Features, IterableDataset, Value, concatenate_datasets
+from transformers.utils import logging
+
+from .canonical import FEATURES
+from .encoded import AnyDataset, leave_images_encoded
+from .errors import RowError
+from .rows import row_name
+from .t2i_rows import Columns, Plan, canonical_rows, find_bad_pair, next_position
+from .t2i_templates import T2ITemplate, as_templates
+
+
+logger = logging.get_logger(__name__)
+
+_PROVENANCE = ("pair_id", "group_id", "source", "source_id")
+_VERDICT = Features({"reason": Value("string"), "message": Value("string")})
+# Columns that mean something else in a canonical row.
+_RESERVED = {"image", "videos", "tools", "chat_template_kwargs", "chosen_ids", "rejected_ids", "row_index", *_VERDICT}
+# Rows at a time: two photographs each, held three times over.
+_BATCH_SIZE = 100
+
+
+def reformulate_t2i(
+    dataset: AnyDataset,
+    *,
+    caption: str = "caption",
+    chosen_image: str = "chosen_image",
+    rejected_image: str = "rejected_image",
+    strength: str | None = "strength",
+    seed: int = 42,
+    template: str | T2ITemplate | Sequence[str | T2ITemplate] | None = None,
+    both_orders: bool = False,
+    on_bad_row: str = "quarantine",
+    num_proc: int | None = None,
+) -> AnyDataset:
+    """
+    Turns text-to-image preferences into canonical rows: a question about a caption and two images, and two verdicts.
+
+    Of n good rows with the same `source`, half show the better image first; of an odd n, the seed decides which half
+    is larger by one. The wording is drawn from the seed and the row's `pair_id`, apart from the position. Captions are
+    data: they arrive unchanged in one text block, `{braces}` and `<image>` included. No image is decoded.
+
+    Args:
+        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Pairs. Images are bytes, paths or `datasets` images. `pair_id`, `group_id`, `source` and `source_id` are
+            kept; a missing `pair_id` or `group_id` is a hash of the pair or of the caption. Other columns with one
+            number or string per row, such as `weight`, are kept too, of a stream only if it knows its features.
+        caption (`str`, *optional*, defaults to `"caption"`):
+            Column of what both images were to show.
+        chosen_image (`str`, *optional*, defaults to `"chosen_image"`):
+            Column of the better image.
+        rejected_image (`str`, *optional*, defaults to `"rejected_image"`):
+            Column of the worse image.
+        strength (`str`, *optional*, defaults to `"strength"`):
+            Column of how much better the chosen image is, >= 0, in the source's own unit; where it is absent, the
+            strength is unknown. `None` reads none.
+        seed (`int`, *optional*, defaults to `42`):
+            Seed of positions and wordings.
+        template (`str`, [`T2ITemplate`] or a sequence of them, *optional*):
+            The question, with `{images}` and `{caption}` once each; all else is literal. With several, each row draws
+            one. By default one of three English wordings, or of three Chinese ones if the caption has a Han character.
+        both_orders (`bool`, *optional*, defaults to `False`):
+            Whether every pair gives two rows in the same wording: the better image first (`pair_id` ends with `-ab`)
+            and second (`-ba`).
+        on_bad_row (`str`, *optional*, defaults to `"quarantine"`):
+            `"quarantine"` leaves bad rows out and counts them on screen by reason, of a stream when it ends;
+            `"raise"` an error for the first.
+        num_proc (`int`, *optional*):
+            Number of processes, for a set in memory.
+
+    Returns:
+        [`~datasets.Dataset`] or [`~datasets.IterableDataset`]: canonical rows in the order of the pairs, with the
+        columns of [`~trl_dt2it.data.canonical.FEATURES`] and those kept. A stream starts from the first row in every
+        epoch and resumes from its `state_dict`, each time reading the rows before it again.
+
+    Raises:
+        `ValueError`: if a column is missing, or if a template is wrong.
+        [`RowError`]: for the first bad row, with `on_bad_row="raise"`; a stream raises it when it gets there.
+    """
+    if on_bad_row not in ("quarantine", "raise"):
+        raise ValueError(f'`on_bad_row` is {on_bad_row!r}; choose "quarantine" or "raise".')
+    columns = Columns(caption, chosen_image, rejected_image, strength)
+    _check_columns(dataset, columns)
+    extras = _extra_features(dataset.features, columns)
+    features = Features({**FEATURES, **extras})
+    plan = Plan(columns, int(seed), as_templates(template), both_orders, tuple(extras))
+    if isinstance(dataset, IterableDataset):
+        kwargs = {"dataset": leave_images_encoded(dataset).with_format(None), "plan": plan, "on_bad_row": on_bad_row}
+        return IterableDataset.from_generator(_stream_rows, features=features, gen_kwargs=kwargs)
+
+    faults = _find_faults(dataset, columns, num_proc)
+    is_good = _is_good(faults)
+    if not is_good.all():
+        if on_bad_row == "raise":
+            index = int(np.argmin(is_good))
+            row = dataset.select_columns("pair_id")[index] if "pair_id" in dataset.column_names else {}
+            _raise(RowError(**faults[index]), row, index)
+        _warn(Counter(pc.drop_null(faults.data.column("reason")).to_pylist()), len(dataset))
+        dataset = dataset.select(np.flatnonzero(is_good))
+    if len(dataset) == 0:
+        return Dataset.from_dict({name: [] for name in features}, features=features)
+    positions = None if both_orders else _all_positions(dataset, plan.seed)
+
+    def make(table: pa.Table, indices: list[int]) -> pa.Table:
+        rows: list[dict[str, Any]] = []
+        for row, index in zip(table.to_pylist(), indices, strict=True):
+            rows += canonical_rows(row, plan, None if positions is None else bool(positions[index]))
+        return pa.Table.from_pylist(rows, schema=features.arrow_schema)
+
+    read = [name for name in dict.fromkeys((*columns, *_PROVENANCE, *extras)) if name in dataset.column_names]
+    made = dataset.select_columns(read).with_format("arrow")
+    # In Arrow format, `map` neither decodes an image nor encodes one.
+    made = made.map(
+        make,
+        with_indices=True,
+        batched=True,
+        batch_size=_BATCH_SIZE,
+        features=features,
+        num_proc=num_proc,
+        desc="Reformulating pairs",
+    )
+    return made.with_format(None)
+
+
+def split_t2i(
+    dataset: AnyDataset,
+    *,
+    caption: str = "caption",
+    chosen_image: str = "chosen_image",
+    rejected_image: str = "rejected_image",
+    strength: str | None = "strength",
+    num_proc: int | None = None,
+) -> tuple[AnyDataset, AnyDataset]:
+    """
+    Parts the pairs that [`reformulate_t2i`] uses from those that it leaves out.
+
+    To use a bad pair after all, mend it, remove the columns `reason` and `message`, and put it back with
+    [`~datasets.concatenate_datasets`].
+
+    Args:
+        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Pairs, as in [`reformulate_t2i`].
+        caption, chosen_image, rejected_image, strength, num_proc:
+            As in [`reformulate_t2i`].
+
+    Returns:
+        `tuple`: the good pairs, as they are, and the bad ones, with the columns `reason` (one of
+        [`~trl_dt2it.data.REASONS`]) and `message` besides. Each pair is in one of the two.
+
+    Raises:
+        `ValueError`: if a column is missing.
+    """
+    columns = Columns(caption, chosen_image, rejected_image, strength)
+    _check_columns(dataset, columns)
+    if isinstance(dataset, IterableDataset):
+        features = dataset.features
+        bad_features = None if features is None else Features({**features, **_VERDICT})
+        kwargs = {"dataset": leave_images_encoded(dataset).with_format(None), "columns": columns}
+        return (
+            IterableDataset.from_generator(_stream_good, features=features, gen_kwargs=kwargs),
+            IterableDataset.from_generator(_stream_bad, features=bad_features, gen_kwargs=kwargs),
+        )
+    faults = _find_faults(dataset, columns, num_proc)
+    is_good = _is_good(faults)
+    bad = np.flatnonzero(~is_good)
+    before = dataset.remove_columns([name for name in _VERDICT if name in dataset.column_names])
+    return dataset.select(np.flatnonzero(is_good)), concatenate_datasets(
+        [before.select(bad), faults.select(bad)], axis=1
+    )
+
+
+def _check_columns(dataset: AnyDataset, columns: Columns) -> None:
+    names = dataset.column_names
+    needed = [name for name in columns if name is not None and name != "strength"]
+    missing = [f"`{name}`" for name in needed if names is not None and name not in names]
+    if missing:
+        raise ValueError(
+            f"The set has no column {', '.join(missing)}, only {', '.join(names)}; say which columns hold the pairs."
+        )
+
+
+def _extra_features(features: Features | None, columns: Columns) -> dict[str, Any]:
+    """Columns to keep besides the canonical ones: those with one number or string per row."""
+    return {
+        name: feature
+        for name, feature in (features or {}).items()
+        if name not in {*columns, *FEATURES, *_RESERVED}
+        and isinstance(feature, (Value, ClassLabel))
+        and "binary" not in feature.dtype
+    }
+
+
+def _find_faults(dataset: Dataset, columns: Columns, num_proc: int | None) -> Dataset:
+    """Reason and message of every pair, `None` where it is good."""
+    if len(dataset) == 0:
+        return Dataset.from_dict({"reason": [], "message": []}, features=_VERDICT)
+
+    def check(table: pa.Table) -> pa.Table:
+        errors = [find_bad_pair(row, columns) for row in table.to_pylist()]
+        verdicts = [{"reason": error and error.reason, "message": error and str(error)} for error in errors]
+        return pa.Table.from_pylist(verdicts, schema=_VERDICT.arrow_schema)
+
+    read = dataset.select_columns([name for name in dict.fromkeys(columns) if name in dataset.column_names])
+    found = read.with_format("arrow").map(
+        check, batched=True, batch_size=_BATCH_SIZE, features=_VERDICT, num_proc=num_proc, desc="Checking pairs"
+    )
+    return found.with_format(None)
+
+
+def _is_good(faults: Dataset) -> np.ndarray:
+    return pc.is_null(faults.data.column("reason")).to_numpy()
+
+
+def _all_positions(dataset: Dataset, seed: int) -> np.ndarray:
+    """Whether each row shows the better image first, `(N,)` bool."""
+    sources: Iterator[Any] = repeat(None, len(dataset))
+    if "source" in dataset.column_names:
+        tables = dataset.select_columns("source").with_format("arrow").iter(batch_size=10_000)
+        sources = (source for table in tables for source in table["source"].to_pylist())
+    seen: Counter[str | None] = Counter()
+    positions = (next_position(seed, source, seen) for source in sources)
+    return np.fromiter(positions, dtype=bool, count=len(dataset))
+
+
+def _rows_of(dataset: IterableDataset) -> Iterator[dict[str, Any]]:
+    # Not `iter(dataset)`: in a worker process of a DataLoader, it would give the worker its share of the shards only,
+    # though the generator around it is the one that reads them all.
+    for batch in dataset.iter(batch_size=_BATCH_SIZE):
+        for values in zip(*batch.values(), strict=True):
+            yield dict(zip(batch, values, strict=True))
+
+
+def _stream_rows(dataset: IterableDataset, plan: Plan, on_bad_row: str) -> Iterator[dict[str, Any]]:
+    seen: Counter[str | None] = Counter()
+    dropped: Counter[str] = Counter()
+    index = -1
+    for index, row in enumerate(_rows_of(dataset)):
+        error = find_bad_pair(row, plan.columns)
+        if error is None:
+            position = None if plan.both_orders else next_position(plan.seed, row.get("source"), seen)
+            yield from canonical_rows(row, plan, position)
+        elif on_bad_row == "raise":
+            _raise(error, row, index)
+        else:
+            dropped[error.reason] += 1
+    if dropped:
+        _warn(dropped, index + 1)
+
+
+def _stream_good(dataset: IterableDataset, columns: Columns) -> Iterator[dict[str, Any]]:
+    return (row for row in _rows_of(dataset) if find_bad_pair(row, columns) is None)
+
+
+def _stream_bad(dataset: IterableDataset, columns: Columns) -> Iterator[dict[str, Any]]:
+    for row in _rows_of(dataset):
+        error = find_bad_pair(row, columns)
+        if error is not None:
+            yield {**row, "reason": error.reason, "message": str(error)}
+
+
+def _raise(error: RowError, row: Mapping[str, Any], index: int) -> None:
+    raise RowError(error.reason, f"{row_name(row, index)}: {error}") from error
+
+
+def _warn(dropped: Counter[str], total: int) -> None:
+    summary = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common())
+    logger.warning(f"Left {dropped.total()} of {total} pairs out ({summary}); `split_t2i` gives them for repair.")

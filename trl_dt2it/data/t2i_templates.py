@@ -1,0 +1,160 @@
+"""The wordings of a two-image question: what is asked about a caption and two images, and the two verdicts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+IMAGES, CAPTION = "{images}", "{caption}"
+
+_PLACEHOLDERS = re.compile(f"({re.escape(IMAGES)}|{re.escape(CAPTION)})")
+# Blocks of Han characters: radicals, iteration marks, ideographs and the planes of their extensions.
+_HAN = re.compile(
+    "[\u2e80-\u2fd5\u3005\u3007\u3021-\u3029\u3038-\u303b\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+
+
+@dataclass(frozen=True)
+class T2ITemplate:
+    """
+    A wording of a two-image question.
+
+    Parameters:
+        prompt (`str`):
+            The question, with `{images}` and `{caption}` once each, in either order. `{images}` becomes the two
+            images, each after its label, and `{caption}` the caption as it is. All else is literal, further braces and
+            `<image>` included.
+        first_is_better (`str`, *optional*, defaults to `"Image 1 is better than Image 2."`):
+            The answer that prefers the image shown first.
+        second_is_better (`str`, *optional*, defaults to `"Image 2 is better than Image 1."`):
+            The answer that prefers the image shown second.
+        labels (`tuple[str, str]`, *optional*, defaults to `("Image 1: ", "\\nImage 2: ")`):
+            Text ahead of the first and of the second image.
+
+    Raises:
+        `ValueError`: if a placeholder is not there exactly once, or if the two answers are empty or equal.
+    """
+
+    prompt: str
+    first_is_better: str = "Image 1 is better than Image 2."
+    second_is_better: str = "Image 2 is better than Image 1."
+    labels: tuple[str, str] = ("Image 1: ", "\nImage 2: ")
+
+    def __post_init__(self) -> None:
+        counts = self.prompt.count(IMAGES), self.prompt.count(CAPTION)
+        if counts != (1, 1):
+            raise ValueError(
+                f"A template must hold {IMAGES} once and {CAPTION} once; {self.prompt!r:.200} holds {IMAGES} "
+                f"{counts[0]} times and {CAPTION} {counts[1]} times."
+            )
+        answers = self.first_is_better.strip(), self.second_is_better.strip()
+        if not all(answers) or answers[0] == answers[1]:
+            raise ValueError(
+                f"The answers of a template must be two different texts, got {answers[0]!r} and {answers[1]!r}."
+            )
+
+    def question(self, caption: str) -> list[dict[str, Any]]:
+        """
+        The content of the question.
+
+        Args:
+            caption (`str`):
+                What both images were to show.
+
+        Returns:
+            `list[dict]`: text and image blocks, two of the latter; the caption is whole in one text block.
+        """
+        content: list[dict[str, Any]] = []
+        text = ""
+        for piece in _PLACEHOLDERS.split(self.prompt):
+            if piece == IMAGES:
+                for label in self.labels:
+                    content += [*_text(text + label), {"type": "image", "text": None}]
+                    text = ""
+            else:
+                text += caption if piece == CAPTION else piece
+        return content + _text(text)
+
+
+def _text(text: str) -> list[dict[str, Any]]:
+    return [{"type": "text", "text": text}] if text else []
+
+
+ENGLISH = (
+    T2ITemplate(
+        "{images}\n\nBoth images were made from the caption below. Which of them shows it better?\n\n"
+        "Caption: {caption}"
+    ),
+    T2ITemplate(
+        "{images}\n\nHold the two images against this description and say which one is closer to it.\n\n"
+        "Description: {caption}",
+        "Image 1 is closer to the description than Image 2.",
+        "Image 2 is closer to the description than Image 1.",
+    ),
+    T2ITemplate(
+        "{images}\n\nSomeone ordered the picture described here and was given two drafts. Pick the better draft.\n\n"
+        "Order: {caption}",
+        "The first image is the better draft.",
+        "The second image is the better draft.",
+    ),
+)
+_CHINESE_LABELS = ("图1:", "\n图2:")
+CHINESE = (
+    T2ITemplate(
+        "{images}\n\n这两张图都是按下面的描述画的,哪一张画得更好?\n\n描述:{caption}",
+        "图1比图2更好。",
+        "图2比图1更好。",
+        _CHINESE_LABELS,
+    ),
+    T2ITemplate(
+        "{images}\n\n请拿两张图与下面这段文字对照,指出更贴合文字的一张。\n\n文字:{caption}",
+        "图1比图2更贴合文字。",
+        "图2比图1更贴合文字。",
+        _CHINESE_LABELS,
+    ),
+    T2ITemplate(
+        "{images}\n\n有人按下面的要求订了一幅画,收到两份画稿,请选出较好的一份。\n\n要求:{caption}",
+        "第一张图是较好的画稿。",
+        "第二张图是较好的画稿。",
+        _CHINESE_LABELS,
+    ),
+)
+
+
+def is_chinese(caption: str) -> bool:
+    """
+    Whether a caption is asked about in Chinese: if it has a Han character.
+
+    Args:
+        caption (`str`):
+            The caption.
+
+    Returns:
+        `bool`
+    """
+    return _HAN.search(caption) is not None
+
+
+def as_templates(template: str | T2ITemplate | Sequence[str | T2ITemplate] | None) -> tuple[T2ITemplate, ...] | None:
+    """
+    What a user gives as `template`, checked.
+
+    Args:
+        template (`str`, [`T2ITemplate`] or a sequence of them, *optional*):
+            One wording, or several to draw from. A string is the `prompt` of a [`T2ITemplate`].
+
+    Returns:
+        `tuple[T2ITemplate, ...]`, or `None` for `None`: the built-in wordings in the caption's language.
+
+    Raises:
+        `ValueError`: if there is no wording, or as [`T2ITemplate`] says.
+    """
+    if template is None:
+        return None
+    given = (template,) if isinstance(template, (str, T2ITemplate)) else tuple(template)
+    if not given:
+        raise ValueError("`template` is empty; give one wording or more, or None for the built-in ones.")
+    return tuple(T2ITemplate(item) if isinstance(item, str) else item for item in given)
