@@ -1,10 +1,11 @@
-"""Each private name of TRL, transformers or accelerate that the package touches. A failure here says what broke."""
+"""Each private name of TRL, transformers, accelerate or datasets that we touch. A failure says what broke."""
 
 import inspect
 
 import pytest
 import transformers
 from accelerate import Accelerator
+from datasets import Dataset
 from transformers import CONFIG_MAPPING, AutoModel, PreTrainedModel, Trainer, masking_utils
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_flash_attention_utils import _flash_attention_forward
@@ -82,3 +83,9 @@ def test_base_models_take_features_in_place_of_pixels(family):
 @pytest.mark.parametrize("name", UNCOUNTED_TOKENS)
 def test_processors_count_from_sizes(name):
     assert "image_sizes" in inspect.signature(getattr(transformers, name)._get_num_multimodal_tokens).parameters
+
+
+def test_rows_that_were_selected_are_known_by_their_indices():
+    selected = Dataset.from_dict({"a": [10, 11, 12]}).select([2, 0])
+    assert selected._indices.column(0).to_pylist() == [2, 0]
+    assert selected.data.column("a").to_pylist() == [10, 11, 12]

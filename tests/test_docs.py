@@ -25,13 +25,14 @@ DOCUMENTS = [
     "CONTRIBUTING.md",
     "SECURITY.md",
     "CHANGELOG.md",
+    "docs/data.md",
     "docs/models.md",
     "docs/speed.md",
     "benchmarks/README.md",
 ]
 # What a machine without a GPU needs, and one pair a step.
 ON_THE_CPU = 'use_cpu=True, bf16=False, report_to="none", per_device_train_batch_size=2, save_strategy="no", '
-TRAIN, SCORE = 0, 1
+TRAIN, DATA, SCORE = 0, 1, 2
 
 
 def code_blocks(language: str, text: str = README) -> list[str]:
@@ -62,7 +63,7 @@ def own_dataset(tmp_path, monkeypatch):
 
 def test_the_training_and_the_scoring_example_run(own_dataset, capsys):
     blocks = code_blocks("python")
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     assert len(blocks[TRAIN].strip().splitlines()) <= 15
     training = replaced(blocks[TRAIN], "Qwen/Qwen3-VL-2B-Instruct", str(family_dir("qwen3_vl")))
     training = replaced(training, "MultimodalRewardConfig(", f"MultimodalRewardConfig({ON_THE_CPU}")

@@ -1,0 +1,178 @@
+"""Build a training set out of public preference sets, from a YAML file.
+
+    python recipes/prepare_data.py --config recipes/configs/data_dt2it.yaml
+
+Every source is loaded, validated and written in shards; run it again after a kill and it goes on where it was. Several
+machines with a common folder take shards each, and the last run, without `--shard`, puts the mixture together:
+
+    python recipes/prepare_data.py --config recipes/configs/data_dt2it.yaml --shard 0/4
+
+Train on the result with `--dataset_name OUTPUT_DIR/mixture`. `--dry_run true` shows what would be done.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trl import TrlParser
+
+
+@dataclass
+class PrepareArguments:
+    """
+    Arguments of this script.
+
+    Parameters:
+        sources (`dict`):
+            Preference sets by name, each with the arguments of [`trl_dt2it.data.load_preferences`] and its `weight`,
+            `max_rows` and `num_shards`.
+        output_dir (`str`):
+            Folder of shards, mixture and reports.
+        benchmarks (`dict`, *optional*):
+            Benchmarks to keep out of the training set, by name: `path_or_id`, `split`, and the names of the columns
+            `question` and `image`.
+        image_check (`str`, *optional*, defaults to `"header"`):
+            `"full"` decodes every image, `"header"` reads its header, `"none"` trusts it.
+        max_image_pixels (`int`, *optional*):
+            Largest image.
+        processing_class (`str`, *optional*):
+            Hub id or directory of the model to train, for special tokens and `max_length`.
+        max_length (`int`, *optional*):
+            Most tokens of a conversation, image tokens included.
+        max_per_group (`int`, *optional*):
+            Most rows about one prompt.
+        size (`int`, *optional*):
+            Rows of the mixture.
+        test_size (`float`, *optional*, defaults to `0.01`):
+            Share of the mixture that is held out, groups whole; 0 holds out none.
+        rows_per_file (`int`, *optional*, defaults to `20000`):
+            Rows of a Parquet file of the mixture.
+        seed (`int`, *optional*, defaults to `42`):
+            Seed of draw, order and split.
+        shard (`str`, *optional*):
+            `i/n`: prepare the i-th of every n shards, i from 0, and leave the mixture to a later run.
+        num_proc (`int`, *optional*):
+            Number of processes.
+        dry_run (`bool`, *optional*, defaults to `False`):
+            Whether to show the plan only.
+    """
+
+    sources: dict[str, Any] | str = field(metadata={"help": "Preference sets with their settings, mapping or JSON."})
+    output_dir: str = field(metadata={"help": "Folder of shards, mixture and reports."})
+    benchmarks: dict[str, Any] | str | None = field(default=None, metadata={"help": "Benchmarks to keep out."})
+    image_check: str = field(default="header", metadata={"help": "full, header or none."})
+    max_image_pixels: int | None = field(default=None, metadata={"help": "Largest image."})
+    processing_class: str | None = field(default=None, metadata={"help": "Model whose tokens and lengths count."})
+    max_length: int | None = field(default=None, metadata={"help": "Most tokens of a conversation."})
+    max_per_group: int | None = field(default=None, metadata={"help": "Most rows about one prompt."})
+    size: int | None = field(default=None, metadata={"help": "Rows of the mixture."})
+    test_size: float = field(default=0.01, metadata={"help": "Share that is held out."})
+    rows_per_file: int = field(default=20_000, metadata={"help": "Rows of a Parquet file."})
+    seed: int = field(default=42, metadata={"help": "Seed of draw, order and split."})
+    shard: str | None = field(default=None, metadata={"help": "i/n: prepare only the i-th of every n shards."})
+    num_proc: int | None = field(default=None, metadata={"help": "Number of processes."})
+    dry_run: bool = field(default=False, metadata={"help": "Show the plan only."})
+
+
+def main(args):
+    from rich.console import Console
+    from transformers import AutoProcessor
+
+    from trl_dt2it.data import ImageOptions, prepare_shard, read_settings
+
+    console = Console()
+    settings = read_settings(as_mapping(args.sources))
+    part, parts = parse_shard(args.shard)
+    todo = [(key, shard) for key, one in settings.items() for shard in range(one.num_shards)][part::parts]
+    if args.dry_run:
+        console.print(plan(settings, todo, args))
+        return
+    options = ImageOptions() if args.max_image_pixels is None else ImageOptions(max_image_pixels=args.max_image_pixels)
+    processing_class = None if args.processing_class is None else AutoProcessor.from_pretrained(args.processing_class)
+    for number, (key, shard) in enumerate(todo, 1):
+        name = f"{number}/{len(todo)} {key}, shard {shard} of {settings[key].num_shards}"
+        with console.status(name):
+            record, is_new = prepare_shard(
+                args.output_dir,
+                key,
+                settings[key],
+                shard,
+                image_options=options,
+                image_check=args.image_check,
+                processing_class=processing_class,
+                max_length=args.max_length,
+                num_proc=args.num_proc,
+            )
+        console.print(f"{name}: {record['clean']} of {record['pairs']} pairs" + ("" if is_new else ", there already"))
+    if args.shard is not None:
+        console.print("Run it without `--shard` when all shards are there, to put the mixture together.")
+        return
+    with console.status("Putting the mixture together"):
+        report = merge(args, settings)
+    console.print(summary(report))
+    console.print(f"Train on it with --dataset_name {Path(args.output_dir) / 'mixture'}", soft_wrap=True)
+
+
+def merge(args, settings):
+    """Puts the mixture together and returns its report."""
+    from trl_dt2it.data import build_mixture, read_benchmarks
+
+    return build_mixture(
+        args.output_dir,
+        settings,
+        benchmarks=read_benchmarks(as_mapping(args.benchmarks)),
+        max_per_group=args.max_per_group,
+        size=args.size,
+        test_size=args.test_size,
+        rows_per_file=args.rows_per_file,
+        seed=args.seed,
+        num_proc=args.num_proc,
+    )
+
+
+def as_mapping(value):
+    return json.loads(value) if isinstance(value, str) else dict(value or {})
+
+
+def parse_shard(text):
+    """`"1/4"` as `(1, 4)`, nothing as all."""
+    if text is None:
+        return 0, 1
+    part, _, parts = text.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
+        raise ValueError(f"`--shard` is {text!r}; it must be i/n with 0 <= i < n, such as 0/4.")
+    return int(part), int(parts)
+
+
+def plan(settings, todo, args):
+    from rich.table import Table
+
+    from trl_dt2it.data import SOURCES
+
+    table = Table("source", "from", "licence", "shards here", "weight", title=f"Would be written to {args.output_dir}")
+    for key, one in settings.items():
+        source = SOURCES[one.name]
+        origin = str(one.load.get("path_or_id") or source.hub_id)
+        here = sum(1 for other, _ in todo if other == key)
+        weight = "" if one.weight is None else f"{one.weight:g}"
+        table.add_row(key, origin, source.licence, f"{here} of {one.num_shards}", weight)
+    return table
+
+
+def summary(report):
+    """A table of what became of every source."""
+    from rich.table import Table
+
+    names = ("pairs", "clean", "duplicates", "contaminated", "mixed", "train", "test")
+    table = Table("source", *names, "left out because")
+    for key, source in report["sources"].items():
+        reasons = ", ".join(f"{count} {reason}" for reason, count in source["reasons"].items())
+        table.add_row(key, *(f"{source[name]:,}" for name in names), reasons)
+    return table
+
+
+if __name__ == "__main__":
+    parser = TrlParser(PrepareArguments)
+    (arguments,) = parser.parse_args_and_config(fail_with_unknown_args=True)
+    main(arguments)

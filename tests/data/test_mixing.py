@@ -1,0 +1,145 @@
+"""Mixtures: exact shares, caps, order, and splits that keep groups together."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from datasets import Dataset, IterableDataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trl_dt2it.data import mix, split_by_group
+
+
+def rows(name: str, count: int, per_group: int = 1, **columns) -> Dataset:
+    return Dataset.from_dict(
+        {
+            "pair_id": [f"{name}-{index}" for index in range(count)],
+            "group_id": [f"{name}-g{index // per_group}" for index in range(count)],
+            "source": [name] * count,
+            **columns,
+        }
+    )
+
+
+def test_without_weights_all_rows_are_there_once_in_another_order():
+    a, b = rows("a", 30), rows("b", 12)
+    mixed = mix({"a": a, "b": b})
+    assert sorted(mixed["pair_id"]) == sorted([*a["pair_id"], *b["pair_id"]])
+    assert mixed["pair_id"][:] != [*a["pair_id"], *b["pair_id"]]
+    assert len(set(mixed["source"][:12])) == 2  # not one source behind the other
+
+
+def test_weights_are_met_exactly_and_the_scarcest_source_decides():
+    sets = {"a": rows("a", 100), "b": rows("b", 90), "c": rows("c", 10)}
+    assert Counter(mix(sets, weights={"a": 5, "b": 3, "c": 2})["source"]) == {"a": 25, "b": 15, "c": 10}
+    # 3 rows each go to a and c, and the last one of 7 to the largest remainder: 7 * (0.5, 0.3, 0.2) = 3.5, 2.1, 1.4
+    assert Counter(mix(sets, weights={"a": 5, "b": 3, "c": 2}, size=7)["source"]) == {"a": 4, "b": 2, "c": 1}
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    counts=st.lists(st.integers(1, 40), min_size=1, max_size=4),
+    weights=st.lists(st.floats(0.01, 100), min_size=4, max_size=4),
+)
+def test_shares_are_never_off_by_a_row(counts, weights):
+    sets = {f"s{index}": rows(f"s{index}", count) for index, count in enumerate(counts)}
+    given_weights = dict(zip(sets, weights, strict=False))
+    mixed = mix(sets, weights=given_weights)
+    found = Counter(mixed["source"])
+    total = sum(given_weights.values())
+    for name, weight in given_weights.items():
+        assert abs(found[name] - len(mixed) * weight / total) < 1
+        assert found[name] <= len(sets[name])
+    assert len(set(mixed["pair_id"])) == len(mixed)
+
+
+def test_caps_hold_per_group_and_per_source():
+    sets = {"a": rows("a", 60, per_group=6), "b": rows("b", 8)}
+    mixed = mix(sets, max_per_group=2)
+    assert Counter(mixed["source"]) == {"a": 20, "b": 8}
+    assert set(Counter(g for g in mixed["group_id"] if g.startswith("a")).values()) == {2}
+    assert Counter(mix(sets, max_per_group=2, max_per_source={"a": 7})["source"]) == {"a": 7, "b": 8}
+    assert Counter(mix(sets, max_per_source=5)["source"]) == {"a": 5, "b": 5}
+    # The caps do not always keep a group's first rows.
+    assert {int(pair.split("-")[1]) % 6 for pair in mixed["pair_id"] if pair.startswith("a")} == set(range(6))
+
+
+def test_rows_without_a_group_are_not_limited():
+    data = Dataset.from_dict({"group_id": ["x", None, None, "x", None], "pair_id": list("abcde")})
+    assert len(mix({"a": data}, max_per_group=1)) == 4
+
+
+def test_the_same_seed_gives_the_same_rows_and_another_source_changes_none_of_them():
+    a, b = rows("a", 50), rows("b", 50)
+    one, again, other = (mix({"a": a, "b": b}, size=40, seed=seed)["pair_id"][:] for seed in (1, 1, 2))
+    assert one == again != other
+    wider = mix({"a": a, "b": b, "c": rows("c", 50)}, weights={"a": 2, "b": 2, "c": 1}, size=50, seed=1)
+    assert {pair for pair in wider["pair_id"] if pair.startswith("a")} == {p for p in one if p.startswith("a")}
+
+
+def test_columns_that_one_set_lacks_are_none():
+    mixed = mix({"a": rows("a", 2, weight=[0.5, 2.0]), "b": rows("b", 1)})
+    assert dict(zip(mixed["pair_id"], mixed["weight"], strict=True)) == {"a-0": 0.5, "a-1": 2.0, "b-0": None}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"weights": {"a": 1.0}}, "`weights` has None for 'b'"),
+        ({"weights": {"a": 1.0, "b": 0.0}}, "`weights` has 0.0 for 'b'"),
+        ({"weights": {"a": 1, "b": 1, "x": 1}}, "`weights` names 'x'; the sets are a, b"),
+        ({"weights": {"a": 1, "b": 1}, "size": 30}, "takes 15 of 'b', which has 10"),
+        ({"size": 0}, "`size` is 0; it must be at least 1"),
+        ({"max_per_source": {"a": 0}}, "`max_per_source` is 0"),
+        ({"max_per_source": {"y": 3}}, "`max_per_source` names 'y'"),
+    ],
+)
+def test_misuse_is_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        mix({"a": rows("a", 20), "b": rows("b", 10)}, **arguments)
+
+
+def test_streams_are_refused():
+    stream = IterableDataset.from_generator(lambda: iter([{"x": 1}]))
+    with pytest.raises(ValueError, match="`a` is a IterableDataset"):
+        mix({"a": stream})
+
+
+@pytest.mark.parametrize("test_size", [0.2, 37])
+def test_a_split_parts_no_group_and_has_its_size(test_size):
+    data = rows("a", 300, per_group=3)
+    split = split_by_group(data, test_size)
+    groups = {name: set(part["group_id"]) for name, part in split.items()}
+    assert not groups["train"] & groups["test"]
+    wanted = 60 if test_size == 0.2 else 37
+    assert wanted <= len(split["test"]) < wanted + 3
+    assert sorted([*split["train"]["pair_id"], *split["test"]["pair_id"]]) == sorted(data["pair_id"])
+
+
+def test_the_split_does_not_depend_on_the_order_and_hardly_on_further_rows():
+    data = rows("a", 400, per_group=2)
+    order = np.random.default_rng(0).permutation(400)
+    test = set(split_by_group(data, 0.25)["test"]["group_id"])
+    assert set(split_by_group(data.select(order), 0.25)["test"]["group_id"]) == test
+    grown = set(split_by_group(rows("a", 440, per_group=2), 0.25)["test"]["group_id"])
+    assert len(test - grown) <= 10  # of 50 groups, with 10 % more of them
+    assert set(split_by_group(data, 0.25, seed=1)["test"]["group_id"]) != test
+
+
+def test_rows_without_a_group_are_split_one_by_one():
+    data = Dataset.from_dict({"pair_id": [str(index) for index in range(50)]})
+    assert len(split_by_group(data, 10)["test"]) == 10
+
+
+@pytest.mark.parametrize(
+    ("data", "size", "message"),
+    [
+        (rows("a", 10), 0, "must leave rows for both parts of 10 rows"),
+        (rows("a", 10), 1.0, "must leave rows for both parts"),
+        (rows("a", 10, per_group=10), 2, "the 1 groups are too few for 2 test rows"),
+    ],
+)
+def test_a_split_that_leaves_a_part_empty_is_an_error(data, size, message):
+    with pytest.raises(ValueError, match=message):
+        split_by_group(data, size)

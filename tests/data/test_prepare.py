@@ -1,0 +1,219 @@
+"""Preparing a mixture: shards that survive a kill, machines that share the work, and a set that a trainer can take."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+from datasets import load_dataset
+
+from trl_dt2it.data import build_mixture, load_image, prepare_shard, read_benchmarks, read_settings
+from trl_dt2it.demo.digits import make_digits, make_digits_t2i
+
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "prepare_data.py"
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory) -> Path:
+    """RLAIF-V's layout with images inside, ShareGPT rows with images in a folder, and HPDv2's pairs of images."""
+    folder = tmp_path_factory.mktemp("raw")
+    digits = make_digits("train", 60, seed=1)
+    images = [row["bytes"] for row in digits.data.column("images").combine_chunks().flatten().to_pylist()]
+    texts = [[row[side][0]["content"][-1]["text"] for side in ("prompt", "chosen", "rejected")] for row in digits]
+    (folder / "pictures").mkdir()
+    for index, image in enumerate(images):
+        (folder / "pictures" / f"{index}.png").write_bytes(image)
+
+    def sharegpt(index: int) -> dict:
+        question, chosen, rejected = texts[index]
+        return {
+            "conversations": [{"from": "human", "value": f"<image>{question}"}],
+            "chosen": {"from": "gpt", "value": chosen},
+            "rejected": {"from": "gpt", "value": rejected},
+            "images": [f"{index}.png"],
+        }
+
+    rows = [sharegpt(index) for index in range(40)]
+    rows[3]["images"] = ["not-there.png"]
+    rows[5]["rejected"] = rows[5]["chosen"]
+    rows[39] = json.loads(json.dumps(rows[0]))  # in the other shard
+    (folder / "own.json").write_text(json.dumps(rows))
+    lines = [
+        {"question": question, "chosen": chosen, "rejected": rejected, "image": f"{index + 40}.png"}
+        for index, (question, chosen, rejected) in enumerate(texts[40:])
+    ]
+    (folder / "plain.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (folder / "benchmark.jsonl").write_text(json.dumps({"query": texts[50][0].upper(), "image": "50.png"}) + "\n")
+    t2i = make_digits_t2i("train", 31, seed=2)
+    pairs = []
+    for index, row in enumerate(t2i):
+        for side in ("chosen", "rejected"):
+            row[f"{side}_image"].save(folder / "pictures" / f"t{index}-{side}.png")
+        names = [f"t{index}-chosen.png", f"t{index}-rejected.png"]
+        pairs.append({"prompt": row["caption"], "file_path": names, "human_preference": [1, 0]})
+    (folder / "train.json").write_text(json.dumps(pairs))
+    return folder
+
+
+def config(raw: Path, output: Path) -> dict:
+    root = str(raw / "pictures")
+    return {
+        "output_dir": str(output),
+        "sources": {
+            "own": {"name": "llamafactory", "path_or_id": str(raw / "own.json"), "image_root": root, "num_shards": 2},
+            "rlaif_v": {"path_or_id": str(raw / "plain.jsonl"), "image_root": root},
+            "hpdv2": {"path_or_id": str(raw / "train.json"), "image_root": root, "max_rows": 21},
+        },
+        "benchmarks": {"bench": {"path_or_id": str(raw / "benchmark.jsonl"), "question": "query", "image_root": root}},
+        "test_size": 0.1,
+        "rows_per_file": 30,
+    }
+
+
+def start(settings: dict, *more: str) -> subprocess.Popen:
+    path = Path(settings["output_dir"]).with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(settings))
+    call = [sys.executable, RECIPE, "--config", path, *more]
+    env = {**os.environ, "COLUMNS": "200"}
+    return subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+
+
+def run(settings: dict, *more: str) -> subprocess.CompletedProcess:
+    process = start(settings, *more)
+    out, error = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, error)
+
+
+def digest(folder: Path) -> str:
+    """A hash of the mixture's files."""
+    files = sorted(folder.glob("mixture/*.parquet"))
+    return hashlib.sha256(b"".join(file.name.encode() + file.read_bytes() for file in files)).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def whole(raw, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("whole") / "out"
+    done = run(config(raw, output))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "1 image_missing" in done.stdout and "1 equal_answers" in done.stdout
+    return output
+
+
+def test_every_row_is_accounted_for(whole):
+    report = json.loads((whole / "report.json").read_text())["sources"]
+    assert report["own"] | {"train": 0, "test": 0} == {
+        "pairs": 40,
+        "clean": 38,
+        "reasons": {"equal_answers": 1, "image_missing": 1},
+        "duplicates": 1,
+        "contaminated": 0,
+        "mixed": 37,
+        "train": 0,
+        "test": 0,
+    }
+    assert (report["rlaif_v"]["clean"], report["rlaif_v"]["contaminated"], report["rlaif_v"]["mixed"]) == (20, 1, 19)
+    assert (report["hpdv2"]["clean"], report["hpdv2"]["mixed"]) == (31, 21)
+    splits = load_dataset("parquet", data_dir=str(whole / "mixture"))
+    for split, rows in splits.items():
+        assert Counter(rows["source"]) == {key: source[split] for key, source in report.items() if source[split]}
+    assert sum(map(len, splits.values())) == 37 + 19 + 21
+    assert not set(splits["train"]["group_id"]) & set(splits["test"]["group_id"])
+    assert len(list((whole / "mixture").glob("train-*.parquet"))) == 3
+    bad = load_dataset("parquet", data_files=str(whole / "shards/own/00000-of-00002.quarantine.parquet"))["train"]
+    assert (bad["pair_id"][:], bad["reason"][:]) == (["own-3"], ["image_missing"])
+    (refused,) = (whole / "shards/own/00000-of-00002.refused.jsonl").read_text().splitlines()
+    assert (json.loads(refused)["pair_id"], json.loads(refused)["reason"]) == ("own-5", "equal_answers")
+
+
+def test_the_files_need_no_other(whole, raw):
+    rows = load_dataset("parquet", data_dir=str(whole / "mixture"), split="train")
+    row = next(row for row in rows if row["pair_id"] == "rlaif_v-1")
+    assert row["images"][0].tobytes() == load_image(str(raw / "pictures" / "41.png")).tobytes()
+    assert str(raw) not in json.dumps([row["images"] for row in rows.to_list()], default=str)
+
+
+def test_a_killed_run_goes_on_and_ends_the_same(raw, whole, tmp_path):
+    settings = config(raw, tmp_path / "out")
+    running = start(settings)
+    while not (done := list((tmp_path / "out").glob("shards/*/*.json"))):
+        assert running.poll() is None, running.communicate()
+        time.sleep(0.01)
+    running.kill()
+    running.communicate()
+    assert len(done) < 4 and not (tmp_path / "out/mixture").exists()
+    before = done[0].stat().st_mtime_ns
+    again = run(settings)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert "there already" in again.stdout
+    assert done[0].stat().st_mtime_ns == before
+    assert digest(tmp_path / "out") == digest(whole)
+
+
+def test_two_machines_make_what_one_makes(raw, whole, tmp_path):
+    settings = config(raw, tmp_path / "out")
+    for shard in ("0/2", "1/2"):
+        done = run(settings, "--shard", shard)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert "without `--shard`" in done.stdout
+    assert run(settings).returncode == 0
+    assert digest(tmp_path / "out") == digest(whole)
+
+
+def test_other_settings_make_a_shard_anew(raw, tmp_path):
+    settings = read_settings(config(raw, tmp_path)["sources"])
+    assert prepare_shard(tmp_path, "rlaif_v", settings["rlaif_v"], 0)[1]
+    assert not prepare_shard(tmp_path, "rlaif_v", settings["rlaif_v"], 0)[1]
+    settings["rlaif_v"].weight = 2.0  # plays a part only later
+    assert not prepare_shard(tmp_path, "rlaif_v", settings["rlaif_v"], 0)[1]
+    assert prepare_shard(tmp_path, "rlaif_v", settings["rlaif_v"], 0, image_check="full")[1]
+
+
+def test_a_missing_shard_is_named(raw, tmp_path):
+    settings = read_settings(config(raw, tmp_path)["sources"])
+    prepare_shard(tmp_path, "own", settings["own"], 1)
+    with pytest.raises(ValueError, match="1 of 2 shards of own are not there yet"):
+        build_mixture(tmp_path, {"own": settings["own"]})
+
+
+def test_a_source_without_its_images_says_so(raw, tmp_path):
+    settings = config(raw, tmp_path)["sources"]
+    settings["rlaif_v"]["image_root"] = str(tmp_path)
+    with pytest.raises(ValueError, match="No row of rlaif_v can be used; 20 have image_missing"):
+        prepare_shard(tmp_path, "rlaif_v", read_settings(settings)["rlaif_v"], 0)
+
+
+def test_a_dry_run_shows_the_plan_and_writes_nothing(raw, tmp_path):
+    done = run(config(raw, tmp_path / "out"), "--dry_run", "true")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "CC-BY-NC-4.0" in done.stdout and "2 of 2" in done.stdout
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("sources", "message"),
+    [
+        ({}, "`sources` is empty"),
+        ({"a": {"weight": 1}, "b": {}}, "b has no `weight`, but others have"),
+        ({"a": {"num_shards": 0}}, "`num_shards` of a is 0"),
+    ],
+)
+def test_misuse_is_named(sources, message):
+    with pytest.raises(ValueError, match=message):
+        read_settings(sources)
+
+
+def test_a_wrong_shard_is_named(raw, tmp_path):
+    done = run(config(raw, tmp_path / "out"), "--shard=2/2")
+    assert done.returncode and "it must be i/n" in done.stderr
+
+
+def test_a_benchmark_without_the_column_is_named(raw):
+    with pytest.raises(ValueError, match="The benchmark b has no column `question`; its columns are query, image"):
+        read_benchmarks({"b": {"path_or_id": str(raw / "benchmark.jsonl")}})

@@ -1,0 +1,176 @@
+"""The last step of preparing data: shards of all sources, without doubles and benchmark rows, as one training set."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, concatenate_datasets
+
+from .. import __version__
+from .decontaminate import decontaminate
+from .encoded import column_of
+from .mixing import mix, split_by_group
+from .prepare import SourceSettings, read_shards, write_parquet
+from .reading import raw_rows, read_raw
+from .sources.columns import columns
+from .sources.source import Source
+from .validation import validate
+
+
+def build_mixture(
+    output_dir: str | os.PathLike,
+    settings: Mapping[str, SourceSettings],
+    *,
+    benchmarks: Mapping[str, list[dict[str, Any]]] | None = None,
+    max_per_group: int | None = None,
+    size: int | None = None,
+    test_size: float = 0.01,
+    rows_per_file: int = 20_000,
+    seed: int = 42,
+    num_proc: int | None = None,
+) -> dict[str, Any]:
+    """
+    Puts prepared shards together: doubles and benchmark rows left out, mixed, split, written as Parquet files.
+
+    Args:
+        output_dir (`str` or `os.PathLike`):
+            Folder with the shards. The set goes into its folder `mixture`, which is replaced as a whole, and the
+            report into `report.json`.
+        settings (`Mapping[str, SourceSettings]`):
+            The sources by name.
+        benchmarks (`Mapping[str, list[dict]]`, *optional*):
+            Rows with `question` and `images` that must not be trained on, by benchmark.
+        max_per_group, size, seed (*optional*):
+            As in [`mix`].
+        test_size (`float`, *optional*, defaults to `0.01`):
+            Share of held-out rows, groups whole; 0 for none.
+        rows_per_file (`int`, *optional*, defaults to `20000`):
+            Rows of a file.
+        num_proc (`int`, *optional*):
+            Number of processes.
+
+    Returns:
+        `dict`: for each source, the number of its pairs at every stage and the reasons of those that were left out.
+
+    Raises:
+        `ValueError`: if a shard is missing, or as [`mix`] and [`split_by_group`] do.
+    """
+    output_dir = Path(output_dir)
+    shards = {key: read_shards(output_dir, key, one.num_shards) for key, one in settings.items()}
+    clean, duplicates = validate(
+        concatenate_datasets(list(shards.values())), image_check="none", num_proc=num_proc, show=False
+    )
+    contaminated: Dataset = clean.select([])
+    if benchmarks:
+        clean, contaminated = decontaminate(clean, benchmarks, num_proc=num_proc)
+    origin = column_of(clean, "source").to_numpy(zero_copy_only=False)  # `prepare_shard` has put the names there
+    weights = {key: one.weight for key, one in settings.items() if one.weight is not None}
+    mixture = mix(
+        {key: clean.select(np.flatnonzero(origin == key)) for key in shards},
+        weights=weights or None,
+        size=size,
+        max_per_source={key: one.max_rows for key, one in settings.items() if one.max_rows is not None},
+        max_per_group=max_per_group,
+        seed=seed,
+    )
+    splits = dict(split_by_group(mixture, test_size, seed=seed)) if test_size else {"train": mixture}
+    write_splits(splits, output_dir / "mixture", rows_per_file)
+
+    stages = {
+        "duplicates": duplicates,
+        "contaminated": contaminated,
+        "mixed": mixture,
+        "test": mixture.select([]),
+        **splits,
+    }
+    counts = {stage: Counter(rows["source"][:]) for stage, rows in stages.items()}
+    report: dict[str, Any] = {"version": __version__, "seed": seed, "sources": {}}
+    for key, one in settings.items():
+        before = _over_shards(output_dir, key, one.num_shards)
+        report["sources"][key] = {**before, **{stage: counts[stage][key] for stage in stages}}
+    (output_dir / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    return report
+
+
+def write_splits(splits: Mapping[str, Dataset], folder: Path, rows_per_file: int) -> None:
+    """
+    Writes splits as `{split}-00000-of-00002.parquet` into a folder, which is replaced only when all is written.
+
+    Args:
+        splits (`Mapping[str, Dataset]`):
+            The rows by split.
+        folder (`Path`):
+            The folder; `datasets.load_dataset` reads it.
+        rows_per_file (`int`):
+            Rows of a file.
+    """
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    for split, rows in splits.items():
+        num_files = max(1, -(-len(rows) // rows_per_file))
+        for number in range(num_files):
+            file = part / f"{split}-{number:05d}-of-{num_files:05d}.parquet"
+            write_parquet(rows.shard(num_files, number, contiguous=True), file)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(part, folder)
+
+
+def read_benchmarks(benchmarks: Mapping[str, Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """
+    Questions and images of benchmarks, for [`decontaminate`].
+
+    Args:
+        benchmarks (`Mapping[str, Mapping]`):
+            For each benchmark `path_or_id`, `split` (`"test"` by default), `image_root`, and the names of its columns
+            `question` and `image` (`"question"` and `"image"` by default).
+
+    Returns:
+        `dict[str, list[dict]]`: rows with `question` and `images`.
+
+    Raises:
+        `ValueError`: if a setting is not known, or a benchmark has no such column.
+    """
+    return {name: _benchmark_rows(name, **settings) for name, settings in benchmarks.items()}
+
+
+def _benchmark_rows(
+    name: str,
+    path_or_id: str,
+    split: str = "test",
+    image_root: str | None = None,
+    question: str = "question",
+    image: str = "image",
+) -> list[dict[str, Any]]:
+    rows = []
+    for row in raw_rows(read_raw(Source(columns, "unknown"), path_or_id, split=split)):
+        if question not in row:
+            raise ValueError(f"The benchmark {name} has no column `{question}`; its columns are {', '.join(row)}.")
+        images = row.get(image)
+        images = images if isinstance(images, list) else [] if images is None else [images]
+        rows.append({"question": row[question], "images": [_under(one, image_root) for one in images]})
+    return rows
+
+
+def _under(image: Any, root: str | None) -> Any:
+    return str(Path(root, image)) if isinstance(image, str) and root is not None else image
+
+
+def _over_shards(output_dir: Path, key: str, num_shards: int) -> dict[str, Any]:
+    """What the records of all shards of a source say together."""
+    files = [output_dir / "shards" / key / f"{shard:05d}-of-{num_shards:05d}.json" for shard in range(num_shards)]
+    records = [json.loads(file.read_text()) for file in files]
+    reasons: Counter[str] = Counter()
+    for record in records:
+        reasons.update(record["reasons"])
+    return {
+        "pairs": sum(record["pairs"] for record in records),
+        "clean": sum(record["clean"] for record in records),
+        "reasons": dict(reasons.most_common()),
+    }

@@ -1,0 +1,245 @@
+"""A mixture of public sets on disk: each source in shards that survive a kill, then one set in Parquet files.
+
+```
+output_dir/
+  shards/rlaif_v/00000-of-00004.parquet      clean rows, images embedded
+  shards/rlaif_v/00000-of-00004.quarantine.parquet, .refused.jsonl
+  shards/rlaif_v/00000-of-00004.json         what happened; written last, so that it says that the shard is done
+  train-00000-of-00002.parquet, test-...     the mixture
+  report.json
+```
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from datasets import Dataset, load_dataset
+from datasets.table import embed_table_storage
+
+from .. import __version__
+from .encoded import leave_images_encoded
+from .load import load_preferences
+from .locations import ImageOptions
+from .quarantine_report import quarantine_report
+from .row_checks import ImageCheck
+from .validation import validate
+
+
+# Rows of a row group, the least that a reader of the file holds at once. Each may have images of some megabytes.
+_ROW_GROUP = 100
+
+
+@dataclass
+class SourceSettings:
+    """
+    One source of a mixture.
+
+    Parameters:
+        name (`str`):
+            Name of the set or format, as in [`load_preferences`].
+        weight (`float`, *optional*):
+            Its share in the mixture. Either all sources have one or none.
+        max_rows (`int`, *optional*):
+            Most of its rows in the mixture.
+        num_shards (`int`, *optional*, defaults to `1`):
+            Number of parts that it is prepared in.
+        load (`dict`, *optional*):
+            Other arguments of [`load_preferences`]: `path_or_id`, `split`, `image_root`, `seed`, ...
+    """
+
+    name: str
+    weight: float | None = None
+    max_rows: int | None = None
+    num_shards: int = 1
+    load: dict[str, Any] = field(default_factory=dict)
+
+
+def read_settings(sources: Mapping[str, Mapping[str, Any] | None]) -> dict[str, SourceSettings]:
+    """
+    Settings of the sources of a mixture, out of a configuration file.
+
+    Args:
+        sources (`Mapping[str, Mapping]`):
+            For each source its settings: those of [`SourceSettings`], and the arguments of [`load_preferences`]
+            beside them. Its key is its `name`, unless it has one.
+
+    Returns:
+        `dict[str, SourceSettings]`
+
+    Raises:
+        `ValueError`: if there is no source, a value is out of range, or only some have a weight.
+    """
+    if not sources:
+        raise ValueError("`sources` is empty; name at least one preference set.")
+    settings = {}
+    for key, given in sources.items():
+        given = dict(given or {})
+        own = {name: given.pop(name) for name in ("name", "weight", "max_rows", "num_shards") if name in given}
+        settings[key] = SourceSettings(**{"name": key, **own}, load=given)
+        if settings[key].num_shards < 1:
+            raise ValueError(f"`num_shards` of {key} is {settings[key].num_shards}; it must be at least 1.")
+    if len({one.weight is None for one in settings.values()}) > 1:
+        without = [key for key, one in settings.items() if one.weight is None]
+        raise ValueError(
+            f"{', '.join(without)} has no `weight`, but others have; give one to every source or to none."
+        )
+    return settings
+
+
+def prepare_shard(
+    output_dir: str | os.PathLike,
+    key: str,
+    settings: SourceSettings,
+    shard: int,
+    *,
+    image_options: ImageOptions | None = None,
+    image_check: ImageCheck = "header",
+    processing_class: Any = None,
+    max_length: int | None = None,
+    num_proc: int | None = None,
+) -> tuple[dict[str, Any], bool]:
+    """
+    Loads, validates and writes one shard of a source, unless it is there already, made in the same way.
+
+    Args:
+        output_dir (`str` or `os.PathLike`):
+            Folder of the mixture.
+        key (`str`):
+            Name of the source in the mixture, and what its column `source` says.
+        settings ([`SourceSettings`]):
+            The source.
+        shard (`int`):
+            Which shard, from 0.
+        image_options, image_check, processing_class, max_length, num_proc (*optional*):
+            As in [`validate`].
+
+    Returns:
+        `tuple[dict, bool]`: what happened, and whether it happened now.
+
+    Raises:
+        `ValueError`: as [`load_preferences`] and [`validate`] do.
+    """
+    stem = Path(output_dir) / "shards" / key / f"{shard:05d}-of-{settings.num_shards:05d}"
+    tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    made_by = {
+        "settings": asdict(settings) | {"weight": None, "max_rows": None},  # these are for later
+        "image_check": image_check,
+        "image_options": asdict(image_options or ImageOptions()),
+        "processing_class": None if tokenizer is None else tokenizer.name_or_path,
+        "max_length": max_length,
+        "version": __version__,
+    }
+    digest = hashlib.sha256(json.dumps(made_by, sort_keys=True, default=str).encode()).hexdigest()
+    done = stem.with_suffix(".json")
+    if done.is_file() and (record := json.loads(done.read_text()))["made_by"] == digest:
+        return record, False
+    done.unlink(missing_ok=True)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+
+    refused = stem.with_suffix(".refused.jsonl")
+    refused.unlink(missing_ok=True)
+    rows = load_preferences(
+        settings.name,
+        source=key,
+        shard=(shard, settings.num_shards),
+        num_proc=num_proc,
+        quarantine_file=refused,
+        **settings.load,
+    )
+    clean, quarantine = validate(
+        rows,
+        image_options=image_options or ImageOptions(),
+        image_check=image_check,
+        processing_class=processing_class,
+        max_length=max_length,
+        duplicates=False,  # they may lie in different shards
+        num_proc=num_proc,
+        quarantine_file=stem.with_suffix(".quarantine.parquet"),
+        show=False,
+    )
+    report = quarantine_report(clean, quarantine)
+    if report.rows_out == 0:
+        reason, summary = next(iter(report.reasons.items()))
+        example = f"{summary.example}: {summary.message}"
+        raise ValueError(f"No row of {key} can be used; {summary.count} have {reason}. The first, {example}")
+    write_parquet(clean, stem.with_suffix(".parquet"))
+    before = [json.loads(line)["reason"] for line in _lines(refused)]
+    reasons = Counter(report.counts) + Counter(before)
+    record = {
+        "made_by": digest,
+        "pairs": report.rows_in + len(before),
+        "clean": report.rows_out,
+        "reasons": dict(reasons.most_common()),
+    }
+    _write_whole(done, json.dumps(record, indent=2) + "\n")
+    return record, True
+
+
+def read_shards(output_dir: str | os.PathLike, key: str, num_shards: int) -> Dataset:
+    """
+    The clean rows of a source, of all shards, memory-mapped.
+
+    Args:
+        output_dir (`str` or `os.PathLike`):
+            Folder of the mixture.
+        key (`str`):
+            Name of the source in the mixture.
+        num_shards (`int`):
+            Number of its shards.
+
+    Returns:
+        `Dataset`
+
+    Raises:
+        `ValueError`: if a shard is not there.
+    """
+    folder = Path(output_dir) / "shards" / key
+    files = [folder / f"{shard:05d}-of-{num_shards:05d}.parquet" for shard in range(num_shards)]
+    missing = [file for file in files if not file.with_suffix(".json").is_file()]
+    if missing:
+        raise ValueError(f"{len(missing)} of {num_shards} shards of {key} are not there yet, {missing[0]} the first.")
+    return load_dataset("parquet", data_files=list(map(str, files)), split="train")
+
+
+def write_parquet(dataset: Dataset, path: str | os.PathLike) -> None:
+    """
+    Writes rows with their images embedded, undecoded, into a Parquet file that needs no other; whole or not at all.
+
+    Args:
+        dataset (`Dataset`):
+            The rows.
+        path (`str` or `os.PathLike`):
+            File to write.
+
+    Raises:
+        `OSError`: if an image cannot be read.
+    """
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Not `to_parquet`, which embeds nothing; `datasets` embeds into a second copy of the set on disk.
+    with pq.ParquetWriter(part, schema=dataset.features.arrow_schema) as writer:
+        for table in leave_images_encoded(dataset).with_format("arrow").iter(_ROW_GROUP):
+            writer.write_table(embed_table_storage(table).cast(dataset.features.arrow_schema))
+    os.replace(part, path)
+
+
+def _lines(path: Path) -> Iterator[str]:
+    if path.is_file():
+        with path.open(encoding="utf-8") as file:
+            yield from file
+
+
+def _write_whole(path: Path, text: str) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
