@@ -19,6 +19,7 @@ from transformers.utils import logging
 
 from .arrow_rows import find_json_columns
 from .benchmark_search import FOUND, MATCH_BY_ID, NO_MATCH, Match, Search, read_benchmarks, search_table
+from .encoded import rows_at_once
 from .locations import ImageOptions
 from .quarantine_report import NOTES, check_free, set_aside, write_quarantine
 from .similarity import HASH_BITS
@@ -27,7 +28,6 @@ from .similarity import HASH_BITS
 logger = logging.get_logger(__name__)
 
 _DEFAULTS = ImageOptions()
-_BATCH = 200  # rows that are read at once; each may have images of some megabytes
 _NOTES = Features({**NOTES, "distance": Value("int64")})
 
 # What rows of VL-RewardBench are called, by the set that they are of. A number is a row's place in it. Others, such as
@@ -140,8 +140,8 @@ def _search(train: Dataset, search: Search, num_proc: int | None) -> pa.Table:
     found = train.with_format("arrow").map(
         search_table,
         batched=True,
-        batch_size=_BATCH,
-        writer_batch_size=_BATCH,
+        batch_size=rows_at_once(train),
+        writer_batch_size=10_000,
         remove_columns=train.column_names,
         features=FOUND,
         fn_kwargs={"search": search, "json_columns": find_json_columns(train.features)},

@@ -64,3 +64,21 @@ def column_of(dataset: Dataset, name: str) -> pa.Array:
     if indices is not None:
         column = column.take(indices.column(0))
     return column.combine_chunks()
+
+
+def rows_at_once(dataset: Dataset) -> int:
+    """
+    How many rows of a data set to hold at once, for a batch of some 32 MB.
+
+    Photographs take megabytes each; but of small rows, small batches are slow, and every batch that is written takes
+    some kilobytes of memory as long as its file is open.
+
+    Args:
+        dataset (`Dataset`):
+            The data set.
+
+    Returns:
+        `int`: from 20 to 1000.
+    """
+    bytes_per_row = dataset.data.nbytes / max(1, len(dataset.data))
+    return int(min(1000, max(20, 2**25 / max(1.0, bytes_per_row))))

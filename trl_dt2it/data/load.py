@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from .. import __version__
 from .converting import VERDICT, Conversion
-from .encoded import AnyDataset, column_of
+from .encoded import AnyDataset, column_of, rows_at_once
 from .grouping import rows_by_group
 from .reading import read_raw
 from .sources import SOURCES
@@ -182,8 +182,8 @@ def _convert(
         convert,
         batched=True,
         with_indices=True,
-        batch_size=_BATCH,
-        writer_batch_size=_BATCH,
+        batch_size=rows_at_once(raw) if groups is None else 10,
+        writer_batch_size=rows_at_once(raw),
         remove_columns=given.column_names,
         features=conversion.features,
         fn_kwargs={"version": __version__},

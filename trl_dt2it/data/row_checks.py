@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from .arrow_rows import arrow_rows, find_json_columns
 from .duplicates import pair_digest
+from .encoded import rows_at_once
 from .errors import RowError
 from .images import check_image, load_image
 from .locations import ImageOptions
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from ..collator import MultimodalPreferenceCollator
 
 
-# Rows that are read at once. Each may have images of some megabytes.
-_BATCH = 200
 _FOUND = Features(
     {
         "reason": Value("string"),
@@ -160,8 +159,8 @@ def find_faults(
         _check_table,
         with_indices=True,
         batched=True,
-        batch_size=_BATCH,
-        writer_batch_size=_BATCH,
+        batch_size=rows_at_once(dataset),
+        writer_batch_size=10_000,
         remove_columns=dataset.column_names,
         features=_FOUND,
         fn_kwargs={

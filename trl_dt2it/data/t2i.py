@@ -19,7 +19,7 @@ from datasets import ClassLabel, Dataset, Features, IterableDataset, Value, conc
 from transformers.utils import logging
 
 from .canonical import FEATURES
-from .encoded import AnyDataset, leave_images_encoded
+from .encoded import AnyDataset, column_of, leave_images_encoded, rows_at_once
 from .errors import RowError
 from .rows import row_name
 from .t2i_rows import Columns, Plan, canonical_rows, find_bad_pair, next_position
@@ -130,7 +130,7 @@ def reformulate_t2i(
         make,
         with_indices=True,
         batched=True,
-        batch_size=_BATCH_SIZE,
+        batch_size=rows_at_once(dataset),
         features=features,
         num_proc=num_proc,
         desc="Reformulating pairs",
@@ -218,7 +218,12 @@ def _find_faults(dataset: Dataset, columns: Columns, num_proc: int | None) -> Da
 
     read = dataset.select_columns([name for name in dict.fromkeys(columns) if name in dataset.column_names])
     found = read.with_format("arrow").map(
-        check, batched=True, batch_size=_BATCH_SIZE, features=_VERDICT, num_proc=num_proc, desc="Checking pairs"
+        check,
+        batched=True,
+        batch_size=rows_at_once(dataset),
+        features=_VERDICT,
+        num_proc=num_proc,
+        desc="Checking pairs",
     )
     return found.with_format(None)
 
@@ -229,12 +234,10 @@ def _is_good(faults: Dataset) -> np.ndarray:
 
 def _all_positions(dataset: Dataset, seed: int) -> np.ndarray:
     """Whether each row shows the better image first, `(N,)` bool."""
-    sources: Iterator[Any] = repeat(None, len(dataset))
-    if "source" in dataset.column_names:
-        tables = dataset.select_columns("source").with_format("arrow").iter(batch_size=10_000)
-        sources = (source for table in tables for source in table["source"].to_pylist())
+    has_sources = "source" in dataset.column_names
+    sources = column_of(dataset, "source") if has_sources else repeat(pa.scalar(None), len(dataset))
     seen: Counter[str | None] = Counter()
-    positions = (next_position(seed, source, seen) for source in sources)
+    positions = (next_position(seed, source.as_py(), seen) for source in sources)
     return np.fromiter(positions, dtype=bool, count=len(dataset))
 
 
