@@ -172,7 +172,10 @@ def summary(report):
     return table
 
 
+def make_parser():
+    # Without `allow_abbrev=False`, `--test` would be taken for `--test_size`.
+    return TrlParser(PrepareArguments, allow_abbrev=False)
+
+
 if __name__ == "__main__":
-    parser = TrlParser(PrepareArguments)
-    (arguments,) = parser.parse_args_and_config(fail_with_unknown_args=True)
-    main(arguments)
+    main(*make_parser().parse_args_and_config())

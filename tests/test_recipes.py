@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
@@ -15,22 +16,29 @@ from .families import example_images
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "recipes" / "configs").rglob("*.yaml"))
+RECIPES = {path: re.findall(r"recipes/(\w+)\.py --config", path.read_text())[0] for path in CONFIGS}
+TRAININGS = [path for path, name in RECIPES.items() if name == "train_reward_model"]
+OTHERS = [path for path in CONFIGS if path not in TRAININGS]
 
 
-@pytest.fixture(scope="module")
-def recipe():
-    spec = spec_from_file_location("train_reward_model", ROOT / "recipes" / "train_reward_model.py")
+def load_recipe(name: str):
+    spec = spec_from_file_location(name, ROOT / "recipes" / f"{name}.py")
     module = module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
 
 
+@pytest.fixture(scope="module")
+def recipe():
+    return load_recipe("train_reward_model")
+
+
 def parse(recipe, path: Path, *extra: str):
     return recipe.make_parser().parse_args_and_config(["--config", str(path), "--use_cpu", "true", *extra])
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", TRAININGS, ids=lambda path: path.stem)
 def test_every_yaml_parses(recipe, path):
     keys = yaml.safe_load(path.read_text())
     # A machine without a GPU refuses bf16, so that the switch is set off here and looked at in the file.
@@ -42,6 +50,17 @@ def test_every_yaml_parses(recipe, path):
             assert actual == value or str(actual) == str(value) or getattr(actual, "value", None) == value, name
 
 
+@pytest.mark.parametrize("path", OTHERS, ids=lambda path: path.stem)
+def test_every_yaml_of_data_parses_and_a_wrong_key_fails(path, tmp_path):
+    keys = yaml.safe_load(path.read_text())
+    parser = load_recipe(RECIPES[path]).make_parser()
+    (arguments,) = parser.parse_args_and_config(["--config", str(path)], fail_with_unknown_args=True)
+    assert {name: getattr(arguments, name) for name in keys} == keys
+    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump({**keys, "outputdir": "x"}))
+    with pytest.raises(ValueError, match="outputdir"):
+        parser.parse_args_and_config(["--config", str(tmp_path / "wrong.yaml")], fail_with_unknown_args=True)
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_yaml_opens_with_what_it_is_and_how_to_run_it(path):
     head = path.read_text().split("\n\n")[0]
@@ -49,7 +68,10 @@ def test_every_yaml_opens_with_what_it_is_and_how_to_run_it(path):
     comment = [line for line in lines if line.startswith("#")]
     assert lines[0].startswith("# ") and head.startswith("# ")
     text = "\n".join(comment)
-    assert "accelerate launch" in text and f"recipes/configs/{path.name}" in text and "Memory" in text
+    launcher = "accelerate launch" if path in TRAININGS else "python"
+    command = f"{launcher} recipes/{RECIPES[path]}.py --config recipes/configs/{path.name}"
+    assert command in re.sub(r"[\s#\\\\]+", " ", text) or "--config_file" in text
+    assert "Memory" in text
 
 
 def test_the_papers_setting(recipe):
