@@ -1,0 +1,155 @@
+"""Build preference pairs out of prompts with images, from a YAML file.
+
+    python recipes/construct_preferences.py --config recipes/configs/construct_preferences.yaml --dry_run true
+    python recipes/construct_preferences.py --config recipes/configs/construct_preferences.yaml
+
+Run it again after a kill: replies are kept in OUTPUT_DIR/judge.jsonl and generator.jsonl, and none is paid for twice.
+Train on the result with `--dataset_name OUTPUT_DIR/pairs`.
+"""
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trl import TrlParser
+
+
+@dataclass
+class ConstructArguments:
+    """
+    Arguments of this script. Those without a word here are the ones of [`trl_dt2it.debias.distill`].
+
+    Parameters:
+        dataset_name (`str`):
+            Prompts: a Parquet, JSON or JSON lines file, a folder of Parquet files, or a Hub id. Rows have `question`
+            or `prompt`, `images`, and optionally `reference` and `candidates`.
+        output_dir (`str`):
+            Folder of pairs, report and replies.
+        judge (`dict`):
+            The judge: the arguments of [`trl_dt2it.judge.Endpoint`] and [`trl_dt2it.judge.Budget`], and
+            `max_concurrency` and `max_retries`.
+        generator (`dict`, *optional*):
+            What writes candidates, likewise.
+        dataset_split (`str`, *optional*, defaults to `"train"`):
+            Split, on the Hub.
+        max_prompts (`int`, *optional*):
+            Take only so many prompts, the first.
+        image_root (`str`, *optional*):
+            Folder that the paths of images start from, and that none may leave.
+        max_image_pixels (`int`, *optional*):
+            Largest image.
+        dry_run (`bool`, *optional*, defaults to `False`):
+            Whether to show calls and cost only, both at most.
+    """
+
+    dataset_name: str = field(metadata={"help": "Prompts: a file, a folder or a Hub id."})
+    output_dir: str = field(metadata={"help": "Folder of pairs, report and replies."})
+    judge: dict[str, Any] | str = field(metadata={"help": "Endpoint and budget of the judge, mapping or JSON."})
+    generator: dict[str, Any] | str | None = field(default=None, metadata={"help": "The same of the generator."})
+    dataset_split: str = field(default="train", metadata={"help": "Split, on the Hub."})
+    max_prompts: int | None = field(default=None, metadata={"help": "Take only so many prompts."})
+    image_root: str | None = field(default=None, metadata={"help": "Folder that paths of images start from."})
+    max_image_pixels: int | None = field(default=None, metadata={"help": "Largest image."})
+    num_candidates: int = field(default=4, metadata={"help": "Candidates to generate for a prompt."})
+    num_shuffles: int = field(default=4, metadata={"help": "Orders in which the judge sees the candidates."})
+    min_gap: float = field(default=1.0, metadata={"help": "Smallest gap of both scores, in points."})
+    min_spread: float = field(default=2.0, metadata={"help": "Below it, candidates are alike, in points."})
+    num_bins: int = field(default=5, metadata={"help": "Bins of strength."})
+    pairs_per_prompt: int | None = field(default=2, metadata={"help": "Most pairs of one prompt."})
+    max_pairs: int | None = field(default=None, metadata={"help": "Most pairs in all."})
+    language: str | None = field(default=None, metadata={"help": "en or zh; that of the question by default."})
+    source: str = field(default="distilled", metadata={"help": "What the column `source` says."})
+    prompts_at_once: int = field(default=32, metadata={"help": "Prompts that are asked about together."})
+    seed: int = field(default=42, metadata={"help": "Seed of orders and draw."})
+    dry_run: bool = field(default=False, metadata={"help": "Show calls and cost only."})
+
+
+PASSED_ON = ("num_candidates", "num_shuffles", "min_spread", "language")
+PASSED_ON_TO_DISTILL = (
+    *PASSED_ON,
+    *("min_gap", "num_bins", "pairs_per_prompt", "max_pairs", "source", "prompts_at_once", "seed"),
+)
+
+
+def main(args):
+    from rich.console import Console
+
+    from trl_dt2it.data import ImageOptions, write_parquet
+    from trl_dt2it.debias.distill import distill
+    from trl_dt2it.debias.distill_plan import plan_distill
+    from trl_dt2it.judge import JudgeClient
+
+    console, output = Console(), Path(args.output_dir)
+    given = {name: read_role(name, getattr(args, name)) for name in ("judge", "generator") if getattr(args, name)}
+    prompts = read_prompts(args.dataset_name, args.dataset_split)
+    if args.max_prompts is not None:
+        prompts = prompts.select(range(min(args.max_prompts, len(prompts))))
+    sizes = {} if args.max_image_pixels is None else {"max_image_pixels": args.max_image_pixels}
+    options = ImageOptions(image_root=args.image_root, **sizes)
+    if args.dry_run:
+        endpoints = {name: endpoint for name, (endpoint, _) in given.items()}
+        settings = {name: getattr(args, name) for name in PASSED_ON}
+        plan_distill(prompts, **endpoints, **settings, image_options=options).show(console)
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    # `distill` shows how far it is.
+    clients = {
+        name: JudgeClient(endpoint, output / f"{name}.jsonl", **{"show_progress": False, **others})
+        for name, (endpoint, others) in given.items()
+    }
+    settings = {name: getattr(args, name) for name in PASSED_ON_TO_DISTILL}
+    pairs, report = distill(prompts, **clients, **settings, image_options=options)
+    write_parquet(pairs, output / "pairs" / "train.parquet")
+    part = output / "report.json.part"
+    part.write_text(report.to_json() + "\n", encoding="utf-8")
+    os.replace(part, output / "report.json")
+    report.show(console)
+    console.print(f"Train on it with --dataset_name {output / 'pairs'}", soft_wrap=True, highlight=False)
+
+
+def read_prompts(name, split):
+    """Rows of a file, of a folder or of the Hub."""
+    from datasets import load_dataset
+
+    path = Path(name).expanduser()
+    kinds = {".parquet": "parquet", ".jsonl": "json", ".json": "json"}
+    if path.is_file():
+        if path.suffix not in kinds:
+            raise ValueError(f"{path} is none of {', '.join(kinds)}.")
+        return load_dataset(kinds[path.suffix], data_files=str(path), split="train")
+    if path.is_dir():
+        files = sorted(str(file) for file in path.rglob("*.parquet"))
+        if not files:
+            raise ValueError(f"{path} holds no Parquet file.")
+        return load_dataset("parquet", data_files=files, split="train")
+    if path.is_absolute() or path.suffix in kinds:
+        raise ValueError(f"There is no file or folder {name} to read prompts from.")
+    return load_dataset(name, split=split)
+
+
+def read_role(role, value):
+    """An endpoint, and the other arguments of its client, out of one mapping."""
+    from trl_dt2it.judge import Budget, Endpoint
+
+    value = json.loads(value) if isinstance(value, str) else dict(value)
+    names = {kind: {one.name for one in dataclasses.fields(kind)} for kind in (Endpoint, Budget)}
+    others = {"max_concurrency", "max_retries"}
+    if unknown := sorted(set(value) - names[Endpoint] - names[Budget] - others - {"budget_tokens"}):
+        raise ValueError(f"`{role}` has the unknown key {unknown[0]!r}.")
+    budget = Budget(**{name: value.pop(name) for name in ("max_calls", "max_cost") if name in value})
+    if "budget_tokens" in value:  # `max_tokens` is the endpoint's limit of one reply
+        budget = dataclasses.replace(budget, max_tokens=value.pop("budget_tokens"))
+    kept = {name: value.pop(name) for name in others if name in value}
+    return Endpoint(**value), {"budget": budget, **kept}
+
+
+def make_parser():
+    return TrlParser(ConstructArguments, allow_abbrev=False)
+
+
+if __name__ == "__main__":
+    (arguments,) = make_parser().parse_args_and_config(fail_with_unknown_args=True)
+    main(arguments)

@@ -1,0 +1,189 @@
+"""Weights under which style tells a linear reward nothing about which answer was chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from datasets import Dataset
+from transformers.utils import logging
+
+from .balance_report import BalanceReport, summarize
+from .entropy import RIDGE, NotBalanced, balance, balance_bounded, separating_features, whiten
+from .pair_style import PairStyle, parts_by, read_pair_style, with_column
+
+
+logger = logging.get_logger(__name__)
+
+_NOTICEABLE = 1e-6
+
+
+def balance_style(
+    dataset: Dataset,
+    *,
+    max_weight: float | None = None,
+    by: str | None = None,
+    method: Literal["weights", "resample"] = "weights",
+    features: Sequence[str] | None = None,
+    seed: int = 42,
+) -> Dataset:
+    r"""
+    Balances style: gives pairs whose style speaks for the rejected answer more weight, and the others less.
+
+    These are the weights nearest to uniform, or to a column `weight` that is there, in relative entropy, under which
+    the mean difference of every style feature is 0: \(\sum_i w_i f_i = 0\), with \(f_i\) the chosen minus the rejected
+    style. Then a linear probe of style has coefficient 0, and a linear reward gains nothing from style. What it costs
+    is in the report of [`style_weights`], which computes the weights without making a data set; a line is logged.
+
+    Args:
+        dataset (`Dataset`):
+            Preference rows; images are not read.
+        max_weight (`float`, *optional*):
+            Largest weight, in units of the mean weight, above 1. The other weights make up for it as far as they can;
+            where they cannot, some imbalance is left, about the least possible, and a warning says how much. A lower
+            bound means more effective pairs and less balance.
+        by (`str`, *optional*):
+            A column, such as `"source"`: each of its values is balanced by itself and keeps its total weight.
+        method (`str`, *optional*, defaults to `"weights"`):
+            `"weights"` writes the column `weight`, which the trainer reads. `"resample"` draws as many rows as there
+            are, with these probabilities, by systematic resampling: a row of weight 2.3 is there 2 or 3 times, its
+            `pair_id` with `#2` and `#3` behind it. Balance is then met up to the draw, and no column `weight` is
+            left.
+        features (`Sequence[str]`, *optional*):
+            Which of `STYLE_FEATURES` to balance; all by default.
+        seed (`int`, *optional*, defaults to `42`):
+            Seed of the draw.
+
+    Returns:
+        `Dataset`: the rows in their order. Weights are finite and >= 0, and sum up to what they did before.
+
+    Raises:
+        `ValueError`: if no weights balance the pairs, because some style, or a combination, is on the chosen side of
+            all of them: the message names it. Also if an argument is out of range or a row has no answer.
+    """
+    if method not in ("weights", "resample"):
+        raise ValueError(f'`method` is {method!r}; give "weights" or "resample".')
+    weight, report = style_weights(dataset, max_weight=max_weight, by=by, features=features)
+    logger.info(report.summary())
+    if method == "weights":
+        return with_column(dataset, "weight", weight)
+    rows, copies = _systematic(weight, np.random.default_rng(seed))
+    drawn = dataset.select(rows)
+    if "weight" in drawn.column_names:
+        drawn = drawn.remove_columns("weight")
+    if "pair_id" in drawn.column_names:
+        names = [
+            name if copy == 1 or name is None else f"{name}#{copy}"
+            for name, copy in zip(drawn.select_columns("pair_id")["pair_id"], copies, strict=True)
+        ]
+        drawn = with_column(drawn, "pair_id", names)
+    return drawn
+
+
+def style_weights(
+    dataset: Dataset,
+    *,
+    max_weight: float | None = None,
+    by: str | None = None,
+    features: Sequence[str] | None = None,
+) -> tuple[np.ndarray, BalanceReport]:
+    """
+    The weights of [`balance_style`], and what they cost.
+
+    Args:
+        dataset (`Dataset`):
+            Preference rows; images are not read.
+        max_weight (`float`, *optional*):
+            Largest weight, in units of the mean weight.
+        by (`str`, *optional*):
+            A column whose values are balanced each by itself.
+        features (`Sequence[str]`, *optional*):
+            Which of `STYLE_FEATURES`; all by default.
+
+    Returns:
+        `tuple[np.ndarray, BalanceReport]`: weights of shape `(N,)` and dtype `float64`, of mean 1 where there was no
+        column `weight`, and the report.
+
+    Raises:
+        `ValueError`: as in [`balance_style`].
+    """
+    if max_weight is not None and not max_weight > 1:
+        raise ValueError(f"`max_weight` is {max_weight}; it is in units of the mean weight, so give a number above 1.")
+    parts = parts_by(dataset, by)
+    style = read_pair_style(dataset, features)
+    weight = np.zeros(len(style))
+    for name, rows in (parts or {"": np.arange(len(style))}).items():
+        where = f" of {by} {name!r}" if parts else ""
+        weight[rows] = _weights(style.take(rows), max_weight, where)
+    return weight, summarize(style, weight, parts)
+
+
+def _weights(style: PairStyle, max_weight: float | None, where: str) -> np.ndarray:
+    """Balanced weights of pairs that are balanced together; pairs of weight 0 keep it."""
+    used = np.flatnonzero(style.weight)
+    weight = np.zeros(len(style))
+    if len(used) == 0:
+        return weight
+    difference, mean = style.difference[used], style.weight.sum() / len(used)
+    base = style.weight[used] / mean
+    directions = whiten(difference)
+    if max_weight is None:
+        try:
+            weight[used] = balance(directions, base) * mean
+        except NotBalanced:
+            raise ValueError(_impossible(difference, style.features, where)) from None
+        return weight
+    try:
+        bounded, _ = balance_bounded(directions, base, max_weight)
+    except NotBalanced:
+        bounded, left = balance_bounded(directions, base, max_weight, ridge=RIDGE)
+        if left > _NOTICEABLE:
+            logger.warning(
+                f"Weights up to {max_weight} do not balance the style of the pairs{where}: in one direction, "
+                f"{left:.3f} root mean squares are left. Raise `max_weight`, or leave it out."
+            )
+    weight[used] = bounded * mean
+    return weight
+
+
+def _impossible(difference: np.ndarray, features: tuple[str, ...], where: str) -> str:
+    advice = (
+        "Add pairs where the rejected answer has it, leave it out by `features`, or set `max_weight` for the least "
+        "imbalance."
+    )
+    names = separating_features(difference, features)
+    if not names:  # 0 is on the border of the hull, or so near that numbers do not tell
+        return (
+            f"The style of the pairs{where} can be balanced with nearly all weight on a few of them only. Set "
+            "`max_weight` for the least imbalance, or take fewer `features`."
+        )
+    if len(names) == 1 or all((difference[:, features.index(name)] != 0).all() for name in names):
+        sides = []
+        for name in names:
+            column = difference[:, features.index(name)]
+            if (column > 0).all() or (column < 0).all():
+                sides.append(f"every {'chosen' if column[0] > 0 else 'rejected'} answer has more `{name}`")
+        if sides:
+            return f"No weights balance the style of the {len(difference)} pairs{where}: {', '.join(sides)}. {advice}"
+    listed = ", ".join(f"`{name}`" for name in names)
+    return (
+        f"No weights balance the style of the {len(difference)} pairs{where}: a combination of {listed} is higher on "
+        f"the same side of all. {advice.replace('it out', 'one out')}"
+    )
+
+
+def _systematic(weight: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Rows drawn, in their order, and for each the how-manyth copy it is."""
+    count = len(weight)
+    # In random order, so that a pattern in the order of the rows cannot fall in with the equal steps.
+    order = rng.permutation(count)
+    edges = np.cumsum(weight[order])
+    marks = (rng.random() + np.arange(count)) * edges[-1] / count
+    places = np.searchsorted(edges, marks, side="right")
+    counts = np.zeros(count, dtype=np.int64)
+    # Rounding may put the last mark on the last edge, which belongs to no row.
+    np.add.at(counts, order[np.minimum(places, np.flatnonzero(weight[order])[-1])], 1)
+    rows = np.repeat(np.arange(count), counts)
+    starts = np.cumsum(counts) - counts
+    return rows, np.arange(count) - np.repeat(starts, counts) + 1

@@ -1,0 +1,245 @@
+"""Position bias of a judge: how many points a place in the list is worth, and scores without it.
+
+A judge that scores several answers in one call favours places, say the first. With answers shown in balanced orders
+this can be told from quality: a score is modelled as
+
+    score = quality of the candidate + effect of the position + spread
+
+with effects that sum to zero. Quality and position are told apart only if every candidate is seen in several places,
+so that a chain of candidates links every place with every other; cyclic orders whose step has no divisor in common
+with the number of candidates do that within each prompt. Which place a candidate gets is drawn, so that the effects
+are not mixed up with how candidates are sorted.
+
+Judges also make mistakes: now and then a score has nothing to do with the answer. Such noise is taken as drawn evenly
+from the whole scale, with a probability that is estimated along (expectation maximisation), and a score counts as much
+as it is likely to be none. A plain least-squares fit would shrink the effects by the share of noise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+
+_MAX_ROUNDS = 500
+_TOLERANCE = 1e-5
+_SMALLEST_WEIGHT = 1e-6  # keeps a mean where all scores of a candidate look like noise
+_FIRST_SPREAD = 0.1  # share of the scale
+_SMALLEST_SPREAD = 0.01  # share of the scale
+_MOST_NOISE = 0.5
+_NUM_GROUPS = 20  # of the jackknife
+
+
+@dataclass(frozen=True)
+class PositionBias:
+    """
+    What the places of a list are worth to a judge.
+
+    Parameters:
+        num_candidates (`int`):
+            Length of the lists.
+        num_lists (`int`):
+            Number of lists that the estimate rests on.
+        effects (`tuple[float, ...]`):
+            For each place, by how many points of the scale it raises a score; they sum to 0.
+        standard_errors (`tuple[float, ...]`, *optional*):
+            Their standard errors, by a jackknife over prompts; `None` if there is a single prompt.
+        noise_rate (`float`):
+            Estimated share of scores that have nothing to do with the answer, from 0 to 0.5.
+        spread (`float`):
+            Standard deviation of the other scores around candidate and position, in points.
+    """
+
+    num_candidates: int
+    num_lists: int
+    effects: tuple[float, ...]
+    standard_errors: tuple[float, ...] | None
+    noise_rate: float
+    spread: float
+
+    @property
+    def intervals(self) -> tuple[tuple[float, float], ...] | None:
+        """95 % interval of each effect."""
+        if self.standard_errors is None:
+            return None
+        pairs = zip(self.effects, self.standard_errors, strict=True)
+        return tuple((effect - 1.96 * error, effect + 1.96 * error) for effect, error in pairs)
+
+
+def balanced_orders(num_candidates: int, num_shuffles: int, seed: str) -> list[list[int]]:
+    """
+    Orders to show candidates in, balanced over places.
+
+    Every `num_candidates` orders are a cyclic Latin square over a drawn permutation: each candidate is in each place
+    once. Fewer orders are a part of one, with each candidate in as many different places.
+
+    Args:
+        num_candidates (`int`):
+            Number of candidates.
+        num_shuffles (`int`):
+            Number of orders.
+        seed (`str`):
+            What the draw depends on.
+
+    Returns:
+        `list[list[int]]`: for each order, the candidates from the first place to the last; no two orders are equal, so
+        that there are at most `num_candidates` factorial.
+    """
+    rng = np.random.default_rng(list(hashlib.sha256(seed.encode()).digest()))
+    steps = [step for step in range(1, num_candidates + 1) if math.gcd(step, num_candidates) == 1]
+    orders: list[list[int]] = []
+    while len(orders) < min(num_shuffles, math.factorial(num_candidates)):
+        base, step = rng.permutation(num_candidates), int(rng.choice(steps))
+        square = [np.roll(base, shift * step).tolist() for shift in range(num_candidates)]
+        if not any(order in orders for order in square):
+            orders += square[: num_shuffles - len(orders)]
+    return orders
+
+
+def fit_positions(
+    scores: np.ndarray,
+    candidates: np.ndarray,
+    positions: np.ndarray,
+    prompts: np.ndarray,
+    *,
+    num_positions: int,
+    low: float,
+    high: float,
+) -> tuple[np.ndarray, PositionBias | None]:
+    """
+    Qualities of candidates, and what positions are worth, from the scores of lists of one length.
+
+    Args:
+        scores (`np.ndarray` of shape `(n,)`):
+            Scores, each of one candidate in one list.
+        candidates (`np.ndarray` of type int64 and shape `(n,)`):
+            Whose score it is, from 0 to the number of candidates of all prompts - 1, each at least once.
+        positions (`np.ndarray` of type int64 and shape `(n,)`):
+            The place that the candidate had, from 0.
+        prompts (`np.ndarray` of type int64 and shape `(n,)`):
+            Which prompt it belongs to; prompts are what the standard errors take as independent.
+        num_positions (`int`):
+            Length of the lists.
+        low (`float`):
+            Lowest score of the scale.
+        high (`float`):
+            Highest score of the scale.
+
+    Returns:
+        `tuple[np.ndarray, PositionBias]`: for each candidate its score without the effect of positions, in points;
+        and the effects, or `None` if the orders do not tell them apart, such as with one order for each prompt.
+    """
+    linked = _links_all(candidates, positions, num_positions)
+    fit = _Fit(scores, candidates, positions, num_positions if linked else 1, high - low)
+    qualities = fit.run()
+    if not linked or num_positions < 2:
+        return qualities, None
+    errors = _jackknife(fit, prompts)
+    bias = PositionBias(
+        num_candidates=num_positions,
+        num_lists=len(scores) // num_positions,
+        effects=tuple(fit.effects.tolist()),
+        standard_errors=None if errors is None else tuple(errors.tolist()),
+        noise_rate=float(fit.noise_rate),
+        spread=float(fit.spread),
+    )
+    return qualities, bias
+
+
+class _Fit:
+    """A two-way additive model mixed with noise, and where its estimation stands."""
+
+    def __init__(self, scores: np.ndarray, candidates: np.ndarray, positions: np.ndarray, num: int, width: float):
+        self.scores, self.num_positions, self.width = scores.astype(np.float64), num, width
+        self.candidates, self.positions = candidates, positions if num > 1 else np.zeros_like(positions)
+        self.effects: np.ndarray = np.zeros(num)
+        self.qualities = _medians(self.scores, candidates)
+        # From wide to narrow: from a narrow start, a step up or down on a scale of whole numbers looks like noise.
+        self.spread, self.noise_rate = _FIRST_SPREAD * width, 0.1
+        steps = np.diff(np.unique(self.scores))
+        rounding = float(steps.min()) / math.sqrt(12) if len(steps) else 0.0
+        self.smallest_spread = max(rounding, _SMALLEST_SPREAD * width)
+
+    def run(self) -> np.ndarray:
+        for _ in range(_MAX_ROUNDS):
+            before = np.array([*self.effects, self.spread, self.noise_rate])
+            self._step()
+            if np.abs(np.array([*self.effects, self.spread, self.noise_rate]) - before).max() < _TOLERANCE:
+                break
+        return self.qualities
+
+    def without(self, rows: np.ndarray) -> _Fit:
+        """The same for a part of the scores, starting where this one ended."""
+        candidates = np.unique(self.candidates[~rows], return_inverse=True)[1]
+        part = _Fit(self.scores[~rows], candidates, self.positions[~rows], self.num_positions, self.width)
+        part.effects, part.spread, part.noise_rate = self.effects, self.spread, self.noise_rate
+        part.qualities = self.qualities[np.unique(self.candidates[~rows])]
+        return part
+
+    def _residuals(self) -> np.ndarray:
+        return self.scores - self.qualities[self.candidates] - self.effects[self.positions]
+
+    def _step(self) -> None:
+        residuals = self._residuals()
+        density = np.exp(-0.5 * (residuals / self.spread) ** 2) / (self.spread * math.sqrt(2 * math.pi))
+        weights = (1 - self.noise_rate) * density
+        weights = np.maximum(weights / (weights + self.noise_rate / self.width), _SMALLEST_WEIGHT)
+
+        # Weighted least squares with the candidates projected out, which leaves one equation for each position.
+        count, num = len(self.qualities), self.num_positions
+        total = np.bincount(self.candidates, weights, count)
+        means = np.bincount(self.candidates, weights * self.scores, count) / total
+        counts: np.ndarray = np.bincount(self.candidates * num + self.positions, weights, count * num)
+        shares = counts.reshape(count, num) / total[:, None]
+        matrix = np.diag(np.bincount(self.positions, weights, num)) - shares.T @ (total[:, None] * shares)
+        target = np.bincount(self.positions, weights * self.scores, num) - shares.T @ (total * means)
+        # A constant could move from positions to candidates; the added term makes the effects sum to zero.
+        scale = float(np.trace(matrix)) or 1.0
+        self.effects = np.linalg.solve(matrix + scale * np.ones((num, num)) / num, target)
+        self.effects -= self.effects.mean()
+        self.qualities = means - shares @ self.effects
+
+        squares = float((weights * self._residuals() ** 2).sum())
+        freedom = max(float(weights.sum()) - count - num + 1, 1.0)
+        self.spread = max(math.sqrt(squares / freedom), self.smallest_spread)
+        self.noise_rate = min(max(1.0 - float(weights.mean()), 1e-4), _MOST_NOISE)
+
+
+def _medians(scores: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    order = np.lexsort((scores, candidates))
+    counts = np.bincount(candidates)
+    firsts, ranked = np.cumsum(counts) - counts, scores[order]
+    return (ranked[firsts + (counts - 1) // 2] + ranked[firsts + counts // 2]) / 2
+
+
+def _links_all(candidates: np.ndarray, positions: np.ndarray, num_positions: int) -> bool:
+    """Whether every position is linked with every other through candidates that were seen in both."""
+    seen = np.zeros((int(candidates.max()) + 1, num_positions), dtype=bool)
+    seen[candidates, positions] = True
+    both = (seen.T.astype(np.float64) @ seen) > 0
+    reached = np.zeros(num_positions, dtype=bool)
+    reached[0] = True
+    for _ in range(num_positions):
+        reached = both[reached].any(axis=0) | reached
+    return bool(reached.all())
+
+
+def _jackknife(fit: _Fit, prompts: np.ndarray) -> np.ndarray | None:
+    """Standard errors of the effects from leaving out groups of prompts in turn."""
+    numbers = np.unique(prompts, return_inverse=True)[1]
+    num_groups = min(_NUM_GROUPS, int(numbers.max()) + 1)
+    if num_groups < 2:
+        return None
+    groups = numbers % num_groups
+    estimates = []
+    for group in range(num_groups):
+        part = fit.without(groups == group)
+        if not _links_all(part.candidates, part.positions, fit.num_positions):
+            return None
+        part.run()
+        estimates.append(part.effects)
+    deviations = np.array(estimates) - np.mean(estimates, axis=0)
+    return np.sqrt((num_groups - 1) / num_groups * (deviations**2).sum(axis=0))

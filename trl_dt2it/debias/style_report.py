@@ -1,0 +1,200 @@
+"""What an audit of style found: on screen, as JSON, as a picture."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+
+@dataclass(frozen=True)
+class FeatureLeakage:
+    """
+    What one feature of style tells by itself.
+
+    Parameters:
+        auc (`float`):
+            Chance that the chosen answer has more of it, ties counted half; from 0 to 1, 0.5 tells nothing.
+        difference (`float`):
+            Mean of chosen minus rejected, in standard deviations of the feature among all answers.
+        coefficient (`float`):
+            Of the probe that sees all features, fitted on all pairs: log odds per root mean square of the difference.
+    """
+
+    auc: float
+    difference: float
+    coefficient: float
+
+
+@dataclass(frozen=True)
+class RewardStyle:
+    """
+    How far the rewards of a model follow style beyond the label.
+
+    Parameters:
+        accuracy (`float`):
+            Share of pairs whose chosen answer has the higher reward, ties counted half.
+        r_squared (`float`, *optional*):
+            Share of the variance of the reward gap that style explains in held-out pairs; about 0, or below, is none.
+        follows (`float`, *optional*):
+            Correlation of the reward gap with what style votes for, from -1 to 1.
+        follows_interval (`tuple[float, float]`, *optional*):
+            Its 95 % interval.
+        agree_share (`float`):
+            Share of the pairs in which style votes for the chosen answer.
+        agree_accuracy (`float`, *optional*):
+            Accuracy on them.
+        disagree_share (`float`):
+            Share of the pairs in which style votes for the rejected answer.
+        disagree_accuracy (`float`, *optional*):
+            Accuracy on them.
+        accuracy_gap (`float`, *optional*):
+            The first accuracy less the second: 0 for a model that style does not sway.
+        accuracy_gap_interval (`tuple[float, float]`, *optional*):
+            Its 95 % interval.
+    """
+
+    accuracy: float
+    r_squared: float | None
+    follows: float | None
+    follows_interval: tuple[float, float] | None
+    agree_share: float
+    agree_accuracy: float | None
+    disagree_share: float
+    disagree_accuracy: float | None
+    accuracy_gap: float | None
+    accuracy_gap_interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class StyleLeakage:
+    """
+    What style tells about the labels of some pairs.
+
+    Parameters:
+        num_pairs (`int`):
+            Number of pairs.
+        num_groups (`int`):
+            Number of different `group_id`s among them.
+        auc (`float`, *optional*):
+            Leakage, from 0 to 1; 0.5 tells nothing. `None` where `note` says why there is no number.
+        interval (`tuple[float, float]`, *optional*):
+            Its 95 % interval, with groups as independent units.
+        features (`dict[str, FeatureLeakage]`):
+            Each feature by itself.
+        reward ([`RewardStyle`], *optional*):
+            How far a scored model follows style.
+        note (`str`, *optional*):
+            Why there is no number.
+    """
+
+    num_pairs: int
+    num_groups: int
+    auc: float | None = None
+    interval: tuple[float, float] | None = None
+    features: dict[str, FeatureLeakage] = field(default_factory=dict)
+    reward: RewardStyle | None = None
+    note: str | None = None
+
+    def top_features(self, count: int = 8) -> list[str]:
+        """Names of the features that tell most by themselves, the first the most."""
+        return sorted(self.features, key=lambda name: -abs(self.features[name].auc - 0.5))[:count]
+
+
+@dataclass(frozen=True)
+class StyleReport:
+    """
+    What [`audit_style`] found.
+
+    Parameters:
+        overall ([`StyleLeakage`]):
+            Of all pairs.
+        sources (`dict[str, StyleLeakage]`):
+            Of the pairs of each source.
+    """
+
+    overall: StyleLeakage
+    sources: dict[str, StyleLeakage]
+
+    def to_json(self) -> str:
+        """The report as JSON."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False)
+
+    def show(self, console: Console | None = None) -> None:
+        """
+        Prints the report.
+
+        Args:
+            console (`rich.console.Console`, *optional*):
+                Where to; standard output by default.
+        """
+        console = console or Console()
+        parts = {"all pairs": self.overall, **(self.sources if len(self.sources) > 1 else {})}
+        table = Table("", title="Style leakage: does style alone tell which answer was chosen? 0.5 is no")
+        for column in ("pairs", "groups", "AUC", "95 % interval"):
+            table.add_column(column, justify="right")
+        table.add_column("most telling features")
+        for name, part in parts.items():
+            telling = part.note or ", ".join(
+                f"{feature} {part.features[feature].auc:.2f}" for feature in part.top_features(4)
+            )
+            auc, interval = _number(part.auc), _interval(part.interval)
+            table.add_row(_plain(name), f"{part.num_pairs:,}", f"{part.num_groups:,}", auc, interval, telling)
+        console.print(table)
+        if self.overall.features:
+            features = Table("feature", title="Features, all pairs")
+            for column in ("AUC", "difference, sd", "coefficient"):
+                features.add_column(column, justify="right")
+            for name in self.overall.top_features(12):
+                one = self.overall.features[name]
+                features.add_row(name, f"{one.auc:.3f}", f"{one.difference:+.3f}", f"{one.coefficient:+.3f}")
+            console.print(features)
+        scored = {name: part.reward for name, part in parts.items() if part.reward is not None}
+        if scored:
+            table = Table("", title="Does the reward follow style beyond the label?")
+            for column in ("accuracy", "style agrees", "disagrees", "gap", "95 % interval", "follows", "R²"):
+                table.add_column(column, justify="right")
+            for name, reward in scored.items():
+                table.add_row(
+                    _plain(name),
+                    _number(reward.accuracy),
+                    _number(reward.agree_accuracy),
+                    _number(reward.disagree_accuracy),
+                    _number(reward.accuracy_gap),
+                    _interval(reward.accuracy_gap_interval),
+                    _number(reward.follows),
+                    _number(reward.r_squared),
+                )
+            console.print(table)
+
+    def plot(self, path: str | os.PathLike) -> None:
+        """
+        Draws leakage by source and the features that carry it.
+
+        Args:
+            path (`str` or `os.PathLike`):
+                File to write; its ending says in which format, such as `.png` or `.svg`.
+
+        Raises:
+            `ImportError`: without matplotlib.
+        """
+        from .style_plot import draw
+
+        draw(self, path)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _interval(value: tuple[float, float] | None) -> str:
+    return "-" if value is None else f"{value[0]:.3f} to {value[1]:.3f}"
+
+
+def _plain(text: str) -> Text:
+    """Text from a data set without what a terminal would obey."""
+    return Text("".join(char if char.isprintable() else "\ufffd" for char in text[:60]))
