@@ -61,7 +61,7 @@ docs: install-dev  ## Build the documentation into site/
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	$(BIN)/mkdocs build --strict
 
-BENCHMARKS := digits_seeds shared_prefix_exactness shared_prefix input_pipeline token_packing step_profile data_throughput decontamination t2i_digits style_bias distill_digits
+BENCHMARKS := digits_seeds shared_prefix_exactness shared_prefix input_pipeline token_packing step_profile data_throughput decontamination style_bias distill_digits
 
 .PHONY: bench
 bench: install-dev  ## Measure; each benchmark prints a table and writes it into benchmarks/results (about an hour)
