@@ -26,6 +26,7 @@ DOCUMENTS = [
     "SECURITY.md",
     "CHANGELOG.md",
     "docs/data.md",
+    "docs/judge.md",
     "docs/models.md",
     "docs/speed.md",
     "benchmarks/README.md",

@@ -259,6 +259,9 @@ def test_classes_can_be_imported_and_pickled_by_name():
         "from transformers import AutoModelForSequenceClassification as Auto; import trl_dt2it",
         "from trl_dt2it import load_reward_model; from transformers import AutoModelForSequenceClassification as Auto",
         "import trl_dt2it.modeling; from transformers import AutoModelForSequenceClassification as Auto",
+        # These import the Auto classes from the middle of the import of a family's configuration.
+        "import trl_dt2it; from transformers import Qwen2VLImageProcessor, AutoModelForSequenceClassification as Auto",
+        "import trl_dt2it.demo.tiny; from transformers import AutoModelForSequenceClassification as Auto",
     ],
 )
 def test_the_auto_class_knows_the_models_whatever_is_imported_first(code, tmp_path):

@@ -40,6 +40,31 @@ if TYPE_CHECKING:
 _AUTO_MODULE = "transformers.models.auto.modeling_auto"
 
 
+def _register() -> bool:
+    """Registers the classes, now if it can be, otherwise as soon as the import that is in the way is done."""
+    try:
+        import_module(".modeling", __name__)
+    except ImportError:
+        # Some family's configuration is in the middle of its own import, which is what has imported the Auto classes.
+        if not any(isinstance(finder, _RetryOnImport) for finder in sys.meta_path):
+            sys.meta_path.insert(0, _RetryOnImport())
+        return False
+    return True
+
+
+class _RetryOnImport:
+    """An import finder that finds nothing, and tries to register our classes whenever something is imported."""
+
+    is_trying = False
+
+    def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> None:
+        if not self.is_trying:
+            self.is_trying = True
+            if _register() and self in sys.meta_path:
+                sys.meta_path.remove(self)
+            self.is_trying = False
+
+
 class _RegisterOnImport:
     """An import finder that registers our classes as soon as transformers' Auto classes have been imported."""
 
@@ -54,7 +79,7 @@ class _RegisterOnImport:
 
         def execute_and_register(module: ModuleType) -> None:
             execute(module)
-            import_module(".modeling", __name__)  # registers the classes
+            _register()
 
         spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]  # on this one loader
         return spec
