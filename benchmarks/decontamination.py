@@ -25,7 +25,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from trl_dt2it.data.canonical import FEATURES, preference
-from trl_dt2it.data.decontaminate import decontaminate
+from trl_dt2it.data.decontamination import decontaminate
 
 
 TILE, SMALL_TILE = 128, 64

@@ -78,8 +78,8 @@ def main(args):
     from rich.console import Console
 
     from trl_dt2it.data import ImageOptions, write_parquet
-    from trl_dt2it.debias.distill import distill
     from trl_dt2it.debias.distill_plan import plan_distill
+    from trl_dt2it.debias.distillation import distill
     from trl_dt2it.judge import JudgeClient
 
     console, output = Console(), Path(args.output_dir)

@@ -19,7 +19,7 @@ from tests.families_chat import CHATS
 from tests.rows import png
 from trl_dt2it.data.canonical import FEATURES, preference
 from trl_dt2it.data.duplicates import find_doubles, pair_digest
-from trl_dt2it.data.quarantine_report import ReasonSummary, ValidationReport, quarantine_report
+from trl_dt2it.data.quarantine import ReasonSummary, ValidationReport, quarantine_report
 from trl_dt2it.data.validation import readmit, validate
 
 

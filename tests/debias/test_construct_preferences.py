@@ -15,7 +15,7 @@ import yaml
 from datasets import Dataset
 
 from trl_dt2it.data.encoded import leave_images_encoded
-from trl_dt2it.debias.distill import distill
+from trl_dt2it.debias.distillation import distill
 from trl_dt2it.judge import Budget, Endpoint
 
 from ..judge.server import Fault, JudgeServer

@@ -12,8 +12,8 @@ from scipy.stats import spearmanr
 
 from trl_dt2it.data import check_row, write_parquet
 from trl_dt2it.data.encoded import leave_images_encoded
-from trl_dt2it.debias.distill import distill
 from trl_dt2it.debias.distill_plan import plan_distill
+from trl_dt2it.debias.distillation import distill
 from trl_dt2it.judge import DEFAULT_RUBRIC, Budget, Endpoint, JudgeClient
 from trl_dt2it.judge.fence import fenced_texts
 

@@ -14,7 +14,7 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets
 
 from .. import __version__
-from .decontaminate import decontaminate
+from .decontamination import decontaminate
 from .encoded import column_of
 from .mixing import mix, split_by_group
 from .prepare import SourceSettings, read_shards, write_parquet

@@ -29,7 +29,7 @@ from .. import __version__
 from .encoded import leave_images_encoded
 from .load import load_preferences
 from .locations import ImageOptions
-from .quarantine_report import quarantine_report
+from .quarantine import quarantine_report
 from .row_checks import ImageCheck
 from .validation import validate
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from .duplicates import contradiction_error, duplicate_error, find_doubles
 from .encoded import AnyDataset
 from .locations import ImageOptions
-from .quarantine_report import NOTES, check_free, quarantine_report, set_aside, write_quarantine
+from .quarantine import NOTES, check_free, quarantine_report, set_aside, write_quarantine
 from .row_checks import ImageCheck, RowChecks, find_faults, make_checks
 from .rows import row_name
 from .validation_stream import divide_stream

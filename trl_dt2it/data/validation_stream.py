@@ -13,7 +13,7 @@ from transformers.utils import logging
 from .duplicates import contradiction_error, duplicate_error, pair_digest
 from .encoded import leave_images_encoded
 from .errors import RowError
-from .quarantine_report import NOTES
+from .quarantine import NOTES
 from .row_checks import RowChecks
 from .rows import row_name
 

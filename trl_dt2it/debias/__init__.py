@@ -1,25 +1,24 @@
-"""Style bias of preference pairs: measure it, remove it, and build pairs that have none.
+"""Style bias of preference pairs: measure it, remove it, and build pairs that have none."""
 
-What needs a judge loads on first use, because its libraries come with the extra `judge` alone.
-"""
+from typing import TYPE_CHECKING
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-from .audit import audit_style
-from .balance import balance_style, style_weights
-from .balance_report import BalanceReport
-from .match import match_style
-from .style import STYLE_FEATURES, style_features
-from .style_report import StyleReport
+from ..lazy import lazy_names
 
 
 _MODULES = {
     "DISTILLED_FEATURES": "distilled_rows",
+    "STYLE_FEATURES": "style",
+    "BalanceReport": "balance_report",
     "DistillPlan": "distill_plan",
     "DistillReport": "distill_report",
-    "distill": "distill",
+    "StyleReport": "style_report",
+    "audit_style": "audit",
+    "balance_style": "balance",
+    "distill": "distillation",
+    "match_style": "match",
     "plan_distill": "distill_plan",
+    "style_features": "style",
+    "style_weights": "balance",
 }
 
 __all__ = [
@@ -39,17 +38,15 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from .distill import distill
+    from .audit import audit_style
+    from .balance import balance_style, style_weights
+    from .balance_report import BalanceReport
     from .distill_plan import DistillPlan, plan_distill
     from .distill_report import DistillReport
+    from .distillation import distill
     from .distilled_rows import DISTILLED_FEATURES
+    from .match import match_style
+    from .style import STYLE_FEATURES, style_features
+    from .style_report import StyleReport
 
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return getattr(import_module(f".{_MODULES[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _MODULES)

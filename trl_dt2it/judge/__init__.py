@@ -1,10 +1,11 @@
 """A language model as the judge of answers: rubric, prompts, verdicts, and a client that pays for no call twice.
 
-The names below load on first use, because `openai`, `pydantic` and `json-repair` come with the extra `judge` alone.
+What needs `openai`, `pydantic` or `json-repair` loads on first use: they come with the extra `judge`.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..lazy import lazy_names
 
 
 _MODULES = {
@@ -63,12 +64,4 @@ if TYPE_CHECKING:
     from .usage import UsageReport
     from .verdicts import ListwiseVerdict, PairwiseVerdict, PointwiseVerdict
 
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return getattr(import_module(f".{_MODULES[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _MODULES)

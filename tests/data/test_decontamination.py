@@ -16,9 +16,9 @@ from sklearn.datasets import load_sample_images
 from tests.rows import png
 from trl_dt2it.data import similarity
 from trl_dt2it.data.canonical import FEATURES, T2I_FEATURES, preference, t2i_pair
-from trl_dt2it.data.decontaminate import decontaminate, vl_rewardbench_source_ids
+from trl_dt2it.data.decontamination import decontaminate, vl_rewardbench_source_ids
 from trl_dt2it.data.locations import ImageOptions
-from trl_dt2it.data.quarantine_report import quarantine_report
+from trl_dt2it.data.quarantine import quarantine_report
 from trl_dt2it.data.similarity import HASH_WORDS, distances, normalise, perceptual_hash, row_questions
 
 

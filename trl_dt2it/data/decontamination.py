@@ -21,7 +21,7 @@ from .arrow_rows import find_json_columns
 from .benchmark_search import FOUND, MATCH_BY_ID, NO_MATCH, Match, Search, read_benchmarks, search_table
 from .encoded import rows_at_once
 from .locations import ImageOptions
-from .quarantine_report import NOTES, check_free, set_aside, write_quarantine
+from .quarantine import NOTES, check_free, set_aside, write_quarantine
 from .similarity import HASH_BITS
 
 
