@@ -13,15 +13,14 @@ usage: python benchmarks/debias_training.py [SEED ...]
 
 import sys
 import tempfile
-import time
 from pathlib import Path
 from statistics import mean
 
 from datasets import Dataset
 from lib.report import RESULTS, markdown, write
+from lib.tiny_training import fit
 from matplotlib import pyplot
 
-from trl_dt2it import MultimodalRewardConfig, MultimodalRewardTrainer
 from trl_dt2it.debias import audit_style, style_weights
 from trl_dt2it.debias.pair_style import with_column
 from trl_dt2it.demo.digits import make_digits
@@ -54,35 +53,10 @@ def training_set(kind: str, seed: int) -> tuple[Dataset, dict]:
 
 def train(kind: str, seed: int, output_dir: str) -> dict:
     rows, facts = training_set(kind, seed)
-    args = MultimodalRewardConfig(
-        output_dir=output_dir,
-        seed=seed,
-        per_device_eval_batch_size=100,
-        image_check="none",
-        gradient_checkpointing=False,
-        use_cpu=True,
-        bf16=False,
-        save_strategy="no",
-        logging_steps=50,
-        disable_tqdm=True,
-        report_to="none",
-        **SETTINGS,
-    )
-    trainer = MultimodalRewardTrainer(
-        model=build_tiny_vlm(f"{output_dir}/base", seed=seed),
-        args=args,
-        train_dataset=rows,
-        eval_dataset={
-            name: make_digits("test", EVAL_PAIRS, seed=seed, style_bias=bias) for name, bias in TESTS.items()
-        },
-    )
-    start = time.perf_counter()
-    trainer.train()
-    seconds = time.perf_counter() - start
-    metrics = trainer.evaluate()
-    trainer.end()
-    accuracies = {name: metrics[f"eval_{name}_accuracy"] for name in TESTS}
-    return {"kind": kind, "seed": seed, **accuracies, **facts, "train_seconds": round(seconds, 1)}
+    model = build_tiny_vlm(f"{output_dir}/base", seed=seed)
+    eval_sets = {name: make_digits("test", EVAL_PAIRS, seed=seed, style_bias=bias) for name, bias in TESTS.items()}
+    run = fit(model, rows, eval_sets, output_dir, seed, SETTINGS)
+    return {"kind": kind, "seed": seed, **run["accuracies"], **facts, "train_seconds": run["train_seconds"]}
 
 
 def closed(rows: list[dict], test: str, seed: int | None = None) -> float:

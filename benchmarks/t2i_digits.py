@@ -13,12 +13,11 @@ usage: python benchmarks/t2i_digits.py [SEED ...]
 
 import sys
 import tempfile
-import time
 
 from datasets import Dataset, concatenate_datasets
 from lib.report import markdown, write
+from lib.tiny_training import fit
 
-from trl_dt2it import MultimodalRewardConfig, MultimodalRewardTrainer
 from trl_dt2it.data.t2i import reformulate_t2i
 from trl_dt2it.data.t2i_templates import ENGLISH
 from trl_dt2it.demo.digits import make_digits, make_digits_t2i
@@ -69,39 +68,17 @@ def train(kind: str, seed: int, output_dir: str) -> dict:
     texts = [text for t in ENGLISH for text in (t.prompt, t.first_is_better, t.second_is_better, *t.labels)]
     model = build_tiny_vlm(f"{output_dir}/base", seed=seed, extra_texts=texts)
     held_out = questions("test", EVAL_PAIRS, seed, both_orders=True)
-    args = MultimodalRewardConfig(
-        output_dir=output_dir,
-        seed=seed,
-        per_device_eval_batch_size=100,
-        image_check="none",
-        gradient_checkpointing=False,
-        use_cpu=True,
-        bf16=False,
-        save_strategy="no",
-        logging_steps=25,
-        report_to="none",
-        **SETTINGS,
-    )
-    trainer = MultimodalRewardTrainer(
-        model=model,
-        args=args,
-        train_dataset=training_rows(kind, seed),
-        eval_dataset={"first": better_first(held_out), "second": better_second(held_out)},
-    )
-    start = time.perf_counter()
-    trainer.train()
-    seconds = time.perf_counter() - start
-    metrics = trainer.evaluate()
-    trainer.end()
-    accuracies = metrics["eval_first_accuracy"], metrics["eval_second_accuracy"]
+    eval_sets = {"first": better_first(held_out), "second": better_second(held_out)}
+    run = fit(model, training_rows(kind, seed), eval_sets, output_dir, seed, SETTINGS)
+    first, second = run["accuracies"]["first"], run["accuracies"]["second"]
     return {
         "rows": kind,
         "seed": seed,
-        "better_first": accuracies[0],
-        "better_second": accuracies[1],
-        "difference": abs(accuracies[0] - accuracies[1]),
-        "train_seconds": round(seconds, 1),
-        "steps": trainer.state.global_step,
+        "better_first": first,
+        "better_second": second,
+        "difference": abs(first - second),
+        "train_seconds": run["train_seconds"],
+        "steps": run["steps"],
     }
 
 

@@ -9,7 +9,6 @@ Train on the result with `--dataset_name OUTPUT_DIR/pairs`.
 
 import dataclasses
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,6 +77,7 @@ def main(args):
     from rich.console import Console
 
     from trl_dt2it.data import ImageOptions, write_parquet
+    from trl_dt2it.data.whole_file import whole_file
     from trl_dt2it.debias.distill_plan import plan_distill
     from trl_dt2it.debias.distillation import distill
     from trl_dt2it.judge import JudgeClient
@@ -103,9 +103,8 @@ def main(args):
     settings = {name: getattr(args, name) for name in PASSED_ON_TO_DISTILL}
     pairs, report = distill(prompts, **clients, **settings, image_options=options)
     write_parquet(pairs, output / "pairs" / "train.parquet")
-    part = output / "report.json.part"
-    part.write_text(report.to_json() + "\n", encoding="utf-8")
-    os.replace(part, output / "report.json")
+    with whole_file(output / "report.json") as part:
+        part.write_text(report.to_json() + "\n", encoding="utf-8")
     report.show(console)
     console.print(f"Train on it with --dataset_name {output / 'pairs'}", soft_wrap=True, highlight=False)
 

@@ -17,7 +17,8 @@ from transformers import ProcessorMixin
 from transformers.utils import logging
 
 from .collator import MultimodalPreferenceCollator
-from .data.encoded import AnyDataset, leave_images_encoded
+from .data.encoded import AnyDataset, column_names, leave_images_encoded
+from .data.errors import summarise
 from .data.row_checks import ImageCheck, RowChecks
 from .data.rows import row_name
 from .reward_config import MultimodalRewardConfig
@@ -25,11 +26,6 @@ from .token_counts import count_pairs, count_tokens, needs_lengths
 
 
 logger = logging.get_logger(__name__)
-
-
-def column_names(dataset: AnyDataset) -> list[str]:
-    """Columns of a data set; of a streamed one that does not tell, those of its first row."""
-    return dataset.column_names or list(next(iter(dataset)))
 
 
 def prepare_dataset(
@@ -155,8 +151,7 @@ def set_bad_rows_aside(
     bad = [index for index, reason in enumerate(found["reason"]) if reason]
     if not bad:
         return dataset
-    counts = Counter(found["reason"][index] for index in bad)
-    summary = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+    summary = summarise(Counter(found["reason"][index] for index in bad))
     first = f"{row_name(dataset[bad[0]], bad[0])}: {found['message'][bad[0]]}"
     if on_bad_row == "raise":
         raise ValueError(

@@ -25,6 +25,7 @@ from transformers.utils import PushInProgress
 from trl import RewardConfig, RewardTrainer
 
 from .collator import MultimodalPreferenceCollator
+from .data.encoded import column_names
 from .data.images import ImageOptions
 from .freezing import freeze, with_reward_head
 from .loading import load_for_training, load_processing_class, set_pixel_limits
@@ -32,7 +33,7 @@ from .losses import loss_type_for, pair_weight, pairwise_loss
 from .model_card import PAPER, push_checkpoint, push_model, write_model_card
 from .modeling import mark_as_reward_model
 from .packing import BatchPlan, EpochLengthGroupedSampler, SetEpoch, TokenBatchSampler, plan_training
-from .preparation import column_names, prepare_dataset
+from .preparation import prepare_dataset
 from .rendering import ProcessingClass, get_tokenizer
 from .reward_config import MultimodalRewardConfig
 from .reward_metrics import PairRecord, TrainMetrics, evaluation_metrics

@@ -155,6 +155,33 @@ def test_text_to_image_pairs_become_two_image_questions(tmp_path):
     assert raw.column_names[:3] == ["caption", "chosen_image", "rejected_image"]
 
 
+def test_bad_pairs_of_images_are_listed_like_other_bad_pairs(tmp_path, caplog):
+    rows = [
+        {"prompt": "a square", "image_path": ["a.png", "b.png"], "human_preference": [1, 0]},
+        {"prompt": "a circle", "image_path": ["c.png", "c.png"], "human_preference": [1, 0]},
+        {"prompt": " ", "image_path": ["d.png", "e.png"], "human_preference": [1, 0]},
+    ]
+    (tmp_path / "train.json").write_text(json.dumps(rows))
+    bad = tmp_path / "bad.jsonl"
+    pairs = load_preferences("hpdv2", tmp_path / "train.json", quarantine_file=bad)
+    assert pairs["pair_id"][:] == ["hpdv2-0"]
+    listed = [json.loads(line) for line in bad.read_text().splitlines()]
+    assert [(row["pair_id"], row["reason"]) for row in listed] == [
+        ("hpdv2-1", "equal_images"),
+        ("hpdv2-2", "empty_caption"),
+    ]
+    assert "Left 2 of 3 pairs out of hpdv2 (1 equal_images, 1 empty_caption)" in caplog.text
+
+
+def test_a_folder_of_llamafactory_is_no_folder_of_datasets(tmp_path):
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"mine": {"file_name": "mine.json", "ranking": True}}))
+    (tmp_path / "mine.json").write_text(json.dumps(fixture("llamafactory_sharegpt")))
+    pairs = load_preferences("llamafactory", tmp_path / "mine.json")
+    assert len(pairs) == 3
+    with pytest.raises(ValueError, match="dataset_info.json tells which files of .* hold rows; give one of them"):
+        load_preferences("llamafactory", tmp_path)
+
+
 def test_mmpr_reads_every_annotation_with_its_own_image_folder(tmp_path):
     (tmp_path / "annotations").mkdir()
     for name in ("geo", "chart"):

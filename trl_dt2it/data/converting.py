@@ -18,10 +18,12 @@ from .locations import ImageOptions, allowed_path
 from .reading import FOLDER_COLUMN, JSON_COLUMN
 from .schema import check_row
 from .sources.source import Source
+from .t2i_rows import Columns, find_bad_pair
 
 
 # Beside a row: which raw row it comes from, and why it cannot be used ("" if it can).
 VERDICT = {"row": Value("int64"), "reason": Value("string"), "message": Value("string")}
+_T2I_COLUMNS = Columns("caption", "chosen_image", "rejected_image", "strength")
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,9 @@ class Conversion:
             "group_id": pair["group_id"] if named else f"{self.name}-{pair['group_id']}",
         }
         if self.source.is_t2i:
+            # Here, where a bad pair is listed, and not only when it is reformulated.
+            if (error := find_bad_pair(pair, _T2I_COLUMNS)) is not None:
+                raise error
             return pair | {side: self._placed(pair[side], folder) for side in ("chosen_image", "rejected_image")}
         pair["images"] = [self._placed(image, folder) for image in pair["images"]]
         if "videos" in pair:

@@ -14,12 +14,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, Value
-from datasets.fingerprint import generate_random_fingerprint
 from transformers.utils import logging
 
-from .arrow_rows import find_json_columns
+from .arrow_rows import look_at_all
 from .benchmark_search import FOUND, MATCH_BY_ID, NO_MATCH, Match, Search, read_benchmarks, search_table
-from .encoded import rows_at_once
 from .locations import ImageOptions
 from .quarantine import NOTES, check_free, set_aside, write_quarantine
 from .similarity import HASH_BITS
@@ -97,7 +95,10 @@ def decontaminate(
     named = benchmark_rows if isinstance(benchmark_rows, Mapping) else {"the benchmark": benchmark_rows}
     benchmark = read_benchmarks(named, match, image_options)
     ids = {source: {str(one) for one in given} for source, given in (source_ids or {}).items()}
-    found = _search(train, Search(benchmark, match, max_distance, ids, image_options), num_proc)
+    search = Search(benchmark, match, max_distance, ids, image_options)
+    found = look_at_all(
+        train, search_table, FOUND, num_proc=num_proc, desc="Looking for benchmark rows", search=search
+    )
 
     places, bits = found["match"].to_numpy(), found["distance"].to_numpy()
     rows = np.flatnonzero(places != NO_MATCH)
@@ -132,27 +133,6 @@ def vl_rewardbench_source_ids(rows: Iterable[Mapping[str, Any]]) -> dict[str, se
             if number := pattern.fullmatch(str(row.get("id"))):
                 found.setdefault(source, set()).add(number.group(1))
     return found
-
-
-def _search(train: Dataset, search: Search, num_proc: int | None) -> pa.Table:
-    if len(train) == 0:
-        return FOUND.arrow_schema.empty_table()
-    found = train.with_format("arrow").map(
-        search_table,
-        batched=True,
-        batch_size=rows_at_once(train),
-        writer_batch_size=10_000,
-        remove_columns=train.column_names,
-        features=FOUND,
-        fn_kwargs={"search": search, "json_columns": find_json_columns(train.features)},
-        num_proc=num_proc,
-        # Files that paths point to may change, so that nothing may come from a cache.
-        keep_in_memory=True,
-        load_from_cache_file=False,
-        new_fingerprint=generate_random_fingerprint(),
-        desc="Looking for benchmark rows",
-    )
-    return found.with_format("arrow")[:]
 
 
 def _message(place: int, bits: int, match: Match, names: list[str]) -> str:

@@ -4,6 +4,7 @@ columns of them, which are read without the others."""
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import pyarrow as pa
@@ -42,6 +43,16 @@ def _encoded(feature: Any) -> Any:
     if isinstance(feature, dict):
         return {name: _encoded(part) for name, part in feature.items()}
     return feature
+
+
+def column_names(dataset: AnyDataset) -> list[str]:
+    """Columns of a data set; of a streamed one that does not tell, those of its first row."""
+    return dataset.column_names or list(next(iter(dataset)))
+
+
+def batch_rows(batch: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
+    """The rows of a batch, which `datasets` gives as a list for each column."""
+    return [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
 
 
 def column_of(dataset: Dataset, name: str) -> pa.Array:

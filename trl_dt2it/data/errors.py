@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from typing import Literal, get_args
 
 
@@ -36,6 +38,16 @@ Reason = Literal[
     "contaminated",  # in a benchmark
 ]
 REASONS: tuple[str, ...] = get_args(Reason)
+
+
+def summarise(counts: Mapping[str, int]) -> str:
+    """Numbers of rows by reason in one line, the largest first."""
+    return ", ".join(f"{count} {reason}" for reason, count in Counter(counts).most_common())
+
+
+def is_milestone(count: int) -> bool:
+    """Whether to say how many it were so far: at 1, 10, 100, ..., because a stream has no end to count up to."""
+    return str(count).strip("0") == "1"
 
 
 class RowError(ValueError):

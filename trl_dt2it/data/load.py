@@ -16,7 +16,8 @@ from transformers.utils import logging
 
 from .. import __version__
 from .converting import VERDICT, Conversion
-from .encoded import AnyDataset, column_of, rows_at_once
+from .encoded import AnyDataset, batch_rows, column_names, column_of, rows_at_once
+from .errors import is_milestone, summarise
 from .grouping import rows_by_group
 from .reading import read_raw
 from .sources import SOURCES
@@ -168,7 +169,7 @@ def _convert(
 
     def convert(batch: dict[str, list[Any]], indices: list[int], version: str) -> dict[str, list[Any]]:
         if groups is None:
-            rows: list[Any] = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+            rows = batch_rows(batch)
         else:
             rows = [{"group": [raw[int(index)] for index in groups[place]]} for place in indices]
         made = [
@@ -199,8 +200,7 @@ def _without_bad(converted: Dataset, name: str, on_bad_row: str, quarantine_file
     kept = converted.remove_columns(list(VERDICT))
     if len(bad) == 0:
         return kept
-    counts = Counter(bad["reason"])
-    summary = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+    summary = summarise(Counter(bad["reason"]))
     first = f"{bad[0]['pair_id']}: {bad[0]['message']}"
     if on_bad_row == "raise":
         raise ValueError(
@@ -229,9 +229,8 @@ def _stream(
     features = Features({name: feature for name, feature in conversion.features.items() if name not in VERDICT})
 
     def convert(batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
-        rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
         made = []
-        for row, index in zip(rows, indices, strict=True):
+        for row, index in zip(batch_rows(batch), indices, strict=True):
             if shard is None or index % shard[1] == shard[0]:
                 made += [pair for pair in conversion.convert(row, index) if _is_good(pair)]
         return {column: [pair[column] for pair in made] for column in features}
@@ -243,10 +242,9 @@ def _stream(
         if on_bad_row == "raise":
             raise ValueError(f"A pair of {conversion.name} cannot be used. {problem}")
         counts[reason] += 1
-        if str(counts[reason]).strip("0") == "1":  # 1, 10, 100, ...: a stream has no end to count up to
+        if is_milestone(counts[reason]):
             logger.warning(f"Left out of {conversion.name}, {counts[reason]} with this reason so far: {problem}")
         return False
 
-    columns = raw.column_names or list(next(iter(raw)))
-    rows = raw.map(convert, batched=True, with_indices=True, batch_size=_BATCH, remove_columns=columns)
+    rows = raw.map(convert, batched=True, with_indices=True, batch_size=_BATCH, remove_columns=column_names(raw))
     return rows.cast(features)  # if `map` were told of them, images would come undecoded

@@ -90,7 +90,7 @@ def build_mixture(
         "test": mixture.select([]),
         **splits,
     }
-    counts = {stage: Counter(rows["source"][:]) for stage, rows in stages.items()}
+    counts = {stage: Counter(column_of(rows, "source").to_pylist()) for stage, rows in stages.items()}
     report: dict[str, Any] = {"version": __version__, "seed": seed, "sources": {}}
     for key, one in settings.items():
         before = _over_shards(output_dir, key, one.num_shards)

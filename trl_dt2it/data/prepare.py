@@ -5,7 +5,7 @@ output_dir/
   shards/rlaif_v/00000-of-00004.parquet      clean rows, images embedded
   shards/rlaif_v/00000-of-00004.quarantine.parquet, .refused.jsonl
   shards/rlaif_v/00000-of-00004.json         what happened; written last, so that it says that the shard is done
-  train-00000-of-00002.parquet, test-...     the mixture
+  mixture/train-00000-of-00002.parquet, mixture/test-...
   report.json
 ```
 """
@@ -32,6 +32,7 @@ from .locations import ImageOptions
 from .quarantine import quarantine_report
 from .row_checks import ImageCheck
 from .validation import validate
+from .whole_file import whole_file
 
 
 # Rows of a row group, the least that a reader of the file holds at once. Each may have images of some megabytes.
@@ -143,7 +144,6 @@ def prepare_shard(
     if done.is_file() and (record := json.loads(done.read_text()))["made_by"] == digest:
         return record, False
     done.unlink(missing_ok=True)
-    stem.parent.mkdir(parents=True, exist_ok=True)
 
     refused = stem.with_suffix(".refused.jsonl")
     refused.unlink(missing_ok=True)
@@ -180,7 +180,8 @@ def prepare_shard(
         "clean": report.rows_out,
         "reasons": dict(reasons.most_common()),
     }
-    _write_whole(done, json.dumps(record, indent=2) + "\n")
+    with whole_file(done) as part:
+        part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return record, True
 
 
@@ -223,23 +224,13 @@ def write_parquet(dataset: Dataset, path: str | os.PathLike) -> None:
     Raises:
         `OSError`: if an image cannot be read.
     """
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Not `to_parquet`, which embeds nothing; `datasets` embeds into a second copy of the set on disk.
-    with pq.ParquetWriter(part, schema=dataset.features.arrow_schema) as writer:
+    with whole_file(path) as part, pq.ParquetWriter(part, schema=dataset.features.arrow_schema) as writer:
         for table in leave_images_encoded(dataset).with_format("arrow").iter(_ROW_GROUP):
             writer.write_table(embed_table_storage(table).cast(dataset.features.arrow_schema))
-    os.replace(part, path)
 
 
 def _lines(path: Path) -> Iterator[str]:
     if path.is_file():
         with path.open(encoding="utf-8") as file:
             yield from file
-
-
-def _write_whole(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)

@@ -7,7 +7,6 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,14 +16,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .encoded import leave_images_encoded
+from .encoded import column_of, leave_images_encoded
 from .rows import row_name
+from .whole_file import whole_file
 
 
 # What a row that was set aside has besides its own columns.
 NOTES = Features({"row": Value("int64"), "reason": Value("string"), "message": Value("string")})
-
-_BATCH = 10_000
 _ROW_GROUP = 100  # rows that a reader of a file holds at once; each may have images of some megabytes
 
 
@@ -131,8 +129,7 @@ def quarantine_report(clean: Dataset, quarantine: Dataset) -> ValidationReport:
     rows_in = len(clean) + len(quarantine)
     reasons = {}
     if len(quarantine):
-        column = quarantine.select_columns("reason").with_format("arrow")[:]["reason"]
-        encoded = column.combine_chunks().dictionary_encode()
+        encoded = column_of(quarantine, "reason").dictionary_encode()
         # Codes are given in the order of first appearance.
         codes, firsts, counts = np.unique(encoded.indices.to_numpy(), return_index=True, return_counts=True)
         notes = quarantine.select_columns([*NOTES, *({"pair_id"} & set(quarantine.column_names))])
@@ -191,23 +188,19 @@ def write_quarantine(quarantine: Dataset, path: str | os.PathLike) -> None:
         path (`str` or `os.PathLike`):
             File to write. `Dataset.from_parquet` reads it.
     """
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    quarantine.to_parquet(part, batch_size=_ROW_GROUP)
-    os.replace(part, path)
+    with whole_file(path) as part:
+        quarantine.to_parquet(part, batch_size=_ROW_GROUP)
 
 
 def _by_source(clean: Dataset, quarantine: Dataset) -> dict[str, dict[str, int]]:
     if "source" not in quarantine.column_names:
         return {}
-    kept: Counter[str | None] = Counter()
-    for table in clean.select_columns("source").with_format("arrow").iter(_BATCH):
-        kept.update({one["values"]: one["counts"] for one in table["source"].value_counts().to_pylist()})
+    counts = column_of(clean, "source").value_counts().to_pylist()
+    kept: Counter[str | None] = Counter({one["values"]: one["counts"] for one in counts})
     lost: dict[str | None, Counter[str]] = {source: Counter() for source in kept}
-    for table in quarantine.select_columns(["source", "reason"]).with_format("arrow").iter(_BATCH):
-        for one in table.group_by(["source", "reason"]).aggregate([([], "count_all")]).to_pylist():
-            lost.setdefault(one["source"], Counter())[one["reason"]] += one["count_all"]
+    bad = pa.table({name: column_of(quarantine, name) for name in ("source", "reason")})
+    for one in bad.group_by(["source", "reason"]).aggregate([([], "count_all")]).to_pylist():
+        lost.setdefault(one["source"], Counter())[one["reason"]] = one["count_all"]
     return {
         str(source): {"rows_in": kept[source] + reasons.total(), "rows_out": kept[source], **reasons}
         for source, reasons in lost.items()

@@ -64,7 +64,7 @@ def read_raw(
     if path.is_file():
         return leave_images_encoded(_read_files([path], streaming))
     if path.is_dir():
-        if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
+        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             return leave_images_encoded(_from_disk(path, split, streaming))
         return leave_images_encoded(_read_files(_files_of(path, patterns, split), streaming))
     if path.is_absolute() or path_or_id.startswith((".", "~")) or path.suffix in (*_SUFFIXES, ".zip"):
@@ -99,6 +99,8 @@ def _from_disk(path: Path, split: str, streaming: bool) -> AnyDataset:
 def _files_of(folder: Path, patterns: list[str], split: str) -> list[Path]:
     """The files that a source's patterns name, or else all of the first kind that is there; of the split, if the
     names of files tell splits."""
+    if not patterns and (folder / "dataset_info.json").is_file():  # LLaMA-Factory's
+        raise ValueError(f"dataset_info.json tells which files of {folder} hold rows; give one of them.")
     files = sorted({file for pattern in patterns for file in folder.rglob(pattern) if file.suffix in _SUFFIXES})
     for suffix in () if files else _SUFFIXES:
         files = sorted(folder.rglob(f"*{suffix}"))

@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 from datasets import Dataset, Features, Value
-from datasets.fingerprint import generate_random_fingerprint
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
-from .arrow_rows import arrow_rows, find_json_columns
+from .arrow_rows import arrow_rows, look_at_all
 from .duplicates import pair_digest
-from .encoded import rows_at_once
 from .errors import RowError
 from .images import check_image, load_image
 from .locations import ImageOptions
@@ -153,30 +151,17 @@ def find_faults(
         `pa.Table`: for each row `reason` and `message`, "" if nothing is wrong, and what [`pair_digest`] gave: `high`
         and `low`, the halves of the key, and `is_swapped`.
     """
-    if len(dataset) == 0:
-        return _FOUND.arrow_schema.empty_table()
-    found = dataset.with_format("arrow").map(
+    return look_at_all(
+        dataset,
         _check_table,
-        with_indices=True,
-        batched=True,
-        batch_size=rows_at_once(dataset),
-        writer_batch_size=10_000,
-        remove_columns=dataset.column_names,
-        features=_FOUND,
-        fn_kwargs={
-            "checks": checks,
-            "duplicates": duplicates,
-            "num_checked": num_checked,
-            "json_columns": find_json_columns(dataset.features),
-        },
+        _FOUND,
         num_proc=num_proc,
-        # Files that paths point to may change, so that nothing may come from a cache; and hashing a processor is slow.
-        keep_in_memory=True,
-        load_from_cache_file=False,
-        new_fingerprint=generate_random_fingerprint(),
         desc="Checking rows",
+        with_indices=True,
+        checks=checks,
+        duplicates=duplicates,
+        num_checked=num_checked,
     )
-    return found.with_format("arrow")[:]
 
 
 def _check_table(

@@ -19,8 +19,8 @@ from datasets import ClassLabel, Dataset, Features, IterableDataset, Value, conc
 from transformers.utils import logging
 
 from .canonical import FEATURES
-from .encoded import AnyDataset, column_of, leave_images_encoded, rows_at_once
-from .errors import RowError
+from .encoded import AnyDataset, batch_rows, column_of, leave_images_encoded, rows_at_once
+from .errors import RowError, summarise
 from .rows import row_name
 from .t2i_rows import Columns, Plan, canonical_rows, find_bad_pair, next_position
 from .t2i_templates import T2ITemplate, as_templates
@@ -245,8 +245,7 @@ def _rows_of(dataset: IterableDataset) -> Iterator[dict[str, Any]]:
     # Not `iter(dataset)`: in a worker process of a DataLoader, it would give the worker its share of the shards only,
     # though the generator around it is the one that reads them all.
     for batch in dataset.iter(batch_size=_BATCH_SIZE):
-        for values in zip(*batch.values(), strict=True):
-            yield dict(zip(batch, values, strict=True))
+        yield from batch_rows(batch)
 
 
 def _stream_rows(dataset: IterableDataset, plan: Plan, on_bad_row: str) -> Iterator[dict[str, Any]]:
@@ -282,5 +281,6 @@ def _raise(error: RowError, row: Mapping[str, Any], index: int) -> None:
 
 
 def _warn(dropped: Counter[str], total: int) -> None:
-    summary = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common())
-    logger.warning(f"Left {dropped.total()} of {total} pairs out ({summary}); `split_t2i` gives them for repair.")
+    logger.warning(
+        f"Left {dropped.total()} of {total} pairs out ({summarise(dropped)}); `split_t2i` gives them for repair."
+    )

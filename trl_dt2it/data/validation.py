@@ -16,7 +16,7 @@ from datasets import Dataset, IterableDataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from .duplicates import contradiction_error, duplicate_error, find_doubles
-from .encoded import AnyDataset
+from .encoded import AnyDataset, column_of
 from .locations import ImageOptions
 from .quarantine import NOTES, check_free, quarantine_report, set_aside, write_quarantine
 from .row_checks import ImageCheck, RowChecks, find_faults, make_checks
@@ -190,7 +190,7 @@ def _divide(dataset: Dataset, found: pa.Table, duplicates: bool) -> tuple[Datase
 def _names(dataset: Dataset, rows: np.ndarray) -> list[str]:
     if "pair_id" not in dataset.column_names or len(rows) == 0:
         return [row_name({}, row) for row in rows]
-    pair_ids = dataset.select_columns("pair_id").with_format("arrow").select(rows)[:]["pair_id"].to_pylist()
+    pair_ids = column_of(dataset.select(rows), "pair_id").to_pylist()
     return [row_name({"pair_id": pair_id}, row) for pair_id, row in zip(pair_ids, rows, strict=True)]
 
 

@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from .duplicates import contradiction_error, duplicate_error, pair_digest
 from .encoded import leave_images_encoded
-from .errors import RowError
+from .errors import RowError, is_milestone
 from .quarantine import NOTES
 from .row_checks import RowChecks
 from .rows import row_name
@@ -53,7 +53,7 @@ class StreamChecks:
             return {"row": index, "reason": "", "message": ""}
         self._counts[error.reason] += 1
         count = self._counts[error.reason]
-        if self.show and str(count).strip("0") == "1":  # 1, 10, 100, ...: a stream has no end to count up to
+        if self.show and is_milestone(count):
             problem = f"{row_name(row, index)}, {error.reason}: {error}"
             logger.warning(f"Set aside, {count} with this reason so far: {problem}")
         return {"row": index, "reason": error.reason, "message": str(error)}

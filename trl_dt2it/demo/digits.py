@@ -17,6 +17,8 @@ from datasets import Dataset, DatasetInfo, Features, Image, List, Value
 from PIL import Image as PILImage
 from sklearn.datasets import load_digits
 
+from ..data.canonical import MESSAGES
+
 
 SPLITS = {"train": 0.7, "validation": 0.1, "test": 0.2}
 STYLES = ("plain", "verbose", "markdown")
@@ -41,7 +43,6 @@ ANSWERS = {
 }
 CAPTIONS = ("the digits {} in handwriting", "a handwritten {}", "a picture of {} in ink")
 
-_BLOCKS = List({"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})})
 _TRUTH = {
     "pair_id": Value("string"),
     "group_id": Value("string"),
@@ -55,9 +56,9 @@ _TRUTH = {
 }
 _FEATURES = Features(
     {
-        "prompt": _BLOCKS,
-        "chosen": _BLOCKS,
-        "rejected": _BLOCKS,
+        "prompt": MESSAGES,
+        "chosen": MESSAGES,
+        "rejected": MESSAGES,
         "images": List(Image()),
         **_TRUTH,
         "style_chosen": Value("string"),

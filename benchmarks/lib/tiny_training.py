@@ -1,0 +1,55 @@
+"""Training the tiny VLM on a CPU, for benchmarks of what a reward model learns."""
+
+import time
+
+from datasets import Dataset
+
+from trl_dt2it import MultimodalRewardConfig, MultimodalRewardTrainer
+
+
+def fit(model: str, rows: Dataset, eval_sets: dict[str, Dataset], output_dir: str, seed: int, settings: dict) -> dict:
+    """
+    Trains and evaluates.
+
+    Args:
+        model (`str`):
+            Directory of the model.
+        rows (`Dataset`):
+            Rows to train on.
+        eval_sets (`dict[str, Dataset]`):
+            Held-out rows by name.
+        output_dir (`str`):
+            Folder to write into.
+        seed (`int`):
+            Seed of the training.
+        settings (`dict`):
+            Further arguments of `MultimodalRewardConfig`.
+
+    Returns:
+        `dict`: `accuracies` by name of the held-out set, `train_seconds` and `steps`.
+    """
+    args = MultimodalRewardConfig(
+        output_dir=output_dir,
+        seed=seed,
+        per_device_eval_batch_size=100,
+        image_check="none",
+        gradient_checkpointing=False,
+        use_cpu=True,
+        bf16=False,
+        save_strategy="no",
+        logging_steps=50,
+        disable_tqdm=True,
+        report_to="none",
+        **settings,
+    )
+    trainer = MultimodalRewardTrainer(model=model, args=args, train_dataset=rows, eval_dataset=eval_sets)
+    start = time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - start
+    metrics = trainer.evaluate()
+    trainer.end()
+    return {
+        "accuracies": {name: metrics[f"eval_{name}_accuracy"] for name in eval_sets},
+        "train_seconds": round(seconds, 1),
+        "steps": trainer.state.global_step,
+    }
