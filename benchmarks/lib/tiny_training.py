@@ -7,7 +7,15 @@ from datasets import Dataset
 from trl_dt2it import MultimodalRewardConfig, MultimodalRewardTrainer
 
 
-def fit(model: str, rows: Dataset, eval_sets: dict[str, Dataset], output_dir: str, seed: int, settings: dict) -> dict:
+def fit(
+    model: str,
+    rows: Dataset,
+    eval_sets: dict[str, Dataset],
+    output_dir: str,
+    seed: int,
+    settings: dict,
+    save: bool = False,
+) -> dict:
     """
     Trains and evaluates.
 
@@ -24,6 +32,8 @@ def fit(model: str, rows: Dataset, eval_sets: dict[str, Dataset], output_dir: st
             Seed of the training.
         settings (`dict`):
             Further arguments of `MultimodalRewardConfig`.
+        save (`bool`, *optional*, defaults to `False`):
+            Whether to save the model and its processor into the folder.
 
     Returns:
         `dict`: `accuracies` by name of the held-out set, `train_seconds` and `steps`.
@@ -42,11 +52,13 @@ def fit(model: str, rows: Dataset, eval_sets: dict[str, Dataset], output_dir: st
         report_to="none",
         **settings,
     )
-    trainer = MultimodalRewardTrainer(model=model, args=args, train_dataset=rows, eval_dataset=eval_sets)
+    trainer = MultimodalRewardTrainer(model=model, args=args, train_dataset=rows, eval_dataset=eval_sets or None)
     start = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - start
-    metrics = trainer.evaluate()
+    metrics = trainer.evaluate() if eval_sets else {}
+    if save:
+        trainer.save_model()
     trainer.end()
     return {
         "accuracies": {name: metrics[f"eval_{name}_accuracy"] for name in eval_sets},

@@ -175,6 +175,17 @@ def test_other_settings_make_a_shard_anew(raw, tmp_path):
     assert prepare_shard(tmp_path, "rlaif_v", settings["rlaif_v"], 0, image_check="full")[1]
 
 
+def test_a_mended_file_is_read_anew(raw, tmp_path):
+    given = config(raw, tmp_path)["sources"]["rlaif_v"]
+    (tmp_path / "plain.jsonl").write_text((raw / "plain.jsonl").read_text())
+    (settings,) = read_settings({"rlaif_v": given | {"path_or_id": str(tmp_path / "plain.jsonl")}}).values()
+    before, _ = prepare_shard(tmp_path / "out", "rlaif_v", settings, 0)
+    lines = (tmp_path / "plain.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "plain.jsonl").write_text("".join(lines[:-1]))
+    after, is_new = prepare_shard(tmp_path / "out", "rlaif_v", settings, 0)
+    assert is_new and after["pairs"] == before["pairs"] - 1
+
+
 def test_a_missing_shard_is_named(raw, tmp_path):
     settings = read_settings(config(raw, tmp_path)["sources"])
     prepare_shard(tmp_path, "own", settings["own"], 1)
@@ -200,8 +211,9 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(raw, tmp_path):
     ("sources", "message"),
     [
         ({}, "`sources` is empty"),
-        ({"a": {"weight": 1}, "b": {}}, "b has no `weight`, but others have"),
-        ({"a": {"num_shards": 0}}, "`num_shards` of a is 0"),
+        ({"povid": {"weight": 1}, "spa_vl": {}}, "spa_vl has no `weight`, but others have"),
+        ({"povid": {"num_shards": 0}}, "`num_shards` of povid is 0"),
+        ({"a": {"name": "povit"}}, "a names povit, which is no known preference set or format; known are columns, "),
     ],
 )
 def test_misuse_is_named(sources, message):

@@ -30,7 +30,9 @@ from .encoded import leave_images_encoded
 from .load import load_preferences
 from .locations import ImageOptions
 from .quarantine import quarantine_report
+from .reading import raw_files
 from .row_checks import ImageCheck
+from .sources import SOURCES
 from .validation import validate
 from .whole_file import whole_file
 
@@ -77,7 +79,7 @@ def read_settings(sources: Mapping[str, Mapping[str, Any] | None]) -> dict[str, 
         `dict[str, SourceSettings]`
 
     Raises:
-        `ValueError`: if there is no source, a value is out of range, or only some have a weight.
+        `ValueError`: if there is no source, one is not known, a value is out of range, or only some have a weight.
     """
     if not sources:
         raise ValueError("`sources` is empty; name at least one preference set.")
@@ -86,6 +88,11 @@ def read_settings(sources: Mapping[str, Mapping[str, Any] | None]) -> dict[str, 
         given = dict(given or {})
         own = {name: given.pop(name) for name in ("name", "weight", "max_rows", "num_shards") if name in given}
         settings[key] = SourceSettings(**{"name": key, **own}, load=given)
+        if settings[key].name not in SOURCES:
+            raise ValueError(
+                f"{key} names {settings[key].name}, which is no known preference set or format; known are "
+                f"{', '.join(sorted(SOURCES))}."
+            )
         if settings[key].num_shards < 1:
             raise ValueError(f"`num_shards` of {key} is {settings[key].num_shards}; it must be at least 1.")
     if len({one.weight is None for one in settings.values()}) > 1:
@@ -109,7 +116,8 @@ def prepare_shard(
     num_proc: int | None = None,
 ) -> tuple[dict[str, Any], bool]:
     """
-    Loads, validates and writes one shard of a source, unless it is there already, made in the same way.
+    Loads, validates and writes one shard of a source, unless it is there already, made in the same way from the same
+    files.
 
     Args:
         output_dir (`str` or `os.PathLike`):
@@ -133,6 +141,9 @@ def prepare_shard(
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
     made_by = {
         "settings": asdict(settings) | {"weight": None, "max_rows": None},  # these are for later
+        "files": raw_files(
+            SOURCES[settings.name], settings.load.get("path_or_id"), split=settings.load.get("split", "train")
+        ),
         "image_check": image_check,
         "image_options": asdict(image_options or ImageOptions()),
         "processing_class": None if tokenizer is None else tokenizer.name_or_path,

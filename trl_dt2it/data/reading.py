@@ -170,3 +170,28 @@ def _mmpr_annotations(file: Path) -> list[tuple[Path, str]]:
             raise ValueError(f"{file} names the annotations {entry['annotation']}, but there is no file {places[0]}.")
         found.append((annotation, entry.get("root", "")))
     return found
+
+
+def raw_files(
+    source: Source, path_or_id: str | os.PathLike | None, *, split: str = "train"
+) -> list[tuple[str, int, int]]:
+    """
+    What tells whether the files of a set were changed since they were read.
+
+    Args:
+        source, path_or_id, split:
+            As in [`read_raw`].
+
+    Returns:
+        `list[tuple[str, int, int]]`: of each file that is read its path, its size in bytes, and when it was changed
+        last, in ns; empty for a Hub id and where there is nothing to read.
+    """
+    if path_or_id is None or not (path := Path(path_or_id).expanduser()).exists():
+        return []
+    if path.is_file():
+        files = [path]
+    elif (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        files = sorted(path.rglob("*.arrow"))
+    else:
+        files = _files_of(path, [pattern.format(split=split) for pattern in source.files], split)
+    return [(str(file), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
