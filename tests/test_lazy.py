@@ -10,7 +10,14 @@ import pytest
 from trl_dt2it.lazy import lazy_names
 
 
-PACKAGES = ["trl_dt2it", "trl_dt2it.data", "trl_dt2it.debias", "trl_dt2it.judge"]
+PACKAGES = [
+    "trl_dt2it",
+    "trl_dt2it.curation",
+    "trl_dt2it.data",
+    "trl_dt2it.debias",
+    "trl_dt2it.evaluation",
+    "trl_dt2it.judge",
+]
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "recipes" / "configs").rglob("*.yaml"))
 RECIPES = {path: re.findall(r"recipes/(\w+)\.py --config", path.read_text())[0] for path in CONFIGS}
 TRAININGS = [path for path, name in RECIPES.items() if name == "train_reward_model"]
-OTHERS = [path for path in CONFIGS if path not in TRAININGS]
+OTHERS = [path for path, name in RECIPES.items() if name in ("prepare_data", "construct_preferences")]
 
 
 def load_recipe(name: str):
@@ -68,7 +68,7 @@ def test_every_yaml_opens_with_what_it_is_and_how_to_run_it(path):
     comment = [line for line in lines if line.startswith("#")]
     assert lines[0].startswith("# ") and head.startswith("# ")
     text = "\n".join(comment)
-    launcher = "accelerate launch" if path in TRAININGS else "python"
+    launcher = "python" if path in OTHERS else "accelerate launch"
     command = f"{launcher} recipes/{RECIPES[path]}.py --config recipes/configs/{path.name}"
     assert command in re.sub(r"[\s#\\\\]+", " ", text) or "--config_file" in text
     assert "Memory" in text

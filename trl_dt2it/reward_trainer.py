@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -20,13 +21,17 @@ from transformers import (
     TrainerCallback,
 )
 from transformers.trainer_pt_utils import AcceleratorConfig
-from transformers.trainer_utils import EvalLoopOutput, HubStrategy, TrainOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, HubStrategy, TrainOutput
 from transformers.utils import PushInProgress
 from trl import RewardConfig, RewardTrainer
 
 from .collator import MultimodalPreferenceCollator
+from .curation.callback import IterativeCurationCallback
+from .curation.callback_state import resume_curation
+from .curation.sampler import CuratedRows
 from .data.encoded import column_names
 from .data.images import ImageOptions
+from .evaluation.training import training_metrics
 from .freezing import freeze, with_reward_head
 from .loading import load_for_training, load_processing_class, set_pixel_limits
 from .losses import loss_type_for, pair_weight, pairwise_loss
@@ -44,7 +49,8 @@ from .token_counts import needs_lengths, pair_sizes
 
 COLUMNS = [
     *("prompt", "chosen", "rejected", "image", "images", "videos", "tools", "chat_template_kwargs"),
-    *("strength", "weight", "margin", "source", "pair_id", "row_index", "chosen_ids", "rejected_ids"),
+    *("strength", "weight", "margin", "source", "pair_id", "group_id", "category", "row_index", "chosen_ids"),
+    "rejected_ids",
 ]
 
 
@@ -259,6 +265,31 @@ class MultimodalRewardTrainer(RewardTrainer):
         self._set_epoch.sampler = sampler
         return sampler
 
+    def _curation(self) -> IterativeCurationCallback | None:
+        callbacks = self.callback_handler.callbacks
+        return next((one for one in callbacks if isinstance(one, IterativeCurationCallback)), None)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """As in [`~transformers.Trainer`], also with [`~trl_dt2it.curation.IterativeCurationCallback`]."""
+        curation = self._curation()
+        if curation is None:
+            return super().get_train_dataloader()
+        dataset = cast(Dataset, self.train_dataset)  # the callback refuses others
+        return self._get_dataloader(
+            CuratedRows(self._remove_unused_columns(dataset, description="training")),
+            description="Training",
+            batch_size=self._train_batch_size,
+            sampler_fn=lambda _: curation.sampler(self._get_train_sampler(dataset)),
+            is_training=True,
+        )
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        if (curation := self._curation()) is not None:
+            # First, because the checkpoint may be pushed, and is whole once the trainer's state is written.
+            folder = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            curation.save(Path(self._get_output_dir(trial=trial)) / folder)
+        super()._save_checkpoint(model, trial)
+
     def _get_eval_sampler(self, eval_dataset: Any) -> None:
         """Rows are evaluated in their order, also with `group_by_length`, which transformers extends to them."""
 
@@ -274,6 +305,8 @@ class MultimodalRewardTrainer(RewardTrainer):
         if is_bare and self.accelerator.num_processes > 1:
             self.model._is_accelerate_prepared = False  # type: ignore[assignment]  # torch: only tensors and modules
             self.accelerator._models.clear()
+        resume = kwargs.get("resume_from_checkpoint", args[0] if args else None)
+        resume_curation(self._curation(), resume, cast(str, self.args.output_dir))
         return super().train(*args, **kwargs)
 
     def get_batch_samples(
@@ -373,7 +406,7 @@ class MultimodalRewardTrainer(RewardTrainer):
         """As in [`~transformers.Trainer`], with exact metrics under `metric_key_prefix`."""
         self._eval_records = []
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        metrics = evaluation_metrics(self._eval_records)
+        metrics = evaluation_metrics(self._eval_records) | training_metrics(dataloader.dataset, self._eval_records)
         metrics["num_tokens"] = self._total_train_tokens
         total = cast("dict[str, float]", output.metrics)  # None only where it is made by hand
         total.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})

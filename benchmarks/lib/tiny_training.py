@@ -5,6 +5,7 @@ import time
 from datasets import Dataset
 
 from trl_dt2it import MultimodalRewardConfig, MultimodalRewardTrainer
+from trl_dt2it.pair_scoring import score_pairs
 
 
 def fit(
@@ -15,6 +16,7 @@ def fit(
     seed: int,
     settings: dict,
     save: bool = False,
+    scored: Dataset | None = None,
 ) -> dict:
     """
     Trains and evaluates.
@@ -34,9 +36,12 @@ def fit(
             Further arguments of `MultimodalRewardConfig`.
         save (`bool`, *optional*, defaults to `False`):
             Whether to save the model and its processor into the folder.
+        scored (`Dataset`, *optional*):
+            Rows to score with the trained model.
 
     Returns:
-        `dict`: `accuracies` by name of the held-out set, `train_seconds` and `steps`.
+        `dict`: `accuracies` by name of the held-out set, `train_seconds`, `steps`, and `rewards` of scored rows, of
+        shape `(N, 2)`.
     """
     args = MultimodalRewardConfig(
         output_dir=output_dir,
@@ -59,8 +64,12 @@ def fit(
     metrics = trainer.evaluate() if eval_sets else {}
     if save:
         trainer.save_model()
+    rewards = None
+    if scored is not None:
+        rewards = score_pairs(trainer.model, scored, trainer.data_collator, batch_size=100, show_progress=False)
     trainer.end()
     return {
+        "rewards": rewards,
         "accuracies": {name: metrics[f"eval_{name}_accuracy"] for name in eval_sets},
         "train_seconds": round(seconds, 1),
         "steps": trainer.state.global_step,

@@ -18,6 +18,7 @@ from PIL import Image as PILImage
 from sklearn.datasets import load_digits
 
 from ..data.canonical import MESSAGES
+from ..data.swapping import partner_column
 
 
 SPLITS = {"train": 0.7, "validation": 0.1, "test": 0.2}
@@ -177,7 +178,7 @@ def _table(
         row["strength"] = float(row["rejected_wrong"] - row["chosen_wrong"])
         row["true_strength"] = -row["strength"] if row["is_flipped"] else row["strength"]
         for name in features:
-            columns[name].append(row[_partner(name) or name] if row["is_flipped"] else row[name])
+            columns[name].append(row[partner_column(name, features) or name] if row["is_flipped"] else row[name])
     return Dataset.from_dict(columns, features=features)
 
 
@@ -332,13 +333,6 @@ def make_digits_t2i(
     return _table(make_row, _FEATURES_T2I, num_pairs, noise, key)
 
 
-def _partner(name: str) -> str | None:
-    """The column that a flip swaps with this one, or `None`."""
-    if "chosen" in name:
-        return name.replace("chosen", "rejected")
-    return name.replace("rejected", "chosen") if "rejected" in name else None
-
-
 def flip_preferences(dataset: Dataset, rate: float, seed: int = 42) -> Dataset:
     """
     Swap the label of an exact share of the pairs, to plant mistakes whose places are known.
@@ -368,8 +362,7 @@ def flip_preferences(dataset: Dataset, rate: float, seed: int = 42) -> Dataset:
     rows = pa.array(np.arange(count) + np.where(flipped, count, 0))
     columns = {name: table[name] for name in table.column_names}
     for name in table.column_names:
-        partner = _partner(name)
-        if partner in columns:
+        if (partner := partner_column(name, columns)) is not None:
             columns[name] = pa.chunked_array([*table[name].chunks, *table[partner].chunks]).take(rows)
     features = dataset.features.copy()
     before = table["is_flipped"].to_numpy() if "is_flipped" in columns else np.zeros(count, dtype=bool)

@@ -1,0 +1,120 @@
+"""Curation between the epochs of one training, against the same training without it.
+
+The pairs are those of `curation_quality.py` at noise 0.35: clean ones and noisy ones, the tiny VLM from scratch. The
+callback curates the noisy sources alone. Half of the pairs is held out of each epoch in turns and scored at its end,
+so that no pair is judged by a model that has just learned its label.
+
+Prints a table and writes `benchmarks/results/curation_in_run.{json,md}`. Fails if, over the seeds, the callback does
+not help.
+
+usage: python benchmarks/curation_in_run.py [SEED ...]
+"""
+
+import sys
+import tempfile
+from statistics import mean
+
+import numpy as np
+from curation_quality import COLUMNS, EVAL_PAIRS, SOURCES, clean_pairs, planted, pool_pairs
+from datasets import concatenate_datasets
+from lib.report import markdown, write
+
+from trl_dt2it import MultimodalRewardConfig, MultimodalRewardTrainer
+from trl_dt2it.curation import CurationLedger, Flip, IterativeCurationCallback, Keep, flip_mixture, keep_consistent
+from trl_dt2it.data.swapping import swap_pairs
+from trl_dt2it.demo.digits import make_digits
+from trl_dt2it.demo.tiny import build_tiny_vlm
+
+
+CASE = "0.35"
+CURATION = {"start_epoch": 3, "folds": 2, "momentum": 0.5, "only_sources": SOURCES}
+RULES = (Flip(flip_mixture, by="source"), Keep(keep_consistent))
+SETTINGS = {
+    "num_train_epochs": 12,
+    "per_device_train_batch_size": 32,
+    "learning_rate": 1.0e-3,
+    "lr_scheduler_type": "linear",
+    "warmup_steps": 0.1,
+    "weight_decay": 0.01,
+    "loss_type": "bt",
+}
+
+
+def train(curated: bool, seed: int, output_dir: str) -> dict:
+    wrong = planted(CASE, seed)
+    pool = swap_pairs(pool_pairs(seed), wrong)
+    args = MultimodalRewardConfig(
+        output_dir=output_dir,
+        seed=seed,
+        per_device_eval_batch_size=100,
+        image_check="none",
+        gradient_checkpointing=False,
+        use_cpu=True,
+        bf16=False,
+        save_strategy="no",
+        logging_steps=50,
+        disable_tqdm=True,
+        report_to="none",
+        **SETTINGS,
+    )
+    trainer = MultimodalRewardTrainer(
+        model=build_tiny_vlm(f"{output_dir}/base", seed=seed),
+        args=args,
+        train_dataset=concatenate_datasets([clean_pairs(seed), pool]),
+        eval_dataset=make_digits("test", EVAL_PAIRS, seed=seed).select_columns(COLUMNS),
+    )
+    if curated:
+        trainer.add_callback(
+            IterativeCurationCallback(trainer, rules=RULES, ledger=f"{output_dir}/ledger", **CURATION)
+        )
+    trainer.train()
+    accuracy = trainer.evaluate()["eval_accuracy"]
+    row = {"curated": curated, "seed": seed, "accuracy": accuracy, "noise_before": float(wrong.mean())}
+    if curated:
+        row |= noise_after(trainer, wrong, output_dir)
+    trainer.end()
+    return row
+
+
+def noise_after(trainer: MultimodalRewardTrainer, wrong: np.ndarray, output_dir: str) -> dict:
+    """Of the pairs that the last round keeps, how many have a wrong label still."""
+    state = CurationLedger(f"{output_dir}/ledger").state()
+    place = {name: index for index, name in enumerate(pool_pairs(trainer.args.seed)["pair_id"][:])}
+    rows = np.array([place[name] for name in state["pair_id"].to_pylist()])
+    left = wrong[rows] ^ state["flipped"].to_numpy()
+    kept = state["kept"].to_numpy()
+    return {"kept": int(kept.sum()), "noise_after": float(left[kept].mean())}
+
+
+def main(seeds: list[int]) -> None:
+    rows = []
+    for seed in seeds:
+        for curated in (False, True):
+            with tempfile.TemporaryDirectory() as output_dir:
+                rows.append(train(curated, seed, output_dir))
+            print(rows[-1], flush=True)
+    cells = [
+        [
+            "with the callback" if row["curated"] else "without",
+            str(row["seed"]),
+            f"{row['accuracy']:.3f}",
+            f"{row['noise_before']:.3f}",
+            f"{row['noise_after']:.3f}" if row["curated"] else "",
+            f"{row['kept']:,}" if row["curated"] else "",
+        ]
+        for row in sorted(rows, key=lambda row: (row["curated"], row["seed"]))
+    ]
+    names = ["one training", "seed", "held-out accuracy", "noise before", "noise after", "noisy pairs kept"]
+    means = {curated: mean(row["accuracy"] for row in rows if row["curated"] == curated) for curated in (False, True)}
+    text = (
+        f"{markdown(names, cells)}\n\nMean accuracy without {means[False]:.3f}, with the callback {means[True]:.3f}; "
+        f"{SETTINGS['num_train_epochs']} epochs, curated from epoch {CURATION['start_epoch']} on."
+    )
+    settings = {**SETTINGS, **CURATION}
+    write("curation_in_run", text, {"rows": rows, "settings": settings})
+    if means[True] <= means[False]:
+        sys.exit("The callback does not help.")
+
+
+if __name__ == "__main__":
+    main([int(seed) for seed in sys.argv[1:]] or [42, 43, 44])

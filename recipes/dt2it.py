@@ -1,0 +1,164 @@
+"""Train a reward model on constructed and on noisy preferences, cleaning the noisy ones in rounds, from a YAML file.
+
+    accelerate launch recipes/dt2it.py --config recipes/configs/dt2it_digits.yaml --dry_run true
+    accelerate launch recipes/dt2it.py --config recipes/configs/dt2it_digits.yaml
+
+Run it again after a kill, and it goes on where it was: what is done is not done again, a training resumes from its
+newest checkpoint if there are such, and no call to a judge is paid for twice. Several machines with a common folder
+can score together: stop before the stages that score, run each machine's part, and then go on:
+
+    accelerate launch recipes/dt2it.py --config recipes/configs/dt2it_qwen3_vl_8b.yaml --stop_before round-1/flip/score
+    accelerate launch recipes/dt2it.py --config recipes/configs/dt2it_qwen3_vl_8b.yaml --shard 0/4
+
+What the flags of the command line say wins over the YAML file. A key that no option has is an error.
+"""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from trl import ModelConfig, TrlParser
+
+from trl_dt2it import MultimodalRewardConfig
+
+
+@dataclass
+class RoundsArguments:
+    """
+    Arguments of this script, besides those of [`trl_dt2it.MultimodalRewardConfig`] and TRL's [`~trl.ModelConfig`],
+    which hold for every training.
+
+    Parameters:
+        base (`dict`):
+            The constructed set: for each source where its rows are, as in
+            [`trl_dt2it.curation.round_data.read_sets`].
+        pool (`dict`):
+            The noisy set, likewise.
+        test (`dict`, *optional*):
+            A set to measure the final models on, likewise.
+        method (`str`, *optional*, defaults to `"mixture"`):
+            `"paper"` or `"mixture"`: what the rounds are if none are given.
+        rounds (`list[dict]`, *optional*):
+            The rounds, each with the keys of [`trl_dt2it.curation.round_settings.Step`], or with `steps`, a list of
+            such.
+        folds (`int`, *optional*, defaults to `2`):
+            Parts of the pool of which each is scored by models that are trained on the others.
+        models (`list[dict]`, *optional*):
+            Models that score, each with `model_name_or_path` and `seed`; by default the one of the configuration.
+        judge (`dict`, *optional*):
+            Judges to ask about what the rules drop, as in [`trl_dt2it.curation.round_judges.read_judging`].
+        final (`list[str]`, *optional*, defaults to `["curated"]`):
+            Models to train at the end, on the base and: nothing (`"base"`), the pool as it is (`"uncurated"`), the
+            curated pool (`"curated"`), the pool with its true labels (`"oracle"`, where `is_flipped` tells them).
+        rows_per_shard (`int`, *optional*, defaults to `4096`):
+            Pairs that are scored and written together.
+        shard (`str`, *optional*):
+            `i/n`: as the i-th of n machines, score every n-th part of what is to be scored now, i from 0.
+        stop_before (`str`, *optional*):
+            Stops before the first stage that is not done and whose name begins like this, such as `round-1/score`.
+        dry_run (`bool`, *optional*, defaults to `False`):
+            Whether to show the plan only.
+    """
+
+    # Not required ones: of these, the parser would take no JSON.
+    base: dict[str, Any] | str | None = field(default=None, metadata={"help": "The constructed set."})
+    pool: dict[str, Any] | str | None = field(default=None, metadata={"help": "The noisy set."})
+    test: dict[str, Any] | str | None = field(default=None, metadata={"help": "A set to measure on."})
+    method: str = field(default="mixture", metadata={"help": "paper or mixture."})
+    rounds: list[Any] | str | None = field(default=None, metadata={"help": "The rounds, list or JSON."})
+    folds: int = field(default=2, metadata={"help": "Parts of the pool for scoring out of sample."})
+    models: list[Any] | str | None = field(default=None, metadata={"help": "Models that score, list or JSON."})
+    judge: dict[str, Any] | str | None = field(default=None, metadata={"help": "Judges, mapping or JSON."})
+    final: list[Any] | str | None = field(default=None, metadata={"help": "Models to train at the end."})
+    rows_per_shard: int = field(default=4096, metadata={"help": "Pairs that are scored together."})
+    shard: str | None = field(default=None, metadata={"help": "i/n: score only every n-th part."})
+    stop_before: str | None = field(default=None, metadata={"help": "Stop before the stages named like this."})
+    dry_run: bool = field(default=False, metadata={"help": "Show the plan only."})
+
+
+def main(args, training_args, model_args):
+    from accelerate import PartialState
+    from rich.console import Console
+    from transformers.utils.logging import disable_progress_bar
+    from trl import get_peft_config, get_quantization_config
+
+    from trl_dt2it.attention import usable_attention
+    from trl_dt2it.curation.curation_run import read_run
+    from trl_dt2it.curation.round_report import show_summary, summarise_run
+    from trl_dt2it.curation.round_training import RewardTraining
+    from trl_dt2it.curation.rounds import plan_rounds
+    from trl_dt2it.curation.stages import run_stages, show_plan
+
+    state, console = PartialState(), Console()
+    if training_args.disable_tqdm:
+        disable_progress_bar()  # those of every model that is loaded or saved
+    training = RewardTraining(
+        training_args,
+        {
+            "revision": model_args.model_revision,
+            "attn_implementation": usable_attention(model_args.attn_implementation),
+            "dtype": model_args.dtype,
+        },
+        get_peft_config(model_args),
+        get_quantization_config(model_args),
+    )
+    run = read_run(
+        training,
+        base=as_value(args.base) or {},
+        pool=as_value(args.pool) or {},
+        test=as_value(args.test),
+        method=args.method,
+        rounds=as_value(args.rounds),
+        folds=args.folds,
+        models=as_value(args.models) or [{}],
+        default_model=model_args.model_name_or_path,
+        judge=as_value(args.judge),
+        final=as_value(args.final) or ["curated"],
+        rows_per_shard=args.rows_per_shard,
+        shard=parse_shard(args.shard),
+    )
+    stages = plan_rounds(run)
+    if args.dry_run:
+        if state.is_main_process:
+            show_plan(stages, run.output_dir, console)
+    else:
+        records = run_stages(
+            stages,
+            run.output_dir,
+            only_shared=args.shard is not None,
+            stop_before=args.stop_before,
+            console=console,
+        )
+        if len(records) == len(stages) and state.is_main_process:
+            path = run.output_dir / "summary.json"
+            summary = summarise_run(run, records)
+            path.write_text(json.dumps(summary, indent=2) + "\n")
+            show_summary(summary, console)
+            console.print(f"Models:  {run.output_dir / 'final'}", soft_wrap=True, highlight=False)
+            console.print(f"Ledger:  {run.output_dir / 'ledger'}", soft_wrap=True, highlight=False)
+            console.print(f"Figures: {path}", soft_wrap=True, highlight=False)
+    state.wait_for_everyone()
+    state.destroy_process_group()
+
+
+def as_value(value):
+    return json.loads(value) if isinstance(value, str) else value
+
+
+def parse_shard(text):
+    """`"1/4"` as `(1, 4)`, nothing as all."""
+    if text is None:
+        return 0, 1
+    part, _, parts = text.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
+        raise ValueError(f"`--shard` is {text!r}; it must be i/n with 0 <= i < n, such as 0/4.")
+    return int(part), int(parts)
+
+
+def make_parser():
+    # Without `allow_abbrev=False`, `--fold` would be taken for `--folds`.
+    return TrlParser((RoundsArguments, MultimodalRewardConfig, ModelConfig), allow_abbrev=False)
+
+
+if __name__ == "__main__":
+    main(*make_parser().parse_args_and_config())

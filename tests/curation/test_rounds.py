@@ -1,0 +1,401 @@
+"""Rounds: stages that are done once, scores out of sample, decisions by hand, and runs that are killed."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from datasets import Dataset
+
+from trl_dt2it.curation import CurationLedger, Decision
+from trl_dt2it.curation.curation_run import BaseModel, CurationRun, read_run
+from trl_dt2it.curation.round_data import SourceSets, folds_of, read_sets, set_digest
+from trl_dt2it.curation.round_report import label_noise
+from trl_dt2it.curation.round_sets import fold_rows, ledger_at, training_set
+from trl_dt2it.curation.round_settings import Step, read_rounds, read_rule
+from trl_dt2it.curation.round_steps import decide_step
+from trl_dt2it.curation.round_training import RewardTraining, newest_checkpoint
+from trl_dt2it.curation.rounds import plan_rounds
+from trl_dt2it.curation.scoring_shards import gather_scores, read_scores, score_in_shards
+from trl_dt2it.curation.stages import Stage, run_stages, stage_digests, stage_record
+from trl_dt2it.data.encoded import column_of
+from trl_dt2it.demo.tiny import build_tiny_vlm
+from trl_dt2it.reward_config import MultimodalRewardConfig
+
+from .runs import arguments, outcome
+
+
+RULES = [{"flip": "flip_negative"}]
+
+
+# ------------------------------------------------------------------------------------------------ stages and settings
+
+
+def write_stages(log: list, *, threshold=0.5, fails: str = "", shared=()) -> list[Stage]:
+    """Four stages: two that start, one that reads both, one that reads the third."""
+
+    def stage(name: str, settings: dict, *inputs: str) -> Stage:
+        def run(folder: Path):
+            log.append(name)
+            if name == fails:
+                (folder / "half").touch()
+                raise RuntimeError("killed")
+            return {"half": (folder / "half").is_file()}
+
+        return Stage(name, run, settings, inputs, is_shared=name in shared)
+
+    return [
+        stage("a", {"x": 1}),
+        stage("b", {"threshold": threshold}),
+        stage("c/d", {}, "a", "b"),
+        stage("e", {}, "c/d"),
+    ]
+
+
+def test_a_stage_is_done_once_and_goes_on_in_its_folder_after_a_failure(tmp_path):
+    log = []
+    with pytest.raises(RuntimeError):
+        run_stages(write_stages(log, fails="c/d"), tmp_path)
+    assert log == ["a", "b", "c/d"] and not (tmp_path / "c/d/stage.json").exists()
+    records = run_stages(write_stages(log), tmp_path)
+    assert log == ["a", "b", "c/d", "c/d", "e"]
+    assert records["c/d"]["counts"] == {"half": True} and list(records) == ["a", "b", "c/d", "e"]
+    assert run_stages(write_stages(log), tmp_path) == records and len(log) == 5
+
+
+def test_a_changed_setting_does_again_what_depends_on_it_and_nothing_else(tmp_path):
+    log = []
+    run_stages(write_stages(log), tmp_path)
+    (tmp_path / "c/d/half").touch()
+    del log[:]
+    records = run_stages(write_stages(log, threshold=0.6), tmp_path)
+    assert log == ["b", "c/d", "e"]
+    assert records["c/d"]["counts"] == {"half": False}  # what was made with the old setting is gone
+    one, other = (stage_digests(write_stages([], threshold=threshold)) for threshold in (0.5, 0.6))
+    assert [name for name in one if one[name] != other[name]] == ["b", "c/d", "e"]
+    assert stage_record(tmp_path, "b", one["b"]) is None and stage_record(tmp_path, "b", other["b"])
+
+
+def test_a_machine_of_several_stops_where_all_are_needed(tmp_path):
+    log = []
+    assert run_stages(write_stages(log, shared=("a",)), tmp_path, only_shared=True).keys() == {"a"}
+    assert log == ["a"]
+    assert run_stages(write_stages(log), tmp_path, stop_before="c/").keys() == {"a", "b"}
+    assert log == ["a", "b"]
+
+
+def test_files_of_somebody_else_stay(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/thesis.txt").touch()
+    with pytest.raises(ValueError, match="files that are not of this run"):
+        run_stages(write_stages([]), tmp_path)
+    assert (tmp_path / "a/thesis.txt").is_file()
+
+
+def test_inputs_have_to_come_before():
+    stages = write_stages([])
+    with pytest.raises(ValueError, match="e reads c/d, which is not among the stages before it"):
+        stage_digests([stages[0], stages[3]])
+
+
+def test_the_papers_rounds():
+    rounds = read_rounds("paper", judge=True)
+    steps = [(step.name, step.train_on, step.folds, step.judge) for steps in rounds for step in steps]
+    assert steps == [
+        ("flip", "base", 2, False),
+        ("filter", "current", 2, True),
+        ("flip", "current", 2, False),
+        ("filter", "current", 2, True),
+    ]
+    strength = np.array([-3.0, -2.0, -1.0, 0.5, 2.0])
+    flip, keep = rounds[0][0].read_rules()[0], rounds[0][1].read_rules()[0]
+    assert flip.rule(strength).tolist() == [True, False, False, False, False]  # floor(3 / 2) of the negative ones
+    assert keep.rule(strength).tolist() == [False, False, False, True, True]
+    assert {step.orientation for steps in rounds for step in steps} == {"current"}
+
+
+def test_rules_of_a_configuration_get_their_options():
+    rule = read_rule({"flip": "flip_negative", "by": "source", "margin": 1.5, "min_pairs": 7})
+    assert rule.rule(np.array([-1.0, -2.0])).tolist() == [False, True]
+    assert rule.by == "source" and rule.min_pairs == 7
+    rule = read_rule({"keep": "keep_confident", "share": 0.5})
+    assert rule.rule(np.array([1.0, 4.0, 2.0, 3.0])).tolist() == [False, True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"rounds": []}, "`rounds` is empty"),
+        ({"rounds": [{"rules": RULES, "fold": 3}]}, "Round 1 has the unknown key `fold`; known are name"),
+        ({"rounds": [{"rules": [{"flip": "flip_mixtur"}]}]}, "`flip: flip_mixtur` is no rule; choose one of flip_w"),
+        ({"rounds": [{"rules": [{"keep": "flip_negative"}]}]}, "`keep: flip_negative` is no rule"),
+        ({"rounds": [{"rules": [{"flip": "flip_negative", "share": 1}]}]}, "flip_negative has no option `share`"),
+        ({"rounds": [{"rules": [{"flip": "flip_mixture", "reference": 1}]}]}, "no option `reference`"),
+        ({"rounds": [{"rules": [{"by": "source"}]}]}, "has to have one of the keys `flip` and `keep`"),
+        ({"rounds": [{"steps": [{"rules": RULES}], "folds": 2}]}, "`steps` and other keys"),
+        ({"rounds": [{"steps": [{"rules": RULES}, {"rules": RULES}]}]}, "need a `name` each"),
+        ({"rounds": [{"rules": RULES, "judge": True}]}, "there is no `judge`"),
+        ({"rounds": [{"rules": RULES, "train_on": "pool"}]}, "`train_on` of a round is 'pool'"),
+        ({"rounds": [{"rules": []}]}, "has no `rules`"),
+        ({"method": "papers"}, "`method` is 'papers'; choose one of paper, mixture"),
+        ({"pool": {"a": {"digits": {"num_pairs": 2}}}, "final": ["oracle"], "base": {}}, "`base` is empty"),
+        (
+            {"train": {"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps"}},
+            "give `test`",
+        ),
+        ({"final": ["best"]}, "`final` names 'best'"),
+        ({"models": [{"sed": 1}]}, "A model has the unknown key `sed`"),
+        ({"models": [{}, {}]}, "none twice"),
+        ({"rows_per_shard": 0}, "`rows_per_shard` is 0"),
+        ({"pool": {}}, "`pool` is empty"),
+        ({"pool": {"a": {"digit": {}}}}, "`pool.a` has to have one of the keys dataset_name, preferences, digits"),
+        ({"pool": {"a": {"digits": {}, "seed": 1}}}, "`pool.a` has the unknown key `seed`"),
+        ({"pool": {"a": {"dataset_name": "/nowhere/x.parquet"}}}, "but there is no such file"),
+        ({"pool": {"a": {"dataset_name": "/nowhere"}}}, "but there is no such folder"),
+        ({"judge": {"base_url": "http://x/v1"}}, "`judge` has no `model`"),
+        ({"judge": {"base_url": "http://x/v1", "model": "m", "vote": "majority"}}, "the unknown key `vote`"),
+        ({"judge": {"base_url": "http://x/v1", "model": "m", "votes": "most"}}, "`votes` of the judge is 'most'"),
+    ],
+)
+def test_misuse_fails_at_start_with_one_sentence(tmp_path, given, message):
+    train = given.pop("train", {})
+    args = MultimodalRewardConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none", **train)
+    sets = {"base": {"a": {"digits": {"num_pairs": 2}}}, "pool": {"a": {"digits": {"num_pairs": 2}}}}
+    with pytest.raises(ValueError, match=message):
+        plan_rounds(read_run(RewardTraining(args), **{"default_model": "m", **sets, **given}))
+
+
+# ----------------------------------------------------------------------------------------------------- sets and folds
+
+
+def test_folds_share_no_group_and_copies_stay_together():
+    groups = ["g0", "g0", "g1", "g2", "g2", "g2", None, None, "g3", "g4"]
+    names = pa.array(["a", "b", "c", "d", "e", "f", "h", "h#2", "i", "a#2"])
+    folds = folds_of(Dataset.from_dict({"group_id": groups}), names, 2)
+    of = dict(zip(names.to_pylist(), folds.tolist(), strict=True))
+    assert of["a"] == of["b"] == of["a#2"] and of["d"] == of["e"] == of["f"] and of["h"] == of["h#2"]
+    assert set(folds.tolist()) == {0, 1}
+    many = folds_of(
+        Dataset.from_dict({"group_id": [f"g{i // 3}" for i in range(3000)]}), pa.array(map(str, range(3000))), 3
+    )
+    assert np.bincount(many).tolist() == pytest.approx([1000, 1000, 1000], abs=3)
+    assert all(len(set(many[i : i + 3])) == 1 for i in range(0, 3000, 3))
+
+
+def test_a_set_keeps_its_sources_and_its_digest_tells_changes(tmp_path):
+    row = {"prompt": "q", "chosen": "a", "rejected": "b", "pair_id": "1"}
+    (tmp_path / "one.jsonl").write_text(json.dumps(row) + "\n")
+    digits = {"digits": {"num_pairs": 3}, "max_rows": 2}
+    dataset = read_sets("pool", {"mine": digits, "theirs": digits})
+    assert dataset["source"][:] == ["mine", "mine", "theirs", "theirs"]
+    assert isinstance(dataset[0]["images"][0], dict)  # still encoded
+    read = {}
+    for name in ("a", "a", "c"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({**row, "chosen": name}) + "\n")
+        one = read_sets("pool", {"own": {"dataset_name": str(tmp_path / f"{name}.jsonl")}})
+        assert one["source"][:] == ["own"]
+        read.setdefault(name, set()).add(set_digest(one, pa.array(["1"])))
+    assert len(read["a"]) == 1 and len(read["a"] | read["c"]) == 2
+
+
+def test_scores_are_written_in_parts_that_are_made_once_and_shared_by_machines(tmp_path):
+    dataset = Dataset.from_dict({"value": list(range(10))})
+    names = pa.array([f"p{i}" for i in range(10)])
+    asked = []
+
+    def score(rows, desc):
+        asked.append(rows["value"][:])
+        return np.stack([np.array(rows["value"]), -np.array(rows["value"])], axis=1).astype(np.float32)
+
+    options = {"pair_ids": names, "rows_per_shard": 3, "rows": np.array([0, 1, 2, 4, 5, 6, 8])}
+    assert score_in_shards(tmp_path, dataset, score, **options, shard=(1, 2)) is None
+    assert asked == [[4, 5, 6]]
+    assert score_in_shards(tmp_path, dataset, score, **options) == {"pairs": 7, "files": 3}
+    assert asked == [[4, 5, 6], [0, 1, 2], [8]]
+    table = read_scores(tmp_path)
+    assert table["row"].to_pylist() == [0, 1, 2, 4, 5, 6, 8]
+    assert table["pair_id"].to_pylist() == ["p0", "p1", "p2", "p4", "p5", "p6", "p8"]
+    scores = gather_scores([[tmp_path]], 10)
+    assert scores.shape == (10, 2, 1) and np.isnan(scores[[3, 7, 9]]).all()
+    assert scores[8, :, 0].tolist() == [8.0, -8.0]
+
+
+def test_a_checkpoint_that_is_not_whole_goes(tmp_path):
+    for step, is_whole in ((5, True), (10, True), (15, False)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if is_whole:
+            (tmp_path / f"checkpoint-{step}/complete").touch()
+    assert newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-5"]
+    assert newest_checkpoint(tmp_path / "nothing") is None
+
+
+# ---------------------------------------------------------------------------------------------- decisions by hand
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> str:
+    return build_tiny_vlm(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def run(tmp_path, tiny) -> CurationRun:
+    """A run over eight noisy pairs, whose models are never trained here."""
+    specs = {
+        "base": {"clean": {"digits": {"num_pairs": 4}}},
+        "pool": {"noisy": {"digits": {"num_pairs": 8, "noise": 0.5}}},
+    }
+    args = MultimodalRewardConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none")
+    sets = SourceSets(specs, args, lambda: tiny)
+    return CurationRun(tmp_path, RewardTraining(args), [BaseModel(tiny, 0)], sets, read_rounds("mixture"), ["curated"])
+
+
+def write_scores(run: CurationRun, name: str, strength) -> list[list[str]]:
+    rewards = np.stack([np.array(strength), np.zeros(8)], axis=1)
+    score_in_shards(
+        run.output_dir / name, run.sets.usable("pool"), lambda rows, desc: rewards, pair_ids=run.sets.names("pool")
+    )
+    return [[name]]
+
+
+def begin(run: CurationRun, name: str, digest: str = "d") -> Path:
+    folder = run.output_dir / name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "begun.json").write_text(json.dumps({"digest": digest}))
+    return folder
+
+
+FIRST, SECOND = [-3.0, -1.0, 1.0, 2.0, 3.0, 4.0, -2.0, 5.0], [-1.0, -2.0, 1.0, -4.0, 3.0, 4.0, 2.0, 5.0]
+
+
+def decide_twice(run: CurationRun, orientation: str) -> tuple[dict, dict]:
+    """Two rounds that flip what is negative; the second then drops what is below a margin."""
+    rules = ({"flip": "flip_negative"}, {"keep": "keep_confident", "share": 0.75})
+    found = []
+    for number, strength in ((1, FIRST), (2, SECOND)):
+        step = Step(train_on="base", folds=1, rules=rules, orientation=orientation)
+        before = [(one, "decide") for one in range(1, number)]
+        scored = write_scores(run, f"s{number}", strength)
+        folder = begin(run, f"round-{number}", f"d{number}")
+        found.append(decide_step(run, folder, number=number, step=step, scored=scored, before=before))
+    return tuple(found)
+
+
+def labels(run: CurationRun) -> tuple[list[int], list[int]]:
+    state = CurationLedger(run.output_dir / "ledger").state()
+    return tuple(np.flatnonzero(state[name].to_numpy()).tolist() for name in ("flipped", "kept"))
+
+
+def test_labels_are_judged_as_the_source_has_them_or_as_they_are(run, tiny, tmp_path):
+    # |first|: 3 1 1 2 3 4 2 5, so that 1 and 2 are dropped; flipped are 0, 1, 6.
+    first, _ = decide_twice(run, "source")
+    assert (first["flipped"], first["kept"]) == (2, 6)
+    # By the source, the second round flips 0, 1, 3 and drops the weakest of 1 2 1 4 3 4 2 5: 0 and 2.
+    assert labels(run) == ([0, 1, 3], [1, 3, 4, 5, 6, 7])
+    # Seen from the first round, 6 was flipped and is positive in the source: it is flipped back. 0 and 1 are flipped
+    # and their mirrored strength is positive, so that they stay. The result is the same, by another way.
+    other = CurationRun(tmp_path / "current", run.training, run.models, run.sets, run.rounds, run.final)
+    decide_twice(other, "current")
+    assert labels(other) == ([0, 1, 3], [1, 3, 4, 5, 6, 7])
+    name = run.sets.names("pool")[6].as_py()
+    for one, actions in ((run, ["flip", "keep"]), (other, ["flip", "flip"])):
+        history = CurationLedger(one.output_dir / "ledger").history(name)
+        assert [entry["action"] for entry in history] == actions and history[-1]["flipped"] is False
+    wrong = column_of(run.sets.usable("pool"), "is_flipped").to_numpy(zero_copy_only=False)
+    flipped = np.isin(np.arange(8), [0, 1, 3])
+    kept = np.isin(np.arange(8), [1, 3, 4, 5, 6, 7])
+    noise = label_noise(run.sets.usable("pool"), flipped, kept)
+    assert noise["noise_before"] == wrong.mean()
+    assert noise["noise_after"] == pytest.approx((wrong != flipped)[kept].mean(), abs=1e-6)
+
+
+def test_a_decision_that_was_written_before_a_kill_is_not_made_again(run):
+    first, second = decide_twice(run, "current")
+    before = (run.output_dir / "ledger/ledger.json").read_bytes()
+    shutil.rmtree(run.output_dir / "s2")  # it could not be made again
+    step = Step(train_on="base", folds=1, rules=RULES, orientation="current")
+    again = decide_step(run, begin(run, "round-2", "d2"), number=2, step=step, scored=[["s2"]], before=[(1, "decide")])
+    assert again == second and (run.output_dir / "ledger/ledger.json").read_bytes() == before
+
+
+def test_with_other_settings_later_rounds_are_undone(run):
+    decide_twice(run, "source")
+    name = run.sets.names("pool")[0].as_py()
+    assert [entry["undone"] for entry in ledger_at(run, [(1, "decide")]).history(name)] == [False, True]
+    CurationLedger(run.output_dir / "ledger").correct({name: "keep"})
+    step = Step(train_on="base", folds=1, rules=RULES)
+    counts = decide_step(run, begin(run, "round-1", "other"), number=1, step=step, scored=[["s1"]], before=[])
+    # The correction of a person stands: it says of the first pair that it is kept, flipped as it then was.
+    assert counts["kept"] == 8 and labels(run)[0] == [0, 1, 6]
+    stages = [(entry["stage"], entry["undone"]) for entry in CurationLedger(run.output_dir / "ledger").history(name)]
+    assert stages == [("decide", True), ("decide", True), ("manual", False), ("decide", False)]
+
+
+def test_a_ledger_of_another_pool_is_moved_aside(run):
+    decide_twice(run, "source")
+    sets = SourceSets(
+        {**run.sets.specs, "pool": {"noisy": {"digits": {"num_pairs": 7}}}}, run.sets.args, run.sets.model_dir
+    )
+    other = CurationRun(run.output_dir, run.training, run.models, sets, run.rounds, run.final)
+    assert len(ledger_at(other, []).state()) == 0
+    (moved,) = run.output_dir.glob("ledger-*")
+    assert len(CurationLedger(moved).state()) == 8
+
+
+def test_a_model_is_trained_on_the_base_and_the_other_folds(run):
+    pool, names = run.sets.usable("pool"), run.sets.names("pool")
+    keep, flip = np.arange(8) != 2, np.isin(np.arange(8), [1, 5])
+    decision = Decision(flip, keep, np.ones(8), np.zeros(8, dtype=np.int16), ("by hand",))
+    ledger_at(run, []).append(1, "decide", pair_ids=names, decision=decision)
+    seen = []
+    for fold in ((0, 2), (1, 2)):
+        inside = fold_rows(run, fold, inside=True)
+        rows = training_set(run, "curated", fold=fold, entries=[(1, "decide")])
+        wanted = [row for row in range(8) if row not in inside and row != 2]
+        assert rows["pair_id"][:] == run.sets.usable("base")["pair_id"][:] + names.take(pa.array(wanted)).to_pylist()
+        for place, row in enumerate(wanted, 4):
+            sides = ("rejected", "chosen") if flip[row] else ("chosen", "rejected")
+            assert [rows[place][side] for side in ("chosen", "rejected")] == [pool[row][side] for side in sides]
+        seen += inside.tolist()
+    assert sorted(seen) == list(range(8))
+    oracle = training_set(run, "oracle")
+    assert all(row["chosen_wrong"] < row["rejected_wrong"] for row in oracle) and len(oracle) == 12
+    assert len(training_set(run, "uncurated")) == 12 and len(training_set(run, "base")) == 4
+
+
+# ----------------------------------------------------------------------------------------------------- runs and kills
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_a_killed_run_ends_like_one_that_is_not(round_forks, tmp_path, num_processes):
+    log = tmp_path / "log"
+    options = {"per_device_train_batch_size": 8 // num_processes}
+    calm, killed = tmp_path / "calm", tmp_path / "killed"
+    round_forks.run(arguments(calm, **options), num_processes, log)
+    expected = outcome(calm)
+    assert len([name for name in expected if name.endswith(".safetensors")]) == 5 and not expected["left"]
+    # Within a training, and within the last one; between the files of a scoring, and right after a decision.
+    moments = ["round-2/train/model-0-fold-1/checkpoint-2/complete", "final/curated/checkpoint-3/complete"]
+    if num_processes == 1:
+        moments.insert(0, "round-1/score/model-0/scores-00001-of-00003.parquet")
+        moments.insert(2, "ledger/round-00002-decide.parquet")
+        moments.append("final/curated/model.safetensors")
+    for moment in moments:
+        round_forks.start(arguments(killed, **options), num_processes, log)
+        assert round_forks.kill_when((killed / moment).is_file), log.read_text()[-2000:]
+        assert not (killed / "summary.json").exists()
+    round_forks.run(arguments(killed, **options), num_processes, log)
+    assert outcome(killed) == expected
+
+
+def test_a_plan_says_what_is_done_and_what_the_judge_may_cost(round_forks, tmp_path):
+    judge = {"base_url": "http://127.0.0.1:9/v1", "model": "m", "output_price": 1e6, "max_tokens": 10}
+    rounds = [{"rules": [{"keep": "keep_consistent"}], "judge": True}]
+    round_forks.run(arguments(tmp_path / "out", judge=judge, rounds=rounds, dry_run=True), 1, tmp_path / "log")
+    lines = (tmp_path / "log").read_text().splitlines()
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
+    # 48 pairs in both orders, each reply at most 10 tokens of 1 USD.
+    assert ["round-1/judge", "to do", "48", "", "96", "960"] in rows
+    assert not (tmp_path / "out").exists()

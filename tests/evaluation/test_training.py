@@ -1,0 +1,99 @@
+"""Benchmarks as evaluation sets: a real trainer logs what `evaluate` finds for the same model."""
+
+import random
+
+import numpy as np
+import pytest
+
+from tests.families import family_dir
+from tests.rows import make_dataset
+from trl_dt2it import MultimodalRewardConfig, MultimodalRewardTrainer
+from trl_dt2it.evaluation import compute_metrics, eval_datasets, evaluate, read_benchmark, training_metrics
+from trl_dt2it.pair_scoring import score_pairs
+from trl_dt2it.reward_metrics import PairRecord
+
+from .benchmark_rows import mm_rlhf_rows, png, vl_rows
+
+
+def records_of(dataset, scores) -> list[PairRecord]:
+    return [
+        PairRecord(index, float(chosen), float(rejected), 0.0, 1.0, None)
+        for index, (chosen, rejected) in zip(dataset["row_index"], scores, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("name", ["vl-rewardbench", "mm-rlhf-rewardbench"])
+def test_records_in_any_order_some_of_them_twice_give_the_metrics(name):
+    rows = vl_rows(random.Random(0), 40) if name == "vl-rewardbench" else mm_rlhf_rows(random.Random(0), 12)
+    rows = [row for row in rows if "video" not in row]
+    dataset = read_benchmark(name, rows)
+    scores = np.random.default_rng(0).normal(size=(len(rows), 2))
+    records = records_of(dataset, scores)
+    expected = compute_metrics(name, rows, scores[:, 0], scores[:, 1])
+    assert training_metrics(dataset, records) == expected
+    # Of a row that comes twice, as when it pads the last batch of several processes, the first counts.
+    again = [*records, PairRecord(0, -scores[0, 0], -scores[0, 1], 0.0, 1.0, None)]
+    assert training_metrics(dataset, again) == expected
+    assert training_metrics(dataset, random.Random(1).sample(records, len(records))) == expected
+    # Rows that the trainer leaves out, such as too long ones, do not shift the others.
+    kept = sorted(random.Random(2).sample(range(len(rows)), len(rows) // 2))
+    part = dataset.select(kept)
+    found = training_metrics(part, [records[index] for index in kept])
+    assert found == compute_metrics(name, [rows[i] for i in kept], scores[kept, 0], scores[kept, 1])
+    assert found != expected
+
+
+def test_other_sets_have_no_metrics_of_a_benchmark():
+    plain = make_dataset(2)
+    assert training_metrics(plain, []) == {}
+    named = plain.add_column("category", ["a", "b"]).add_column("group_id", ["a", "b"])
+    named = named.add_column("row_index", [0, 1]).add_column("source", ["mine", "mine"])
+    assert training_metrics(named, []) == {}
+    assert training_metrics(named.to_iterable_dataset(), []) == {}
+
+
+def test_the_trainer_logs_what_evaluate_finds(tmp_path):
+    rows = vl_rows(random.Random(0), 11)
+    data = read_benchmark("vl-rewardbench", [{**row, "image": png((20 * i, 40, 90))} for i, row in enumerate(rows)])
+    trainer = MultimodalRewardTrainer(
+        str(family_dir("qwen3_vl")),
+        args=MultimodalRewardConfig(
+            str(tmp_path),
+            per_device_train_batch_size=2,
+            per_device_eval_batch_size=2,
+            learning_rate=1e-3,
+            max_steps=2,
+            eval_strategy="steps",
+            eval_steps=2,
+            save_strategy="no",
+            report_to="none",
+            use_cpu=True,
+            bf16=False,
+            disable_tqdm=True,
+        ),
+        train_dataset=make_dataset(4),
+        eval_dataset={"vl-rewardbench": data, "held_out": make_dataset(3, seed=2)},
+    )
+    trainer.train()
+    logged: dict[str, float] = {}
+    for entry in trainer.state.log_history:
+        logged |= entry
+    result = evaluate(
+        lambda dataset: score_pairs(trainer.model, dataset, trainer.data_collator, show_progress=False),
+        "vl-rewardbench",
+        data,
+        num_resamples=10,
+    )
+    assert 0 < result.metrics["overall"] < 1 and len(result.metrics) == 5
+    for name, value in result.metrics.items():
+        assert logged[f"eval_vl-rewardbench_{name}"] == value
+    assert logged["eval_vl-rewardbench_accuracy"] == result.metrics["overall"]
+    assert "eval_held_out_accuracy" in logged and "eval_held_out_overall" not in logged
+
+
+def test_the_entries_of_eval_dataset():
+    rows = {"vl-rewardbench": vl_rows(random.Random(0), 3), "mm-rlhf-rewardbench": mm_rlhf_rows(random.Random(0), 9)}
+    entries = eval_datasets(rows, videos="skip")
+    assert list(entries) == list(rows)
+    for name, given in rows.items():
+        assert entries[name]["source_id"][:] == [row["id"] for row in given if "video" not in row]

@@ -1,0 +1,67 @@
+"""What a ledger's state makes of a data set."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset
+from transformers.utils import logging
+
+from ..data.encoded import column_of
+from ..data.swapping import swap_pairs, with_columns
+from .ledger_tables import state_of
+from .pair_identity import pair_ids
+
+
+logger = logging.get_logger(__name__)
+
+FLIPPED = "curation_flipped"
+
+
+def apply_state(
+    dataset: Dataset, state: pa.Table, *, refresh_strength: bool = False, num_proc: int | None = None
+) -> Dataset:
+    """
+    Swaps the flipped pairs and leaves out the dropped ones.
+
+    Args:
+        dataset (`Dataset`):
+            The source set, some of its rows, or what was made of it before.
+        state (`pa.Table`):
+            From [`CurationLedger.state`].
+        refresh_strength (`bool`, *optional*, defaults to `False`):
+            Whether the column `strength` takes the known strengths.
+        num_proc (`int`, *optional*):
+            Number of processes that name rows without `pair_id`.
+
+    Returns:
+        `Dataset`
+
+    Raises:
+        `ValueError`: if the state speaks of none of the rows.
+    """
+    names = pair_ids(dataset, num_proc=num_proc)
+    known = state_of(names, state)
+    spoken = known["is_known"]
+    if len(state) and len(names) and not spoken.any():
+        raise ValueError(
+            f"The ledger speaks of {len(state):,} pairs and of none of these {len(names):,} rows, "
+            f"{names[0].as_py()!r} the first; apply it to the set that was scored."
+        )
+    now = np.zeros(len(dataset), dtype=bool)
+    if FLIPPED in dataset.column_names:
+        now = column_of(dataset, FLIPPED).fill_null(False).to_numpy(zero_copy_only=False)
+    wanted = np.where(spoken, known["flipped"], now)
+    columns = {"pair_id": names, FLIPPED: pa.array(wanted)}
+    if refresh_strength:
+        given = np.full(len(dataset), np.nan)
+        if "strength" in dataset.column_names:
+            given = column_of(dataset, "strength").cast(pa.float64()).to_numpy(zero_copy_only=False)
+        new = np.maximum(known["strength"], 0.0)
+        columns["strength"] = pa.array(np.where(np.isnan(new), given, new), from_pandas=True)
+    rows = np.flatnonzero(known["kept"])
+    logger.info(
+        f"Of {len(dataset):,} pairs, the ledger speaks of {spoken.sum():,}, flips "
+        f"{(wanted & known['kept']).sum():,} and drops {len(dataset) - len(rows):,}."
+    )
+    return swap_pairs(with_columns(dataset, columns), wanted != now, rows if len(rows) < len(dataset) else None)

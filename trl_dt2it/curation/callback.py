@@ -1,0 +1,325 @@
+"""Curation between the epochs of one training: the pairs are scored anew, and wrong labels turned or left out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+import pyarrow as pa
+import torch
+from datasets import Dataset
+from torch.utils.data import RandomSampler, Sampler, SequentialSampler
+from transformers import TrainerCallback
+from transformers.trainer_pt_utils import BatchRebalanceSampler
+
+from ..data.encoded import column_of
+from ..pair_scoring import evaluating, score_pairs
+from .callback_processes import on_main_process, same_random_state
+from .callback_round import (
+    RoundRules,
+    deal_out,
+    decide_round,
+    fold_of,
+    round_metrics,
+    rows_of_sources,
+    takes_reference,
+)
+from .callback_state import (
+    CurationState,
+    add_round,
+    check_ledger,
+    describe,
+    fingerprint_of,
+    load_state,
+    save_state,
+)
+from .deciding import Flip, Keep
+from .ledger import CurationLedger
+from .noise import MIN_PAIRS, flip_mixture
+from .pair_identity import pair_ids, source_fingerprint
+from .rules import keep_consistent
+from .sampler import PlannedBatchSampler, PlannedSampler, SelectionSampler
+
+
+if TYPE_CHECKING:
+    from ..reward_trainer import MultimodalRewardTrainer
+
+Scorer = Callable[[Dataset], np.ndarray]
+
+
+class IterativeCurationCallback(TrainerCallback):
+    """
+    Curates the train set of a [`MultimodalRewardTrainer`] between its epochs.
+
+    When `start_epoch` epochs are done, and every `every` epochs from then on, all pairs are scored, dropped ones
+    included, and the rules decide anew from the labels of the data set: so a pair can come back, and nothing is
+    flipped twice. Flipped pairs are read with their sides changed from then on, and dropped ones are not drawn. The
+    number of steps stays: where pairs are dropped, others are seen again, and with batches that were planned by length
+    (`max_tokens_per_batch`, `group_by_length`, `batch_rebalance`) dropped pairs keep their place with the weight 0.
+
+    The first process decides for all. The state is part of each checkpoint, and a run that is resumed goes on as if it
+    had not been interrupted. The random generators stay as they are, and with accelerate's seedable sampler (its
+    default in the trainer) a callback whose rules change nothing gives the same weights, bit for bit, as none.
+
+    > [!WARNING]
+    > A model that still guesses cannot judge labels: rounds in its first epochs turn right ones wrong, and it learns
+    > them. Best train on from a reward model and let it judge before the first epoch, with `start_epoch=0`; otherwise
+    > begin late, or give a `reference`, by which [`flip_mixture`] flips nothing while the model is no better than
+    > guessing.
+    >
+    > Later on, the model has seen the pairs that it scores, and the longer it learns a wrong label the better it likes
+    > it. `momentum` holds on to what it said before. With `folds`, a pair is scored only at the end of an epoch that
+    > it was held out of. A `scorer` that never saw the pairs has no such bias.
+
+    Example:
+
+    ```python
+    >>> from trl_dt2it.curation import IterativeCurationCallback
+
+    >>> trainer = MultimodalRewardTrainer(model="Qwen/Qwen3-VL-2B-Instruct", train_dataset=dataset)
+    >>> trainer.add_callback(IterativeCurationCallback(trainer, ledger="outputs/ledger"))
+    >>> trainer.train()
+    ```
+
+    Args:
+        trainer ([`MultimodalRewardTrainer`]):
+            The trainer that the callback is added to.
+        scorer (`Callable`, *optional*):
+            Takes a data set of n pairs, labelled as in the train set, and gives their rewards, of shape `(n, 2)` or,
+            from m models, `(n, 2, m)`. It is called on every process, and what the first one gets counts. By default
+            the model in training.
+        every (`int`, *optional*, defaults to `1`):
+            Number of epochs from one round to the next.
+        start_epoch (`int`, *optional*, defaults to `1`):
+            Number of epochs before the first round; 0 where the model, or the `scorer`, can judge pairs already.
+        rules (`Sequence` of [`Flip`] and [`Keep`], *optional*):
+            What to do with the strengths, as in [`decide`]. By default, flip what is likely labelled wrong, by the
+            mixture of each source, and drop what is inconsistent all the same.
+        min_kept (`float`, *optional*, defaults to `0.1`):
+            Least share of each source that is kept, in (0, 1].
+        refresh_strength (`bool`, *optional*, defaults to `False`):
+            Whether the strengths of a source are dealt out anew among its kept pairs, the largest to the pair of which
+            the model is surest. Needs the column `strength`; pairs of unknown strength stay so.
+        ledger (`str` or `os.PathLike`, *optional*):
+            Folder of a [`CurationLedger`] that gets a round for each round.
+        only_sources (`Sequence[str]`, *optional*):
+            Sources to curate; pairs of others are neither scored nor changed.
+        reference ([`~datasets.Dataset`], *optional*):
+            At least 20 pairs that are known to be right and not trained on. They are scored in each round, and tell
+            rules that take a `reference`, as [`flip_mixture`] does, how far the model can be trusted by then.
+        combine (`str`, *optional*, defaults to `"raw"`):
+            How scores of several models become a strength, as in [`combine_scores`].
+        momentum (`float`, *optional*, defaults to `0.5`):
+            Share of the average over earlier rounds in the strength that is decided on, in [0, 1).
+        folds (`int`, *optional*):
+            Holds one of so many parts of the pairs out of each epoch, in turns, and scores that part alone at its end.
+
+    Raises:
+        `ValueError`: if an argument is out of range, or the train set is streamed or lacks a column.
+    """
+
+    def __init__(
+        self,
+        trainer: MultimodalRewardTrainer,
+        *,
+        scorer: Scorer | None = None,
+        every: int = 1,
+        start_epoch: int = 1,
+        rules: Sequence[Flip | Keep] = (Flip(flip_mixture, by="source"), Keep(keep_consistent)),
+        min_kept: float = 0.1,
+        refresh_strength: bool = False,
+        ledger: str | os.PathLike | None = None,
+        only_sources: Sequence[str] | None = None,
+        reference: Dataset | None = None,
+        combine: Literal["raw", "zscore", "rank"] = "raw",
+        momentum: float = 0.5,
+        folds: int | None = None,
+    ) -> None:
+        dataset = trainer.train_dataset
+        if not isinstance(dataset, Dataset) or len(dataset) == 0:
+            raise ValueError("Curation between epochs needs a train set that is not streamed; load it whole.")
+        _check_range("every", every, every >= 1, "at least 1")
+        _check_range("start_epoch", start_epoch, start_epoch >= 0, "not negative")
+        _check_range("min_kept", min_kept, 0 < min_kept <= 1, "above 0 and at most 1")
+        _check_range("momentum", momentum, 0 <= momentum < 1, "at least 0 and below 1")
+        _check_range("combine", combine, combine in ("raw", "zscore", "rank"), "raw, zscore or rank")
+        if folds is not None:
+            _check_range("folds", folds, 2 <= folds <= len(dataset), "from 2 to the number of pairs")
+            _check_range("every", every, every == 1, "1 with `folds`, of which each epoch holds out the next")
+        if refresh_strength and "strength" not in dataset.column_names:
+            raise ValueError(
+                "`refresh_strength` deals out the strengths of the train set anew, but it has no column `strength`."
+            )
+        if reference is not None:
+            _check_range("reference", f"{len(reference)} pairs", len(reference) >= MIN_PAIRS, f"at least {MIN_PAIRS}")
+            if not any(takes_reference(rule) for rule in rules):
+                raise ValueError(
+                    "`reference` is given, but no rule takes it; use `Flip(flip_mixture)`, or leave it out."
+                )
+        self.trainer = trainer
+        self.scorer = scorer
+        self.every = every
+        self.start_epoch = start_epoch
+        self.folds = folds
+        self._rules = RoundRules(list(rules), min_kept, combine, momentum)
+        self.ledger = None if ledger is None else CurationLedger(ledger)
+        self.checkpoint: str | None = None  # the trainer says which one it resumes from
+        self.reference = reference
+        self.state = CurationState.at_start(len(dataset))
+        has_source = "source" in dataset.column_names
+        self._source = column_of(dataset, "source") if has_source else pa.repeat("", len(dataset))
+        self._raw_strength = None
+        if refresh_strength:
+            self._raw_strength = column_of(dataset, "strength").to_numpy(zero_copy_only=False).astype(np.float64)
+        self._curated = rows_of_sources(self._source, only_sources)
+        self._fingerprint = ""
+        self._names: pa.Array | None = None  # on the first process, for the ledger
+        self._settings = {
+            **{"every": every, "start_epoch": start_epoch, "rules": describe(list(rules)), "min_kept": min_kept},
+            **{"refresh_strength": refresh_strength, "combine": combine, "momentum": momentum, "folds": folds},
+            "only_sources": None if only_sources is None else sorted(only_sources),
+            "reference": None if reference is None else source_fingerprint(pair_ids(reference)),
+            "scorer": None if scorer is None else getattr(scorer, "__qualname__", type(scorer).__qualname__),
+        }
+
+    # ---------------------------------------------------------------------------------------- what the trainer asks
+
+    def sampler(self, sampler: Sampler | None) -> Sampler:
+        """The sampler of training, made of the one that the trainer would have without the callback."""
+        if len(cast(Dataset, self.trainer.train_dataset)) != len(self.state.average):
+            raise ValueError("The train set was replaced after the callback was made; make a new one for it.")
+        selection, data_seed = self.state.selection, self.trainer.args.data_seed
+        # As accelerate's `SeedableRandomSampler` has it.
+        selection.seed = torch.random.initial_seed() if data_seed is None else data_seed
+        if isinstance(sampler, BatchRebalanceSampler):
+            return PlannedBatchSampler(sampler, selection)
+        if isinstance(sampler, (RandomSampler, SequentialSampler)):
+            return SelectionSampler(selection, shuffle=isinstance(sampler, RandomSampler))
+        return PlannedSampler(cast(Sampler, sampler), selection)  # only streamed sets have none
+
+    def save(self, checkpoint: str | os.PathLike) -> None:
+        """Writes the state into a checkpoint, from which [`~MultimodalRewardTrainer.train`] can resume."""
+        if self.trainer.args.should_save:
+            save_state(checkpoint, self.state, self._settings, self._fingerprint)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        dataset, seed = cast(Dataset, self.trainer.train_dataset), self.state.selection.seed
+
+        references = None if self.reference is None else len(self.reference)
+
+        def begin() -> tuple[str, CurationState]:
+            self._names = pair_ids(dataset, num_proc=self.trainer.args.dataset_num_proc)
+            fingerprint = fingerprint_of(dataset, self._names)
+            if self.ledger is not None:
+                check_ledger(self.ledger, self._settings)
+            if self.checkpoint is None:
+                started = CurationState.at_start(len(dataset), seed, references)
+            else:
+                started = load_state(self.checkpoint, self._settings, fingerprint)
+            return fingerprint, started
+
+        self._fingerprint, started = on_main_process(begin)
+        # The sampler was made before and holds on to its selection.
+        vars(self.state.selection).update(vars(started.selection))
+        self.state = replace(started, selection=self.state.selection)
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # Not `on_epoch_end`, which a run does not come to that resumes from a checkpoint of an epoch's last step. In a
+        # run that resumes within an epoch, the state of the checkpoint is that after this epoch's round.
+        epoch = int(state.epoch)
+        selection = self.state.selection
+        selection.epoch = epoch
+        if self._is_due(epoch) and self.state.last_epoch < epoch:
+            self._curate(epoch)
+        selection.held_out = None
+        if self.folds is not None and self._is_due(epoch + 1) and epoch + 1 < state.num_train_epochs:
+            selection.held_out = self._fold_of_epoch(epoch)
+        if not selection.drawn.any():
+            raise ValueError(f"All kept pairs are in the fold that epoch {epoch} holds out; leave `folds` out.")
+
+    # ------------------------------------------------------------------------------------------------------- a round
+
+    def _is_due(self, epoch: int) -> bool:
+        return epoch >= self.start_epoch and (epoch - self.start_epoch) % self.every == 0
+
+    def _fold_of_epoch(self, epoch: int) -> np.ndarray:
+        """The pairs that are held out of an epoch, `(N,)` bool."""
+        folds = cast(int, self.folds)
+        held_out = np.zeros(len(self.state.average), dtype=bool)
+        held_out[self._curated[fold_of(len(self._curated), folds, self.state.selection.seed) == epoch % folds]] = True
+        return held_out
+
+    def _curate(self, epoch: int) -> None:
+        rows = self._curated
+        if self.folds is not None and epoch > 0:
+            rows = np.flatnonzero(self._fold_of_epoch(epoch - 1))
+        train = cast(Dataset, self.trainer.train_dataset)
+        lengths = None if self.trainer._lengths is None else np.asarray(self.trainer._lengths)[rows]
+        with same_random_state():
+            scores = self._score(train if len(rows) == len(train) else train.select(rows), lengths)
+            reference_scores = None if self.reference is None else self._score(self.reference)
+        selection, changed, metrics = on_main_process(lambda: self._decide(rows, scores, reference_scores))
+        vars(self.state.selection).update(selection)
+        vars(self.state).update(changed, round=self.state.round + 1, last_epoch=epoch)
+        # In training, `log` would add the metrics since the last log, and begin to gather them anew.
+        with evaluating(self.trainer.model):
+            self.trainer.log(metrics)
+
+    def _score(self, dataset: Dataset, lengths: np.ndarray | None = None) -> np.ndarray:
+        if self.scorer is not None:
+            return np.asarray(self.scorer(dataset))
+        trainer, args = self.trainer, self.trainer.args
+        return score_pairs(
+            trainer.model_wrapped,
+            dataset,
+            trainer.data_collator,
+            accelerator=trainer.accelerator,
+            batch_size=args.per_device_eval_batch_size,
+            max_tokens_per_batch=args.max_tokens_per_batch,
+            lengths=lengths,
+            num_workers=args.dataloader_num_workers,
+            show_progress=not args.disable_tqdm,
+        )
+
+    def _decide(
+        self, rows: np.ndarray, scores: np.ndarray, reference_scores: np.ndarray | None
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, float]]:
+        """On the first process: what changes in the selection and in the state, and what is logged."""
+        state = self.state
+        about = {"curated": self._curated, "source": self._source}
+        done = decide_round(self._rules, state, rows, scores, reference_scores, **about)
+        if self.ledger is not None:
+            every_score = np.full((len(state.average), *scores.shape[1:]), np.nan, dtype=scores.dtype)
+            every_score[rows] = scores
+            names = cast(pa.Array, self._names)
+            add_round(
+                self.ledger,
+                state.round + 1,
+                pair_ids=names.take(pa.array(done.rows)),
+                decision=done.decision,
+                sources=self._source.take(pa.array(done.rows)),
+                scores=every_score[done.rows],
+                models=self._model_names(scores),
+                settings=self._settings,
+                source_set=source_fingerprint(names),
+            )
+        dealt = None
+        if self._raw_strength is not None:
+            kept = {name: part[done.kept[part]] for name, part in done.sources.items()}
+            dealt = deal_out(self._raw_strength, done.strength, kept)
+        selection = {"flipped": done.flipped, "kept": done.kept, "strength": dealt}
+        return selection, {"average": done.average, "reference": done.reference}, round_metrics(done)
+
+    def _model_names(self, scores: np.ndarray) -> list[str]:
+        if self.scorer is None:
+            return ["in training"]
+        name = self._settings["scorer"]
+        return [name] if scores.ndim == 2 else [f"{name} {number + 1}" for number in range(scores.shape[2])]
+
+
+def _check_range(name: str, value: Any, is_in: bool, allowed: str) -> None:
+    if not is_in:
+        raise ValueError(f"`{name}` is {value}; it must be {allowed}.")

@@ -1,0 +1,250 @@
+"""One decision per pair out of several rules: which pairs are flipped, which are kept, and why."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from transformers.utils import logging
+
+from .combining import as_strength
+
+
+logger = logging.get_logger(__name__)
+
+Rule = Callable[[np.ndarray], np.ndarray]
+
+KEPT, NOT_SCORED, BROUGHT_BACK = "kept", "not scored", "brought back, for its source to keep enough"
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class Flip:
+    """
+    A rule that says which pairs are flipped.
+
+    Parameters:
+        rule (`Callable`):
+            Takes strengths of shape `(n,)`, all finite, and gives a mask of those to flip.
+        by (`str`, *optional*):
+            `"source"` for a rule that sees one source at a time.
+        min_pairs (`int`, *optional*, defaults to `200`):
+            With `by="source"`, sources with fewer scored pairs than this are too small to be judged alone: for them
+            the rule sees the pairs of all sources together.
+    """
+
+    rule: Rule
+    by: Literal["source"] | None = None
+    min_pairs: int = 200
+
+    def __post_init__(self) -> None:
+        _check_by(self.by)
+
+
+@dataclass(frozen=True)
+class Keep:
+    """
+    A rule that says which pairs are kept.
+
+    Parameters:
+        rule (`Callable`):
+            Takes strengths of shape `(n,)`, all finite, and gives a mask of those to keep.
+        by (`str`, *optional*):
+            `"source"` for a rule that sees one source at a time.
+    """
+
+    rule: Rule
+    by: Literal["source"] | None = None
+
+    def __post_init__(self) -> None:
+        _check_by(self.by)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """
+    What becomes of N pairs.
+
+    Parameters:
+        flip (`np.ndarray` of shape `(N,)` and dtype `bool`):
+            Whether chosen and rejected change places, against how the pair was scored.
+        keep (`np.ndarray` of shape `(N,)` and dtype `bool`):
+            Whether the pair stays in the set. A pair that is flipped and then dropped has both said.
+        strength (`np.ndarray` of shape `(N,)` and dtype `float64`):
+            Strength after the flips.
+        reason_code (`np.ndarray` of shape `(N,)` and an integer dtype):
+            Place of the reason in `reason_names`.
+        reason_names (`tuple[str, ...]`):
+            Reasons, as in "flipped by flip_mixture".
+    """
+
+    flip: np.ndarray
+    keep: np.ndarray
+    strength: np.ndarray
+    reason_code: np.ndarray
+    reason_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.flip)
+
+    @property
+    def reason(self) -> np.ndarray:
+        """The reason of every pair, `(N,)`, strings."""
+        return np.array(self.reason_names, dtype=object)[self.reason_code]
+
+    def counts(self) -> dict[str, int]:
+        """How many pairs have each reason; those that none has are left out."""
+        counts = np.bincount(self.reason_code, minlength=len(self.reason_names)).tolist()
+        return {name: count for name, count in zip(self.reason_names, counts, strict=True) if count}
+
+
+def decide(
+    strength: npt.ArrayLike,
+    rules: Sequence[Flip | Keep],
+    *,
+    source: Sequence[str | None] | np.ndarray | pa.Array | pa.ChunkedArray | None = None,
+    min_kept: float = 0.1,
+) -> Decision:
+    """
+    Applies rules one after the other.
+
+    A rule sees the pairs that are scored and that the rules before it kept, with the strengths that they have after
+    the flips before it. Pairs that are not scored are dropped, so pass only pairs that are to be curated.
+
+    Args:
+        strength (`np.ndarray` of shape `(N,)`):
+            Strengths, from [`combine_scores`]; NaN where a pair is not scored.
+        rules (`Sequence` of [`Flip`] and [`Keep`]):
+            The rules.
+        source (sequence of `str`, *optional*):
+            Source of each pair; `None` is a source of its own. Without it, all pairs are one source.
+        min_kept (`float`, *optional*, defaults to `0.1`):
+            Least share of each source that is kept, from 0 to 1. Where the rules leave less, the strongest of the
+            dropped pairs come back, in the orientation that the rules gave them, and a warning names the source. 0
+            turns it off, as in the paper.
+
+    Returns:
+        [`Decision`]
+
+    Raises:
+        `ValueError`: if an argument has the wrong shape or range, or a rule does not give one truth value per pair.
+    """
+    strength = as_strength(strength).copy()
+    count = len(strength)
+    if not 0 <= min_kept <= 1:
+        raise ValueError(f"`min_kept` is {min_kept}; give a share from 0 to 1.")
+    if source is None and any(rule.by for rule in rules):
+        raise ValueError('A rule has `by="source"`, but no `source` is given; pass the source of each pair.')
+    sources = group_by_source(source, count)
+    keep, flip = ~np.isnan(strength), np.zeros(count, dtype=bool)
+    names = [KEPT, NOT_SCORED, BROUGHT_BACK]
+    code = np.where(keep, 0, 1).astype(np.int16)
+    for rule in rules:
+        for rows, mask in _judge(rule, strength, keep, sources):
+            if isinstance(rule, Flip):
+                turned = rows[mask]
+                flip[turned] ^= True
+                strength[turned] *= -1
+                # Whoever is flipped back is as it was.
+                code[turned] = np.where(flip[turned], len(names), 0)
+            else:
+                dropped = rows[~mask]
+                keep[dropped] = False
+                code[dropped] = len(names)
+        names.append(f"{'flipped' if isinstance(rule, Flip) else 'dropped'} by {_name(rule.rule)}")
+    saved = _bring_back(strength, keep, sources, min_kept)
+    keep[saved] = True
+    code[saved] = names.index(BROUGHT_BACK)
+    return Decision(flip, keep, strength, code, tuple(names))
+
+
+def group_by_source(source: Any, count: int) -> dict[str | None, np.ndarray]:
+    """
+    Rows of each source, ascending.
+
+    Args:
+        source (sequence of `str`, *optional*):
+            Source of each pair, or `None` for one source of all.
+        count (`int`):
+            Number of pairs.
+
+    Returns:
+        `dict[str | None, np.ndarray]`
+    """
+    if source is None:
+        return {None: np.arange(count)}
+    column = source if isinstance(source, (pa.Array, pa.ChunkedArray)) else pa.array(source, from_pandas=True)
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    if len(column) != count:
+        raise ValueError(f"There are {count} strengths and {len(column)} entries of `source`; give one per pair.")
+    encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    names = [*encoded.dictionary.to_pylist(), None]
+    codes = encoded.indices.fill_null(len(names) - 1).to_numpy(zero_copy_only=False)
+    order = np.argsort(codes, kind="stable")
+    bounds = np.searchsorted(codes[order], np.arange(len(names) + 1))
+    parts = {name: order[bounds[i] : bounds[i + 1]] for i, name in enumerate(names)}
+    return {name: rows for name, rows in parts.items() if len(rows)}
+
+
+def _judge(
+    rule: Flip | Keep, strength: np.ndarray, keep: np.ndarray, sources: dict[str | None, np.ndarray]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Rows that the rule speaks of, and what it says of them, before anything is changed."""
+    everything = np.flatnonzero(keep)
+    if rule.by is None:
+        return [(everything, _ask(rule, strength[everything]))] if len(everything) else []
+    groups = [rows[keep[rows]] for rows in sources.values()]
+    groups = [rows for rows in groups if len(rows)]
+    alone = [isinstance(rule, Keep) or len(rows) >= rule.min_pairs for rows in groups]
+    judged = [(rows, _ask(rule, strength[rows])) for rows, own in zip(groups, alone, strict=True) if own]
+    if not all(alone):
+        small = np.zeros(len(strength), dtype=bool)
+        small[np.concatenate([rows for rows, own in zip(groups, alone, strict=True) if not own])] = True
+        small = small[everything]
+        judged.append((everything[small], _ask(rule, strength[everything])[small]))
+    return judged
+
+
+def _ask(rule: Flip | Keep, strength: np.ndarray) -> np.ndarray:
+    mask = np.asarray(rule.rule(strength))
+    if mask.shape != strength.shape or mask.dtype != bool:
+        raise ValueError(
+            f"The rule {_name(rule.rule)} gave {mask.dtype} values of shape {mask.shape} for {len(strength)} pairs; "
+            "it must give one truth value per pair."
+        )
+    return mask
+
+
+def _bring_back(
+    strength: np.ndarray, keep: np.ndarray, sources: dict[str | None, np.ndarray], min_kept: float
+) -> np.ndarray:
+    """The strongest of the dropped pairs of sources of which too few are kept."""
+    saved = [np.empty(0, dtype=np.int64)]
+    for name, rows in sources.items():
+        missing = math.ceil(min_kept * len(rows) - _ROUNDING) - int(keep[rows].sum())
+        if missing > 0:
+            dropped = rows[~keep[rows]]
+            saved.append(dropped[np.argsort(-strength[dropped], kind="stable")[:missing]])  # NaN is last
+            logger.warning(
+                f"The rules keep {keep[rows].sum():,} of {len(rows):,} pairs of {name or 'the set'}; the strongest "
+                f"{missing:,} of the others come back, because `min_kept` is {min_kept}."
+            )
+    return np.concatenate(saved)
+
+
+def _name(rule: Any) -> str:
+    while isinstance(rule, partial):
+        rule = rule.func
+    return getattr(rule, "__name__", type(rule).__name__)
+
+
+def _check_by(by: str | None) -> None:
+    if by not in (None, "source"):
+        raise ValueError(f'`by` is {by!r}; give "source", or leave it out.')

@@ -1,0 +1,227 @@
+"""What judges say of pairs, each asked about in both orders. A reply that cannot be read is no vote.
+
+Text-to-image pairs, whose answers name one of two images, are asked about with the images the other way round; all
+other pairs with the answers the other way round.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from datasets import Dataset
+from tqdm.auto import tqdm
+
+from ..data.encoded import leave_images_encoded
+from ..data.errors import RowError
+from ..data.locations import ImageOptions
+from ..data.rows import SIDES, blocks, row_images, row_name
+from ..data.schema import check_row
+from ..data.t2i_templates import CHINESE, ENGLISH
+from ..debias.questions import read_question
+from ..judge.budget import Spending, most_spending
+from ..judge.orders import both_orders
+from ..judge.requests import JudgeReply, JudgeRequest
+from ..judge.rubric import DEFAULT_RUBRIC, Rubric
+from ..judge.verdicts import PairwiseVerdict
+from .votes import UNREADABLE
+
+
+if TYPE_CHECKING:
+    from ..judge.client import JudgeClient
+    from ..judge.endpoint import Endpoint
+
+Swap = Literal["auto", "answers", "images"]
+
+_VERDICTS = [{template.first_is_better, template.second_is_better} for template in (*ENGLISH, *CHINESE)]
+
+
+@dataclass
+class PairVotes:
+    """
+    What J judges said of N pairs.
+
+    Parameters:
+        votes (`np.ndarray` of shape `(N, J, 2)` and dtype `int8`):
+            In one order and in the other: 1 if chosen is better, -1 if rejected is, 0 for a tie, and `UNREADABLE`
+            where there is no verdict.
+        status (`np.ndarray` of shape `(N, J, 2)`, strings):
+            Status of each reply, or `"not_asked"` for a row that cannot be asked about.
+        problems (`dict[int, str]`):
+            Rows that cannot be asked about, with the reason.
+    """
+
+    votes: np.ndarray
+    status: np.ndarray
+    problems: dict[int, str] = field(default_factory=dict)
+
+    def counts(self) -> dict[str, int]:
+        """Replies by status."""
+        return dict(Counter(self.status.ravel().tolist()).most_common())
+
+
+def judge_pairs(
+    dataset: Dataset,
+    judges: Sequence[JudgeClient],
+    *,
+    rubric: Rubric = DEFAULT_RUBRIC,
+    swap: Swap = "auto",
+    language: str | None = None,
+    image_options: ImageOptions | None = None,
+    pairs_at_once: int = 64,
+    show_progress: bool = True,
+) -> PairVotes:
+    """
+    Asks every judge about every pair, in both orders.
+
+    What is asked depends on the row alone, so a run after a kill finds the replies in the clients' stores. A row that
+    is flipped asks the same two questions.
+
+    Args:
+        dataset (`Dataset`):
+            Preference rows with a prompt; images as many as they have.
+        judges (`Sequence` of [`~trl_dt2it.judge.JudgeClient`]):
+            J judges.
+        rubric ([`~trl_dt2it.judge.Rubric`], *optional*):
+            What answers are judged by.
+        swap (`str`, *optional*, defaults to `"auto"`):
+            What changes places: `"answers"`, `"images"` for rows of two images whose answers name one of them, or
+            `"auto"`: images where the answers are the two verdicts of one of this package's text-to-image templates.
+        language (`str`, *optional*):
+            Language of the instructions; by default that of each question.
+        image_options ([`ImageOptions`], *optional*):
+            Where images may come from and how large they may be.
+        pairs_at_once (`int`, *optional*, defaults to `64`):
+            Number of pairs whose requests are held, images included, and asked together.
+        show_progress (`bool`, *optional*, defaults to `True`):
+            Whether to show a progress bar.
+
+    Returns:
+        [`PairVotes`]
+
+    Raises:
+        [`~trl_dt2it.judge.JudgeError`]: if an endpoint cannot be used at all.
+    """
+    rows, options = leave_images_encoded(dataset), image_options or ImageOptions()
+    found = PairVotes(
+        np.full((len(rows), len(judges), 2), UNREADABLE, dtype=np.int8),
+        np.full((len(rows), len(judges), 2), "not_asked", dtype=object),
+    )
+    for start in tqdm(range(0, len(rows), pairs_at_once), desc="judging", disable=None if show_progress else True):
+        asked = list[tuple[int, int, int]]()  # place, order, and 1 if the first answer is then the chosen one
+        requests = list[JudgeRequest]()
+        for place in range(start, min(start + pairs_at_once, len(rows))):
+            try:
+                pair, sign = pair_requests(rows[place], place, rubric, swap, language, options)
+            except RowError as error:
+                found.problems[place] = f"{row_name(rows[place], place)}, {error.reason}: {error}"
+                continue
+            requests += pair
+            asked += [(place, 0, sign), (place, 1, -sign)]
+        for number, judge in enumerate(judges):
+            for (place, order, sign), reply in zip(asked, judge.ask(requests), strict=True):
+                found.votes[place, number, order] = vote_of(reply, sign)
+                found.status[place, number, order] = reply.status
+    return found
+
+
+def pair_requests(
+    row: Mapping[str, Any], index: int, rubric: Rubric, swap: Swap, language: str | None, options: ImageOptions
+) -> tuple[tuple[JudgeRequest, JudgeRequest], int]:
+    """
+    The two requests about a row, the same for a row that is flipped.
+
+    Args:
+        row (`Mapping`):
+            A preference row.
+        index (`int`):
+            Its place in the data set.
+        rubric, swap, language, options:
+            As in [`judge_pairs`].
+
+    Returns:
+        `tuple`: the requests, and 1 if the verdict `"first"` to the one before the other speaks for chosen, else -1;
+        to the other it says the opposite.
+
+    Raises:
+        [`RowError`]: if the row or one of its images cannot be used.
+    """
+    check_row(row)
+    question, images = read_question(row, index, source="", image_options=options), row_images(row)
+    chosen, rejected = (_answer(row[side]) for side in SIDES)
+    if swap == "auto":
+        # Their order in the image would stay, and with it whatever the judge makes of it, if answers changed places.
+        swap = "images" if len(images) == 2 and {chosen, rejected} in _VERDICTS else "answers"
+    elif swap == "images" and len(images) != 2:
+        swap = "answers"
+    # Answers that stay in their places have to be in the same ones before and after a flip.
+    answers = sorted((chosen, rejected)) if swap == "images" else (chosen, rejected)
+    wanted: dict[str, Any] = {"swap": swap, "rubric": rubric, "language": language, "image_options": options}
+    return both_orders(question.text, images, *answers, **wanted), 1 if answers[0] == chosen else -1
+
+
+def vote_of(reply: JudgeReply, sign: int) -> int:
+    """
+    What a reply says of a pair.
+
+    Args:
+        reply ([`~trl_dt2it.judge.JudgeReply`]):
+            The reply.
+        sign (`int`):
+            1 if the verdict `"first"` speaks for chosen, else -1.
+
+    Returns:
+        `int`: 1 if chosen is better, -1 if rejected is, 0 for a tie, `UNREADABLE` without a verdict.
+    """
+    if not isinstance(reply.verdict, PairwiseVerdict):
+        return UNREADABLE
+    return sign * {"first": 1, "tie": 0, "second": -1}[reply.verdict.better]
+
+
+def most_judging_cost(
+    dataset: Dataset,
+    endpoints: Sequence[Endpoint],
+    *,
+    rubric: Rubric = DEFAULT_RUBRIC,
+    image_options: ImageOptions | None = None,
+    sample: int = 32,
+) -> Spending:
+    """
+    What asking about all pairs of a set takes at most, by the mean of a sample of them.
+
+    Args:
+        dataset (`Dataset`):
+            Preference rows.
+        endpoints (`Sequence` of [`~trl_dt2it.judge.Endpoint`]):
+            The judges, with prices.
+        rubric, image_options:
+            As in [`judge_pairs`].
+        sample (`int`, *optional*, defaults to `32`):
+            Number of rows to look at, evenly spread.
+
+    Returns:
+        [`~trl_dt2it.judge.budget.Spending`]: calls, tokens and USD.
+    """
+    rows, options = leave_images_encoded(dataset), image_options or ImageOptions()
+    places = np.unique(np.linspace(0, len(rows) - 1, min(sample, len(rows)), dtype=int)).tolist()
+    seen, total = 0, Spending()
+    for place in places:
+        try:
+            requests, _ = pair_requests(rows[place], place, rubric, "auto", None, options)
+        except RowError:
+            continue
+        seen += 1
+        for endpoint in endpoints:
+            total = sum((most_spending(endpoint, one.messages) for one in requests), total)
+    factor = len(rows) / max(1, seen)
+    return Spending(2 * len(rows) * len(endpoints), round(total.tokens * factor), total.cost * factor)
+
+
+def _answer(side: Any) -> str:
+    """The text of an answer; of several messages, the last is what was judged."""
+    if isinstance(side, str):
+        return side
+    return "".join(block["text"] for block in blocks(side[-1]) if block["type"] == "text")

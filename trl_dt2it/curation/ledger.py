@@ -1,0 +1,325 @@
+"""The ledger of curation: what was decided about every pair, round by round, and how the set looks after it.
+
+```
+ledger/
+  ledger.json                     the rounds in order, a hash of each file, models, settings, what was undone
+  round-00001-flip.parquet        one row per pair, see `ledger_tables`; never changed and never deleted
+  round-00001-filter.parquet
+```
+The curated set is a function of the source set and the ledger alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset
+
+from .applying import apply_state
+from .deciding import Decision
+from .ledger_files import MANUAL, LedgerFiles, is_manual, record_event, round_key, standing_rounds
+from .ledger_tables import as_names, decision_of, round_table, state_of
+from .ledger_views import difference, history_of, summarize
+
+
+_STAGE = re.compile(r"[a-z0-9][a-z0-9_-]*")
+
+
+class CurationLedger:
+    """
+    What was decided about every pair, round by round.
+
+    Rounds are added, never changed. What a round says of a pair replaces what earlier ones said, and what a person
+    says (stages `"manual"`, from [`~CurationLedger.correct`]) stands against all rounds, later ones too. A round can
+    be undone, which is recorded, and taken back. Several processes may read a ledger; only one may write.
+
+    Args:
+        directory (`str` or `os.PathLike`):
+            Folder of the ledger; made if it is not there.
+
+    Raises:
+        `ValueError`: if the folder holds a ledger of another version, or a file of it is missing or changed.
+
+    Example:
+
+    ```python
+    >>> from trl_dt2it.curation import CurationLedger, Flip, combine_scores, decide, flip_mixture, pair_ids
+
+    >>> names = pair_ids(dataset)
+    >>> decision = decide(combine_scores(scores), [Flip(flip_mixture)])
+    >>> ledger = CurationLedger("ledger")
+    >>> ledger.append(1, "flip", pair_ids=names, scores=scores, models=["first"], decision=decision)
+    >>> curated = ledger.apply(dataset)
+    ```
+    """
+
+    def __init__(self, directory: str | os.PathLike) -> None:
+        self._files = LedgerFiles(Path(directory))
+        self.directory = self._files.directory
+
+    def append(
+        self,
+        round: int,
+        stage: str,
+        *,
+        pair_ids: Sequence[str] | pa.Array | pa.ChunkedArray,
+        decision: Decision | None = None,
+        actions: Sequence[str] | pa.Array | None = None,
+        sources: Sequence[str | None] | pa.Array | pa.ChunkedArray | None = None,
+        scores: npt.ArrayLike | None = None,
+        models: Sequence[str] = (),
+        strength: npt.ArrayLike | None = None,
+        votes: npt.ArrayLike | None = None,
+        settings: Mapping[str, Any] | None = None,
+        orientation: Literal["current", "source"] = "current",
+        source_set: str | None = None,
+    ) -> None:
+        """
+        Adds what a stage of a round decided. The same once more changes nothing, so that a run that was killed may
+        repeat itself.
+
+        Args:
+            round (`int`):
+                Number of the round, from 1; not below that of an earlier one that stands.
+            stage (`str`):
+                What was done, as in `"flip"`: lower-case letters, digits, `-` and `_`.
+            pair_ids (sequence of `str`, of length N):
+                Names of the pairs, from [`pair_ids`].
+            decision ([`Decision`], *optional*):
+                What becomes of them.
+            actions (sequence of `str`, *optional*):
+                `"keep"`, `"flip"` or `"drop"` for each, in place of a decision.
+            sources (sequence of `str`, *optional*):
+                Source of each pair.
+            scores (`np.ndarray` of shape `(N, 2, M)`, *optional*):
+                Rewards of chosen and of rejected, as the pairs stood when they were scored; NaN where there is none.
+            models (`Sequence[str]`, *optional*):
+                Names of the M models.
+            strength (`np.ndarray` of shape `(N,)`, *optional*):
+                Strengths after the decision; by default those of the decision, or what was known before.
+            votes (`np.ndarray` of shape `(N, J, 2)`, *optional*):
+                Votes of J judges in both orders, as in [`relabel_by_vote`].
+            settings (`Mapping`, *optional*):
+                Rules, thresholds, names of judges and the like; must fit into JSON.
+            orientation (`str`, *optional*, defaults to `"current"`):
+                How the pairs stood when they were scored: `"current"`, as [`~CurationLedger.apply`] gives them, or
+                `"source"`, as the source set has them. A flip counts from there.
+            source_set (`str`, *optional*):
+                Fingerprint of the source set, from [`~trl_dt2it.curation.pair_identity.source_fingerprint`]: the first
+                is kept, and another one refused.
+
+        Raises:
+            `ValueError`: if an argument has a wrong shape or value, or the round has this stage with other content.
+        """
+        if not isinstance(round, int) or round < 1 or not _STAGE.fullmatch(stage):
+            raise ValueError(
+                f"Round {round!r}, stage {stage!r}: give a number from 1, and lower-case letters, digits, - and _."
+            )
+        if (decision is None) == (actions is None):
+            raise ValueError("Give either `decision` or `actions`.")
+        if orientation not in ("current", "source"):
+            raise ValueError(f'`orientation` is {orientation!r}; give "current" or "source".')
+        record = self._files.read()
+        if source_set is not None and record["source_set"] not in (None, source_set):
+            raise ValueError(f"The ledger in {self.directory} belongs to another source set; use another directory.")
+        standing = standing_rounds(record)
+        same = [number for number in standing if round_key(record["rounds"][number]) == (round, stage)]
+        before = [number for number in standing if not same or number < same[0]]
+        # A person's word holds for every round, and so stands in no one's way.
+        earlier = [record["rounds"][number] for number in before]
+        latest = max((entry["round"] for entry in earlier if not is_manual(entry["stage"])), default=1)
+        if round < latest:
+            raise ValueError(f"Round {round} comes after round {latest}; number rounds in order, or undo the later.")
+
+        names = as_names(pair_ids, "pair_ids")
+        known = state_of(names, self._files.merged(record, before))
+        was_flipped = known["flipped"] if orientation == "current" else np.zeros(len(names), dtype=bool)
+        if decision is None:
+            # What is known of the strength is so in the present orientation.
+            turn = np.where(known["flipped"] == was_flipped, 1.0, -1.0)
+            reason = "decided by a person" if is_manual(stage) else f"decided by {stage}"
+            decision = decision_of(actions, reason, known["strength"] * turn)
+        table = round_table(
+            names,
+            decision,
+            sources=None if sources is None else as_names(sources, "sources", len(names)),
+            was_flipped=was_flipped,
+            strength=decision.strength if strength is None else np.asarray(strength),
+            scores=scores,
+            votes=votes,
+            num_models=len(models),
+        )
+        about = {"models": list(models), "settings": json.loads(json.dumps(dict(settings or {})))}
+        if same:
+            entry = record["rounds"][same[0]]
+            if {name: entry[name] for name in about} != about or not self._files.table(entry).equals(table):
+                raise ValueError(
+                    f"The ledger in {self.directory} has another {stage!r} in round {round}; undo it first "
+                    f"(`undo({round}, {stage!r})`), or use another directory."
+                )
+            return
+        record["source_set"] = record["source_set"] or source_set
+        self._files.add(record, {"round": round, "stage": stage, **about}, table)
+
+    def correct(self, actions: Mapping[str, str], *, settings: Mapping[str, Any] | None = None) -> None:
+        """
+        Adds what a person decided about single pairs. It stands against all rounds, until it is undone or corrected.
+
+        Args:
+            actions (`Mapping[str, str]`):
+                For each `pair_id` `"keep"`, `"flip"` or `"drop"`, seen from the present state of the pair.
+            settings (`Mapping`, *optional*):
+                Who, why, and the like.
+
+        Raises:
+            `ValueError`: if there is no round yet, a pair is not in the ledger, or an action is another word.
+        """
+        if not actions:
+            raise ValueError("`actions` is empty; name at least one pair.")
+        record = self._files.read()
+        known = self.state()["pair_id"].combine_chunks()
+        names = pa.array(list(actions), pa.string())
+        unknown = names.filter(pc.invert(pc.is_in(names, value_set=known)))
+        if len(unknown):
+            raise ValueError(f"{len(unknown)} of {len(names)} pairs are not in the ledger, {unknown[0]} the first.")
+        latest = max(record["rounds"][number]["round"] for number in standing_rounds(record))
+        earlier = sum(entry["round"] == latest and is_manual(entry["stage"]) for entry in record["rounds"])
+        stage = MANUAL if earlier == 0 else f"{MANUAL}-{earlier + 1}"
+        self.append(latest, stage, pair_ids=names, actions=list(actions.values()), settings=settings)
+
+    def state(self, after: int | None = None) -> pa.Table:
+        """
+        What holds for every pair that the ledger speaks of.
+
+        Args:
+            after (`int`, *optional*):
+                Only what was decided up to and with this round; 0 gives the source set, that is no row.
+
+        Returns:
+            `pa.Table`: `pair_id`; `flipped`, against the source set; `kept`; `strength`, null if unknown; `round` and
+            `stage` that had the last word. What is undone does not count.
+        """
+        record = self._files.read()
+        standing = standing_rounds(record)
+        if after is not None:
+            standing = [number for number in standing if record["rounds"][number]["round"] <= after]
+        merged = self._files.merged(record, standing)
+        entries = merged["entry"].to_numpy()
+        rounds = np.array([entry["round"] for entry in record["rounds"]] or [0], dtype=np.int32)
+        stages = [entry["stage"] for entry in record["rounds"]] or [""]
+        stage = pa.DictionaryArray.from_arrays(entries.astype(np.int32), stages).cast(pa.string())
+        merged = merged.drop_columns("entry").append_column("round", pa.array(rounds[entries]))
+        return merged.append_column("stage", stage)
+
+    def apply(self, dataset: Dataset, *, refresh_strength: bool = False, num_proc: int | None = None) -> Dataset:
+        """
+        The curated set: flipped pairs with their answers exchanged, without the dropped ones.
+
+        Every column with `chosen` in its name changes places with its `rejected` partner; images are neither decoded
+        nor copied. The column `pair_id` holds the names of the source set from then on, and `curation_flipped` says
+        which rows are flipped, so that applying a ledger again, or a later one to a curated set, does it right.
+
+        Args:
+            dataset (`Dataset`):
+                The source set, some of its rows, or what was made of it before.
+            refresh_strength (`bool`, *optional*, defaults to `False`):
+                Whether the column `strength` takes the strengths of the ledger, those below 0 as 0; a pair without
+                one keeps what it has.
+            num_proc (`int`, *optional*):
+                Number of processes that name rows without `pair_id`.
+
+        Returns:
+            `Dataset`: rows in their order. Pairs that the ledger does not speak of stay as they are.
+
+        Raises:
+            `ValueError`: if the ledger speaks of none of the rows.
+        """
+        return apply_state(dataset, self.state(), refresh_strength=refresh_strength, num_proc=num_proc)
+
+    def history(self, pair_id: str) -> list[dict[str, Any]]:
+        """
+        All that was ever said of a pair.
+
+        Args:
+            pair_id (`str`):
+                Its name.
+
+        Returns:
+            `list[dict]`: for each round that speaks of it, in order: `round`, `stage`, `undone`, `source`, `action`,
+            `reason`, `was_flipped`, `flipped`, `strength`, `scores` (for each model the rewards of chosen and
+            rejected, as the pair stood) and `votes` (for each judge, in both orders).
+        """
+        return history_of(self._files, pair_id)
+
+    def summary(self) -> pa.Table:
+        """
+        What each round did to each source.
+
+        Returns:
+            `pa.Table`: `round`, `stage`, `undone`, `source`; the numbers of `pairs`, and of those that it decided to
+            `keep`, `flip` and `drop`; and their `mean_strength`.
+        """
+        return summarize(self._files)
+
+    def diff(self, round_a: int, round_b: int) -> pa.Table:
+        """
+        The pairs that stand otherwise after one round than after another.
+
+        Args:
+            round_a (`int`):
+                A round; 0 is the source set.
+            round_b (`int`):
+                Another.
+
+        Returns:
+            `pa.Table`: `pair_id`, `flipped_a`, `kept_a`, `flipped_b` and `kept_b`. What is undone does not count.
+        """
+        return difference(self.state(round_a), self.state(round_b))
+
+    def undo(self, round: int, stage: str | None = None) -> None:
+        """
+        Takes back a round, or one stage of it: it does not count any longer, and stays in the ledger.
+
+        Args:
+            round (`int`):
+                The round.
+            stage (`str`, *optional*):
+                One of its stages; all of them by default.
+
+        Raises:
+            `ValueError`: if nothing of it stands.
+        """
+        record = self._files.read()
+        record_event(record, "undo", round, stage)
+        self._files.write(record)
+
+    def redo(self, round: int, stage: str | None = None) -> None:
+        """
+        Lets a round, or one stage of it, count again after [`~CurationLedger.undo`].
+
+        Args:
+            round (`int`):
+                The round.
+            stage (`str`, *optional*):
+                One of its stages; all of them by default.
+
+        Raises:
+            `ValueError`: if nothing of it is undone, or another in its place stands.
+        """
+        record = self._files.read()
+        record_event(record, "redo", round, stage)
+        self._files.write(record)
+
+    @property
+    def rounds(self) -> list[dict[str, Any]]:
+        """All rounds in order, undone ones too: `round`, `stage`, `file`, `sha256`, `pairs`, `models`, `settings`."""
+        return self._files.read()["rounds"]

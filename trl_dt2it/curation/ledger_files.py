@@ -1,0 +1,158 @@
+"""The files of a ledger: `ledger.json`, which names every round file with its hash and says what was undone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..data.whole_file import whole_file
+from .ledger_tables import STATE_COLUMNS, merge_rounds
+
+
+MANUAL = "manual"
+_VERSION = 1
+_CODED = ["source", "action", "reason"]
+
+
+class LedgerFiles:
+    """
+    Reads and writes a ledger's folder.
+
+    Args:
+        directory (`Path`):
+            The folder; made if it is not there.
+
+    Raises:
+        `ValueError`: if it holds a ledger of another version, or a file of it is missing or changed.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._trusted: set[str] = set()
+        for entry in self.read()["rounds"]:
+            self.verified(entry)
+
+    def read(self) -> dict[str, Any]:
+        """The content of `ledger.json`, read anew each time: another process may have written meanwhile."""
+        path = self.directory / "ledger.json"
+        if not path.is_file():
+            return {"version": _VERSION, "source_set": None, "rounds": [], "events": []}
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record.get("version") != _VERSION:
+            raise ValueError(f"{path} has version {record.get('version')!r}; this release reads version {_VERSION}.")
+        return record
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Replaces `ledger.json`."""
+        with whole_file(self.directory / "ledger.json") as part:
+            part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+    def add(self, record: dict[str, Any], entry: dict[str, Any], table: pa.Table) -> None:
+        """
+        Writes a round, its table first, so that `ledger.json` names nothing that is not there.
+
+        Args:
+            record (`dict`):
+                Content of `ledger.json`; gets the entry.
+            entry (`dict`):
+                `round`, `stage`, `models` and `settings`.
+            table (`pa.Table`):
+                From [`~trl_dt2it.curation.ledger_tables.round_table`].
+        """
+        attempt = sum(round_key(other) == round_key(entry) for other in record["rounds"]) + 1
+        file = f"round-{entry['round']:05d}-{entry['stage']}{'' if attempt == 1 else f'.{attempt}'}.parquet"
+        with whole_file(self.directory / file) as part:
+            pq.write_table(table, part, use_dictionary=_CODED, compression="zstd")
+            digest = _digest(part)
+        self._trusted.add(digest)
+        place = {name: entry[name] for name in ("round", "stage")}
+        record["rounds"].append({**place, "file": file, "sha256": digest, "pairs": len(table), **entry})
+        self.write(record)
+
+    def table(self, entry: dict[str, Any], columns: list[str] | None = None) -> pa.Table:
+        """Columns of a round, all by default."""
+        return pq.read_table(self.verified(entry), columns=columns)
+
+    def merged(self, record: dict[str, Any], numbers: Sequence[int]) -> pa.Table:
+        """The last word of some rounds on every pair, as [`~trl_dt2it.curation.ledger_tables.merge_rounds`] gives."""
+
+        def tables() -> Iterator[tuple[int, pa.Table]]:
+            for number in numbers:
+                yield number, self.table(record["rounds"][number], list(STATE_COLUMNS))
+
+        return merge_rounds(tables())
+
+    def verified(self, entry: dict[str, Any]) -> Path:
+        """The file of a round, whose hash is looked at once."""
+        path = self.directory / entry["file"]
+        if not path.is_file():
+            raise ValueError(f"{path} is missing, and the ledger needs it; put it back from a copy.")
+        if entry["sha256"] not in self._trusted:
+            if _digest(path) != entry["sha256"]:
+                raise ValueError(f"{path} is not what the ledger wrote; put it back from a copy.")
+            self._trusted.add(entry["sha256"])
+        return path
+
+
+def standing_rounds(record: dict[str, Any]) -> list[int]:
+    """Places of the rounds that count in the list of all, those of persons last."""
+    undone: set[str] = set()
+    for event in record["events"]:
+        undone = (undone | set(event.get("undo", ()))) - set(event.get("redo", ()))
+    standing = [number for number, entry in enumerate(record["rounds"]) if entry["file"] not in undone]
+    return sorted(standing, key=lambda number: is_manual(record["rounds"][number]["stage"]))
+
+
+def record_event(record: dict[str, Any], kind: Literal["undo", "redo"], round: int, stage: str | None) -> None:
+    """
+    Notes that a round is undone, or counts again.
+
+    Args:
+        record (`dict`):
+            Content of `ledger.json`; gets the event.
+        kind (`str`):
+            `"undo"` or `"redo"`.
+        round (`int`):
+            The round.
+        stage (`str`, *optional*):
+            One of its stages; all by default.
+
+    Raises:
+        `ValueError`: if nothing of it stands, or is undone.
+    """
+    rounds, standing = record["rounds"], set(standing_rounds(record))
+    meant = [
+        number
+        for number, entry in enumerate(rounds)
+        if entry["round"] == round and stage in (None, entry["stage"]) and (number in standing) == (kind == "undo")
+    ]
+    if kind == "redo":  # of several attempts the last, unless another stands
+        taken = {round_key(rounds[number]) for number in standing}
+        latest = {round_key(rounds[number]): number for number in meant}
+        meant = [number for key, number in latest.items() if key not in taken]
+    if not meant:
+        what = f"round {round}" + ("" if stage is None else f", stage {stage!r}")
+        raise ValueError(f"Nothing of {what} {'stands' if kind == 'undo' else 'is undone'}, so there is no {kind}.")
+    record["events"].append({kind: [rounds[number]["file"] for number in meant]})
+
+
+def round_key(entry: dict[str, Any]) -> tuple[int, str]:
+    """Number and stage of a round."""
+    return entry["round"], entry["stage"]
+
+
+def is_manual(stage: str) -> bool:
+    """Whether a person decided."""
+    return stage == MANUAL or stage.startswith(f"{MANUAL}-")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

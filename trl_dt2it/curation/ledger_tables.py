@@ -1,0 +1,230 @@
+"""What a round of the ledger says, as an Arrow table; and what several rounds together say of each pair.
+
+Columns of a round: `pair_id`, `source`, `was_flipped` (the orientation in which the pair was scored, against the
+source set), `flipped` (the orientation after the round), `action`, `reason`, `strength` (after the round), then
+`chosen_0`, `rejected_0`, ... (rewards of each model, in the orientation in which they were given) and `vote_0_0`,
+`vote_0_1`, `vote_1_0`, ... (votes of each judge in both orders).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from .deciding import Decision
+from .votes import UNREADABLE
+
+
+ACTIONS = ("keep", "flip", "drop")
+STATE_COLUMNS = ("pair_id", "flipped", "action", "strength")
+# What nothing is known of is as the source set has it.
+_BEGINNING = {"flipped": False, "kept": True, "strength": np.nan}
+
+
+def as_names(names: Any, what: str, count: int | None = None) -> pa.Array:
+    """
+    Strings as one Arrow array.
+
+    Args:
+        names (sequence of `str` or `pa.Array` or `pa.ChunkedArray`):
+            Strings.
+        what (`str`):
+            Name of the argument in messages.
+        count (`int`, *optional*):
+            How many there must be.
+
+    Returns:
+        `pa.Array`
+    """
+    column = names if isinstance(names, (pa.Array, pa.ChunkedArray)) else pa.array(names, from_pandas=True)
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if count is not None and len(column) != count:
+        raise ValueError(f"There are {count} pairs and {len(column)} entries of `{what}`; give one per pair.")
+    return column.cast(pa.string())
+
+
+def round_table(
+    pair_ids: pa.Array,
+    decision: Decision,
+    *,
+    sources: pa.Array | None,
+    was_flipped: np.ndarray,
+    strength: np.ndarray,
+    scores: npt.ArrayLike | None,
+    votes: npt.ArrayLike | None,
+    num_models: int,
+) -> pa.Table:
+    """
+    The table of a round.
+
+    Args:
+        pair_ids (`pa.Array` of length N):
+            Names of the pairs.
+        decision ([`Decision`] about N pairs):
+            What becomes of them.
+        sources (`pa.Array` of length N, *optional*):
+            Their sources.
+        was_flipped (`np.ndarray` of shape `(N,)` and dtype `bool`):
+            How they were scored.
+        strength (`np.ndarray` of shape `(N,)`):
+            Their strengths after the decision.
+        scores (`np.ndarray` of shape `(N, 2, M)`, *optional*):
+            Rewards of chosen and rejected.
+        votes (`np.ndarray` of shape `(N, J, 2)`, *optional*):
+            Votes, as in [`relabel_by_vote`].
+        num_models (`int`):
+            M.
+
+    Returns:
+        `pa.Table`
+
+    Raises:
+        `ValueError`: if a shape is wrong or a name is there twice or missing.
+    """
+    count = len(pair_ids)
+    if len(decision) != count:
+        raise ValueError(f"There are {count} pairs and a decision about {len(decision)}; give one per pair.")
+    if pair_ids.null_count or (distinct := pc.count_distinct(pair_ids).as_py()) < count:
+        problem = "is missing" if pair_ids.null_count else f"is there twice ({distinct} of {count} are distinct)"
+        raise ValueError(f"A pair's name {problem}; take the names that `pair_ids` gives for the data set.")
+    codes = np.where(decision.keep, np.where(decision.flip, 1, 0), 2).astype(np.int8)
+    columns = {
+        "pair_id": pair_ids,
+        "source": pa.nulls(count, pa.string()) if sources is None else sources,
+        "was_flipped": pa.array(was_flipped),
+        "flipped": pa.array(was_flipped ^ decision.flip),
+        "action": pa.DictionaryArray.from_arrays(codes, list(ACTIONS)),
+        "reason": pa.DictionaryArray.from_arrays(decision.reason_code, list(decision.reason_names)),
+        "strength": pa.array(np.asarray(strength, dtype=np.float64), from_pandas=True),
+    }
+    columns["source"] = columns["source"].dictionary_encode()
+    if scores is not None:
+        scores = np.asarray(scores)
+        scores = scores[:, :, None] if scores.ndim == 2 else scores
+        if scores.shape != (count, 2, num_models):
+            raise ValueError(
+                f"`scores` has shape {scores.shape} for {count} pairs and {num_models} models; it must be (pairs, 2, "
+                "models), and `models` must name each."
+            )
+        for model in range(num_models):
+            for side, name in enumerate(("chosen", "rejected")):
+                column = np.ascontiguousarray(scores[:, side, model])
+                columns[f"{name}_{model}"] = pa.array(column, from_pandas=True)  # NaN becomes null
+    if votes is not None:
+        votes = np.asarray(votes)
+        if votes.ndim != 3 or votes.shape[0] != count or votes.shape[2] != 2:
+            raise ValueError(f"`votes` has shape {votes.shape} for {count} pairs; it must be (pairs, judges, 2).")
+        missing = np.isnan(votes) if votes.dtype.kind == "f" else votes == UNREADABLE
+        signs = np.where(missing, 0, votes).astype(np.int8)
+        for judge in range(votes.shape[1]):
+            for order in range(2):
+                columns[f"vote_{judge}_{order}"] = pa.array(signs[:, judge, order], mask=missing[:, judge, order])
+    return pa.table(columns)
+
+
+def decision_of(actions: Sequence[str] | pa.Array, reason: str, strength: np.ndarray) -> Decision:
+    """
+    A decision out of words.
+
+    Args:
+        actions (sequence of `str`, of length N):
+            `"keep"`, `"flip"` or `"drop"` for each pair.
+        reason (`str`):
+            Why.
+        strength (`np.ndarray` of shape `(N,)`):
+            Strengths before.
+
+    Returns:
+        [`Decision`]
+    """
+    words = as_names(actions, "actions", len(strength))
+    known = pc.index_in(words, value_set=pa.array(ACTIONS))
+    if known.null_count:
+        wrong = words.filter(known.is_null())[0].as_py()
+        raise ValueError(f"An action is {wrong!r}; give one of {', '.join(map(repr, ACTIONS))}.")
+    codes = known.to_numpy()
+    flip = codes == 1
+    zeros = np.zeros(len(codes), dtype=np.int16)
+    return Decision(flip, codes != 2, np.where(flip, -strength, strength), zeros, (reason,))
+
+
+def merge_rounds(tables: Iterable[tuple[int, pa.Table]]) -> pa.Table:
+    """
+    The last word on every pair.
+
+    Args:
+        tables (iterable of `(int, pa.Table)`):
+            Rounds with the columns [`STATE_COLUMNS`], the last word last, and a number for each.
+
+    Returns:
+        `pa.Table`: `pair_id`, in the order in which pairs appear first; `flipped`, `kept`, `strength`; and `entry`,
+        the number of the round.
+    """
+    beginning = {**_BEGINNING, "entry": -1}
+    known = pa.array([], pa.string())
+    values = {name: np.empty(0, dtype=np.asarray(value).dtype) for name, value in beginning.items()}
+    for number, table in tables:
+        names = table["pair_id"].combine_chunks()
+        places, is_new = find(names, known)
+        if is_new.any():
+            places[is_new] = len(known) + np.arange(is_new.sum())
+            known = pa.concat_arrays([known, names.filter(pa.array(is_new))])
+            fresh = len(known) - len(values["kept"])
+            values = {name: np.r_[value, np.full(fresh, beginning[name])] for name, value in values.items()}
+        values["flipped"][places] = table["flipped"].to_numpy()
+        values["kept"][places] = pc.not_equal(table["action"].cast(pa.string()), "drop").to_numpy()
+        values["strength"][places] = table["strength"].to_numpy()
+        values["entry"][places] = number
+    return pa.table({"pair_id": known, **{name: pa.array(value, from_pandas=True) for name, value in values.items()}})
+
+
+def find(names: pa.Array, known: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Where names stand among others.
+
+    Args:
+        names (`pa.Array` of length N):
+            Names.
+        known (`pa.Array`):
+            Names, no two alike.
+
+    Returns:
+        `tuple[np.ndarray, np.ndarray]`: the place of each in `known`, of shape `(N,)`, 0 where there is none; and
+        whether there is none, of shape `(N,)`.
+    """
+    if names.equals(known):  # as from round to round; no need to hash
+        return np.arange(len(names)), np.zeros(len(names), dtype=bool)
+    found = pc.index_in(names, value_set=known)
+    is_new = found.is_null().to_numpy(zero_copy_only=False)
+    return found.fill_null(0).to_numpy().astype(np.int64), is_new.copy()
+
+
+def state_of(names: pa.Array, state: pa.Table) -> dict[str, np.ndarray]:
+    """
+    What a state says of pairs.
+
+    Args:
+        names (`pa.Array` of length N):
+            Names.
+        state (`pa.Table`):
+            `pair_id`, `flipped`, `kept` and `strength` of other pairs, or of the same.
+
+    Returns:
+        `dict[str, np.ndarray]`: `flipped`, `kept`, `strength`, and `is_known`, each of shape `(N,)`. Of what is not
+        known, what the source set has: not flipped, kept, and NaN.
+    """
+    if not len(state):
+        known = {name: np.full(len(names), value) for name, value in _BEGINNING.items()}
+        return {**known, "is_known": np.zeros(len(names), dtype=bool)}
+    places, is_new = find(names, state["pair_id"].combine_chunks())
+    values = {name: state[name].to_numpy()[places] for name in _BEGINNING}
+    known = {name: np.where(is_new, _BEGINNING[name], value) for name, value in values.items()}
+    return {**known, "is_known": ~is_new}

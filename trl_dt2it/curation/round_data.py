@@ -1,0 +1,217 @@
+"""The sets of a curation run: where they come from, what tells them from others, and their folds.
+
+No image is decoded, and a set stays on disk, memory-mapped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from accelerate import PartialState
+from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset, load_from_disk
+
+from ..collator import MultimodalPreferenceCollator
+from ..data.encoded import column_of, leave_images_encoded, rows_at_once
+from ..data.load import load_preferences
+from ..data.locations import ImageOptions
+from ..data.swapping import with_columns
+from ..loading import load_processing_class, set_pixel_limits
+from ..preparation import prepare_dataset
+from ..reward_config import MultimodalRewardConfig
+from .pair_identity import pair_ids
+from .stages import agreed, digest_of
+
+
+_KINDS = ("dataset_name", "preferences", "digits")
+_FILES = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+
+
+def read_sets(name: str, specs: Mapping[str, Mapping[str, Any]]) -> Dataset:
+    """
+    One set out of several sources.
+
+    Args:
+        name (`str`):
+            What the configuration calls it, for messages.
+        specs (`Mapping[str, Mapping]`):
+            For each source where its rows are: `dataset_name` (a Parquet or JSON file, a folder or a Hub id, with
+            `dataset_config` and `dataset_split`), or `preferences` (a name of [`load_preferences`], with its
+            arguments), or `digits` (the arguments of [`trl_dt2it.demo.digits.make_digits`]); and `max_rows`. The key
+            is the `source` of rows that do not say theirs.
+
+    Returns:
+        `Dataset`: all rows, in order, with the columns of all sources.
+
+    Raises:
+        `ValueError`: if a key is not known, or there is nothing to read.
+    """
+    if not specs:
+        raise ValueError(f"`{name}` is empty; name at least one source.")
+    parts = []
+    with PartialState().main_process_first():  # the others find what it has downloaded and converted
+        for source, spec in specs.items():
+            rows = _read(f"{name}.{source}", source, dict(spec or {}))
+            if "source" not in rows.column_names:
+                rows = rows.add_column("source", pa.array([source]).take(pa.array(np.zeros(len(rows), dtype=int))))
+            parts.append(leave_images_encoded(rows))
+    return concatenate_datasets(parts) if len(parts) > 1 else parts[0]
+
+
+def _read(where: str, source: str, spec: dict[str, Any]) -> Dataset:
+    kinds = [kind for kind in _KINDS if kind in spec]
+    if len(kinds) != 1:
+        raise ValueError(f"`{where}` has to have one of the keys {', '.join(_KINDS)}.")
+    kind, value, most = kinds[0], spec.pop(kinds[0]), spec.pop("max_rows", None)
+    if kind == "preferences":
+        rows = load_preferences(value, **{"source": source, **spec})
+    elif kind == "dataset_name":
+        config, split = spec.pop("dataset_config", None), spec.pop("dataset_split", "train")
+        rows = _load(where, str(value), config, split)
+    else:
+        from ..demo.digits import make_digits
+
+        options = {"source": source, **(json.loads(value) if isinstance(value, str) else value)}
+        rows = make_digits(options.pop("split", "train"), options.pop("num_pairs", 1000), **options)
+    if kind != "preferences" and spec:
+        raise ValueError(f"`{where}` has the unknown key `{next(iter(spec))}`.")
+    return rows if most is None or most >= len(rows) else rows.select(range(most))
+
+
+def _load(where: str, name: str, config: str | None, split: str) -> Dataset:
+    path = Path(name).expanduser()
+    if path.suffix in _FILES:
+        if not path.is_file():
+            raise ValueError(f"`{where}` is {name}, but there is no such file.")
+        return load_dataset(_FILES[path.suffix], data_files=str(path), split=split)
+    if not path.is_dir() and (path.is_absolute() or name.startswith((".", "~"))):
+        raise ValueError(f"`{where}` is {name}, but there is no such folder.")
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        found = load_from_disk(str(path))
+        return found[split] if isinstance(found, DatasetDict) else found
+    return load_dataset(str(path) if path.is_dir() else name, config, split=split)
+
+
+def image_options(args: MultimodalRewardConfig) -> ImageOptions:
+    """Where images may come from and how large they may be, as a configuration says."""
+    hosts = tuple(args.allowed_image_hosts or ())
+    return ImageOptions(args.image_root, max_image_pixels=args.max_image_pixels, allowed_hosts=hosts)
+
+
+def set_digest(dataset: Dataset, pair_ids: pa.Array) -> str:
+    """
+    What tells a set from others, also on another machine.
+
+    Args:
+        dataset (`Dataset`):
+            The rows; images count by `pair_ids` alone, which hold a hash of them unless the rows have names.
+        pair_ids (`pa.Array`):
+            Names of the rows.
+
+    Returns:
+        `str`: a SHA-256 of all other columns, 64 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    names = [name for name in dataset.column_names if name not in ("image", "images", "videos")]
+    for name in pair_ids.to_pylist():
+        digest.update(f"{name}\n".encode())
+    for table in dataset.select_columns(names).with_format("arrow").iter(rows_at_once(dataset)):
+        for row in table.to_pylist():
+            digest.update(json.dumps(row, sort_keys=True, default=str).encode())
+    return digest.hexdigest()
+
+
+def folds_of(dataset: Dataset, pair_ids: pa.Array, number: int, seed: int = 42) -> np.ndarray:
+    """
+    Parts of a set that share no prompt.
+
+    Args:
+        dataset (`Dataset`):
+            Rows with `group_id`; a row without one is a group of its own.
+        pair_ids (`pa.Array`):
+            Names of the rows. Rows that differ by the number behind their name alone are copies, and stay together.
+        number (`int`):
+            Number of parts.
+        seed (`int`, *optional*, defaults to `42`):
+            Seed of the split.
+
+    Returns:
+        `np.ndarray` of shape `(N,)`: the part of each row, from 0; parts differ in size by little more than a group.
+    """
+    # Without its number, the name of a copy is that of the first.
+    names = pa.array([re.sub(r"#\d+$", "", name) for name in pair_ids.to_pylist()]).dictionary_encode()
+    copies = names.indices.to_numpy()
+    groups = copies
+    if "group_id" in dataset.column_names:
+        own = column_of(dataset, "group_id").dictionary_encode()
+        given = own.indices.fill_null(-1).to_numpy().astype(np.int64)
+        first = np.zeros(len(names.dictionary), dtype=np.int64)
+        first[copies[::-1]] = np.arange(len(copies))[::-1]
+        groups = np.where(given >= 0, given, len(own.dictionary) + copies)[first[copies]]
+    _, groups, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    order = np.random.default_rng(seed).permutation(len(sizes))
+    middles = np.cumsum(sizes[order]) - sizes[order] / 2
+    part = np.empty(len(sizes), dtype=np.int64)
+    part[order] = (middles * number / len(copies)).astype(np.int64)
+    return part[groups]
+
+
+@dataclass
+class SourceSets:
+    """
+    The sets of a run, read when they are first needed.
+
+    Parameters:
+        specs (`dict[str, Mapping]`):
+            For each of the sets `base`, `pool` and `test` its sources, as in [`read_sets`].
+        args ([`MultimodalRewardConfig`]):
+            `on_bad_row`, `image_check` and `max_length` say which rows can be used.
+        model_dir (`Callable`):
+            Gives the directory or Hub id of a model whose processor counts tokens and knows special ones.
+    """
+
+    specs: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    args: MultimodalRewardConfig
+    model_dir: Callable[[], str]
+    _raw: dict[str, Dataset] = field(default_factory=dict)
+    _digests: dict[str, str] = field(default_factory=dict)
+    _usable: dict[str, Dataset] = field(default_factory=dict)
+
+    def raw(self, name: str) -> Dataset:
+        """All rows of a set."""
+        if name not in self._raw:
+            self._raw[name] = read_sets(name, self.specs[name])
+        return self._raw[name]
+
+    def digest(self, name: str) -> str:
+        """What a set depends on, and what decides which of its rows can be used."""
+        if name not in self._digests:
+            args, rows = self.args, self.raw(name)
+            limits = {"max_length": args.max_length, "min_pixels": args.min_pixels, "max_pixels": args.max_pixels}
+            content = agreed(lambda: set_digest(rows, pair_ids(rows)))
+            self._digests[name] = digest_of([content, args.on_bad_row, args.image_check, limits])
+        return self._digests[name]
+
+    def usable(self, name: str) -> Dataset:
+        """Rows of a set that can be trained on and scored; others are set aside as in a training, once for all."""
+        if name not in self._usable:
+            model_dir, args = self.model_dir(), self.args
+            processing_class = load_processing_class(model_dir, trust_remote_code=args.trust_remote_code)
+            set_pixel_limits(processing_class, min_pixels=args.min_pixels, max_pixels=args.max_pixels)
+            collator = MultimodalPreferenceCollator(processing_class, image_options=image_options(args))
+            # Named first, so that copies are numbered the same way whatever rows are left out.
+            rows = self.raw(name)
+            rows = with_columns(rows, {"pair_id": pair_ids(rows)})
+            self._usable[name], _ = prepare_dataset(rows, name=name, collator=collator, args=args)
+        return self._usable[name]
+
+    def names(self, name: str) -> pa.Array:
+        """Names of the usable rows of a set."""
+        return column_of(self.usable(name), "pair_id")

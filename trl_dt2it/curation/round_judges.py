@@ -1,0 +1,100 @@
+"""Who is asked about the pairs that the rules of a curation run drop, out of a configuration file."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..judge.budget import Budget
+from ..judge.client import JudgeClient
+from ..judge.endpoint import Endpoint
+from .judging import Swap
+
+
+@dataclass(frozen=True)
+class Judging:
+    """
+    Who is asked about dropped pairs, and what counts.
+
+    Parameters:
+        endpoints (`tuple[Endpoint, ...]`):
+            The judges.
+        client_kwargs (`tuple[dict, ...]`):
+            Other arguments of the [`~trl_dt2it.judge.JudgeClient`] of each.
+        votes (`str`, *optional*, defaults to `"unanimous"`):
+            `"unanimous"` or `"majority"`, as in [`relabel_by_vote`].
+        swap (`str`, *optional*, defaults to `"auto"`):
+            As in [`judge_pairs`].
+        language (`str`, *optional*):
+            As in [`judge_pairs`].
+    """
+
+    endpoints: tuple[Endpoint, ...]
+    client_kwargs: tuple[dict[str, Any], ...]
+    votes: str = "unanimous"
+    swap: Swap = "auto"
+    language: str | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """All that votes depend on. A larger budget is part of it, so that what was over it is asked."""
+        names = ("model", "temperature", "max_tokens")
+        judges = [{"location": one.location, **{name: getattr(one, name) for name in names}} for one in self.endpoints]
+        budgets = [dataclasses.asdict(kwargs["budget"]) for kwargs in self.client_kwargs]
+        own: dict[str, Any] = {name: getattr(self, name) for name in ("votes", "swap", "language")}
+        return {"judges": judges, "budgets": budgets, **own}
+
+    def clients(self, output_dir: Path) -> list[JudgeClient]:
+        """The judges, each with a store of its own, which all rounds share."""
+        clients = []
+        for endpoint, kwargs in zip(self.endpoints, self.client_kwargs, strict=True):
+            name = hashlib.sha256(f"{endpoint.location} {endpoint.model}".encode()).hexdigest()[:8]
+            # `judge_pairs` shows how far it is.
+            clients.append(
+                JudgeClient(endpoint, output_dir / f"judge-{name}.jsonl", **{"show_progress": False, **kwargs})
+            )
+        return clients
+
+
+def read_judging(given: Mapping[str, Any]) -> Judging:
+    """
+    The judges of a configuration.
+
+    Args:
+        given (`Mapping`):
+            `votes`, `swap` and `language`, and either one judge's keys beside them or `endpoints`, a list of judges.
+            Keys of a judge are the arguments of [`~trl_dt2it.judge.Endpoint`], `max_concurrency`, `max_retries`, and
+            for its budget `max_calls`, `budget_tokens` and `max_cost`.
+
+    Returns:
+        [`Judging`]
+
+    Raises:
+        `ValueError`: if a key is not known, or a value is out of range.
+    """
+    rest = dict(given)
+    own: dict[str, Any] = {name: rest.pop(name) for name in ("votes", "swap", "language") if name in rest}
+    for name, choices in (("votes", ("unanimous", "majority")), ("swap", ("auto", "answers", "images"))):
+        if own.get(name, choices[0]) not in choices:
+            raise ValueError(f"`{name}` of the judge is {own[name]!r}; choose one of {', '.join(choices)}.")
+    judges = rest.pop("endpoints", None)
+    if judges is not None and rest:
+        raise ValueError(f"`judge` has `endpoints`, and the key `{next(iter(rest))}` beside it; put it into these.")
+    endpoints, clients = zip(*map(_read_judge, judges or [rest]), strict=True)
+    return Judging(endpoints, clients, **own)
+
+
+def _read_judge(given: Mapping[str, Any]) -> tuple[Endpoint, dict[str, Any]]:
+    given, names = dict(given), {one.name for one in dataclasses.fields(Endpoint)}
+    budget = {"max_calls": "max_calls", "budget_tokens": "max_tokens", "max_cost": "max_cost"}
+    others = ("max_concurrency", "max_retries")
+    if unknown := sorted(set(given) - names - set(budget) - set(others)):
+        raise ValueError(f"`judge` has the unknown key `{unknown[0]}`.")
+    if missing := [name for name in ("base_url", "model") if name not in given]:
+        raise ValueError(f"`judge` has no `{missing[0]}`.")
+    limits = {field: given.pop(name) for name, field in budget.items() if name in given}
+    kept = {name: given.pop(name) for name in others if name in given}
+    return Endpoint(**given), {"budget": Budget(**limits), **kept}

@@ -1,0 +1,139 @@
+"""What came of a curation run: figures for `summary.json`, and a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from datasets import Dataset
+from rich.console import Console
+from rich.table import Table
+
+from ..data.encoded import column_of
+from .scoring_shards import read_scores
+
+
+if TYPE_CHECKING:
+    from .curation_run import CurationRun
+
+_FINAL_NAMES = {
+    "base": "base data only",
+    "uncurated": "+ uncurated",
+    "curated": "+ curated",
+    "oracle": "+ true labels (oracle)",
+}
+
+
+def label_noise(pool: Dataset, flipped: np.ndarray, kept: np.ndarray) -> dict[str, float]:
+    """
+    How many labels of a pool are wrong, where the truth is known.
+
+    Args:
+        pool (`Dataset`):
+            The rows as their sources label them, N of them.
+        flipped, kept (`np.ndarray` of shape `(N,)` and dtype `bool`):
+            What the ledger says of them.
+
+    Returns:
+        `dict`: `noise_before` and `noise_after`, shares of wrong labels among all and among kept pairs, and
+        `flip_precision` and `flip_recall`; nothing without the column `is_flipped`.
+    """
+    if "is_flipped" not in pool.column_names:
+        return {}
+    wrong = column_of(pool, "is_flipped").to_numpy(zero_copy_only=False).astype(bool)
+    found = float((wrong & flipped).sum())
+    return {
+        "noise_before": round(float(wrong.mean()), 6),
+        "noise_after": round(float((wrong ^ flipped)[kept].mean()) if kept.any() else 0.0, 6),
+        "flip_precision": round(found / max(1, int(flipped.sum())), 6),
+        "flip_recall": round(found / max(1, int(wrong.sum())), 6),
+    }
+
+
+def accuracy(folder: Path, dataset: Dataset) -> dict[str, float]:
+    """
+    Share of pairs whose chosen answer has the higher reward; a tie is wrong.
+
+    Args:
+        folder (`Path`):
+            Where the scores are.
+        dataset (`Dataset`):
+            The rows that were scored.
+
+    Returns:
+        `dict`: `accuracy`, and `accuracy/SOURCE` where there are several sources.
+    """
+    table = read_scores(folder)
+    right = table["chosen"].to_numpy() > table["rejected"].to_numpy()
+    source = column_of(dataset, "source").take(table["row"]).to_numpy(zero_copy_only=False)
+    names = sorted({str(name) for name in source})
+    parts = {f"accuracy/{name}": float(right[source == name].mean()) for name in names if len(names) > 1}
+    return {"accuracy": float(right.mean()), **parts}
+
+
+def summarise_run(run: CurationRun, records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """
+    Figures of a finished run.
+
+    Args:
+        run ([`CurationRun`]):
+            The run.
+        records (`Mapping[str, Mapping]`):
+            What [`run_stages`] gave.
+
+    Returns:
+        `dict`: `rounds`, what each decision did; `final`, each model with its directory and its accuracy on the test
+        set; `seconds`.
+    """
+    counts = {name: record["counts"] for name, record in records.items()}
+    rounds = {name: one for name, one in counts.items() if name.endswith(("/decide", "/judge"))}
+    final = {}
+    for name in run.final:
+        stage = run.final_stage(name)
+        final[name] = {
+            "model_dir": str(run.output_dir / stage),
+            "pairs": counts[stage]["pairs"],
+            "steps": counts[stage]["steps"],
+            **{key: value for key, value in counts.get(f"test/{name}", {}).items() if key.startswith("accuracy")},
+        }
+    return {
+        "output_dir": str(run.output_dir),
+        "models": [{"model_name_or_path": one.name_or_path, "seed": one.seed} for one in run.models],
+        "pool_pairs": counts[list(rounds)[0]]["pairs"],
+        "rounds": rounds,
+        "final": final,
+        "seconds": round(sum(record["seconds"] for record in records.values()), 1),
+    }
+
+
+def show_summary(summary: Mapping[str, Any], console: Console | None = None) -> None:
+    """
+    Prints what came of a run.
+
+    Args:
+        summary (`Mapping`):
+            From [`summarise_run`].
+        console (`rich.console.Console`, *optional*):
+            Where to; standard output by default.
+    """
+    console = console or Console()
+    rounds = list(summary["rounds"].items())
+    has_truth = "noise_after" in rounds[0][1]
+    table = Table("decision", title=f"Pool of {summary['pool_pairs']:,} pairs")
+    for column in ("flipped", "kept", *(("wrong labels",) if has_truth else ())):
+        table.add_column(column, justify="right")
+    if has_truth:
+        table.add_row("as it came", "0", f"{summary['pool_pairs']:,}", f"{rounds[0][1]['noise_before']:.1%}")
+    for name, one in rounds:
+        noise = [f"{one['noise_after']:.1%}"] if has_truth else []
+        table.add_row(name, f"{one['flipped']:,}", f"{one['kept']:,}", *noise)
+    console.print(table)
+    is_tested = any("accuracy" in one for one in summary["final"].values())
+    table = Table("trained on", title="Reward models")
+    for column in ("pairs", *(("test accuracy",) if is_tested else ())):
+        table.add_column(column, justify="right")
+    for name, one in summary["final"].items():
+        table.add_row(_FINAL_NAMES[name], f"{one['pairs']:,}", *([f"{one['accuracy']:.4f}"] if is_tested else []))
+    console.print(table)

@@ -1,0 +1,136 @@
+"""What the models of a run are trained on: the constructed data, and what the ledger makes of the pool."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from datasets import Dataset, concatenate_datasets
+
+from ..data.encoded import column_of
+from ..data.swapping import swap_pairs
+from .ledger import CurationLedger
+from .ledger_files import LedgerFiles, is_manual, round_key, standing_rounds
+from .ledger_tables import state_of
+from .pair_identity import source_fingerprint
+from .round_data import folds_of
+from .stages import agreed
+
+
+if TYPE_CHECKING:
+    from .curation_run import CurationRun
+
+
+def training_set(
+    run: CurationRun, kind: str, *, fold: tuple[int, int] | None = None, entries: Sequence[tuple[int, str]] = ()
+) -> Dataset:
+    """
+    Rows of a training.
+
+    Args:
+        run ([`CurationRun`]):
+            The run.
+        kind (`str`):
+            What stands beside the base: nothing (`"base"`), the pool as it is (`"uncurated"`), as the ledger has it
+            (`"curated"`), or with its true labels (`"oracle"`).
+        fold (`tuple[int, int]`, *optional*):
+            `(i, n)`: leaves the i-th of n parts of the pool out, i from 0.
+        entries (`Sequence[tuple[int, str]]`, *optional*):
+            Rounds and stages that the ledger holds at this point of the run.
+
+    Returns:
+        `Dataset`: memory-mapped, images encoded.
+    """
+    base = run.sets.usable("base")
+    if kind == "base":
+        return base
+    pool = run.sets.usable("pool")
+    if fold is not None:
+        pool = pool.select(fold_rows(run, fold, inside=False))
+    if kind == "oracle":
+        pool = swap_pairs(pool, column_of(pool, "is_flipped").to_numpy(zero_copy_only=False).astype(bool))
+    elif kind == "curated":
+        pool = ledger_at(run, entries).apply(pool)
+    return concatenate_datasets([base, pool])
+
+
+def fold_rows(run: CurationRun, fold: tuple[int, int], *, inside: bool) -> np.ndarray:
+    """
+    Rows of the pool of one part, or of all others.
+
+    Args:
+        run ([`CurationRun`]):
+            The run.
+        fold (`tuple[int, int]`):
+            Which part, from 0, of how many.
+        inside (`bool`):
+            Whether the rows of the part are wanted, or the others.
+
+    Returns:
+        `np.ndarray`: rows, ascending.
+    """
+    part, parts = fold
+    folds = folds_of(run.sets.usable("pool"), run.sets.names("pool"), parts)
+    return np.flatnonzero((folds == part) == inside)
+
+
+def ledger_at(
+    run: CurationRun,
+    entries: Sequence[tuple[int, str]],
+    *,
+    next_entry: tuple[int, str] | None = None,
+    digest: str = "",
+) -> CurationLedger:
+    """
+    The ledger as it is at a point of the run: what an earlier run with other settings wrote after it is undone.
+
+    Every process has to call it. A ledger of another pool is moved beside, to `ledger-` and its fingerprint.
+
+    Args:
+        run ([`CurationRun`]):
+            The run.
+        entries (`Sequence[tuple[int, str]]`):
+            Rounds and stages that count. Corrections by persons count besides.
+        next_entry (`tuple[int, str]`, *optional*):
+            What is to be written next; if it is there, written by the same stage before a kill, it stays.
+        digest (`str`, *optional*):
+            The digest of that stage.
+
+    Returns:
+        [`CurationLedger`]
+    """
+    folder, own = run.output_dir / "ledger", source_fingerprint(run.sets.names("pool"))
+
+    def rewind() -> None:
+        record = LedgerFiles(folder).read()
+        if record["source_set"] not in (None, own):
+            folder.rename(folder.with_name(f"ledger-{record['source_set']}"))
+            return
+        ledger = CurationLedger(folder)
+        for number in standing_rounds(record):
+            entry = record["rounds"][number]
+            is_own = round_key(entry) == next_entry and entry["settings"].get("digest") == digest
+            if round_key(entry) not in entries and not is_own and not is_manual(entry["stage"]):
+                ledger.undo(*round_key(entry))
+
+    agreed(rewind)
+    return CurationLedger(folder)
+
+
+def pool_labels(run: CurationRun, ledger: CurationLedger) -> tuple[np.ndarray, np.ndarray]:
+    """
+    What a ledger says of the pool.
+
+    Args:
+        run ([`CurationRun`]):
+            The run.
+        ledger ([`CurationLedger`]):
+            Its ledger.
+
+    Returns:
+        `tuple[np.ndarray, np.ndarray]`: which of the N pairs are flipped, and which are kept.
+    """
+    state = ledger.state()
+    known = state_of(run.sets.names("pool"), state.append_column("entry", state["round"]))
+    return known["flipped"].astype(bool), known["kept"].astype(bool)

@@ -1,0 +1,197 @@
+"""The steps of a round that need no model: deciding by scores, and asking judges about what was dropped."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..data.encoded import column_of
+from ..data.whole_file import whole_file
+from .combining import combine_scores
+from .deciding import decide
+from .judging import PairVotes, judge_pairs
+from .ledger import CurationLedger
+from .ledger_files import LedgerFiles, round_key, standing_rounds
+from .pair_identity import source_fingerprint
+from .round_data import image_options
+from .round_judges import Judging
+from .round_report import label_noise
+from .round_sets import ledger_at, pool_labels
+from .round_settings import Step
+from .scoring_shards import gather_scores
+from .stages import agreed
+from .votes import UNREADABLE, relabel_by_vote
+
+
+if TYPE_CHECKING:
+    from .curation_run import CurationRun
+
+Entries = Sequence[tuple[int, str]]
+
+
+def ledger_stage(step: Step, kind: str) -> str:
+    """What the ledger calls a decision of a step."""
+    return kind if step.name is None else f"{step.name}-{kind}"
+
+
+def decide_step(
+    run: CurationRun, folder: Path, *, number: int, step: Step, scored: Sequence[Sequence[str]], before: Entries
+) -> dict[str, Any]:
+    """
+    Decides about all pairs of the pool by their scores, and writes it into the ledger.
+
+    Args:
+        run ([`CurationRun`]):
+            The run.
+        folder (`Path`):
+            Folder of the stage.
+        number (`int`):
+            Number of the round, from 1.
+        step ([`Step`]):
+            The step.
+        scored (`Sequence[Sequence[str]]`):
+            For each model the stages that scored parts of the pool.
+        before (`Sequence[tuple[int, str]]`):
+            Rounds and stages that the ledger holds by now.
+
+    Returns:
+        `dict`: `pairs`, `flipped`, `kept`, reasons, and where the truth is known how many labels are wrong.
+    """
+    digest, entry = _digest(folder), (number, ledger_stage(step, "decide"))
+    ledger = ledger_at(run, before, next_entry=entry, digest=digest)
+    pool, names = run.sets.usable("pool"), run.sets.names("pool")
+
+    def on_main_process() -> dict[str, Any]:
+        if not _is_written(ledger, entry, digest):  # else a run was killed right after it
+            scores = gather_scores([[run.output_dir / name for name in parts] for parts in scored], len(pool))
+            if step.orientation == "current":
+                flipped, _ = pool_labels(run, ledger)
+                scores[flipped] = scores[flipped, ::-1]
+            source = column_of(pool, "source")
+            strength = combine_scores(scores, how=cast(Any, step.combine))
+            ledger.append(
+                *entry,
+                pair_ids=names,
+                decision=decide(strength, step.read_rules(), source=source, min_kept=step.min_kept),
+                sources=source,
+                scores=scores,
+                models=[f"{one.name_or_path}, seed {one.seed}" for one in run.models],
+                settings={"digest": digest, **step.settings()},
+                orientation=cast(Any, step.orientation),
+                source_set=source_fingerprint(names),
+            )
+        return _counts(run, ledger, entry)
+
+    return agreed(on_main_process)
+
+
+def ask_judges(run: CurationRun, folder: Path, *, number: int, step: Step, before: Entries) -> dict[str, Any]:
+    """
+    Asks judges about the pairs that the last decision dropped, and writes into the ledger those that come back.
+
+    A pair without a clear verdict (a reply that cannot be read, a tie, orders or judges that disagree) stays dropped.
+
+    Args:
+        run ([`CurationRun`]):
+            The run.
+        folder (`Path`):
+            Folder of the stage, which gets `votes.parquet`.
+        number (`int`):
+            Number of the round, from 1.
+        step ([`Step`]):
+            The step.
+        before (`Sequence[tuple[int, str]]`):
+            Rounds and stages that the ledger holds by now.
+
+    Returns:
+        `dict`: `judged`, replies by status, and what [`decide_step`] returns.
+    """
+    digest, entry = _digest(folder), (number, ledger_stage(step, "judge"))
+    ledger = ledger_at(run, before, next_entry=entry, digest=digest)
+    pool, names = run.sets.usable("pool"), run.sets.names("pool")
+    judging = cast(Judging, run.judging)
+
+    def on_main_process() -> dict[str, Any]:
+        if not _is_written(ledger, entry, digest):
+            dropped = np.flatnonzero(~pool_labels(run, ledger)[1])
+            asked = names.take(pa.array(dropped))
+            found = judge_pairs(
+                pool.select(dropped),
+                judging.clients(run.output_dir),
+                swap=judging.swap,
+                language=judging.language,
+                image_options=image_options(run.sets.args),
+                show_progress=not run.training.args.disable_tqdm,
+            )
+            _write_votes(folder, asked, found)
+            ledger.append(
+                *entry,
+                pair_ids=asked,
+                decision=relabel_by_vote(found.votes, cast(Any, judging.votes)),
+                sources=column_of(pool, "source").take(pa.array(dropped)),
+                models=[f"{one.model} at {one.location}" for one in judging.endpoints],
+                votes=found.votes,
+                settings={"digest": digest, **judging.settings()},
+                orientation="source",
+            )
+        votes = pq.read_table(folder / "votes.parquet")
+        return {**_vote_counts(votes), **_counts(run, ledger, entry)}
+
+    return agreed(on_main_process)
+
+
+def _digest(folder: Path) -> str:
+    return json.loads((folder / "begun.json").read_text(encoding="utf-8"))["digest"]
+
+
+def _standing(ledger: CurationLedger, entry: tuple[int, str]) -> dict[str, Any] | None:
+    """What the ledger says of a stage of a round, if it stands."""
+    record = LedgerFiles(ledger.directory).read()
+    rounds = [record["rounds"][place] for place in standing_rounds(record)]
+    return next((one for one in rounds if round_key(one) == entry), None)
+
+
+def _is_written(ledger: CurationLedger, entry: tuple[int, str], digest: str) -> bool:
+    written = _standing(ledger, entry)
+    return written is not None and written["settings"].get("digest") == digest
+
+
+def _counts(run: CurationRun, ledger: CurationLedger, entry: tuple[int, str]) -> dict[str, Any]:
+    """What the pool is like after a decision, and what it did, by reason."""
+    flipped, kept = pool_labels(run, ledger)
+    reasons = pq.read_table(ledger.directory / cast(dict, _standing(ledger, entry))["file"], columns=["reason"])
+    return {
+        "pairs": len(flipped),
+        "flipped": int((flipped & kept).sum()),
+        "kept": int(kept.sum()),
+        **label_noise(run.sets.usable("pool"), flipped, kept),
+        "reasons": dict(Counter(reasons["reason"].to_pylist()).most_common()),
+    }
+
+
+def _write_votes(folder: Path, names: pa.Array, found: PairVotes) -> None:
+    """What each judge said of each pair in both orders, with the status of each reply."""
+    columns: dict[str, Any] = {"pair_id": names}
+    for judge in range(found.votes.shape[1]):
+        for order in range(2):
+            votes = found.votes[:, judge, order]
+            columns[f"vote_{judge}_{order}"] = pa.array(votes, mask=votes == UNREADABLE)
+            columns[f"status_{judge}_{order}"] = pa.array(found.status[:, judge, order], pa.string())
+    columns["problem"] = pa.array([found.problems.get(place) for place in range(len(names))], pa.string())
+    with whole_file(folder / "votes.parquet") as part:
+        pq.write_table(pa.table(columns), part)
+
+
+def _vote_counts(votes: pa.Table) -> dict[str, Any]:
+    statuses: Counter[str] = Counter()
+    for name in votes.column_names:
+        if name.startswith("status_"):
+            statuses.update(votes[name].to_pylist())
+    return {"judged": len(votes), "replies": dict(statuses.most_common())}

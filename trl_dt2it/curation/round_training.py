@@ -1,0 +1,262 @@
+"""One training and one scoring of a curation run, each of which frees what it took."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from peft import PeftConfig
+from transformers import BitsAndBytesConfig, TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+
+from ..collator import MultimodalPreferenceCollator
+from ..loading import load_processing_class
+from ..modeling import load_reward_model
+from ..pair_scoring import score_pairs
+from ..reward_config import MultimodalRewardConfig
+from ..reward_trainer import MultimodalRewardTrainer
+from ..shared_forward import decide_share_prefix
+from .round_data import image_options
+from .stages import agreed
+
+
+# Arguments of a training that its result does not depend on.
+_WITHOUT_EFFECT = (
+    *("output_dir", "run_name", "seed", "data_seed", "report_to", "project", "trackio_space_id", "disable_tqdm"),
+    *("logging_", "log_", "save_", "hub_", "push_to_hub", "eval_", "per_device_eval", "dataloader_", "do_"),
+    *("resume_from_checkpoint", "dataset_num_proc", "restore_callback", "ddp_", "local_rank", "skip_memory"),
+    *("include_num_input", "use_cpu", "gradient_checkpointing"),
+)
+
+
+@dataclass(frozen=True)
+class RewardTraining:
+    """
+    How all models of a run are trained.
+
+    Parameters:
+        args ([`MultimodalRewardConfig`]):
+            Configuration. Output directory and seed are replaced for each training.
+        init_kwargs (`dict`, *optional*):
+            Passed on to [`load_reward_model`]: `dtype`, `attn_implementation`, `revision`.
+        peft_config ([`~peft.PeftConfig`], *optional*):
+            Trains adapters.
+        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
+            Quantisation of the base model.
+    """
+
+    args: MultimodalRewardConfig
+    init_kwargs: dict[str, Any] = field(default_factory=dict)
+    peft_config: PeftConfig | None = None
+    quantization_config: BitsAndBytesConfig | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """All that a trained model depends on, besides data, base model and seed."""
+        given = {name: value for name, value in self.args.to_dict().items() if not name.startswith(_WITHOUT_EFFECT)}
+        others = (self.peft_config, self.quantization_config)
+        return {"args": given, "init": self.init_kwargs, "with": [one and one.to_dict() for one in others]}
+
+    def num_steps(self, num_pairs: int) -> int:
+        """Number of optimisation steps on so many pairs, on as many processes as there are now."""
+        if self.args.max_steps > 0:
+            return self.args.max_steps
+        # Batches by number of tokens are not known before they are made.
+        batch = self.args.train_batch_size * PartialState().num_processes
+        batches = math.ceil(num_pairs / batch / self.args.gradient_accumulation_steps)
+        return math.ceil(batches * self.args.num_train_epochs)
+
+
+class WholeCheckpoints(TrainerCallback):
+    """
+    Says of each checkpoint that all processes have written their part of it: a killed run resumes from no other.
+
+    Args:
+        limit (`int`, *optional*):
+            Most checkpoints to keep. The trainer itself would make room before the new one is whole.
+    """
+
+    def __init__(self, limit: int | None) -> None:
+        self.limit = limit
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # The model is saved after the last step anyway, and with `max_steps`, a run that resumes from a checkpoint of
+        # the last step takes one more.
+        if state.global_step >= state.max_steps:
+            control.should_save = False
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.on_step_end(args, state, control)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        PartialState().wait_for_everyone()
+        if not state.is_world_process_zero:
+            return
+        folder = Path(args.output_dir)
+        (folder / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}" / "complete").touch()
+        number = {one: int(one.name.rsplit("-", 1)[1]) for one in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")}
+        for one in sorted(number, key=number.__getitem__)[: -(self.limit or len(number))]:
+            _remove(one)
+
+
+def train_model(
+    folder: Path,
+    dataset: Dataset,
+    training: RewardTraining,
+    *,
+    model: str,
+    seed: int,
+    eval_dataset: Dataset | None = None,
+    push_to_hub: bool = False,
+) -> dict[str, Any]:
+    """
+    Trains a model from the start, or on from its newest whole checkpoint, and saves it.
+
+    Args:
+        folder (`Path`):
+            Where checkpoints, the model, its processor and its card go.
+        dataset (`Dataset`):
+            Preference rows.
+        training ([`RewardTraining`]):
+            How.
+        model (`str`):
+            Hub id or directory of the base model.
+        seed (`int`):
+            Seed of the new head and of the order of the data.
+        eval_dataset (`Dataset`, *optional*):
+            Rows for `eval_strategy`.
+        push_to_hub (`bool`, *optional*, defaults to `False`):
+            Whether `push_to_hub` of the configuration counts.
+
+    Returns:
+        `dict`: `pairs` and `steps`.
+    """
+    args = copy.deepcopy(training.args)
+    args.output_dir, args.seed, args.run_name = str(folder), seed, folder.name
+    args.push_to_hub = args.push_to_hub and push_to_hub
+    limit, args.save_total_limit = args.save_total_limit, None
+    args.max_length, args.on_bad_row, args.image_check = None, "raise", "none"  # looked after once, for all trainings
+    args.model_init_kwargs = {**cast("dict[str, Any]", args.model_init_kwargs or {}), **training.init_kwargs}
+    checkpoint = agreed(lambda: newest_checkpoint(folder))
+    trainer = MultimodalRewardTrainer(
+        model=model,
+        args=args,
+        train_dataset=dataset,
+        eval_dataset=None if args.eval_strategy == "no" else eval_dataset,
+        callbacks=[WholeCheckpoints(limit)],
+        peft_config=copy.deepcopy(training.peft_config),
+        quantization_config=training.quantization_config,
+    )
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model(str(folder))
+    trainer.create_model_card()
+    if args.push_to_hub:
+        trainer.push_to_hub()
+    counts = {
+        "pairs": len(cast(Dataset, trainer.train_dataset)),
+        "steps": trainer.state.global_step,
+    }
+    # Not `trainer.end()`, after which the processes could not talk to each other any more.
+    for tracker in trainer.accelerator.trackers:
+        tracker.finish()
+    trainer.accelerator.free_memory()
+    del trainer
+    _free()
+    PartialState().wait_for_everyone()
+    if PartialState().is_main_process:
+        for one in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+            _remove(one)
+    return counts
+
+
+def newest_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that is whole. Those that are not go."""
+    for one in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        if not (one / "complete").is_file():
+            _remove(one)
+    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+
+
+@contextmanager
+def scorer(folder: Path, training: RewardTraining) -> Iterator[Callable[[Dataset, str], np.ndarray]]:
+    """
+    A trained model that scores, loaded when it is first needed and freed afterwards.
+
+    Args:
+        folder (`Path`):
+            Directory of the model.
+        training ([`RewardTraining`]):
+            How it was trained.
+
+    Yields:
+        `Callable`: gets rows and what to call them, and gives `(n, 2)`: rewards of chosen and rejected.
+    """
+    loaded: list[tuple[torch.nn.Module, MultimodalPreferenceCollator]] = []
+
+    def score(dataset: Dataset, desc: str) -> np.ndarray:
+        if not loaded:
+            loaded.append(load_scorer(folder, training))
+        model, collator = loaded[0]
+        args = training.args
+        return score_pairs(
+            model,
+            dataset,
+            collator,
+            batch_size=args.per_device_eval_batch_size,
+            max_tokens_per_batch=args.max_tokens_per_batch,
+            num_workers=args.dataloader_num_workers,
+            desc=desc,
+            show_progress=not args.disable_tqdm,
+        )
+
+    try:
+        yield score
+    finally:
+        loaded.clear()
+        _free()
+
+
+def load_scorer(folder: Path, training: RewardTraining) -> tuple[torch.nn.Module, MultimodalPreferenceCollator]:
+    """
+    A trained model on this process's device, and the collator for it.
+
+    Args:
+        folder (`Path`):
+            Directory of the model.
+        training ([`RewardTraining`]):
+            How it was trained.
+
+    Returns:
+        `tuple`
+    """
+    args = training.args
+    kwargs = {key: value for key, value in training.init_kwargs.items() if key in ("dtype", "attn_implementation")}
+    model = load_reward_model(folder, **kwargs, trust_remote_code=args.trust_remote_code, allow_new_head=False)
+    collator = MultimodalPreferenceCollator(
+        load_processing_class(folder, trust_remote_code=args.trust_remote_code),
+        image_options=image_options(args),
+        pad_to_multiple_of=cast("int | None", args.pad_to_multiple_of),
+        share_prefix=decide_share_prefix(args.share_prefix, model),
+    )
+    return model.to(PartialState().device), collator
+
+
+def _remove(checkpoint: Path) -> None:
+    (checkpoint / "complete").unlink(missing_ok=True)  # first, for whoever is killed while the rest goes
+    shutil.rmtree(checkpoint)
+
+
+def _free() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,188 @@
+"""Which pairs an epoch trains on, and how it reads them, while data loader, data set and number of steps stay.
+
+All that changes lives in a [`Selection`] in the main process. A sampler gives, in place of a bare row number, a
+[`Draw`] that says how to read the row; it reaches the workers of the data loader with the batch that it belongs to, so
+that nothing is out of date there, whether they persist or have fetched ahead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import datasets
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+from transformers.trainer_pt_utils import BatchRebalanceSampler
+
+from ..data.swapping import partner_column
+
+
+class Draw(NamedTuple):
+    """A pair and how to read it. Without `strength` the row's own holds; NaN is an unknown one."""
+
+    row: int
+    is_flipped: bool
+    is_drawn: bool
+    strength: float | None
+
+
+@dataclass
+class Selection:
+    """
+    How the N pairs of a train set are read in this epoch.
+
+    Parameters:
+        flipped (`np.ndarray` of shape `(N,)` and dtype `bool`):
+            Whether chosen and rejected change places, against the data set.
+        kept (`np.ndarray` of shape `(N,)` and dtype `bool`):
+            Whether the pair stays in the set.
+        held_out (`np.ndarray` of shape `(N,)` and dtype `bool`, *optional*):
+            Whether the pair is left out of this one epoch.
+        strength (`np.ndarray` of shape `(N,)` and dtype `float64`, *optional*):
+            Strengths in place of those of the data set, NaN where unknown.
+        seed (`int`, *optional*, defaults to 0):
+            Seed of the order.
+        epoch (`int`, *optional*, defaults to 0):
+            Number of epochs done.
+    """
+
+    flipped: np.ndarray
+    kept: np.ndarray
+    held_out: np.ndarray | None = None
+    strength: np.ndarray | None = None
+    seed: int = 0
+    epoch: int = 0
+
+    @classmethod
+    def of_all(cls, num_pairs: int, seed: int = 0) -> Selection:
+        """All pairs, as they are in the data set."""
+        return cls(np.zeros(num_pairs, dtype=bool), np.ones(num_pairs, dtype=bool), seed=seed)
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    @property
+    def drawn(self) -> np.ndarray:
+        """Whether the pair is trained on in this epoch, `(N,)` bool."""
+        return self.kept if self.held_out is None else self.kept & ~self.held_out
+
+    def draw(self, row: int) -> Draw:
+        is_drawn = self.kept[row] and (self.held_out is None or not self.held_out[row])
+        strength = None if self.strength is None else float(self.strength[row])
+        return Draw(row, bool(self.flipped[row]), bool(is_drawn), strength)
+
+
+class SelectionSampler(Sampler[Draw]):
+    """
+    Gives as many draws an epoch as the data set has pairs, all of pairs that are kept.
+
+    Where fewer are kept, it goes through them again, in another order, until the epoch is full; so the number of steps
+    and the learning rates stay, and no kept pair is seen more than once more often than another. The order follows
+    from seed, epoch and selection alone, and with all pairs kept it is that of accelerate's `SeedableRandomSampler`,
+    which the trainer uses otherwise.
+
+    Args:
+        selection ([`Selection`]):
+            What to draw from; read when an epoch begins.
+        shuffle (`bool`, *optional*, defaults to `True`):
+            Whether to shuffle, or to take the pairs in their order.
+    """
+
+    def __init__(self, selection: Selection, shuffle: bool = True) -> None:
+        self.selection = selection
+        self.shuffle = shuffle
+
+    def __len__(self) -> int:
+        return len(self.selection)
+
+    def __iter__(self) -> Iterator[Draw]:
+        drawn = np.flatnonzero(self.selection.drawn)
+        generator = torch.Generator().manual_seed(self.selection.seed + self.selection.epoch)
+        left = len(self)
+        while left:
+            order = drawn
+            if self.shuffle:
+                order = drawn[torch.randperm(len(drawn), generator=generator).numpy()]
+            for row in order[:left].tolist():
+                yield self.selection.draw(row)
+            left -= len(order[:left])
+
+
+class PlannedSampler(Sampler[Draw]):
+    """
+    Gives what another sampler gives, as draws.
+
+    For an order that was planned over all pairs, such as groups of similar length: a pair that is dropped keeps its
+    place, and [`CuratedRows`] gives it the weight 0.
+
+    Args:
+        sampler (`Sampler`):
+            Gives numbers of rows.
+        selection ([`Selection`]):
+            How to read them.
+    """
+
+    def __init__(self, sampler: Sampler, selection: Selection) -> None:
+        self.sampler = sampler
+        self.selection = selection
+
+    def __len__(self) -> int:
+        return len(self.sampler)  # type: ignore[arg-type]  # all of the trainer's have a length
+
+    def __iter__(self) -> Iterator[Draw]:
+        return map(self.selection.draw, self.sampler)
+
+
+class PlannedBatchSampler(BatchRebalanceSampler):
+    """The same for a sampler of batches; a `BatchRebalanceSampler` in name alone, as [`TokenBatchSampler`] is."""
+
+    def __init__(self, sampler: Any, selection: Selection) -> None:
+        self.sampler = sampler
+        self.selection = selection
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        for batch in self.sampler:
+            yield [self.selection.draw(row) for row in batch]
+
+    def set_epoch(self, epoch: int) -> None:
+        self.sampler.set_epoch(epoch)
+
+
+class CuratedRows(Dataset):
+    """
+    A train set that is read by draws.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            Preference rows; they stay as they are.
+    """
+
+    def __init__(self, dataset: datasets.Dataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+        return self.__getitems__([draw])[0]
+
+    def __getitems__(self, draws: Sequence[Draw]) -> list[dict[str, Any]]:
+        rows = self.dataset.__getitems__([draw.row for draw in draws])
+        return [as_drawn(row, draw) for row, draw in zip(rows, draws, strict=True)]
+
+
+def as_drawn(row: dict[str, Any], draw: Draw) -> dict[str, Any]:
+    """A row as it is trained on: with its sides changed, with weight 0, or with another strength."""
+    if draw.is_flipped:
+        row = {name: row[partner_column(name, row.keys()) or name] for name in row}
+    if not draw.is_drawn:
+        row = {**row, "weight": 0.0}
+    if draw.strength is not None:
+        row = {**row, "strength": None if np.isnan(draw.strength) else draw.strength}
+    return row

@@ -1,0 +1,238 @@
+"""A long run as a list of stages, each of which is done once, whenever the run is killed.
+
+```
+output_dir/
+  round-1/score/model-0/begun.json     whose work lies here: a digest of all that the result depends on
+  round-1/score/model-0/...            what the stage makes
+  round-1/score/model-0/stage.json     what came of it; written last, so that it says that the stage is done
+```
+A digest covers the settings of a stage and the digests of its inputs, so that the list is a pure function of the
+configuration, and changing a setting does again what depends on it and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from rich.console import Console
+from rich.table import Table
+
+from .. import __version__
+from ..data.whole_file import whole_file
+
+
+@dataclass(frozen=True)
+class Stage:
+    """
+    One step of a run.
+
+    Parameters:
+        name (`str`):
+            Its name, and its folder under the output directory.
+        run (`Callable`):
+            Does it: gets the folder, is called on every process, and returns counts, of which those of the first
+            process are kept. What a killed call left in the folder is still there in the next one.
+        settings (`Mapping`):
+            What the result depends on besides `inputs`; anything that JSON can hold.
+        inputs (`tuple[str, ...]`, *optional*):
+            Names of stages before it, whose results it reads.
+        expected (`Mapping`, *optional*):
+            What it will take at most, for the plan: `pairs`, `steps`, `calls`, `USD`.
+        is_shared (`bool`, *optional*, defaults to `False`):
+            Whether several machines may work on it at a time. Then `run` may return `None`: its own part is done, and
+            others are not.
+    """
+
+    name: str
+    run: Callable[[Path], Mapping[str, Any] | None]
+    settings: Mapping[str, Any]
+    inputs: tuple[str, ...] = ()
+    expected: Mapping[str, Any] = field(default_factory=dict)
+    is_shared: bool = False
+
+
+def digest_of(value: Any) -> str:
+    """A SHA-256 of what JSON can hold, 64 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def stage_digests(stages: Sequence[Stage]) -> dict[str, str]:
+    """
+    A digest of all that each stage depends on.
+
+    Args:
+        stages (`Sequence[Stage]`):
+            The stages, in order.
+
+    Returns:
+        `dict[str, str]`: digests by name.
+
+    Raises:
+        `ValueError`: if two stages have one name, or an input is not among the stages before.
+    """
+    digests: dict[str, str] = {}
+    for stage in stages:
+        if stage.name in digests:
+            raise ValueError(f"Two stages are called {stage.name}.")
+        if missing := [name for name in stage.inputs if name not in digests]:
+            raise ValueError(f"{stage.name} reads {missing[0]}, which is not among the stages before it.")
+        parts = {"settings": stage.settings, "inputs": [digests[name] for name in stage.inputs]}
+        digests[stage.name] = digest_of({**parts, "version": __version__})
+    return digests
+
+
+def stage_record(output_dir: Path, name: str, digest: str) -> dict[str, Any] | None:
+    """What came of a stage, or `None` if it is not done, or was done with something else."""
+    marker = output_dir / name / "stage.json"
+    if not marker.is_file():
+        return None
+    record = json.loads(marker.read_text(encoding="utf-8"))
+    return record if record["digest"] == digest else None
+
+
+def run_stages(
+    stages: Sequence[Stage],
+    output_dir: Path,
+    *,
+    only_shared: bool = False,
+    stop_before: str | None = None,
+    console: Console | None = None,
+) -> dict[str, dict[str, Any]]:
+    """
+    Does what is not done yet, on all processes together.
+
+    Args:
+        stages (`Sequence[Stage]`):
+            The stages, in order.
+        output_dir (`Path`):
+            Folder of the run.
+        only_shared (`bool`, *optional*, defaults to `False`):
+            Whether this is one of several machines, which works on shared stages and stops before any other that is
+            not done, or is not done by all machines.
+        stop_before (`str`, *optional*):
+            Stops before the first stage that is not done and whose name begins like this.
+        console (`rich.console.Console`, *optional*):
+            Where the first process says what it does.
+
+    Returns:
+        `dict[str, dict]`: for each stage that is done its record: `digest`, `counts` and `seconds`.
+
+    Raises:
+        `ValueError`: if a stage's folder holds files of something else.
+    """
+    state, console, records = PartialState(), console or Console(), dict[str, dict[str, Any]]()
+    digests = stage_digests(stages)
+    for number, stage in enumerate(stages, 1):
+        title = f"{number}/{len(stages)} {stage.name}"
+        record = agreed(partial(stage_record, output_dir, stage.name, digests[stage.name]))
+        if record is not None:
+            records[stage.name] = record
+            continue
+        if only_shared and not stage.is_shared:
+            _say(console, f"{title}: run it without `--shard`, on one machine or on all as one launch.")
+            break
+        if stop_before is not None and stage.name.startswith(stop_before):
+            _say(console, f"{title}: stopped before it.")
+            break
+        _say(console, f"{title} ...")
+        agreed(partial(_begin, output_dir / stage.name, digests[stage.name]))
+        start = time.perf_counter()
+        counts = stage.run(output_dir / stage.name)
+        seconds = round(time.perf_counter() - start, 1)
+        record = {"stage": stage.name, "digest": digests[stage.name], "counts": counts, "seconds": seconds}
+        # Only when all processes are through is the stage done, and only then may any go on.
+        state.wait_for_everyone()
+        record = agreed(partial(_end, output_dir / stage.name, record))
+        if record["counts"] is None:
+            _say(console, f"{title}: this machine's part is done; others are still at work.")
+            break
+        records[stage.name] = record
+        told = ", ".join(f"{name} {_number(value)}" for name, value in record["counts"].items() if _is_number(value))
+        _say(console, f"{title} done in {seconds:.0f} s" + (f": {told}" if told else ""))
+    return records
+
+
+def agreed(decide: Callable[[], Any]) -> Any:
+    """What `decide` gives on the first process, on all of them."""
+    state = PartialState()
+    answer = [decide() if state.is_main_process else None]
+    if state.num_processes > 1:
+        broadcast_object_list(answer)
+    return answer[0]
+
+
+def show_plan(stages: Sequence[Stage], output_dir: Path, console: Console | None = None) -> None:
+    """
+    Prints what would be done.
+
+    Args:
+        stages (`Sequence[Stage]`):
+            The stages, in order.
+        output_dir (`Path`):
+            Folder of the run.
+        console (`rich.console.Console`, *optional*):
+            Where to; standard output by default.
+    """
+    digests = stage_digests(stages)
+    table = Table("stage", "state", title=f"Plan of {output_dir}", caption="pairs, steps, calls and USD: at most")
+    columns = ("pairs", "steps", "calls", "USD")
+    for column in columns:
+        table.add_column(column, justify="right")
+    total = dict.fromkeys(columns, 0.0)
+    for stage in stages:
+        is_done = stage_record(output_dir, stage.name, digests[stage.name]) is not None
+        state = "done" if is_done else "begun" if _has_begun(output_dir / stage.name, digests[stage.name]) else "to do"
+        values = {name: stage.expected.get(name) for name in columns}
+        table.add_row(stage.name, state, *("" if value is None else _number(value) for value in values.values()))
+        for name, value in values.items():
+            total[name] += 0 if is_done else value or 0
+    table.add_section()
+    table.add_row("to do in all", "", "", *(_number(total[name]) for name in columns[1:]))
+    (console or Console()).print(table)
+
+
+def _has_begun(folder: Path, digest: str) -> bool:
+    begun = folder / "begun.json"
+    return begun.is_file() and json.loads(begun.read_text(encoding="utf-8"))["digest"] == digest
+
+
+def _begin(folder: Path, digest: str) -> None:
+    """Makes the folder ready: what an interrupted run of the same stage left stays, and what another left goes."""
+    (folder / "stage.json").unlink(missing_ok=True)
+    if not _has_begun(folder, digest):
+        if (folder / "begun.json").is_file():
+            shutil.rmtree(folder)
+        elif folder.is_dir() and any(one.suffix != ".part" for one in folder.iterdir()):
+            raise ValueError(f"{folder} holds files that are not of this run; move them, or take another output_dir.")
+        with whole_file(folder / "begun.json") as part:
+            part.write_text(json.dumps({"digest": digest}) + "\n", encoding="utf-8")
+
+
+def _end(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+    if record["counts"] is not None:
+        with whole_file(folder / "stage.json") as part:
+            part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return record
+
+
+def _say(console: Console, text: str) -> None:
+    if PartialState().is_main_process:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value == int(value) else f"{value:,.3g}"

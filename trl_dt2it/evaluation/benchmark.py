@@ -1,0 +1,145 @@
+"""What a benchmark of preference pairs is: where its rows are, how they fall into categories, and what is counted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..data.sources.source import Source
+
+
+class Ratio(NamedTuple):
+    """
+    A metric as a ratio of two sums over units, which are drawn as wholes when it is bootstrapped.
+
+    Parameters:
+        hits (`np.ndarray` of shape `(U,)` and type float64):
+            How much of each unit is right.
+        total (`np.ndarray` of shape `(U,)` and type float64):
+            How much each unit counts.
+        over (`str`, *optional*, defaults to `"pairs"`):
+            What is counted: `"pairs"`, or `"prompts"`.
+    """
+
+    hits: np.ndarray
+    total: np.ndarray
+    over: str = "pairs"
+
+
+# From what is right `(n,)` bool, the category of each row `(n,)` str and its unit `(n,)` int64, the ratios by name.
+Counting = Callable[[np.ndarray, np.ndarray, np.ndarray], dict[str, Ratio]]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """
+    A benchmark of preference pairs.
+
+    Parameters:
+        name (`str`):
+            What users call it.
+        title (`str`):
+            What its authors call it.
+        source ([`~trl_dt2it.data.sources.Source`]):
+            Where it is, under which licence, and its adapter, which gives rows with a `pair_id` of their own and
+            their `category`.
+        category_of (`Callable`):
+            The category of a row, raw or canonical.
+        unit_of (`Callable`):
+            What a row has in common with the other rows about the same prompt; `None` if the row does not tell.
+        count (`Callable`):
+            The ratios that are its metrics.
+        averages (`Mapping[str, tuple[str, ...]]`, *optional*):
+            Metrics that are the mean of others.
+        headline (`str`, *optional*, defaults to `"overall"`):
+            The ratio over all pairs.
+        sizes (`Mapping[int, str]`, *optional*):
+            Known numbers of rows, and which release has them, the current first.
+        key_columns (`tuple[str, ...]`, *optional*):
+            Columns of a raw row that `category_of` and `unit_of` read.
+        optional_category (`tuple[str, str]`, *optional*):
+            A category that may be left out as a whole, and what the rest is called then.
+        whole_repository (`bool`, *optional*, defaults to `False`):
+            Whether images lie beside the rows in the repository on the Hub.
+        both_orders (`bool`, *optional*, defaults to `False`):
+            Whether text-to-image pairs are asked about in both orders, unless the user says otherwise.
+    """
+
+    name: str
+    title: str
+    source: Source
+    category_of: Callable[[Mapping[str, Any]], str]
+    unit_of: Callable[[Mapping[str, Any]], Any]
+    count: Counting
+    averages: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    headline: str = "overall"
+    sizes: Mapping[int, str] = field(default_factory=dict)
+    key_columns: tuple[str, ...] = ()
+    optional_category: tuple[str, str] | None = None
+    whole_repository: bool = False
+    both_orders: bool = False
+
+
+def pair_ratio(correct: np.ndarray, unit: np.ndarray, where: np.ndarray | None = None) -> Ratio:
+    """
+    The share of pairs that are right.
+
+    Args:
+        correct (`np.ndarray` of shape `(n,)` and type bool):
+            Whether the chosen answer of a pair has the higher score.
+        unit (`np.ndarray` of shape `(n,)` and type int64):
+            The unit of each pair, from 0 on.
+        where (`np.ndarray` of shape `(n,)` and type bool, *optional*):
+            The pairs that count; all by default.
+
+    Returns:
+        [`Ratio`]
+    """
+    counts = np.ones(len(unit), dtype=bool) if where is None else where
+    num_units = int(unit.max(initial=-1)) + 1
+    hits = np.bincount(unit, weights=correct & counts, minlength=num_units)
+    return Ratio(hits, np.bincount(unit, weights=counts, minlength=num_units))
+
+
+def unit_ratio(pairs: Ratio) -> Ratio:
+    """The share of units of which every pair is right, of those that have any."""
+    exists = pairs.total > 0
+    all_right = exists & (pairs.hits == pairs.total)
+    return Ratio(all_right.astype(float), exists.astype(float), over="prompts")
+
+
+def by_category(correct: np.ndarray, category: np.ndarray, unit: np.ndarray) -> dict[str, Ratio]:
+    """The share of pairs that are right, as `overall` and for each category by its name, these sorted."""
+    names = sorted(set(category.tolist()) - {""})
+    return {
+        "overall": pair_ratio(correct, unit),
+        **{name: pair_ratio(correct, unit, category == name) for name in names},
+    }
+
+
+def pair_identity(name: Any, *parts: Any) -> str:
+    """
+    An id of a pair that no other pair has, whatever the rows are called, and whatever order they come in.
+
+    Args:
+        name (`str`, *optional*):
+            What the benchmark calls the row, which need not be unique.
+        parts:
+            The question, the chosen and the rejected answer. A label that a later release corrects makes another id,
+            so that scores of the one never count for the other.
+
+    Returns:
+        `str`: the name and 12 hexadecimal digits.
+    """
+    digest = hashlib.sha256(json.dumps(parts, ensure_ascii=False, default=str).encode()).hexdigest()[:12]
+    return digest if name is None or name == "" else f"{name}-{digest}"
+
+
+def by_group_id(row: Mapping[str, Any]) -> Any:
+    """The unit of a canonical row."""
+    return row.get("group_id")

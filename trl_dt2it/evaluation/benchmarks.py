@@ -1,0 +1,50 @@
+"""The benchmarks that `evaluate` knows, by name."""
+
+from __future__ import annotations
+
+from .benchmark import Benchmark
+from .hpd import HPDV2, HPDV3_TEST
+from .image_reward import IMAGE_REWARD
+from .mm_rlhf_rewardbench import MM_RLHF_REWARDBENCH
+from .mmrb2 import MMRB2
+from .multimodal_rewardbench import MULTIMODAL_REWARDBENCH
+from .omni_rewardbench import OMNI_REWARDBENCH_T2I, OMNI_REWARDBENCH_TI2T
+from .vl_rewardbench import VL_REWARDBENCH
+
+
+BENCHMARKS: dict[str, Benchmark] = {
+    benchmark.name: benchmark
+    for benchmark in (
+        VL_REWARDBENCH,
+        MULTIMODAL_REWARDBENCH,
+        MM_RLHF_REWARDBENCH,
+        # Optional.
+        MMRB2,
+        OMNI_REWARDBENCH_TI2T,
+        OMNI_REWARDBENCH_T2I,
+        HPDV2,
+        HPDV3_TEST,
+        IMAGE_REWARD,
+    )
+}
+# What the paper reports, and what it takes the pooled mean of.
+PAPER_BENCHMARKS = ("vl-rewardbench", "multimodal-rewardbench", "mm-rlhf-rewardbench")
+
+
+def find_benchmark(name: str) -> Benchmark:
+    """
+    A benchmark by its name.
+
+    Args:
+        name (`str`):
+            One of [`BENCHMARKS`].
+
+    Returns:
+        [`Benchmark`]
+
+    Raises:
+        `ValueError`: if it is not known.
+    """
+    if name not in BENCHMARKS:
+        raise ValueError(f"`{name}` is no known benchmark. Known are {', '.join(BENCHMARKS)}.")
+    return BENCHMARKS[name]

@@ -1,0 +1,128 @@
+"""MM-RLHF-RewardBench: 170 pairs about 46 prompts with an image or a video (arXiv 2502.10391)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from ..data.canonical import preference
+from ..data.errors import RowError
+from ..data.sources.fields import image_field, images_field, name_field, text_field, without_markers
+from ..data.sources.source import Source
+from .benchmark import Benchmark, Ratio, pair_identity, pair_ratio, unit_ratio
+
+
+CATEGORIES = ("mcq", "long", "short", "safety", "video")
+
+
+def category_of(row: Mapping[str, Any]) -> str:
+    """
+    The category of a row: the folder of its image or video.
+
+    Args:
+        row (`Mapping`):
+            A row with a path in `image` or `video`, or a canonical one with `category`.
+
+    Returns:
+        `str`: one of [`CATEGORIES`].
+
+    Raises:
+        `ValueError`: if the row tells none.
+    """
+    path = _path(row)
+    folders = re.split(r"[/\\]", path)[:-1]
+    for parts in (folders, [path]):  # a folder of that name, or else the name anywhere in the path
+        for category in CATEGORIES:
+            if any(category == part if parts is folders else category in part for part in parts):
+                return category
+    if row.get("category") in CATEGORIES:
+        return row["category"]
+    if row.get("video"):
+        return "video"  # frames as they are, without a path
+    raise ValueError(
+        f"A row of MM-RLHF-RewardBench has the path {path!r:.60}, which names none of {', '.join(CATEGORIES)}."
+    )
+
+
+def _path(row: Mapping[str, Any]) -> str:
+    for column in ("image", "video"):
+        value = row.get(column)
+        path = value.get("path") if isinstance(value, Mapping) else value
+        if isinstance(path, str) and path:
+            return path
+    return ""
+
+
+def prompt_of(row: Mapping[str, Any]) -> Any:
+    """The id that all pairs about one prompt have in common."""
+    return row["group_id"] if row.get("id") is None else row["id"]
+
+
+def mm_rlhf_rewardbench(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
+    """
+    The pair of a row.
+
+    Args:
+        row (`Mapping`):
+            `id`, `prompt`, `chosen`, `rejected`, and `image` or `video`, this as a folder of frames or a list of them.
+
+    Yields:
+        `dict`: the pair, with `pair_id` and `category`; a video is the only item of `videos`.
+
+    Raises:
+        [`RowError`]: if a field is missing or of another type.
+    """
+    name = name_field(row, "id")
+    question = without_markers(text_field(row, "prompt"))
+    chosen, rejected = text_field(row, "chosen"), text_field(row, "rejected")
+    video = row.get("video")
+    if not video:
+        images, videos = image_field(row, "image"), []
+    elif images_field(row, "image"):
+        raise RowError("image_type", "the row has both `image` and `video`; leave the one that the question is about.")
+    elif isinstance(video, (str, list, tuple)):
+        images, videos = [], [video if isinstance(video, str) else list(video)]
+    else:
+        kind = type(video).__name__
+        raise RowError("video_type", f"`video` is of type {kind}; give a folder of frames or a list of them.")
+    try:
+        category = category_of(row)
+    except ValueError as error:
+        raise RowError("missing_column", f"{error}") from error
+    pair = preference(question, chosen, rejected, images, videos=videos, group=name, source_id=name)
+    yield {**pair, "pair_id": pair_identity(name, question, chosen, rejected), "category": category}
+
+
+def count(correct: np.ndarray, category: np.ndarray, unit: np.ndarray) -> dict[str, Ratio]:
+    """Accuracy over pairs (`acc`), and over prompts of which every pair has to be right (`acc_plus`)."""
+    pairs = {"": pair_ratio(correct, unit)}
+    pairs |= {f"/{name}": pair_ratio(correct, unit, category == name) for name in CATEGORIES}
+    return {
+        **{f"acc{name}": ratio for name, ratio in pairs.items()},
+        **{f"acc_plus{name}": unit_ratio(ratio) for name, ratio in pairs.items()},
+    }
+
+
+MM_RLHF_REWARDBENCH = Benchmark(
+    name="mm-rlhf-rewardbench",
+    title="MM-RLHF-RewardBench",
+    source=Source(
+        mm_rlhf_rewardbench,
+        licence="unknown",
+        hub_id="yifanzhang114/MM-RLHF-RewardBench",
+        files=("mm_reward_bench.jsonl",),
+        has_videos=True,
+        note="The publisher states no licence on the page of the data set.",
+    ),
+    category_of=category_of,
+    unit_of=prompt_of,
+    count=count,
+    headline="acc",
+    sizes={170: "145 pairs with an image and 25 with a video"},
+    key_columns=("id", "image", "video", "category"),
+    optional_category=("video", "image-only"),
+    whole_repository=True,
+)

@@ -1,0 +1,93 @@
+"""Multimodal RewardBench 2, the text-to-image part: 1,000 pairs of images, each asked about in both orders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ..data.canonical import t2i_pair
+from ..data.errors import RowError
+from ..data.sources.fields import images_field, name_field, text_field
+from ..data.sources.source import Source
+from .benchmark import Benchmark, by_category, by_group_id, pair_identity
+
+
+# The answers of the other parts are images and texts in one, which a reward model of a prompt and a text cannot read.
+_ONLY = "only pairs of the text-to-image part, a caption and one image for each answer, can be asked about"
+
+
+def mmrb2(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
+    """
+    The pair of a row.
+
+    Args:
+        row (`Mapping`):
+            The Hub's columns: `pair_id`, `prompt_text`, `response_a_images`, `response_b_images`, `chosen` ("A" or
+            "B", in either case); or an entry of `pairs` in the authors' files: `id`, `prompt_content`, `response_a`
+            and `response_b` with `response_content`, these as lists of kind and value.
+
+    Yields:
+        `dict`: the text-to-image pair, with `pair_id`.
+
+    Raises:
+        [`RowError`]: if a field is missing, or the row is of another part.
+    """
+    name = name_field(row, "pair_id") or name_field(row, "id")
+    if row.get("prompt_content") is not None:
+        caption, prompt_images = _parts(row["prompt_content"], "prompt_content")
+        answers = [_local_answer(row, side) for side in "ab"]
+    else:
+        caption, prompt_images = text_field(row, "prompt_text"), images_field(row, "prompt_images")
+        answers = [(row.get(f"response_{x}_text") or "", images_field(row, f"response_{x}_images")) for x in "ab"]
+    if prompt_images or any(text.strip() or len(images) != 1 for text, images in answers):
+        raise RowError("image_in_answer", f"{_ONLY}; leave this row out.")
+    choice = str(row.get("chosen")).upper()
+    if choice not in ("A", "B"):
+        raise RowError("unparsed_verdict", f'`chosen` is {row.get("chosen")!r:.40}; it must be "A" or "B".')
+    first, second = (images[0] for _, images in answers)
+    chosen, rejected = (first, second) if choice == "A" else (second, first)
+    yield {**t2i_pair(caption, chosen, rejected, source_id=name), "pair_id": pair_identity(name, caption, choice)}
+
+
+def _local_answer(row: Mapping[str, Any], side: str) -> tuple[str, list[Any]]:
+    answer = row.get(f"response_{side}")
+    if not isinstance(answer, Mapping):
+        raise RowError("missing_column", f"`response_{side}` is missing or no object; give it.")
+    return _parts(answer.get("response_content"), f"response_{side}")
+
+
+def _parts(content: Any, field: str) -> tuple[str, list[Any]]:
+    """Text and images of a list of kinds and values."""
+    if not isinstance(content, (list, tuple)) or not all(
+        isinstance(p, (list, tuple)) and len(p) == 2 for p in content
+    ):
+        raise RowError("not_conversational", f"`{field}` is no list of a kind and a value each; mend the file.")
+    return (
+        "".join(str(value) for kind, value in content if kind == "text"),
+        [value for kind, value in content if kind == "image"],
+    )
+
+
+def no_category(row: Mapping[str, Any]) -> str:
+    """The category that the rows themselves bring, such as the order of the images; `""` if none."""
+    return str(row.get("category") or "")
+
+
+MMRB2 = Benchmark(
+    name="mmrb2-t2i",
+    title="Multimodal RewardBench 2, text to image",
+    source=Source(
+        mmrb2,
+        licence="CC-BY-NC-4.0",
+        hub_id="rl-research/multimodal-rewardbench-2",
+        is_non_commercial=True,
+        is_t2i=True,
+        config="t2i",
+    ),
+    category_of=no_category,
+    unit_of=by_group_id,
+    count=by_category,
+    sizes={2000: "1,000 pairs in both orders", 1000: "1,000 pairs in one order"},
+    key_columns=("category",),
+    both_orders=True,
+)

@@ -1,0 +1,124 @@
+"""Multimodal RewardBench: 4,711 public pairs in six categories, one of them in two parts (arXiv 2502.14191)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from ..data.canonical import preference
+from ..data.errors import RowError
+from ..data.sources.fields import image_field, name_field, text_field, without_markers
+from ..data.sources.source import Source
+from .benchmark import Benchmark, Ratio, by_group_id, pair_identity, pair_ratio
+
+
+GROUPS = ("correctness", "preference", "knowledge", "math", "coding", "safety", "vqa")
+
+_CODING_FOLDERS = {"emma-coding", "image2struct"}
+
+
+def group_of(row: Mapping[str, Any]) -> str:
+    """
+    The group of a row: its category, with `reasoning` parted into mathematics and coding.
+
+    Mathematics are the rows whose `ID` begins with "math" (so the benchmark's own script) or whose image is in the
+    folder `mathvista` (so the paper's). Any other row of `reasoning` is coding, so that none is lost.
+
+    Args:
+        row (`Mapping`):
+            A row with `Category` (or `category`), and for `reasoning` with `ID` or the path of its image; or a
+            canonical one.
+
+    Returns:
+        `str`: one of [`GROUPS`].
+
+    Raises:
+        `ValueError`: if the category is not known, or `reasoning` cannot be parted.
+    """
+    row = row.get("Meta") if isinstance(row.get("Meta"), Mapping) else row  # type: ignore[assignment]
+    category = str(row.get("Category") or row.get("category") or "").lower()
+    category = category.rpartition("/")[2].removesuffix("_task")
+    if category in GROUPS:
+        return category
+    if category != "reasoning":
+        raise ValueError(f"A row of Multimodal RewardBench has the category {category!r:.60}, which is not known.")
+    name = str(row.get("ID") or row.get("id") or "").lower()
+    folders = set(re.split(r"[/\\]", _path(row).lower()))
+    if name.startswith("math") or "mathvista" in folders:
+        return "math"
+    if not name and not folders & _CODING_FOLDERS:
+        raise ValueError(
+            "A row of Multimodal RewardBench is of the category reasoning, and neither an `ID` nor the folder of its "
+            "image says whether it is math or coding; give one of them."
+        )
+    return "coding"
+
+
+def _path(row: Mapping[str, Any]) -> str:
+    for column in ("Image", "image", "image_path"):
+        image = row.get(column)
+        path = image.get("path") if isinstance(image, Mapping) else image
+        if isinstance(path, str):
+            return path
+    return ""
+
+
+def multimodal_rewardbench(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
+    """
+    The pair of a row.
+
+    Args:
+        row (`Mapping`):
+            `ID`, `Image` (or `image`), `Category`, `Text`, `Output1`, `Output2`, and `Better`, which names one of the
+            two; or a line of a judge's answers, which holds such a row in `Meta`.
+
+    Yields:
+        `dict`: the pair, with `pair_id` and `category`.
+
+    Raises:
+        [`RowError`]: if a field is missing. `Text` is, until the benchmark's download script has filled it in.
+    """
+    row = row["Meta"] if isinstance(row.get("Meta"), Mapping) else row
+    name = name_field(row, "ID")
+    question = without_markers(text_field(row, "Text"))
+    better = row.get("Better")
+    if better not in ("Output1", "Output2"):
+        raise RowError("unparsed_verdict", f'`Better` is {better!r:.40}; it must be "Output1" or "Output2".')
+    chosen, rejected = text_field(row, "Output1"), text_field(row, "Output2")
+    if better == "Output2":
+        chosen, rejected = rejected, chosen
+    try:
+        group = group_of(row)
+    except ValueError as error:
+        raise RowError("missing_column", f"{error}") from error
+    pair = preference(question, chosen, rejected, image_field(row, "Image", "image"), source_id=name)
+    yield {**pair, "pair_id": pair_identity(name, question, chosen, rejected), "category": group}
+
+
+def count(correct: np.ndarray, category: np.ndarray, unit: np.ndarray) -> dict[str, Ratio]:
+    """Accuracy over all pairs, over all but those of safety, and in each group."""
+    groups = {group: pair_ratio(correct, unit, category == group) for group in GROUPS}
+    without_safety = pair_ratio(correct, unit, category != "safety")
+    return {"overall": pair_ratio(correct, unit), "overall_without_safety": without_safety, **groups}
+
+
+MULTIMODAL_REWARDBENCH = Benchmark(
+    name="multimodal-rewardbench",
+    title="Multimodal RewardBench",
+    source=Source(
+        multimodal_rewardbench,
+        licence="CC-BY-NC-4.0",
+        hub_id="syhuggingface/multimodal_rewardbench",
+        is_non_commercial=True,
+        note="A copy on the Hub. The authors publish data/all_data_release.json on GitHub, and a script that fills in "
+        "texts and images.",
+    ),
+    category_of=group_of,
+    unit_of=by_group_id,
+    count=count,
+    sizes={4711: "all that is public", 5211: "the paper's, with 500 pairs that were not published"},
+    key_columns=("ID", "id", "Category", "category", "Image", "image", "image_path", "Meta"),
+)

@@ -1,0 +1,101 @@
+"""Omni-RewardBench: pairs that are compared by a criterion in words; answers to images, and images of captions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ..data.canonical import preference, t2i_pair
+from ..data.errors import RowError
+from ..data.sources.fields import image_field, name_field, text_field, without_markers
+from ..data.sources.source import Source
+from .benchmark import Benchmark, by_category, by_group_id, pair_identity
+from .mmrb2 import no_category
+
+
+def ti2t(row: Mapping[str, Any], *, criteria: bool = True) -> Iterator[dict[str, Any] | RowError]:
+    """
+    The pair of a row about an image.
+
+    Args:
+        row (`Mapping`):
+            `id`, `prompt`, `image`, `response1`, `response2`, `criteria`, and `criteria_preference`: `"response1"`,
+            `"response2"` or `"tie"`.
+        criteria (`bool`, *optional*, defaults to `True`):
+            Whether the criterion follows the question. The same two answers may be ranked one way by one criterion and
+            the other way by another.
+
+    Yields:
+        `dict`: the pair, with `pair_id`.
+
+    Raises:
+        [`RowError`]: `tie` if people prefer neither, or if a field is missing.
+    """
+    name, first_is_better = name_field(row, "id"), _first_is_better(row)
+    question = without_markers(text_field(row, "prompt"))
+    if criteria and row.get("criteria"):
+        question = f"{question}\n\n{text_field(row, 'criteria')}"
+    answers = [text_field(row, "response1"), text_field(row, "response2")]
+    chosen, rejected = answers if first_is_better else answers[::-1]
+    pair = preference(question, chosen, rejected, image_field(row, "image", "image_path"), source_id=name)
+    yield {**pair, "pair_id": pair_identity(name, question, chosen, rejected)}
+
+
+def t2i(row: Mapping[str, Any], *, criteria: bool = True) -> Iterator[dict[str, Any] | RowError]:
+    """
+    The text-to-image pair of a row.
+
+    Args:
+        row (`Mapping`):
+            As in [`ti2t`], with images in `response1` and `response2` (or paths in `response1_path` and
+            `response2_path`), and no `image`.
+        criteria (`bool`, *optional*, defaults to `True`):
+            Whether the criterion follows the caption.
+
+    Yields:
+        `dict`: the pair, with `pair_id`.
+
+    Raises:
+        [`RowError`]: `tie` if people prefer neither, or if a field is missing.
+    """
+    name, first_is_better = name_field(row, "id"), _first_is_better(row)
+    caption = text_field(row, "prompt")
+    if criteria and row.get("criteria"):
+        caption = f"{caption}\n\n{text_field(row, 'criteria')}"
+    images = [image_field(row, f"response{n}", f"response{n}_path")[0] for n in (1, 2)]
+    chosen, rejected = images if first_is_better else images[::-1]
+    identity = pair_identity(name, caption, row.get("criteria_preference"))
+    yield {**t2i_pair(caption, chosen, rejected, source_id=name), "pair_id": identity}
+
+
+def _first_is_better(row: Mapping[str, Any]) -> bool:
+    preference = row.get("criteria_preference")
+    if preference == "tie":
+        raise RowError("tie", "`criteria_preference` is tie, so that neither answer is preferred.")
+    if preference not in ("response1", "response2"):
+        raise RowError(
+            "unparsed_verdict", f"`criteria_preference` is {preference!r:.40}; it must be response1, response2 or tie."
+        )
+    return preference == "response1"
+
+
+# The names of the configurations on the Hub (HongbangYuan/OmniRewardBench) are not known here: give a file or rows.
+OMNI_REWARDBENCH_TI2T = Benchmark(
+    name="omni-rewardbench-ti2t",
+    title="Omni-RewardBench, answers about images",
+    source=Source(ti2t, licence="unknown"),
+    category_of=no_category,
+    unit_of=by_group_id,
+    count=by_category,
+    key_columns=("category",),
+)
+OMNI_REWARDBENCH_T2I = Benchmark(
+    name="omni-rewardbench-t2i",
+    title="Omni-RewardBench, images of captions",
+    source=Source(t2i, licence="unknown", is_t2i=True),
+    category_of=no_category,
+    unit_of=by_group_id,
+    count=by_category,
+    key_columns=("category",),
+    both_orders=True,
+)

@@ -1,0 +1,68 @@
+"""Benchmarks during training: as evaluation sets of the trainer, and their metrics from its records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from ..data.encoded import column_of
+from ..reward_metrics import PairRecord
+from .benchmarks import BENCHMARKS
+from .metrics import compute_metrics
+from .raw_rows import BenchmarkRows
+from .reading import read_benchmark
+
+
+# Columns of an evaluation set that the metrics need besides the trainer's own.
+COLUMNS = ("category", "group_id")
+
+
+def eval_datasets(
+    benchmarks: Sequence[str] | Mapping[str, BenchmarkRows | None], **reading: Any
+) -> dict[str, Dataset]:
+    """
+    Benchmarks as `eval_dataset` of [`MultimodalRewardTrainer`].
+
+    With `eval_dataset={**eval_datasets(["vl-rewardbench"]), "held_out": pairs}` every evaluation logs
+    `eval_vl-rewardbench_macro` and so on.
+
+    Args:
+        benchmarks (`Sequence[str]` or `Mapping[str, BenchmarkRows]`):
+            Names of benchmarks, which are read from the Hub, or by their names the rows, as in [`read_benchmark`].
+        reading:
+            Other arguments of [`read_benchmark`].
+
+    Returns:
+        `dict[str, Dataset]`: their rows by name.
+    """
+    given = benchmarks if isinstance(benchmarks, Mapping) else dict.fromkeys(benchmarks)
+    return {name: read_benchmark(name, rows, **reading) for name, rows in given.items()}
+
+
+def training_metrics(dataset: Any, records: Sequence[PairRecord]) -> dict[str, float]:
+    """
+    Metrics of a benchmark from what the trainer keeps of an evaluation.
+
+    Args:
+        dataset (`Dataset`):
+            What was evaluated on. If it is no benchmark, there are no metrics.
+        records (`Sequence[PairRecord]`):
+            The pairs, with the `row_index` that they have in the set; of several with one index, the first counts.
+
+    Returns:
+        `dict[str, float]`: as [`compute_metrics`] gives them, or empty.
+    """
+    if not isinstance(dataset, Dataset) or not {*COLUMNS, "row_index", "source"} <= set(dataset.column_names):
+        return {}
+    if len(dataset) == 0 or (name := column_of(dataset.select([0]), "source")[0].as_py()) not in BENCHMARKS:
+        return {}
+    places = {index: place for place, index in enumerate(column_of(dataset, "row_index").to_pylist())}
+    first = {record.row_index: record for record in reversed(records) if record.row_index in places}
+    chosen, rejected = (
+        np.array([getattr(record, side) for record in first.values()]) for side in ("chosen", "rejected")
+    )
+    rows = dataset.select_columns(list(COLUMNS)).select([places[index] for index in first])
+    return compute_metrics(name, rows, chosen, rejected) if first else {}

@@ -1,0 +1,144 @@
+"""VL-RewardBench: 1,247 pairs about images in three groups (arXiv 2411.17451)."""
+
+from __future__ import annotations
+
+import ast
+import base64
+import binascii
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from ..data.canonical import preference
+from ..data.errors import RowError
+from ..data.sources.fields import image_field, name_field, text_field, without_markers
+from ..data.sources.source import Source
+from .benchmark import Benchmark, Ratio, by_group_id, pair_identity, pair_ratio
+
+
+GROUPS = ("general", "hallucination", "reasoning")
+
+# The set that a row is from, and its group. The authors moved POVID from general to hallucination in May 2025; numbers
+# from before then cannot be compared.
+_GROUP_OF_SOURCE = {
+    "vlfeedback": "general",
+    "wildvision-battle": "general",
+    "povid": "hallucination",
+    "rlaif-v": "hallucination",
+    "rlhf-v": "hallucination",
+    "reasoning_tasks": "reasoning",
+}
+# What the id of a row begins with, up to the first `_` or `-`; any other beginning is VLFeedback's.
+_SOURCE_OF_PREFIX = {
+    "RLAIF": "rlaif-v",
+    "RLHF": "rlhf-v",
+    "hallucination": "povid",
+    "mathverse": "reasoning_tasks",
+    "mmmu": "reasoning_tasks",
+    "wildvision": "wildvision-battle",
+}
+_IMAGE_STARTS = (b"\x89PNG", b"\xff\xd8", b"RIFF", b"GIF8", b"BM")
+
+
+def group_of(row: Mapping[str, Any]) -> str:
+    """
+    The group of a row.
+
+    Args:
+        row (`Mapping`):
+            A row with `id`, or a canonical one with `category`.
+
+    Returns:
+        `str`: `"general"`, `"hallucination"` or `"reasoning"`.
+
+    Raises:
+        `ValueError`: if the row has neither.
+    """
+    known = str(row.get("category") or "").lower()
+    if (name := row.get("id")) is None:
+        if known in GROUPS:
+            return known
+        if known in _GROUP_OF_SOURCE:
+            return _GROUP_OF_SOURCE[known]
+        name = row.get("index")
+    if not isinstance(name, str) or name.isdecimal():
+        raise ValueError("A row of VL-RewardBench has neither an `id` nor a known `category`; give one of the two.")
+    prefix = re.split("[_-]", name, maxsplit=1)[0]
+    return _GROUP_OF_SOURCE[_SOURCE_OF_PREFIX.get(prefix, "vlfeedback")]
+
+
+def vl_rewardbench(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
+    """
+    The pair of a row.
+
+    Args:
+        row (`Mapping`):
+            `id`, `query`, two answers in `response`, `image`, and `human_ranking`, the rank of each answer, 0 for the
+            better one. VLMEvalKit's file has `index`, `question`, `answer` (the ranking) and `category`, lists as
+            text and images as base64.
+
+    Yields:
+        `dict`: the pair, with `pair_id` and `category`.
+
+    Raises:
+        [`RowError`]: if a field is missing, or the ranking prefers neither answer.
+    """
+    name = name_field(row, "id") or name_field(row, "index")
+    question = without_markers(text_field(row, "query" if row.get("query") is not None else "question"))
+    answers = _list(row.get("response"))
+    ranking = _list(row.get("human_ranking") if row.get("human_ranking") is not None else row.get("answer"))
+    if answers is None or len(answers) != 2 or not all(isinstance(answer, str) for answer in answers):
+        raise RowError("missing_column", "`response` does not hold two texts; give both answers.")
+    if ranking is not None and len(ranking) == 2 and ranking[0] == ranking[1]:
+        raise RowError("tie", f"`human_ranking` is {ranking}, which prefers neither answer.")
+    if ranking not in ([0, 1], [1, 0]):
+        raise RowError("unparsed_verdict", f"`human_ranking` is {ranking!r:.40}; it must be [0, 1] or [1, 0].")
+    chosen, rejected = answers if ranking == [0, 1] else answers[::-1]
+    image = image_field(row, "image")[0]
+    pair = preference(question, chosen, rejected, [_decoded(image)], source_id=name)
+    yield {**pair, "pair_id": pair_identity(name, question, chosen, rejected), "category": group_of(row)}
+
+
+def _list(value: Any) -> list[Any] | None:
+    """A list, also one written as text, in JSON or as Python prints it."""
+    if isinstance(value, str):
+        for parse in (json.loads, ast.literal_eval):
+            try:
+                value = parse(value)
+                break
+            except (ValueError, SyntaxError, RecursionError, MemoryError):
+                continue
+    return list(value) if isinstance(value, (list, tuple)) else None
+
+
+def _decoded(image: Any) -> Any:
+    """An image in base64 as bytes; anything else, a path among it, as it is."""
+    if isinstance(image, str):
+        try:
+            content = base64.b64decode(image, validate=True)
+        except (binascii.Error, ValueError):
+            return image
+        return content if content.startswith(_IMAGE_STARTS) else image
+    return image
+
+
+def count(correct: np.ndarray, category: np.ndarray, unit: np.ndarray) -> dict[str, Ratio]:
+    """Accuracy over all pairs and in each group."""
+    groups = {group: pair_ratio(correct, unit, category == group) for group in GROUPS}
+    return {"overall": pair_ratio(correct, unit), **groups}
+
+
+VL_REWARDBENCH = Benchmark(
+    name="vl-rewardbench",
+    title="VL-RewardBench",
+    source=Source(vl_rewardbench, licence="MIT", hub_id="MMInstruction/VL-RewardBench"),
+    category_of=group_of,
+    unit_of=by_group_id,
+    count=count,
+    averages={"macro": GROUPS},
+    sizes={1247: "the current release", 1250: "an earlier release, with three more rows"},
+    key_columns=("id", "index", "category"),
+)
