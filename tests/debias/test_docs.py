@@ -18,6 +18,7 @@ import pytest
 import torch
 import yaml
 from datasets import load_dataset
+from rich.console import Console, ConsoleDimensions
 
 from trl_dt2it.data import ImageOptions
 from trl_dt2it.data.canonical import FEATURES
@@ -78,7 +79,8 @@ def ran(tmp_path_factory):
     folder, names, printed = os.getcwd(), {"truth": truth}, {}
     with JudgeServer(Writer(truth, seed=5)) as server, pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("page"))
-        patch.setenv("COLUMNS", "110")
+        # As wide as on the page, whatever other tests have done to the terminal.
+        patch.setattr(Console, "size", ConsoleDimensions(110, 25))
         patch.setenv("JUDGE_API_KEY", "sk-page")
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # as fast for so small a model, and far faster where cores are busy
