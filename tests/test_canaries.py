@@ -5,6 +5,7 @@ import inspect
 import pytest
 import transformers
 from accelerate import Accelerator
+from accelerate.data_loader import SeedableRandomSampler
 from datasets import Dataset
 from transformers import CONFIG_MAPPING, AutoModel, PreTrainedModel, Trainer, masking_utils
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -25,6 +26,14 @@ from trl_dt2it.token_counts import UNCOUNTED_TOKENS
         (Trainer, "_get_train_sampler", ["self", "train_dataset"]),
         (Trainer, "_get_eval_sampler", ["self", "eval_dataset"]),
         (Trainer, "_push_from_checkpoint", ["self", "checkpoint_folder"]),
+        (
+            Trainer,
+            "_get_dataloader",
+            ["self", "dataset", "description", "batch_size", "sampler_fn", "is_training", "dataloader_key"],
+        ),
+        (Trainer, "_save_checkpoint", ["self", "model", "trial"]),
+        (Trainer, "_get_output_dir", ["self", "trial"]),
+        (Trainer, "_remove_unused_columns", ["self", "dataset", "description"]),
         (Trainer, "_finish_current_push", ["self"]),
         (Trainer, "get_batch_samples", ["self", "epoch_iterator", "num_batches", "device"]),
         (PreTrainedModel, "_can_set_attn_implementation", []),
@@ -43,6 +52,8 @@ def test_signature(owner, name, parameters):
         (RewardTrainer.__init__, "self._tp_size"),
         (RewardTrainer.__init__, "self.model.add_model_tags(self._tag_names)"),
         (RewardTrainer.log, "self._metrics[mode]"),
+        (RewardTrainer.log, "self.model.training"),
+        (SeedableRandomSampler.__iter__, "self.epoch + self.initial_seed"),
         (RewardTrainer._set_signature_columns_if_needed, "self._signature_columns"),
         (Trainer.training_step, "self.loss_is_scaled_for_ga"),
         (Trainer._get_dataloader, "if isinstance(sampler, BatchRebalanceSampler):"),

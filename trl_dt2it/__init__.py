@@ -21,6 +21,7 @@ _MODULES = {
     "MultimodalPreferenceCollator": "collator",
     "MultimodalRewardConfig": "reward_config",
     "MultimodalRewardTrainer": "reward_trainer",
+    "RewardScorer": "scoring",
     "load_reward_model": "modeling",
 }
 
@@ -28,6 +29,7 @@ __all__ = [
     "MultimodalPreferenceCollator",
     "MultimodalRewardConfig",
     "MultimodalRewardTrainer",
+    "RewardScorer",
     "__version__",
     "load_reward_model",
 ]
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from .modeling import load_reward_model
     from .reward_config import MultimodalRewardConfig
     from .reward_trainer import MultimodalRewardTrainer
+    from .scoring import RewardScorer
 
 
 _AUTO_MODULE = "transformers.models.auto.modeling_auto"

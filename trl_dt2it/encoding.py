@@ -60,7 +60,7 @@ def encode_branches(
         for branch in range(num_branches):
             for index, vectors in zip(indices, encoded[branch], strict=True):
                 tokens[branch][index] = vectors
-    return tokens, _join(parts)
+    return tokens, join_images(parts)
 
 
 def _encode_visual(
@@ -103,7 +103,7 @@ def _metadata(video: Video) -> VideoMetadata:
     )
 
 
-def _join(parts: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+def join_images(parts: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """One batch of the image tensors of several rows. Rows with fewer tiles are filled up with zeros, as processors
     do in a batch of their own."""
     if len(parts) == 1:

@@ -1,0 +1,201 @@
+"""Evaluate a reward model on the benchmarks of the field, beside the published scores of others.
+
+    accelerate launch recipes/evaluate.py --model outputs/my-reward-model --benchmarks all
+
+Rows come from the Hub unless `--rows` names a file or folder for a benchmark:
+
+    python recipes/evaluate.py --model outputs/my-reward-model --benchmarks mm-rlhf-rewardbench \
+        --rows '{"mm-rlhf-rewardbench": "data/mm_reward_bench.jsonl"}' \
+        --image_root '{"mm-rlhf-rewardbench": "data/images"}'
+
+`all` are the three of the paper; the others of `trl_dt2it.evaluation.BENCHMARKS` go by name. Tables are printed,
+`evaluation.json` and the scores of every pair are written to `--output_dir`, and `--model_card true` puts the numbers
+into the model card. The same keys may stand in a YAML file, given with `--config`.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trl import TrlParser
+
+
+@dataclass
+class EvaluateArguments:
+    """
+    Arguments of this script.
+
+    Parameters:
+        model (`str`):
+            Directory or Hub id of a reward model or of an adapter.
+        benchmarks (`list[str]`, *optional*, defaults to `["all"]`):
+            Names of benchmarks; `all` for the three of the paper.
+        rows (`dict` or `str`, *optional*):
+            By the names of benchmarks, a file, a folder or a Hub id with their rows; as a mapping, or as JSON.
+        image_root (`dict` or `str`, *optional*):
+            Folder that the paths of images start from; for all, or by the names of benchmarks.
+        output_dir (`str`, *optional*):
+            Folder of the results; by default `evaluation` under the model, or in the working directory if the model
+            is on the Hub.
+        dtype (`str`, *optional*):
+            Dtype of the weights; by default the checkpoint's.
+        attn_implementation (`str`, *optional*):
+            Attention implementation, such as `flash_attention_2`.
+        batch_tokens (`int`, *optional*, defaults to `16384`):
+            Most tokens of a batch.
+        min_pixels, max_pixels (`int`, *optional*):
+            Smallest and largest number of pixels of an image; by default those of training.
+        videos (`str`, *optional*, defaults to `"auto"`):
+            What becomes of rows about a video: `auto`, `images`, `video` or `skip`.
+        on_bad_row (`str`, *optional*, defaults to `"raise"`):
+            `leave_out` leaves rows out that cannot be used, and says how many.
+        round (`int`, *optional*):
+            Rounds scores to so many digits, only to compare with numbers that were measured so.
+        model_card (`bool`, *optional*, defaults to `False`):
+            Whether to write the numbers into the `README.md` of the model's directory.
+        revision (`str`, *optional*):
+            Branch, tag or commit of a model on the Hub.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether code that ships with the checkpoint may run.
+    """
+
+    model: str | None = field(default=None, metadata={"help": "Directory or Hub id of a reward model."})
+    benchmarks: list[str] = field(default_factory=lambda: ["all"], metadata={"help": "Names, or `all`."})
+    rows: dict | str | None = field(default=None, metadata={"help": "Where the rows of each benchmark are."})
+    image_root: dict | str | None = field(default=None, metadata={"help": "Folder that paths of images start from."})
+    output_dir: str | None = field(default=None, metadata={"help": "Folder of the results."})
+    dtype: str | None = field(default=None, metadata={"help": "Dtype of the weights."})
+    attn_implementation: str | None = field(default=None, metadata={"help": "Attention implementation."})
+    batch_tokens: int = field(default=16384, metadata={"help": "Most tokens of a batch."})
+    min_pixels: int | None = field(default=None, metadata={"help": "Smallest number of pixels of an image."})
+    max_pixels: int | None = field(default=None, metadata={"help": "Largest number of pixels of an image."})
+    videos: str = field(default="auto", metadata={"help": "What becomes of rows about a video."})
+    on_bad_row: str = field(default="raise", metadata={"help": "`raise` or `leave_out`."})
+    round: int | None = field(default=None, metadata={"help": "Rounds scores to so many digits."})
+    model_card: bool = field(default=False, metadata={"help": "Whether to write the model card."})
+    revision: str | None = field(default=None, metadata={"help": "Revision of a model on the Hub."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Whether code of the checkpoint may run."})
+
+
+def resolve(args):
+    """Names of the benchmarks, and for each its rows and the folder of its images; wrong names fail here."""
+    from trl_dt2it.evaluation.benchmarks import PAPER_BENCHMARKS, find_benchmark
+
+    names = [one for name in args.benchmarks for one in (PAPER_BENCHMARKS if name == "all" else [name])]
+    names = list(dict.fromkeys(names))
+    for name in names:
+        find_benchmark(name)
+    rows = mapping("rows", args.rows)
+    roots = args.image_root
+    if not isinstance(roots, str) or roots.lstrip().startswith("{"):
+        roots = mapping("image_root", roots)
+    else:
+        roots = dict.fromkeys(names, roots)
+    for field_name, given in (("rows", rows), ("image_root", roots)):
+        if unknown := sorted(set(given) - set(names)):
+            raise ValueError(f"`{field_name}` names {unknown[0]}, which is not among {', '.join(names)}.")
+    for name, root in roots.items():
+        if not Path(root).is_dir():
+            raise ValueError(f"`image_root` of {name} is {root}, but there is no such folder.")
+    return {name: (rows.get(name), roots.get(name)) for name in names}
+
+
+def mapping(name, value):
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            value = [value]
+    if not isinstance(value or {}, dict):
+        raise ValueError(f'`{name}` has to be a mapping from names of benchmarks, such as {{"vl-rewardbench": ...}}.')
+    return dict(value or {})
+
+
+def main(args):
+    from accelerate import PartialState
+    from rich.console import Console
+
+    from trl_dt2it.attention import usable_attention
+    from trl_dt2it.data.whole_file import whole_file
+    from trl_dt2it.evaluation import evaluate, pooled, show_published
+    from trl_dt2it.evaluation.benchmarks import PAPER_BENCHMARKS
+    from trl_dt2it.scoring import RewardScorer
+
+    if args.model is None:
+        raise ValueError("Give `model`, the directory or Hub id of a reward model.")
+    is_local = Path(args.model).is_dir()
+    if args.model_card and not (is_local and (Path(args.model) / "README.md").is_file()):
+        raise ValueError(f"`model_card` is true, but {args.model} is no directory with a README.md.")
+    sources = resolve(args)
+    state, console = PartialState(), Console()
+    scorer = RewardScorer.from_pretrained(
+        args.model,
+        dtype=args.dtype,
+        attn_implementation=usable_attention(args.attn_implementation),
+        batch_tokens=args.batch_tokens,
+        min_pixels=args.min_pixels,
+        max_pixels=args.max_pixels,
+        revision=args.revision,
+        trust_remote_code=args.trust_remote_code,
+    )
+    folder = Path(args.output_dir or (Path(args.model) / "evaluation" if is_local else "evaluation"))
+    folder.mkdir(parents=True, exist_ok=True)
+    name = Path(args.model).name
+    results = []
+    for benchmark, (rows, image_root) in sources.items():
+        result = evaluate(
+            scorer,
+            benchmark,
+            rows,
+            image_root=image_root,
+            model=args.model,
+            scores_file=folder / f"{benchmark}.parquet" if state.is_main_process else None,
+            round=args.round,
+            videos=args.videos,
+            on_bad_row=args.on_bad_row,
+        )
+        results.append(result)
+        if state.is_main_process:
+            result.show(console)
+    if not state.is_main_process:
+        return
+    total = pooled(results) if len(results) > 1 else None
+    if len(results) > 1:
+        show_published(results, console, model=name)
+    if total is not None and set(total.names) == set(PAPER_BENCHMARKS):
+        console.print(f"{total.correct:,} of {total.n:,} pairs, the paper's mean overall accuracy: {total.micro:.2%}")
+    content = {
+        "model": args.model,
+        "dtype": str(next(scorer.model.parameters()).dtype),
+        "results": [result.to_dict() for result in results],
+        "pooled": None if total is None else {"micro": total.micro, "mean": total.mean, "n": total.n},
+    }
+    with whole_file(folder / "evaluation.json") as part:
+        part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if args.model_card:
+        write_card(Path(args.model) / "README.md", name, results)
+    console.print(f"Results: {folder / 'evaluation.json'}", soft_wrap=True, highlight=False)
+
+
+def write_card(path, name, results):
+    """Puts the results into the metadata of a model card; those of other benchmarks stay."""
+    from huggingface_hub import ModelCard
+
+    from trl_dt2it.data.whole_file import whole_file
+
+    card = ModelCard.load(path)
+    new = [entry for result in results for entry in result.model_index_entries()]
+    measured = {entry.dataset_name for entry in new}
+    kept = [entry for entry in card.data.eval_results or [] if entry.dataset_name not in measured]
+    card.data.model_name = card.data.model_name or name
+    card.data.eval_results = [*kept, *new]
+    with whole_file(path) as part:
+        part.write_text(str(card), encoding="utf-8")
+
+
+def make_parser():
+    return TrlParser(EvaluateArguments, allow_abbrev=False)
+
+
+if __name__ == "__main__":
+    main(*make_parser().parse_args_and_config())

@@ -1,0 +1,346 @@
+"""[`RewardScorer`]: a trained reward model to use: scores, ranks, best of n, whole data sets, a reward for GRPO."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from transformers import PreTrainedModel
+
+from . import pair_scoring
+from .candidates import Candidates, as_candidates, check_prompt, check_response
+from .collator import MultimodalPreferenceCollator
+from .data.encoded import leave_images_encoded
+from .data.images import ImageOptions
+from .dataset_scoring import add_rewards, model_fingerprint, processor_settings
+from .loading import load_processing_class, set_pixel_limits
+from .modeling import load_reward_model
+from .rendering import ProcessingClass, get_tokenizer
+from .reward_function import make_reward_func
+from .scoring_candidates import score_candidates
+from .shared_forward import decide_share_prefix
+from .token_counts import count_tokens, pair_size
+
+
+@dataclass(frozen=True)
+class RankedResponse:
+    """An answer, its place among those given, from 0, and its reward."""
+
+    index: int
+    reward: float
+    response: Any
+
+
+class RewardScorer:
+    """
+    A reward model that is trained, with its processor.
+
+    Answers to one prompt share it and its images, in one row where the family can read that.
+
+    Example:
+
+    ```python
+    >>> from trl_dt2it.scoring import RewardScorer
+
+    >>> scorer = RewardScorer.from_pretrained("outputs/my-reward-model")
+    >>> rewards = scorer.score("What is in the picture?", ["A cat.", "A dog."], images=["cat.png"])
+    ```
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Reward model, on its device.
+        processing_class ([`~transformers.ProcessorMixin`] or [`~transformers.PreTrainedTokenizerBase`]):
+            Its processor, or the tokenizer of a text model.
+        batch_tokens (`int`, *optional*, defaults to `16384`):
+            Most tokens of a batch, images and padding included. What alone is longer has a batch of its own.
+        image_options ([`~trl_dt2it.data.images.ImageOptions`], *optional*):
+            Where images may come from and how large they may be.
+        share_prefix (`str`, *optional*, defaults to `"auto"`):
+            Whether answers share their prompt in one row: `"auto"` where the family can, `"true"` or `"false"`.
+        normalize (`bool`, *optional*, defaults to `False`):
+            Whether rewards have the mean of the training set taken off and are divided by its standard deviation,
+            `reward_mean` and `reward_std` of the model's configuration.
+
+    Raises:
+        `ValueError`: if the model has more than one label, or with `normalize` no mean and standard deviation.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processing_class: ProcessingClass,
+        *,
+        batch_tokens: int = 16384,
+        image_options: ImageOptions | None = None,
+        share_prefix: str = "auto",
+        normalize: bool = False,
+    ) -> None:
+        if model.config.num_labels != 1:
+            raise ValueError(f"{type(model).__name__} has {model.config.num_labels} labels; a reward model has one.")
+        self.model = model
+        self.batch_tokens = batch_tokens
+        self.collator = MultimodalPreferenceCollator(
+            processing_class,
+            image_options=image_options or ImageOptions(),
+            share_prefix=decide_share_prefix(share_prefix, model),
+        )
+        mean: Any = getattr(model.config, "reward_mean", None)
+        std: Any = getattr(model.config, "reward_std", None)
+        if normalize and (mean is None or not std or std < 0):
+            raise ValueError(
+                "`normalize=True` needs `reward_mean` and a positive `reward_std` in the model's configuration, and "
+                f"they are {mean} and {std}; write them there, or take the rewards as they are."
+            )
+        self._mean = float(mean) if normalize else 0.0
+        self._std = float(std) if normalize else 1.0
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | os.PathLike,
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        batch_tokens: int = 16384,
+        image_root: str | os.PathLike | None = None,
+        image_options: ImageOptions | None = None,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        share_prefix: str = "auto",
+        normalize: bool = False,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        **model_kwargs: Any,
+    ) -> RewardScorer:
+        """
+        Loads a reward model and its processor.
+
+        Args:
+            path (`str` or `os.PathLike`):
+                Hub id or directory of a reward model, or of an adapter that was trained as one.
+            device (`str` or `torch.device`, *optional*):
+                By default the process's own accelerator if there is one, otherwise the CPU.
+            dtype (`str` or `torch.dtype`, *optional*):
+                Dtype of the weights; by default the checkpoint's.
+            image_root (`str` or `os.PathLike`, *optional*):
+                Folder that paths of images start from, and may not leave. Short for `image_options`.
+            min_pixels, max_pixels (`int`, *optional*):
+                Smallest and largest number of pixels of an image; by default those that were saved in training.
+            batch_tokens, image_options, share_prefix, normalize:
+                As in [`RewardScorer`].
+            revision (`str`, *optional*):
+                Branch, tag or commit on the Hub.
+            trust_remote_code (`bool`, *optional*, defaults to `False`):
+                Whether code that ships with the checkpoint may run.
+            model_kwargs:
+                Passed on to [`load_reward_model`], such as `attn_implementation`, `device_map` or
+                `quantization_config`.
+
+        Returns:
+            [`RewardScorer`]
+
+        Raises:
+            `ValueError`: if the checkpoint has no trained head, or as [`load_reward_model`] says.
+        """
+        if image_root is not None and image_options is not None:
+            raise ValueError("Give `image_root` or `image_options`, not both.")
+        if image_root is not None and not Path(image_root).is_dir():
+            raise ValueError(f"`image_root` is {image_root}, but there is no such folder.")
+        hub: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+        model = load_reward_model(path, dtype=dtype or "auto", allow_new_head=False, **hub, **model_kwargs)
+        processing_class = load_processing_class(path, **hub)
+        set_pixel_limits(processing_class, min_pixels=min_pixels, max_pixels=max_pixels)
+        if not {"device_map", "quantization_config"} & set(model_kwargs):
+            model = model.to(device or PartialState().device)  # type: ignore[arg-type]  # a string will do
+        model.config.get_text_config().pad_token_id = get_tokenizer(processing_class).pad_token_id
+        model.config.pad_token_id = get_tokenizer(processing_class).pad_token_id
+        if image_root is not None:
+            image_options = ImageOptions(image_root=os.fspath(image_root))
+        return cls(
+            model,
+            processing_class,
+            batch_tokens=batch_tokens,
+            image_options=image_options,
+            share_prefix=share_prefix,
+            normalize=normalize,
+        )
+
+    def score(self, prompt: Any, responses: Sequence[Any], images: Any = None) -> Any:
+        """
+        Rewards of answers to a prompt, or to several.
+
+        Args:
+            prompt (`str`, `list[dict]`, or a list of either):
+                Text of a user's message, or messages; a list of B of them for B prompts. Image blocks may hold their
+                image under `image`. Without a chat template, texts are joined with the answers as they are.
+            responses (`list`):
+                Answers: texts, or lists of messages. For B prompts, B such lists.
+            images (`list`, *optional*):
+                Images of the prompt: PIL images, bytes, paths, URLs on allowed hosts. For B prompts, B such lists, or
+                `None` in the place of one. Where the prompt is text they go before it.
+
+        Returns:
+            `list[float]`: one for each answer; for B prompts, a list of B such lists.
+
+        Raises:
+            [`~trl_dt2it.data.schema.RowError`]: if a prompt, an answer or an image cannot be used; the message says
+                which.
+            `ValueError`: if a reward is not finite, or if the lists do not match.
+        """
+        if _is_one(prompt):
+            return self._score([self._candidates(prompt, responses, images)])[0]
+        images = [None] * len(prompt) if images is None else images
+        if not len(prompt) == len(responses) == len(images):
+            raise ValueError(
+                f"There are {len(prompt)} prompts, {len(responses)} lists of responses and {len(images)} of images; "
+                "give as many of each."
+            )
+        given = zip(prompt, responses, images, strict=True)
+        return self._score([self._candidates(*one, name=f"prompt {index}") for index, one in enumerate(given)])
+
+    def rank(self, prompt: Any, responses: Sequence[Any], images: Any = None) -> Any:
+        """
+        Answers in the order of their rewards, best first; equal ones stay in their order. Arguments as in [`score`].
+
+        Returns:
+            `list[RankedResponse]`: with `index`, `reward` and `response`; for B prompts, a list of B such lists.
+        """
+        rewards = self.score(prompt, responses, images)
+        return _ranked(rewards, responses) if _is_one(prompt) else list(map(_ranked, rewards, responses))
+
+    def best_of_n(self, prompt: Any, responses: Sequence[Any], images: Any = None) -> Any:
+        """
+        The answer with the highest reward; of equal ones, the first. Arguments as in [`score`].
+
+        Returns:
+            [`RankedResponse`]: with `index`, `reward` and `response`; for B prompts, a list of B of them.
+
+        Raises:
+            `ValueError`: if there is no answer.
+        """
+        ranked = self.rank(prompt, responses, images)
+        if not all(ranked if not _is_one(prompt) else [ranked]):
+            raise ValueError("There is no answer to take the best of.")
+        return ranked[0] if _is_one(prompt) else [one[0] for one in ranked]
+
+    def score_pairs(self, dataset: Dataset, *, desc: str = "Scoring", show_progress: bool = True) -> np.ndarray:
+        """
+        Rewards of chosen and rejected. Under `accelerate launch` the processes share the pairs out among them, and
+        every one has to call it.
+
+        Args:
+            dataset (`Dataset`):
+                Preference rows, as [`MultimodalRewardTrainer`] takes them, images and videos included.
+            desc (`str`, *optional*, defaults to `"Scoring"`):
+                What the progress bar says.
+            show_progress (`bool`, *optional*, defaults to `True`):
+                Whether there is one.
+
+        Returns:
+            `np.ndarray` of shape `(n, 2)` and dtype `float32`: in the order of the rows, the same on every process.
+
+        Raises:
+            [`~trl_dt2it.data.schema.RowError`]: if a row cannot be used; the message names it.
+        """
+        rows = leave_images_encoded(dataset)
+        rewards = pair_scoring.score_pairs(
+            self.model,
+            rows,
+            self.collator,
+            max_tokens_per_batch=self.batch_tokens,
+            lengths=[self._size(row) for row in rows],
+            desc=desc,
+            show_progress=show_progress,
+        )
+        return (rewards - np.float32(self._mean)) / np.float32(self._std)
+
+    def score_dataset(
+        self, dataset: Dataset, output_dir: str | os.PathLike | None = None, *, rows_per_shard: int = 512
+    ) -> Dataset:
+        """
+        A data set with the rewards of its pairs. Under `accelerate launch` the processes share the pairs out among
+        them, and every one has to call it.
+
+        Args:
+            dataset (`Dataset`):
+                Preference rows.
+            output_dir (`str` or `os.PathLike`, *optional*):
+                Folder for the rewards, a Parquet file for every few hundred pairs, from which a killed run goes on.
+            rows_per_shard (`int`, *optional*, defaults to `512`):
+                Pairs of a file: what a kill may cost at most.
+
+        Returns:
+            `Dataset`: with the columns `chosen_reward` and `rejected_reward`, of type float32.
+
+        Raises:
+            `ValueError`: if the columns are there already, or if the folder holds rewards of other rows or of another
+                model.
+        """
+        settings: dict[str, Any] = {}
+        if output_dir is not None:
+            settings = {
+                "model": model_fingerprint(self.model),
+                "processor": processor_settings(self.collator.processing_class),
+                "normalize": [self._mean, self._std],
+            }
+        return add_rewards(
+            dataset,
+            lambda rows, desc: self.score_pairs(rows, desc=desc),
+            output_dir=None if output_dir is None else Path(output_dir),
+            settings=settings,
+            rows_per_shard=rows_per_shard,
+        )
+
+    def as_reward_func(
+        self, name: str | None = None, *, invalid_reward: float | None = None
+    ) -> Callable[..., list[float | None]]:
+        """
+        A reward function for TRL's GRPO and RLOO trainers, which give images to functions and not to models.
+
+        Args:
+            name (`str`, *optional*):
+                Its name in the logs; by default that of the model.
+            invalid_reward (`float`, *optional*):
+                Reward of a completion that cannot be scored because it spells a special token of the reward model.
+                `None` leaves it out of GRPO's group; RLOO counts it as 0.
+
+        Returns:
+            `Callable`: takes `prompts`, `completions` and, among the columns of the data set, `images` or `image`, and
+            gives a list of rewards. Completions of equal prompts that follow each other share the prompt.
+        """
+
+        name = name or Path(self.model.config._name_or_path).name or "reward_model"
+        return make_reward_func(self._score, self.collator, name=name, invalid_reward=invalid_reward)
+
+    def _candidates(self, prompt: Any, responses: Sequence[Any], images: Any, name: str = "") -> Candidates:
+        candidates = as_candidates(prompt, responses, images, self.collator.processing_class, name)
+        check_prompt(candidates, self.collator.special_tokens)
+        for index in range(len(candidates.responses)):
+            check_response(candidates, index, self.collator.special_tokens)
+        return candidates
+
+    def _score(self, groups: list[Candidates]) -> list[list[float]]:
+        rewards = score_candidates(self.model, groups, self.collator, batch_tokens=self.batch_tokens)
+        return [[(reward - self._mean) / self._std for reward in some] for some in rewards]
+
+    def _size(self, row: Mapping[str, Any]) -> int:
+        tokens = count_tokens(row, self.collator)
+        size = pair_size(tokens, self.collator)
+        # A pair that differs before its last image would give all of its batch two rows per pair.
+        return max(size, self.batch_tokens) if self.collator.share_prefix and tokens.shared < 0 else size
+
+
+def _is_one(prompt: Any) -> bool:
+    return isinstance(prompt, str) or bool(prompt) and isinstance(prompt[0], Mapping)
+
+
+def _ranked(rewards: list[float], responses: Sequence[Any]) -> list[RankedResponse]:
+    order = sorted(range(len(rewards)), key=lambda index: -rewards[index])
+    return [RankedResponse(index, rewards[index], responses[index]) for index in order]
