@@ -31,6 +31,7 @@ DOCUMENTS = [
     "docs/evaluation.md",
     "docs/judge.md",
     "docs/models.md",
+    "docs/scoring.md",
     "docs/speed.md",
     "benchmarks/README.md",
 ]
