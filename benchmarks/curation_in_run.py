@@ -18,9 +18,9 @@ import numpy as np
 from curation_quality import COLUMNS, EVAL_PAIRS, SOURCES, clean_pairs, planted, pool_pairs
 from datasets import concatenate_datasets
 from lib.report import markdown, write
-from lib.tiny_training import fit
+from lib.tiny_training import fit, tiny_trainer
 
-from trl_dt2it import MultimodalRewardConfig, MultimodalRewardTrainer
+from trl_dt2it import MultimodalRewardTrainer
 from trl_dt2it.curation import CurationLedger, Flip, IterativeCurationCallback, Keep, flip_mixture, keep_confident
 from trl_dt2it.data.swapping import swap_pairs
 from trl_dt2it.demo.digits import make_digits
@@ -45,26 +45,9 @@ SETTINGS = {
 def train(curated: bool, seed: int, base: str, output_dir: str) -> dict:
     wrong = planted(CASE, seed)
     pool = swap_pairs(pool_pairs(seed), wrong)
-    args = MultimodalRewardConfig(
-        output_dir=output_dir,
-        seed=seed,
-        per_device_eval_batch_size=100,
-        image_check="none",
-        gradient_checkpointing=False,
-        use_cpu=True,
-        bf16=False,
-        save_strategy="no",
-        logging_steps=50,
-        disable_tqdm=True,
-        report_to="none",
-        **SETTINGS,
-    )
-    trainer = MultimodalRewardTrainer(
-        model=base,
-        args=args,
-        train_dataset=concatenate_datasets([clean_pairs(seed), pool]),
-        eval_dataset=make_digits("test", EVAL_PAIRS, seed=seed).select_columns(COLUMNS),
-    )
+    rows = concatenate_datasets([clean_pairs(seed), pool])
+    held_out = make_digits("test", EVAL_PAIRS, seed=seed).select_columns(COLUMNS)
+    trainer = tiny_trainer(base, rows, held_out, output_dir, seed, SETTINGS)
     if curated:
         trainer.add_callback(
             IterativeCurationCallback(trainer, rules=RULES, ledger=f"{output_dir}/ledger", **CURATION)

@@ -20,6 +20,7 @@ from typing import Any
 from trl import ModelConfig, TrlParser
 
 from trl_dt2it import MultimodalRewardConfig
+from trl_dt2it.shards import parse_shard
 
 
 @dataclass
@@ -143,16 +144,6 @@ def main(args, training_args, model_args):
 
 def as_value(value):
     return json.loads(value) if isinstance(value, str) else value
-
-
-def parse_shard(text):
-    """`"1/4"` as `(1, 4)`, nothing as all."""
-    if text is None:
-        return 0, 1
-    part, _, parts = text.partition("/")
-    if not (part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
-        raise ValueError(f"`--shard` is {text!r}; it must be i/n with 0 <= i < n, such as 0/4.")
-    return int(part), int(parts)
 
 
 def make_parser():

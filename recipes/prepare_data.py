@@ -80,6 +80,7 @@ def main(args):
     from transformers import AutoProcessor
 
     from trl_dt2it.data import ImageOptions, prepare_shard, read_settings
+    from trl_dt2it.shards import parse_shard
 
     console = Console()
     settings = read_settings(as_mapping(args.sources))
@@ -133,16 +134,6 @@ def merge(args, settings):
 
 def as_mapping(value):
     return json.loads(value) if isinstance(value, str) else dict(value or {})
-
-
-def parse_shard(text):
-    """`"1/4"` as `(1, 4)`, nothing as all."""
-    if text is None:
-        return 0, 1
-    part, _, parts = text.partition("/")
-    if not (part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
-        raise ValueError(f"`--shard` is {text!r}; it must be i/n with 0 <= i < n, such as 0/4.")
-    return int(part), int(parts)
 
 
 def plan(settings, todo, args):

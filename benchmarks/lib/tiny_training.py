@@ -8,6 +8,43 @@ from trl_dt2it import MultimodalRewardConfig, MultimodalRewardTrainer
 from trl_dt2it.pair_scoring import score_pairs
 
 
+def tiny_trainer(
+    model: str,
+    rows: Dataset,
+    eval_dataset: Dataset | dict[str, Dataset] | None,
+    output_dir: str,
+    seed: int,
+    settings: dict,
+) -> MultimodalRewardTrainer:
+    """
+    The trainer that [`fit`] uses.
+
+    Args:
+        model, rows, output_dir, seed, settings:
+            As in [`fit`].
+        eval_dataset (`Dataset` or `dict[str, Dataset]`, *optional*):
+            Held-out rows.
+
+    Returns:
+        `MultimodalRewardTrainer`
+    """
+    args = MultimodalRewardConfig(
+        output_dir=output_dir,
+        seed=seed,
+        per_device_eval_batch_size=100,
+        image_check="none",
+        gradient_checkpointing=False,
+        use_cpu=True,
+        bf16=False,
+        save_strategy="no",
+        logging_steps=50,
+        disable_tqdm=True,
+        report_to="none",
+        **settings,
+    )
+    return MultimodalRewardTrainer(model=model, args=args, train_dataset=rows, eval_dataset=eval_dataset)
+
+
 def fit(
     model: str,
     rows: Dataset,
@@ -43,21 +80,7 @@ def fit(
         `dict`: `accuracies` by name of the held-out set, `train_seconds`, `steps`, and `rewards` of scored rows, of
         shape `(N, 2)`.
     """
-    args = MultimodalRewardConfig(
-        output_dir=output_dir,
-        seed=seed,
-        per_device_eval_batch_size=100,
-        image_check="none",
-        gradient_checkpointing=False,
-        use_cpu=True,
-        bf16=False,
-        save_strategy="no",
-        logging_steps=50,
-        disable_tqdm=True,
-        report_to="none",
-        **settings,
-    )
-    trainer = MultimodalRewardTrainer(model=model, args=args, train_dataset=rows, eval_dataset=eval_sets or None)
+    trainer = tiny_trainer(model, rows, eval_sets or None, output_dir, seed, settings)
     start = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - start
