@@ -7,12 +7,12 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..judge.budget import Budget
-from ..judge.client import JudgeClient
-from ..judge.endpoint import Endpoint
-from .judging import Swap
+
+if TYPE_CHECKING:  # what a run without judges does without, their extra among it
+    from ..judge import Endpoint, JudgeClient
+    from .judging import Swap
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,8 @@ class Judging:
 
     def clients(self, output_dir: Path) -> list[JudgeClient]:
         """The judges, each with a store of its own, which all rounds share."""
+        from ..judge import JudgeClient
+
         clients = []
         for endpoint, kwargs in zip(self.endpoints, self.client_kwargs, strict=True):
             name = hashlib.sha256(f"{endpoint.location} {endpoint.model}".encode()).hexdigest()[:8]
@@ -88,6 +90,8 @@ def read_judging(given: Mapping[str, Any]) -> Judging:
 
 
 def _read_judge(given: Mapping[str, Any]) -> tuple[Endpoint, dict[str, Any]]:
+    from ..judge import Budget, Endpoint
+
     given, names = dict(given), {one.name for one in dataclasses.fields(Endpoint)}
     budget = {"max_calls": "max_calls", "budget_tokens": "max_tokens", "max_cost": "max_cost"}
     others = ("max_concurrency", "max_retries")

@@ -16,7 +16,6 @@ from ..data.encoded import column_of
 from ..data.whole_file import whole_file
 from .combining import combine_scores
 from .deciding import decide
-from .judging import PairVotes, judge_pairs
 from .ledger import CurationLedger
 from .ledger_files import LedgerFiles, round_key, standing_rounds
 from .pair_identity import source_fingerprint
@@ -32,6 +31,7 @@ from .votes import UNREADABLE, relabel_by_vote
 
 if TYPE_CHECKING:
     from .curation_run import CurationRun
+    from .judging import PairVotes
 
 Entries = Sequence[tuple[int, str]]
 
@@ -117,6 +117,8 @@ def ask_judges(run: CurationRun, folder: Path, *, number: int, step: Step, befor
     ledger = ledger_at(run, before, next_entry=entry, digest=digest)
     pool, names = run.sets.usable("pool"), run.sets.names("pool")
     judging = cast(Judging, run.judging)
+
+    from .judging import judge_pairs  # needs the judge's extra
 
     def on_main_process() -> dict[str, Any]:
         if not _is_written(ledger, entry, digest):

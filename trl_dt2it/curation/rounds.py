@@ -15,7 +15,6 @@ from accelerate import PartialState
 
 from ..demo.tiny import build_tiny_vlm
 from .curation_run import TINY, CurationRun, step_name
-from .judging import most_judging_cost
 from .round_data import image_options
 from .round_judges import Judging
 from .round_report import accuracy
@@ -86,6 +85,8 @@ def _plan_step(plan: _Plan, number: int, step: Step) -> None:
     stage = Stage(f"{label}/decide", decide, step.settings(), (*inputs, *plan.decided), {"pairs": count})
     _plan_decision(plan, number, step, stage, "decide")
     if step.judge:
+        from .judging import most_judging_cost  # needs the judge's extra
+
         judging = cast(Judging, run.judging)
         most = most_judging_cost(run.sets.raw("pool"), judging.endpoints, image_options=image_options(run.sets.args))
         expected = {"pairs": count, "calls": most.calls, "USD": most.cost}
