@@ -1,17 +1,10 @@
-"""The scorer: training's own rewards for any number of answers, one process or two, killed or not.
-
-Run as a script, it scores a data set in the processes that the tests start.
-"""
+"""The scorer: training's own rewards for any number of answers, one process or two, killed or not."""
 
 import itertools
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 import time
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -32,10 +25,10 @@ from trl_dt2it.scoring import RewardScorer
 from .families import example_images, family_dir
 from .pairs import model_of, processor_of
 from .rows import make_dataset
+from .scoring_runs import finish, scored_pairs, start
 from .test_reward_trainer import text_model, trainer_for
 
 
-ROOT = Path(__file__).parents[1]
 # The first reads all answers of a prompt in one row, the others rows with the images once.
 FAMILIES = ["qwen3_vl", "gemma3", "llava_next"]
 ANSWERS = ["A flower.", "A temple beside still water under the sky.", "Nothing", "A flower.", "A red flower, or two."]
@@ -163,37 +156,46 @@ def test_rank_and_best_of_n(sharing):
         sharing.best_of_n(["What?", "Why?"], [ANSWERS, []])
 
 
-def test_pairs_are_as_the_trainer_evaluates_them_and_as_a_reload_gives_them(tmp_path):
-    data, seen = make_dataset(5), []
-    trainer = trainer_for(
-        "qwen3_vl", tmp_path, data, eval_dataset=data, compute_metrics=lambda p: seen.append(p.predictions) or {}
-    )
+def evaluated(family: str, output_dir: Path, data: Dataset, **kwargs):
+    """A trainer, and the rewards, `(N, 2)`, that its own evaluation computes."""
+    seen = []
+    kwargs |= {"eval_dataset": data, "compute_metrics": lambda p: seen.append(p.predictions) or {}}
+    trainer = trainer_for(family, output_dir, data, **kwargs)
     trainer.evaluate()
+    return trainer, seen[0]
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "gemma3"])
+def test_pairs_are_as_the_trainer_evaluates_them_and_as_a_reload_gives_them(family, tmp_path):
+    data = make_dataset(5)
+    trainer, expected = evaluated(family, tmp_path, data)
     trainer.save_model(tmp_path / "model")
     scores = RewardScorer(trainer.model, trainer.processing_class).score_pairs(data)
-    np.testing.assert_allclose(scores, seen[0], atol=1e-5)
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
     reloaded = RewardScorer.from_pretrained(tmp_path / "model")
-    np.testing.assert_allclose(reloaded.score_pairs(data), seen[0], atol=1e-5)
+    np.testing.assert_allclose(reloaded.score_pairs(data), expected, atol=1e-5)
     # And as answers to a prompt, in fewer passes.
     rows = list(data)
     sides = [[row["chosen"], row["rejected"]] for row in rows]
     found = reloaded.score([row["prompt"] for row in rows], sides, [row["images"] for row in rows])
-    np.testing.assert_allclose(found, seen[0], atol=1e-5)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
     # As transformers alone loads and reads it.
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model").eval()
     batch = MultimodalPreferenceCollator(AutoProcessor.from_pretrained(tmp_path / "model"))(rows)
     del batch["pairs"]
     with torch.no_grad():
         logits = model(**batch).logits[:, 0].reshape(2, 5).T
-    np.testing.assert_allclose(logits, seen[0], atol=1e-5)
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
-def test_an_adapter_and_the_merged_model_have_its_rewards(tmp_path):
+@pytest.mark.parametrize("family", ["qwen3_vl", "gemma3"])
+def test_an_adapter_and_the_merged_model_have_its_rewards(family, tmp_path):
     data = make_dataset(4)
     lora = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
-    trainer = trainer_for("qwen3_vl", tmp_path, data, peft_config=lora)
+    trainer, expected = evaluated(family, tmp_path, data, peft_config=lora)
     trainer.save_model(tmp_path / "adapter")
-    expected = RewardScorer(trainer.model, trainer.processing_class).score_pairs(data)
+    scores = RewardScorer(trainer.model, trainer.processing_class).score_pairs(data)
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
     images = example_images(1)
     adapted = RewardScorer.from_pretrained(tmp_path / "adapter", dtype="float32")
     np.testing.assert_allclose(adapted.score_pairs(data), expected, atol=1e-5)
@@ -351,27 +353,6 @@ def test_finished_files_are_not_scored_again_and_strange_ones_refused(sharing, t
         other.score_dataset(data, tmp_path, rows_per_shard=2)
 
 
-def start(model: Path, output: Path, num_processes: int) -> subprocess.Popen:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "tests.test_scoring", str(model), str(output)]
-    if num_processes > 1:
-        command[1:1] = ["-m", "torch.distributed.run", f"--nproc_per_node={num_processes}"]
-        command[-4:-2] = [f"--master_port={port}", "-m", "tests.test_scoring"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True)
-
-
-def finish(process: subprocess.Popen) -> None:
-    _, errors = process.communicate(timeout=200)
-    assert process.returncode == 0, errors[-4000:]
-
-
-def scored_rows(output: Path) -> Counter:
-    return Counter(line for log in output.glob("log-*") for line in log.read_text().split())
-
-
 def test_two_processes_give_the_table_of_one(tmp_path):
     model = save("qwen3_vl", tmp_path / "model")
     runs = [start(model, tmp_path / str(number), number) for number in (1, 2)]
@@ -380,7 +361,7 @@ def test_two_processes_give_the_table_of_one(tmp_path):
     one, two = (json.loads((tmp_path / str(number) / "table.json").read_text()) for number in (1, 2))
     assert one == two and len(one) == 12
     assert len(list((tmp_path / "2").glob("log-*"))) == 2
-    assert set(scored_rows(tmp_path / "1").values()) == {1}
+    assert set(scored_pairs(tmp_path / "1").values()) == {1}
     names = sorted(path.name for path in (tmp_path / "1").glob("*.parquet"))
     assert names == sorted(path.name for path in (tmp_path / "2").glob("*.parquet")) and len(names) == 6
 
@@ -400,38 +381,8 @@ def test_a_killed_run_goes_on_and_scores_nothing_twice_but_what_was_in_flight(tm
         assert not (output / "table.json").exists()
     (output / "slow").unlink()
     finish(start(model, output, 1))
-    counts = scored_rows(output)
+    counts = scored_pairs(output)
     assert len(counts) == 12 and max(counts.values()) <= 2
     assert sum(counts.values()) <= 12 + 2 * 2  # two kills, two pairs in a file
     expected = RewardScorer.from_pretrained(model).score_pairs(make_dataset(12))
     np.testing.assert_allclose(json.loads((output / "table.json").read_text()), expected, atol=1e-5)
-
-
-def main(model: str, output: str) -> None:
-    """Scores twelve pairs into a folder, two at a time, and writes down which pairs the model saw."""
-    from accelerate import PartialState
-
-    torch.set_num_threads(1)
-    state, folder = PartialState(cpu=True), Path(output)
-    folder.mkdir(parents=True, exist_ok=True)
-    scorer = RewardScorer.from_pretrained(model, device="cpu")
-    data = make_dataset(12, pair_id=[f"pair{i}" for i in range(12)])
-    collate = scorer.collator
-
-    class Logging(MultimodalPreferenceCollator):
-        def __call__(self, examples):
-            with open(folder / f"log-{state.process_index}", "a") as log:
-                log.writelines(f"{example['pair_id']}\n" for example in examples)
-            if (folder / "slow").exists():
-                time.sleep(0.3)
-            return super().__call__(examples)
-
-    scorer.collator = Logging(collate.processing_class, share_prefix=collate.share_prefix)
-    table = scorer.score_dataset(data, folder, rows_per_shard=2)
-    if state.is_main_process:
-        pairs = list(zip(table["chosen_reward"], table["rejected_reward"], strict=True))
-        (folder / "table.json").write_text(json.dumps(pairs))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
