@@ -7,8 +7,6 @@ Run it again after a kill: replies are kept in OUTPUT_DIR/judge.jsonl and genera
 Train on the result with `--dataset_name OUTPUT_DIR/pairs`.
 """
 
-import dataclasses
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,9 +79,11 @@ def main(args):
     from trl_dt2it.debias.distill_plan import plan_distill
     from trl_dt2it.debias.distillation import distill
     from trl_dt2it.judge import JudgeClient
+    from trl_dt2it.judge.reading import read_endpoint
 
     console, output = Console(), Path(args.output_dir)
-    given = {name: read_role(name, getattr(args, name)) for name in ("judge", "generator") if getattr(args, name)}
+    roles = [name for name in ("judge", "generator") if getattr(args, name)]
+    given = {name: read_endpoint(name, getattr(args, name)) for name in roles}
     prompts = read_prompts(args.dataset_name, args.dataset_split)
     if args.max_prompts is not None:
         prompts = prompts.select(range(min(args.max_prompts, len(prompts))))
@@ -127,22 +127,6 @@ def read_prompts(name, split):
     if path.is_absolute() or path.suffix in kinds:
         raise ValueError(f"There is no file or folder {name} to read prompts from.")
     return load_dataset(name, split=split)
-
-
-def read_role(role, value):
-    """An endpoint, and the other arguments of its client, out of one mapping."""
-    from trl_dt2it.judge import Budget, Endpoint
-
-    value = json.loads(value) if isinstance(value, str) else dict(value)
-    names = {kind: {one.name for one in dataclasses.fields(kind)} for kind in (Endpoint, Budget)}
-    others = {"max_concurrency", "max_retries"}
-    if unknown := sorted(set(value) - names[Endpoint] - names[Budget] - others - {"budget_tokens"}):
-        raise ValueError(f"`{role}` has the unknown key {unknown[0]!r}.")
-    budget = Budget(**{name: value.pop(name) for name in ("max_calls", "max_cost") if name in value})
-    if "budget_tokens" in value:  # `max_tokens` is the endpoint's limit of one reply
-        budget = dataclasses.replace(budget, max_tokens=value.pop("budget_tokens"))
-    kept = {name: value.pop(name) for name in others if name in value}
-    return Endpoint(**value), {"budget": budget, **kept}
 
 
 def make_parser():

@@ -17,6 +17,7 @@ from datasets import Dataset
 from trl_dt2it.data.encoded import leave_images_encoded
 from trl_dt2it.debias.distillation import distill
 from trl_dt2it.judge import Budget, Endpoint
+from trl_dt2it.judge.reading import read_endpoint
 
 from ..judge.server import Fault, JudgeServer
 from .digit_judge import DigitJudge, digit_prompts
@@ -131,10 +132,10 @@ def test_the_yaml_parses_into_endpoints_and_arguments(recipe):
     (args,) = recipe.make_parser().parse_args_and_config(["--config", str(CONFIG)], fail_with_unknown_args=True)
     for name, value in yaml.safe_load(CONFIG.read_text()).items():
         assert getattr(args, name) == value
-    endpoint, others = recipe.read_role("judge", args.judge)
+    endpoint, others = read_endpoint("judge", args.judge)
     assert isinstance(endpoint, Endpoint) and endpoint.api_key_env == "JUDGE_API_KEY" and endpoint.input_price == 2.5
     assert others == {"budget": Budget(max_cost=50.0), "max_concurrency": 16}
-    endpoint, _ = recipe.read_role("generator", args.generator)
+    endpoint, _ = read_endpoint("generator", args.generator)
     assert endpoint.temperature > 0
     keywords = distill.__kwdefaults__
     assert set(recipe.PASSED_ON_TO_DISTILL) < set(keywords)
@@ -144,9 +145,11 @@ def test_the_yaml_parses_into_endpoints_and_arguments(recipe):
 
 def test_mistakes_in_the_configuration_are_named(recipe, tmp_path):
     endpoint = {"base_url": "http://localhost/v1", "model": "m"}
-    with pytest.raises(ValueError, match="`judge` has the unknown key 'model_name'"):
-        recipe.read_role("judge", {**endpoint, "model_name": "x"})
-    _, others = recipe.read_role("judge", json.dumps({**endpoint, "budget_tokens": 7, "max_calls": 3}))
+    with pytest.raises(ValueError, match="`generator` has no `base_url`"):
+        read_endpoint("generator", {"model": "m"})
+    with pytest.raises(ValueError, match="`judge` has the unknown key `model_name`"):
+        read_endpoint("judge", {**endpoint, "model_name": "x"})
+    _, others = read_endpoint("judge", json.dumps({**endpoint, "budget_tokens": 7, "max_calls": 3}))
     assert others == {"budget": Budget(max_calls=3, max_tokens=7)}
     with pytest.raises(ValueError, match="There is no file or folder"):
         recipe.read_prompts(str(tmp_path / "nothing.jsonl"), "train")

@@ -30,6 +30,7 @@ from trl_dt2it.debias.probe import fit_probe
 from trl_dt2it.debias.questions import read_question
 from trl_dt2it.debias.style_report import RewardStyle
 from trl_dt2it.judge import Endpoint
+from trl_dt2it.judge.reading import read_endpoint
 
 from ..judge.server import JudgeServer, texts_of
 from .digit_judge import BIAS, DigitJudge, corrupted, digit_prompts, image_hash, wrong_digits
@@ -320,5 +321,5 @@ def test_every_command_of_the_page_parses(monkeypatch):
     config = yaml.safe_load((ROOT / "recipes/configs/construct_preferences.yaml").read_text())
     assert f"--dataset_name {config['output_dir']}/pairs" in PAGE
     keys = {"max_calls": 1, "budget_tokens": 1, "max_cost": 1.0, "max_concurrency": 1, "max_retries": 1}
-    endpoint, _ = recipe(ROOT / "recipes/construct_preferences.py").read_role("judge", {**config["judge"], **keys})
+    endpoint, _ = read_endpoint("judge", {**config["judge"], **keys})
     assert isinstance(endpoint, Endpoint) and all(f"`{key}`" in PAGE for key in keys)

@@ -85,20 +85,7 @@ def read_judging(given: Mapping[str, Any]) -> Judging:
     judges = rest.pop("endpoints", None)
     if judges is not None and rest:
         raise ValueError(f"`judge` has `endpoints`, and the key `{next(iter(rest))}` beside it; put it into these.")
-    endpoints, clients = zip(*map(_read_judge, judges or [rest]), strict=True)
+    from ..judge.reading import read_endpoint
+
+    endpoints, clients = zip(*(read_endpoint("judge", one) for one in judges or [rest]), strict=True)
     return Judging(endpoints, clients, **own)
-
-
-def _read_judge(given: Mapping[str, Any]) -> tuple[Endpoint, dict[str, Any]]:
-    from ..judge import Budget, Endpoint
-
-    given, names = dict(given), {one.name for one in dataclasses.fields(Endpoint)}
-    budget = {"max_calls": "max_calls", "budget_tokens": "max_tokens", "max_cost": "max_cost"}
-    others = ("max_concurrency", "max_retries")
-    if unknown := sorted(set(given) - names - set(budget) - set(others)):
-        raise ValueError(f"`judge` has the unknown key `{unknown[0]}`.")
-    if missing := [name for name in ("base_url", "model") if name not in given]:
-        raise ValueError(f"`judge` has no `{missing[0]}`.")
-    limits = {field: given.pop(name) for name, field in budget.items() if name in given}
-    kept = {name: given.pop(name) for name in others if name in given}
-    return Endpoint(**given), {"budget": Budget(**limits), **kept}
