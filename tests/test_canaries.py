@@ -7,11 +7,12 @@ import transformers
 from accelerate import Accelerator
 from accelerate.data_loader import SeedableRandomSampler
 from datasets import Dataset
-from transformers import CONFIG_MAPPING, AutoModel, PreTrainedModel, Trainer, masking_utils
+from transformers import CONFIG_MAPPING, AutoModel, LlamaConfig, PreTrainedModel, Trainer, masking_utils
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_flash_attention_utils import _flash_attention_forward
 from transformers.modeling_layers import GenericForSequenceClassification
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import cached_file
 from trl import RewardTrainer
 
 from trl_dt2it.modeling import SUPPORTED_MODEL_TYPES
@@ -35,6 +36,8 @@ from trl_dt2it.token_counts import UNCOUNTED_TOKENS
         (Trainer, "_get_output_dir", ["self", "trial"]),
         (Trainer, "_remove_unused_columns", ["self", "dataset", "description"]),
         (Trainer, "_finish_current_push", ["self"]),
+        (Trainer, "_save", ["self", "output_dir", "state_dict"]),
+        (Trainer, "save_model", ["self", "output_dir", "_internal_call"]),
         (Trainer, "get_batch_samples", ["self", "epoch_iterator", "num_batches", "device"]),
         (PreTrainedModel, "_can_set_attn_implementation", []),
         (PreTrainedModel, "_can_set_experts_implementation", []),
@@ -55,6 +58,7 @@ def test_signature(owner, name, parameters):
         (RewardTrainer.log, "self.model.training"),
         (SeedableRandomSampler.__iter__, "self.epoch + self.initial_seed"),
         (RewardTrainer._set_signature_columns_if_needed, "self._signature_columns"),
+        (Trainer.get_train_dataloader, "batch_size=self._train_batch_size"),
         (Trainer.training_step, "self.loss_is_scaled_for_ga"),
         (Trainer._get_dataloader, "if isinstance(sampler, BatchRebalanceSampler):"),
         (Trainer._get_dataloader, 'dataloader_params["batch_sampler"] = sampler'),
@@ -75,6 +79,17 @@ def test_signature(owner, name, parameters):
 )
 def test_source_still_uses_the_name(owner, code):
     assert code in inspect.getsource(owner)
+
+
+def test_configurations_know_their_attention_and_where_they_are_from():
+    config = LlamaConfig(num_hidden_layers=1, attn_implementation="eager", name_or_path="some/model")
+    assert (config._attn_implementation, config._name_or_path) == ("eager", "some/model")
+    config._attn_implementation = "sdpa"
+    assert (config._attn_implementation, config.name_or_path) == ("sdpa", "some/model")
+
+
+def test_a_file_that_is_not_there_is_none(tmp_path):
+    assert cached_file(tmp_path, "nothing.json", _raise_exceptions_for_missing_entries=False) is None
 
 
 def test_attention_is_looked_up_by_name():
