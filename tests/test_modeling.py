@@ -8,10 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import (
-    AutoConfig,
     AutoModelForImageTextToText,
     AutoModelForSequenceClassification,
     AutoProcessor,
@@ -73,28 +71,6 @@ def test_base_weights_arrive_complete_and_come_back_through_the_auto_class(famil
     assert again.state_dict().keys() == actual.keys()
     inputs = encode(directory, ["The left one.", "The right one is brighter, by far."])
     torch.testing.assert_close(score(again, inputs), score(model, inputs), rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_contract_with_vllm(family, tmp_path):
-    """What stock vLLM asks of a directory that it serves with `--runner pooling` and raw rewards."""
-    model = load_reward_model(family_dir(family))
-    model.save_pretrained(tmp_path)
-    name = type(model).__name__
-    assert name.endswith("ForSequenceClassification")
-    written = json.loads((tmp_path / "config.json").read_text())
-    assert written["architectures"] == [name]
-    for part in (written, written.get("text_config", written)):
-        assert part["problem_type"] == "regression"
-        assert list(part["id2label"]) == ["0"]
-    config = AutoConfig.from_pretrained(tmp_path)
-    assert config.num_labels == 1 and config.get_text_config().num_labels == 1
-    with safe_open(tmp_path / "model.safetensors", "pt") as weights:
-        keys = set(weights.keys())
-    assert keys == set(model.state_dict())
-    assert "score.weight" in keys
-    assert all(key == "score.weight" or key.startswith("model.") for key in keys)
-    assert not any("lm_head" in key for key in keys)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
