@@ -23,6 +23,14 @@ def user(*content):
     return say("user", *content)
 
 
+TABLE = user(IMAGE, "What is on the table?")
+
+
+def says(*turns):
+    """Messages of strings; the first is by the user."""
+    return [{"role": ("user", "assistant")[index % 2], "content": turn} for index, turn in enumerate(turns)]
+
+
 def path(name):
     return {"bytes": None, "path": name}
 
