@@ -1,63 +1,25 @@
-"""Rows: every legal form passes, every fault has its reason, and a row keeps its identity through Arrow."""
+"""Rows: every legal form passes, and every fault has its reason."""
 
 import copy
 import math
 import pickle
-from fractions import Fraction
 
-import numpy as np
 import pytest
-from datasets import Dataset, List
-from datasets import Image as ImageFeature
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from PIL import Image
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 from trl import prepare_multimodal_messages
 
+from tests.data.schema_rows import GOOD, IMAGE, PIXELS, VIDEO, answer, row, say, text, user
 from trl_dt2it.data.schema import (
     REASONS,
     RowError,
     check_row,
-    content_id,
     row_images,
     row_name,
     row_videos,
     special_token_pattern,
 )
-
-
-IMAGE, VIDEO = {"type": "image"}, {"type": "video"}
-PIXELS = Image.new("RGB", (2, 1), (1, 2, 3))
-
-
-def text(value):
-    return {"type": "text", "text": value}
-
-
-def say(role, content):
-    return [{"role": role, "content": content}]
-
-
-def user(content):
-    return say("user", content)
-
-
-def answer(content):
-    return say("assistant", content)
-
-
-def row(**changes):
-    """A good row with one image; a change to `None` stays, a change to `...` removes the column."""
-    good = {
-        "prompt": user([IMAGE, text("What is it?")]),
-        "chosen": answer([text("A cat.")]),
-        "rejected": answer([text("A dog.")]),
-        "images": [PIXELS],
-    }
-    return {key: value for key, value in (good | changes).items() if value is not ...}
 
 
 def fault(bad, **kwargs):
@@ -69,53 +31,6 @@ def fault(bad, **kwargs):
     assert message.endswith(".") and len(message) < 400
     assert caught.value.reason in REASONS
     return caught.value.reason, message
-
-
-ARROW = {"type": "image", "text": None, "image": None, "url": None}
-TOOL_CALL = {"type": "function", "function": {"name": "look", "arguments": {"at": "cat"}}}
-GOOD = {
-    "canonical": row(),
-    "paths": row(images=["a.png"]),
-    "single image": row(images=..., image=PIXELS),
-    "single image, empty list": row(images=[], image=PIXELS),
-    "two images": row(prompt=user([IMAGE, text("and"), IMAGE]), images=[PIXELS, "b.png"]),
-    "keys of Arrow": row(
-        prompt=user([ARROW, {"type": "text", "text": "q", "image": None}]),
-        chosen=[{"role": "assistant", "content": [{"type": "text", "text": "a", "url": None}], "tool_calls": None}],
-    ),
-    "system and turns": row(
-        prompt=say("system", "Be brief.") + user([IMAGE]) + answer([text("Yes?")]) + user([text("What is it?")])
-    ),
-    "strings": row(prompt=user("What is it?"), chosen=answer("A cat."), rejected=answer("A dog.")),
-    "strings, two images": row(prompt=say("system", "s") + user("q") + answer("a") + user("q"), images=[PIXELS] * 2),
-    "text only": row(prompt=user("q"), images=[]),
-    "no image columns": row(prompt=user("q"), images=...),
-    "null columns": row(prompt=user("q"), images=None, image=None, videos=None, strength=None, weight=None),
-    "implicit": row(
-        prompt=...,
-        chosen=user([IMAGE, text("q")]) + answer([text("A cat.")]),
-        rejected=user([IMAGE, text("q")]) + answer([text("A dog.")]),
-    ),
-    "implicit, null prompt": row(
-        prompt=None, chosen=user("q") + answer("A cat."), rejected=user("q") + answer("A dog."), images=[PIXELS]
-    ),
-    "plain": {"prompt": "q", "chosen": "a", "rejected": "b"},
-    "plain, empty prompt": {"prompt": "", "chosen": "a", "rejected": "b", "images": []},
-    "plain, implicit": {"chosen": "q a", "rejected": "q b"},
-    "numbers": row(strength=0, weight=np.float32(2.5), margin=-1.5),
-    "more numbers": row(strength=Fraction(1, 3), weight=np.int64(0), margin=0),
-    "tools": row(
-        prompt=user("Look."),
-        chosen=[{"role": "assistant", "tool_calls": [TOOL_CALL]}],
-        rejected=[{"role": "assistant", "content": None, "tool_calls": [TOOL_CALL]}]
-        + [{"role": "tool", "name": "look", "content": "a cat"}]
-        + answer("A dog."),
-        images=[],
-        tools=[{"type": "function"}],
-    ),
-    "video": row(prompt=user([VIDEO, text("q")]), images=[], videos=[["a.png"]]),
-    "literal marker": row(chosen=answer("An <image> tag.")),
-}
 
 
 @pytest.mark.parametrize("name", GOOD)
@@ -309,103 +224,3 @@ def test_row_images_and_row_name():
     assert row_name({"pair_id": 0}) == "0"
     assert row_name({"pair_id": None}, 3) == row_name({"pair_id": ""}, 3) == row_name({}, 3) == "row 3"
     assert row_name({}) == "row"
-
-
-# Arrow writes UTF-8, which has no lone surrogates.
-TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
-CONTENT = st.lists(st.one_of(TEXT.map(text), st.just(IMAGE)), min_size=1, max_size=3)
-ROWS = st.fixed_dictionaries(
-    {
-        "prompt": CONTENT.map(user),
-        "chosen": TEXT.map(lambda t: answer([text(t)])),
-        "rejected": TEXT.map(lambda t: answer([text(t)])),
-        "images": st.lists(st.binary(max_size=4), max_size=2),
-        "strength": st.none() | st.floats(0, 1),
-    }
-)
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.lists(ROWS, min_size=1, max_size=4))
-def test_an_arrow_round_trip_keeps_the_identity(rows):
-    back = Dataset.from_list(rows).to_list()
-    assert [content_id(r) for r in back] == [content_id(r) for r in rows]
-
-
-@given(ROWS, ROWS)
-def test_the_identity_is_that_of_the_content(one, other):
-    def content(r):
-        return [r[key] for key in ("prompt", "chosen", "rejected", "images")]
-
-    assert (content_id(one) == content_id(other)) == (content(one) == content(other))
-    assert content_id(one | {"strength": 7.0, "pair_id": "x"}) == content_id(one)
-    assert content_id(dict(reversed(one.items()))) == content_id(one)
-
-
-def test_the_identity_stays_what_it_was():
-    # Ledgers and caches hold such keys, so this may change with a major version only.
-    assert content_id(row(images=["a.png"])) == "874a451491dc63f1a9584b8859c080fb11a8f380b0cd48d6e7b6e28252510273"
-
-
-def test_what_makes_another_row():
-    arrays = [np.zeros((2, 3), dtype=np.uint8), np.zeros((3, 2), dtype=np.uint8)]
-    palettes = [Image.new("P", (1, 1)), Image.new("P", (1, 1))]
-    for palette, color in zip(palettes, (1, 2), strict=True):
-        palette.putpalette([color] * 3)
-    pictures = [PIXELS, Image.new("RGB", (1, 2), (1, 2, 3)), PIXELS.convert("L"), *palettes]
-    others = [row(images=[image]) for image in ["a", "b", b"a", b"b", *arrays, *pictures]]
-    others += [
-        row(images=["a", "b"]),
-        row(images=["b", "a"]),
-        row(chosen=row()["rejected"], rejected=row()["chosen"]),
-        row(prompt=user([text("What is it?"), IMAGE])),
-        row(prompt=say("system", [IMAGE, text("What is it?")])),
-        row(prompt=None),
-        row(images=[], videos=[["a"]]),
-        row(tools=[{"type": "function"}]),
-        row(chat_template_kwargs={"enable_thinking": False}),
-        row(chosen=[{"role": "assistant", "tool_calls": [TOOL_CALL]}]),
-        {"prompt": "q", "chosen": "a", "rejected": "b"},
-        {"prompt": "", "chosen": "a", "rejected": "b"},
-        {"chosen": "a", "rejected": "b"},
-    ]
-    assert len({content_id(other) for other in others}) == len(others)
-
-
-def test_what_makes_the_same_row():
-    assert content_id(row(chosen=answer("A cat."))) == content_id(row())
-    assert content_id(row(images=..., image=PIXELS)) == content_id(row(images=[PIXELS.copy()]))
-    assert content_id(row(images=[{"bytes": b"a", "path": "x"}])) == content_id(row(images=[bytearray(b"a")]))
-    assert content_id(row(images=[{"bytes": None, "path": "x"}])) == content_id(row(images=["x"]))
-    assert content_id(row(tools=[], videos=None, strength=1)) == content_id(row())
-
-
-def test_an_image_without_identity_is_an_error(tmp_path):
-    for image in (7, {}, {"bytes": None}):
-        with pytest.raises(RowError) as caught:
-            content_id(row(images=[image]))
-        assert caught.value.reason == "image_type"
-    Image.effect_noise((64, 64), 50).save(tmp_path / "a.png")
-    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:1000])
-    with pytest.raises(RowError) as caught:
-        content_id(row(images=[Image.open(tmp_path / "a.png")]))
-    assert caught.value.reason == "image_corrupt"
-
-
-def test_the_good_rows_survive_arrow():
-    names = ["canonical", "keys of Arrow", "two images"]
-    rows = [GOOD[name] | {"images": [b"a"] * len(GOOD[name]["images"])} for name in names]
-    rows.append(row(prompt=user([text("q")]), images=[]))
-    back = Dataset.from_list(rows).to_list()
-    assert back[0]["prompt"][0]["content"][0] == {"type": "image", "text": None, "image": None, "url": None}
-    for before, after in zip(rows, back, strict=True):
-        check_row(after)
-        assert content_id(after) == content_id(before)
-        assert len(row_images(after)) == len(before["images"])
-
-
-def test_undecoded_images_of_a_data_set_keep_their_path():
-    paths = Dataset.from_list([row(images=["x.png"])])
-    cast = paths.cast_column("images", List(ImageFeature(decode=False)))
-    assert cast[0]["images"] == [{"bytes": None, "path": "x.png"}]
-    assert content_id(cast[0]) == content_id(paths[0]) == content_id(row(images=["x.png"]))
