@@ -78,13 +78,15 @@ def test_only_the_model_is_pushed(strategy, tmp_path):
     pushed.mkdir()
     for name in model:
         (pushed / name).write_bytes(files[name])
-    load_reward_model(pushed, allow_new_head=False)
+    config = load_reward_model(pushed, allow_new_head=False).config
+    assert config.reward_std > 0 and abs(config.reward_mean) < float("inf")
     AutoProcessor.from_pretrained(pushed)
 
 
 def test_an_adapter_is_pushed_with_its_head(tmp_path):
     files, _ = push(tmp_path, "end", "lora")
-    assert {"adapter_config.json", "adapter_model.safetensors", "README.md"} <= set(files)
+    wanted = {"adapter_config.json", "adapter_model.safetensors", "reward_statistics.json", "README.md"}
+    assert wanted <= set(files)
     assert "model.safetensors" not in files and "training_args.bin" not in files
     assert b"score" in files["adapter_model.safetensors"][:20000]
     assert "load_reward_model(" in files["README.md"].decode()

@@ -51,6 +51,7 @@ MODEL_FILES = [
     "*.safetensors.index.json",
     "config.json",
     "adapter_config.json",
+    "reward_statistics.json",
     "processor_config.json",
     "preprocessor_config.json",
     "video_preprocessor_config.json",

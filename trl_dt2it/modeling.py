@@ -29,6 +29,7 @@ from transformers.utils import cached_file, find_adapter_config_file, logging
 
 from .image_features import encode_once
 from .patch_embedding import project_patches_by_matrix_product
+from .reward_statistics import read_beside_adapter
 from .shared_forward import last_hidden_states, use_shared_prefix
 
 
@@ -352,6 +353,7 @@ def _load_adapter(name_or_path: str | os.PathLike, *, revision: str, trust_remot
         allow_new_head="score" in (peft_config.modules_to_save or []),
         **kwargs,
     )
+    read_beside_adapter(base.config, name_or_path, revision)
     return PeftModel.from_pretrained(base, name_or_path, revision=revision).eval()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,9 +25,13 @@ from .packing import plan_batches
 from .token_counts import PairTokens, count_pairs, pair_size
 
 
+if TYPE_CHECKING:
+    from .reward_trainer import MultimodalRewardTrainer
+
+
 def score_pairs(
     model: nn.Module,
-    dataset: Dataset,
+    dataset: Dataset | Sequence[dict[str, Any]],
     collator: DataCollator,
     *,
     accelerator: Accelerator | None = None,
@@ -47,7 +51,7 @@ def score_pairs(
     Args:
         model (`nn.Module`):
             Reward model, wrapped or not, on its device.
-        dataset (`Dataset`):
+        dataset (`Dataset` or `Sequence[dict]`):
             Preference rows, as the collator takes them.
         collator ([`MultimodalPreferenceCollator`]):
             The trainer's, or one that gives what that gives; with `share_prefix` the model has to be of a family that
@@ -72,7 +76,8 @@ def score_pairs(
         rows, the same on every process.
     """
     state = accelerator or PartialState()
-    dataset = leave_images_encoded(dataset)
+    if isinstance(dataset, Dataset):
+        dataset = leave_images_encoded(dataset)
     batches = _batches(dataset, collator, batch_size, max_tokens_per_batch, lengths)
     turns = -(-len(batches) // state.num_processes)
     # Where the model is sharded, all processes have to take part in as many forward passes.
@@ -101,6 +106,42 @@ def score_pairs(
     return reduce(rewards.to(state.device), "sum").cpu().numpy()
 
 
+def score_with_trainer(
+    trainer: MultimodalRewardTrainer,
+    dataset: Dataset | Sequence[dict[str, Any]],
+    lengths: Sequence[int] | np.ndarray | None = None,
+    *,
+    batch_size: int,
+    desc: str = "Scoring",
+) -> np.ndarray:
+    """
+    Rewards of N pairs by a trainer's model, as [`score_pairs`] gives them, with the trainer's collator, processes and
+    settings.
+
+    Args:
+        trainer ([`MultimodalRewardTrainer`]):
+            The trainer, in training or after it.
+        dataset, lengths, batch_size, desc:
+            As in [`score_pairs`].
+
+    Returns:
+        `np.ndarray` of shape `(N, 2)` and dtype `float32`.
+    """
+    args = trainer.args
+    return score_pairs(
+        trainer.model_wrapped,
+        dataset,
+        trainer.data_collator,
+        accelerator=trainer.accelerator,
+        batch_size=batch_size,
+        max_tokens_per_batch=args.max_tokens_per_batch,
+        lengths=lengths,
+        num_workers=args.dataloader_num_workers,
+        desc=desc,
+        show_progress=not args.disable_tqdm,
+    )
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Sets a model to evaluation, and afterwards each of its modules back to the mode that it had."""
@@ -114,7 +155,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _batches(
-    dataset: Dataset,
+    dataset: Dataset | Sequence[dict[str, Any]],
     collator: Any,
     batch_size: int,
     max_tokens_per_batch: int | None,

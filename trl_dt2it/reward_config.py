@@ -96,6 +96,13 @@ class MultimodalRewardConfig(RewardConfig):
             are counted on screen. Every pair comes once an epoch, and every process has as many batches. The blank
             image that keeps several processes in step is not counted. Where the set has the column
             `length_column_name`, it is taken for the numbers of tokens.
+        reward_statistics_pairs (`int`, *optional*, defaults to `1000`):
+            At the end of training so many pairs of the training set, drawn with the seed, are scored by the final
+            model, and the mean and the standard deviation of their rewards are written into its configuration, as
+            `reward_mean` and `reward_std`, for `RewardScorer(..., normalize=True)`. With 1000 pairs the mean is known
+            to some 3% of the standard deviation. A smaller set is scored whole; of a streamed one the first pairs
+            are, no more than training read. `0` scores none and writes nothing. Checkpoints of a training that goes
+            on have no such values.
 
     > [!NOTE]
     > `max_length` defaults to `None` instead of [`~trl.RewardConfig`]'s `1024`, which one image often exceeds.
@@ -182,6 +189,10 @@ class MultimodalRewardConfig(RewardConfig):
         default=None,
         metadata={"help": "Packs each batch with as many pairs as have at most this many tokens together."},
     )
+    reward_statistics_pairs: int = field(
+        default=1000,
+        metadata={"help": "Training pairs to score at the end, for `reward_mean` and `reward_std`; 0 for none."},
+    )
 
     def __post_init__(self) -> None:
         self.share_prefix = str(self.share_prefix).lower()  # YAML and Python give booleans, a command line strings
@@ -194,6 +205,8 @@ class MultimodalRewardConfig(RewardConfig):
         _check_range("strength_power", self.strength_power, self.strength_power >= 0, ">= 0")
         _check_range("label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "in [0, 1)")
         _check_range("tie_factor", self.tie_factor, self.tie_factor > 1, "> 1")
+        pairs = self.reward_statistics_pairs
+        _check_range("reward_statistics_pairs", pairs, pairs >= 0, ">= 0")
         cuts = [0.0, *self.ordinal_thresholds]
         rising = all(low < high for low, high in zip(cuts, cuts[1:], strict=False))
         _check_range(

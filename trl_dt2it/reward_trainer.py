@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate.utils import is_peft_model
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from peft import PeftConfig
 from torch import nn
@@ -42,6 +43,7 @@ from .preparation import prepare_dataset
 from .rendering import ProcessingClass, get_tokenizer
 from .reward_config import MultimodalRewardConfig
 from .reward_metrics import PairRecord, TrainMetrics, evaluation_metrics
+from .reward_statistics import measure_reward_statistics, set_reward_statistics, write_beside_adapter
 from .shared_forward import decide_share_prefix
 from .strength import fit_dataset_strength
 from .token_counts import needs_lengths, pair_sizes
@@ -298,7 +300,8 @@ class MultimodalRewardTrainer(RewardTrainer):
             self._signature_columns = COLUMNS  # type: ignore[assignment]  # known to mypy as None, its first value
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As in [`~transformers.Trainer`], also after an evaluation on several processes."""
+        """As in [`~transformers.Trainer`], also after an evaluation on several processes. At the end, the mean and the
+        standard deviation of the rewards are written into the model's configuration; see `reward_statistics_pairs`."""
         # An evaluation before training marks the bare model as prepared, so that training would not wrap it in DDP:
         # each process would train by itself, without a word.
         is_bare = self.model_wrapped is self.model and not (self.is_deepspeed_enabled or self.is_fsdp_enabled)
@@ -307,7 +310,15 @@ class MultimodalRewardTrainer(RewardTrainer):
             self.accelerator._models.clear()
         resume = kwargs.get("resume_from_checkpoint", args[0] if args else None)
         resume_curation(self._curation(), resume, cast(str, self.args.output_dir))
-        return super().train(*args, **kwargs)
+        set_reward_statistics(self.model.config, None)  # those of the model that training starts from
+        output = super().train(*args, **kwargs)
+        set_reward_statistics(self.model.config, measure_reward_statistics(self))
+        return output
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save and is_peft_model(self.model):
+            write_beside_adapter(self.model.config, output_dir or cast(str, self.args.output_dir))
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device

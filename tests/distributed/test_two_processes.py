@@ -55,6 +55,8 @@ def test_two_processes_give_what_one_gives(family, tmp_path):
             if not name.endswith(("_runtime", "_per_second", "_time")):
                 assert two[moment][name] == pytest.approx(value, rel=2e-3, abs=2e-4), name
     assert [len(rows) for rows in two["seen"]] == [5, 5]
+    (first, second), (alone,) = two["statistics"], one["statistics"]
+    assert first == second == pytest.approx(alone, rel=2e-3, abs=2e-4)
     expected = load_file(tmp_path / "one" / "model.safetensors")
     for name, value in load_file(tmp_path / "two" / "model.safetensors").items():
         # Adam divides by the size of the gradient, so where that is round-off the sign of a step is, too.

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import torch
+from accelerate.utils import gather_object
 
 
 def main(output_dir: str, base: str, per_device: int, options: dict) -> None:
@@ -47,10 +48,13 @@ def main(output_dir: str, base: str, per_device: int, options: dict) -> None:
     before = trainer.evaluate()
     trainer.train(resume_from_checkpoint=resume)
     after = trainer.evaluate()
+    config = trainer.model.config
+    statistics = gather_object([(config.reward_mean, config.reward_std)])
     if trainer.accelerator.is_main_process:
         trainer.save_model(output_dir)
         log = [entry for entry in trainer.state.log_history if "loss" in entry]
         result = {"log": log, "before": before, "after": after, "seen": seen, "rows": len(train)}
+        result["statistics"] = statistics
         (Path(output_dir) / "result.json").write_text(json.dumps(result))
     trainer.end()
 

@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 
 from ..data.encoded import column_of
-from ..pair_scoring import evaluating, score_pairs
+from ..pair_scoring import evaluating, score_with_trainer
 from .callback_processes import on_main_process, same_random_state
 from .callback_round import (
     RoundRules,
@@ -271,18 +271,8 @@ class IterativeCurationCallback(TrainerCallback):
     def _score(self, dataset: Dataset, lengths: np.ndarray | None = None) -> np.ndarray:
         if self.scorer is not None:
             return np.asarray(self.scorer(dataset))
-        trainer, args = self.trainer, self.trainer.args
-        return score_pairs(
-            trainer.model_wrapped,
-            dataset,
-            trainer.data_collator,
-            accelerator=trainer.accelerator,
-            batch_size=args.per_device_eval_batch_size,
-            max_tokens_per_batch=args.max_tokens_per_batch,
-            lengths=lengths,
-            num_workers=args.dataloader_num_workers,
-            show_progress=not args.disable_tqdm,
-        )
+        batch_size = self.trainer.args.per_device_eval_batch_size
+        return score_with_trainer(self.trainer, dataset, lengths, batch_size=batch_size)
 
     def _decide(
         self, rows: np.ndarray, scores: np.ndarray, reference_scores: np.ndarray | None
