@@ -34,6 +34,7 @@ _MODULES = {
     "special_token_pattern": "schema",
     "split_by_group": "mixing",
     "split_t2i": "t2i",
+    "to_dpo": "dpo",
     "validate": "validation",
     "vl_rewardbench_source_ids": "decontamination",
     "write_parquet": "prepare",
@@ -68,6 +69,7 @@ __all__ = [
     "special_token_pattern",
     "split_by_group",
     "split_t2i",
+    "to_dpo",
     "validate",
     "vl_rewardbench_source_ids",
     "write_parquet",
@@ -75,6 +77,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from .decontamination import decontaminate, vl_rewardbench_source_ids
+    from .dpo import to_dpo
     from .errors import REASONS, RowError
     from .identity import content_id
     from .images import check_image, load_image

@@ -97,6 +97,21 @@ def _check_bytes(size: int, name: str, options: ImageOptions) -> None:
         )
 
 
+def placed_image(image: Any, options: ImageOptions) -> Any:
+    """An image as `{"bytes": ..., "path": ...}` with a relative path made whole, so that it needs no `image_root`."""
+    if options.image_root is None or image["bytes"] is not None or _SCHEME.match(image["path"]):
+        return image
+    return {"bytes": None, "path": str(allowed_path(image["path"], options))}
+
+
+def embedded_url(image: Any, options: ImageOptions) -> Any:
+    """The same with the bytes of what is an address, on an allowed host."""
+    if image["bytes"] is not None or not _SCHEME.match(image["path"]):
+        return image
+    with open_encoded(image, options) as (stream, _):
+        return {"bytes": stream.read(), "path": None}
+
+
 def allowed_path(text: str, options: ImageOptions) -> Path:
     """A path as it is to be opened, or [`RowError`] if it leaves `image_root`."""
     path = Path(text)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from datasets import Dataset, Value
+from datasets import Dataset, Features, Value
 from datasets.fingerprint import generate_random_fingerprint
 
 from ..data.canonical import FEATURES, as_image
-from ..data.locations import ImageOptions, allowed_path
+from ..data.locations import ImageOptions, placed_image
 from ..data.rows import row_images
 from ..judge.rubric import Rubric
 from .judged_pairs import JudgedPair
@@ -31,9 +30,6 @@ DISTILLED_FEATURES.update(
         "provenance": Value("string"),
     }
 )
-
-
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 
 
 def pair_row(
@@ -107,7 +103,11 @@ def _list_scores(
 
 
 def with_images(
-    rows: Dataset, places: list[int], columns: list[dict[str, Any]], image_options: ImageOptions
+    rows: Dataset,
+    places: list[int],
+    columns: list[dict[str, Any]],
+    image_options: ImageOptions,
+    features: Features = DISTILLED_FEATURES,
 ) -> Dataset:
     """
     Pairs with the images of their rows, which go from one file to another a few at a time.
@@ -121,20 +121,20 @@ def with_images(
             For each pair its other columns.
         image_options ([`ImageOptions`]):
             Says where relative paths start from; the pairs have them whole.
+        features (`Features`, *optional*, defaults to [`DISTILLED_FEATURES`]):
+            Columns of a pair, `images` among them.
 
     Returns:
-        `Dataset`: with the columns of [`DISTILLED_FEATURES`].
+        `Dataset`: with these columns.
     """
     if not columns:
-        return Dataset.from_dict({name: [] for name in DISTILLED_FEATURES}, features=DISTILLED_FEATURES)
-
-    def placed(image: Any) -> Any:
-        if image_options.image_root is None or image["bytes"] is not None or _SCHEME.match(image["path"]):
-            return image
-        return {"bytes": None, "path": str(allowed_path(image["path"], image_options))}
+        return Dataset.from_dict({name: [] for name in features}, features=features)
 
     def pair(row: dict[str, Any], index: int) -> dict[str, Any]:
-        return {**columns[index], "images": [placed(as_image(image)) for image in row_images(row)]}
+        return {
+            **columns[index],
+            "images": [placed_image(as_image(image), image_options) for image in row_images(row)],
+        }
 
     kept = [name for name in ("images", "image") if name in rows.column_names]
     # Without a column, `map` would not know how many rows there are.
@@ -143,7 +143,7 @@ def with_images(
         pair,
         with_indices=True,
         remove_columns=chosen.column_names,
-        features=DISTILLED_FEATURES,
+        features=features,
         load_from_cache_file=False,
         new_fingerprint=generate_random_fingerprint(),
         writer_batch_size=100,

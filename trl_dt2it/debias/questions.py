@@ -6,11 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..data.canonical import as_image, content_group, preference
 from ..data.errors import RowError
 from ..data.locations import ImageOptions
-from ..data.rows import blocks, row_images, row_name
-from ..data.schema import check_row
+from ..data.prompts import read_prompt
 from ..judge.fence import neutralise
 from ..judge.prompts import image_block
 
@@ -78,37 +76,20 @@ def read_question(row: Mapping[str, Any], index: int, *, source: str, image_opti
     Raises:
         [`RowError`]: if the prompt is no prompt, or an image cannot be read.
     """
-    prompt, reference = row.get("prompt"), row.get("reference")
-    prompt = row.get("question") if prompt is None else prompt
-    images = [as_image(image) for image in row_images(row)]
-    if prompt is None:
-        raise RowError("missing_column", "the row has neither `prompt` nor `question`; give one of them.")
+    reference, prompt = row.get("reference"), read_prompt(row, index, source=source)
     if reference is not None and not isinstance(reference, str):
         raise RowError(
             "not_conversational", f"`reference` is of type {type(reference).__name__}; give a string, or None."
         )
-    if isinstance(prompt, str):
-        if not prompt.strip():
-            raise RowError("missing_column", "the question is empty; give one.")
-        prompt = preference(prompt, "a", "b", images)["prompt"]
-    sides = {side: [{"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
-    check_row({"prompt": prompt, **sides, "images": images})
-    prompt = _with_blocks(prompt, len(images))
-    if prompt[-1]["role"] != "user":
-        raise RowError(
-            "not_conversational", f"`prompt` ends with a {prompt[-1]['role']} message; end it with a user's."
-        )
-    content = content_group(prompt, images, [])
-    named = next((row[key] for key in ("source_id", "pair_id") if row.get(key) is not None), None)
     return Question(
         row=index,
-        name=row_name(row, index),
-        prompt=prompt,
-        image_blocks=[image_block(image, image_options) for image in images],
+        name=prompt.name,
+        prompt=prompt.messages,
+        image_blocks=[image_block(image, image_options) for image in prompt.images],
         reference=reference.strip() or None if reference is not None else None,
-        group_id=row.get("group_id") or f"{source}-{content}",
-        source_id=None if named is None else str(named),
-        content=content,
+        group_id=prompt.group_id,
+        source_id=prompt.source_id,
+        content=prompt.content,
     )
 
 
@@ -150,16 +131,3 @@ def _turns(prompt: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
             text += f"[image {number}]" if text else ""
         turns.append((message["role"], text.strip()))
     return turns
-
-
-def _with_blocks(prompt: Sequence[Mapping[str, Any]], num_images: int) -> list[dict[str, Any]]:
-    """Messages with all content as blocks. Where it was strings, the images come first, as in TRL."""
-    messages = [{"role": one["role"], "content": [_block(block) for block in blocks(one)]} for one in prompt]
-    if num_images and not any(block["type"] == "image" for one in messages for block in one["content"]):
-        user = next(one for one in messages if one["role"] == "user")
-        user["content"][:0] = [{"type": "image", "text": None} for _ in range(num_images)]
-    return messages
-
-
-def _block(block: Mapping[str, Any]) -> dict[str, Any]:
-    return {"type": block["type"], "text": block.get("text")}
