@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ import pyarrow as pa
 from transformers.utils import logging
 
 from .combining import as_strength
+from .noise import shared_slope
 
 
 logger = logging.get_logger(__name__)
@@ -33,7 +35,8 @@ class Flip:
         rule (`Callable`):
             Takes strengths of shape `(n,)`, all finite, and gives a mask of those to flip.
         by (`str`, *optional*):
-            `"source"` for a rule that sees one source at a time.
+            `"source"` for a rule that sees one source at a time. A rule that has a parameter `slope`, as
+            [`flip_mixture`] does, and neither that nor a `reference` yet, is told the [`shared_slope`] of all.
         min_pairs (`int`, *optional*, defaults to `200`):
             With `by="source"`, sources with fewer scored pairs than this are too small to be judged alone: for them
             the rule sees the pairs of all sources together.
@@ -202,6 +205,7 @@ def _judge(
         return [(everything, _ask(rule, strength[everything]))] if len(everything) else []
     groups = [rows[keep[rows]] for rows in sources.values()]
     groups = [rows for rows in groups if len(rows)]
+    rule = _with_shared_slope(rule, strength, groups)
     alone = [isinstance(rule, Keep) or len(rows) >= rule.min_pairs for rows in groups]
     judged = [(rows, _ask(rule, strength[rows])) for rows, own in zip(groups, alone, strict=True) if own]
     if not all(alone):
@@ -210,6 +214,16 @@ def _judge(
         small = small[everything]
         judged.append((everything[small], _ask(rule, strength[everything])[small]))
     return judged
+
+
+def _with_shared_slope(rule: Flip | Keep, strength: np.ndarray, groups: Sequence[np.ndarray]) -> Flip | Keep:
+    """The rule, told how sure the model is by all sources, if it asks and has not been told."""
+    told = rule.rule.keywords if isinstance(rule.rule, partial) else {}
+    takes = inspect.signature(rule.rule).parameters
+    if "slope" not in takes or any(told.get(name) is not None for name in ("slope", "reference")):
+        return rule
+    slope = shared_slope([strength[rows] for rows in groups])
+    return replace(rule, rule=partial(cast("Callable[..., np.ndarray]", rule.rule), slope=slope))
 
 
 def _ask(rule: Flip | Keep, strength: np.ndarray) -> np.ndarray:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize
+from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, log_expit, logit
 from transformers.utils import logging
 
@@ -54,7 +55,9 @@ class NoiseEstimate:
     posterior: np.ndarray
 
 
-def estimate_noise(strength: npt.ArrayLike, reference: npt.ArrayLike | None = None) -> NoiseEstimate:
+def estimate_noise(
+    strength: npt.ArrayLike, reference: npt.ArrayLike | None = None, *, slope: float | None = None
+) -> NoiseEstimate:
     r"""
     Fits the mirrored mixture to strengths.
 
@@ -89,16 +92,21 @@ def estimate_noise(strength: npt.ArrayLike, reference: npt.ArrayLike | None = No
         reference (`np.ndarray` of shape `(R,)`, *optional*):
             Strengths of at least 20 pairs known to be right and not trained on. The slope is calibrated on them
             (logistic regression without intercept), and only the rate is estimated, which few pairs suffice for.
+        slope (`float`, *optional*):
+            The slope, where it is known, as from [`shared_slope`]; 0 says that the model guesses.
 
     Returns:
         [`NoiseEstimate`]
 
     Raises:
-        `ValueError`: if a shape is wrong, a strength is infinite, or there are too few references.
+        `ValueError`: if a shape is wrong, a strength is infinite, there are too few references, or there are both
+            `reference` and `slope`.
     """
+    if reference is not None and slope is not None:
+        raise ValueError("Both `reference` and `slope` are given, and each tells the slope; leave one of them out.")
     strength = as_strength(strength)
     scored = strength[~np.isnan(strength)]
-    slope = None if reference is None else _calibrate(reference)
+    slope = slope if reference is None else _calibrate(reference)
     if len(scored) < MIN_PAIRS or not scored.any() or (slope is not None and slope <= 0):
         return _unidentified(strength)
     scale = float(np.abs(scored).max())
@@ -118,8 +126,52 @@ def estimate_noise(strength: npt.ArrayLike, reference: npt.ArrayLike | None = No
     return NoiseEstimate(rate, slope, mean * scale, math.sqrt(max(0.0, 1 - mean**2)) * scale, True, posterior)
 
 
+def shared_slope(parts: Sequence[np.ndarray]) -> float:
+    r"""
+    The slope of several sources whose noise rates differ, of which one by itself may tell little.
+
+    How sure a model is of a difference in rewards is a property of the model, so \(k\) is one for all sources, and
+    each has its own rate \(e\): both maximise the likelihood of [`estimate_noise`], summed over the sources. A
+    source of 500 pairs whose rate is near one half does not show by itself whether its labels are noise or the model
+    guesses; the others do.
+
+    Args:
+        parts (`Sequence[np.ndarray]`):
+            Strengths of each source, of shape `(n,)`, all finite.
+
+    Returns:
+        `float`: log-odds per unit of strength; 0 if all signs together are no more than coin flips, or there are
+        fewer than 20 pairs.
+    """
+    count = sum(len(part) for part in parts)
+    size = math.sqrt(sum(float(np.sum(part**2)) for part in parts) / max(count, 1))
+    if count < MIN_PAIRS or size == 0:
+        return 0.0
+    ordered = [np.sort(part) / size for part in parts if len(part)]
+    shares = [len(part) / count for part in ordered]
+
+    def loss(log_slope: float, most: int) -> float:
+        total = -(((log_slope - _LOG_SLOPE) / _LOG_SLOPE_SPREAD) ** 2) / 2 / count
+        for part, share in zip(ordered, shares, strict=True):
+            points, slope = _by_rank(part, max(MIN_PAIRS, int(most * share))), math.exp(log_slope)
+            rate = _fit_rate(expit(slope * points), len(part))
+            total += share * _mean_log_likelihood(points, rate, slope)
+        return -total
+
+    start = min(np.log(_SLOPES), key=lambda log_slope: loss(log_slope, _COARSE_POINTS))
+    step = math.log(_SLOPES[1] / _SLOPES[0])
+    bounds = (start - step, start + step)
+    found = minimize_scalar(loss, bounds=bounds, args=(_POINTS,), method="bounded", options={"xatol": 1e-4})
+    is_identified = 2 * count * (math.log(2) - found.fun) >= MIN_EVIDENCE
+    return math.exp(found.x) / size if is_identified else 0.0
+
+
 def flip_mixture(
-    strength: npt.ArrayLike, threshold: float = 0.5, *, reference: npt.ArrayLike | None = None
+    strength: npt.ArrayLike,
+    threshold: float = 0.5,
+    *,
+    reference: npt.ArrayLike | None = None,
+    slope: float | None = None,
 ) -> np.ndarray:
     """
     Flips the pairs whose label is wrong with more than a given probability, by [`estimate_noise`].
@@ -131,13 +183,16 @@ def flip_mixture(
             Probability above which a pair is flipped, from 0 to 1. At 0.5 the fewest wrong labels are expected.
         reference (`np.ndarray` of shape `(R,)`, *optional*):
             Strengths of pairs known to be right; see [`estimate_noise`].
+        slope (`float`, *optional*):
+            The slope, where it is known. With `Flip(flip_mixture, by="source")` and no reference, [`decide`] passes
+            the [`shared_slope`] of all sources.
 
     Returns:
         `np.ndarray` of shape `(N,)` and dtype `bool`: all false where the noise cannot be told, which is logged.
     """
     if not 0 < threshold < 1:
         raise ValueError(f"`threshold` is {threshold}; give a probability between 0 and 1.")
-    estimate = estimate_noise(strength, reference)
+    estimate = estimate_noise(strength, reference, slope=slope)
     if not estimate.is_identified and len(estimate.posterior):
         logger.info(
             f"No label of {len(estimate.posterior):,} pairs is flipped: their strengths do not tell the noise."
