@@ -62,6 +62,10 @@ docs: install-dev  ## Build the documentation into site/
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	$(BIN)/mkdocs build --strict
 
+.PHONY: report-screenshots
+report-screenshots: install-dev  ## Make the screenshots of docs/images from the report of `make demo` (needs Chromium)
+	$(BIN)/python tools/report_screenshots.py
+
 BENCHMARKS := digits_seeds shared_prefix_exactness shared_prefix input_pipeline token_packing step_profile data_throughput decontamination t2i_digits style_bias debias_training distill_digits curation_quality curation_in_run curation_scale callback_kills rounds_kills
 
 .PHONY: bench

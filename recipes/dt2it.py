@@ -88,7 +88,9 @@ def main(args, training_args, model_args):
     from trl_dt2it.curation.round_report import show_summary, summarise_run
     from trl_dt2it.curation.round_training import RewardTraining
     from trl_dt2it.curation.rounds import plan_rounds
+    from trl_dt2it.curation.run_record import record_run
     from trl_dt2it.curation.stages import run_stages, show_plan
+    from trl_dt2it.report import write_report
 
     state, console = PartialState(), Console()
     if training_args.disable_tqdm:
@@ -123,6 +125,8 @@ def main(args, training_args, model_args):
         if state.is_main_process:
             show_plan(stages, run.output_dir, console)
     else:
+        if state.is_main_process and args.shard is None:
+            record_run(run)
         records = run_stages(
             stages,
             run.output_dir,
@@ -138,6 +142,8 @@ def main(args, training_args, model_args):
             console.print(f"Models:  {run.output_dir / 'final'}", soft_wrap=True, highlight=False)
             console.print(f"Ledger:  {run.output_dir / 'ledger'}", soft_wrap=True, highlight=False)
             console.print(f"Figures: {path}", soft_wrap=True, highlight=False)
+            report = write_report(run.output_dir / "report.html", run=run.output_dir, pool=run.sets.usable("pool"))
+            console.print(f"Report:  {report}", soft_wrap=True, highlight=False)
     state.wait_for_everyone()
     state.destroy_process_group()
 

@@ -9,8 +9,8 @@ Rows come from the Hub unless `--rows` names a file or folder for a benchmark:
         --image_root '{"mm-rlhf-rewardbench": "data/images"}'
 
 `all` are the three of the paper; the others of `trl_dt2it.evaluation.BENCHMARKS` go by name. Tables are printed,
-`evaluation.json` and the scores of every pair are written to `--output_dir`, and `--model_card true` puts the numbers
-into the model card. The same keys may stand in a YAML file, given with `--config`.
+`evaluation.json`, the scores of every pair and `report.html` are written to `--output_dir`, and `--model_card true`
+puts the numbers into the model card. The same keys may stand in a YAML file, given with `--config`.
 """
 
 import json
@@ -119,6 +119,7 @@ def main(args):
     from trl_dt2it.data.whole_file import whole_file
     from trl_dt2it.evaluation import evaluate, pooled, show_published
     from trl_dt2it.evaluation.benchmarks import PAPER_BENCHMARKS
+    from trl_dt2it.report import write_report
     from trl_dt2it.scoring import RewardScorer
 
     if args.model is None:
@@ -175,6 +176,8 @@ def main(args):
     if args.model_card:
         write_card(Path(args.model) / "README.md", name, results)
     console.print(f"Results: {folder / 'evaluation.json'}", soft_wrap=True, highlight=False)
+    report = write_report(folder / "report.html", evaluations=[folder / "evaluation.json"])
+    console.print(f"Report:  {report}", soft_wrap=True, highlight=False)
 
 
 def write_card(path, name, results):

@@ -1,7 +1,6 @@
 """The audit: planted leakage is found, no other, groups and weights count, and what a model owes to style is told."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -245,7 +244,7 @@ def test_rows_that_cannot_be_measured_are_named():
         audit_style(Dataset.from_dict({"chosen": ["a"]}))
 
 
-def test_a_report_is_printed_drawn_and_written(biased, tmp_path, monkeypatch):
+def test_a_report_is_printed_drawn_and_written(biased, tmp_path):
     both = concatenate_datasets([biased, make_digits("train", 60, style_bias=0.9, source="[b]small$\x1b")])
     report = audit_style(both, scorer=lambda rows: rewards_of(rows, 2.0))
     console = Console(width=150, record=True, file=open(tmp_path / "out.txt", "w"))
@@ -257,10 +256,6 @@ def test_a_report_is_printed_drawn_and_written(biased, tmp_path, monkeypatch):
     assert loaded["overall"]["auc"] == report.overall.auc
     assert loaded["sources"]["digits"]["reward"]["accuracy"] == report.sources["digits"].reward.accuracy
 
-    pytest.importorskip("matplotlib")
     report.plot(tmp_path / "style.png")
     with open(tmp_path / "style.png", "rb") as file:
         assert file.read(4) == b"\x89PNG"
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r"needs matplotlib; install it with `pip install 'trl-dt2it\[bench\]'`"):
-        report.plot(tmp_path / "other.png")

@@ -25,9 +25,10 @@ import pyarrow.compute as pc
 from datasets import Dataset
 
 from .applying import apply_state
+from .corrections import corrective_actions, read_corrections
 from .deciding import Decision
 from .ledger_files import MANUAL, LedgerFiles, is_manual, record_event, round_key, standing_rounds
-from .ledger_tables import as_names, decision_of, round_table, state_of
+from .ledger_tables import ACTIONS, as_names, decision_of, round_table, state_of
 from .ledger_views import difference, history_of, summarize
 
 
@@ -195,6 +196,34 @@ class CurationLedger:
         earlier = sum(entry["round"] == latest and is_manual(entry["stage"]) for entry in record["rounds"])
         stage = MANUAL if earlier == 0 else f"{MANUAL}-{earlier + 1}"
         self.append(latest, stage, pair_ids=names, actions=list(actions.values()), settings=settings)
+
+    def correct_from(self, path: str | os.PathLike) -> dict[str, int]:
+        """
+        Adds what a person decided in the report, out of the file that it exports.
+
+        Args:
+            path (`str` or `os.PathLike`):
+                The file, as in [`~trl_dt2it.curation.corrections.read_corrections`].
+
+        Returns:
+            `dict[str, int]`: how many pairs are from now on to `keep` as they stand, to `flip` and to `drop`; about
+            how many a person had decided the same `before`; and about how many the person is `unsure`, of which
+            nothing is noted.
+
+        Raises:
+            `ValueError`: as [`~CurationLedger.correct`], or if the file is wrong or is of another source set.
+        """
+        given, own = read_corrections(path), self._files.read()["source_set"]
+        if given.source_set != own and None not in (given.source_set, own):
+            raise ValueError(f"{path} is of another source set than the ledger in {self.directory}; take its own.")
+        counts = {**dict.fromkeys((*ACTIONS, "before"), 0), "unsure": len(given.unsure)}
+        actions = corrective_actions(given, self.state())
+        for action in actions.values():
+            counts[action or "before"] += 1
+        new = {name: action for name, action in actions.items() if action is not None}
+        if new:
+            self.correct(new, settings={"file": Path(path).name})
+        return counts
 
     def state(self, after: int | None = None) -> pa.Table:
         """

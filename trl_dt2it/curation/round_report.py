@@ -18,7 +18,7 @@ from .scoring_shards import read_scores
 if TYPE_CHECKING:
     from .curation_run import CurationRun
 
-_FINAL_NAMES = {
+FINAL_NAMES = {
     "base": "base data only",
     "uncurated": "+ uncurated",
     "curated": "+ curated",
@@ -135,5 +135,5 @@ def show_summary(summary: Mapping[str, Any], console: Console | None = None) -> 
     for column in ("pairs", *(("test accuracy",) if is_tested else ())):
         table.add_column(column, justify="right")
     for name, one in summary["final"].items():
-        table.add_row(_FINAL_NAMES[name], f"{one['pairs']:,}", *([f"{one['accuracy']:.4f}"] if is_tested else []))
+        table.add_row(FINAL_NAMES[name], f"{one['pairs']:,}", *([f"{one['accuracy']:.4f}"] if is_tested else []))
     console.print(table)

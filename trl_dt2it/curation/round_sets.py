@@ -118,6 +118,16 @@ def ledger_at(
     return CurationLedger(folder)
 
 
+def corrections(run: CurationRun) -> list[str]:
+    """Hashes of what persons decided in the ledger of a run, as far as it stands."""
+    folder = run.output_dir / "ledger"
+    if not (folder / "ledger.json").is_file():  # and none is to be made for a plan
+        return []
+    record = LedgerFiles(folder).read()
+    standing = [record["rounds"][number] for number in standing_rounds(record)]
+    return [entry["sha256"] for entry in standing if is_manual(entry["stage"])]
+
+
 def pool_labels(run: CurationRun, ledger: CurationLedger) -> tuple[np.ndarray, np.ndarray]:
     """
     What a ledger says of the pool.

@@ -18,7 +18,7 @@ from .curation_run import TINY, CurationRun, step_name
 from .round_data import image_options
 from .round_judges import Judging
 from .round_report import accuracy
-from .round_sets import fold_rows, training_set
+from .round_sets import corrections, fold_rows, training_set
 from .round_settings import Step
 from .round_steps import ask_judges, decide_step, ledger_stage
 from .round_training import scorer, train_model
@@ -118,6 +118,9 @@ def _plan_training(plan: _Plan, name: str, model: int, kind: str, fold: tuple[in
         settings |= {"pool": run.sets.digest("pool"), "fold": fold}
         pairs += round(len(run.sets.raw("pool")) * (1 if fold is None else 1 - 1 / fold[1]))
     entries = tuple(plan.entries) if kind == "curated" else ()
+    # After a person has looked at the report, the final model is trained anew; the rounds are not repeated.
+    if name == "final/curated" and (by_hand := corrections(run)):
+        settings["corrections"] = by_hand
 
     def train(folder: Path) -> dict[str, Any]:
         return train_model(

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+# Without pyplot, which would choose a window system and keep figures alive.
+from matplotlib.figure import Figure
+
 
 if TYPE_CHECKING:
     from .style_report import StyleReport
@@ -21,17 +24,7 @@ def draw(report: StyleReport, path: str | os.PathLike) -> None:
             What to draw.
         path (`str` or `os.PathLike`):
             File to write; its ending says in which format.
-
-    Raises:
-        `ImportError`: without matplotlib.
     """
-    try:
-        # Without pyplot, which would choose a window system and keep figures alive.
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            "A picture of a style report needs matplotlib; install it with `pip install 'trl-dt2it[bench]'`."
-        ) from error
     parts = {"all pairs": report.overall, **(report.sources if len(report.sources) > 1 else {})}
     measured = {name: part for name, part in parts.items() if part.auc is not None}
     names = report.overall.top_features(12)

@@ -178,9 +178,6 @@ class StyleReport:
         Args:
             path (`str` or `os.PathLike`):
                 File to write; its ending says in which format, such as `.png` or `.svg`.
-
-        Raises:
-            `ImportError`: without matplotlib.
         """
         from .style_plot import draw
 

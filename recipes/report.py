@@ -1,0 +1,87 @@
+"""Write one HTML file about a run of rounds and about evaluations, to read, to give to others, and to judge pairs in.
+
+    python recipes/report.py --run outputs/dt2it_digits
+    python recipes/report.py --run outputs/dt2it_digits --evaluation outputs/evaluation/evaluation.json
+
+`recipes/dt2it.py` and `recipes/evaluate.py` write theirs by themselves. What people have judged in the gallery and
+exported goes into the ledger of the run, where it stands against all rounds; the report is then written anew:
+
+    python recipes/report.py --run outputs/dt2it_digits --corrections corrections.json
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trl import TrlParser
+
+
+@dataclass
+class ReportArguments:
+    """
+    Arguments of this script.
+
+    Parameters:
+        run (`str`, *optional*):
+            Folder of a run of `recipes/dt2it.py`; it need not have ended.
+        evaluation (`list[str]`, *optional*):
+            Files `evaluation.json` of `recipes/evaluate.py`.
+        style_before, style_after (`str`, *optional*):
+            Audits of style before and after curation, from `StyleReport.to_json`; by default of the run's pool.
+        corrections (`str`, *optional*):
+            A file that a report has exported; it is written into the run's ledger first.
+        output (`str`, *optional*):
+            The file to write; by default `report.html` in the folder of the run, or beside the first evaluation.
+        gallery (`int`, *optional*, defaults to `300`):
+            Most pairs in the gallery.
+        title (`str`, *optional*):
+            Title of the page.
+    """
+
+    run: str | None = field(default=None, metadata={"help": "Folder of a run of rounds."})
+    evaluation: list[str] | None = field(default=None, metadata={"help": "Files evaluation.json."})
+    style_before: str | None = field(default=None, metadata={"help": "Audit of style before curation, JSON."})
+    style_after: str | None = field(default=None, metadata={"help": "Audit of style after curation, JSON."})
+    corrections: str | None = field(default=None, metadata={"help": "Corrections that a report has exported."})
+    output: str | None = field(default=None, metadata={"help": "The file to write."})
+    gallery: int = field(default=300, metadata={"help": "Most pairs in the gallery."})
+    title: str | None = field(default=None, metadata={"help": "Title of the page."})
+
+
+def main(args):
+    from rich.console import Console
+
+    from trl_dt2it.curation import CurationLedger
+    from trl_dt2it.report import write_report
+
+    evaluations = args.evaluation or []
+    for name, paths in (("run", [args.run]), ("corrections", [args.corrections]), ("evaluation", evaluations)):
+        for path in paths:
+            if path is not None and not Path(path).exists():
+                raise ValueError(f"`{name}` is {path}, but there is no such file or folder.")
+    console = Console()
+    if args.corrections is not None:
+        ledger = None if args.run is None else Path(args.run) / "ledger"
+        if ledger is None or not (ledger / "ledger.json").is_file():
+            raise ValueError("`corrections` need the ledger of a run; give `run`, the folder of one that has decided.")
+        counts = CurationLedger(ledger).correct_from(args.corrections)
+        told = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
+        console.print(f"Corrections: {told or 'none'}", highlight=False)
+    beside = args.run or (Path(evaluations[0]).parent if evaluations else ".")
+    path = write_report(
+        args.output or Path(beside) / "report.html",
+        run=args.run,
+        evaluations=evaluations,
+        style_before=args.style_before,
+        style_after=args.style_after,
+        gallery=args.gallery,
+        title=args.title,
+    )
+    console.print(f"Report: {path}", soft_wrap=True, highlight=False)
+
+
+def make_parser():
+    return TrlParser(ReportArguments, allow_abbrev=False)
+
+
+if __name__ == "__main__":
+    main(*make_parser().parse_args_and_config())

@@ -1,0 +1,208 @@
+"""The report without a browser: what is in the file, what is text, which images get into it, and what is refused."""
+
+import base64
+import io
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+
+from trl_dt2it.curation import CurationLedger
+from trl_dt2it.data.locations import ImageOptions
+from trl_dt2it.debias import audit_style
+from trl_dt2it.demo.digits import make_digits
+from trl_dt2it.report import write_report
+from trl_dt2it.report.row_views import conversation, thumbnails
+
+from .run_folder import NASTY, NASTY_ID, NASTY_SOURCE, evaluation_file
+
+
+SECTIONS = ["run", "strength", "style", "flow", "rewards", "calibration", "benchmarks", "gallery"]
+
+
+class Page(HTMLParser):
+    """What of a page is text, and which tags it has."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.tags, self.data, self.text, self.scripts = [], {}, {}, []
+        self._section, self._script = "", None
+        self.feed(source)
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.tags.append((tag, attributes))
+        if tag == "section":
+            self._section = attributes["id"]
+        if tag == "script":
+            self.scripts.append("")
+            self._script = attributes.get("type", "")
+
+    def handle_endtag(self, tag):
+        self._script = None if tag == "script" else self._script
+
+    def handle_data(self, data):
+        if self._script is not None:
+            self.scripts[-1] += data
+        else:
+            self.text[self._section] = self.text.get(self._section, "") + " " + data
+
+
+def words(text: str) -> str:
+    return re.sub(r"\s+", " ", text)
+
+
+def test_every_section_has_its_figures(run, tmp_path):
+    page = Page(write_report(tmp_path / "r.html", run=run, evaluations=[evaluation_file(tmp_path)]).read_text("utf-8"))
+    text = {name: words(content) for name, content in page.text.items()}
+    assert [attributes["id"] for tag, attributes in page.tags if tag == "section"] == SECTIONS
+    assert "Not here" not in " ".join(text.values())
+    assert "final/curated + curated 139 30 1 s 0.8000 0.4902 to 0.9433" in text["run"]  # Wilson's interval of 8 of 10
+    assert "2026-01-02 03:04:05 UTC" in text["run"] and "round 1 flip flip_mixture by=source" in text["run"]
+    # Of source a, 20 pairs from -4 to -0.2: 9 are flipped.
+    assert "a 20 -2.10 100.0% 20" in text["strength"]
+    assert "round 2 30 9 0 1 97.5%" in text["flow"] and "round 1, judge 25 10 3 2 95.0%" in text["flow"]
+    assert "Test set, + curated 10 +1.60 ± 0.80 +0.10 ± 0.20 0.8000" in text["rewards"]
+    assert "10 0" in text["calibration"] and "0.85 to 0.90 8 0.881 1.000" in text["calibration"]
+    assert "overall 70.0 39.7 to 89.2 40.0 to 90.0 10 1" in text["benchmarks"]
+    assert "too few pairs: 40 of at least 200" in text["style"]
+
+
+def test_what_comes_from_data_is_text(run, tmp_path):
+    evaluation = evaluation_file(tmp_path)
+    source = write_report(tmp_path / "r.html", run=run, evaluations=[evaluation], title="<i>x</i>").read_text("utf-8")
+    page = Page(source)
+    assert [attributes for tag, attributes in page.tags if tag == "script"] == [
+        {"type": "application/json", "id": "gallery-data"},
+        {},
+    ]
+    assert not {tag for tag, _ in page.tags} & {"b", "i", "img", "iframe", "object", "embed", "base"}
+    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+    for tag, attributes in page.tags:
+        for name in ("href", "src", "xlink:href"):
+            assert attributes.get(name, "#").startswith(("#", "data:,")), (tag, attributes)
+    assert NASTY_SOURCE in page.text["strength"] and "my-<b>model</b>" in page.text["benchmarks"]
+    gallery = json.loads(page.scripts[0])
+    pairs = {pair["id"]: pair for pair in gallery["pairs"]}
+    assert len(pairs) == 40 and list(pairs)[0] == NASTY_ID  # the strongest flip
+    for number, text in NASTY.items():
+        one = pairs[NASTY_ID if number == 0 else f"pair-{number}"]
+        assert one["prompt"].endswith(text) and one["chosen"].endswith(text)
+    assert "<" not in page.scripts[0].replace("\\u003c", "")
+    # Nothing of this machine but what the user named.
+    assert str(tmp_path) not in source.replace(str(run), "")
+
+
+def test_the_gallery_tells_what_the_ledger_says(run, tmp_path):
+    page = Page(write_report(tmp_path / "r.html", run=run, gallery=20).read_text("utf-8"))
+    gallery = json.loads(page.scripts[0])
+    pairs = {pair["id"]: pair for pair in gallery["pairs"]}
+    assert [pair["state"] for pair in pairs.values()] == ["flipped"] * 9 + ["dropped"] + ["kept"] * 10
+    assert [pair["strength"] for pair in pairs.values()][:3] == [4.0, 3.8, 3.6]
+    one = pairs["pair-10"]
+    assert (one["state"], one["flipped"], one["since"], one["reason"]) == (
+        "flipped",
+        True,
+        "round 2",
+        "decided by decide",
+    )
+    first, judged, last = one["history"]
+    assert (
+        first["action"] == "drop" and first["scores"] == [["tiny, seed 42", -1.0, 1.0]] and first["strength"] == -2.0
+    )
+    assert judged["votes"] == [["judge", 1, 1]] and judged["reason"] == "judges agree with the label"
+    assert last["action"] == "flip" and last["strength"] == 2.0
+    # An image under the root is there; one outside of it is not, and why is said.
+    content = base64.b64decode(gallery["images"][pairs["pair-5"]["images"][0]].split(",")[1])
+    assert Image.open(io.BytesIO(content)).size == (96, 32)
+    assert pairs["pair-6"]["images"] == ["image_outside_root"]
+    assert gallery["source_set"] == CurationLedger(run / "ledger")._files.read()["source_set"]
+
+
+def test_thumbnails_are_small_and_of_nothing_that_lies_elsewhere(tmp_path):
+    Image.effect_noise((1600, 1200), 90).convert("RGB").save(tmp_path / "large.png")
+    images: dict[str, str] = {}
+    row = {"images": ["large.png", "large.png", "../large.png", "https://localhost/a.png", "large.png"]}
+    found = thumbnails(row, ImageOptions(str(tmp_path), allowed_hosts=("localhost",)), images)
+    assert found == [0, 0, "image_outside_root", "image_url", "and 1 more"]
+    (address,) = images.values()
+    assert address.startswith("data:image/jpeg;base64,")
+    assert Image.open(io.BytesIO(base64.b64decode(address.split(",")[1]))).size == (320, 240)
+    # Without a root, a path may be any file of the machine; what it names stays out of a page for others.
+    assert thumbnails({"images": [str(tmp_path / "large.png")]}, ImageOptions(), {}) == ["image_outside_root"]
+    assert thumbnails(row, ImageOptions(str(tmp_path), max_image_pixels=1_000_000), {})[0] == "image_too_large"
+    video = {"videos": [[Image.new("RGB", (64, 48)), "nowhere.png"]]}
+    assert thumbnails(video, ImageOptions(), images) == [1]
+
+
+def test_texts_of_rows_with_an_implicit_prompt_and_of_several_turns():
+    def say(role, text):
+        return {"role": role, "content": text}
+
+    start = [say("user", "One?"), say("assistant", "1."), say("user", "Two?")]
+    row = {"chosen": [*start, say("assistant", "2.")], "rejected": [*start, say("assistant", "3.")]}
+    prompt = "user: One?\n\nassistant: 1.\n\nuser: Two?"
+    assert conversation(row) == {"prompt": prompt, "chosen": "2.", "rejected": "3."}
+    block = {"type": "image", "text": None}
+    row = {"prompt": [{"role": "user", "content": [block, block, {"type": "text", "text": "Which?"}]}]}
+    row |= {"images": ["a", "b"], "chosen": [say("assistant", "A" * 7000)], "rejected": "B"}
+    shown = conversation(row)
+    assert shown["prompt"] == "[image] [image] Which?" and shown["rejected"] == "B"
+    assert len(shown["chosen"]) < 6100 and shown["chosen"].endswith("[7,000 characters in all]")
+
+
+def test_what_is_absent_says_why(run, tmp_path):
+    evaluation = evaluation_file(tmp_path)
+    text = Page(write_report(tmp_path / "r.html", evaluations=[evaluation]).read_text("utf-8")).text
+    for name in ("run", "strength", "flow", "gallery"):
+        assert "Not here: no run of rounds was given" in text[name]
+    assert "no scores lie beside" in text["rewards"] and "no audit was given" in text["style"]
+    (run / "run.json").unlink()  # as of an older release
+    text = Page(write_report(tmp_path / "r.html", run=run).read_text("utf-8")).text
+    assert "no run.json" in text["gallery"] and "no run.json" in text["style"] and "round 2" in text["flow"]
+    record = {"started": "2026-01-02T03:04:05+00:00", "sets": {"pool": {"a": {"dataset_name": "gone.parquet"}}}}
+    record |= {"command": None, "machine": "", "versions": {}, "pairs": {"pool": {}}, "images": {}, "rounds": []}
+    record |= {"models": [{"model_name_or_path": "tiny"}], "training": {"args": {}}}
+    (run / "run.json").write_text(json.dumps(record))
+    text = Page(write_report(tmp_path / "r.html", run=run).read_text("utf-8")).text
+    assert "`pool.a` is gone.parquet, but there is no such file" in text["gallery"]
+    shutil.rmtree(run / "ledger")
+    text = Page(write_report(tmp_path / "r.html", run=run).read_text("utf-8")).text
+    assert "has not decided about any pair yet" in text["strength"] and "final/curated" in text["run"]
+    assert not (run / "ledger").exists()
+
+
+def test_audits_of_style_from_files(tmp_path):
+    for name, bias in (("before", 0.9), ("after", 0.5)):
+        report = audit_style(make_digits("train", 400, style_bias=bias))
+        (tmp_path / f"{name}.json").write_text(report.to_json())
+    paths = {f"style_{name}": tmp_path / f"{name}.json" for name in ("before", "after")}
+    text = words(Page(write_report(tmp_path / "r.html", **paths).read_text("utf-8")).text["style"])
+    for name in ("before", "after"):
+        part = json.loads((tmp_path / f"{name}.json").read_text())["overall"]
+        assert f"all pairs {name} 400 {part['auc']:.3f} {part['interval'][0]:.3f} to" in text
+        telling = max(part["features"], key=lambda feature: abs(part["features"][feature]["auc"] - 0.5))
+        assert f" {telling} " in text
+    assert "What carries it" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "There is nothing to report on"),
+        ({"run": "nowhere"}, "nowhere is no folder of a run"),
+        ({"evaluations": ["bad.json"]}, "bad.json is not JSON"),
+        ({"evaluations": ["list.json"]}, "list.json holds no result of an evaluation"),
+        ({"style_before": "list.json"}, "list.json is no audit of style"),
+    ],
+)
+def test_what_is_refused(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.json").write_text("{")
+    (tmp_path / "list.json").write_text("[]")
+    with pytest.raises(ValueError, match=message):
+        write_report("r.html", **arguments)
+    assert not (tmp_path / "r.html").exists()

@@ -1,0 +1,124 @@
+"""What a run of rounds left in its folder, read without running anything."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from ..curation.ledger import CurationLedger
+from ..curation.pair_identity import pair_ids
+from ..curation.round_data import read_sets
+from ..curation.run_record import read_record
+from ..curation.scoring_shards import read_scores
+from ..data.locations import ImageOptions
+from ..data.swapping import with_columns
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """
+    A run of rounds, or as much as there is of it.
+
+    Parameters:
+        directory (`Path`):
+            Its folder.
+        record (`dict`, *optional*):
+            `run.json`: what the run was told.
+        summary (`dict`, *optional*):
+            `summary.json`; there once the run has ended.
+        stages (`dict[str, dict]`):
+            `stage.json` of each stage that is done, by its name.
+        ledger ([`CurationLedger`], *optional*):
+            Its ledger, if it has decided about anything.
+        pool (`Dataset`, *optional*):
+            The noisy set, with the ledger's names in `pair_id`.
+        problem (`str`, *optional*):
+            Why there is no pool.
+        rewards (`dict[str, np.ndarray]`):
+            For each final model that was tested the rewards of chosen and rejected, of shape `(n, 2)`.
+    """
+
+    directory: Path
+    record: dict[str, Any] | None
+    summary: dict[str, Any] | None
+    stages: dict[str, dict[str, Any]]
+    ledger: CurationLedger | None
+    pool: Dataset | None
+    problem: str | None = None
+    rewards: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def image_options(self) -> ImageOptions:
+        """Where the run's images may come from; nothing is fetched."""
+        given = {} if self.record is None else self.record["images"]
+        return ImageOptions(**{name: value for name, value in given.items() if value is not None})
+
+    def is_scored(self) -> bool:
+        """Whether the ledger holds a stage."""
+        return self.ledger is not None and bool(self.ledger.rounds)
+
+
+def read_run_folder(directory: Path, pool: Dataset | None = None) -> RunFolder:
+    """
+    Reads the folder of a run.
+
+    Args:
+        directory (`Path`):
+            The folder.
+        pool (`Dataset`, *optional*):
+            The noisy set with `pair_id`, where it is at hand; else it is read as `run.json` says.
+
+    Returns:
+        [`RunFolder`]
+
+    Raises:
+        `ValueError`: if there is no such folder, or it is not that of a run.
+    """
+    files = sorted(directory.rglob("stage.json")) if directory.is_dir() else []
+    has_ledger = (directory / "ledger/ledger.json").is_file()
+    if not files and not has_ledger:
+        raise ValueError(f"{directory} is no folder of a run of recipes/dt2it.py: it has no stage that is done.")
+    # In the order in which they were done.
+    files.sort(key=lambda file: file.stat().st_mtime)
+    stages = {str(file.parent.relative_to(directory)): _read(file) for file in files}
+    record, problem = read_record(directory), None
+    if pool is None:
+        pool, problem = _read_pool(record)
+    tested = {name.removeprefix("test/"): directory / name for name in stages if name.startswith("test/")}
+    rewards = {}
+    for name, folder in tested.items():
+        table = read_scores(folder)
+        rewards[name] = np.stack([table[side].to_numpy() for side in ("chosen", "rejected")], axis=1)
+    return RunFolder(
+        directory,
+        record,
+        _read(directory / "summary.json") if (directory / "summary.json").is_file() else None,
+        stages,
+        CurationLedger(directory / "ledger") if has_ledger else None,
+        pool,
+        problem,
+        rewards,
+    )
+
+
+def _read_pool(record: Mapping[str, Any] | None) -> tuple[Dataset | None, str | None]:
+    if record is None:
+        return (
+            None,
+            "the run has no run.json, as runs of older releases have none, and so does not say where its pool is",
+        )
+    try:
+        rows = read_sets("pool", record["sets"]["pool"])
+        rows = with_columns(rows, {"pair_id": pair_ids(rows)})
+    except (ValueError, OSError) as error:
+        return None, f"the pool cannot be read again: {error}"
+    return rows, None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
