@@ -16,14 +16,11 @@ calls, all answered with status 200; the second run took all replies from the st
 """
 
 import argparse
-import socket
-import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
 from pathlib import Path
 
+from lib.server import free_port, serving
 from PIL import Image
 
 from trl_dt2it.demo.tiny import build_tiny_vlm
@@ -64,23 +61,6 @@ def requests(image: Image.Image) -> dict[str, JudgeRequest]:
     }
 
 
-def start(command: str, model: str, port: int, log: Path) -> subprocess.Popen:
-    """The server, once it answers."""
-    arguments = [command, "serve", model, "--device", "cpu", "--host", "127.0.0.1", "--port", str(port)]
-    print("$", " ".join(arguments))
-    with log.open("wb") as file:
-        process = subprocess.Popen(arguments, stdout=file, stderr=subprocess.STDOUT)
-    deadline = time.monotonic() + STARTS_WITHIN
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1):
-                return process
-        except OSError:
-            time.sleep(0.5)
-    process.kill()
-    sys.exit(f"The server did not start:\n{log.read_text()[-2000:]}")
-
-
 def ask(port: int, model: str, folder: Path) -> tuple[dict[str, JudgeReply], JudgeClient]:
     """All requests, twice: the second time from the store."""
     endpoint = Endpoint(f"http://127.0.0.1:{port}/v1", model, max_tokens=24, timeout=120)
@@ -101,15 +81,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = build_tiny_vlm(folder / "tiny-vlm")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        process = start(arguments.transformers, model, port, folder / "server.log")
-        try:
+        port = free_port()
+        command = [arguments.transformers, "serve", model, "--device", "cpu", "--host", "127.0.0.1"]
+        command += ["--port", str(port)]
+        with serving(command, port, folder / "server.log", within=STARTS_WITHIN):
             replies, client = ask(port, model, folder)
-        finally:
-            process.terminate()
-            process.wait()
         for name, reply in replies.items():
             print(f"{name}: {reply.status}, {reply.input_tokens} + {reply.output_tokens} tokens; {reply.error}")
             print(f"    {reply.text!r:.110}")
