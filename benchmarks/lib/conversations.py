@@ -63,7 +63,7 @@ def make_conversations(folder: Path, count: int, seed: int = 0) -> list[Conversa
         if index % 7 == 4:
             reply = {"role": "assistant", "content": [{"type": "text", "text": sentence(rng, 12)}]}
             prompt += [reply, {"role": "user", "content": [{"type": "text", "text": "And\nto the left?"}]}]
-        answer = sentence(rng, (1, 8, 40, 120, 400)[index % 5]) + ("", "\n", " Ein Überblick: 寺。")[index % 3]
+        answer = sentence(rng, (1, 8, 40, 120, 400)[index % 5]) + ("", "\n", " Café Über 寺。")[index % 3]
         conversations.append(Conversation(prompt, answer, images))
     return conversations
 
