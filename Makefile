@@ -59,7 +59,6 @@ format: install-dev  ## Put the code into shape
 
 .PHONY: docs
 docs: install-dev  ## Build the documentation into site/
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	$(BIN)/mkdocs build --strict
 
 .PHONY: report-screenshots

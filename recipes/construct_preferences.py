@@ -44,7 +44,10 @@ class ConstructArguments:
 
     dataset_name: str = field(metadata={"help": "Prompts: a file, a folder or a Hub id."})
     output_dir: str = field(metadata={"help": "Folder of pairs, report and replies."})
-    judge: dict[str, Any] | str = field(metadata={"help": "Endpoint and budget of the judge, mapping or JSON."})
+    # Not a required one: of these, the parser would take no JSON.
+    judge: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Endpoint and budget of the judge, mapping or JSON."}
+    )
     generator: dict[str, Any] | str | None = field(default=None, metadata={"help": "The same of the generator."})
     dataset_split: str = field(default="train", metadata={"help": "Split, on the Hub."})
     max_prompts: int | None = field(default=None, metadata={"help": "Take only so many prompts."})
@@ -81,6 +84,8 @@ def main(args):
     from trl_dt2it.judge import JudgeClient
     from trl_dt2it.judge.reading import read_endpoint
 
+    if not args.judge:
+        raise ValueError("Give `judge`, the endpoint of the judge.")
     console, output = Console(), Path(args.output_dir)
     roles = [name for name in ("judge", "generator") if getattr(args, name)]
     given = {name: read_endpoint(name, getattr(args, name)) for name in roles}

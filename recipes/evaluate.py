@@ -57,6 +57,8 @@ class EvaluateArguments:
             Branch, tag or commit of a model on the Hub.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether code that ships with the checkpoint may run.
+        dry_run (`bool`, *optional*, defaults to `False`):
+            Whether to say only what would be read and written.
     """
 
     model: str | None = field(default=None, metadata={"help": "Directory or Hub id of a reward model."})
@@ -75,6 +77,7 @@ class EvaluateArguments:
     model_card: bool = field(default=False, metadata={"help": "Whether to write the model card."})
     revision: str | None = field(default=None, metadata={"help": "Revision of a model on the Hub."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Whether code of the checkpoint may run."})
+    dry_run: bool = field(default=False, metadata={"help": "Say only what would be read and written."})
 
 
 def resolve(args):
@@ -112,6 +115,7 @@ def mapping(name, value):
 
 
 def main(args):
+    import torch
     from accelerate import PartialState
     from rich.console import Console
 
@@ -128,7 +132,13 @@ def main(args):
     if args.model_card and not (is_local and (Path(args.model) / "README.md").is_file()):
         raise ValueError(f"`model_card` is true, but {args.model} is no directory with a README.md.")
     sources = resolve(args)
-    state, console = PartialState(), Console()
+    # Of several processes without an accelerator each would think that it is the only one.
+    state, console = PartialState(cpu=not torch.accelerator.is_available()), Console()
+    folder = Path(args.output_dir or (Path(args.model) / "evaluation" if is_local else "evaluation"))
+    if args.dry_run:
+        if state.is_main_process:
+            plan(args, sources, folder, console)
+        return
     scorer = RewardScorer.from_pretrained(
         args.model,
         dtype=args.dtype,
@@ -139,7 +149,6 @@ def main(args):
         revision=args.revision,
         trust_remote_code=args.trust_remote_code,
     )
-    folder = Path(args.output_dir or (Path(args.model) / "evaluation" if is_local else "evaluation"))
     folder.mkdir(parents=True, exist_ok=True)
     name = Path(args.model).name
     results = []
@@ -194,6 +203,24 @@ def write_card(path, name, results):
     card.data.eval_results = [*kept, *new]
     with whole_file(path) as part:
         part.write_text(str(card), encoding="utf-8")
+
+
+def plan(args, sources, folder, console):
+    """Says what would be done; rows on the Hub are not downloaded, and their number is that of the current release."""
+    from trl_dt2it.evaluation import BENCHMARKS, read_benchmark
+    from trl_dt2it.recipe_data import show_dry_run
+
+    reads = []
+    for name, (rows, image_root) in sources.items():
+        if rows is not None and Path(rows).exists():
+            number = f"{len(read_benchmark(name, rows, image_root=image_root)):,} pairs"
+        else:
+            sizes = list(BENCHMARKS[name].sizes)
+            number = f"{sizes[0]:,} pairs" if sizes else "as many pairs as there are"
+        reads.append((name, f"{rows or BENCHMARKS[name].source.hub_id}, {number}"))
+    card = f", and the model card {Path(args.model) / 'README.md'}" if args.model_card else ""
+    writes = f"{folder / 'evaluation.json'}, and scores beside it{card}"
+    show_dry_run([("model", args.model), *reads, ("writes", writes)], console)
 
 
 def make_parser():

@@ -58,8 +58,11 @@ class PrepareArguments:
             Whether to show the plan only.
     """
 
-    sources: dict[str, Any] | str = field(metadata={"help": "Preference sets with their settings, mapping or JSON."})
     output_dir: str = field(metadata={"help": "Folder of shards, mixture and reports."})
+    # Not a required one: of these, the parser would take no JSON.
+    sources: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Preference sets with their settings, mapping or JSON."}
+    )
     benchmarks: dict[str, Any] | str | None = field(default=None, metadata={"help": "Benchmarks to keep out."})
     image_check: str = field(default="header", metadata={"help": "full, header or none."})
     max_image_pixels: int | None = field(default=None, metadata={"help": "Largest image."})
@@ -83,6 +86,8 @@ def main(args):
     from trl_dt2it.shards import parse_shard
 
     console = Console()
+    if not args.sources:
+        raise ValueError("Give `sources`, the preference sets by name.")
     settings = read_settings(as_mapping(args.sources))
     part, parts = parse_shard(args.shard)
     todo = [(key, shard) for key, one in settings.items() for shard in range(one.num_shards)][part::parts]

@@ -39,6 +39,8 @@ class RewardScriptArguments(ScriptArguments):
         digits (`dict`, *optional*):
             Options of [`trl_dt2it.demo.digits.make_digits`] for `dataset_name: digits`, such as
             `{num_digits: [1, 2], noise: 0.2}`; of these, noise and style are planted in the train split only.
+        dry_run (`bool`, *optional*, defaults to `False`):
+            Whether to say only what would be read, trained and written.
     """
 
     max_train_pairs: int | None = field(default=None, metadata={"help": "Train on the first so many rows only."})
@@ -47,6 +49,7 @@ class RewardScriptArguments(ScriptArguments):
     )
     num_train_pairs: int = field(default=4000, metadata={"help": "Number of train pairs of the digits set."})
     num_eval_pairs: int = field(default=1000, metadata={"help": "Number of held-out pairs of the digits set."})
+    dry_run: bool = field(default=False, metadata={"help": "Say only what would be read, trained and written."})
 
 
 def load_data(script_args, dataset_args, seed):
@@ -89,6 +92,10 @@ def main(script_args, training_args, model_args, dataset_args):
     from trl_dt2it.attention import usable_attention
 
     state = PartialState()
+    if script_args.dry_run:
+        if state.is_main_process:
+            plan(script_args, training_args, model_args, dataset_args)
+        return
     model = model_args.model_name_or_path
     if model == TINY:
         from trl_dt2it.demo.tiny import build_tiny_vlm
@@ -149,6 +156,45 @@ def main(script_args, training_args, model_args, dataset_args):
             summary["example"] = score_again(trainer)
         report(summary)
     trainer.end()
+
+
+def plan(script_args, training_args, model_args, dataset_args):
+    """Says what would be done; of a set on the Hub it asks for the number of rows and downloads none."""
+    import math
+
+    from trl_dt2it.recipe_data import hub_rows, show_dry_run
+
+    name, split = script_args.dataset_name, script_args.dataset_train_split
+    if name and name != DIGITS and Path(name).suffix not in FILE_BUILDERS and not Path(name).exists():
+        count = {
+            one: hub_rows(name, script_args.dataset_config, one) for one in (split, script_args.dataset_test_split)
+        }
+        columns = None
+    else:
+        dataset = load_data(script_args, dataset_args, training_args.seed)
+        is_counted = not (script_args.dataset_streaming or dataset_args.streaming)
+        count = {one: len(rows) if is_counted else None for one, rows in dataset.items()}
+        columns = ", ".join(dataset[split].column_names or ["not known before it streams"])
+    pairs = count[split]
+    if script_args.max_train_pairs is not None and pairs is not None:
+        pairs = min(pairs, script_args.max_train_pairs)
+    batch = training_args.train_batch_size * training_args.world_size * training_args.gradient_accumulation_steps
+    steps = training_args.max_steps if training_args.max_steps > 0 else None
+    if steps is None and pairs is not None and training_args.max_tokens_per_batch is None:
+        steps = math.ceil(math.ceil(pairs / batch) * training_args.num_train_epochs)
+    show_dry_run(
+        [
+            ("base model", model_args.model_name_or_path),
+            ("trains", "LoRA adapters and the head" if model_args.use_peft else "the weights"),
+            ("reads", name or "a mixture"),
+            *((f"rows, {one}", "not known" if rows is None else rows) for one, rows in count.items()),
+            ("trains on", pairs),
+            ("columns", columns),
+            ("pairs a step", f"{batch:,} on {training_args.world_size} processes"),
+            ("steps at most", steps),
+            ("writes", training_args.output_dir),
+        ]
+    )
 
 
 def score_again(trainer):

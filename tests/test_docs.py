@@ -25,14 +25,7 @@ DOCUMENTS = [
     "CONTRIBUTING.md",
     "SECURITY.md",
     "CHANGELOG.md",
-    "docs/curation.md",
-    "docs/data.md",
-    "docs/debias.md",
-    "docs/evaluation.md",
-    "docs/judge.md",
-    "docs/models.md",
-    "docs/scoring.md",
-    "docs/speed.md",
+    *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.md"))),
     "benchmarks/README.md",
 ]
 # What a machine without a GPU needs, and one pair a step.

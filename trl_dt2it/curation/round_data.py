@@ -58,14 +58,16 @@ def read_sets(name: str, specs: Mapping[str, Mapping[str, Any]]) -> Dataset:
     parts = []
     with PartialState().main_process_first():  # the others find what it has downloaded and converted
         for source, spec in specs.items():
-            rows = _read(f"{name}.{source}", source, dict(spec or {}))
+            rows = read_set(f"{name}.{source}", source, spec or {})
             if "source" not in rows.column_names:
                 rows = rows.add_column("source", pa.array([source]).take(pa.array(np.zeros(len(rows), dtype=int))))
             parts.append(leave_images_encoded(rows))
     return concatenate_datasets(parts) if len(parts) > 1 else parts[0]
 
 
-def _read(where: str, source: str, spec: dict[str, Any]) -> Dataset:
+def read_set(where: str, source: str, spec: Mapping[str, Any]) -> Dataset:
+    """The rows of one source; `where` names the setting in messages, `source` and `spec` are as in [`read_sets`]."""
+    spec = dict(spec)
     kinds = [kind for kind in _KINDS if kind in spec]
     if len(kinds) != 1:
         raise ValueError(f"`{where}` has to have one of the keys {', '.join(_KINDS)}.")

@@ -13,7 +13,15 @@ DEFAULT_FPS = 2.0
 
 
 class Video(NamedTuple):
-    """The frames of a video, each as an image may be given, and how many of them make a second."""
+    """
+    A video as its frames.
+
+    Parameters:
+        frames (`list`):
+            The frames in their order, each as an image may be given.
+        fps (`float`):
+            How many of them make a second; above 0.
+    """
 
     frames: list[Any]
     fps: float

@@ -126,8 +126,9 @@ def readmit(
             What [`validate`] found good. It is not checked again, but a mended row may equal or contradict one of it.
         repaired (`Dataset`):
             Rows of the quarantine, or of its Parquet file, after they were mended.
-        processing_class, image_options, image_check, max_length, duplicates, num_proc, report_file, quarantine_file,
-        show (*optional*):
+        processing_class, image_options, image_check, max_length (*optional*):
+            As in [`validate`].
+        duplicates, num_proc, report_file, quarantine_file, show (*optional*):
             As in [`validate`].
 
     Returns:

@@ -98,6 +98,7 @@ class Rubric:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
+# The six criteria by which answers are judged unless a rubric is given, on a scale of 1 to 10.
 DEFAULT_RUBRIC = Rubric(
     (
         Criterion(

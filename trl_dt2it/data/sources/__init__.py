@@ -15,6 +15,7 @@ from .vlfeedback import VLFEEDBACK
 
 __all__ = ["SOURCES", "Adapter", "Source"]
 
+# Every public set and format that `load_preferences` knows, by its name there.
 SOURCES: dict[str, Source] = {
     # Answers about images.
     "llava_critic": LLAVA_CRITIC,

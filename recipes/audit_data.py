@@ -1,0 +1,98 @@
+"""Look at a data set before training on it: which rows can be used, and does style alone tell the chosen answer?
+
+    python recipes/audit_data.py --dataset_name pairs.jsonl --image_root photos
+    python recipes/audit_data.py --preferences rlaif_v --max_rows 5000
+    python recipes/audit_data.py --dataset_name outputs/scores/scored.parquet --image_root photos
+
+The first table counts the rows that can be used and those that cannot, by reason. The second says how well a probe
+that sees style alone names the chosen answer: 0.5 means that style tells nothing. Where the rows have the columns
+`chosen_reward` and `rejected_reward`, as recipes/score_data.py writes them, a third says how far the model follows
+style. The same keys may stand in a YAML file, given with `--config`.
+"""
+
+from dataclasses import dataclass, field
+
+from trl import TrlParser
+
+from trl_dt2it.recipe_data import RowArguments
+
+
+@dataclass
+class AuditArguments(RowArguments):
+    """
+    Arguments of this script, besides those of [`trl_dt2it.recipe_data.RowArguments`].
+
+    Parameters:
+        by (`str`, *optional*, defaults to `"source"`):
+            A column whose values are measured each on its own, besides the whole.
+        image_check (`str`, *optional*, defaults to `"header"`):
+            `"full"` decodes every image, `"header"` reads its header, `"none"` does not look at images.
+        num_folds (`int`, *optional*, defaults to `5`):
+            Folds of the cross-validation.
+        min_pairs (`int`, *optional*, defaults to `200`):
+            Fewest pairs that get a number.
+        seed (`int`, *optional*, defaults to `42`):
+            Seed of the folds.
+        output_file (`str`, *optional*):
+            JSON file for all numbers.
+        dry_run (`bool`, *optional*, defaults to `False`):
+            Whether to say only what would be read and written.
+    """
+
+    by: str = field(default="source", metadata={"help": "A column whose values are measured each on its own."})
+    image_check: str = field(default="header", metadata={"help": "full, header or none."})
+    num_folds: int = field(default=5, metadata={"help": "Folds of the cross-validation."})
+    min_pairs: int = field(default=200, metadata={"help": "Fewest pairs that get a number."})
+    seed: int = field(default=42, metadata={"help": "Seed of the folds."})
+    output_file: str | None = field(default=None, metadata={"help": "JSON file for all numbers."})
+    dry_run: bool = field(default=False, metadata={"help": "Say only what would be read and written."})
+
+
+def main(args):
+    from rich.console import Console
+
+    from trl_dt2it.data import validate
+    from trl_dt2it.data.whole_file import whole_file
+    from trl_dt2it.dataset_scoring import REWARD_COLUMNS
+    from trl_dt2it.debias import audit_style
+    from trl_dt2it.recipe_data import show_dry_run
+
+    console, rows = Console(), args.read()
+    is_scored = set(REWARD_COLUMNS) <= set(rows.column_names)
+    if args.dry_run:
+        show_dry_run(
+            [
+                ("reads", args.dataset_name or args.preferences),
+                ("rows", len(rows)),
+                ("columns", ", ".join(rows.column_names)),
+                ("looks at images", args.image_check),
+                ("measures", "style of the answers" + (", and what the rewards make of it" if is_scored else "")),
+                ("writes", args.output_file or "nothing"),
+            ],
+            console,
+        )
+        return
+    clean, _ = validate(rows, image_options=args.image_options, image_check=args.image_check)
+    if len(clean) == 0:
+        raise ValueError("No row can be used, for the reasons above.")
+    report = audit_style(
+        clean,
+        by=args.by,
+        scorer=REWARD_COLUMNS if is_scored else None,
+        num_folds=args.num_folds,
+        min_pairs=args.min_pairs,
+        seed=args.seed,
+    )
+    report.show(console)
+    if args.output_file is not None:
+        with whole_file(args.output_file) as part:
+            part.write_text(report.to_json() + "\n", encoding="utf-8")
+        console.print(f"Figures: {args.output_file}", soft_wrap=True, highlight=False)
+
+
+def make_parser():
+    return TrlParser(AuditArguments, allow_abbrev=False)
+
+
+if __name__ == "__main__":
+    main(*make_parser().parse_args_and_config())

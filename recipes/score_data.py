@@ -1,0 +1,155 @@
+"""Score a data set of pairs with a trained reward model.
+
+    accelerate launch recipes/score_data.py --model outputs/digits --dataset_name pairs.jsonl
+
+It writes OUTPUT_DIR/scored.parquet, the rows with the columns `chosen_reward` and `rejected_reward`, and
+OUTPUT_DIR/summary.json. Run it again after a kill: what is scored is not scored again. The processes of `accelerate
+launch` share the rows out. The same keys may stand in a YAML file, given with `--config`.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trl import TrlParser
+
+from trl_dt2it.recipe_data import RowArguments
+
+
+@dataclass
+class ScoreArguments(RowArguments):
+    """
+    Arguments of this script, besides those of [`trl_dt2it.recipe_data.RowArguments`].
+
+    Parameters:
+        model (`str`):
+            Directory or Hub id of a reward model or of an adapter.
+        output_dir (`str`, *optional*, defaults to `"outputs/scores"`):
+            Folder of the results.
+        dtype (`str`, *optional*):
+            Dtype of the weights; by default the checkpoint's.
+        attn_implementation (`str`, *optional*):
+            Attention implementation, such as `flash_attention_2`.
+        batch_tokens (`int`, *optional*, defaults to `16384`):
+            Most tokens of a batch.
+        rows_per_shard (`int`, *optional*, defaults to `512`):
+            Pairs of a file: what a kill may cost at most.
+        normalize (`bool`, *optional*, defaults to `False`):
+            Whether rewards are those of [`trl_dt2it.RewardScorer`] with `normalize`.
+        revision (`str`, *optional*):
+            Branch, tag or commit of a model on the Hub.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether code that ships with the checkpoint may run.
+        dry_run (`bool`, *optional*, defaults to `False`):
+            Whether to say only what would be read and written.
+    """
+
+    model: str | None = field(default=None, metadata={"help": "Directory or Hub id of a reward model."})
+    output_dir: str = field(default="outputs/scores", metadata={"help": "Folder of the results."})
+    dtype: str | None = field(default=None, metadata={"help": "Dtype of the weights."})
+    attn_implementation: str | None = field(default=None, metadata={"help": "Attention implementation."})
+    batch_tokens: int = field(default=16384, metadata={"help": "Most tokens of a batch."})
+    rows_per_shard: int = field(default=512, metadata={"help": "Pairs of a file: what a kill may cost."})
+    normalize: bool = field(default=False, metadata={"help": "Whether rewards are normalised."})
+    revision: str | None = field(default=None, metadata={"help": "Revision of a model on the Hub."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Whether code of the checkpoint may run."})
+    dry_run: bool = field(default=False, metadata={"help": "Say only what would be read and written."})
+
+
+def main(args):
+    import torch
+    from accelerate import PartialState
+    from rich.console import Console
+
+    from trl_dt2it.attention import usable_attention
+    from trl_dt2it.data import write_parquet
+    from trl_dt2it.data.whole_file import whole_file
+    from trl_dt2it.recipe_data import show_dry_run
+    from trl_dt2it.scoring import RewardScorer
+
+    if args.model is None:
+        raise ValueError("Give `model`, the directory or Hub id of a reward model.")
+    # Of several processes without an accelerator each would think that it is the only one.
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    console, folder = Console(), Path(args.output_dir)
+    rows = args.read()
+    if args.dry_run:
+        if state.is_main_process:
+            show_dry_run(
+                [
+                    ("model", args.model),
+                    ("reads", args.dataset_name or args.preferences),
+                    ("rows", len(rows)),
+                    ("columns", ", ".join(rows.column_names)),
+                    ("processes", state.num_processes),
+                    ("writes", folder / "scored.parquet"),
+                ],
+                console,
+            )
+        return
+    scorer = RewardScorer.from_pretrained(
+        args.model,
+        dtype=args.dtype,
+        attn_implementation=usable_attention(args.attn_implementation),
+        batch_tokens=args.batch_tokens,
+        image_options=args.image_options,
+        normalize=args.normalize,
+        revision=args.revision,
+        trust_remote_code=args.trust_remote_code,
+    )
+    scored = scorer.score_dataset(rows, folder / "rewards", rows_per_shard=args.rows_per_shard)
+    if state.is_main_process:
+        write_parquet(scored, folder / "scored.parquet")
+        found = summary(scored)
+        with whole_file(folder / "summary.json") as part:
+            part.write_text(json.dumps({"model": args.model, **found}, indent=2) + "\n", encoding="utf-8")
+        show(found, console)
+        console.print(f"Rows:    {folder / 'scored.parquet'}", soft_wrap=True, highlight=False)
+        console.print(f"Figures: {folder / 'summary.json'}", soft_wrap=True, highlight=False)
+    state.wait_for_everyone()
+    state.destroy_process_group()
+
+
+def summary(scored):
+    """How often and how far chosen is above rejected: of all pairs, and of each source."""
+    import numpy as np
+
+    from trl_dt2it.dataset_scoring import REWARD_COLUMNS
+
+    chosen, rejected = (np.array(scored[name][:]) for name in REWARD_COLUMNS)
+    gap = chosen - rejected
+    parts = {"all pairs": np.ones(len(gap), dtype=bool)}
+    if "source" in scored.column_names:
+        source = np.array(scored["source"][:], dtype=object)
+        names = sorted({name for name in source if name is not None})
+        parts |= {name: source == name for name in names if len(names) > 1}
+    return {
+        "parts": {
+            name: {
+                "pairs": int(part.sum()),
+                "accuracy": float((gap[part] > 0).mean()),
+                "ties": int((gap[part] == 0).sum()),
+                "mean_gap": float(gap[part].mean()),
+            }
+            for name, part in parts.items()
+        }
+    }
+
+
+def show(found, console):
+    from rich.table import Table
+
+    table = Table("", "pairs", "chosen above rejected", "ties", "mean gap", title="Rewards")
+    for name, part in found["parts"].items():
+        table.add_row(
+            name, f"{part['pairs']:,}", f"{part['accuracy']:.1%}", str(part["ties"]), f"{part['mean_gap']:+.3f}"
+        )
+    console.print(table)
+
+
+def make_parser():
+    return TrlParser(ScoreArguments, allow_abbrev=False)
+
+
+if __name__ == "__main__":
+    main(*make_parser().parse_args_and_config())
