@@ -9,7 +9,6 @@ scored again than the two pairs in flight.
 usage: python benchmarks/score_dataset_kills.py [KILLS]
 """
 
-import itertools
 import os
 import random
 import signal
@@ -35,6 +34,7 @@ from trl_dt2it import load_reward_model  # noqa: E402
 
 PAIRS = 120
 SEED = 0
+PATIENCE = 3600  # seconds, for a machine with other work
 
 
 def finished(output: Path) -> set[str]:
@@ -48,21 +48,23 @@ def outcome(output: Path) -> dict[str, str]:
     return {file.name: sha256(file.read_bytes()).hexdigest() for file in sorted(files)}
 
 
-def run_and_kill(model: Path, output: Path, after: float) -> dict:
+def run_and_kill(model: Path, output: Path, target: int, after: float) -> dict:
     """
-    One run, killed so many seconds after it began to score.
+    One run, killed some seconds after it has scored a pair, and all runs together as many as `target`.
 
     Returns how many pairs stood in files before, how many the model saw, how many of them it need not have seen, and
     how many were lost, because they are in no file now.
     """
     before, seen = finished(output), scored_pairs(output)
     process = start(model, output, 1, PAIRS)
-    while scored_pairs(output) == seen and process.poll() is None:
+    now = seen
+    while (now == seen or len(now) < target) and process.poll() is None:
         time.sleep(0.002)
+        now = scored_pairs(output)
     time.sleep(after)
     if process.poll() is not None:
-        finish(process)
-        sys.exit("A run ended before it was killed; the machine has changed its pace, try again.")
+        finish(process, PATIENCE)
+        sys.exit("A run ended before it was killed.")
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     scored = set(scored_pairs(output) - seen)
@@ -77,17 +79,16 @@ def main(num_kills: int) -> None:
         torch.manual_seed(SEED)
         load_reward_model(family_dir("qwen3_vl"), dtype="float32").save_pretrained(model)
         AutoProcessor.from_pretrained(family_dir("qwen3_vl")).save_pretrained(model)
-        finish(start(model, calm, 1, PAIRS))
+        finish(start(model, calm, 1, PAIRS), PATIENCE)
         files = sorted(calm.glob("*.parquet"), key=lambda file: file.stat().st_mtime)
         seconds = files[-1].stat().st_mtime - files[0].stat().st_mtime
-        # Moments all over the undisturbed run. What is lost is made up for, so that no run gets to its end.
-        moments = [0.0, *sorted(rng.uniform(0, 0.8 * seconds) for _ in range(num_kills))]
+        # All over the set, and anywhere between a pair and the next.
         kills = []
-        for begin, end in itertools.pairwise(moments):
-            kills.append(run_and_kill(model, killed, end - begin))
+        for target in sorted(rng.sample(range(1, PAIRS - 10), num_kills)):
+            kills.append(run_and_kill(model, killed, target, rng.uniform(0, 2 * seconds / PAIRS)))
             print(kills[-1], flush=True)
         last = len(finished(killed))
-        finish(start(model, killed, 1, PAIRS))
+        finish(start(model, killed, 1, PAIRS), PATIENCE)
         counts = scored_pairs(killed)
         same = outcome(killed) == outcome(calm)
         num_files = len(outcome(calm))

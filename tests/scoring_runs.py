@@ -38,9 +38,9 @@ def start(model: Path, output: Path, num_processes: int, num_pairs: int = 12) ->
     return subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
-def finish(process: subprocess.Popen) -> None:
+def finish(process: subprocess.Popen, timeout: float = 200) -> None:
     """Waits for the end of a run that nobody kills."""
-    _, errors = process.communicate(timeout=200)
+    _, errors = process.communicate(timeout=timeout)
     assert process.returncode == 0, errors[-4000:]
 
 
