@@ -1,0 +1,85 @@
+"""Decisions of several rules: one after the other, by source, and never against a whole source."""
+
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from trl_dt2it.curation.rules import (
+    Flip,
+    Keep,
+    decide,
+    flip_mixture,
+    flip_negative,
+    flip_weakest_half,
+    keep_confident,
+    keep_consistent,
+)
+
+
+def test_rules_follow_one_another():
+    strength = np.array([-3.0, -1.0, 0.5, 2.0, np.nan, -2.0])
+    rules = [Flip(flip_weakest_half), Keep(keep_consistent), Keep(partial(keep_confident, share=0.5))]
+    decision = decide(strength, rules, min_kept=0)
+    # Of -3, -1 and -2 the lowest is flipped. 3, 0.5 and 2 are consistent, and of these three the two highest stay.
+    assert decision.flip.tolist() == [True, False, False, False, False, False]
+    assert decision.keep.tolist() == [True, False, False, True, False, False]
+    np.testing.assert_array_equal(decision.strength, [3, -1, 0.5, 2, np.nan, -2])
+    assert decision.reason.tolist() == [
+        "flipped by flip_weakest_half",
+        "dropped by keep_consistent",
+        "dropped by keep_confident",
+        "kept",
+        "not scored",
+        "dropped by keep_consistent",
+    ]
+    assert decision.counts()["dropped by keep_consistent"] == 2
+    # Two flips of all negative ones, then of all positive ones: a pair that is flipped back is as it was.
+    twice = decide([-1.0, 2.0], [Flip(flip_negative), Flip(lambda given: given > 1.5), Flip(flip_negative)])
+    assert twice.flip.tolist() == [True, False] and twice.strength.tolist() == [1, 2]
+    assert twice.reason.tolist() == ["flipped by flip_negative", "kept"]
+
+
+def test_a_rule_by_source_sees_one_source_at_a_time():
+    strength = np.array([-1.0, -5.0, -2.0, -6.0, -3.0, -7.0])
+    source = ["a", "b", "a", "b", None, "b"]
+    alone = decide(strength, [Flip(flip_weakest_half, by="source", min_pairs=1)], source=source, min_kept=0)
+    assert np.flatnonzero(alone.flip).tolist() == [2, 5]
+    together = decide(strength, [Flip(flip_weakest_half)], source=source, min_kept=0)
+    assert np.flatnonzero(together.flip).tolist() == [1, 3, 5]
+    # Too small ones are judged as part of all: of them, the lowest three are in b, which is large enough alone.
+    mixed = decide(strength, [Flip(flip_weakest_half, by="source", min_pairs=3)], source=source, min_kept=0)
+    assert np.flatnonzero(mixed.flip).tolist() == [5]
+    for given in (pa.array(source), pa.chunked_array([source[:2], source[2:]]), np.array(source, dtype=object)):
+        same = decide(strength, [Flip(flip_weakest_half, by="source", min_pairs=1)], source=given, min_kept=0)
+        np.testing.assert_array_equal(same.flip, alone.flip)
+    coded = pa.array(source).dictionary_encode()
+    assert decide(strength, [Keep(keep_confident, by="source")], source=coded, min_kept=0).keep.all()
+
+
+def test_no_source_is_emptied(caplog):
+    strength = [-1.0, -3.0, -2.0, np.nan, *[1.0] * 4, -1.0, np.nan]
+    source = ["bad"] * 4 + ["good"] * 4 + ["single", "unscored"]
+    decision = decide(strength, [Keep(keep_consistent)], source=source, min_kept=0.5)
+    assert "keep 0 of 4 pairs of bad; the strongest 2 of the others come back" in caplog.text
+    assert "good" not in caplog.text
+    # The strongest come back, in a tie the first, and one that is not scored last of all.
+    assert np.flatnonzero(decision.keep).tolist() == [0, 2, 4, 5, 6, 7, 8, 9]
+    assert decision.reason[0] == "brought back, for its source to keep enough" == decision.reason[9]
+    assert not decide(strength, [Keep(keep_consistent)], source=source, min_kept=0).keep[[0, 1, 2, 8, 9]].any()
+    assert decide([-1.0] * 70, [Keep(keep_consistent)], min_kept=0.1).keep.sum() == 7
+    assert decide([], [Flip(flip_mixture), Keep(keep_confident)]).keep.shape == (0,)
+
+
+def test_misuse_of_decide_is_named():
+    with pytest.raises(ValueError, match="`min_kept` is 2"):
+        decide([1.0], [], min_kept=2)
+    with pytest.raises(ValueError, match="no `source` is given"):
+        decide([1.0], [Keep(keep_consistent, by="source")])
+    with pytest.raises(ValueError, match="2 strengths and 1 entries of `source`"):
+        decide([1.0, 2.0], [], source=["a"])
+    with pytest.raises(ValueError, match="`by` is 'pair'; give \"source\""):
+        Flip(flip_negative, by="pair")
+    with pytest.raises(ValueError, match=r"rule <lambda> gave float64 values of shape \(2,\) for 2 pairs"):
+        decide([1.0, 2.0], [Keep(lambda given: given)])
