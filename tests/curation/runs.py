@@ -17,13 +17,14 @@ from typing import Any
 
 
 ROOT = Path(__file__).parents[2]
+RULES = [{"flip": "flip_negative"}]
 SETTINGS = {
     "base": {"clean": {"digits": {"num_pairs": 24}}},
     "pool": {"a": {"digits": {"num_pairs": 32, "noise": 0.35}}, "b": {"digits": {"num_pairs": 16, "noise": 0.2}}},
     "test": {"clean": {"digits": {"split": "test", "num_pairs": 8}}},
     "rounds": [
-        {"rules": [{"flip": "flip_negative"}]},
-        {"rules": [{"flip": "flip_negative"}, {"keep": "keep_confident", "share": 0.8}], "orientation": "current"},
+        {"rules": RULES},
+        {"rules": [*RULES, {"keep": "keep_confident", "share": 0.8}], "orientation": "current"},
     ],
     "final": ["curated"],
     "max_steps": 4,
