@@ -18,7 +18,7 @@ from trl_dt2it.model_card import MODEL_FILES
 from .families import example_images, family_dir
 from .hub_server import LoopbackHub
 from .rows import make_dataset
-from .test_reward_trainer import trainer_for
+from .trainers import trainer_for
 
 
 ROOT = Path(__file__).parents[1]
@@ -27,8 +27,9 @@ SECRET = "hf_canary0123456789"
 PUSH = """
 import sys
 from peft import LoraConfig
-from tests.test_reward_trainer import config, family_dir
+from tests.families import family_dir
 from tests.rows import make_dataset
+from tests.trainers import config
 from trl_dt2it import MultimodalRewardTrainer
 
 base, output, strategy, lora = sys.argv[1:]

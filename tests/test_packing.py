@@ -12,7 +12,7 @@ from transformers.trainer_pt_utils import BatchRebalanceSampler
 from trl_dt2it.packing import EpochLengthGroupedSampler, SetEpoch, TokenBatchSampler, plan_batches, plan_training
 
 from .rows import make_dataset
-from .test_reward_trainer import config, losses, trainer_for, weights
+from .trainers import config, losses, trainer_for, weights
 
 
 def planned(sizes, max_tokens, **kwargs) -> list[list[int]]:

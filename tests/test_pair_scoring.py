@@ -11,7 +11,7 @@ from trl_dt2it.pair_scoring import evaluating, score_pairs
 
 from .pairs import model_of, processor_of
 from .rows import make_dataset
-from .test_reward_trainer import trainer_for
+from .trainers import trainer_for
 
 
 # The first has one row per pair, the second two.

@@ -15,7 +15,7 @@ from trl_dt2it.scoring import RewardScorer
 
 from .pairs import model_of, processor_of
 from .rows import make_dataset, make_rows
-from .test_reward_trainer import config, trainer_for
+from .trainers import config, trainer_for
 
 
 def statistics(trainer) -> tuple[float, float]:

@@ -26,7 +26,7 @@ from .families import example_images, family_dir
 from .pairs import model_of, processor_of
 from .rows import make_dataset
 from .scoring_runs import finish, scored_pairs, start
-from .test_reward_trainer import text_model, trainer_for
+from .trainers import text_model, trainer_for
 
 
 # The first reads all answers of a prompt in one row, the others rows with the images once.

@@ -18,7 +18,7 @@ from trl_dt2it.rendering import render_conversation
 from .families import FAMILIES, family_dir
 from .pairs import processor_of
 from .rows import make_dataset
-from .test_reward_trainer import trainer_for
+from .trainers import trainer_for
 
 
 MAX_PIXELS = 40 * 40

@@ -14,7 +14,7 @@ from trl_dt2it.token_counts import UNCOUNTED_TOKENS, PairTokens, count_pairs, co
 
 from .families import FAMILIES, family_dir
 from .rows import make_dataset, make_rows, png, text_rows, video_rows
-from .test_reward_trainer import trainer_for
+from .trainers import trainer_for
 
 
 # Wider, higher, smaller and larger than any tile, and sides that no patch divides.

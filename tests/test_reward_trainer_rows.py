@@ -1,0 +1,128 @@
+"""What the trainer refuses or leaves out at start: options, columns, rows, lengths and paths."""
+
+import json
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+from transformers import (
+    AutoProcessor,
+)
+
+from trl_dt2it import MultimodalRewardTrainer
+from trl_dt2it.data.schema import RowError
+
+from .families import example_images, family_dir
+from .rows import make_dataset, make_rows
+from .trainers import config, text_model, trainer_for
+
+
+def test_a_wrong_word_in_the_configuration_fails_at_once(tmp_path):
+    for name, value in (("loss_type", "bradley"), ("on_bad_row", "skip"), ("strength_normalization", "z")):
+        with pytest.raises(ValueError, match=f"`{name}` is '{value}'; choose one of"):
+            config(tmp_path, **{name: value})
+    for name, value in (("label_smoothing", 1.0), ("tie_factor", 1.0), ("ordinal_thresholds", [2.0, 1.0])):
+        with pytest.raises(ValueError, match=f"`{name}` is .*; it must be"):
+            config(tmp_path, **{name: value})
+    with pytest.raises(ValueError, match="`min_pixels` is 9; it must be <= max_pixels"):
+        config(tmp_path, min_pixels=9, max_pixels=4)
+
+
+def test_images_and_a_text_model(tmp_path):
+    tokenizer = AutoProcessor.from_pretrained(family_dir("qwen3_vl")).tokenizer
+    with pytest.raises(ValueError, match="train set has images, but the model reads text only"):
+        MultimodalRewardTrainer(
+            text_model(tokenizer), args=config(tmp_path), train_dataset=make_dataset(2), processing_class=tokenizer
+        )
+
+
+def test_a_misspelt_column_is_named(tmp_path):
+    data = make_dataset(2).rename_column("rejected", "rejcted")
+    with pytest.raises(ValueError, match="has the columns .*rejcted.*; it needs `chosen` and `rejected`"):
+        trainer_for("qwen3_vl", tmp_path, data)
+
+
+def bad_rows() -> list[dict]:
+    rows = make_rows(6, num_images=(1,), pair_id=[f"p{i}" for i in range(6)])
+    rows[2]["images"] = [{"bytes": b"no image", "path": None}]
+    rows[4]["images"] = [{"bytes": None, "path": "gone.png"}]
+    rows[5]["chosen"] = rows[5]["rejected"]
+    return rows
+
+
+def test_bad_rows_stop_the_run_at_start(tmp_path):
+    message = "3 of 6 rows of the train set cannot be used .*The first, p2: .*Mend them"
+    with pytest.raises(ValueError, match=message):
+        trainer_for("qwen3_vl", tmp_path, Dataset.from_list(bad_rows()))
+
+
+def test_bad_rows_are_set_aside_if_wished(tmp_path, caplog):
+    data = Dataset.from_list(bad_rows())
+    trainer = trainer_for("qwen3_vl", tmp_path, data, {"on_bad_row": "quarantine"}, eval_dataset=data)
+    assert trainer.train_dataset["pair_id"] == ["p0", "p1", "p3"]
+    for name in ("train", "eval"):
+        listed = [json.loads(line) for line in (tmp_path / f"_quarantine_{name}.jsonl").read_text().splitlines()]
+        assert [(entry["pair_id"], entry["row"]) for entry in listed] == [("p2", 2), ("p4", 4), ("p5", 5)]
+        assert [entry["reason"] for entry in listed] == ["image_corrupt", "image_missing", "equal_answers"]
+        assert all(entry["message"] for entry in listed)
+    assert "Left 3 of 6 rows out of the train set" in caplog.text
+    trainer.train()
+    with pytest.raises(ValueError, match="No row of the train set can be used"):
+        trainer_for("qwen3_vl", tmp_path, data.select([2, 4]), {"on_bad_row": "quarantine"})
+
+
+def test_bad_rows_of_a_stream(tmp_path, caplog):
+    data = Dataset.from_list(bad_rows()).to_iterable_dataset()
+    args = {"max_steps": 2, "train_sampling_strategy": "sequential"}
+    with pytest.raises(RowError, match="p2: "):
+        trainer_for("qwen3_vl", tmp_path, data, args).train()
+    trainer = trainer_for("qwen3_vl", tmp_path, data, {**args, "on_bad_row": "quarantine"})
+    trainer.train()
+    assert "Left out of the train set: p2, image_corrupt" in caplog.text
+
+
+def test_too_long_pairs_are_left_out_and_counted(tmp_path, caplog):
+    data = make_dataset(6, num_images=(0, 2))
+    probe = trainer_for("qwen3_vl", tmp_path, data)
+    lengths = [max(probe.data_collator.lengths(row)) for row in data]
+    limit = sorted(lengths)[2]
+    trainer = trainer_for("qwen3_vl", tmp_path, data, {"max_length": limit})
+    assert len(trainer.train_dataset) == 3
+    assert f"Left 3 of 6 pairs out of the train set: longer than {limit} tokens." in caplog.text
+    with pytest.raises(ValueError, match="None is left; raise `max_length`"):
+        trainer_for("qwen3_vl", tmp_path, data, {"max_length": 3})
+
+
+def test_paths_are_read_under_the_image_root(tmp_path):
+    rows = make_rows(2, num_images=(1,))
+    for index, row in enumerate(rows):
+        example_images(1, seed=index)[0].save(tmp_path / f"{index}.png")
+        row["images"] = [f"{index}.png"]
+    trainer = trainer_for("qwen3_vl", tmp_path, Dataset.from_list(rows), {"image_root": str(tmp_path)})
+    trainer.train()
+    rows[1]["images"] = ["../1.png"]
+    with pytest.raises(ValueError, match=r"1 of 2 rows .*image_outside_root"):
+        trainer_for("qwen3_vl", tmp_path, Dataset.from_list(rows), {"image_root": str(tmp_path)})
+
+
+def test_the_decoder_of_datasets_never_sees_the_path(tmp_path):
+    """`datasets` decodes whatever path a row holds; ours refuses what leaves the root."""
+    example_images(1)[0].save(tmp_path / "secret.png")
+    (tmp_path / "root").mkdir()
+    row = {**make_rows(1, num_images=(1,))[0], "images": [{"bytes": None, "path": str(tmp_path / "secret.png")}]}
+    from datasets import Features, Image, List
+
+    plain = Dataset.from_list([row])
+    data = plain.cast(Features({**plain.features, "images": List(Image())}))
+    assert data[0]["images"][0].size
+    with pytest.raises(ValueError, match="image_outside_root"):
+        trainer_for("qwen3_vl", tmp_path, data, {"image_root": str(tmp_path / "root")})
+    assert Path(tmp_path / "secret.png").exists()
+
+
+def test_a_native_model_instance_is_refused(tmp_path):
+    from transformers import AutoModelForImageTextToText
+
+    native = AutoModelForImageTextToText.from_pretrained(family_dir("qwen3_vl"))
+    with pytest.raises(ValueError, match="load it with `trl_dt2it.load_reward_model`"):
+        MultimodalRewardTrainer(native, args=config(tmp_path), train_dataset=make_dataset(2))

@@ -1,0 +1,127 @@
+"""What the trainer saves: full models, adapters and checkpoints give the same rewards, and go on as they were."""
+
+import pytest
+import torch
+from peft import LoraConfig
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoProcessor,
+    BitsAndBytesConfig,
+)
+
+from trl_dt2it import MultimodalRewardTrainer, load_reward_model
+from trl_dt2it.demo.tiny import build_tiny_vlm
+from trl_dt2it.freezing import part_of
+
+from .rows import make_dataset
+from .trainers import MAIN_FAMILIES, config, losses, trainer_for, weights
+
+
+@torch.no_grad()
+def rewards_of(model, processor, data) -> torch.Tensor:
+    from trl_dt2it import MultimodalPreferenceCollator
+    from trl_dt2it.preparation import leave_images_encoded
+
+    batch = MultimodalPreferenceCollator(processor)(list(leave_images_encoded(data)))
+    del batch["pairs"]
+    return model.eval()(**batch).logits[:, 0]
+
+
+@pytest.mark.parametrize("family", MAIN_FAMILIES)
+def test_saved_and_reloaded_gives_the_same_reward(family, tmp_path):
+    data = make_dataset(3)
+    trainer = trainer_for(family, tmp_path, data, {"learning_rate": 1e-2})
+    trainer.train()
+    trainer.save_model(tmp_path)
+    expected = rewards_of(trainer.model, trainer.processing_class, data)
+    processor = AutoProcessor.from_pretrained(tmp_path)
+    assert type(processor) is type(trainer.processing_class)
+    for load in (AutoModelForSequenceClassification.from_pretrained, load_reward_model):
+        torch.testing.assert_close(rewards_of(load(tmp_path), processor, data), expected, rtol=1e-5, atol=1e-5)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert "model.safetensors" in names and not any(name.endswith((".pt", ".pth", ".pkl")) for name in names)
+
+
+@pytest.mark.parametrize("family", MAIN_FAMILIES)
+def test_lora_saved_reloaded_and_merged_gives_the_same_reward(family, tmp_path):
+    data = make_dataset(3)
+    lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    trainer = trainer_for(
+        family, tmp_path, data, {"learning_rate": 1e-2, "freeze_vision_tower": True}, peft_config=lora
+    )
+    assert lora.modules_to_save is None  # the user's object is left alone
+    trainer.train()
+    trainable = {name for name, p in trainer.model.named_parameters() if p.requires_grad}
+    assert any("score" in name for name in trainable)
+    # Gemma 3's projector is a bare parameter, which takes no adapter.
+    expected_parts = {"language_model"} if family == "gemma3" else {"language_model", "projector"}
+    assert {part_of(name) for name in trainable} == expected_parts
+    trainer.save_model(tmp_path)
+    expected = rewards_of(trainer.model, trainer.processing_class, data)
+
+    reloaded = load_reward_model(tmp_path, allow_new_head=False)
+    torch.testing.assert_close(rewards_of(reloaded, trainer.processing_class, data), expected, rtol=1e-5, atol=1e-5)
+    merged = reloaded.merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(rewards_of(again, trainer.processing_class, data), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_qlora_in_four_bits(tmp_path):
+    """bitsandbytes on the CPU, under bf16 autocast, which TRL's bf16 adapters need."""
+    base = build_tiny_vlm(tmp_path / "base", hidden_size=128, vision_hidden_size=128)
+    four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    data = make_dataset(4)
+    trainer = MultimodalRewardTrainer(
+        base,
+        args=config(tmp_path, bf16=True, learning_rate=1e-2),
+        train_dataset=data,
+        peft_config=LoraConfig(r=4, target_modules="all-linear"),
+        quantization_config=four_bits,
+    )
+    assert any(type(module).__name__ == "Linear4bit" for module in trainer.model.modules())
+    assert trainer.model.is_quantized
+    trainer.train()
+    assert losses(trainer)[-1] < losses(trainer)[0]
+    trainer.save_model(tmp_path)
+    reloaded = load_reward_model(tmp_path, allow_new_head=False, quantization_config=four_bits, dtype="bfloat16")
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = rewards_of(trainer.model, trainer.processing_class, data)
+        actual = rewards_of(reloaded, trainer.processing_class, data)
+    torch.testing.assert_close(actual.float(), expected.float(), rtol=0.05, atol=0.1)
+
+
+def test_an_adapter_without_its_head_is_refused(tmp_path):
+    trainer = trainer_for(
+        "qwen3_vl", tmp_path, make_dataset(2), peft_config=LoraConfig(r=2, target_modules="all-linear")
+    )
+    trainer.save_model(tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    kept = {name: value for name, value in load_file(path).items() if "score" not in name}
+    save_file(kept, path)
+    with pytest.raises(ValueError, match="has no `score` head among its weights"):
+        load_reward_model(tmp_path)
+    torch.save(kept, tmp_path / "adapter_model.bin")
+    path.unlink()
+    with pytest.raises(OSError, match="adapter_model.safetensors"):
+        load_reward_model(tmp_path)
+
+
+@pytest.mark.parametrize("family", MAIN_FAMILIES)
+def test_resumed_run_equals_the_undisturbed_one_bitwise(family, tmp_path):
+    data = make_dataset(8, strength=[float(i) for i in range(8)])
+    args = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 3, "gradient_checkpointing": False}
+    whole = trainer_for(family, tmp_path / "run", data, args)
+    whole.train()
+    resumed = trainer_for(family, tmp_path / "run", data, args)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-3"))
+    assert losses(resumed) == losses(whole)
+    for name, value in weights(whole).items():
+        assert torch.equal(weights(resumed)[name], value), name
+
+
+def test_training_arguments_keep_what_loaded_the_model(tmp_path, recwarn):
+    trainer = trainer_for("qwen3_vl", tmp_path, make_dataset(2), {"model_init_kwargs": {"dtype": "bfloat16"}})
+    assert trainer.model.dtype == torch.bfloat16
+    assert trainer.args.model_init_kwargs == {"dtype": "bfloat16"}
