@@ -1,4 +1,4 @@
-"""Both layouts of a batch, and how far rewards and gradients lie apart."""
+"""Both layouts of a batch, and how far their rewards and gradients lie apart."""
 
 from __future__ import annotations
 
@@ -31,6 +31,10 @@ def collate(family: str, rows: list[dict], **kwargs) -> dict:
     batch = MultimodalPreferenceCollator(processor_of(family), **kwargs)(rows)
     del batch["pairs"]
     return batch
+
+
+def answer(text: str) -> list[dict]:
+    return [{"role": "assistant", "content": [{"type": "text", "text": text}]}]
 
 
 def plain_two_rows(batch: dict) -> dict:
@@ -69,3 +73,15 @@ def gradient_difference(actual: dict[str, torch.Tensor], expected: dict[str, tor
         (actual[name] - gradient).norm().item() / max(gradient.norm().item(), floor)
         for name, gradient in expected.items()
     )
+
+
+def compare(family: str, rows: list[dict], model=None) -> None:
+    """Rewards to 1e-5 and gradients to 1e-4, in one row and in two."""
+    model = model or model_of(family)
+    one, two = collate(family, rows, share_prefix=True), collate(family, rows)
+    assert "pair_layout" in one and "pair_layout" not in two
+    expected, expected_gradients = rewards_and_gradients(model, plain_two_rows(two))
+    assert expected.shape == (2 * len(rows),) and expected.std() > 1e-3
+    rewards, gradients = rewards_and_gradients(model, one)
+    assert (rewards - expected).abs().max() <= 1e-5
+    assert gradient_difference(gradients, expected_gradients) <= 1e-4

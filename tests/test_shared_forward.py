@@ -8,46 +8,23 @@ from peft import LoraConfig, get_peft_model
 
 from trl_dt2it import (
     MultimodalPreferenceCollator,
-    MultimodalRewardConfig,
-    MultimodalRewardTrainer,
-    load_reward_model,
-    modeling,
 )
 from trl_dt2it.encoding import encode_branches
-from trl_dt2it.shared_forward import decide_share_prefix, why_not_shared
 from trl_dt2it.shared_prefix import pack_branches
 
-from .families import FAMILIES, example_images, family_dir
-from .flash_stand_in import install
+from .families import FAMILIES, example_images
 from .pairs import (
     SHARING_FAMILIES,
+    answer,
     collate,
+    compare,
     gradient_difference,
     model_of,
     plain_two_rows,
     processor_of,
     rewards_and_gradients,
 )
-from .rows import make_dataset, make_rows, png
-
-
-OTHER_FAMILIES = [family for family in FAMILIES if family not in SHARING_FAMILIES]
-
-
-def answer(text: str) -> list[dict]:
-    return [{"role": "assistant", "content": [{"type": "text", "text": text}]}]
-
-
-def compare(family: str, rows: list[dict], model=None) -> None:
-    """Rewards to 1e-5 and gradients to 1e-4, in one row and in two."""
-    model = model or model_of(family)
-    one, two = collate(family, rows, share_prefix=True), collate(family, rows)
-    assert "pair_layout" in one and "pair_layout" not in two
-    expected, expected_gradients = rewards_and_gradients(model, plain_two_rows(two))
-    assert expected.shape == (2 * len(rows),) and expected.std() > 1e-3
-    rewards, gradients = rewards_and_gradients(model, one)
-    assert (rewards - expected).abs().max() <= 1e-5
-    assert gradient_difference(gradients, expected_gradients) <= 1e-4
+from .rows import make_rows, png
 
 
 @pytest.mark.parametrize("family", SHARING_FAMILIES)
@@ -230,83 +207,6 @@ def test_many_candidates_of_one_prompt(family):
     torch.testing.assert_close(rewards, torch.stack(expected)[order], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", SHARING_FAMILIES)
-def test_flash_attention_varlen_call(family, monkeypatch):
-    """The FlashAttention path on the CPU: one call a layer, through an exact stand-in for the kernel."""
-    calls = install(monkeypatch)
-    rows = make_rows(3, num_images=(1, 0))
-    model = model_of(family)
-    batch = collate(family, rows, share_prefix=True)
-    expected, expected_gradients = rewards_and_gradients(model, batch)
-    assert not calls
-    decoder = model.model.get_decoder()
-    decoder.config._attn_implementation_internal = "flash_attention_2"  # setting it asks for a GPU
-    rewards, gradients = rewards_and_gradients(model, batch)
-    assert decoder.config._attn_implementation == "shared_prefix_flash_attention_2"
-    assert (rewards - expected).abs().max() <= 1e-5
-    assert gradient_difference(gradients, expected_gradients) <= 1e-4
-    prefix, chosen, rejected = batch["pair_layout"].sum(0).tolist()
-    assert [(call["queries"], call["keys"]) for call in calls] == [
-        (prefix + chosen + rejected, 2 * prefix + chosen + rejected)
-    ] * decoder.config.num_hidden_layers
-    assert all(call["causal"] for call in calls)
-
-
-def test_the_mask_that_cuda_kernels_know_by_name():
-    from torch.nn.attention.bias import causal_lower_right
-
-    torch.manual_seed(0)
-    query, key, value = torch.randn(1, 4, 3, 8), torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8)
-    attend = torch.nn.functional.scaled_dot_product_attention
-    mask = torch.ones(3, 8, dtype=torch.bool).tril(5)
-    named = attend(query, key, value, attn_mask=causal_lower_right(3, 8))
-    torch.testing.assert_close(named, attend(query, key, value, attn_mask=mask))
-
-
-def test_vision_tower_and_head_run_on_no_more_than_is_read(monkeypatch):
-    """Pixels of each image once, in one row and in two; the head on the tokens that are read; no language head."""
-    model, rows = model_of("qwen3_vl"), make_rows(3, num_images=(1, 2))
-    seen, scored = [], []
-    model.model.visual.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
-    model.score.register_forward_pre_hook(lambda _, args: scored.append(tuple(args[0].shape)))
-    for share_prefix in (True, False):
-        batch = collate("qwen3_vl", rows, share_prefix=share_prefix)
-        model(**batch)
-        assert seen.pop() == len(batch["pixel_values"]) == batch["image_grid_thw"].prod(1).sum()
-        assert len(batch["image_grid_thw"]) == 4
-        assert scored.pop() == (6, model.config.get_text_config().hidden_size)
-    assert not seen and not scored
-    assert not any("lm_head" in name for name, _ in model.named_modules())
-
-
-def test_the_last_feed_forward_part_runs_on_the_tokens_that_are_read():
-    model, rows = model_of("qwen3_vl"), make_rows(3, num_images=(1, 2))
-    one, two = collate("qwen3_vl", rows, share_prefix=True), collate("qwen3_vl", rows)
-    model(**one)  # installs what leaves the others out
-    seen = []
-    for layer in model.model.language_model.layers:
-        layer.mlp.gate_proj.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[:2]))
-    model(**one)
-    assert seen == [one["input_ids"].shape, (1, 6)]
-    seen.clear()
-    model(**two)
-    assert seen == [two["input_ids"].shape] * 2
-
-
-def test_rope_index_is_computed_once(monkeypatch):
-    model, batch = model_of("qwen3_vl"), collate("qwen3_vl", make_rows(2, num_images=(1,)), share_prefix=True)
-    calls = []
-    original = type(model.model).get_rope_index
-
-    def count(self, *args, **kwargs):
-        calls.append(kwargs["input_ids"].shape)
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(type(model.model), "get_rope_index", count)
-    model(**batch)
-    assert calls == [(2, int(batch["pair_layout"][:, 0].max()) + 1)]
-
-
 def different_prompts() -> list[dict]:
     """Implicit prompts that differ before the image."""
     image = png(example_images(1)[0])
@@ -331,109 +231,3 @@ def test_sides_that_differ_before_the_image_get_two_rows(family):
     assert model.model.get_decoder().config._attn_implementation == "shared_prefix_sdpa"
     rewards, _ = rewards_and_gradients(model, batch)
     torch.testing.assert_close(rewards, expected, rtol=0, atol=1e-5)
-
-
-# ----------------------------------------------------------------------------------------------------------- refusals
-
-
-@pytest.mark.parametrize("family", OTHER_FAMILIES)
-def test_families_that_cannot_are_refused_by_name(family, tmp_path):
-    model = model_of(family)
-    assert decide_share_prefix("auto", model) is False
-    with pytest.raises(ValueError, match=f"`share_prefix=True`, but the model is of the family `{family}`"):
-        decide_share_prefix("true", model)
-    batch = collate(family, make_rows(2, num_images=(1,)), share_prefix=True)
-    with pytest.raises(ValueError, match="cannot read one row per pair: it is of the family"):
-        model(**batch)
-
-
-@pytest.mark.parametrize("family", SHARING_FAMILIES)
-def test_families_that_can(family):
-    model = model_of(family)
-    assert why_not_shared(model) is None
-    assert decide_share_prefix("auto", model) and decide_share_prefix("true", model)
-    assert not decide_share_prefix("false", model)
-
-
-def test_eager_attention_and_sliding_layers_are_refused():
-    model = model_of("qwen3_vl", attn_implementation="eager")
-    assert 'has `attn_implementation="eager"`' in why_not_shared(model)
-    model = model_of("llava")
-    model.config.text_config.sliding_window = 16
-    assert "sliding" in why_not_shared(model)
-
-
-def test_a_layout_that_is_not_that_of_the_row():
-    batch = collate("qwen3_vl", make_rows(1), share_prefix=True)
-    with pytest.raises(ValueError, match="`pair_layout` describes one row of .* tokens, but `input_ids` has shape"):
-        model_of("qwen3_vl")(**{**batch, "input_ids": batch["input_ids"][:, 1:]})
-
-
-def test_saved_configuration_does_not_name_the_attention(tmp_path):
-    model = model_of("qwen3_vl")
-    model(**collate("qwen3_vl", make_rows(1), share_prefix=True))
-    model.save_pretrained(tmp_path)
-    assert "shared_prefix" not in (tmp_path / "config.json").read_text()
-    again = load_reward_model(tmp_path, allow_new_head=False)
-    assert type(again) is modeling.Qwen3VLForSequenceClassification
-
-
-# ------------------------------------------------------------------------------------------------------------ trainer
-
-
-def train(family: str, output_dir, **options) -> tuple[list[float], dict]:
-    args = MultimodalRewardConfig(
-        str(output_dir),
-        **{
-            "per_device_train_batch_size": 2,
-            "learning_rate": 1e-3,
-            "num_train_epochs": 2,
-            "logging_steps": 1,
-            "report_to": "none",
-            "use_cpu": True,
-            "bf16": False,
-            "save_strategy": "no",
-            "disable_tqdm": True,
-            "seed": 7,
-            **options,
-        },
-    )
-    data = make_dataset(5, num_images=(1, 2, 0))
-    trainer = MultimodalRewardTrainer(str(family_dir(family)), args=args, train_dataset=data, eval_dataset=data)
-    trainer.train()
-    log = [entry for entry in trainer.state.log_history if "loss" in entry]
-    return log, trainer.evaluate(), trainer
-
-
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "llava", "gemma3"])
-def test_training_is_the_same(family, tmp_path):
-    one, one_eval, trainer = train(family, tmp_path, share_prefix="auto")
-    two, two_eval, other = train(family, tmp_path, share_prefix=False)
-    assert trainer.data_collator.share_prefix is (family != "gemma3")
-    assert other.data_collator.share_prefix is False
-    assert len(one) == len(two) == 6
-    for ours, theirs in zip(one, two, strict=True):
-        for name in ("loss", "grad_norm", "accuracy", "margin", "mean_reward", "min_reward", "max_reward"):
-            assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-4), name
-        assert ours["num_tokens"] == theirs["num_tokens"]
-    for name in ("eval_loss", "eval_accuracy", "eval_margin"):
-        assert one_eval[name] == pytest.approx(two_eval[name], rel=1e-3, abs=1e-4)
-
-
-def test_wishes_of_the_configuration(tmp_path):
-    for wish, kept in ((True, "true"), ("False", "false"), ("auto", "auto")):
-        assert MultimodalRewardConfig(str(tmp_path), share_prefix=wish, use_cpu=True, bf16=False).share_prefix == kept
-    with pytest.raises(ValueError, match="`share_prefix` is 'sometimes'; choose one of auto, true, false"):
-        MultimodalRewardConfig(str(tmp_path), share_prefix="sometimes", use_cpu=True, bf16=False)
-    with pytest.raises(ValueError, match="`share_prefix=True`, but the model is of the family `gemma3`"):
-        train("gemma3", tmp_path, share_prefix=True)
-
-
-def test_text_models_have_two_rows(tmp_path):
-    """transformers' own classes know no layout, and are left as they are."""
-    from transformers import Qwen3Config, Qwen3ForSequenceClassification
-
-    tokenizer = processor_of("qwen3_vl").tokenizer
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = Qwen3Config(vocab_size=len(tokenizer), num_key_value_heads=1, head_dim=8, num_labels=1, **sizes)
-    assert "is of the family `qwen3`" in why_not_shared(Qwen3ForSequenceClassification(config))
