@@ -1,4 +1,4 @@
-"""Bad rows that no set can hold, that an adapter refuses or that are two images: each with its reason, none forgotten."""
+"""Bad rows that no set can hold, that an adapter refuses or that are two images: each with its own reason."""
 
 from typing import get_args
 

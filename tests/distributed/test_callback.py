@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ..families import family_dir
-from .test_two_processes import launch
+from .launching import launch
 
 
 KILLS = 2

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from .test_two_processes import train
+from .launching import train
 
 
 CAP = 230  # leaves the eight pairs four batches

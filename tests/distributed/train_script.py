@@ -1,4 +1,4 @@
-"""Trains and evaluates on one or two processes and writes what came out; started by `test_two_processes.py`."""
+"""Trains and evaluates on one or two processes and writes what came out; started by `launching.py`."""
 
 import json
 import sys
