@@ -35,56 +35,6 @@ class Ratio(NamedTuple):
 Counting = Callable[[np.ndarray, np.ndarray, np.ndarray], dict[str, Ratio]]
 
 
-@dataclass(frozen=True)
-class Benchmark:
-    """
-    A benchmark of preference pairs.
-
-    Parameters:
-        name (`str`):
-            What users call it.
-        title (`str`):
-            What its authors call it.
-        source ([`~trl_dt2it.data.sources.Source`]):
-            Where it is, under which licence, and its adapter, which gives rows with a `pair_id` of their own and
-            their `category`.
-        category_of (`Callable`):
-            The category of a row, raw or canonical.
-        unit_of (`Callable`):
-            What a row has in common with the other rows about the same prompt; `None` if the row does not tell.
-        count (`Callable`):
-            The ratios that are its metrics.
-        averages (`Mapping[str, tuple[str, ...]]`, *optional*):
-            Metrics that are the mean of others.
-        headline (`str`, *optional*, defaults to `"overall"`):
-            The ratio over all pairs.
-        sizes (`Mapping[int, str]`, *optional*):
-            Known numbers of rows, and which release has them, the current first.
-        key_columns (`tuple[str, ...]`, *optional*):
-            Columns of a raw row that `category_of` and `unit_of` read.
-        optional_category (`tuple[str, str]`, *optional*):
-            A category that may be left out as a whole, and what the rest is called then.
-        whole_repository (`bool`, *optional*, defaults to `False`):
-            Whether images lie beside the rows in the repository on the Hub.
-        both_orders (`bool`, *optional*, defaults to `False`):
-            Whether text-to-image pairs are asked about in both orders, unless the user says otherwise.
-    """
-
-    name: str
-    title: str
-    source: Source
-    category_of: Callable[[Mapping[str, Any]], str]
-    unit_of: Callable[[Mapping[str, Any]], Any]
-    count: Counting
-    averages: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    headline: str = "overall"
-    sizes: Mapping[int, str] = field(default_factory=dict)
-    key_columns: tuple[str, ...] = ()
-    optional_category: tuple[str, str] | None = None
-    whole_repository: bool = False
-    both_orders: bool = False
-
-
 def pair_ratio(correct: np.ndarray, unit: np.ndarray, where: np.ndarray | None = None) -> Ratio:
     """
     The share of pairs that are right.
@@ -143,3 +93,59 @@ def pair_identity(name: Any, *parts: Any) -> str:
 def by_group_id(row: Mapping[str, Any]) -> Any:
     """The unit of a canonical row."""
     return row.get("group_id")
+
+
+def own_category(row: Mapping[str, Any]) -> str:
+    """The category that a row itself brings, such as the order of its images; `""` if none."""
+    return str(row.get("category") or "")
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """
+    A benchmark of preference pairs.
+
+    Parameters:
+        name (`str`):
+            What users call it.
+        title (`str`):
+            What its authors call it.
+        source ([`~trl_dt2it.data.sources.Source`]):
+            Where it is, under which licence, and its adapter, which gives rows with a `pair_id` of their own and
+            their `category`.
+        category_of (`Callable`, *optional*):
+            The category of a row, raw or canonical; by default its column `category`.
+        unit_of (`Callable`, *optional*):
+            What a row has in common with the other rows about the same prompt; `None` if the row does not tell. By
+            default its `group_id`.
+        count (`Callable`, *optional*):
+            The ratios that are its metrics; by default the share of right pairs, overall and by category.
+        averages (`Mapping[str, tuple[str, ...]]`, *optional*):
+            Metrics that are the mean of others.
+        headline (`str`, *optional*, defaults to `"overall"`):
+            The ratio over all pairs.
+        sizes (`Mapping[int, str]`, *optional*):
+            Known numbers of rows, and which release has them, the current first.
+        key_columns (`tuple[str, ...]`, *optional*, defaults to `("category",)`):
+            Columns of a raw row that `category_of` and `unit_of` read.
+        optional_category (`tuple[str, str]`, *optional*):
+            A category that may be left out as a whole, and what the rest is called then.
+        whole_repository (`bool`, *optional*, defaults to `False`):
+            Whether images lie beside the rows in the repository on the Hub.
+        both_orders (`bool`, *optional*, defaults to `False`):
+            Whether text-to-image pairs are asked about in both orders, unless the user says otherwise.
+    """
+
+    name: str
+    title: str
+    source: Source
+    category_of: Callable[[Mapping[str, Any]], str] = own_category
+    unit_of: Callable[[Mapping[str, Any]], Any] = by_group_id
+    count: Counting = by_category
+    averages: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    headline: str = "overall"
+    sizes: Mapping[int, str] = field(default_factory=dict)
+    key_columns: tuple[str, ...] = ("category",)
+    optional_category: tuple[str, str] | None = None
+    whole_repository: bool = False
+    both_orders: bool = False

@@ -4,25 +4,16 @@ from __future__ import annotations
 
 from ..data.sources.t2i_groups import HPDV2_TEST
 from ..data.sources.t2i_pairs import HPDV3
-from .benchmark import Benchmark, by_category, by_group_id
-from .mmrb2 import no_category
+from .benchmark import Benchmark
 
 
 HPDV2 = Benchmark(
     name="hpdv2-test",
     title="HPDv2, test split",
     source=HPDV2_TEST,
-    category_of=no_category,
-    unit_of=by_group_id,
-    count=by_category,
-    key_columns=("category",),
 )
 HPDV3_TEST = Benchmark(
     name="hpdv3-test",
     title="HPDv3, test split",
     source=HPDV3,
-    category_of=no_category,
-    unit_of=by_group_id,
-    count=by_category,
-    key_columns=("category",),
 )

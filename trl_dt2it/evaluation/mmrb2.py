@@ -9,7 +9,7 @@ from ..data.canonical import t2i_pair
 from ..data.errors import RowError
 from ..data.sources.fields import images_field, name_field, text_field
 from ..data.sources.source import Source
-from .benchmark import Benchmark, by_category, by_group_id, pair_identity
+from .benchmark import Benchmark, pair_identity
 
 
 # The answers of the other parts are images and texts in one, which a reward model of a prompt and a text cannot read.
@@ -68,11 +68,6 @@ def _parts(content: Any, field: str) -> tuple[str, list[Any]]:
     )
 
 
-def no_category(row: Mapping[str, Any]) -> str:
-    """The category that the rows themselves bring, such as the order of the images; `""` if none."""
-    return str(row.get("category") or "")
-
-
 MMRB2 = Benchmark(
     name="mmrb2-t2i",
     title="Multimodal RewardBench 2, text to image",
@@ -84,10 +79,6 @@ MMRB2 = Benchmark(
         is_t2i=True,
         config="t2i",
     ),
-    category_of=no_category,
-    unit_of=by_group_id,
-    count=by_category,
     sizes={2000: "1,000 pairs in both orders", 1000: "1,000 pairs in one order"},
-    key_columns=("category",),
     both_orders=True,
 )

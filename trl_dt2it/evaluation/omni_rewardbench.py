@@ -9,8 +9,7 @@ from ..data.canonical import preference, t2i_pair
 from ..data.errors import RowError
 from ..data.sources.fields import image_field, name_field, text_field, without_markers
 from ..data.sources.source import Source
-from .benchmark import Benchmark, by_category, by_group_id, pair_identity
-from .mmrb2 import no_category
+from .benchmark import Benchmark, pair_identity
 
 
 def ti2t(row: Mapping[str, Any], *, criteria: bool = True) -> Iterator[dict[str, Any] | RowError]:
@@ -84,18 +83,10 @@ OMNI_REWARDBENCH_TI2T = Benchmark(
     name="omni-rewardbench-ti2t",
     title="Omni-RewardBench, answers about images",
     source=Source(ti2t, licence="unknown"),
-    category_of=no_category,
-    unit_of=by_group_id,
-    count=by_category,
-    key_columns=("category",),
 )
 OMNI_REWARDBENCH_T2I = Benchmark(
     name="omni-rewardbench-t2i",
     title="Omni-RewardBench, images of captions",
     source=Source(t2i, licence="unknown", is_t2i=True),
-    category_of=no_category,
-    unit_of=by_group_id,
-    count=by_category,
-    key_columns=("category",),
     both_orders=True,
 )
