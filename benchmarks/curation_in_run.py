@@ -18,7 +18,7 @@ import numpy as np
 from curation_quality import COLUMNS, EVAL_PAIRS, SOURCES, clean_pairs, planted, pool_pairs
 from datasets import concatenate_datasets
 from lib.report import markdown, write
-from lib.tiny_training import fit, tiny_trainer
+from lib.tiny_training import DIGITS_SETTINGS, fit, tiny_trainer
 
 from trl_dt2it import MultimodalRewardTrainer
 from trl_dt2it.curation import CurationLedger, Flip, IterativeCurationCallback, Keep, flip_mixture, keep_confident
@@ -31,15 +31,7 @@ CASE = "0.35"
 CURATION = {"start_epoch": 0, "momentum": 0.5, "only_sources": SOURCES}
 RULES = (Flip(flip_mixture, by="source"), Keep(keep_confident))
 BASE_SETTINGS = {"max_steps": 300, "num_train_epochs": 1}  # the number of steps is what counts
-SETTINGS = {
-    "num_train_epochs": 4,
-    "per_device_train_batch_size": 32,
-    "learning_rate": 1.0e-3,
-    "lr_scheduler_type": "linear",
-    "warmup_steps": 0.1,
-    "weight_decay": 0.01,
-    "loss_type": "bt",
-}
+SETTINGS = DIGITS_SETTINGS
 
 
 def train(curated: bool, seed: int, base: str, output_dir: str) -> dict:

@@ -16,7 +16,7 @@ import tempfile
 
 from datasets import Dataset, concatenate_datasets
 from lib.report import markdown, write
-from lib.tiny_training import fit
+from lib.tiny_training import DIGITS_SETTINGS, fit
 
 from trl_dt2it.data.t2i import reformulate_t2i
 from trl_dt2it.data.t2i_templates import ENGLISH
@@ -26,15 +26,7 @@ from trl_dt2it.demo.tiny import build_tiny_vlm
 
 T2I_PAIRS, READ_OUT_PAIRS, EVAL_PAIRS = 3000, 3000, 1000
 SEEING = {"num_train_epochs": 4}  # of the training on read-outs; all else is as in SETTINGS
-SETTINGS = {
-    "num_train_epochs": 8,
-    "per_device_train_batch_size": 32,
-    "learning_rate": 1.0e-3,
-    "lr_scheduler_type": "linear",
-    "warmup_steps": 0.1,
-    "weight_decay": 0.01,
-    "loss_type": "bt",
-}
+SETTINGS = {**DIGITS_SETTINGS, "num_train_epochs": 8}
 # The two sets have further columns, each its own.
 COLUMNS = ["prompt", "chosen", "rejected", "images", "pair_id", "source"]
 BALANCED = "T2I and read-outs"

@@ -8,6 +8,18 @@ from trl_dt2it import MultimodalRewardConfig, MultimodalRewardTrainer
 from trl_dt2it.pair_scoring import score_pairs
 
 
+# What `recipes/configs/digits.yaml` trains with.
+DIGITS_SETTINGS = {
+    "num_train_epochs": 4,
+    "per_device_train_batch_size": 32,
+    "learning_rate": 1.0e-3,
+    "lr_scheduler_type": "linear",
+    "warmup_steps": 0.1,
+    "weight_decay": 0.01,
+    "loss_type": "bt",
+}
+
+
 def tiny_trainer(
     model: str,
     rows: Dataset,
