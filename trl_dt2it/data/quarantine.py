@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..printable import printable
 from .encoded import column_of, leave_images_encoded
 from .rows import row_name
 from .whole_file import whole_file
@@ -98,7 +99,7 @@ class ValidationReport:
         table.add_column("for example")
         for reason, summary in self.reasons.items():
             example = f"{summary.example}: {summary.message}"
-            table.add_row(reason, str(summary.count), f"{summary.share:.2%}", _printable(example))
+            table.add_row(reason, str(summary.count), f"{summary.share:.2%}", Text(printable(example, 300)))
         console.print(table)
         if len(self.sources) > 1:
             by_source = Table("source")
@@ -108,7 +109,7 @@ class ValidationReport:
             for source, numbers in self.sources.items():
                 reasons = ", ".join(f"{numbers[reason]} {reason}" for reason in self.reasons if reason in numbers)
                 by_source.add_row(
-                    _printable(source), str(numbers["rows_in"]), str(numbers["rows_out"]), reasons or "none"
+                    Text(printable(source, 300)), str(numbers["rows_in"]), str(numbers["rows_out"]), reasons or "none"
                 )
             console.print(by_source)
 
@@ -205,8 +206,3 @@ def _by_source(clean: Dataset, quarantine: Dataset) -> dict[str, dict[str, int]]
         str(source): {"rows_in": kept[source] + reasons.total(), "rows_out": kept[source], **reasons}
         for source, reasons in lost.items()
     }
-
-
-def _printable(text: str, most: int = 300) -> Text:
-    """Text from a data set without what a terminal would obey."""
-    return Text("".join(char if char.isprintable() else "\ufffd" for char in text[:most]))

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..printable import printable
 from .pair_style import PairStyle
 
 
@@ -71,7 +72,7 @@ class BalanceReport:
             table.add_column(column, justify="right")
         for name, part in {"all pairs": self, **self.parts}.items():
             table.add_row(
-                Text("".join(char if char.isprintable() else "\ufffd" for char in name[:60])),
+                Text(printable(name, 60)),
                 f"{part.num_pairs:,}",
                 f"{part.effective_size:,.0f}",
                 f"{part.effective_size / max(part.num_pairs, 1):.0%}",

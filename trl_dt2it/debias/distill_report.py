@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..printable import printable
 from .agreement import AgreementCounts
 from .position_bias import PositionBias
 
@@ -125,13 +126,13 @@ class DistillReport:
         table.add_column("pools", justify="right")
         table.add_column("for example")
         for outcome, count in self.outcomes.most_common():
-            table.add_row(Text(outcome), str(count), _printable(self.examples.get(outcome, "")))
+            table.add_row(Text(outcome), str(count), Text(printable(self.examples.get(outcome, ""), 200)))
         return table
 
     def _of_bins(self) -> Table:
         table = Table("strength, points", title="Pairs drawn, of pairs agreed on")
         for generator in self.pairs_by_bin:
-            table.add_column(_printable(generator), justify="right")
+            table.add_column(Text(printable(generator, 200)), justify="right")
         for place, (low, high) in enumerate(zip(self.bin_edges, self.bin_edges[1:], strict=False)):
             drawn = ((self.pairs_by_bin[one][place], self.agreed_by_bin[one][place]) for one in self.pairs_by_bin)
             table.add_row(f"{low:g} to {high:g}", *(f"{count} of {all_}" for count, all_ in drawn))
@@ -166,8 +167,3 @@ def _of_usage(usage: Mapping[str, Mapping[str, Any]]) -> Table:
 
 def _line(title: str, counts: Mapping[str, int]) -> Text:
     return Text(f"{title}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
-
-
-def _printable(text: str, most: int = 200) -> Text:
-    """Text from a data set without what a terminal would obey."""
-    return Text("".join(char if char.isprintable() else "\ufffd" for char in text[:most]))

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 # Without pyplot, which would choose a window system and keep figures alive.
 from matplotlib.figure import Figure
 
+from ..printable import printable
+
 
 if TYPE_CHECKING:
     from .style_report import StyleReport
@@ -54,4 +56,4 @@ def draw(report: StyleReport, path: str | os.PathLike) -> None:
 
 def _label(name: str) -> str:
     # A dollar sign would start a formula.
-    return "".join(char if char.isprintable() else "\ufffd" for char in name[:40]).replace("$", r"\$")
+    return printable(name, 40).replace("$", r"\$")
