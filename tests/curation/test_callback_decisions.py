@@ -1,0 +1,156 @@
+"""What the callback decides between epochs, in real trainings and by hand."""
+
+import numpy as np
+import pytest
+
+from trl_dt2it.curation import (
+    Flip,
+    Keep,
+    decide,
+    flip_negative,
+    keep_consistent,
+)
+from trl_dt2it.curation.callback_round import Round, blend, deal_out, fold_of, round_metrics
+from trl_dt2it.pair_scoring import score_pairs
+
+from ..rows import make_dataset
+from .trainings import Known, N, callback_of, data, keep_all, rounds_of, trained
+
+
+# -------------------------------------------------------------------------------------------------------- decisions
+
+
+def test_the_model_in_training_scores_by_default(tmp_path):
+    curated = trained(tmp_path, args={"num_train_epochs": 2, "learning_rate": 0.0}, rules=[Flip(flip_negative)])
+    scores = score_pairs(curated.model, data(), curated.data_collator, batch_size=2)
+    expected = scores[:, 0].astype(np.float64) - scores[:, 1]
+    state = callback_of(curated).state
+    np.testing.assert_array_equal(state.average, expected)
+    assert state.selection.flipped.tolist() == (expected < 0).tolist() and 0 < state.selection.flipped.sum() < N
+    entry = rounds_of(curated)[0]
+    assert entry["curation/mean_strength"] == pytest.approx(np.abs(expected).mean())
+    assert entry["curation/noise_rate"] == pytest.approx((expected < 0).mean())
+
+
+def test_rounds_come_when_they_are_due(tmp_path):
+    scorer = Known([1.0] * N)
+    curated = trained(tmp_path, args={"num_train_epochs": 6}, scorer=scorer, every=2, start_epoch=1)
+    assert [entry["epoch"] for entry in rounds_of(curated)] == [1, 3, 5]
+    assert len(scorer.asked) == 3 and callback_of(curated).state.round == 3
+
+
+def test_rules_see_the_average_and_decide_from_the_labels(tmp_path):
+    """A pair that is flipped can come back, and the mean of two rounds decides, with the weights of the momentum."""
+    first = [-1.0, -1.0] + [1.0] * (N - 2)
+    second = [2.0, 4.0] + [-0.5] + [1.0] * (N - 3)
+    curated = trained(tmp_path, scorer=Known(first, second), rules=[Flip(flip_negative)], momentum=0.75)
+    state = callback_of(curated).state
+    assert state.average[:4].tolist() == [-0.25, 0.25, 0.625, 1.0]
+    assert [entry["curation/flipped"] for entry in rounds_of(curated)] == [2, 1]
+    assert np.flatnonzero(state.selection.flipped).tolist() == [0]
+
+
+def test_several_models_and_sources(tmp_path):
+    dataset = data(source=["a", "b"] * 5 + ["b"])
+
+    def ensemble(rows):
+        index = np.array(rows["row_index"][:])
+        chosen = np.stack([index - 5.0, index - 2.0], axis=-1)
+        return np.stack([chosen, np.zeros_like(chosen)], axis=1)  # mean strength: row - 3.5
+
+    curated = trained(
+        tmp_path, dataset, {"num_train_epochs": 2}, scorer=ensemble, rules=[Flip(flip_negative)], only_sources=["b"]
+    )
+    selection = callback_of(curated).state.selection
+    assert np.flatnonzero(selection.flipped).tolist() == [1, 3]
+    assert np.isnan(callback_of(curated).state.average[[0, 2, 4, 6, 8]]).all()
+    both = trained(tmp_path, dataset, {"num_train_epochs": 2}, scorer=ensemble, rules=[Flip(flip_negative)])
+    entry = rounds_of(both)[0]
+    assert (entry["curation/flipped/a"], entry["curation/flipped/b"], entry["curation/flipped"]) == (2, 2, 4)
+    assert entry["curation/noise_rate/a"] == 2 / 5 and entry["curation/kept/b"] == 6
+    # |row - 3.5| of a's rows 0, 2, 4, 6, 8
+    assert entry["curation/mean_strength/a"] == pytest.approx((3.5 + 1.5 + 0.5 + 2.5 + 4.5) / 5)
+
+
+def test_rules_are_told_of_pairs_known_to_be_right(tmp_path):
+    """A rule gets the average strengths of the reference; others are not disturbed by it."""
+    told = []
+
+    def flip_below(strength, reference=None):
+        told.append(reference)
+        return strength < reference.mean()
+
+    reference = make_dataset(20, seed=3, row_index=list(range(20)))
+    scorer = Known([float(i) for i in range(20)], [float(i) for i in range(20)], [0.0] * 20)
+    args = {"num_train_epochs": 3, "save_strategy": "steps", "save_steps": 8}
+    options = {"rules": [Flip(flip_below), Keep(keep_all)], "momentum": 0.5, "reference": reference}
+    curated = trained(tmp_path, args=args, scorer=scorer, **options)
+    # In each round the train set and the reference; the strengths of the second round are all 0.
+    assert [len(asked) for asked in scorer.asked] == [N, 20, N, 20]
+    assert [one.tolist() for one in told] == [list(range(20)), [i / 2 for i in range(20)]]
+    assert np.flatnonzero(callback_of(curated).state.selection.flipped).tolist() == list(range(10))
+    again = Known([0.0] * 20)
+    trained(tmp_path, args=args, scorer=again, resume=tmp_path / "checkpoint-8", **options)
+    assert told[-1].tolist() == [i / 2 for i in range(20)]
+
+
+def test_no_source_is_emptied(tmp_path, caplog):
+    dataset = data(source=["a"] * 8 + ["b"] * 3)
+    strength = [1.0] * 8 + [-3.0, -1.0, -2.0]
+    curated = trained(
+        tmp_path, dataset, {"num_train_epochs": 2}, scorer=Known(strength), rules=[Keep(keep_consistent)], min_kept=0.1
+    )
+    assert np.flatnonzero(callback_of(curated).state.selection.kept).tolist() == [*range(8), 9]
+
+
+def test_pairs_without_a_score_stay_as_they_are(tmp_path):
+    strength = [float("nan"), -1.0] + [1.0] * (N - 2)
+    curated = trained(tmp_path, scorer=Known(strength), rules=[Keep(keep_consistent)])
+    assert np.flatnonzero(~callback_of(curated).state.selection.kept).tolist() == [1]
+
+
+def test_folds_are_scored_by_a_model_that_did_not_see_them_in_this_epoch(tmp_path):
+    scorer, record = Known([1.0] * N), []
+    curated = trained(
+        tmp_path, args={"num_train_epochs": 4}, record=record, scorer=scorer, rules=[Keep(keep_all)], folds=3
+    )
+    rows = [row for batch, _ in record for row in batch]
+    epochs = [set(rows[N * i : N * (i + 1)]) for i in range(4)]
+    assert [sorted(set(range(N)) - epoch) for epoch in epochs] == [*map(sorted, scorer.asked), []]
+    assert sorted(row for asked in scorer.asked for row in asked) == list(range(N))
+    assert len(rows) == 4 * N and rounds_of(curated)[0]["curation/kept"] == len(scorer.asked[0])
+
+
+# ------------------------------------------------------------------------------------------------------------ by hand
+
+
+def test_blend_by_hand():
+    nan = float("nan")
+    result = blend(np.array([1.0, nan, 4.0, nan]), np.array([3.0, 2.0, nan, nan]), 0.25)
+    np.testing.assert_array_equal(result, [2.5, 2.0, 4.0, nan])
+
+
+def test_deal_out_by_hand():
+    raw = np.array([1.0, 2.0, 3.0, np.nan, 9.0])
+    strength = np.array([0.5, 0.1, -0.2, 0.9, 7.0])
+    np.testing.assert_array_equal(deal_out(raw, strength, {"a": np.array([0, 1, 2, 3])}), [3, 2, 1, np.nan, 9])
+
+
+def test_folds_by_hand():
+    folds = fold_of(10, 3, seed=5)
+    assert sorted(np.bincount(folds)) == [3, 3, 4]
+    assert folds.tolist() == fold_of(10, 3, seed=5).tolist() != fold_of(10, 3, seed=6).tolist()
+
+
+def test_metrics_by_hand():
+    flipped, kept = np.array([True, True, False, False]), np.array([True, False, True, True])
+    strength, rows = np.array([1.0, -4.0, 3.0, 5.0]), np.array([0, 1, 2])
+    decision = decide(strength[rows], [])
+    done = Round(flipped, kept, strength, strength, rows, None, decision, {"a": rows})
+    assert round_metrics(done) == {
+        "curation/kept": 2,
+        "curation/flipped": 2,
+        "curation/dropped": 1,
+        "curation/noise_rate": pytest.approx(2 / 3),
+        "curation/mean_strength": 2.0,
+    }

@@ -1,0 +1,174 @@
+"""Trainings with the callback that are resumed, and the ledger that they write: as if undisturbed, bit for bit."""
+
+import json
+from functools import partial
+
+import numpy as np
+import pytest
+
+from trl_dt2it.curation import (
+    CurationLedger,
+    Flip,
+    Keep,
+    decide,
+    flip_negative,
+    keep_consistent,
+)
+from trl_dt2it.curation.callback_state import add_round
+
+from .trainings import (
+    BY_TOKENS,
+    RULES,
+    Known,
+    N,
+    assert_same_weights,
+    callback_of,
+    data,
+    keep_all,
+    log_of,
+    rounds_of,
+    trained,
+    without_tokens,
+)
+
+
+# ----------------------------------------------------------------------------------------------------------- resume
+
+
+@pytest.mark.parametrize(
+    ("args", "curation"),
+    [
+        ({}, {"refresh_strength": True}),
+        (BY_TOKENS, {}),
+        ({"gradient_accumulation_steps": 2}, {"folds": 3, "momentum": 0.3}),
+    ],
+    ids=["random", "tokens", "folds"],
+)
+def test_resumed_runs_equal_the_undisturbed_one_bitwise(args, curation, tmp_path):
+    """From a checkpoint within an epoch, from one of an epoch's last step, and from one before the first round."""
+    args = {**args, "save_strategy": "steps", "save_steps": 1}
+    curation = {"rules": RULES, "ledger": tmp_path / "ledger", **curation}
+    whole = trained(tmp_path / "run", args=args, lora=True, **curation)
+    per_epoch = whole.state.max_steps // 3
+    ledger = contents(tmp_path / "ledger")
+    assert len(rounds_of(whole)) == 2 and per_epoch >= 2
+    for step in (1, per_epoch, per_epoch + 1, 2 * per_epoch):
+        checkpoint = tmp_path / "run" / f"checkpoint-{step}"
+        resumed = trained(tmp_path / "run", args=args, lora=True, resume=checkpoint, **curation)
+        assert without_tokens(log_of(resumed)) == without_tokens(log_of(whole)), step
+        assert rounds_of(resumed) == rounds_of(whole), step
+        assert_same_weights(resumed, whole)
+        assert contents(tmp_path / "ledger") == ledger, step
+
+
+def contents(folder) -> dict:
+    """What a ledger says, in its state and in each of its rounds."""
+    ledger = CurationLedger(folder)
+    history = {pair: ledger.history(pair) for pair in data()["pair_id"]}
+    return {"state": ledger.state().to_pylist(), "history": history}
+
+
+def test_a_checkpoint_is_not_whole_without_its_curation(tmp_path):
+    """The state is there before the file that is written last, and a round is not done again that it holds."""
+    scorer = Known([1.0] * N)
+    args = {"save_strategy": "epoch", "save_total_limit": 1}
+    trained(tmp_path, args=args, scorer=scorer, rules=[Keep(keep_all)])
+    checkpoint = tmp_path / "checkpoint-18"
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == [checkpoint.name]
+    for name in ("curation_state.json", "curation_state.safetensors"):
+        assert (checkpoint / name).stat().st_mtime_ns <= (checkpoint / "trainer_state.json").stat().st_mtime_ns
+    record = json.loads((checkpoint / "curation_state.json").read_text())
+    assert (record["round"], record["last_epoch"], record["seed"]) == (2, 2, 42)
+    resumed = Known([1.0] * N)
+    trained(tmp_path, args=args, scorer=resumed, rules=[Keep(keep_all)], resume=checkpoint)
+    assert resumed.asked == []
+
+
+def run_and_resume(tmp_path, dataset=None, before=None, after=None):
+    args = {"save_strategy": "steps", "save_steps": 8}
+    before = {"scorer": Known([1.0] * N), "rules": [Flip(flip_negative)], **(before or {})}
+    trained(tmp_path, args=args, **before)
+    after = {**before, **after} if after is not None else {}
+    trained(tmp_path, dataset, args=args, resume=tmp_path / "checkpoint-8", **after)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"every": 2}, "made with `every` 1, which now is 2; set it back, or start anew"),
+        ({"rules": [Flip(partial(flip_negative, margin=0.5))]}, "made with `rules` .*0.5"),
+        ({"momentum": 0.0}, "made with `momentum` 0.5, which now is 0.0"),
+        ({"scorer": None}, 'made with `scorer` "Known", which now is null'),
+    ],
+)
+def test_other_settings_are_refused(change, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        run_and_resume(tmp_path, after=change)
+
+
+def test_another_train_set_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="is that of another train set"):
+        run_and_resume(tmp_path, data(strength=[1.0] * N), after={})
+
+
+def test_curation_is_not_forgotten_in_silence(tmp_path):
+    with pytest.raises(ValueError, match="whose flips would be forgotten; add the callback before you resume"):
+        run_and_resume(tmp_path)
+    args = {"save_strategy": "steps", "save_steps": 8}
+    trained(tmp_path / "plain", args=args)
+    with pytest.raises(ValueError, match="was written without the curation callback"):
+        trained(tmp_path / "plain", args=args, resume=tmp_path / "plain" / "checkpoint-8", rules=RULES)
+
+
+# ------------------------------------------------------------------------------------------------------------- ledger
+
+
+def test_the_ledger_gives_what_training_read(tmp_path):
+    """Applied to the train set, it makes the set that the last epoch drew from."""
+    record, strength = [], [1.0, -1.0, -2.0, 3.0] * 2 + [-4.0, 5.0, float("nan")]
+    rules = [Flip(lambda s: s < -1.5), Keep(keep_consistent)]
+    curated = trained(tmp_path, record=record, rules=rules, scorer=Known(strength), ledger=tmp_path / "ledger")
+    ledger = CurationLedger(tmp_path / "ledger")
+    applied = ledger.apply(data())
+    drawn = {row for batch, _ in record[-curated.state.max_steps // 3 :] for row in batch}
+    assert set(applied["row_index"]) == drawn == {0, 2, 3, 4, 6, 7, 8, 9, 10}
+    selection = callback_of(curated).state.selection
+    flipped = dict(zip(applied["row_index"], applied["curation_flipped"], strict=True))
+    assert {row for row, is_flipped in flipped.items() if is_flipped} == {2, 6, 8}
+    assert np.flatnonzero(selection.flipped).tolist() == [2, 6, 8]
+    assert [entry["stage"] for entry in ledger.rounds] == ["epoch", "epoch"]
+    (first, second) = ledger.history("pair-2")
+    assert first["scores"] == second["scores"] == {"Known": (-2.0, 0.0)} and second["strength"] == 2.0
+    assert ledger.history("pair-10") == []
+
+
+def test_a_ledger_of_something_else_is_refused(tmp_path):
+    options = {"scorer": Known([1.0] * N), "ledger": tmp_path / "ledger", "args": {"num_train_epochs": 2}}
+    trained(tmp_path, **options)
+    trained(tmp_path, **options)  # once more from the start, as after a kill
+    assert len(CurationLedger(tmp_path / "ledger").rounds) == 1
+    with pytest.raises(ValueError, match=r"holds rounds of something else, or of other settings \(round 1, stage"):
+        trained(tmp_path, **options, momentum=0.0)
+
+
+def test_rounds_that_come_out_otherwise_are_undone(tmp_path):
+    ledger, names = CurationLedger(tmp_path), ["p", "q"]
+
+    def add(round, strength):
+        decision = decide(np.array(strength), [Flip(flip_negative)])
+        add_round(ledger, round, pair_ids=names, decision=decision, settings={})
+
+    add(1, [1.0, -1.0])
+    add(2, [-1.0, -1.0])
+    add(2, [-1.0, -1.0])
+    assert len(ledger.rounds) == 2
+    add(1, [-1.0, 1.0])
+    assert ledger.state().select(["flipped", "round"]).to_pylist() == [
+        {"flipped": True, "round": 1},
+        {"flipped": False, "round": 1},
+    ]
+    add(2, [2.0, -2.0])
+    assert ledger.state()["flipped"].to_pylist() == [False, True]
+    assert ledger.summary()["undone"].to_pylist() == [True, True, False, False]
+    with pytest.raises(ValueError, match="one per pair"):
+        add(3, [1.0])
