@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..printable import printable
+
 
 @dataclass(frozen=True)
 class FeatureLeakage:
@@ -143,7 +145,7 @@ class StyleReport:
                 f"{feature} {part.features[feature].auc:.2f}" for feature in part.top_features(4)
             )
             auc, interval = _number(part.auc), _interval(part.interval)
-            table.add_row(_plain(name), f"{part.num_pairs:,}", f"{part.num_groups:,}", auc, interval, telling)
+            table.add_row(Text(printable(name, 60)), f"{part.num_pairs:,}", f"{part.num_groups:,}", auc, interval, telling)
         console.print(table)
         if self.overall.features:
             features = Table("feature", title="Features, all pairs")
@@ -160,7 +162,7 @@ class StyleReport:
                 table.add_column(column, justify="right")
             for name, reward in scored.items():
                 table.add_row(
-                    _plain(name),
+                    Text(printable(name, 60)),
                     _number(reward.accuracy),
                     _number(reward.agree_accuracy),
                     _number(reward.disagree_accuracy),
@@ -190,8 +192,3 @@ def _number(value: float | None) -> str:
 
 def _interval(value: tuple[float, float] | None) -> str:
     return "-" if value is None else f"{value[0]:.3f} to {value[1]:.3f}"
-
-
-def _plain(text: str) -> Text:
-    """Text from a data set without what a terminal would obey."""
-    return Text("".join(char if char.isprintable() else "\ufffd" for char in text[:60]))
