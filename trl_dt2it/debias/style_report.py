@@ -145,7 +145,9 @@ class StyleReport:
                 f"{feature} {part.features[feature].auc:.2f}" for feature in part.top_features(4)
             )
             auc, interval = _number(part.auc), _interval(part.interval)
-            table.add_row(Text(printable(name, 60)), f"{part.num_pairs:,}", f"{part.num_groups:,}", auc, interval, telling)
+            table.add_row(
+                Text(printable(name, 60)), f"{part.num_pairs:,}", f"{part.num_groups:,}", auc, interval, telling
+            )
         console.print(table)
         if self.overall.features:
             features = Table("feature", title="Features, all pairs")
