@@ -35,6 +35,8 @@ class ReportArguments:
             Most pairs in the gallery.
         title (`str`, *optional*):
             Title of the page.
+        dry_run (`bool`, *optional*, defaults to `False`):
+            Whether to say only what would be read and written.
     """
 
     run: str | None = field(default=None, metadata={"help": "Folder of a run of rounds."})
@@ -45,12 +47,14 @@ class ReportArguments:
     output: str | None = field(default=None, metadata={"help": "The file to write."})
     gallery: int = field(default=300, metadata={"help": "Most pairs in the gallery."})
     title: str | None = field(default=None, metadata={"help": "Title of the page."})
+    dry_run: bool = field(default=False, metadata={"help": "Say only what would be read and written."})
 
 
 def main(args):
     from rich.console import Console
 
     from trl_dt2it.curation import CurationLedger
+    from trl_dt2it.recipe_data import show_dry_run
     from trl_dt2it.report import write_report
 
     evaluations = args.evaluation or []
@@ -59,16 +63,30 @@ def main(args):
             if path is not None and not Path(path).exists():
                 raise ValueError(f"`{name}` is {path}, but there is no such file or folder.")
     console = Console()
+    beside = args.run or (Path(evaluations[0]).parent if evaluations else ".")
+    output = Path(args.output or Path(beside) / "report.html")
+    ledger = None if args.run is None else Path(args.run) / "ledger"
+    has_ledger = ledger is not None and (ledger / "ledger.json").is_file()
+    if args.corrections is not None and not has_ledger:
+        raise ValueError("`corrections` need the ledger of a run; give `run`, the folder of one that has decided.")
+    if args.dry_run:
+        show_dry_run(
+            [
+                ("run", args.run),
+                ("pairs in its ledger", len(CurationLedger(ledger).state()) if has_ledger else None),
+                *(("evaluation", path) for path in evaluations),
+                ("corrections, into the ledger", args.corrections),
+                ("writes", output),
+            ],
+            console,
+        )
+        return
     if args.corrections is not None:
-        ledger = None if args.run is None else Path(args.run) / "ledger"
-        if ledger is None or not (ledger / "ledger.json").is_file():
-            raise ValueError("`corrections` need the ledger of a run; give `run`, the folder of one that has decided.")
         counts = CurationLedger(ledger).correct_from(args.corrections)
         told = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
         console.print(f"Corrections: {told or 'none'}", highlight=False)
-    beside = args.run or (Path(evaluations[0]).parent if evaluations else ".")
     path = write_report(
-        args.output or Path(beside) / "report.html",
+        output,
         run=args.run,
         evaluations=evaluations,
         style_before=args.style_before,

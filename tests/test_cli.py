@@ -125,7 +125,10 @@ def test_dry_runs_of_the_other_verbs(folder, tmp_path, capsys, monkeypatch):
     assert cells(capsys.readouterr().out)["rlaif_v"][2] == "2 of 4"
     assert main(["curate", "--config", "dt2it_digits", "--output_dir", "r", "--dry_run"]) == 0
     assert cells(capsys.readouterr().out)["round-1/train/model-0"] == ["to do", "400", "300", "", ""]
-    assert not list(tmp_path.iterdir())
+    (tmp_path / "evaluation.json").write_text("{}")
+    assert main(["report", "--evaluation", "evaluation.json", "--dry_run"]) == 0
+    assert cells(capsys.readouterr().out)["writes"] == ["report.html"]
+    assert [path.name for path in tmp_path.iterdir()] == ["evaluation.json"]
 
 
 def test_scores_are_the_scorers_and_the_audit_reads_them(folder, tmp_path, capsys):
