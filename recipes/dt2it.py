@@ -134,7 +134,10 @@ def main(args, training_args, model_args):
             stop_before=args.stop_before,
             console=console,
         )
-        if len(records) == len(stages) and state.is_main_process:
+        is_done = len(records) == len(stages)
+        # Read by all processes together, where nothing was left to do that needed it.
+        pool = run.sets.usable("pool") if is_done else None
+        if is_done and state.is_main_process:
             path = run.output_dir / "summary.json"
             summary = summarise_run(run, records)
             path.write_text(json.dumps(summary, indent=2) + "\n")
@@ -142,7 +145,7 @@ def main(args, training_args, model_args):
             console.print(f"Models:  {run.output_dir / 'final'}", soft_wrap=True, highlight=False)
             console.print(f"Ledger:  {run.output_dir / 'ledger'}", soft_wrap=True, highlight=False)
             console.print(f"Figures: {path}", soft_wrap=True, highlight=False)
-            report = write_report(run.output_dir / "report.html", run=run.output_dir, pool=run.sets.usable("pool"))
+            report = write_report(run.output_dir / "report.html", run=run.output_dir, pool=pool)
             console.print(f"Report:  {report}", soft_wrap=True, highlight=False)
     state.wait_for_everyone()
     state.destroy_process_group()

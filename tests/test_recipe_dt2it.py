@@ -118,3 +118,8 @@ def test_a_launch_on_two_processes_that_is_killed_and_started_again(tmp_path):
         assert (Path(model["model_dir"]) / "model.safetensors").is_file(), name
     state = CurationLedger(tmp_path / "ledger").state()
     assert len(state) == 48 and sum(state["flipped"].to_pylist()) == one["flipped"]
+    record, report = json.loads((tmp_path / "run.json").read_text()), (tmp_path / "report.html").read_text("utf-8")
+    assert record["pairs"] == {"base": {"clean": 24}, "pool": {"a": 32, "b": 16}, "test": {"clean": 8}}
+    assert record["command"].startswith("accelerate launch recipes/dt2it.py --config ")
+    assert "2 processes" in record["machine"] and "2 processes" in report and "+ curated" in report
+    assert report.count('<p class="missing">Not here') == 1  # no benchmark was evaluated

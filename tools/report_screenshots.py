@@ -14,16 +14,22 @@ from pathlib import Path
 from playwright.sync_api import sync_playwright
 
 
+# Where `make demo` and the digits configuration leave theirs; the first that is there is taken.
+REPORTS = (Path("outputs/demo/rounds/report.html"), Path("outputs/dt2it_digits/report.html"))
 # Name, section, width, colour scheme, most pixels of its height.
 SHOTS = (
-    ("report-flow", "flow", 1280, "light", 640),
-    ("report-strength", "strength", 1280, "light", 640),
-    ("report-calibration", "calibration", 1280, "light", 560),
+    ("report-flow", "flow", 1280, "light", 730),
+    ("report-calibration", "calibration", 1280, "dark", 560),
     ("report-gallery", "gallery", 1280, "light", 900),
-    ("report-gallery-dark", "gallery", 1280, "dark", 900),
     ("report-telephone", "gallery", 400, "dark", 900),
 )
 MARGIN = 24
+# From the heading of a section to its end, on the page as a whole.
+PLACE = """(name) => {
+    const section = document.getElementById(name);
+    const ends = [section.querySelector("h2").getBoundingClientRect().top, section.getBoundingClientRect().bottom];
+    return ends.map((end) => end + scrollY);
+}"""
 
 
 def main(report: Path, folder: Path, browser: str | None) -> None:
@@ -42,10 +48,8 @@ def main(report: Path, folder: Path, browser: str | None) -> None:
             page.goto(report.resolve().as_uri())
             if section == "gallery" and page.locator(".card").count():
                 page.keyboard.press("j")  # the first pair is the current one
-            box = page.locator(f"#{section} > h2").bounding_box()
-            end = page.locator(f"#{section}").bounding_box()
-            height = min(most, end["y"] + end["height"] - box["y"] + MARGIN)
-            clip = {"x": 0, "y": box["y"] - MARGIN, "width": width, "height": height}
+            top, bottom = page.evaluate(PLACE, section)
+            clip = {"x": 0, "y": top - MARGIN, "width": width, "height": min(most, bottom - top + MARGIN)}
             page.screenshot(path=folder / f"{name}.png", clip=clip, full_page=True)
             print(folder / f"{name}.png")
             page.close()
@@ -54,7 +58,8 @@ def main(report: Path, folder: Path, browser: str | None) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("report", type=Path, nargs="?", default=Path("outputs/dt2it_digits/report.html"))
+    first = next(filter(Path.is_file, REPORTS), REPORTS[0])
+    parser.add_argument("report", type=Path, nargs="?", default=first)
     parser.add_argument("--folder", type=Path, default=Path(__file__).parents[1] / "docs/images")
     parser.add_argument("--browser", help="Path of Chromium.")
     arguments = parser.parse_args()

@@ -6,7 +6,15 @@ import pytest
 
 from trl_dt2it.curation import CurationLedger
 from trl_dt2it.curation.corrections import read_corrections
+from trl_dt2it.curation.curation_run import BaseModel, CurationRun
+from trl_dt2it.curation.round_data import SourceSets
+from trl_dt2it.curation.round_settings import read_rounds
+from trl_dt2it.curation.round_training import RewardTraining
+from trl_dt2it.curation.rounds import plan_rounds
 from trl_dt2it.curation.run_record import without_secrets
+from trl_dt2it.curation.stages import stage_digests
+from trl_dt2it.demo.tiny import build_tiny_vlm
+from trl_dt2it.reward_config import MultimodalRewardConfig
 
 
 NAMES = ["a", "b", "c", "d", "e"]
@@ -91,3 +99,32 @@ def test_what_is_no_json(tmp_path):
 def test_a_command_line_keeps_no_secret():
     words = ["recipes/dt2it.py", "--hub_token", "hf_1", "--hub_model_id", "me/it", "--api-key=k", "--max_steps=3"]
     assert without_secrets(words) == [words[0], "--hub_token", "***", *words[3:5], "--api-key=***", "--max_steps=3"]
+
+
+def test_the_final_model_is_trained_anew_after_corrections_and_the_rounds_are_not(tmp_path):
+    build_tiny_vlm(tmp_path / "tiny")
+    specs = {
+        "base": {"clean": {"digits": {"num_pairs": 4}}},
+        "pool": {"noisy": {"digits": {"num_pairs": 8, "noise": 0.5}}},
+        "test": {"clean": {"digits": {"num_pairs": 4, "split": "test"}}},
+    }
+    args = MultimodalRewardConfig(str(tmp_path / "run"), use_cpu=True, bf16=False, report_to="none")
+    tiny = str(tmp_path / "tiny")
+    sets, models = SourceSets(specs, args, lambda: tiny), [BaseModel(tiny, 0)]
+    rounds = read_rounds("mixture")
+    run = CurationRun(tmp_path / "run", RewardTraining(args), models, sets, rounds, ["uncurated", "curated"])
+
+    def digests():
+        return stage_digests(plan_rounds(run))
+
+    before = digests()
+    assert not (tmp_path / "run").exists()  # a plan makes nothing
+    ledger = CurationLedger(tmp_path / "run/ledger")
+    names = sets.names("pool")
+    ledger.append(1, "decide", pair_ids=names, actions=["keep"] * 8)
+    assert digests() == before
+    ledger.correct({names[0].as_py(): "flip"})
+    after = digests()
+    assert {name for name in before if before[name] != after[name]} == {"final/curated", "test/curated"}
+    ledger.undo(1, "manual")
+    assert digests() == before

@@ -151,7 +151,7 @@ def test_verdicts_by_keyboard_go_into_the_ledger(opened, run, tmp_path):
     assert page.is_disabled("#export")
     for key in "jawujjx":  # accept the first, the second is wrong, unsure about the third; 4 and 5 are looked at
         page.keyboard.press(key)
-    assert page.inner_text("#gallery-progress") == "3 of the 9 strongest flips judged, 3 pairs in all"
+    assert page.inner_text("#gallery-progress") == "3 of the 9 strongest flips judged, 3 verdicts in all"
     assert page.locator(".card.current").get_attribute("data-id") == "pair-5"
     page.keyboard.press("w")
     page.keyboard.press("k")

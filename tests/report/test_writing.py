@@ -60,7 +60,7 @@ def test_every_section_has_its_figures(run, tmp_path):
     text = {name: words(content) for name, content in page.text.items()}
     assert [attributes["id"] for tag, attributes in page.tags if tag == "section"] == SECTIONS
     assert "Not here" not in " ".join(text.values())
-    assert "final/curated + curated 139 30 1 s 0.8000 0.4902 to 0.9433" in text["run"]  # Wilson's interval of 8 of 10
+    assert "+ curated 139 0.8000 0.4902 to 0.9433 30 1 s final/curated" in text["run"]  # Wilson's interval of 8 of 10
     assert "2026-01-02 03:04:05 UTC" in text["run"] and "round 1 flip flip_mixture by=source" in text["run"]
     # Of source a, 20 pairs from -4 to -0.2: 9 are flipped.
     assert "a 20 -2.10 100.0% 20" in text["strength"]

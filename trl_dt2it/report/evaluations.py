@@ -90,7 +90,7 @@ def benchmarks(evaluations: Sequence[Evaluation]) -> Section:
                 ]
                 for name, value in one["metrics"].items()
             ]
-            columns = ("metric", "%", "95 %, Wilson", "95 %, prompts drawn", "n", "ties")
+            columns: tuple[str, ...] = ("metric", "%", "95 %, Wilson", "95 %, prompts drawn", "n", "ties")
             tables.append(Table(f"{one['title']}{label}: {evaluation.model}", columns, rows))
             published = [
                 [other.model, other.metric, _percent(other.value), other.source, other.note or ""]

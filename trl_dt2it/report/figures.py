@@ -15,6 +15,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -26,9 +27,9 @@ from matplotlib.ticker import MaxNLocator
 from .calibration import Calibration
 
 
-INK, MUTED, LINE, ACCENT, SOFT, GREY, PAPER = (f"#0{number}0{number}0{number}" for number in range(1, 8))
-_VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", ACCENT: "accent", SOFT: "soft", GREY: "grey", PAPER: "paper"}
-_STYLE = {
+INK, MUTED, LINE, ACCENT, SOFT, GREY, FAINT = (f"#0{number}0{number}0{number}" for number in range(1, 8))
+_VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", ACCENT: "accent", SOFT: "soft", GREY: "grey", FAINT: "faint"}
+_STYLE: Any = {  # its keys are of a type that lists all of matplotlib's settings
     "svg.fonttype": "none",
     "text.parse_math": False,  # a name with dollar signs is no formula
     "font.size": 10,
@@ -146,7 +147,7 @@ def histogram(name: str, title: str, series: Mapping[str, np.ndarray], *, xlabel
     for place, one in enumerate(series.values()):
         counts, _ = np.histogram(np.clip(one, low, high), edges)
         if place == 0:
-            axes.stairs(counts, edges, color=GREY, linewidth=1.4, zorder=3)
+            axes.stairs(counts, edges, color=MUTED, linewidth=1.4, zorder=3)
         else:
             axes.stairs(counts, edges, color=ACCENT, fill=True, alpha=0.55, zorder=2)
     if zero and low < 0 < high:

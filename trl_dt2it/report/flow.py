@@ -92,8 +92,8 @@ def read_flow(ledger: CurationLedger) -> Flow:
         states[step] = states[step - 1]
         states[step, places] = np.where(is_dropped, STATES.index("dropped"), standing)
         flipped[places] = turned
-        told = table["source"].cast(pa.string()).to_numpy()
-        source[places] = np.where(np.equal(told, None), source[places], told)
+        told = table["source"].cast(pa.string())
+        source[places] = np.where(told.is_null().to_numpy(), source[places], told.to_numpy())
         if "chosen_0" in table.column_names:
             value = table["strength"].to_numpy()
             strength[places] = np.where(turned, -value, value)

@@ -7,11 +7,11 @@ from markupsafe import Markup
 from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path
 
-from .figures import ACCENT, GREY, INK, LINE, MUTED, SOFT, Figure, as_svg, new_drawing
+from .figures import ACCENT, FAINT, GREY, INK, MUTED, SOFT, Figure, as_svg, new_drawing
 from .flow import STATES, Flow
 
 
-COLOURS = {"kept": GREY, "flipped": ACCENT, "relabelled": SOFT, "dropped": LINE}
+COLOURS = {"kept": GREY, "flipped": ACCENT, "relabelled": SOFT, "dropped": FAINT}
 _ORDER = ("kept", "relabelled", "flipped", "dropped")  # from top to bottom
 _GAP = 0.03  # between states of a stack, as a share of all pairs
 

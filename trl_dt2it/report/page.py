@@ -59,6 +59,8 @@ class Section:
             What one sees, in a sentence or two.
         missing (`str`, *optional*):
             Why there is nothing to see.
+        command (`str`, *optional*):
+            A command line that goes with it.
         legend (`Sequence[tuple[str, str]]`, *optional*):
             Class of a mark, and what it stands for.
         figures (`Sequence[Figure]`, *optional*):
@@ -75,6 +77,7 @@ class Section:
     title: str
     lead: str = ""
     missing: str | None = None
+    command: str = ""
     legend: Sequence[tuple[str, str]] = ()
     figures: Sequence[Figure] = ()
     tables: Sequence[Table] = ()

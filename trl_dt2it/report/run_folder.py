@@ -14,6 +14,7 @@ from datasets import Dataset
 from ..curation.ledger import CurationLedger
 from ..curation.pair_identity import pair_ids
 from ..curation.round_data import read_sets
+from ..curation.round_report import FINAL_NAMES
 from ..curation.run_record import read_record
 from ..curation.scoring_shards import read_scores
 from ..data.locations import ImageOptions
@@ -91,8 +92,8 @@ def read_run_folder(directory: Path, pool: Dataset | None = None) -> RunFolder:
         pool, problem = _read_pool(record)
     tested = {name.removeprefix("test/"): directory / name for name in stages if name.startswith("test/")}
     rewards = {}
-    for name, folder in tested.items():
-        table = read_scores(folder)
+    for name in sorted(tested, key=list(FINAL_NAMES).index):
+        table = read_scores(tested[name])
         rewards[name] = np.stack([table[side].to_numpy() for side in ("chosen", "rejected")], axis=1)
     return RunFolder(
         directory,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,32 +43,50 @@ def trained(run: RunFolder | None) -> Section:
         ]
     else:
         notes.append("The run has no run.json, so its settings, versions and command are not known.")
-    tables = [_models(run, trainings)]
+    tables = _models(run, trainings)
     if record:
         tables += [_sets(record), _settings(record)]
     return Section(key, title, facts=facts, tables=tables, notes=notes)
 
 
-def _models(run: RunFolder, trainings: Mapping[str, Mapping[str, Any]]) -> Table:
-    base = run.record["models"][0]["model_name_or_path"] if run.record else "?"
-    finals = (run.summary or {}).get("final", {})
-    names = {
-        one["model_dir"].removeprefix(f"{(run.summary or {}).get('output_dir')}/"): n for n, one in finals.items()
-    }
+def _models(run: RunFolder, trainings: Mapping[str, Mapping[str, Any]]) -> list[Table]:
+    """The models that are trained at the end, tested where there is a test set; and those that only score."""
+    finals = {stage: stage.removeprefix("final/") for stage in trainings if stage.startswith("final/")}
+    for name, one in (run.summary or {}).get("final", {}).items():
+        # One that has scored the pool is not trained again at the end.
+        finals |= {stage: name for stage in trainings if Path(one["model_dir"]).as_posix().endswith(f"/{stage}")}
+    named = {name: stage for stage, name in finals.items()}
     rows = []
-    for stage, one in trainings.items():
-        final = names.get(stage)
-        rewards = None if final is None else run.rewards.get(final)
-        tested = ["", ""]
-        if rewards is not None:
-            hits = int((rewards[:, 0] > rewards[:, 1]).sum())
-            interval = wilson_interval(hits, len(rewards))
-            tested = [f"{hits / len(rewards):.4f}", f"{interval.low:.4f} to {interval.high:.4f}"]
-        counts = one["counts"]
-        data = FINAL_NAMES[final] if final else ""
-        rows.append([stage, data, f"{counts['pairs']:,}", f"{counts['steps']:,}", duration(one["seconds"]), *tested])
-    columns = ("training", "data", "pairs", "steps", "time", "test accuracy", "95 %, Wilson")
-    return Table(f"Trainings, each from {base}", columns, rows, "llrrrrr")
+    for name in sorted(named, key=list(FINAL_NAMES).index):
+        one = trainings[named[name]]
+        pairs, *others = _cells(one)
+        tested = _tested(run.rewards.get(name)) if run.rewards else []
+        rows.append([FINAL_NAMES[name], pairs, *tested, *others, named[name]])
+    heads = ("test accuracy", "95 %, Wilson") if run.rewards else ()
+    columns = ("trained on", "pairs", *heads, "steps", "time", "stage")
+    base = run.record["models"][0]["model_name_or_path"] if run.record else "its base model"
+    scoring = [[stage, *_cells(one)] for stage, one in trainings.items() if stage not in finals]
+    tables = []
+    if rows:
+        align = "l" + "r" * (len(columns) - 2) + "l"
+        tables.append(Table(f"Reward models, each from {base}", columns, rows, align))
+    if scoring:
+        columns = ("stage", "pairs", "steps", "time")
+        tables.append(Table("Trainings of models that score the pool", columns, scoring, is_folded=bool(rows)))
+    return tables
+
+
+def _cells(stage: Mapping[str, Any]) -> list[str]:
+    counts = stage["counts"]
+    return [f"{counts['pairs']:,}", f"{counts['steps']:,}", duration(stage["seconds"])]
+
+
+def _tested(rewards: np.ndarray | None) -> list[str]:
+    if rewards is None:
+        return ["", ""]
+    hits = int((rewards[:, 0] > rewards[:, 1]).sum())
+    interval = wilson_interval(hits, len(rewards))
+    return [f"{hits / len(rewards):.4f}", f"{interval.low:.4f} to {interval.high:.4f}"]
 
 
 def _sets(record: Mapping[str, Any]) -> Table:
@@ -75,19 +94,26 @@ def _sets(record: Mapping[str, Any]) -> Table:
     for name, specs in record["sets"].items():
         for source, spec in specs.items():
             kind = next((key for key in ("dataset_name", "preferences", "digits") if key in spec), "")
-            others = {key: value for key, value in spec.items() if key != kind}
-            where = spec[kind] if isinstance(spec.get(kind), str) else json.dumps(spec.get(kind))
+            where = _plain(spec.get(kind))
+            others = "".join(f", {key} {_plain(value)}" for key, value in spec.items() if key != kind)
             # Rows may say their source themselves.
             size = record["pairs"][name].get(source)
-            rows.append([name, source, f"{kind}: {where}", json.dumps(others) if others else "", _count(size)])
+            rows.append([name, source, f"{kind}: {where}{others}", _count(size)])
         if not set(specs) >= set(record["pairs"][name]):
-            rows.append([name, "in all", "", "", _count(sum(record["pairs"][name].values()))])
-    return Table("Data", ("set", "source", "rows from", "options", "pairs"), rows, "llllr")
+            rows.append([name, "in all", "", _count(sum(record["pairs"][name].values()))])
+    return Table("Data", ("set", "source", "rows from", "pairs"), rows, "lllr")
 
 
 def _settings(record: Mapping[str, Any]) -> Table:
     args = record["training"]["args"]
-    names = ("loss_type", "learning_rate", "lr_scheduler_type", "num_train_epochs", "max_steps", "max_length")
+    names: tuple[str, ...] = (
+        "loss_type",
+        "learning_rate",
+        "lr_scheduler_type",
+        "num_train_epochs",
+        "max_steps",
+        "max_length",
+    )
     names += ("per_device_train_batch_size", "gradient_accumulation_steps", "max_pixels", "bf16", "weight_decay")
     rows = [[name, str(args[name])] for name in names if args.get(name) is not None]
     for number, steps in enumerate(record["rounds"], 1):
@@ -100,7 +126,9 @@ def _settings(record: Mapping[str, Any]) -> Table:
             )
             name = f"round {number}" + (f", {step['name']}" if step.get("name") else "")
             rows.append([name, rules])
-    return Table("Settings of every training, and rules of the rounds", ("setting", "value"), rows, "ll")
+    return Table(
+        "Settings of every training, and rules of the rounds", ("setting", "value"), rows, "ll", is_folded=True
+    )
 
 
 def strengths(run: RunFolder | None, flow: Flow | None) -> Section:
@@ -199,7 +227,7 @@ def curation_flow(run: RunFolder | None, flow: Flow | None) -> Section:
 
 def _noise(run: RunFolder, flow: Flow) -> dict[str, list[str]]:
     """Shares of wrong labels after each stage, where the truth is known."""
-    found = {}
+    found = dict[str, list[str]]()
     for name, stage in run.stages.items():
         counts = stage["counts"]
         if "noise_after" in counts:
@@ -215,6 +243,10 @@ def duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _count(value: int | None) -> str:

@@ -100,17 +100,16 @@ def style_leakage(audits: Mapping[str, Mapping[str, Any]], why_not: str, notes: 
     first = list(audits.values())[0]["overall"]["features"]
     telling = sorted(first | last, key=lambda name: -_most(name, first, last))[:MOST_FEATURES]
     telling = [name for name in telling if name in first]
-    figures, legend = [], ()
+    figures, legend = [], list[tuple[str, str]]()
     if telling:
         series = {
             when: {name: audit["overall"]["features"][name]["auc"] for name in telling}
             for when, audit in audits.items()
             if audit["overall"]["features"]
         }
-        figures = [
-            bars("style", "What carries it", series, xlabel="chance that the chosen answer has more of it", middle=0.5)
-        ]
-        legend = (("tick", "before"), ("filled", "after")) if len(series) > 1 else (("filled", next(iter(series))),)
+        figures = [bars("style", "What carries it", series, xlabel="chance that chosen has more", middle=0.5)]
+        # Of two, the first are marks, and the last bars.
+        legend = list(zip(("tick", "filled")[-len(series) :], series, strict=True))
     return Section(
         key,
         title,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -120,8 +121,8 @@ def _gallery(run: RunFolder | None, flow: Flow | None, items: dict[str, Any] | N
         key,
         title,
         lead="The strongest flips first. Say of each whether what became of it is right; then export the verdicts and "
-        "give them to the ledger, where a person's word stands against all rounds: "
-        "python recipes/report.py --run RUN --corrections corrections.json",
+        "give them to the ledger, where a person's word stands against all rounds:",
+        command=f"python recipes/report.py --run {shlex.quote(str(run.directory))} --corrections corrections.json",
     )
 
 

@@ -165,7 +165,7 @@
     const flips = pairs.filter((pair) => pair.state === "flipped").slice(0, 100);
     const done = flips.filter((pair) => verdicts.has(pair.id)).length;
     byId("gallery-progress").textContent =
-      flips.length ? `${done} of the ${flips.length} strongest flips judged, ${verdicts.size} pairs in all` : "";
+      flips.length ? `${done} of the ${flips.length} strongest flips judged, ${verdicts.size} verdict${verdicts.size === 1 ? "" : "s"} in all` : "";
     byId("export").disabled = verdicts.size === 0;
   }
 
