@@ -123,3 +123,27 @@ def test_a_launch_on_two_processes_that_is_killed_and_started_again(tmp_path):
     assert record["command"].startswith("accelerate launch recipes/dt2it.py --config ")
     assert "2 processes" in record["machine"] and "2 processes" in report and "+ curated" in report
     assert report.count('<p class="missing">Not here') == 1  # no benchmark was evaluated
+
+
+WITHOUT_EXTRAS = """
+import runpy, sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"openai", "pydantic", "json_repair"}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Missing())
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_rounds_without_judges_need_no_extra(tmp_path):
+    rounds = [{"rules": [{"flip": "flip_negative"}]}]
+    flags = arguments(tmp_path, rounds=rounds, final=["curated"])
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", WITHOUT_EXTRAS, "recipes/dt2it.py", *flags]
+    run = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, timeout=200)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert list(json.loads((tmp_path / "summary.json").read_text())["final"]) == ["curated"]

@@ -40,7 +40,7 @@ from .deciding import Flip, Keep
 from .ledger import CurationLedger
 from .noise import MIN_PAIRS, flip_mixture
 from .pair_identity import pair_ids, source_fingerprint
-from .rules import keep_consistent
+from .rules import keep_confident
 from .sampler import PlannedBatchSampler, PlannedSampler, SelectionSampler
 
 
@@ -97,7 +97,7 @@ class IterativeCurationCallback(TrainerCallback):
             Number of epochs before the first round; 0 where the model, or the `scorer`, can judge pairs already.
         rules (`Sequence` of [`Flip`] and [`Keep`], *optional*):
             What to do with the strengths, as in [`decide`]. By default, flip what is likely labelled wrong, by the
-            mixture of each source, and drop what is inconsistent all the same.
+            mixture of each source, and leave out the least certain tenth until the next round.
         min_kept (`float`, *optional*, defaults to `0.1`):
             Least share of each source that is kept, in (0, 1].
         refresh_strength (`bool`, *optional*, defaults to `False`):
@@ -128,7 +128,7 @@ class IterativeCurationCallback(TrainerCallback):
         scorer: Scorer | None = None,
         every: int = 1,
         start_epoch: int = 1,
-        rules: Sequence[Flip | Keep] = (Flip(flip_mixture, by="source"), Keep(keep_consistent)),
+        rules: Sequence[Flip | Keep] = (Flip(flip_mixture, by="source"), Keep(keep_confident)),
         min_kept: float = 0.1,
         refresh_strength: bool = False,
         ledger: str | os.PathLike | None = None,

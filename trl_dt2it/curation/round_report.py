@@ -130,10 +130,14 @@ def show_summary(summary: Mapping[str, Any], console: Console | None = None) -> 
         noise = [f"{one['noise_after']:.1%}"] if has_truth else []
         table.add_row(name, f"{one['flipped']:,}", f"{one['kept']:,}", *noise)
     console.print(table)
-    is_tested = any("accuracy" in one for one in summary["final"].values())
+    models = summary["final"]
+    measured = [name for name in next(iter(models.values())) if name.startswith("accuracy")]
     table = Table("trained on", title="Reward models")
-    for column in ("pairs", *(("test accuracy",) if is_tested else ())):
+    for column in ("pairs", *(name.replace("accuracy", "test accuracy", 1).replace("/", ", ") for name in measured)):
         table.add_column(column, justify="right")
-    for name, one in summary["final"].items():
-        table.add_row(FINAL_NAMES[name], f"{one['pairs']:,}", *([f"{one['accuracy']:.4f}"] if is_tested else []))
+    for name, one in models.items():
+        table.add_row(FINAL_NAMES[name], f"{one['pairs']:,}", *(f"{one[key]:.4f}" for key in measured))
+    if measured and {"uncurated", "curated"} <= set(models):
+        gains = [models["curated"][key] - models["uncurated"][key] for key in measured]
+        table.add_row("gain by curation", "", *(f"{gain:+.4f}" for gain in gains), style="bold")
     console.print(table)
