@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -83,7 +83,7 @@ def score_pairs(
     # Where the model is sharded, all processes have to take part in as many forward passes.
     mine = [batches[min(turn * state.num_processes + state.process_index, len(batches) - 1)] for turn in range(turns)]
     loader = DataLoader(
-        dataset,
+        cast(Any, dataset),  # a sequence of rows will do
         batch_sampler=mine,
         collate_fn=collator,
         num_workers=num_workers,

@@ -128,10 +128,10 @@ def _converted(
             check_image(image, options)
         if row_videos(row):
             raise RowError("video_type", "there is a video, which TRL's DPO trainer cannot read; leave the row out.")
-        texts = {name: row.get(name) for name in _TEXTS}
+        texts: dict[str, Any] = {name: row.get(name) for name in _TEXTS}
         if texts["prompt"] is None:
             sides = {side: row[side] for side in SIDES}
-            texts = extract_prompt(sides)
+            texts = dict(extract_prompt(sides))
             # Both may begin with other prompts, and then images would stand in an answer.
             check_row({**texts, "images": images})
         if not isinstance(texts["chosen"], str):
