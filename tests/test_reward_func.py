@@ -7,15 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoProcessor
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from trl_dt2it import load_reward_model
 from trl_dt2it.demo.digits import make_digits
-from trl_dt2it.demo.tiny import build_tiny_vlm
 from trl_dt2it.scoring import RewardScorer
 
 from .families import example_images
+from .policies import policy_and_reward_model
 
 
 ROOT = Path(__file__).parents[1]
@@ -24,14 +22,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> tuple[str, str]:
     """A policy and a reward model."""
-    folder = tmp_path_factory.mktemp("models")
-    policy = build_tiny_vlm(folder / "policy", num_layers=2, vision_depth=2)
-    torch.manual_seed(0)
-    model = load_reward_model(policy)
-    torch.nn.init.normal_(model.score.weight, std=0.5)
-    model.save_pretrained(folder / "reward")
-    AutoProcessor.from_pretrained(policy).save_pretrained(folder / "reward")
-    return policy, str(folder / "reward")
+    return policy_and_reward_model(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")

@@ -172,6 +172,11 @@ class RewardScorer:
             normalize=normalize,
         )
 
+    @property
+    def normalization(self) -> list[float]:
+        """What is taken off every reward, and what it is then divided by; 0 and 1 without `normalize`."""
+        return [self._mean, self._std]
+
     def score(self, prompt: Any, responses: Sequence[Any], images: Any = None) -> Any:
         """
         Rewards of answers to a prompt, or to several.
@@ -288,7 +293,7 @@ class RewardScorer:
             settings = {
                 "model": model_fingerprint(self.model),
                 "processor": processor_settings(self.collator.processing_class),
-                "normalize": [self._mean, self._std],
+                "normalize": self.normalization,
             }
         return add_rewards(
             dataset,

@@ -1,0 +1,82 @@
+"""Take the best of n answers to prompts with images: a vision-language model samples them, a reward model picks.
+
+    accelerate launch recipes/best_of_n.py --config recipes/configs/best_of_n.yaml
+
+It writes OUTPUT_DIR/best_of_n.jsonl: a line for each prompt with all answers, their rewards and the best one. Rows
+that have a column `answers`, a list of texts, are scored as they are, so that any server may have sampled. Run it
+again after a kill: what is sampled and scored stays. The processes of `accelerate launch` share the prompts out.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from trl import TrlParser
+
+from trl_dt2it.answer_arguments import AnswerArguments
+
+
+@dataclass
+class BestOfNArguments(AnswerArguments):
+    """Arguments of this script: those of [`trl_dt2it.answer_arguments.AnswerArguments`]."""
+
+
+def main(args):
+    from accelerate import PartialState
+    from rich.console import Console
+
+    from trl_dt2it.data.whole_file import whole_file
+    from trl_dt2it.scored_answers import answer_and_score
+
+    state, output, rows = PartialState(), Path(args.output_dir) / "best_of_n.jsonl", args.read()
+    if args.dry_run:
+        if state.is_main_process:
+            args.show_plan(rows, output)
+        return
+    scored = answer_and_score(args, rows, source="prompts")
+    lines = [best_of(one) for one in scored]
+    if state.is_main_process:
+        with whole_file(output) as part:
+            part.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+        show(lines, output, Console())
+    state.wait_for_everyone()
+
+
+def best_of(one):
+    """A line of the output. Of equal rewards the first answer is the best; without any reward there is none."""
+    found = [(-reward, place) for place, reward in enumerate(one.rewards) if reward is not None]
+    best = min(found)[1] if found else None
+    return {
+        "row": one.prompt.row,
+        "group_id": one.prompt.group_id,
+        "source_id": one.prompt.source_id,
+        "prompt": one.prompt.messages,
+        "images": one.prompt.images,
+        "answers": one.answers,
+        "is_finished": one.is_finished,
+        "rewards": one.rewards,
+        "best": best,
+        "answer": None if best is None else one.answers[best],
+        "reward": None if best is None else one.rewards[best],
+    }
+
+
+def show(lines, output, console):
+    """How much the best answer is better than an answer drawn at random."""
+    from statistics import fmean
+
+    picked = [line for line in lines if line["best"] is not None]
+    console.print(f"{len(lines):,} prompts, {sum(len(line['answers']) for line in lines):,} answers.")
+    if picked:
+        mean = fmean(fmean(reward for reward in line["rewards"] if reward is not None) for line in picked)
+        best = fmean(line["reward"] for line in picked)
+        console.print(f"Mean reward {mean:+.3f}, of the best answers {best:+.3f}.")
+    console.print(f"Best answers: {output}", soft_wrap=True, highlight=False)
+
+
+def make_parser():
+    return TrlParser(BestOfNArguments, allow_abbrev=False)
+
+
+if __name__ == "__main__":
+    main(*make_parser().parse_args_and_config())

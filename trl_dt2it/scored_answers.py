@@ -1,0 +1,211 @@
+"""Answers to many prompts and their rewards, in files that a killed run goes on from.
+
+Sampling comes first, for all prompts, and scoring after it, so that only one of the two models is in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, cast
+
+from accelerate import PartialState
+from accelerate.utils import release_memory
+from datasets import Dataset
+
+from .answer_arguments import TINY, AnswerArguments
+from .attention import usable_attention
+from .curation.stages import digest_of
+from .data.errors import RowError
+from .data.prompts import Prompt, read_prompt
+from .data.rows import row_name
+from .dataset_scoring import model_fingerprint, processor_settings
+from .loading import load_processing_class
+from .row_records import make_records
+from .sampling import load_generator, sample_answers
+from .scoring import RewardScorer
+
+
+@dataclass(frozen=True)
+class ScoredAnswers:
+    """
+    The answers to a prompt.
+
+    Parameters:
+        prompt ([`Prompt`]):
+            The prompt. Of its images there are the paths alone, `None` for one that has none.
+        answers (`list[str]` of length N):
+            The answers.
+        is_finished (`list[bool]` of length N):
+            Whether the model ended them by itself; given ones count as ended.
+        rewards (`list` of length N):
+            A `float` each, or `None` for an answer that spells a special token of the reward model.
+    """
+
+    prompt: Prompt
+    answers: list[str]
+    is_finished: list[bool]
+    rewards: list[float | None]
+
+
+def answer_and_score(args: AnswerArguments, rows: Dataset, *, source: str) -> list[ScoredAnswers]:
+    """
+    Answers to all prompts, sampled unless the rows have them, and their rewards.
+
+    Every process has to call it; they share the prompts out among them. `answers.jsonl` and `rewards.jsonl` in
+    `args.output_dir` are what a killed run goes on from.
+
+    Args:
+        args ([`AnswerArguments`]):
+            The models, and how answers are sampled.
+        rows (`Dataset`):
+            What `args.read()` gave.
+        source (`str`):
+            Beginning of a `group_id` that a row does not have.
+
+    Returns:
+        `list[ScoredAnswers]`: in the order of the rows, the same on every process.
+
+    Raises:
+        [`~trl_dt2it.data.RowError`]: if a row or an image cannot be used; the message names it.
+        `ValueError`: if the folder holds results of other rows, models or settings.
+    """
+    read = partial(_read, rows, source=source)
+    prompts = []
+    for row in range(len(rows)):
+        prompt = read(row)
+        prompts.append(replace(prompt, images=[image["path"] for image in prompt.images]))
+    if "answers" in rows.column_names:
+        texts = [_given(answers, prompt) for answers, prompt in zip(rows["answers"], prompts, strict=True)]
+        answered = [{"answers": some, "is_finished": [True] * len(some)} for some in texts]
+    else:
+        answered = _sample(args, prompts, read)
+    rewards = _score(args, prompts, [one["answers"] for one in answered], read)
+    return [
+        ScoredAnswers(prompt, one["answers"], one["is_finished"], found)
+        for prompt, one, found in zip(prompts, answered, rewards, strict=True)
+    ]
+
+
+def _read(rows: Dataset, index: int, *, source: str) -> Prompt:
+    row = rows[index]
+    try:
+        return read_prompt(row, index, source=source)
+    except RowError as error:
+        raise RowError(error.reason, f"{row_name(row, index)}: {error}") from error
+
+
+def _given(answers: Any, prompt: Prompt) -> list[str]:
+    if not isinstance(answers, list) or not answers or not all(isinstance(one, str) for one in answers):
+        raise ValueError(f"{prompt.name} has no list of texts in `answers`; give it, or leave the column out.")
+    return answers
+
+
+def _sample(args: AnswerArguments, prompts: Sequence[Prompt], read: Any) -> list[dict[str, Any]]:
+    folder, sampling = Path(args.output_dir), args.sampling
+    name = _with_tiny(args, folder)
+
+    @cache
+    def loaded() -> tuple[Any, Any]:
+        attention = usable_attention(args.attn_implementation)
+        remote: dict[str, Any] = {"trust_remote_code": args.trust_remote_code}
+        model = load_generator(name, dtype=args.dtype, attn_implementation=attention, **remote)
+        return model, load_processing_class(name, **remote)
+
+    def make(batch: list[int]) -> list[dict[str, Any]]:
+        found = sample_answers(*loaded(), [read(row) for row in batch], sampling, image_options=args.image_options)
+        return [
+            {"answers": [one.text for one in some], "is_finished": [one.is_finished for one in some]} for some in found
+        ]
+
+    # Another batch size would give other answers: the draws of a batch are one stream.
+    about = [name, _files(name), args.dtype, asdict(sampling), args.prompts_per_batch]
+    keys = [digest_of([prompt.content, *about]) for prompt in prompts]
+    with _freed(loaded):
+        return make_records(
+            folder / "answers.jsonl", keys, make, batch_size=args.prompts_per_batch, desc="Sampling answers"
+        )
+
+
+def _score(
+    args: AnswerArguments, prompts: Sequence[Prompt], answers: Sequence[list[str]], read: Any
+) -> list[list[float | None]]:
+    name = cast(str, args.reward_model)  # `read` has refused None
+
+    @cache
+    def loaded() -> RewardScorer:
+        return RewardScorer.from_pretrained(
+            name,
+            dtype=args.reward_dtype,
+            attn_implementation=usable_attention(args.attn_implementation),
+            batch_tokens=args.batch_tokens,
+            image_options=args.image_options,
+            normalize=args.normalize,
+            trust_remote_code=args.trust_remote_code,
+        )
+
+    def make(batch: list[int]) -> list[dict[str, Any]]:
+        some = [(read(row), answers[row]) for row in batch]
+        return [{"rewards": rewards} for rewards in _rewards(loaded(), some)]
+
+    with _freed(loaded):
+        scorer = loaded()
+        processor = processor_settings(scorer.collator.processing_class)
+        about = [model_fingerprint(scorer.model), processor, scorer.normalization]
+        keys = [digest_of([one.content, texts, *about]) for one, texts in zip(prompts, answers, strict=True)]
+        path = Path(args.output_dir) / "rewards.jsonl"
+        found = make_records(path, keys, make, batch_size=args.prompts_per_batch, desc="Scoring answers")
+    return [record["rewards"] for record in found]
+
+
+def _rewards(scorer: RewardScorer, some: Sequence[tuple[Prompt, list[str]]]) -> list[list[float | None]]:
+    """Rewards of the answers to each prompt; the function for TRL knows what to do with those that it cannot read."""
+    function = scorer.as_reward_func()
+    flat = [(prompt, text) for prompt, texts in some for text in texts]
+    try:
+        found = iter(
+            function(
+                [prompt.messages for prompt, _ in flat],
+                [text for _, text in flat],
+                images=[prompt.images for prompt, _ in flat],
+            )
+        )
+    except RowError as error:
+        if len(some) == 1:
+            text = str(error).removeprefix("prompt 0: ")
+            raise RowError(error.reason, f"{some[0][0].name}: {text}") from error
+        return [rewards for one in some for rewards in _rewards(scorer, [one])]  # to find out which it is
+    return [[next(found) for _ in texts] for _, texts in some]
+
+
+@contextmanager
+def _freed(loaded: Any) -> Iterator[None]:
+    """Gives the memory of a model that was loaded, if it was, to the next one."""
+    try:
+        yield
+    finally:
+        loaded.cache_clear()
+        release_memory()
+
+
+def _with_tiny(args: AnswerArguments, folder: Path) -> str:
+    """Name of the model that answers, which may have to be made."""
+    if args.model_name_or_path != TINY:
+        return str(args.model_name_or_path)
+    from .demo.tiny import build_tiny_vlm
+
+    base, state = folder / "_base", PartialState()
+    with state.main_process_first():
+        if state.is_main_process and not (base / "processor_config.json").is_file():  # which is written last
+            build_tiny_vlm(base, seed=args.seed)
+    return str(base)
+
+
+def _files(name_or_path: str) -> list[Any]:
+    """What tells a model on disk from another in its place."""
+    folder = Path(name_or_path)
+    files = sorted(folder.glob("*.*")) if folder.is_dir() else []
+    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
