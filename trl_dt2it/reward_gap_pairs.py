@@ -104,7 +104,9 @@ def build_gap_pairs(
     Returns:
         `tuple[Dataset, GapReport]`: pairs with the columns of [`GAP_FEATURES`], and what became of the answers.
     """
-    report, left_out, places, columns = GapReport(prompts=len(scored)), Counter[str](), [], []
+    report, left_out = GapReport(prompts=len(scored)), Counter[str]()
+    places: list[int] = []
+    columns: list[dict[str, Any]] = []
     for one in scored:
         report.answers += len(one.answers)
         kept = _usable(one, drop_unfinished, left_out)
@@ -145,7 +147,8 @@ def _usable(one: ScoredAnswers, drop_unfinished: bool, left_out: Counter[str]) -
 
 
 def _row(one: ScoredAnswers, better: int, worse: int, source: str) -> dict[str, Any]:
-    prompt, row = one.prompt, {}
+    prompt = one.prompt
+    row: dict[str, Any] = {}
     for side, name, place in zip(("chosen", "rejected"), REWARD_COLUMNS, (better, worse), strict=True):
         row[side] = [{"role": "assistant", "content": [{"type": "text", "text": one.answers[place]}]}]
         row[name] = one.rewards[place]

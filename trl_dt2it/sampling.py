@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import PartialState
@@ -115,7 +115,7 @@ def sample_answers(
     devices = [] if model.device.type == "cpu" else [model.device]
     with torch.random.fork_rng(devices, device_type=model.device.type if devices else "cuda"), torch.no_grad():
         torch.manual_seed(sampling.seed * 1_000_003 + prompts[0].row)
-        output = model.generate(
+        output = cast(Any, model).generate(
             **inputs,
             max_new_tokens=sampling.max_new_tokens,
             eos_token_id=ends,

@@ -80,7 +80,7 @@ def answer_and_score(args: AnswerArguments, rows: Dataset, *, source: str) -> li
         prompts.append(replace(prompt, images=[image["path"] for image in prompt.images]))
     if "answers" in rows.column_names:
         texts = [_given(answers, prompt) for answers, prompt in zip(rows["answers"], prompts, strict=True)]
-        answered = [{"answers": some, "is_finished": [True] * len(some)} for some in texts]
+        answered: list[dict[str, Any]] = [{"answers": some, "is_finished": [True] * len(some)} for some in texts]
     else:
         answered = _sample(args, prompts, read)
     rewards = _score(args, prompts, [one["answers"] for one in answered], read)
