@@ -52,7 +52,7 @@ class EvaluateArguments:
         round (`int`, *optional*):
             Rounds scores to so many digits, only to compare with numbers that were measured so.
         model_card (`bool`, *optional*, defaults to `False`):
-            Whether to write the numbers into the `README.md` of the model's directory.
+            Whether to write the numbers into the `README.md` of the model's directory, in place of earlier ones.
         revision (`str`, *optional*):
             Branch, tag or commit of a model on the Hub.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
@@ -120,9 +120,11 @@ def main(args):
     from rich.console import Console
 
     from trl_dt2it.attention import usable_attention
+    from trl_dt2it.card_facts import run_command
     from trl_dt2it.data.whole_file import whole_file
     from trl_dt2it.evaluation import evaluate, pooled, show_published
     from trl_dt2it.evaluation.benchmarks import PAPER_BENCHMARKS
+    from trl_dt2it.evaluation.cards import update_card
     from trl_dt2it.report import write_report
     from trl_dt2it.scoring import RewardScorer
 
@@ -183,26 +185,10 @@ def main(args):
     with whole_file(folder / "evaluation.json") as part:
         part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if args.model_card:
-        write_card(Path(args.model) / "README.md", name, results)
+        update_card(Path(args.model) / "README.md", results, model_name=name, command=run_command(state.num_processes))
     console.print(f"Results: {folder / 'evaluation.json'}", soft_wrap=True, highlight=False)
     report = write_report(folder / "report.html", evaluations=[folder / "evaluation.json"])
     console.print(f"Report:  {report}", soft_wrap=True, highlight=False)
-
-
-def write_card(path, name, results):
-    """Puts the results into the metadata of a model card; those of other benchmarks stay."""
-    from huggingface_hub import ModelCard
-
-    from trl_dt2it.data.whole_file import whole_file
-
-    card = ModelCard.load(path)
-    new = [entry for result in results for entry in result.model_index_entries()]
-    measured = {entry.dataset_name for entry in new}
-    kept = [entry for entry in card.data.eval_results or [] if entry.dataset_name not in measured]
-    card.data.model_name = card.data.model_name or name
-    card.data.eval_results = [*kept, *new]
-    with whole_file(path) as part:
-        part.write_text(str(card), encoding="utf-8")
 
 
 def plan(args, sources, folder, console):

@@ -39,6 +39,8 @@ class RewardScriptArguments(ScriptArguments):
         digits (`dict`, *optional*):
             Options of [`trl_dt2it.demo.digits.make_digits`] for `dataset_name: digits`, such as
             `{num_digits: [1, 2], noise: 0.2}`; of these, noise and style are planted in the train split only.
+        audit_style (`bool`, *optional*, defaults to `False`):
+            Whether to audit the style of the train set when training begins, for the trackers and the model card.
         dry_run (`bool`, *optional*, defaults to `False`):
             Whether to say only what would be read, trained and written.
     """
@@ -49,6 +51,7 @@ class RewardScriptArguments(ScriptArguments):
     )
     num_train_pairs: int = field(default=4000, metadata={"help": "Number of train pairs of the digits set."})
     num_eval_pairs: int = field(default=1000, metadata={"help": "Number of held-out pairs of the digits set."})
+    audit_style: bool = field(default=False, metadata={"help": "Audit the style of the train set."})
     dry_run: bool = field(default=False, metadata={"help": "Say only what would be read, trained and written."})
 
 
@@ -90,6 +93,7 @@ def main(script_args, training_args, model_args, dataset_args):
 
     from trl_dt2it import MultimodalRewardTrainer
     from trl_dt2it.attention import usable_attention
+    from trl_dt2it.debias import StyleAuditCallback
 
     state = PartialState()
     if script_args.dry_run:
@@ -126,6 +130,8 @@ def main(script_args, training_args, model_args, dataset_args):
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )
+    if script_args.audit_style:
+        trainer.add_callback(StyleAuditCallback(trainer))
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     train_seconds = time.perf_counter() - start

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from accelerate.utils import is_peft_model
-from huggingface_hub import EvalResult, ModelCard, ModelCardData, upload_file, upload_folder
+from huggingface_hub import ModelCard, ModelCardData, upload_file, upload_folder
+from peft import LoraConfig
 from transformers import ProcessorMixin
+
+from .card_facts import (
+    curation_facts,
+    evaluation_entries,
+    hub_ids,
+    run_command,
+    source_counts,
+    source_lines,
+    style_facts,
+)
+from .curation.callback import IterativeCurationCallback
 
 
 if TYPE_CHECKING:
+    from .curation import CurationLedger
     from .reward_trainer import MultimodalRewardTrainer
 
 
@@ -69,7 +82,12 @@ _NESTED = ["checkpoint-*/*", "_*/*"]  # a pattern such as `*.safetensors` reache
 
 
 def write_model_card(
-    trainer: MultimodalRewardTrainer, *, model_name: str | None, dataset_name: str | None, tags: list[str]
+    trainer: MultimodalRewardTrainer,
+    *,
+    model_name: str | None = None,
+    dataset_name: str | None = None,
+    tags: Sequence[str] = (),
+    ledger: CurationLedger | None = None,
 ) -> None:
     """
     Writes the card of a trainer's model to `README.md` in its output directory.
@@ -80,48 +98,47 @@ def write_model_card(
         model_name (`str`, *optional*):
             Heading of the card; by default the name of the output directory.
         dataset_name (`str`, *optional*):
-            Hub id of the training set.
-        tags (`list[str]`):
-            Tags of the card.
+            Hub id of the training set; by default those of the public sets among its sources.
+        tags (`Sequence[str]`, *optional*):
+            Tags of the card besides those of the trainer.
+        ledger ([`CurationLedger`], *optional*):
+            What was decided about the training set; by default the ledger of the trainer's
+            [`IterativeCurationCallback`], if it has one.
     """
     output_dir = Path(cast(str, trainer.args.output_dir))  # `__post_init__` replaces None
     model_name = model_name or output_dir.name
     name_or_path = trainer.model.config._name_or_path
     base_model = name_or_path if name_or_path and not os.path.isdir(name_or_path) else None
-    metrics = last_evaluation(trainer.state.log_history)
-    results = [
-        EvalResult(
-            task_type="text-classification",
-            task_name="Reward modeling",
-            dataset_type=dataset_name or "held-out-pairs",
-            dataset_name=dataset_name or "held-out pairs",
-            metric_type="accuracy",
-            metric_name="pair accuracy",
-            metric_value=round(metrics["eval_accuracy"], 4),
-        )
-        for _ in range("eval_accuracy" in metrics)
-    ]
+    log = trainer.state.log_history
+    metrics, counts = last_evaluation(log), source_counts(trainer.train_dataset)
+    callbacks = trainer.callback_handler.callbacks
+    own = next((one.ledger for one in callbacks if isinstance(one, IterativeCurationCallback)), None)
+    hub_model_id = trainer.hub_model_id or trainer.args.hub_model_id or trainer.args.output_dir
     card_data = ModelCardData(
         base_model=base_model,
-        datasets=dataset_name,
+        datasets=dataset_name or hub_ids(list(counts)) or None,
         library_name="peft" if is_peft_model(trainer.model) else "transformers",
         pipeline_tag="text-classification",
-        tags=list(dict.fromkeys(["generated_from_trainer", *tags])),
+        tags=list(dict.fromkeys(["generated_from_trainer", *trainer._tag_names, *tags])),
         model_name=model_name,
-        eval_results=results or None,
+        eval_results=evaluation_entries(metrics, dataset_name) or None,
     )
     card = ModelCard.from_template(
         card_data,
         template_path=str(files("trl_dt2it").joinpath("templates/model_card.md")),
         base_model=base_model,
         citation=PAPER["citation"],
+        command=run_command(trainer.accelerator.num_processes),
+        curation=curation_facts(own if ledger is None else ledger, log),
         dataset_name=dataset_name,
-        hub_model_id=trainer.hub_model_id or trainer.args.hub_model_id or trainer.args.output_dir,
+        hub_model_id=hub_model_id,
         is_adapter=is_peft_model(trainer.model),
         is_multimodal=isinstance(trainer.processing_class, ProcessorMixin),
         metrics=[(name, f"{value:.4g}") for name, value in metrics.items()],
         model_name=model_name,
         project_url=PROJECT_URL,
+        sources=source_lines(counts),
+        style=style_facts(log),
         training=_training_figures(trainer),
         trl_citation=TRL_CITATION,
         versions=[(name, version(name)) for name in ("trl-dt2it", "trl", "transformers", "torch", "datasets")],
@@ -148,9 +165,11 @@ def push_model(
     revision: str | None = None,
     private: bool | None = None,
     model_name: str | None = None,
+    ledger: CurationLedger | None = None,
     **card: Any,
 ) -> Any:
-    """Saves a trainer's model, writes its card and uploads `MODEL_FILES`; see [`MultimodalRewardTrainer.push_to_hub`].
+    """Saves a trainer's model, writes its card and uploads `MODEL_FILES`; see [`MultimodalRewardTrainer.push_to_hub`],
+    and of `ledger` [`write_model_card`].
 
     Trainer's own uploads the whole output directory, pickled training arguments (with tokens in clear) included."""
     trainer.callback_handler.on_push_begin(trainer.args, trainer.state, trainer.control)
@@ -162,7 +181,10 @@ def push_model(
         return None
     repo_id = cast(str, trainer.hub_model_id)  # set by `init_hf_repo`
     name = model_name or repo_id.split("/")[-1]
-    trainer.create_model_card(model_name=name, **card)
+    if ledger is None:
+        trainer.create_model_card(model_name=name, **card)
+    else:
+        write_model_card(trainer, model_name=name, ledger=ledger, **card)
     trainer._finish_current_push()
     return upload_folder(
         repo_id=repo_id,
@@ -214,11 +236,21 @@ def _training_figures(trainer: MultimodalRewardTrainer) -> list[tuple[str, str]]
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * trainer.accelerator.num_processes
     figures = [
         ("loss", f"`{trainer.loss_type}`"),
-        ("pairs a step", str(batch)),
+        ("pairs a step", str(batch) if args.max_tokens_per_batch is None else "as many as fit the tokens of a batch"),
+        ("epochs", f"{trainer.state.epoch or args.num_train_epochs:g}"),
         ("optimiser steps", str(trainer.state.global_step)),
         ("learning rate", f"{args.learning_rate:g}, {str(args.lr_scheduler_type).split('.')[-1].lower()}"),
+        ("warm-up", f"{args.warmup_steps:g}" + (" of all steps" if 0 < args.warmup_steps < 1 else " steps")),
+        ("weight decay", f"{args.weight_decay:g}"),
+        ("precision", "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"),
         ("seed", str(args.seed)),
     ]
+    if is_peft_model(trainer.model):
+        config = trainer.model.peft_config["default"]
+        rank = f", rank {config.r}" if isinstance(config, LoraConfig) else ""
+        figures.append(("adapters", config.peft_type.value + rank))
+    limits = ("max_length", "max_pixels", "max_tokens_per_batch")
+    figures += [(name.replace("_", " "), f"{getattr(args, name):,}") for name in limits if getattr(args, name)]
     try:
         figures.insert(1, ("pairs", f"{len(cast(Sized, trainer.train_dataset)):,}"))
     except TypeError:  # a streamed set

@@ -201,30 +201,49 @@ def deal_out(raw: np.ndarray, strength: np.ndarray, sources: Mapping[Any, np.nda
 
 
 def round_metrics(done: Round) -> dict[str, float]:
+    """What is logged of a round, as [`curation_metrics`] gives it."""
+    return curation_metrics(done.flipped, done.kept, done.strength, done.rows, done.sources)
+
+
+def curation_metrics(
+    flipped: np.ndarray,
+    kept: np.ndarray,
+    strength: np.ndarray,
+    rows: np.ndarray,
+    sources: Mapping[str | None, np.ndarray],
+) -> dict[str, float]:
     """
-    What is logged of a round.
+    Figures of a curated set, to be logged.
 
     Args:
-        done ([`Round`]):
-            The round.
+        flipped, kept (`np.ndarray` of shape `(N,)` and dtype `bool`):
+            What holds for each pair.
+        strength (`np.ndarray` of shape `(N,)`):
+            Their strengths, NaN where unknown.
+        rows (`np.ndarray`):
+            Rows to count.
+        sources (`Mapping` of `np.ndarray`):
+            Those of each source, which counts for itself too where there are several.
 
     Returns:
-        `dict[str, float]`: `curation/kept`, `flipped` and `dropped`, numbers of pairs; `noise_rate`, the share that is
-        flipped; `mean_strength`, over the kept pairs. With several sources also each for itself, as in
-        `curation/kept/<source>`.
+        `dict[str, float]`: `curation/kept`, `curation/dropped` and, of those that are kept, `curation/flipped`,
+        numbers of pairs; `curation/noise_rate`, the share that is flipped, dropped pairs among them; and
+        `curation/mean_strength`, over the kept pairs of known strength. Of a source as in `curation/kept/<source>`.
     """
 
     def of(rows: np.ndarray) -> dict[str, float]:
+        known = strength[rows[kept[rows]]]
+        known = known[~np.isnan(known)]
         return {
-            "kept": int(done.kept[rows].sum()),
-            "flipped": int(done.flipped[rows].sum()),
-            "dropped": int((~done.kept[rows]).sum()),
-            "noise_rate": float(done.flipped[rows].mean()),
-            "mean_strength": float(done.strength[rows[done.kept[rows]]].mean()),
+            "kept": int(kept[rows].sum()),
+            "flipped": int((flipped & kept)[rows].sum()),
+            "dropped": int((~kept[rows]).sum()),
+            "noise_rate": float(flipped[rows].mean()),
+            **({"mean_strength": float(known.mean())} if len(known) else {}),
         }
 
-    metrics = {f"curation/{name}": value for name, value in of(done.rows).items()}
-    if len(done.sources) > 1:
-        for source, rows in done.sources.items():
-            metrics |= {f"curation/{name}/{source}": value for name, value in of(rows).items()}
+    metrics = {f"curation/{name}": value for name, value in of(rows).items()}
+    if len(sources) > 1:
+        for source, part in sources.items():
+            metrics |= {f"curation/{name}/{source}": value for name, value in of(part).items()}
     return metrics

@@ -21,13 +21,17 @@ from transformers import BitsAndBytesConfig, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from ..collator import MultimodalPreferenceCollator
+from ..debias.style_callback import StyleAuditCallback
 from ..loading import load_processing_class
+from ..model_card import push_model, write_model_card
 from ..modeling import load_reward_model
 from ..pair_scoring import score_pairs
 from ..reward_config import MultimodalRewardConfig
 from ..reward_trainer import MultimodalRewardTrainer
 from ..shared_forward import decide_share_prefix
+from .ledger import CurationLedger
 from .round_data import image_options
+from .round_tracking import close_trackers
 from .stages import agreed
 
 
@@ -118,6 +122,8 @@ def train_model(
     seed: int,
     eval_dataset: Dataset | None = None,
     push_to_hub: bool = False,
+    audit_style: bool = False,
+    ledger: CurationLedger | None = None,
 ) -> dict[str, Any]:
     """
     Trains a model from the start, or on from its newest whole checkpoint, and saves it.
@@ -137,6 +143,10 @@ def train_model(
             Rows for `eval_strategy`.
         push_to_hub (`bool`, *optional*, defaults to `False`):
             Whether `push_to_hub` of the configuration counts.
+        audit_style (`bool`, *optional*, defaults to `False`):
+            Whether to audit the style of the rows, for log and card.
+        ledger ([`CurationLedger`], *optional*):
+            What was decided about the rows, for the card.
 
     Returns:
         `dict`: `pairs` and `steps`.
@@ -157,11 +167,14 @@ def train_model(
         peft_config=copy.deepcopy(training.peft_config),
         quantization_config=training.quantization_config,
     )
+    if audit_style:
+        trainer.add_callback(StyleAuditCallback(trainer))
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(str(folder))
-    trainer.create_model_card()
+    if PartialState().is_main_process:
+        write_model_card(trainer, ledger=ledger)
     if args.push_to_hub:
-        trainer.push_to_hub()
+        push_model(trainer, commit_message="End of training", blocking=True, ledger=ledger)
     counts = {
         "pairs": len(cast(Dataset, trainer.train_dataset)),
         "steps": trainer.state.global_step,
@@ -169,6 +182,7 @@ def train_model(
     # Not `trainer.end()`, after which the processes could not talk to each other any more.
     for tracker in trainer.accelerator.trackers:
         tracker.finish()
+    close_trackers(args)
     trainer.accelerator.free_memory()
     del trainer
     _free()

@@ -6,7 +6,8 @@ Every training starts from the base model, on the constructed data and on what t
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -15,12 +16,14 @@ from accelerate import PartialState
 
 from ..demo.tiny import build_tiny_vlm
 from .curation_run import TINY, CurationRun, step_name
+from .ledger import CurationLedger
 from .round_data import image_options
 from .round_judges import Judging
 from .round_report import accuracy
 from .round_sets import corrections, fold_rows, training_set
 from .round_settings import Step
 from .round_steps import ask_judges, decide_step, ledger_stage
+from .round_tracking import report_decision
 from .round_training import scorer, train_model
 from .scoring_shards import score_in_shards
 from .stages import Stage
@@ -96,8 +99,16 @@ def _plan_step(plan: _Plan, number: int, step: Step) -> None:
 
 
 def _plan_decision(plan: _Plan, number: int, step: Step, stage: Stage, kind: str) -> None:
-    plan.stages.append(stage)
     plan.entries.append((number, ledger_stage(step, kind)))
+    place = len(plan.entries)
+
+    def decide(folder: Path) -> Mapping[str, Any]:
+        counts = cast("Mapping[str, Any]", stage.run(folder))
+        if PartialState().is_main_process:
+            report_decision(plan.run, place, counts)
+        return counts
+
+    plan.stages.append(replace(stage, run=decide))
     plan.decided = (stage.name,)
 
 
@@ -131,6 +142,8 @@ def _plan_training(plan: _Plan, name: str, model: int, kind: str, fold: tuple[in
             seed=base.seed,
             eval_dataset=run.sets.usable("test") if "test" in run.sets.specs else None,
             push_to_hub=name == "final/curated",
+            audit_style=name.startswith("final/"),
+            ledger=CurationLedger(run.output_dir / "ledger") if name == "final/curated" else None,
         )
 
     expected = {"pairs": pairs, "steps": run.training.num_steps(pairs)}

@@ -11,6 +11,7 @@ _MODULES = {
     "BalanceReport": "balance_report",
     "DistillPlan": "distill_plan",
     "DistillReport": "distill_report",
+    "StyleAuditCallback": "style_callback",
     "StyleReport": "style_report",
     "audit_style": "audit",
     "balance_style": "balance",
@@ -27,6 +28,7 @@ __all__ = [
     "BalanceReport",
     "DistillPlan",
     "DistillReport",
+    "StyleAuditCallback",
     "StyleReport",
     "audit_style",
     "balance_style",
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from .distilled_rows import DISTILLED_FEATURES
     from .match import match_style
     from .style import STYLE_FEATURES, style_features
+    from .style_callback import StyleAuditCallback
     from .style_report import StyleReport
 
 __getattr__, __dir__ = lazy_names(__name__, _MODULES)

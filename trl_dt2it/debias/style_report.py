@@ -126,6 +126,25 @@ class StyleReport:
         """The report as JSON."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False)
 
+    def metrics(self) -> dict[str, float]:
+        """
+        The report as figures to log, such as by `trainer.log(report.metrics())`.
+
+        Returns:
+            `dict[str, float]`: `style/leakage`, with several sources also `style/leakage/<source>`; for each feature
+            `style/feature/<name>`, the chance that the chosen answer has more of it; of a scored model
+            `style/reward_accuracy`, `style/reward_follows` and `style/reward_accuracy_gap`. Figures that there are
+            none of are left out.
+        """
+        found: dict[str, float | None] = {"style/leakage": self.overall.auc}
+        if len(self.sources) > 1:
+            found |= {f"style/leakage/{name}": part.auc for name, part in self.sources.items()}
+        found |= {f"style/feature/{name}": feature.auc for name, feature in self.overall.features.items()}
+        if (reward := self.overall.reward) is not None:
+            names = ("accuracy", "follows", "accuracy_gap")
+            found |= {f"style/reward_{name}": getattr(reward, name) for name in names}
+        return {name: value for name, value in found.items() if value is not None}
+
     def show(self, console: Console | None = None) -> None:
         """
         Prints the report.

@@ -1,0 +1,116 @@
+"""Results of benchmarks in a model card: numbers by hand, a second run replaces them, and all else stays."""
+
+from huggingface_hub import ModelCard, metadata_load
+
+from trl_dt2it.evaluation.cards import card_block, update_card
+from trl_dt2it.evaluation.intervals import Interval
+from trl_dt2it.evaluation.result import EvalResult
+
+
+CARD = """---
+license: mit
+model-index:
+- name: mine
+  results:
+  - task:
+      type: text-classification
+      name: Reward modeling
+    dataset:
+      name: held-out pairs
+      type: held-out-pairs
+    metrics:
+    - type: accuracy
+      value: 0.9
+      name: pair accuracy
+---
+
+# Mine
+
+Text with a | in it.
+
+## Versions
+
+- trl: 1
+"""
+
+
+def result(name="vl-rewardbench", title="VL-RewardBench", overall=0.75, **other) -> EvalResult:
+    values = {"overall": overall, "macro": 0.7125}
+    return EvalResult(
+        name=name,
+        title=title,
+        metrics=values,
+        micro=overall,
+        macro=0.7125,
+        correct={"overall": round(overall * 1200)},
+        n={"overall": 1200},
+        ties={"overall": 3},
+        wilson={"overall": Interval(0.72, 0.77)},
+        bootstrap={"overall": Interval(0.7312, 0.7689), "macro": Interval(0.69, 0.735)},
+        settings={"hub_id": f"some/{name}", "revision": None},
+        **other,
+    )
+
+
+def test_a_block_by_hand():
+    block = card_block(result(label="image-only", notes=("A note.",)), "python recipes/evaluate.py --model m")
+    assert block.splitlines() == [
+        "### VL-RewardBench (image-only)",
+        "",
+        "| metric | value, % | 95 % interval | of | ties |",
+        "|---|---|---|---|---|",
+        "| overall | 75.0 | 73.1 to 76.9 | 1,200 | 3 |",
+        "| macro | 71.2 | 69.0 to 73.5 |  |  |",
+        "",
+        "Intervals by drawing prompts with replacement. Ties count as wrong.",
+        "A note.",
+        "",
+        "```bash",
+        "python recipes/evaluate.py --model m",
+        "```",
+    ]
+
+
+def test_a_second_run_replaces_the_numbers_of_the_first(tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text(CARD)
+    first, other = result(), result("mm-rlhf-rewardbench", "MM-RLHF-RewardBench", 0.5)
+    update_card(path, [first, other], model_name="unused")
+    once = path.read_text()
+    update_card(path, [first, other], model_name="unused")
+    assert path.read_text() == once
+    update_card(path, [result(overall=0.25)], model_name="unused")
+    card = ModelCard.load(path)
+    found = {(entry.dataset_name, entry.metric_name): entry.metric_value for entry in card.data.eval_results}
+    assert found == {
+        ("held-out pairs", "pair accuracy"): 0.9,
+        ("VL-RewardBench", "overall"): 0.25,
+        ("VL-RewardBench", "macro"): 0.7125,
+        ("MM-RLHF-RewardBench", "overall"): 0.5,
+        ("MM-RLHF-RewardBench", "macro"): 0.7125,
+    }
+    assert card.data.license == "mit" and card.data.model_name == "mine"
+    assert card.text.count("## Benchmarks") == 1 and card.text.count("### ") == 2
+    assert "| overall | 25.0 |" in card.text and "| overall | 75.0 |" not in card.text
+    assert "Text with a | in it." in card.text and card.text.index("# Mine") < card.text.index("## Benchmarks")
+    # The metadata as the Hub reads them.
+    (model,) = metadata_load(path)["model-index"]
+    assert {one["dataset"]["type"] for one in model["results"]} == {
+        "held-out-pairs",
+        "some/vl-rewardbench",
+        "some/mm-rlhf-rewardbench",
+    }
+
+
+def test_other_rows_of_a_benchmark_stand_beside_it(tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text("---\nlicense: mit\n---\n\n# Mine\n\n## Benchmarks\n\nMeasured on a Monday.\n\n## After\n")
+    update_card(path, [result()], model_name="mine")
+    update_card(path, [result(label="image--> only", overall=0.5)], model_name="mine")
+    text = ModelCard.load(path).text
+    heads = [line for line in text.splitlines() if line.startswith("#")]
+    assert heads[:1] == ["# Mine"] and heads.index("### VL-RewardBench") < heads.index("## After")
+    assert "### VL-RewardBench (image--> only)" in heads and "Measured on a Monday." in text
+    assert ModelCard.load(path).data.model_name == "mine"
+    comments = [line for line in text.splitlines() if line.startswith("<!--")]
+    assert len(comments) == 4 and all(line.endswith("-->") and line.count("--") == 2 for line in comments)

@@ -1,0 +1,233 @@
+"""What a run tells about its data, for the cards of models and of data sets: sources, curation, style, command."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.compute as pc
+from datasets import Dataset
+from huggingface_hub import EvalResult
+
+from .data.encoded import column_of
+from .data.sources import SOURCES
+from .evaluation.benchmarks import BENCHMARKS
+
+
+if TYPE_CHECKING:
+    from .curation import CurationLedger
+
+
+def cell(text: object) -> str:
+    """Text from a data set as a cell of a Markdown table: one line, and no markup of its own."""
+    plain = "".join(char if char.isprintable() else " " for char in str(text))
+    return "".join(f"\\{char}" if char in "\\`*_[]|<>#" else char for char in plain)
+
+
+def source_counts(dataset: Any) -> dict[str, int]:
+    """
+    Pairs of each source.
+
+    Args:
+        dataset (`Any`):
+            What was trained on.
+
+    Returns:
+        `dict[str, int]`: the largest first; rows that do not say theirs as `""`. Empty for a streamed set.
+    """
+    if not isinstance(dataset, Dataset) or len(dataset) == 0:
+        return {}
+    if "source" not in dataset.column_names:
+        return {"": len(dataset)}
+    names = column_of(dataset, "source").fill_null("").to_pylist()
+    return dict(Counter(names).most_common())
+
+
+def licence_of(source: str, licences: Mapping[str, str] | None = None) -> str:
+    """
+    The licence of a source.
+
+    Args:
+        source (`str`):
+            What the column `source` says.
+        licences (`Mapping[str, str]`, *optional*):
+            Licences by source, where they are known otherwise.
+
+    Returns:
+        `str`: what is given, or what the publisher of a set of [`load_preferences`] says, or `"unknown"`.
+    """
+    if licences is not None and source in licences:
+        return licences[source]
+    return SOURCES[source].licence if source in SOURCES else "unknown"
+
+
+def hub_ids(sources: Sequence[str]) -> list[str]:
+    """Where the public sets among some sources are on the Hub."""
+    found = [SOURCES[name].hub_id for name in sources if name in SOURCES]
+    return list(dict.fromkeys(one for one in found if one))
+
+
+def source_lines(counts: Mapping[str, int], licences: Mapping[str, str] | None = None) -> list[tuple[str, str, str]]:
+    """
+    A table of sources.
+
+    Args:
+        counts (`Mapping[str, int]`):
+            Pairs by source.
+        licences (`Mapping[str, str]`, *optional*):
+            As in [`licence_of`].
+
+    Returns:
+        `list[tuple[str, str, str]]`: source with a link where it is public, pairs, licence.
+    """
+    lines = []
+    for name, pairs in counts.items():
+        hub_id = SOURCES[name].hub_id if name in SOURCES else None
+        shown = cell(name) or "not named"
+        linked = f"[{shown}](https://huggingface.co/datasets/{hub_id})" if hub_id else shown
+        lines.append((linked, f"{pairs:,}", cell(licence_of(name, licences))))
+    return lines
+
+
+def ledger_lines(ledger: CurationLedger) -> list[tuple[str, ...]]:
+    """
+    What each round that stands decided, over all sources.
+
+    Args:
+        ledger ([`CurationLedger`]):
+            The ledger.
+
+    Returns:
+        `list[tuple[str, ...]]`: round, stage, pairs, and of those kept, flipped and dropped by it.
+    """
+    summary = ledger.summary()
+    standing = summary.filter(pc.invert(summary["undone"]))
+    columns = ("pairs", "keep", "flip", "drop")
+    table = standing.group_by(["round", "stage"], use_threads=False).aggregate([(name, "sum") for name in columns])
+    return [
+        (str(row["round"]), row["stage"], *(f"{row[f'{name}_sum']:,}" for name in columns))
+        for row in table.to_pylist()
+    ]
+
+
+def curation_facts(ledger: CurationLedger | None, log_history: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """
+    What became of the pairs by curation.
+
+    Args:
+        ledger ([`CurationLedger`], *optional*):
+            The ledger, if there is one.
+        log_history (`Sequence[Mapping]`):
+            What the trainer logged; it tells the last round between epochs, where there is no ledger.
+
+    Returns:
+        `dict`, *optional*: `kept`, `flipped` and `dropped`, numbers of pairs, and `rounds`, as [`ledger_lines`] gives
+        them. `None` without any curation.
+    """
+    if ledger is not None and len(state := ledger.state()):
+        kept, flipped = (state[name].to_numpy() for name in ("kept", "flipped"))
+        counts = {"kept": kept.sum(), "flipped": (kept & flipped).sum(), "dropped": (~kept).sum()}
+        return {**{name: f"{int(value):,}" for name, value in counts.items()}, "rounds": ledger_lines(ledger)}
+    last = next((entry for entry in reversed(log_history) if "curation/kept" in entry), None)
+    if last is None:
+        return None
+    return {**{name: f"{last[f'curation/{name}']:,}" for name in ("kept", "flipped", "dropped")}, "rounds": []}
+
+
+def style_facts(log_history: Sequence[Mapping[str, Any]], count: int = 5) -> dict[str, Any] | None:
+    """
+    What the last audit of style found, as [`~trl_dt2it.debias.StyleAuditCallback`] logged it.
+
+    Args:
+        log_history (`Sequence[Mapping]`):
+            What the trainer logged.
+        count (`int`, *optional*, defaults to `5`):
+            Most features to name.
+
+    Returns:
+        `dict`, *optional*: `leakage`, `sources`, by name, and `features`, those that tell most. `None` without one.
+    """
+    last = next((entry for entry in reversed(log_history) if "style/leakage" in entry), None)
+    if last is None:
+        return None
+    parts: dict[str, dict[str, float]] = {"style/leakage/": {}, "style/feature/": {}}
+    for prefix, values in parts.items():
+        values |= {name.removeprefix(prefix): value for name, value in last.items() if name.startswith(prefix)}
+    features = sorted(parts["style/feature/"].items(), key=lambda item: -abs(item[1] - 0.5))[:count]
+    sources = [(cell(name), f"{value:.3f}") for name, value in parts["style/leakage/"].items()]
+    return {
+        "leakage": f"{last['style/leakage']:.3f}",
+        "sources": sources,
+        "features": [(cell(name), f"{value:.3f}") for name, value in features],
+    }
+
+
+def evaluation_entries(metrics: Mapping[str, float], dataset_name: str | None) -> list[EvalResult]:
+    """
+    The accuracies of an evaluation for the metadata of a card.
+
+    Args:
+        metrics (`Mapping[str, float]`):
+            The newest value of each metric, under the trainer's names.
+        dataset_name (`str`, *optional*):
+            Hub id of the training set, whose held-out pairs are meant where there is one evaluation set.
+
+    Returns:
+        `list[EvalResult]`: one for each evaluation set.
+    """
+    entries = []
+    for key, value in metrics.items():
+        if not key.endswith("_accuracy"):
+            continue
+        name = key.removeprefix("eval_").removesuffix("accuracy").rstrip("_")
+        benchmark = BENCHMARKS.get(name)
+        hub_id = benchmark.source.hub_id if benchmark else None
+        entries.append(
+            EvalResult(
+                task_type="text-classification",
+                task_name="Reward modeling",
+                dataset_type=hub_id or name or dataset_name or "held-out-pairs",
+                dataset_name=benchmark.title if benchmark else name or dataset_name or "held-out pairs",
+                metric_type="accuracy",
+                metric_name="pair accuracy",
+                metric_value=round(value, 4),
+            )
+        )
+    return entries
+
+
+def run_command(num_processes: int, argv: Sequence[str] | None = None) -> str | None:
+    """
+    The command that started this process, for whoever wants to repeat it.
+
+    Args:
+        num_processes (`int`):
+            Number of processes; several are launched by accelerate.
+        argv (`Sequence[str]`, *optional*):
+            The command line; this process's by default.
+
+    Returns:
+        `str`, *optional*: without what may be secret, and with the last part only of paths that start at the root.
+        `None` where it is neither a script nor `trl-dt2it`, such as in a notebook.
+    """
+    from .curation.run_record import without_secrets
+
+    script, *words = sys.argv if argv is None else argv
+    path = Path(script)
+    if path.name == "trl-dt2it":
+        start = ["trl-dt2it"]
+    elif path.suffix == ".py" and not path.name.startswith("__") and "site-packages" not in path.parts:
+        place = f"recipes/{path.name}" if path.parent.name == "recipes" else path.name
+        start = [*(("accelerate", "launch") if num_processes > 1 else ("python",)), place]
+    else:
+        return None
+    return shlex.join([*start, *map(_without_root, without_secrets(words))])
+
+
+def _without_root(word: str) -> str:
+    flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return flag + equals + (Path(value).name if Path(value).is_absolute() else value)
