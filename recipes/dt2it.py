@@ -57,6 +57,8 @@ class RoundsArguments:
             `i/n`: as the i-th of n machines, score every n-th part of what is to be scored now, i from 0.
         stop_before (`str`, *optional*):
             Stops before the first stage that is not done and whose name begins like this, such as `round-1/score`.
+        hub_dataset_id (`str`, *optional*):
+            Repository on the Hub that the curated pool goes to at the end, with its ledger.
         dry_run (`bool`, *optional*, defaults to `False`):
             Whether to show the plan only.
     """
@@ -74,6 +76,7 @@ class RoundsArguments:
     rows_per_shard: int = field(default=4096, metadata={"help": "Pairs that are scored together."})
     shard: str | None = field(default=None, metadata={"help": "i/n: score only every n-th part."})
     stop_before: str | None = field(default=None, metadata={"help": "Stop before the stages named like this."})
+    hub_dataset_id: str | None = field(default=None, metadata={"help": "Where the curated pool goes on the Hub."})
     dry_run: bool = field(default=False, metadata={"help": "Show the plan only."})
 
 
@@ -147,8 +150,26 @@ def main(args, training_args, model_args):
             console.print(f"Figures: {path}", soft_wrap=True, highlight=False)
             report = write_report(run.output_dir / "report.html", run=run.output_dir, pool=pool)
             console.print(f"Report:  {report}", soft_wrap=True, highlight=False)
+            if args.hub_dataset_id is not None:
+                pushed = push_pool(run, args.hub_dataset_id)
+                console.print(f"Pushed:  {pushed.repo_url}", soft_wrap=True, highlight=False)
     state.wait_for_everyone()
     state.destroy_process_group()
+
+
+def push_pool(run, repo_id):
+    """Pushes the curated pool; as private as the model, and with images out of `image_root` alone."""
+    from trl_dt2it.curation import CurationLedger, push_curated
+
+    args = run.training.args
+    return push_curated(
+        run.sets.usable("pool"),
+        CurationLedger(run.output_dir / "ledger"),
+        repo_id,
+        image_root=args.image_root,
+        private=args.hub_private_repo,
+        token=args.hub_token,
+    )
 
 
 def as_value(value):

@@ -21,6 +21,7 @@ _MODULES = {
     "keep_confident": "rules",
     "keep_consistent": "rules",
     "pair_ids": "pair_identity",
+    "push_curated": "publishing",
     "relabel_by_vote": "votes",
 }
 
@@ -40,6 +41,7 @@ __all__ = [
     "keep_confident",
     "keep_consistent",
     "pair_ids",
+    "push_curated",
     "relabel_by_vote",
 ]
 
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from .ledger import CurationLedger
     from .noise import NoiseEstimate, estimate_noise, flip_mixture
     from .pair_identity import pair_ids
+    from .publishing import push_curated
     from .rules import flip_negative, flip_weakest_half, keep_confident, keep_consistent
     from .votes import relabel_by_vote
 

@@ -1,0 +1,143 @@
+"""The card of a curated data set: counts of each source, rounds, where decisions come from, licences."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from importlib.resources import files
+
+import numpy as np
+from datasets import Dataset
+from huggingface_hub import DatasetCard, DatasetCardData
+
+from ..card_facts import cell, hub_ids, ledger_lines, licence_of, source_lines
+from ..data.sources import SOURCES
+from ..debias.pair_style import parts_by
+from ..model_card import PAPER, PROJECT_URL
+from .ledger import CurationLedger
+from .ledger_files import LedgerFiles, standing_rounds
+from .ledger_tables import state_of
+from .pair_identity import pair_ids
+
+
+# What the Hub calls the licences of the public sets, and some that others have.
+_HUB_LICENCES = {
+    *("mit", "apache-2.0", "bsd-3-clause", "cdla-permissive-2.0", "odc-by", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0"),
+    *("cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0", "cc-by-nd-4.0", "openrail", "unknown"),
+}
+_SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M")
+
+
+def curated_card(
+    dataset: Dataset,
+    ledger: CurationLedger,
+    repo_id: str,
+    *,
+    columns: Sequence[str],
+    split: str = "train",
+    with_dropped: bool = False,
+    licences: Mapping[str, str] | None = None,
+) -> DatasetCard:
+    """
+    The card of a curated data set.
+
+    Args:
+        dataset (`Dataset`):
+            The source set.
+        ledger ([`CurationLedger`]):
+            What was decided about it.
+        repo_id (`str`):
+            Where the curated set goes on the Hub.
+        columns (`Sequence[str]`):
+            Columns of the curated set.
+        split (`str`, *optional*, defaults to `"train"`):
+            Its split.
+        with_dropped (`bool`, *optional*, defaults to `False`):
+            Whether dropped pairs go up too, as a configuration of their own.
+        licences (`Mapping[str, str]`, *optional*):
+            Licences by source, for those that [`load_preferences`] does not know.
+
+    Returns:
+        [`~huggingface_hub.DatasetCard`]
+    """
+    known = state_of(pair_ids(dataset), ledger.state())
+    kept, flipped = known["kept"].astype(bool), known["flipped"].astype(bool)
+    parts = parts_by(dataset, "source") if "source" in dataset.column_names else {"": np.arange(len(dataset))}
+    # The same names, but for rows that do not say theirs.
+    counts = {"" if name == "None" else name: rows for name, rows in parts.items()}
+    linked = source_lines({name: len(rows) for name, rows in counts.items()}, licences)
+    lines = [
+        (shown, pairs, *(f"{value:,}" for value in _counts(kept[rows], flipped[rows])), licence)
+        for (shown, pairs, licence), rows in zip(linked, counts.values(), strict=True)
+    ]
+    own = {name: licence_of(name, licences) for name in counts}
+    total = dict(zip(("kept", "flipped", "dropped"), (f"{value:,}" for value in _counts(kept, flipped)), strict=True))
+    configs = [{"config_name": "default", "data_files": [{"split": split, "path": f"data/{split}-*.parquet"}]}]
+    if with_dropped:
+        configs.append({"config_name": "dropped", "data_files": [{"split": split, "path": "dropped/*.parquet"}]})
+    card_data = DatasetCardData(
+        license=sorted({_hub_licence(licence) for licence in own.values()}),
+        pretty_name=repo_id.split("/")[-1],
+        size_categories=_SIZES[min(max(len(str(int(kept.sum()))) - 3, 0), len(_SIZES) - 1)],
+        tags=["preferences", "reward-model", "curated", "trl", "trl-dt2it"],
+        source_datasets=hub_ids(list(counts)) or None,
+        configs=configs,
+    )
+    return DatasetCard.from_template(
+        card_data,
+        template_path=str(files("trl_dt2it").joinpath("templates/dataset_card.md")),
+        citation=PAPER["citation"],
+        columns=list(columns),
+        name=repo_id.split("/")[-1],
+        non_commercial=[cell(name) for name, licence in own.items() if _is_non_commercial(name, licence)],
+        project_url=PROJECT_URL,
+        provenance=provenance(ledger),
+        repo_id=repo_id,
+        rounds=ledger_lines(ledger),
+        sources=lines,
+        split=split,
+        total={"pairs": f"{len(dataset):,}", **total},
+        unknown=[cell(name) or "pairs without a source" for name, licence in own.items() if licence == "unknown"],
+        versions=[(name, version(name)) for name in ("trl-dt2it", "trl", "transformers", "datasets")],
+        with_dropped=with_dropped,
+    )
+
+
+def provenance(ledger: CurationLedger) -> list[dict[str, object]]:
+    """
+    Which models decided in each round that stands, and by which settings.
+
+    Args:
+        ledger ([`CurationLedger`]):
+            The ledger.
+
+    Returns:
+        `list[dict]`: `name`, `models` and `settings`, as JSON, in the order in which they count.
+    """
+    record = LedgerFiles(ledger.directory).read()
+    found: list[dict[str, object]] = []
+    for number in standing_rounds(record):
+        entry = record["rounds"][number]
+        settings = {name: value for name, value in entry["settings"].items() if name != "digest"}
+        found.append(
+            {
+                "name": f"round {entry['round']}, {entry['stage']}",
+                "models": [cell(name) for name in entry["models"]],
+                "settings": json.dumps(settings, ensure_ascii=False).replace("`", "'"),
+            }
+        )
+    return found
+
+
+def _counts(kept: np.ndarray, flipped: np.ndarray) -> tuple[int, int, int]:
+    return int(kept.sum()), int((kept & flipped).sum()), int((~kept).sum())
+
+
+def _hub_licence(licence: str) -> str:
+    return licence.lower() if licence.lower() in _HUB_LICENCES else "other"
+
+
+def _is_non_commercial(source: str, licence: str) -> bool:
+    known = SOURCES.get(source)
+    return "-nc" in licence.lower() or (known is not None and known.is_non_commercial)
