@@ -114,4 +114,6 @@ def test_processors_count_from_sizes(name):
 def test_rows_that_were_selected_are_known_by_their_indices():
     selected = Dataset.from_dict({"a": [10, 11, 12]}).select([2, 0])
     assert selected._indices.column(0).to_pylist() == [2, 0]
+    again = Dataset(selected.data, fingerprint=f"{selected._fingerprint}-all")
+    assert again._fingerprint == f"{selected._fingerprint}-all"
     assert selected.data.column("a").to_pylist() == [10, 11, 12]
