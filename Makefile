@@ -45,6 +45,12 @@ train-digits: install  ## Train a small reward model on handwritten digits (a fe
 test: install-dev  ## Run the tests (under 15 minutes on 2 cores)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
+.PHONY: test-oldest test-newest
+test-oldest:  ## Run the tests with the lower bounds of all dependencies, in .venv-oldest
+	tools/test_versions.sh oldest
+test-newest:  ## Run the tests with the newest releases of all dependencies, in .venv-newest
+	tools/test_versions.sh newest
+
 .PHONY: check
 check: install-dev  ## Lint, formatting, types and spelling
 	$(BIN)/ruff check .
