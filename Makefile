@@ -71,7 +71,7 @@ docs: install-dev  ## Build the documentation into site/
 report-screenshots: install-dev  ## Make the screenshots of docs/images from the report of `make demo` (needs Chromium)
 	$(BIN)/python tools/report_screenshots.py
 
-BENCHMARKS := digits_seeds shared_prefix_exactness shared_prefix input_pipeline token_packing step_profile data_throughput decontamination t2i_digits style_bias debias_training distill_digits curation_quality curation_in_run curation_scale callback_kills rounds_kills
+BENCHMARKS := digits_seeds shared_prefix_exactness shared_prefix input_pipeline token_packing step_profile data_throughput decontamination t2i_digits style_bias debias_training distill_digits best_of_n curation_quality curation_in_run curation_scale callback_kills rounds_kills scoring_throughput score_dataset_kills
 
 .PHONY: bench
 bench: install-dev  ## Measure; each benchmark prints a table and writes it into benchmarks/results (about an hour)
@@ -82,6 +82,11 @@ bench: install-dev  ## Measure; each benchmark prints a table and writes it into
 bench-peers: install-dev  ## Measure against other trainers, which are installed into WORKDIR (15 GB)
 	@test -n "$(WORKDIR)" || { echo "Say where to install the other trainers: make bench-peers WORKDIR=path"; exit 1; }
 	$(BIN)/python benchmarks/peers/run_peers.py $(WORKDIR)
+
+.PHONY: bench-vllm
+bench-vllm: install-dev  ## Compare rewards with a real vLLM server, which is installed into WORKDIR (8 GB)
+	@test -n "$(WORKDIR)" || { echo "Say where to install vLLM: make bench-vllm WORKDIR=path"; exit 1; }
+	$(BIN)/python benchmarks/vllm_parity.py $(WORKDIR)
 
 .PHONY: clean
 clean:  ## Remove what the other targets made, but for the virtual environment
