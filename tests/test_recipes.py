@@ -16,7 +16,15 @@ from .families import example_images
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "recipes" / "configs").rglob("*.yaml"))
-RECIPES = {path: re.findall(r"recipes/(\w+)\.py --config", path.read_text())[0] for path in CONFIGS}
+
+
+def recipe_of(path: Path) -> str:
+    """The recipe that a YAML file is for: it may name others that have to run before."""
+    own = re.findall(rf"recipes/(\w+)\.py --config recipes/configs/{path.name}", path.read_text())
+    return (own or re.findall(r"recipes/(\w+)\.py --config", path.read_text()))[0]
+
+
+RECIPES = {path: recipe_of(path) for path in CONFIGS}
 TRAININGS = [path for path, name in RECIPES.items() if name == "train_reward_model"]
 OTHERS = [path for path, name in RECIPES.items() if name in ("prepare_data", "construct_preferences")]
 
