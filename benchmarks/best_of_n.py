@@ -6,7 +6,7 @@ nothing: it draws one of the ten digits and a wording. Of n such answers `Reward
 ten is right, and with n answers the right one is among them in 1 - 0.9^n of all cases, which no picker can exceed.
 
 Prints a table and writes `benchmarks/results/best_of_n.{json,md,png}`. Fails if a larger n is not better, or if the
-picks fall short of 0.95 of what can be reached.
+picks fall short of 0.9 of what can be reached.
 
 usage: python benchmarks/best_of_n.py [SEED ...]
 """
@@ -81,7 +81,7 @@ def draw(rows: list[dict], path: Path) -> None:
     figure, panel = pyplot.subplots(figsize=(7, 4), layout="constrained")
     for row in rows:
         panel.plot(
-            SIZES, list(row["accuracy"].values()), marker="o", label=f"picked by the reward model, {row['seed']}"
+            SIZES, list(row["accuracy"].values()), marker="o", label=f"picked by the reward model, seed {row['seed']}"
         )
     bound = [1 - 0.9**size for size in SIZES]
     panel.plot(SIZES, bound, color="black", linestyle="--", label="right answer is among the n")
@@ -117,7 +117,7 @@ def main(seeds: list[int]) -> None:
     write("best_of_n", "\n".join(text), {"rows": rows, "settings": settings})
     for row in rows:
         rising = all(row["accuracy"][a] < row["accuracy"][b] for a, b in zip(SIZES, SIZES[1:], strict=False))
-        if not rising or any(row["accuracy"][size] < 0.95 * row["reachable"][size] for size in SIZES[1:]):
+        if not rising or any(row["accuracy"][size] < 0.9 * row["reachable"][size] for size in SIZES[1:]):
             sys.exit(f"Seed {row['seed']} fell short.")
 
 
