@@ -186,7 +186,7 @@ def main() -> None:
     programs = install(workdir)
     torch.set_num_threads(2)
     conversations = make_conversations(workdir / "images", 32)
-    full, adapter, merged = workdir / "full", workdir / "adapter", workdir / "merged adapter"
+    full, adapter, merged = workdir / "full", workdir / "adapter", workdir / "merged"
     load(workdir / "base")
     rows_of(workdir, "300/60", 8)
     pairs = workdir / "300-60" / "trl.jsonl"
