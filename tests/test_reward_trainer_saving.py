@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from bitsandbytes.nn import Linear4bit, Params4bit
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -69,9 +70,15 @@ def test_lora_saved_reloaded_and_merged_gives_the_same_reward(family, tmp_path):
 
 
 def test_qlora_in_four_bits(tmp_path):
-    """bitsandbytes on the CPU, under bf16 autocast, which TRL's bf16 adapters need."""
+    """bitsandbytes on the CPU, under bf16 autocast, which TRL's bf16 adapters need. With double quantization, see
+    [`test_bitsandbytes_spoils_a_packed_layer_that_is_saved`]."""
     base = build_tiny_vlm(tmp_path / "base", hidden_size=128, vision_hidden_size=128)
-    four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    four_bits = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_use_double_quant=True,
+    )
     data = make_dataset(4)
     trainer = MultimodalRewardTrainer(
         base,
@@ -90,6 +97,29 @@ def test_qlora_in_four_bits(tmp_path):
         expected = rewards_of(trainer.model, trainer.processing_class, data)
         actual = rewards_of(reloaded, trainer.processing_class, data)
     torch.testing.assert_close(actual.float(), expected.float(), rtol=0.05, atol=0.1)
+
+
+@pytest.mark.parametrize("is_double", [True, False])
+def test_bitsandbytes_spoils_a_packed_layer_that_is_saved(is_double):
+    """A forward pass without gradients packs 4-bit weights on CPUs with AVX-512-bf16, and saving unpacks them, but
+    leaves the scales of blocks transposed unless these are quantized, too. An evaluation and a save then spoil the
+    model in memory. If this fails without double quantization, it is mended, and the README's warning can go."""
+    torch.manual_seed(0)
+    weight = torch.randn(128, 256) * torch.logspace(-1, 1, 128)[:, None]  # scales that differ from block to block
+    layer = Linear4bit(256, 128, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4")
+    layer.weight = Params4bit(
+        weight, requires_grad=False, quant_type="nf4", compress_statistics=is_double, module=layer
+    )
+    layer = layer.to("cpu").eval()
+    inputs = torch.randn(4, 256, dtype=torch.bfloat16, requires_grad=True)
+    expected = layer(inputs).detach()
+    with torch.no_grad():
+        layer(inputs.detach())
+    if not getattr(layer.weight.quant_state, "packing_format_for_cpu", False):
+        pytest.skip("this CPU has no AVX-512-bf16, so that nothing is packed")
+    layer.state_dict()
+    error = (layer(inputs).detach() - expected).abs().max() / expected.abs().max()
+    assert error < 0.02 if is_double else error > 0.1
 
 
 def test_an_adapter_without_its_head_is_refused(tmp_path):
