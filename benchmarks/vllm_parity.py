@@ -2,8 +2,8 @@
 
 Makes an environment with vLLM in WORKDIR (8 GB; a CPU with AVX-512). Trains a random Qwen3-VL a few steps, fully
 and as an adapter, with a pixel limit of its own, merges the adapter as `docs/serving.md` does, starts `vllm serve`
-with the line of that page on both directories, and sends 32 conversations with the client of that page, one by one and
-all at once. Fails if a reward differs from the scorer's by more than 1e-4. Prints a table and writes
+with the line of that page on both directories, and sends 32 conversations with the client of that page, all at once
+and again one by one. Fails if a reward differs from the scorer's by more than 1e-4. Prints a table and writes
 `benchmarks/results/vllm_parity.{json,md}`.
 
 usage: python benchmarks/vllm_parity.py WORKDIR
@@ -116,7 +116,7 @@ def messages(conversation: Conversation, image_block: Callable) -> list[dict]:
 def ask(
     programs: Path, model: Path, dtype: str, conversations: list[Conversation], log: Path
 ) -> dict[str, list[float]]:
-    """The server's rewards, one by one and all at once."""
+    """The server's rewards: all at once, and one by one from what it keeps of the prompts."""
     port = free_port()
     program, *flags = shlex.split(block("bash", "vllm serve").replace("outputs/my-reward-model", str(model)))
     flags += ["--dtype", dtype, "--max-model-len", "4096", "--host", "127.0.0.1", "--port", str(port)]
@@ -128,10 +128,10 @@ def ask(
     sent = [messages(conversation, ours["image_block"]) for conversation in conversations]
     command = [str(programs / program), *flags]
     with serving(command, port, log, within=STARTS_WITHIN, environment=variables):
-        alone = [ours["reward"](one, **address) for one in sent]
         with ThreadPoolExecutor(len(sent)) as threads:
             together = list(threads.map(lambda one: ours["reward"](one, **address), sent))
-    return {"one by one": alone, "all at once": together}
+        again = [ours["reward"](one, **address) for one in sent]
+    return {"all at once": together, "again, one by one": again}
 
 
 def score(scorer: RewardScorer, conversations: list[Conversation]) -> list[float]:
@@ -207,7 +207,7 @@ def main() -> None:
 
 def report(runs: list[dict], off: dict[str, float], conversations: list[Conversation]) -> None:
     areas = [area(path) for one in conversations for path in one.images]
-    names = ["model", "`--dtype`", "rewards", "one by one", "all at once"]
+    names = ["model", "`--dtype`", "rewards", "all at once", "again, one by one"]
     cells = [
         [
             *(run["model"], run["dtype"], f"{min(run['scorer']):.3f} to {max(run['scorer']):.3f}"),
