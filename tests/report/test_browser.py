@@ -6,7 +6,7 @@ import shutil
 import sys
 
 import pytest
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
 from trl_dt2it.curation import CurationLedger
 from trl_dt2it.debias import audit_style
@@ -139,7 +139,7 @@ def test_filters(opened):
     page.fill("#filter-text", "PAIR-6")
     assert shown() == ["pair-6"]
     page.click("button[type=reset]")
-    page.wait_for_function("document.querySelectorAll('.card').length === 40")
+    expect(page.locator(".card")).to_have_count(40)  # the page's policy forbids scripts from without to wait for it
     page.select_option("#filter-source", NASTY_SOURCE)
     assert set(shown()) == everything(*range(20, 40))
     page.fill("#filter-text", "no such words")
