@@ -2,6 +2,9 @@
 
 import pytest
 import torch
+from torch.nn.attention.bias import causal_lower_right
+
+from trl_dt2it import attention
 
 from .flash_stand_in import install
 from .pairs import (
@@ -37,14 +40,27 @@ def test_flash_attention_varlen_call(family, monkeypatch):
 
 
 def test_the_mask_that_cuda_kernels_know_by_name():
-    from torch.nn.attention.bias import causal_lower_right
-
     torch.manual_seed(0)
     query, key, value = torch.randn(1, 4, 3, 8), torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8)
     attend = torch.nn.functional.scaled_dot_product_attention
     mask = torch.ones(3, 8, dtype=torch.bool).tril(5)
     named = attend(query, key, value, attn_mask=causal_lower_right(3, 8))
     torch.testing.assert_close(named, attend(query, key, value, attn_mask=mask))
+
+
+def test_the_named_mask_under_autocast(monkeypatch):
+    """As on a GPU with `bf16=True` and weights in float32. Qwen3's norms leave queries and keys in float32, the linear
+    layer values in bfloat16, and the named mask takes no mixture."""
+    model, batch = model_of("qwen3_vl"), collate("qwen3_vl", make_rows(3, num_images=(1, 0)), share_prefix=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected, expected_gradients = rewards_and_gradients(model, batch)
+        monkeypatch.setattr(
+            attention, "_lower_right_mask", lambda _, queries, prefix: causal_lower_right(queries, prefix + queries)
+        )
+        rewards, gradients = rewards_and_gradients(model, batch)
+    assert expected.std() > 1e-3
+    assert torch.equal(rewards, expected)
+    assert gradient_difference(gradients, expected_gradients) <= 1e-4
 
 
 def test_vision_tower_and_head_run_on_no_more_than_is_read(monkeypatch):

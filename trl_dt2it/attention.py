@@ -107,6 +107,10 @@ def sdpa_attention(
     attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
     if shared_prefix is None:
         return attend(module, query, key, value, attention_mask, **kwargs)
+    if torch.is_autocast_enabled(query.device.type):
+        # A mask with a name goes past autocast, and norms leave queries and keys in another dtype than values.
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = (states.to(dtype) for states in (query, key, value))
     # Cut all at once: the gradient of a slice is as large as what it was cut from, that of a split is not.
     queries = query.split(shared_prefix.query_lengths, dim=2)
     keys, values = (shared_prefix.gather(states.split(shared_prefix.part_lengths, dim=2)) for states in (key, value))
