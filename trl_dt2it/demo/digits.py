@@ -5,26 +5,21 @@ them out with a known number of wrong places. So every row carries what real pre
 is really better, by how much, and whether the label was flipped. The trainer never reads those truth columns.
 """
 
-import io
 import random
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, DatasetInfo, Features, Image, List, Value
-from PIL import Image as PILImage
-from sklearn.datasets import load_digits
 
 from ..data.canonical import MESSAGES
 from ..data.swapping import partner_column
+from .handwriting import MOST_GRAIN, digits_of, encoded_strip, samples_of, split_samples
 
 
-SPLITS = {"train": 0.7, "validation": 0.1, "test": 0.2}
 STYLES = ("plain", "verbose", "markdown")
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-TILE = 32
 
 # No wording may hold a number of its own, so that the read-out stays the only thing an answer says about the image,
 # whatever its style.
@@ -76,66 +71,6 @@ _FEATURES_T2I = Features(
         "rejected_digits": Value("string"),
     }
 )
-
-
-@lru_cache(maxsize=1)
-def _handwriting() -> tuple[np.ndarray, np.ndarray]:
-    bunch = load_digits()
-    return np.rint(bunch.images * (255 / 16)).astype(np.uint8), bunch.target
-
-
-@lru_cache(maxsize=3)
-def split_samples(split: str) -> tuple[int, ...]:
-    """
-    The handwriting samples of a split: a fixed, class-stratified partition that no seed changes.
-
-    Args:
-        split (`str`):
-            `"train"` (70 %), `"validation"` (10 %) or `"test"` (20 %).
-
-    Returns:
-        `tuple[int, ...]`: indices into `sklearn.datasets.load_digits`, ascending.
-    """
-    if split not in SPLITS:
-        raise ValueError(f"`split` must be one of {', '.join(SPLITS)}, got {split!r}.")
-    labels, position = _handwriting()[1], list(SPLITS).index(split)
-    bounds = np.cumsum([0.0, *SPLITS.values()])[position : position + 2]
-    members: list[int] = []
-    for digit in range(10):
-        order = np.random.RandomState(digit).permutation(np.flatnonzero(labels == digit))
-        start, stop = np.rint(bounds * len(order)).astype(int)
-        members += order[start:stop].tolist()
-    return tuple(sorted(members))
-
-
-@lru_cache(maxsize=30)
-def _samples_of(split: str, digit: str) -> list[int]:
-    return [sample for sample in split_samples(split) if str(_handwriting()[1][sample]) == digit]
-
-
-def render_strip(samples: Sequence[int]) -> PILImage.Image:
-    """
-    Place handwriting samples side by side, each enlarged from 8 x 8 to 32 x 32 pixels.
-
-    Args:
-        samples (`Sequence[int]`):
-            Indices into `sklearn.datasets.load_digits`, from left to right.
-
-    Returns:
-        `PIL.Image.Image`: an RGB image, 32 pixels high.
-    """
-    strip = PILImage.new("RGB", (TILE * len(samples), TILE))
-    for place, sample in enumerate(samples):
-        tile = PILImage.fromarray(_handwriting()[0][sample])
-        strip.paste(tile.resize((TILE, TILE), PILImage.Resampling.BICUBIC), (TILE * place, 0))
-    return strip
-
-
-@lru_cache(maxsize=8192)
-def _png(samples: tuple[int, ...]) -> dict[str, Any]:
-    buffer = io.BytesIO()
-    render_strip(samples).save(buffer, format="PNG")
-    return {"bytes": buffer.getvalue(), "path": None}
 
 
 def _message(role: str, text: str, with_image: bool = False) -> list[dict[str, Any]]:
@@ -234,7 +169,7 @@ def make_digits(
     if style_bias is not None and not 0.0 <= style_bias <= 1.0:
         raise ValueError(f"`style_bias` must be None or between 0 and 1, got {style_bias}.")
     key = f"{source}-{split}-{seed}"
-    samples, labels = split_samples(split), _handwriting()[1]
+    samples = split_samples(split)
     # One stream for each decision: an option can then be changed without moving the others.
     content, wording, style = (random.Random(f"{key}-{name}") for name in ("content", "wording", "style"))
 
@@ -244,7 +179,7 @@ def make_digits(
 
     def make_row() -> dict[str, Any]:
         strip = tuple(content.choice(samples) for _ in range(content.choice(num_digits)))
-        digits = "".join(str(labels[sample]) for sample in strip)
+        digits = digits_of(strip)
         most = min(max_wrong, len(strip))
         better, worse = sorted(content.sample(range(most + 1), 2))
         read_better, read_worse = _corrupt(digits, better, content), _corrupt(digits, worse, content)
@@ -255,7 +190,7 @@ def make_digits(
             "prompt": _message("user", wording.choice(QUESTIONS), with_image=True),
             "chosen": answer(read_better, styles[0]),
             "rejected": answer(read_worse, styles[1]),
-            "images": [_png(strip)],
+            "images": [encoded_strip(strip)],
             "group_id": "-".join(["strip", *(f"{sample:04d}" for sample in strip)]),
             "source": source,
             "digits": digits,
@@ -275,6 +210,7 @@ def make_digits_t2i(
     seed: int = 42,
     num_digits: Sequence[int] = (1,),
     max_wrong: int = 3,
+    fault: str = "digits",
     noise: float = 0.0,
     source: str = "digits_t2i",
 ) -> Dataset:
@@ -282,7 +218,7 @@ def make_digits_t2i(
     Preference pairs of images: which of two images shows what the caption says?
 
     These are raw pairs, one caption and two images, as text-to-image preference sets hold them. The preferred image
-    renders the caption; the other has wrong digits, in other people's handwriting throughout.
+    renders the caption; the other has wrong digits or is grainy, in other people's handwriting throughout.
 
     Args:
         split (`str`):
@@ -294,7 +230,10 @@ def make_digits_t2i(
         num_digits (`Sequence[int]`, *optional*, defaults to `(1,)`):
             Strip lengths, from 1 to 4, drawn evenly.
         max_wrong (`int`, *optional*, defaults to `3`):
-            Most wrong digits in the worse image; never more than the strip has digits.
+            Most wrong digits in the worse image, never more than the strip has digits; or most grain, up to 3.
+        fault (`str`, *optional*, defaults to `"digits"`):
+            What is wrong with the worse image: its `"digits"`, or `"grain"`, which covers 1 to 3 quarters of the light
+            of the right ones and is easier to learn.
         noise (`float`, *optional*, defaults to `0.0`):
             Probability that the two images are swapped (`is_flipped`), as in [`make_digits`].
         source (`str`, *optional*, defaults to `"digits_t2i"`):
@@ -303,24 +242,32 @@ def make_digits_t2i(
     Returns:
         [`~datasets.Dataset`]: `caption`, `chosen_image`, `rejected_image`, `strength`, `pair_id`, `group_id` and
         `source`, with the truth beside them (`true_strength`, `is_flipped`, `digits` of the caption, `chosen_digits`
-        and `rejected_digits` of the images, `chosen_wrong`, `rejected_wrong`).
+        and `rejected_digits` of the images, `chosen_wrong`, `rejected_wrong`: wrong digits, or quarters of grain).
     """
     _check(num_pairs, num_digits, max_wrong, noise)
     split_samples(split)  # refuses an unknown split before any work is done
+    if fault not in ("digits", "grain"):
+        raise ValueError(f"`fault` must be 'digits' or 'grain', got {fault!r}.")
+    if fault == "grain" and max_wrong > MOST_GRAIN:
+        raise ValueError(f"`max_wrong` must be at most {MOST_GRAIN} with grain, got {max_wrong}.")
     key = f"{source}-{split}-{seed}"
     content = random.Random(f"{key}-content")
 
-    def image(digits: str) -> dict[str, Any]:
-        return _png(tuple(content.choice(_samples_of(split, digit)) for digit in digits))
+    def image(digits: str, grain: int = 0) -> dict[str, Any]:
+        strip = tuple(content.choice(samples_of(split, digit)) for digit in digits)
+        return encoded_strip(strip, grain, content.getrandbits(32) if grain else 0)
 
     def make_row() -> dict[str, Any]:
         digits = "".join(content.choice("0123456789") for _ in range(content.choice(num_digits)))
-        wrong = content.randint(1, min(max_wrong, len(digits)))
-        worse = _corrupt(digits, wrong, content)
+        if fault == "grain":
+            worse, wrong = digits, content.randint(1, max_wrong)
+        else:
+            wrong = content.randint(1, min(max_wrong, len(digits)))
+            worse = _corrupt(digits, wrong, content)
         return {
             "caption": content.choice(CAPTIONS).format(_read_out(digits, "words")),
             "chosen_image": image(digits),
-            "rejected_image": image(worse),
+            "rejected_image": image(worse, wrong if fault == "grain" else 0),
             "group_id": f"caption-{digits}",
             "source": source,
             "digits": digits,

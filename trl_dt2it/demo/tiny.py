@@ -18,7 +18,8 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
-from .digits import TILE, all_texts
+from .digits import all_texts
+from .handwriting import TILE
 
 
 SPECIAL_TOKENS = (
