@@ -48,8 +48,12 @@ class RoundsArguments:
             Models that score, each with `model_name_or_path` and `seed`; by default the one of the configuration.
         judge (`dict`, *optional*):
             Judges to ask about what the rules drop, as in [`trl_dt2it.curation.round_judges.read_judging`].
+        balance_style (`dict` or `bool`, *optional*):
+            How the style of the constructed set is balanced before it is trained on, as in
+            [`trl_dt2it.curation.round_balance.read_balance`]; by default it is not.
         final (`list[str]`, *optional*, defaults to `["curated"]`):
-            Models to train at the end, on the base and: nothing (`"base"`), the pool as it is (`"uncurated"`), the
+            Models to train at the end, on the base and: nothing (`"base"`, or `"unbalanced"`, with its style as it
+            came), the pool as it is (`"uncurated"`), the
             curated pool (`"curated"`), the pool with its true labels (`"oracle"`, where `is_flipped` tells them).
         rows_per_shard (`int`, *optional*, defaults to `4096`):
             Pairs that are scored and written together.
@@ -72,6 +76,9 @@ class RoundsArguments:
     folds: int = field(default=2, metadata={"help": "Parts of the pool for scoring out of sample."})
     models: list[Any] | str | None = field(default=None, metadata={"help": "Models that score, list or JSON."})
     judge: dict[str, Any] | str | None = field(default=None, metadata={"help": "Judges, mapping or JSON."})
+    balance_style: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "How the style of the constructed set is balanced, mapping, JSON or true."}
+    )
     final: list[Any] | str | None = field(default=None, metadata={"help": "Models to train at the end."})
     rows_per_shard: int = field(default=4096, metadata={"help": "Pairs that are scored together."})
     shard: str | None = field(default=None, metadata={"help": "i/n: score only every n-th part."})
@@ -119,6 +126,7 @@ def main(args, training_args, model_args):
         models=as_value(args.models) or [{}],
         default_model=model_args.model_name_or_path,
         judge=as_value(args.judge),
+        balance_style=as_value(args.balance_style),
         final=as_value(args.final) or ["curated"],
         rows_per_shard=args.rows_per_shard,
         shard=parse_shard(args.shard),

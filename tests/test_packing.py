@@ -200,7 +200,9 @@ def packed_trainer(family: str, tmp_path, data, args: dict):
 def test_batches_stay_under_the_cap(family, tmp_path):
     data = dataset(14)
     cap = cap_for(family, tmp_path, data, 0.3)
-    trainer = trainer_for(family, tmp_path, data, {**ONLY_TRAINING, "max_tokens_per_batch": cap, "num_train_epochs": 2})
+    trainer = trainer_for(
+        family, tmp_path, data, {**ONLY_TRAINING, "max_tokens_per_batch": cap, "num_train_epochs": 2}
+    )
     batches = recorded(trainer)
     trainer.train()
     assert len(batches) == trainer.state.max_steps and 6 <= len(batches) <= 14

@@ -27,6 +27,7 @@ SETTINGS = {
         {"rules": [*RULES, {"keep": "keep_confident", "share": 0.8}], "orientation": "current"},
     ],
     "final": ["curated"],
+    "balance_style": "false",  # of so few pairs it cannot be
     "max_steps": 4,
     "lr_scheduler_type": "constant",  # with rates that fall to 0, a step too many would not show
     "rows_per_shard": 16,

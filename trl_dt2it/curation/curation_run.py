@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from transformers.integrations import is_deepspeed_zero3_enabled
 
+from .round_balance import read_balance
 from .round_data import SourceSets
 from .round_judges import Judging, read_judging
 from .round_settings import Step, read_rounds
@@ -16,7 +17,7 @@ from .round_training import RewardTraining
 
 
 TINY = "tiny-qwen3-vl"  # stands for `trl_dt2it.demo.tiny`, as in the training recipe
-FINALS = ("base", "uncurated", "curated", "oracle")
+FINALS = ("unbalanced", "base", "uncurated", "curated", "oracle")
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class CurationRun:
             What is trained at the end, of [`FINALS`].
         judging ([`Judging`], *optional*):
             Judges.
+        balance (`dict`, *optional*):
+            How the style of the base is balanced, as [`read_balance`] gives it.
         rows_per_shard (`int`):
             Pairs of a file of scores.
         shard (`tuple[int, int]`):
@@ -68,6 +71,7 @@ class CurationRun:
     rounds: Sequence[Sequence[Step]]
     final: Sequence[str]
     judging: Judging | None = None
+    balance: dict[str, Any] | None = None
     rows_per_shard: int = 4096
     shard: tuple[int, int] = (0, 1)
 
@@ -99,6 +103,7 @@ def read_run(
     models: Sequence[Mapping[str, Any]] = ({},),
     default_model: str | None = None,
     judge: Mapping[str, Any] | None = None,
+    balance_style: Mapping[str, Any] | bool | None = None,
     final: Sequence[str] = ("curated",),
     rows_per_shard: int = 4096,
     shard: tuple[int, int] = (0, 1),
@@ -119,6 +124,8 @@ def read_run(
             The configuration's model.
         judge (`Mapping`, *optional*):
             As in [`read_judging`].
+        balance_style (`Mapping` or `bool`, *optional*):
+            As in [`read_balance`].
         final (`Sequence[str]`, *optional*, defaults to `("curated",)`):
             What is trained at the end, of [`FINALS`].
         rows_per_shard, shard:
@@ -133,6 +140,8 @@ def read_run(
     specs = {"base": base, "pool": pool, **({} if test is None else {"test": test})}
     if unknown := [name for name in final if name not in FINALS]:
         raise ValueError(f"`final` names {unknown[0]!r}; choose of {', '.join(FINALS)}.")
+    if "unbalanced" in final and not balance_style:
+        raise ValueError("`final` names 'unbalanced', but no style is balanced; give `balance_style`, or name 'base'.")
     if training.args.eval_strategy != "no" and test is None:
         raise ValueError("`eval_strategy` needs something to evaluate on; give `test`, or leave it out.")
     if training.args.load_best_model_at_end or training.args.save_strategy == "best":
@@ -162,6 +171,7 @@ def read_run(
         read_rounds(method, rounds, folds=folds, judge=judge is not None),
         tuple(final),
         None if judge is None else read_judging(judge),
+        read_balance(balance_style),
         rows_per_shard,
         shard,
     )

@@ -30,7 +30,7 @@ from .pair_identity import pair_ids
 from .stages import agreed, digest_of
 
 
-_KINDS = ("dataset_name", "preferences", "digits")
+_KINDS = ("dataset_name", "preferences", "digits", "digits_t2i")
 _FILES = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 
@@ -44,8 +44,9 @@ def read_sets(name: str, specs: Mapping[str, Mapping[str, Any]]) -> Dataset:
         specs (`Mapping[str, Mapping]`):
             For each source where its rows are: `dataset_name` (a Parquet or JSON file, a folder or a Hub id, with
             `dataset_config` and `dataset_split`), or `preferences` (a name of [`load_preferences`], with its
-            arguments), or `digits` (the arguments of [`trl_dt2it.demo.digits.make_digits`]); and `max_rows`. The key
-            is the `source` of rows that do not say theirs.
+            arguments), or `digits` or `digits_t2i` (the arguments of [`trl_dt2it.demo.digits.make_digits`] and
+            [`trl_dt2it.demo.digits.make_digits_t2i`], the latter with `both_orders`); and `max_rows`. The key is the
+            `source` of rows that do not say theirs.
 
     Returns:
         `Dataset`: all rows, in order, with the columns of all sources.
@@ -78,10 +79,9 @@ def read_set(where: str, source: str, spec: Mapping[str, Any]) -> Dataset:
         config, split = spec.pop("dataset_config", None), spec.pop("dataset_split", "train")
         rows = _load(where, str(value), config, split)
     else:
-        from ..demo.digits import make_digits
+        from ..demo.sets import demo_rows
 
-        options = {"source": source, **(json.loads(value) if isinstance(value, str) else value)}
-        rows = make_digits(options.pop("split", "train"), options.pop("num_pairs", 1000), **options)
+        rows = demo_rows(kind, source, json.loads(value) if isinstance(value, str) else value)
     if kind != "preferences" and spec:
         raise ValueError(f"`{where}` has the unknown key `{next(iter(spec))}`.")
     return rows if most is None or most >= len(rows) else rows.select(range(most))

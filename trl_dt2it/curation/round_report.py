@@ -19,11 +19,14 @@ if TYPE_CHECKING:
     from .curation_run import CurationRun
 
 FINAL_NAMES = {
+    "unbalanced": "base data as it came",
     "base": "base data only",
     "uncurated": "+ uncurated",
     "curated": "+ curated",
     "oracle": "+ true labels (oracle)",
 }
+
+GAINS = (("gain by balancing style", "base", "unbalanced"), ("gain by curation", "curated", "uncurated"))
 
 
 def label_noise(pool: Dataset, flipped: np.ndarray, kept: np.ndarray) -> dict[str, float]:
@@ -137,7 +140,8 @@ def show_summary(summary: Mapping[str, Any], console: Console | None = None) -> 
         table.add_column(column, justify="right")
     for name, one in models.items():
         table.add_row(FINAL_NAMES[name], f"{one['pairs']:,}", *(f"{one[key]:.4f}" for key in measured))
-    if measured and {"uncurated", "curated"} <= set(models):
-        gains = [models["curated"][key] - models["uncurated"][key] for key in measured]
-        table.add_row("gain by curation", "", *(f"{gain:+.4f}" for gain in gains), style="bold")
+    for name, after, before in GAINS:
+        if measured and {before, after} <= set(models):
+            gains = [models[after][key] - models[before][key] for key in measured]
+            table.add_row(name, "", *(f"{gain:+.4f}" for gain in gains), style="bold")
     console.print(table)

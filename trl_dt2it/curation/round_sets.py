@@ -14,6 +14,7 @@ from .ledger import CurationLedger
 from .ledger_files import LedgerFiles, is_manual, round_key, standing_rounds
 from .ledger_tables import state_of
 from .pair_identity import source_fingerprint
+from .round_balance import balanced_base
 from .round_data import folds_of
 from .stages import agreed
 
@@ -32,7 +33,8 @@ def training_set(
         run ([`CurationRun`]):
             The run.
         kind (`str`):
-            What stands beside the base: nothing (`"base"`), the pool as it is (`"uncurated"`), as the ledger has it
+            What stands beside the base: nothing (`"base"`), nothing and the base as it came, though the run balances
+            its style (`"unbalanced"`), the pool as it is (`"uncurated"`), as the ledger has it
             (`"curated"`), or with its true labels (`"oracle"`).
         fold (`tuple[int, int]`, *optional*):
             `(i, n)`: leaves the i-th of n parts of the pool out, i from 0.
@@ -42,7 +44,9 @@ def training_set(
     Returns:
         `Dataset`: memory-mapped, images encoded.
     """
-    base = run.sets.usable("base")
+    if kind == "unbalanced":
+        return run.sets.usable("base")
+    base = balanced_base(run)
     if kind == "base":
         return base
     pool = run.sets.usable("pool")

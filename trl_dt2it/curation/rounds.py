@@ -6,7 +6,7 @@ Every training starts from the base model, on the constructed data and on what t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -14,9 +14,12 @@ from typing import Any, cast
 
 from accelerate import PartialState
 
+from ..demo.sets import texts_of
 from ..demo.tiny import build_tiny_vlm
 from .curation_run import TINY, CurationRun, step_name
 from .ledger import CurationLedger
+from .round_balance import STAGE as BALANCE
+from .round_balance import balance_base
 from .round_data import image_options
 from .round_judges import Judging
 from .round_report import accuracy
@@ -52,8 +55,13 @@ def plan_rounds(run: CurationRun) -> list[Stage]:
     """
     plan = _Plan(run)
     for seed in dict.fromkeys(one.seed for one in run.models if one.name_or_path == TINY):
-        build = partial(_build_tiny, seed=seed)
-        plan.stages.append(Stage(f"base-model/seed-{seed}", build, {"model": TINY, "seed": seed}))
+        texts = texts_of(run.sets.specs)
+        build = partial(_build_tiny, seed=seed, texts=texts)
+        plan.stages.append(Stage(f"base-model/seed-{seed}", build, {"model": TINY, "seed": seed, "texts": texts}))
+    if run.balance is not None:
+        settings = {"base": run.sets.digest("base"), **run.balance}
+        expected = {"pairs": len(run.sets.raw("base"))}
+        plan.stages.append(Stage(BALANCE, partial(balance_base, run), settings, expected=expected))
     for number, steps in enumerate(run.rounds, 1):
         for step in steps:
             _plan_step(plan, number, step)
@@ -115,7 +123,9 @@ def _plan_decision(plan: _Plan, number: int, step: Step, stage: Stage, kind: str
 def _plan_training(plan: _Plan, name: str, model: int, kind: str, fold: tuple[int, int] | None = None) -> None:
     """A training on the base and the pool as `kind` says, without one of the folds of the pool."""
     run, base = plan.run, plan.run.models[model]
-    inputs = (f"base-model/seed-{base.seed}",) if base.name_or_path == TINY else ()
+    inputs: tuple[str, ...] = (f"base-model/seed-{base.seed}",) if base.name_or_path == TINY else ()
+    if run.balance is not None and kind != "unbalanced":
+        inputs += (BALANCE,)
     settings: dict[str, Any] = {
         "training": run.training.settings(),
         "model": asdict(base),
@@ -125,7 +135,7 @@ def _plan_training(plan: _Plan, name: str, model: int, kind: str, fold: tuple[in
     if base.name_or_path != TINY:
         settings["files"] = _files_of(base.name_or_path)
     pairs = len(run.sets.raw("base"))
-    if kind != "base":
+    if kind not in ("unbalanced", "base"):
         settings |= {"pool": run.sets.digest("pool"), "fold": fold}
         pairs += round(len(run.sets.raw("pool")) * (1 if fold is None else 1 - 1 / fold[1]))
     entries = tuple(plan.entries) if kind == "curated" else ()
@@ -173,9 +183,9 @@ def _plan_scoring(plan: _Plan, name: str, trained: str, set_name: str, fold: tup
     plan.stages.append(Stage(name, score, settings, (trained,), expected, is_shared=True))
 
 
-def _build_tiny(folder: Path, seed: int) -> dict[str, Any]:
+def _build_tiny(folder: Path, seed: int, texts: Sequence[str]) -> dict[str, Any]:
     if PartialState().is_main_process:
-        build_tiny_vlm(folder, seed=seed)
+        build_tiny_vlm(folder, seed=seed, extra_texts=texts)
     return {"seed": seed}
 
 

@@ -1,4 +1,4 @@
-"""Style leakage before and after curation: from files where there are such, else measured on the pool."""
+"""Style leakage before and after: of the constructed data where a run balanced it, else of the pool."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..curation.round_balance import STAGE as BALANCE
 from ..debias.audit import audit_style
 from .figures import bars
 from .page import Section, Table
@@ -46,19 +47,21 @@ def read_audit(path: str | os.PathLike) -> dict[str, Any]:
 
 def audits_of(run: RunFolder) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """
-    Audits of a run's pool as it came and as it is now.
+    Audits of a run's constructed data before and after balancing; without it, of the pool as it came and as it is now.
 
     Args:
         run ([`RunFolder`]):
-            The run; `style_before.json` and `style_after.json` in its folder win over measuring.
+            The run; `style_before.json` and `style_after.json` in its folder win over both.
 
     Returns:
         `tuple[dict, list]`: audits by `"before"` and `"after"`, and notes on how they were made.
     """
-    files = {name: run.directory / f"style_{name}.json" for name in ("before", "after")}
-    found = {name: read_audit(file) for name, file in files.items() if file.is_file()}
-    if found or run.pool is None:
-        return found, []
+    for folder, notes in ((run.directory, []), (run.directory / BALANCE, ["Of the constructed data, weighted."])):
+        files = {name: folder / f"style_{name}.json" for name in ("before", "after")}
+        if found := {name: read_audit(file) for name, file in files.items() if file.is_file()}:
+            return found, notes
+    if run.pool is None:
+        return {}, []
     pool, notes = run.pool, []
     if len(pool) > MOST_PAIRS:
         drawn = np.sort(np.random.default_rng(0).choice(len(pool), MOST_PAIRS, replace=False))
