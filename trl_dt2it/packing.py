@@ -11,14 +11,18 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.utils.data import Sampler
 from transformers import TrainerCallback
 from transformers.trainer_pt_utils import BatchRebalanceSampler, LengthGroupedSampler
 from transformers.utils import logging
 
+
+if TYPE_CHECKING:
+    from .reward_config import MultimodalRewardConfig
 
 logger = logging.get_logger(__name__)
 
@@ -243,3 +247,27 @@ class SetEpoch(TrainerCallback):
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if hasattr(self.sampler, "set_epoch"):
             self.sampler.set_epoch(int(state.epoch))
+
+
+def training_sampler(sizes: list[int], plan: BatchPlan | None, args: MultimodalRewardConfig) -> Sampler | None:
+    """
+    The sampler of the training pairs that ours is needed for.
+
+    Args:
+        sizes (`list[int]`):
+            Number of tokens of each pair.
+        plan ([`BatchPlan`], *optional*):
+            What [`plan_training`] gave.
+        args ([`MultimodalRewardConfig`]):
+            `train_sampling_strategy`, the seeds, the batch size and the process are read.
+
+    Returns:
+        `Sampler`, *optional*: `None` where transformers' own will do.
+    """
+    seed = args.seed if args.data_seed is None else args.data_seed
+    if plan is not None:
+        return TokenBatchSampler(plan, rank=args.process_index, seed=seed)
+    if args.train_sampling_strategy == "group_by_length":
+        size = args.train_batch_size * args.gradient_accumulation_steps
+        return EpochLengthGroupedSampler(size, sizes, seed=seed)
+    return None

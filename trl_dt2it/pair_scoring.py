@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import DataCollator
 
+from .batch_loss import pair_logits
 from .data.encoded import leave_images_encoded
 from .packing import plan_batches
 from .token_counts import PairTokens, count_pairs, pair_size
@@ -96,9 +97,7 @@ def score_pairs(
         for turn, inputs in enumerate(loader):
             number = len(inputs["pairs"]["weight"])
             tensors = send_to_device({name: value for name, value in inputs.items() if name != "pairs"}, device)
-            logits = model(**tensors, use_cache=False).logits
-            if logits.shape[-1] != 1 or len(logits) not in (2 * number, 2 * number + 1):
-                raise ValueError(f"The model gave logits of shape {tuple(logits.shape)} for {number} pairs.")
+            logits = pair_logits(model, tensors, number)
             if turn * state.num_processes + state.process_index < len(batches):
                 rewards[mine[turn]] = logits[: 2 * number, 0].float().reshape(2, number).T.cpu()
             bar.update(min(number * state.num_processes, len(dataset) - bar.n))

@@ -27,6 +27,13 @@ from .token_counts import count_pairs, count_tokens, needs_lengths
 
 logger = logging.get_logger(__name__)
 
+# What training and evaluation read of a row; the trainer takes off all other columns.
+COLUMNS = [
+    *("prompt", "chosen", "rejected", "image", "images", "videos", "tools", "chat_template_kwargs"),
+    *("strength", "weight", "margin", "source", "pair_id", "group_id", "category", "row_index", "chosen_ids"),
+    "rejected_ids",
+]
+
 
 def prepare_dataset(
     dataset: AnyDataset, *, name: str, collator: MultimodalPreferenceCollator, args: MultimodalRewardConfig

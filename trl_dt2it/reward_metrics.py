@@ -9,11 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+
+
+if TYPE_CHECKING:
+    from .batch_loss import BatchLoss
 
 
 class PairRecord(NamedTuple):
@@ -77,6 +81,13 @@ class TrainMetrics:
             "accuracy": wins / pairs,
             "margin": differences / pairs,
         }, int(tokens)
+
+
+def pair_records(pairs: dict[str, Any], found: BatchLoss) -> list[PairRecord]:
+    """What evaluation keeps of a batch, of its `pairs` and of what [`batch_loss`] gave for them."""
+    rows = pairs["row_index"].tolist() if "row_index" in pairs else [-1] * len(found.rewards)
+    columns = (rows, *found.rewards.T.tolist(), found.losses.tolist(), found.weights.tolist(), pairs["source"])
+    return [PairRecord(*values) for values in zip(*columns, strict=True)]
 
 
 def evaluation_metrics(records: Sequence[PairRecord]) -> dict[str, float]:

@@ -21,39 +21,27 @@ from transformers import (
     ProcessorMixin,
     TrainerCallback,
 )
-from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, HubStrategy, TrainOutput
 from transformers.utils import PushInProgress
 from trl import RewardConfig, RewardTrainer
 
-from .collator import MultimodalPreferenceCollator
+from .batch_loss import batch_loss, weights_of
 from .curation.callback import IterativeCurationCallback
 from .curation.callback_state import resume_curation
 from .curation.sampler import CuratedRows
 from .data.encoded import column_names
-from .data.images import ImageOptions
 from .evaluation.training import training_metrics
-from .freezing import freeze, with_reward_head
-from .loading import load_for_training, load_processing_class, set_pixel_limits
-from .losses import loss_type_for, pair_weight, pairwise_loss
+from .losses import loss_type_for
 from .model_card import PAPER, push_checkpoint, push_model, write_model_card
-from .modeling import mark_as_reward_model
-from .packing import BatchPlan, EpochLengthGroupedSampler, SetEpoch, TokenBatchSampler, plan_training
-from .preparation import prepare_dataset
+from .packing import BatchPlan, SetEpoch, plan_training, training_sampler
+from .preparation import COLUMNS, prepare_dataset
 from .rendering import ProcessingClass, get_tokenizer
 from .reward_config import MultimodalRewardConfig
-from .reward_metrics import PairRecord, TrainMetrics, evaluation_metrics
+from .reward_metrics import PairRecord, TrainMetrics, evaluation_metrics, pair_records
 from .reward_statistics import measure_reward_statistics, set_reward_statistics, write_beside_adapter
-from .shared_forward import decide_share_prefix
 from .strength import fit_dataset_strength
 from .token_counts import needs_lengths, pair_sizes
-
-
-COLUMNS = [
-    *("prompt", "chosen", "rejected", "image", "images", "videos", "tools", "chat_template_kwargs"),
-    *("strength", "weight", "margin", "source", "pair_id", "group_id", "category", "row_index", "chosen_ids"),
-    "rejected_ids",
-]
+from .trainer_setup import make_collator, set_up_adapter, set_up_arguments, set_up_model, take_back_preparation
 
 
 class MultimodalRewardTrainer(RewardTrainer):
@@ -145,57 +133,17 @@ class MultimodalRewardTrainer(RewardTrainer):
                 )
             callbacks = [*(callbacks or []), self._set_epoch]
 
-        # In what is cast here and below, the configuration's `__post_init__` has resolved strings and None.
+        # `__post_init__` has resolved a string.
         init_kwargs = dict(cast("dict[str, Any] | None", args.model_init_kwargs) or {})
-        name_or_path = model if isinstance(model, str) else model.config._name_or_path
-        if isinstance(model, str):
-            model = load_for_training(model, args, init_kwargs, quantization_config)
-            quantization_config = None
-        if model.config.num_labels != 1:
-            raise ValueError(
-                f"{type(model).__name__} is no reward model; load it with `trl_dt2it.load_reward_model`, or give its "
-                "name or directory as `model`."
-            )
-        if processing_class is None:
-            processing_class = load_processing_class(
-                name_or_path, revision=init_kwargs.get("revision"), trust_remote_code=args.trust_remote_code
-            )
-        set_pixel_limits(processing_class, min_pixels=args.min_pixels, max_pixels=args.max_pixels)
-        mark_as_reward_model(model.config)
-        if args.freeze_vision_tower or args.freeze_projector:
-            freeze(model, vision_tower=args.freeze_vision_tower, projector=args.freeze_projector)
-        if peft_config is not None:
-            peft_config = with_reward_head(
-                peft_config,
-                keep_out_of_vision_tower=args.freeze_vision_tower,
-                keep_out_of_projector=args.freeze_projector,
-            )
-
-        # Read by `_prepare_dataset`, which RewardTrainer's `__init__` calls.
-        self._collator = MultimodalPreferenceCollator(
-            processing_class,
-            image_options=ImageOptions(
-                image_root=args.image_root,
-                max_image_pixels=args.max_image_pixels,
-                allowed_hosts=tuple(args.allowed_image_hosts or ()),
-            ),
-            pad_to_multiple_of=cast("int | None", args.pad_to_multiple_of),
-            add_dummy_image=args.world_size > 1,
-            share_prefix=decide_share_prefix(args.share_prefix, model),
+        is_loaded_here = isinstance(model, str)
+        model, processing_class = set_up_model(
+            model, processing_class, args, init_kwargs=init_kwargs, quantization_config=quantization_config
         )
+        # Read by `_prepare_dataset`, which RewardTrainer's `__init__` calls.
+        self._collator = make_collator(model, processing_class, args)
         self.loss_type = args.loss_type
-        is_multimodal = isinstance(processing_class, ProcessorMixin)
-        # TRL's DPO trainer does the same: rows without images leave the vision tower without gradients, and some
-        # towers have layers that are never read.
-        checkpointing = cast("dict[str, Any] | None", args.gradient_checkpointing_kwargs) or {}
-        reentrant = checkpointing.get("use_reentrant")
-        if is_multimodal and args.ddp_find_unused_parameters is None and not reentrant:
-            args.ddp_find_unused_parameters = True
-
         sets = list(eval_dataset.values()) if isinstance(eval_dataset, dict) else [eval_dataset]
-        if any(isinstance(dataset, IterableDataset) for dataset in [train_dataset, *sets]):
-            # Otherwise accelerate joins batches of several processes, which does not work with strings.
-            cast(AcceleratorConfig, args.accelerator_config).dispatch_batches = False
+        set_up_arguments(args, processing_class, [train_dataset, *sets])
 
         args.model_init_kwargs = None  # used above; RewardTrainer would warn that it ignores them
         super().__init__(
@@ -210,13 +158,13 @@ class MultimodalRewardTrainer(RewardTrainer):
             optimizers=optimizers,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
-            quantization_config=quantization_config,
-            peft_config=peft_config,
+            quantization_config=None if is_loaded_here else quantization_config,
+            peft_config=set_up_adapter(peft_config, args),
         )
         self.args.model_init_kwargs = init_kwargs or None
         # RewardTrainer handles a tokenizer; what is saved and pushed is the processor.
         self.processing_class = self.callback_handler.processing_class = processing_class
-        if is_multimodal and args.chat_template_path is not None:
+        if isinstance(processing_class, ProcessorMixin) and args.chat_template_path is not None:
             processing_class.chat_template = get_tokenizer(processing_class).chat_template
         self.model.config.pad_token_id = get_tokenizer(processing_class).pad_token_id
         self._train_metrics = TrainMetrics()
@@ -235,13 +183,9 @@ class MultimodalRewardTrainer(RewardTrainer):
         dataset, counts = prepare_dataset(dataset, name=dataset_name, collator=self._collator, args=args)
         if dataset_name == "train" and needs_lengths(args):
             self._lengths = pair_sizes(cast(Dataset, dataset), counts, collator=self._collator, args=args)
-            if args.max_tokens_per_batch is not None:
-                self._plan = plan_training(
-                    self._lengths,
-                    args.max_tokens_per_batch,
-                    world_size=args.world_size,
-                    padded=not self._collator.share_prefix,
-                )
+            if (cap := args.max_tokens_per_batch) is not None:
+                padded = not self._collator.share_prefix
+                self._plan = plan_training(self._lengths, cap, world_size=args.world_size, padded=padded)
         if dataset_name == "train" and "strength" in column_names(dataset):
             self._collator.normalizer = fit_dataset_strength(
                 dataset, how=args.strength_normalization, neutral=args.neutral_strength
@@ -254,16 +198,9 @@ class MultimodalRewardTrainer(RewardTrainer):
             return super()._get_train_sampler(train_dataset)
         if len(self._lengths) != len(cast(Dataset, self.train_dataset if train_dataset is None else train_dataset)):
             raise ValueError("The train set was replaced after its lengths were taken; make a new trainer for it.")
-        args = self.args
-        seed = args.seed if args.data_seed is None else args.data_seed
-        sampler: Sampler | None
-        if self._plan is not None:
-            sampler = TokenBatchSampler(self._plan, rank=args.process_index, seed=seed)
-        elif args.train_sampling_strategy == "group_by_length":
-            size = args.train_batch_size * args.gradient_accumulation_steps
-            sampler = EpochLengthGroupedSampler(size, self._lengths, seed=seed)
-        else:
-            sampler = super()._get_train_sampler(Dataset.from_dict({args.length_column_name: self._lengths}))
+        sampler = training_sampler(self._lengths, self._plan, self.args)
+        if sampler is None:
+            sampler = super()._get_train_sampler(Dataset.from_dict({self.args.length_column_name: self._lengths}))
         self._set_epoch.sampler = sampler
         return sampler
 
@@ -302,12 +239,7 @@ class MultimodalRewardTrainer(RewardTrainer):
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """As in [`~transformers.Trainer`], also after an evaluation on several processes. At the end, the mean and the
         standard deviation of the rewards are written into the model's configuration; see `reward_statistics_pairs`."""
-        # An evaluation before training marks the bare model as prepared, so that training would not wrap it in DDP:
-        # each process would train by itself, without a word.
-        is_bare = self.model_wrapped is self.model and not (self.is_deepspeed_enabled or self.is_fsdp_enabled)
-        if is_bare and self.accelerator.num_processes > 1:
-            self.model._is_accelerate_prepared = False  # type: ignore[assignment]  # torch: only tensors and modules
-            self.accelerator._models.clear()
+        take_back_preparation(self)
         resume = kwargs.get("resume_from_checkpoint", args[0] if args else None)
         resume_curation(self._curation(), resume, cast(str, self.args.output_dir))
         set_reward_statistics(self.model.config, None)  # those of the model that training starts from
@@ -328,7 +260,8 @@ class MultimodalRewardTrainer(RewardTrainer):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not batches:
             return batches, None
-        local = cast(torch.Tensor, sum(self._pair_weight(batch["pairs"]).sum() for batch in batches))
+        weights = [weights_of(batch["pairs"], loss_type=self.loss_type, args=self.args).sum() for batch in batches]
+        local = cast(torch.Tensor, sum(weights))
         return batches, self.accelerator.reduce(local.to(device), "sum")
 
     def compute_loss(
@@ -356,55 +289,21 @@ class MultimodalRewardTrainer(RewardTrainer):
             rewards of chosen and rejected.
         """
         pairs = inputs["pairs"]
-        num_pairs = len(pairs["weight"])
-        logits = model(**{key: value for key, value in inputs.items() if key != "pairs"}, use_cache=False).logits
-        if logits.shape[-1] != 1 or len(logits) not in (2 * num_pairs, 2 * num_pairs + 1):
-            raise ValueError(f"The model gave logits of shape {tuple(logits.shape)} for {num_pairs} pairs.")
-        chosen, rejected = logits[: 2 * num_pairs, 0].chunk(2)
-        losses = pairwise_loss(
-            chosen,
-            rejected,
+        found = batch_loss(
+            model,
+            inputs,
             loss_type=self.loss_type,
-            strength=pairs.get("strength"),
-            margin=pairs.get("margin"),
-            is_tie=pairs.get("is_tie"),
-            margin_scale=self.args.margin_scale,
-            label_smoothing=self.args.label_smoothing,
-            tie_factor=self.args.tie_factor,
-            ordinal_thresholds=self.args.ordinal_thresholds,
-            center_rewards_coefficient=self.args.center_rewards_coefficient,
+            args=self.args,
+            total_weight=num_items_in_batch,
+            num_processes=self.accelerator.num_processes,
         )
-        weights = self._pair_weight(pairs)
-        total = weights.sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
-        # DDP, FSDP and DeepSpeed average over processes what is here divided by a sum over processes.
-        num_processes = 1 if num_items_in_batch is None else self.accelerator.num_processes
-        loss = (weights * losses).sum() * num_processes / total.clamp(min=torch.finfo(torch.float32).tiny)
-        loss = loss + 0.0 * logits[2 * num_pairs :].float().sum()  # the dummy row, if any, takes part with nothing
-
-        rewards = torch.stack([chosen, rejected], dim=1).detach().float()
         if self.model.training:
-            self._train_metrics.add(rewards[:, 0], rewards[:, 1], pairs["num_tokens"].sum())
+            self._train_metrics.add(found.rewards[:, 0], found.rewards[:, 1], pairs["num_tokens"].sum())
         else:
-            self._record(pairs, rewards, losses.detach(), weights)
-        return (loss, {"logits": rewards}) if return_outputs else loss
-
-    def _pair_weight(self, pairs: dict[str, Any]) -> torch.Tensor:
-        return pair_weight(
-            self.loss_type,
-            weight=pairs["weight"],
-            strength=pairs.get("strength"),
-            strength_power=self.args.strength_power,
-        )
-
-    def _record(
-        self, pairs: dict[str, Any], rewards: torch.Tensor, losses: torch.Tensor, weights: torch.Tensor
-    ) -> None:
-        rows = pairs["row_index"].tolist() if "row_index" in pairs else [-1] * len(rewards)
-        columns = (rows, rewards[:, 0].tolist(), rewards[:, 1].tolist(), losses.tolist(), weights.tolist())
-        records = list(zip(*columns, pairs["source"], strict=True))
-        # Takes off the rows that pad the last batch of several processes.
-        gathered = self.accelerator.gather_for_metrics(records, use_gather_object=True)
-        self._eval_records += [PairRecord(*record) for record in gathered]
+            records = pair_records(pairs, found)
+            # Takes off the rows that pad the last batch of several processes.
+            self._eval_records += self.accelerator.gather_for_metrics(records, use_gather_object=True)
+        return (found.loss, {"logits": found.rewards}) if return_outputs else found.loss
 
     def evaluation_loop(
         self,

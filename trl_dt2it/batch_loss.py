@@ -1,0 +1,134 @@
+"""The loss of one batch of pairs: the rewards that a model gives, the loss and the weight of each pair, their mean."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from .losses import pair_weight, pairwise_loss
+from .reward_config import MultimodalRewardConfig
+
+
+class BatchLoss(NamedTuple):
+    """
+    What came out of a batch of B pairs.
+
+    Parameters:
+        loss (`torch.Tensor`):
+            The mean with the weights, a scalar in fp32, to go backward from.
+        rewards (`torch.Tensor` of shape `(B, 2)` and dtype `float32`):
+            Rewards of chosen and rejected, without gradient.
+        losses (`torch.Tensor` of shape `(B,)` and dtype `float32`):
+            Loss of each pair, without gradient.
+        weights (`torch.Tensor` of shape `(B,)` and dtype `float32`):
+            Weight of each pair.
+    """
+
+    loss: torch.Tensor
+    rewards: torch.Tensor
+    losses: torch.Tensor
+    weights: torch.Tensor
+
+
+def batch_loss(
+    model: nn.Module,
+    inputs: dict[str, Any],
+    *,
+    loss_type: str,
+    args: MultimodalRewardConfig,
+    total_weight: torch.Tensor | int | None = None,
+    num_processes: int = 1,
+) -> BatchLoss:
+    """
+    Loss of a batch of B pairs, averaged with the weights.
+
+    Args:
+        model (`nn.Module`):
+            The model, wrapped or not.
+        inputs (`dict`):
+            A batch of the collator.
+        loss_type (`str`):
+            One of `LOSS_TYPES`.
+        args ([`MultimodalRewardConfig`]):
+            The settings of the loss.
+        total_weight (`torch.Tensor` or `int`, *optional*):
+            Weight of all pairs of the optimisation step over all processes; the batch's own without it.
+        num_processes (`int`, *optional*, defaults to `1`):
+            Number of the processes over which `total_weight` is a sum.
+
+    Returns:
+        [`BatchLoss`]
+    """
+    pairs = inputs["pairs"]
+    num_pairs = len(pairs["weight"])
+    logits = pair_logits(model, {key: value for key, value in inputs.items() if key != "pairs"}, num_pairs)
+    chosen, rejected = logits[: 2 * num_pairs, 0].chunk(2)
+    losses = pairwise_loss(
+        chosen,
+        rejected,
+        loss_type=loss_type,
+        strength=pairs.get("strength"),
+        margin=pairs.get("margin"),
+        is_tie=pairs.get("is_tie"),
+        margin_scale=args.margin_scale,
+        label_smoothing=args.label_smoothing,
+        tie_factor=args.tie_factor,
+        ordinal_thresholds=args.ordinal_thresholds,
+        center_rewards_coefficient=args.center_rewards_coefficient,
+    )
+    weights = weights_of(pairs, loss_type=loss_type, args=args)
+    total = weights.sum() if total_weight is None else torch.as_tensor(total_weight)
+    # DDP, FSDP and DeepSpeed average over processes what is here divided by a sum over processes.
+    factor = 1 if total_weight is None else num_processes
+    loss = (weights * losses).sum() * factor / total.clamp(min=torch.finfo(torch.float32).tiny)
+    loss = loss + 0.0 * logits[2 * num_pairs :].float().sum()  # the dummy row, if any, takes part with nothing
+    return BatchLoss(loss, torch.stack([chosen, rejected], dim=1).detach().float(), losses.detach(), weights)
+
+
+def pair_logits(model: nn.Module, tensors: dict[str, torch.Tensor], num_pairs: int) -> torch.Tensor:
+    """
+    What a model gives the answers of B pairs.
+
+    Args:
+        model (`nn.Module`):
+            The model, wrapped or not.
+        tensors (`dict[str, torch.Tensor]`):
+            A batch of the collator without `pairs`, on the model's device.
+        num_pairs (`int`):
+            B.
+
+    Returns:
+        `torch.Tensor` of shape `(2 * B, 1)`, or `(2 * B + 1, 1)` with a dummy row: first chosen, then rejected.
+
+    Raises:
+        `ValueError`: if the model gives anything else.
+    """
+    logits = model(**tensors, use_cache=False).logits
+    if logits.shape[-1] != 1 or len(logits) not in (2 * num_pairs, 2 * num_pairs + 1):
+        raise ValueError(f"The model gave logits of shape {tuple(logits.shape)} for {num_pairs} pairs.")
+    return logits
+
+
+def weights_of(pairs: dict[str, Any], *, loss_type: str, args: MultimodalRewardConfig) -> torch.Tensor:
+    """
+    Weight of each pair of a batch, as [`pair_weight`] has it.
+
+    Args:
+        pairs (`dict`):
+            `pairs` of a batch of the collator.
+        loss_type (`str`):
+            One of `LOSS_TYPES`.
+        args ([`MultimodalRewardConfig`]):
+            `strength_power` is read.
+
+    Returns:
+        `torch.Tensor` of shape `(B,)` and dtype `float32`.
+    """
+    return pair_weight(
+        loss_type,
+        weight=pairs["weight"],
+        strength=pairs.get("strength"),
+        strength_power=args.strength_power,
+    )

@@ -1,0 +1,149 @@
+"""What a trainer makes ready before TRL's own begins: the model, its processor, the collator, and a few arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, cast
+
+from datasets import IterableDataset
+from peft import PeftConfig
+from transformers import BitsAndBytesConfig, PreTrainedModel, ProcessorMixin
+from transformers.trainer_pt_utils import AcceleratorConfig
+
+from .collator import MultimodalPreferenceCollator
+from .data.images import ImageOptions
+from .freezing import freeze, with_reward_head
+from .loading import load_for_training, load_processing_class, set_pixel_limits
+from .modeling import mark_as_reward_model
+from .rendering import ProcessingClass
+from .reward_config import MultimodalRewardConfig
+from .shared_forward import decide_share_prefix
+
+
+if TYPE_CHECKING:
+    from .reward_trainer import MultimodalRewardTrainer
+
+
+def set_up_model(
+    model: str | PreTrainedModel,
+    processing_class: ProcessingClass | None,
+    args: MultimodalRewardConfig,
+    *,
+    init_kwargs: dict[str, Any],
+    quantization_config: BitsAndBytesConfig | None = None,
+) -> tuple[PreTrainedModel, ProcessingClass]:
+    """
+    A reward model and its processor, loaded where they are not given, with frozen parts and limits of pixels.
+
+    Args:
+        model (`str` or [`~transformers.PreTrainedModel`]):
+            Hub id or directory, or a model that has one label, which is changed in place.
+        processing_class ([`~transformers.ProcessorMixin`] or [`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Its processor or tokenizer, changed in place; by default the one that lies beside the model.
+        args ([`MultimodalRewardConfig`]):
+            What to freeze, the limits of pixels, `seed` and `trust_remote_code` are read.
+        init_kwargs (`dict[str, Any]`):
+            `args.model_init_kwargs`.
+        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
+            Quantisation of a model that is loaded.
+
+    Returns:
+        `tuple`: the model and its processor or tokenizer.
+
+    Raises:
+        `ValueError`: if the model has other than one label, or lacks a part that is to be frozen, or if the processor
+        has no limits of pixels and some are set.
+    """
+    name_or_path = model if isinstance(model, str) else model.config._name_or_path
+    if isinstance(model, str):
+        model = load_for_training(model, args, init_kwargs, quantization_config)
+    if model.config.num_labels != 1:
+        raise ValueError(
+            f"{type(model).__name__} is no reward model; load it with `trl_dt2it.load_reward_model`, or give its "
+            "name or directory as `model`."
+        )
+    if processing_class is None:
+        processing_class = load_processing_class(
+            name_or_path, revision=init_kwargs.get("revision"), trust_remote_code=args.trust_remote_code
+        )
+    set_pixel_limits(processing_class, min_pixels=args.min_pixels, max_pixels=args.max_pixels)
+    mark_as_reward_model(model.config)
+    if args.freeze_vision_tower or args.freeze_projector:
+        freeze(model, vision_tower=args.freeze_vision_tower, projector=args.freeze_projector)
+    return model, processing_class
+
+
+def set_up_adapter(peft_config: PeftConfig | None, args: MultimodalRewardConfig) -> PeftConfig | None:
+    """A copy of a PEFT configuration with the `score` head, and without the parts that `args` freezes."""
+    if peft_config is None:
+        return None
+    return with_reward_head(
+        peft_config,
+        keep_out_of_vision_tower=args.freeze_vision_tower,
+        keep_out_of_projector=args.freeze_projector,
+    )
+
+
+def make_collator(
+    model: PreTrainedModel, processing_class: ProcessingClass, args: MultimodalRewardConfig
+) -> MultimodalPreferenceCollator:
+    """
+    The collator that a trainer's arguments describe.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The reward model, which says whether one row per pair is possible.
+        processing_class ([`~transformers.ProcessorMixin`] or [`~transformers.PreTrainedTokenizerBase`]):
+            Its processor or tokenizer.
+        args ([`MultimodalRewardConfig`]):
+            Where images may come from, `pad_to_multiple_of`, `share_prefix` and the number of processes are read.
+
+    Returns:
+        [`MultimodalPreferenceCollator`]
+    """
+    return MultimodalPreferenceCollator(
+        processing_class,
+        image_options=ImageOptions(
+            image_root=args.image_root,
+            max_image_pixels=args.max_image_pixels,
+            allowed_hosts=tuple(args.allowed_image_hosts or ()),
+        ),
+        # The configuration's `__post_init__` has resolved strings and None, here and in the casts below.
+        pad_to_multiple_of=cast("int | None", args.pad_to_multiple_of),
+        add_dummy_image=args.world_size > 1,
+        share_prefix=decide_share_prefix(args.share_prefix, model),
+    )
+
+
+def set_up_arguments(
+    args: MultimodalRewardConfig, processing_class: ProcessingClass, datasets: Iterable[object]
+) -> None:
+    """
+    Sets what several processes need to train on rows with images, or on a stream.
+
+    Args:
+        args ([`MultimodalRewardConfig`]):
+            Changed in place: `ddp_find_unused_parameters` and `accelerator_config`.
+        processing_class ([`~transformers.ProcessorMixin`] or [`~transformers.PreTrainedTokenizerBase`]):
+            The processor of the model, or the tokenizer of one that reads text only.
+        datasets (`Iterable`):
+            The sets to train and to evaluate on.
+    """
+    # TRL's DPO trainer does the same: rows without images leave the vision tower without gradients, and some towers
+    # have layers that are never read.
+    checkpointing = cast("dict[str, Any] | None", args.gradient_checkpointing_kwargs) or {}
+    reentrant = checkpointing.get("use_reentrant")
+    if isinstance(processing_class, ProcessorMixin) and args.ddp_find_unused_parameters is None and not reentrant:
+        args.ddp_find_unused_parameters = True
+    if any(isinstance(dataset, IterableDataset) for dataset in datasets):
+        # Otherwise accelerate joins batches of several processes, which does not work with strings.
+        cast(AcceleratorConfig, args.accelerator_config).dispatch_batches = False
+
+
+def take_back_preparation(trainer: MultimodalRewardTrainer) -> None:
+    """Lets a trainer prepare its model anew. An evaluation before training marks the bare model as prepared, so that
+    training would not wrap it in DDP: each process would train by itself, without a word."""
+    is_sharded = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
+    if trainer.model_wrapped is trainer.model and not is_sharded and trainer.accelerator.num_processes > 1:
+        trainer.model._is_accelerate_prepared = False  # type: ignore[assignment]  # torch: only tensors and modules
+        trainer.accelerator._models.clear()
