@@ -22,13 +22,13 @@ class BestOfNArguments(AnswerArguments):
 
 
 def main(args):
-    from accelerate import PartialState
     from rich.console import Console
 
     from trl_dt2it.data.whole_file import whole_file
+    from trl_dt2it.recipe_models import share_work
     from trl_dt2it.scored_answers import answer_and_score
 
-    state, output, rows = PartialState(), Path(args.output_dir) / "best_of_n.jsonl", args.read()
+    state, output, rows = share_work(), Path(args.output_dir) / "best_of_n.jsonl", args.read()
     if args.dry_run:
         if state.is_main_process:
             args.show_plan(rows, output)
@@ -40,6 +40,7 @@ def main(args):
             part.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
         show(lines, output, Console())
     state.wait_for_everyone()
+    state.destroy_process_group()
 
 
 def best_of(one):

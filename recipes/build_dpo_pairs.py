@@ -50,15 +50,15 @@ class GapPairArguments(AnswerArguments):
 
 
 def main(args):
-    from accelerate import PartialState
     from rich.console import Console
 
     from trl_dt2it.data import write_parquet
     from trl_dt2it.data.whole_file import whole_file
+    from trl_dt2it.recipe_models import share_work
     from trl_dt2it.reward_gap_pairs import build_gap_pairs
     from trl_dt2it.scored_answers import answer_and_score
 
-    state, folder, rows = PartialState(), Path(args.output_dir), args.read()
+    state, folder, rows = share_work(), Path(args.output_dir), args.read()
     output = folder / "pairs" / f"train.{args.output_format}"
     if args.dry_run:
         if state.is_main_process:
@@ -85,6 +85,7 @@ def main(args):
             part.write_text(json.dumps(dataclasses.asdict(report), indent=2) + "\n", encoding="utf-8")
         show(report, output, Console())
     state.wait_for_everyone()
+    state.destroy_process_group()
 
 
 def check_paths(rows):

@@ -115,8 +115,6 @@ def mapping(name, value):
 
 
 def main(args):
-    import torch
-    from accelerate import PartialState
     from rich.console import Console
 
     from trl_dt2it.attention import usable_attention
@@ -125,6 +123,7 @@ def main(args):
     from trl_dt2it.evaluation import evaluate, pooled, show_published
     from trl_dt2it.evaluation.benchmarks import PAPER_BENCHMARKS
     from trl_dt2it.evaluation.cards import update_card
+    from trl_dt2it.recipe_models import share_work
     from trl_dt2it.report import write_report
     from trl_dt2it.scoring import RewardScorer
 
@@ -134,8 +133,7 @@ def main(args):
     if args.model_card and not (is_local and (Path(args.model) / "README.md").is_file()):
         raise ValueError(f"`model_card` is true, but {args.model} is no directory with a README.md.")
     sources = resolve(args)
-    # Of several processes without an accelerator each would think that it is the only one.
-    state, console = PartialState(cpu=not torch.accelerator.is_available()), Console()
+    state, console = share_work(), Console()
     folder = Path(args.output_dir or (Path(args.model) / "evaluation" if is_local else "evaluation"))
     if args.dry_run:
         if state.is_main_process:

@@ -57,21 +57,18 @@ class ScoreArguments(RowArguments):
 
 
 def main(args):
-    import torch
-    from accelerate import PartialState
     from rich.console import Console
 
     from trl_dt2it.attention import usable_attention
     from trl_dt2it.data import write_parquet
     from trl_dt2it.data.whole_file import whole_file
     from trl_dt2it.recipe_data import show_dry_run
+    from trl_dt2it.recipe_models import share_work
     from trl_dt2it.scoring import RewardScorer
 
     if args.model is None:
         raise ValueError("Give `model`, the directory or Hub id of a reward model.")
-    # Of several processes without an accelerator each would think that it is the only one.
-    state = PartialState(cpu=not torch.accelerator.is_available())
-    console, folder = Console(), Path(args.output_dir)
+    state, console, folder = share_work(), Console(), Path(args.output_dir)
     rows = args.read()
     if args.dry_run:
         if state.is_main_process:

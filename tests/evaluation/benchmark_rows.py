@@ -2,6 +2,7 @@
 
 import io
 import random
+from pathlib import Path
 
 from PIL import Image
 
@@ -87,4 +88,20 @@ def mm_rlhf_rows(rng: random.Random, num_prompts: int) -> list[dict]:
             for pair in range(rng.randint(2, 6))
         ]
     rng.shuffle(rows)
+    return rows
+
+
+def paper_rows(rng: random.Random, count: int, images: Path) -> dict[str, list[dict]]:
+    """Rows of the paper's three benchmarks by their names, the files of images that they name under `images`; of
+    MM-RLHF-RewardBench so many prompts, those about videos left out."""
+    rows = {
+        "vl-rewardbench": vl_rows(rng, count),
+        "multimodal-rewardbench": mm_rows(rng, count),
+        "mm-rlhf-rewardbench": [row for row in mm_rlhf_rows(rng, count) if "image" in row],
+    }
+    for name, column in (("multimodal-rewardbench", "Image"), ("mm-rlhf-rewardbench", "image")):
+        for index, row in enumerate(rows[name]):
+            path = images / row[column]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(png((index % 256, 90, 40)))
     return rows
