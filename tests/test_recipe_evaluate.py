@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard
 from trl_dt2it.evaluation import ScoreFile, compute_metrics, evaluate, read_benchmark
 from trl_dt2it.scoring import RewardScorer
 
-from .evaluation.benchmark_rows import vl_rows
+from .evaluation.benchmark_rows import paper_rows, vl_rows
 from .pairs import model_of, processor_of
 
 
@@ -69,6 +69,35 @@ def test_what_it_writes_is_what_the_scorer_says(recipe, model, tmp_path, capsys)
     # A second time replaces the numbers of the first.
     run(recipe, *flags, "--output_dir", tmp_path / "out", "--model_card", "true")
     assert len(ModelCard.load(model / "README.md").data.eval_results) == len(entries)
+
+
+def test_all_three_from_local_rows_with_the_papers_pooled_mean(recipe, model, tmp_path, capsys):
+    rows = {}
+    for name, some in paper_rows(random.Random(1), 9, tmp_path / "images").items():
+        rows[name] = str(tmp_path / f"{name}.parquet")
+        Dataset.from_list(some).to_parquet(rows[name])
+    flags = ["--model", model, "--benchmarks", "all", "--rows", json.dumps(rows)]
+    run(recipe, *flags, "--image_root", tmp_path / "images", "--output_dir", tmp_path / "out")
+    correct, counts, shares, scorer = 0, [], [], RewardScorer.from_pretrained(model)
+    for name, file in rows.items():
+        canonical = read_benchmark(name, file, image_root=str(tmp_path / "images"))
+        scores = scorer.score_pairs(canonical)
+        right = scores[:, 0] > scores[:, 1]
+        correct, counts, shares = correct + right.sum(), [*counts, len(right)], [*shares, right.mean()]
+    assert len(set(counts)) > 1 and len(set(shares)) > 1  # otherwise the pooled mean would be that of the three
+    content = json.loads((tmp_path / "out/evaluation.json").read_text())
+    assert [result["name"] for result in content["results"]] == list(rows)
+    pooled = {"micro": correct / sum(counts), "mean": sum(shares) / 3, "n": sum(counts)}
+    assert content["pooled"] == pytest.approx(pooled)
+    shown = " ".join(capsys.readouterr().out.split())
+    expected = f"{correct} of {sum(counts)} pairs, the paper's mean overall accuracy: {correct / sum(counts):.2%}"
+    assert expected in shown and "BaseReward 7B" in shown
+    # Of two of them there is a pooled mean too, but it is not the paper's.
+    two = {name: rows[name] for name in list(rows)[:2]}
+    flags = ["--model", model, "--benchmarks", *two, "--rows", json.dumps(two), "--image_root", tmp_path / "images"]
+    run(recipe, *flags, "--output_dir", tmp_path / "two")
+    assert json.loads((tmp_path / "two/evaluation.json").read_text())["pooled"]["n"] == sum(counts[:2])
+    assert "the paper's mean" not in capsys.readouterr().out
 
 
 def test_a_yaml_file_and_the_name_of_all(recipe, tmp_path):
