@@ -116,6 +116,12 @@ def test_dry_runs_of_the_other_verbs(folder, tmp_path, capsys, monkeypatch):
     found = cells(capsys.readouterr().out)
     assert found["mm-rlhf-rewardbench"] == ["yifanzhang114/MM-RLHF-RewardBench, 170 pairs"]
     assert "12 pairs" in found["vl-rewardbench"][0] or "12 pairs" in " ".join(sum(found.values(), []))
+    flags = ["--reward_model", "m", "--num_answers", "3", "--output_dir", "b", "--dry_run"]
+    for name, written in (("best-of-n", "b/best_of_n.jsonl"), ("dpo-pairs", "b/pairs/train.parquet")):
+        assert main([name, "--config", name.replace("dpo-pairs", "build-dpo-pairs").replace("-", "_"), *flags]) == 0
+        found = cells(capsys.readouterr().out)
+        assert found["prompts"] == ["16"] and found["tokens to write at most"] == ["768"]  # 16 times 3 times 16
+        assert found["writes"] == [written]
     endpoint = json.dumps({"base_url": "http://localhost:1/v1", "model": "judge"})
     flags = ["--dataset_name", str(folder / "prompts.jsonl"), "--output_dir", "c", "--judge", endpoint]
     assert main(["construct", *flags, "--num_shuffles", "2", "--dry_run"]) == 0
@@ -168,6 +174,8 @@ MISUSE = {
     "audit --preferences rlaif": "rlaif",
     "score": "Give `model`, the directory or Hub id of a reward model.",
     "evaluate --model m --benchmarks x": "`x` is no known benchmark.",
+    "best-of-n": "Give `reward_model`, the directory or Hub id of a reward model.",
+    "dpo-pairs --reward_model m --min_gap -1": "`min_gap` is -1.0; it must be at least 0.",
     "report --run nowhere": "`run` is nowhere, but there is no such file or folder.",
 }
 

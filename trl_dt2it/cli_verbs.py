@@ -30,6 +30,12 @@ class Verb:
     is_launched: bool = False
 
 
+# What the two verbs that sample answers are told first.
+_SAMPLING = (
+    *("model_name_or_path", "reward_model", "dataset_name", "image_root", "max_rows", "output_dir", "num_answers"),
+    *("max_new_tokens", "temperature", "top_p", "prompts_per_batch", "normalize", "dtype", "reward_dtype", "dry_run"),
+)
+
 VERBS = {
     "prepare": Verb(
         "prepare_data",
@@ -136,6 +142,38 @@ VERBS = {
                 """--rows '{"mm-rlhf-rewardbench": "mm_reward_bench.jsonl"}' --image_root images""",
             ),
         ),
+        is_launched=True,
+    ),
+    "best-of-n": Verb(
+        "best_of_n",
+        "Take the best of n answers to prompts with images: one model samples, a reward model picks.",
+        (
+            ("What would be sampled and scored", "trl-dt2it best-of-n --config best_of_n --dry_run"),
+            (
+                "Your own prompts",
+                "trl-dt2it best-of-n --model_name_or_path Qwen/Qwen3-VL-8B-Instruct --reward_model reward-model "
+                "--dataset_name prompts.jsonl --image_root photos --output_dir outputs/best",
+            ),
+            (
+                "Answers that a server gave, in a column `answers`",
+                "trl-dt2it best-of-n --reward_model reward-model --dataset_name answered.jsonl --image_root photos",
+            ),
+        ),
+        flags=_SAMPLING,
+        is_launched=True,
+    ),
+    "dpo-pairs": Verb(
+        "build_dpo_pairs",
+        "Build preference pairs for DPO out of a model's own answers, by the gap of their rewards.",
+        (
+            ("What would be sampled and scored", "trl-dt2it dpo-pairs --config build_dpo_pairs --dry_run"),
+            (
+                "Your own prompts, on 8 GPUs",
+                "trl-dt2it dpo-pairs --model_name_or_path Qwen/Qwen3-VL-8B-Instruct --reward_model reward-model "
+                "--dataset_name prompts.jsonl --image_root photos --min_gap 0.8 --num_processes 8",
+            ),
+        ),
+        flags=(*_SAMPLING, "min_gap", "pairs_per_prompt", "drop_unfinished", "output_format"),
         is_launched=True,
     ),
     "report": Verb(
