@@ -103,7 +103,7 @@ def test_qlora_in_four_bits(tmp_path):
 def test_bitsandbytes_spoils_a_packed_layer_that_is_saved(is_double):
     """A forward pass without gradients packs 4-bit weights on CPUs with AVX-512-bf16, and saving unpacks them, but
     leaves the scales of blocks transposed unless these are quantized, too. An evaluation and a save then spoil the
-    model in memory. If this fails without double quantization, it is mended, and the README's warning can go."""
+    model in memory. If this fails without double quantization, it is mended, and [`refuse_spoiled_weights`] can go."""
     torch.manual_seed(0)
     weight = torch.randn(128, 256) * torch.logspace(-1, 1, 128)[:, None]  # scales that differ from block to block
     layer = Linear4bit(256, 128, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4")
@@ -120,6 +120,27 @@ def test_bitsandbytes_spoils_a_packed_layer_that_is_saved(is_double):
     layer.state_dict()
     error = (layer(inputs).detach() - expected).abs().max() / expected.abs().max()
     assert error < 0.02 if is_double else error > 0.1
+
+
+def test_four_bits_on_a_cpu_are_refused_without_double_quantization(tmp_path):
+    base = build_tiny_vlm(tmp_path / "base", num_layers=1, vision_depth=1)
+    data, lora = make_dataset(2), LoraConfig(r=2, target_modules="all-linear")
+    single = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+    loaded = load_reward_model(base, quantization_config=single)  # only to score it will do
+    message = "On a CPU, 4-bit weights need double quantisation.*; set `use_bnb_nested_quant`, or"
+    for model, init_kwargs, quantization in (
+        (base, {}, single),
+        (base, {"quantization_config": single}, None),
+        (loaded, {}, None),
+    ):
+        with pytest.raises(ValueError, match=message):
+            MultimodalRewardTrainer(
+                model,
+                args=config(tmp_path, model_init_kwargs=init_kwargs),
+                train_dataset=data,
+                peft_config=lora,
+                quantization_config=quantization,
+            )
 
 
 def test_an_adapter_without_its_head_is_refused(tmp_path):

@@ -46,6 +46,31 @@ def load_for_training(
     return load_reward_model(name_or_path, **kwargs)
 
 
+def refuse_spoiled_weights(model: PreTrainedModel) -> None:
+    """
+    Refuses to train on 4-bit weights that bitsandbytes would spoil.
+
+    On a CPU it packs them when an evaluation reads them and unpacks them when the model is saved, but does not put the
+    scales of the blocks back unless these are quantised, too. The next step would go on with another model.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The model to train, on its device.
+
+    Raises:
+        `ValueError`: if it is in 4 bits, on a CPU, without double quantisation.
+    """
+    found = getattr(model.config, "quantization_config", None)
+    if not isinstance(found, BitsAndBytesConfig) or not found.load_in_4bit or found.bnb_4bit_use_double_quant:
+        return
+    if model.device.type == "cpu":
+        raise ValueError(
+            "On a CPU, 4-bit weights need double quantisation, because bitsandbytes spoils others when the model is "
+            "saved after an evaluation; set `use_bnb_nested_quant`, or `bnb_4bit_use_double_quant=True` in the "
+            "`BitsAndBytesConfig`."
+        )
+
+
 def load_processing_class(
     name_or_path: str | os.PathLike, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> ProcessingClass:

@@ -13,7 +13,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 from .collator import MultimodalPreferenceCollator
 from .data.images import ImageOptions
 from .freezing import freeze, with_reward_head
-from .loading import load_for_training, load_processing_class, set_pixel_limits
+from .loading import load_for_training, load_processing_class, refuse_spoiled_weights, set_pixel_limits
 from .modeling import mark_as_reward_model
 from .rendering import ProcessingClass
 from .reward_config import MultimodalRewardConfig
@@ -52,7 +52,7 @@ def set_up_model(
 
     Raises:
         `ValueError`: if the model has other than one label, or lacks a part that is to be frozen, or if the processor
-        has no limits of pixels and some are set.
+        has no limits of pixels and some are set, or as [`refuse_spoiled_weights`] says.
     """
     name_or_path = model if isinstance(model, str) else model.config._name_or_path
     if isinstance(model, str):
@@ -62,6 +62,7 @@ def set_up_model(
             f"{type(model).__name__} is no reward model; load it with `trl_dt2it.load_reward_model`, or give its "
             "name or directory as `model`."
         )
+    refuse_spoiled_weights(model)
     if processing_class is None:
         processing_class = load_processing_class(
             name_or_path, revision=init_kwargs.get("revision"), trust_remote_code=args.trust_remote_code

@@ -1,4 +1,4 @@
-"""Recipes that score, on two processes: they share the work out, one of them writes, and it is what one alone writes."""
+"""Recipes that score, on two processes: the work is shared, one of them writes, and it is what one alone writes."""
 
 import json
 import random
