@@ -67,9 +67,9 @@ format: install-dev  ## Put the code into shape
 docs: install-dev  ## Build the documentation into site/
 	$(BIN)/mkdocs build --strict
 
-.PHONY: report-screenshots
-report-screenshots: install-dev  ## Make the screenshots of docs/images from the report of `make demo` (needs Chromium)
-	$(BIN)/python tools/report_screenshots.py
+.PHONY: screenshots
+screenshots: docs  ## Make the screenshots of docs/images from the report of `make demo` and the site (needs Chromium)
+	$(BIN)/python tools/screenshots.py
 
 BENCHMARKS := digits_seeds shared_prefix_exactness shared_prefix input_pipeline token_packing step_profile data_throughput decontamination t2i_digits style_bias debias_training distill_digits best_of_n curation_quality curation_in_run curation_scale callback_kills rounds_kills scoring_throughput score_dataset_kills
 
