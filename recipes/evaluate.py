@@ -19,15 +19,15 @@ from pathlib import Path
 
 from trl import TrlParser
 
+from trl_dt2it.recipe_models import ScorerArguments
+
 
 @dataclass
-class EvaluateArguments:
+class EvaluateArguments(ScorerArguments):
     """
-    Arguments of this script.
+    Arguments of this script, besides those of [`trl_dt2it.recipe_models.ScorerArguments`].
 
     Parameters:
-        model (`str`):
-            Directory or Hub id of a reward model or of an adapter.
         benchmarks (`list[str]`, *optional*, defaults to `["all"]`):
             Names of benchmarks; `all` for the three of the paper.
         rows (`dict` or `str`, *optional*):
@@ -37,12 +37,6 @@ class EvaluateArguments:
         output_dir (`str`, *optional*):
             Folder of the results; by default `evaluation` under the model, or in the working directory if the model
             is on the Hub.
-        dtype (`str`, *optional*):
-            Dtype of the weights; by default the checkpoint's.
-        attn_implementation (`str`, *optional*):
-            Attention implementation, such as `flash_attention_2`.
-        batch_tokens (`int`, *optional*, defaults to `16384`):
-            Most tokens of a batch.
         min_pixels, max_pixels (`int`, *optional*):
             Smallest and largest number of pixels of an image; by default those of training.
         videos (`str`, *optional*, defaults to `"auto"`):
@@ -53,31 +47,18 @@ class EvaluateArguments:
             Rounds scores to so many digits, only to compare with numbers that were measured so.
         model_card (`bool`, *optional*, defaults to `False`):
             Whether to write the numbers into the `README.md` of the model's directory, in place of earlier ones.
-        revision (`str`, *optional*):
-            Branch, tag or commit of a model on the Hub.
-        trust_remote_code (`bool`, *optional*, defaults to `False`):
-            Whether code that ships with the checkpoint may run.
-        dry_run (`bool`, *optional*, defaults to `False`):
-            Whether to say only what would be read and written.
     """
 
-    model: str | None = field(default=None, metadata={"help": "Directory or Hub id of a reward model."})
     benchmarks: list[str] = field(default_factory=lambda: ["all"], metadata={"help": "Names, or `all`."})
     rows: dict | str | None = field(default=None, metadata={"help": "Where the rows of each benchmark are."})
     image_root: dict | str | None = field(default=None, metadata={"help": "Folder that paths of images start from."})
     output_dir: str | None = field(default=None, metadata={"help": "Folder of the results."})
-    dtype: str | None = field(default=None, metadata={"help": "Dtype of the weights."})
-    attn_implementation: str | None = field(default=None, metadata={"help": "Attention implementation."})
-    batch_tokens: int = field(default=16384, metadata={"help": "Most tokens of a batch."})
     min_pixels: int | None = field(default=None, metadata={"help": "Smallest number of pixels of an image."})
     max_pixels: int | None = field(default=None, metadata={"help": "Largest number of pixels of an image."})
     videos: str = field(default="auto", metadata={"help": "What becomes of rows about a video."})
     on_bad_row: str = field(default="raise", metadata={"help": "`raise` or `leave_out`."})
     round: int | None = field(default=None, metadata={"help": "Rounds scores to so many digits."})
     model_card: bool = field(default=False, metadata={"help": "Whether to write the model card."})
-    revision: str | None = field(default=None, metadata={"help": "Revision of a model on the Hub."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Whether code of the checkpoint may run."})
-    dry_run: bool = field(default=False, metadata={"help": "Say only what would be read and written."})
 
 
 def resolve(args):
@@ -117,7 +98,6 @@ def mapping(name, value):
 def main(args):
     from rich.console import Console
 
-    from trl_dt2it.attention import usable_attention
     from trl_dt2it.card_facts import run_command
     from trl_dt2it.data.whole_file import whole_file
     from trl_dt2it.evaluation import evaluate, pooled, show_published
@@ -125,10 +105,8 @@ def main(args):
     from trl_dt2it.evaluation.cards import update_card
     from trl_dt2it.recipe_models import share_work
     from trl_dt2it.report import write_report
-    from trl_dt2it.scoring import RewardScorer
 
-    if args.model is None:
-        raise ValueError("Give `model`, the directory or Hub id of a reward model.")
+    args.named_model()
     is_local = Path(args.model).is_dir()
     if args.model_card and not (is_local and (Path(args.model) / "README.md").is_file()):
         raise ValueError(f"`model_card` is true, but {args.model} is no directory with a README.md.")
@@ -139,16 +117,7 @@ def main(args):
         if state.is_main_process:
             plan(args, sources, folder, console)
         return
-    scorer = RewardScorer.from_pretrained(
-        args.model,
-        dtype=args.dtype,
-        attn_implementation=usable_attention(args.attn_implementation),
-        batch_tokens=args.batch_tokens,
-        min_pixels=args.min_pixels,
-        max_pixels=args.max_pixels,
-        revision=args.revision,
-        trust_remote_code=args.trust_remote_code,
-    )
+    scorer = args.load(min_pixels=args.min_pixels, max_pixels=args.max_pixels)
     folder.mkdir(parents=True, exist_ok=True)
     name = Path(args.model).name
     results = []

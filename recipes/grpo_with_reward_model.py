@@ -23,9 +23,8 @@ from pathlib import Path
 from trl import GRPOConfig, ModelConfig, ScriptArguments, TrlParser
 
 
-# Names that stand for what `trl_dt2it.demo` makes on the spot.
+# The name that stands for what `trl_dt2it.demo.digits` makes.
 DIGITS = "digits"
-TINY = "tiny-qwen3-vl"
 
 
 @dataclass
@@ -78,21 +77,14 @@ def main(script_args, training_args, model_args):
     from accelerate import PartialState
     from trl import GRPOTrainer, get_peft_config, get_quantization_config
 
-    from trl_dt2it.attention import usable_attention
+    from trl_dt2it.recipe_models import init_kwargs, with_tiny
     from trl_dt2it.scoring import RewardScorer
 
     for name, value in (("reward_model", script_args.reward_model), ("dataset_name", script_args.dataset_name)):
         if not value:
             raise ValueError(f"Give `{name}`.")
     state = PartialState()
-    model = model_args.model_name_or_path
-    if model == TINY:
-        from trl_dt2it.demo.tiny import build_tiny_vlm
-
-        model = f"{training_args.output_dir}/_base"
-        with state.main_process_first():
-            if state.is_main_process:
-                build_tiny_vlm(model, seed=training_args.seed)
+    model = with_tiny(model_args.model_name_or_path, training_args.output_dir, training_args.seed)
     scorer = RewardScorer.from_pretrained(
         script_args.reward_model,
         device=training_args.device,
@@ -101,12 +93,7 @@ def main(script_args, training_args, model_args):
         image_root=script_args.image_root,
         trust_remote_code=training_args.trust_remote_code,
     )
-    training_args.model_init_kwargs = {
-        "revision": model_args.model_revision,
-        "attn_implementation": usable_attention(model_args.attn_implementation),
-        "dtype": model_args.dtype,
-        **(training_args.model_init_kwargs or {}),
-    }
+    training_args.model_init_kwargs = init_kwargs(model_args, training_args)
     trainer = GRPOTrainer(
         model=model,
         reward_funcs=scorer.as_reward_func(invalid_reward=script_args.invalid_reward),

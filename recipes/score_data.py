@@ -14,60 +14,38 @@ from pathlib import Path
 from trl import TrlParser
 
 from trl_dt2it.recipe_data import RowArguments
+from trl_dt2it.recipe_models import ScorerArguments
 
 
 @dataclass
-class ScoreArguments(RowArguments):
+class ScoreArguments(RowArguments, ScorerArguments):
     """
-    Arguments of this script, besides those of [`trl_dt2it.recipe_data.RowArguments`].
+    Arguments of this script, besides those of [`trl_dt2it.recipe_models.ScorerArguments`] and of
+    [`trl_dt2it.recipe_data.RowArguments`].
 
     Parameters:
-        model (`str`):
-            Directory or Hub id of a reward model or of an adapter.
         output_dir (`str`, *optional*, defaults to `"outputs/scores"`):
             Folder of the results.
-        dtype (`str`, *optional*):
-            Dtype of the weights; by default the checkpoint's.
-        attn_implementation (`str`, *optional*):
-            Attention implementation, such as `flash_attention_2`.
-        batch_tokens (`int`, *optional*, defaults to `16384`):
-            Most tokens of a batch.
         rows_per_shard (`int`, *optional*, defaults to `512`):
             Pairs of a file: what a kill may cost at most.
         normalize (`bool`, *optional*, defaults to `False`):
             Whether rewards are those of [`trl_dt2it.RewardScorer`] with `normalize`.
-        revision (`str`, *optional*):
-            Branch, tag or commit of a model on the Hub.
-        trust_remote_code (`bool`, *optional*, defaults to `False`):
-            Whether code that ships with the checkpoint may run.
-        dry_run (`bool`, *optional*, defaults to `False`):
-            Whether to say only what would be read and written.
     """
 
-    model: str | None = field(default=None, metadata={"help": "Directory or Hub id of a reward model."})
     output_dir: str = field(default="outputs/scores", metadata={"help": "Folder of the results."})
-    dtype: str | None = field(default=None, metadata={"help": "Dtype of the weights."})
-    attn_implementation: str | None = field(default=None, metadata={"help": "Attention implementation."})
-    batch_tokens: int = field(default=16384, metadata={"help": "Most tokens of a batch."})
     rows_per_shard: int = field(default=512, metadata={"help": "Pairs of a file: what a kill may cost."})
     normalize: bool = field(default=False, metadata={"help": "Whether rewards are normalised."})
-    revision: str | None = field(default=None, metadata={"help": "Revision of a model on the Hub."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Whether code of the checkpoint may run."})
-    dry_run: bool = field(default=False, metadata={"help": "Say only what would be read and written."})
 
 
 def main(args):
     from rich.console import Console
 
-    from trl_dt2it.attention import usable_attention
     from trl_dt2it.data import write_parquet
     from trl_dt2it.data.whole_file import whole_file
     from trl_dt2it.recipe_data import show_dry_run
     from trl_dt2it.recipe_models import share_work
-    from trl_dt2it.scoring import RewardScorer
 
-    if args.model is None:
-        raise ValueError("Give `model`, the directory or Hub id of a reward model.")
+    args.named_model()
     state, console, folder = share_work(), Console(), Path(args.output_dir)
     rows = args.read()
     if args.dry_run:
@@ -84,16 +62,7 @@ def main(args):
                 console,
             )
         return
-    scorer = RewardScorer.from_pretrained(
-        args.model,
-        dtype=args.dtype,
-        attn_implementation=usable_attention(args.attn_implementation),
-        batch_tokens=args.batch_tokens,
-        image_options=args.image_options,
-        normalize=args.normalize,
-        revision=args.revision,
-        trust_remote_code=args.trust_remote_code,
-    )
+    scorer = args.load(image_options=args.image_options, normalize=args.normalize)
     scored = scorer.score_dataset(rows, folder / "rewards", rows_per_shard=args.rows_per_shard)
     if state.is_main_process:
         write_parquet(scored, folder / "scored.parquet")

@@ -22,9 +22,8 @@ from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser
 from trl_dt2it import MultimodalRewardConfig
 
 
-# Names that stand for what `trl_dt2it.demo` makes on the spot instead of for something on the Hub or on disk.
+# The name that stands for what `trl_dt2it.demo.digits` makes instead of for something on the Hub or on disk.
 DIGITS = "digits"
-TINY = "tiny-qwen3-vl"
 FILE_BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 
@@ -92,29 +91,17 @@ def main(script_args, training_args, model_args, dataset_args):
     from trl import get_peft_config, get_quantization_config
 
     from trl_dt2it import MultimodalRewardTrainer
-    from trl_dt2it.attention import usable_attention
     from trl_dt2it.debias import StyleAuditCallback
+    from trl_dt2it.recipe_models import init_kwargs, with_tiny
 
     state = PartialState()
     if script_args.dry_run:
         if state.is_main_process:
             plan(script_args, training_args, model_args, dataset_args)
         return
-    model = model_args.model_name_or_path
-    if model == TINY:
-        from trl_dt2it.demo.tiny import build_tiny_vlm
+    model = with_tiny(model_args.model_name_or_path, training_args.output_dir, training_args.seed)
 
-        model = f"{training_args.output_dir}/_base"
-        with state.main_process_first():
-            if state.is_main_process:
-                build_tiny_vlm(model, seed=training_args.seed)
-
-    training_args.model_init_kwargs = {
-        "revision": model_args.model_revision,
-        "attn_implementation": usable_attention(model_args.attn_implementation),
-        "dtype": model_args.dtype,
-        **(training_args.model_init_kwargs or {}),
-    }
+    training_args.model_init_kwargs = init_kwargs(model_args, training_args)
     dataset = load_data(script_args, dataset_args, training_args.seed)
     train_dataset = dataset[script_args.dataset_train_split]
     if script_args.max_train_pairs is not None:

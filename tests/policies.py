@@ -9,6 +9,20 @@ from trl_dt2it import load_reward_model
 from trl_dt2it.demo.tiny import build_tiny_vlm
 
 
+# Two steps of a trainer of TRL's that trains it.
+ON_THE_CPU = {
+    "max_steps": 2,
+    "learning_rate": 1e-3,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+    "use_cpu": True,
+    "bf16": False,
+    "disable_tqdm": True,
+    "gradient_checkpointing": False,
+}
+
+
 def policy_and_reward_model(folder: Path, **config: float) -> tuple[str, str]:
     """Directories of both; `config` goes into the configuration of the reward model."""
     policy = build_tiny_vlm(folder / "policy", num_layers=2, vision_depth=2)

@@ -3,8 +3,6 @@
 import functools
 import io
 import json
-import sys
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +14,14 @@ from transformers import AutoProcessor
 from trl import DPOConfig, DPOTrainer
 
 from trl_dt2it import RewardScorer
+from trl_dt2it.cli import load_recipe
 from trl_dt2it.data import ImageOptions, RowError, check_row, to_dpo
 from trl_dt2it.data.encoded import leave_images_encoded
 from trl_dt2it.data.prompts import read_prompt
 from trl_dt2it.demo.digits import make_digits
 from trl_dt2it.sampling import Sampling, load_generator, sample_answers
 
-from .policies import policy_and_reward_model
+from .policies import ON_THE_CPU, policy_and_reward_model
 from .rows import make_rows
 
 
@@ -36,17 +35,8 @@ def models(tmp_path_factory) -> tuple[str, str]:
     return policy_and_reward_model(folder, reward_mean=1.0, reward_std=0.25)
 
 
-@functools.cache
-def recipe(name: str):
-    spec = spec_from_file_location(f"{name}_recipe", ROOT / f"recipes/{name}.py")
-    module = module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def run(name: str, *flags: object) -> None:
-    one = recipe(name)
+    one = load_recipe(name)
     one.main(*one.make_parser().parse_args_and_config(list(map(str, flags))))
 
 
@@ -187,17 +177,9 @@ def test_its_pairs_through_a_real_dpo_step_with_images_that_reach_the_model(mode
     np.testing.assert_allclose(rewards[:, 0], pairs["chosen_reward"][:], atol=1e-3)
     args = DPOConfig(
         str(tmp_path / "dpo"),
-        max_steps=2,
         per_device_train_batch_size=2,
-        learning_rate=1e-3,
         max_length=None,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        use_cpu=True,
-        bf16=False,
-        disable_tqdm=True,
-        gradient_checkpointing=False,
+        **ON_THE_CPU,
     )
     trainer = DPOTrainer(model=models[0], args=args, train_dataset=to_dpo(pairs))
     seen = []

@@ -2,8 +2,6 @@
 
 import json
 import random
-import sys
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -11,6 +9,7 @@ import pytest
 from datasets import Dataset
 from huggingface_hub import ModelCard
 
+from trl_dt2it.cli import load_recipe
 from trl_dt2it.evaluation import ScoreFile, compute_metrics, evaluate, read_benchmark
 from trl_dt2it.scoring import RewardScorer
 
@@ -18,16 +17,9 @@ from .evaluation.benchmark_rows import paper_rows, vl_rows
 from .pairs import model_of, processor_of
 
 
-ROOT = Path(__file__).parents[1]
-
-
 @pytest.fixture(scope="module")
 def recipe():
-    spec = spec_from_file_location("evaluate_recipe", ROOT / "recipes/evaluate.py")
-    module = module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_recipe("evaluate")
 
 
 @pytest.fixture(scope="module")

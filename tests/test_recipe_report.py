@@ -1,12 +1,11 @@
 """The recipe of the report: it writes beside what it reports on, takes corrections, and refuses what is not there."""
 
 import shutil
-import sys
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
 
+from trl_dt2it.cli import load_recipe
 from trl_dt2it.curation import CurationLedger
 
 from .curation.test_corrections import entry, write
@@ -18,11 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def recipe():
-    spec = spec_from_file_location("report_recipe", ROOT / "recipes/report.py")
-    module = module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_recipe("report")
 
 
 def run(recipe, *flags: object) -> None:

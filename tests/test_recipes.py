@@ -5,11 +5,12 @@ import os
 import re
 import subprocess
 import sys
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
 import yaml
+
+from trl_dt2it.cli import load_recipe
 
 from .families import example_images
 
@@ -27,14 +28,6 @@ def recipe_of(path: Path) -> str:
 RECIPES = {path: recipe_of(path) for path in CONFIGS}
 TRAININGS = [path for path, name in RECIPES.items() if name == "train_reward_model"]
 OTHERS = [path for path, name in RECIPES.items() if name in ("prepare_data", "construct_preferences")]
-
-
-def load_recipe(name: str):
-    spec = spec_from_file_location(name, ROOT / "recipes" / f"{name}.py")
-    module = module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from trl_dt2it.demo.digits import make_digits
 from trl_dt2it.scoring import RewardScorer
 
 from .families import example_images
-from .policies import policy_and_reward_model
+from .policies import ON_THE_CPU, policy_and_reward_model
 
 
 ROOT = Path(__file__).parents[1]
@@ -88,18 +88,10 @@ def test_two_steps_in_a_real_trainer_with_images_that_reach_the_reward(kind, mod
     config, trainer_class = {"grpo": (GRPOConfig, GRPOTrainer), "rloo": (RLOOConfig, RLOOTrainer)}[kind]
     args = config(
         str(tmp_path),
-        max_steps=2,
         per_device_train_batch_size=4,
         num_generations=2,
         max_completion_length=6,
-        learning_rate=1e-3,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        use_cpu=True,
-        bf16=False,
-        disable_tqdm=True,
-        gradient_checkpointing=False,
+        **ON_THE_CPU,
     )
     calls = []
     reward_func = scorer.as_reward_func("image_reward")

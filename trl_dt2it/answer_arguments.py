@@ -12,9 +12,8 @@ from .recipe_data import RowArguments, show_dry_run
 from .sampling import Sampling
 
 
-# Names that stand for what `trl_dt2it.demo` makes on the spot.
+# The name that stands for what `trl_dt2it.demo.digits` makes.
 DIGITS = "digits"
-TINY = "tiny-qwen3-vl"
 
 
 @dataclass

@@ -45,10 +45,8 @@ def batch_loss(
     Loss of a batch of B pairs, averaged with the weights.
 
     Args:
-        model (`nn.Module`):
-            The model, wrapped or not.
-        inputs (`dict`):
-            A batch of the collator.
+        model, inputs:
+            As in [`MultimodalRewardTrainer.compute_loss`].
         loss_type (`str`):
             One of `LOSS_TYPES`.
         args ([`MultimodalRewardConfig`]):

@@ -16,6 +16,7 @@ from huggingface_hub import EvalResult
 from .data.encoded import column_of
 from .data.sources import SOURCES
 from .evaluation.benchmarks import BENCHMARKS
+from .printable import printable
 
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 def cell(text: object) -> str:
     """Text from a data set as a cell of a Markdown table: one line, and no markup of its own."""
-    plain = "".join(char if char.isprintable() else " " for char in str(text))
+    plain = printable(text, instead=" ")
     return "".join(f"\\{char}" if char in "\\`*_[]|<>#" else char for char in plain)
 
 

@@ -12,11 +12,10 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, cast
 
-from accelerate import PartialState
 from accelerate.utils import release_memory
 from datasets import Dataset
 
-from .answer_arguments import TINY, AnswerArguments
+from .answer_arguments import AnswerArguments
 from .attention import usable_attention
 from .curation.stages import digest_of
 from .data.errors import RowError
@@ -24,6 +23,7 @@ from .data.prompts import Prompt, read_prompt
 from .data.rows import row_name
 from .dataset_scoring import model_fingerprint, processor_settings
 from .loading import load_processing_class
+from .recipe_models import with_tiny
 from .row_records import make_records
 from .sampling import load_generator, sample_answers
 from .scoring import RewardScorer
@@ -106,7 +106,8 @@ def _given(answers: Any, prompt: Prompt) -> list[str]:
 
 def _sample(args: AnswerArguments, prompts: Sequence[Prompt], read: Any) -> list[dict[str, Any]]:
     folder, sampling = Path(args.output_dir), args.sampling
-    name = _with_tiny(args, folder)
+    # A tiny model that was made stays, for what it has answered stands under the date of its files.
+    name = with_tiny(str(args.model_name_or_path), folder, args.seed, keep=True)
 
     @cache
     def loaded() -> tuple[Any, Any]:
@@ -189,19 +190,6 @@ def _freed(loaded: Any) -> Iterator[None]:
     finally:
         loaded.cache_clear()
         release_memory()
-
-
-def _with_tiny(args: AnswerArguments, folder: Path) -> str:
-    """Name of the model that answers, which may have to be made."""
-    if args.model_name_or_path != TINY:
-        return str(args.model_name_or_path)
-    from .demo.tiny import build_tiny_vlm
-
-    base, state = folder / "_base", PartialState()
-    with state.main_process_first():
-        if state.is_main_process and not (base / "processor_config.json").is_file():  # which is written last
-            build_tiny_vlm(base, seed=args.seed)
-    return str(base)
 
 
 def _files(name_or_path: str) -> list[Any]:

@@ -9,6 +9,8 @@ from typing import Any, cast
 
 from transformers.integrations import is_deepspeed_zero3_enabled
 
+from ..demo import READER, READER_DIR
+from ..recipe_models import TINY
 from .round_balance import read_balance
 from .round_data import SourceSets
 from .round_judges import Judging, read_judging
@@ -16,7 +18,6 @@ from .round_settings import Step, read_rounds
 from .round_training import RewardTraining
 
 
-TINY = "tiny-qwen3-vl"  # stands for `trl_dt2it.demo.tiny`, as in the training recipe
 FINALS = ("unbalanced", "base", "uncurated", "curated", "oracle")
 
 
@@ -27,7 +28,8 @@ class BaseModel:
 
     Parameters:
         name_or_path (`str`):
-            Hub id or directory, or `"tiny-qwen3-vl"`, which is made on the spot.
+            Hub id or directory, or `"tiny-qwen3-vl"`, which is made on the spot, or `"tiny-qwen3-vl-reader"`, which
+            ships with the package.
         seed (`int`):
             Seed of its trainings.
     """
@@ -78,6 +80,8 @@ class CurationRun:
     def model_dir(self, model: int = 0) -> str:
         """Where a base model is loaded from."""
         one = self.models[model]
+        if one.name_or_path == READER:
+            return str(READER_DIR)
         return str(self.output_dir / f"base-model/seed-{one.seed}") if one.name_or_path == TINY else one.name_or_path
 
     def base_stage(self, model: int) -> str | None:

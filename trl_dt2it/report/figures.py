@@ -24,6 +24,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import MaxNLocator
 
+from ..printable import printable
 from .calibration import Calibration
 
 
@@ -233,7 +234,7 @@ def bars(name: str, title: str, series: Mapping[str, Mapping[str, float]], *, xl
 
 
 def _short(text: str, most: int = 28) -> str:
-    text = "".join(char if char.isprintable() else "\ufffd" for char in str(text))
+    text = printable(text)
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
