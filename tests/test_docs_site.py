@@ -164,7 +164,7 @@ def test_the_quickstart_runs_from_the_file_to_the_answer(tmp_path, monkeypatch, 
     (use,) = code_blocks("python", page)
     exec(compile(use, "docs/quickstart.md", "exec"), names := {})
     assert capsys.readouterr().out.strip() in names["answers"]
-    verbs = re.findall(r"^\| `trl-dt2it (\w+)` \|.*\| `recipes/(\w+)\.py` \|$", page, flags=re.MULTILINE)
+    verbs = re.findall(r"^\| `trl-dt2it ([\w-]+)` \|.*\| `recipes/(\w+)\.py` \|$", page, flags=re.MULTILINE)
     assert dict(verbs) == {name: verb.recipe for name, verb in VERBS.items()}
 
 
