@@ -34,7 +34,7 @@ install-dev:  ## The same with what the tests and checks need
 	$(call pip_install,[dev])
 
 .PHONY: demo
-demo: install  ## Find wrong labels in rounds on real handwriting, and train with and without them (10 minutes on 2 cores)
+demo: install  ## The whole pipeline on real handwriting, from biased and noisy preferences to a report (under 10 minutes on 2 cores)
 	$(ACCELERATE) recipes/dt2it.py --config recipes/configs/dt2it_digits.yaml
 
 .PHONY: train-digits

@@ -80,12 +80,13 @@ def test_the_plan_of_the_digits(recipe, tmp_path, capsys):
     out = capsys.readouterr().out
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
     plan = {row[0]: row[1:4] for row in rows}
-    assert plan["round-1/train/model-0"] == ["to do", "400", "300"]
-    assert plan["round-2/train/model-0-fold-1"] == ["to do", "1,400", "300"]
-    assert plan["round-2/score/model-0-fold-1"] == ["to do", "1,000", ""]
-    assert plan["final/uncurated"] == ["to do", "2,400", "300"] and plan["test/base"] == ["to do", "1,000", ""]
+    assert plan["balance-style"] == ["to do", "850", ""]
+    assert plan["round-1/train/model-0"] == plan["final/unbalanced"] == ["to do", "850", "250"]
+    assert plan["round-2/train/model-0-fold-1"] == ["to do", "2,350", "250"]
+    assert plan["round-2/score/model-0-fold-1"] == ["to do", "1,500", ""]
+    assert plan["final/uncurated"] == ["to do", "3,850", "250"] and plan["test/base"] == ["to do", "1,400", ""]
     assert "final/base" not in plan  # it is the first training of round 1
-    assert plan["to do in all"][2] == "2,400" and not list(tmp_path.iterdir())
+    assert plan["to do in all"][2] == "1,750" and not list(tmp_path.iterdir())
 
 
 def command(output_dir: Path) -> list[str]:

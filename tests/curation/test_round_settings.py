@@ -134,7 +134,10 @@ def test_rules_of_a_configuration_get_their_options():
         ({"models": [{}, {}]}, "none twice"),
         ({"rows_per_shard": 0}, "`rows_per_shard` is 0"),
         ({"pool": {}}, "`pool` is empty"),
-        ({"pool": {"a": {"digit": {}}}}, "`pool.a` has to have one of the keys dataset_name, preferences, digits, digits_t"),
+        (
+            {"pool": {"a": {"digit": {}}}},
+            "`pool.a` has to have one of the keys dataset_name, preferences, digits",
+        ),
         ({"pool": {"a": {"digits": {}, "seed": 1}}}, "`pool.a` has the unknown key `seed`"),
         ({"pool": {"a": {"dataset_name": "/nowhere/x.parquet"}}}, "but there is no such file"),
         ({"pool": {"a": {"dataset_name": "/nowhere"}}}, "but there is no such folder"),

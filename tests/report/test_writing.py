@@ -175,6 +175,25 @@ def test_what_is_absent_says_why(run, tmp_path):
     assert not (run / "ledger").exists()
 
 
+def test_a_run_that_balanced_its_base_shows_that_and_what_each_stage_gained(run, tmp_path):
+    for when, bias in (("before", 0.9), ("after", 0.5)):
+        (run / "balance-style").mkdir(exist_ok=True)
+        audit = audit_style(make_digits("train", 400, style_bias=bias))
+        (run / f"balance-style/style_{when}.json").write_text(audit.to_json())
+    summary = json.loads((run / "summary.json").read_text())
+    accuracies = {"unbalanced": (0.5, 0.25), "base": (0.75, 0.5), "uncurated": (0.625, 0.25), "curated": (0.875, 0.75)}
+    summary["final"] = {
+        name: {**summary["final"]["curated"], "model_dir": name, "accuracy": both, "accuracy/a": part}
+        for name, (both, part) in accuracies.items()
+    }
+    (run / "summary.json").write_text(json.dumps(summary))
+    text = Page(write_report(tmp_path / "r.html", run=run).read_text("utf-8")).text
+    assert "Of the constructed data, weighted." in text["style"] and "400" in text["style"]
+    table = words(text["run"]).split("Test accuracy by source")[1]
+    assert table.startswith(" trained on all a base data as it came 0.5000 0.2500 base data only 0.7500 0.5000")
+    assert "gain by balancing style +0.2500 +0.2500 gain by curation +0.2500 +0.5000" in table
+
+
 def test_audits_of_style_from_files(tmp_path):
     for name, bias in (("before", 0.9), ("after", 0.5)):
         report = audit_style(make_digits("train", 400, style_bias=bias))

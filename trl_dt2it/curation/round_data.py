@@ -30,7 +30,7 @@ from .pair_identity import pair_ids
 from .stages import agreed, digest_of
 
 
-_KINDS = ("dataset_name", "preferences", "digits", "digits_t2i")
+SET_KINDS = ("dataset_name", "preferences", "digits", "digits_t2i")
 _FILES = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 
@@ -69,9 +69,9 @@ def read_sets(name: str, specs: Mapping[str, Mapping[str, Any]]) -> Dataset:
 def read_set(where: str, source: str, spec: Mapping[str, Any]) -> Dataset:
     """The rows of one source; `where` names the setting in messages, `source` and `spec` are as in [`read_sets`]."""
     spec = dict(spec)
-    kinds = [kind for kind in _KINDS if kind in spec]
+    kinds = [kind for kind in SET_KINDS if kind in spec]
     if len(kinds) != 1:
-        raise ValueError(f"`{where}` has to have one of the keys {', '.join(_KINDS)}.")
+        raise ValueError(f"`{where}` has to have one of the keys {', '.join(SET_KINDS)}.")
     kind, value, most = kinds[0], spec.pop(kinds[0]), spec.pop("max_rows", None)
     if kind == "preferences":
         rows = load_preferences(value, **{"source": source, **spec})

@@ -134,14 +134,33 @@ def show_summary(summary: Mapping[str, Any], console: Console | None = None) -> 
         table.add_row(name, f"{one['flipped']:,}", f"{one['kept']:,}", *noise)
     console.print(table)
     models = summary["final"]
-    measured = [name for name in next(iter(models.values())) if name.startswith("accuracy")]
-    table = Table("trained on", title="Reward models")
-    for column in ("pairs", *(name.replace("accuracy", "test accuracy", 1).replace("/", ", ") for name in measured)):
+    heads, rows = accuracy_table(models)
+    table = Table(heads[0], "pairs", title="Reward models" if len(heads) == 1 else "Test accuracy of reward models")
+    for column in heads[1:]:
         table.add_column(column, justify="right")
-    for name, one in models.items():
-        table.add_row(FINAL_NAMES[name], f"{one['pairs']:,}", *(f"{one[key]:.4f}" for key in measured))
+    pairs = [f"{one['pairs']:,}" for one in models.values()]
+    for place, (name, *cells) in enumerate(rows):
+        is_gain = place >= len(pairs)
+        table.add_row(name, "" if is_gain else pairs[place], *cells, style="bold" if is_gain else None)
+    console.print(table)
+
+
+def accuracy_table(models: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """
+    Test accuracies of final models, over all pairs and by source, and what was gained.
+
+    Args:
+        models (`Mapping`):
+            `final` of [`summarise_run`].
+
+    Returns:
+        `tuple[list, list]`: heads, and rows of cells: one a model, and below them one for each two models of which one
+        shows what a stage gained over the other.
+    """
+    measured = [name for one in list(models.values())[:1] for name in one if name.startswith("accuracy")]
+    heads = ["trained on", *("all" if name == "accuracy" else name.removeprefix("accuracy/") for name in measured)]
+    rows = [[FINAL_NAMES[name], *(f"{one[key]:.4f}" for key in measured)] for name, one in models.items()]
     for name, after, before in GAINS:
         if measured and {before, after} <= set(models):
-            gains = [models[after][key] - models[before][key] for key in measured]
-            table.add_row(name, "", *(f"{gain:+.4f}" for gain in gains), style="bold")
-    console.print(table)
+            rows.append([name, *(f"{models[after][key] - models[before][key]:+.4f}" for key in measured)])
+    return heads, rows

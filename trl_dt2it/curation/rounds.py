@@ -133,7 +133,7 @@ def _plan_training(plan: _Plan, name: str, model: int, kind: str, fold: tuple[in
         "kind": kind,
     }
     if base.name_or_path != TINY:
-        settings["files"] = _files_of(base.name_or_path)
+        settings["files"] = _files_of(run.model_dir(model))
     pairs = len(run.sets.raw("base"))
     if kind not in ("unbalanced", "base"):
         settings |= {"pool": run.sets.digest("pool"), "fold": fold}

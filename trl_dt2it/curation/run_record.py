@@ -41,7 +41,7 @@ def record_run(run: CurationRun, argv: Sequence[str] | None = None) -> dict[str,
 
     Returns:
         `dict`: what is in the file: `command`, `started`, `machine`, `versions`, `sets`, `pairs` by set and source,
-        `images` (`image_root` and `max_image_pixels`), `models`, `rounds` and `training`.
+        `images` (`image_root` and `max_image_pixels`), `models`, `rounds`, `balance_style` and `training`.
     """
     args, earlier = run.training.args, read_record(run.output_dir)
     record = {
@@ -55,6 +55,7 @@ def record_run(run: CurationRun, argv: Sequence[str] | None = None) -> dict[str,
         "images": {"image_root": args.image_root, "max_image_pixels": args.max_image_pixels},
         "models": [{"model_name_or_path": one.name_or_path, "seed": one.seed} for one in run.models],
         "rounds": [[step.settings() for step in steps] for steps in run.rounds],
+        "balance_style": run.balance,
         "training": run.training.settings(),
     }
     with whole_file(run.output_dir / RUN_FILE) as part:

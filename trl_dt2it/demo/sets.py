@@ -23,6 +23,11 @@ def texts_of(specs: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
     """
     if not any("digits_t2i" in (spec or {}) for sources in specs.values() for spec in sources.values()):
         return []
+    return two_image_texts()
+
+
+def two_image_texts() -> list[str]:
+    """The wordings of questions about two images."""
     return [text for t in ENGLISH for text in (t.prompt, t.first_is_better, t.second_is_better, *t.labels)]
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ..curation.round_report import FINAL_NAMES
+from ..curation.round_data import SET_KINDS
+from ..curation.round_report import FINAL_NAMES, accuracy_table
 from ..evaluation.intervals import wilson_interval
 from .figures import histogram
 from .flow import STATES, Flow
@@ -70,6 +71,9 @@ def _models(run: RunFolder, trainings: Mapping[str, Mapping[str, Any]]) -> list[
     if rows:
         align = "l" + "r" * (len(columns) - 2) + "l"
         tables.append(Table(f"Reward models, each from {base}", columns, rows, align))
+    names, accuracies = accuracy_table((run.summary or {}).get("final", {}))
+    if len(names) > 2:  # of several sources
+        tables.append(Table("Test accuracy by source", tuple(names), accuracies, "l" + "r" * (len(names) - 1)))
     if scoring:
         columns = ("stage", "pairs", "steps", "time")
         tables.append(Table("Trainings of models that score the pool", columns, scoring, is_folded=bool(rows)))
@@ -93,7 +97,7 @@ def _sets(record: Mapping[str, Any]) -> Table:
     rows = []
     for name, specs in record["sets"].items():
         for source, spec in specs.items():
-            kind = next((key for key in ("dataset_name", "preferences", "digits") if key in spec), "")
+            kind = next((key for key in SET_KINDS if key in spec), "")
             where = _plain(spec.get(kind))
             others = "".join(f", {key} {_plain(value)}" for key, value in spec.items() if key != kind)
             # Rows may say their source themselves.
