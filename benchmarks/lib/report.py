@@ -23,7 +23,7 @@ def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def write(name: str, text: str, record: dict) -> None:
+def write(name: str, text: str, record: dict, folder: Path = RESULTS) -> None:
     """
     Prints a text and writes it into `results/NAME.md`, and the figures behind it into `results/NAME.json`.
 
@@ -34,16 +34,29 @@ def write(name: str, text: str, record: dict) -> None:
             Tables and notes, in Markdown.
         record (`dict`):
             Figures, as JSON can hold them.
+        folder (`Path`, *optional*):
+            Takes the place of `results`.
     """
     versions = {package: version(package) for package in ("trl-dt2it", "trl", "transformers", "torch")}
     environment = {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps({**record, "versions": versions, **environment}, indent=2) + "\n")
-    (RESULTS / f"{name}.md").write_text(text + "\n")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps({**record, "versions": versions, **environment}, indent=2) + "\n")
+    (folder / f"{name}.md").write_text(text + "\n")
     print(text)
 
 
-def in_turn(functions: dict[str, Callable[[], object]], runs: int = 5, warmup: int = 1) -> dict[str, list[float]]:
+def wall_seconds(function: Callable[[], object]) -> float:
+    start = perf_counter()
+    function()
+    return perf_counter() - start
+
+
+def in_turn(
+    functions: dict[str, Callable[[], object]],
+    runs: int = 5,
+    warmup: int = 1,
+    clock: Callable[[Callable[[], object]], float] = wall_seconds,
+) -> dict[str, list[float]]:
     """
     Times functions one after the other, again and again, so that a machine that changes its pace changes it for all.
 
@@ -54,6 +67,8 @@ def in_turn(functions: dict[str, Callable[[], object]], runs: int = 5, warmup: i
             Number of rounds that count.
         warmup (`int`, *optional*, defaults to `1`):
             Number of rounds before them.
+        clock (`Callable`, *optional*):
+            Runs a function and says how many seconds it took.
 
     Returns:
         `dict[str, list[float]]`: seconds of each run.
@@ -61,10 +76,9 @@ def in_turn(functions: dict[str, Callable[[], object]], runs: int = 5, warmup: i
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for index in range(warmup + runs):
         for name, function in functions.items():
-            start = perf_counter()
-            function()
+            taken = clock(function)
             if index >= warmup:
-                seconds[name].append(perf_counter() - start)
+                seconds[name].append(taken)
     return seconds
 
 

@@ -13,7 +13,8 @@ from trl_dt2it.losses import pairwise_loss
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "peers"))
 
-from model_and_pairs import build_model, build_pairs  # noqa: E402  (that folder also runs by itself, for the peers)
+# That folder also runs by itself, for the peers.
+from model_and_pairs import build_config, build_model, build_pairs, build_processor  # noqa: E402, F401
 
 
 # Tokens of a prompt, its image included, and of an answer. A word is a token; the template and the question make 16

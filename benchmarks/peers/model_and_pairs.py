@@ -130,9 +130,14 @@ def build_config(tokenizer: PreTrainedTokenizerFast, hidden_size: int = 512, num
 
 def build_model(directory: str | Path) -> None:
     """Writes the checkpoint, in fp32, and its processor into a directory."""
-    tokenizer = build_tokenizer()
+    tokenizer = build_processor(directory)
     torch.manual_seed(0)
     AutoModelForImageTextToText.from_config(build_config(tokenizer)).save_pretrained(directory)
+
+
+def build_processor(directory: str | Path) -> PreTrainedTokenizerFast:
+    """Writes the processor into a directory, and gives its tokenizer."""
+    tokenizer = build_tokenizer()
     # Images of up to 1024 x 1024 pixels pass as they are.
     pixels_per_token = (2 * PATCH_SIZE) ** 2
     image_processor = Qwen2VLImageProcessor(
@@ -144,6 +149,7 @@ def build_model(directory: str | Path) -> None:
         video_processor=Qwen3VLVideoProcessor(patch_size=PATCH_SIZE),
         chat_template=CHAT_TEMPLATE,
     ).save_pretrained(directory)
+    return tokenizer
 
 
 def build_pairs(
