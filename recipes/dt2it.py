@@ -89,6 +89,7 @@ class RoundsArguments:
 
 def main(args, training_args, model_args):
     from accelerate import PartialState
+    from datasets import disable_progress_bars
     from rich.console import Console
     from transformers.utils.logging import disable_progress_bar
     from trl import get_peft_config, get_quantization_config
@@ -105,6 +106,7 @@ def main(args, training_args, model_args):
     state, console = PartialState(), Console()
     if training_args.disable_tqdm:
         disable_progress_bar()  # those of every model that is loaded or saved
+        disable_progress_bars()  # and those of checks of rows
     training = RewardTraining(
         training_args,
         {

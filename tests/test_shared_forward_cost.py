@@ -1,12 +1,15 @@
 """What one row per pair computes, and how often: attention calls, pixels, tokens behind the last layer."""
 
+from inspect import signature
+
 import pytest
 import torch
 from torch.nn.attention.bias import causal_lower_right
+from torch.nn.attention.varlen import varlen_attn
 
 from trl_dt2it import attention
 
-from .flash_stand_in import install
+from .flash_stand_in import flash_attn_varlen_func, install
 from .pairs import (
     SHARING_FAMILIES,
     collate,
@@ -37,6 +40,35 @@ def test_flash_attention_varlen_call(family, monkeypatch):
         (prefix + chosen + rejected, 2 * prefix + chosen + rejected)
     ] * decoder.config.num_hidden_layers
     assert all(call["causal"] for call in calls)
+
+
+@pytest.mark.parametrize("family", SHARING_FAMILIES)
+def test_torch_varlen_call(family, monkeypatch):
+    """What `sdpa` does on CUDA in half precision, on the CPU: one call a layer, through an exact stand-in."""
+    calls = []
+
+    def varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, window_size, enable_gqa):
+        assert window_size == (-1, 0) and enable_gqa == (q.shape[1] != k.shape[1])
+        calls.append((len(q), len(k)))
+        return flash_attn_varlen_func(q, k, v, cu_q, cu_k, max_q, max_k, softmax_scale=scale, causal=True)
+
+    model, batch = model_of(family), collate(family, make_rows(3, num_images=(1, 0)), share_prefix=True)
+    expected, expected_gradients = rewards_and_gradients(model, batch)
+    monkeypatch.setattr(attention, "varlen_attn", varlen_attn)
+    monkeypatch.setattr(attention, "_has_varlen_kernel", lambda query, options: True)
+    rewards, gradients = rewards_and_gradients(model, batch)
+    assert (rewards - expected).abs().max() <= 1e-5
+    assert gradient_difference(gradients, expected_gradients) <= 1e-4
+    prefix, chosen, rejected = batch["pair_layout"].sum(0).tolist()
+    layers = model.model.get_decoder().config.num_hidden_layers
+    assert calls == [(prefix + chosen + rejected, 2 * prefix + chosen + rejected)] * layers
+
+
+def test_torchs_varlen_kernel_takes_what_we_give_it():
+    given = ("query", "key", "value", "cu_seq_q", "cu_seq_k", "max_q", "max_k", "scale", "window_size", "enable_gqa")
+    assert set(given) <= set(signature(varlen_attn).parameters)
+    assert "(-1, 0) for causal attention" in varlen_attn.__doc__
+    assert not attention._has_varlen_kernel(torch.zeros(1, 2, 3, 64, dtype=torch.bfloat16), {})  # there is none here
 
 
 def test_the_mask_that_cuda_kernels_know_by_name():

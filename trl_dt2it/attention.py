@@ -8,10 +8,11 @@ computed again for gradient checkpointing finds the same one.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch.nn.attention.bias import causal_lower_right
+from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.flash_attention import get_target_dtype
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -85,7 +86,8 @@ def sdpa_attention(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """
-    torch's scaled dot-product attention, one call a segment.
+    torch's scaled dot-product attention, one call a segment; on CUDA in half precision, where torch has a kernel for
+    segments of different lengths, one call a row.
 
     Args:
         module (`nn.Module`):
@@ -111,6 +113,8 @@ def sdpa_attention(
         # A mask with a name goes past autocast, and norms leave queries and keys in another dtype than values.
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = (states.to(dtype) for states in (query, key, value))
+    if _has_varlen_kernel(query, kwargs):
+        return _varlen_attention(query, key, value, shared_prefix, kwargs.get("scaling")), None
     # Cut all at once: the gradient of a slice is as large as what it was cut from, that of a split is not.
     queries = query.split(shared_prefix.query_lengths, dim=2)
     keys, values = (shared_prefix.gather(states.split(shared_prefix.part_lengths, dim=2)) for states in (key, value))
@@ -121,6 +125,42 @@ def sdpa_attention(
             mask = _lower_right_mask(shared_prefix, stop - start, prefix_stop - prefix)
         results.append(attend(module, q, k, v, mask, **kwargs)[0])
     return torch.cat(results, dim=1), None
+
+
+def _has_varlen_kernel(query: torch.Tensor, options: dict[str, Any]) -> bool:
+    """Whether torch's own build of FlashAttention's kernel for rows of unequal lengths takes these queries. The calls
+    for each segment are small, and a CPU may not launch them as fast as a GPU computes them."""
+    return (
+        query.is_cuda
+        and torch.version.cuda is not None
+        and query.dtype in (torch.float16, torch.bfloat16)
+        and query.shape[-1] <= 256
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+        and not options.get("dropout")
+    )
+
+
+def _varlen_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, shared_prefix: SharedPrefix, scale: float | None
+) -> torch.Tensor:
+    """All segments of a row in one call, the causal mask aligned to the bottom right; gives `(1, T, heads, D)`."""
+    index = shared_prefix.key_index.to(key.device)
+    queries = query[0].transpose(0, 1)
+    keys, values = (states[0].transpose(0, 1)[index] for states in (key, value))
+    lengths = shared_prefix.varlen
+    result = varlen_attn(
+        queries,
+        keys,
+        values,
+        lengths["cu_seq_lens_q"].to(query.device),
+        lengths["cu_seq_lens_k"].to(query.device),
+        lengths["max_length_q"],
+        lengths["max_length_k"],
+        scale=scale,
+        window_size=(-1, 0),
+        enable_gqa=queries.shape[1] != keys.shape[1],
+    )
+    return cast(torch.Tensor, result)[None]
 
 
 def _lower_right_mask(shared_prefix: SharedPrefix, num_queries: int, num_prefix: int) -> torch.Tensor:
