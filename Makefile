@@ -71,10 +71,10 @@ docs: install-dev  ## Build the documentation into site/
 screenshots: docs  ## Make the screenshots of docs/images from the report of `make demo` and the site (needs Chromium)
 	$(BIN)/python tools/screenshots.py
 
-BENCHMARKS := digits_seeds shared_prefix_exactness shared_prefix input_pipeline token_packing step_profile data_throughput decontamination t2i_digits style_bias debias_training distill_digits best_of_n curation_quality curation_in_run curation_scale callback_kills rounds_kills scoring_throughput score_dataset_kills
+BENCHMARKS := digits_seeds demo_seeds shared_prefix_exactness shared_prefix input_pipeline token_packing step_profile data_throughput decontamination t2i_digits style_bias debias_training distill_digits best_of_n curation_quality curation_in_run curation_scale callback_kills rounds_kills scoring_throughput score_dataset_kills
 
 .PHONY: bench
-bench: install-dev  ## Measure; each benchmark prints a table and writes it into benchmarks/results (about an hour)
+bench: install-dev  ## Measure; each benchmark prints a table and writes it into benchmarks/results (about two hours)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
 
