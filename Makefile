@@ -68,8 +68,10 @@ docs: install-dev  ## Build the documentation into site/
 	$(BIN)/mkdocs build --strict
 
 .PHONY: screenshots
-screenshots: docs  ## Make the screenshots of docs/images from the report of `make demo` and the site (needs Chromium)
-	$(BIN)/python tools/screenshots.py
+screenshots: install-dev  ## Make the screenshots of docs/images from the report of `make demo` and the site (needs Chromium)
+	$(BIN)/python tools/screenshots.py report
+	$(MAKE) docs  # which shows pictures of the report
+	$(BIN)/python tools/screenshots.py site
 
 BENCHMARKS := digits_seeds demo_seeds shared_prefix_exactness shared_prefix input_pipeline token_packing step_profile data_throughput decontamination t2i_digits style_bias debias_training distill_digits best_of_n curation_quality curation_in_run curation_scale callback_kills rounds_kills scoring_throughput score_dataset_kills
 

@@ -1,6 +1,7 @@
 """Screenshots for the documentation, made by `make screenshots` after `make demo` and `make docs`.
 
-    python tools/screenshots.py --report outputs/dt2it_digits/report.html --site site
+    python tools/screenshots.py report --report outputs/dt2it_digits/report.html
+    python tools/screenshots.py site --site site
 
 Parts of the report, and pages of the site as a reader opens them, at 1280 or 400 pixels, light or dark, go into
 `docs/images/`. Needs `trl-dt2it[dev]` and Chromium in the PATH.
@@ -84,10 +85,10 @@ def served(site: Path) -> Iterator[str]:
         server.shutdown()
 
 
-def main(report: Path, site: Path, folder: Path, browser: str | None) -> None:
-    if not report.is_file():
+def main(what: str, report: Path, site: Path, folder: Path, browser: str | None) -> None:
+    if what == "report" and not report.is_file():
         raise SystemExit(f"{report} is not there; make it with `make demo`, or name another with `--report`.")
-    if not (site / "index.html").is_file():
+    if what == "site" and not (site / "index.html").is_file():
         raise SystemExit(f"{site} holds no site; make it with `make docs`, or name another folder with `--site`.")
     found = browser or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if found is None:
@@ -97,16 +98,19 @@ def main(report: Path, site: Path, folder: Path, browser: str | None) -> None:
         # Chromium's sandbox does not start as root; the pages are our own.
         options = ["--no-sandbox"] if os.name == "posix" and os.geteuid() == 0 else []
         chromium = playwright.chromium.launch(executable_path=found, args=options)
-        shoot_report(chromium, report, folder)
-        shoot_site(chromium, site, folder)
+        if what == "report":
+            shoot_report(chromium, report, folder)
+        else:
+            shoot_site(chromium, site, folder)
         chromium.close()
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("report", "site"))
     parser.add_argument("--report", type=Path, default=ROOT / "outputs/dt2it_digits/report.html")
     parser.add_argument("--site", type=Path, default=ROOT / "site")
     parser.add_argument("--folder", type=Path, default=ROOT / "docs/images")
     parser.add_argument("--browser", help="Path of Chromium.")
     arguments = parser.parse_args()
-    main(arguments.report, arguments.site, arguments.folder, arguments.browser)
+    main(arguments.what, arguments.report, arguments.site, arguments.folder, arguments.browser)

@@ -35,4 +35,4 @@ def test_what_the_page_names_is_there():
     script = (ROOT / "trl_dt2it/report/templates/report.js").read_text("utf-8")
     for key in re.findall(r"^\| `(\w)`", PAGE, flags=re.MULTILINE):
         assert f'"{key}"' in script or f" {key}: " in script, key
-    assert "\nscreenshots: docs" in (ROOT / "Makefile").read_text("utf-8")
+    assert "\nscreenshots: install-dev" in (ROOT / "Makefile").read_text("utf-8")
