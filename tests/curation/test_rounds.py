@@ -233,7 +233,7 @@ def test_a_killed_run_ends_like_one_that_is_not(round_forks, tmp_path, num_proce
     calm, killed = tmp_path / "calm", tmp_path / "killed"
     round_forks.run(arguments(calm, **options), num_processes, log)
     expected = outcome(calm)
-    assert len([name for name in expected if name.endswith(".safetensors")]) == 5 and not expected["left"]
+    assert len([name for name in expected if name.endswith(".safetensors")]) == 4 and not expected["left"]
     # Within a training, and within the last one; between the files of a scoring, and right after a decision.
     moments = ["round-2/train/model-0-fold-1/checkpoint-2/complete", "final/curated/checkpoint-3/complete"]
     if num_processes == 1:
