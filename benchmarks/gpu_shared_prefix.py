@@ -40,7 +40,7 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from lib.torch_flash import install, kernel_shares_heads, set_attention  # noqa: E402  (after the path, for `tests`)
+from lib.torch_flash import install, kernel_shares_heads, set_attention  # noqa: E402  (here and below: after the path is set, for `tests`)
 
 from trl_dt2it import RewardScorer  # noqa: E402
 from trl_dt2it.losses import pairwise_loss  # noqa: E402

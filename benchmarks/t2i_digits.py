@@ -19,8 +19,8 @@ from lib.report import markdown, write
 from lib.tiny_training import DIGITS_SETTINGS, fit
 
 from trl_dt2it.data.t2i import reformulate_t2i
-from trl_dt2it.data.t2i_templates import ENGLISH
 from trl_dt2it.demo.digits import make_digits, make_digits_t2i
+from trl_dt2it.demo.sets import two_image_texts
 from trl_dt2it.demo.tiny import build_tiny_vlm
 
 
@@ -62,8 +62,7 @@ def read_outs(seed: int) -> Dataset:
 
 
 def train(kind: str, seed: int, output_dir: str) -> dict:
-    texts = [text for t in ENGLISH for text in (t.prompt, t.first_is_better, t.second_is_better, *t.labels)]
-    model = build_tiny_vlm(f"{output_dir}/base", seed=seed, extra_texts=texts)
+    model = build_tiny_vlm(f"{output_dir}/base", seed=seed, extra_texts=two_image_texts())
     held_out = questions("test", EVAL_PAIRS, seed, both_orders=True)
     eval_sets = {"first": better_first(held_out), "second": better_second(held_out)}
     if kind != ALONE:

@@ -13,7 +13,7 @@ from trl_dt2it.losses import pairwise_loss
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "peers"))
 
-# That folder also runs by itself, for the peers.
+# After the path is set: that folder also runs by itself, for the peers. Two of these are for `published.py`.
 from model_and_pairs import build_config, build_model, build_pairs, build_processor  # noqa: E402, F401
 
 

@@ -21,7 +21,7 @@ def run_llamafactory(config: str, output: str) -> None:
 def run_swift(output: str, separator: str, *arguments: str) -> None:
     # The first import puts a list of its own in the place of transformers' default callbacks, so that the timer has to
     # come after it. `swift rlhf` would start the second in a process of its own, where the timer would not be.
-    import swift.trainers.patcher  # noqa: F401
+    import swift.trainers.patcher  # noqa: F401  (for what its import does)
     from swift.pipelines import rlhf_main
 
     add_timer(output)
