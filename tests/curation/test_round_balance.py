@@ -21,7 +21,7 @@ from trl_dt2it.demo.tiny import build_tiny_vlm
 
 BASE = {
     "styled": {"digits": {"num_pairs": 300, "style_bias": 0.8}},
-    "images": {"digits_t2i": {"num_pairs": 40, "fault": "grain"}},
+    "images": {"digits_t2i": {"num_pairs": 40}},
 }
 POOL = {"noisy": {"digits": {"num_pairs": 6, "noise": 0.5}}}
 

@@ -212,26 +212,6 @@ def test_t2i_truth_matches_the_pixels():
         assert row["digits"] == row["rejected_digits" if row["is_flipped"] else "chosen_digits"]
 
 
-def test_grain_covers_the_light_of_the_right_digits():
-    """Each quarter takes a quarter of the contrast; the digits can still be read."""
-    rows = make_digits_t2i("train", 60, num_digits=(1, 2), fault="grain", noise=0.3)
-    assert {row["rejected_wrong"] + row["chosen_wrong"] for row in rows} == {1, 2, 3}
-    for row in rows:
-        assert row["chosen_digits"] == row["rejected_digits"] == row["digits"]
-        for side in ("chosen", "rejected"):
-            share = row[f"{side}_wrong"] / 4
-            tiles = np.asarray(row[f"{side}_image"].convert("L"), dtype=float).reshape(TILE, -1, TILE).swapaxes(0, 1)
-            for digit, tile in zip(row["digits"], tiles, strict=True):
-                rest = ((tile - share * 127.5 - (1 - share) * all_tiles()) ** 2).mean((1, 2))
-                assert str(LABELS[rest.argmin()]) == digit
-                # What no sample explains is the variance of even grey from 0 to 255.
-                assert rest.min() == pytest.approx(share**2 * 255**2 / 12, rel=0.15, abs=0.1)
-    with pytest.raises(ValueError, match="`fault` must be 'digits' or 'grain', got 'blur'"):
-        make_digits_t2i("train", 1, fault="blur")
-    with pytest.raises(ValueError, match="`max_wrong` must be at most 3 with grain, got 4"):
-        make_digits_t2i("train", 1, fault="grain", max_wrong=4)
-
-
 @pytest.mark.parametrize(("rate", "count"), [(0.0, 0), (0.255, 25), (0.29, 29), (1.0, 100)])
 def test_flip_preferences_flips_an_exact_share(rate, count):
     for rows in (make_digits("train", 100, num_digits=(2,), style_bias=0.5), make_digits_t2i("train", 100)):

@@ -15,7 +15,7 @@ from datasets import Dataset, DatasetInfo, Features, Image, List, Value
 
 from ..data.canonical import MESSAGES
 from ..data.swapping import partner_column
-from .handwriting import MOST_GRAIN, digits_of, encoded_strip, samples_of, split_samples
+from .handwriting import digits_of, encoded_strip, samples_of, split_samples
 
 
 STYLES = ("plain", "verbose", "markdown")
@@ -210,7 +210,6 @@ def make_digits_t2i(
     seed: int = 42,
     num_digits: Sequence[int] = (1,),
     max_wrong: int = 3,
-    fault: str = "digits",
     noise: float = 0.0,
     source: str = "digits_t2i",
 ) -> Dataset:
@@ -218,7 +217,7 @@ def make_digits_t2i(
     Preference pairs of images: which of two images shows what the caption says?
 
     These are raw pairs, one caption and two images, as text-to-image preference sets hold them. The preferred image
-    renders the caption; the other has wrong digits or is grainy, in other people's handwriting throughout.
+    renders the caption; the other has wrong digits, in other people's handwriting throughout.
 
     Args:
         split (`str`):
@@ -230,10 +229,7 @@ def make_digits_t2i(
         num_digits (`Sequence[int]`, *optional*, defaults to `(1,)`):
             Strip lengths, from 1 to 4, drawn evenly.
         max_wrong (`int`, *optional*, defaults to `3`):
-            Most wrong digits in the worse image, never more than the strip has digits; or most grain, up to 3.
-        fault (`str`, *optional*, defaults to `"digits"`):
-            What is wrong with the worse image: its `"digits"`, or `"grain"`, which covers 1 to 3 quarters of the light
-            of the right ones and is easier to learn.
+            Most wrong digits in the worse image; never more than the strip has digits.
         noise (`float`, *optional*, defaults to `0.0`):
             Probability that the two images are swapped (`is_flipped`), as in [`make_digits`].
         source (`str`, *optional*, defaults to `"digits_t2i"`):
@@ -242,32 +238,24 @@ def make_digits_t2i(
     Returns:
         [`~datasets.Dataset`]: `caption`, `chosen_image`, `rejected_image`, `strength`, `pair_id`, `group_id` and
         `source`, with the truth beside them (`true_strength`, `is_flipped`, `digits` of the caption, `chosen_digits`
-        and `rejected_digits` of the images, `chosen_wrong`, `rejected_wrong`: wrong digits, or quarters of grain).
+        and `rejected_digits` of the images, `chosen_wrong`, `rejected_wrong`).
     """
     _check(num_pairs, num_digits, max_wrong, noise)
     split_samples(split)  # refuses an unknown split before any work is done
-    if fault not in ("digits", "grain"):
-        raise ValueError(f"`fault` must be 'digits' or 'grain', got {fault!r}.")
-    if fault == "grain" and max_wrong > MOST_GRAIN:
-        raise ValueError(f"`max_wrong` must be at most {MOST_GRAIN} with grain, got {max_wrong}.")
     key = f"{source}-{split}-{seed}"
     content = random.Random(f"{key}-content")
 
-    def image(digits: str, grain: int = 0) -> dict[str, Any]:
-        strip = tuple(content.choice(samples_of(split, digit)) for digit in digits)
-        return encoded_strip(strip, grain, content.getrandbits(32) if grain else 0)
+    def image(digits: str) -> dict[str, Any]:
+        return encoded_strip(tuple(content.choice(samples_of(split, digit)) for digit in digits))
 
     def make_row() -> dict[str, Any]:
         digits = "".join(content.choice("0123456789") for _ in range(content.choice(num_digits)))
-        if fault == "grain":
-            worse, wrong = digits, content.randint(1, max_wrong)
-        else:
-            wrong = content.randint(1, min(max_wrong, len(digits)))
-            worse = _corrupt(digits, wrong, content)
+        wrong = content.randint(1, min(max_wrong, len(digits)))
+        worse = _corrupt(digits, wrong, content)
         return {
             "caption": content.choice(CAPTIONS).format(_read_out(digits, "words")),
             "chosen_image": image(digits),
-            "rejected_image": image(worse, wrong if fault == "grain" else 0),
+            "rejected_image": image(worse),
             "group_id": f"caption-{digits}",
             "source": source,
             "digits": digits,

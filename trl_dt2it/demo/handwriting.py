@@ -1,7 +1,6 @@
 """Strips of handwriting from scikit-learn's bundled `load_digits`, in splits that share no sample."""
 
 import io
-import random
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -13,7 +12,6 @@ from sklearn.datasets import load_digits
 
 SPLITS = {"train": 0.7, "validation": 0.1, "test": 0.2}
 TILE = 32
-MOST_GRAIN = 3  # quarters of an image's light
 
 
 @lru_cache(maxsize=1)
@@ -76,26 +74,17 @@ def digits_of(samples: Sequence[int]) -> str:
 
 
 @lru_cache(maxsize=8192)
-def encoded_strip(samples: tuple[int, ...], grain: int = 0, seed: int = 0) -> dict[str, Any]:
+def encoded_strip(samples: tuple[int, ...]) -> dict[str, Any]:
     """
     A strip as `datasets` stores an image, as a PNG.
 
     Args:
         samples (`tuple[int, ...]`):
             Indices into `sklearn.datasets.load_digits`, from left to right.
-        grain (`int`, *optional*, defaults to `0`):
-            How many quarters of its light are random grey, from 0 to 3.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the grey.
 
     Returns:
         `dict`: `bytes` and `path`.
     """
-    strip = render_strip(samples)
-    if grain:
-        size = strip.width * strip.height
-        grey = PILImage.frombytes("L", strip.size, random.Random(seed).randbytes(size)).convert("RGB")
-        strip = PILImage.blend(strip, grey, grain / (MOST_GRAIN + 1))
     buffer = io.BytesIO()
-    strip.save(buffer, format="PNG")
+    render_strip(samples).save(buffer, format="PNG")
     return {"bytes": buffer.getvalue(), "path": None}
