@@ -19,6 +19,7 @@ from transformers.utils import logging
 from .collator import MultimodalPreferenceCollator
 from .data.encoded import AnyDataset, column_names, leave_images_encoded
 from .data.errors import summarise
+from .data.locations import ImageOptions
 from .data.row_checks import ImageCheck, RowChecks
 from .data.rows import row_name
 from .reward_config import MultimodalRewardConfig
@@ -33,6 +34,12 @@ COLUMNS = [
     *("strength", "weight", "margin", "source", "pair_id", "group_id", "category", "row_index", "chosen_ids"),
     "rejected_ids",
 ]
+
+
+def image_options(args: MultimodalRewardConfig) -> ImageOptions:
+    """Where images may come from and how large they may be, as a configuration says."""
+    hosts = tuple(args.allowed_image_hosts or ())
+    return ImageOptions(args.image_root, max_image_pixels=args.max_image_pixels, allowed_hosts=hosts)
 
 
 def prepare_dataset(

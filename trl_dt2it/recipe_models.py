@@ -11,16 +11,13 @@ import torch
 from accelerate import PartialState
 
 from .attention import usable_attention
-from .demo import READER, READER_DIR
+from .demo import READER, READER_DIR, TINY
 
 
 if TYPE_CHECKING:
     from trl import GRPOConfig, ModelConfig, RewardConfig
 
     from .scoring import RewardScorer
-
-# The name that stands for what `trl_dt2it.demo.tiny` makes.
-TINY = "tiny-qwen3-vl"
 
 
 @dataclass

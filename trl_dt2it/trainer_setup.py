@@ -11,10 +11,10 @@ from transformers import BitsAndBytesConfig, PreTrainedModel, ProcessorMixin
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from .collator import MultimodalPreferenceCollator
-from .data.images import ImageOptions
 from .freezing import freeze, with_reward_head
 from .loading import load_for_training, load_processing_class, refuse_spoiled_weights, set_pixel_limits
 from .modeling import mark_as_reward_model
+from .preparation import image_options
 from .rendering import ProcessingClass
 from .reward_config import MultimodalRewardConfig
 from .shared_forward import decide_share_prefix
@@ -104,11 +104,7 @@ def make_collator(
     """
     return MultimodalPreferenceCollator(
         processing_class,
-        image_options=ImageOptions(
-            image_root=args.image_root,
-            max_image_pixels=args.max_image_pixels,
-            allowed_hosts=tuple(args.allowed_image_hosts or ()),
-        ),
+        image_options=image_options(args),
         # The configuration's `__post_init__` has resolved strings and None, here and in the casts below.
         pad_to_multiple_of=cast("int | None", args.pad_to_multiple_of),
         add_dummy_image=args.world_size > 1,

@@ -9,8 +9,7 @@ from typing import Any, cast
 
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from ..demo import READER, READER_DIR
-from ..recipe_models import TINY
+from ..demo import READER, READER_DIR, TINY
 from .round_balance import read_balance
 from .round_data import SourceSets
 from .round_judges import Judging, read_judging

@@ -21,10 +21,9 @@ from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset, l
 from ..collator import MultimodalPreferenceCollator
 from ..data.encoded import column_of, leave_images_encoded, rows_at_once
 from ..data.load import load_preferences
-from ..data.locations import ImageOptions
 from ..data.swapping import with_columns
 from ..loading import load_processing_class, set_pixel_limits
-from ..preparation import prepare_dataset
+from ..preparation import image_options, prepare_dataset
 from ..reward_config import MultimodalRewardConfig
 from .pair_identity import pair_ids
 from .stages import agreed, digest_of
@@ -99,12 +98,6 @@ def _load(where: str, name: str, config: str | None, split: str) -> Dataset:
         found = load_from_disk(str(path))
         return found[split] if isinstance(found, DatasetDict) else found
     return load_dataset(str(path) if path.is_dir() else name, config, split=split)
-
-
-def image_options(args: MultimodalRewardConfig) -> ImageOptions:
-    """Where images may come from and how large they may be, as a configuration says."""
-    hosts = tuple(args.allowed_image_hosts or ())
-    return ImageOptions(args.image_root, max_image_pixels=args.max_image_pixels, allowed_hosts=hosts)
 
 
 def set_digest(dataset: Dataset, pair_ids: pa.Array) -> str:

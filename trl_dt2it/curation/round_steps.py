@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 
 from ..data.encoded import column_of
 from ..data.whole_file import whole_file
+from ..preparation import image_options
 from .combining import combine_scores
 from .deciding import decide
 from .ledger import CurationLedger
 from .ledger_files import LedgerFiles, round_key, standing_rounds
 from .pair_identity import source_fingerprint
-from .round_data import image_options
 from .round_judges import Judging
 from .round_report import label_noise
 from .round_sets import ledger_at, pool_labels

@@ -26,11 +26,11 @@ from ..loading import load_processing_class
 from ..model_card import push_model, write_model_card
 from ..modeling import load_reward_model
 from ..pair_scoring import score_pairs
+from ..preparation import image_options
 from ..reward_config import MultimodalRewardConfig
 from ..reward_trainer import MultimodalRewardTrainer
 from ..shared_forward import decide_share_prefix
 from .ledger import CurationLedger
-from .round_data import image_options
 from .round_tracking import close_trackers
 from .stages import agreed
 

@@ -14,13 +14,14 @@ from typing import Any, cast
 
 from accelerate import PartialState
 
+from ..demo import TINY
 from ..demo.sets import texts_of
 from ..demo.tiny import build_tiny_vlm
-from .curation_run import TINY, CurationRun, step_name
+from ..preparation import image_options
+from .curation_run import CurationRun, step_name
 from .ledger import CurationLedger
 from .round_balance import STAGE as BALANCE
 from .round_balance import balance_base
-from .round_data import image_options
 from .round_judges import Judging
 from .round_report import accuracy
 from .round_sets import corrections, fold_rows, training_set
