@@ -42,8 +42,8 @@ def train_tiny_reader(output_dir: str | Path, *, seed: int = 42, seeing_epochs: 
     Returns:
         `str`: `output_dir`.
     """
-    read_outs = make_digits("train", PAIRS, seed=seed, source="reader").select_columns(_COLUMNS)
-    images = make_digits_t2i("train", PAIRS, seed=seed, source="reader_t2i")
+    read_outs = make_digits("train", PAIRS, seed=seed).select_columns(_COLUMNS)
+    images = make_digits_t2i("train", PAIRS, seed=seed)
     images = reformulate_t2i(images, seed=seed).select_columns(_COLUMNS)
     with tempfile.TemporaryDirectory() as folder:
         base = build_tiny_vlm(f"{folder}/base", seed=seed, extra_texts=two_image_texts())
