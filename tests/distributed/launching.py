@@ -1,35 +1,16 @@
-"""Starting a script in this folder on one process or on several, over gloo on the loopback interface."""
+"""Trainings on one process or on several, and what came out."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 from ..families import family_dir
+from ..processes import start_script
 
 
-ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 
 
-def launch(script: str, num_processes: int, *arguments: str) -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={num_processes}"]
-    command += ["--master_addr=127.0.0.1", f"--master_port={port}", str(HERE / script), *arguments]
-    if num_processes == 1:
-        command = [sys.executable, str(HERE / script), *arguments]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300, cwd=ROOT)
-    assert run.returncode == 0, run.stderr[-4000:]
-    return run.stdout
-
-
 def train(output: Path, num_processes: int, per_device: int, family: str, **options) -> dict:
-    launch(
-        "train_script.py", num_processes, str(output), str(family_dir(family)), str(per_device), json.dumps(options)
-    )
+    given = (output, family_dir(family), per_device, json.dumps(options))
+    start_script(HERE / "train_script.py", *given, num_processes=num_processes).finish()
     return json.loads((output / "result.json").read_text())

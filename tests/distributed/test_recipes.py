@@ -14,7 +14,7 @@ from trl_dt2it.evaluation.benchmarks import PAPER_BENCHMARKS
 
 from ..evaluation.benchmark_rows import paper_rows
 from ..policies import policy_and_reward_model
-from .launching import ROOT, launch
+from ..processes import ROOT, start_script
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +55,8 @@ def content(path: Path) -> object:
 def test_two_processes_write_what_one_writes(name, flags, tmp_path):
     said, files = WRITTEN[name]
     for number in (1, 2):
-        given = map(str, [*flags[name], "--output_dir", tmp_path / str(number)])
-        printed = launch(str(ROOT / f"recipes/{name}.py"), number, *given)
+        given = [*flags[name], "--output_dir", tmp_path / str(number)]
+        printed = start_script(ROOT / f"recipes/{name}.py", *given, num_processes=number).finish()
         assert printed.count(said) == 1
     for file in files:
         assert content(tmp_path / "1" / file) == content(tmp_path / "2" / file), file
