@@ -3,9 +3,6 @@
 `python benchmarks/callback_kills.py [KILLS]` kills 20 runs on one process and 20 on two.
 """
 
-import json
-import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -16,20 +13,11 @@ from lib.report import markdown, write
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.families import build_family  # noqa: E402  (found through the line above)
+from tests.distributed.callback_runs import kill_runs  # noqa: E402  (found through the line above)
+from tests.families import build_family  # noqa: E402
 
 
 SEED = 0
-
-
-def kill_runs(base: Path, world_size: int, kills: int, folder: Path) -> dict:
-    """Figures of the undisturbed run and of each killed one, of `tests/distributed/callback_script.py`."""
-    quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "1"}
-    env = {**os.environ, **quiet, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    script = ROOT / "tests" / "distributed" / "callback_script.py"
-    command = [sys.executable, str(script), str(folder), str(base), str(world_size), str(kills), str(SEED)]
-    subprocess.run(command, env=env, check=True)
-    return json.loads((folder / "result.json").read_text())
 
 
 def main(kills: int) -> None:
@@ -37,7 +25,7 @@ def main(kills: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         base = build_family("qwen3_vl", Path(folder) / "model")
         for world_size in (1, 2):
-            runs[world_size] = kill_runs(base, world_size, kills, Path(folder) / f"world-{world_size}")
+            runs[world_size] = kill_runs(Path(folder) / f"world-{world_size}", base, world_size, kills, SEED)
     names = ["processes", "killed in step", "rounds then", "resumed from step", "weights", "ledger", "log"]
     cells = [
         [

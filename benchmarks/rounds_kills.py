@@ -22,12 +22,12 @@ from lib.report import markdown, write
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.curation.runs import Forker, arguments, forker, outcome  # noqa: E402  (after the path is set)
+from tests.curation.runs import arguments, outcome, start  # noqa: E402  (after the path is set)
 
 
-def struck_stage(log: Path, offset: int) -> str:
+def struck_stage(printed: str) -> str:
     """The stage that was under way, without its numbers."""
-    lines = re.findall(r"^\d+/\d+ (\S+)( \.\.\.| done)", log.read_text()[offset:], re.MULTILINE)
+    lines = re.findall(r"^\d+/\d+ (\S+)( \.\.\.| done)", printed, re.MULTILINE)
     if not lines:
         return "before the first stage"
     name, state = lines[-1]
@@ -35,34 +35,29 @@ def struck_stage(log: Path, offset: int) -> str:
     return kind if state == " ..." else "between stages"
 
 
-def kill_often(forks: Forker, folder: Path, num_processes: int, num_kills: int) -> dict:
-    rng, log = random.Random(num_processes), folder / "log"
+def kill_often(folder: Path, num_processes: int, num_kills: int) -> dict:
+    rng = random.Random(num_processes)
     options = {"per_device_train_batch_size": 8 // num_processes}
-    start = time.monotonic()
-    forks.run(arguments(folder / "calm", **options), num_processes, log)
-    seconds, expected = time.monotonic() - start, outcome(folder / "calm")
+    begun = time.monotonic()
+    start(arguments(folder / "calm", **options), num_processes).finish()
+    seconds, expected = time.monotonic() - begun, outcome(folder / "calm")
     struck: Counter[str] = Counter()
-    compared, differing, number, offset = 0, 0, 0, 0
+    compared, differing, number = 0, 0, 0
     while struck.total() < num_kills or (folder / f"killed-{number}").exists():
-        output, offset = folder / f"killed-{number}", len(log.read_text())
-        flags = arguments(output, **options)
+        output = folder / f"killed-{number}"
+        run = start(arguments(output, **options), num_processes)
         if struck.total() < num_kills:
-            forks.start(flags, num_processes, log)
             deadline = time.monotonic() + rng.uniform(0, seconds)
             while time.monotonic() < deadline and not (output / "summary.json").is_file():
                 time.sleep(0.002)
             if not (output / "summary.json").is_file():
-                forks.kill()
-                forks.finish()
-                struck[struck_stage(log, offset)] += 1
+                run.kill()
+                struck[struck_stage(run.output)] += 1
                 continue
-            codes = forks.finish()
-        else:
-            forks.run(flags, num_processes, log)
-            codes = [0] * num_processes
+        run.finish()
         compared, number = compared + 1, number + 1
         found = outcome(output)
-        differing += codes != [0] * num_processes or found != expected
+        differing += found != expected
         if found != expected:
             print(output, [name for name in {**expected, **found} if expected.get(name) != found.get(name)])
         print(f"{num_processes} processes: {struck.total()} kills, {compared} runs at their end, {differing} differ")
@@ -79,10 +74,9 @@ def kill_often(forks: Forker, folder: Path, num_processes: int, num_kills: int) 
 
 def main(num_kills: int) -> None:
     rows = []
-    with forker() as forks:
-        for num_processes in (1, 2):
-            with tempfile.TemporaryDirectory() as folder:
-                rows.append(kill_often(forks, Path(folder), num_processes, num_kills))
+    for num_processes in (1, 2):
+        with tempfile.TemporaryDirectory() as folder:
+            rows.append(kill_often(Path(folder), num_processes, num_kills))
     cells = [
         [
             *(str(row[name]) for name in ("processes", "kills")),

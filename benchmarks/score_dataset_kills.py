@@ -9,9 +9,7 @@ scored again than the two pairs in flight.
 usage: python benchmarks/score_dataset_kills.py [KILLS]
 """
 
-import os
 import random
-import signal
 import sys
 import tempfile
 import time
@@ -28,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from tests.families import family_dir  # noqa: E402  (found through the line above)
-from tests.scoring_runs import ROWS_PER_SHARD, finish, scored_pairs, start  # noqa: E402
+from tests.scoring_runs import ROWS_PER_SHARD, scored_pairs, start  # noqa: E402
 from trl_dt2it import load_reward_model  # noqa: E402
 
 
@@ -56,17 +54,14 @@ def run_and_kill(model: Path, output: Path, target: int, after: float) -> dict:
     how many were lost, because they are in no file now.
     """
     before, seen = finished(output), scored_pairs(output)
-    process = start(model, output, 1, PAIRS)
+    run = start(model, output, 1, PAIRS)
     now = seen
-    while (now == seen or len(now) < target) and process.poll() is None:
+    while (now == seen or len(now) < target) and run.exit_codes == [None]:
         time.sleep(0.002)
         now = scored_pairs(output)
     time.sleep(after)
-    if process.poll() is not None:
-        finish(process, PATIENCE)
-        sys.exit("A run ended before it was killed.")
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    if not run.kill():
+        sys.exit(f"A run ended before it was killed. {run.output[-3000:]}")
     scored = set(scored_pairs(output) - seen)
     again, lost = len(scored & before), len(scored - finished(output))
     return {"before": len(before), "scored": len(scored), "again": again, "lost": lost}
@@ -79,7 +74,7 @@ def main(num_kills: int) -> None:
         torch.manual_seed(SEED)
         load_reward_model(family_dir("qwen3_vl"), dtype="float32").save_pretrained(model)
         AutoProcessor.from_pretrained(family_dir("qwen3_vl")).save_pretrained(model)
-        finish(start(model, calm, 1, PAIRS), PATIENCE)
+        start(model, calm, 1, PAIRS).finish(PATIENCE)
         files = sorted(calm.glob("*.parquet"), key=lambda file: file.stat().st_mtime)
         seconds = files[-1].stat().st_mtime - files[0].stat().st_mtime
         # All over the set, and anywhere between a pair and the next.
@@ -88,7 +83,7 @@ def main(num_kills: int) -> None:
             kills.append(run_and_kill(model, killed, target, rng.uniform(0, 2 * seconds / PAIRS)))
             print(kills[-1], flush=True)
         last = len(finished(killed))
-        finish(start(model, killed, 1, PAIRS), PATIENCE)
+        start(model, killed, 1, PAIRS).finish(PATIENCE)
         counts = scored_pairs(killed)
         same = outcome(killed) == outcome(calm)
         num_files = len(outcome(calm))

@@ -32,12 +32,17 @@ IMPORTED_ONCE = [
     "trl_dt2it.curation.callback",
     "trl_dt2it.curation.rounds",
     "trl_dt2it.judge.client",
+    "openai.resources.chat",
+    "anyio._backends._asyncio",
     "trl_dt2it.demo.digits",
     "trl_dt2it.evaluation",
     "transformers.models.qwen3_vl.modeling_qwen3_vl",
     "transformers.models.qwen2_vl.image_processing_qwen2_vl",
     "transformers.models.qwen3_vl.processing_qwen3_vl",
     "sklearn.datasets",
+    "PIL.PngImagePlugin",
+    "matplotlib.backends.backend_svg",
+    "trackio",
 ]
 
 
@@ -83,22 +88,21 @@ class Run:
             os.kill(process.pid, number)
 
     def kill(self) -> bool:
-        """Kills all its processes; says whether none had come to its end before."""
-        running = self.exit_codes == [None] * len(self.processes)
+        """Kills all its processes; says whether one had not come to its end before."""
         for process in self.processes:
             process.kill()
             process.join()
-        return running and self.exit_codes == [-signal.SIGKILL] * len(self.processes)
+        return -signal.SIGKILL in self.exit_codes
 
     def kill_when(self, is_time: Callable[[], bool], timeout: float = 120.0) -> bool:
         """Kills it as soon as something is so; says whether it came to that before its end."""
         deadline = time.monotonic() + timeout
-        while not is_time() and None in self.exit_codes and time.monotonic() < deadline:
+        while not (is_now := is_time()) and None in self.exit_codes and time.monotonic() < deadline:
             time.sleep(0.0005)
-        return self.kill()
+        return self.kill() and is_now
 
     def wait(self, timeout: float = 300.0) -> list[int]:
-        """Waits for its end and gives the exit codes; when one process fails, the others are killed, as by a launcher."""
+        """Waits for its end and gives the exit codes; when one fails, the others are killed, as by a launcher."""
         deadline = time.monotonic() + timeout
         while None in self.exit_codes:
             running = [process.sentinel for process in self.processes if process.exitcode is None]

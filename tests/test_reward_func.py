@@ -1,9 +1,6 @@
 """The reward model inside of TRL's own GRPO and RLOO trainers, where images have to reach it."""
 
 import functools
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,9 +11,7 @@ from trl_dt2it.scoring import RewardScorer
 
 from .families import example_images
 from .policies import ON_THE_CPU, policy_and_reward_model
-
-
-ROOT = Path(__file__).parents[1]
+from .processes import ROOT, start_script
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +120,5 @@ def test_the_recipe_trains(models, tmp_path):
     flags += ["--dataset_name", "digits", "--num_prompts", "4", "--output_dir", str(tmp_path), "--max_steps", "1"]
     flags += ["--max_completion_length", "4", "--per_device_train_batch_size", "2", "--num_generations", "2"]
     flags += ["--use_cpu", "true", "--bf16", "false", "--report_to", "none", "--logging_steps", "1"]
-    command = [sys.executable, str(ROOT / "recipes/grpo_with_reward_model.py"), *flags]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
-    assert run.returncode == 0, run.stderr[-3000:]
-    assert "Mean reward:" in run.stdout and (tmp_path / "model.safetensors").is_file()
+    printed = start_script(ROOT / "recipes/grpo_with_reward_model.py", *flags).finish()
+    assert "Mean reward:" in printed and (tmp_path / "model.safetensors").is_file()

@@ -2,9 +2,6 @@
 
 import itertools
 import json
-import os
-import signal
-import time
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +22,7 @@ from trl_dt2it.scoring import RewardScorer
 from .families import example_images, family_dir
 from .pairs import model_of, processor_of
 from .rows import make_dataset
-from .scoring_runs import finish, scored_pairs, start
+from .scoring_runs import scored_pairs, start
 from .trainers import text_model, trainer_for
 
 
@@ -357,7 +354,7 @@ def test_two_processes_give_the_table_of_one(tmp_path):
     model = save("qwen3_vl", tmp_path / "model")
     runs = [start(model, tmp_path / str(number), number) for number in (1, 2)]
     for run in runs:
-        finish(run)
+        run.finish()
     one, two = (json.loads((tmp_path / str(number) / "table.json").read_text()) for number in (1, 2))
     assert one == two and len(one) == 12
     assert len(list((tmp_path / "2").glob("log-*"))) == 2
@@ -372,15 +369,11 @@ def test_a_killed_run_goes_on_and_scores_nothing_twice_but_what_was_in_flight(tm
     output.mkdir()
     (output / "slow").touch()
     for done in (1, 3):
-        process = start(model, output, 1)
-        deadline = time.time() + 120
-        while len(list(output.glob("*.parquet"))) < done and time.time() < deadline:
-            time.sleep(0.02)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        run = start(model, output, 1)
+        assert run.kill_when(lambda done=done: len(list(output.glob("*.parquet"))) >= done), run.output
         assert not (output / "table.json").exists()
     (output / "slow").unlink()
-    finish(start(model, output, 1))
+    start(model, output, 1).finish()
     counts = scored_pairs(output)
     assert len(counts) == 12 and max(counts.values()) <= 2
     assert sum(counts.values()) <= 12 + 2 * 2  # two kills, two pairs in a file

@@ -4,15 +4,6 @@ import pytest
 
 from trl_dt2it.curation import CurationLedger
 
-from .runs import forker
-
-
-@pytest.fixture(scope="session")
-def round_forks():
-    """A process that forks runs of the rounds' recipe; started once, because its imports take seconds."""
-    with forker() as process:
-        yield process
-
 
 @pytest.fixture
 def ledger(tmp_path):

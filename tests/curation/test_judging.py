@@ -25,7 +25,7 @@ from trl_dt2it.judge import Endpoint, JudgeClient
 from trl_dt2it.judge.fence import fenced_texts
 
 from ..judge.server import Fault, JudgeServer
-from .runs import arguments, outcome
+from .runs import arguments, outcome, start
 
 
 FIRST = {template.first_is_better for template in (*ENGLISH, *CHINESE)}
@@ -184,11 +184,10 @@ def test_the_most_that_judging_may_cost():
     assert judging.settings()["judges"][1]["model"] == "n" and judging.votes == "majority"
 
 
-def test_a_run_with_a_judge_that_is_killed_pays_for_no_call_twice(round_forks, tmp_path):
-    forks = round_forks
+def test_a_run_with_a_judge_that_is_killed_pays_for_no_call_twice(tmp_path):
     pairs, truth = mixed_pairs(12, noise=0.4)
     write_parquet(pairs, tmp_path / "pool.parquet")
-    judge, log = TruthfulJudge(truth), tmp_path / "log"
+    judge = TruthfulJudge(truth)
     calm, killed = tmp_path / "calm", tmp_path / "killed"
     with JudgeServer(judge) as server:
         about = {"base_url": server.base_url, "model": "judge", "max_concurrency": 1, "timeout": 5.0}
@@ -198,16 +197,16 @@ def test_a_run_with_a_judge_that_is_killed_pays_for_no_call_twice(round_forks, t
             "judge": about,
             "max_steps": 2,
         }
-        forks.run(arguments(calm, **settings), 1, log)
+        start(arguments(calm, **settings)).finish()
         paid = set(judge.full)
         judge.tries.clear(), judge.full.clear()
-        forks.start(arguments(killed, **settings), 1, log)
-        assert forks.kill_when(lambda: len(server.requests) > 0 and sum(judge.full.values()) >= 8)
+        run = start(arguments(killed, **settings))
+        assert run.kill_when(lambda: len(server.requests) > 0 and sum(judge.full.values()) >= 8)
         assert not (killed / "round-1/judge/stage.json").exists()
         (store,) = killed.glob("judge-*.jsonl")
         answered = sum(json.loads(line)["event"] == "reply" for line in store.read_text().splitlines())
         assert 7 <= answered <= len(judge.full) < len(paid)
-        forks.run(arguments(killed, **settings), 1, log)
+        start(arguments(killed, **settings)).finish()
         # The one call that was under way may have been answered to nobody.
         assert set(judge.full) == paid and sum(judge.full.values()) - len(paid) <= 1
         assert outcome(killed) == outcome(calm)

@@ -22,7 +22,7 @@ from trl_dt2it.data.encoded import column_of
 from trl_dt2it.demo.tiny import build_tiny_vlm
 from trl_dt2it.reward_config import MultimodalRewardConfig
 
-from .runs import RULES, arguments, outcome
+from .runs import RULES, arguments, outcome, start
 
 
 # ----------------------------------------------------------------------------------------------------- sets and folds
@@ -227,11 +227,10 @@ def test_a_model_is_trained_on_the_base_and_the_other_folds(run):
 
 
 @pytest.mark.parametrize("num_processes", [1, 2])
-def test_a_killed_run_ends_like_one_that_is_not(round_forks, tmp_path, num_processes):
-    log = tmp_path / "log"
+def test_a_killed_run_ends_like_one_that_is_not(tmp_path, num_processes):
     options = {"per_device_train_batch_size": 8 // num_processes}
     calm, killed = tmp_path / "calm", tmp_path / "killed"
-    round_forks.run(arguments(calm, **options), num_processes, log)
+    start(arguments(calm, **options), num_processes).finish()
     expected = outcome(calm)
     assert len([name for name in expected if name.endswith(".safetensors")]) == 4 and not expected["left"]
     # Within a training, and within the last one; between the files of a scoring, and right after a decision.
@@ -241,18 +240,17 @@ def test_a_killed_run_ends_like_one_that_is_not(round_forks, tmp_path, num_proce
         moments.insert(2, "ledger/round-00002-decide.parquet")
         moments.append("final/curated/model.safetensors")
     for moment in moments:
-        round_forks.start(arguments(killed, **options), num_processes, log)
-        assert round_forks.kill_when((killed / moment).is_file), log.read_text()[-2000:]
+        run = start(arguments(killed, **options), num_processes)
+        assert run.kill_when((killed / moment).is_file), run.output[-2000:]
         assert not (killed / "summary.json").exists()
-    round_forks.run(arguments(killed, **options), num_processes, log)
+    start(arguments(killed, **options), num_processes).finish()
     assert outcome(killed) == expected
 
 
-def test_a_plan_says_what_is_done_and_what_the_judge_may_cost(round_forks, tmp_path):
+def test_a_plan_says_what_is_done_and_what_the_judge_may_cost(tmp_path):
     judge = {"base_url": "http://127.0.0.1:9/v1", "model": "m", "output_price": 1e6, "max_tokens": 10}
     rounds = [{"rules": [{"keep": "keep_consistent"}], "judge": True}]
-    round_forks.run(arguments(tmp_path / "out", judge=judge, rounds=rounds, dry_run=True), 1, tmp_path / "log")
-    lines = (tmp_path / "log").read_text().splitlines()
+    lines = start(arguments(tmp_path / "out", judge=judge, rounds=rounds, dry_run=True)).finish().splitlines()
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
     # 48 pairs in both orders, each reply at most 10 tokens of 1 USD.
     assert ["round-1/judge", "to do", "48", "", "96", "960"] in rows

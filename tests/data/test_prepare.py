@@ -2,10 +2,6 @@
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -13,11 +9,12 @@ import pytest
 import yaml
 from datasets import load_dataset
 
+from tests.processes import ROOT, Run, start_script
 from trl_dt2it.data import build_mixture, load_image, prepare_shard, read_benchmarks, read_settings
 from trl_dt2it.demo.digits import make_digits, make_digits_t2i
 
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "prepare_data.py"
+RECIPE = ROOT / "recipes" / "prepare_data.py"
 
 
 @pytest.fixture(scope="module")
@@ -77,18 +74,15 @@ def config(raw: Path, output: Path) -> dict:
     }
 
 
-def start(settings: dict, *more: str) -> subprocess.Popen:
+def start(settings: dict, *more: str) -> Run:
     path = Path(settings["output_dir"]).with_suffix(".yaml")
     path.write_text(yaml.safe_dump(settings))
-    call = [sys.executable, RECIPE, "--config", path, *more]
-    env = {**os.environ, "COLUMNS": "200"}
-    return subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    return start_script(RECIPE, "--config", path, *more, COLUMNS="200")
 
 
-def run(settings: dict, *more: str) -> subprocess.CompletedProcess:
-    process = start(settings, *more)
-    out, error = process.communicate()
-    return subprocess.CompletedProcess(process.args, process.returncode, out, error)
+def run(settings: dict, *more: str) -> str:
+    """Prepares, and gives what was printed."""
+    return start(settings, *more).finish()
 
 
 def digest(folder: Path) -> str:
@@ -100,9 +94,8 @@ def digest(folder: Path) -> str:
 @pytest.fixture(scope="module")
 def whole(raw, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("whole") / "out"
-    done = run(config(raw, output))
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "1 image_missing" in done.stdout and "1 equal_answers" in done.stdout
+    printed = run(config(raw, output))
+    assert "1 image_missing" in printed and "1 equal_answers" in printed
     return output
 
 
@@ -142,16 +135,11 @@ def test_the_files_need_no_other(whole, raw):
 def test_a_killed_run_goes_on_and_ends_the_same(raw, whole, tmp_path):
     settings = config(raw, tmp_path / "out")
     running = start(settings)
-    while not (done := list((tmp_path / "out").glob("shards/*/*.json"))):
-        assert running.poll() is None, running.communicate()
-        time.sleep(0.01)
-    running.kill()
-    running.communicate()
+    assert running.kill_when(lambda: any((tmp_path / "out").glob("shards/*/*.json"))), running.output
+    done = list((tmp_path / "out").glob("shards/*/*.json"))
     assert len(done) < 4 and not (tmp_path / "out/mixture").exists()
     before = done[0].stat().st_mtime_ns
-    again = run(settings)
-    assert again.returncode == 0, again.stderr[-3000:]
-    assert "there already" in again.stdout
+    assert "there already" in run(settings)
     assert done[0].stat().st_mtime_ns == before
     assert digest(tmp_path / "out") == digest(whole)
 
@@ -159,10 +147,8 @@ def test_a_killed_run_goes_on_and_ends_the_same(raw, whole, tmp_path):
 def test_two_machines_make_what_one_makes(raw, whole, tmp_path):
     settings = config(raw, tmp_path / "out")
     for shard in ("0/2", "1/2"):
-        done = run(settings, "--shard", shard)
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert "without `--shard`" in done.stdout
-    assert run(settings).returncode == 0
+        assert "without `--shard`" in run(settings, "--shard", shard)
+    run(settings)
     assert digest(tmp_path / "out") == digest(whole)
 
 
@@ -201,9 +187,8 @@ def test_a_source_without_its_images_says_so(raw, tmp_path):
 
 
 def test_a_dry_run_shows_the_plan_and_writes_nothing(raw, tmp_path):
-    done = run(config(raw, tmp_path / "out"), "--dry_run", "true")
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "CC-BY-NC-4.0" in done.stdout and "2 of 2" in done.stdout
+    printed = run(config(raw, tmp_path / "out"), "--dry_run", "true")
+    assert "CC-BY-NC-4.0" in printed and "2 of 2" in printed
     assert not (tmp_path / "out").exists()
 
 
@@ -222,8 +207,8 @@ def test_misuse_is_named(sources, message):
 
 
 def test_a_wrong_shard_is_named(raw, tmp_path):
-    done = run(config(raw, tmp_path / "out"), "--shard=2/2")
-    assert done.returncode and "it must be i/n" in done.stderr
+    wrong = start(config(raw, tmp_path / "out"), "--shard=2/2")
+    assert wrong.wait() != [0] and "it must be i/n" in wrong.output
 
 
 def test_a_benchmark_without_the_column_is_named(raw):

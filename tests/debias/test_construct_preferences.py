@@ -1,14 +1,10 @@
 """The recipe: its YAML, its dry run, and runs that are killed at random points and go on."""
 
 import json
-import os
 import random
-import subprocess
 import sys
-import time
 from collections import Counter
 from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
 
 import pytest
 import yaml
@@ -20,10 +16,10 @@ from trl_dt2it.judge import Budget, Endpoint
 from trl_dt2it.judge.reading import read_endpoint
 
 from ..judge.server import Fault, JudgeServer
+from ..processes import ROOT, start_script
 from .digit_judge import DigitJudge, digit_prompts
 
 
-ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "construct_preferences.py"
 CONFIG = ROOT / "recipes" / "configs" / "construct_preferences.yaml"
 CANARY = "sk-canary-5d0c1e"
@@ -40,9 +36,7 @@ def recipe():
 
 
 def start(config):
-    env = {**os.environ, "DIGIT_KEY": CANARY, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(RECIPE), "--config", str(config)]
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return start_script(RECIPE, "--config", config, DIGIT_KEY=CANARY)
 
 
 def write_config(folder, name, base_url, **changes):
@@ -71,18 +65,12 @@ def test_killed_runs_go_on_and_pay_for_nothing_twice(recipe, tmp_path, monkeypat
     with JudgeServer(lambda body: Fault(text=judge(body), hang=0.02)) as server:
         config, kills, in_flight = write_config(tmp_path, "killed", server.base_url), 0, 0
         while True:
-            process, before = start(config), len(server.requests)
-            stop = before + rng.randint(50, 70)
-            while process.poll() is None and len(server.requests) < stop:
-                time.sleep(0.002)
-            if process.poll() is not None:
+            run, stop = start(config), len(server.requests) + rng.randint(50, 70)
+            if not run.kill_when(lambda stop=stop: len(server.requests) >= stop):
                 break
-            process.kill()
-            process.communicate()
             kills += 1
             in_flight += CONCURRENCY
-        output = process.communicate()[0]
-        assert process.returncode == 0, output
+        output = run.finish()
         assert kills >= 2
         calls = Counter(map(call_of, server.requests))
         repeated = calls.total() - len(calls)

@@ -1,13 +1,12 @@
 """Curation between epochs on one process and on two: the same decisions, and runs that survive being killed."""
 
-import json
 from collections import Counter
 
 import numpy as np
 import pytest
 
 from ..families import family_dir
-from .launching import launch
+from .callback_runs import kill_runs
 
 
 KILLS = 2
@@ -19,9 +18,7 @@ def results(tmp_path_factory):
     found = []
     for world_size in (1, 2):
         folder = tmp_path_factory.mktemp(f"world-{world_size}")
-        # One process, which forks those of the trainings.
-        launch("callback_script.py", 1, str(folder), str(family_dir("qwen3_vl")), str(world_size), str(KILLS), "0")
-        found.append(json.loads((folder / "result.json").read_text()))
+        found.append(kill_runs(folder, str(family_dir("qwen3_vl")), world_size, KILLS, seed=0))
     return found
 
 

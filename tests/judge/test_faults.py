@@ -17,11 +17,10 @@ import pytest
 from trl_dt2it.judge import JudgeClient, JudgeError
 from trl_dt2it.judge.store import JudgeStore
 
-from .runs import CONCURRENCY, INJECTION, KEY, finish, make_client, make_requests, outcome, start
+from .runs import CONCURRENCY, INJECTION, KEY, NUMBER, make_client, make_requests, outcome, start
 from .server import Fault, JudgeServer, texts_of
 
 
-NUMBER = 80
 KILLS = 20
 
 
@@ -131,29 +130,26 @@ def test_every_question_ends_with_a_verdict_or_a_status(undisturbed):
     assert usage.input_tokens + usage.output_tokens <= charged <= spent.tokens
 
 
-def test_a_run_that_is_killed_twenty_times_ends_like_one_that_is_not(undisturbed, tmp_path, key, forks):
+def test_a_run_that_is_killed_twenty_times_ends_like_one_that_is_not(undisturbed, tmp_path, key):
     expected, calm, charged, calm_client = undisturbed
     judge, rng = Moody(), random.Random(0)
     store, result = tmp_path / "store.jsonl", tmp_path / "result.json"
     in_flight = []
     with JudgeServer(judge) as server:
         limit = 4 * calm_client.store.spent.tokens
-        task = {"base_url": server.base_url, "store": str(store), "result": str(result), "number": NUMBER}
         for _ in range(KILLS):
             received, before = len(server.requests), events(store)
-            child = start(forks, **task, max_tokens=limit)
+            run = start(server.base_url, store, result, limit)
             wanted, deadline = received + rng.randint(1, 8), time.monotonic() + 20
             while len(server.requests) < wanted and time.monotonic() < deadline:
                 time.sleep(0.0005)
             time.sleep(rng.uniform(0, 0.02))
-            os.kill(child, signal.SIGKILL)
-            assert finish(forks) == -signal.SIGKILL and not result.exists()
+            assert run.kill() and not result.exists()
             new = events(store) - before
             in_flight.append(new["sent"] - new["reply"] - new["failed"])
             # Every call was written down before it was made.
             assert received < len(server.requests) <= events(store)["sent"]
-        start(forks, **task, max_tokens=limit)
-        assert finish(forks) == 0
+        start(server.base_url, store, result, limit).finish()
         assert json.loads(result.read_text()) == expected
         after = JudgeStore(store)
         after.refresh()
@@ -166,15 +162,14 @@ def test_a_run_that_is_killed_twenty_times_ends_like_one_that_is_not(undisturbed
     assert KEY.encode() not in b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
 
 
-def test_an_interrupt_ends_a_run_and_keeps_what_was_replied(tmp_path, key, forks):
+def test_an_interrupt_ends_a_run_and_keeps_what_was_replied(tmp_path, key):
     store = tmp_path / "store.jsonl"
     with JudgeServer(lambda body: Fault(text='{"scores": [7, 3]}', hang=0.05)) as server:
-        task = {"base_url": server.base_url, "store": str(store), "result": str(tmp_path / "r"), "number": NUMBER}
-        child = start(forks, **task)
+        run = start(server.base_url, store, tmp_path / "r")
         while len(server.requests) < 10:
             time.sleep(0.005)
-        os.kill(child, signal.SIGINT)
-        assert finish(forks) == 1
+        run.send(signal.SIGINT)
+        assert run.wait() == [1]
         asked = len(server.requests)
         assert 10 <= asked < 30
         replies = make_client(server.base_url, str(store)).ask(make_requests(NUMBER))

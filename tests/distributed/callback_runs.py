@@ -1,8 +1,5 @@
-"""Kills trainings with curation between their epochs at random moments, resumes them, and compares what comes out.
-
-Started by `test_callback.py`, and with more kills by `benchmarks/callback_kills.py`. Every training runs in processes
-that are forked from this one, which has imported everything and computes nothing itself.
-"""
+"""Kills trainings with curation between their epochs at random moments, resumes them, and compares what comes out; for
+`test_callback.py`, and with more kills for `benchmarks/callback_kills.py`."""
 
 from __future__ import annotations
 
@@ -10,26 +7,26 @@ import hashlib
 import json
 import os
 import random
-import signal
-import socket
-import sys
 import time
+from contextlib import suppress
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+from trl_dt2it import MultimodalRewardConfig, MultimodalRewardTrainer
+from trl_dt2it.curation import Flip, IterativeCurationCallback, Keep, flip_weakest_half, keep_confident
+
+from ..processes import Run
+from ..rows import make_dataset
 
 
 NUM_PAIRS = 24
 
 
-def train(rank: int, world_size: int, folder: Path, base: str, resume: str | None, tell: int) -> None:
-    """One process of a training; the first one writes a byte to `tell` when it begins, and one for each step."""
-    import torch
-
-    from tests.rows import make_dataset
-    from trl_dt2it import MultimodalRewardConfig, MultimodalRewardTrainer
-    from trl_dt2it.curation import Flip, IterativeCurationCallback, Keep, flip_weakest_half, keep_confident
-
-    torch.set_num_threads(1)
+def train(world_size: int, folder: Path, base: str, resume: str | None, tell: Connection) -> None:
+    """One process of a training; the first one sends `tell` a word when it begins, and one for each step."""
+    rank = int(os.environ.get("RANK", 0))
     args = MultimodalRewardConfig(
         str(folder),
         per_device_train_batch_size=4 // world_size,
@@ -65,12 +62,12 @@ def train(rank: int, world_size: int, folder: Path, base: str, resume: str | Non
     def recording(model: Any, inputs: dict, *rest: Any, **options: Any) -> Any:
         drawn.extend(inputs["pairs"]["row_index"].tolist())
         if rank == 0:
-            os.write(tell, b".")
+            tell.send_bytes(b".")
         return compute_loss(model, inputs, *rest, **options)
 
     trainer.compute_loss = recording  # type: ignore[method-assign]
     if rank == 0:
-        os.write(tell, b".")
+        tell.send_bytes(b".")
     trainer.train(resume_from_checkpoint=resume)
     if rank == 0:
         trainer.save_model(str(folder / "final"))
@@ -92,50 +89,22 @@ def run(
 
     `kill_at=3.4` kills 0.4 times `step_seconds` after the third step began.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     folder.mkdir(parents=True, exist_ok=True)
-    begun, tell = os.pipe()
-    children = []
-    for rank in range(world_size):
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                if world_size > 1:
-                    settings = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_PORT": port}
-                    os.environ |= {name: str(value) for name, value in settings.items()}
-                    os.environ |= {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
-                with (folder / f"output_{rank}.txt").open("a") as output:
-                    os.dup2(output.fileno(), 1)
-                    os.dup2(output.fileno(), 2)
-                train(rank, world_size, folder, base, resume, tell)
-                code = 0
-            except BaseException:
-                import traceback
-
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(code)
-        children.append(child)
-    os.close(tell)
-    os.read(begun, 1)
-    start = time.perf_counter()
-    if kill_at is not None:
-        for _ in range(int(kill_at)):
-            os.read(begun, 1)  # nothing, if the process has ended
-        time.sleep(kill_at % 1 * step_seconds)
-        for child in children:
-            os.kill(child, signal.SIGKILL)
-    ends = [os.waitpid(child, 0)[1] for child in children]
-    os.close(begun)
-    if any(end == signal.SIGKILL for end in ends):
-        return None
-    if any(ends):
-        raise RuntimeError((folder / "output_0.txt").read_text()[-3000:])
+    begun, tell = Pipe(duplex=False)
+    started = Run(train, world_size, folder, base, resume, tell, num_processes=world_size)
+    tell.close()
+    with begun, suppress(EOFError):  # it has ended
+        begun.recv_bytes()
+        start = time.perf_counter()
+        if kill_at is not None:
+            for _ in range(int(kill_at)):
+                begun.recv_bytes()
+            time.sleep(kill_at % 1 * step_seconds)
+            if started.kill():
+                return None
+        while True:
+            begun.recv_bytes()
+    started.finish()
     return time.perf_counter() - start
 
 
@@ -163,13 +132,8 @@ def outcome(folder: Path) -> dict[str, Any]:
     return {"weights": (folder / "final" / "model.safetensors").read_bytes(), "ledger": ledger, "log": log}
 
 
-def main(folder: Path, base: str, world_size: int, kills: int, seed: int) -> None:
-    import datasets  # noqa: F401  (before the processes are forked)
-    import torch  # noqa: F401
-
-    import trl_dt2it.curation.callback
-    import trl_dt2it.reward_trainer  # noqa: F401
-
+def kill_runs(folder: Path, base: str, world_size: int, kills: int, seed: int) -> dict[str, Any]:
+    """Figures of a run that nobody kills, and of each that was killed and resumed."""
     whole = folder / "whole"
     seconds = run(world_size, whole, base)
     assert seconds is not None
@@ -193,20 +157,12 @@ def main(folder: Path, base: str, world_size: int, kills: int, seed: int) -> Non
                 **{f"same_{name}": actual[name] == expected[name] for name in expected},
             }
         )
-        print(json.dumps(results[-1]), flush=True)
-    (folder / "result.json").write_text(
-        json.dumps(
-            {
-                "seconds": seconds,
-                "steps": steps,
-                "kills": results,
-                "log": expected["log"],
-                "first_round": hashlib.sha256(expected["ledger"]["round-00001-epoch.parquet"]).hexdigest(),
-                "drawn": [json.loads((whole / f"drawn_{rank}.json").read_text()) for rank in range(world_size)],
-            }
-        )
-    )
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:6]))
+        print(json.dumps(results[-1]), flush=True)  # noqa: T201 (the benchmark takes long)
+    return {
+        "seconds": seconds,
+        "steps": steps,
+        "kills": results,
+        "log": expected["log"],
+        "first_round": hashlib.sha256(expected["ledger"]["round-00001-epoch.parquet"]).hexdigest(),
+        "drawn": [json.loads((whole / f"drawn_{rank}.json").read_text()) for rank in range(world_size)],
+    }
