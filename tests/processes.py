@@ -24,7 +24,7 @@ from pathlib import Path
 
 
 ROOT = Path(__file__).parents[1]
-# Of all that is imported only when it is used, what is used most.
+# Of all that is imported only when it is used, what is used most. Not trackio, which chooses its store on import.
 IMPORTED_ONCE = [
     "torch.distributed.fsdp",
     "trl_dt2it.reward_trainer",
@@ -42,7 +42,6 @@ IMPORTED_ONCE = [
     "sklearn.datasets",
     "PIL.PngImagePlugin",
     "matplotlib.backends.backend_svg",
-    "trackio",
 ]
 
 

@@ -57,6 +57,7 @@ def outcome(output_dir: Path) -> dict[str, Any]:
     return {**digests, "summary": json.loads(timeless.replace(str(output_dir), "OUT")), "left": left}
 
 
-def start(flags: list[str], num_processes: int = 1) -> Run:
+def start(flags: list[str], num_processes: int = 1, **environment: str) -> Run:
     """Starts a run of the recipe."""
-    return start_script(ROOT / "recipes/dt2it.py", *flags, num_processes=num_processes, ACCELERATE_USE_CPU="true")
+    environment["ACCELERATE_USE_CPU"] = "true"
+    return start_script(ROOT / "recipes/dt2it.py", *flags, num_processes=num_processes, **environment)

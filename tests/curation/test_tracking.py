@@ -16,7 +16,7 @@ from trl_dt2it.debias import StyleAuditCallback, audit_style
 
 from ..rows import make_dataset
 from ..test_reward_trainer import trainer_for
-from .runs import arguments
+from .runs import arguments, start
 
 
 pytest.importorskip("trackio", reason="`trackio` is not installed; `make install-dev` does it")
@@ -61,7 +61,7 @@ def tensorboard_scalars(folder) -> dict[str, dict[int, float]]:
     return {tag: {one.step: one.value for one in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
 
 
-def test_rounds_report_each_decision(round_forks, tmp_path):
+def test_rounds_report_each_decision(tmp_path):
     output, store = tmp_path / "my-run", tmp_path / "store"
     _, config, *flags = arguments(output, **SETS)
     settings = {
@@ -70,8 +70,7 @@ def test_rounds_report_each_decision(round_forks, tmp_path):
         "project": "rounds",
     }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
-    flags = ["--config", str(tmp_path / "config.yaml"), *flags]
-    round_forks.run(flags, 1, tmp_path / "log", TRACKIO_DIR=str(store))
+    start(["--config", str(tmp_path / "config.yaml"), *flags], TRACKIO_DIR=str(store)).finish()
 
     pool = read_sets("pool", SETS["pool"])
     ledger = CurationLedger(output / "ledger")
