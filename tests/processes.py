@@ -112,7 +112,8 @@ class Run:
 
     def finish(self, timeout: float = 300.0) -> str:
         """Waits for the end of a run that has to succeed, and gives its output."""
-        assert not any(self.wait(timeout)), self.output[-4000:]
+        codes = self.wait(timeout)
+        assert not any(codes), f"exit codes {codes}: {self.output[-4000:]}"
         return self.output
 
 
