@@ -25,7 +25,7 @@ from transformers import AutoProcessor
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.families import family_dir  # noqa: E402  (found through the line above)
+from tests.families import family_dir  # noqa: E402  (here and below: after the path is set, for `tests`)
 from tests.scoring_runs import ROWS_PER_SHARD, scored_pairs, start  # noqa: E402
 from trl_dt2it import load_reward_model  # noqa: E402
 
@@ -61,7 +61,7 @@ def run_and_kill(model: Path, output: Path, target: int, after: float) -> dict:
         now = scored_pairs(output)
     time.sleep(after)
     if not run.kill():
-        sys.exit(f"A run ended before it was killed. {run.output[-3000:]}")
+        sys.exit(f"A run ended before it was killed. {run.errors[-3000:]}")
     scored = set(scored_pairs(output) - seen)
     again, lost = len(scored & before), len(scored - finished(output))
     return {"before": len(before), "scored": len(scored), "again": again, "lost": lost}

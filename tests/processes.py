@@ -56,7 +56,8 @@ class Run:
     """A run that was started: `function(*arguments)` in each of its processes."""
 
     def __init__(self, function: Callable, *arguments: object, num_processes: int = 1, **environment: str) -> None:
-        self._log = tempfile.NamedTemporaryFile(prefix="run-", suffix=".log")
+        self._streams = [tempfile.NamedTemporaryFile(prefix="run-", suffix=suffix) for suffix in (".out", ".err")]
+        streams = [file.name for file in self._streams]
         given = {"OMP_NUM_THREADS": "1", **environment}
         if num_processes > 1:  # what a launcher sets
             with socket.socket() as probe:
@@ -67,14 +68,19 @@ class Run:
         self.processes = []
         for rank in range(num_processes):
             own = {**given, "RANK": str(rank), "LOCAL_RANK": str(rank)} if num_processes > 1 else given
-            process = server().Process(target=_call, args=(self._log.name, own, function, arguments))
+            process = server().Process(target=_call, args=(streams, own, function, arguments))
             process.start()
             self.processes.append(process)
 
     @property
     def output(self) -> str:
-        """What all its processes have printed so far, on both streams."""
-        return Path(self._log.name).read_text(errors="replace")
+        """What all its processes have printed so far."""
+        return Path(self._streams[0].name).read_text(errors="replace")
+
+    @property
+    def errors(self) -> str:
+        """What they have written to the stream of errors so far."""
+        return Path(self._streams[1].name).read_text(errors="replace")
 
     @property
     def exit_codes(self) -> list[int | None]:
@@ -87,11 +93,12 @@ class Run:
             os.kill(process.pid, number)
 
     def kill(self) -> bool:
-        """Kills all its processes; says whether one had not come to its end before."""
+        """Kills all its processes; says whether none had come to its end before."""
         for process in self.processes:
             process.kill()
+        for process in self.processes:  # only now, because one whose partner is gone fails by itself
             process.join()
-        return -signal.SIGKILL in self.exit_codes
+        return self.exit_codes == [-signal.SIGKILL] * len(self.processes)
 
     def kill_when(self, is_time: Callable[[], bool], timeout: float = 120.0) -> bool:
         """Kills it as soon as something is so; says whether it came to that before its end."""
@@ -113,7 +120,7 @@ class Run:
     def finish(self, timeout: float = 300.0) -> str:
         """Waits for the end of a run that has to succeed, and gives its output."""
         codes = self.wait(timeout)
-        assert not any(codes), f"exit codes {codes}: {self.output[-4000:]}"
+        assert not any(codes), f"exit codes {codes}: {self.errors[-4000:]}"
         return self.output
 
 
@@ -127,13 +134,13 @@ def _run_script(path: str, arguments: list[str]) -> None:
     runpy.run_path(path, run_name="__main__")
 
 
-def _call(log: str, environment: dict[str, str], function: Callable, arguments: tuple) -> None:
+def _call(streams: list[str], environment: dict[str, str], function: Callable, arguments: tuple) -> None:
     """Runs in the process that was forked."""
     import torch
 
-    with open(log, "a") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+    for number, name in enumerate(streams, 1):
+        with open(name, "a") as file:
+            os.dup2(file.fileno(), number)
     os.environ |= environment
     torch.set_num_threads(1)
     function(*arguments)

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from trl_dt2it.cli import load_recipe
 from trl_dt2it.curation import CurationLedger
 from trl_dt2it.curation.round_judges import read_judging
 from trl_dt2it.curation.round_settings import read_rounds
 from trl_dt2it.data import SOURCES
 
-from .curation.runs import SETTINGS, arguments, load_recipe
+from .curation.runs import SETTINGS, arguments
 
 
 ROOT = Path(__file__).parents[1]
@@ -25,7 +26,7 @@ CONFIGS = sorted((ROOT / "recipes/configs").glob("dt2it_*.yaml"))
 
 @pytest.fixture(scope="module")
 def recipe():
-    return load_recipe()
+    return load_recipe("dt2it")
 
 
 def parse(recipe, path: Path, *extra: str):

@@ -370,7 +370,7 @@ def test_a_killed_run_goes_on_and_scores_nothing_twice_but_what_was_in_flight(tm
     (output / "slow").touch()
     for done in (1, 3):
         run = start(model, output, 1)
-        assert run.kill_when(lambda done=done: len(list(output.glob("*.parquet"))) >= done), run.output
+        assert run.kill_when(lambda done=done: len(list(output.glob("*.parquet"))) >= done), run.errors
         assert not (output / "table.json").exists()
     (output / "slow").unlink()
     start(model, output, 1).finish()

@@ -1,9 +1,7 @@
 """Runs of the rounds' recipe on few pairs, which tests and benchmarks start, kill and compare."""
 
 import json
-import sys
 from hashlib import sha256
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +35,6 @@ def arguments(output_dir: Path, **settings) -> list[str]:
     for name, value in {**SETTINGS, **settings}.items():
         flags += [f"--{name}", json.dumps(value) if isinstance(value, (dict, list)) else str(value)]
     return flags
-
-
-def load_recipe(name: str = "dt2it"):
-    spec = spec_from_file_location(name, ROOT / "recipes" / f"{name}.py")
-    module = module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def outcome(output_dir: Path) -> dict[str, Any]:

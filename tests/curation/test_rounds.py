@@ -241,7 +241,7 @@ def test_a_killed_run_ends_like_one_that_is_not(tmp_path, num_processes):
         moments.append("final/curated/model.safetensors")
     for moment in moments:
         run = start(arguments(killed, **options), num_processes)
-        assert run.kill_when((killed / moment).is_file), run.output[-2000:]
+        assert run.kill_when((killed / moment).is_file), run.errors[-2000:]
         assert not (killed / "summary.json").exists()
     start(arguments(killed, **options), num_processes).finish()
     assert outcome(killed) == expected

@@ -135,7 +135,7 @@ def test_the_files_need_no_other(whole, raw):
 def test_a_killed_run_goes_on_and_ends_the_same(raw, whole, tmp_path):
     settings = config(raw, tmp_path / "out")
     running = start(settings)
-    assert running.kill_when(lambda: any((tmp_path / "out").glob("shards/*/*.json"))), running.output
+    assert running.kill_when(lambda: any((tmp_path / "out").glob("shards/*/*.json"))), running.errors
     done = list((tmp_path / "out").glob("shards/*/*.json"))
     assert len(done) < 4 and not (tmp_path / "out/mixture").exists()
     before = done[0].stat().st_mtime_ns
@@ -208,7 +208,7 @@ def test_misuse_is_named(sources, message):
 
 def test_a_wrong_shard_is_named(raw, tmp_path):
     wrong = start(config(raw, tmp_path / "out"), "--shard=2/2")
-    assert wrong.wait() != [0] and "it must be i/n" in wrong.output
+    assert wrong.wait() != [0] and "it must be i/n" in wrong.errors
 
 
 def test_a_benchmark_without_the_column_is_named(raw):

@@ -2,14 +2,13 @@
 
 import json
 import random
-import sys
 from collections import Counter
-from importlib.util import module_from_spec, spec_from_file_location
 
 import pytest
 import yaml
 from datasets import Dataset
 
+from trl_dt2it.cli import load_recipe
 from trl_dt2it.data.encoded import leave_images_encoded
 from trl_dt2it.debias.distillation import distill
 from trl_dt2it.judge import Budget, Endpoint
@@ -28,11 +27,7 @@ CONCURRENCY = 4
 
 @pytest.fixture(scope="module")
 def recipe():
-    spec = spec_from_file_location("construct_preferences", RECIPE)
-    module = module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_recipe("construct_preferences")
 
 
 def start(config):
@@ -70,7 +65,7 @@ def test_killed_runs_go_on_and_pay_for_nothing_twice(recipe, tmp_path, monkeypat
                 break
             kills += 1
             in_flight += CONCURRENCY
-        output = run.finish()
+        output = run.finish() + run.errors
         assert kills >= 2
         calls = Counter(map(call_of, server.requests))
         repeated = calls.total() - len(calls)

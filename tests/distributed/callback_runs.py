@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import random
+import signal
 import time
 from contextlib import suppress
 from multiprocessing import Pipe
@@ -14,11 +15,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from trl_dt2it import MultimodalRewardConfig, MultimodalRewardTrainer
+from trl_dt2it import MultimodalRewardTrainer
 from trl_dt2it.curation import Flip, IterativeCurationCallback, Keep, flip_weakest_half, keep_confident
 
 from ..processes import Run
 from ..rows import make_dataset
+from ..trainers import config
 
 
 NUM_PAIRS = 24
@@ -27,19 +29,14 @@ NUM_PAIRS = 24
 def train(world_size: int, folder: Path, base: str, resume: str | None, tell: Connection) -> None:
     """One process of a training; the first one sends `tell` a word when it begins, and one for each step."""
     rank = int(os.environ.get("RANK", 0))
-    args = MultimodalRewardConfig(
-        str(folder),
+    args = config(
+        folder,
         per_device_train_batch_size=4 // world_size,
         per_device_eval_batch_size=4,
-        learning_rate=1e-3,
         num_train_epochs=4,
-        logging_steps=1,
-        report_to="none",
-        use_cpu=True,
-        bf16=False,
-        disable_tqdm=True,
         gradient_checkpointing=False,
         neftune_noise_alpha=3.0,  # so that a step depends on the random state
+        save_strategy="steps",
         save_steps=2,
         save_total_limit=2,
     )
@@ -100,7 +97,8 @@ def run(
             for _ in range(int(kill_at)):
                 begun.recv_bytes()
             time.sleep(kill_at % 1 * step_seconds)
-            if started.kill():
+            started.kill()
+            if -signal.SIGKILL in started.exit_codes:
                 return None
         while True:
             begun.recv_bytes()

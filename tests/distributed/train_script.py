@@ -10,7 +10,8 @@ from accelerate.utils import gather_object
 
 def main(output_dir: str, base: str, per_device: int, options: dict) -> None:
     from tests.rows import make_dataset
-    from trl_dt2it import MultimodalRewardConfig, MultimodalRewardTrainer
+    from tests.trainers import config
+    from trl_dt2it import MultimodalRewardTrainer
 
     torch.set_num_threads(1)
     stream = options.pop("stream", False)
@@ -25,19 +26,7 @@ def main(output_dir: str, base: str, per_device: int, options: dict) -> None:
         seen.append(prediction.predictions.tolist())
         return {}
 
-    args = MultimodalRewardConfig(
-        output_dir,
-        per_device_train_batch_size=per_device,
-        per_device_eval_batch_size=2,
-        learning_rate=1e-3,
-        num_train_epochs=2,
-        logging_steps=1,
-        report_to="none",
-        use_cpu=True,
-        bf16=False,
-        disable_tqdm=True,
-        **{"save_strategy": "no", **options},
-    )
+    args = config(output_dir, per_device_train_batch_size=per_device, num_train_epochs=2, **options)
     trainer = MultimodalRewardTrainer(
         base,
         args=args,

@@ -35,15 +35,15 @@ def outcome(reply: JudgeReply) -> list:
     return [reply.status, reply.verdict and reply.verdict.model_dump(), reply.text, reply.error]
 
 
-def ask(base_url: str, store: str, result: str, number: int, max_tokens: int | None = None) -> None:
-    """Asks, and writes the outcomes into a file; what a run that can be killed does."""
-    replies = make_client(base_url, store, max_tokens).ask(make_requests(number))
+def ask(base_url: str, store: str, result: str, max_tokens: int | None = None) -> None:
+    """Asks `NUMBER` questions and writes the outcomes into a file; what a run that can be killed does."""
+    replies = make_client(base_url, store, max_tokens).ask(make_requests(NUMBER))
     Path(result).write_text(json.dumps([outcome(reply) for reply in replies]))
 
 
 def start(base_url: str, store: Path, result: Path, max_tokens: int | None = None) -> Run:
-    """Starts to ask `NUMBER` questions in a process of its own."""
-    return Run(ask, base_url, str(store), str(result), NUMBER, max_tokens, JUDGE_TEST_KEY=KEY)
+    """Starts to ask in a process of its own."""
+    return Run(ask, base_url, str(store), str(result), max_tokens, JUDGE_TEST_KEY=KEY)
 
 
 def write_error_without(package: str, store: str, result: str) -> None:
