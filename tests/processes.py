@@ -9,6 +9,7 @@ be watched, waited for and killed like any other. Real launchers are tested in `
 
 from __future__ import annotations
 
+import faulthandler
 import functools
 import multiprocessing
 import os
@@ -90,7 +91,8 @@ class Run:
     def send(self, number: int) -> None:
         """Sends a signal to all its processes."""
         for process in self.processes:
-            os.kill(process.pid, number)
+            if process.exitcode is None:
+                os.kill(process.pid, number)
 
     def kill(self) -> bool:
         """Kills all its processes; says whether none had come to its end before."""
@@ -107,17 +109,25 @@ class Run:
             time.sleep(0.0005)
         return self.kill() and is_now
 
-    def wait(self, timeout: float = 300.0) -> list[int]:
-        """Waits for its end and gives the exit codes; when one fails, the others are killed, as by a launcher."""
+    def wait(self, timeout: float = 240.0) -> list[int]:
+        """
+        Waits for its end and gives the exit codes.
+
+        When one process fails, the others are killed, as by a launcher; and when it is late, all are, after they have
+        written what each thread is doing to `errors`.
+        """
         deadline = time.monotonic() + timeout
         while None in self.exit_codes:
             running = [process.sentinel for process in self.processes if process.exitcode is None]
             is_late = not wait(running, max(0.0, deadline - time.monotonic()))
+            if is_late:
+                self.send(signal.SIGUSR1)
+                time.sleep(1.0)
             if is_late or any(self.exit_codes):
                 self.kill()
         return self.exit_codes
 
-    def finish(self, timeout: float = 300.0) -> str:
+    def finish(self, timeout: float = 240.0) -> str:
         """Waits for the end of a run that has to succeed, and gives its output."""
         codes = self.wait(timeout)
         assert not any(codes), f"exit codes {codes}: {self.errors[-4000:]}"
@@ -141,6 +151,7 @@ def _call(streams: list[str], environment: dict[str, str], function: Callable, a
     for number, name in enumerate(streams, 1):
         with open(name, "a") as file:
             os.dup2(file.fileno(), number)
+    faulthandler.register(signal.SIGUSR1, file=2)
     os.environ |= environment
     torch.set_num_threads(1)
     function(*arguments)

@@ -9,9 +9,6 @@ import os
 import random
 import signal
 import time
-from contextlib import suppress
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +23,8 @@ from ..trainers import config
 NUM_PAIRS = 24
 
 
-def train(world_size: int, folder: Path, base: str, resume: str | None, tell: Connection) -> None:
-    """One process of a training; the first one sends `tell` a word when it begins, and one for each step."""
+def train(world_size: int, folder: Path, base: str, resume: str | None) -> None:
+    """One process of a training; the first one writes a byte into `begun` when it begins, and one for each step."""
     rank = int(os.environ.get("RANK", 0))
     args = config(
         folder,
@@ -59,18 +56,27 @@ def train(world_size: int, folder: Path, base: str, resume: str | None, tell: Co
     def recording(model: Any, inputs: dict, *rest: Any, **options: Any) -> Any:
         drawn.extend(inputs["pairs"]["row_index"].tolist())
         if rank == 0:
-            tell.send_bytes(b".")
+            tell_begun(folder)
         return compute_loss(model, inputs, *rest, **options)
 
     trainer.compute_loss = recording  # type: ignore[method-assign]
     if rank == 0:
-        tell.send_bytes(b".")
+        tell_begun(folder)
     trainer.train(resume_from_checkpoint=resume)
     if rank == 0:
         trainer.save_model(str(folder / "final"))
         (folder / "log.json").write_text(json.dumps(trainer.state.log_history))
     (folder / f"drawn_{rank}.json").write_text(json.dumps(drawn))
     trainer.end()
+
+
+def tell_begun(folder: Path) -> None:
+    with (folder / "begun").open("ab") as file:
+        file.write(b".")
+
+
+def num_begun(folder: Path) -> int:
+    return (folder / "begun").stat().st_size if (folder / "begun").is_file() else 0
 
 
 def run(
@@ -87,21 +93,21 @@ def run(
     `kill_at=3.4` kills 0.4 times `step_seconds` after the third step began.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    begun, tell = Pipe(duplex=False)
-    started = Run(train, world_size, folder, base, resume, tell, num_processes=world_size)
-    tell.close()
-    with begun, suppress(EOFError):  # it has ended
-        begun.recv_bytes()
-        start = time.perf_counter()
-        if kill_at is not None:
-            for _ in range(int(kill_at)):
-                begun.recv_bytes()
-            time.sleep(kill_at % 1 * step_seconds)
-            started.kill()
-            if -signal.SIGKILL in started.exit_codes:
-                return None
-        while True:
-            begun.recv_bytes()
+    (folder / "begun").unlink(missing_ok=True)
+    started = Run(train, world_size, folder, base, resume, num_processes=world_size)
+
+    def wait_for(number: int) -> None:
+        while num_begun(folder) < number and None in started.exit_codes:
+            time.sleep(0.0005)
+
+    wait_for(1)
+    start = time.perf_counter()
+    if kill_at is not None:
+        wait_for(1 + int(kill_at))
+        time.sleep(kill_at % 1 * step_seconds)
+        started.kill()
+        if -signal.SIGKILL in started.exit_codes:
+            return None
     started.finish()
     return time.perf_counter() - start
 
