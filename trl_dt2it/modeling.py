@@ -8,6 +8,8 @@ served by stock vLLM (`--runner pooling`). They are made on demand from the fami
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -23,6 +25,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.integrations import deepspeed as deepspeed_integration
 from transformers.modeling_layers import GenericForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from transformers.utils import cached_file, find_adapter_config_file, logging
@@ -68,14 +71,65 @@ else:
     _Base = GenericForSequenceClassification
 
 
+class RewardHead(nn.Linear):
+    """
+    A linear head whose weights stay in fp32, and which computes in fp32, whatever the dtype of the body.
+
+    bf16 has 8 bits: of rewards around 25, a sixteenth of all margins would round to ties, and a learning rate of 1e-5
+    would move hardly a weight of the head.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        r"""
+        Args:
+            input (`torch.Tensor` of shape `(..., H)`):
+                Hidden states, of any floating dtype.
+
+        Returns:
+            `torch.Tensor` of shape `(..., 1)` and dtype `float32`.
+        """
+        bias = None if self.bias is None else self.bias.float()
+        with torch.autocast(input.device.type, enabled=False):
+            return nn.functional.linear(input.float(), self.weight.float(), bias)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> nn.Module:  # type: ignore[override]
+        # `model.to(torch.bfloat16)` and `model.half()` come here; a move to another device does, too.
+        exact = {name: parameter.detach() for name, parameter in self.named_parameters(recurse=False)}
+        super()._apply(fn, recurse)
+        for name, parameter in self.named_parameters(recurse=False):
+            if parameter.is_floating_point() and parameter.dtype != torch.float32:
+                source = parameter if parameter.is_meta else exact[name]
+                parameter.data = source.to(parameter.device, torch.float32)
+        return self
+
+
+def keep_head_in_fp32(model: nn.Module) -> None:
+    """
+    Makes every `score` head of a model a [`RewardHead`], in place, copies in an adapter's `modules_to_save` included.
+
+    Args:
+        model (`nn.Module`):
+            Reward model of any family, text models of transformers included, or a [`~peft.PeftModel`].
+    """
+    for name, module in model.named_modules():
+        # The class alone changes: parameters, their names and hooks stay. Quantized heads have other classes.
+        if type(module) is nn.Linear and "score" in name.split("."):
+            module.__class__ = RewardHead
+            module.float()
+
+
 class GenericRewardModel(_Base):
     """
     What the reward model classes of all families share: the reward is read at the last real token of each row, found
     from the attention mask and never from the pad id, and weights that are not in the checkpoint are an error.
     """
 
+    # Read by `from_pretrained`: the head keeps its fp32 weights beside a body in another dtype.
+    _keep_in_fp32_modules_strict = ("score",)
+
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
+        keep_head_in_fp32(self)
         project_patches_by_matrix_product(self)
 
     def forward(
@@ -108,8 +162,8 @@ class GenericRewardModel(_Base):
                 Everything else that the family's base model takes: `pixel_values`, `image_grid_thw`, ...
 
         Returns:
-            [`~transformers.modeling_outputs.SequenceClassifierOutputWithPast`]: `logits` has shape `(R, 1)` and the
-            dtype of the head.
+            [`~transformers.modeling_outputs.SequenceClassifierOutputWithPast`]: `logits` has shape `(R, 1)` and dtype
+            `float32`.
 
         Raises:
             `ValueError`: if there is a `pair_layout` and the model cannot read one row per pair.
@@ -249,7 +303,8 @@ def load_reward_model(
 
     Returns:
         [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]: the model with `config.num_labels == 1`, in
-        evaluation mode. A new head is drawn from torch's global generator: call [`~transformers.set_seed`] before.
+        evaluation mode and with the `score` head in fp32. A new head is drawn from torch's global generator: call
+        [`~transformers.set_seed`] before.
 
     Raises:
         `ValueError`: if there is no such directory, if the family is not supported (the message lists those that
@@ -283,20 +338,34 @@ def load_reward_model(
         if is_reward_model:
             return cls.from_pretrained(name_or_path, **{**load_kwargs, "output_loading_info": False})
         _raise_without_head(name_or_path, allow_new_head)
+        score = _new_head(config)
         loaded = AutoModelForImageTextToText.from_pretrained(name_or_path, **load_kwargs)
         native, info = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
         _raise_on_incomplete(info, name_or_path, unexpected_allowed=("lm_head.weight",))
-        return _replace_head(native, cls)
+        return _replace_head(native, cls, score)
 
     if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:  # a text model: transformers has the class
         if not is_reward_model:
             _raise_without_head(name_or_path, allow_new_head)
-        model, info = AutoModelForSequenceClassification.from_pretrained(name_or_path, num_labels=1, **load_kwargs)
+        with _head_kept_in_fp32(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]):
+            model, info = AutoModelForSequenceClassification.from_pretrained(name_or_path, num_labels=1, **load_kwargs)
+        keep_head_in_fp32(model)
         missing_allowed = () if is_reward_model else ("score.weight",)
         _raise_on_incomplete(info, name_or_path, missing_allowed, unexpected_allowed=("lm_head.weight",))
         mark_as_reward_model(model.config)
         return model
     raise ValueError(_unsupported(config.model_type, "has no image-text-to-text model in transformers"))
+
+
+@contextmanager
+def _head_kept_in_fp32(cls: Any) -> Iterator[None]:
+    """Let a text model of transformers load with its head in fp32, and nobody else's model of that class."""
+    known = cls._keep_in_fp32_modules_strict
+    cls._keep_in_fp32_modules_strict = [*(known or ()), "score"]
+    try:
+        yield
+    finally:
+        cls._keep_in_fp32_modules_strict = known
 
 
 def mark_as_reward_model(config: PreTrainedConfig) -> None:
@@ -309,27 +378,48 @@ def mark_as_reward_model(config: PreTrainedConfig) -> None:
         part.problem_type = "regression"
 
 
-def _replace_head(native: PreTrainedModel, cls: type[PreTrainedModel]) -> PreTrainedModel:
+def _new_head(config: PreTrainedConfig) -> RewardHead:
+    """Draw a new head, before the base model is loaded: what loading draws depends on how weights are distributed."""
+    text_config = config.get_text_config()
+    with torch.device("cpu"):
+        score = RewardHead(text_config.hidden_size, 1, bias=False, dtype=torch.float32)
+    nn.init.normal_(score.weight, std=getattr(text_config, "initializer_range", 0.02))
+    return score
+
+
+def _replace_head(native: PreTrainedModel, cls: type[PreTrainedModel], score: RewardHead) -> PreTrainedModel:
     """Moves the base model of `native` under the reward class, and with it the marks of quantisation and dispatch.
 
     Loading the native class and taking its base over is the one way that needs no table of key renames: under a class
     of ours transformers applies none, and Qwen2-VL and Qwen2.5-VL would keep a random language model."""
     mark_as_reward_model(native.config)
-    with torch.device("meta"):
+    with whole_on_every_process(), torch.device("meta"):
         model = cls(native.config)
     model.model = native.model
     project_patches_by_matrix_product(model)
-    text_config = native.config.get_text_config()
-    weight = native.get_output_embeddings().weight
-    score = nn.Linear(text_config.hidden_size, 1, bias=False, device=weight.device, dtype=native.dtype)
-    nn.init.normal_(score.weight, std=getattr(text_config, "initializer_range", 0.02))
-    model.score = score
+    model.score = score.to(native.get_output_embeddings().weight.device)
     for name in ("hf_quantizer", "is_quantized", "quantization_method", "is_loaded_in_4bit", "is_loaded_in_8bit"):
         if name in native.__dict__:
             setattr(model, name, native.__dict__[name])
     if "hf_device_map" in native.__dict__:
         model.hf_device_map = native.hf_device_map
     return model.eval()
+
+
+@contextmanager
+def whole_on_every_process() -> Iterator[None]:
+    """
+    Let models be made and loaded whole in this process, also where DeepSpeed ZeRO-3 is on.
+
+    Under ZeRO-3, transformers partitions the weights of every model that it makes or loads, as a collective act of all
+    processes. What one process loads alone, or has to read from itself, must not take part in that.
+    """
+    active = deepspeed_integration._hf_deepspeed_config_weak_ref
+    deepspeed_integration.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed_integration._hf_deepspeed_config_weak_ref = active
 
 
 def _load_adapter(name_or_path: str | os.PathLike, *, revision: str, trust_remote_code: bool, **kwargs: Any):

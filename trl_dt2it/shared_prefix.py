@@ -9,7 +9,6 @@ ends. The same holds for any number of answers, called branches here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -25,25 +24,24 @@ class Segment(NamedTuple):
     prefix_stop: int
 
 
-@dataclass
 class SharedPrefix:
     """
     Where the parts of a packed row lie, in the forms that the attention implementations need.
 
-    Parameters:
+    A plain class, because it travels among the arguments of sharded layers: to cast them, torch rebuilds every
+    dataclass it finds there, and finds no tensors in anything else.
+
+    Args:
         lengths (`list[list[int]]` of G lists of length 1 + N):
             For each group the number of tokens of its prefix and of its N branches; 0 for a branch that is not there.
         device (`torch.device`):
             Where the row is.
     """
 
-    lengths: list[list[int]]
-    device: torch.device
-    segments: list[Segment] = field(init=False)
-    read_at: list[int] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.segments = []
+    def __init__(self, lengths: list[list[int]], device: torch.device) -> None:
+        self.lengths = lengths
+        self.device = device
+        self.segments: list[Segment] = []
         last_tokens: list[list[int]] = [[] for _ in self.lengths[0][1:]]
         start = 0
         for prefix_length, *branches in self.lengths:
