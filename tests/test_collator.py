@@ -119,10 +119,13 @@ def test_dummy_image_only_where_the_batch_has_none():
     text = make_rows(2, num_images=(0,))
     plain, dummy = collate("qwen3_vl", text), collate("qwen3_vl", text, add_dummy_image=True)
     assert "pixel_values" not in plain
-    assert dummy["input_ids"].shape[0] == 5 and "pixel_values" in dummy
+    assert dummy["input_ids"].shape[0] == 2 * (2 + 2) and {"pixel_values", "pixel_values_videos"} <= set(dummy)
     model = load_reward_model(family_dir("qwen3_vl"))
-    torch.testing.assert_close(rewards(model, dummy)[:4], rewards(model, plain), rtol=1e-4, atol=1e-5)
-    with_images = collate("qwen3_vl", make_rows(2, num_images=(1, 0)), add_dummy_image=True)
+    kept = rewards(model, dummy).reshape(2, 4)[:, :2].flatten()
+    torch.testing.assert_close(kept, rewards(model, plain), rtol=1e-4, atol=1e-5)
+    images = ("image",)
+    assert collate("qwen3_vl", text, add_dummy_image=True, media=images)["input_ids"].shape[0] == 2 * (2 + 1)
+    with_images = collate("qwen3_vl", make_rows(2, num_images=(1, 0)), add_dummy_image=True, media=images)
     assert with_images["input_ids"].shape[0] == 4
 
 

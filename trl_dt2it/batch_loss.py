@@ -61,8 +61,8 @@ def batch_loss(
     """
     pairs = inputs["pairs"]
     num_pairs = len(pairs["weight"])
-    logits = pair_logits(model, {key: value for key, value in inputs.items() if key != "pairs"}, num_pairs)
-    chosen, rejected = logits[: 2 * num_pairs, 0].chunk(2)
+    rewards = pair_rewards(model, {key: value for key, value in inputs.items() if key != "pairs"}, num_pairs)
+    chosen, rejected = rewards[:, :num_pairs]
     losses = pairwise_loss(
         chosen,
         rejected,
@@ -81,13 +81,13 @@ def batch_loss(
     # DDP, FSDP and DeepSpeed average over processes what is here divided by a sum over processes.
     factor = 1 if total_weight is None else num_processes
     loss = (weights * losses).sum() * factor / total.clamp(min=torch.finfo(torch.float32).tiny)
-    loss = loss + 0.0 * logits[2 * num_pairs :].float().sum()  # the dummy row, if any, takes part with nothing
+    loss = loss + 0.0 * rewards[:, num_pairs:].sum()  # dummies, if any, take part with nothing
     return BatchLoss(loss, torch.stack([chosen, rejected], dim=1).detach().float(), losses.detach(), weights)
 
 
-def pair_logits(model: nn.Module, tensors: dict[str, torch.Tensor], num_pairs: int) -> torch.Tensor:
+def pair_rewards(model: nn.Module, tensors: dict[str, torch.Tensor], num_pairs: int) -> torch.Tensor:
     """
-    What a model gives the answers of B pairs.
+    Rewards that a model gives the answers of B pairs, and of D dummies.
 
     Args:
         model (`nn.Module`):
@@ -98,15 +98,15 @@ def pair_logits(model: nn.Module, tensors: dict[str, torch.Tensor], num_pairs: i
             B.
 
     Returns:
-        `torch.Tensor` of shape `(2 * B, 1)`, or `(2 * B + 1, 1)` with a dummy row: first chosen, then rejected.
+        `torch.Tensor` of shape `(2, B + D)` and dtype `float32`: chosen and rejected, dummies last.
 
     Raises:
         `ValueError`: if the model gives anything else.
     """
     logits = model(**tensors, use_cache=False).logits
-    if logits.shape[-1] != 1 or len(logits) not in (2 * num_pairs, 2 * num_pairs + 1):
+    if logits.shape[-1] != 1 or len(logits) % 2 or not 0 <= len(logits) // 2 - num_pairs <= 2:
         raise ValueError(f"The model gave logits of shape {tuple(logits.shape)} for {num_pairs} pairs.")
-    return logits
+    return logits.float().reshape(2, -1)
 
 
 def weights_of(pairs: dict[str, Any], *, loss_type: str, args: MultimodalRewardConfig) -> torch.Tensor:

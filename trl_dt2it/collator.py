@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from transformers import ProcessorMixin
 from .data.images import ImageOptions, load_image
 from .data.rows import Video, row_images, row_name, row_videos
 from .data.schema import RowError, check_row, special_token_pattern
-from .encoding import encode_branches
+from .encoding import encode_branches, join_images
 from .rendering import (
     ProcessingClass,
     Rendered,
@@ -26,6 +26,16 @@ from .rendering import (
 )
 from .shared_prefix import pack_branches
 from .strength import StrengthNormalizer
+
+
+# Chosen and rejected, and their image tensors.
+EncodedPair: TypeAlias = tuple[list[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
+
+# The tensor that a kind of media has where it goes through the vision tower in a call of its own.
+_PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
+
+# GLM-4V writes images and videos with one token, and transformers does not tell them apart.
+_ONE_KIND_A_BATCH = ("Glm4vProcessor",)
 
 
 @dataclass
@@ -47,8 +57,11 @@ class MultimodalPreferenceCollator:
         pad_to_multiple_of (`int`, *optional*):
             Pads rows to a multiple of this length; one row per pair needs no padding.
         add_dummy_image (`bool`, *optional*, defaults to `False`):
-            Whether a batch without any image gets one more conversation with a blank image, whose reward counts for
-            nothing. Where the vision tower is sharded over processes (FSDP, DeepSpeed ZeRO-3), all have to run it.
+            Whether a batch without any image gets one more pair with a blank image, and one without any video a pair
+            with a blank video, whose rewards count for nothing. Where the model is sharded over processes (FSDP,
+            DeepSpeed), all have to run the vision tower equally often.
+        media (`tuple[str, ...]`, *optional*, defaults to `("image", "video")`):
+            The kinds of media that a batch of any process may hold, so that no dummy is added of another kind.
         share_prefix (`bool`, *optional*, defaults to `False`):
             Whether to lay a batch out as one row. The model has to be of a family that can read it
             ([`~trl_dt2it.shared_forward.why_not_shared`]). A batch in which the two sides of a pair differ before
@@ -59,16 +72,18 @@ class MultimodalPreferenceCollator:
     Returns a dict with
         - `pairs`: `weight` `(B,)` fp32; `strength` `(B,)` fp32 and `is_tie` `(B,)` bool, with a normalizer; `margin`
           `(B,)` fp32, with that column; `row_index` `(B,)` int64, with that column; `num_tokens` `(B,)` int64, of both
-          conversations; `source`, a list of B strings or `None`;
-        - with one row per pair: `pair_layout` `(B, 3)` int64, the number of tokens that a pair shares, of chosen's and
-          of rejected's own; `input_ids` `(1, T)` int64, and what else the processor gives per token;
-        - with two: `input_ids` and `attention_mask` `(2B, L)` int64, what else the processor gives per token, and, if
-          there are images, `image_repeats`, 2;
+          conversations; `has_media` `(B,)` bool, whether it shows an image or a video; `source`, a list of B strings
+          or `None`;
+        - with one row per pair: `pair_layout` `(B + D, 3)` int64, the number of tokens that a pair shares, of chosen's
+          and of rejected's own; `input_ids` `(1, T)` int64, and what else the processor gives per token;
+        - with two: `input_ids` and `attention_mask` `(2 * (B + D), L)` int64, what else the processor gives per token,
+          and, if there are images, `image_repeats`, 2;
         - the image tensors of the processor, each image once.
-        A dummy image adds a last conversation: a row `(length - 1, 0, 1)` of the layout, or a row of tokens.
+        The D dummies, 0 to 2, are the last pairs; both sides of one are alike.
 
     Raises:
         [`~trl_dt2it.data.schema.RowError`]: if a row or one of its images cannot be used; the message names the row.
+        `ValueError`: if the batch holds both images and videos, and the family reads one kind in a batch.
     """
 
     processing_class: ProcessingClass
@@ -77,14 +92,17 @@ class MultimodalPreferenceCollator:
     pad_to_multiple_of: int | None = None
     add_dummy_image: bool = False
     share_prefix: bool = False
+    media: tuple[str, ...] = ("image", "video")
 
     def __post_init__(self) -> None:
+        self._dummies: dict[str, EncodedPair] = {}
         self.special_tokens = special_token_pattern(get_tokenizer(self.processing_class))
         self.image_token_ids = image_token_ids(self.processing_class)
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         rows: list[list[dict[str, torch.Tensor]]]  # chosen and rejected of each pair
         images: dict[str, torch.Tensor] = {}
+        has_media = [False] * len(examples)
         if "chosen_ids" in examples[0]:
             rows = [
                 [{"input_ids": torch.tensor(e[side])} for side in ("chosen_ids", "rejected_ids")] for e in examples
@@ -93,20 +111,25 @@ class MultimodalPreferenceCollator:
             rendered = [self.render(example, index) for index, example in enumerate(examples)]
             branches, images = encode_branches(rendered, self.processing_class)
             rows = [list(pair) for pair in zip(*branches, strict=True)]
-        dummy: list[list[dict[str, torch.Tensor]]] = []
-        if not images and self.add_dummy_image and isinstance(self.processing_class, ProcessorMixin):
-            dummy, images = encode_branches([self._dummy_row()], self.processing_class)
+            has_media = [bool(row.images or row.videos) for row in rendered]
+        dummies = self._missing_media(images)
+        images = join_images([images, *(tensors for _, tensors in dummies)])
+        if len(_PIXELS.values() & images.keys()) > 1 and type(self.processing_class).__name__ in _ONE_KIND_A_BATCH:
+            raise ValueError(
+                f"A batch holds both images and videos, and {type(self.processing_class).__name__} reads one kind in a "
+                "batch; train on a set that has images or videos alone."
+            )
 
         # `pairs` comes first, and in it a vector of length B: Trainer takes the batch size from the first tensor.
         batch: dict[str, Any] = {"pairs": self._pairs(examples)}
         batch["pairs"]["num_tokens"] = torch.tensor([sum(len(side["input_ids"]) for side in row) for row in rows])
-        packed = pack_branches([*rows, *dummy], self.image_token_ids) if self.share_prefix else None
+        batch["pairs"]["has_media"] = torch.tensor(has_media)
+        rows += [pair for pair, _ in dummies]
+        packed = pack_branches(rows, self.image_token_ids) if self.share_prefix else None
         if packed is not None:
             return {**batch, **packed, **images}
         token_rows = [row[side] for side in range(2) for row in rows]
-        if dummy:
-            token_rows += dummy[0]
-        elif images:
+        if images:
             batch["image_repeats"] = 2
         return {**batch, **self._pad(token_rows), **images}
 
@@ -167,8 +190,29 @@ class MultimodalPreferenceCollator:
                 padded[key][index, : len(vector)] = vector
         return padded
 
-    def _dummy_row(self) -> Rendered:
+    def _missing_media(self, images: Mapping[str, torch.Tensor]) -> list[EncodedPair]:
+        """Dummies of the kinds that a batch lacks, encoded once in the life of the collator."""
+        if not self.add_dummy_image or not isinstance(self.processing_class, ProcessorMixin):
+            return []
+        missing = [kind for kind in self.media if _PIXELS[kind] not in images]
+        return [self._dummies[kind] for kind in missing if self._has_tower_call(kind)]
+
+    def _has_tower_call(self, kind: str) -> bool:
+        """Whether media of a kind go through the vision tower in a call of their own. A family may read no videos, or
+        read frames as images."""
+        if kind not in self._dummies:
+            self._dummies[kind] = self._encode_dummy(kind)
+        return _PIXELS[kind] in self._dummies[kind][1]
+
+    def _encode_dummy(self, kind: str) -> EncodedPair:
+        processor = cast(ProcessorMixin, self.processing_class)
+        if kind == "video" and getattr(processor, "video_processor", None) is None:
+            return [], {}
         blank = Image.new("RGB", (64, 64))
-        messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "."}]}]
-        text = render_conversation(messages, [blank], self.processing_class)
-        return Rendered([text], [blank], lacks_special_tokens(text, self.processing_class))
+        images = [blank] if kind == "image" else []
+        videos = [Video([blank, blank], 2.0)] if kind == "video" else []
+        messages = [{"role": "user", "content": [{"type": kind}, {"type": "text", "text": "."}]}]
+        text = render_conversation(messages, images, processor)
+        row = Rendered([text, text], images, lacks_special_tokens(text, processor), videos)
+        branches, tensors = encode_branches([row], processor)
+        return [side for (side,) in branches], tensors

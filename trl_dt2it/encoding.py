@@ -106,6 +106,7 @@ def _metadata(video: Video) -> VideoMetadata:
 def join_images(parts: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """One batch of the image tensors of several rows. Rows with fewer tiles are filled up with zeros, as processors
     do in a batch of their own."""
+    parts = [part for part in parts if part]
     if len(parts) == 1:
         return parts[0]
     joined = {}

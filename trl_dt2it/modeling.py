@@ -25,7 +25,6 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.integrations import deepspeed as deepspeed_integration
 from transformers.modeling_layers import GenericForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from transformers.utils import cached_file, find_adapter_config_file, logging
@@ -33,6 +32,7 @@ from transformers.utils import cached_file, find_adapter_config_file, logging
 from .image_features import encode_once
 from .patch_embedding import project_patches_by_matrix_product
 from .reward_statistics import read_beside_adapter
+from .sharding import whole_on_every_process
 from .shared_forward import last_hidden_states, use_shared_prefix
 
 
@@ -75,9 +75,12 @@ class RewardHead(nn.Linear):
     """
     A linear head whose weights stay in fp32, and which computes in fp32, whatever the dtype of the body.
 
-    bf16 has 8 bits: of rewards around 25, a sixteenth of all margins would round to ties, and a learning rate of 1e-5
-    would move hardly a weight of the head.
+    bf16 has 8 bits: around 25, rewards would be an eighth apart, and a learning rate of 1e-5 would move hardly a weight
+    of the head.
     """
+
+    # DeepSpeed in half precision takes weights of one dtype only, and keeps its own fp32 copy.
+    keeps_fp32 = True
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         r"""
@@ -97,7 +100,7 @@ class RewardHead(nn.Linear):
         exact = {name: parameter.detach() for name, parameter in self.named_parameters(recurse=False)}
         super()._apply(fn, recurse)
         for name, parameter in self.named_parameters(recurse=False):
-            if parameter.is_floating_point() and parameter.dtype != torch.float32:
+            if self.keeps_fp32 and parameter.is_floating_point() and parameter.dtype != torch.float32:
                 source = parameter if parameter.is_meta else exact[name]
                 parameter.data = source.to(parameter.device, torch.float32)
         return self
@@ -404,22 +407,6 @@ def _replace_head(native: PreTrainedModel, cls: type[PreTrainedModel], score: Re
     if "hf_device_map" in native.__dict__:
         model.hf_device_map = native.hf_device_map
     return model.eval()
-
-
-@contextmanager
-def whole_on_every_process() -> Iterator[None]:
-    """
-    Let models be made and loaded whole in this process, also where DeepSpeed ZeRO-3 is on.
-
-    Under ZeRO-3, transformers partitions the weights of every model that it makes or loads, as a collective act of all
-    processes. What one process loads alone, or has to read from itself, must not take part in that.
-    """
-    active = deepspeed_integration._hf_deepspeed_config_weak_ref
-    deepspeed_integration.unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        deepspeed_integration._hf_deepspeed_config_weak_ref = active
 
 
 def _load_adapter(name_or_path: str | os.PathLike, *, revision: str, trust_remote_code: bool, **kwargs: Any):

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import DataCollator
 
-from .batch_loss import pair_logits
+from .batch_loss import pair_rewards
 from .data.encoded import leave_images_encoded
 from .packing import plan_batches
 from .token_counts import PairTokens, count_pairs, pair_size
@@ -97,9 +97,9 @@ def score_pairs(
         for turn, inputs in enumerate(loader):
             number = len(inputs["pairs"]["weight"])
             tensors = send_to_device({name: value for name, value in inputs.items() if name != "pairs"}, device)
-            logits = pair_logits(model, tensors, number)
+            found = pair_rewards(model, tensors, number)
             if turn * state.num_processes + state.process_index < len(batches):
-                rewards[mine[turn]] = logits[: 2 * number, 0].float().reshape(2, number).T.cpu()
+                rewards[mine[turn]] = found[:, :number].T.cpu()
             bar.update(min(number * state.num_processes, len(dataset) - bar.n))
     # Each row stands on one process alone, so that the sum is exact.
     return reduce(rewards.to(state.device), "sum").cpu().numpy()

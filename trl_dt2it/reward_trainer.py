@@ -39,6 +39,17 @@ from .rendering import ProcessingClass, get_tokenizer
 from .reward_config import MultimodalRewardConfig
 from .reward_metrics import PairRecord, TrainMetrics, evaluation_metrics, pair_records
 from .reward_statistics import measure_reward_statistics, set_reward_statistics, write_beside_adapter
+from .sharding import (
+    exact_head,
+    half_precision_of,
+    keep_trained_in_fp32,
+    leave_vision_alone,
+    needs_equal_calls,
+    shard_head,
+    skip_idle_groups,
+    split_vision_groups,
+    with_dtypes,
+)
 from .strength import fit_dataset_strength
 from .token_counts import needs_lengths, pair_sizes
 from .trainer_setup import make_collator, set_up_adapter, set_up_arguments, set_up_model, take_back_preparation
@@ -167,6 +178,10 @@ class MultimodalRewardTrainer(RewardTrainer):
         if isinstance(processing_class, ProcessorMixin) and args.chat_template_path is not None:
             processing_class.chat_template = get_tokenizer(processing_class).chat_template
         self.model.config.pad_token_id = get_tokenizer(processing_class).pad_token_id
+        self._collator.add_dummy_image = needs_equal_calls(self)
+        self._loaded_dtype = half_precision_of(self.model)
+        keep_trained_in_fp32(self)
+        self._shows_nothing = False
         self._train_metrics = TrainMetrics()
         self._eval_records: list[PairRecord] = []
 
@@ -180,6 +195,9 @@ class MultimodalRewardTrainer(RewardTrainer):
         args = cast(MultimodalRewardConfig, args)
         if dataset_name == "train":
             self.loss_type = loss_type_for(args.loss_type, has_strength="strength" in column_names(dataset))
+        columns = {"image": {"image", "images"}, "video": {"videos"}}
+        shown = {kind for kind, names in columns.items() if names & set(column_names(dataset))}
+        self._collator.media = tuple(kind for kind in columns if kind in {*self._collator.media, *shown})
         dataset, counts = prepare_dataset(dataset, name=dataset_name, collator=self._collator, args=args)
         if dataset_name == "train" and needs_lengths(args):
             self._lengths = pair_sizes(cast(Dataset, dataset), counts, collator=self._collator, args=args)
@@ -247,8 +265,24 @@ class MultimodalRewardTrainer(RewardTrainer):
         set_reward_statistics(self.model.config, measure_reward_statistics(self))
         return output
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As in [`~transformers.Trainer`], with the `score` head in fp32 beside a body in the dtype in which the model
+        was loaded. Checkpoints hold the fp32 weights that training goes on with."""
+        self._exact_head = exact_head(self)
+        self._body_dtype = None if _internal_call else self._loaded_dtype
+        super().save_model(output_dir, _internal_call)
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if state_dict is None and self._body_dtype is not None:
+            state_dict = self.model.state_dict()
+        if state_dict and self.args.should_save:  # empty where DeepSpeed saves in its own format
+            state_dict = with_dtypes(state_dict, self._exact_head, self._body_dtype)
         super()._save(output_dir, state_dict)
+        if self.args.should_save and self._body_dtype is not None:
+            # `save_pretrained` has written the dtype in memory, which readers would load the weights into.
+            config = self.accelerator.unwrap_model(self.model).config
+            config.dtype = self._body_dtype
+            config.save_pretrained(output_dir or cast(str, self.args.output_dir))
         if self.args.should_save and is_peft_model(self.model):
             write_beside_adapter(self.model.config, output_dir or cast(str, self.args.output_dir))
 
@@ -261,8 +295,36 @@ class MultimodalRewardTrainer(RewardTrainer):
         if not batches:
             return batches, None
         weights = [weights_of(batch["pairs"], loss_type=self.loss_type, args=self.args).sum() for batch in batches]
-        local = cast(torch.Tensor, sum(weights))
-        return batches, self.accelerator.reduce(local.to(device), "sum")
+        if not (self._collator.add_dummy_image and self._collator.media):
+            local = cast(torch.Tensor, sum(weights))
+            return batches, self.accelerator.reduce(local.to(device), "sum")
+        shown = [batch["pairs"]["has_media"].sum() for batch in batches]
+        local = torch.stack([cast(torch.Tensor, sum(weights)), cast(torch.Tensor, sum(shown)).float()])
+        total, num_shown = self.accelerator.reduce(local.to(device), "sum")
+        self._shows_nothing = num_shown.item() == 0
+        return batches, total
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """As in [`~transformers.Trainer`]; a step in which no process has shown an image leaves the vision tower as it
+        is, as on one process."""
+        if self.is_deepspeed_enabled:
+            skip_idle_groups(self.deepspeed.optimizer, lambda: self._shows_nothing)
+        loss = super().training_step(*args, **kwargs)
+        if self._shows_nothing and self.accelerator.sync_gradients:
+            leave_vision_alone(self)
+        return loss
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """As in [`~transformers.Trainer`], before DeepSpeed or FSDP2 takes the parameters over."""
+        shard_head(self)
+        optimizer = super().create_optimizer(model)
+        if self.is_deepspeed_enabled and self._collator.add_dummy_image:
+            split_vision_groups(self)
+        return optimizer
+
+    def _wrap_model(self, model: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+        shard_head(self)  # also where an evaluation comes first
+        return super()._wrap_model(model, *args, **kwargs)
 
     def compute_loss(
         self,

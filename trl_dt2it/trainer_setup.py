@@ -97,7 +97,7 @@ def make_collator(
         processing_class ([`~transformers.ProcessorMixin`] or [`~transformers.PreTrainedTokenizerBase`]):
             Its processor or tokenizer.
         args ([`MultimodalRewardConfig`]):
-            Where images may come from, `pad_to_multiple_of`, `share_prefix` and the number of processes are read.
+            Where images may come from, `pad_to_multiple_of` and `share_prefix` are read.
 
     Returns:
         [`MultimodalPreferenceCollator`]
@@ -107,7 +107,7 @@ def make_collator(
         image_options=image_options(args),
         # The configuration's `__post_init__` has resolved strings and None, here and in the casts below.
         pad_to_multiple_of=cast("int | None", args.pad_to_multiple_of),
-        add_dummy_image=args.world_size > 1,
+        media=(),  # what the sets can hold is not known yet
         share_prefix=decide_share_prefix(args.share_prefix, model),
     )
 
@@ -127,7 +127,7 @@ def set_up_arguments(
             The sets to train and to evaluate on.
     """
     # TRL's DPO trainer does the same: rows without images leave the vision tower without gradients, and some towers
-    # have layers that are never read.
+    # have layers that are never read. A tower that no process has used keeps its weights, as on one process.
     checkpointing = cast("dict[str, Any] | None", args.gradient_checkpointing_kwargs) or {}
     reentrant = checkpointing.get("use_reentrant")
     if isinstance(processing_class, ProcessorMixin) and args.ddp_find_unused_parameters is None and not reentrant:

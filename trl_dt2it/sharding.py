@@ -1,0 +1,215 @@
+"""What several processes, DeepSpeed and FSDP ask of a reward model: that every process runs the vision tower equally
+often, that a step without images leaves the tower alone all the same, and that what is trained has an fp32 copy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from accelerate.utils import is_peft_model
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from transformers.integrations import deepspeed as deepspeed_integration
+from transformers.utils import logging
+
+from .freezing import part_of
+
+
+if TYPE_CHECKING:
+    from .reward_trainer import MultimodalRewardTrainer
+
+logger = logging.get_logger(__name__)
+
+
+@contextmanager
+def whole_on_every_process() -> Iterator[None]:
+    """
+    Let models be made and loaded whole in this process, also where DeepSpeed ZeRO-3 is on.
+
+    Under ZeRO-3, transformers partitions the weights of every model that it makes or loads, as a collective act of all
+    processes. What one process loads alone, or has to read from itself, must not take part in that.
+    """
+    active = deepspeed_integration._hf_deepspeed_config_weak_ref
+    deepspeed_integration.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed_integration._hf_deepspeed_config_weak_ref = active
+
+
+def needs_equal_calls(trainer: MultimodalRewardTrainer) -> bool:
+    """Whether all processes have to run each module equally often: always where the model is sharded, and under DDP
+    where it does not look for unused parameters."""
+    if trainer.accelerator.num_processes == 1:
+        return False
+    is_sharded = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
+    return is_sharded or not trainer.args.ddp_find_unused_parameters
+
+
+def vision_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Trainable parameters that get a gradient from images and videos alone."""
+    named = model.named_parameters()
+    return [parameter for name, parameter in named if parameter.requires_grad and part_of(name) != "language_model"]
+
+
+def leave_vision_alone(trainer: MultimodalRewardTrainer) -> None:
+    """Let the coming optimizer step pass the vision tower by: dummy images have given it gradients of zeros, by which
+    weight decay and momentum would move it."""
+    if not trainer.is_deepspeed_enabled:  # whose optimizer was told, see `split_vision_groups`
+        for parameter in vision_parameters(trainer.model):
+            parameter.grad = None
+
+
+def split_vision_groups(trainer: MultimodalRewardTrainer) -> None:
+    """
+    Give the parameters of the vision tower groups of their own in the optimizer, before DeepSpeed flattens each.
+
+    DeepSpeed steps on whole groups, gradients or not. A group of the tower has the key `is_vision`.
+    """
+    optimizer = cast(Any, trainer.optimizer)
+    vision = {id(parameter) for parameter in vision_parameters(trainer.model)}
+    groups = []
+    for group in getattr(optimizer, "param_groups", []):
+        for is_vision in (False, True):
+            chosen = [parameter for parameter in group["params"] if (id(parameter) in vision) == is_vision]
+            if chosen:
+                groups.append({**group, "params": chosen, "is_vision": is_vision})
+    if groups:
+        optimizer.param_groups = groups
+
+
+def skip_idle_groups(optimizer: Any, is_idle: Callable[[], bool]) -> None:
+    """
+    Let DeepSpeed's optimizer of ZeRO-1, 2 or 3 pass the groups of the vision tower by.
+
+    Args:
+        optimizer (`Any`):
+            The engine's optimizer, changed in place.
+        is_idle (`Callable`):
+            Whether the step that is being taken has no image or video on any process.
+    """
+    step = getattr(optimizer, "_optimizer_step", None)
+    if step is None:  # ZeRO-0 has no groups of its own
+        return
+    of_group = getattr(optimizer, "sub_group_to_group_id", None)
+
+    def step_unless_idle(number: int) -> None:
+        group = optimizer.optimizer.param_groups[number if of_group is None else of_group[number]]
+        if not (group.get("is_vision") and is_idle()):
+            step(number)
+
+    optimizer._optimizer_step = step_unless_idle
+
+
+def shard_head(trainer: MultimodalRewardTrainer) -> None:
+    """Make the `score` head a unit of its own under FSDP2, in fp32: a unit has one dtype, and the head would be cast
+    with the norm and the embeddings."""
+    from .modeling import RewardHead
+
+    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    if plugin is None or getattr(plugin, "fsdp_version", 1) != 2 or plugin.mixed_precision_policy is None:
+        return
+    mesh = getattr(trainer.accelerator, "torch_device_mesh", None)
+    names = getattr(trainer.accelerator.parallelism_config, "fsdp_dim_names", None)
+    for module in trainer.model.modules():
+        if isinstance(module, RewardHead) and not isinstance(module, FSDPModule):
+            fully_shard(
+                module,
+                mesh=None if mesh is None else mesh[tuple(names)],
+                mp_policy=MixedPrecisionPolicy(),
+                offload_policy=plugin.cpu_offload,
+            )
+
+
+def keep_trained_in_fp32(trainer: MultimodalRewardTrainer) -> None:
+    """
+    Give trainable weights in half precision an fp32 copy where nobody else does: bf16 has 8 bits, so that a step of
+    1e-5 of a weight would be rounded away.
+
+    DeepSpeed in half precision keeps such a copy. Otherwise the weights themselves become fp32, and autocast computes
+    in half precision; without autocast, frozen weights become fp32 too, so that all dtypes agree.
+    """
+    from .modeling import RewardHead
+
+    is_mixed = trainer.accelerator.mixed_precision != "no"
+    if trainer.is_deepspeed_enabled and is_mixed:
+        dtype = torch.float16 if trainer.accelerator.mixed_precision == "fp16" else torch.bfloat16
+        for module in trainer.model.modules():
+            if isinstance(module, RewardHead):
+                module.keeps_fp32 = False
+                module.to(dtype)
+        return
+    half = (torch.float16, torch.bfloat16)
+    trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+    if not any(parameter.dtype in half for parameter in trained):
+        return
+    if is_mixed:
+        chosen = trained
+    else:
+        chosen = list(trainer.model.parameters())
+        logger.warning(
+            "The model was loaded in half precision, but `bf16` and `fp16` are off, so that it trains in float32; set "
+            "`bf16=True` to compute in half precision."
+        )
+    for parameter in chosen:
+        if parameter.dtype in half:
+            parameter.data = parameter.data.float()
+
+
+def exact_head(trainer: MultimodalRewardTrainer) -> dict[str, torch.Tensor]:
+    """
+    The weights of the trained `score` head in fp32, by name, where DeepSpeed keeps them apart from the model's own;
+    every process has to call it.
+
+    Returns:
+        `dict[str, torch.Tensor]`: on the CPU; empty where the model's own weights are exact.
+    """
+    engine = getattr(trainer, "deepspeed", None)
+    if engine is None or trainer.accelerator.mixed_precision == "no":
+        return {}
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    exact = {}
+    for name, parameter in engine.module.named_parameters():
+        if parameter.requires_grad and "score" in name.split("."):
+            weight = safe_get_full_fp32_param(parameter)
+            if weight is not None:
+                exact[name] = weight.detach().float().reshape(-1, weight.shape[-1]).cpu()
+    return exact
+
+
+def with_dtypes(
+    state_dict: dict[str, torch.Tensor], head: dict[str, torch.Tensor], dtype: torch.dtype | None
+) -> dict[str, torch.Tensor]:
+    """
+    Weights as they are to be saved.
+
+    Args:
+        state_dict (`dict[str, torch.Tensor]`):
+            Weights of the whole model, or of its adapters.
+        head (`dict[str, torch.Tensor]`):
+            What [`exact_head`] gave.
+        dtype (`torch.dtype`, *optional*):
+            Dtype of the body; `None` leaves it.
+
+    Returns:
+        `dict[str, torch.Tensor]`: a new one, with the head in fp32.
+    """
+    found = {}
+    for name, weight in state_dict.items():
+        if name in head:
+            weight = head[name].reshape(weight.shape)
+        elif "score" in name.split(".") and weight.is_floating_point():
+            weight = weight.float()
+        elif dtype is not None and weight.dtype == torch.float32:
+            weight = weight.to(dtype)
+        found[name] = weight
+    return found
+
+
+def half_precision_of(model: nn.Module) -> torch.dtype | None:
+    """The half-precision dtype in which a full model was loaded, and will be saved; `None` for fp32 and adapters."""
+    dtype = cast(Any, model).dtype
+    return dtype if dtype in (torch.float16, torch.bfloat16) and not is_peft_model(model) else None
