@@ -40,19 +40,23 @@ from .reward_config import MultimodalRewardConfig
 from .reward_metrics import PairRecord, TrainMetrics, evaluation_metrics, pair_records
 from .reward_statistics import measure_reward_statistics, set_reward_statistics, write_beside_adapter
 from .sharding import (
+    evaluable,
     exact_head,
     half_precision_of,
     keep_trained_in_fp32,
     leave_vision_alone,
+    name_groups,
     needs_equal_calls,
+    point_groups_at,
     shard_head,
     skip_idle_groups,
     split_vision_groups,
+    take_back_preparation,
     with_dtypes,
 )
 from .strength import fit_dataset_strength
 from .token_counts import needs_lengths, pair_sizes
-from .trainer_setup import make_collator, set_up_adapter, set_up_arguments, set_up_model, take_back_preparation
+from .trainer_setup import make_collator, set_up_adapter, set_up_arguments, set_up_model
 
 
 class MultimodalRewardTrainer(RewardTrainer):
@@ -320,7 +324,15 @@ class MultimodalRewardTrainer(RewardTrainer):
         optimizer = super().create_optimizer(model)
         if self.is_deepspeed_enabled and self._collator.add_dummy_image:
             split_vision_groups(self)
+        if self.is_fsdp_enabled:
+            self._group_names = name_groups(self)
         return optimizer
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        if self.is_fsdp_enabled:
+            point_groups_at(self, self._group_names)
+        return prepared
 
     def _wrap_model(self, model: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
         shard_head(self)  # also where an evaluation comes first
@@ -377,7 +389,10 @@ class MultimodalRewardTrainer(RewardTrainer):
     ) -> EvalLoopOutput:
         """As in [`~transformers.Trainer`], with exact metrics under `metric_key_prefix`."""
         self._eval_records = []
-        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        with evaluable(self):
+            output = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
         metrics = evaluation_metrics(self._eval_records) | training_metrics(dataloader.dataset, self._eval_records)
         metrics["num_tokens"] = self._total_train_tokens
         total = cast("dict[str, float]", output.metrics)  # None only where it is made by hand

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from accelerate.utils import is_peft_model
+from accelerate.utils import fsdp2_prepare_model, is_peft_model
+from accelerate.utils.fsdp_utils import fsdp2_canonicalize_names
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from transformers.integrations import deepspeed as deepspeed_integration
@@ -108,8 +109,10 @@ def shard_head(trainer: MultimodalRewardTrainer) -> None:
     with the norm and the embeddings."""
     from .modeling import RewardHead
 
-    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
-    if plugin is None or getattr(plugin, "fsdp_version", 1) != 2 or plugin.mixed_precision_policy is None:
+    if not _is_fsdp2(trainer):
+        return
+    plugin = trainer.accelerator.state.fsdp_plugin
+    if plugin.mixed_precision_policy is None:
         return
     mesh = getattr(trainer.accelerator, "torch_device_mesh", None)
     names = getattr(trainer.accelerator.parallelism_config, "fsdp_dim_names", None)
@@ -121,6 +124,64 @@ def shard_head(trainer: MultimodalRewardTrainer) -> None:
                 mp_policy=MixedPrecisionPolicy(),
                 offload_policy=plugin.cpu_offload,
             )
+
+
+def _is_fsdp2(trainer: MultimodalRewardTrainer) -> bool:
+    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    return trainer.is_fsdp_enabled and getattr(plugin, "fsdp_version", 1) == 2
+
+
+@contextmanager
+def evaluable(trainer: MultimodalRewardTrainer) -> Iterator[None]:
+    """
+    Let a model be evaluated that no training has prepared.
+
+    Below ZeRO-3 every process has the whole model, and transformers refuses to make an engine for inference; accelerate
+    prepares a model for FSDP2 with an optimizer only.
+    """
+    accelerator = trainer.accelerator
+    plugin = getattr(accelerator.state, "deepspeed_plugin", None)
+    if trainer.is_deepspeed_enabled and trainer.deepspeed is None and plugin.zero_stage != 3:
+        trainer.is_deepspeed_enabled = False
+        try:
+            yield
+        finally:
+            trainer.is_deepspeed_enabled = True
+        return
+    if _is_fsdp2(trainer) and not accelerator._models:
+        shard_head(trainer)
+        trainer.model = trainer.model_wrapped = fsdp2_prepare_model(accelerator, trainer.model)
+        accelerator._models.append(trainer.model)
+    yield
+
+
+def take_back_preparation(trainer: MultimodalRewardTrainer) -> None:
+    """Let a trainer prepare its model anew. An evaluation before training marks the bare model as prepared, so that
+    training would not wrap it in DDP: each process would train by itself, without a word. Under ZeRO-3 it leaves an
+    engine without an optimizer."""
+    if trainer.is_fsdp_enabled:
+        return
+    if trainer.is_deepspeed_enabled and trainer.deepspeed is not None:
+        trainer.deepspeed.destroy()
+        trainer.model_wrapped, trainer.deepspeed = trainer.model, None
+    if trainer.model_wrapped is trainer.model and trainer.accelerator.num_processes > 1:
+        trainer.model._is_accelerate_prepared = False  # type: ignore[assignment]  # torch: only tensors and modules
+        trainer.accelerator._models.clear()
+
+
+def name_groups(trainer: MultimodalRewardTrainer) -> list[list[str]]:
+    """Names of the parameters of each group of the optimizer, to be given to [`point_groups_at`] after FSDP2 has put
+    other parameters in their places."""
+    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+    return [[names[id(p)] for p in group["params"]] for group in cast(Any, trainer.optimizer).param_groups]
+
+
+def point_groups_at(trainer: MultimodalRewardTrainer, groups: list[list[str]]) -> None:
+    """Put the parameters of the sharded model into the optimizer. accelerate finds them by the address of their data,
+    which is 0 for every parameter that has nothing on this process."""
+    named = fsdp2_canonicalize_names(dict(trainer.model.named_parameters()))
+    for group, names in zip(cast(Any, trainer.optimizer).param_groups, groups, strict=True):
+        group["params"] = [named[name] for name in names]
 
 
 def keep_trained_in_fp32(trainer: MultimodalRewardTrainer) -> None:

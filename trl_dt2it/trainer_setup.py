@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from datasets import IterableDataset
 from peft import PeftConfig
@@ -18,10 +18,6 @@ from .preparation import image_options
 from .rendering import ProcessingClass
 from .reward_config import MultimodalRewardConfig
 from .shared_forward import decide_share_prefix
-
-
-if TYPE_CHECKING:
-    from .reward_trainer import MultimodalRewardTrainer
 
 
 def set_up_model(
@@ -135,12 +131,3 @@ def set_up_arguments(
     if any(isinstance(dataset, IterableDataset) for dataset in datasets):
         # Otherwise accelerate joins batches of several processes, which does not work with strings.
         cast(AcceleratorConfig, args.accelerator_config).dispatch_batches = False
-
-
-def take_back_preparation(trainer: MultimodalRewardTrainer) -> None:
-    """Lets a trainer prepare its model anew. An evaluation before training marks the bare model as prepared, so that
-    training would not wrap it in DDP: each process would train by itself, without a word."""
-    is_sharded = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
-    if trainer.model_wrapped is trainer.model and not is_sharded and trainer.accelerator.num_processes > 1:
-        trainer.model._is_accelerate_prepared = False  # type: ignore[assignment]  # torch: only tensors and modules
-        trainer.accelerator._models.clear()
