@@ -116,8 +116,8 @@ class MultimodalPreferenceCollator:
         images = join_images([images, *(tensors for _, tensors in dummies)])
         if len(_PIXELS.values() & images.keys()) > 1 and type(self.processing_class).__name__ in _ONE_KIND_A_BATCH:
             raise ValueError(
-                f"A batch holds both images and videos, and {type(self.processing_class).__name__} reads one kind in a "
-                "batch; train on a set that has images or videos alone."
+                f"A batch holds both images and videos, and {type(self.processing_class).__name__} reads one kind in "
+                "a batch; train on a set that has images or videos alone."
             )
 
         # `pairs` comes first, and in it a vector of length B: Trainer takes the batch size from the first tensor.

@@ -75,8 +75,8 @@ class RewardHead(nn.Linear):
     """
     A linear head whose weights stay in fp32, and which computes in fp32, whatever the dtype of the body.
 
-    bf16 has 8 bits: around 25, rewards would be an eighth apart, and a learning rate of 1e-5 would move hardly a weight
-    of the head.
+    bf16 has 8 bits: around 25, rewards would be an eighth apart, and a learning rate of 1e-5 would move hardly a
+    weight of the head.
     """
 
     # DeepSpeed in half precision takes weights of one dtype only, and keeps its own fp32 copy.

@@ -136,8 +136,8 @@ def evaluable(trainer: MultimodalRewardTrainer) -> Iterator[None]:
     """
     Let a model be evaluated that no training has prepared.
 
-    Below ZeRO-3 every process has the whole model, and transformers refuses to make an engine for inference; accelerate
-    prepares a model for FSDP2 with an optimizer only.
+    Below ZeRO-3 every process has the whole model, and transformers refuses to make an engine for inference;
+    accelerate prepares a model for FSDP2 with an optimizer only.
     """
     accelerator = trainer.accelerator
     plugin = getattr(accelerator.state, "deepspeed_plugin", None)

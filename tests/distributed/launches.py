@@ -1,7 +1,7 @@
-"""Trains the same small cases under every launch file that ships, on two gloo ranks of a CPU, and writes what came out.
+"""Train the same small cases under every launch file that ships, on two gloo ranks of a CPU, and write what came out.
 
-A case is a model, a tuning, a layout and a kind of data. DeepSpeed runs on CPUs as it is; accelerate leaves FSDP out on
-a CPU unless it is told otherwise (`let_fsdp_run_on_cpu`). `accelerate launch` would import everything once for each
+A case is a model, a tuning, a layout and a kind of data. DeepSpeed runs on CPUs as it is; accelerate leaves FSDP out
+on a CPU unless it is told otherwise (`let_fsdp_run_on_cpu`). `accelerate launch` would import everything once for each
 case: here processes that have imported it get the environment that it sets (`launch_environment`), and train one case
 after the other.
 """
@@ -13,7 +13,7 @@ import json
 import os
 import random
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,8 @@ STEPS = 3
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained: `tuning` is `full`, `reward_model` (full, from a trained head) or `lora`; `data` names a kind of
-    rows; `checkpointing` is `none`, `reentrant` or `plain`."""
+    """What is trained: `tuning` is `full`, `reward_model` (full, from a trained head) or `lora`; `data` names a kind
+    of rows; `checkpointing` is `none`, `reentrant` or `plain`."""
 
     tuning: str = "full"
     data: str = "mixed"
@@ -83,7 +83,7 @@ def let_fsdp_run_on_cpu() -> None:
 
 
 def let_deepspeed_run_on_cpu() -> None:
-    """DeepSpeed compiles an operator of its own for shared memory between CPU ranks, for half a minute; gloo will do."""
+    """DeepSpeed compiles an operator for shared memory between CPU ranks, for half a minute; gloo will do."""
     os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed.comm.torch
 
@@ -91,8 +91,8 @@ def let_deepspeed_run_on_cpu() -> None:
 
 
 def make_rows_of(kind: str, seed: int = 0) -> list[dict]:
-    """Twelve rows in four kinds, or `mixed`: of two ranks with two rows each, one sees images where the other sees text,
-    then text where the other sees a video, then nothing but text on both."""
+    """Twelve rows of a kind; `mixed`: of two ranks with two rows each, one sees images where the other sees text, then
+    text where the other sees a video, and then both see nothing but text."""
     from tests.rows import make_rows, video_rows
 
     counts = {"image": (1,), "images": (1, 3, 2), "text": (0,)}
@@ -209,7 +209,8 @@ def run_cases(launch: str, cases: list[dict[str, Any]], bases: dict[str, str], o
         if os.environ["RANK"] == "0":
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "result.json").write_text(json.dumps(result))
-        print(os.environ["RANK"], launch, case.name, "done", flush=True)
+        sys.stdout.write(f"{os.environ['RANK']} {launch} {case.name} done\n")
+        sys.stdout.flush()
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
@@ -229,10 +230,6 @@ def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tens
     assert one.keys() == other.keys(), sorted(one.keys() ^ other.keys())[:6]
     assert {name: value.shape for name, value in one.items()} == {name: value.shape for name, value in other.items()}
     return max(float((one[name].float() - other[name].float()).abs().max()) for name in one)
-
-
-def bf16_twin(case: Case) -> Case:
-    return replace(case, bf16=True)
 
 
 if __name__ == "__main__":
