@@ -95,7 +95,7 @@ class RewardHead(nn.Linear):
         with torch.autocast(input.device.type, enabled=False):
             return nn.functional.linear(input.float(), self.weight.float(), bias)
 
-    def _apply(self, fn: Any, recurse: bool = True) -> nn.Module:  # type: ignore[override]
+    def _apply(self, fn: Any, recurse: bool = True) -> nn.Module:
         # `model.to(torch.bfloat16)` and `model.half()` come here; a move to another device does, too.
         exact = {name: parameter.detach() for name, parameter in self.named_parameters(recurse=False)}
         super()._apply(fn, recurse)
@@ -128,7 +128,7 @@ class GenericRewardModel(_Base):
     """
 
     # Read by `from_pretrained`: the head keeps its fp32 weights beside a body in another dtype.
-    _keep_in_fp32_modules_strict = ("score",)
+    _keep_in_fp32_modules_strict = {"score"}
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)

@@ -311,8 +311,6 @@ class MultimodalRewardTrainer(RewardTrainer):
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As in [`~transformers.Trainer`]; a step in which no process has shown an image leaves the vision tower as it
         is, as on one process."""
-        if self.is_deepspeed_enabled:
-            skip_idle_groups(self.deepspeed.optimizer, lambda: self._shows_nothing)
         loss = super().training_step(*args, **kwargs)
         if self._shows_nothing and self.accelerator.sync_gradients:
             leave_vision_alone(self)
@@ -332,6 +330,8 @@ class MultimodalRewardTrainer(RewardTrainer):
         prepared = super()._prepare_for_training(*args, **kwargs)
         if self.is_fsdp_enabled:
             point_groups_at(self, self._group_names)
+        if self.is_deepspeed_enabled:
+            skip_idle_groups(cast(Any, self.deepspeed).optimizer, lambda: self._shows_nothing)
         return prepared
 
     def _wrap_model(self, model: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:

@@ -115,12 +115,12 @@ def shard_head(trainer: MultimodalRewardTrainer) -> None:
     if plugin.mixed_precision_policy is None:
         return
     mesh = getattr(trainer.accelerator, "torch_device_mesh", None)
-    names = getattr(trainer.accelerator.parallelism_config, "fsdp_dim_names", None)
+    parallelism = cast(Any, trainer.accelerator.parallelism_config)
     for module in trainer.model.modules():
         if isinstance(module, RewardHead) and not isinstance(module, FSDPModule):
             fully_shard(
                 module,
-                mesh=None if mesh is None else mesh[tuple(names)],
+                mesh=None if mesh is None else mesh[tuple(parallelism.fsdp_dim_names)],
                 mp_policy=MixedPrecisionPolicy(),
                 offload_policy=plugin.cpu_offload,
             )
@@ -140,7 +140,7 @@ def evaluable(trainer: MultimodalRewardTrainer) -> Iterator[None]:
     accelerate prepares a model for FSDP2 with an optimizer only.
     """
     accelerator = trainer.accelerator
-    plugin = getattr(accelerator.state, "deepspeed_plugin", None)
+    plugin: Any = getattr(accelerator.state, "deepspeed_plugin", None)
     if trainer.is_deepspeed_enabled and trainer.deepspeed is None and plugin.zero_stage != 3:
         trainer.is_deepspeed_enabled = False
         try:

@@ -126,8 +126,9 @@ def set_up_arguments(
     # have layers that are never read. A tower that no process has used keeps its weights, as on one process.
     checkpointing = cast("dict[str, Any] | None", args.gradient_checkpointing_kwargs) or {}
     reentrant = checkpointing.get("use_reentrant")
-    if isinstance(processing_class, ProcessorMixin) and args.ddp_find_unused_parameters is None and not reentrant:
-        args.ddp_find_unused_parameters = True
+    if isinstance(processing_class, ProcessorMixin) and args.ddp_find_unused_parameters is None:
+        # A layer computed again by a reentrant checkpoint would be marked twice; there blank images take part instead.
+        args.ddp_find_unused_parameters = not reentrant
     if any(isinstance(dataset, IterableDataset) for dataset in datasets):
         # Otherwise accelerate joins batches of several processes, which does not work with strings.
         cast(AcceleratorConfig, args.accelerator_config).dispatch_batches = False
