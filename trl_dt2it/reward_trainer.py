@@ -48,6 +48,7 @@ from .sharding import (
     name_groups,
     needs_equal_calls,
     point_groups_at,
+    refuse_reentrant_twice,
     shard_head,
     skip_idle_groups,
     split_vision_groups,
@@ -183,6 +184,7 @@ class MultimodalRewardTrainer(RewardTrainer):
             processing_class.chat_template = get_tokenizer(processing_class).chat_template
         self.model.config.pad_token_id = get_tokenizer(processing_class).pad_token_id
         self._collator.add_dummy_image = needs_equal_calls(self)
+        refuse_reentrant_twice(self)
         self._loaded_dtype = half_precision_of(self.model)
         keep_trained_in_fp32(self)
         self._shows_nothing = False

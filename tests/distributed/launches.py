@@ -25,6 +25,9 @@ import yaml
 ROOT = Path(__file__).parents[2]
 LAUNCHES = ("multi_gpu", "deepspeed_zero2", "deepspeed_zero3", "fsdp2")
 STEPS = 3
+RECIPE_STEPS = 20
+KINDS = ("image", "images", "text", "video", "mixed")
+RECIPES = ("qwen3_vl_8b", "qwen3_vl_8b_lora")
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,20 @@ class Case:
         parts += [f"{self.checkpointing} checkpointing"] * (self.checkpointing != "none")
         parts += [self.family] * (self.family != "qwen3_vl") + ["bf16"] * self.bf16
         return ", ".join(parts)
+
+
+def all_cases() -> list[Case]:
+    """Every tuning with every kind of data in both layouts, both kinds of checkpointing, other families, bf16."""
+    tunings = ("full", "reward_model", "lora")
+    cases = [Case(t, data, one_row) for t in tunings for data in KINDS for one_row in (True, False)]
+    cases += [Case(t, "images", checkpointing="reentrant") for t in tunings]
+    cases += [Case(t, "mixed", checkpointing="plain") for t in tunings]
+    cases += [
+        Case(family="llava_onevision"),
+        Case(family="qwen2_5_vl"),
+        Case("full", "images", False, family="gemma3"),
+    ]
+    return cases
 
 
 def launch_environment(launch: str, *, mixed_precision: str = "no", **changes: Any) -> dict[str, str]:
@@ -168,9 +185,91 @@ def train_case(case: Case, bases: dict[str, str], output_dir: Path, **options: A
         "after": after,
         "rewards": np.asarray(rewards).tolist(),
         "statistics": [getattr(trainer.model.config, name, None) for name in ("reward_mean", "reward_std")],
-        "media": list(trainer._collator.media),
+        "evaluations": [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry],
     }
     return result
+
+
+def train_recipe(name: str, launch: str, bf16: bool, bases: dict[str, str], output_dir: Path) -> dict[str, Any]:
+    """
+    Trains with the settings of a recipe's YAML file, in its precision or in fp32, and tells how far weights moved.
+
+    Only sizes change: the model, the data, and the number of steps and of accumulated batches.
+    """
+    from datasets import Dataset
+    from trl import get_peft_config
+
+    from trl_dt2it import MultimodalRewardTrainer
+    from trl_dt2it.cli import load_recipe
+    from trl_dt2it.recipe_models import init_kwargs
+
+    flags: dict[str, Any] = {
+        "model_name_or_path": bases["qwen3_vl"],
+        "output_dir": output_dir,
+        "use_cpu": True,
+        "bf16": bf16,
+        "max_steps": RECIPE_STEPS,
+        "gradient_accumulation_steps": 1,
+        "per_device_train_batch_size": 2,
+        "dataset_num_proc": 1,
+        "dataloader_num_workers": 0,
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "reward_statistics_pairs": 0,
+        "lr_scheduler_type": "constant",
+        "warmup_steps": 0,
+        "lora_dropout": 0.0,
+        "disable_tqdm": True,
+    }
+    if not bf16:
+        flags["dtype"] = "float32"
+    config = ROOT / "recipes" / "configs" / f"{name}.yaml"
+    given = [text for flag, value in flags.items() for text in (f"--{flag}", str(value))]
+    parser = load_recipe("train_reward_model").make_parser()
+    _, args, model_args, _ = parser.parse_args_and_config(["--config", str(config), *given])
+    args.model_init_kwargs = init_kwargs(model_args, args)
+    rows = without_fps(make_rows_of("images"))
+    trainer = MultimodalRewardTrainer(
+        flags["model_name_or_path"],
+        args=args,
+        train_dataset=Dataset.from_list(rows),
+        peft_config=get_peft_config(model_args),
+    )
+    start = {
+        n: p.detach().float().clone() for n, p in trainer.model.named_parameters() if p.requires_grad and p.numel()
+    }
+    trainer.train()
+    moved, total, change = 0, 0, 0.0
+    for parameter_name, weight in exact_weights(trainer).items():
+        if start[parameter_name].shape == weight.shape:  # ZeRO-3 starts with parts
+            difference = (weight - start[parameter_name]).abs()
+            moved, total = moved + int((difference > 0).sum()), total + difference.numel()
+            change += float(difference.sum())
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return {"moved": moved / max(1, total), "change": change / max(1, total), "counted": total, "losses": losses}
+
+
+def exact_weights(trainer: Any) -> dict[str, torch.Tensor]:
+    """Trained weights in fp32, whole, on every process; of DeepSpeed's own copies where it has some."""
+    from torch.distributed.tensor import DTensor
+
+    found = {}
+    for name, parameter in trainer.model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if trainer.is_deepspeed_enabled and parameter.dtype != torch.float32:
+            from deepspeed.utils import safe_get_full_fp32_param
+
+            weight = safe_get_full_fp32_param(parameter)
+        elif hasattr(parameter, "ds_id"):
+            import deepspeed
+
+            with deepspeed.zero.GatheredParameters([parameter]):
+                weight = parameter.detach().clone()
+        else:
+            weight = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+        found[name] = weight.detach().float().cpu()
+    return found
 
 
 def reset_state() -> None:
@@ -181,6 +280,15 @@ def reset_state() -> None:
     AcceleratorState._reset_state()
     GradientState._reset_state()
     unset_hf_deepspeed_config()
+
+
+def set_up_launch(launch: str, bf16: bool) -> None:
+    """What a process finds when `accelerate launch` has just started it."""
+    reset_state()
+    for name in [name for name in os.environ if name.startswith(("ACCELERATE_", "FSDP_"))]:
+        del os.environ[name]
+    if launch != "multi_gpu":
+        os.environ.update(launch_environment(launch, mixed_precision="bf16" if bf16 else "no"))
 
 
 def run_cases(launch: str, cases: list[dict[str, Any]], bases: dict[str, str], output: str) -> None:
@@ -198,14 +306,20 @@ def run_cases(launch: str, cases: list[dict[str, Any]], bases: dict[str, str], o
         deepspeed.init_distributed("gloo")
     for number, settings in enumerate(cases):
         options = dict(settings)
-        case = Case(**{name: options.pop(name) for name in asdict(Case()) if name in options})
-        environment = {} if launch == "multi_gpu" else launch_environment(launch, mixed_precision=_precision(case))
-        for name in [name for name in os.environ if name.startswith(("ACCELERATE_", "FSDP_"))]:
-            del os.environ[name]
-        os.environ.update(environment)
         folder = Path(output) / f"{launch}-{number}"
-        result = train_case(case, bases, folder, **options)
-        reset_state()
+        recipe, resume = options.pop("recipe", None), options.pop("resume_at", None)
+        case = Case(**{name: options.pop(name) for name in asdict(Case()) if name in options})
+        set_up_launch(launch, case.bf16)
+        if recipe is not None:
+            result = train_recipe(recipe, launch, case.bf16, bases, folder)
+        elif resume is None:
+            result = train_case(case, bases, folder, **options)
+        else:  # the first training goes through, the second goes on from its checkpoint
+            steps = {"save_strategy": "steps", "save_steps": resume, **options}
+            train_case(case, bases, folder / "whole", **steps)
+            set_up_launch(launch, case.bf16)
+            checkpoint = str(folder / "whole" / f"checkpoint-{resume}")
+            result = train_case(case, bases, folder, resume=checkpoint, **{**options, "save_strategy": "no"})
         if os.environ["RANK"] == "0":
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "result.json").write_text(json.dumps(result))
@@ -213,10 +327,6 @@ def run_cases(launch: str, cases: list[dict[str, Any]], bases: dict[str, str], o
         sys.stdout.flush()
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
-
-
-def _precision(case: Case) -> str:
-    return "bf16" if case.bf16 else "no"
 
 
 def saved_weights(folder: Path) -> dict[str, torch.Tensor]:

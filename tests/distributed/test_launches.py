@@ -1,0 +1,156 @@
+"""Every launch file that ships trains, evaluates, saves and resumes as plain training does, on two CPU ranks."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoProcessor
+
+from trl_dt2it import MultimodalPreferenceCollator, RewardScorer, load_reward_model
+
+from ..families import family_dir
+from ..processes import Run
+from . import launches
+from .launches import LAUNCHES, largest_difference, make_rows_of, saved_weights, without_fps
+
+
+# A case of each tuning, layout, kind of data and of checkpointing; `benchmarks/launches.py` trains all of them.
+CASES = [
+    {"tuning": "full", "data": "mixed"},
+    {"tuning": "reward_model", "data": "mixed", "one_row": False},
+    {"tuning": "lora", "data": "mixed", "checkpointing": "plain"},
+    {"tuning": "full", "data": "images", "checkpointing": "reentrant"},
+    {"tuning": "reward_model", "data": "text"},
+    {"tuning": "full", "data": "images", "one_row": False, "family": "gemma3"},
+]
+RESUMED = {"tuning": "full", "data": "mixed", "resume_at": 2}
+BEST = {
+    "tuning": "reward_model",
+    "data": "mixed",
+    "learning_rate": 0.1,  # so that a later step is a worse one
+    "eval_strategy": "steps",
+    "eval_steps": 1,
+    "save_strategy": "steps",
+    "save_steps": 1,
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "eval_loss",
+}
+IN_BF16 = {"tuning": "reward_model", "data": "mixed", "bf16": True}
+RECIPES = [{"recipe": name, "bf16": bf16} for name in launches.RECIPES for bf16 in (True, False)]
+ALL = [*CASES, RESUMED, BEST, IN_BF16, *RECIPES]
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("bases") / "reward_model"
+    torch.manual_seed(5)
+    load_reward_model(family_dir("qwen3_vl"), dtype="float32").save_pretrained(folder)
+    AutoProcessor.from_pretrained(family_dir("qwen3_vl")).save_pretrained(folder)
+    return {**{name: str(family_dir(name)) for name in ("qwen3_vl", "gemma3")}, "reward_model": str(folder)}
+
+
+@pytest.fixture(scope="module")
+def outputs(bases, tmp_path_factory) -> dict[str, Path]:
+    """All cases under all launch files; a run of two processes trains the cases of one file, one after the other."""
+    folder = tmp_path_factory.mktemp("launches")
+    for launch in LAUNCHES:
+        Run(launches.run_cases, launch, ALL, bases, str(folder), num_processes=2).finish(timeout=500)
+    return dict.fromkeys(LAUNCHES, folder)
+
+
+def result_of(outputs, launch: str, settings: dict) -> tuple[dict, Path]:
+    folder = outputs[launch] / f"{launch}-{ALL.index(settings)}"
+    return json.loads((folder / "result.json").read_text()), folder
+
+
+@pytest.mark.parametrize("launch", LAUNCHES[1:])
+@pytest.mark.parametrize("settings", CASES, ids=lambda settings: launches.Case(**settings).name)
+def test_sharded_training_equals_plain_training(outputs, launch, settings):
+    expected, plain = result_of(outputs, "multi_gpu", settings)
+    found, folder = result_of(outputs, launch, settings)
+    assert found["wrapped"] == ("FSDP" if launch == "fsdp2" else "DeepSpeedEngine")
+    assert expected["wrapped"] == "DistributedDataParallel"
+    np.testing.assert_allclose(found["losses"], expected["losses"], rtol=0, atol=1e-5)
+    for moment in ("before", "after"):
+        for metric in ("eval_loss", "eval_accuracy", "eval_mean_reward"):
+            assert found[moment][metric] == pytest.approx(expected[moment][metric], abs=1e-5)
+    np.testing.assert_allclose(found["rewards"], expected["rewards"], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(found["statistics"], expected["statistics"], rtol=0, atol=1e-4)
+    assert largest_difference(saved_weights(folder), saved_weights(plain)) <= 1e-4
+
+
+def test_losses_differ_between_steps_and_weights_move(outputs, bases):
+    """Or the comparisons above would say nothing."""
+    result, folder = result_of(outputs, "multi_gpu", CASES[1])
+    assert np.ptp(result["losses"]) > 1e-3
+    assert largest_difference(saved_weights(folder), saved_weights(Path(bases["reward_model"]))) > 1e-3
+
+
+@pytest.mark.parametrize("launch", LAUNCHES)
+def test_saved_models_load_with_the_auto_class_and_give_the_trainers_rewards(outputs, launch):
+    result, folder = result_of(outputs, launch, CASES[0])
+    rows = without_fps(make_rows_of("mixed"))[:5]
+    weights = saved_weights(folder)
+    assert weights["score.weight"].shape == (1, 64) and weights["score.weight"].dtype == torch.float32
+    scored = RewardScorer.from_pretrained(folder, device="cpu").score_pairs(
+        Dataset.from_list(rows), show_progress=False
+    )
+    np.testing.assert_allclose(scored, result["rewards"], rtol=0, atol=1e-5)
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    batch = MultimodalPreferenceCollator(AutoProcessor.from_pretrained(folder))(rows)
+    del batch["pairs"]
+    with torch.no_grad():
+        found = model(**batch).logits[:, 0].reshape(2, -1).T
+    np.testing.assert_allclose(found, result["rewards"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("launch", LAUNCHES)
+def test_adapters_load_again(outputs, launch):
+    result, folder = result_of(outputs, launch, CASES[2])
+    rows = Dataset.from_list(without_fps(make_rows_of("mixed"))[:5])
+    scored = RewardScorer.from_pretrained(folder, device="cpu").score_pairs(rows, show_progress=False)
+    np.testing.assert_allclose(scored, result["rewards"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("launch", LAUNCHES)
+def test_resumed_training_ends_as_one_that_went_through(outputs, launch):
+    result, folder = result_of(outputs, launch, RESUMED)
+    assert len(result["losses"]) == launches.STEPS
+    assert largest_difference(saved_weights(folder), saved_weights(folder / "whole")) <= 1e-6
+
+
+@pytest.mark.parametrize("launch", LAUNCHES)
+def test_the_best_model_comes_back_at_the_end(outputs, launch):
+    result, _ = result_of(outputs, launch, BEST)
+    during = result["evaluations"][1 : 1 + launches.STEPS]  # between the ones before and after training
+    assert max(during) - min(during) > 1e-3 and during[-1] > min(during)
+    assert result["after"]["eval_loss"] == pytest.approx(min(during), abs=1e-5)
+
+
+@pytest.mark.parametrize("launch", LAUNCHES)
+def test_half_precision_saves_the_head_in_fp32_beside_a_half_precision_body(outputs, launch):
+    result, folder = result_of(outputs, launch, IN_BF16)
+    weights = load_file(folder / "model.safetensors")
+    assert weights["score.weight"].dtype == torch.float32 and weights["score.weight"].shape == (1, 64)
+    assert {w.dtype for name, w in weights.items() if name != "score.weight"} == {torch.bfloat16}
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    assert model.dtype == torch.bfloat16 and model.score.weight.dtype == torch.float32
+    assert torch.equal(model.score.weight, weights["score.weight"])
+    # fp32 weights would not all be bf16 numbers: the head has kept more than the body
+    assert not torch.equal(weights["score.weight"], weights["score.weight"].bfloat16().float())
+    plain, _ = result_of(outputs, "multi_gpu", IN_BF16)
+    np.testing.assert_allclose(result["losses"], plain["losses"], rtol=0, atol=2e-2)
+
+
+@pytest.mark.parametrize("launch", LAUNCHES)
+@pytest.mark.parametrize("name", launches.RECIPES)
+def test_recipes_move_their_weights_in_bf16_as_in_fp32(outputs, launch, name):
+    half, _ = result_of(outputs, launch, {"recipe": name, "bf16": True})
+    full, _ = result_of(outputs, "multi_gpu", {"recipe": name, "bf16": False})
+    assert half["counted"] > 0 and full["moved"] > 0.5
+    assert half["moved"] == pytest.approx(full["moved"], abs=0.02)
+    assert half["change"] == pytest.approx(full["change"], rel=0.25)
