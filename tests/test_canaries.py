@@ -38,6 +38,8 @@ from trl_dt2it.token_counts import UNCOUNTED_TOKENS
         (Trainer, "_finish_current_push", ["self"]),
         (Trainer, "_save", ["self", "output_dir", "state_dict"]),
         (Trainer, "save_model", ["self", "output_dir", "_internal_call"]),
+        (Trainer, "_wrap_model", ["self", "model", "training", "dataloader"]),
+        (Trainer, "_prepare_for_training", ["self", "max_steps", "train_dataloader", "resume_from_checkpoint"]),
         (Trainer, "get_batch_samples", ["self", "epoch_iterator", "num_batches", "device"]),
         (PreTrainedModel, "_can_set_attn_implementation", []),
         (PreTrainedModel, "_can_set_experts_implementation", []),
@@ -117,3 +119,28 @@ def test_rows_that_were_selected_are_known_by_their_indices():
     again = Dataset(selected.data, fingerprint=f"{selected._fingerprint}-all")
     assert again._fingerprint == f"{selected._fingerprint}-all"
     assert selected.data.column("a").to_pylist() == [10, 11, 12]
+
+
+def test_zero3_is_known_by_a_reference_that_can_be_put_aside():
+    from transformers.integrations import deepspeed
+
+    assert "_hf_deepspeed_config_weak_ref" in inspect.getsource(deepspeed.is_deepspeed_zero3_enabled)
+    assert "_hf_deepspeed_config_weak_ref = None" in inspect.getsource(deepspeed.unset_hf_deepspeed_config)
+    assert "is_deepspeed_zero3_enabled()" in inspect.getsource(PreTrainedModel._from_config.__func__)
+
+
+def test_deepspeed_steps_group_by_group(monkeypatch):
+    """`skip_idle_groups` takes the place of `_optimizer_step`, which gets the index of a group or of its part."""
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3 as Stage3
+    from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer as Stage2
+
+    assert list(inspect.signature(Stage2._optimizer_step).parameters) == ["self", "group_no"]
+    assert list(inspect.signature(Stage3._optimizer_step).parameters) == ["self", "sub_group_id"]
+    assert "self._optimizer_step(i)" in inspect.getsource(Stage2.step)
+    assert "self._optimizer_step(sub_group_id)" in inspect.getsource(Stage3.step)
+    assert "self.sub_group_to_group_id[sub_group_id]" in inspect.getsource(Stage3._optimizer_step)
+
+
+def test_strict_fp32_modules_are_read_from_the_class():
+    assert "_keep_in_fp32_modules_strict" in inspect.getsource(PreTrainedModel.post_init)

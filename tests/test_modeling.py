@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from trl_dt2it import load_reward_model, modeling
-from trl_dt2it.modeling import SUPPORTED_MODEL_TYPES, last_real_token
+from trl_dt2it.modeling import SUPPORTED_MODEL_TYPES, RewardHead, last_real_token
 
 from .families import FAMILIES, example_images, family_dir
 
@@ -255,3 +255,51 @@ def test_import_is_cheap():
     )
     runs = [subprocess.run([sys.executable, "-c", program], capture_output=True, text=True) for _ in range(5)]
     assert sorted(float(run.stdout) for run in runs)[2] < 0.2
+
+
+def test_the_head_keeps_fp32_weights_and_gives_fp32_rewards(tmp_path):
+    """Saved beside a bf16 body, and loaded again in any dtype, the head has the same weights bit by bit."""
+    torch.manual_seed(0)
+    model = load_reward_model(family_dir("qwen3_vl"), dtype="bfloat16")
+    weight = model.score.weight.detach().clone()
+    assert weight.dtype == torch.float32 and not torch.equal(weight, weight.bfloat16().float())
+    model.save_pretrained(tmp_path)
+    for dtype in ("auto", "bfloat16", "float16", "float32"):
+        again = AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=dtype)
+        assert again.dtype == (torch.bfloat16 if dtype == "auto" else getattr(torch, dtype))
+        assert torch.equal(again.score.weight, weight)
+        assert torch.equal(again.bfloat16().score.weight, weight) and again.dtype == torch.bfloat16
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert again(input_ids=torch.tensor([[1, 2, 3]])).logits.dtype == torch.float32
+
+
+def test_rounding_makes_no_ties():
+    """10,000 margins of rewards around 25: in bf16, 3 % of them would be ties."""
+    torch.manual_seed(0)
+    head = RewardHead(16, 1, bias=True)
+    hidden = torch.randn(10_000, 16).bfloat16()
+    with torch.no_grad():
+        head.bias.fill_(25.0)
+        head.weight.copy_(torch.randn(1, 16) / 4)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rewards = head(hidden)[:, 0]
+    exact = hidden.double() @ head.weight[0].detach().double() + 25.0
+    torch.testing.assert_close(rewards.double(), exact, rtol=0, atol=1e-5)
+    differ = (hidden != hidden.roll(1, 0)).any(1)
+    assert differ.all() and (rewards != rewards.roll(1)).all()
+    assert (rewards.bfloat16() == rewards.bfloat16().roll(1)).float().mean() > 0.02
+
+
+def test_text_models_have_an_fp32_head_too(tmp_path):
+    from transformers import AutoTokenizer, Qwen3ForSequenceClassification
+
+    from .trainers import text_model
+
+    tokenizer = AutoTokenizer.from_pretrained(family_dir("qwen3_vl"))
+    text_model(tokenizer).save_pretrained(tmp_path)
+    model = load_reward_model(tmp_path, dtype="bfloat16")
+    assert model.dtype == torch.bfloat16 and model.score.weight.dtype == torch.float32
+    assert model(input_ids=torch.tensor([[1, 2, 3]])).logits.dtype == torch.float32
+    # Nobody else's model of that class has changed.
+    other = Qwen3ForSequenceClassification.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert other.score.weight.dtype == torch.bfloat16 and type(other.score) is torch.nn.Linear

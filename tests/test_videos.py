@@ -109,3 +109,48 @@ def test_training_on_videos(tmp_path):
     rows[1]["videos"][0][1] = b"no image"
     with pytest.raises(ValueError, match="1 of 3 rows .*image_corrupt"):
         MultimodalRewardTrainer(str(family_dir("qwen3_vl")), args=args, train_dataset=Dataset.from_list(rows))
+
+
+MEDIA = {"image": (0, 1), "images": (1, 2), "text": (0, 0), "video": None, "mixed": None}
+
+
+def rows_of(kind: str, family: str) -> list[dict]:
+    if kind == "video":
+        return video_rows((2, 2))
+    if kind == "mixed":
+        return [video_rows((2,))[0], *make_rows(1, seed=3, num_images=(1,))]
+    return make_rows(2, seed=4, num_images=MEDIA[kind])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("share_prefix", [True, False])
+def test_every_batch_calls_each_layer_equally_often(family, share_prefix):
+    """Where a model is sharded, a layer is gathered by all processes at once: one that ran it more often than the
+    others would wait for them for ever. A blank image or video stands in."""
+    if share_prefix and family not in SHARING_FAMILIES:
+        pytest.skip("two rows per pair only")
+    kinds = ["image", "images", "text"]
+    if family in VIDEO_FAMILIES and family != "glm4v":  # which reads one kind of media in a batch
+        kinds += ["video", "mixed"]
+    model = model_of(family)
+    layers = [m for m in model.modules() if type(m).__name__ in (model._no_split_modules or [])]
+    layers += [model.score, model.get_input_embeddings()]
+    calls = [0] * len(layers)
+    for index, layer in enumerate(layers):
+        layer.register_forward_hook(lambda *_, index=index: calls.__setitem__(index, calls[index] + 1))
+    media = ("image", "video") if "video" in kinds else ("image",)
+    seen = set()
+    for kind in kinds:
+        rows, calls[:] = rows_of(kind, family), [0] * len(layers)
+        batch = collate(family, rows, add_dummy_image=True, share_prefix=share_prefix, media=media)
+        with torch.no_grad():
+            assert len(model(**batch).logits) >= 2 * len(rows)
+        assert all(calls), kind
+        seen.add(tuple(calls))
+    assert len(seen) == 1, seen
+
+
+def test_glm4v_refuses_images_and_videos_in_one_batch():
+    rows = [video_rows((2,))[0], *make_rows(1, num_images=(1,))]
+    with pytest.raises(ValueError, match="reads one kind in a batch"):
+        collate("glm4v", rows)
