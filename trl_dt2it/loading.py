@@ -37,7 +37,7 @@ def load_for_training(
     Raises:
         `ValueError`: if the quantisation is given twice, or as [`load_reward_model`] says.
     """
-    kwargs = {"dtype": "float32", "trust_remote_code": args.trust_remote_code, **init_kwargs}
+    kwargs = {"dtype": "float32", "trust_remote_code": args.trust_remote_code, "is_trainable": True, **init_kwargs}
     if quantization_config is not None:
         if "quantization_config" in kwargs:
             raise ValueError("Give `quantization_config` to the trainer or in `model_init_kwargs`, not both.")

@@ -31,6 +31,7 @@ from .curation.callback_state import resume_curation
 from .curation.sampler import CuratedRows
 from .data.encoded import column_names
 from .evaluation.training import training_metrics
+from .freezing import let_gradients_into_checkpoints
 from .losses import loss_type_for
 from .model_card import PAPER, push_checkpoint, push_model, write_model_card
 from .packing import BatchPlan, SetEpoch, plan_training, training_sampler
@@ -52,12 +53,16 @@ from .sharding import (
     shard_head,
     skip_idle_groups,
     split_vision_groups,
-    take_back_preparation,
     with_dtypes,
 )
 from .strength import fit_dataset_strength
 from .token_counts import needs_lengths, pair_sizes
-from .trainer_setup import make_collator, set_up_adapter, set_up_arguments, set_up_model
+from .trainer_setup import (
+    hidden_from_trl,
+    make_collator,
+    set_up_arguments,
+    set_up_model,
+)
 
 
 class MultimodalRewardTrainer(RewardTrainer):
@@ -152,8 +157,13 @@ class MultimodalRewardTrainer(RewardTrainer):
         # `__post_init__` has resolved a string.
         init_kwargs = dict(cast("dict[str, Any] | None", args.model_init_kwargs) or {})
         is_loaded_here = isinstance(model, str)
-        model, processing_class = set_up_model(
-            model, processing_class, args, init_kwargs=init_kwargs, quantization_config=quantization_config
+        model, processing_class, peft_config = set_up_model(
+            model,
+            processing_class,
+            args,
+            init_kwargs=init_kwargs,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
         )
         # Read by `_prepare_dataset`, which RewardTrainer's `__init__` calls.
         self._collator = make_collator(model, processing_class, args)
@@ -161,33 +171,34 @@ class MultimodalRewardTrainer(RewardTrainer):
         sets = list(eval_dataset.values()) if isinstance(eval_dataset, dict) else [eval_dataset]
         set_up_arguments(args, processing_class, [train_dataset, *sets])
 
-        args.model_init_kwargs = None  # used above; RewardTrainer would warn that it ignores them
-        super().__init__(
-            model=model,
-            args=args,
-            data_collator=data_collator or self._collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=get_tokenizer(processing_class),
-            compute_metrics=compute_metrics,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
-            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
-            quantization_config=None if is_loaded_here else quantization_config,
-            peft_config=set_up_adapter(peft_config, args),
-        )
-        self.args.model_init_kwargs = init_kwargs or None
+        # Both are used above. RewardTrainer warns that it ignores the first, and gives the second to a tokenizer.
+        with hidden_from_trl(args, "model_init_kwargs", "chat_template_path"):
+            super().__init__(
+                model=model,
+                args=args,
+                data_collator=data_collator or self._collator,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=get_tokenizer(processing_class),
+                compute_metrics=compute_metrics,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+                preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+                quantization_config=None if is_loaded_here else quantization_config,
+                peft_config=peft_config,
+            )
         # RewardTrainer handles a tokenizer; what is saved and pushed is the processor.
         self.processing_class = self.callback_handler.processing_class = processing_class
-        if isinstance(processing_class, ProcessorMixin) and args.chat_template_path is not None:
-            processing_class.chat_template = get_tokenizer(processing_class).chat_template
         self.model.config.pad_token_id = get_tokenizer(processing_class).pad_token_id
         self._collator.add_dummy_image = needs_equal_calls(self)
         refuse_reentrant_twice(self)
         self._loaded_dtype = half_precision_of(self.model)
         keep_trained_in_fp32(self)
         self._shows_nothing = False
+        checkpointing = cast("dict[str, Any] | None", self.args.gradient_checkpointing_kwargs) or {}
+        if self.args.gradient_checkpointing and checkpointing.get("use_reentrant"):  # TRL sets it for ZeRO-3
+            let_gradients_into_checkpoints(self.model)
         self._train_metrics = TrainMetrics()
         self._eval_records: list[PairRecord] = []
 
