@@ -30,7 +30,7 @@ from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from transformers.utils import cached_file, find_adapter_config_file, logging
 
 from .freezing import num_tokens_of_adapter
-from .image_features import encode_once
+from .image_features import encode_once, refuse_unseen
 from .patch_embedding import project_patches_by_matrix_product
 from .reward_statistics import read_beside_adapter
 from .sharding import whole_on_every_process
@@ -170,8 +170,11 @@ class GenericRewardModel(_Base):
             `float32`.
 
         Raises:
-            `ValueError`: if there is a `pair_layout` and the model cannot read one row per pair.
+            `ValueError`: if there is a `pair_layout` and the model cannot read one row per pair, or if the tokens hold
+                placeholders of images or videos that are not given.
         """
+        if input_ids is not None:
+            refuse_unseen(self.config, input_ids, kwargs, self.training)
         if pair_layout is not None:
             use_shared_prefix(self)
             last_hidden = last_hidden_states(self.model, cast(torch.Tensor, input_ids), pair_layout, **kwargs)
