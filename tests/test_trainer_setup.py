@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from transformers import AutoProcessor, AutoTokenizer
+from trl import RewardConfig
 
 from trl_dt2it import MultimodalRewardTrainer, RewardScorer, load_reward_model
 from trl_dt2it.demo.tiny import CHAT_TEMPLATE, build_tiny_tokenizer
@@ -287,3 +288,47 @@ def test_embeddings_with_room_for_new_tokens_stay_as_they_are(tmp_path):
         train_dataset=make_dataset(2),
     )
     assert trainer.model.get_input_embeddings().weight.shape[0] == size + 20
+
+
+def test_sets_without_rows_are_named(tmp_path):
+    data, base = make_dataset(2, num_images=(0,)), str(family_dir("qwen3_vl"))
+    empty = data.select([])
+
+    def start(train=data, evaluation=None, **args):
+        return MultimodalRewardTrainer(
+            base, args=config(tmp_path, **args), train_dataset=train, eval_dataset=evaluation
+        )
+
+    for problem, error, message in (
+        ({"train": empty}, ValueError, "The train set has no rows; check"),
+        ({"train": Dataset.from_dict({})}, ValueError, "The train set has no rows"),
+        ({"evaluation": empty}, ValueError, "The eval set has no rows"),
+        ({"evaluation": {"a": data, "b": empty}}, ValueError, "The eval set `b` has no rows"),
+        ({"evaluation": {}}, ValueError, "`eval_dataset` is a dict without any set; pass `None`"),
+        ({"evaluation": {"a": None}}, TypeError, "The eval set `a` is a NoneType; pass a `Dataset`"),
+        ({"evaluation": list(data)}, TypeError, "The eval set is a list; pass a `Dataset`"),
+        ({"dataloader_drop_last": True, "per_device_train_batch_size": 3}, ValueError, "drops all 2 pairs"),
+        ({"accelerator_config": {"dispatch_batches": True}}, ValueError, "`dispatch_batches` sends .*; leave it out"),
+    ):
+        with pytest.raises(error, match=message):
+            start(**problem)
+    with pytest.raises(TypeError, match="`args` is a RewardConfig; pass a `MultimodalRewardConfig`"):
+        MultimodalRewardTrainer(base, args=RewardConfig(str(tmp_path), use_cpu=True, bf16=False), train_dataset=data)
+    trainer = start()
+    with pytest.raises(ValueError, match="The eval set has no rows"):
+        trainer.evaluate(empty)
+    streamed = IterableDataset.from_generator(lambda: iter(()), features=data.features)
+    with pytest.raises(ValueError, match="The streamed train set gave no batch"):
+        start(streamed, max_steps=1, reward_statistics_pairs=0).train()
+    with pytest.raises(ValueError, match="The train set has no rows"):
+        start(IterableDataset.from_generator(lambda: iter(())), max_steps=1)
+
+
+def test_messages_need_a_chat_template(tmp_path):
+    processor = AutoProcessor.from_pretrained(family_dir("qwen3_vl"))
+    processor.chat_template = None
+    arguments = {"args": config(tmp_path), "processing_class": processor}
+    with pytest.raises(ValueError, match="has no chat template to render them with; set `chat_template_path`"):
+        MultimodalRewardTrainer(str(family_dir("qwen3_vl")), train_dataset=make_dataset(2), **arguments)
+    plain = Dataset.from_list(text_rows(2, plain=True))
+    MultimodalRewardTrainer(str(family_dir("qwen3_vl")), train_dataset=plain, **arguments).train()

@@ -45,9 +45,8 @@ def refuse_unseen(config: PreTrainedConfig, input_ids: torch.Tensor, inputs: dic
     for kind, pixels, _ in _KINDS:
         if found[kind] and not is_seen[kind]:
             raise ValueError(
-                f"The tokens hold placeholders of {kind}s, but there are no `{pixels}` to put in their place; pass all "
-                "that the processor gives. To reward completions about images in GRPO or RLOO, pass "
-                "`RewardScorer(...).as_reward_func()` to the trainer in place of the model."
+                f"The tokens hold placeholders of {kind}s without `{pixels}` to put in their place; pass all that the "
+                "processor gives (in GRPO and RLOO, `RewardScorer(...).as_reward_func()` in place of the model)."
             )
 
 

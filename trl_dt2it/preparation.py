@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 from accelerate import PartialState
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, IterableDataset, Value
 from transformers import ProcessorMixin
 from transformers.utils import logging
 
@@ -69,6 +69,8 @@ def prepare_dataset(
         [`set_bad_rows_aside`] and [`leave_out_long_rows`] say.
     """
     columns = set(column_names(dataset))
+    if not columns or (isinstance(dataset, Dataset) and len(dataset) == 0):
+        raise ValueError(f"The {name} set has no rows; check the split and the filters that it comes from.")
     if not {"chosen", "rejected"} <= columns and not {"chosen_ids", "rejected_ids"} <= columns:
         raise ValueError(
             f"The {name} set has the columns {', '.join(sorted(columns))}; it needs `chosen` and `rejected` (and "
@@ -80,6 +82,11 @@ def prepare_dataset(
             raise ValueError(
                 f"The {name} set has images, but the model reads text only; use a vision-language model, or remove "
                 "the column."
+            )
+        if collator.processing_class.chat_template is None and _is_conversational(dataset):
+            raise ValueError(
+                f"The {name} set holds messages, and the model has no chat template to render them with; set "
+                "`chat_template_path`."
             )
         dataset = set_bad_rows_aside(
             dataset,
@@ -102,6 +109,12 @@ def prepare_dataset(
         # A streamed set has no length, so that the rows that pad its last batch cannot be told by counting.
         dataset = dataset.map(lambda _, index: {"row_index": index}, with_indices=True)
     return dataset, counts
+
+
+def _is_conversational(dataset: AnyDataset) -> bool:
+    """Tell from the type of a column whether rows hold messages; `False` for a stream that does not know its types."""
+    feature = (dataset.features or {}).get("chosen")
+    return feature is not None and not isinstance(feature, Value)
 
 
 def set_bad_rows_aside(

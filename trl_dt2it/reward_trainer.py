@@ -58,8 +58,10 @@ from .sharding import (
 from .strength import fit_dataset_strength
 from .token_counts import needs_lengths, pair_sizes
 from .trainer_setup import (
+    check_setup,
     hidden_from_trl,
     make_collator,
+    refuse_no_batch,
     set_up_arguments,
     set_up_model,
 )
@@ -143,15 +145,11 @@ class MultimodalRewardTrainer(RewardTrainer):
         if args is None:
             name = model if isinstance(model, str) else model.config._name_or_path
             args = MultimodalRewardConfig(f"{name.split('/')[-1]}-Reward")
+        check_setup(args, train_dataset, eval_dataset)
         self._lengths: list[int] | None = None
         self._plan: BatchPlan | None = None
         self._set_epoch = SetEpoch()
         if needs_lengths(args):
-            if isinstance(train_dataset, IterableDataset):
-                raise ValueError(
-                    "Batches by length (`max_tokens_per_batch` or `train_sampling_strategy`) need the length of every "
-                    "pair, and the train set is streamed; load it whole, or leave the setting out."
-                )
             callbacks = [*(callbacks or []), self._set_epoch]
 
         # `__post_init__` has resolved a string.
@@ -196,6 +194,7 @@ class MultimodalRewardTrainer(RewardTrainer):
         self._loaded_dtype = half_precision_of(self.model)
         keep_trained_in_fp32(self)
         self._shows_nothing = False
+        refuse_no_batch(self)
         checkpointing = cast("dict[str, Any] | None", self.args.gradient_checkpointing_kwargs) or {}
         if self.args.gradient_checkpointing and checkpointing.get("use_reentrant"):  # TRL sets it for ZeRO-3
             let_gradients_into_checkpoints(self.model)
@@ -279,6 +278,10 @@ class MultimodalRewardTrainer(RewardTrainer):
         resume_curation(self._curation(), resume, cast(str, self.args.output_dir))
         set_reward_statistics(self.model.config, None)  # those of the model that training starts from
         output = super().train(*args, **kwargs)
+        if output.global_step == 0 and isinstance(self.train_dataset, IterableDataset):
+            raise ValueError(
+                "The streamed train set gave no batch, so nothing was trained; check where it reads from."
+            )
         set_reward_statistics(self.model.config, measure_reward_statistics(self))
         return output
 

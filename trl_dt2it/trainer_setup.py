@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from accelerate.utils import is_peft_model
-from datasets import IterableDataset
+from datasets import Dataset, IterableDataset
 from peft import PeftConfig
 from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, ProcessorMixin
 from transformers.trainer_pt_utils import AcceleratorConfig
@@ -21,10 +21,54 @@ from .preparation import image_options
 from .rendering import ProcessingClass, get_tokenizer
 from .reward_config import MultimodalRewardConfig
 from .shared_forward import decide_share_prefix
+from .token_counts import needs_lengths
 
 
 if TYPE_CHECKING:
     from .reward_trainer import MultimodalRewardTrainer
+
+
+def check_setup(args: MultimodalRewardConfig, train_dataset: Any, eval_dataset: Any) -> None:
+    """
+    Refuse what would end in an error about something else, before a model is loaded.
+
+    Args:
+        args ([`MultimodalRewardConfig`]):
+            The trainer's configuration.
+        train_dataset, eval_dataset:
+            As the trainer takes them; TRL says what is wrong with another kind of train set.
+
+    Raises:
+        `TypeError`: if the configuration or an evaluation set is of another type.
+        `ValueError`: if a set has no rows, if batches are to be dispatched from one process, or if lengths are needed
+            of a stream.
+    """
+    if not isinstance(args, MultimodalRewardConfig):
+        raise TypeError(
+            f"`args` is a {type(args).__name__}; pass a `MultimodalRewardConfig`, which has its fields too."
+        )
+    is_streamed = isinstance(train_dataset, IterableDataset)
+    if needs_lengths(args) and is_streamed:
+        raise ValueError(
+            "Batches by length (`max_tokens_per_batch` or `train_sampling_strategy`) need the length of every "
+            "pair, and the train set is streamed; load it whole, or leave the setting out."
+        )
+    if cast(AcceleratorConfig, args.accelerator_config).dispatch_batches and not is_streamed:
+        raise ValueError(
+            "`dispatch_batches` sends the tensors of one process's batches to the others, and batches of pairs hold "
+            "text too; leave it out, so that each process reads its own."
+        )
+    if isinstance(eval_dataset, dict) and not eval_dataset:
+        raise ValueError("`eval_dataset` is a dict without any set; pass `None`, or the sets to evaluate on.")
+    sets = {f"eval set `{key}`": one for key, one in eval_dataset.items()} if isinstance(eval_dataset, dict) else {}
+    if not sets and eval_dataset is not None:
+        sets = {"eval set": eval_dataset}
+    for name, one in sets.items():
+        if not isinstance(one, (Dataset, IterableDataset)):
+            raise TypeError(f"The {name} is a {type(one).__name__}; pass a `Dataset` or an `IterableDataset`.")
+    for name, one in {"train set": train_dataset, **sets}.items():
+        if isinstance(one, Dataset) and len(one) == 0:
+            raise ValueError(f"The {name} has no rows; check the split and the filters that it comes from.")
 
 
 @contextmanager
@@ -218,6 +262,20 @@ def set_up_arguments(
     if isinstance(processing_class, ProcessorMixin) and args.ddp_find_unused_parameters is None:
         # A layer computed again by a reentrant checkpoint would be marked twice; there blank images take part instead.
         args.ddp_find_unused_parameters = not reentrant
-    if any(isinstance(dataset, IterableDataset) for dataset in datasets):
+    accelerator_config = cast(AcceleratorConfig, args.accelerator_config)
+    is_streamed = any(isinstance(dataset, IterableDataset) for dataset in datasets)
+    if is_streamed and accelerator_config.dispatch_batches is None:  # TRL takes a given `True` back with a warning
         # Otherwise accelerate joins batches of several processes, which does not work with strings.
-        cast(AcceleratorConfig, args.accelerator_config).dispatch_batches = False
+        accelerator_config.dispatch_batches = False
+
+
+def refuse_no_batch(trainer: MultimodalRewardTrainer) -> None:
+    """Refuse a train set of which `dataloader_drop_last` leaves nothing; the trainer would take no step and say so to
+    nobody."""
+    args, dataset = trainer.args, trainer.train_dataset
+    size = args.train_batch_size * args.world_size
+    if args.dataloader_drop_last and isinstance(dataset, Dataset) and len(dataset) < size:
+        raise ValueError(
+            f"`dataloader_drop_last` drops all {len(dataset)} pairs of the train set, which do not fill one batch of "
+            f"{size}; leave it out, or lower `per_device_train_batch_size`."
+        )
