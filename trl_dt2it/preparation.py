@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,10 +19,11 @@ from transformers.utils import logging
 
 from .collator import MultimodalPreferenceCollator
 from .data.encoded import AnyDataset, column_names, leave_images_encoded
-from .data.errors import summarise
+from .data.errors import RowError, summarise
 from .data.locations import ImageOptions
 from .data.row_checks import ImageCheck, RowChecks
 from .data.rows import row_name
+from .rendering import equal_when_rendered
 from .reward_config import MultimodalRewardConfig
 from .token_counts import count_pairs, count_tokens, needs_lengths
 
@@ -88,15 +90,15 @@ def prepare_dataset(
                 f"The {name} set holds messages, and the model has no chat template to render them with; set "
                 "`chat_template_path`."
             )
-        dataset = set_bad_rows_aside(
-            dataset,
-            name=name,
-            collator=collator,
-            image_check=args.image_check,
-            on_bad_row=args.on_bad_row,
-            output_dir=cast(str, args.output_dir),
-            num_proc=args.dataset_num_proc,
-        )
+    dataset = set_bad_rows_aside(
+        dataset,
+        name=name,
+        collator=collator,
+        image_check=args.image_check,
+        on_bad_row=args.on_bad_row,
+        output_dir=cast(str, args.output_dir),
+        num_proc=args.dataset_num_proc,
+    )
     counts = None
     needed = name == "train" and needs_lengths(args) and args.length_column_name not in columns
     if isinstance(dataset, Dataset) and (needed or args.max_length is not None):
@@ -109,6 +111,14 @@ def prepare_dataset(
         # A streamed set has no length, so that the rows that pad its last batch cannot be told by counting.
         dataset = dataset.map(lambda _, index: {"row_index": index}, with_indices=True)
     return dataset, counts
+
+
+def token_fault(row: Mapping[str, Any]) -> RowError | None:
+    """The first reason why a row of tokens cannot be used, or `None`."""
+    for side in ("chosen_ids", "rejected_ids"):
+        if not row[side]:
+            return RowError("empty_answer", f"`{side}` holds no tokens; drop the row.")
+    return equal_when_rendered() if list(row["chosen_ids"]) == list(row["rejected_ids"]) else None
 
 
 def _is_conversational(dataset: AnyDataset) -> bool:
@@ -153,10 +163,10 @@ def set_bad_rows_aside(
         `ValueError`: if a row is bad and `on_bad_row="raise"`, or if no good row is left.
     """
 
-    checks = RowChecks(collator.image_options, cast(ImageCheck, image_check), collator.special_tokens)
+    checks = RowChecks(collator.image_options, cast(ImageCheck, image_check), collator.special_tokens, collator)
 
     def check(row: dict[str, Any]) -> dict[str, str]:
-        error = checks.fault(row)
+        error = checks.fault(row) if "chosen_ids" not in row else token_fault(row)
         return {"reason": "", "message": ""} if error is None else {"reason": error.reason, "message": str(error)}
 
     if isinstance(dataset, IterableDataset):
