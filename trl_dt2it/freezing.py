@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftConfig
@@ -159,6 +159,11 @@ def embedding_name(model: PreTrainedModel) -> str:
     return next(name for name, module in model.named_modules() if module is embeddings)
 
 
+def num_embeddings(model: PreTrainedModel) -> int:
+    """How many token embeddings a model has."""
+    return cast(torch.Tensor, model.get_input_embeddings().weight).shape[0]
+
+
 def num_tokens_of_adapter(base: PreTrainedModel, peft_config: Any, shapes: Mapping[str, Sequence[int]]) -> int | None:
     """
     Tell how many token embeddings a base model has to have for an adapter, if that is another number than it has.
@@ -175,7 +180,7 @@ def num_tokens_of_adapter(base: PreTrainedModel, peft_config: Any, shapes: Mappi
         `int` or `None`: as many as the adapter's copy of the embeddings has, or else more by the tokens that it
         trains alone.
     """
-    path, current = embedding_name(base), base.get_input_embeddings().weight.shape[0]
+    path, current = embedding_name(base), num_embeddings(base)
     found = [shape[0] for key, shape in shapes.items() if f".{path}." in key and key.endswith("weight")]
     indices = getattr(peft_config, "trainable_token_indices", None) or {}
     if isinstance(indices, dict):

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from typing import Any
 
+import torch
 from transformers import AutoProcessor, BitsAndBytesConfig, PreTrainedModel, ProcessorMixin, set_seed
+from transformers.utils import logging
 
 from .modeling import load_reward_model
 from .rendering import ProcessingClass
 from .reward_config import MultimodalRewardConfig
+
+
+logger = logging.get_logger(__name__)
 
 
 def load_for_training(
@@ -69,6 +75,31 @@ def refuse_spoiled_weights(model: PreTrainedModel) -> None:
             "saved after an evaluation; set `use_bnb_nested_quant`, or `bnb_4bit_use_double_quant=True` in the "
             "`BitsAndBytesConfig`."
         )
+
+
+def agree_on_compute_dtype(model: PreTrainedModel, args: MultimodalRewardConfig) -> None:
+    """
+    Let 4-bit weights compute in the half precision that the rest of the model computes in. They do not see autocast,
+    and bitsandbytes' default is fp32, which is several times slower.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The model to train; changed in place. Another dtype than the default is left as it is.
+        args ([`MultimodalRewardConfig`]):
+            `bf16` and `fp16` are read.
+    """
+    found = getattr(model.config, "quantization_config", None)
+    half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+    if half is None or not isinstance(found, BitsAndBytesConfig) or not found.load_in_4bit:
+        return
+    if found.bnb_4bit_compute_dtype != torch.float32:
+        return
+    logger.warning(f"The 4-bit weights compute in {half}, as the model does, and not in their default of float32.")
+    model.config.quantization_config = copy.deepcopy(found)  # the user's own stays as it is
+    model.config.quantization_config.bnb_4bit_compute_dtype = half
+    for module in model.modules():
+        if hasattr(module, "compute_dtype"):
+            module.compute_dtype = half  # type: ignore[assignment]  # torch: only tensors and modules
 
 
 def load_processing_class(

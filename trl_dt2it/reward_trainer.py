@@ -59,8 +59,10 @@ from .strength import fit_dataset_strength
 from .token_counts import needs_lengths, pair_sizes
 from .trainer_setup import (
     check_setup,
+    exact_weights,
     hidden_from_trl,
     make_collator,
+    put_back_exact,
     refuse_no_batch,
     set_up_arguments,
     set_up_model,
@@ -169,6 +171,7 @@ class MultimodalRewardTrainer(RewardTrainer):
         sets = list(eval_dataset.values()) if isinstance(eval_dataset, dict) else [eval_dataset]
         set_up_arguments(args, processing_class, [train_dataset, *sets])
 
+        exact = exact_weights(model)
         # Both are used above. RewardTrainer warns that it ignores the first, and gives the second to a tokenizer.
         with hidden_from_trl(args, "model_init_kwargs", "chat_template_path"):
             super().__init__(
@@ -192,6 +195,7 @@ class MultimodalRewardTrainer(RewardTrainer):
         self._collator.add_dummy_image = needs_equal_calls(self)
         refuse_reentrant_twice(self)
         self._loaded_dtype = half_precision_of(self.model)
+        put_back_exact(self, exact)
         keep_trained_in_fp32(self)
         self._shows_nothing = False
         refuse_no_batch(self)

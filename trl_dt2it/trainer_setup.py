@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig
@@ -14,8 +15,14 @@ from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, Pro
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from .collator import MultimodalPreferenceCollator
-from .freezing import freeze, with_new_tokens, with_reward_head, with_trained_head
-from .loading import load_for_training, load_processing_class, refuse_spoiled_weights, set_pixel_limits
+from .freezing import freeze, num_embeddings, with_new_tokens, with_reward_head, with_trained_head
+from .loading import (
+    agree_on_compute_dtype,
+    load_for_training,
+    load_processing_class,
+    refuse_spoiled_weights,
+    set_pixel_limits,
+)
 from .modeling import mark_as_reward_model
 from .preparation import image_options
 from .rendering import ProcessingClass, get_tokenizer
@@ -134,6 +141,7 @@ def set_up_model(
             "name or directory as `model`."
         )
     refuse_spoiled_weights(model)
+    agree_on_compute_dtype(model, args)
     if processing_class is None:
         processing_class = load_processing_class(
             name_or_path, revision=init_kwargs.get("revision"), trust_remote_code=args.trust_remote_code
@@ -198,10 +206,10 @@ def use_chat_template(model: PreTrainedModel, processing_class: ProcessingClass,
                 "the model do not train; merge them into the base model first, or start with `peft_config`."
             )
         tokenizer.add_tokens(added)
-        new_tokens = tokenizer.convert_tokens_to_ids([token.content for token in added])
+        new_tokens = [cast(int, tokenizer.convert_tokens_to_ids(token.content)) for token in added]
         tokenizer.eos_token = source.eos_token
         model.config.get_text_config().eos_token_id = tokenizer.eos_token_id
-        if new_tokens and max(new_tokens) >= model.get_input_embeddings().weight.shape[0]:
+        if new_tokens and max(new_tokens) >= num_embeddings(model):
             if getattr(
                 model.config.get_text_config(), "hidden_size_per_layer_input", 0
             ):  # a second table, of each layer
@@ -267,6 +275,26 @@ def set_up_arguments(
     if is_streamed and accelerator_config.dispatch_batches is None:  # TRL takes a given `True` back with a warning
         # Otherwise accelerate joins batches of several processes, which does not work with strings.
         accelerator_config.dispatch_batches = False
+
+
+def exact_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """What is trained of a quantized model, before TRL rounds it to bf16: an adapter that goes on would start from
+    other weights than it has. Empty for other models."""
+    if not (getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)):
+        return {}
+    return {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
+
+
+def put_back_exact(trainer: MultimodalRewardTrainer, exact: dict[str, torch.Tensor]) -> None:
+    """Undo TRL's rounding of quantized models: what [`exact_weights`] kept comes back, the head's new copies too, and
+    new adapters are in fp32. DeepSpeed, which takes weights of one dtype, keeps what TRL makes."""
+    if not exact or trainer.is_deepspeed_enabled:
+        return
+    for name, parameter in trainer.model.named_parameters():
+        if parameter.requires_grad:
+            original = name.replace(".modules_to_save.default.", ".").removeprefix("base_model.model.")
+            value = exact.get(name, exact.get(original))
+            parameter.data = parameter.data.float() if value is None else value.to(parameter.device)
 
 
 def refuse_no_batch(trainer: MultimodalRewardTrainer) -> None:
