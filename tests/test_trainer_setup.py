@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
-from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
+from peft import IA3Config, LoraConfig, PeftConfig, PeftModel, get_peft_model
 from transformers import AutoProcessor, AutoTokenizer
 from trl import RewardConfig
 
@@ -71,6 +71,15 @@ def test_an_adapter_goes_on_where_it_was(adapter, tmp_path):
     assert not torch.allclose(again, saved, atol=1e-3)
 
 
+def test_an_adapter_that_lies_alone_has_the_processor_of_its_base_model(adapter, tmp_path):
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(adapter / name, tmp_path)
+    row = make_rows(1, num_images=(1,))[0]
+    asked = row["prompt"], [row["chosen"]], row["images"]
+    expected = RewardScorer.from_pretrained(adapter).score(*asked)
+    assert RewardScorer.from_pretrained(tmp_path).score(*asked) == pytest.approx(expected, abs=1e-5)
+
+
 def test_adapters_that_cannot_be_trained_are_refused(adapter, tmp_path):
     data = make_dataset(2)
     with pytest.raises(ValueError, match="is an adapter, which training goes on with; leave `peft_config` out"):
@@ -80,6 +89,10 @@ def test_adapters_that_cannot_be_trained_are_refused(adapter, tmp_path):
     frozen = load_reward_model(adapter)
     with pytest.raises(ValueError, match="No parameter of the Peft.* is trained; load .* with `is_trainable=True`"):
         MultimodalRewardTrainer(frozen, args=config(tmp_path), train_dataset=data)
+    as_saved = PeftConfig.from_pretrained(adapter)  # which PEFT saves as one to use, not to train
+    assert as_saved.inference_mode
+    trainer = trainer_for("qwen3_vl", tmp_path, data, peft_config=as_saved)
+    assert sum(p.requires_grad for p in trainer.model.parameters()) > 1
     whole = load_reward_model(family_dir("qwen3_vl")).requires_grad_(False)
     with pytest.raises(ValueError, match="No parameter of the Qwen3VLForSequenceClassification is trained"):
         MultimodalRewardTrainer(whole, args=config(tmp_path), train_dataset=data)
@@ -262,6 +275,11 @@ def test_new_tokens_that_no_adapter_trains_are_refused(adapter, tmp_path):
     ia3 = IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"])
     with pytest.raises(ValueError, match="adds 8 tokens, whose embeddings IA3Config does not train"):
         MultimodalRewardTrainer(str(family_dir("qwen3_vl")), args=args, train_dataset=data, peft_config=ia3)
+    onto_embeddings = LoraConfig(r=2, target_modules=["q_proj", "embed_tokens"])
+    with pytest.raises(ValueError, match='move "embed_tokens" from `target_modules` to `modules_to_save`'):
+        MultimodalRewardTrainer(
+            str(family_dir("qwen3_vl")), args=args, train_dataset=data, peft_config=onto_embeddings
+        )
     everything = IA3Config(**{**ia3.to_dict(), "modules_to_save": ["embed_tokens"]})
     trainer = MultimodalRewardTrainer(
         str(family_dir("qwen3_vl")), args=args, train_dataset=data, peft_config=everything
@@ -288,6 +306,19 @@ def test_embeddings_with_room_for_new_tokens_stay_as_they_are(tmp_path):
         train_dataset=make_dataset(2),
     )
     assert trainer.model.get_input_embeddings().weight.shape[0] == size + 20
+
+
+def test_a_whole_model_whose_template_adds_tokens_loads_again(tmp_path):
+    other = template_with_tokens(tmp_path / "other", AutoTokenizer.from_pretrained(family_dir("qwen3_vl")))
+    data = make_dataset(3)
+    trainer = trainer_for("qwen3_vl", tmp_path / "run", data, {"chat_template_path": str(other)})
+    trainer.train()
+    trainer.save_model()
+    expected = rewards_of(trainer.model, trainer.processing_class, data)
+    processor = AutoProcessor.from_pretrained(tmp_path / "run")
+    reloaded = load_reward_model(tmp_path / "run", allow_new_head=False)
+    assert reloaded.config.text_config.vocab_size == len(processor.tokenizer)
+    torch.testing.assert_close(rewards_of(reloaded, processor, data), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_sets_without_rows_are_named(tmp_path):

@@ -101,6 +101,7 @@ def with_reward_head(
     """
     config: Any = copy.deepcopy(peft_config)  # the attributes below are those of most, not of all configurations
     config.task_type = "SEQ_CLS"
+    config.inference_mode = False  # as a configuration that was read from a saved adapter does not say
     modules = list(getattr(config, "modules_to_save", None) or [])
     config.modules_to_save = modules if "score" in modules else [*modules, "score"]
     parts = (keep_out_of_vision_tower, keep_out_of_projector)
@@ -133,7 +134,7 @@ def with_new_tokens(peft_config: PeftConfig, model: PreTrainedModel, new_tokens:
         [`~peft.PeftConfig`]: `peft_config`.
 
     Raises:
-        `ValueError`: if this kind of adapter trains no single tokens.
+        `ValueError`: if this kind of adapter trains no single tokens, or stands on the embeddings.
     """
     if not new_tokens:
         return peft_config
@@ -141,6 +142,12 @@ def with_new_tokens(peft_config: PeftConfig, model: PreTrainedModel, new_tokens:
     if name in (getattr(peft_config, "modules_to_save", None) or []):
         return peft_config
     config: Any = peft_config
+    targets = getattr(config, "target_modules", None)
+    if not isinstance(targets, str) and name in (targets or []):
+        raise ValueError(
+            f"`chat_template_path` adds {len(new_tokens)} tokens, whose embeddings an adapter cannot train alone; move "
+            f'"{name}" from `target_modules` to `modules_to_save`.'
+        )
     if not hasattr(config, "trainable_token_indices"):
         raise ValueError(
             f"`chat_template_path` adds {len(new_tokens)} tokens, whose embeddings {type(config).__name__} does not "

@@ -7,8 +7,9 @@ import os
 from typing import Any
 
 import torch
+from peft import PeftConfig
 from transformers import AutoProcessor, BitsAndBytesConfig, PreTrainedModel, ProcessorMixin, set_seed
-from transformers.utils import logging
+from transformers.utils import cached_file, find_adapter_config_file, logging
 
 from .modeling import load_reward_model
 from .rendering import ProcessingClass
@@ -110,7 +111,7 @@ def load_processing_class(
 
     Args:
         name_or_path (`str` or `os.PathLike`):
-            Hub id or directory.
+            Hub id or directory; of an adapter that lies alone, the base model's is taken.
         revision (`str`, *optional*):
             Branch, tag or commit on the Hub.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
@@ -119,6 +120,13 @@ def load_processing_class(
     Returns:
         [`~transformers.ProcessorMixin`] or [`~transformers.PreTrainedTokenizerBase`]
     """
+    tokenizer = {"filename": "tokenizer_config.json", "revision": revision}
+    if (
+        find_adapter_config_file(str(name_or_path), revision=revision) is not None
+        and cached_file(name_or_path, **tokenizer, _raise_exceptions_for_missing_entries=False) is None
+    ):
+        adapter = PeftConfig.from_pretrained(str(name_or_path), revision=revision)
+        name_or_path, revision = adapter.base_model_name_or_path, adapter.revision
     return AutoProcessor.from_pretrained(
         name_or_path, revision=revision or "main", trust_remote_code=trust_remote_code
     )

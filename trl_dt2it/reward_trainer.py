@@ -90,7 +90,7 @@ class MultimodalRewardTrainer(RewardTrainer):
     Args:
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             Hub id or directory, loaded with [`load_reward_model`] and `args.model_init_kwargs`, or a model that has
-            one label.
+            one label. An adapter goes on training, its `score` head too.
         args ([`MultimodalRewardConfig`], *optional*):
             Configuration. By default, one with the output directory `<model>-Reward`.
         data_collator (`DataCollator`, *optional*):
@@ -114,7 +114,8 @@ class MultimodalRewardTrainer(RewardTrainer):
 
     Raises:
         `ValueError`: at start, if a row cannot be trained on (the message names the first and counts the rest), if
-        the rows have images and the model reads text only, or if the loss needs a column that is not there.
+        the rows have images and the model reads text only, if the loss needs a column that is not there, if a set has
+        no rows, or if no parameter would be trained.
     """
 
     # `compute_loss` divides by the weight of all pairs of the optimisation step.
