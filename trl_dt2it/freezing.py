@@ -145,8 +145,8 @@ def with_new_tokens(peft_config: PeftConfig, model: PreTrainedModel, new_tokens:
     targets = getattr(config, "target_modules", None)
     if not isinstance(targets, str) and name in (targets or []):
         raise ValueError(
-            f"`chat_template_path` adds {len(new_tokens)} tokens, whose embeddings an adapter cannot train alone; move "
-            f'"{name}" from `target_modules` to `modules_to_save`.'
+            f"`chat_template_path` adds {len(new_tokens)} tokens, whose embeddings an adapter cannot train alone; "
+            f'move "{name}" from `target_modules` to `modules_to_save`.'
         )
     if not hasattr(config, "trainable_token_indices"):
         raise ValueError(

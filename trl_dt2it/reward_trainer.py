@@ -53,6 +53,7 @@ from .sharding import (
     shard_head,
     skip_idle_groups,
     split_vision_groups,
+    take_back_preparation,
     with_dtypes,
 )
 from .strength import fit_dataset_strength
