@@ -120,10 +120,8 @@ def load_processing_class(
     Returns:
         [`~transformers.ProcessorMixin`] or [`~transformers.PreTrainedTokenizerBase`]
     """
-    tokenizer = {"filename": "tokenizer_config.json", "revision": revision}
-    if (
-        find_adapter_config_file(str(name_or_path), revision=revision) is not None
-        and cached_file(name_or_path, **tokenizer, _raise_exceptions_for_missing_entries=False) is None
+    if find_adapter_config_file(str(name_or_path), revision=revision) is not None and not cached_file(
+        name_or_path, "tokenizer_config.json", revision=revision, _raise_exceptions_for_missing_entries=False
     ):
         adapter = PeftConfig.from_pretrained(str(name_or_path), revision=revision)
         name_or_path, revision = adapter.base_model_name_or_path, adapter.revision
