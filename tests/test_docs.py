@@ -4,9 +4,12 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
+from trl_dt2it import RewardScorer
 from trl_dt2it.loading import load_processing_class, set_pixel_limits
 from trl_dt2it.losses import LOSS_TYPES
 from trl_dt2it.model_card import PAPER
@@ -76,6 +79,32 @@ def test_the_training_and_the_scoring_example_run(own_dataset, capsys):
     exec(compile(blocks[SCORE], "README.md, scoring", "exec"), names)
     reward = float(capsys.readouterr().out.splitlines()[-1])
     assert reward == pytest.approx(reward_by_the_trainer(trainer, own_dataset), rel=1e-4, abs=1e-5)
+
+    # Images that are read in more than one way: the example reads them as training does.
+    scorer = RewardScorer.from_pretrained("reward-model")
+    for path in ambiguous_images(own_dataset):
+        scoring = replaced(blocks[SCORE], "photos/cup.png", str(path))
+        exec(compile(scoring, "README.md, scoring", "exec"), {})
+        reward = float(capsys.readouterr().out.splitlines()[-1])
+        (expected,) = scorer.score("What is on the table?", ["A red cup."], images=[path])
+        assert reward == pytest.approx(expected, abs=1e-4), path
+        (plain,) = scorer.score(
+            "What is on the table?", ["A red cup."], images=[np.asarray(Image.open(path).convert("RGB"))]
+        )
+        assert abs(reward - plain) > 1e-3, path
+
+
+def ambiguous_images(folder: Path) -> list[Path]:
+    """A photograph that its EXIF data turns, grey of 16 bits, and an image that is half transparent."""
+    (photo,) = (image.resize((48, 32)) for image in example_images(1))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo.save(folder / "phone.jpg", exif=exif)
+    Image.fromarray((np.arange(1536).reshape(32, 48) * 40).astype(np.uint16)).save(folder / "scan16.png")
+    pixels = np.asarray(photo.convert("RGBA")).copy()
+    pixels[:, 24:, 3] = 0
+    Image.fromarray(pixels).save(folder / "clear.png")
+    return [folder / name for name in ("phone.jpg", "scan16.png", "clear.png")]
 
 
 def reward_by_the_trainer(trainer, folder: Path) -> float:

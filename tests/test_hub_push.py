@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
+from PIL import Image
 from transformers import AutoProcessor
 
-from trl_dt2it import load_reward_model
+from trl_dt2it import RewardScorer, load_reward_model
 from trl_dt2it.model_card import MODEL_FILES
 
 from .families import example_images, family_dir
@@ -135,12 +136,16 @@ def test_card_tells_what_happened(trained):
 def test_the_code_on_the_card_runs(trained, tmp_path):
     output, _ = trained
     code = re.search(r"```python\n(.*?)```", (output / "README.md").read_text(), re.S).group(1)
-    example_images(1)[0].save(tmp_path / "photo.jpg")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    example_images(1)[0].resize((48, 32)).save(tmp_path / "photo.jpg", exif=exif)
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120, env={**os.environ}
     )
     assert run.returncode == 0, run.stderr[-2000:]
-    assert -100 < float(run.stdout.strip().splitlines()[-1]) < 100
+    asked = ("What do you see?", ["Two cats asleep on a sofa."], [tmp_path / "photo.jpg"])
+    expected = RewardScorer.from_pretrained(output).score(*asked)
+    assert float(run.stdout.strip().splitlines()[-1]) == pytest.approx(expected[0], abs=1e-4)
 
 
 def test_no_secret_in_a_trackers_view_of_the_configuration(tmp_path):

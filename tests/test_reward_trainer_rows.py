@@ -4,13 +4,17 @@ import json
 from pathlib import Path
 
 import pytest
+import trl
 from datasets import Dataset
+from tokenizers import normalizers
 from transformers import (
     AutoProcessor,
 )
 
-from trl_dt2it import MultimodalRewardTrainer
+from trl_dt2it import MultimodalPreferenceCollator, MultimodalRewardTrainer
+from trl_dt2it.data import validate
 from trl_dt2it.data.schema import RowError
+from trl_dt2it.demo.tiny import build_tiny_tokenizer
 
 from .families import example_images, family_dir
 from .rows import make_dataset, make_rows
@@ -79,6 +83,105 @@ def test_bad_rows_of_a_stream(tmp_path, caplog):
     trainer = trainer_for("qwen3_vl", tmp_path, data, {**args, "on_bad_row": "quarantine"})
     trainer.train()
     assert "Left out of the train set: p2, image_corrupt" in caplog.text
+
+
+def says(text: str, role: str = "assistant", **fields) -> dict:
+    return {"role": role, "content": text, **fields}
+
+
+def rows_that_a_template_makes_equal() -> dict[str, list[dict]]:
+    """By the name of a template of TRL's: first a row to train on, then one whose answers differ in what it drops."""
+    asked, sky = says("What is in the cup?", "user"), says("And above?", "user")
+    thinking = ["<think>\nright\n</think>\n\nTea.", "<think>\nwrong\n</think>\n\nTea."]
+    return {
+        "qwen3_vl": [
+            {"prompt": [asked], "chosen": [says("Tea.")], "rejected": [says("Milk.")]},
+            {
+                "prompt": [asked],
+                "chosen": [says("Tea.", reasoning_content="It is green.")],
+                "rejected": [says("Tea.", reasoning_content="It is white.")],
+            },
+        ],
+        "qwen3_5_think": [
+            {"chosen": [asked, says(thinking[0])], "rejected": [asked, says(thinking[1])]},  # the last turn's stay
+            {
+                "chosen": [asked, says(thinking[0]), sky, says("The sky.")],
+                "rejected": [asked, says(thinking[1]), sky, says("The sky.")],
+            },
+        ],
+    }
+
+
+def processor_with(template: str):
+    processor = AutoProcessor.from_pretrained(family_dir("qwen3_vl"))
+    processor.chat_template = (Path(trl.__file__).parent / "chat_templates" / f"{template}.jinja").read_text()
+    return processor
+
+
+@pytest.mark.parametrize("template", rows_that_a_template_makes_equal())
+def test_answers_that_the_template_makes_equal_are_bad_rows(template, tmp_path, caplog):
+    good, equal = rows_that_a_template_makes_equal()[template]
+    data = Dataset.from_list([{**good, "pair_id": "good"}, {**equal, "pair_id": "equal"}])
+    processor = processor_with(template)
+    model = str(family_dir("qwen3_vl"))
+
+    def start(train, evaluation=None, **args):
+        args = config(tmp_path, max_steps=1, reward_statistics_pairs=0, **args)
+        given = {"train_dataset": train, "eval_dataset": evaluation, "processing_class": processor}
+        return MultimodalRewardTrainer(model, args=args, **given)
+
+    message = r"1 of 2 rows of the {} set cannot be used \(1 equal_answers\). The first, equal: .* equal as the model"
+    with pytest.raises(ValueError, match=message.format("train")):
+        start(data)
+    with pytest.raises(ValueError, match=message.format("eval")):
+        start(data.select([0]), data)
+    trainer = start(data, on_bad_row="quarantine")
+    assert trainer.train_dataset["pair_id"] == ["good"]
+    assert json.loads((tmp_path / "_quarantine_train.jsonl").read_text())["reason"] == "equal_answers"
+    with pytest.raises(RowError, match="equal: `chosen` and `rejected` are equal as the model reads them"):
+        trainer.predict(data)
+    stream = data.to_iterable_dataset()
+    with pytest.raises(RowError, match="equal: "):
+        start(stream).train()
+    assert [row["pair_id"] for row in start(stream, on_bad_row="quarantine").train_dataset] == ["good"]
+    assert "Left out of the train set: equal, equal_answers" in caplog.text
+    clean, quarantine = validate(data, processing_class=processor, show=False)
+    assert (clean["pair_id"], quarantine["reason"]) == (["good"], ["equal_answers"])
+    assert len(validate(data, show=False)[0]) == 2  # without the template nobody knows
+
+
+def test_answers_that_the_tokenizer_makes_equal_are_bad_rows(tmp_path):
+    tokenizer = build_tiny_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    assert tokenizer(composed).input_ids == tokenizer(decomposed).input_ids
+    other = {"prompt": "A ", "chosen": composed, "rejected": "cafe"}
+    for reason, rows in (
+        ("equal_answers", [other, {**other, "rejected": decomposed}]),
+        ("equal_answers", [{"chosen_ids": [1, 2], "rejected_ids": [1, 3]}, {"chosen_ids": [1], "rejected_ids": [1]}]),
+        ("empty_answer", [{"chosen_ids": [1, 2], "rejected_ids": [1, 3]}, {"chosen_ids": [1], "rejected_ids": []}]),
+    ):
+        given = {"train_dataset": Dataset.from_list(rows), "processing_class": tokenizer}
+        with pytest.raises(ValueError, match=rf"1 of 2 rows .* \(1 {reason}\). The first, row 1: "):
+            MultimodalRewardTrainer(text_model(tokenizer), args=config(tmp_path), **given)
+        args = config(tmp_path, on_bad_row="quarantine")
+        assert len(MultimodalRewardTrainer(text_model(tokenizer), args=args, **given).train_dataset) == 1
+
+
+def test_a_conversation_that_the_template_refuses_is_a_bad_row(tmp_path):
+    processor = AutoProcessor.from_pretrained(family_dir("qwen3_vl"))
+    refusal = "{%- if messages[0].role != 'user' %}{{ raise_exception('Start with a user.') }}{%- endif %}"
+    processor.chat_template = refusal + processor.chat_template
+    rows = make_rows(2, num_images=(0,))
+    rows[1]["prompt"].insert(0, says("Be brief.", "system"))
+    rows[1]["prompt"][0]["content"] = [{"type": "text", "text": "Be brief."}]
+    message = (
+        "1 of 2 rows .*1 not_conversational.*row 1: the chat template refuses the conversation .Start with a user"
+    )
+    with pytest.raises(ValueError, match=message):
+        trainer_for("qwen3_vl", tmp_path, Dataset.from_list(rows), processing_class=processor)
+    with pytest.raises(RowError, match="row 1: the chat template refuses"):
+        MultimodalPreferenceCollator(processor)(rows)
 
 
 def test_too_long_pairs_are_left_out_and_counted(tmp_path, caplog):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit, Params4bit
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForSequenceClassification,
@@ -70,8 +70,8 @@ def test_lora_saved_reloaded_and_merged_gives_the_same_reward(family, tmp_path):
 
 
 def test_qlora_in_four_bits(tmp_path):
-    """bitsandbytes on the CPU, under bf16 autocast, which TRL's bf16 adapters need. With double quantization, see
-    [`test_bitsandbytes_spoils_a_packed_layer_that_is_saved`]."""
+    """bitsandbytes on the CPU, with double quantization, see
+    [`test_bitsandbytes_spoils_a_packed_layer_that_is_saved`]. Adapters and head stay in fp32 and go on as they are."""
     base = build_tiny_vlm(tmp_path / "base", hidden_size=128, vision_hidden_size=128)
     four_bits = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -82,7 +82,7 @@ def test_qlora_in_four_bits(tmp_path):
     data = make_dataset(4)
     trainer = MultimodalRewardTrainer(
         base,
-        args=config(tmp_path, bf16=True, learning_rate=1e-2),
+        args=config(tmp_path, bf16=True, learning_rate=1e-2, max_steps=3, reward_statistics_pairs=0),
         train_dataset=data,
         peft_config=LoraConfig(r=4, target_modules="all-linear"),
         quantization_config=four_bits,
@@ -97,6 +97,48 @@ def test_qlora_in_four_bits(tmp_path):
         expected = rewards_of(trainer.model, trainer.processing_class, data)
         actual = rewards_of(reloaded, trainer.processing_class, data)
     torch.testing.assert_close(actual.float(), expected.float(), rtol=0.05, atol=0.1)
+
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    default = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+    for bf16, dtype in ((True, "bfloat16"), (False, "float32")):
+        onward = MultimodalRewardTrainer(
+            str(tmp_path),
+            args=config(
+                tmp_path / "onward",
+                bf16=bf16,
+                max_steps=1,
+                reward_statistics_pairs=0,
+                model_init_kwargs={"dtype": dtype},
+            ),
+            train_dataset=data,
+            quantization_config=default,
+        )
+        assert {p.dtype for p in onward.model.parameters() if p.requires_grad} == {torch.float32}
+        for name, value in get_peft_model_state_dict(onward.model).items():
+            assert torch.equal(value, saved[name]), name
+        layers = [module for module in onward.model.modules() if isinstance(module, Linear4bit)]
+        assert {layer.compute_dtype for layer in layers} == {torch.bfloat16 if bf16 else torch.float32}
+        assert default.bnb_4bit_compute_dtype == torch.float32  # the user's object is left alone
+        onward.train()
+        after = get_peft_model_state_dict(onward.model)
+        assert not any(torch.equal(after[name], value) for name, value in saved.items() if "lora_B" in name)
+
+
+def test_the_head_of_a_quantized_reward_model_is_not_rounded(tmp_path):
+    base = build_tiny_vlm(tmp_path / "base", num_layers=1, vision_depth=1)
+    model = load_reward_model(base, dtype="float32")
+    model.save_pretrained(tmp_path / "rm")
+    AutoProcessor.from_pretrained(base).save_pretrained(tmp_path / "rm")
+    trainer = MultimodalRewardTrainer(
+        str(tmp_path / "rm"),
+        args=config(tmp_path / "run", bf16=True),
+        train_dataset=make_dataset(2),
+        peft_config=LoraConfig(r=2, target_modules="all-linear"),
+        quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_use_double_quant=True),
+    )
+    head = trainer.model.get_base_model().score.modules_to_save["default"]
+    assert torch.equal(head.weight, model.score.weight)
+    assert not torch.equal(head.weight, model.score.weight.bfloat16().float())
 
 
 @pytest.mark.parametrize("is_double", [True, False])

@@ -18,6 +18,7 @@ from .encoding import encode_branches, join_images
 from .rendering import (
     ProcessingClass,
     Rendered,
+    equal_when_rendered,
     get_tokenizer,
     image_token_ids,
     lacks_special_tokens,
@@ -112,6 +113,10 @@ class MultimodalPreferenceCollator:
             branches, images = encode_branches(rendered, self.processing_class)
             rows = [list(pair) for pair in zip(*branches, strict=True)]
             has_media = [bool(row.images or row.videos) for row in rendered]
+        for index, (chosen, rejected) in enumerate(rows):  # their order would be decided by rounding
+            if torch.equal(chosen["input_ids"], rejected["input_ids"]):
+                error = equal_when_rendered()
+                raise RowError(error.reason, f"{row_name(examples[index], index)}: {error}")
         dummies = self._missing_media(images)
         images = join_images([images, *(tensors for _, tensors in dummies)])
         if len(_PIXELS.values() & images.keys()) > 1 and type(self.processing_class).__name__ in _ONE_KIND_A_BATCH:
@@ -147,11 +152,11 @@ class MultimodalPreferenceCollator:
                 Video([load_image(frame, self.image_options) for frame in video.frames], video.fps)
                 for video in row_videos(example)
             ]
+            if (images or videos) and not isinstance(self.processing_class, ProcessorMixin):
+                raise ValueError("The row has images, but the model reads text only; use a vision-language model.")
+            return render_branches(example, images, self.processing_class, videos)
         except RowError as error:
             raise RowError(error.reason, f"{row_name(example, index)}: {error}") from error
-        if (images or videos) and not isinstance(self.processing_class, ProcessorMixin):
-            raise ValueError("The row has images, but the model reads text only; use a vision-language model.")
-        return render_branches(example, images, self.processing_class, videos)
 
     def lengths(self, example: Mapping[str, Any]) -> tuple[int, int]:
         """Number of tokens of the chosen and of the rejected row, image tokens included and nothing truncated."""

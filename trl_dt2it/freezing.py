@@ -1,14 +1,22 @@
-"""Which parameters belong to the vision tower and which to the projector, and keeping them as they are."""
+"""Which parameters are trained: frozen vision towers and projectors, adapters with their head and their new tokens."""
 
 from __future__ import annotations
 
 import copy
 import re
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
+import torch
 from peft import PeftConfig
+from peft.utils import ModulesToSaveWrapper
 from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import logging
 
+
+logger = logging.get_logger(__name__)
 
 # Names of modules (one component of a parameter's path) over all supported families. What lies inside the vision
 # tower but leads to the language model, such as Qwen's merger, is projector.
@@ -93,6 +101,7 @@ def with_reward_head(
     """
     config: Any = copy.deepcopy(peft_config)  # the attributes below are those of most, not of all configurations
     config.task_type = "SEQ_CLS"
+    config.inference_mode = False  # as a configuration that was read from a saved adapter does not say
     modules = list(getattr(config, "modules_to_save", None) or [])
     config.modules_to_save = modules if "score" in modules else [*modules, "score"]
     parts = (keep_out_of_vision_tower, keep_out_of_projector)
@@ -107,3 +116,147 @@ def with_reward_head(
     }
     config.exclude_modules = patterns[parts]
     return config
+
+
+def with_new_tokens(peft_config: PeftConfig, model: PreTrainedModel, new_tokens: Sequence[int]) -> PeftConfig:
+    """
+    Let adapters train, and save, the embeddings of tokens that a chat template brings.
+
+    Args:
+        peft_config ([`~peft.PeftConfig`]):
+            Changed in place, unless it trains or saves all embeddings anyway.
+        model ([`~transformers.PreTrainedModel`]):
+            The model that gets the adapters.
+        new_tokens (`Sequence[int]`):
+            Ids of the tokens.
+
+    Returns:
+        [`~peft.PeftConfig`]: `peft_config`.
+
+    Raises:
+        `ValueError`: if this kind of adapter trains no single tokens, or stands on the embeddings.
+    """
+    if not new_tokens:
+        return peft_config
+    name = embedding_name(model).rsplit(".", 1)[-1]
+    if name in (getattr(peft_config, "modules_to_save", None) or []):
+        return peft_config
+    config: Any = peft_config
+    targets = getattr(config, "target_modules", None)
+    if not isinstance(targets, str) and name in (targets or []):
+        raise ValueError(
+            f"`chat_template_path` adds {len(new_tokens)} tokens, whose embeddings an adapter cannot train alone; "
+            f'move "{name}" from `target_modules` to `modules_to_save`.'
+        )
+    if not hasattr(config, "trainable_token_indices"):
+        raise ValueError(
+            f"`chat_template_path` adds {len(new_tokens)} tokens, whose embeddings {type(config).__name__} does not "
+            f'train; use LoRA, or add "{name}" to `modules_to_save`.'
+        )
+    given = config.trainable_token_indices or {}
+    layers = dict(given) if isinstance(given, dict) else {name: given}
+    layers[name] = sorted({*layers.get(name, []), *new_tokens})
+    config.trainable_token_indices = layers
+    return config
+
+
+def embedding_name(model: PreTrainedModel) -> str:
+    """The dotted path of a model's token embeddings."""
+    embeddings = model.get_input_embeddings()
+    return next(name for name, module in model.named_modules() if module is embeddings)
+
+
+def num_embeddings(model: PreTrainedModel) -> int:
+    """How many token embeddings a model has."""
+    return cast(torch.Tensor, model.get_input_embeddings().weight).shape[0]
+
+
+def num_tokens_of_adapter(base: PreTrainedModel, peft_config: Any, shapes: Mapping[str, Sequence[int]]) -> int | None:
+    """
+    Tell how many token embeddings a base model has to have for an adapter, if that is another number than it has.
+
+    Args:
+        base ([`~transformers.PreTrainedModel`]):
+            The base model as it was loaded.
+        peft_config ([`~peft.PeftConfig`]):
+            Configuration of the adapter.
+        shapes (`Mapping[str, Sequence[int]]`):
+            Shapes of the adapter's weights as they are saved.
+
+    Returns:
+        `int` or `None`: as many as the adapter's copy of the embeddings has, or else more by the tokens that it
+        trains alone.
+    """
+    path, current = embedding_name(base), num_embeddings(base)
+    found = [shape[0] for key, shape in shapes.items() if f".{path}." in key and key.endswith("weight")]
+    indices = getattr(peft_config, "trainable_token_indices", None) or {}
+    if isinstance(indices, dict):
+        indices = indices.get(path.rsplit(".", 1)[-1], [])
+    needed = max(found, default=max([current - 1, *indices]) + 1)
+    return None if needed == current else needed
+
+
+def with_trained_head(model: Any) -> None:
+    """
+    Let a model that has adapters train its `score` head, which PEFT freezes unless it was told of it, and save it with
+    them: a new head would stay random, and what is saved could not be loaded.
+
+    Args:
+        model ([`~peft.PeftModel`]):
+            Changed in place.
+
+    Raises:
+        `ValueError`: if an adapter stands on the head.
+    """
+    base, name = model.get_base_model(), model.active_adapters[0]
+    head = base.score
+    if isinstance(head, ModulesToSaveWrapper) and any(parameter.requires_grad for parameter in head.parameters()):
+        return
+    if not isinstance(head, (nn.Linear, ModulesToSaveWrapper)):
+        raise ValueError(
+            "The adapters of the model stand on its `score` head, which is small enough to be trained whole; put "
+            '"score" into `modules_to_save` in place of `target_modules`.'
+        )
+    if isinstance(head, nn.Linear):
+        head = base.score = ModulesToSaveWrapper(head, name)
+        config = model.peft_config[name]
+        config.modules_to_save = [*(getattr(config, "modules_to_save", None) or []), "score"]
+    head.set_adapter(name)
+    logger.warning("The `score` head, which the adapters left out, is trained and saved with them.")
+
+
+def let_gradients_into_checkpoints(model: nn.Module) -> None:
+    """
+    Let what enters checkpointed layers require gradients. Reentrant checkpointing gives the weights of a layer none
+    otherwise: those of an adapter in a vision tower, or of layers above frozen embeddings, would never move.
+
+    Args:
+        model (`nn.Module`):
+            The model to train, adapters included.
+    """
+    for module in model.modules():
+        if not isinstance(module, PreTrainedModel):
+            continue
+        layers = [layer for layer in module.modules() if isinstance(layer, GradientCheckpointingLayer)]
+        if not any(parameter.requires_grad for layer in layers for parameter in layer.parameters()):
+            continue
+        try:
+            embeddings = module.get_input_embeddings()
+        except NotImplementedError:  # a vision tower that names none
+            module.register_forward_pre_hook(_require_gradient_of_input, with_kwargs=True)
+        else:
+            embeddings.register_forward_hook(_require_gradient_of_output)
+
+
+def _require_gradient_of_output(module: nn.Module, args: Any, output: torch.Tensor) -> None:
+    output.requires_grad_(True)
+
+
+def _require_gradient_of_input(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """A copy of the arguments whose first tensor of floats, the pixels, requires a gradient."""
+    named: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
+    for name, value in named.items():
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            named[name] = value if value.requires_grad else value.detach().requires_grad_(True)
+            break
+    return tuple(named[index] for index in range(len(args))), {name: named[name] for name in kwargs}

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from typing import Any
 
+import torch
+from peft import PeftConfig
 from transformers import AutoProcessor, BitsAndBytesConfig, PreTrainedModel, ProcessorMixin, set_seed
+from transformers.utils import cached_file, find_adapter_config_file, logging
 
 from .modeling import load_reward_model
 from .rendering import ProcessingClass
 from .reward_config import MultimodalRewardConfig
+
+
+logger = logging.get_logger(__name__)
 
 
 def load_for_training(
@@ -37,7 +44,7 @@ def load_for_training(
     Raises:
         `ValueError`: if the quantisation is given twice, or as [`load_reward_model`] says.
     """
-    kwargs = {"dtype": "float32", "trust_remote_code": args.trust_remote_code, **init_kwargs}
+    kwargs = {"dtype": "float32", "trust_remote_code": args.trust_remote_code, "is_trainable": True, **init_kwargs}
     if quantization_config is not None:
         if "quantization_config" in kwargs:
             raise ValueError("Give `quantization_config` to the trainer or in `model_init_kwargs`, not both.")
@@ -71,6 +78,31 @@ def refuse_spoiled_weights(model: PreTrainedModel) -> None:
         )
 
 
+def agree_on_compute_dtype(model: PreTrainedModel, args: MultimodalRewardConfig) -> None:
+    """
+    Let 4-bit weights compute in the half precision that the rest of the model computes in. They do not see autocast,
+    and bitsandbytes' default is fp32, which is several times slower.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The model to train; changed in place. Another dtype than the default is left as it is.
+        args ([`MultimodalRewardConfig`]):
+            `bf16` and `fp16` are read.
+    """
+    found = getattr(model.config, "quantization_config", None)
+    half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+    if half is None or not isinstance(found, BitsAndBytesConfig) or not found.load_in_4bit:
+        return
+    if found.bnb_4bit_compute_dtype != torch.float32:
+        return
+    logger.warning(f"The 4-bit weights compute in {half}, as the model does, and not in their default of float32.")
+    model.config.quantization_config = copy.deepcopy(found)  # the user's own stays as it is
+    model.config.quantization_config.bnb_4bit_compute_dtype = half
+    for module in model.modules():
+        if hasattr(module, "compute_dtype"):
+            module.compute_dtype = half  # type: ignore[assignment]  # torch: only tensors and modules
+
+
 def load_processing_class(
     name_or_path: str | os.PathLike, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> ProcessingClass:
@@ -79,7 +111,7 @@ def load_processing_class(
 
     Args:
         name_or_path (`str` or `os.PathLike`):
-            Hub id or directory.
+            Hub id or directory; of an adapter that lies alone, the base model's is taken.
         revision (`str`, *optional*):
             Branch, tag or commit on the Hub.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
@@ -88,6 +120,11 @@ def load_processing_class(
     Returns:
         [`~transformers.ProcessorMixin`] or [`~transformers.PreTrainedTokenizerBase`]
     """
+    if find_adapter_config_file(str(name_or_path), revision=revision) is not None and not cached_file(
+        name_or_path, "tokenizer_config.json", revision=revision, _raise_exceptions_for_missing_entries=False
+    ):
+        adapter = PeftConfig.from_pretrained(str(name_or_path), revision=revision)
+        name_or_path, revision = adapter.base_model_name_or_path, adapter.revision
     return AutoProcessor.from_pretrained(
         name_or_path, revision=revision or "main", trust_remote_code=trust_remote_code
     )

@@ -29,7 +29,8 @@ from transformers.modeling_layers import GenericForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from transformers.utils import cached_file, find_adapter_config_file, logging
 
-from .image_features import encode_once
+from .freezing import num_tokens_of_adapter
+from .image_features import encode_once, refuse_unseen
 from .patch_embedding import project_patches_by_matrix_product
 from .reward_statistics import read_beside_adapter
 from .sharding import whole_on_every_process
@@ -169,8 +170,11 @@ class GenericRewardModel(_Base):
             `float32`.
 
         Raises:
-            `ValueError`: if there is a `pair_layout` and the model cannot read one row per pair.
+            `ValueError`: if there is a `pair_layout` and the model cannot read one row per pair, or if the tokens hold
+                placeholders of images or videos that are not given.
         """
+        if input_ids is not None:
+            refuse_unseen(self.config, input_ids, kwargs, self.training)
         if pair_layout is not None:
             use_shared_prefix(self)
             last_hidden = last_hidden_states(self.model, cast(torch.Tensor, input_ids), pair_layout, **kwargs)
@@ -277,6 +281,7 @@ def load_reward_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
     allow_new_head: bool = True,
+    is_trainable: bool = False,
     **kwargs: Any,
 ) -> PreTrainedModel:
     """
@@ -300,6 +305,8 @@ def load_reward_model(
         allow_new_head (`bool`, *optional*, defaults to `True`):
             Whether a checkpoint without a `score` head gets a newly initialised one, to be trained. With `False`, as
             for inference, it is an error.
+        is_trainable (`bool`, *optional*, defaults to `False`):
+            Whether an adapter and its head are loaded to be trained on; other weights are trainable in any case.
         kwargs:
             Passed on to `from_pretrained`, such as `device_map` or `quantization_config`. Pickled weights are refused
             unless `use_safetensors=None` is among them.
@@ -319,7 +326,8 @@ def load_reward_model(
         raise ValueError(f"There is no directory {name_or_path} to load a model from.")
     hub: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
     if find_adapter_config_file(str(name_or_path), revision=revision) is not None:
-        return _load_adapter(name_or_path, dtype=dtype, attn_implementation=attn_implementation, **hub, **kwargs)
+        kwargs |= {"dtype": dtype, "attn_implementation": attn_implementation}
+        return _load_adapter(name_or_path, is_trainable=is_trainable, **hub, **kwargs)
 
     config = AutoConfig.from_pretrained(name_or_path, **hub)
     load_kwargs = {"use_safetensors": True, **hub, **kwargs, "dtype": dtype, "output_loading_info": True}
@@ -409,7 +417,9 @@ def _replace_head(native: PreTrainedModel, cls: type[PreTrainedModel], score: Re
     return model.eval()
 
 
-def _load_adapter(name_or_path: str | os.PathLike, *, revision: str, trust_remote_code: bool, **kwargs: Any):
+def _load_adapter(
+    name_or_path: str | os.PathLike, *, revision: str, trust_remote_code: bool, is_trainable: bool, **kwargs: Any
+):
     """Loads a PEFT adapter on its base model; the head must come with the adapter or with the base."""
     from peft import PeftConfig, PeftModel
     from peft.utils import SAFETENSORS_WEIGHTS_NAME
@@ -418,7 +428,8 @@ def _load_adapter(name_or_path: str | os.PathLike, *, revision: str, trust_remot
     # PEFT would take a pickle if there were no safetensors, and only warn if the head were not among the weights.
     weights = cached_file(name_or_path, SAFETENSORS_WEIGHTS_NAME, revision=revision)
     with safe_open(weights, "pt") as file:
-        has_head = any("score" in key.split(".") for key in file.keys())
+        shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}
+    has_head = any("score" in key.split(".") for key in shapes)
     if not has_head and "score" in (peft_config.modules_to_save or []):
         raise ValueError(
             f"The adapter {name_or_path} has no `score` head among its weights; its rewards would be random."
@@ -431,7 +442,9 @@ def _load_adapter(name_or_path: str | os.PathLike, *, revision: str, trust_remot
         **kwargs,
     )
     read_beside_adapter(base.config, name_or_path, revision)
-    return PeftModel.from_pretrained(base, name_or_path, revision=revision).eval()
+    if (num_tokens := num_tokens_of_adapter(base, peft_config, shapes)) is not None:
+        base.resize_token_embeddings(num_tokens, mean_resizing=False)  # the rows that are added come with the adapter
+    return PeftModel.from_pretrained(base, name_or_path, revision=revision, is_trainable=is_trainable).eval()
 
 
 def _raise_without_head(name_or_path: str | os.PathLike, allow_new_head: bool) -> None:

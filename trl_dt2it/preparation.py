@@ -7,21 +7,23 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from accelerate import PartialState
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, IterableDataset, Value
 from transformers import ProcessorMixin
 from transformers.utils import logging
 
 from .collator import MultimodalPreferenceCollator
 from .data.encoded import AnyDataset, column_names, leave_images_encoded
-from .data.errors import summarise
+from .data.errors import RowError, summarise
 from .data.locations import ImageOptions
 from .data.row_checks import ImageCheck, RowChecks
 from .data.rows import row_name
+from .rendering import equal_when_rendered
 from .reward_config import MultimodalRewardConfig
 from .token_counts import count_pairs, count_tokens, needs_lengths
 
@@ -69,6 +71,8 @@ def prepare_dataset(
         [`set_bad_rows_aside`] and [`leave_out_long_rows`] say.
     """
     columns = set(column_names(dataset))
+    if not columns or (isinstance(dataset, Dataset) and len(dataset) == 0):
+        raise ValueError(f"The {name} set has no rows; check the split and the filters that it comes from.")
     if not {"chosen", "rejected"} <= columns and not {"chosen_ids", "rejected_ids"} <= columns:
         raise ValueError(
             f"The {name} set has the columns {', '.join(sorted(columns))}; it needs `chosen` and `rejected` (and "
@@ -81,15 +85,20 @@ def prepare_dataset(
                 f"The {name} set has images, but the model reads text only; use a vision-language model, or remove "
                 "the column."
             )
-        dataset = set_bad_rows_aside(
-            dataset,
-            name=name,
-            collator=collator,
-            image_check=args.image_check,
-            on_bad_row=args.on_bad_row,
-            output_dir=cast(str, args.output_dir),
-            num_proc=args.dataset_num_proc,
-        )
+        if collator.processing_class.chat_template is None and _is_conversational(dataset):
+            raise ValueError(
+                f"The {name} set holds messages, and the model has no chat template to render them with; set "
+                "`chat_template_path`."
+            )
+    dataset = set_bad_rows_aside(
+        dataset,
+        name=name,
+        collator=collator,
+        image_check=args.image_check,
+        on_bad_row=args.on_bad_row,
+        output_dir=cast(str, args.output_dir),
+        num_proc=args.dataset_num_proc,
+    )
     counts = None
     needed = name == "train" and needs_lengths(args) and args.length_column_name not in columns
     if isinstance(dataset, Dataset) and (needed or args.max_length is not None):
@@ -102,6 +111,20 @@ def prepare_dataset(
         # A streamed set has no length, so that the rows that pad its last batch cannot be told by counting.
         dataset = dataset.map(lambda _, index: {"row_index": index}, with_indices=True)
     return dataset, counts
+
+
+def token_fault(row: Mapping[str, Any]) -> RowError | None:
+    """The first reason why a row of tokens cannot be used, or `None`."""
+    for side in ("chosen_ids", "rejected_ids"):
+        if not row[side]:
+            return RowError("empty_answer", f"`{side}` holds no tokens; drop the row.")
+    return equal_when_rendered() if list(row["chosen_ids"]) == list(row["rejected_ids"]) else None
+
+
+def _is_conversational(dataset: AnyDataset) -> bool:
+    """Tell from the type of a column whether rows hold messages; `False` for a stream that does not know its types."""
+    feature = (dataset.features or {}).get("chosen")
+    return feature is not None and not isinstance(feature, Value)
 
 
 def set_bad_rows_aside(
@@ -140,10 +163,10 @@ def set_bad_rows_aside(
         `ValueError`: if a row is bad and `on_bad_row="raise"`, or if no good row is left.
     """
 
-    checks = RowChecks(collator.image_options, cast(ImageCheck, image_check), collator.special_tokens)
+    checks = RowChecks(collator.image_options, cast(ImageCheck, image_check), collator.special_tokens, collator)
 
     def check(row: dict[str, Any]) -> dict[str, str]:
-        error = checks.fault(row)
+        error = checks.fault(row) if "chosen_ids" not in row else token_fault(row)
         return {"reason": "", "message": ""} if error is None else {"reason": error.reason, "message": str(error)}
 
     if isinstance(dataset, IterableDataset):

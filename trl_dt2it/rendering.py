@@ -6,15 +6,18 @@ A row has one prompt (with its images and videos) and several answers, called br
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+from jinja2 import TemplateError
 from PIL import Image
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from trl import is_conversational, prepare_multimodal_messages
 
-from .data.rows import Video
+from .data.errors import RowError
+from .data.rows import Video, row_images
 
 
 ProcessingClass = PreTrainedTokenizerBase | ProcessorMixin
@@ -77,6 +80,9 @@ def render_branches(
 
     Returns:
         [`Rendered`]: with the chosen branch first.
+
+    Raises:
+        [`~trl_dt2it.data.schema.RowError`]: `not_conversational`, if the chat template refuses the conversation.
     """
     prompt = row.get("prompt")
     if not is_conversational(cast("dict[str, Any]", row)):
@@ -88,11 +94,55 @@ def render_branches(
         "tools": json.loads(tools) if isinstance(tools, str) else tools,
         **(row.get("chat_template_kwargs") or {}),
     }
-    texts = [
-        render_conversation([*(prompt or []), *row[side]], images, processing_class, **kwargs)
-        for side in ("chosen", "rejected")
-    ]
+    try:
+        texts = [
+            render_conversation([*(prompt or []), *row[side]], images, processing_class, **kwargs)
+            for side in ("chosen", "rejected")
+        ]
+    except TemplateError as error:
+        raise RowError(
+            "not_conversational", f"the chat template refuses the conversation ({error}); fix its roles."
+        ) from error
     return Rendered(texts, images, lacks_special_tokens(texts[0], processing_class), list(videos))
+
+
+def check_difference(row: Mapping[str, Any], processing_class: ProcessingClass) -> None:
+    """
+    Refuse a row whose two answers are one to the model, because its chat template drops what they differ in (thoughts,
+    fields of a message that it does not know) or its tokenizer normalizes it away. Images are not looked at.
+
+    Args:
+        row (`Mapping[str, Any]`):
+            Preference row, as in [`render_branches`].
+        processing_class (`ProcessorMixin` or `PreTrainedTokenizerBase`):
+            Processor or tokenizer.
+
+    Raises:
+        [`~trl_dt2it.data.schema.RowError`]: `equal_answers`, or `not_conversational` if the template refuses the
+            conversation.
+    """
+    rendered = render_branches(row, cast(Any, row_images(row)), processing_class)  # only their number counts
+    if len(set(map(_folded, rendered.texts))) > 1:  # no tokenizer makes these equal, so it need not be asked
+        return
+    chosen, rejected = (
+        get_tokenizer(processing_class)(text, add_special_tokens=False)["input_ids"] for text in rendered.texts
+    )
+    if chosen == rejected:
+        raise equal_when_rendered()
+
+
+def equal_when_rendered() -> RowError:
+    """The error about a row whose two answers are the same tokens."""
+    return RowError(
+        "equal_answers",
+        "`chosen` and `rejected` are equal as the model reads them, because the chat template or the tokenizer drops "
+        "what they differ in; drop the row, there is nothing to learn.",
+    )
+
+
+def _folded(text: str) -> str:
+    """A text without what tokenizers normalize: compatible characters, case, white space."""
+    return "".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def lacks_special_tokens(text: str, processing_class: ProcessingClass) -> bool:

@@ -31,6 +31,7 @@ from .curation.callback_state import resume_curation
 from .curation.sampler import CuratedRows
 from .data.encoded import column_names
 from .evaluation.training import training_metrics
+from .freezing import let_gradients_into_checkpoints
 from .losses import loss_type_for
 from .model_card import PAPER, push_checkpoint, push_model, write_model_card
 from .packing import BatchPlan, SetEpoch, plan_training, training_sampler
@@ -57,7 +58,16 @@ from .sharding import (
 )
 from .strength import fit_dataset_strength
 from .token_counts import needs_lengths, pair_sizes
-from .trainer_setup import make_collator, set_up_adapter, set_up_arguments, set_up_model
+from .trainer_setup import (
+    check_setup,
+    exact_weights,
+    hidden_from_trl,
+    make_collator,
+    put_back_exact,
+    refuse_no_batch,
+    set_up_arguments,
+    set_up_model,
+)
 
 
 class MultimodalRewardTrainer(RewardTrainer):
@@ -81,7 +91,7 @@ class MultimodalRewardTrainer(RewardTrainer):
     Args:
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             Hub id or directory, loaded with [`load_reward_model`] and `args.model_init_kwargs`, or a model that has
-            one label.
+            one label. An adapter goes on training, its `score` head too.
         args ([`MultimodalRewardConfig`], *optional*):
             Configuration. By default, one with the output directory `<model>-Reward`.
         data_collator (`DataCollator`, *optional*):
@@ -105,7 +115,8 @@ class MultimodalRewardTrainer(RewardTrainer):
 
     Raises:
         `ValueError`: at start, if a row cannot be trained on (the message names the first and counts the rest), if
-        the rows have images and the model reads text only, or if the loss needs a column that is not there.
+        the rows have images and the model reads text only, if the loss needs a column that is not there, if a set has
+        no rows, or if no parameter would be trained.
     """
 
     # `compute_loss` divides by the weight of all pairs of the optimisation step.
@@ -138,22 +149,23 @@ class MultimodalRewardTrainer(RewardTrainer):
         if args is None:
             name = model if isinstance(model, str) else model.config._name_or_path
             args = MultimodalRewardConfig(f"{name.split('/')[-1]}-Reward")
+        check_setup(args, train_dataset, eval_dataset)
         self._lengths: list[int] | None = None
         self._plan: BatchPlan | None = None
         self._set_epoch = SetEpoch()
         if needs_lengths(args):
-            if isinstance(train_dataset, IterableDataset):
-                raise ValueError(
-                    "Batches by length (`max_tokens_per_batch` or `train_sampling_strategy`) need the length of every "
-                    "pair, and the train set is streamed; load it whole, or leave the setting out."
-                )
             callbacks = [*(callbacks or []), self._set_epoch]
 
         # `__post_init__` has resolved a string.
         init_kwargs = dict(cast("dict[str, Any] | None", args.model_init_kwargs) or {})
         is_loaded_here = isinstance(model, str)
-        model, processing_class = set_up_model(
-            model, processing_class, args, init_kwargs=init_kwargs, quantization_config=quantization_config
+        model, processing_class, peft_config = set_up_model(
+            model,
+            processing_class,
+            args,
+            init_kwargs=init_kwargs,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
         )
         # Read by `_prepare_dataset`, which RewardTrainer's `__init__` calls.
         self._collator = make_collator(model, processing_class, args)
@@ -161,33 +173,37 @@ class MultimodalRewardTrainer(RewardTrainer):
         sets = list(eval_dataset.values()) if isinstance(eval_dataset, dict) else [eval_dataset]
         set_up_arguments(args, processing_class, [train_dataset, *sets])
 
-        args.model_init_kwargs = None  # used above; RewardTrainer would warn that it ignores them
-        super().__init__(
-            model=model,
-            args=args,
-            data_collator=data_collator or self._collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=get_tokenizer(processing_class),
-            compute_metrics=compute_metrics,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
-            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
-            quantization_config=None if is_loaded_here else quantization_config,
-            peft_config=set_up_adapter(peft_config, args),
-        )
-        self.args.model_init_kwargs = init_kwargs or None
+        exact = exact_weights(model)
+        # Both are used above. RewardTrainer warns that it ignores the first, and gives the second to a tokenizer.
+        with hidden_from_trl(args, "model_init_kwargs", "chat_template_path"):
+            super().__init__(
+                model=model,
+                args=args,
+                data_collator=data_collator or self._collator,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=get_tokenizer(processing_class),
+                compute_metrics=compute_metrics,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+                preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+                quantization_config=None if is_loaded_here else quantization_config,
+                peft_config=peft_config,
+            )
         # RewardTrainer handles a tokenizer; what is saved and pushed is the processor.
         self.processing_class = self.callback_handler.processing_class = processing_class
-        if isinstance(processing_class, ProcessorMixin) and args.chat_template_path is not None:
-            processing_class.chat_template = get_tokenizer(processing_class).chat_template
         self.model.config.pad_token_id = get_tokenizer(processing_class).pad_token_id
         self._collator.add_dummy_image = needs_equal_calls(self)
         refuse_reentrant_twice(self)
         self._loaded_dtype = half_precision_of(self.model)
+        put_back_exact(self, exact)
         keep_trained_in_fp32(self)
         self._shows_nothing = False
+        refuse_no_batch(self)
+        checkpointing = cast("dict[str, Any] | None", self.args.gradient_checkpointing_kwargs) or {}
+        if self.args.gradient_checkpointing and checkpointing.get("use_reentrant"):  # TRL sets it for ZeRO-3
+            let_gradients_into_checkpoints(self.model)
         self._train_metrics = TrainMetrics()
         self._eval_records: list[PairRecord] = []
 
@@ -268,6 +284,10 @@ class MultimodalRewardTrainer(RewardTrainer):
         resume_curation(self._curation(), resume, cast(str, self.args.output_dir))
         set_reward_statistics(self.model.config, None)  # those of the model that training starts from
         output = super().train(*args, **kwargs)
+        if output.global_step == 0 and isinstance(self.train_dataset, IterableDataset):
+            raise ValueError(
+                "The streamed train set gave no batch, so nothing was trained; check where it reads from."
+            )
         set_reward_statistics(self.model.config, measure_reward_statistics(self))
         return output
 

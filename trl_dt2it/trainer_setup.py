@@ -2,22 +2,93 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, cast
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
-from datasets import IterableDataset
+import torch
+from accelerate.utils import is_peft_model
+from datasets import Dataset, IterableDataset
 from peft import PeftConfig
-from transformers import BitsAndBytesConfig, PreTrainedModel, ProcessorMixin
+from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, ProcessorMixin
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from .collator import MultimodalPreferenceCollator
-from .freezing import freeze, with_reward_head
-from .loading import load_for_training, load_processing_class, refuse_spoiled_weights, set_pixel_limits
+from .freezing import freeze, num_embeddings, with_new_tokens, with_reward_head, with_trained_head
+from .loading import (
+    agree_on_compute_dtype,
+    load_for_training,
+    load_processing_class,
+    refuse_spoiled_weights,
+    set_pixel_limits,
+)
 from .modeling import mark_as_reward_model
 from .preparation import image_options
-from .rendering import ProcessingClass
+from .rendering import ProcessingClass, get_tokenizer
 from .reward_config import MultimodalRewardConfig
 from .shared_forward import decide_share_prefix
+from .token_counts import needs_lengths
+
+
+if TYPE_CHECKING:
+    from .reward_trainer import MultimodalRewardTrainer
+
+
+def check_setup(args: MultimodalRewardConfig, train_dataset: Any, eval_dataset: Any) -> None:
+    """
+    Refuse what would end in an error about something else, before a model is loaded.
+
+    Args:
+        args ([`MultimodalRewardConfig`]):
+            The trainer's configuration.
+        train_dataset, eval_dataset:
+            As the trainer takes them; TRL says what is wrong with another kind of train set.
+
+    Raises:
+        `TypeError`: if the configuration or an evaluation set is of another type.
+        `ValueError`: if a set has no rows, if batches are to be dispatched from one process, or if lengths are needed
+            of a stream.
+    """
+    if not isinstance(args, MultimodalRewardConfig):
+        raise TypeError(
+            f"`args` is a {type(args).__name__}; pass a `MultimodalRewardConfig`, which has its fields too."
+        )
+    is_streamed = isinstance(train_dataset, IterableDataset)
+    if needs_lengths(args) and is_streamed:
+        raise ValueError(
+            "Batches by length (`max_tokens_per_batch` or `train_sampling_strategy`) need the length of every "
+            "pair, and the train set is streamed; load it whole, or leave the setting out."
+        )
+    if cast(AcceleratorConfig, args.accelerator_config).dispatch_batches and not is_streamed:
+        raise ValueError(
+            "`dispatch_batches` sends the tensors of one process's batches to the others, and batches of pairs hold "
+            "text too; leave it out, so that each process reads its own."
+        )
+    if isinstance(eval_dataset, dict) and not eval_dataset:
+        raise ValueError("`eval_dataset` is a dict without any set; pass `None`, or the sets to evaluate on.")
+    sets = {f"eval set `{key}`": one for key, one in eval_dataset.items()} if isinstance(eval_dataset, dict) else {}
+    if not sets and eval_dataset is not None:
+        sets = {"eval set": eval_dataset}
+    for name, one in sets.items():
+        if not isinstance(one, (Dataset, IterableDataset)):
+            raise TypeError(f"The {name} is a {type(one).__name__}; pass a `Dataset` or an `IterableDataset`.")
+    for name, one in {"train set": train_dataset, **sets}.items():
+        if isinstance(one, Dataset) and len(one) == 0:
+            raise ValueError(f"The {name} has no rows; check the split and the filters that it comes from.")
+
+
+@contextmanager
+def hidden_from_trl(args: MultimodalRewardConfig, *names: str) -> Iterator[None]:
+    """Set fields that are handled here to `None` while TRL's own set-up runs, and put them back whatever comes."""
+    values = {name: getattr(args, name) for name in names}
+    for name in names:
+        setattr(args, name, None)
+    try:
+        yield
+    finally:
+        for name, value in values.items():
+            setattr(args, name, value)
 
 
 def set_up_model(
@@ -27,9 +98,11 @@ def set_up_model(
     *,
     init_kwargs: dict[str, Any],
     quantization_config: BitsAndBytesConfig | None = None,
-) -> tuple[PreTrainedModel, ProcessingClass]:
+    peft_config: PeftConfig | None = None,
+) -> tuple[PreTrainedModel, ProcessingClass, PeftConfig | None]:
     """
-    A reward model and its processor, loaded where they are not given, with frozen parts and limits of pixels.
+    A reward model, its processor and its adapter's configuration, loaded where they are not given, with the chat
+    template, frozen parts and limits of pixels that the arguments ask for.
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`]):
@@ -42,43 +115,111 @@ def set_up_model(
             `args.model_init_kwargs`.
         quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
             Quantisation of a model that is loaded.
+        peft_config ([`~peft.PeftConfig`], *optional*):
+            The user's configuration of new adapters, left as it is.
 
     Returns:
-        `tuple`: the model and its processor or tokenizer.
+        `tuple`: the model, its processor or tokenizer, and a copy of the PEFT configuration with the `score` head and
+        new tokens, without the parts that are frozen.
 
     Raises:
-        `ValueError`: if the model has other than one label, or lacks a part that is to be frozen, or if the processor
-        has no limits of pixels and some are set, or as [`refuse_spoiled_weights`] says.
+        `ValueError`: if the model has other than one label, lacks a part that is to be frozen or has no parameter that
+        is trained, if it is an adapter and new adapters are asked for, if the processor has no limits of pixels and
+        some are set, or as [`refuse_spoiled_weights`] and [`use_chat_template`] say.
     """
     name_or_path = model if isinstance(model, str) else model.config._name_or_path
     if isinstance(model, str):
         model = load_for_training(model, args, init_kwargs, quantization_config)
+        if is_peft_model(model) and peft_config is not None:
+            raise ValueError(
+                f"{name_or_path} is an adapter, which training goes on with; leave `peft_config` out, or merge the "
+                "adapter into its base model to train a new one."
+            )
     if model.config.num_labels != 1:
         raise ValueError(
             f"{type(model).__name__} is no reward model; load it with `trl_dt2it.load_reward_model`, or give its "
             "name or directory as `model`."
         )
     refuse_spoiled_weights(model)
+    agree_on_compute_dtype(model, args)
     if processing_class is None:
         processing_class = load_processing_class(
             name_or_path, revision=init_kwargs.get("revision"), trust_remote_code=args.trust_remote_code
         )
     set_pixel_limits(processing_class, min_pixels=args.min_pixels, max_pixels=args.max_pixels)
     mark_as_reward_model(model.config)
+    new_tokens = []
+    if args.chat_template_path is not None:
+        new_tokens = use_chat_template(model, processing_class, args.chat_template_path)
     if args.freeze_vision_tower or args.freeze_projector:
         freeze(model, vision_tower=args.freeze_vision_tower, projector=args.freeze_projector)
-    return model, processing_class
+    if isinstance(peft_config, PeftConfig):  # TRL refuses anything else
+        peft_config = with_reward_head(
+            peft_config,
+            keep_out_of_vision_tower=args.freeze_vision_tower,
+            keep_out_of_projector=args.freeze_projector,
+        )
+        peft_config = with_new_tokens(peft_config, model, new_tokens)
+    if not any(parameter.requires_grad for parameter in model.parameters()) and peft_config is None:
+        advice = "load the adapter with `is_trainable=True`" if is_peft_model(model) else "let some require gradients"
+        raise ValueError(f"No parameter of the {type(model).__name__} is trained; {advice}.")
+    if is_peft_model(model):
+        with_trained_head(model)
+    return model, processing_class, peft_config
 
 
-def set_up_adapter(peft_config: PeftConfig | None, args: MultimodalRewardConfig) -> PeftConfig | None:
-    """A copy of a PEFT configuration with the `score` head, and without the parts that `args` freezes."""
-    if peft_config is None:
-        return None
-    return with_reward_head(
-        peft_config,
-        keep_out_of_vision_tower=args.freeze_vision_tower,
-        keep_out_of_projector=args.freeze_projector,
-    )
+def use_chat_template(model: PreTrainedModel, processing_class: ProcessingClass, path: str) -> list[int]:
+    """
+    Set the chat template of a processor and its tokenizer, before anything is rendered with it.
+
+    Unlike [`~trl.clone_chat_template`], it leaves the embeddings alone where they have room for the new tokens, so
+    that an adapter still fits its base model, and does not cut off the rows that a checkpoint holds in reserve.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The reward model, whose embeddings grow in place if they are too small.
+        processing_class ([`~transformers.ProcessorMixin`] or [`~transformers.PreTrainedTokenizerBase`]):
+            Changed in place.
+        path (`str`):
+            A Jinja file, or a Hub id or directory of a tokenizer, whose added tokens and end-of-sequence token come
+            along.
+
+    Returns:
+        `list[int]`: ids of the tokens that are new.
+
+    Raises:
+        `ValueError`: if a tokenizer adds tokens and the model has adapters, which do not train them, or embeddings
+            that cannot grow.
+    """
+    tokenizer = get_tokenizer(processing_class)
+    new_tokens: list[int] = []
+    if Path(path).is_file() and path.endswith((".jinja", ".j2")):
+        template = Path(path).read_text(encoding="utf-8")
+    else:
+        source = AutoTokenizer.from_pretrained(path)
+        template = source.get_chat_template()
+        known = tokenizer.get_vocab()
+        added = [token for token in source.added_tokens_decoder.values() if token.content not in known]
+        if added and is_peft_model(model):
+            raise ValueError(
+                f"`chat_template_path` adds {len(added)} tokens, such as {added[0].content!r}, which the adapters of "
+                "the model do not train; merge them into the base model first, or start with `peft_config`."
+            )
+        tokenizer.add_tokens(added)
+        new_tokens = [cast(int, tokenizer.convert_tokens_to_ids(token.content)) for token in added]
+        tokenizer.eos_token = source.eos_token
+        model.config.get_text_config().eos_token_id = tokenizer.eos_token_id
+        if new_tokens and max(new_tokens) >= num_embeddings(model):
+            if getattr(
+                model.config.get_text_config(), "hidden_size_per_layer_input", 0
+            ):  # a second table, of each layer
+                raise ValueError(
+                    f"`chat_template_path` adds {len(added)} tokens, such as {added[0].content!r}, and the embeddings "
+                    f"of `{model.config.model_type}` cannot grow; take a template whose tokens it knows."
+                )
+            model.resize_token_embeddings(max(new_tokens) + 1)
+    processing_class.chat_template = tokenizer.chat_template = template
+    return new_tokens
 
 
 def make_collator(
@@ -129,6 +270,40 @@ def set_up_arguments(
     if isinstance(processing_class, ProcessorMixin) and args.ddp_find_unused_parameters is None:
         # A layer computed again by a reentrant checkpoint would be marked twice; there blank images take part instead.
         args.ddp_find_unused_parameters = not reentrant
-    if any(isinstance(dataset, IterableDataset) for dataset in datasets):
+    accelerator_config = cast(AcceleratorConfig, args.accelerator_config)
+    is_streamed = any(isinstance(dataset, IterableDataset) for dataset in datasets)
+    if is_streamed and accelerator_config.dispatch_batches is None:  # TRL takes a given `True` back with a warning
         # Otherwise accelerate joins batches of several processes, which does not work with strings.
-        cast(AcceleratorConfig, args.accelerator_config).dispatch_batches = False
+        accelerator_config.dispatch_batches = False
+
+
+def exact_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """What is trained of a quantized model, before TRL rounds it to bf16: an adapter that goes on would start from
+    other weights than it has. Empty for other models."""
+    if not (getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)):
+        return {}
+    return {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
+
+
+def put_back_exact(trainer: MultimodalRewardTrainer, exact: dict[str, torch.Tensor]) -> None:
+    """Undo TRL's rounding of quantized models: what [`exact_weights`] kept comes back, the head's new copies too, and
+    new adapters are in fp32. DeepSpeed, which takes weights of one dtype, keeps what TRL makes."""
+    if not exact or trainer.is_deepspeed_enabled:
+        return
+    for name, parameter in trainer.model.named_parameters():
+        if parameter.requires_grad:
+            original = name.replace(".modules_to_save.default.", ".").removeprefix("base_model.model.")
+            value = exact.get(name, exact.get(original))
+            parameter.data = parameter.data.float() if value is None else value.to(parameter.device)
+
+
+def refuse_no_batch(trainer: MultimodalRewardTrainer) -> None:
+    """Refuse a train set of which `dataloader_drop_last` leaves nothing; the trainer would take no step and say so to
+    nobody."""
+    args, dataset = trainer.args, trainer.train_dataset
+    size = args.train_batch_size * args.world_size
+    if args.dataloader_drop_last and isinstance(dataset, Dataset) and len(dataset) < size:
+        raise ValueError(
+            f"`dataloader_drop_last` drops all {len(dataset)} pairs of the train set, which do not fill one batch of "
+            f"{size}; leave it out, or lower `per_device_train_batch_size`."
+        )

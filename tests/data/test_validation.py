@@ -145,7 +145,8 @@ def test_a_processor_that_must_see_the_pixels_counts_too():
 
 def test_a_template_that_refuses_a_conversation_is_a_reason():
     processor = processor_of("qwen3_vl")
-    processor.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('No system.') }}{% endif %}x"
+    processor.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('No system.') }}{% endif %}"
+    processor.chat_template += "{{ messages[-1].content[0].text }}"
     system = [{"role": "system", "content": [{"type": "text", "text": "Be brief."}]}]
     plain = row(0, images=[], prompt=[{"role": "user", "content": [{"type": "text", "text": "Who?"}]}])
     kept, found = check(
@@ -153,7 +154,7 @@ def test_a_template_that_refuses_a_conversation_is_a_reason():
     )
     assert kept == [0]
     assert found == [
-        (1, "not_conversational", "the chat template refuses the conversation (No system.); mend its roles.")
+        (1, "not_conversational", "the chat template refuses the conversation (No system.); fix its roles.")
     ]
 
 

@@ -47,7 +47,7 @@ def _encoded(feature: Any) -> Any:
 
 def column_names(dataset: AnyDataset) -> list[str]:
     """Columns of a data set; of a streamed one that does not tell, those of its first row."""
-    return dataset.column_names or list(next(iter(dataset)))
+    return dataset.column_names or list(next(iter(dataset), {}))
 
 
 def batch_rows(batch: Mapping[str, list[Any]]) -> list[dict[str, Any]]:

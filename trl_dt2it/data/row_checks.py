@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 from datasets import Dataset, Features, Value
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from .arrow_rows import arrow_rows, look_at_all
@@ -51,7 +50,7 @@ class RowChecks:
         special_tokens (`re.Pattern`, *optional*):
             What no text may contain.
         collator ([`~trl_dt2it.collator.MultimodalPreferenceCollator`], *optional*):
-            Counts tokens.
+            Renders rows, so that answers which its chat template makes equal are found, and counts tokens.
         max_length (`int`, *optional*):
             Most tokens of a conversation, image tokens included.
     """
@@ -70,11 +69,19 @@ class RowChecks:
                 frames = (frame for video in row_videos(row) for frame in video.frames)
                 for image in (*row_images(row), *frames):
                     (load_image if self.image_check == "full" else check_image)(image, self.image_options)
+            if self.collator is not None:
+                self._check_difference(row, self.collator.processing_class)
             if self.max_length is not None:
                 self._check_length(row, self.max_length)
         except RowError as error:
             return error
         return None
+
+    def _check_difference(self, row: Mapping[str, Any], processing_class: Any) -> None:
+        from ..rendering import check_difference
+
+        if isinstance(row["chosen"], str) or processing_class.chat_template is not None:
+            check_difference(row, processing_class)
 
     def _check_length(self, row: Mapping[str, Any], max_length: int) -> None:
         from ..token_counts import count_tokens
@@ -84,10 +91,6 @@ class RowChecks:
         except RowError as error:
             # It names the row, which the quarantine does too.
             raise RowError(error.reason, str(error).removeprefix(f"{row_name(row)}: ")) from error
-        except TemplateError as error:
-            raise RowError(
-                "not_conversational", f"the chat template refuses the conversation ({error}); mend its roles."
-            ) from error
         for side, count in (("chosen", tokens.chosen), ("rejected", tokens.rejected)):
             if count > max_length:
                 raise RowError(

@@ -56,7 +56,8 @@ def validate(
         dataset (`Dataset` or `IterableDataset`):
             Preference rows, as [`check_row`] describes them.
         processing_class (`ProcessorMixin` or `PreTrainedTokenizerBase`, *optional*):
-            The model's processor or tokenizer. With it, no text may contain a special token.
+            The model's processor or tokenizer. With it, no text may contain a special token, and the chat template may
+            not make the two answers of a pair equal.
         image_options ([`ImageOptions`], *optional*):
             Where images may come from and how large they may be.
         image_check (`str`, *optional*, defaults to `"header"`):
