@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 from datasets import Dataset, Image, IterableDataset, List
@@ -70,10 +70,11 @@ def _encoded(feature: Any) -> Any:
 
 
 def column_names(dataset: AnyDataset) -> list[str]:
-    """Columns of a data set; where a transform makes the rows, or a stream does not tell, those of the first row."""
-    if has_transform(dataset) and len(cast(Dataset, dataset)) > 0:
-        return list(dataset[0])
-    return dataset.column_names or list(next(iter(dataset)))
+    """Columns that the rows of a data set have; where a transform makes the rows, or a stream does not tell, those of
+    the first row."""
+    if isinstance(dataset, Dataset) and not (has_transform(dataset) and len(dataset) > 0):
+        return as_python(dataset).column_names
+    return (dataset.column_names if isinstance(dataset, IterableDataset) else None) or list(next(iter(dataset)))
 
 
 def batch_rows(batch: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
