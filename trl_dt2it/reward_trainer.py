@@ -34,6 +34,7 @@ from trl import RewardConfig, RewardTrainer
 
 from .batch_loss import batch_loss, weights_of
 from .curation.callback import IterativeCurationCallback
+from .curation.callback_processes import check_shared_folder
 from .curation.callback_state import resume_curation
 from .curation.sampler import CuratedRows
 from .data.encoded import AnyDataset, column_names, has_transform
@@ -187,6 +188,8 @@ class MultimodalRewardTrainer(RewardTrainer):
             peft_config=set_up_adapter(peft_config, args),
         )
         self.args.model_init_kwargs = init_kwargs or None
+        if args.load_best_model_at_end and not args.save_on_each_node:
+            check_shared_folder(cast(str, args.output_dir))  # every process reads the checkpoint that one has written
         # RewardTrainer handles a tokenizer; what is saved and pushed is the processor.
         self.processing_class = self.callback_handler.processing_class = processing_class
         if isinstance(processing_class, ProcessorMixin) and args.chat_template_path is not None:
