@@ -66,7 +66,7 @@ from .sharding import (
 )
 from .strength import fit_dataset_strength
 from .token_counts import needs_lengths, pair_sizes
-from .trainer_setup import make_collator, set_up_adapter, set_up_arguments, set_up_model
+from .trainer_setup import make_collator, refuse_uneven_batches, set_up_adapter, set_up_arguments, set_up_model
 
 
 class MultimodalRewardTrainer(RewardTrainer):
@@ -331,6 +331,7 @@ class MultimodalRewardTrainer(RewardTrainer):
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """As in [`~transformers.Trainer`], also after an evaluation on several processes. At the end, the mean and the
         standard deviation of the rewards are written into the model's configuration; see `reward_statistics_pairs`."""
+        refuse_uneven_batches(self)
         take_back_preparation(self)
         resume = kwargs.get("resume_from_checkpoint", args[0] if args else None)
         resume_curation(self._curation(), resume, cast(str, self.args.output_dir))

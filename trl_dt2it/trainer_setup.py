@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from datasets import IterableDataset
+from datasets import Dataset, IterableDataset
 from peft import PeftConfig
 from transformers import BitsAndBytesConfig, PreTrainedModel, ProcessorMixin
 from transformers.trainer_pt_utils import AcceleratorConfig
@@ -18,6 +18,10 @@ from .preparation import image_options
 from .rendering import ProcessingClass
 from .reward_config import MultimodalRewardConfig
 from .shared_forward import decide_share_prefix
+
+
+if TYPE_CHECKING:
+    from .reward_trainer import MultimodalRewardTrainer
 
 
 def set_up_model(
@@ -132,3 +136,22 @@ def set_up_arguments(
     if any(isinstance(dataset, IterableDataset) for dataset in datasets):
         # Otherwise accelerate joins batches of several processes, which does not work with strings.
         cast(AcceleratorConfig, args.accelerator_config).dispatch_batches = False
+
+
+def refuse_uneven_batches(trainer: MultimodalRewardTrainer) -> None:
+    """Raise where, by `even_batches: false`, some processes would train on fewer batches than others and wait for them
+    forever. Evaluation does not need even batches."""
+    accelerator, args = trainer.accelerator, trainer.args
+    if accelerator.even_batches or accelerator.num_processes == 1 or not isinstance(trainer.train_dataset, Dataset):
+        return
+    if trainer._plan is not None or args.dataloader_drop_last:  # batches by tokens are as many on each process
+        return
+    pairs, size = len(trainer.train_dataset), args.train_batch_size
+    if accelerator.split_batches:
+        size //= accelerator.num_processes
+    if -(-pairs // size) % accelerator.num_processes:
+        raise ValueError(
+            f"With `even_batches` false in `accelerator_config`, {pairs} train pairs in batches of {size} give "
+            f"{accelerator.num_processes} processes different numbers of batches; leave it out, or set "
+            "`dataloader_drop_last=True`."
+        )

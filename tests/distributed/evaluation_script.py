@@ -129,6 +129,16 @@ def main(folder: str, base: str, settings: list[str]) -> None:
             output = trainer.predict(dataset)
             plain = {key.removeprefix("test_"): value for key, value in output.metrics.items()}
             check(name, plain, output.predictions, all_expected)
+        if setting == "dropping" and args.world_size > 1:
+            trainer.args.dataloader_drop_last, trainer.train_dataset = False, train.select(range(5))
+            try:
+                trainer.train()
+                raise AssertionError("it would hang")
+            except ValueError as error:
+                assert str(error).startswith("With `even_batches` false in `accelerator_config`, 5 train pairs in "), (
+                    error
+                )
+            trainer.args.dataloader_drop_last, trainer.train_dataset = True, train.select(range(16))
         if setting == "dropping":
             seen.clear()
             trainer.train()
