@@ -9,7 +9,9 @@ import pytest
 from datasets import load_dataset
 from PIL import Image
 
+from trl_dt2it.curation import IterativeCurationCallback
 from trl_dt2it.data.row_checks import RowChecks
+from trl_dt2it.debias import StyleAuditCallback
 
 from .rows import make_dataset, make_rows, png
 from .trainers import losses, trainer_for
@@ -167,3 +169,29 @@ def test_an_image_that_changes_on_disk_is_seen_by_the_next_run(tmp_path):
     assert len(train(max_length=80)) == 3
     (tmp_path / "0.png").write_bytes(large)
     assert len(train(max_length=80)) == 2
+
+
+def with_lengths(batch: dict[str, list]) -> dict[str, list]:
+    return {**of_decoded(batch), "length": [100] * len(batch["source"])}
+
+
+def test_batches_by_tokens_take_what_a_transform_gives(data, tmp_path):
+    args = {"max_tokens_per_batch": 200, "max_steps": 1, "disable_tqdm": False}
+    trainer = trainer_for("qwen3_vl", tmp_path, data, args, eval_dataset=data)
+    counted = trainer_for("qwen3_vl", tmp_path, data.with_transform(of_decoded), args, eval_dataset=data)
+    assert counted._lengths == trainer._lengths
+    given = data.with_format(None)
+    given.set_transform(with_lengths, columns=data.column_names)
+    assert trainer_for("qwen3_vl", tmp_path, given.select(range(5)), args)._lengths == [100] * 5
+    counted.train()
+    assert counted.evaluate()["eval_accuracy"] == counted.evaluate(data)["eval_accuracy"]
+    counted.create_model_card()
+    for callback in (IterativeCurationCallback, StyleAuditCallback):
+        with pytest.raises(ValueError, match="a transform makes its rows; apply the function with `map` instead"):
+            callback(counted)
+
+
+def test_an_empty_evaluation_set_has_no_metrics(data, tmp_path):
+    trainer = trainer_for("qwen3_vl", tmp_path, data, eval_dataset=data.select([]))
+    metrics = trainer.evaluate()
+    assert "eval_accuracy" not in metrics and metrics["eval_samples_per_second"] == 0

@@ -242,5 +242,6 @@ def plain_columns(dataset: AnyDataset, names: Sequence[str]) -> AnyDataset:
     if not has_transform(dataset):
         return dataset
     there = [name for name in names if name in column_names(dataset)]
-    rows = cast(Dataset, dataset)
-    return Dataset.from_list([{name: row[name] for name in there} for row in rows])
+    # Every row is made for this, images and all.
+    rows = [{name: row[name] for name in there} for row in cast(Dataset, dataset)] if there else []
+    return Dataset.from_list(rows)

@@ -220,7 +220,8 @@ class MultimodalRewardTrainer(RewardTrainer):
         self._collator.media = tuple(kind for kind in columns if kind in {*self._collator.media, *shown})
         dataset, counts = prepare_dataset(dataset, name=dataset_name, collator=self._collator, args=args)
         if dataset_name == "train" and needs_lengths(args):
-            self._lengths = pair_sizes(cast(Dataset, dataset), counts, collator=self._collator, args=args)
+            sized = cast(Dataset, plain_columns(dataset, (args.length_column_name,)))
+            self._lengths = pair_sizes(sized, counts, collator=self._collator, args=args)
             if (cap := args.max_tokens_per_batch) is not None:
                 padded = not self._collator.share_prefix
                 self._plan = plan_training(self._lengths, cap, world_size=args.world_size, padded=padded)
