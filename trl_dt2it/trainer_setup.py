@@ -148,7 +148,7 @@ def refuse_uneven_batches(trainer: MultimodalRewardTrainer) -> None:
         return
     pairs, size = len(trainer.train_dataset), args.train_batch_size
     if accelerator.split_batches:
-        size //= accelerator.num_processes
+        size = max(1, size // accelerator.num_processes)
     if -(-pairs // size) % accelerator.num_processes:
         raise ValueError(
             f"With `even_batches` false in `accelerator_config`, {pairs} train pairs in batches of {size} give "
