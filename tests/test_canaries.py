@@ -6,7 +6,8 @@ import pytest
 import transformers
 from accelerate import Accelerator
 from accelerate.data_loader import SeedableRandomSampler
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
+from datasets.distributed import split_dataset_by_node
 from transformers import CONFIG_MAPPING, AutoModel, LlamaConfig, PreTrainedModel, Trainer, masking_utils
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_flash_attention_utils import _flash_attention_forward
@@ -25,7 +26,6 @@ from trl_dt2it.token_counts import UNCOUNTED_TOKENS
         (RewardTrainer, "_prepare_dataset", ["self", "dataset", "processing_class", "args", "dataset_name"]),
         (RewardTrainer, "_set_signature_columns_if_needed", ["self"]),
         (Trainer, "_get_train_sampler", ["self", "train_dataset"]),
-        (Trainer, "_get_eval_sampler", ["self", "eval_dataset"]),
         (Trainer, "_push_from_checkpoint", ["self", "checkpoint_folder"]),
         (
             Trainer,
@@ -62,6 +62,8 @@ def test_signature(owner, name, parameters):
         (RewardTrainer._set_signature_columns_if_needed, "self._signature_columns"),
         (Trainer.get_train_dataloader, "batch_size=self._train_batch_size"),
         (Trainer.training_step, "self.loss_is_scaled_for_ga"),
+        (Trainer.evaluation_loop, "losses = self.gather_function(losses.repeat(batch_size))"),
+        (Trainer.evaluation_loop, "logits = self.gather_function(logits)"),
         (Trainer._get_dataloader, "if isinstance(sampler, BatchRebalanceSampler):"),
         (Trainer._get_dataloader, 'dataloader_params["batch_sampler"] = sampler'),
         (Trainer._get_dataloader, "prepared_bs.num_processes = 1"),
@@ -144,3 +146,12 @@ def test_deepspeed_steps_group_by_group(monkeypatch):
 
 def test_strict_fp32_modules_are_read_from_the_class():
     assert "_keep_in_fp32_modules_strict" in inspect.getsource(PreTrainedModel.post_init)
+
+
+def test_a_stream_that_is_split_over_nodes_is_whole_without_its_mark():
+    stream = Dataset.from_dict({"a": [0, 1, 2, 3, 4]}).to_iterable_dataset()
+    assert isinstance(stream, IterableDataset) and stream._distributed is None
+    half = split_dataset_by_node(stream, 1, 2)
+    assert [row["a"] for row in half] == [1, 3]
+    half._distributed = None
+    assert [row["a"] for row in half] == [0, 1, 2, 3, 4]

@@ -72,9 +72,9 @@ class MultimodalPreferenceCollator:
 
     Returns a dict with
         - `pairs`: `weight` `(B,)` fp32; `strength` `(B,)` fp32 and `is_tie` `(B,)` bool, with a normalizer; `margin`
-          `(B,)` fp32, with that column; `row_index` `(B,)` int64, with that column; `num_tokens` `(B,)` int64, of both
-          conversations; `has_media` `(B,)` bool, whether it shows an image or a video; `source`, a list of B strings
-          or `None`;
+          `(B,)` fp32, with that column; `row_index` `(B,)` int64, with that column of integers; `num_tokens`
+          `(B,)` int64, of both conversations; `has_media` `(B,)` bool, whether it shows an image or a video; `source`,
+          a list of B strings or `None`;
         - with one row per pair: `pair_layout` `(B + D, 3)` int64, the number of tokens that a pair shares, of chosen's
           and of rejected's own; `input_ids` `(1, T)` int64, and what else the processor gives per token;
         - with two: `input_ids` and `attention_mask` `(2 * (B + D), L)` int64, what else the processor gives per token,
@@ -173,9 +173,11 @@ class MultimodalPreferenceCollator:
             raw = [e.get("strength") for e in examples]
             pairs["strength"] = torch.from_numpy(self.normalizer(raw, sources).astype(np.float32))
             pairs["is_tie"] = torch.tensor([s == 0 for s in raw])
-        for name, dtype in (("margin", torch.float32), ("row_index", torch.int64)):
-            if any(name in e for e in examples):
-                pairs[name] = torch.tensor([e[name] for e in examples], dtype=dtype)
+        if any("margin" in e for e in examples):
+            pairs["margin"] = torch.tensor([e["margin"] for e in examples], dtype=torch.float32)
+        # Only for who wants to follow a row into its batch: nothing here reads it, so that it may hold anything.
+        if all(type(e.get("row_index")) is int and -(2**63) <= e["row_index"] < 2**63 for e in examples):
+            pairs["row_index"] = torch.tensor([e["row_index"] for e in examples])
         pairs["source"] = sources
         return pairs
 

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from accelerate import PartialState
 from datasets import Dataset
 from torch import nn
 from transformers import ProcessorMixin
+from trl.trainer.utils import global_then_local_main_first
 
+from .curation.callback_processes import check_shared_folder
 from .curation.pair_identity import pair_ids, source_fingerprint
 from .curation.scoring_shards import gather_scores, score_in_shards
 from .curation.stages import agreed, digest_of
@@ -56,21 +57,22 @@ def add_rewards(
         `Dataset`: with the columns `chosen_reward` and `rejected_reward`, of type float32.
 
     Raises:
-        `ValueError`: if the columns are there already, or if the folder holds rewards of other rows or of another
-            model.
+        `ValueError`: if the columns are there already, if the folder holds rewards of other rows or of another
+            model, or if not all processes see it.
     """
     if taken := [name for name in REWARD_COLUMNS if name in dataset.column_names]:
         raise ValueError(f"The data set has a column `{taken[0]}` already; remove or rename it.")
     if output_dir is None or len(dataset) == 0:
         rewards = score(dataset, "Scoring")
     else:
+        check_shared_folder(output_dir)
         names = pair_ids(dataset)
         record = {"rows": rows_fingerprint(dataset, names), "rows_per_shard": rows_per_shard, **settings}
         if problem := agreed(partial(_begin, output_dir, record)):
             raise ValueError(problem)
         score_in_shards(output_dir, dataset, score, pair_ids=names, rows_per_shard=rows_per_shard)
         rewards = gather_scores([[output_dir]], len(dataset))[:, :, 0]
-    with PartialState().main_process_first():  # where rows were selected, `datasets` writes them anew
+    with global_then_local_main_first():  # where rows were selected, `datasets` writes them anew
         for name, column in zip(REWARD_COLUMNS, rewards.T, strict=True):
             dataset = dataset.add_column(name, pa.array(np.ascontiguousarray(column, dtype=np.float32)))
     return dataset

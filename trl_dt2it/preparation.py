@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from accelerate import PartialState
-from datasets import Dataset, IterableDataset, Value
+from datasets import Dataset, Features, IterableDataset, Value
+from datasets.table import InMemoryTable
 from transformers import ProcessorMixin
 from transformers.utils import logging
 
 from .collator import MultimodalPreferenceCollator
-from .data.encoded import AnyDataset, column_names, leave_images_encoded
+from .data.arrow_rows import look_at_rows, look_in_shares
+from .data.encoded import AnyDataset, as_python, column_names, has_transform, leave_images_encoded
 from .data.errors import RowError, summarise
 from .data.locations import ImageOptions
 from .data.row_checks import ImageCheck, RowChecks
@@ -36,6 +39,8 @@ COLUMNS = [
     *("strength", "weight", "margin", "source", "pair_id", "group_id", "category", "row_index", "chosen_ids"),
     "rejected_ids",
 ]
+
+_FOUND = Features({"reason": Value("string"), "message": Value("string")})
 
 
 def image_options(args: MultimodalRewardConfig) -> ImageOptions:
@@ -70,6 +75,7 @@ def prepare_dataset(
         `ValueError`: if columns are missing, if there are images and the model reads text only, or as
         [`set_bad_rows_aside`] and [`leave_out_long_rows`] say.
     """
+    dataset = leave_images_encoded(as_python(dataset))
     columns = set(column_names(dataset))
     if not columns or (isinstance(dataset, Dataset) and len(dataset) == 0):
         raise ValueError(f"The {name} set has no rows; check the split and the filters that it comes from.")
@@ -78,7 +84,6 @@ def prepare_dataset(
             f"The {name} set has the columns {', '.join(sorted(columns))}; it needs `chosen` and `rejected` (and "
             "`prompt`, unless both begin with it)."
         )
-    dataset = leave_images_encoded(dataset)
     if "chosen_ids" not in columns:
         if not isinstance(collator.processing_class, ProcessorMixin) and {"image", "images"} & columns:
             raise ValueError(
@@ -102,14 +107,15 @@ def prepare_dataset(
     counts = None
     needed = name == "train" and needs_lengths(args) and args.length_column_name not in columns
     if isinstance(dataset, Dataset) and (needed or args.max_length is not None):
-        counts = count_pairs(dataset, name=name, collator=collator, num_proc=args.dataset_num_proc)
+        count = partial(count_pairs, name=name, collator=collator)
+        table = look_in_shares(
+            dataset, lambda part, num_proc: count(part, num_proc=num_proc).data.table, num_proc=args.dataset_num_proc
+        )
+        counts = Dataset(InMemoryTable(table))
     if args.max_length is not None:
         dataset, counts = leave_out_long_rows(
             dataset, counts, name=name, collator=collator, max_length=args.max_length
         )
-    if isinstance(dataset, IterableDataset) and name != "train" and "row_index" not in columns:
-        # A streamed set has no length, so that the rows that pad its last batch cannot be told by counting.
-        dataset = dataset.map(lambda _, index: {"row_index": index}, with_indices=True)
     return dataset, counts
 
 
@@ -165,7 +171,7 @@ def set_bad_rows_aside(
 
     checks = RowChecks(collator.image_options, cast(ImageCheck, image_check), collator.special_tokens, collator)
 
-    def check(row: dict[str, Any]) -> dict[str, str]:
+    def check(row: Mapping[str, Any]) -> dict[str, str]:
         error = checks.fault(row) if "chosen_ids" not in row else token_fault(row)
         return {"reason": "", "message": ""} if error is None else {"reason": error.reason, "message": str(error)}
 
@@ -181,10 +187,9 @@ def set_bad_rows_aside(
 
         return dataset.filter(keep)
 
-    with PartialState().main_process_first():
-        found = dataset.map(
-            check, remove_columns=dataset.column_names, num_proc=num_proc, desc=f"Checking {name} dataset"
-        )
+    look = partial(look_at_rows, function=check, features=_FOUND, desc=f"Checking {name} dataset")
+    # Anew in each run: a file that an image is in may have been replaced.
+    found = look_in_shares(dataset, look, num_proc=num_proc).to_pydict()
     bad = [index for index, reason in enumerate(found["reason"]) if reason]
     if not bad:
         return dataset
@@ -204,7 +209,8 @@ def set_bad_rows_aside(
         with path.open("w", encoding="utf-8") as file:
             for index in bad:
                 entry = {"row": index, "pair_id": dataset[index].get("pair_id")}
-                file.write(json.dumps({**entry, **found[index]}, ensure_ascii=False) + "\n")
+                verdict = {column: values[index] for column, values in found.items()}
+                file.write(json.dumps({**entry, **verdict}, ensure_ascii=False) + "\n")
         logger.warning(f"Left {len(bad)} of {len(dataset)} rows out of the {name} set ({summary}); listed in {path}.")
     return dataset.select(sorted(set(range(len(dataset))) - set(bad)))
 
@@ -251,3 +257,13 @@ def leave_out_long_rows(
         logger.warning(message)
         return kept, counts.select(fitting)
     return dataset, counts
+
+
+def plain_columns(dataset: AnyDataset, names: Sequence[str]) -> AnyDataset:
+    """A data set of which columns can be read: where a transform makes the rows, what it gave under these names."""
+    if not has_transform(dataset):
+        return dataset
+    there = [name for name in names if name in column_names(dataset)]
+    # Every row is made for this, images and all.
+    rows = [{name: row[name] for name in there} for row in cast(Dataset, dataset)] if there else []
+    return Dataset.from_list(rows)

@@ -108,12 +108,15 @@ def with_tiny(name: str, output_dir: str | Path, seed: int, *, keep: bool = Fals
         return str(READER_DIR)
     if name != TINY:
         return name
+    from trl.trainer.utils import global_then_local_main_first
+
     from .demo.tiny import build_tiny_vlm
 
     base, state = Path(output_dir) / "_base", PartialState()
-    with state.main_process_first():
-        # The processor's file is written last.
-        if state.is_main_process and not (keep and (base / "processor_config.json").is_file()):
+    with global_then_local_main_first():
+        # The processor's file is written last. On other machines it is there if they share the folder.
+        is_there = (base / "processor_config.json").is_file()
+        if not is_there or (state.is_main_process and not keep):
             build_tiny_vlm(base, seed=seed)
     return str(base)
 

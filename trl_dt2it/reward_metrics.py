@@ -2,12 +2,12 @@
 
 TRL averages the means of batches, which is wrong when batches differ in size, and on several processes counts the
 rows twice that pad the last batch (huggingface/trl#7010). Here sums are kept in training, and one record per pair in
-evaluation.
+evaluation, see [`~trl_dt2it.eval_batches`].
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 class PairRecord(NamedTuple):
-    """What evaluation keeps of a pair. `row_index` is -1 where the loader never repeats a row."""
+    """What evaluation keeps of a pair. `position` is its index in the evaluation set."""
 
-    row_index: int
+    position: int
     chosen: float
     rejected: float
     loss: float
@@ -83,10 +83,9 @@ class TrainMetrics:
         }, int(tokens)
 
 
-def pair_records(pairs: dict[str, Any], found: BatchLoss) -> list[PairRecord]:
+def pair_records(positions: Sequence[int], pairs: Mapping[str, Any], found: BatchLoss) -> list[PairRecord]:
     """What evaluation keeps of a batch, of its `pairs` and of what [`batch_loss`] gave for them."""
-    rows = pairs["row_index"].tolist() if "row_index" in pairs else [-1] * len(found.rewards)
-    columns = (rows, *found.rewards.T.tolist(), found.losses.tolist(), found.weights.tolist(), pairs["source"])
+    columns = (positions, *found.rewards.T.tolist(), found.losses.tolist(), found.weights.tolist(), pairs["source"])
     return [PairRecord(*values) for values in zip(*columns, strict=True)]
 
 
@@ -96,21 +95,19 @@ def evaluation_metrics(records: Sequence[PairRecord]) -> dict[str, float]:
 
     Args:
         records (`Sequence[PairRecord]`):
-            The pairs; of records with the same `row_index` >= 0 the first counts.
+            The pairs, each of them once.
 
     Returns:
         `dict[str, float]`: `loss` (averaged with the weights), `min_reward`, `mean_reward`, `max_reward`, `accuracy`
         (share with r_chosen > r_rejected; a tie counts as wrong), `margin`, and `accuracy/<source>` where pairs have
         a source. Empty without records.
     """
-    first: dict[int, PairRecord] = {}
-    unique = [r for r in records if r.row_index < 0 or first.setdefault(r.row_index, r) is r]
-    if not unique:
+    if not records:
         return {}
-    chosen = np.array([r.chosen for r in unique])
-    rejected = np.array([r.rejected for r in unique])
-    loss = np.array([r.loss for r in unique])
-    weight = np.array([r.weight for r in unique])
+    chosen = np.array([r.chosen for r in records])
+    rejected = np.array([r.rejected for r in records])
+    loss = np.array([r.loss for r in records])
+    weight = np.array([r.weight for r in records])
     wins = chosen > rejected
     metrics = {
         "loss": float(np.average(loss, weights=weight)) if weight.sum() > 0 else 0.0,
@@ -120,6 +117,6 @@ def evaluation_metrics(records: Sequence[PairRecord]) -> dict[str, float]:
         "accuracy": float(wins.mean()),
         "margin": float((chosen - rejected).mean()),
     }
-    for source in sorted({r.source for r in unique if r.source is not None}):
-        metrics[f"accuracy/{source}"] = float(wins[[r.source == source for r in unique]].mean())
+    for source in sorted({r.source for r in records if r.source is not None}):
+        metrics[f"accuracy/{source}"] = float(wins[[r.source == source for r in records]].mean())
     return metrics

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
+from weakref import WeakSet
 
 import torch
 from accelerate.utils import is_peft_model
@@ -21,24 +22,32 @@ from transformers import (
     ProcessorMixin,
     TrainerCallback,
 )
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, HubStrategy, TrainOutput
+from transformers.trainer_utils import (
+    PREFIX_CHECKPOINT_DIR,
+    EvalLoopOutput,
+    HubStrategy,
+    PredictionOutput,
+    TrainOutput,
+)
 from transformers.utils import PushInProgress
 from trl import RewardConfig, RewardTrainer
 
 from .batch_loss import batch_loss, weights_of
 from .curation.callback import IterativeCurationCallback
+from .curation.callback_processes import check_shared_folder
 from .curation.callback_state import resume_curation
 from .curation.sampler import CuratedRows
-from .data.encoded import column_names
+from .data.encoded import AnyDataset, column_names, has_transform
+from .eval_batches import Evaluation, evaluation_loader
 from .evaluation.training import training_metrics
 from .freezing import let_gradients_into_checkpoints
 from .losses import loss_type_for
 from .model_card import PAPER, push_checkpoint, push_model, write_model_card
 from .packing import BatchPlan, SetEpoch, plan_training, training_sampler
-from .preparation import COLUMNS, prepare_dataset
+from .preparation import COLUMNS, plain_columns, prepare_dataset
 from .rendering import ProcessingClass, get_tokenizer
 from .reward_config import MultimodalRewardConfig
-from .reward_metrics import PairRecord, TrainMetrics, evaluation_metrics, pair_records
+from .reward_metrics import TrainMetrics, evaluation_metrics
 from .reward_statistics import measure_reward_statistics, set_reward_statistics, write_beside_adapter
 from .sharding import (
     evaluable,
@@ -65,6 +74,7 @@ from .trainer_setup import (
     make_collator,
     put_back_exact,
     refuse_no_batch,
+    refuse_uneven_batches,
     set_up_arguments,
     set_up_model,
 )
@@ -153,6 +163,7 @@ class MultimodalRewardTrainer(RewardTrainer):
         self._lengths: list[int] | None = None
         self._plan: BatchPlan | None = None
         self._set_epoch = SetEpoch()
+        self._prepared: WeakSet[AnyDataset] = WeakSet()
         if needs_lengths(args):
             callbacks = [*(callbacks or []), self._set_epoch]
 
@@ -191,6 +202,8 @@ class MultimodalRewardTrainer(RewardTrainer):
                 quantization_config=None if is_loaded_here else quantization_config,
                 peft_config=peft_config,
             )
+        if args.load_best_model_at_end and not args.save_on_each_node:
+            check_shared_folder(cast(str, args.output_dir))  # every process reads the checkpoint that one has written
         # RewardTrainer handles a tokenizer; what is saved and pushed is the processor.
         self.processing_class = self.callback_handler.processing_class = processing_class
         self.model.config.pad_token_id = get_tokenizer(processing_class).pad_token_id
@@ -205,7 +218,7 @@ class MultimodalRewardTrainer(RewardTrainer):
         if self.args.gradient_checkpointing and checkpointing.get("use_reentrant"):  # TRL sets it for ZeRO-3
             let_gradients_into_checkpoints(self.model)
         self._train_metrics = TrainMetrics()
-        self._eval_records: list[PairRecord] = []
+        self._evaluation: Evaluation | None = None
 
     def _prepare_dataset(
         self,
@@ -214,6 +227,8 @@ class MultimodalRewardTrainer(RewardTrainer):
         args: RewardConfig,
         dataset_name: str,
     ) -> Dataset | IterableDataset:
+        if dataset in self._prepared:
+            return dataset
         args = cast(MultimodalRewardConfig, args)
         if dataset_name == "train":
             self.loss_type = loss_type_for(args.loss_type, has_strength="strength" in column_names(dataset))
@@ -222,15 +237,23 @@ class MultimodalRewardTrainer(RewardTrainer):
         self._collator.media = tuple(kind for kind in columns if kind in {*self._collator.media, *shown})
         dataset, counts = prepare_dataset(dataset, name=dataset_name, collator=self._collator, args=args)
         if dataset_name == "train" and needs_lengths(args):
-            self._lengths = pair_sizes(cast(Dataset, dataset), counts, collator=self._collator, args=args)
+            sized = cast(Dataset, plain_columns(dataset, (args.length_column_name,)))
+            self._lengths = pair_sizes(sized, counts, collator=self._collator, args=args)
             if (cap := args.max_tokens_per_batch) is not None:
                 padded = not self._collator.share_prefix
                 self._plan = plan_training(self._lengths, cap, world_size=args.world_size, padded=padded)
         if dataset_name == "train" and "strength" in column_names(dataset):
             self._collator.normalizer = fit_dataset_strength(
-                dataset, how=args.strength_normalization, neutral=args.neutral_strength
+                plain_columns(dataset, ("strength", "source")),
+                how=args.strength_normalization,
+                neutral=args.neutral_strength,
             )
+        self._prepared.add(dataset)
         return dataset
+
+    def _remove_unused_columns(self, dataset: Dataset, description: str | None = None) -> Dataset:
+        # A transform reads what columns it likes, and what it gives is not what the columns are called.
+        return dataset if has_transform(dataset) else super()._remove_unused_columns(dataset, description)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         # The lengths stand beside the data: a column would have the whole set, images and all, written anew.
@@ -269,8 +292,55 @@ class MultimodalRewardTrainer(RewardTrainer):
             curation.save(Path(self._get_output_dir(trial=trial)) / folder)
         super()._save_checkpoint(model, trial)
 
-    def _get_eval_sampler(self, eval_dataset: Any) -> None:
-        """Rows are evaluated in their order, also with `group_by_length`, which transformers extends to them."""
+    def get_eval_dataloader(self, eval_dataset: str | AnyDataset | None = None) -> DataLoader:
+        """As in [`~transformers.Trainer`], with every pair once, in the order of the set, on any number of processes
+        and workers. A set that was not passed at start is prepared as those were."""
+        name = eval_dataset if isinstance(eval_dataset, str) else "eval"
+        if eval_dataset is None:
+            eval_dataset = self.eval_dataset
+        elif isinstance(eval_dataset, str):
+            eval_dataset = cast("dict[str, AnyDataset]", self.eval_dataset)[eval_dataset]
+        if eval_dataset is None:
+            raise ValueError("There is no evaluation set; pass `eval_dataset` to the trainer, or to `evaluate`.")
+        return self._evaluation_loader(eval_dataset, name)
+
+    def get_test_dataloader(self, test_dataset: AnyDataset) -> DataLoader:
+        """As [`~MultimodalRewardTrainer.get_eval_dataloader`]."""
+        return self._evaluation_loader(test_dataset, "test")
+
+    def _evaluation_loader(self, dataset: AnyDataset, name: str) -> DataLoader:
+        dataset = self._prepare_dataset(dataset, cast(ProcessingClass, self.processing_class), self.args, name)
+        if isinstance(dataset, Dataset):
+            dataset = self._remove_unused_columns(dataset, description=name)
+        return evaluation_loader(dataset, self.data_collator, self.args, self.accelerator)
+
+    def predict(  # type: ignore[override]  # transformers' takes no dict
+        self,
+        test_dataset: AnyDataset | dict[str, AnyDataset],
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "test",
+    ) -> PredictionOutput | dict[str, PredictionOutput]:
+        """
+        Rewards of every pair of a set, which is prepared as the sets that are passed at start.
+
+        Args:
+            test_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`] or `dict` of them):
+                Preference rows.
+            ignore_keys (`list[str]`, *optional*):
+                As in [`~transformers.Trainer.predict`].
+            metric_key_prefix (`str`, *optional*, defaults to `"test"`):
+                Prefix of the metrics; of the sets of a `dict`, their names come after it.
+
+        Returns:
+            [`~transformers.trainer_utils.PredictionOutput`] or `dict` of them: `predictions` of shape `(N, 2)`, the
+            rewards of chosen and rejected in the order of the set, and `metrics`.
+        """
+        if isinstance(test_dataset, dict):
+            return {
+                name: cast(PredictionOutput, self.predict(one, ignore_keys, f"{metric_key_prefix}_{name}"))
+                for name, one in test_dataset.items()
+            }
+        return super().predict(test_dataset, ignore_keys, metric_key_prefix)
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
@@ -279,6 +349,7 @@ class MultimodalRewardTrainer(RewardTrainer):
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """As in [`~transformers.Trainer`], also after an evaluation on several processes. At the end, the mean and the
         standard deviation of the rewards are written into the model's configuration; see `reward_statistics_pairs`."""
+        refuse_uneven_batches(self)
         take_back_preparation(self)
         resume = kwargs.get("resume_from_checkpoint", args[0] if args else None)
         resume_curation(self._curation(), resume, cast(str, self.args.output_dir))
@@ -395,10 +466,8 @@ class MultimodalRewardTrainer(RewardTrainer):
         )
         if self.model.training:
             self._train_metrics.add(found.rewards[:, 0], found.rewards[:, 1], pairs["num_tokens"].sum())
-        else:
-            records = pair_records(pairs, found)
-            # Takes off the rows that pad the last batch of several processes.
-            self._eval_records += self.accelerator.gather_for_metrics(records, use_gather_object=True)
+        elif self._evaluation is not None:
+            self._evaluation.add(pairs, found)
         return (found.loss, {"logits": found.rewards}) if return_outputs else found.loss
 
     def evaluation_loop(
@@ -410,17 +479,23 @@ class MultimodalRewardTrainer(RewardTrainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """As in [`~transformers.Trainer`], with exact metrics under `metric_key_prefix`."""
-        self._eval_records = []
-        with evaluable(self):
-            output = super().evaluation_loop(
-                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-            )
-        metrics = evaluation_metrics(self._eval_records) | training_metrics(dataloader.dataset, self._eval_records)
+        self._evaluation = evaluation = Evaluation(self.accelerator)
+        self.gather_function = evaluation.gather
+        try:
+            with evaluable(self):
+                output = super().evaluation_loop(
+                    dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+                )
+        finally:
+            self._evaluation = None
+            self.gather_function = self.accelerator.gather_for_metrics
+        records = evaluation.records()
+        dataset = getattr(dataloader.dataset, "dataset", dataloader.dataset)
+        metrics = evaluation_metrics(records) | training_metrics(dataset, records)
         metrics["num_tokens"] = self._total_train_tokens
         total = cast("dict[str, float]", output.metrics)  # None only where it is made by hand
         total.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
-        self._eval_records = []
-        return output
+        return output._replace(num_samples=len(records))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self.model.training:

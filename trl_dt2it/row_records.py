@@ -14,6 +14,7 @@ from typing import Any
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
+from .curation.callback_processes import check_shared_folder
 from .data.whole_file import whole_file
 
 
@@ -50,9 +51,11 @@ def make_records(
         `list[dict]` of length N: the records in the order of the rows, on every process, each with `row` and `key`.
 
     Raises:
-        `ValueError`: if the file holds records of other rows, or that were made with other settings.
+        `ValueError`: if the file holds records of other rows, or that were made with other settings, or if not all
+            processes see its folder.
     """
     state = PartialState()
+    check_shared_folder(path.parent)
     parts = sorted(path.parent.glob(f"{path.name}.[0-9]*"))
     known = _read([path, *parts], keys)
     state.wait_for_everyone()  # before anybody writes what another would read as known

@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
-from accelerate import PartialState
-from datasets import Dataset
+from datasets import Dataset, Features, Value
+from datasets.table import InMemoryTable
 from transformers.utils import logging
 
 from .collator import MultimodalPreferenceCollator
+from .data.arrow_rows import look_at_rows
 from .data.images import check_image
 from .data.schema import RowError, check_row, row_images, row_name
 from .encoding import encode_branches
@@ -50,6 +51,9 @@ class PairTokens(NamedTuple):
     chosen: int
     rejected: int
     shared: int
+
+
+_COUNTS = Features({name: Value("int64") for name in PairTokens._fields})
 
 
 def count_tokens(row: Mapping[str, Any], collator: MultimodalPreferenceCollator) -> PairTokens:
@@ -135,7 +139,8 @@ def count_pairs(
     dataset: Dataset, *, name: str, collator: MultimodalPreferenceCollator, num_proc: int | None = None
 ) -> Dataset:
     """
-    Counts the tokens of all pairs of a data set, which is left as it is.
+    Counts the tokens of all pairs of a data set, which is left as it is. No process waits for another, and nothing is
+    kept for the next run: an image file may change.
 
     Args:
         dataset (`Dataset`):
@@ -150,13 +155,14 @@ def count_pairs(
     Returns:
         `Dataset`: with the columns of [`~trl_dt2it.token_counts.PairTokens`], in the same order.
     """
-    with PartialState().main_process_first():
-        return dataset.map(
-            lambda row: count_tokens(row, collator)._asdict(),
-            remove_columns=dataset.column_names,
-            num_proc=num_proc,
-            desc=f"Counting tokens of {name} dataset",
-        )
+    counts = look_at_rows(
+        dataset,
+        lambda row: count_tokens(row, collator)._asdict(),
+        _COUNTS,
+        num_proc=num_proc,
+        desc=f"Counting tokens of {name} dataset",
+    )
+    return Dataset(InMemoryTable(counts))
 
 
 def pair_sizes(

@@ -307,3 +307,22 @@ def refuse_no_batch(trainer: MultimodalRewardTrainer) -> None:
             f"`dataloader_drop_last` drops all {len(dataset)} pairs of the train set, which do not fill one batch of "
             f"{size}; leave it out, or lower `per_device_train_batch_size`."
         )
+
+
+def refuse_uneven_batches(trainer: MultimodalRewardTrainer) -> None:
+    """Raise where, by `even_batches: false`, some processes would train on fewer batches than others and wait for them
+    forever. Evaluation does not need even batches."""
+    accelerator, args = trainer.accelerator, trainer.args
+    if accelerator.even_batches or accelerator.num_processes == 1 or not isinstance(trainer.train_dataset, Dataset):
+        return
+    if trainer._plan is not None or args.dataloader_drop_last:  # batches by tokens are as many on each process
+        return
+    pairs, size = len(trainer.train_dataset), args.train_batch_size
+    if accelerator.split_batches:
+        size = max(1, size // accelerator.num_processes)
+    if -(-pairs // size) % accelerator.num_processes:
+        raise ValueError(
+            f"With `even_batches` false in `accelerator_config`, {pairs} train pairs in batches of {size} give "
+            f"{accelerator.num_processes} processes different numbers of batches; leave it out, or set "
+            "`dataloader_drop_last=True`."
+        )

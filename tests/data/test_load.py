@@ -210,6 +210,23 @@ def test_videos_become_evenly_taken_frames_in_the_order_of_their_numbers(tmp_pat
     (video,) = pairs[0]["videos"]
     assert [frame.size[1] - 8 for frame in video] == [0, 4, 7, 11]
     assert [block["type"] for block in pairs[0]["prompt"][0]["content"]] == ["video", "text"]
+    # Nothing of it is remembered: the next run finds the frames that are there then.
+    for number in range(2, 12):
+        (folder / f"frame_{number}.png").unlink()
+    pairs = load_preferences("mm_rlhf", tmp_path / "dpo_pairs.jsonl", image_root=tmp_path, max_frames=4)
+    assert [frame.size[1] - 8 for frame in pairs[0]["videos"][0]] == [0, 1]
+
+
+def test_links_are_followed_anew_in_each_run(povid):
+    (povid / "new").mkdir()
+    for file in (povid / "coco").iterdir():
+        (povid / "new" / file.name).write_bytes(png((30, 30)))
+    link = povid / "link"
+    for folder, width in (("coco", 8), ("new", 30)):
+        link.unlink(missing_ok=True)
+        link.symlink_to(povid / folder)
+        pairs = load_preferences("povid", povid / "povid.json", image_root=link)
+        assert pairs[0]["images"][0].size[0] == width
 
 
 def test_rows_of_a_format_keep_their_names_unless_told(tmp_path):

@@ -15,7 +15,7 @@ from torch.utils.data import RandomSampler, Sampler, SequentialSampler
 from transformers import TrainerCallback
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 
-from ..data.encoded import column_of
+from ..data.encoded import column_of, has_transform
 from ..pair_scoring import evaluating, score_with_trainer
 from .callback_processes import on_main_process, same_random_state
 from .callback_round import (
@@ -141,6 +141,11 @@ class IterativeCurationCallback(TrainerCallback):
         dataset = trainer.train_dataset
         if not isinstance(dataset, Dataset) or len(dataset) == 0:
             raise ValueError("Curation between epochs needs a train set that is not streamed; load it whole.")
+        if has_transform(dataset):
+            raise ValueError(
+                "Curation between epochs reads the columns of the train set, and a transform makes its rows; apply "
+                "the function with `map` instead."
+            )
         _check_range("every", every, every >= 1, "at least 1")
         _check_range("start_epoch", start_epoch, start_epoch >= 0, "not negative")
         _check_range("min_kept", min_kept, 0 < min_kept <= 1, "above 0 and at most 1")

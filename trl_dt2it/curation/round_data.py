@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from accelerate import PartialState
 from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset, load_from_disk
+from trl.trainer.utils import global_then_local_main_first
 
 from ..collator import MultimodalPreferenceCollator
 from ..data.encoded import column_of, leave_images_encoded, rows_at_once
@@ -56,7 +56,7 @@ def read_sets(name: str, specs: Mapping[str, Mapping[str, Any]]) -> Dataset:
     if not specs:
         raise ValueError(f"`{name}` is empty; name at least one source.")
     parts = []
-    with PartialState().main_process_first():  # the others find what it has downloaded and converted
+    with global_then_local_main_first():  # the others find what it has downloaded and converted
         for source, spec in specs.items():
             rows = read_set(f"{name}.{source}", source, spec or {})
             if "source" not in rows.column_names:

@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from rich.table import Table
 
 from .. import __version__
 from ..data.whole_file import whole_file
+from .callback_processes import check_shared_folder, on_main_process
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,9 @@ def run_stages(
         `dict[str, dict]`: for each stage that is done its record: `digest`, `counts` and `seconds`.
 
     Raises:
-        `ValueError`: if a stage's folder holds files of something else.
+        `ValueError`: if a stage's folder holds files of something else, or if not all processes see `output_dir`.
     """
+    check_shared_folder(output_dir)
     state, console, records = PartialState(), console or Console(), dict[str, dict[str, Any]]()
     digests = stage_digests(stages)
     for number, stage in enumerate(stages, 1):
@@ -163,12 +164,8 @@ def run_stages(
 
 
 def agreed(decide: Callable[[], Any]) -> Any:
-    """What `decide` gives on the first process, on all of them."""
-    state = PartialState()
-    answer = [decide() if state.is_main_process else None]
-    if state.num_processes > 1:
-        broadcast_object_list(answer)
-    return answer[0]
+    """What `decide` gives on the first process, on all of them; what it raises, all raise."""
+    return on_main_process(decide)
 
 
 def show_plan(stages: Sequence[Stage], output_dir: Path, console: Console | None = None) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import datasets
 import pyarrow as pa
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from datasets import Dataset, Features, Json
 from datasets.fingerprint import generate_random_fingerprint
 
@@ -87,6 +91,93 @@ def look_at_all(
         desc=desc,
     )
     return found.with_format("arrow")[:]
+
+
+def look_at_rows(
+    dataset: Dataset,
+    function: Callable[[Mapping[str, Any]], dict[str, Any]],
+    features: Features,
+    *,
+    num_proc: int | None,
+    desc: str,
+) -> pa.Table:
+    """
+    As [`look_at_all`], a row at a time and as the data set gives it, through a transform of the user's.
+
+    Args:
+        dataset (`Dataset`):
+            The data set.
+        function (`Callable`):
+            Takes a row, and gives what it found in it.
+        features (`Features`):
+            Columns of what it gives.
+        num_proc (`int`, *optional*):
+            Number of processes.
+        desc (`str`):
+            What the progress bar says.
+
+    Returns:
+        `pa.Table`: one row for each row of the data set.
+    """
+    if len(dataset) == 0:
+        return features.arrow_schema.empty_table()
+    found = dataset.map(
+        function,
+        remove_columns=dataset.column_names,
+        features=features,
+        num_proc=num_proc,
+        keep_in_memory=True,
+        load_from_cache_file=False,
+        new_fingerprint=generate_random_fingerprint(),
+        desc=desc,
+    )
+    return found.with_format("arrow")[:]
+
+
+def look_in_shares(dataset: Dataset, look: Callable[..., pa.Table], *, num_proc: int | None) -> pa.Table:
+    """
+    What is found in all rows of a data set, of which each process of a launch looks at its share.
+
+    Every process must call it. What one raises, all raise.
+
+    Args:
+        dataset (`Dataset`):
+            The data set.
+        look (`Callable`):
+            Takes a part of it and `num_proc`, and gives one row for each row of the part, without waiting for other
+            processes.
+        num_proc (`int`, *optional*):
+            Number of worker processes of a machine.
+
+    Returns:
+        `pa.Table`: one row for each row of the data set, in its order.
+    """
+    state = PartialState()
+    if state.num_processes == 1:
+        return look(dataset, num_proc=num_proc)
+    if num_proc is not None:
+        num_proc = max(1, num_proc // int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes)))
+    first, last = (
+        len(dataset) * number // state.num_processes for number in (state.process_index, state.process_index + 1)
+    )
+    hides = not state.is_main_process and not datasets.are_progress_bars_disabled()
+    found, failure = None, None
+    if hides:
+        datasets.disable_progress_bars()
+    try:
+        found = look(dataset.select(range(first, last)), num_proc=num_proc)
+    except Exception as error:  # the others wait for this process
+        failure = error
+    finally:
+        if hides:
+            datasets.enable_progress_bars()
+    outcomes = gather_object([(found, failure and f"{failure}")])
+    if failure is not None:
+        raise failure
+    for _, problem in outcomes:
+        if problem is not None:
+            raise ValueError(problem)
+    return pa.concat_tables([table for table, _ in outcomes])
 
 
 def find_json_columns(features: Features) -> Features:

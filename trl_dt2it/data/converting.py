@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Features, Value
+from datasets.fingerprint import generate_random_fingerprint
 
 from .canonical import FEATURES, T2I_FEATURES, VIDEO_FEATURES
 from .errors import RowError
@@ -57,6 +58,14 @@ class Conversion:
     def features(self) -> Features:
         """Columns of a converted row and of its verdict."""
         return Features(_columns(self.source))
+
+    @property
+    def caching(self) -> dict[str, Any]:
+        """Arguments of `Dataset.map` that keep it from answering out of its cache where files on disk decide: where
+        links under `image_root` lead, and which frames of a video are there."""
+        if self.image_root is None and not self.source.has_videos:
+            return {}
+        return {"load_from_cache_file": False, "new_fingerprint": generate_random_fingerprint()}
 
     def convert(self, raw: Mapping[str, Any], index: int) -> Iterator[dict[str, Any]]:
         """

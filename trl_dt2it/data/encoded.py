@@ -14,13 +14,37 @@ from datasets import Dataset, Image, IterableDataset, List
 AnyDataset: TypeAlias = Dataset | IterableDataset
 
 
+def has_transform(dataset: AnyDataset) -> bool:
+    """Whether a function of the user's makes the rows, given to `with_transform` or `set_transform`."""
+    return isinstance(dataset, Dataset) and dataset.format["type"] == "custom"
+
+
+def as_python(dataset: AnyDataset) -> AnyDataset:
+    """
+    Makes rows hold plain Python values instead of tensors or arrays, and only the columns that they show.
+
+    A transform stays: it makes the rows.
+    """
+    if isinstance(dataset, IterableDataset):
+        return dataset.with_format(None)
+    if has_transform(dataset):
+        return dataset
+    shown = dataset.format["columns"]
+    if dataset.format["type"] is not None:
+        shown = dataset.column_names if dataset.format["output_all_columns"] else shown
+        dataset = dataset.with_format(None)
+    return dataset if set(shown) == set(dataset.column_names) else dataset.with_format(None).select_columns(shown)
+
+
 def leave_images_encoded(dataset: AnyDataset) -> AnyDataset:
     """
     Makes rows hold bytes and paths instead of decoded images, without touching the data.
 
     `datasets` decodes whatever a row points to, paths outside of the data set included; the collator's own loader
-    does not.
+    does not. Where a transform makes the rows, they stay as they are: it may need decoded images.
     """
+    if has_transform(dataset):
+        return dataset
     for name, feature in (dataset.features or {}).items():
         encoded = _encoded(feature)
         if encoded == feature:
@@ -46,8 +70,11 @@ def _encoded(feature: Any) -> Any:
 
 
 def column_names(dataset: AnyDataset) -> list[str]:
-    """Columns of a data set; of a streamed one that does not tell, those of its first row."""
-    return dataset.column_names or list(next(iter(dataset), {}))
+    """Columns that the rows of a data set have; where a transform makes the rows, or a stream does not tell, those of
+    the first row."""
+    if isinstance(dataset, Dataset) and not (has_transform(dataset) and len(dataset) > 0):
+        return as_python(dataset).column_names
+    return (dataset.column_names if isinstance(dataset, IterableDataset) else None) or list(next(iter(dataset), {}))
 
 
 def batch_rows(batch: Mapping[str, list[Any]]) -> list[dict[str, Any]]:

@@ -190,6 +190,7 @@ def _convert(
         fn_kwargs={"version": __version__},
         num_proc=num_proc if count >= (num_proc or 1) else None,
         desc=f"Reading {name}",
+        **conversion.caching,
     )
     return _without_bad(converted, name, on_bad_row, quarantine_file)
 

@@ -8,6 +8,7 @@ from datasets import Dataset
 from transformers import TrainerCallback
 
 from ..curation.callback_processes import on_main_process
+from ..data.encoded import has_transform
 from ..pair_scoring import evaluating
 from .audit import audit_style
 
@@ -45,6 +46,11 @@ class StyleAuditCallback(TrainerCallback):
     def __init__(self, trainer: MultimodalRewardTrainer, **audit: Any) -> None:
         if not isinstance(trainer.train_dataset, Dataset):
             raise ValueError("Style is audited on a whole train set, not on a streamed one; load it whole.")
+        if has_transform(trainer.train_dataset):
+            raise ValueError(
+                "Style is audited on the columns of the train set, and a transform makes its rows; apply the function "
+                "with `map` instead."
+            )
         self.trainer = trainer
         self.audit = audit
 

@@ -158,6 +158,7 @@ def _convert(
         features=features,
         fn_kwargs={"version": __version__},
         desc=f"Reading {conversion.name}",
+        **conversion.caching,
     )
 
 

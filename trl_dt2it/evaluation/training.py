@@ -50,19 +50,17 @@ def training_metrics(dataset: Any, records: Sequence[PairRecord]) -> dict[str, f
         dataset (`Dataset`):
             What was evaluated on. If it is no benchmark, there are no metrics.
         records (`Sequence[PairRecord]`):
-            The pairs, with the `row_index` that they have in the set; of several with one index, the first counts.
+            The pairs, with their positions in the set.
 
     Returns:
         `dict[str, float]`: as [`compute_metrics`] gives them, or empty.
     """
-    if not isinstance(dataset, Dataset) or not {*COLUMNS, "row_index", "source"} <= set(dataset.column_names):
+    if not isinstance(dataset, Dataset) or not {*COLUMNS, "source"} <= set(dataset.column_names):
         return {}
     if len(dataset) == 0 or (name := column_of(dataset.select([0]), "source")[0].as_py()) not in BENCHMARKS:
         return {}
-    places = {index: place for place, index in enumerate(column_of(dataset, "row_index").to_pylist())}
-    first = {record.row_index: record for record in reversed(records) if record.row_index in places}
-    chosen, rejected = (
-        np.array([getattr(record, side) for record in first.values()]) for side in ("chosen", "rejected")
-    )
-    rows = dataset.select_columns(list(COLUMNS)).select([places[index] for index in first])
-    return compute_metrics(name, rows, chosen, rejected) if first else {}
+    if not records:
+        return {}
+    chosen, rejected = (np.array([getattr(record, side) for record in records]) for side in ("chosen", "rejected"))
+    rows = dataset.select_columns(list(COLUMNS)).select([record.position for record in records])
+    return compute_metrics(name, rows, chosen, rejected)
