@@ -21,7 +21,7 @@ from .data.encoded import leave_images_encoded
 from .data.images import ImageOptions
 from .dataset_scoring import add_rewards, model_fingerprint, processor_settings
 from .loading import load_processing_class, set_pixel_limits
-from .modeling import load_reward_model
+from .modeling import load_reward_model, read_last_real_token
 from .rendering import ProcessingClass, get_tokenizer
 from .reward_function import make_reward_func
 from .scoring_candidates import score_candidates
@@ -84,6 +84,7 @@ class RewardScorer:
     ) -> None:
         if model.config.num_labels != 1:
             raise ValueError(f"{type(model).__name__} has {model.config.num_labels} labels; a reward model has one.")
+        read_last_real_token(model)
         self.model = model
         self.batch_tokens = batch_tokens
         self.collator = MultimodalPreferenceCollator(

@@ -13,7 +13,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 from .collator import MultimodalPreferenceCollator
 from .freezing import freeze, with_reward_head
 from .loading import load_for_training, load_processing_class, refuse_spoiled_weights, set_pixel_limits
-from .modeling import mark_as_reward_model
+from .modeling import mark_as_reward_model, read_last_real_token
 from .preparation import image_options
 from .rendering import ProcessingClass
 from .reward_config import MultimodalRewardConfig
@@ -58,6 +58,7 @@ def set_up_model(
             f"{type(model).__name__} is no reward model; load it with `trl_dt2it.load_reward_model`, or give its "
             "name or directory as `model`."
         )
+    read_last_real_token(model)
     refuse_spoiled_weights(model)
     if processing_class is None:
         processing_class = load_processing_class(
