@@ -503,7 +503,7 @@ class _TextRewardModel(GenericRewardModel):
     def forward(self, input_ids=None, attention_mask=None, **kwargs):  # type: ignore[override]  # all else is passed on
         """As in [`GenericRewardModel`]. Positions count real tokens, also behind padding on the left."""
         counts = attention_mask is not None and attention_mask.ndim == 2 and kwargs.get("position_ids") is None
-        if counts and _takes_positions(type(self.base_model)):
+        if counts and _takes_positions(cast(Any, type(self.base_model))):
             kwargs["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
         return super().forward(input_ids, attention_mask, **kwargs)
 
@@ -524,7 +524,7 @@ class _TextRewardModel(GenericRewardModel):
                 part.pad_token_id = pad_token_id
 
     def __reduce_ex__(self, protocol):
-        _, _, *state = super().__reduce_ex__(protocol)
+        _, _, *state = cast(tuple, super().__reduce_ex__(protocol))
         return (_new_by_mask, (type(self).__bases__[1],), *state)
 
 
