@@ -6,6 +6,7 @@ Images stay undecoded; the collator decodes them, safely, when their batch comes
 from __future__ import annotations
 
 import json
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any, cast
@@ -68,6 +69,7 @@ def prepare_dataset(
         `ValueError`: if columns are missing, if there are images and the model reads text only, or as
         [`set_bad_rows_aside`] and [`leave_out_long_rows`] say.
     """
+    dataset = rename_old_columns(dataset)
     columns = set(column_names(dataset))
     if not {"chosen", "rejected"} <= columns and not {"chosen_ids", "rejected_ids"} <= columns:
         raise ValueError(
@@ -102,6 +104,22 @@ def prepare_dataset(
         # A streamed set has no length, so that the rows that pad its last batch cannot be told by counting.
         dataset = dataset.map(lambda _, index: {"row_index": index}, with_indices=True)
     return dataset, counts
+
+
+def rename_old_columns(dataset: AnyDataset) -> AnyDataset:
+    """Tokenized rows under the names that TRL gave them once, `chosen_input_ids` and `rejected_input_ids`, under those
+    that it gives them today. Both sets of names may be there; today's count."""
+    columns = set(column_names(dataset))
+    old = {f"{side}_input_ids": f"{side}_ids" for side in ("chosen", "rejected")}
+    if not set(old) <= columns or set(old.values()) <= columns:
+        return dataset
+    warnings.warn(
+        "The columns `chosen_input_ids` and `rejected_input_ids` are deprecated and will not be supported in v1 of "
+        "TRL; rename them to `chosen_ids` and `rejected_ids`.",
+        FutureWarning,
+        stacklevel=2,
+    )
+    return dataset.rename_columns(old)
 
 
 def set_bad_rows_aside(

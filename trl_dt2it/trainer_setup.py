@@ -55,8 +55,8 @@ def set_up_model(
         model = load_for_training(model, args, init_kwargs, quantization_config)
     if model.config.num_labels != 1:
         raise ValueError(
-            f"{type(model).__name__} is no reward model; load it with `trl_dt2it.load_reward_model`, or give its "
-            "name or directory as `model`."
+            f"{type(model).__name__} has `num_labels={model.config.num_labels}`, but reward models require "
+            "`num_labels=1`; load it with `trl_dt2it.load_reward_model`, or give its name or directory as `model`."
         )
     read_last_real_token(model)
     refuse_spoiled_weights(model)
