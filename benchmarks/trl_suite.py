@@ -1,7 +1,7 @@
 """Do TRL's own tests of its reward trainer pass with our classes in place of TRL's?
 
-Takes `tests/test_reward_trainer.py` of a checkout of https://github.com/huggingface/trl as it is, builds the tiny models
-and sets that it names, and runs it twice: with TRL's classes and with `MultimodalRewardTrainer` and
+Takes `tests/test_reward_trainer.py` of a checkout of https://github.com/huggingface/trl as it is, builds the tiny
+models and sets that it names, and runs it twice: with TRL's classes and with `MultimodalRewardTrainer` and
 `MultimodalRewardConfig`. Prints a table and writes `benchmarks/results/trl_suite.{json,md}`. Fails if a test that
 passes with TRL's classes fails with ours and is not listed below as a difference by design, or fails in another way
 than the list says, and if a listed one passes.
@@ -26,7 +26,7 @@ from lib.trl_hub import build_hub
 
 HERE = Path(__file__).parent
 TESTS = Path("tests/test_reward_trainer.py")
-TESTING_UTILS = '''import pytest
+TESTING_UTILS = """import pytest
 
 
 class TrlTestCase:
@@ -37,7 +37,7 @@ class TrlTestCase:
 
 def __getattr__(name):
     return lambda test: test  # every `require_...`
-'''
+"""
 
 
 @dataclass

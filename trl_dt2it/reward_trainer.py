@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,7 +26,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, Hu
 from transformers.utils import PushInProgress
 from trl import RewardConfig, RewardTrainer
 
-from .batch_loss import batch_loss, weights_of
+from .batch_loss import EmbeddingNoise, batch_loss, weights_of
 from .curation.callback import IterativeCurationCallback
 from .curation.callback_state import resume_curation
 from .curation.sampler import CuratedRows
@@ -188,6 +189,9 @@ class MultimodalRewardTrainer(RewardTrainer):
         self._loaded_dtype = half_precision_of(self.model)
         keep_trained_in_fp32(self)
         self._shows_nothing = False
+        # Taken over: transformers' own noise depends on the batch.
+        alpha, self.neftune_noise_alpha = self.neftune_noise_alpha, None
+        self._noise = None if alpha is None else EmbeddingNoise(alpha)
         self._train_metrics = TrainMetrics()
         self._eval_records: list[PairRecord] = []
 
@@ -267,7 +271,8 @@ class MultimodalRewardTrainer(RewardTrainer):
         resume = kwargs.get("resume_from_checkpoint", args[0] if args else None)
         resume_curation(self._curation(), resume, cast(str, self.args.output_dir))
         set_reward_statistics(self.model.config, None)  # those of the model that training starts from
-        output = super().train(*args, **kwargs)
+        with nullcontext() if self._noise is None else self._noise.on(self.model):
+            output = super().train(*args, **kwargs)
         set_reward_statistics(self.model.config, measure_reward_statistics(self))
         return output
 
@@ -365,6 +370,8 @@ class MultimodalRewardTrainer(RewardTrainer):
             rewards of chosen and rejected.
         """
         pairs = inputs["pairs"]
+        if self._noise is not None:
+            self._noise.see(inputs)
         found = batch_loss(
             model,
             inputs,
