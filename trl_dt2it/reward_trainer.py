@@ -58,7 +58,7 @@ from .sharding import (
 )
 from .strength import fit_dataset_strength
 from .token_counts import needs_lengths, pair_sizes
-from .trainer_setup import make_collator, set_up_adapter, set_up_arguments, set_up_model
+from .trainer_setup import make_collator, set_up_adapter, set_up_arguments, set_up_model, use_liger_kernels
 
 
 class MultimodalRewardTrainer(RewardTrainer):
@@ -156,6 +156,7 @@ class MultimodalRewardTrainer(RewardTrainer):
         model, processing_class = set_up_model(
             model, processing_class, args, init_kwargs=init_kwargs, quantization_config=quantization_config
         )
+        use_liger_kernels(model, args)
         # Read by `_prepare_dataset`, which RewardTrainer's `__init__` calls.
         self._collator = make_collator(model, processing_class, args)
         self.loss_type = args.loss_type
@@ -271,8 +272,13 @@ class MultimodalRewardTrainer(RewardTrainer):
         resume = kwargs.get("resume_from_checkpoint", args[0] if args else None)
         resume_curation(self._curation(), resume, cast(str, self.args.output_dir))
         set_reward_statistics(self.model.config, None)  # those of the model that training starts from
-        with nullcontext() if self._noise is None else self._noise.on(self.model):
-            output = super().train(*args, **kwargs)
+        # Liger is at work already; transformers would hand it the whole model.
+        uses_liger, self.args.use_liger_kernel = self.args.use_liger_kernel, False
+        try:
+            with nullcontext() if self._noise is None else self._noise.on(self.model):
+                output = super().train(*args, **kwargs)
+        finally:
+            self.args.use_liger_kernel = uses_liger
         set_reward_statistics(self.model.config, measure_reward_statistics(self))
         return output
 
@@ -370,6 +376,7 @@ class MultimodalRewardTrainer(RewardTrainer):
             rewards of chosen and rejected.
         """
         pairs = inputs["pairs"]
+        inputs.pop("skip_logits", None)  # Trainer's word to Liger's language models
         if self._noise is not None:
             self._noise.see(inputs)
         found = batch_loss(
