@@ -98,6 +98,23 @@ def test_another_pad_token_is_saved(tmp_path):
     torch.testing.assert_close(rewards(stock, padded, mask), rewards(model, ids), rtol=1e-5, atol=1e-6)
 
 
+def test_a_trainer_that_was_given_half_precision_saves_no_end_pad_either(tmp_path):
+    """Where the configuration is written once more, for the dtype."""
+    tokenizer = build_tiny_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    native = GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=len(tokenizer), **SIZES)).bfloat16()
+    native.save_pretrained(tmp_path / "native")
+    tokenizer.save_pretrained(tmp_path / "native")
+    data = Dataset.from_list([{"prompt": "cup", "chosen": " red", "rejected": " green"}] * 2)
+    args = config(tmp_path / "out", max_steps=1, model_init_kwargs={"dtype": "bfloat16"})
+    trainer = MultimodalRewardTrainer(str(tmp_path / "native"), args=args, train_dataset=data)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "saved"))
+    saved = GPTNeoXConfig.from_pretrained(tmp_path / "saved")
+    assert (saved.pad_token_id, saved.dtype) == (None, torch.bfloat16)
+    assert trainer.model.config.pad_token_id == tokenizer.eos_token_id
+
+
 def test_what_is_no_head_is_not_left_over(tmp_path):
     directory = native_dir("GPTNeoX", tmp_path)
     held = load_file(directory / "model.safetensors")

@@ -508,20 +508,10 @@ class _TextRewardModel(GenericRewardModel):
         return super().forward(input_ids, attention_mask, **kwargs)
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """As [`~transformers.PreTrainedModel.save_pretrained`]. A pad id that is the end token's is not saved.
-
-        transformers finds the last token by its id, and with such an id it would read every conversation one token
-        early, without a word. Without an id it reads a single conversation right and refuses a batch."""
-        parts = {id(part): part for part in (self.config, self.config.get_text_config())}.values()
-        pads = [(part, part.pad_token_id) for part in parts if part.pad_token_id in _end_ids(part)]
-        for part, _ in pads:
-            part.pad_token_id = None
-        try:
+        """As [`~transformers.PreTrainedModel.save_pretrained`], without a pad id that is the end token's."""
+        with pad_id_as_saved(self):
             # In transformers' own names: vLLM and the Auto class know these for text models.
             super().save_pretrained(save_directory, *args, **{"save_original_format": True, **kwargs})
-        finally:
-            for part, pad_token_id in pads:
-                part.pad_token_id = pad_token_id
 
     def __reduce_ex__(self, protocol):
         _, _, *state = cast(tuple, super().__reduce_ex__(protocol))
@@ -531,6 +521,25 @@ class _TextRewardModel(GenericRewardModel):
 @functools.cache
 def _takes_positions(base: Any) -> bool:
     return "position_ids" in inspect.signature(base.forward).parameters
+
+
+@contextmanager
+def pad_id_as_saved(model: Any) -> Iterator[None]:
+    """
+    Take a pad id that is the end token's out of the configuration of a text model while it is saved.
+
+    transformers finds the last token by its id, and with such an id it would read every conversation one token early,
+    without a word. Without an id it reads a single conversation right and refuses a batch.
+    """
+    configs = [model.config, model.config.get_text_config()] if isinstance(model, _TextRewardModel) else []
+    pads = [(config, config.pad_token_id) for config in configs if config.pad_token_id in _end_ids(config)]
+    for config, _ in pads:
+        config.pad_token_id = None
+    try:
+        yield
+    finally:
+        for config, pad_token_id in pads:
+            config.pad_token_id = pad_token_id
 
 
 def _end_ids(config: PreTrainedConfig) -> list[int]:

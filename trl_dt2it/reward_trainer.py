@@ -34,6 +34,7 @@ from .data.encoded import column_names
 from .evaluation.training import training_metrics
 from .losses import loss_type_for
 from .model_card import PAPER, push_checkpoint, push_model, write_model_card
+from .modeling import pad_id_as_saved
 from .packing import BatchPlan, SetEpoch, plan_training, training_sampler
 from .preparation import COLUMNS, prepare_dataset
 from .rendering import ProcessingClass, get_tokenizer
@@ -297,9 +298,10 @@ class MultimodalRewardTrainer(RewardTrainer):
         super()._save(output_dir, state_dict)
         if self.args.should_save and self._body_dtype is not None:
             # `save_pretrained` has written the dtype in memory, which readers would load the weights into.
-            config = self.accelerator.unwrap_model(self.model).config
-            config.dtype = self._body_dtype
-            config.save_pretrained(output_dir or cast(str, self.args.output_dir))
+            model = self.accelerator.unwrap_model(self.model)
+            model.config.dtype = self._body_dtype
+            with pad_id_as_saved(model):
+                model.config.save_pretrained(output_dir or cast(str, self.args.output_dir))
         if self.args.should_save and is_peft_model(self.model):
             write_beside_adapter(self.model.config, output_dir or cast(str, self.args.output_dir))
 
