@@ -3,12 +3,14 @@
 import inspect
 
 import pytest
+import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.data_loader import SeedableRandomSampler
 from datasets import Dataset, IterableDataset
 from datasets.distributed import split_dataset_by_node
-from transformers import CONFIG_MAPPING, AutoModel, LlamaConfig, PreTrainedModel, Trainer, masking_utils
+from transformers import CONFIG_MAPPING, AutoModel, GPTNeoXConfig, LlamaConfig, PreTrainedModel, Trainer, masking_utils
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_flash_attention_utils import _flash_attention_forward
 from transformers.modeling_layers import GenericForSequenceClassification
@@ -83,6 +85,21 @@ def test_signature(owner, name, parameters):
 )
 def test_source_still_uses_the_name(owner, code):
     assert code in inspect.getsource(owner)
+
+
+def test_text_models_are_read_by_the_pad_id_in_one_place():
+    """`read_last_real_token` takes over the classes that have this forward pass."""
+    assert "pad_token_id" in inspect.getsource(GenericForSequenceClassification.forward)
+    llama = transformers.LlamaForSequenceClassification
+    assert llama.forward is GenericForSequenceClassification.forward and llama.base_model_prefix == "model"
+    assert inspect.getsource(PreTrainedModel.base_model.fget).count("self.base_model_prefix") == 1
+
+
+def test_names_of_a_checkpoint_are_those_that_a_save_would_write():
+    config = GPTNeoXConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
+    with torch.device("meta"):
+        model = transformers.GPTNeoXForCausalLM(config)
+    assert set(revert_weight_conversion(model, {"lm_head.weight": torch.empty(2)})) == {"embed_out.weight"}
 
 
 def test_configurations_know_their_attention_and_where_they_are_from():

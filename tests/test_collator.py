@@ -1,6 +1,7 @@
 """The batch against the plain way: every conversation through the processor by itself, images and all."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -232,3 +233,65 @@ def test_lengths_count_image_tokens():
     batch = collator([row])
     assert collator.lengths(row) == tuple(batch["attention_mask"].sum(1).tolist())
     assert collator.lengths({"chosen_ids": [1, 2, 3], "rejected_ids": [1]}) == (3, 1)
+
+
+TEMPLATE = (
+    "{%- if tools %}<|tools|>{% for tool in tools %}{{ tool | tojson }}{% endfor %}{%- endif %}"
+    "{%- for message in messages %}{{ '<|im_start|>' + (message.role | upper if role_capital is defined and "
+    "role_capital else message.role) }}{% if 'tool_calls' in message %}{{ message.tool_calls | tojson }}{% endif %}"
+    "{% if message.content is string %}{{ message.content }}{% else %}{% for block in message.content or [] %}"
+    "{{ '<|vision_start|><|image_pad|><|vision_end|>' if block.type == 'image' else block.text }}{% endfor %}"
+    "{% endif %}<|im_end|>\n{% endfor %}"
+)
+
+
+def rows_with_settings_of_their_own(with_images: bool) -> list[dict]:
+    """Roles in capitals in every second row; tools as a list, of different parameters, as JSON, and none."""
+    rows = make_rows(4, num_images=(1, 2, 0, 1) if with_images else (0,))
+    for index, row in enumerate(rows):
+        if not with_images:
+            del row["images"]
+        row["chat_template_kwargs"] = {"role_capital": True} if index % 2 else {"other": "x"}
+        row["tools"] = [{"type": "function", "function": {"name": f"f{index}", "parameters": {f"p{index}": "int"}}}]
+    rows[2]["tools"] = None
+    call = [{"type": "function", "function": {"name": "f1", "arguments": {"p1": 1}}}]
+    rows[1]["chosen"] = [{"role": "assistant", "content": None, "tool_calls": call}]
+    return rows
+
+
+@pytest.mark.parametrize(("with_images", "share_prefix"), [(True, True), (True, False), (False, False)])
+@pytest.mark.parametrize("as_json", [True, False])
+def test_each_row_has_its_own_template_settings_and_tools(with_images, share_prefix, as_json):
+    """Also after a data set has given every row the keys of all others, with None."""
+    processor = AutoProcessor.from_pretrained(family_dir("qwen3_vl"))
+    processor.chat_template = processor.tokenizer.chat_template = TEMPLATE
+    used = processor if with_images else processor.tokenizer
+    rows = rows_with_settings_of_their_own(with_images)
+    expected = []
+    for side in ("chosen", "rejected"):
+        for row in rows:
+            settings = {"tools": row["tools"], **row["chat_template_kwargs"]}
+            text = used.apply_chat_template([*row["prompt"], *row[side]], tokenize=False, **settings)
+            assert ("ASSISTANT" in text) is ("role_capital" in settings) and "null" not in text
+            assert ("tool" in text) is (row["tools"] is not None)
+            images = [collate_image(image) for image in row.get("images") or []]
+            extra = {"images": images} if images else {}
+            expected.append(used(text=[text], add_special_tokens=False, **extra)["input_ids"][0])
+    if as_json:
+        rows = [{**row, "tools": row["tools"] and json.dumps(row["tools"])} for row in rows]
+    stored = list(Dataset.from_list(rows))
+    assert stored[0]["chat_template_kwargs"] == {"other": "x", "role_capital": None}
+    batch = MultimodalPreferenceCollator(used, share_prefix=share_prefix)(stored)
+    assert ("pair_layout" in batch) is share_prefix
+    if share_prefix:
+        lengths = batch["pair_layout"].tolist()
+        parts = iter(batch["input_ids"][0].split([length for row in lengths for length in row]))
+        found = [[], []]
+        for prefix, chosen, rejected in zip(parts, parts, parts, strict=True):
+            found[0].append([*prefix.tolist(), *chosen.tolist()])
+            found[1].append([*prefix.tolist(), *rejected.tolist()])
+        found = found[0] + found[1]
+    else:
+        masks = batch["attention_mask"].bool()
+        found = [ids[mask].tolist() for ids, mask in zip(batch["input_ids"], masks, strict=True)]
+    assert found == [list(ids) for ids in expected]

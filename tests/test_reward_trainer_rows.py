@@ -1,6 +1,7 @@
 """What the trainer refuses or leaves out at start: options, columns, rows, lengths and paths."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -11,14 +12,14 @@ from transformers import (
     AutoProcessor,
 )
 
-from trl_dt2it import MultimodalPreferenceCollator, MultimodalRewardTrainer
+from trl_dt2it import MultimodalPreferenceCollator, MultimodalRewardTrainer, RewardScorer
 from trl_dt2it.data import validate
 from trl_dt2it.data.schema import RowError
 from trl_dt2it.demo.tiny import build_tiny_tokenizer
 
 from .families import example_images, family_dir
 from .rows import make_dataset, make_rows
-from .trainers import config, text_model, trainer_for
+from .trainers import config, losses, text_model, trainer_for
 
 
 def test_a_wrong_word_in_the_configuration_fails_at_once(tmp_path):
@@ -38,6 +39,27 @@ def test_images_and_a_text_model(tmp_path):
         MultimodalRewardTrainer(
             text_model(tokenizer), args=config(tmp_path), train_dataset=make_dataset(2), processing_class=tokenizer
         )
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_tokenized_rows_under_old_names_are_those_under_new_ones(streamed, tmp_path):
+    tokenizer = AutoProcessor.from_pretrained(family_dir("qwen3_vl")).tokenizer
+    rows = [{"chosen": [5, 6, 7, 8 + i], "rejected": [5, 6, 9]} for i in range(4)]
+    results = []
+    for suffix in ("ids", "input_ids"):
+        data = Dataset.from_list([{f"{side}_{suffix}": ids for side, ids in row.items()} for row in rows])
+        given = data.to_iterable_dataset() if streamed else data
+        args = config(tmp_path, max_steps=2, train_sampling_strategy="sequential")
+        is_old = suffix == "input_ids"
+        with pytest.warns(FutureWarning, match="rename them to `chosen_ids`") if is_old else nullcontext():
+            trainer = MultimodalRewardTrainer(
+                text_model(tokenizer), args=args, train_dataset=given, processing_class=tokenizer
+            )
+            assert {"chosen_ids", "rejected_ids"} == set(next(iter(trainer.train_dataset)))
+            trainer.train()
+            rewards = RewardScorer(trainer.model, tokenizer).score_pairs(data, show_progress=False)
+        results.append((losses(trainer), rewards.tolist()))
+    assert results[0] == results[1] and len(results[0][0]) == 2
 
 
 def test_a_misspelt_column_is_named(tmp_path):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from accelerate.utils import is_peft_model
 from torch import nn
 
 from .losses import pair_weight, pairwise_loss
@@ -107,6 +110,51 @@ def pair_rewards(model: nn.Module, tensors: dict[str, torch.Tensor], num_pairs: 
     if logits.shape[-1] != 1 or len(logits) % 2 or not 0 <= len(logits) // 2 - num_pairs <= 2:
         raise ValueError(f"The model gave logits of shape {tuple(logits.shape)} for {num_pairs} pairs.")
     return logits.float().reshape(2, -1)
+
+
+class EmbeddingNoise:
+    """
+    NEFTune's noise on the embeddings of a batch, uniform in +-alpha / sqrt(length * dim).
+
+    transformers takes for the length that of the padded batch, so that the noise shrinks with the conversations that
+    happen to be in it, and in one row per pair with their number. Here it is that of the longer conversation of the
+    token's own pair, in every batch and layout: what transformers' is with one pair a batch.
+
+    Args:
+        alpha (`float`):
+            `neftune_noise_alpha`.
+    """
+
+    def __init__(self, alpha: float) -> None:
+        self.alpha = alpha
+        self._lengths: torch.Tensor | None = None
+
+    @contextmanager
+    def on(self, model: Any) -> Iterator[None]:
+        """Add the noise to what a model reads while it trains; `see` tells what comes next."""
+        base = model.get_base_model() if is_peft_model(model) else model
+        handle = base.get_input_embeddings().register_forward_hook(self._add)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def see(self, inputs: Mapping[str, Any]) -> None:
+        """Take the lengths out of a batch of the collator, before the model reads it."""
+        if (layout := inputs.get("pair_layout")) is not None:
+            longest = layout[:, 0] + layout[:, 1:].amax(dim=1)
+            self._lengths = longest.repeat_interleave(layout.sum(dim=1))[None]  # (1, T)
+            return
+        mask = inputs["attention_mask"]
+        longest = mask.sum(dim=1).view(2, -1).amax(dim=0)  # the chosen of all pairs, then the rejected of all pairs
+        self._lengths = longest.repeat(2)[:, None].expand(mask.shape)  # (R, L)
+
+    def _add(self, module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor | None:
+        # Some families look single tokens up besides the batch.
+        if not module.training or self._lengths is None or output.shape[:2] != self._lengths.shape:
+            return None
+        scale = self.alpha / (self._lengths * output.shape[-1]).sqrt()
+        return output + torch.empty_like(output).uniform_(-1, 1) * scale[..., None].to(output.dtype)
 
 
 def weights_of(pairs: dict[str, Any], *, loss_type: str, args: MultimodalRewardConfig) -> torch.Tensor:

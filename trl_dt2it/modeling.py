@@ -7,6 +7,8 @@ served by stock vLLM (`--runner pooling`). They are made on demand from the fami
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +19,7 @@ from safetensors import safe_open
 from torch import nn
 from transformers import (
     CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
@@ -25,6 +28,8 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.modeling_layers import GenericForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from transformers.utils import cached_file, find_adapter_config_file, logging
@@ -181,7 +186,9 @@ class GenericRewardModel(_Base):
         else:
             if image_repeats > 1:
                 kwargs = encode_once(cast(PreTrainedModel, self.model), kwargs, image_repeats)
-            outputs = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache, **kwargs)
+            outputs = self.base_model(
+                input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache, **kwargs
+            )
             hidden_states = outputs.last_hidden_state  # (R, L, H)
             if attention_mask is None:
                 last_hidden = hidden_states[:, -1]
@@ -355,17 +362,38 @@ def load_reward_model(
         _raise_on_incomplete(info, name_or_path, unexpected_allowed=("lm_head.weight",))
         return _replace_head(native, cls, score)
 
-    if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:  # a text model: transformers has the class
-        if not is_reward_model:
-            _raise_without_head(name_or_path, allow_new_head)
-        with _head_kept_in_fp32(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]):
-            model, info = AutoModelForSequenceClassification.from_pretrained(name_or_path, num_labels=1, **load_kwargs)
-        keep_head_in_fp32(model)
-        missing_allowed = () if is_reward_model else ("score.weight",)
-        _raise_on_incomplete(info, name_or_path, missing_allowed, unexpected_allowed=("lm_head.weight",))
-        mark_as_reward_model(model.config)
-        return model
+    ships_own_code = "AutoModelForSequenceClassification" in (getattr(config, "auto_map", None) or {})
+    if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING or ships_own_code:  # a text model
+        return _load_text_model(name_or_path, config, is_reward_model, allow_new_head, load_kwargs)
     raise ValueError(_unsupported(config.model_type, "has no image-text-to-text model in transformers"))
+
+
+def _load_text_model(
+    name_or_path: str | os.PathLike,
+    config: PreTrainedConfig,
+    is_reward_model: bool,
+    allow_new_head: bool,
+    load_kwargs: dict[str, Any],
+) -> PreTrainedModel:
+    """A text model: transformers, or the checkpoint, has the class."""
+    if not is_reward_model:
+        _raise_without_head(name_or_path, allow_new_head)
+    if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        cls: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
+    else:
+        reference = config.auto_map["AutoModelForSequenceClassification"]
+        cls = get_class_from_dynamic_module(reference, name_or_path, revision=load_kwargs["revision"])
+    with _head_kept_in_fp32(cls):
+        loaded = AutoModelForSequenceClassification.from_pretrained(name_or_path, num_labels=1, **load_kwargs)
+    model, info = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
+    keep_head_in_fp32(model)
+    heads: set[str] = set()
+    if info["unexpected_keys"]:
+        heads = language_head_weights(config, name_or_path, revision=load_kwargs["revision"])
+    _raise_on_incomplete(info, name_or_path, () if is_reward_model else ("score.weight",), tuple(heads))
+    mark_as_reward_model(model.config)
+    read_last_real_token(model)
+    return model
 
 
 @contextmanager
@@ -480,6 +508,132 @@ def _unsupported(model_type: str, why: str) -> str:
         f"`{model_type}` {why}, so no reward model can be made of it. Supported: {', '.join(SUPPORTED_MODEL_TYPES)}, "
         "and text models that `AutoModelForSequenceClassification` knows."
     )
+
+
+class _TextRewardModel(GenericRewardModel):
+    """A text model of transformers that reads its reward by the attention mask and is saved as transformers does."""
+
+    def forward(self, input_ids=None, attention_mask=None, **kwargs):  # type: ignore[override]  # all else is passed on
+        """As in [`GenericRewardModel`]. Positions count real tokens, also behind padding on the left."""
+        counts = attention_mask is not None and attention_mask.ndim == 2 and kwargs.get("position_ids") is None
+        if counts and _takes_positions(cast(Any, type(self.base_model))):
+            kwargs["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+        return super().forward(input_ids, attention_mask, **kwargs)
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As [`~transformers.PreTrainedModel.save_pretrained`], without a pad id that is the end token's."""
+        with pad_id_as_saved(self):
+            # In transformers' own names: vLLM and the Auto class know these for text models.
+            super().save_pretrained(save_directory, *args, **{"save_original_format": True, **kwargs})
+
+    def __reduce_ex__(self, protocol):
+        _, _, *state = cast(tuple, super().__reduce_ex__(protocol))
+        return (_new_by_mask, (type(self).__bases__[1],), *state)
+
+
+@functools.cache
+def _takes_positions(base: Any) -> bool:
+    return "position_ids" in inspect.signature(base.forward).parameters
+
+
+@contextmanager
+def pad_id_as_saved(model: Any) -> Iterator[None]:
+    """
+    Take a pad id that is the end token's out of the configuration of a text model while it is saved.
+
+    transformers finds the last token by its id, and with such an id it would read every conversation one token early,
+    without a word. Without an id it reads a single conversation right and refuses a batch.
+    """
+    configs = [model.config, model.config.get_text_config()] if isinstance(model, _TextRewardModel) else []
+    pads = [(config, config.pad_token_id) for config in configs if config.pad_token_id in _end_ids(config)]
+    for config, _ in pads:
+        config.pad_token_id = None
+    try:
+        yield
+    finally:
+        for config, pad_token_id in pads:
+            config.pad_token_id = pad_token_id
+
+
+def _end_ids(config: PreTrainedConfig) -> list[int]:
+    ids: Any = getattr(config, "eos_token_id", None)
+    return list(ids) if isinstance(ids, (list, tuple)) else [] if ids is None else [ids]
+
+
+def read_last_real_token(model: Any) -> None:
+    """
+    Makes a text model of transformers read its reward at the last real token of each row, found from the attention
+    mask, as our own classes do and as vLLM does. transformers' class finds it by the pad token's id: one token early
+    where the pad token is the end token, and not at all in batches where there is none.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Changed in place: its class becomes a subclass, of the same name, of the class that it has. A model that
+            reads otherwise (an encoder, a class of the user's own with its own forward pass) is left as it is.
+    """
+    model = getattr(model, "get_base_model", lambda: model)()  # of an adapter
+    stock: Any = type(model)
+    if isinstance(model, GenericRewardModel) or not _reads_by_pad_id(model):
+        return
+    model.__class__ = _class_by_mask(stock)
+
+
+def _reads_by_pad_id(model: Any) -> bool:
+    if not isinstance(model, PreTrainedModel) or model.base_model is model:
+        return False
+    if type(model).forward is GenericForSequenceClassification.forward:
+        return True
+    # The families that are older than the generic class find the token in the same way, in a forward of their own.
+    if MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(model.config), None) is not type(model):
+        return False
+    score = getattr(model, "score", None)
+    return isinstance(getattr(score, "original_module", score), nn.Linear)
+
+
+@functools.cache
+def _class_by_mask(stock: Any) -> type[PreTrainedModel]:
+    # transformers looks at the module of a class to find out what it can do, how its weights are called, and where the
+    # code is that ships with a checkpoint; all that is the stock class's.
+    names = ("__doc__", "__module__", "__qualname__", "base_model_prefix")
+    attributes = {name: getattr(stock, name) for name in names}
+    return cast("type[PreTrainedModel]", type(stock.__name__, (_TextRewardModel, stock), attributes))
+
+
+def _new_by_mask(stock: Any) -> PreTrainedModel:
+    """An object to fill, for pickle, which finds the stock class under the name."""
+    cls = _class_by_mask(stock)
+    return cls.__new__(cls)
+
+
+def language_head_weights(
+    config: PreTrainedConfig, name_or_path: str | os.PathLike, *, revision: str | None = None
+) -> set[str]:
+    """
+    Names of the weights that the causal language model of a text family has outside of its base model: `lm_head` in
+    most families, `embed_out` in GPT-NeoX, with or without bias, tied or not.
+
+    Args:
+        config ([`~transformers.PreTrainedConfig`]):
+            Configuration of the checkpoint.
+        name_or_path (`str` or `os.PathLike`):
+            Where code that ships with it is.
+        revision (`str`, *optional*):
+            Branch, tag or commit on the Hub.
+
+    Returns:
+        `set[str]`: none if the family has no causal language model.
+    """
+    remote = (getattr(config, "auto_map", None) or {}).get("AutoModelForCausalLM")
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        native: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    elif remote is not None:
+        native = get_class_from_dynamic_module(remote, name_or_path, revision=revision)
+    else:
+        return set()
+    with whole_on_every_process(), torch.device("meta"):
+        model = native(config)
+    heads = {k: v for k, v in model.state_dict().items() if not k.startswith(f"{model.base_model_prefix}.")}
+    return {*heads, *revert_weight_conversion(model, heads)}  # in the model and in the checkpoint
 
 
 for _model_type in SUPPORTED_MODEL_TYPES:

@@ -6,6 +6,7 @@ Images stay undecoded; the collator decodes them, safely, when their batch comes
 from __future__ import annotations
 
 import json
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -75,7 +76,7 @@ def prepare_dataset(
         `ValueError`: if columns are missing, if there are images and the model reads text only, or as
         [`set_bad_rows_aside`] and [`leave_out_long_rows`] say.
     """
-    dataset = leave_images_encoded(as_python(dataset))
+    dataset = rename_old_columns(leave_images_encoded(as_python(dataset)))
     columns = set(column_names(dataset))
     if not columns or (isinstance(dataset, Dataset) and len(dataset) == 0):
         raise ValueError(f"The {name} set has no rows; check the split and the filters that it comes from.")
@@ -131,6 +132,22 @@ def _is_conversational(dataset: AnyDataset) -> bool:
     """Tell from the type of a column whether rows hold messages; `False` for a stream that does not know its types."""
     feature = (dataset.features or {}).get("chosen")
     return feature is not None and not isinstance(feature, Value)
+
+
+def rename_old_columns(dataset: AnyDataset) -> AnyDataset:
+    """Tokenized rows under the names that TRL gave them once, `chosen_input_ids` and `rejected_input_ids`, under those
+    that it gives them today. Both sets of names may be there; today's count."""
+    columns = set(column_names(dataset))
+    old = {f"{side}_input_ids": f"{side}_ids" for side in ("chosen", "rejected")}
+    if not set(old) <= columns or set(old.values()) <= columns:
+        return dataset
+    warnings.warn(
+        "The columns `chosen_input_ids` and `rejected_input_ids` are deprecated and will not be supported in v1 of "
+        "TRL; rename them to `chosen_ids` and `rejected_ids`.",
+        FutureWarning,
+        stacklevel=2,
+    )
+    return dataset.rename_columns(old)
 
 
 def set_bad_rows_aside(

@@ -91,8 +91,8 @@ def render_branches(
         return Rendered([(prompt or "") + answer for answer in answers], images, add_special_tokens=True)
     tools = row.get("tools")
     kwargs = {
-        "tools": json.loads(tools) if isinstance(tools, str) else tools,
-        **(row.get("chat_template_kwargs") or {}),
+        "tools": json.loads(tools) if isinstance(tools, str) else _without_none(tools),
+        **_without_none(row.get("chat_template_kwargs") or {}),
     }
     try:
         texts = [
@@ -186,19 +186,24 @@ def render_conversation(
     Returns:
         `str`: the text.
     """
+    clean = [_clean(message) for message in messages]
     if not isinstance(processing_class, ProcessorMixin):
-        flat = [{**message, "content": _flatten(message.get("content"))} for message in messages]
+        flat = [{**message, "content": _flatten(message["content"])} for message in clean]
         return cast(str, processing_class.apply_chat_template(flat, tokenize=False, **kwargs))
-    # Arrow gives every block every key, with None where there was none, and templates test for the key alone.
-    clean = [{**message, "content": _without_none(message.get("content"))} for message in messages]
     prepared = prepare_multimodal_messages(clean, list(images))
     return processing_class.apply_chat_template(prepared, tokenize=False, **kwargs)
 
 
-def _without_none(content: Any) -> Any:
-    if not isinstance(content, list):
-        return content
-    return [{key: value for key, value in block.items() if value is not None} for block in content]
+def _clean(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message without the keys that other messages brought; `content` stays, also where there is none."""
+    return {"content": None, **_without_none(message)}
+
+
+def _without_none(value: Any) -> Any:
+    """Arrow gives every dict the keys of all, with None where there was none, and templates test for the key alone."""
+    if isinstance(value, Mapping):
+        return {key: _without_none(part) for key, part in value.items() if part is not None}
+    return [_without_none(part) for part in value] if isinstance(value, list) else value
 
 
 def _flatten(content: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 from weakref import WeakSet
@@ -32,7 +33,7 @@ from transformers.trainer_utils import (
 from transformers.utils import PushInProgress
 from trl import RewardConfig, RewardTrainer
 
-from .batch_loss import batch_loss, weights_of
+from .batch_loss import EmbeddingNoise, batch_loss, weights_of
 from .curation.callback import IterativeCurationCallback
 from .curation.callback_processes import check_shared_folder
 from .curation.callback_state import resume_curation
@@ -43,6 +44,7 @@ from .evaluation.training import training_metrics
 from .freezing import let_gradients_into_checkpoints
 from .losses import loss_type_for
 from .model_card import PAPER, push_checkpoint, push_model, write_model_card
+from .modeling import pad_id_as_saved
 from .packing import BatchPlan, SetEpoch, plan_training, training_sampler
 from .preparation import COLUMNS, plain_columns, prepare_dataset
 from .rendering import ProcessingClass, get_tokenizer
@@ -77,6 +79,7 @@ from .trainer_setup import (
     refuse_uneven_batches,
     set_up_arguments,
     set_up_model,
+    use_liger_kernels,
 )
 
 
@@ -178,6 +181,7 @@ class MultimodalRewardTrainer(RewardTrainer):
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
+        use_liger_kernels(model, args)
         # Read by `_prepare_dataset`, which RewardTrainer's `__init__` calls.
         self._collator = make_collator(model, processing_class, args)
         self.loss_type = args.loss_type
@@ -217,6 +221,9 @@ class MultimodalRewardTrainer(RewardTrainer):
         checkpointing = cast("dict[str, Any] | None", self.args.gradient_checkpointing_kwargs) or {}
         if self.args.gradient_checkpointing and checkpointing.get("use_reentrant"):  # TRL sets it for ZeRO-3
             let_gradients_into_checkpoints(self.model)
+        # Taken over: transformers' own noise depends on the batch.
+        alpha, self.neftune_noise_alpha = self.neftune_noise_alpha, None
+        self._noise = None if alpha is None else EmbeddingNoise(alpha)
         self._train_metrics = TrainMetrics()
         self._evaluation: Evaluation | None = None
 
@@ -354,7 +361,13 @@ class MultimodalRewardTrainer(RewardTrainer):
         resume = kwargs.get("resume_from_checkpoint", args[0] if args else None)
         resume_curation(self._curation(), resume, cast(str, self.args.output_dir))
         set_reward_statistics(self.model.config, None)  # those of the model that training starts from
-        output = super().train(*args, **kwargs)
+        # Liger is at work already; transformers would hand it the whole model.
+        uses_liger, self.args.use_liger_kernel = self.args.use_liger_kernel, False
+        try:
+            with nullcontext() if self._noise is None else self._noise.on(self.model):
+                output = super().train(*args, **kwargs)
+        finally:
+            self.args.use_liger_kernel = uses_liger
         if output.global_step == 0 and isinstance(self.train_dataset, IterableDataset):
             raise ValueError(
                 "The streamed train set gave no batch, so nothing was trained; check where it reads from."
@@ -377,9 +390,10 @@ class MultimodalRewardTrainer(RewardTrainer):
         super()._save(output_dir, state_dict)
         if self.args.should_save and self._body_dtype is not None:
             # `save_pretrained` has written the dtype in memory, which readers would load the weights into.
-            config = self.accelerator.unwrap_model(self.model).config
-            config.dtype = self._body_dtype
-            config.save_pretrained(output_dir or cast(str, self.args.output_dir))
+            model = self.accelerator.unwrap_model(self.model)
+            model.config.dtype = self._body_dtype
+            with pad_id_as_saved(model):
+                model.config.save_pretrained(output_dir or cast(str, self.args.output_dir))
         if self.args.should_save and is_peft_model(self.model):
             write_beside_adapter(self.model.config, output_dir or cast(str, self.args.output_dir))
 
@@ -456,6 +470,9 @@ class MultimodalRewardTrainer(RewardTrainer):
             rewards of chosen and rejected.
         """
         pairs = inputs["pairs"]
+        inputs.pop("skip_logits", None)  # Trainer's word to Liger's language models
+        if self._noise is not None:
+            self._noise.see(inputs)
         found = batch_loss(
             model,
             inputs,

@@ -21,7 +21,8 @@ from .data.encoded import leave_images_encoded
 from .data.images import ImageOptions
 from .dataset_scoring import add_rewards, model_fingerprint, processor_settings
 from .loading import load_processing_class, set_pixel_limits
-from .modeling import load_reward_model
+from .modeling import load_reward_model, read_last_real_token
+from .preparation import rename_old_columns
 from .rendering import ProcessingClass, get_tokenizer
 from .reward_function import make_reward_func
 from .scoring_candidates import score_candidates
@@ -84,6 +85,7 @@ class RewardScorer:
     ) -> None:
         if model.config.num_labels != 1:
             raise ValueError(f"{type(model).__name__} has {model.config.num_labels} labels; a reward model has one.")
+        read_last_real_token(model)
         self.model = model
         self.batch_tokens = batch_tokens
         self.collator = MultimodalPreferenceCollator(
@@ -254,7 +256,7 @@ class RewardScorer:
         Raises:
             [`~trl_dt2it.data.schema.RowError`]: if a row cannot be used; the message names it.
         """
-        rows = leave_images_encoded(dataset)
+        rows = leave_images_encoded(rename_old_columns(dataset))
         rewards = pair_scoring.score_pairs(
             self.model,
             rows,

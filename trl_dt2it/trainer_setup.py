@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,6 +16,7 @@ from datasets import Dataset, IterableDataset
 from peft import PeftConfig
 from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, ProcessorMixin
 from transformers.trainer_pt_utils import AcceleratorConfig
+from transformers.utils import is_liger_kernel_available
 
 from .collator import MultimodalPreferenceCollator
 from .freezing import freeze, num_embeddings, with_new_tokens, with_reward_head, with_trained_head
@@ -23,7 +27,7 @@ from .loading import (
     refuse_spoiled_weights,
     set_pixel_limits,
 )
-from .modeling import mark_as_reward_model
+from .modeling import mark_as_reward_model, read_last_real_token
 from .preparation import image_options
 from .rendering import ProcessingClass, get_tokenizer
 from .reward_config import MultimodalRewardConfig
@@ -137,9 +141,10 @@ def set_up_model(
             )
     if model.config.num_labels != 1:
         raise ValueError(
-            f"{type(model).__name__} is no reward model; load it with `trl_dt2it.load_reward_model`, or give its "
-            "name or directory as `model`."
+            f"{type(model).__name__} has `num_labels={model.config.num_labels}`, but reward models require "
+            "`num_labels=1`; load it with `trl_dt2it.load_reward_model`, or give its name or directory as `model`."
         )
+    read_last_real_token(model)
     refuse_spoiled_weights(model)
     agree_on_compute_dtype(model, args)
     if processing_class is None:
@@ -220,6 +225,82 @@ def use_chat_template(model: PreTrainedModel, processing_class: ProcessingClass,
             model.resize_token_embeddings(max(new_tokens) + 1)
     processing_class.chat_template = tokenizer.chat_template = template
     return new_tokens
+
+
+def use_liger_kernels(model: PreTrainedModel, args: MultimodalRewardConfig) -> None:
+    """
+    Puts Liger's kernels into the language model's layers, if `args.use_liger_kernel` is set.
+
+    transformers would hand Liger the whole model, whose forward pass Liger replaces by that of a language model, or
+    which it does not know. Norms, feed-forward layers and rotary embeddings are all that a reward model can use.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Changed in place.
+        args ([`MultimodalRewardConfig`]):
+            `use_liger_kernel`, `liger_kernel_config` and the device are read.
+
+    Raises:
+        `ValueError`: if there is no GPU for the kernels, Liger has none for the family, or `liger_kernel_config` asks
+            for one that is not there.
+        `ImportError`: if Liger is not installed.
+    """
+    if not args.use_liger_kernel:
+        return
+    if args.device.type in ("cpu", "mps"):
+        raise ValueError(
+            f"`use_liger_kernel=True` needs a GPU that Triton compiles for, and this training runs on "
+            f"`{args.device.type}`; leave it out."
+        )
+    if not is_liger_kernel_available():
+        raise ImportError(
+            "`use_liger_kernel=True`, but Liger is not there; install it by `pip install liger-kernel`, or leave the "
+            "setting out."
+        )
+    patch_backbone(model, cast("dict[str, bool] | None", args.liger_kernel_config) or {})
+
+
+def patch_backbone(model: Any, kernels: dict[str, bool]) -> None:
+    """
+    Let Liger patch the language model of a reward model, and nothing else of the process.
+
+    Besides the layers of the model that it is given, Liger replaces the classes that other models of the family are
+    made of; these are put back. Its rotary embedding can only be had for all of them, so that it is off unless asked
+    for.
+    """
+    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+
+    model = getattr(model, "get_base_model", lambda: model)()  # of an adapter
+    decoder = model.base_model.get_decoder()
+    types = [config.model_type for config in (decoder.config, model.config)]
+    # Liger lists some families by their language model, and some as a whole.
+    patch = next((MODEL_TYPE_TO_APPLY_LIGER_FN[name] for name in types if name in MODEL_TYPE_TO_APPLY_LIGER_FN), None)
+    if patch is None:
+        raise ValueError(
+            f"`use_liger_kernel=True`, but Liger {version('liger-kernel')} has no kernels for `{types[0]}`; leave it "
+            "out."
+        )
+    losses = {"cross_entropy": False, "fused_linear_cross_entropy": False}
+    offered = inspect.signature(patch).parameters.keys() - {"model", *losses}
+    for name, is_on in kernels.items():
+        if name not in offered and is_on:
+            reason = "is of the language head, which a reward model has not" if name in losses else "is not there"
+            raise ValueError(
+                f"`liger_kernel_config` asks for `{name}`, which {reason}; `{types[0]}` has "
+                f"{', '.join(sorted(offered))}."
+            )
+    chosen = {"rope": False, **kernels}
+    module = sys.modules[type(decoder).__module__]
+    before = {name: value for name, value in vars(module).items() if isinstance(value, type)}
+    try:
+        patch(model=decoder, **losses, **{name: is_on for name, is_on in chosen.items() if name in offered})
+    except (AttributeError, ImportError, NotImplementedError, TypeError) as error:
+        raise ValueError(
+            f"`use_liger_kernel=True`, but Liger {version('liger-kernel')} does not fit `{types[0]}` of transformers "
+            f"{version('transformers')} ({error}); install a release that does, or leave it out."
+        ) from error
+    finally:
+        vars(module).update(before)
 
 
 def make_collator(
