@@ -22,6 +22,7 @@ from .data.errors import summarise
 from .data.locations import ImageOptions
 from .data.row_checks import ImageCheck, RowChecks
 from .data.rows import row_name
+from .processes import main_process_first
 from .reward_config import MultimodalRewardConfig
 from .token_counts import count_pairs, count_tokens, needs_lengths
 
@@ -158,7 +159,7 @@ def set_bad_rows_aside(
 
         return dataset.filter(keep)
 
-    with PartialState().main_process_first():
+    with main_process_first():
         found = dataset.map(
             check, remove_columns=dataset.column_names, num_proc=num_proc, desc=f"Checking {name} dataset"
         )

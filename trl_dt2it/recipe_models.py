@@ -12,6 +12,7 @@ from accelerate import PartialState
 
 from .attention import usable_attention
 from .demo import READER, READER_DIR, TINY
+from .processes import main_process_first, whole_weights
 
 
 if TYPE_CHECKING:
@@ -110,11 +111,12 @@ def with_tiny(name: str, output_dir: str | Path, seed: int, *, keep: bool = Fals
         return name
     from .demo.tiny import build_tiny_vlm
 
-    base, state = Path(output_dir) / "_base", PartialState()
-    with state.main_process_first():
+    base = Path(output_dir) / "_base"
+    with main_process_first():
         # The processor's file is written last.
-        if state.is_main_process and not (keep and (base / "processor_config.json").is_file()):
-            build_tiny_vlm(base, seed=seed)
+        if PartialState().is_main_process and not (keep and (base / "processor_config.json").is_file()):
+            with whole_weights():
+                build_tiny_vlm(base, seed=seed)
     return str(base)
 
 

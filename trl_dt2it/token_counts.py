@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
-from accelerate import PartialState
 from datasets import Dataset
 from transformers.utils import logging
 
@@ -17,6 +16,7 @@ from .collator import MultimodalPreferenceCollator
 from .data.images import check_image
 from .data.schema import RowError, check_row, row_images, row_name
 from .encoding import encode_branches
+from .processes import main_process_first
 from .rendering import get_tokenizer, render_branches
 from .reward_config import MultimodalRewardConfig
 from .shared_prefix import common_prefix_length
@@ -150,7 +150,7 @@ def count_pairs(
     Returns:
         `Dataset`: with the columns of [`~trl_dt2it.token_counts.PairTokens`], in the same order.
     """
-    with PartialState().main_process_first():
+    with main_process_first():
         return dataset.map(
             lambda row: count_tokens(row, collator)._asdict(),
             remove_columns=dataset.column_names,

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, cast
 from datasets import Dataset
 from transformers import TrainerCallback
 
-from ..curation.callback_processes import on_main_process
 from ..pair_scoring import evaluating
+from ..processes import on_main_process
 from .audit import audit_style
 
 
