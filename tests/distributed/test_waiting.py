@@ -1,11 +1,15 @@
 """Processes wait for each other as long as it takes, and what fails on one of them fails on all."""
 
 import json
+import runpy
+import sys
 import time
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch.distributed as dist
 from accelerate import PartialState
 from datasets import Dataset
 from transformers.utils import logging
@@ -20,7 +24,7 @@ from trl_dt2it.row_records import make_records
 from ..curation.runs import arguments, start
 from ..families import family_dir
 from ..judge.server import Fault, JudgeServer
-from ..processes import Run
+from ..processes import ROOT, Run
 from ..rows import make_dataset, make_rows
 from ..trainers import config
 
@@ -92,6 +96,9 @@ def work_and_fail(rank: int, folder: Path) -> dict:
         error_of(lambda: make_records(folder / "records.jsonl", list("abcdef"), make, batch_size=2, desc="")),
     ]
     on_main_process(lambda: None)  # nobody is out of step
+    if rank == 0:
+        time.sleep(WORK)
+    found["limit"] = error_of(PartialState().wait_for_everyone)  # as the processes were told, it gives up
     return found
 
 
@@ -103,13 +110,10 @@ def test_waiting_has_no_limit_and_an_error_is_raised_everywhere(tmp_path):
         assert found["is_made"] and found["gathered"] == [1, 2]
         sent = ["RuntimeError", "Unpicklable: 1 and 2"] if rank == 0 else ["Unpicklable", "1 and 2"]
         assert found["errors"] == [row, row, key, sent, row]
+        assert found["limit"] and found["limit"][0] != "RowError"
     # What the process without the error has made stays.
-    assert [json.loads(line)["row"] for line in (tmp_path / "records.jsonl.0").read_text().splitlines()] == [
-        0,
-        1,
-        4,
-        5,
-    ]
+    lines = (tmp_path / "records.jsonl.0").read_text().splitlines()
+    assert [json.loads(line)["row"] for line in lines] == [0, 1, 4, 5]
 
 
 def broken_rows(number: int) -> list[dict]:
@@ -128,9 +132,9 @@ def train_to_the_end(rank: int, folder: Path, base: str) -> dict:
     trainer = MultimodalRewardTrainer(base, args=args, train_dataset=Dataset.from_list(rows))
     trainer.train()
     trainer.save_model()
-    score = (trainer.model, Dataset.from_list(rows), trainer.data_collator)
+    score = partial(score_pairs, trainer.model, collator=trainer.data_collator, batch_size=1, show_progress=False)
     errors = [
-        error_of(lambda: score_pairs(*score, batch_size=1, show_progress=False, **options))
+        error_of(partial(score, Dataset.from_list(rows), **options))
         for options in ({}, {"num_workers": 1}, {"max_tokens_per_batch": 1, "num_workers": 1})
     ]
 
@@ -139,8 +143,7 @@ def train_to_the_end(rank: int, folder: Path, base: str) -> dict:
 
     if rank == 1:
         trainer.model.forward = forward_that_fails
-    rows = rows[:7]
-    errors.append(error_of(lambda: score_pairs(trainer.model, rows, trainer.data_collator, batch_size=1)))
+    errors.append(error_of(partial(score, rows[:7])))
     return {"warnings": warnings, "steps": trainer.state.global_step, "errors": errors}
 
 
@@ -192,6 +195,13 @@ def test_each_process_counts_its_share_and_rewards_stay_the_same(tmp_path):
     assert second["scores"] == first["scores"] and len(np.unique(one["scores"][0])) == 42
 
 
+def run_with_limit(path: str, flags: list[str]) -> None:
+    """Runs a recipe in a process group that was made before, because `ddp_timeout` does not count on a CPU."""
+    dist.init_process_group("gloo", timeout=LIMIT)
+    sys.argv = [path, *flags]
+    runpy.run_path(path, run_name="__main__")
+
+
 def test_a_judge_of_twelve_seconds_outlasts_the_limit_of_the_processes(tmp_path):
     """The judges' stage of the recipe, on the first of two processes whose collectives give up after five seconds."""
     replies = iter([Fault(text='{"better": "first"}', hang=12.0), *[Fault(text='{"better": "tie"}')] * 100])
@@ -202,7 +212,8 @@ def test_a_judge_of_twelve_seconds_outlasts_the_limit_of_the_processes(tmp_path)
         until = start(arguments(tmp_path, **settings, stop_before="round-1/judge"))
         until.finish()
         assert not server.requests and not (tmp_path / "round-1/judge/stage.json").exists()
-        judged = start(arguments(tmp_path, **settings, stop_before="final", ddp_timeout=5), num_processes=2)
+        flags = arguments(tmp_path, **settings, stop_before="final")
+        judged = Run(run_with_limit, str(ROOT / "recipes/dt2it.py"), flags, num_processes=2, ACCELERATE_USE_CPU="true")
         printed = judged.finish()
     record = json.loads((tmp_path / "round-1/judge/stage.json").read_text())
     assert record["seconds"] > 12 and record["counts"]["judged"] == 12  # a quarter of 48 pairs
