@@ -1,6 +1,7 @@
 """Processes wait for each other as long as it takes, and what fails on one of them fails on all."""
 
 import json
+import multiprocessing
 import runpy
 import sys
 import time
@@ -40,6 +41,8 @@ def on_two(folder: Path, function, *arguments: object) -> list:
 
 
 def _write(folder: Path, function, arguments: tuple) -> None:
+    # A process that a fork server has made would start the workers of a data loader by another fork server.
+    multiprocessing.set_start_method("fork", force=True)
     rank = PartialState(cpu=True, timeout=LIMIT).process_index
     (folder / f"{rank}.json").write_text(json.dumps(function(rank, folder, *arguments)))
 
