@@ -124,8 +124,8 @@ def whole_weights() -> Iterator[None]:
     Have `from_pretrained` load the whole model on the process that calls it, and on no other.
 
     In a training with DeepSpeed ZeRO-3, transformers would otherwise divide the weights of any model among all
-    processes, which have to load it together; with FSDP's `cpu_ram_efficient_loading` the first process of a machine may
-    be the only one to get weights.
+    processes, which have to load it together; with FSDP's `cpu_ram_efficient_loading` the first process of a machine
+    may be the only one to get weights.
     """
     config, efficient = deepspeed._hf_deepspeed_config_weak_ref, os.environ.get(_FSDP_LOADING)
     deepspeed.unset_hf_deepspeed_config()

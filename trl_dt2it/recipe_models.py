@@ -35,6 +35,8 @@ class ScorerArguments:
             Attention implementation, such as `flash_attention_2`.
         batch_tokens (`int`, *optional*, defaults to `16384`):
             Most tokens of a batch.
+        num_workers (`int`, *optional*, defaults to `0`):
+            Worker processes that count tokens and decode images while the model computes, for each process.
         revision (`str`, *optional*):
             Branch, tag or commit of a model on the Hub.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
@@ -47,6 +49,7 @@ class ScorerArguments:
     dtype: str | None = field(default=None, metadata={"help": "Dtype of the weights."})
     attn_implementation: str | None = field(default=None, metadata={"help": "Attention implementation."})
     batch_tokens: int = field(default=16384, metadata={"help": "Most tokens of a batch."})
+    num_workers: int = field(default=0, metadata={"help": "Worker processes that decode images."})
     revision: str | None = field(default=None, metadata={"help": "Revision of a model on the Hub."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Whether code of the checkpoint may run."})
     dry_run: bool = field(default=False, metadata={"help": "Say only what would be read and written."})
@@ -75,6 +78,7 @@ class ScorerArguments:
             dtype=self.dtype,
             attn_implementation=usable_attention(self.attn_implementation),
             batch_tokens=self.batch_tokens,
+            num_workers=self.num_workers,
             revision=self.revision,
             trust_remote_code=self.trust_remote_code,
             **options,
