@@ -1,9 +1,9 @@
 """How much faster does `RewardScorer.score_pairs` score a set of images with two workers than without?
 
 Pairs with a 512 x 512 image each, as PNG bytes, from the data set to the rewards: tokens counted, images decoded and
-preprocessed, forward pass. The model is the tiny one of the demo and sees an image at 128 x 128, so that on a CPU, too,
-it takes a smaller share of the time than the images, as a model on a GPU does. The two are timed in turn, so that a
-machine with other work slows down both; the rewards have to be the same.
+preprocessed, forward pass. The model is the tiny one of the demo and sees an image at 128 x 128, so that it takes a
+smaller share of the time than the images, as a model on a GPU does; here it competes with the workers for the cores.
+The two are timed in turn, so that a machine with other work slows down both; the rewards have to be the same.
 
 Prints a table and writes `benchmarks/results/scoring_workers.{json,md}`. Fails below 1.6 times the speed without
 workers. It takes two idle cores to show it.
@@ -23,7 +23,7 @@ from lib.report import in_turn, markdown, ratio, wall_seconds, write
 from lib.vlm import rows_of
 
 from trl_dt2it import RewardScorer, load_reward_model
-from trl_dt2it.batch_loss import pair_logits
+from trl_dt2it.batch_loss import pair_rewards
 from trl_dt2it.demo.tiny import build_tiny_vlm
 from trl_dt2it.loading import load_processing_class, set_pixel_limits
 
@@ -51,7 +51,7 @@ def seconds_of_forward(scorer: RewardScorer, dataset: Dataset) -> float:
     @torch.no_grad()
     def forward() -> None:
         for batch in batches:
-            pair_logits(scorer.model, {name: value for name, value in batch.items() if name != "pairs"}, 8)
+            pair_rewards(scorer.model, {name: value for name, value in batch.items() if name != "pairs"}, 8)
 
     forward()
     return wall_seconds(forward) / 32
@@ -82,8 +82,8 @@ def main(runs: int) -> None:
     ]
     share = forward * PAIRS / median(seconds[alone])
     text = [
-        f"{PAIRS} pairs with a 512 x 512 image each, from PNG bytes to the rewards, on a CPU; medians of {runs} runs in "
-        f"turn. Without workers the forward passes take {share:.0%} of the time. {FLOOR:g}x is asked for.",
+        f"{PAIRS} pairs with a 512 x 512 image each, from PNG bytes to the rewards, on a CPU; medians of {runs} runs "
+        f"in turn. Without workers the forward passes take {share:.0%} of the time. {FLOOR:g}x is asked for.",
         "",
         markdown(["", "s", "pairs/s", "speed"], cells),
     ]
