@@ -68,7 +68,7 @@ def load_under_fsdp(saved: Path, folder: Path) -> None:
 
 
 def on_two(function, saved: Path, folder: Path, **environment: str) -> list[dict]:
-    Run(function, saved, folder, num_processes=2, **environment).finish(180)
+    Run(function, saved, folder, num_processes=2, **environment).finish(480)  # the first run compiles
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
