@@ -25,6 +25,7 @@ def main(args):
     from rich.console import Console
 
     from trl_dt2it.data.whole_file import whole_file
+    from trl_dt2it.processes import on_main_process
     from trl_dt2it.recipe_models import share_work
     from trl_dt2it.scored_answers import answer_and_score
 
@@ -35,11 +36,13 @@ def main(args):
         return
     scored = answer_and_score(args, rows, source="prompts")
     lines = [best_of(one) for one in scored]
-    if state.is_main_process:
+
+    def finish():
         with whole_file(output) as part:
             part.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
         show(lines, output, Console())
-    state.wait_for_everyone()
+
+    on_main_process(finish)
     state.destroy_process_group()
 
 

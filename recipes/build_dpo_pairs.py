@@ -54,6 +54,7 @@ def main(args):
 
     from trl_dt2it.data import write_parquet
     from trl_dt2it.data.whole_file import whole_file
+    from trl_dt2it.processes import on_main_process
     from trl_dt2it.recipe_models import share_work
     from trl_dt2it.reward_gap_pairs import build_gap_pairs
     from trl_dt2it.scored_answers import answer_and_score
@@ -67,7 +68,8 @@ def main(args):
     if args.output_format == "jsonl":
         check_paths(rows)
     scored = answer_and_score(args, rows, source=args.source)
-    if state.is_main_process:
+
+    def finish():
         pairs, report = build_gap_pairs(
             rows,
             scored,
@@ -84,7 +86,8 @@ def main(args):
         with whole_file(folder / "report.json") as part:
             part.write_text(json.dumps(dataclasses.asdict(report), indent=2) + "\n", encoding="utf-8")
         show(report, output, Console())
-    state.wait_for_everyone()
+
+    on_main_process(finish)
     state.destroy_process_group()
 
 

@@ -15,6 +15,7 @@ What the flags of the command line say wins over the YAML file. A key that no op
 
 import json
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from trl import ModelConfig, TrlParser
@@ -101,6 +102,7 @@ def main(args, training_args, model_args):
     from trl_dt2it.curation.rounds import plan_rounds
     from trl_dt2it.curation.run_record import record_run
     from trl_dt2it.curation.stages import run_stages, show_plan
+    from trl_dt2it.processes import on_main_process, wait_for_everyone
     from trl_dt2it.report import write_report
 
     state, console = PartialState(), Console()
@@ -138,8 +140,8 @@ def main(args, training_args, model_args):
         if state.is_main_process:
             show_plan(stages, run.output_dir, console)
     else:
-        if state.is_main_process and args.shard is None:
-            record_run(run)
+        if args.shard is None:
+            on_main_process(partial(record_run, run))
         records = run_stages(
             stages,
             run.output_dir,
@@ -150,7 +152,8 @@ def main(args, training_args, model_args):
         is_done = len(records) == len(stages)
         # Read by all processes together, where nothing was left to do that needed it.
         pool = run.sets.usable("pool") if is_done else None
-        if is_done and state.is_main_process:
+
+        def finish():
             path = run.output_dir / "summary.json"
             summary = summarise_run(run, records)
             path.write_text(json.dumps(summary, indent=2) + "\n")
@@ -163,7 +166,10 @@ def main(args, training_args, model_args):
             if args.hub_dataset_id is not None:
                 pushed = push_pool(run, args.hub_dataset_id)
                 console.print(f"Pushed:  {pushed.repo_url}", soft_wrap=True, highlight=False)
-    state.wait_for_everyone()
+
+        if is_done:
+            on_main_process(finish)
+    wait_for_everyone()
     state.destroy_process_group()
 
 

@@ -103,6 +103,7 @@ def main(args):
     from trl_dt2it.evaluation import evaluate, pooled, show_published
     from trl_dt2it.evaluation.benchmarks import PAPER_BENCHMARKS
     from trl_dt2it.evaluation.cards import update_card
+    from trl_dt2it.processes import on_main_process
     from trl_dt2it.recipe_models import share_work
     from trl_dt2it.report import write_report
 
@@ -136,26 +137,33 @@ def main(args):
         results.append(result)
         if state.is_main_process:
             result.show(console)
-    if not state.is_main_process:
-        return
-    total = pooled(results) if len(results) > 1 else None
-    if len(results) > 1:
-        show_published(results, console, model=name)
-    if total is not None and set(total.names) == set(PAPER_BENCHMARKS):
-        console.print(f"{total.correct:,} of {total.n:,} pairs, the paper's mean overall accuracy: {total.micro:.2%}")
-    content = {
-        "model": args.model,
-        "dtype": str(next(scorer.model.parameters()).dtype),
-        "results": [result.to_dict() for result in results],
-        "pooled": None if total is None else {"micro": total.micro, "mean": total.mean, "n": total.n},
-    }
-    with whole_file(folder / "evaluation.json") as part:
-        part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    if args.model_card:
-        update_card(Path(args.model) / "README.md", results, model_name=name, command=run_command(state.num_processes))
-    console.print(f"Results: {folder / 'evaluation.json'}", soft_wrap=True, highlight=False)
-    report = write_report(folder / "report.html", evaluations=[folder / "evaluation.json"])
-    console.print(f"Report:  {report}", soft_wrap=True, highlight=False)
+
+    def finish():
+        total = pooled(results) if len(results) > 1 else None
+        if len(results) > 1:
+            show_published(results, console, model=name)
+        if total is not None and set(total.names) == set(PAPER_BENCHMARKS):
+            console.print(
+                f"{total.correct:,} of {total.n:,} pairs, the paper's mean overall accuracy: {total.micro:.2%}"
+            )
+        content = {
+            "model": args.model,
+            "dtype": str(next(scorer.model.parameters()).dtype),
+            "results": [result.to_dict() for result in results],
+            "pooled": None if total is None else {"micro": total.micro, "mean": total.mean, "n": total.n},
+        }
+        with whole_file(folder / "evaluation.json") as part:
+            part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        if args.model_card:
+            update_card(
+                Path(args.model) / "README.md", results, model_name=name, command=run_command(state.num_processes)
+            )
+        console.print(f"Results: {folder / 'evaluation.json'}", soft_wrap=True, highlight=False)
+        report = write_report(folder / "report.html", evaluations=[folder / "evaluation.json"])
+        console.print(f"Report:  {report}", soft_wrap=True, highlight=False)
+
+    on_main_process(finish)
+    state.destroy_process_group()
 
 
 def plan(args, sources, folder, console):

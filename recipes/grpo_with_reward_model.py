@@ -83,7 +83,6 @@ def main(script_args, training_args, model_args):
     for name, value in (("reward_model", script_args.reward_model), ("dataset_name", script_args.dataset_name)):
         if not value:
             raise ValueError(f"Give `{name}`.")
-    state = PartialState()
     model = with_tiny(model_args.model_name_or_path, training_args.output_dir, training_args.seed)
     scorer = RewardScorer.from_pretrained(
         script_args.reward_model,
@@ -104,8 +103,7 @@ def main(script_args, training_args, model_args):
     )
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     trainer.save_model(training_args.output_dir)
-    state.wait_for_everyone()
-    if state.is_main_process:
+    if PartialState().is_main_process:
         rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
         print(f"Mean reward: {rewards[0]:+.3f} at first, {rewards[-1]:+.3f} at last.")
         print(f"Model: {Path(training_args.output_dir).resolve()}")

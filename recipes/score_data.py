@@ -42,6 +42,7 @@ def main(args):
 
     from trl_dt2it.data import write_parquet
     from trl_dt2it.data.whole_file import whole_file
+    from trl_dt2it.processes import on_main_process
     from trl_dt2it.recipe_data import show_dry_run
     from trl_dt2it.recipe_models import share_work
 
@@ -64,7 +65,8 @@ def main(args):
         return
     scorer = args.load(image_options=args.image_options, normalize=args.normalize)
     scored = scorer.score_dataset(rows, folder / "rewards", rows_per_shard=args.rows_per_shard)
-    if state.is_main_process:
+
+    def finish():
         write_parquet(scored, folder / "scored.parquet")
         found = summary(scored)
         with whole_file(folder / "summary.json") as part:
@@ -72,7 +74,8 @@ def main(args):
         show(found, console)
         console.print(f"Rows:    {folder / 'scored.parquet'}", soft_wrap=True, highlight=False)
         console.print(f"Figures: {folder / 'summary.json'}", soft_wrap=True, highlight=False)
-    state.wait_for_everyone()
+
+    on_main_process(finish)
     state.destroy_process_group()
 
 

@@ -92,6 +92,7 @@ def main(script_args, training_args, model_args, dataset_args):
 
     from trl_dt2it import MultimodalRewardTrainer
     from trl_dt2it.debias import StyleAuditCallback
+    from trl_dt2it.processes import on_main_process
     from trl_dt2it.recipe_models import init_kwargs, with_tiny
 
     state = PartialState()
@@ -122,19 +123,17 @@ def main(script_args, training_args, model_args, dataset_args):
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     train_seconds = time.perf_counter() - start
+    # First of all: whatever fails from here on does not cost the training. What is pushed goes up at the end.
+    trainer.save_model(training_args.output_dir, _internal_call=True)
     metrics = trainer.evaluate() if eval_dataset is not None else {}
 
-    trainer.save_model(training_args.output_dir)
     # A card can link to a set on the Hub only.
     hub_dataset = script_args.dataset_name
     if hub_dataset is not None and ("/" not in hub_dataset or Path(hub_dataset).exists()):
         hub_dataset = None
-    trainer.create_model_card(dataset_name=hub_dataset)
-    if training_args.push_to_hub:
-        trainer.push_to_hub(dataset_name=hub_dataset)
 
-    state.wait_for_everyone()
-    if state.is_main_process:
+    def finish():
+        trainer.create_model_card(dataset_name=hub_dataset)
         summary = {
             "model_dir": training_args.output_dir,
             "base_model": model_args.model_name_or_path,
@@ -145,9 +144,15 @@ def main(script_args, training_args, model_args, dataset_args):
             "steps": trainer.state.global_step,
             **{name: value for name, value in metrics.items() if not name.endswith(("_runtime", "_per_second"))},
         }
+        save_summary(summary)
         if eval_dataset is not None and not script_args.dataset_streaming and not model_args.use_peft:
             summary["example"] = score_again(trainer)
+            save_summary(summary)
         report(summary)
+
+    on_main_process(finish)
+    if training_args.push_to_hub:
+        trainer.push_to_hub(dataset_name=hub_dataset)
     trainer.end()
 
 
@@ -191,15 +196,17 @@ def plan(script_args, training_args, model_args, dataset_args):
 
 
 def score_again(trainer):
-    """Reloads what was saved as anybody would, and scores one held-out pair."""
+    """Reloads what was saved as anybody would, whole and on this process alone, and scores one held-out pair."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoProcessor
 
     from trl_dt2it import MultimodalPreferenceCollator
+    from trl_dt2it.processes import whole_weights
 
     # The trainer's rows and places: checked, with the images still encoded and found under `image_root`.
     row, model_dir = trainer.eval_dataset[0], trainer.args.output_dir
-    model = AutoModelForSequenceClassification.from_pretrained(model_dir).eval()
+    with whole_weights():
+        model = AutoModelForSequenceClassification.from_pretrained(model_dir).eval()
     processor = AutoProcessor.from_pretrained(model_dir)
     batch = MultimodalPreferenceCollator(processor, image_options=trainer.data_collator.image_options)([row])
     del batch["pairs"]
@@ -217,13 +224,18 @@ def score_again(trainer):
     }
 
 
+def save_summary(summary):
+    """Writes `summary.json` beside the model."""
+    path = Path(summary["model_dir"]) / "summary.json"
+    path.write_text(json.dumps(summary, indent=2) + "\n")
+
+
 def report(summary):
-    """Writes `summary.json` and says on screen how it went and where everything is."""
+    """Says on screen how it went and where everything is."""
     from rich.console import Console
     from rich.table import Table
 
     path = Path(summary["model_dir"]) / "summary.json"
-    path.write_text(json.dumps(summary, indent=2) + "\n")
     console = Console()
     table = Table(title="Reward model trained", show_header=False)
     if "eval_accuracy" in summary:

@@ -11,6 +11,7 @@ from datasets import Dataset, IterableDataset
 from datasets.distributed import split_dataset_by_node
 from transformers import CONFIG_MAPPING, AutoModel, GPTNeoXConfig, LlamaConfig, PreTrainedModel, Trainer, masking_utils
 from transformers.core_model_loading import revert_weight_conversion
+from transformers.integrations import deepspeed, is_fsdp_enabled
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_flash_attention_utils import _flash_attention_forward
 from transformers.modeling_layers import GenericForSequenceClassification
@@ -81,6 +82,9 @@ def test_signature(owner, name, parameters):
         (_flash_attention_forward, "lazy_import_flash_attention(attn_implementation)"),
         (Accelerator.prepare_model, "_is_accelerate_prepared"),
         (Accelerator.prepare_model, "self._models"),
+        (deepspeed.is_deepspeed_zero3_enabled, "_hf_deepspeed_config_weak_ref().is_zero3()"),
+        (deepspeed.set_hf_deepspeed_config, "_hf_deepspeed_config_weak_ref = weakref.ref("),
+        (is_fsdp_enabled, '"FSDP_CPU_RAM_EFFICIENT_LOADING", "False"'),
     ],
 )
 def test_source_still_uses_the_name(owner, code):

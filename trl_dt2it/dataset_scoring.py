@@ -15,13 +15,12 @@ import torch
 from datasets import Dataset
 from torch import nn
 from transformers import ProcessorMixin
-from trl.trainer.utils import global_then_local_main_first
 
-from .curation.callback_processes import check_shared_folder
 from .curation.pair_identity import pair_ids, source_fingerprint
 from .curation.scoring_shards import gather_scores, score_in_shards
-from .curation.stages import agreed, digest_of
+from .curation.stages import digest_of
 from .data.whole_file import whole_file
+from .processes import check_shared_folder, main_process_first, on_main_process
 from .rendering import ProcessingClass
 
 
@@ -68,11 +67,11 @@ def add_rewards(
         check_shared_folder(output_dir)
         names = pair_ids(dataset)
         record = {"rows": rows_fingerprint(dataset, names), "rows_per_shard": rows_per_shard, **settings}
-        if problem := agreed(partial(_begin, output_dir, record)):
+        if problem := on_main_process(partial(_begin, output_dir, record)):
             raise ValueError(problem)
         score_in_shards(output_dir, dataset, score, pair_ids=names, rows_per_shard=rows_per_shard)
         rewards = gather_scores([[output_dir]], len(dataset))[:, :, 0]
-    with global_then_local_main_first():  # where rows were selected, `datasets` writes them anew
+    with main_process_first():  # where rows were selected, `datasets` writes them anew
         for name, column in zip(REWARD_COLUMNS, rewards.T, strict=True):
             dataset = dataset.add_column(name, pa.array(np.ascontiguousarray(column, dtype=np.float32)))
     return dataset

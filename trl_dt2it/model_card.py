@@ -24,6 +24,7 @@ from .card_facts import (
     style_facts,
 )
 from .curation.callback import IterativeCurationCallback
+from .processes import on_main_process
 
 
 if TYPE_CHECKING:
@@ -177,25 +178,30 @@ def push_model(
     if trainer.hub_model_id is None:
         trainer.init_hf_repo(token=token, private=private)
     trainer.save_model(_internal_call=True)
-    if not trainer.is_world_process_zero():
-        return None
-    repo_id = cast(str, trainer.hub_model_id)  # set by `init_hf_repo`
-    name = model_name or repo_id.split("/")[-1]
-    if ledger is None:
-        trainer.create_model_card(model_name=name, **card)
-    else:
-        write_model_card(trainer, model_name=name, ledger=ledger, **card)
-    trainer._finish_current_push()
-    return upload_folder(
-        repo_id=repo_id,
-        folder_path=cast(str, trainer.args.output_dir),
-        commit_message=commit_message,
-        token=token,
-        revision=revision or trainer.args.hub_revision,
-        run_as_future=cast(Any, not blocking),  # annotated for the two constants alone
-        allow_patterns=MODEL_FILES,
-        ignore_patterns=_NESTED,
-    )
+    uploads: list[Any] = []
+
+    def push() -> None:
+        repo_id = cast(str, trainer.hub_model_id)  # set by `init_hf_repo`
+        name = model_name or repo_id.split("/")[-1]
+        if ledger is None:
+            trainer.create_model_card(model_name=name, **card)
+        else:
+            write_model_card(trainer, model_name=name, ledger=ledger, **card)
+        trainer._finish_current_push()
+        upload = upload_folder(
+            repo_id=repo_id,
+            folder_path=cast(str, trainer.args.output_dir),
+            commit_message=commit_message,
+            token=token,
+            revision=revision or trainer.args.hub_revision,
+            run_as_future=cast(Any, not blocking),  # annotated for the two constants alone
+            allow_patterns=MODEL_FILES,
+            ignore_patterns=_NESTED,
+        )
+        uploads.append(upload)  # a future cannot be sent to the other processes
+
+    on_main_process(push)
+    return uploads[0] if uploads else None
 
 
 def push_checkpoint(trainer: MultimodalRewardTrainer, checkpoint: str) -> list[Any]:

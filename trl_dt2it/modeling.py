@@ -37,8 +37,8 @@ from transformers.utils import cached_file, find_adapter_config_file, logging
 from .freezing import num_tokens_of_adapter
 from .image_features import encode_once, refuse_unseen
 from .patch_embedding import project_patches_by_matrix_product
+from .processes import whole_weights
 from .reward_statistics import read_beside_adapter
-from .sharding import whole_on_every_process
 from .shared_forward import last_hidden_states, use_shared_prefix
 
 
@@ -432,7 +432,7 @@ def _replace_head(native: PreTrainedModel, cls: type[PreTrainedModel], score: Re
     Loading the native class and taking its base over is the one way that needs no table of key renames: under a class
     of ours transformers applies none, and Qwen2-VL and Qwen2.5-VL would keep a random language model."""
     mark_as_reward_model(native.config)
-    with whole_on_every_process(), torch.device("meta"):
+    with whole_weights(), torch.device("meta"):
         model = cls(native.config)
     model.model = native.model
     project_patches_by_matrix_product(model)
@@ -630,7 +630,7 @@ def language_head_weights(
         native = get_class_from_dynamic_module(remote, name_or_path, revision=revision)
     else:
         return set()
-    with whole_on_every_process(), torch.device("meta"):
+    with whole_weights(), torch.device("meta"):
         model = native(config)
     heads = {k: v for k, v in model.state_dict().items() if not k.startswith(f"{model.base_model_prefix}.")}
     return {*heads, *revert_weight_conversion(model, heads)}  # in the model and in the checkpoint

@@ -1,13 +1,17 @@
 """Rewards of both answers of every pair of a data set, as training computes them: one row per pair, without gradient.
 
 Which pairs share a batch depends on the data set alone, and processes take turns with the batches; so each pair has
-the same rewards on one process and on many.
+the same rewards on one process and on many. Tokens are counted and images decoded in the workers of a data loader. A
+row that cannot be read on one process is an error on all of them, and before each batch they make sure that all have
+theirs: none is left alone in a forward pass that all have to take part in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -17,17 +21,22 @@ from accelerate.utils import reduce, send_to_device
 from datasets import Dataset
 from torch import nn
 from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
 from transformers import DataCollator
 
 from .batch_loss import pair_rewards
 from .data.encoded import leave_images_encoded
+from .data.rows import row_name
 from .packing import plan_batches
-from .token_counts import PairTokens, count_pairs, pair_size
+from .processes import gather, portable, raise_together
+from .token_counts import PairTokens, count_tokens, pair_size
 
 
 if TYPE_CHECKING:
     from .reward_trainer import MultimodalRewardTrainer
+
+ROWS_COUNTED_TOGETHER = 8
 
 
 def score_pairs(
@@ -46,8 +55,8 @@ def score_pairs(
     """
     Rewards of chosen and rejected of N pairs.
 
-    Every process has to call it; they share the pairs out among them. The random generators stay as they are, and so
-    does the mode, training or evaluation, of each module of the model.
+    Every process has to call it; they share the pairs out among them, and before that the counting of their tokens.
+    The random generators stay as they are, and so does the mode, training or evaluation, of each module of the model.
 
     Args:
         model (`nn.Module`):
@@ -66,7 +75,8 @@ def score_pairs(
         lengths (`Sequence[int]` of length N, *optional*):
             Number of tokens of each pair, for `max_tokens_per_batch`; counted if not given.
         num_workers (`int`, *optional*, defaults to `0`):
-            Number of processes that load and preprocess the rows.
+            Number of worker processes, for each process, that count tokens, decode images and preprocess them while
+            the model computes.
         desc (`str`, *optional*, defaults to `"Scoring"`):
             What the progress bar says.
         show_progress (`bool`, *optional*, defaults to `True`):
@@ -75,32 +85,42 @@ def score_pairs(
     Returns:
         `np.ndarray` of shape `(N, 2)` and dtype `float32`: rewards of chosen and of rejected, in the order of the
         rows, the same on every process.
+
+    Raises:
+        [`~trl_dt2it.data.schema.RowError`]: if a row cannot be used, on every process; the message names it.
     """
     state = accelerator or PartialState()
     if isinstance(dataset, Dataset):
         dataset = leave_images_encoded(dataset)
-    batches = _batches(dataset, collator, batch_size, max_tokens_per_batch, lengths)
+    hidden = not (show_progress and state.is_main_process)
+    if max_tokens_per_batch is None:
+        batches = _ranges(len(dataset), batch_size)
+    elif len(dataset) == 0:
+        batches = []
+    else:
+        if lengths is None:
+            lengths = _count_sizes(dataset, collator, max_tokens_per_batch, num_workers, disable=hidden)
+        plan = plan_batches(lengths, max_tokens_per_batch, padded=not cast(Any, collator).share_prefix)
+        batches = [plan.rows[batch].tolist() for batch in plan.batches]
     turns = -(-len(batches) // state.num_processes)
     # Where the model is sharded, all processes have to take part in as many forward passes.
     mine = [batches[min(turn * state.num_processes + state.process_index, len(batches) - 1)] for turn in range(turns)]
-    loader = DataLoader(
-        cast(Any, dataset),  # a sequence of rows will do
-        batch_sampler=mine,
-        collate_fn=collator,
-        num_workers=num_workers,
-        generator=torch.Generator(),  # without one of its own it would draw a seed from the global generator
-    )
     device = next(model.parameters()).device
     rewards = torch.zeros(len(dataset), 2)
-    hidden = not (show_progress and state.is_main_process)
+    failure: Exception | None = None
     with torch.no_grad(), evaluating(model), tqdm(total=len(dataset), desc=desc, disable=hidden) as bar:
-        for turn, inputs in enumerate(loader):
+        for turn, (inputs, problem) in enumerate(_attempts(_Attempts(dataset, mine, collator), num_workers)):
+            raise_together(failure or problem)
             number = len(inputs["pairs"]["weight"])
-            tensors = send_to_device({name: value for name, value in inputs.items() if name != "pairs"}, device)
-            found = pair_rewards(model, tensors, number)
-            if turn * state.num_processes + state.process_index < len(batches):
-                rewards[mine[turn]] = found[:, :number].T.cpu()
+            try:
+                tensors = send_to_device({name: value for name, value in inputs.items() if name != "pairs"}, device)
+                found = pair_rewards(model, tensors, number)
+                if turn * state.num_processes + state.process_index < len(batches):
+                    rewards[mine[turn]] = found[:, :number].T.cpu()
+            except Exception as error:  # the others hear of it before their next batch
+                failure = error
             bar.update(min(number * state.num_processes, len(dataset) - bar.n))
+        raise_together(failure)
     # Each row stands on one process alone, so that the sum is exact.
     return reduce(rewards.to(state.device), "sum").cpu().numpy()
 
@@ -153,20 +173,86 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _batches(
-    dataset: Dataset | Sequence[dict[str, Any]],
-    collator: Any,
-    batch_size: int,
-    max_tokens_per_batch: int | None,
-    lengths: Sequence[int] | np.ndarray | None,
-) -> list[list[int]]:
-    if len(dataset) == 0:
-        return []
-    if max_tokens_per_batch is None:
-        return [list(range(i, min(i + batch_size, len(dataset)))) for i in range(0, len(dataset), batch_size)]
-    if lengths is None:
-        counts = count_pairs(dataset, name="scored", collator=collator)
-        columns = zip(*(counts[field][:] for field in PairTokens._fields), strict=True)
-        lengths = [pair_size(PairTokens(*tokens), collator) for tokens in columns]
-    plan = plan_batches(lengths, max_tokens_per_batch, padded=not collator.share_prefix)
-    return [plan.rows[batch].tolist() for batch in plan.batches]
+@dataclass(frozen=True)
+class _Attempts(TorchDataset):
+    """Items of a data loader, each made of some rows; or in its place the error, because an error that is raised in a
+    worker comes back as another, and one that is raised on a process leaves the other processes waiting."""
+
+    rows: Any
+    indices: list[list[int]]
+    make: Callable[[list[dict[str, Any]]], Any]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, place: int) -> tuple[Any, Exception | None]:
+        try:
+            return self.make([self._named(index) for index in self.indices[place]]), None
+        except Exception as error:
+            return None, portable(error)
+
+    def _named(self, index: int) -> dict[str, Any]:
+        """The row, which an error calls by its index in the set where it has no `pair_id`, not by that in a batch."""
+        row = self.rows[index]
+        return {**row, "pair_id": row_name(row, index)}
+
+
+def _count_tokens(rows: list[dict[str, Any]], collator: Any) -> list[PairTokens]:
+    return [count_tokens(row, collator) for row in rows]
+
+
+def _attempts(items: _Attempts, num_workers: int) -> Iterator[tuple[Any, Exception | None]]:
+    """Give the items in their order, made in workers; a worker that dies is an error in the place of its item."""
+    loaded = None
+    for _ in range(len(items)):
+        try:
+            if loaded is None:
+                loader = DataLoader(
+                    items,
+                    batch_size=None,
+                    collate_fn=_as_it_is,
+                    num_workers=min(num_workers, len(items)),
+                    generator=torch.Generator(),  # without one of its own it would draw from the global generator
+                )
+                loaded = iter(loader)
+            item = next(loaded)
+        except Exception as error:
+            item = None, error
+        yield item
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+def _count_sizes(
+    dataset: Dataset | Sequence[dict[str, Any]], collator: Any, most: int, num_workers: int, *, disable: bool
+) -> list[int]:
+    """Count what each pair adds to a batch; each process counts its share. A pair that differs before its last image
+    fills a batch, to be alone: it would give all of its batch two rows per pair."""
+    state = PartialState()
+    chunks = _ranges(len(dataset), ROWS_COUNTED_TOGETHER)
+    mine = chunks[state.process_index :: state.num_processes]
+    own: list[list[int]] = []
+    failure = None
+    with tqdm(total=len(dataset), desc="Counting tokens", disable=disable, leave=False) as bar:
+        items = _Attempts(dataset, mine, partial(_count_tokens, collator=collator))
+        for counted, problem in _attempts(items, num_workers):
+            if problem is not None:
+                failure = problem
+                break
+            sizes = [pair_size(tokens, collator) for tokens in counted]
+            alone = [collator.share_prefix and tokens.shared < 0 for tokens in counted]
+            own.append([max(size, most) if one else size for size, one in zip(sizes, alone, strict=True)])
+            bar.update(min(len(sizes) * state.num_processes, len(dataset) - bar.n))
+    raise_together(failure)
+    shares = gather(own)
+    return [
+        size
+        for place in range(len(chunks))
+        for size in shares[place % state.num_processes][place // state.num_processes]
+    ]
+
+
+def _ranges(number: int, size: int) -> list[list[int]]:
+    return [list(range(first, min(first + size, number))) for first in range(0, number, size)]

@@ -12,6 +12,7 @@ from accelerate import PartialState
 
 from .attention import usable_attention
 from .demo import READER, READER_DIR, TINY
+from .processes import main_process_first, whole_weights
 
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ class ScorerArguments:
             Attention implementation, such as `flash_attention_2`.
         batch_tokens (`int`, *optional*, defaults to `16384`):
             Most tokens of a batch.
+        num_workers (`int`, *optional*, defaults to `0`):
+            Worker processes that count tokens and decode images while the model computes, for each process.
         revision (`str`, *optional*):
             Branch, tag or commit of a model on the Hub.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
@@ -46,6 +49,7 @@ class ScorerArguments:
     dtype: str | None = field(default=None, metadata={"help": "Dtype of the weights."})
     attn_implementation: str | None = field(default=None, metadata={"help": "Attention implementation."})
     batch_tokens: int = field(default=16384, metadata={"help": "Most tokens of a batch."})
+    num_workers: int = field(default=0, metadata={"help": "Worker processes that decode images."})
     revision: str | None = field(default=None, metadata={"help": "Revision of a model on the Hub."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Whether code of the checkpoint may run."})
     dry_run: bool = field(default=False, metadata={"help": "Say only what would be read and written."})
@@ -74,6 +78,7 @@ class ScorerArguments:
             dtype=self.dtype,
             attn_implementation=usable_attention(self.attn_implementation),
             batch_tokens=self.batch_tokens,
+            num_workers=self.num_workers,
             revision=self.revision,
             trust_remote_code=self.trust_remote_code,
             **options,
@@ -108,16 +113,15 @@ def with_tiny(name: str, output_dir: str | Path, seed: int, *, keep: bool = Fals
         return str(READER_DIR)
     if name != TINY:
         return name
-    from trl.trainer.utils import global_then_local_main_first
-
     from .demo.tiny import build_tiny_vlm
 
-    base, state = Path(output_dir) / "_base", PartialState()
-    with global_then_local_main_first():
+    base = Path(output_dir) / "_base"
+    with main_process_first():
         # The processor's file is written last. On other machines it is there if they share the folder.
         is_there = (base / "processor_config.json").is_file()
-        if not is_there or (state.is_main_process and not keep):
-            build_tiny_vlm(base, seed=seed)
+        if not is_there or (PartialState().is_main_process and not keep):
+            with whole_weights():
+                build_tiny_vlm(base, seed=seed)
     return str(base)
 
 

@@ -43,7 +43,8 @@ def measure_reward_statistics(trainer: MultimodalRewardTrainer) -> dict[str, flo
     Mean and standard deviation of the rewards that a trainer's model gives both answers of its training pairs, as many
     of them as `reward_statistics_pairs` says.
 
-    Every process has to call it, after training. The random generators stay as they are.
+    Every process has to call it, after training. The random generators stay as they are. The training is done, and
+    nothing that goes wrong here may cost it: an error on any process becomes a warning on all of them.
 
     Args:
         trainer ([`MultimodalRewardTrainer`]):
@@ -51,8 +52,19 @@ def measure_reward_statistics(trainer: MultimodalRewardTrainer) -> dict[str, flo
 
     Returns:
         `dict[str, float]`, *optional*: `reward_mean` and `reward_std`, the same on every process; the latter is 0 if
-        all rewards are equal. `None` if no pair is to be scored, or a reward is not finite.
+        all rewards are equal. `None` if no pair is to be scored, a pair cannot be scored, or a reward is not finite.
     """
+    try:
+        return _measure(trainer)
+    except Exception as error:
+        logger.warning(
+            "`reward_mean` and `reward_std` are left out of the trained model's configuration, because its training "
+            f"pairs cannot all be scored: {type(error).__name__}: {error}"
+        )
+        return None
+
+
+def _measure(trainer: MultimodalRewardTrainer) -> dict[str, float] | None:
     # The trainer's parts are heavy, and this module is imported with the package.
     import numpy as np
 
@@ -124,18 +136,23 @@ def read_beside_adapter(config: PreTrainedConfig, name_or_path: str | os.PathLik
 def _sample(trainer: MultimodalRewardTrainer) -> tuple[Sequence[Any] | Dataset, Any]:
     """Pairs to score, and their numbers of tokens if they are known."""
     import numpy as np
-    import torch
     from datasets import IterableDataset
+
+    from .processes import gather, raise_together
 
     args, dataset = trainer.args, trainer.train_dataset
     most = args.reward_statistics_pairs
     if isinstance(dataset, IterableDataset):
         # Rows that were read before: a later one may be bad, and a training that is over must not fail by it.
         step = trainer._train_batch_size * args.gradient_accumulation_steps * args.world_size
-        rows = list(islice(dataset, min(most, trainer.state.global_step * step)))
+        rows, failure = [], None
+        try:
+            rows = list(islice(dataset, min(most, trainer.state.global_step * step)))
+        except Exception as error:
+            failure = error
+        raise_together(failure)
         # Where the stream was split over the processes, they may have different numbers of rows.
-        count = torch.tensor([len(rows)], device=trainer.accelerator.device)
-        return rows[: int(trainer.accelerator.gather(count).min())], None
+        return rows[: min(gather(len(rows)))], None
     dataset = cast("Dataset", dataset)
     lengths = None if trainer._lengths is None else np.asarray(trainer._lengths)
     if most >= len(dataset):

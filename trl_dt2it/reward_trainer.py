@@ -35,7 +35,6 @@ from trl import RewardConfig, RewardTrainer
 
 from .batch_loss import EmbeddingNoise, batch_loss, weights_of
 from .curation.callback import IterativeCurationCallback
-from .curation.callback_processes import check_shared_folder
 from .curation.callback_state import resume_curation
 from .curation.sampler import CuratedRows
 from .data.encoded import AnyDataset, column_names, has_transform
@@ -47,6 +46,7 @@ from .model_card import PAPER, push_checkpoint, push_model, write_model_card
 from .modeling import pad_id_as_saved
 from .packing import BatchPlan, SetEpoch, plan_training, training_sampler
 from .preparation import COLUMNS, plain_columns, prepare_dataset
+from .processes import check_shared_folder
 from .rendering import ProcessingClass, get_tokenizer
 from .reward_config import MultimodalRewardConfig
 from .reward_metrics import TrainMetrics, evaluation_metrics

@@ -14,8 +14,8 @@ from typing import Any
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
-from .curation.callback_processes import check_shared_folder
 from .data.whole_file import whole_file
+from .processes import check_shared_folder, on_main_process, raise_together, wait_for_everyone
 
 
 def make_records(
@@ -58,32 +58,40 @@ def make_records(
     check_shared_folder(path.parent)
     parts = sorted(path.parent.glob(f"{path.name}.[0-9]*"))
     known = _read([path, *parts], keys)
-    state.wait_for_everyone()  # before anybody writes what another would read as known
+    wait_for_everyone()  # before anybody writes what another would read as known
     batches = [list(range(first, min(first + batch_size, len(keys)))) for first in range(0, len(keys), batch_size)]
     missing = [batch for batch in batches if not all(row in known for row in batch)]
     path.parent.mkdir(parents=True, exist_ok=True)
     own = path.with_name(f"{path.name}.{state.process_index}")
     _mend(own)
     hidden = not (show_progress and state.is_main_process)
+    failure = None
     with tqdm(total=len(keys), initial=len(known), desc=desc, disable=hidden) as bar:
         for turn, batch in enumerate(missing):
             if turn % state.num_processes == state.process_index:
-                made = zip(batch, make(batch), strict=True)
+                try:
+                    made = list(zip(batch, make(batch), strict=True))
+                except Exception as error:  # the others go on, and keep what they make
+                    failure = error
+                    break
                 lines = [{"row": row, "key": keys[row], **record} for row, record in made if row not in known]
                 with own.open("a", encoding="utf-8") as file:
                     file.write("".join(map(_line, lines)))
             bar.update(sum(row not in known for row in batch))
-    state.wait_for_everyone()
+    raise_together(failure)
     parts = sorted(path.parent.glob(f"{path.name}.[0-9]*"))
     known = _read([path, *parts], keys)
     records = [known[row] for row in range(len(keys))]
-    state.wait_for_everyone()
-    if state.is_main_process and (parts or not path.is_file()):
-        with whole_file(path) as part:
-            part.write_text("".join(map(_line, records)), encoding="utf-8")
-        for one in parts:
-            one.unlink()
-    state.wait_for_everyone()
+    wait_for_everyone()
+
+    def join() -> None:
+        if parts or not path.is_file():
+            with whole_file(path) as part:
+                part.write_text("".join(map(_line, records)), encoding="utf-8")
+            for one in parts:
+                one.unlink()
+
+    on_main_process(join)
     return records
 
 

@@ -21,6 +21,7 @@ from .data.errors import RowError
 from .data.images import load_image
 from .data.locations import ImageOptions
 from .data.prompts import Prompt
+from .processes import whole_weights
 from .rendering import ProcessingClass, get_tokenizer, lacks_special_tokens, render_conversation
 
 
@@ -157,13 +158,14 @@ def load_generator(
     config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
     is_vlm = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     auto_class = AutoModelForImageTextToText if is_vlm else AutoModelForCausalLM
-    model = auto_class.from_pretrained(
-        name_or_path,
-        dtype=dtype or "auto",
-        attn_implementation=attn_implementation,
-        trust_remote_code=trust_remote_code,
-        use_safetensors=True,
-    )
+    with whole_weights():
+        model = auto_class.from_pretrained(
+            name_or_path,
+            dtype=dtype or "auto",
+            attn_implementation=attn_implementation,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+        )
     return model.to(PartialState().device).eval()
 
 

@@ -17,17 +17,16 @@ from transformers import PreTrainedModel
 from . import pair_scoring
 from .candidates import Candidates, as_candidates, check_prompt, check_response
 from .collator import MultimodalPreferenceCollator
-from .data.encoded import leave_images_encoded
 from .data.images import ImageOptions
 from .dataset_scoring import add_rewards, model_fingerprint, processor_settings
 from .loading import load_processing_class, set_pixel_limits
 from .modeling import load_reward_model, read_last_real_token
 from .preparation import rename_old_columns
+from .processes import whole_weights
 from .rendering import ProcessingClass, get_tokenizer
 from .reward_function import make_reward_func
 from .scoring_candidates import score_candidates
 from .shared_forward import decide_share_prefix
-from .token_counts import count_tokens, pair_size
 
 
 @dataclass(frozen=True)
@@ -68,9 +67,13 @@ class RewardScorer:
         normalize (`bool`, *optional*, defaults to `False`):
             Whether rewards have the mean of the training set taken off and are divided by its standard deviation,
             `reward_mean` and `reward_std` of the model's configuration.
+        num_workers (`int`, *optional*, defaults to `0`):
+            Worker processes that count tokens and decode images of whole data sets, in [`~RewardScorer.score_pairs`]
+            and what is built on it, while the model computes; under `accelerate launch` for each process.
 
     Raises:
-        `ValueError`: if the model has more than one label, or with `normalize` no mean and standard deviation.
+        `ValueError`: if the model has more than one label or weights that DeepSpeed ZeRO-3 has partitioned, if
+            `num_workers` is negative, or with `normalize` if there is no mean and standard deviation.
     """
 
     def __init__(
@@ -82,12 +85,22 @@ class RewardScorer:
         image_options: ImageOptions | None = None,
         share_prefix: str = "auto",
         normalize: bool = False,
+        num_workers: int = 0,
     ) -> None:
         if model.config.num_labels != 1:
             raise ValueError(f"{type(model).__name__} has {model.config.num_labels} labels; a reward model has one.")
         read_last_real_token(model)
+        # DeepSpeed gives a parameter that it partitions the attribute `ds_id`, and leaves it empty.
+        if any(hasattr(parameter, "ds_id") and parameter.numel() == 0 for parameter in model.parameters()):
+            raise ValueError(
+                f"DeepSpeed ZeRO-3 has partitioned the weights of this {type(model).__name__}, so that no process has "
+                "all of them; use `RewardScorer.from_pretrained`, which loads the saved model whole on each process."
+            )
+        if num_workers < 0:
+            raise ValueError(f"`num_workers` is {num_workers}; it must be at least 0.")
         self.model = model
         self.batch_tokens = batch_tokens
+        self.num_workers = num_workers
         self.collator = MultimodalPreferenceCollator(
             processing_class,
             image_options=image_options or ImageOptions(),
@@ -117,12 +130,16 @@ class RewardScorer:
         max_pixels: int | None = None,
         share_prefix: str = "auto",
         normalize: bool = False,
+        num_workers: int = 0,
         revision: str | None = None,
         trust_remote_code: bool = False,
         **model_kwargs: Any,
     ) -> RewardScorer:
         """
         Loads a reward model and its processor.
+
+        Each process loads the whole model, also in a training with DeepSpeed ZeRO-3 or FSDP, as of a policy that the
+        scorer rewards: none waits for another to load or to score.
 
         Args:
             path (`str` or `os.PathLike`):
@@ -135,7 +152,7 @@ class RewardScorer:
                 Folder that paths of images start from, and may not leave. Short for `image_options`.
             min_pixels, max_pixels (`int`, *optional*):
                 Smallest and largest number of pixels of an image; by default those that were saved in training.
-            batch_tokens, image_options, share_prefix, normalize:
+            batch_tokens, image_options, share_prefix, normalize, num_workers:
                 As in [`RewardScorer`].
             revision (`str`, *optional*):
                 Branch, tag or commit on the Hub.
@@ -156,7 +173,8 @@ class RewardScorer:
         if image_root is not None and not Path(image_root).is_dir():
             raise ValueError(f"`image_root` is {image_root}, but there is no such folder.")
         hub: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-        model = load_reward_model(path, dtype=dtype or "auto", allow_new_head=False, **hub, **model_kwargs)
+        with whole_weights():
+            model = load_reward_model(path, dtype=dtype or "auto", allow_new_head=False, **hub, **model_kwargs)
         processing_class = load_processing_class(path, **hub)
         set_pixel_limits(processing_class, min_pixels=min_pixels, max_pixels=max_pixels)
         if not {"device_map", "quantization_config"} & set(model_kwargs):
@@ -172,6 +190,7 @@ class RewardScorer:
             image_options=image_options,
             share_prefix=share_prefix,
             normalize=normalize,
+            num_workers=num_workers,
         )
 
     @property
@@ -237,7 +256,9 @@ class RewardScorer:
             raise ValueError("There is no answer to take the best of.")
         return ranked[0] if _is_one(prompt) else [one[0] for one in ranked]
 
-    def score_pairs(self, dataset: Dataset, *, desc: str = "Scoring", show_progress: bool = True) -> np.ndarray:
+    def score_pairs(
+        self, dataset: Dataset, *, num_workers: int | None = None, desc: str = "Scoring", show_progress: bool = True
+    ) -> np.ndarray:
         """
         Rewards of chosen and rejected. Under `accelerate launch` the processes share the pairs out among them, and
         every one has to call it.
@@ -245,6 +266,8 @@ class RewardScorer:
         Args:
             dataset (`Dataset`):
                 Preference rows, as [`MultimodalRewardTrainer`] takes them, images and videos included.
+            num_workers (`int`, *optional*):
+                Worker processes, as in [`RewardScorer`], in place of the scorer's own number.
             desc (`str`, *optional*, defaults to `"Scoring"`):
                 What the progress bar says.
             show_progress (`bool`, *optional*, defaults to `True`):
@@ -254,15 +277,14 @@ class RewardScorer:
             `np.ndarray` of shape `(n, 2)` and dtype `float32`: in the order of the rows, the same on every process.
 
         Raises:
-            [`~trl_dt2it.data.schema.RowError`]: if a row cannot be used; the message names it.
+            [`~trl_dt2it.data.schema.RowError`]: if a row cannot be used, on every process; the message names it.
         """
-        rows = leave_images_encoded(rename_old_columns(dataset))
         rewards = pair_scoring.score_pairs(
             self.model,
-            rows,
+            rename_old_columns(dataset),
             self.collator,
             max_tokens_per_batch=self.batch_tokens,
-            lengths=[self._size(row) for row in rows],
+            num_workers=self.num_workers if num_workers is None else num_workers,
             desc=desc,
             show_progress=show_progress,
         )
@@ -336,12 +358,6 @@ class RewardScorer:
     def _score(self, groups: list[Candidates]) -> list[list[float]]:
         rewards = score_candidates(self.model, groups, self.collator, batch_tokens=self.batch_tokens)
         return [[(reward - self._mean) / self._std for reward in some] for some in rewards]
-
-    def _size(self, row: Mapping[str, Any]) -> int:
-        tokens = count_tokens(row, self.collator)
-        size = pair_size(tokens, self.collator)
-        # A pair that differs before its last image would give all of its batch two rows per pair.
-        return max(size, self.batch_tokens) if self.collator.share_prefix and tokens.shared < 0 else size
 
 
 def _is_one(prompt: Any) -> bool:

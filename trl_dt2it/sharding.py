@@ -12,7 +12,6 @@ from accelerate.utils import fsdp2_prepare_model, is_peft_model
 from accelerate.utils.fsdp_utils import fsdp2_canonicalize_names
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from transformers.integrations import deepspeed as deepspeed_integration
 from transformers.utils import logging
 
 from .freezing import part_of
@@ -22,22 +21,6 @@ if TYPE_CHECKING:
     from .reward_trainer import MultimodalRewardTrainer
 
 logger = logging.get_logger(__name__)
-
-
-@contextmanager
-def whole_on_every_process() -> Iterator[None]:
-    """
-    Let models be made and loaded whole in this process, also where DeepSpeed ZeRO-3 is on.
-
-    Under ZeRO-3, transformers partitions the weights of every model that it makes or loads, as a collective act of all
-    processes. What one process loads alone, or has to read from itself, must not take part in that.
-    """
-    active = deepspeed_integration._hf_deepspeed_config_weak_ref
-    deepspeed_integration.unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        deepspeed_integration._hf_deepspeed_config_weak_ref = active
 
 
 def needs_equal_calls(trainer: MultimodalRewardTrainer) -> bool:

@@ -14,15 +14,14 @@ def on_another_folder(here: Path, base: str) -> dict[str, str]:
 
     from tests.rows import make_dataset
     from tests.trainers import config
-    from trl_dt2it import MultimodalRewardTrainer
-    from trl_dt2it.curation import callback_processes
+    from trl_dt2it import MultimodalRewardTrainer, processes
     from trl_dt2it.curation.stages import Stage, agreed, run_stages
     from trl_dt2it.dataset_scoring import add_rewards
     from trl_dt2it.recipe_models import share_work
     from trl_dt2it.row_records import make_records
 
     rank = share_work().process_index
-    callback_processes.check_shared_folder.__defaults__ = (0.5,)
+    processes.check_shared_folder.__defaults__ = (0.5,)
     data, stage = make_dataset(4), Stage("one", lambda folder: {"pairs": 1}, {})
 
     def score(rows: Dataset, name: str) -> np.ndarray:

@@ -17,7 +17,7 @@ from transformers.trainer_pt_utils import BatchRebalanceSampler
 
 from ..data.encoded import column_of, has_transform
 from ..pair_scoring import evaluating, score_with_trainer
-from .callback_processes import on_main_process, same_random_state
+from ..processes import on_main_process, same_random_state
 from .callback_round import (
     RoundRules,
     deal_out,

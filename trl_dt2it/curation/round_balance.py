@@ -15,7 +15,7 @@ from ..data.whole_file import whole_file
 from ..debias.audit import audit_style
 from ..debias.balance import style_weights
 from ..debias.style import STYLE_FEATURES
-from .stages import agreed
+from ..processes import on_main_process
 
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def balance_base(run: CurationRun, folder: Path) -> dict[str, Any]:
     """
     rows = run.sets.usable("base")
 
-    def on_main_process() -> dict[str, Any]:
+    def work() -> dict[str, Any]:
         weight, report = style_weights(rows, **(run.balance or {}))
         with whole_file(folder / _WEIGHTS) as part:
             pq.write_table(pa.table({"weight": weight}), part)
@@ -85,7 +85,7 @@ def balance_base(run: CurationRun, folder: Path) -> dict[str, Any]:
             counts[f"auc_{when}"] = audit.overall.auc
         return counts
 
-    return agreed(on_main_process)
+    return on_main_process(work)
 
 
 def balanced_base(run: CurationRun) -> Dataset:

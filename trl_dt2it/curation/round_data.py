@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset, load_from_disk
-from trl.trainer.utils import global_then_local_main_first
 
 from ..collator import MultimodalPreferenceCollator
 from ..data.encoded import column_of, leave_images_encoded, rows_at_once
@@ -24,9 +23,10 @@ from ..data.load import load_preferences
 from ..data.swapping import with_columns
 from ..loading import load_processing_class, set_pixel_limits
 from ..preparation import image_options, prepare_dataset
+from ..processes import main_process_first, on_main_process
 from ..reward_config import MultimodalRewardConfig
 from .pair_identity import pair_ids
-from .stages import agreed, digest_of
+from .stages import digest_of
 
 
 SET_KINDS = ("dataset_name", "preferences", "digits", "digits_t2i")
@@ -56,7 +56,7 @@ def read_sets(name: str, specs: Mapping[str, Mapping[str, Any]]) -> Dataset:
     if not specs:
         raise ValueError(f"`{name}` is empty; name at least one source.")
     parts = []
-    with global_then_local_main_first():  # the others find what it has downloaded and converted
+    with main_process_first():  # the others find what it has downloaded and converted
         for source, spec in specs.items():
             rows = read_set(f"{name}.{source}", source, spec or {})
             if "source" not in rows.column_names:
@@ -190,7 +190,7 @@ class SourceSets:
         if name not in self._digests:
             args, rows = self.args, self.raw(name)
             limits = {"max_length": args.max_length, "min_pixels": args.min_pixels, "max_pixels": args.max_pixels}
-            content = agreed(lambda: set_digest(rows, pair_ids(rows)))
+            content = on_main_process(lambda: set_digest(rows, pair_ids(rows)))
             self._digests[name] = digest_of([content, args.on_bad_row, args.image_check, limits])
         return self._digests[name]
 

@@ -10,13 +10,13 @@ from datasets import Dataset, concatenate_datasets
 
 from ..data.encoded import column_of
 from ..data.swapping import swap_pairs
+from ..processes import on_main_process
 from .ledger import CurationLedger
 from .ledger_files import LedgerFiles, is_manual, round_key, standing_rounds
 from .ledger_tables import state_of
 from .pair_identity import source_fingerprint
 from .round_balance import balanced_base
 from .round_data import folds_of
-from .stages import agreed
 
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def ledger_at(
             if round_key(entry) not in entries and not is_own and not is_manual(entry["stage"]):
                 ledger.undo(*round_key(entry))
 
-    agreed(rewind)
+    on_main_process(rewind)
     return CurationLedger(folder)
 
 

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from ..data.encoded import column_of
 from ..data.whole_file import whole_file
 from ..preparation import image_options
+from ..processes import on_main_process
 from .combining import combine_scores
 from .deciding import decide
 from .ledger import CurationLedger
@@ -25,7 +26,6 @@ from .round_report import label_noise
 from .round_sets import ledger_at, pool_labels
 from .round_settings import Step
 from .scoring_shards import gather_scores
-from .stages import agreed
 from .votes import UNREADABLE, relabel_by_vote
 
 
@@ -68,7 +68,7 @@ def decide_step(
     ledger = ledger_at(run, before, next_entry=entry, digest=digest)
     pool, names = run.sets.usable("pool"), run.sets.names("pool")
 
-    def on_main_process() -> dict[str, Any]:
+    def work() -> dict[str, Any]:
         if not _is_written(ledger, entry, digest):  # else a run was killed right after it
             scores = gather_scores([[run.output_dir / name for name in parts] for parts in scored], len(pool))
             if step.orientation == "current":
@@ -89,7 +89,7 @@ def decide_step(
             )
         return _counts(run, ledger, entry)
 
-    return agreed(on_main_process)
+    return on_main_process(work)
 
 
 def ask_judges(run: CurationRun, folder: Path, *, number: int, step: Step, before: Entries) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def ask_judges(run: CurationRun, folder: Path, *, number: int, step: Step, befor
 
     from .judging import judge_pairs  # needs the judge's extra
 
-    def on_main_process() -> dict[str, Any]:
+    def work() -> dict[str, Any]:
         if not _is_written(ledger, entry, digest):
             dropped = np.flatnonzero(~pool_labels(run, ledger)[1])
             asked = names.take(pa.array(dropped))
@@ -146,7 +146,7 @@ def ask_judges(run: CurationRun, folder: Path, *, number: int, step: Step, befor
         votes = pq.read_table(folder / "votes.parquet")
         return {**_vote_counts(votes), **_counts(run, ledger, entry)}
 
-    return agreed(on_main_process)
+    return on_main_process(work)
 
 
 def _digest(folder: Path) -> str:

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,12 +28,12 @@ from ..model_card import push_model, write_model_card
 from ..modeling import load_reward_model
 from ..pair_scoring import score_pairs
 from ..preparation import image_options
+from ..processes import on_main_process, wait_for_everyone, whole_weights
 from ..reward_config import MultimodalRewardConfig
 from ..reward_trainer import MultimodalRewardTrainer
 from ..shared_forward import decide_share_prefix
 from .ledger import CurationLedger
 from .round_tracking import close_trackers
-from .stages import agreed
 
 
 # Arguments of a training that its result does not depend on.
@@ -103,7 +104,7 @@ class WholeCheckpoints(TrainerCallback):
         self.on_step_end(args, state, control)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        PartialState().wait_for_everyone()
+        wait_for_everyone()
         if not state.is_world_process_zero:
             return
         folder = Path(args.output_dir)
@@ -157,7 +158,7 @@ def train_model(
     limit, args.save_total_limit = args.save_total_limit, None
     args.max_length, args.on_bad_row, args.image_check = None, "raise", "none"  # looked after once, for all trainings
     args.model_init_kwargs = {**cast("dict[str, Any]", args.model_init_kwargs or {}), **training.init_kwargs}
-    checkpoint = agreed(lambda: newest_checkpoint(folder))
+    checkpoint = on_main_process(lambda: newest_checkpoint(folder))
     trainer = MultimodalRewardTrainer(
         model=model,
         args=args,
@@ -171,8 +172,7 @@ def train_model(
         trainer.add_callback(StyleAuditCallback(trainer))
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(str(folder))
-    if PartialState().is_main_process:
-        write_model_card(trainer, ledger=ledger)
+    on_main_process(partial(write_model_card, trainer, ledger=ledger))
     if args.push_to_hub:
         push_model(trainer, commit_message="End of training", blocking=True, ledger=ledger)
     counts = {
@@ -186,7 +186,7 @@ def train_model(
     trainer.accelerator.free_memory()
     del trainer
     _free()
-    PartialState().wait_for_everyone()
+    wait_for_everyone()
     if PartialState().is_main_process:
         for one in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
             _remove(one)
@@ -255,7 +255,8 @@ def load_scorer(folder: Path, training: RewardTraining) -> tuple[torch.nn.Module
     """
     args = training.args
     kwargs = {key: value for key, value in training.init_kwargs.items() if key in ("dtype", "attn_implementation")}
-    model = load_reward_model(folder, **kwargs, trust_remote_code=args.trust_remote_code, allow_new_head=False)
+    with whole_weights():
+        model = load_reward_model(folder, **kwargs, trust_remote_code=args.trust_remote_code, allow_new_head=False)
     collator = MultimodalPreferenceCollator(
         load_processing_class(folder, trust_remote_code=args.trust_remote_code),
         image_options=image_options(args),

@@ -12,12 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from accelerate import PartialState
-
 from ..demo import TINY
 from ..demo.sets import texts_of
 from ..demo.tiny import build_tiny_vlm
 from ..preparation import image_options
+from ..processes import on_main_process
 from .curation_run import CurationRun, step_name
 from .ledger import CurationLedger
 from .round_balance import STAGE as BALANCE
@@ -113,8 +112,7 @@ def _plan_decision(plan: _Plan, number: int, step: Step, stage: Stage, kind: str
 
     def decide(folder: Path) -> Mapping[str, Any]:
         counts = cast("Mapping[str, Any]", stage.run(folder))
-        if PartialState().is_main_process:
-            report_decision(plan.run, place, counts)
+        on_main_process(lambda: report_decision(plan.run, place, counts))
         return counts
 
     plan.stages.append(replace(stage, run=decide))
@@ -185,8 +183,7 @@ def _plan_scoring(plan: _Plan, name: str, trained: str, set_name: str, fold: tup
 
 
 def _build_tiny(folder: Path, seed: int, texts: Sequence[str]) -> dict[str, Any]:
-    if PartialState().is_main_process:
-        build_tiny_vlm(folder, seed=seed, extra_texts=texts)
+    on_main_process(lambda: build_tiny_vlm(folder, seed=seed, extra_texts=texts))
     return {"seed": seed}
 
 

@@ -7,17 +7,17 @@ is there whole or not at all, so that a killed run goes on with the next one.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from accelerate import PartialState
 from datasets import Dataset
 
 from ..data.whole_file import whole_file
-from .stages import agreed
+from ..processes import on_main_process
 
 
 _SCHEMA = pa.schema({"row": pa.int64(), "pair_id": pa.string(), "chosen": pa.float32(), "rejected": pa.float32()})
@@ -61,18 +61,14 @@ def score_in_shards(
     rows = np.arange(len(dataset)) if rows is None else rows
     files = _files(folder, -(-len(rows) // rows_per_shard))
     part, parts = shard
-    missing = agreed(lambda: [number for number, file in enumerate(files) if not file.is_file()])
+    missing = on_main_process(lambda: [number for number, file in enumerate(files) if not file.is_file()])
     for number in missing:
         if number % parts != part:
             continue
         some = rows[number * rows_per_shard : (number + 1) * rows_per_shard]
         rewards = score(dataset.select(some), f"Scoring, {number + 1} of {len(files)}")
-        if PartialState().is_main_process:
-            columns = [pa.array(some), pair_ids.take(pa.array(some)), *map(pa.array, rewards.T.astype(np.float32))]
-            with whole_file(files[number]) as unfinished:
-                pq.write_table(pa.table(columns, schema=_SCHEMA), unfinished)
-    PartialState().wait_for_everyone()
-    if agreed(lambda: any(not file.is_file() for file in files)):
+        on_main_process(partial(_write, files[number], some, pair_ids, rewards))
+    if on_main_process(lambda: any(not file.is_file() for file in files)):
         return None
     return {"pairs": len(rows), "files": len(files)}
 
@@ -111,6 +107,12 @@ def gather_scores(folders: list[list[Path]], num_rows: int) -> np.ndarray:
             for side, name in enumerate(("chosen", "rejected")):
                 scores[table["row"].to_numpy(), side, model] = table[name].to_numpy()
     return scores
+
+
+def _write(file: Path, rows: np.ndarray, pair_ids: pa.Array, rewards: np.ndarray) -> None:
+    columns = [pa.array(rows), pair_ids.take(pa.array(rows)), *map(pa.array, rewards.T.astype(np.float32))]
+    with whole_file(file) as unfinished:
+        pq.write_table(pa.table(columns, schema=_SCHEMA), unfinished)
 
 
 def _files(folder: Path, count: int) -> list[Path]:

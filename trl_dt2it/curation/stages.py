@@ -28,7 +28,7 @@ from rich.table import Table
 
 from .. import __version__
 from ..data.whole_file import whole_file
-from .callback_processes import check_shared_folder, on_main_process
+from ..processes import check_shared_folder, on_main_process, wait_for_everyone
 
 
 @dataclass(frozen=True)
@@ -131,11 +131,11 @@ def run_stages(
         `ValueError`: if a stage's folder holds files of something else, or if not all processes see `output_dir`.
     """
     check_shared_folder(output_dir)
-    state, console, records = PartialState(), console or Console(), dict[str, dict[str, Any]]()
+    console, records = console or Console(), dict[str, dict[str, Any]]()
     digests = stage_digests(stages)
     for number, stage in enumerate(stages, 1):
         title = f"{number}/{len(stages)} {stage.name}"
-        record = agreed(partial(stage_record, output_dir, stage.name, digests[stage.name]))
+        record = on_main_process(partial(stage_record, output_dir, stage.name, digests[stage.name]))
         if record is not None:
             records[stage.name] = record
             continue
@@ -146,14 +146,14 @@ def run_stages(
             _say(console, f"{title}: stopped before it.")
             break
         _say(console, f"{title} ...")
-        agreed(partial(_begin, output_dir / stage.name, digests[stage.name]))
+        on_main_process(partial(_begin, output_dir / stage.name, digests[stage.name]))
         start = time.perf_counter()
         counts = stage.run(output_dir / stage.name)
         seconds = round(time.perf_counter() - start, 1)
         record = {"stage": stage.name, "digest": digests[stage.name], "counts": counts, "seconds": seconds}
         # Only when all processes are through is the stage done, and only then may any go on.
-        state.wait_for_everyone()
-        record = agreed(partial(_end, output_dir / stage.name, record))
+        wait_for_everyone()
+        record = on_main_process(partial(_end, output_dir / stage.name, record))
         if record["counts"] is None:
             _say(console, f"{title}: this machine's part is done; others are still at work.")
             break
@@ -161,11 +161,6 @@ def run_stages(
         told = ", ".join(f"{name} {_number(value)}" for name, value in record["counts"].items() if _is_number(value))
         _say(console, f"{title} done in {seconds:.0f} s" + (f": {told}" if told else ""))
     return records
-
-
-def agreed(decide: Callable[[], Any]) -> Any:
-    """What `decide` gives on the first process, on all of them; what it raises, all raise."""
-    return on_main_process(decide)
 
 
 def show_plan(stages: Sequence[Stage], output_dir: Path, console: Console | None = None) -> None:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, cast
 from datasets import Dataset
 from transformers import TrainerCallback
 
-from ..curation.callback_processes import on_main_process
 from ..data.encoded import has_transform
 from ..pair_scoring import evaluating
+from ..processes import on_main_process
 from .audit import audit_style
 
 
