@@ -161,7 +161,8 @@ def test_answers_that_the_template_makes_equal_are_bad_rows(template, tmp_path, 
     assert trainer.train_dataset["pair_id"] == ["good"]
     assert json.loads((tmp_path / "_quarantine_train.jsonl").read_text())["reason"] == "equal_answers"
     with pytest.raises(RowError, match="equal: `chosen` and `rejected` are equal as the model reads them"):
-        trainer.predict(data)
+        trainer.data_collator(list(data))
+    assert len(trainer.predict(data).predictions) == 1  # a raw set is checked, too
     stream = data.to_iterable_dataset()
     with pytest.raises(RowError, match="equal: "):
         start(stream).train()
