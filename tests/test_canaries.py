@@ -160,9 +160,15 @@ def test_deepspeed_steps_group_by_group(monkeypatch):
 
     assert list(inspect.signature(Stage2._optimizer_step).parameters) == ["self", "group_no"]
     assert list(inspect.signature(Stage3._optimizer_step).parameters) == ["self", "sub_group_id"]
-    assert "self._optimizer_step(i)" in inspect.getsource(Stage2.step)
-    assert "self._optimizer_step(sub_group_id)" in inspect.getsource(Stage3.step)
+    assert "self._optimizer_step(i)" in inspect.getsource(Stage2)
+    assert "self._optimizer_step(sub_group_id)" in inspect.getsource(Stage3)
     assert "self.sub_group_to_group_id[sub_group_id]" in inspect.getsource(Stage3._optimizer_step)
+
+
+def test_every_cast_of_a_module_goes_through_apply():
+    for cast in (torch.nn.Module.to, torch.nn.Module.bfloat16, torch.nn.Module.half, torch.nn.Module.cpu):
+        assert "self._apply(" in inspect.getsource(cast)
+    assert list(inspect.signature(torch.nn.Module._apply).parameters) == ["self", "fn", "recurse"]
 
 
 def test_strict_fp32_modules_are_read_from_the_class():

@@ -102,9 +102,9 @@ def let_fsdp_run_on_cpu() -> None:
 def let_deepspeed_run_on_cpu() -> None:
     """DeepSpeed compiles an operator for shared memory between CPU ranks, for half a minute; gloo will do."""
     os.environ["DS_ACCELERATOR"] = "cpu"
-    import deepspeed.comm.torch
+    import deepspeed.comm  # noqa: F401  (its submodule `torch` is hidden by a name of the package)
 
-    deepspeed.comm.torch.build_shm_op = lambda: None
+    sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None
 
 
 def make_rows_of(kind: str, seed: int = 0) -> list[dict]:
@@ -235,18 +235,12 @@ def train_recipe(name: str, launch: str, bf16: bool, bases: dict[str, str], outp
         train_dataset=Dataset.from_list(rows),
         peft_config=get_peft_config(model_args),
     )
-    start = {
-        n: p.detach().float().clone() for n, p in trainer.model.named_parameters() if p.requires_grad and p.numel()
-    }
+    start = exact_weights(trainer)
     trainer.train()
-    moved, total, change = 0, 0, 0.0
-    for parameter_name, weight in exact_weights(trainer).items():
-        if start[parameter_name].shape == weight.shape:  # ZeRO-3 starts with parts
-            difference = (weight - start[parameter_name]).abs()
-            moved, total = moved + int((difference > 0).sum()), total + difference.numel()
-            change += float(difference.sum())
+    differences = [(weight - start[name]).abs().flatten() for name, weight in exact_weights(trainer).items()]
+    change = torch.cat(differences)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return {"moved": moved / max(1, total), "change": change / max(1, total), "counted": total, "losses": losses}
+    return {"moved": float((change > 0).float().mean()), "change": float(change.mean()), "losses": losses}
 
 
 def exact_weights(trainer: Any) -> dict[str, torch.Tensor]:
@@ -257,7 +251,7 @@ def exact_weights(trainer: Any) -> dict[str, torch.Tensor]:
     for name, parameter in trainer.model.named_parameters():
         if not parameter.requires_grad:
             continue
-        if trainer.is_deepspeed_enabled and parameter.dtype != torch.float32:
+        if trainer.deepspeed is not None and parameter.dtype != torch.float32:
             from deepspeed.utils import safe_get_full_fp32_param
 
             weight = safe_get_full_fp32_param(parameter)
@@ -268,7 +262,7 @@ def exact_weights(trainer: Any) -> dict[str, torch.Tensor]:
                 weight = parameter.detach().clone()
         else:
             weight = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-        found[name] = weight.detach().float().cpu()
+        found[name] = weight.detach().float().cpu().clone()
     return found
 
 

