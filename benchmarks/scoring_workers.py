@@ -1,8 +1,8 @@
 """How much faster does `RewardScorer.score_pairs` score a set of images with two workers than without?
 
 Pairs with a 512 x 512 image each, as PNG bytes, from the data set to the rewards: tokens counted, images decoded and
-preprocessed, forward pass. The model is the tiny one of the demo and sees an image at 128 x 128, so that it takes a
-smaller share of the time than the images, as a model on a GPU does; here it competes with the workers for the cores.
+preprocessed, forward pass. The model is a tiny one that sees an image at 64 x 64, and texts are short, so that it
+takes a small share of the time, as a model on a GPU does; here it competes with the workers for the cores.
 The two are timed in turn, so that a machine with other work slows down both; the rewards have to be the same.
 
 Prints a table and writes `benchmarks/results/scoring_workers.{json,md}`. Fails below 1.6 times the speed without
@@ -11,6 +11,7 @@ workers. It takes two idle cores to show it.
 usage: python benchmarks/scoring_workers.py [RUNS]
 """
 
+import json
 import sys
 import tempfile
 from pathlib import Path
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from lib.report import in_turn, markdown, ratio, wall_seconds, write
-from lib.vlm import rows_of
+from lib.vlm import build_pairs
 
 from trl_dt2it import RewardScorer, load_reward_model
 from trl_dt2it.batch_loss import pair_rewards
@@ -28,14 +29,15 @@ from trl_dt2it.demo.tiny import build_tiny_vlm
 from trl_dt2it.loading import load_processing_class, set_pixel_limits
 
 
-PAIRS, WORKERS = 96, 2
-SIDE = 128
+PAIRS, WORKERS = 384, 2
+SIDE = 64
 FLOOR = 1.6
 
 
 def rows_with_bytes(directory: Path) -> Dataset:
     """Pairs with their images as PNG bytes, none of which is decoded before it is scored."""
-    rows = rows_of(directory, "300/60", PAIRS)
+    build_pairs(directory / "pairs", count=PAIRS, image_side=512, prompt_words=8, answer_words=(4, 8))
+    rows = [json.loads(line) for line in (directory / "pairs" / "trl.jsonl").read_text().splitlines()]
     return Dataset.from_list(
         [
             {**row, "images": [{"bytes": Path(path).read_bytes(), "path": None} for path in row["images"]]}

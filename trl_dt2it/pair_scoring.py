@@ -8,11 +8,10 @@ theirs: none is left alone in a forward pass that all have to take part in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -30,7 +29,7 @@ from .data.encoded import leave_images_encoded
 from .data.rows import row_name
 from .packing import plan_batches
 from .processes import gather, portable, raise_together
-from .token_counts import PairTokens, count_tokens, pair_size
+from .token_counts import count_tokens, pair_size
 
 
 if TYPE_CHECKING:
@@ -93,13 +92,14 @@ def score_pairs(
     if isinstance(dataset, Dataset):
         dataset = leave_images_encoded(dataset)
     hidden = not (show_progress and state.is_main_process)
+    loader = _Loader(_Attempts(dataset, collator), min(num_workers, len(dataset)))
     if max_tokens_per_batch is None:
         batches = _ranges(len(dataset), batch_size)
     elif len(dataset) == 0:
         batches = []
     else:
         if lengths is None:
-            lengths = _count_sizes(dataset, collator, max_tokens_per_batch, num_workers, disable=hidden)
+            lengths = _count_sizes(loader, len(dataset), collator, max_tokens_per_batch, disable=hidden)
         plan = plan_batches(lengths, max_tokens_per_batch, padded=not cast(Any, collator).share_prefix)
         batches = [plan.rows[batch].tolist() for batch in plan.batches]
     turns = -(-len(batches) // state.num_processes)
@@ -109,7 +109,7 @@ def score_pairs(
     rewards = torch.zeros(len(dataset), 2)
     failure: Exception | None = None
     with torch.no_grad(), evaluating(model), tqdm(total=len(dataset), desc=desc, disable=hidden) as bar:
-        for turn, (inputs, problem) in enumerate(_attempts(_Attempts(dataset, mine, collator), num_workers)):
+        for turn, (inputs, problem) in enumerate(loader.load(mine, is_batch=True)):
             raise_together(failure or problem)
             number = len(inputs["pairs"]["weight"])
             try:
@@ -173,21 +173,25 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+class _Task(NamedTuple):
+    """What a worker makes of some rows: a batch, or their numbers of tokens."""
+
+    indices: list[int]
+    is_batch: bool
+
+
 @dataclass(frozen=True)
 class _Attempts(TorchDataset):
     """Items of a data loader, each made of some rows; or in its place the error, because an error that is raised in a
     worker comes back as another, and one that is raised on a process leaves the other processes waiting."""
 
     rows: Any
-    indices: list[list[int]]
-    make: Callable[[list[dict[str, Any]]], Any]
+    collator: Any
 
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, place: int) -> tuple[Any, Exception | None]:
+    def __getitem__(self, task: _Task) -> tuple[Any, Exception | None]:
         try:
-            return self.make([self._named(index) for index in self.indices[place]]), None
+            rows = [self._named(index) for index in task.indices]
+            return self.collator(rows) if task.is_batch else [count_tokens(row, self.collator) for row in rows], None
         except Exception as error:
             return None, portable(error)
 
@@ -197,54 +201,55 @@ class _Attempts(TorchDataset):
         return {**row, "pair_id": row_name(row, index)}
 
 
-def _count_tokens(rows: list[dict[str, Any]], collator: Any) -> list[PairTokens]:
-    return [count_tokens(row, collator) for row in rows]
+class _Loader:
+    """A data loader whose workers stay from the counting of tokens to the last batch."""
 
+    def __init__(self, items: _Attempts, num_workers: int) -> None:
+        self._tasks: list[_Task] = []
+        self._loader = DataLoader(
+            items,
+            batch_size=None,
+            sampler=self._tasks,
+            collate_fn=_as_it_is,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            generator=torch.Generator(),  # without one of its own it would draw a seed from the global generator
+        )
 
-def _attempts(items: _Attempts, num_workers: int) -> Iterator[tuple[Any, Exception | None]]:
-    """Give the items in their order, made in workers; a worker that dies is an error in the place of its item."""
-    loaded = None
-    for _ in range(len(items)):
-        try:
-            if loaded is None:
-                loader = DataLoader(
-                    items,
-                    batch_size=None,
-                    collate_fn=_as_it_is,
-                    num_workers=min(num_workers, len(items)),
-                    generator=torch.Generator(),  # without one of its own it would draw from the global generator
-                )
-                loaded = iter(loader)
-            item = next(loaded)
-        except Exception as error:
-            item = None, error
-        yield item
+    def load(self, indices: list[list[int]], *, is_batch: bool) -> Iterator[tuple[Any, Exception | None]]:
+        """Give the items in their order; a worker that dies is an error in the place of its item."""
+        self._tasks[:] = [_Task(some, is_batch) for some in indices]
+        loaded = None
+        for _ in indices:
+            try:
+                loaded = iter(self._loader) if loaded is None else loaded
+                item = next(loaded)
+            except Exception as error:
+                item = None, error
+            yield item
 
 
 def _as_it_is(item: Any) -> Any:
     return item
 
 
-def _count_sizes(
-    dataset: Dataset | Sequence[dict[str, Any]], collator: Any, most: int, num_workers: int, *, disable: bool
-) -> list[int]:
+def _count_sizes(loader: _Loader, number: int, collator: Any, most: int, *, disable: bool) -> list[int]:
     """Count what each pair adds to a batch; each process counts its share. A pair that differs before its last image
     fills a batch, to be alone: it would give all of its batch two rows per pair."""
     state = PartialState()
-    chunks = _ranges(len(dataset), ROWS_COUNTED_TOGETHER)
+    chunks = _ranges(number, ROWS_COUNTED_TOGETHER)
     mine = chunks[state.process_index :: state.num_processes]
     own: list[list[int]] = []
     failure = None
-    with tqdm(total=len(dataset), desc="Counting tokens", disable=disable, leave=False) as bar:
-        items = _Attempts(dataset, mine, partial(_count_tokens, collator=collator))
-        for counted, problem in _attempts(items, num_workers):
+    with tqdm(total=number, desc="Counting tokens", disable=disable, leave=False) as bar:
+        for counted, problem in loader.load(mine, is_batch=False):
             if problem is not None:
                 failure = problem
                 break
             sizes = [pair_size(tokens, collator) for tokens in counted]
             alone = [collator.share_prefix and tokens.shared < 0 for tokens in counted]
             own.append([max(size, most) if one else size for size, one in zip(sizes, alone, strict=True)])
-            bar.update(min(len(sizes) * state.num_processes, len(dataset) - bar.n))
+            bar.update(min(len(sizes) * state.num_processes, number - bar.n))
     raise_together(failure)
     shares = gather(own)
     return [
