@@ -1,5 +1,9 @@
-"""The launch configurations of `recipes/accelerate`: accelerate reads each, and each says how it is launched."""
+"""The launch configurations of `recipes/accelerate`: accelerate reads each, each says how it is launched, and a recipe
+trains with it. That they train as plain DDP does is tested in `distributed/test_launches.py`."""
 
+import json
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -70,3 +74,39 @@ def test_cpu_configuration_launches(tmp_path):
     result = subprocess.run([*launcher, script, "--x", "1"], capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.splitlines()[-1] == "cpu 1 no --x 1"
+
+
+@pytest.mark.parametrize("name", ["deepspeed_zero2", "deepspeed_zero3", "fsdp2"])
+def test_the_8b_recipe_trains_with_the_file(name, tmp_path):
+    """By a real `accelerate launch` of the file, in bf16 as it says; only its devices change to two CPU ranks."""
+    pytest.importorskip("deepspeed")
+    settings = yaml.safe_load(path(name).read_text()) | {"num_processes": 2}
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        settings["main_process_port"] = probe.getsockname()[1]
+    (tmp_path / "launch.yaml").write_text(yaml.safe_dump(settings))
+    sizes = {"num_train_pairs": 16, "num_eval_pairs": 4, "max_steps": 2, "gradient_accumulation_steps": 2}
+    flags = {
+        "model_name_or_path": "tiny-qwen3-vl-reader",
+        "dataset_name": "digits",
+        "output_dir": tmp_path / "out",
+        "use_cpu": "true",
+        "dataset_num_proc": 1,
+        "dataloader_num_workers": 0,
+        "per_device_eval_batch_size": 1,
+        "eval_steps": 1,
+        "save_steps": 2,
+        **sizes,
+    }
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", tmp_path / "launch.yaml"]
+    script = ["tests/distributed/on_cpu.py", "recipes/train_reward_model.py"]
+    given = [str(text) for flag, value in flags.items() for text in (f"--{flag}", value)]
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    command = [*launcher, *script, "--config", "recipes/configs/qwen3_vl_8b.yaml", *given]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=400, cwd=ROOT, env=environment)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["steps"] == 2 and 0 <= summary["eval_accuracy"] <= 1
+    # Loaded again by the Auto class on one process while the others went on.
+    assert summary["example"]["chosen_reward"] != summary["example"]["rejected_reward"]
+    assert (tmp_path / "out" / "checkpoint-2").is_dir()

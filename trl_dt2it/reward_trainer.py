@@ -46,7 +46,7 @@ from .model_card import PAPER, push_checkpoint, push_model, write_model_card
 from .modeling import pad_id_as_saved
 from .packing import BatchPlan, SetEpoch, plan_training, training_sampler
 from .preparation import COLUMNS, plain_columns, prepare_dataset
-from .processes import check_shared_folder
+from .processes import check_shared_folder, largest, raise_together
 from .rendering import ProcessingClass, get_tokenizer
 from .reward_config import MultimodalRewardConfig
 from .reward_metrics import TrainMetrics, evaluation_metrics
@@ -217,6 +217,7 @@ class MultimodalRewardTrainer(RewardTrainer):
         put_back_exact(self, exact)
         keep_trained_in_fp32(self)
         self._shows_nothing = False
+        self._filler: dict[str, Any] | None = None
         refuse_no_batch(self)
         checkpointing = cast("dict[str, Any] | None", self.args.gradient_checkpointing_kwargs) or {}
         if self.args.gradient_checkpointing and checkpointing.get("use_reentrant"):  # TRL sets it for ZeRO-3
@@ -403,10 +404,13 @@ class MultimodalRewardTrainer(RewardTrainer):
         """Besides the micro-batches of an optimisation step, gives the weight of its pairs over all processes: with
         it the step does not depend on how the pairs are cut into batches and spread over processes."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if isinstance(self.train_dataset, IterableDataset):
+            batches = self._fill_up(batches, num_batches)
         if not batches:
             return batches, None
         weights = [weights_of(batch["pairs"], loss_type=self.loss_type, args=self.args).sum() for batch in batches]
-        if not (self._collator.add_dummy_image and self._collator.media):
+        is_mixed = self._collator.add_dummy_image and bool(self._collator.media)
+        if not is_mixed and self._filler is None:
             local = cast(torch.Tensor, sum(weights))
             return batches, self.accelerator.reduce(local.to(device), "sum")
         shown = [batch["pairs"]["has_media"].sum() for batch in batches]
@@ -414,6 +418,26 @@ class MultimodalRewardTrainer(RewardTrainer):
         total, num_shown = self.accelerator.reduce(local.to(device), "sum")
         self._shows_nothing = num_shown.item() == 0
         return batches, total
+
+    def _fill_up(self, batches: list, num_batches: int) -> list:
+        """Batches of a whole optimizer step, where a stream ends within one, on this process or on another: batches
+        without weight take the place of those that are missing, until all processes are at their end. transformers
+        would leave the gradient of a step that is cut short to the next epoch, and processes out of step."""
+        if batches:
+            pairs = {**batches[-1]["pairs"], "is_filler": True}
+            pairs |= {name: torch.zeros_like(pairs[name]) for name in ("weight", "has_media", "num_tokens")}
+            self._filler = {**batches[-1], "pairs": pairs}
+        if largest(len(batches)) == 0:
+            return []
+        missing = num_batches - len(batches)
+        error = None
+        if missing and self._filler is None:
+            error = ValueError(
+                f"Process {self.accelerator.process_index} gets no row of the streamed train set, though others do; "
+                "make it of at least as many files as there are processes, none of them empty."
+            )
+        raise_together(error)
+        return [*batches, *[self._filler] * missing]
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As in [`~transformers.Trainer`]; a step in which no process has shown an image leaves the vision tower as it
@@ -481,7 +505,9 @@ class MultimodalRewardTrainer(RewardTrainer):
             total_weight=num_items_in_batch,
             num_processes=self.accelerator.num_processes,
         )
-        if self.model.training:
+        if pairs.get("is_filler"):
+            pass
+        elif self.model.training:
             self._train_metrics.add(found.rewards[:, 0], found.rewards[:, 1], pairs["num_tokens"].sum())
         elif self._evaluation is not None:
             self._evaluation.add(pairs, found)
