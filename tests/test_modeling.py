@@ -201,7 +201,7 @@ def test_text_models_keep_their_own_class(causal, tmp_path):
 
 def test_dtype_and_attention_are_passed_on():
     model = load_reward_model(family_dir("qwen3_vl"), dtype="bfloat16", attn_implementation="eager")
-    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in model.model.parameters()} == {torch.bfloat16}
     assert model.config._attn_implementation == "eager"
     assert model.model.language_model.config._attn_implementation == "eager"
 

@@ -136,6 +136,7 @@ class Missing:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Missing())
+sys.modules["deepspeed"] = None  # which needs pydantic, and which accelerate imports wherever it is installed
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """

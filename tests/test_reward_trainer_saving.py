@@ -215,6 +215,9 @@ def test_resumed_run_equals_the_undisturbed_one_bitwise(family, tmp_path):
 
 
 def test_training_arguments_keep_what_loaded_the_model(tmp_path, recwarn):
+    """Without `bf16` the loaded half precision trains in fp32, with a warning, and is what is saved."""
     trainer = trainer_for("qwen3_vl", tmp_path, make_dataset(2), {"model_init_kwargs": {"dtype": "bfloat16"}})
-    assert trainer.model.dtype == torch.bfloat16
+    assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
+    trainer.save_model()
+    assert load_reward_model(tmp_path).dtype == torch.bfloat16
     assert trainer.args.model_init_kwargs == {"dtype": "bfloat16"}

@@ -191,7 +191,6 @@ def test_batches_by_tokens_take_what_a_transform_gives(data, tmp_path):
             callback(counted)
 
 
-def test_an_empty_evaluation_set_has_no_metrics(data, tmp_path):
-    trainer = trainer_for("qwen3_vl", tmp_path, data, eval_dataset=data.select([]))
-    metrics = trainer.evaluate()
-    assert "eval_accuracy" not in metrics and metrics["eval_samples_per_second"] == 0
+def test_an_empty_evaluation_set_is_refused(data, tmp_path):
+    with pytest.raises(ValueError, match="eval set has no rows"):
+        trainer_for("qwen3_vl", tmp_path, data).evaluate(data.select([]))

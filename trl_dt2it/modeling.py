@@ -138,6 +138,9 @@ class GenericRewardModel(_Base):
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
+        # Towers name layers that they have in other models only, and accelerate looks for each to shard it.
+        present = {type(module).__name__ for module in self.modules()}
+        self._no_split_modules = sorted(present & set(self._no_split_modules or ()))
         keep_head_in_fp32(self)
         project_patches_by_matrix_product(self)
 

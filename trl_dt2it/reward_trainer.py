@@ -186,7 +186,8 @@ class MultimodalRewardTrainer(RewardTrainer):
         self._collator = make_collator(model, processing_class, args)
         self.loss_type = args.loss_type
         sets = list(eval_dataset.values()) if isinstance(eval_dataset, dict) else [eval_dataset]
-        set_up_arguments(args, processing_class, [train_dataset, *sets])
+        has_adapters = peft_config is not None or is_peft_model(model)
+        set_up_arguments(args, processing_class, [train_dataset, *sets], has_adapters=has_adapters)
 
         exact = exact_weights(model)
         # Both are used above. RewardTrainer warns that it ignores the first, and gives the second to a tokenizer.
@@ -411,6 +412,7 @@ class MultimodalRewardTrainer(RewardTrainer):
         weights = [weights_of(batch["pairs"], loss_type=self.loss_type, args=self.args).sum() for batch in batches]
         is_mixed = self._collator.add_dummy_image and bool(self._collator.media)
         if not is_mixed and self._filler is None:
+            self._shows_nothing = self._collator.add_dummy_image
             local = cast(torch.Tensor, sum(weights))
             return batches, self.accelerator.reduce(local.to(device), "sum")
         shown = [batch["pairs"]["has_media"].sum() for batch in batches]

@@ -34,20 +34,20 @@ def needs_equal_calls(trainer: MultimodalRewardTrainer) -> bool:
 
 def refuse_reentrant_twice(trainer: MultimodalRewardTrainer) -> None:
     """Refuse reentrant checkpoints where a step may run the vision tower twice, for images and for videos: DDP and
-    ZeRO-1 and 2 reduce each gradient as soon as it is there, and it would be there twice."""
-    plugin: Any = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
+    DeepSpeed reduce each gradient as soon as it is there, and it would be there twice."""
     checkpointing = cast("dict[str, Any] | None", trainer.args.gradient_checkpointing_kwargs) or {}
     if (
         trainer.accelerator.num_processes > 1
+        and not trainer.is_fsdp_enabled
         and trainer.args.gradient_checkpointing
         and checkpointing.get("use_reentrant")
         and len(trainer._collator.media) > 1
-        and not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled and plugin.zero_stage == 3)
         and any(part_of(name) == "vision_tower" for name, p in trainer.model.named_parameters() if p.requires_grad)
     ):
         raise ValueError(
-            "The sets have images and videos, and `use_reentrant=True` cannot train a vision tower on both on several "
-            "processes; set `use_reentrant=False`, or freeze the vision tower."
+            "The sets have images and videos, and reentrant gradient checkpointing (which adapters need under ZeRO-3) "
+            "cannot train a vision tower on both on several processes; set `use_reentrant=False`, "
+            "`gradient_checkpointing=False` or `freeze_vision_tower=True`."
         )
 
 

@@ -331,19 +331,31 @@ def make_collator(
 
 
 def set_up_arguments(
-    args: MultimodalRewardConfig, processing_class: ProcessingClass, datasets: Iterable[object]
+    args: MultimodalRewardConfig, processing_class: ProcessingClass, datasets: Iterable[object], *, has_adapters: bool
 ) -> None:
     """
     Sets what several processes need to train on rows with images, or on a stream.
 
     Args:
         args ([`MultimodalRewardConfig`]):
-            Changed in place: `ddp_find_unused_parameters` and `accelerator_config`.
+            Changed in place: `ddp_find_unused_parameters`, `accelerator_config` and, for adapters under ZeRO-3, the
+            settings of gradient checkpointing.
         processing_class ([`~transformers.ProcessorMixin`] or [`~transformers.PreTrainedTokenizerBase`]):
             The processor of the model, or the tokenizer of one that reads text only.
         datasets (`Iterable`):
             The sets to train and to evaluate on.
+        has_adapters (`bool`):
+            Whether adapters are trained.
     """
+    plugin: Any = args.deepspeed_plugin
+    if has_adapters and args.gradient_checkpointing and plugin is not None and plugin.zero_stage == 3:
+        # Without it, torch finds frozen weights divided that were whole in the forward pass. TRL sets the old name of
+        # the setting alone, which transformers reads no more.
+        reentrant_kwargs = {**(cast("dict[str, Any] | None", args.gradient_checkpointing_kwargs) or {})}
+        reentrant_kwargs["use_reentrant"] = True
+        for name in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
+            if name in args.__dataclass_fields__:
+                setattr(args, name, reentrant_kwargs)
     # TRL's DPO trainer does the same: rows without images leave the vision tower without gradients, and some towers
     # have layers that are never read. A tower that no process has used keeps its weights, as on one process.
     checkpointing = cast("dict[str, Any] | None", args.gradient_checkpointing_kwargs) or {}

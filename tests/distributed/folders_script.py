@@ -15,7 +15,7 @@ def on_another_folder(here: Path, base: str) -> dict[str, str]:
     from tests.rows import make_dataset
     from tests.trainers import config
     from trl_dt2it import MultimodalRewardTrainer, processes
-    from trl_dt2it.curation.stages import Stage, agreed, run_stages
+    from trl_dt2it.curation.stages import Stage, run_stages
     from trl_dt2it.dataset_scoring import add_rewards
     from trl_dt2it.recipe_models import share_work
     from trl_dt2it.row_records import make_records
@@ -50,9 +50,9 @@ def on_another_folder(here: Path, base: str) -> dict[str, str]:
         raise ValueError("The folder holds something else.")
 
     try:
-        agreed(fail)
+        processes.on_main_process(fail)
     except (RuntimeError, ValueError) as error:
-        said["agreed"] = str(error)
+        said["decided"] = str(error)
     return said
 
 

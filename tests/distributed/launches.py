@@ -56,7 +56,8 @@ def all_cases() -> list[Case]:
     tunings = ("full", "reward_model", "lora")
     cases = [Case(t, data, one_row) for t in tunings for data in KINDS for one_row in (True, False)]
     cases += [Case(t, "images", checkpointing="reentrant") for t in tunings]
-    cases += [Case(t, "mixed", checkpointing="plain") for t in tunings]
+    # Adapters under ZeRO-3 have reentrant checkpoints in any case, which cannot train a tower on images and videos.
+    cases += [Case(t, "images" if t == "lora" else "mixed", checkpointing="plain") for t in tunings]
     cases += [
         Case(family="llava_onevision"),
         Case(family="qwen2_5_vl"),
@@ -105,6 +106,12 @@ def let_deepspeed_run_on_cpu() -> None:
     import deepspeed.comm  # noqa: F401  (its submodule `torch` is hidden by a name of the package)
 
     sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None
+
+
+def divide_small_parameters(args: Any) -> None:
+    """ZeRO-3 keeps parameters of up to 100,000 numbers whole, which those of a tiny model all are."""
+    if args.deepspeed_plugin is not None:
+        args.deepspeed_plugin.hf_ds_config.config["zero_optimization"]["stage3_param_persistence_threshold"] = 10
 
 
 def make_rows_of(kind: str, seed: int = 0) -> list[dict]:
@@ -162,6 +169,7 @@ def train_case(case: Case, bases: dict[str, str], output_dir: Path, **options: A
             **options,
         },
     )
+    divide_small_parameters(args)
     rows = without_fps(make_rows_of(case.data))
     lora = LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.0) if case.tuning == "lora" else None
     trainer = MultimodalRewardTrainer(
@@ -228,6 +236,7 @@ def train_recipe(name: str, launch: str, bf16: bool, bases: dict[str, str], outp
     parser = load_recipe("train_reward_model").make_parser()
     _, args, model_args, _ = parser.parse_args_and_config(["--config", str(config), *given])
     args.model_init_kwargs = init_kwargs(model_args, args)
+    divide_small_parameters(args)
     rows = without_fps(make_rows_of("images"))
     trainer = MultimodalRewardTrainer(
         flags["model_name_or_path"],
