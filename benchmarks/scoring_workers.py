@@ -29,7 +29,7 @@ from trl_dt2it.demo.tiny import build_tiny_vlm
 from trl_dt2it.loading import load_processing_class, set_pixel_limits
 
 
-PAIRS, WORKERS = 384, 2
+PAIRS, WORKERS = 1536, 2
 SIDE = 64
 FLOOR = 1.6
 

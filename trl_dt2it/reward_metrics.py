@@ -67,13 +67,16 @@ class TrainMetrics:
             `tuple[dict[str, float], int]`: `min_reward`, `mean_reward`, `max_reward`, `accuracy` and `margin`, or an
             empty dict when there was no pair; tokens of all processes.
         """
-        if self.sums is None:
-            return {}, 0
-        local = torch.cat([self.sums, torch.stack([self.low, self.high])])
-        everywhere = accelerator.gather(local[None])  # (processes, 7)
+        if self.sums is None:  # here, but perhaps not on other processes
+            dtype = torch.float32 if accelerator.device.type == "mps" else torch.float64
+            self.sums = torch.zeros(5, dtype=dtype, device=accelerator.device)
+        bounds = torch.stack([self.low.to(self.sums), self.high.to(self.sums)])
+        everywhere = accelerator.gather(torch.cat([self.sums, bounds])[None])  # (processes, 7)
         pairs, wins, differences, rewards, tokens = everywhere[:, :5].sum(0).tolist()
         low, high = everywhere[:, 5].min().item(), everywhere[:, 6].max().item()
         self.sums, self.low, self.high = None, torch.tensor(float("inf")), torch.tensor(float("-inf"))
+        if pairs == 0:
+            return {}, 0
         return {
             "min_reward": low,
             "mean_reward": rewards / (2 * pairs),
