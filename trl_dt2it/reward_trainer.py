@@ -219,6 +219,8 @@ class MultimodalRewardTrainer(RewardTrainer):
         keep_trained_in_fp32(self)
         self._shows_nothing = False
         self._filler: dict[str, Any] | None = None
+        self._exact_head: dict[str, torch.Tensor] = {}
+        self._body_dtype: torch.dtype | None = None
         refuse_no_batch(self)
         checkpointing = cast("dict[str, Any] | None", self.args.gradient_checkpointing_kwargs) or {}
         if self.args.gradient_checkpointing and checkpointing.get("use_reentrant"):  # TRL sets it for ZeRO-3

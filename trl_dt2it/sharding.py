@@ -166,7 +166,8 @@ def take_back_preparation(trainer: MultimodalRewardTrainer) -> None:
     if trainer.is_deepspeed_enabled and trainer.deepspeed is not None:
         trainer.deepspeed.destroy()
         trainer.model_wrapped, trainer.deepspeed = trainer.model, None
-    if trainer.model_wrapped is trainer.model and trainer.accelerator.num_processes > 1:
+    is_alone = trainer.accelerator.num_processes == 1 and not trainer.is_deepspeed_enabled
+    if trainer.model_wrapped is trainer.model and not is_alone:
         trainer.model._is_accelerate_prepared = False  # type: ignore[assignment]  # torch: only tensors and modules
         trainer.accelerator._models.clear()
 
@@ -230,7 +231,7 @@ def exact_head(trainer: MultimodalRewardTrainer) -> dict[str, torch.Tensor]:
         `dict[str, torch.Tensor]`: on the CPU; empty where the model's own weights are exact.
     """
     engine = getattr(trainer, "deepspeed", None)
-    if engine is None or trainer.accelerator.mixed_precision == "no":
+    if engine is None or trainer.optimizer is None or trainer.accelerator.mixed_precision == "no":
         return {}
     from deepspeed.utils import safe_get_full_fp32_param
 

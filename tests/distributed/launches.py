@@ -126,7 +126,7 @@ def make_rows_of(kind: str, seed: int = 0) -> list[dict]:
         rows = video_rows((2,) * 12, seed=seed)
     else:
         text = make_rows(12, seed=seed, num_images=(0,))
-        rows = [*make_rows(2, seed=seed + 1), *text[2:6], *video_rows((2, 4), seed=seed + 2), *text[8:12]]
+        rows = [*make_rows(2, seed=seed + 1), *text[2:6], *video_rows((2, 2), seed=seed + 2), *text[8:12]]
     columns = {name for row in rows for name in row} - ({"images"} if kind == "text" else set())
     return [{name: row.get(name) for name in sorted(columns)} for row in rows]
 
