@@ -189,3 +189,13 @@ def test_the_readme_names_every_loss_and_every_setting_it_names_exists():
     ):
         assert name in README and name in fields
     assert PAPER["citation"] in README
+
+
+def test_the_table_of_launches_is_the_measured_one():
+    """Each launch file, tuning and kind of data: what `benchmarks/launches.py` has trained, within its bounds."""
+    text = (ROOT / "benchmarks/results/launches.md").read_text()
+    table = text[text.index("| tuning |") :].split("\n\n")[0]
+    assert table in (ROOT / "docs/training.md").read_text()
+    cells = [cell.strip() for line in table.splitlines()[2:] for cell in line.split("|")[3:-1]]
+    differences = [tuple(map(float, cell.split(" / "))) for cell in cells]
+    assert len(cells) == 24 * 3 and all(loss <= 1e-5 and weight <= 1e-4 for loss, weight in differences)
