@@ -221,3 +221,24 @@ def test_training_arguments_keep_what_loaded_the_model(tmp_path, recwarn):
     trainer.save_model()
     assert load_reward_model(tmp_path).dtype == torch.bfloat16
     assert trainer.args.model_init_kwargs == {"dtype": "bfloat16"}
+
+
+def test_only_checkpoints_hold_the_fp32_weights_of_a_model_in_half_precision(tmp_path):
+    """`push_to_hub` and the recipe save by an internal call too, as transformers does to save without a push."""
+    args = {"model_init_kwargs": {"dtype": "bfloat16"}, "bf16": True, "max_steps": 1}
+    trainer = trainer_for("qwen3_vl", tmp_path, make_dataset(2), {**args, "save_strategy": "steps", "save_steps": 1})
+    trainer.train()
+    trainer.save_model(_internal_call=True)
+    for folder, dtype in ((tmp_path, torch.bfloat16), (tmp_path / "checkpoint-1", torch.float32)):
+        saved = load_file(folder / "model.safetensors")
+        assert {value.dtype for name, value in saved.items() if name != "score.weight"} == {dtype}
+        assert saved["score.weight"].dtype == torch.float32
+
+
+def test_an_evaluation_in_bf16_leaves_the_training_in_fp32(tmp_path):
+    data = make_dataset(2)
+    args = {"bf16": True, "bf16_full_eval": True, "max_steps": 1}
+    trainer = trainer_for("qwen3_vl", tmp_path, data, args, eval_dataset=data)
+    trainer.evaluate()
+    trainer.train()
+    assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}

@@ -58,6 +58,7 @@ from .sharding import (
     keep_trained_in_fp32,
     leave_vision_alone,
     name_groups,
+    needs_all_gradients,
     needs_equal_calls,
     point_groups_at,
     refuse_reentrant_twice,
@@ -213,6 +214,10 @@ class MultimodalRewardTrainer(RewardTrainer):
         self.processing_class = self.callback_handler.processing_class = processing_class
         self.model.config.pad_token_id = get_tokenizer(processing_class).pad_token_id
         self._collator.add_dummy_image = needs_equal_calls(self)
+        if self._collator.add_dummy_image and not self._collator.media and needs_all_gradients(self):
+            self._collator.media = ("image",)
+        # DeepSpeed steps on parameters that got no gradient as if it were zero, also on one process.
+        self._leaves_vision_alone = self._collator.add_dummy_image or self.is_deepspeed_enabled
         refuse_reentrant_twice(self)
         self._loaded_dtype = half_precision_of(self.model)
         put_back_exact(self, exact)
@@ -362,6 +367,8 @@ class MultimodalRewardTrainer(RewardTrainer):
         standard deviation of the rewards are written into the model's configuration; see `reward_statistics_pairs`."""
         refuse_uneven_batches(self)
         take_back_preparation(self)
+        if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+            keep_trained_in_fp32(self)  # again: an evaluation with `bf16_full_eval` has put the model into bf16
         resume = kwargs.get("resume_from_checkpoint", args[0] if args else None)
         resume_curation(self._curation(), resume, cast(str, self.args.output_dir))
         set_reward_statistics(self.model.config, None)  # those of the model that training starts from
@@ -383,7 +390,10 @@ class MultimodalRewardTrainer(RewardTrainer):
         """As in [`~transformers.Trainer`], with the `score` head in fp32 beside a body in the dtype in which the model
         was loaded. Checkpoints hold the fp32 weights that training goes on with."""
         self._exact_head = exact_head(self)
-        self._body_dtype = None if _internal_call else self._loaded_dtype
+        # A checkpoint is an internal call, but so are the saves of `push_to_hub` and of the recipe.
+        folder = Path(output_dir or cast(str, self.args.output_dir))
+        is_checkpoint = _internal_call and folder.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-")
+        self._body_dtype = None if is_checkpoint else self._loaded_dtype
         super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
@@ -412,9 +422,9 @@ class MultimodalRewardTrainer(RewardTrainer):
         if not batches:
             return batches, None
         weights = [weights_of(batch["pairs"], loss_type=self.loss_type, args=self.args).sum() for batch in batches]
-        is_mixed = self._collator.add_dummy_image and bool(self._collator.media)
+        is_mixed = self._leaves_vision_alone and bool(self._collator.media)
         if not is_mixed and self._filler is None:
-            self._shows_nothing = self._collator.add_dummy_image
+            self._shows_nothing = self._leaves_vision_alone
             local = cast(torch.Tensor, sum(weights))
             return batches, self.accelerator.reduce(local.to(device), "sum")
         shown = [batch["pairs"]["has_media"].sum() for batch in batches]
@@ -455,7 +465,7 @@ class MultimodalRewardTrainer(RewardTrainer):
         """As in [`~transformers.Trainer`], before DeepSpeed or FSDP2 takes the parameters over."""
         shard_head(self)
         optimizer = super().create_optimizer(model)
-        if self.is_deepspeed_enabled and self._collator.add_dummy_image:
+        if self.is_deepspeed_enabled:
             split_vision_groups(self)
         if self.is_fsdp_enabled:
             self._group_names = name_groups(self)

@@ -32,6 +32,12 @@ def needs_equal_calls(trainer: MultimodalRewardTrainer) -> bool:
     return is_sharded or not trainer.args.ddp_find_unused_parameters
 
 
+def needs_all_gradients(trainer: MultimodalRewardTrainer) -> bool:
+    """Whether DDP waits for gradients of a vision tower also where no set can show it anything."""
+    is_sharded = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
+    return needs_equal_calls(trainer) and not is_sharded and bool(vision_parameters(trainer.model))
+
+
 def refuse_reentrant_twice(trainer: MultimodalRewardTrainer) -> None:
     """Refuse reentrant checkpoints where a step may run the vision tower twice, for images and for videos: DDP and
     DeepSpeed reduce each gradient as soon as it is there, and it would be there twice."""

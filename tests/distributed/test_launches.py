@@ -11,9 +11,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoProcessor
 
 from trl_dt2it import MultimodalPreferenceCollator, RewardScorer, load_reward_model
+from trl_dt2it.freezing import part_of
 
 from ..families import family_dir
 from ..processes import Run
+from ..rows import make_dataset
+from ..trainers import trainer_for, weights
 from . import launches
 from .launches import LAUNCHES, largest_difference, make_rows_of, saved_weights, without_fps
 
@@ -154,3 +157,57 @@ def test_recipes_move_their_weights_in_bf16_as_in_fp32(outputs, launch, name):
     assert full["moved"] > 0.5
     assert half["moved"] == pytest.approx(full["moved"], abs=0.02)
     assert half["change"] == pytest.approx(full["change"], rel=0.25)
+
+
+def train_on_text(folder: Path) -> None:
+    """Runs in a process of its own."""
+    launches.let_deepspeed_run_on_cpu()
+    import deepspeed
+
+    deepspeed.init_distributed("gloo")
+    found = {}
+    for stage in (2, 3):
+        launches.reset_state()
+        settings = {
+            "zero_optimization": {"stage": stage},
+            "train_batch_size": "auto",
+            "train_micro_batch_size_per_gpu": "auto",
+            "gradient_accumulation_steps": "auto",
+            "zero_allow_untested_optimizer": True,
+        }
+        args = {"deepspeed": settings, "weight_decay": 0.1, "max_steps": 2}
+        trainer = trainer_for("qwen3_vl", folder, make_dataset(4, num_images=(0, 0)), args)
+        start = launches.exact_weights(trainer)
+        trainer.train()
+        moved = {name: not torch.equal(w, start[name]) for name, w in launches.exact_weights(trainer).items()}
+        found[stage] = {
+            "vision": any(is_moved for name, is_moved in moved.items() if part_of(name) != "language_model"),
+            "language": any(is_moved for name, is_moved in moved.items() if part_of(name) == "language_model"),
+        }
+    (folder / "found.json").write_text(json.dumps(found))
+
+
+def test_deepspeed_on_one_process_leaves_the_vision_tower_alone_in_steps_of_text(tmp_path):
+    pytest.importorskip("deepspeed")
+    environment = {"WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    Run(train_on_text, tmp_path, RANK="0", LOCAL_RANK="0", DS_ACCELERATOR="cpu", **environment).finish()
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found == {stage: {"vision": False, "language": True} for stage in ("2", "3")}
+
+
+def train_on_text_with_reentrant_checkpoints(folder: Path) -> None:
+    """Runs in each of two processes."""
+    args = {"max_steps": 3, "weight_decay": 0.1, "gradient_checkpointing": True}
+    args["gradient_checkpointing_kwargs"] = {"use_reentrant": True}
+    trainer = trainer_for("qwen3_vl", folder, make_dataset(8, num_images=(0, 0)).remove_columns("images"), args)
+    start = weights(trainer)
+    trainer.train()
+    parts = {part_of(name) for name, weight in weights(trainer).items() if not torch.equal(weight, start[name])}
+    if trainer.is_world_process_zero():
+        (folder / "found.json").write_text(json.dumps(sorted(parts)))
+
+
+def test_ddp_trains_on_text_alone_with_reentrant_checkpoints(tmp_path):
+    """DDP does not look for unused parameters then, and no set has a column of images."""
+    Run(train_on_text_with_reentrant_checkpoints, tmp_path, num_processes=2).finish()
+    assert json.loads((tmp_path / "found.json").read_text()) == ["language_model"]
