@@ -9,6 +9,7 @@ after the other.
 from __future__ import annotations
 
 import faulthandler
+import gc
 import json
 import os
 import random
@@ -195,6 +196,7 @@ def train_case(case: Case, bases: dict[str, str], output_dir: Path, **options: A
         "statistics": [getattr(trainer.model.config, name, None) for name in ("reward_mean", "reward_std")],
         "evaluations": [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry],
     }
+    free_engine(trainer)
     return result
 
 
@@ -249,7 +251,14 @@ def train_recipe(name: str, launch: str, bf16: bool, bases: dict[str, str], outp
     differences = [(weight - start[name]).abs().flatten() for name, weight in exact_weights(trainer).items()]
     change = torch.cat(differences)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    free_engine(trainer)
     return {"moved": float((change > 0).float().mean()), "change": float(change.mean()), "losses": losses}
+
+
+def free_engine(trainer: Any) -> None:
+    """Let DeepSpeed give its buffers back, which a process that trains many cases would run out of."""
+    if trainer.deepspeed is not None:
+        trainer.deepspeed.destroy()
 
 
 def exact_weights(trainer: Any) -> dict[str, torch.Tensor]:
@@ -280,6 +289,7 @@ def reset_state() -> None:
     from accelerate.state import AcceleratorState, GradientState
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+    gc.collect()
     AcceleratorState._reset_state()
     GradientState._reset_state()
     unset_hf_deepspeed_config()
