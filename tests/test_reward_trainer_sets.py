@@ -8,11 +8,15 @@ import numpy as np
 import pytest
 from datasets import load_dataset
 from PIL import Image
+from transformers import AutoProcessor
 
+from trl_dt2it import MultimodalPreferenceCollator
 from trl_dt2it.curation import IterativeCurationCallback
 from trl_dt2it.data.row_checks import RowChecks
 from trl_dt2it.debias import StyleAuditCallback
+from trl_dt2it.trainer_setup import as_trainers
 
+from .families import family_dir
 from .rows import make_dataset, make_rows, png
 from .trainers import losses, trainer_for
 
@@ -194,3 +198,25 @@ def test_batches_by_tokens_take_what_a_transform_gives(data, tmp_path):
 def test_an_empty_evaluation_set_is_refused(data, tmp_path):
     with pytest.raises(ValueError, match="eval set has no rows"):
         trainer_for("qwen3_vl", tmp_path, data).evaluate(data.select([]))
+
+
+def test_a_column_that_is_nearly_one_that_is_read_is_named(tmp_path, caplog):
+    data = make_dataset(2, num_images=(0, 0)).map(
+        lambda row, i: {"strenght": float(i), "note": "x"}, with_indices=True
+    )
+    with caplog.at_level("WARNING", logger="trl_dt2it.preparation"):
+        trainer_for("qwen3_vl", tmp_path, data)
+    named = [record.getMessage() for record in caplog.records if "is not read" in record.getMessage()]
+    assert named == ["The train set has a column `strenght`, which is not read; rename it if `strength` is meant."]
+
+
+def test_a_collator_of_the_users_normalizes_strengths_and_gets_the_dummies_that_processes_need(tmp_path):
+    data = make_dataset(2, strength=[1.0, 2.0])
+    given = MultimodalPreferenceCollator(AutoProcessor.from_pretrained(family_dir("qwen3_vl")))
+    trainer = trainer_for("qwen3_vl", tmp_path, data, data_collator=given)
+    trainer.train()
+    assert trainer.loss_type == "strength_margin" and given.normalizer is None
+    own = trainer._collator
+    assert trainer.data_collator.media == own.media == ("image",)
+    own.add_dummy_image = True
+    assert as_trainers(given, own).add_dummy_image and not given.add_dummy_image

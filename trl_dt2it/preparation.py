@@ -9,6 +9,7 @@ import json
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -85,6 +86,11 @@ def prepare_dataset(
             f"The {name} set has the columns {', '.join(sorted(columns))}; it needs `chosen` and `rejected` (and "
             "`prompt`, unless both begin with it)."
         )
+    for column in sorted(columns - set(COLUMNS)):
+        if close := get_close_matches(column, set(COLUMNS) - columns, n=1, cutoff=0.8):
+            logger.warning(
+                f"The {name} set has a column `{column}`, which is not read; rename it if `{close[0]}` is meant."
+            )
     if "chosen_ids" not in columns:
         if not isinstance(collator.processing_class, ProcessorMixin) and {"image", "images"} & columns:
             raise ValueError(

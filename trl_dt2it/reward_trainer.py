@@ -34,6 +34,7 @@ from transformers.utils import PushInProgress
 from trl import RewardConfig, RewardTrainer
 
 from .batch_loss import EmbeddingNoise, batch_loss, weights_of
+from .collator import MultimodalPreferenceCollator
 from .curation.callback import IterativeCurationCallback
 from .curation.callback_state import resume_curation
 from .curation.sampler import CuratedRows
@@ -71,6 +72,7 @@ from .sharding import (
 from .strength import fit_dataset_strength
 from .token_counts import needs_lengths, pair_sizes
 from .trainer_setup import (
+    as_trainers,
     check_setup,
     exact_weights,
     hidden_from_trl,
@@ -218,6 +220,8 @@ class MultimodalRewardTrainer(RewardTrainer):
             self._collator.media = ("image",)
         # DeepSpeed steps on parameters that got no gradient as if it were zero, also on one process.
         self._leaves_vision_alone = self._collator.add_dummy_image or self.is_deepspeed_enabled
+        if isinstance(data_collator, MultimodalPreferenceCollator):
+            self.data_collator = as_trainers(data_collator, self._collator)
         refuse_reentrant_twice(self)
         self._loaded_dtype = half_precision_of(self.model)
         put_back_exact(self, exact)

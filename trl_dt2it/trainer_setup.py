@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import sys
 from collections.abc import Iterable, Iterator
@@ -328,6 +329,17 @@ def make_collator(
         media=(),  # what the sets can hold is not known yet
         share_prefix=decide_share_prefix(args.share_prefix, model),
     )
+
+
+def as_trainers(
+    given: MultimodalPreferenceCollator, own: MultimodalPreferenceCollator
+) -> MultimodalPreferenceCollator:
+    """A copy of a user's collator that does as the trainer's in what follows from the sets and the processes: without
+    its dummies some processes would wait for others forever."""
+    collator = copy.copy(given)
+    collator.add_dummy_image, collator.media = own.add_dummy_image, own.media
+    collator.normalizer = given.normalizer or own.normalizer
+    return collator
 
 
 def set_up_arguments(
