@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, starmap
@@ -81,6 +82,7 @@ class EvaluationBatches(Sampler[list[Place]]):
         self.size = batch_size
         self.process_index = process_index
         self.num_processes = num_processes
+        self.digest = 0  # of a stream, in the order in which it was read
 
     def __len__(self) -> int:
         batches = math.ceil(len(cast(datasets.Dataset, self.dataset)) / self.size)
@@ -101,11 +103,17 @@ class EvaluationBatches(Sampler[list[Place]]):
     def _rows(self) -> Iterator[Any]:
         if isinstance(self.dataset, datasets.Dataset):
             return iter(range(len(self.dataset)))
-        if self.dataset._distributed is not None:  # a user's `split_dataset_by_node`: the set itself is needed here
-            whole = copy.copy(self.dataset)
+        return self._stream()
+
+    def _stream(self) -> Iterator[Any]:
+        whole, self.digest = self.dataset, 0
+        if whole._distributed is not None:  # a user's `split_dataset_by_node`: the set itself is needed here
+            whole = copy.copy(whole)
             whole._distributed = None
-            return iter(whole)
-        return iter(self.dataset)
+        for row in whole:
+            text = repr([row.get(name) for name in ("prompt", "chosen", "rejected", "chosen_ids", "rejected_ids")])
+            self.digest = zlib.crc32(text.encode(errors="replace"), self.digest)
+            yield row
 
 
 @dataclass
@@ -215,6 +223,17 @@ class Evaluation:
         parts = self.accelerator.gather(padded).split(max(sizes))
         return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
-    def records(self) -> list[PairRecord]:
-        """The records of all processes, in the order of the set; every process must call it."""
+    def records(self, loader: DataLoader) -> list[PairRecord]:
+        """
+        The records of all processes, in the order of the set; every process must call it.
+
+        Raises:
+            `ValueError`: if the processes have read a stream in different orders, so that some pairs were counted
+                twice and others not at all.
+        """
+        if len(set(gather_object([getattr(loader.batch_sampler, "digest", 0)]))) > 1:
+            raise ValueError(
+                "The processes have read the streamed evaluation set in different orders; pass a `seed` to its "
+                "`shuffle`, or do not shuffle it."
+            )
         return sorted(gather_object(self._records), key=lambda record: record.position)

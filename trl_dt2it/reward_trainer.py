@@ -550,7 +550,7 @@ class MultimodalRewardTrainer(RewardTrainer):
         finally:
             self._evaluation = None
             self.gather_function = self.accelerator.gather_for_metrics
-        records = evaluation.records()
+        records = evaluation.records(dataloader)
         dataset = getattr(dataloader.dataset, "dataset", dataloader.dataset)
         metrics = evaluation_metrics(records) | training_metrics(dataset, records)
         metrics["num_tokens"] = self._total_train_tokens

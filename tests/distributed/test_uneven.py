@@ -1,6 +1,7 @@
 """Two processes on uneven and mixed data: each row counts once, no rank waits, a resumed run goes on as it was."""
 
 import json
+import sys
 from pathlib import Path
 
 import datasets
@@ -62,6 +63,25 @@ def train_on(dataset: datasets.Dataset | datasets.IterableDataset, base: str, ou
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
     if trainer.is_world_process_zero():
         (output_dir / "log.json").write_text(json.dumps(log))
+
+
+def evaluate_shuffled(base: str, output_dir: str) -> None:
+    """Prints what an evaluation says of a stream that is shuffled without a seed, and with one."""
+    rows = text_rows(12)
+    trainer = MultimodalRewardTrainer(base, args=config(output_dir), train_dataset=datasets.Dataset.from_list(rows))
+    stream = datasets.Dataset.from_list(rows).to_iterable_dataset(num_shards=3)
+    found = trainer.predict(stream.shuffle(seed=3, buffer_size=12)).predictions
+    sys.stdout.write(f"{len(set(map(tuple, found.tolist())))}\n")
+    try:
+        trainer.predict(stream.shuffle(buffer_size=12))
+    except ValueError as error:
+        sys.stdout.write(f"{error}\n")
+
+
+def test_a_stream_that_each_process_shuffles_its_own_way_is_refused(tmp_path):
+    run = Run(evaluate_shuffled, str(family_dir("qwen3_vl")), str(tmp_path), num_processes=2)
+    lines = run.finish().splitlines()
+    assert lines.count("12") == 2 and sum("pass a `seed` to its `shuffle`" in line for line in lines) == 2
 
 
 def train_on_files(files: list[str], base: str, output_dir: str) -> None:
