@@ -8,6 +8,7 @@ own, over gloo, which does not.
 
 from __future__ import annotations
 
+import atexit
 import os
 import pickle
 import random
@@ -215,3 +216,17 @@ def _patient_group() -> dist.ProcessGroup:
     if _groups.get("default") is not dist.group.WORLD:
         _groups.update(default=dist.group.WORLD, patient=dist.new_group(backend="gloo", timeout=PATIENCE))
     return _groups["patient"]
+
+
+@atexit.register
+def _close_gloo() -> None:
+    """Take gloo's groups down before the interpreter ends: threads that are still running abort a process that has
+    done all its work. NCCL's groups are left alone, which may wait for processes that have failed."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    patient = _groups.pop("patient", None) if _groups.pop("default", None) is dist.group.WORLD else None
+    if patient is not None:
+        dist.destroy_process_group(patient)
+    del patient
+    if dist.get_backend() == "gloo":
+        dist.destroy_process_group()

@@ -21,6 +21,9 @@ from . import launches
 from .launches import LAUNCHES, largest_difference, make_rows_of, saved_weights, without_fps
 
 
+# All trainings count as the set-up of the first test.
+pytestmark = pytest.mark.timeout(1500)
+
 # A case of each tuning, layout, kind of data and of checkpointing; `benchmarks/launches.py` trains all of them.
 CASES = [
     {"tuning": "full", "data": "mixed"},
