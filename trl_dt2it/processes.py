@@ -87,15 +87,6 @@ def gather(value: T) -> list[T]:
     return values
 
 
-def largest(value: int) -> int:
-    """Return the largest of the numbers of all processes, off the accelerator."""
-    if PartialState().num_processes == 1:
-        return value
-    found = torch.tensor([value], dtype=torch.int64)
-    dist.all_reduce(found, op=dist.ReduceOp.MAX, group=_patient_group())
-    return int(found)
-
-
 def raise_together(error: Exception | None) -> None:
     """
     Raise an error that any process has on all of them, so that none waits for a process that has stopped.

@@ -47,7 +47,7 @@ from .model_card import PAPER, push_checkpoint, push_model, write_model_card
 from .modeling import pad_id_as_saved
 from .packing import BatchPlan, SetEpoch, plan_training, training_sampler
 from .preparation import COLUMNS, plain_columns, prepare_dataset
-from .processes import check_shared_folder, largest, raise_together
+from .processes import check_shared_folder, gather
 from .rendering import ProcessingClass, get_tokenizer
 from .reward_config import MultimodalRewardConfig
 from .reward_metrics import TrainMetrics, evaluation_metrics
@@ -56,6 +56,7 @@ from .sharding import (
     evaluable,
     exact_head,
     half_precision_of,
+    is_sharded,
     keep_trained_in_fp32,
     leave_vision_alone,
     name_groups,
@@ -371,7 +372,7 @@ class MultimodalRewardTrainer(RewardTrainer):
         standard deviation of the rewards are written into the model's configuration; see `reward_statistics_pairs`."""
         refuse_uneven_batches(self)
         take_back_preparation(self)
-        if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+        if not is_sharded(self):
             keep_trained_in_fp32(self)  # again: an evaluation with `bf16_full_eval` has put the model into bf16
         resume = kwargs.get("resume_from_checkpoint", args[0] if args else None)
         resume_curation(self._curation(), resume, cast(str, self.args.output_dir))
@@ -441,21 +442,20 @@ class MultimodalRewardTrainer(RewardTrainer):
         """Batches of a whole optimizer step, where a stream ends within one, on this process or on another: batches
         without weight take the place of those that are missing, until all processes are at their end. transformers
         would leave the gradient of a step that is cut short to the next epoch, and processes out of step."""
+        is_first = self._filler is None  # on all processes alike
         if batches:
             pairs = {**batches[-1]["pairs"], "is_filler": True}
             pairs |= {name: torch.zeros_like(pairs[name]) for name in ("weight", "has_media", "num_tokens")}
             self._filler = {**batches[-1], "pairs": pairs}
-        if largest(len(batches)) == 0:
+        counts = gather(len(batches))
+        if max(counts) == 0:
             return []
-        missing = num_batches - len(batches)
-        error = None
-        if missing and self._filler is None:
-            error = ValueError(
-                f"Process {self.accelerator.process_index} gets no row of the streamed train set, though others do; "
-                "make it of at least as many files as there are processes, none of them empty."
+        if is_first and 0 in counts:
+            raise ValueError(
+                f"Process {counts.index(0)} gets no row of the streamed train set, though others do; make it of at "
+                "least as many files as there are processes, none of them empty."
             )
-        raise_together(error)
-        return [*batches, *[self._filler] * missing]
+        return [*batches, *[self._filler] * (num_batches - len(batches))]
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As in [`~transformers.Trainer`]; a step in which no process has shown an image leaves the vision tower as it

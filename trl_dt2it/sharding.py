@@ -23,19 +23,22 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 
+def is_sharded(trainer: MultimodalRewardTrainer) -> bool:
+    """Tell whether DeepSpeed or FSDP divides the model or its optimizer over the processes."""
+    return trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
+
+
 def needs_equal_calls(trainer: MultimodalRewardTrainer) -> bool:
-    """Whether all processes have to run each module equally often: always where the model is sharded, and under DDP
-    where it does not look for unused parameters."""
+    """Tell whether all processes have to run each module equally often: always where the model is sharded, and under
+    DDP where it does not look for unused parameters."""
     if trainer.accelerator.num_processes == 1:
         return False
-    is_sharded = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
-    return is_sharded or not trainer.args.ddp_find_unused_parameters
+    return is_sharded(trainer) or not trainer.args.ddp_find_unused_parameters
 
 
 def needs_all_gradients(trainer: MultimodalRewardTrainer) -> bool:
-    """Whether DDP waits for gradients of a vision tower also where no set can show it anything."""
-    is_sharded = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
-    return needs_equal_calls(trainer) and not is_sharded and bool(vision_parameters(trainer.model))
+    """Tell whether DDP waits for gradients of a vision tower also where no set can show it anything."""
+    return needs_equal_calls(trainer) and not is_sharded(trainer) and bool(vision_parameters(trainer.model))
 
 
 def refuse_reentrant_twice(trainer: MultimodalRewardTrainer) -> None:

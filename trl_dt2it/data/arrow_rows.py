@@ -73,24 +73,18 @@ def look_at_all(
     Returns:
         `pa.Table`: one row for each row of the data set.
     """
-    if len(dataset) == 0:
-        return features.arrow_schema.empty_table()
-    found = dataset.with_format("arrow").map(
+    return _map_anew(
+        dataset.with_format("arrow"),
         function,
+        features,
         with_indices=with_indices,
         batched=True,
         batch_size=rows_at_once(dataset),
         writer_batch_size=10_000,
-        remove_columns=dataset.column_names,
-        features=features,
         fn_kwargs={**kwargs, "json_columns": find_json_columns(dataset.features)},
         num_proc=num_proc,
-        keep_in_memory=True,
-        load_from_cache_file=False,
-        new_fingerprint=generate_random_fingerprint(),  # hashing a processor would be slow
         desc=desc,
     )
-    return found.with_format("arrow")[:]
 
 
 def look_at_rows(
@@ -119,17 +113,21 @@ def look_at_rows(
     Returns:
         `pa.Table`: one row for each row of the data set.
     """
+    return _map_anew(dataset, function, features, num_proc=num_proc, desc=desc)
+
+
+def _map_anew(dataset: Dataset, function: Callable[..., Any], features: Features, **options: Any) -> pa.Table:
+    """Map a data set to columns of its own without a cache, neither read nor written."""
     if len(dataset) == 0:
         return features.arrow_schema.empty_table()
     found = dataset.map(
         function,
         remove_columns=dataset.column_names,
         features=features,
-        num_proc=num_proc,
         keep_in_memory=True,
         load_from_cache_file=False,
-        new_fingerprint=generate_random_fingerprint(),
-        desc=desc,
+        new_fingerprint=generate_random_fingerprint(),  # hashing a processor would be slow
+        **options,
     )
     return found.with_format("arrow")[:]
 
