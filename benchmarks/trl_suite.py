@@ -74,7 +74,7 @@ BY_DESIGN = [
 
 
 def run_tests(checkout: Path, work: Path, classes: str) -> dict[str, str]:
-    """What came out of each test: nothing where it passed, and how it failed."""
+    """Outcome of each test: nothing where it passed, and how it failed."""
     tests = work / classes / "tests"
     shutil.copytree(checkout / TESTS.parent / "data", tests / "data")
     shutil.copy(checkout / TESTS, tests)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def on_another_folder(here: Path, base: str) -> dict[str, str]:
-    """What each of those that read a shared folder say, first where it is shared, then where it is not."""
+    """Messages of each part that reads a shared folder, first where it is shared, then where it is not."""
     import numpy as np
     from datasets import Dataset
 

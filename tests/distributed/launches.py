@@ -33,7 +33,7 @@ RECIPES = ("qwen3_vl_8b", "qwen3_vl_8b_lora")
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained: `tuning` is `full`, `reward_model` (full, from a trained head) or `lora`; `data` names a kind
+    """Case of a training: `tuning` is `full`, `reward_model` (full, from a trained head) or `lora`; `data` names a kind
     of rows; `checkpointing` is `none`, `reentrant` or `plain`."""
 
     tuning: str = "full"
@@ -68,7 +68,7 @@ def all_cases() -> list[Case]:
 
 
 def launch_environment(launch: str, *, mixed_precision: str = "no", **changes: Any) -> dict[str, str]:
-    """What `accelerate launch` sets for a launch file of ours, with its device settings changed for two CPU ranks."""
+    """Environment that `accelerate launch` sets for a shipped file whose devices are changed to two CPU ranks."""
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
     from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
@@ -296,7 +296,7 @@ def reset_state() -> None:
 
 
 def set_up_launch(launch: str, bf16: bool) -> None:
-    """What a process finds when `accelerate launch` has just started it."""
+    """Put a process into the state in which `accelerate launch` starts it."""
     reset_state()
     for name in [name for name in os.environ if name.startswith(("ACCELERATE_", "FSDP_"))]:
         del os.environ[name]
