@@ -33,7 +33,7 @@ RECIPES = ("qwen3_vl_8b", "qwen3_vl_8b_lora")
 
 @dataclass(frozen=True)
 class Case:
-    """Case of a training: `tuning` is `full`, `reward_model` (full, from a trained head) or `lora`; `data` names a kind
+    """A training: `tuning` is `full`, `reward_model` (full, from a trained head) or `lora`; `data` names a kind
     of rows; `checkpointing` is `none`, `reentrant` or `plain`."""
 
     tuning: str = "full"
