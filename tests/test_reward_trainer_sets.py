@@ -202,7 +202,7 @@ def test_an_empty_evaluation_set_is_refused(data, tmp_path):
 
 def test_a_column_that_is_nearly_one_that_is_read_is_named(tmp_path, caplog):
     data = make_dataset(2, num_images=(0, 0)).map(
-        lambda row, i: {"strenght": float(i), "note": "x"}, with_indices=True
+        lambda row, i: {"strenght": float(i), "note": "x", "rejected_digits": i}, with_indices=True
     )
     with caplog.at_level("WARNING", logger="trl_dt2it.preparation"):
         trainer_for("qwen3_vl", tmp_path, data)

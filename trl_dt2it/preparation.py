@@ -87,7 +87,9 @@ def prepare_dataset(
             "`prompt`, unless both begin with it)."
         )
     for column in sorted(columns - set(COLUMNS)):
-        if close := get_close_matches(column, set(COLUMNS) - columns, n=1, cutoff=0.8):
+        # A slip costs a letter or two; `rejected_digits` is no misspelt `rejected_ids`.
+        near = [name for name in COLUMNS if name not in columns and abs(len(name) - len(column)) <= 1]
+        if close := get_close_matches(column, near, n=1, cutoff=0.8):
             logger.warning(
                 f"The {name} set has a column `{column}`, which is not read; rename it if `{close[0]}` is meant."
             )
