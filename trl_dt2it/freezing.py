@@ -31,6 +31,11 @@ PROJECTOR_NAMES = (
 VISION_TOWER_NAMES = ("vision_model", "vision_tower", "visual")
 
 
+def is_head(name: str) -> bool:
+    """Tell whether a parameter or module is the `score` head or belongs to it, in an adapter's wrapper too."""
+    return "score" in name.split(".")
+
+
 def part_of(name: str) -> str:
     """
     The part of a vision-language model that a parameter or module belongs to.

@@ -34,7 +34,7 @@ from transformers.modeling_layers import GenericForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from transformers.utils import cached_file, find_adapter_config_file, logging
 
-from .freezing import num_tokens_of_adapter
+from .freezing import is_head, num_tokens_of_adapter
 from .image_features import encode_once, refuse_unseen
 from .patch_embedding import project_patches_by_matrix_product
 from .processes import whole_weights
@@ -122,7 +122,7 @@ def keep_head_in_fp32(model: nn.Module) -> None:
     """
     for name, module in model.named_modules():
         # The class alone changes: parameters, their names and hooks stay. Quantized heads have other classes.
-        if type(module) is nn.Linear and "score" in name.split("."):
+        if type(module) is nn.Linear and is_head(name):
             module.__class__ = RewardHead
             module.float()
 
@@ -460,7 +460,7 @@ def _load_adapter(
     weights = cached_file(name_or_path, SAFETENSORS_WEIGHTS_NAME, revision=revision)
     with safe_open(weights, "pt") as file:
         shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}
-    has_head = any("score" in key.split(".") for key in shapes)
+    has_head = any(map(is_head, shapes))
     if not has_head and "score" in (peft_config.modules_to_save or []):
         raise ValueError(
             f"The adapter {name_or_path} has no `score` head among its weights; its rewards would be random."

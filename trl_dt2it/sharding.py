@@ -14,7 +14,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from transformers.utils import logging
 
-from .freezing import part_of
+from .freezing import is_head, part_of
 
 
 if TYPE_CHECKING:
@@ -246,7 +246,7 @@ def exact_head(trainer: MultimodalRewardTrainer) -> dict[str, torch.Tensor]:
 
     exact = {}
     for name, parameter in engine.module.named_parameters():
-        if parameter.requires_grad and "score" in name.split("."):
+        if parameter.requires_grad and is_head(name):
             weight = safe_get_full_fp32_param(parameter)
             if weight is not None:
                 exact[name] = weight.detach().float().reshape(-1, weight.shape[-1]).cpu()
@@ -274,7 +274,7 @@ def with_dtypes(
     for name, weight in state_dict.items():
         if name in head:
             weight = head[name].reshape(weight.shape)
-        elif "score" in name.split(".") and weight.is_floating_point():
+        elif is_head(name) and weight.is_floating_point():
             weight = weight.float()
         elif dtype is not None and weight.dtype == torch.float32:
             weight = weight.to(dtype)
