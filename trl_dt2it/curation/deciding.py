@@ -210,9 +210,7 @@ def _judge(
     shared = _with_slope(rule, [strength[rows] for rows in groups.values()])
     if shared is not None:
         return [(rows, _ask(_with_source(shared, name), strength[rows])) for name, rows in groups.items()]
-    alone = {
-        name: rows for name, rows in groups.items() if isinstance(rule, Keep) or len(rows) >= rule.min_pairs
-    }
+    alone = {name: rows for name, rows in groups.items() if isinstance(rule, Keep) or len(rows) >= rule.min_pairs}
     judged = [(rows, _ask(_with_source(rule, name), strength[rows])) for name, rows in alone.items()]
     if len(alone) < len(groups):
         small = np.zeros(len(strength), dtype=bool)

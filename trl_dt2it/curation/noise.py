@@ -222,8 +222,9 @@ def flip_mixture(
 
     Nothing is flipped unless these pairs themselves show noise: the rate is identified, and the fit beats labels that
     are all right, whatever the slope, at the 5 % level, and a model that guesses at the 0.1 % level. With a reference,
-    it only has to beat labels that are all right at its slope. Without one, most labels are not called
-    wrong unless the model surely (99 %) contradicts more than 60 % of them. A pair that the model ranks as its label does is never flipped.
+    it only has to beat labels that are all right at its slope. Without one, most labels are not called wrong unless
+    the model surely (99 %) contradicts more than 60 % of them. A pair that the model ranks as its label does is never
+    flipped.
     What was seen is logged, with the name of the source.
 
     Args:
@@ -260,8 +261,9 @@ def flip_mixture(
         is_noisy = False
     if is_noisy and estimate.rate > 0.5:
         logger.warning(
-            f"{seen}, far more than by chance, and these labels are flipped as reversed: look at some of them, whether "
-            "they are, or whether the model is wrong about such pairs; then leave the source out of the curation."
+            f"{seen}, far more than by chance, and these labels are flipped as reversed: look at some of them, "
+            "whether they are, or whether the model is wrong about such pairs; then leave the source out of the "
+            "curation."
         )
     elif is_noisy:
         logger.info(f"{seen}; {estimate.rate:.1%} of the labels are estimated to be wrong.")
