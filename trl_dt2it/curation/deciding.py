@@ -238,7 +238,7 @@ def _with_slope(rule: Flip | Keep, parts: Sequence[np.ndarray]) -> Flip | Keep |
 def _with_source(rule: Flip | Keep, name: str | None) -> Flip | Keep:
     if "source" not in inspect.signature(rule.rule).parameters:
         return rule
-    return replace(rule, rule=cast("Rule", partial(rule.rule, source=name)))
+    return replace(rule, rule=partial(cast("Callable[..., np.ndarray]", rule.rule), source=name))
 
 
 def _ask(rule: Flip | Keep, strength: np.ndarray) -> np.ndarray:
