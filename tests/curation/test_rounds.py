@@ -1,5 +1,6 @@
 """Rounds: scores out of sample, decisions by hand, and runs that are killed."""
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -8,15 +9,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from datasets import Dataset
+from rich.console import Console
 
-from trl_dt2it.curation import CurationLedger, Decision
+from trl_dt2it.curation import CurationLedger, Decision, Flip, decide, pair_ids
 from trl_dt2it.curation.curation_run import BaseModel, CurationRun
 from trl_dt2it.curation.round_data import SourceSets, folds_of, read_sets, set_digest
-from trl_dt2it.curation.round_report import label_noise
+from trl_dt2it.curation.round_report import audit_pool, harm, label_noise, show_summary
 from trl_dt2it.curation.round_sets import fold_rows, ledger_at, training_set
 from trl_dt2it.curation.round_settings import Step, read_rounds
 from trl_dt2it.curation.round_steps import decide_step
 from trl_dt2it.curation.round_training import RewardTraining, newest_checkpoint
+from trl_dt2it.curation.rules import flip_negative
 from trl_dt2it.curation.scoring_shards import gather_scores, read_scores, score_in_shards
 from trl_dt2it.data.encoded import column_of
 from trl_dt2it.demo.tiny import build_tiny_vlm
@@ -255,3 +258,53 @@ def test_a_plan_says_what_is_done_and_what_the_judge_may_cost(tmp_path):
     # 48 pairs in both orders, each reply at most 10 tokens of 1 USD.
     assert ["round-1/judge", "to do", "48", "", "96", "960"] in rows
     assert not (tmp_path / "out").exists()
+
+
+def test_harm_by_curation_is_said_in_red():
+    audit = {"num_pairs": 500, "note": None}
+    leaks = {
+        "before": {
+            "sources": {
+                "same": {**audit, "auc": 0.55, "interval": (0.5, 0.6)},
+                "rises": {**audit, "auc": 0.55, "interval": (0.5, 0.6)},
+            }
+        },
+        "after": {
+            "sources": {
+                "same": {**audit, "auc": 0.56, "interval": (0.52, 0.6)},
+                "rises": {**audit, "auc": 0.64, "interval": (0.6, 0.68)},
+            }
+        },
+    }
+    final = {name: {"pairs": 10, "accuracy": right} for name, right in (("base", 0.81), ("curated", 0.8025))}
+    found = harm(final, leaks)
+    assert len(found) == 2
+    assert "0.8025 of the test pairs, that of the base alone in 0.8100" in found[0]
+    assert "labels of 'rises' after curation than before (leakage 0.550 to 0.640)" in found[1]
+    assert harm({**final, "curated": {"pairs": 10, "accuracy": 0.81}}, {"before": leaks["before"]}) == []
+    assert harm({"curated": final["curated"]}, {}) == []
+    decided = {"round-1/decide": {"flipped": 1, "kept": 2}}
+    console = Console(record=True, force_terminal=True, width=200, file=io.StringIO())
+    show_summary({"rounds": decided, "pool_pairs": 3, "final": final, "harm": found}, console)
+    text = console.export_text(styles=True)
+    assert all(f"\x1b[1;31m{sentence}" in text for sentence in (found[0][:60], found[1][:60]))
+
+
+def test_the_style_of_a_pool_is_audited_before_and_after(tmp_path):
+    """Labels that follow length after curation, and were coin flips before."""
+    rng = np.random.default_rng(0)
+    long = [f"A{' long' * int(rng.integers(3, 9))} answer about {i}." for i in range(300)]
+    is_chosen = rng.random(300) < 0.5
+    rows = [
+        {"prompt": "q", "chosen": a if first else f"No {i}.", "rejected": f"No {i}." if first else a, "source": "s"}
+        for i, (a, first) in enumerate(zip(long, is_chosen, strict=True))
+    ]
+    pool = Dataset.from_list(rows)
+    ledger, names = CurationLedger(tmp_path), pair_ids(pool)
+    decision = decide(np.where(is_chosen, 1.0, -1.0), [Flip(flip_negative)])
+    ledger.append(1, "flip", pair_ids=names, decision=decision)
+    audits = audit_pool(pool, ledger)
+    before, after = (audits[when]["sources"]["s"] for when in ("before", "after"))
+    assert before["interval"][0] < 0.5 < before["interval"][1] and after["auc"] > 0.95
+    assert "labels of 's' after curation" in harm({}, audits)[0]
+    assert set(audit_pool(pool, None)) == {"before"}

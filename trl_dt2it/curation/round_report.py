@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ..data.encoded import column_of
+from ..debias.audit import audit_style
+from .ledger import CurationLedger
 from .scoring_shards import read_scores
 
 
@@ -25,6 +28,9 @@ FINAL_NAMES = {
     "curated": "+ curated",
     "oracle": "+ true labels (oracle)",
 }
+
+MOST_AUDITED = 20_000  # of a larger pool so many are drawn: enough for the third digit, and some seconds
+LEAST_RISE = 0.01
 
 GAINS = (("gain by balancing style", "base", "unbalanced"), ("gain by curation", "curated", "uncurated"))
 
@@ -76,6 +82,62 @@ def accuracy(folder: Path, dataset: Dataset) -> dict[str, float]:
     return {"accuracy": float(right.mean()), **parts}
 
 
+def audit_pool(pool: Dataset, ledger: CurationLedger | None) -> dict[str, dict[str, Any]]:
+    """
+    Audit the style of a pool as its sources label it, and as a ledger has it.
+
+    Args:
+        pool (`Dataset`):
+            The rows; of more than 20,000, so many are drawn.
+        ledger ([`CurationLedger`], *optional*):
+            The ledger of the pool.
+
+    Returns:
+        `dict`: the fields of [`~trl_dt2it.debias.style_report.StyleReport`], `"before"` and, with a ledger, `"after"`.
+    """
+    if len(pool) > MOST_AUDITED:
+        pool = pool.select(np.sort(np.random.default_rng(0).choice(len(pool), MOST_AUDITED, replace=False)))
+    audits = {"before": asdict(audit_style(pool))}
+    if ledger is not None:
+        audits["after"] = asdict(audit_style(ledger.apply(pool)))
+    return audits
+
+
+def harm(final: Mapping[str, Mapping[str, Any]], audits: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """
+    Name what curation has made worse: a test accuracy below that of the base alone, or a source's style leakage.
+
+    Args:
+        final (`Mapping`):
+            `final` of [`summarise_run`].
+        audits (`Mapping`):
+            What [`audit_pool`] returns.
+
+    Returns:
+        `list[str]`: a sentence each. A leakage has risen where its 95 % interval after curation is above what it was
+        before, by more than 0.01.
+    """
+    found = []
+    base, curated = (final.get(name, {}).get("accuracy") for name in ("base", "curated"))
+    if base is not None and curated is not None and curated < base:
+        found.append(
+            f"The model with the curated pool is right in {curated:.4f} of the test pairs, that of the base alone in "
+            f"{base:.4f}: the pool does harm; leave it out, or look for the source that does."
+        )
+    before, after = (audits.get(when, {"sources": {}})["sources"] for when in ("before", "after"))
+    for source in sorted(set(before) & set(after)):
+        was, now = before[source], after[source]
+        if was["auc"] is None or now["auc"] is None:
+            continue
+        if now["interval"][0] > was["auc"] and now["auc"] - was["auc"] > LEAST_RISE:
+            found.append(
+                f"Style tells more of the labels of {source!r} after curation than before (leakage {was['auc']:.3f} "
+                f"to {now['auc']:.3f}): either wrong labels hid it, or the model follows style; look at what was "
+                "flipped there."
+            )
+    return found
+
+
 def summarise_run(run: CurationRun, records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """
     Figures of a finished run.
@@ -88,7 +150,8 @@ def summarise_run(run: CurationRun, records: Mapping[str, Mapping[str, Any]]) ->
 
     Returns:
         `dict`: `rounds`, what each decision did; `final`, each model with its directory and its accuracy on the test
-        set; `seconds`.
+        set; `style`, the leakage of each source of the pool before and after; `harm`, as [`harm`] names it;
+        `seconds`.
     """
     counts = {name: record["counts"] for name, record in records.items()}
     rounds = {name: one for name, one in counts.items() if name.endswith(("/decide", "/judge"))}
@@ -101,12 +164,20 @@ def summarise_run(run: CurationRun, records: Mapping[str, Mapping[str, Any]]) ->
             "steps": counts[stage]["steps"],
             **{key: value for key, value in counts.get(f"test/{name}", {}).items() if key.startswith("accuracy")},
         }
+    audits = audit_pool(run.sets.usable("pool"), CurationLedger(run.output_dir / "ledger"))
+    shown = ("auc", "interval", "note")
+    style = {
+        when: {source: {key: part[key] for key in shown} for source, part in audit["sources"].items()}
+        for when, audit in audits.items()
+    }
     return {
         "output_dir": str(run.output_dir),
         "models": [{"model_name_or_path": one.name_or_path, "seed": one.seed} for one in run.models],
         "pool_pairs": counts[list(rounds)[0]]["pairs"],
         "rounds": rounds,
         "final": final,
+        "style": style,
+        "harm": harm(final, audits),
         "seconds": round(sum(record["seconds"] for record in records.values()), 1),
     }
 
@@ -143,6 +214,8 @@ def show_summary(summary: Mapping[str, Any], console: Console | None = None) -> 
         is_gain = place >= len(pairs)
         table.add_row(name, "" if is_gain else pairs[place], *cells, style="bold" if is_gain else None)
     console.print(table)
+    for sentence in summary.get("harm", []):
+        console.print(sentence, style="bold red", markup=False, highlight=False)
 
 
 def accuracy_table(models: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:

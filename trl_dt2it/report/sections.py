@@ -44,6 +44,7 @@ def trained(run: RunFolder | None) -> Section:
         ]
     else:
         notes.append("The run has no run.json, so its settings, versions and command are not known.")
+    notes += (run.summary or {}).get("harm", [])
     tables = _models(run, trainings)
     if record:
         tables += [_sets(record), _settings(record)]
