@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Features, IterableDataset, Value, concatenate_datasets
 from transformers.utils import logging
 
-from .canonical import FEATURES
+from .canonical import REFORMULATED_FEATURES
 from .encoded import AnyDataset, batch_rows, column_of, leave_images_encoded, rows_at_once
 from .errors import RowError, summarise
 from .rows import row_name
@@ -86,7 +86,9 @@ def reformulate_t2i(
 
     Returns:
         [`~datasets.Dataset`] or [`~datasets.IterableDataset`]: canonical rows in the order of the pairs, with the
-        columns of [`~trl_dt2it.data.canonical.FEATURES`] and those kept. A stream starts from the first row in every
+        columns of [`~trl_dt2it.data.canonical.REFORMULATED_FEATURES`] and those kept. `t2i_caption`, `t2i_first` and
+        `t2i_order` among them tell which pair a row is about, whatever it looks like, to [`validate`],
+        [`decontaminate`] and the ledgers of curation. A stream starts from the first row in every
         epoch and resumes from its `state_dict`, each time reading the rows before it again.
 
     Raises:
@@ -98,7 +100,7 @@ def reformulate_t2i(
     columns = Columns(caption, chosen_image, rejected_image, strength)
     _check_columns(dataset, columns)
     extras = _extra_features(dataset.features, columns)
-    features = Features({**FEATURES, **extras})
+    features = Features({**REFORMULATED_FEATURES, **extras})
     plan = Plan(columns, int(seed), as_templates(template), both_orders, tuple(extras))
     if isinstance(dataset, IterableDataset):
         kwargs = {"dataset": leave_images_encoded(dataset).with_format(None), "plan": plan, "on_bad_row": on_bad_row}
@@ -200,7 +202,7 @@ def _extra_features(features: Features | None, columns: Columns) -> dict[str, An
     return {
         name: feature
         for name, feature in (features or {}).items()
-        if name not in {*columns, *FEATURES, *_RESERVED}
+        if name not in {*columns, *REFORMULATED_FEATURES, *_RESERVED}
         and isinstance(feature, (Value, ClassLabel))
         and "binary" not in feature.dtype
     }

@@ -113,19 +113,23 @@ def canonical_rows(row: Mapping[str, Any], plan: Plan, chosen_first: bool | None
         "group_id": _name(row.get("group_id")) or content_group(caption, [], []),
         "source": _name(row.get("source")),
         "source_id": _name(row.get("source_id")),
+        "t2i_caption": caption,
+        "t2i_first": template.first_is_better,
         **{name: row.get(name) for name in plan.extras},
     }
     rows = []
     for is_first in (True, False) if plan.both_orders else (chosen_first,):
         verdicts = (template.first_is_better, template.second_is_better)
         better, worse = verdicts if is_first else verdicts[::-1]
+        order = "ab" if is_first else "ba"
         rows.append(
             {
                 **common,
                 "chosen": [{"role": "assistant", "content": [{"type": "text", "text": better}]}],
                 "rejected": [{"role": "assistant", "content": [{"type": "text", "text": worse}]}],
                 "images": [chosen, rejected] if is_first else [rejected, chosen],
-                "pair_id": f"{pair_id}-{'ab' if is_first else 'ba'}" if plan.both_orders else pair_id,
+                "pair_id": f"{pair_id}-{order}" if plan.both_orders else pair_id,
+                "t2i_order": order if plan.both_orders else None,
             }
         )
     return rows

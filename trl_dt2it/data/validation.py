@@ -173,11 +173,12 @@ def _divide(dataset: Dataset, found: pa.Table, duplicates: bool) -> tuple[Datase
     rows = np.flatnonzero(is_bad)
     reasons, messages = (found[name].take(pa.array(rows)).to_pylist() for name in ("reason", "message"))
     if duplicates:
-        high, low, is_swapped = (found[name].to_numpy() for name in ("high", "low", "is_swapped"))
+        names = ("high", "low", "is_swapped", "is_mirror")
+        high, low, is_swapped, is_mirror = (found[name].to_numpy() for name in names)
         del found  # the largest thing in memory, if the set is large
-        doubles = find_doubles(high, low, is_swapped, is_bad)
-        names = _names(dataset, doubles.others)
-        for is_contradiction, name in zip(doubles.is_contradiction, names, strict=True):
+        doubles = find_doubles(high, low, is_swapped, is_bad, is_mirror)
+        others = _names(dataset, doubles.others)
+        for is_contradiction, name in zip(doubles.is_contradiction, others, strict=True):
             error = contradiction_error(name) if is_contradiction else duplicate_error(name)
             reasons.append(error.reason)
             messages.append(str(error))
