@@ -18,6 +18,7 @@ from . import pair_scoring
 from .candidates import Candidates, as_candidates, check_prompt, check_response
 from .collator import MultimodalPreferenceCollator
 from .data.images import ImageOptions
+from .data.locations import with_image_root
 from .dataset_scoring import add_rewards, model_fingerprint, processor_settings
 from .loading import load_processing_class, set_pixel_limits
 from .modeling import load_reward_model, read_last_real_token
@@ -168,10 +169,7 @@ class RewardScorer:
         Raises:
             `ValueError`: if the checkpoint has no trained head, or as [`load_reward_model`] says.
         """
-        if image_root is not None and image_options is not None:
-            raise ValueError("Give `image_root` or `image_options`, not both.")
-        if image_root is not None and not Path(image_root).is_dir():
-            raise ValueError(f"`image_root` is {image_root}, but there is no such folder.")
+        image_options = with_image_root(image_options, image_root)
         hub: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         with whole_weights():
             model = load_reward_model(path, dtype=dtype or "auto", allow_new_head=False, **hub, **model_kwargs)
@@ -181,8 +179,6 @@ class RewardScorer:
             model = model.to(device or PartialState().device)  # type: ignore[arg-type]  # a string will do
         model.config.get_text_config().pad_token_id = get_tokenizer(processing_class).pad_token_id
         model.config.pad_token_id = get_tokenizer(processing_class).pad_token_id
-        if image_root is not None:
-            image_options = ImageOptions(image_root=os.fspath(image_root))
         return cls(
             model,
             processing_class,

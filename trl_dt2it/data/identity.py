@@ -100,21 +100,24 @@ def t2i_identity(row: Mapping[str, Any]) -> T2IIdentity | None:
     if any(row.get(field) for field in ("videos", "tools", "chat_template_kwargs")):
         return None
     question = _only_question(row)
-    answers = [None if question is None else _only_text(row.get(side), question[1]) for side in SIDES]
-    if question is None or answers[0] is None or answers[1] is None:
+    if question is None:
+        return None
+    better, worse = (_only_text(row.get(side), question[1]) for side in SIDES)
+    if better is None or worse is None:
         return None
     caption, first = row.get("t2i_caption"), row.get("t2i_first")
-    if isinstance(caption, str) and isinstance(first, str) and first in answers and answers[0] != answers[1]:
-        is_first, order = answers[0] == first, row.get("t2i_order")
-    else:
-        caption = caption if isinstance(caption, str) else find_caption(question[0])
-        is_first, is_second = map(prefers_first, answers)
-        if caption is None or is_first is None or is_second is None or is_first == is_second:
+    is_marked = isinstance(caption, str) and isinstance(first, str)
+    if is_marked and first in (better, worse) and better != worse:
+        is_first: bool | None = better == first
+    else:  # by the words: of a row without the columns, or of which somebody rewrote the verdicts
+        caption = caption if is_marked else find_caption(question[0])
+        is_first = prefers_first(better)
+        if not isinstance(caption, str) or is_first is None or prefers_first(worse) is not (not is_first):
             return None
-        named = re.search(r"-(ab|ba)(#\d+)?$", str(row.get("pair_id") or ""))
-        order = row.get("t2i_order") if isinstance(row.get("t2i_first"), str) else named and named[1]
+    named = re.search(r"-(ab|ba)(#\d+)?$", str(row.get("pair_id") or ""))
+    order = row.get("t2i_order") if is_marked else named and named[1]
     chosen, rejected = map(image_identity, images if is_first else images[::-1])
-    return None if chosen == rejected else T2IIdentity(collapse(caption), chosen, rejected, order)
+    return None if chosen == rejected else T2IIdentity(collapse(str(caption)), chosen, rejected, order)
 
 
 def _only_question(row: Mapping[str, Any]) -> tuple[str, int] | None:
