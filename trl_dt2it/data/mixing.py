@@ -22,6 +22,7 @@ from .canonical import MESSAGES, T2I_IDENTITY, as_image
 from .encoded import column_of, has_transform, leave_images_encoded, rows_at_once
 from .errors import RowError
 from .locations import ImageOptions, placed_image, with_image_root
+from .prompts import with_image_blocks
 from .rows import SIDES, blocks, row_images, row_name
 from .sources.trl_rows import trl
 from .swapping import with_columns
@@ -125,12 +126,17 @@ def _first_conflict(datasets: Mapping[str, Dataset]) -> str | None:
     first: dict[str, tuple[str, Any]] = {}
     for name, dataset in datasets.items():
         for column, feature in dataset.features.items():
-            if isinstance(feature, Value) and feature.dtype == "null":
+            if _is_empty(feature):
                 continue
             other, seen = first.setdefault(column, (name, feature))
             if seen != feature:
                 return f"`{column}` is {seen} in `{other}` and {feature} in `{name}`"
     return None
+
+
+def _is_empty(feature: Any) -> bool:
+    """Whether a column holds nothing, in lists or not, which goes with any type."""
+    return _is_empty(feature.feature) if isinstance(feature, List) else feature == Value("null")
 
 
 def with_canonical_columns(dataset: Dataset, *, image_root: str | os.PathLike | None = None) -> Dataset:
@@ -238,9 +244,18 @@ def _converted(row: Mapping[str, Any], features: Features, options: ImageOptions
                 raise pair
             texts = {name: pair[name] for name in _TEXTS}
         except RowError as error:
+            places = len(images) if _is_of_strings(texts["prompt"]) else 0
             texts = {name: _blocked(messages, error) for name, messages in texts.items()}
+            texts["prompt"] = with_image_blocks(texts["prompt"] or [], places) if places else texts["prompt"]
         found |= texts
     return {**found, "images": images} if "images" in features else found
+
+
+def _is_of_strings(prompt: Any) -> bool:
+    """Whether a prompt tells nothing of where images go, so that they come first."""
+    messages = prompt or []
+    has_user = any(message["role"] == "user" for message in messages)
+    return has_user and all(isinstance(message["content"], str) for message in messages)
 
 
 def _blocked(messages: Any, error: RowError) -> list[dict[str, Any]] | None:
