@@ -160,6 +160,17 @@ def with_canonical_columns(dataset: Dataset, *, image_root: str | os.PathLike | 
 
     Raises:
         [`RowError`]: if a row holds what canonical rows cannot, such as tool calls; the message names the row.
+
+    Example:
+
+    ```python
+    >>> from datasets import concatenate_datasets, load_dataset
+    >>> from trl_dt2it.data import load_preferences, with_canonical_columns
+
+    >>> mine = load_dataset("json", data_files="pairs.jsonl", split="train")
+    >>> pictures = load_preferences("hpdv3", "hpdv3/train.json", image_root="hpdv3")
+    >>> both = concatenate_datasets([with_canonical_columns(mine, image_root="photos"), pictures])
+    ```
     """
     options = with_image_root(None, image_root)
     if has_transform(dataset):
