@@ -70,10 +70,13 @@ def row_questions(row: Mapping[str, Any]) -> list[str]:
 
 
 def _with_captions(texts: list[str], row: Mapping[str, Any]) -> list[str]:
-    caption = row.get("t2i_caption")
-    captions = [normalise(caption)] if isinstance(caption, str) else [find_caption(text, normalise) for text in texts]
+    caption, asked = row.get("t2i_caption"), [normalise(text) for text in texts]
+    if isinstance(caption, str):
+        captions: list[str | None] = [normalise(caption)]
+    else:
+        captions = [find_caption(text, normalise, one) for text, one in zip(texts, asked, strict=True)]
     # A caption that is normalised to nothing would be the question of any row that asks none.
-    return list(dict.fromkeys([*map(normalise, texts), *filter(None, captions)]))
+    return list(dict.fromkeys([*asked, *filter(None, captions)]))
 
 
 def all_images(row: Mapping[str, Any]) -> list[Any]:

@@ -24,7 +24,7 @@ _BRACKETED = re.compile(
     r"(?:image [12]: ?){0,2}(?:you are )?given a (?:text )?caption\b.*?\bcaption ?: ?\[(.*)\]", re.IGNORECASE
 )
 _BETTER = re.compile(r"image ([12]) is better(?: than image (?!\1)[12])?", re.IGNORECASE)
-_THOUGHTS = re.compile(r"<think>.*?</think>|</?answer>", re.DOTALL | re.IGNORECASE)
+_ANSWER_TAG = re.compile(r"</?answer>", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def collapse(text: str) -> str:
     return " ".join(text.split())
 
 
-def find_caption(text: str, clean: Callable[[str], str] = collapse) -> str | None:
+def find_caption(text: str, clean: Callable[[str], str] = collapse, cleaned: str | None = None) -> str | None:
     """
     Find the caption in a question of a known wording: a built-in one, in any language and with or without the labels
     of its images, or that of DT2IT-MRM's script or of UnifiedReward.
@@ -185,15 +185,18 @@ def find_caption(text: str, clean: Callable[[str], str] = collapse) -> str | Non
             The question, with white space where its images are.
         clean (`Callable[[str], str]`, *optional*):
             Brings texts that count as equal into one form; by default [`collapse`].
+        cleaned (`str`, *optional*):
+            The text in this form, where it is known.
 
     Returns:
         `str` or `None`: the caption in this form; `None` if the wording is not known.
     """
-    cleaned = clean(text)
+    cleaned = clean(text) if cleaned is None else cleaned
     for before, after in _edges(clean):
         if cleaned.startswith(before) and cleaned.endswith(after) and len(before) + len(after) <= len(cleaned):
             return cleaned[len(before) : len(cleaned) - len(after)].strip()
-    found = _BRACKETED.fullmatch(collapse(text))
+    # The last character first: without it, the pattern would try every bracket of a text of any length.
+    found = _BRACKETED.fullmatch(collapse(text)) if text.rstrip().endswith("]") else None
     return None if found is None else clean(found[1])
 
 
@@ -208,7 +211,7 @@ def prefers_first(answer: str) -> bool | None:
     Returns:
         `bool` or `None`: whether it prefers the image shown first; `None` if the wording is not known.
     """
-    verdict = collapse(_THOUGHTS.sub(" ", answer)).rstrip(".。").casefold()
+    verdict = collapse(_ANSWER_TAG.sub(" ", answer.rpartition("</think>")[2])).rstrip(".。").casefold()
     known = _verdicts()
     if verdict in known:
         return known[verdict]
@@ -219,9 +222,9 @@ def prefers_first(answer: str) -> bool | None:
 @lru_cache
 def _edges(clean: Callable[[str], str]) -> list[tuple[str, str]]:
     """What stands before and after the caption in each built-in wording."""
-    edges = []
-    for template in (*ENGLISH, *CHINESE):
-        for labels in (template.labels, ("", "")):
+    templates, edges = (*ENGLISH, *CHINESE), []
+    for template in templates:
+        for labels in {("", ""), *(one.labels for one in templates)}:
             before, after = template.prompt.replace(IMAGES, " ".join((*labels, ""))).split(CAPTION)
             edges.append((clean(before), clean(after)))
     return edges
