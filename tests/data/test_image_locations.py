@@ -180,7 +180,7 @@ def path_of(function, tmp_path):
 
 
 def test_all_that_reads_images_of_rows_takes_an_image_root():
-    from trl_dt2it import MultimodalRewardConfig, RewardScorer, curation, data, debias, evaluation
+    from trl_dt2it import MultimodalRewardConfig, RewardScorer, curation, data, debias, evaluation, judge
     from trl_dt2it.curation.judging import judge_pairs
 
     takes = [data.load_preferences, data.reformulate_t2i, data.split_t2i, data.validate, data.readmit]
@@ -188,7 +188,7 @@ def test_all_that_reads_images_of_rows_takes_an_image_root():
     takes += [debias.distill, curation.push_curated, judge_pairs, RewardScorer.from_pretrained]
     for function in (*takes, MultimodalRewardConfig):
         assert "image_root" in inspect.signature(function).parameters, function
-    for package in (data, debias, evaluation, curation):
+    for package in (data, debias, evaluation, curation, judge):
         for name in package.__all__:
             parameters = inspect.signature(one).parameters if inspect.isfunction(one := getattr(package, name)) else {}
             assert "image_root" in parameters or "image_options" not in parameters or name == "prepare_shard", name

@@ -70,7 +70,7 @@ def as_strings(dataset, tmp_path, wording, verdicts):
     file = tmp_path / "sharegpt.json"
     file.write_text(json.dumps(rows))
     pairs = load_preferences("llamafactory", file, image_root=tmp_path)
-    write_parquet(pairs, tmp_path / "sharegpt.parquet")  # their bytes, as the other forms have them
+    write_parquet(pairs, tmp_path / "sharegpt.parquet", image_root=tmp_path)  # bytes, as in other forms
     return Dataset.from_parquet(str(tmp_path / "sharegpt.parquet"), cache_dir=str(tmp_path))
 
 

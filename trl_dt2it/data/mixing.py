@@ -108,6 +108,9 @@ def concatenate(datasets: Mapping[str, Dataset]) -> Dataset:
     parts = dict(datasets)
     if not parts:
         raise ValueError("There is no set; pass at least one.")
+    for name, part in parts.items():
+        if not isinstance(part, Dataset):
+            raise ValueError(f"`{name}` is a {type(part).__name__}; sets are joined as `Dataset`, loaded whole.")
     if len({str(part.features.arrow_schema.remove_metadata()) for part in parts.values()}) > 1:
         for name, part in parts.items():
             try:
