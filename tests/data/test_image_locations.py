@@ -20,6 +20,7 @@ from trl_dt2it.data import (
     write_parquet,
 )
 from trl_dt2it.data.canonical import preference
+from trl_dt2it.data.encoded import leave_images_encoded
 from trl_dt2it.data.images import ImageOptions, check_image, load_image
 
 
@@ -164,8 +165,8 @@ def test_one_image_root_everywhere(tmp_path):
     with pytest.raises(RowError, match="is not inside `image_root`"):
         to_dpo(bad, image_root=root)
     write_parquet(good, tmp_path / "good.parquet", image_root=root)
-    (written,) = Dataset.from_parquet(str(tmp_path / "good.parquet"), cache_dir=str(tmp_path))
-    assert written["images"][0].size == (3, 2)
+    (written,) = leave_images_encoded(Dataset.from_parquet(str(tmp_path / "good.parquet"), cache_dir=str(tmp_path)))
+    assert [image["bytes"] for image in written["images"]] == [(root / "0.png").read_bytes()]
     with pytest.raises(RowError, match="is not inside `image_root`"):
         write_parquet(bad, tmp_path / "bad.parquet", image_root=root)
     for function in (validate, decontaminate, to_dpo, write_parquet, reformulate_t2i):

@@ -220,6 +220,8 @@ def test_paths_start_from_the_image_root(tmp_path):
     rows = from_lines(tmp_path, README_ROW)
     (row,) = raw(with_canonical_columns(rows, image_root=tmp_path / "photos"))
     assert row["images"] == [{"bytes": None, "path": str(tmp_path / "photos" / "cup.png")}]
+    two = reformulate_t2i(pairs(1))
+    assert with_canonical_columns(two, image_root=tmp_path).features == two.features
     outside = from_lines(tmp_path, {**README_ROW, "images": ["../cup.png"]})
     with pytest.raises(RowError, match="7: the image '../cup.png' is not inside `image_root`"):
         with_canonical_columns(outside, image_root=tmp_path / "photos")

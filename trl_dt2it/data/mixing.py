@@ -183,7 +183,7 @@ def with_canonical_columns(dataset: Dataset, *, image_root: str | os.PathLike | 
     features = _canonical_features(encoded.features)
     changed = {name: feature for name, feature in features.items() if _differs(encoded.features.get(name), feature)}
     if options.image_root is not None and "images" in features:
-        changed["images"] = features["images"]
+        changed.setdefault("images", dataset.features.get("images"))
     if set(_TEXTS) & set(changed):  # a prompt that both answers begin with leaves them
         changed |= {name: features[name] for name in _TEXTS if name in features}
     # What is not changed keeps its images as they are, decoded or not when they are looked at.

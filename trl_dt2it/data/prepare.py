@@ -243,9 +243,10 @@ def write_parquet(dataset: Dataset, path: str | os.PathLike, *, image_root: str 
     if image_root is not None:
         dataset = with_canonical_columns(dataset, image_root=image_root)
     # Not `to_parquet`, which embeds nothing; `datasets` embeds into a second copy of the set on disk.
-    with whole_file(path) as part, pq.ParquetWriter(part, schema=dataset.features.arrow_schema) as writer:
+    schema = dataset.features.arrow_schema
+    with whole_file(path) as part, pq.ParquetWriter(part, schema=schema) as writer:
         for table in leave_images_encoded(dataset).with_format("arrow").iter(_ROW_GROUP):
-            writer.write_table(embed_table_storage(table).cast(dataset.features.arrow_schema))
+            writer.write_table(embed_table_storage(table.cast(schema)).cast(schema))
 
 
 def _lines(path: Path) -> Iterator[str]:
