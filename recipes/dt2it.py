@@ -37,7 +37,7 @@ class RoundsArguments:
         pool (`dict`):
             The noisy set, likewise.
         test (`dict`, *optional*):
-            A set to measure the final models on, likewise.
+            A set to measure the final models on, likewise. Figures are given by the names of its sources here.
         method (`str`, *optional*, defaults to `"mixture"`):
             `"paper"` or `"mixture"`: what the rounds are if none are given.
         rounds (`list[dict]`, *optional*):

@@ -30,8 +30,8 @@ class PrepareArguments:
         output_dir (`str`):
             Folder of shards, mixture and reports.
         benchmarks (`dict`, *optional*):
-            Benchmarks to keep out of the training set, by name: `path_or_id`, `split`, and the names of the columns
-            `question` and `image`.
+            Benchmarks to keep out of the training set, by name: `path_or_id`, `split`, `image_root`, and the names of
+            the columns `question` and `image` (one or a list), or `name`, as in [`trl_dt2it.data.read_benchmarks`].
         image_check (`str`, *optional*, defaults to `"header"`):
             `"full"` decodes every image, `"header"` reads its header, `"none"` trusts it.
         max_image_pixels (`int`, *optional*):

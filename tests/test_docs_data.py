@@ -8,6 +8,7 @@ import pytest
 from datasets import Dataset, Image
 
 from trl_dt2it.data import SOURCES
+from trl_dt2it.data.encoded import leave_images_encoded
 
 from .data.fixtures_as_rows import fixture
 from .families import example_images
@@ -58,7 +59,16 @@ def test_the_examples_of_the_page_run(files):
     assert json.loads(Path("report.json").read_text())["rows_in"] == 1
     names["still_bad"] = names["readmit"](names["clean"], names["quarantine"])[1]
     images = [png(image) for image in example_images(2)]
+    Path("drafts").mkdir()
+    for number, image in enumerate(images, 1):
+        Path(f"drafts/cup-{number}.png").write_bytes(image)
+    Path("drafts.jsonl").write_text(re.search(r"^# (\{.*\}) in each line$", t2i, flags=re.MULTILINE)[1])
     names["dataset"] = Dataset.from_dict({"text": ["a cup"], "win": [images[0]], "lose": [images[1]]})
+    run(t2i.split("pairs = reformulate_t2i")[0], names)
+    assert sorted(Path(image["path"]).name for image in leave_images_encoded(names["pairs"])[0]["images"]) == [
+        "cup-1.png",
+        "cup-2.png",
+    ]
     run(t2i, names)
     assert len(names["pairs"][0]["images"]) == 2
     names["benchmark_rows"] = [{"question": names["pairs"][0]["prompt"][0]["content"][-1]["text"], "image": images[0]}]
@@ -74,10 +84,13 @@ def test_the_examples_of_the_page_run(files):
 def test_the_example_of_the_readme_runs(files):
     Path("hpdv3/1.jpg").write_bytes(png(example_images(1)[0]))
     Path("hpdv3/2.jpg").write_bytes(png(example_images(2, seed=1)[1]))
+    drafts = {"caption": "a red cup", "chosen_image": "cup.png", "rejected_image": "hat.png"}
+    Path("drafts.jsonl").write_text(json.dumps(drafts))
+    Path("photos/hat.png").write_bytes(png(example_images(2)[1]))
     (block,) = [block for block in code_blocks("python") if "load_preferences" in block]
     names: dict = {}
     run(block, names)
-    assert (len(names["clean"]), len(names["quarantine"])) == (6, 0)
+    assert (len(names["clean"]), len(names["quarantine"])) == (7, 0)
 
 
 def test_every_set_has_its_row_with_its_licence():

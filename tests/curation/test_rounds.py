@@ -21,10 +21,12 @@ from trl_dt2it.curation.round_steps import decide_step
 from trl_dt2it.curation.round_training import RewardTraining, newest_checkpoint
 from trl_dt2it.curation.rules import flip_negative
 from trl_dt2it.curation.scoring_shards import gather_scores, read_scores, score_in_shards
+from trl_dt2it.data import check_row
 from trl_dt2it.data.encoded import column_of
 from trl_dt2it.demo.tiny import build_tiny_vlm
 from trl_dt2it.reward_config import MultimodalRewardConfig
 
+from ..rows import make_rows
 from .runs import RULES, arguments, outcome, start
 
 
@@ -59,6 +61,30 @@ def test_a_set_keeps_its_sources_and_its_digest_tells_changes(tmp_path):
         assert one["source"][:] == ["own"]
         read.setdefault(name, set()).add(set_digest(one, pa.array(["1"])))
     assert len(read["a"]) == 1 and len(read["a"] | read["c"]) == 2
+
+
+def test_sets_of_different_shape_stand_in_one_pool_and_test_sets_keep_their_names(tmp_path):
+    """README's rows, captions with two pictures, and what was prepared before, each with paths of its own."""
+    rows = make_rows(2, num_images=(1,))
+    for number, row in enumerate(rows):
+        (tmp_path / f"{number}.png").write_bytes(row["images"][0]["bytes"])
+    readme = {"prompt": [{"role": "user", "content": "What?"}], "images": ["0.png"], "source": "elsewhere"}
+    readme |= {side: [{"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
+    (tmp_path / "readme.jsonl").write_text(json.dumps(readme) + "\n")
+    captioned = {"caption": "a cat", "chosen_image": "0.png", "rejected_image": "1.png"}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(captioned) + "\n")
+    root = {"image_root": str(tmp_path)}
+    specs = {
+        "answers": {"dataset_name": str(tmp_path / "readme.jsonl"), **root},
+        "pictures": {"preferences": "t2i", "path_or_id": str(tmp_path / "pairs.jsonl"), **root},
+        "digits": {"digits_t2i": {"num_pairs": 1}},
+    }
+    pool = read_sets("pool", specs)
+    assert pool["source"][:] == ["elsewhere", "pictures", "digits"]
+    assert pool[0]["images"] == [{"bytes": None, "path": str(tmp_path / "0.png")}]
+    assert [check_row(row) for row in pool] == [None] * 3 and pool["t2i_caption"][:2] == [None, "a cat"]
+    test = read_sets("test", {"easy": specs["answers"], "hard": specs["answers"], "drawn": specs["pictures"]})
+    assert test["source"][:] == ["easy", "hard", "drawn"]
 
 
 def test_scores_are_written_in_parts_that_are_made_once_and_shared_by_machines(tmp_path):

@@ -302,3 +302,35 @@ def test_hub_ids_are_read_raw_files_and_parquet_alike(tmp_path):
             ).stdout.splitlines()[-1]
     assert "('rlaif_v-0', 'A red cup is on the table.')" in out["rlaif_v"]
     assert out["vlfeedback"].count("vlfeedback-0-") == 2
+
+
+def test_a_table_of_captions_and_two_pictures_loads_in_one_call(tmp_path):
+    for index in range(6):
+        (tmp_path / f"{index}.png").write_bytes(png((8 + index, 8)))
+    rows = [
+        {"text": f"a cat {n}", "win": f"{2 * n}.png", "lose": f"{2 * n + 1}.png", "gap": n, "prompt": "?"}
+        for n in range(3)
+    ]
+    rows += [{"text": "a dog", "win": "../0.png", "lose": "1.png", "gap": 1}, {"text": "a dog", "win": "0.png"}]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    names = {"caption": "text", "chosen_image": "win", "rejected_image": "lose", "strength": "gap"}
+    for name in ("t2i", "columns"):
+        for streaming in (False, True):
+            pairs = load_preferences(
+                name, tmp_path / "pairs.jsonl", image_root=tmp_path, source="mine", streaming=streaming, **names
+            )
+            found = list(leave_images_encoded(pairs))
+            assert [(row["t2i_caption"], row["strength"], row["pair_id"]) for row in found] == [
+                (f"a cat {n}", float(n), f"mine-{n}") for n in range(3)
+            ]
+            for n, row in enumerate(found):
+                paths = [str(tmp_path / f"{2 * n + side}.png") for side in (0, 1)]
+                assert sorted(image["path"] for image in row["images"]) == paths
+                assert (row["images"][0]["path"] == paths[0]) == (text_of(row) == row["t2i_first"])
+    # With the names that `reformulate_t2i` expects, and those of the row kept.
+    rows = [{"caption": "x", "chosen_image": "0.png", "rejected_image": "1.png", "pair_id": "p", "source_id": 3}]
+    (tmp_path / "plain.json").write_text(json.dumps(rows))
+    (row,) = load_preferences("t2i", tmp_path / "plain.json", image_root=tmp_path, reformulate=False)
+    assert (row["caption"], row["pair_id"], row["source_id"], row["strength"]) == ("x", "p", "3", None)
+    with pytest.raises(ValueError, match="there is no column `win`; the row has caption, chosen_image"):
+        load_preferences("t2i", tmp_path / "plain.json", chosen_image="win")

@@ -365,7 +365,7 @@ def test_no_strange_field_crashes_an_adapter(adapter, name):
 def test_every_source_is_described():
     modules = (t2i_pairs, t2i_groups, t2i_formats)
     sources = [item for module in modules for item in vars(module).values() if isinstance(item, Source)]
-    assert len(sources) == 11
+    assert len(sources) == 12
     assert all(source.is_t2i and source.licence and source.note and not source.is_non_commercial for source in sources)
     grouped = {source.convert for source in sources if source.group_by == "prompt_id"}
     assert grouped == {evalmuse, imagereward}

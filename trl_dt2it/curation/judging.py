@@ -6,6 +6,7 @@ other pairs with the answers the other way round.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from tqdm.auto import tqdm
 
 from ..data.encoded import leave_images_encoded
 from ..data.errors import RowError
-from ..data.locations import ImageOptions
+from ..data.locations import ImageOptions, with_image_root
 from ..data.rows import SIDES, blocks, row_images, row_name
 from ..data.schema import check_row
 from ..data.t2i_templates import CHINESE, ENGLISH
@@ -70,6 +71,7 @@ def judge_pairs(
     rubric: Rubric = DEFAULT_RUBRIC,
     swap: Swap = "auto",
     language: str | None = None,
+    image_root: str | os.PathLike | None = None,
     image_options: ImageOptions | None = None,
     pairs_at_once: int = 64,
     show_progress: bool = True,
@@ -92,8 +94,10 @@ def judge_pairs(
             `"auto"`: images where the answers are the two verdicts of one of this package's text-to-image templates.
         language (`str`, *optional*):
             Language of the instructions; by default that of each question.
+        image_root (`str` or `os.PathLike`, *optional*):
+            Folder that relative paths of images start from and that no path may leave, as in [`ImageOptions`].
         image_options ([`ImageOptions`], *optional*):
-            Where images may come from and how large they may be.
+            Where else images may come from, and how large they may be.
         pairs_at_once (`int`, *optional*, defaults to `64`):
             Number of pairs whose requests are held, images included, and asked together.
         show_progress (`bool`, *optional*, defaults to `True`):
@@ -105,7 +109,7 @@ def judge_pairs(
     Raises:
         [`~trl_dt2it.judge.JudgeError`]: if an endpoint cannot be used at all.
     """
-    rows, options = leave_images_encoded(dataset), image_options or ImageOptions()
+    rows, options = leave_images_encoded(dataset), with_image_root(image_options, image_root)
     found = PairVotes(
         np.full((len(rows), len(judges), 2), UNREADABLE, dtype=np.int8),
         np.full((len(rows), len(judges), 2), "not_asked", dtype=object),
@@ -186,6 +190,7 @@ def most_judging_cost(
     endpoints: Sequence[Endpoint],
     *,
     rubric: Rubric = DEFAULT_RUBRIC,
+    image_root: str | os.PathLike | None = None,
     image_options: ImageOptions | None = None,
     sample: int = 32,
 ) -> Spending:
@@ -197,7 +202,7 @@ def most_judging_cost(
             Preference rows.
         endpoints (`Sequence` of [`~trl_dt2it.judge.Endpoint`]):
             The judges, with prices.
-        rubric, image_options:
+        rubric, image_root, image_options:
             As in [`judge_pairs`].
         sample (`int`, *optional*, defaults to `32`):
             Number of rows to look at, evenly spread.
@@ -205,7 +210,7 @@ def most_judging_cost(
     Returns:
         [`~trl_dt2it.judge.budget.Spending`]: calls, tokens and USD.
     """
-    rows, options = leave_images_encoded(dataset), image_options or ImageOptions()
+    rows, options = leave_images_encoded(dataset), with_image_root(image_options, image_root)
     places = np.unique(np.linspace(0, len(rows) - 1, min(sample, len(rows)), dtype=int)).tolist()
     seen, total = 0, Spending()
     for place in places:

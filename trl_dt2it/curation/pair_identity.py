@@ -12,6 +12,7 @@ from datasets import Dataset, Features, Value
 from transformers.utils import logging
 
 from ..data.arrow_rows import arrow_rows, look_at_all
+from ..data.canonical import T2I_IDENTITY
 from ..data.encoded import column_of, leave_images_encoded
 from ..data.identity import content_id
 from ..data.rows import SIDES
@@ -20,7 +21,7 @@ from ..data.rows import SIDES
 logger = logging.get_logger(__name__)
 
 # What `content_id` looks at.
-_CONTENT = ("prompt", *SIDES, "image", "images", "videos", "tools", "chat_template_kwargs")
+_CONTENT = ("prompt", *SIDES, "image", "images", "videos", "tools", "chat_template_kwargs", *T2I_IDENTITY)
 
 
 def pair_ids(dataset: Dataset, *, num_proc: int | None = None) -> pa.Array:
@@ -28,9 +29,10 @@ def pair_ids(dataset: Dataset, *, num_proc: int | None = None) -> pa.Array:
     A name for every pair, and no two alike.
 
     It is the row's `pair_id` where it has one, and else [`~trl_dt2it.data.content_id`], a hash of prompt, answers and
-    all images, which are read but not decoded. A name that was there before in this set gets `#2`, `#3`, ... behind
-    it, in the order of the rows. [`CurationLedger.apply`] writes the names into the column `pair_id`, so that they
-    stay what they are when rows are swapped, left out or put in another order.
+    all images, which are read but not decoded; of a text-to-image pair, of caption and images, so that its name stays
+    when the pair is reformulated with another seed. A name that was there before in this set gets `#2`, `#3`, ...
+    behind it, in the order of the rows. [`CurationLedger.apply`] writes the names into the column `pair_id`, so that
+    they stay what they are when rows are swapped, left out or put in another order.
 
     Args:
         dataset (`Dataset`):

@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
 from ..collator import MultimodalPreferenceCollator
 from ..data.encoded import column_of, leave_images_encoded, rows_at_once
 from ..data.load import load_preferences
+from ..data.mixing import concatenate, with_canonical_columns
 from ..data.swapping import with_columns
 from ..loading import load_processing_class, set_pixel_limits
 from ..preparation import image_options, prepare_dataset
@@ -42,27 +43,27 @@ def read_sets(name: str, specs: Mapping[str, Mapping[str, Any]]) -> Dataset:
             What the configuration calls it, for messages.
         specs (`Mapping[str, Mapping]`):
             For each source where its rows are: `dataset_name` (a Parquet or JSON file, a folder or a Hub id, with
-            `dataset_config` and `dataset_split`), or `preferences` (a name of [`load_preferences`], with its
-            arguments), or `digits` or `digits_t2i` (the arguments of [`trl_dt2it.demo.digits.make_digits`] and
+            `dataset_config`, `dataset_split` and `image_root`), or `preferences` (a name of [`load_preferences`], with
+            its arguments), or `digits` or `digits_t2i` (the arguments of [`trl_dt2it.demo.digits.make_digits`] and
             [`trl_dt2it.demo.digits.make_digits_t2i`], the latter with `both_orders`); and `max_rows`. The key is the
-            `source` of rows that do not say theirs.
+            `source` of rows that do not say theirs, and of all rows of the set `test`, whose figures it names.
 
     Returns:
-        `Dataset`: all rows, in order, with the columns of all sources.
+        `Dataset`: all rows, in order, with the columns of all sources; canonical rows, if sources have different ones.
 
     Raises:
         `ValueError`: if a key is not known, or there is nothing to read.
     """
     if not specs:
         raise ValueError(f"`{name}` is empty; name at least one source.")
-    parts = []
+    parts = {}
     with main_process_first():  # the others find what it has downloaded and converted
         for source, spec in specs.items():
             rows = read_set(f"{name}.{source}", source, spec or {})
-            if "source" not in rows.column_names:
-                rows = rows.add_column("source", pa.array([source]).take(pa.array(np.zeros(len(rows), dtype=int))))
-            parts.append(leave_images_encoded(rows))
-    return concatenate_datasets(parts) if len(parts) > 1 else parts[0]
+            if "source" not in rows.column_names or name == "test":
+                rows = with_columns(rows, {"source": pa.repeat(source, len(rows))})
+            parts[source] = leave_images_encoded(rows)
+    return concatenate(parts)
 
 
 def read_set(where: str, source: str, spec: Mapping[str, Any]) -> Dataset:
@@ -76,7 +77,8 @@ def read_set(where: str, source: str, spec: Mapping[str, Any]) -> Dataset:
         rows = load_preferences(value, **{"source": source, **spec})
     elif kind == "dataset_name":
         config, split = spec.pop("dataset_config", None), spec.pop("dataset_split", "train")
-        rows = _load(where, str(value), config, split)
+        rows, root = _load(where, str(value), config, split), spec.pop("image_root", None)
+        rows = rows if root is None else with_canonical_columns(rows, image_root=root)
     else:
         from ..demo.sets import demo_rows
 

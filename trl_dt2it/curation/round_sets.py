@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 
 from ..data.encoded import column_of
+from ..data.mixing import concatenate
 from ..data.swapping import swap_pairs
 from ..processes import on_main_process
 from .ledger import CurationLedger
@@ -56,7 +57,7 @@ def training_set(
         pool = swap_pairs(pool, column_of(pool, "is_flipped").to_numpy(zero_copy_only=False).astype(bool))
     elif kind == "curated":
         pool = ledger_at(run, entries).apply(pool)
-    return concatenate_datasets([base, pool])
+    return concatenate({"base": base, "pool": pool})
 
 
 def fold_rows(run: CurationRun, fold: tuple[int, int], *, inside: bool) -> np.ndarray:

@@ -58,15 +58,15 @@ def load_preferences(
 
     Args:
         name (`str`):
-            Name of the set or format, one of [`SOURCES`], such as `"rlaif_v"`, `"hpdv3"`, `"llamafactory"` or
-            `"columns"`.
+            Name of the set or format, one of [`SOURCES`], such as `"rlaif_v"`, `"hpdv3"`, `"llamafactory"`,
+            `"columns"` (any table of questions and answers) or `"t2i"` (any table of captions and images).
         path_or_id (`str` or `os.PathLike`, *optional*):
             A file or folder with the set's rows, or a Hub id; by default the set's own place on the Hub.
         split (`str`, *optional*, defaults to `"train"`):
             Split.
         image_root (`str` or `os.PathLike`, *optional*):
-            Folder that the paths of images start from, where the rows do not hold the images themselves. A path that
-            leaves the folder makes its row a bad one.
+            Folder that relative paths of images start from and that no path may leave, as in [`ImageOptions`]: a path
+            that leaves it makes its row a bad one.
         streaming (`bool`, *optional*, defaults to `False`):
             Whether rows are made while they are read.
         on_bad_row (`str`, *optional*, defaults to `"quarantine"`):
@@ -105,6 +105,8 @@ def load_preferences(
         `ValueError`: if the name or an option is not known, if there is nothing to read, if no pair can be used, or
             if one is bad and `on_bad_row="raise"`.
     """
+    if name == "columns" and {"chosen_image", "rejected_image"} & set(options):
+        name = "t2i"  # a table of captions and images, named as in `reformulate_t2i`
     conversion = _conversion(name, source, options, image_root, max_frames)
     if on_bad_row not in ("quarantine", "raise"):
         raise ValueError(f'`on_bad_row` is {on_bad_row!r}; it must be "quarantine" or "raise".')

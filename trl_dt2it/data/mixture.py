@@ -6,22 +6,34 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
+from transformers.utils import logging
 
 from .. import __version__
+from .canonical import as_image
 from .decontamination import decontaminate
-from .encoded import column_of
-from .mixing import mix, split_by_group
+from .encoded import column_of, leave_images_encoded
+from .errors import RowError
+from .load import load_preferences
+from .locations import placed_image, with_image_root
+from .mixing import concatenate, mix, split_by_group
 from .prepare import SourceSettings, read_shards, write_parquet
 from .reading import raw_rows, read_raw
+from .sources import SOURCES
 from .sources.columns import columns
 from .sources.source import Source
 from .validation import validate
+
+
+logger = logging.get_logger(__name__)
+
+# Where a benchmark's rows keep what they ask about, unless the user says otherwise.
+_QUESTIONS, _SIDES = ("question", "prompt", "caption"), ("chosen_image", "rejected_image")
 
 
 def build_mixture(
@@ -64,9 +76,7 @@ def build_mixture(
     """
     output_dir = Path(output_dir)
     shards = {key: read_shards(output_dir, key, one.num_shards) for key, one in settings.items()}
-    clean, duplicates = validate(
-        concatenate_datasets(list(shards.values())), image_check="none", num_proc=num_proc, show=False
-    )
+    clean, duplicates = validate(concatenate(shards), image_check="none", num_proc=num_proc, show=False)
     contaminated: Dataset = clean.select([])
     if benchmarks:
         clean, contaminated = decontaminate(clean, benchmarks, num_proc=num_proc)
@@ -128,38 +138,63 @@ def read_benchmarks(benchmarks: Mapping[str, Mapping[str, Any]]) -> dict[str, li
 
     Args:
         benchmarks (`Mapping[str, Mapping]`):
-            For each benchmark `path_or_id`, `split` (`"test"` by default), `image_root`, and the names of its columns
-            `question` and `image` (`"question"` and `"image"` by default).
+            For each benchmark `path_or_id`, `split` (`"test"` by default), `image_root` as in [`load_preferences`],
+            and the columns `question` (by default the first of `question`, `prompt` and `caption` that is there) and
+            `image`, one name or a list of them (by default those of `image`, `images`, `chosen_image` and
+            `rejected_image` that are there). Or, for a benchmark in the layout of a public set, such as the test split
+            of HPDv3, its `name` and the arguments of [`load_preferences`] beside it.
 
     Returns:
         `dict[str, list[dict]]`: rows with `question` and `images`.
 
     Raises:
-        `ValueError`: if a setting is not known, or a benchmark has no such column.
+        `ValueError`: if a setting is not known, a benchmark has no such column, or an image leaves `image_root`.
     """
     return {name: _benchmark_rows(name, **settings) for name, settings in benchmarks.items()}
 
 
 def _benchmark_rows(
-    name: str,
-    path_or_id: str,
+    benchmark: str,
+    path_or_id: str | None = None,
     split: str = "test",
     image_root: str | None = None,
-    question: str = "question",
-    image: str = "image",
+    question: str | None = None,
+    image: str | list[str] | None = None,
+    name: str | None = None,
+    **options: Any,
 ) -> list[dict[str, Any]]:
-    rows = []
-    for row in raw_rows(read_raw(Source(columns, "unknown"), path_or_id, split=split)):
-        if question not in row:
-            raise ValueError(f"The benchmark {name} has no column `{question}`; its columns are {', '.join(row)}.")
-        images = row.get(image)
-        images = images if isinstance(images, list) else [] if images is None else [images]
-        rows.append({"question": row[question], "images": [_under(one, image_root) for one in images]})
-    return rows
-
-
-def _under(image: Any, root: str | None) -> Any:
-    return str(Path(root, image)) if isinstance(image, str) and root is not None else image
+    rows: Iterable[Mapping[str, Any]]
+    if name is not None:
+        given = {"question": question, "image": image}  # which some adapters take, too
+        options |= {option: value for option, value in given.items() if value is not None}
+        options |= {"split": split, "image_root": image_root, "reformulate": False}
+        rows = leave_images_encoded(load_preferences(name, path_or_id, **options))
+        question, image = ("caption", list(_SIDES)) if SOURCES[name].is_t2i else ("prompt", "images")
+    elif options:
+        raise ValueError(f"The benchmark {benchmark} has the unknown key `{next(iter(options))}`.")
+    else:
+        rows = raw_rows(read_raw(Source(columns, "unknown"), path_or_id, split=split))
+    root = with_image_root(None, image_root)
+    named = [image] if isinstance(image, str) else image
+    found, seen = list[dict[str, Any]](), set[str]()
+    for index, row in enumerate(rows):
+        seen |= set(row)
+        asks = next((one for one in _QUESTIONS if one in row), "question") if question is None else question
+        if asks not in row:
+            raise ValueError(f"The benchmark {benchmark} has no column `{asks}`; its columns are {', '.join(row)}.")
+        cells = [row.get(column) for column in (("image", "images", *_SIDES) if named is None else named)]
+        images = [one for cell in cells for one in (cell if isinstance(cell, list) else [cell]) if one]
+        try:
+            images = [placed_image(as_image(one), root) for one in images]
+        except RowError as error:
+            raise ValueError(f"Row {index} of the benchmark {benchmark} cannot be read: {error}") from error
+        found.append({"question": row[asks], "t2i_caption": row.get("t2i_caption"), "images": images})
+    there = f"its columns are {', '.join(sorted(seen))}."
+    if missing := sorted(set(named or ()) - seen):
+        raise ValueError(f"The benchmark {benchmark} has no column `{missing[0]}`; {there}")
+    if not any(row["images"] for row in found):
+        logger.warning(f"The benchmark {benchmark} has no images; if it should, name their column by `image`: {there}")
+    return found
 
 
 def _over_shards(output_dir: Path, key: str, num_shards: int) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from .. import __version__
 from .encoded import leave_images_encoded
 from .load import load_preferences
 from .locations import ImageOptions
+from .mixing import with_canonical_columns
 from .quarantine import quarantine_report
 from .reading import raw_files
 from .row_checks import ImageCheck
@@ -222,7 +223,7 @@ def read_shards(output_dir: str | os.PathLike, key: str, num_shards: int) -> Dat
     return load_dataset("parquet", data_files=list(map(str, files)), split="train")
 
 
-def write_parquet(dataset: Dataset, path: str | os.PathLike) -> None:
+def write_parquet(dataset: Dataset, path: str | os.PathLike, *, image_root: str | os.PathLike | None = None) -> None:
     """
     Writes rows with their images embedded, undecoded, into a Parquet file that needs no other; whole or not at all.
 
@@ -231,14 +232,21 @@ def write_parquet(dataset: Dataset, path: str | os.PathLike) -> None:
             The rows.
         path (`str` or `os.PathLike`):
             File to write.
+        image_root (`str` or `os.PathLike`, *optional*):
+            Folder that relative paths of images start from and that no path may leave, as in [`ImageOptions`]. Columns
+            of such paths, `image` and `images`, become images.
 
     Raises:
         `OSError`: if an image cannot be read.
+        [`RowError`]: if a path leaves `image_root`.
     """
+    if image_root is not None:
+        dataset = with_canonical_columns(dataset, image_root=image_root)
     # Not `to_parquet`, which embeds nothing; `datasets` embeds into a second copy of the set on disk.
-    with whole_file(path) as part, pq.ParquetWriter(part, schema=dataset.features.arrow_schema) as writer:
+    schema = dataset.features.arrow_schema
+    with whole_file(path) as part, pq.ParquetWriter(part, schema=schema) as writer:
         for table in leave_images_encoded(dataset).with_format("arrow").iter(_ROW_GROUP):
-            writer.write_table(embed_table_storage(table).cast(dataset.features.arrow_schema))
+            writer.write_table(embed_table_storage(table.cast(schema)).cast(schema))
 
 
 def _lines(path: Path) -> Iterator[str]:
