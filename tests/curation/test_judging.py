@@ -237,6 +237,12 @@ def test_pairs_without_an_answer_are_asked_about_again_and_nothing_is_decided_ab
         server.answer = judge
         with pytest.raises(JudgeError, match="the budget had no room for 2 questions.*larger budget"):
             ask(max_calls=1)
+        server.answer = lambda body: Fault(status=400, body={"error": {"message": "The prompt is too long."}})
+        counts = ask()  # that nobody can answer does not hold the run
+        assert (counts["unanswered"], counts["kept"], counts["replies"]) == (1, 7, {"ok": 10, "rejected": 2})
+        assert [entry["stage"] for entry in ledger.history(names[2])] == ["decide"]
+        ledger.undo(1, "judge")
+        server.answer = judge
         counts = ask()
         assert (counts["judged"], counts["kept"], counts["replies"]) == (6, 8, {"ok": 12})
         assert "unanswered" not in counts and set(judge.full.values()) == {1} and len(judge.full) == 12

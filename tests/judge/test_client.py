@@ -254,6 +254,7 @@ def test_a_refusal_is_a_status_and_final(tmp_path, fault):
         (404, None, "status 404; check `base_url` and `model`.: fault 404"),
         (402, None, "out of money or quota .status 402."),
         (429, {"error": {"message": "You exceeded your quota", "code": "insufficient_quota"}}, "out of money"),
+        (400, {"error": {"message": "Your credit balance is too low.", "type": "invalid_request_error"}}, "of money"),
         (400, {"error": {"message": "unknown field"}}, "cannot take the request .status 400.: unknown field"),
     ],
 )

@@ -331,3 +331,14 @@ def test_cut_replies_are_told_once_and_a_stage_of_nothing_else_stops(tmp_path, c
         with pytest.raises(JudgeError, match="The first 6. replies are all cut, and paid: .*raise `max_tokens`"):
             client.ask(pairwise(100), stop_early=True)
         assert len(server.requests) <= 30 + 64 + 4
+
+
+def test_a_stage_stops_where_nothing_is_taken_any_more(tmp_path):
+    with JudgeServer(lambda body: '{"better": "tie"}') as server:
+        client = client_of(server, tmp_path, max_concurrency=4)
+        client.ask(pairwise(1), stop_early=True)
+        server.answer = lambda body: Fault(status=400, body={"error": {"message": "API key expired."}})
+        assert [reply.status for reply in client.ask(pairwise(20), stop_early=True)] == ["ok"] + ["rejected"] * 19
+        with pytest.raises(JudgeError, match="6. questions in a row were rejected, the last with: .*API key expired"):
+            client.ask(pairwise(100), stop_early=True)
+        assert len(server.requests) <= 1 + 2 * (19 + 68)

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 Swap = Literal["auto", "answers", "images"]
 
+# Status of a pair that nobody has answered yet, or that nobody can answer.
+NO_ANSWER = (*UNANSWERED, "rejected", "not_asked")
 _VERDICTS = [{template.first_is_better, template.second_is_better} for template in (*ENGLISH, *CHINESE)]
 
 
@@ -61,9 +63,14 @@ class PairVotes:
 
     @property
     def unanswered(self) -> np.ndarray:
-        """Pairs about which a judge was not asked or has not answered, `(N,)`; the next run asks about them again, and
-        until then nothing may be concluded about them."""
-        return np.isin(self.status.astype(str), UNANSWERED).any(axis=(1, 2))
+        """Pairs about which a judge was not asked or has not answered, `(N,)`; the next run asks about them again."""
+        return np.asarray(np.isin(self.status.astype(str), UNANSWERED).any(axis=(1, 2)))
+
+    @property
+    def answered(self) -> np.ndarray:
+        """Pairs about which every judge has answered in both orders, with a verdict or without, `(N,)`; about all
+        others nothing may be concluded."""
+        return ~np.asarray(np.isin(self.status.astype(str), NO_ANSWER).any(axis=(1, 2)))
 
     def counts(self) -> dict[str, int]:
         """Replies by status."""

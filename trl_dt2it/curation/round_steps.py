@@ -97,8 +97,9 @@ def ask_judges(run: CurationRun, folder: Path, *, number: int, step: Step, befor
     Asks judges about the pairs that the last decision dropped, and writes into the ledger those that come back.
 
     A pair without a clear verdict (a reply that cannot be read, a tie, orders or judges that disagree) stays dropped.
-    About a pair that a judge has not answered, the ledger is told nothing, and the stage is not done: what has been
-    replied is in the judges' stores, and the next run asks about the rest.
+    About a pair that a judge has not answered, or cannot answer, the ledger is told nothing. As long as there are
+    pairs of the first kind the stage is not done: what has been replied is in the judges' stores, and the next run
+    asks about the rest.
 
     Args:
         run ([`CurationRun`]):
@@ -138,7 +139,7 @@ def ask_judges(run: CurationRun, folder: Path, *, number: int, step: Step, befor
             )
             _check_answered(found, judging)
             _write_votes(folder, names.take(pa.array(dropped)), found)
-            answered = np.flatnonzero(~found.unanswered)
+            answered = np.flatnonzero(found.answered)
             rows = pa.array(dropped[answered])
             ledger.append(
                 *entry,
@@ -217,10 +218,10 @@ def _write_votes(folder: Path, names: pa.Array, found: PairVotes) -> None:
 
 
 def _vote_counts(votes: pa.Table) -> dict[str, Any]:
-    from ..judge.requests import UNANSWERED
+    from .judging import NO_ANSWER
 
     columns = [votes[name].to_pylist() for name in votes.column_names if name.startswith("status_")]
     statuses = Counter(status for column in columns for status in column)
-    unanswered = sum(any(status in UNANSWERED for status in row) for row in zip(*columns, strict=True))
+    unanswered = sum(any(status in NO_ANSWER for status in row) for row in zip(*columns, strict=True))
     counts = {"judged": len(votes) - unanswered, "unanswered": unanswered} if unanswered else {"judged": len(votes)}
     return {**counts, "replies": dict(statuses.most_common())}

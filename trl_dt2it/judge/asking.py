@@ -25,8 +25,9 @@ from .verdicts import verdict_schema
 _REFUSED_IN_A_ROW = 5
 # Requests that used up their tries, before any was answered, that show that nobody is there.
 _SILENT_FROM_THE_START = 3
-# Replies that are all cut, and paid, that show that the limit is too low for what is asked.
-_MOST_CUT = 64
+# Replies that are all cut, and paid, that show that the limit is too low for what is asked; and requests in a row that
+# the endpoint rejects, that show that it is not only these.
+_MOST_ALIKE = 64
 
 
 @dataclass
@@ -71,6 +72,7 @@ class Run:
     _silence: str = ""  # why the last of them did
     _replies: int = 0  # of this run
     _cut: int = 0  # of these
+    _rejected: int = 0  # requests in a row
     _refused: int = 0
     _refusal: str = ""
     _underestimate: float = 1.0  # tokens of a prompt, as a multiple of the most that it should have
@@ -144,7 +146,7 @@ class Run:
         while not self._is_gone:
             failure = await self._call(key, request, messages, attempt, self._dropped | without)
             if failure is None:
-                self.silent = 0
+                self.silent = self._rejected = 0
                 self._dropped |= without
                 self._takes_schemas |= request.schema is not None and "response_format" not in self._dropped
                 return None
@@ -157,6 +159,11 @@ class Run:
                 continue
             if failure.kind == "item" and self._address not in self.store.answered:
                 self._refused, self._refusal = self._refused + 1, failure.message
+            self._rejected = self._rejected + 1 if failure.kind == "item" else 0
+            if self.stop_early and self._rejected >= _MOST_ALIKE:
+                self.fatal = self.fatal or JudgeError(
+                    f"{self._rejected} questions in a row were rejected, the last with: {failure.message}"
+                )
             if failure.kind == "fatal" or self._refused >= _REFUSED_IN_A_ROW:
                 self.fatal = self.fatal or JudgeError(failure.message)
             if failure.kind != "retry" or self.fatal is not None:
@@ -207,7 +214,7 @@ class Run:
             self.store.append({"event": "reply", **call, **outcome})
             self._replies += 1
             self._cut += outcome["status"] == "cut"
-            if self.stop_early and self._cut == self._replies >= _MOST_CUT:
+            if self.stop_early and self._cut == self._replies >= _MOST_ALIKE:
                 self.fatal = self.fatal or JudgeError(
                     f"The first {self._cut} replies are all cut, and paid: {outcome['error']}"
                 )

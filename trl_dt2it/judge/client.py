@@ -99,8 +99,8 @@ class JudgeClient:
             requests (`Sequence[JudgeRequest]`):
                 The requests. Equal ones are asked once.
             stop_early (`bool`, *optional*, defaults to `False`):
-                Whether to raise if the endpoint answers none of them or stops answering on the way, or if the first 64
-                replies are all cut. Otherwise each reply has its status and nothing else is said.
+                Whether to raise if the endpoint answers none of them or stops answering on the way, if it cuts the
+                first 64 replies, or if it rejects 64 requests in a row. Otherwise the replies' statuses say so.
 
         Returns:
             `list[JudgeReply]`: one per request, in order.

@@ -18,7 +18,10 @@ Kind = Literal["retry", "item", "refused", "unsupported", "over_budget", "fatal"
 LONGEST_RETRY_AFTER = 300.0  # seconds
 _SHOWN = 300  # characters of what an endpoint says
 _FILTERS = ("content_filter", "content_policy_violation", "data_inspection_failed", "responsibleaipolicyviolation")
-_NO_MONEY = ("insufficient_quota", "billing_hard_limit_reached", "insufficient balance", "insufficient_balance")
+_NO_MONEY = (
+    *("insufficient_quota", "billing_hard_limit_reached", "insufficient balance", "insufficient_balance"),
+    *("insufficient credit", "insufficient_credit", "credit balance is too low", "billing_not_active", "arrearage"),
+)
 
 
 class JudgeError(RuntimeError):
@@ -97,7 +100,7 @@ def classify(error: Exception, sent: dict[str, Any], secret: str | None, key_nam
     if status == 401:
         advice = f"check the environment variable {key_name}" if key_name else "set `api_key_env`"
         return Failure("fatal", f"The endpoint refuses the key (status 401); {advice}.")
-    if status == 402 or (status == 429 and any(word in told for word in _NO_MONEY)):
+    if status == 402 or (status < 500 and any(word in told for word in _NO_MONEY)):
         return Failure("fatal", f"The account at the endpoint is out of money or quota (status {status}): {said}")
     if status in (408, 409, 425, 429) or status >= 500:
         return Failure("retry", f"The endpoint answered with status {status}: {said}", _retry_after(error))
