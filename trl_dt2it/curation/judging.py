@@ -1,4 +1,5 @@
-"""What judges say of pairs, each asked about in both orders. A reply that cannot be read is no vote.
+"""What judges say of pairs, each asked about in both orders. A reply that cannot be read is no vote, and a pair that a
+judge has not answered yet is undecided.
 
 Text-to-image pairs, whose answers name one of two images, are asked about with the images the other way round; all
 other pairs with the answers the other way round.
@@ -25,7 +26,7 @@ from ..data.t2i_templates import CHINESE, ENGLISH
 from ..debias.questions import read_question
 from ..judge.budget import Spending, most_spending
 from ..judge.orders import both_orders
-from ..judge.requests import JudgeReply, JudgeRequest
+from ..judge.requests import UNANSWERED, JudgeReply, JudgeRequest
 from ..judge.rubric import DEFAULT_RUBRIC, Rubric
 from ..judge.verdicts import PairwiseVerdict
 from .votes import UNREADABLE
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 Swap = Literal["auto", "answers", "images"]
 
+# Status of a pair that nobody has answered yet, or that nobody can answer.
+NO_ANSWER = (*UNANSWERED, "rejected", "not_asked")
 _VERDICTS = [{template.first_is_better, template.second_is_better} for template in (*ENGLISH, *CHINESE)]
 
 
@@ -58,6 +61,17 @@ class PairVotes:
     votes: np.ndarray
     status: np.ndarray
     problems: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def unanswered(self) -> np.ndarray:
+        """Pairs about which a judge was not asked or has not answered, `(N,)`; the next run asks about them again."""
+        return np.asarray(np.isin(self.status.astype(str), UNANSWERED).any(axis=(1, 2)))
+
+    @property
+    def answered(self) -> np.ndarray:
+        """Pairs about which every judge has answered in both orders, with a verdict or without, `(N,)`; about all
+        others nothing may be concluded."""
+        return ~np.asarray(np.isin(self.status.astype(str), NO_ANSWER).any(axis=(1, 2)))
 
     def counts(self) -> dict[str, int]:
         """Replies by status."""
@@ -107,7 +121,7 @@ def judge_pairs(
         [`PairVotes`]
 
     Raises:
-        [`~trl_dt2it.judge.JudgeError`]: if an endpoint cannot be used at all.
+        [`~trl_dt2it.judge.JudgeError`]: if an endpoint cannot be used at all, or does not answer.
     """
     rows, options = leave_images_encoded(dataset), with_image_root(image_options, image_root)
     found = PairVotes(
@@ -126,7 +140,7 @@ def judge_pairs(
             requests += pair
             asked += [(place, 0, sign), (place, 1, -sign)]
         for number, judge in enumerate(judges):
-            for (place, order, sign), reply in zip(asked, judge.ask(requests), strict=True):
+            for (place, order, sign), reply in zip(asked, judge.ask(requests, stop_early=True), strict=True):
                 found.votes[place, number, order] = vote_of(reply, sign)
                 found.status[place, number, order] = reply.status
     return found
