@@ -139,6 +139,24 @@ def test_pairs_of_groups_do_not_depend_on_the_order_of_rows(tmp_path):
         load_preferences("evalmuse", tmp_path / "train_list.json", streaming=True)
 
 
+def test_rows_that_no_group_is_told_of_are_bad_rows_and_no_group(tmp_path, caplog):
+    good, nameless = fixture("evalmuse"), fixture("evalmuse")
+    for index, row in enumerate(nameless):
+        row |= {"prompt": f"caption {index}", "prompt_id": None}
+    lines = [*map(json.dumps, [nameless[0], good[0], nameless[1], good[1]]), '{"prompt": "cut', json.dumps({"a": 1})]
+    (tmp_path / "train_list.jsonl").write_text("\n".join(lines))
+    pairs = load_preferences("evalmuse", tmp_path / "train_list.jsonl", reformulate=False)
+    assert pairs["caption"][:] == ["a lady with a red hat"]
+    assert "Left 4 of 5 pairs out of evalmuse (3 missing_column, 1 not_conversational)" in caplog.text
+    rows = [{key: value for key, value in row.items() if key != "element_score"} for row in [*nameless, *good]]
+    Dataset.from_list(rows).to_parquet(tmp_path / "train_list.parquet")
+    caplog.clear()
+    assert load_preferences("evalmuse", tmp_path / "train_list.parquet", reformulate=False)["caption"][:] == [
+        "a lady with a red hat"
+    ]
+    assert "Left 2 of 3 pairs out of evalmuse (2 missing_column)" in caplog.text
+
+
 def test_text_to_image_pairs_become_two_image_questions(tmp_path):
     rows = [
         {"prompt": f"a square, {index}", "image_path": [f"{index}a.png", f"{index}b.png"], "human_preference": [0, 1]}

@@ -129,6 +129,8 @@ def test_trl_a_string_prompt_beside_answers_of_messages():
     assert results(trl, lists) == ["not_conversational"] and "`chosen` message 0" in message(trl, lists)
     assert "`rejected`" in message(trl, {**row, "rejected": "b"})
     assert "`chosen`" in message(trl, {**row, "chosen": "a"})
+    assert results(trl, {**row, "rejected": None}) == ["missing_column"]
+    assert results(trl, {"prompt": "q"}) == ["missing_column"]
 
 
 def test_trl_rows_without_a_prompt_begin_with_it():

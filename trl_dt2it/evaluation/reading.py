@@ -178,8 +178,9 @@ def _grouped(raw: Dataset | list[Mapping[str, Any]], column: str | None) -> list
     if isinstance(raw, Dataset):
         return [{"group": [raw[int(index)] for index in places]} for places in rows_by_group(raw, column)]
     groups: dict[Any, list[Any]] = {}
-    for row in raw:
-        groups.setdefault(row.get(column), []).append(row)
+    for index, row in enumerate(raw):
+        name = row.get(column)
+        groups.setdefault(index if name in (None, "") else (name,), []).append(row)
     return [{"group": group} for group in groups.values()]
 
 

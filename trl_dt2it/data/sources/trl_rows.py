@@ -53,8 +53,10 @@ def _with_messages(row: Mapping[str, Any], videos: list[list[Any]]) -> Mapping[s
     """A row with a string as prompt and messages as answers, with the prompt as messages; without it, if the answers
     are whole conversations that the prompt is a part of."""
     for side in SIDES:
-        if not isinstance(row.get(side), (list, tuple)):
-            kind = type(row.get(side)).__name__
+        if row.get(side) is None:
+            raise RowError("missing_column", f"`{side}` is missing or None; a preference row needs both answers.")
+        if not isinstance(row[side], (list, tuple)):
+            kind = type(row[side]).__name__
             raise RowError(
                 "not_conversational",
                 f"`{side}` is of type {kind}; give both answers as strings or as lists of messages.",
