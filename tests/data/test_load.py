@@ -277,6 +277,81 @@ def test_misuse_is_named_before_anything_is_read(name, arguments, message):
         load_preferences(name, **arguments)
 
 
+PAIR = {"prompt": "q", "chosen": "a, long", "rejected": "b"}
+OTHER = {"prompt": "q", "chosen": "42", "rejected": "NA"}
+
+
+def texts(pairs):
+    return [tuple(row[name][0]["content"][0]["text"] for name in PAIR) for row in leave_images_encoded(pairs)]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("windows.jsonl", "\ufeff" + json.dumps(PAIR) + "\r\n" + json.dumps(OTHER) + "\r\n"),
+        ("windows.json", "\ufeff" + json.dumps([PAIR, OTHER], indent=2)),
+        ("named.json", json.dumps({"info": {"version": 1}, "data": [PAIR, OTHER]}, indent=2)),
+        ("named_in_one_line.json", json.dumps({"pairs": [PAIR, OTHER]})),
+        (
+            "viewer.json",
+            json.dumps({"features": [], "rows": [{"row_idx": n, "row": r} for n, r in enumerate((PAIR, OTHER))]}),
+        ),
+        ("table.csv", 'prompt,chosen,rejected\nq,"a, long",b\nq,42,NA\n'),
+        ("windows.csv", '\ufeffprompt,chosen,rejected\r\nq,"a, long",b\r\nq,42,NA\r\n'),
+        ("table.tsv", "prompt\tchosen\trejected\nq\ta, long\tb\nq\t42\tNA\n"),
+    ],
+)
+def test_files_as_people_write_them(tmp_path, name, content, streaming):
+    (tmp_path / name).write_text(content, encoding="utf-8", newline="")
+    pairs = load_preferences("trl", tmp_path / name, streaming=streaming)
+    assert texts(pairs) == [tuple(PAIR.values()), tuple(OTHER.values())]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_not_a_number_is_what_python_writes(tmp_path, caplog, streaming):
+    """`json.dump` writes NaN, which is no JSON: a bad strength, and no reason to refuse the file."""
+    rows = [PAIR, {**OTHER, "margin": float("nan")}, {**PAIR, "prompt": "r", "other": float("inf")}]
+    (tmp_path / "list.json").write_text(json.dumps(rows))
+    (tmp_path / "lines.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for name in ("list.json", "lines.jsonl"):
+        caplog.clear()
+        assert len(texts(load_preferences("trl", tmp_path / name, streaming=streaming))) == 2
+        assert "bad_strength" in caplog.text
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "is empty"),
+        (b" \n\n", "is empty"),
+        (json.dumps([PAIR]).encode()[:-9], "cut.json is not JSON .*line 1 column"),
+        (json.dumps([PAIR], indent=1).encode()[:-2] + b",\n]", "is not JSON .*line 7 column"),  # as in JavaScript
+        (json.dumps(PAIR, indent=1).encode()[:-2] + b",\n}", "is not JSON .*line 5 column"),
+        (json.dumps([PAIR]).encode("utf-16"), "is in UTF-16 .* save it as UTF-8"),
+        ('{"prompt": "na\u00efve"}\n'.encode("latin-1"), "is not UTF-8 .*save it as UTF-8"),
+        (json.dumps({"data": [PAIR], "rows": [PAIR]}).encode(), "has several lists of rows: `data`, `rows`"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named_in_one_sentence(tmp_path, content, problem, streaming):
+    (tmp_path / "cut.json").write_bytes(content)
+    with pytest.raises(ValueError, match=problem) as error:
+        list(load_preferences("trl", tmp_path / "cut.json", streaming=streaming))
+    assert "cut.json" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_row_over_several_lines_is_one_row(tmp_path):
+    (tmp_path / "one.json").write_text(json.dumps(PAIR, indent=2))
+    assert texts(load_preferences("trl", tmp_path / "one.json")) == [tuple(PAIR.values())]
+    # A first line that is damaged costs no more than itself.
+    (tmp_path / "lines.json").write_text(json.dumps(PAIR)[:-5] + "\n" + json.dumps(OTHER))
+    assert texts(load_preferences("trl", tmp_path / "lines.json")) == [tuple(OTHER.values())]
+    (tmp_path / "bad.csv").write_text('prompt,chosen,rejected\nq,a,b,c,d\n"')
+    with pytest.raises(ValueError, match="bad.csv cannot be read as a table"):
+        load_preferences("trl", tmp_path / "bad.csv")
+
+
 def test_an_archive_has_to_be_unpacked_first(tmp_path):
     (tmp_path / "annotations.zip").write_bytes(b"PK")
     with pytest.raises(ValueError, match="Unpack annotations.zip first"):
