@@ -28,7 +28,7 @@ from datasets import Dataset, disable_progress_bars
 from lib.report import markdown
 
 from trl_dt2it.data import load_preferences, reformulate_t2i, validate
-from trl_dt2it.data.encoded import leave_images_encoded
+from trl_dt2it.data.encoded import column_of, leave_images_encoded
 from trl_dt2it.evaluation import BENCHMARKS, read_benchmark
 
 
@@ -360,7 +360,12 @@ REPOSITORIES = (
             PublicFile("data/dpo_en_demo.json", "llamafactory", of_share_gpt),
             PublicFile("data/dpo_zh_demo.json", "llamafactory", of_share_gpt),
             PublicFile("data/v1_dpo_demo.jsonl", "llamafactory", of_v1_messages),
-            PublicFile("docs/zh/data-preparation/data-processing.md", "llamafactory", block='"rejected_messages"'),
+            PublicFile(
+                "docs/zh/data-preparation/data-processing.md",
+                "llamafactory",
+                of_v1_messages,
+                block='"rejected_messages"',
+            ),
         ),
     ),
     Repository(
@@ -591,7 +596,7 @@ def text_to_image(pair: dict[str, Any]) -> tuple[str, str, str]:
 
 def images_of(pairs: Dataset, file: PublicFile) -> str:
     """How many images the pairs have, and what becomes of them."""
-    count = sum(map(len, pairs.data.column("images").to_pylist()))
+    count = sum(map(len, column_of(pairs, "images").to_pylist()))
     if not count:
         return "none"
     if file.images:
