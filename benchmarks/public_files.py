@@ -1,7 +1,7 @@
 """Are preference files read right as people really publish them?
 
 Takes a folder of clones of public repositories, `FOLDER/OWNER/NAME`, copies the files listed below out of them, each
-at the commit that is named, and reads them as a user would. Prints a table in Markdown: rows in, pairs out, and pairs
+at the commit that is named, and reads them as a user would. Prints a table in Markdown: rows in, rows out, and rows
 quarantined by reason. Where a repository holds the images of its rows, each is decoded; where it does not, the table
 says what `validate` finds when it looks for them. Nothing is fetched: commits of pull requests and of other branches
 have to be in the clones (`git fetch origin pull/NUMBER/head`).
@@ -32,7 +32,7 @@ from trl_dt2it.data.encoded import column_of, leave_images_encoded
 from trl_dt2it.evaluation import BENCHMARKS, read_benchmark
 
 
-HEADER = ("file", "adapter", "rows in", "pairs out", "quarantined", "read as expected", "images", "seconds")
+HEADER = ("file", "adapter", "rows in", "rows out", "rows quarantined", "read as expected", "images", "seconds")
 
 
 @dataclass(frozen=True)
