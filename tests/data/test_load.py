@@ -139,6 +139,24 @@ def test_pairs_of_groups_do_not_depend_on_the_order_of_rows(tmp_path):
         load_preferences("evalmuse", tmp_path / "train_list.json", streaming=True)
 
 
+def test_rows_that_no_group_is_told_of_are_bad_rows_and_no_group(tmp_path, caplog):
+    good, nameless = fixture("evalmuse"), fixture("evalmuse")
+    for index, row in enumerate(nameless):
+        row |= {"prompt": f"caption {index}", "prompt_id": None}
+    lines = [*map(json.dumps, [nameless[0], good[0], nameless[1], good[1]]), '{"prompt": "cut', json.dumps({"a": 1})]
+    (tmp_path / "train_list.jsonl").write_text("\n".join(lines))
+    pairs = load_preferences("evalmuse", tmp_path / "train_list.jsonl", reformulate=False)
+    assert pairs["caption"][:] == ["a lady with a red hat"]
+    assert "Left 4 of 5 pairs out of evalmuse (3 missing_column, 1 not_conversational)" in caplog.text
+    rows = [{key: value for key, value in row.items() if key != "element_score"} for row in [*nameless, *good]]
+    Dataset.from_list(rows).to_parquet(tmp_path / "train_list.parquet")
+    caplog.clear()
+    assert load_preferences("evalmuse", tmp_path / "train_list.parquet", reformulate=False)["caption"][:] == [
+        "a lady with a red hat"
+    ]
+    assert "Left 2 of 3 pairs out of evalmuse (2 missing_column)" in caplog.text
+
+
 def test_text_to_image_pairs_become_two_image_questions(tmp_path):
     rows = [
         {"prompt": f"a square, {index}", "image_path": [f"{index}a.png", f"{index}b.png"], "human_preference": [0, 1]}
@@ -257,6 +275,81 @@ def test_rows_of_a_format_keep_their_names_unless_told(tmp_path):
 def test_misuse_is_named_before_anything_is_read(name, arguments, message):
     with pytest.raises(ValueError, match=message):
         load_preferences(name, **arguments)
+
+
+PAIR = {"prompt": "q", "chosen": "a, long", "rejected": "b"}
+OTHER = {"prompt": "q", "chosen": "42", "rejected": "NA"}
+
+
+def texts(pairs):
+    return [tuple(row[name][0]["content"][0]["text"] for name in PAIR) for row in leave_images_encoded(pairs)]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("windows.jsonl", "\ufeff" + json.dumps(PAIR) + "\r\n" + json.dumps(OTHER) + "\r\n"),
+        ("windows.json", "\ufeff" + json.dumps([PAIR, OTHER], indent=2)),
+        ("named.json", json.dumps({"info": {"version": 1}, "data": [PAIR, OTHER]}, indent=2)),
+        ("named_in_one_line.json", json.dumps({"pairs": [PAIR, OTHER]})),
+        (
+            "viewer.json",
+            json.dumps({"features": [], "rows": [{"row_idx": n, "row": r} for n, r in enumerate((PAIR, OTHER))]}),
+        ),
+        ("table.csv", 'prompt,chosen,rejected\nq,"a, long",b\nq,42,NA\n'),
+        ("windows.csv", '\ufeffprompt,chosen,rejected\r\nq,"a, long",b\r\nq,42,NA\r\n'),
+        ("table.tsv", "prompt\tchosen\trejected\nq\ta, long\tb\nq\t42\tNA\n"),
+    ],
+)
+def test_files_as_people_write_them(tmp_path, name, content, streaming):
+    (tmp_path / name).write_text(content, encoding="utf-8", newline="")
+    pairs = load_preferences("trl", tmp_path / name, streaming=streaming)
+    assert texts(pairs) == [tuple(PAIR.values()), tuple(OTHER.values())]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_not_a_number_is_what_python_writes(tmp_path, caplog, streaming):
+    """`json.dump` writes NaN, which is no JSON: a bad strength, and no reason to refuse the file."""
+    rows = [PAIR, {**OTHER, "margin": float("nan")}, {**PAIR, "prompt": "r", "other": float("inf")}]
+    (tmp_path / "list.json").write_text(json.dumps(rows))
+    (tmp_path / "lines.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for name in ("list.json", "lines.jsonl"):
+        caplog.clear()
+        assert len(texts(load_preferences("trl", tmp_path / name, streaming=streaming))) == 2
+        assert "bad_strength" in caplog.text
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "is empty"),
+        (b" \n\n", "is empty"),
+        (json.dumps([PAIR]).encode()[:-9], "cut.json is not JSON .*line 1 column"),
+        (json.dumps([PAIR], indent=1).encode()[:-2] + b",\n]", "is not JSON .*line 7 column"),  # as in JavaScript
+        (json.dumps(PAIR, indent=1).encode()[:-2] + b",\n}", "is not JSON .*line 5 column"),
+        (json.dumps([PAIR]).encode("utf-16"), "is in UTF-16 .* save it as UTF-8"),
+        ('{"prompt": "na\u00efve"}\n'.encode("latin-1"), "is not UTF-8 .*save it as UTF-8"),
+        (json.dumps({"data": [PAIR], "rows": [PAIR]}).encode(), "has several lists of rows: `data`, `rows`"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named_in_one_sentence(tmp_path, content, problem, streaming):
+    (tmp_path / "cut.json").write_bytes(content)
+    with pytest.raises(ValueError, match=problem) as error:
+        list(load_preferences("trl", tmp_path / "cut.json", streaming=streaming))
+    assert "cut.json" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_row_over_several_lines_is_one_row(tmp_path):
+    (tmp_path / "one.json").write_text(json.dumps(PAIR, indent=2))
+    assert texts(load_preferences("trl", tmp_path / "one.json")) == [tuple(PAIR.values())]
+    # A first line that is damaged costs no more than itself.
+    (tmp_path / "lines.json").write_text(json.dumps(PAIR)[:-5] + "\n" + json.dumps(OTHER))
+    assert texts(load_preferences("trl", tmp_path / "lines.json")) == [tuple(OTHER.values())]
+    (tmp_path / "bad.csv").write_text('prompt,chosen,rejected\nq,a,b,c,d\n"')
+    with pytest.raises(ValueError, match="bad.csv cannot be read as a table"):
+        load_preferences("trl", tmp_path / "bad.csv")
 
 
 def test_an_archive_has_to_be_unpacked_first(tmp_path):

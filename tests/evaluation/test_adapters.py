@@ -248,6 +248,9 @@ def test_mmrb2_in_both_layouts():
     assert "only pairs of the text-to-image part" in message(mmrb2, edit)
     assert '"A" or "B"' in message(mmrb2, first | {"chosen": "C"})
     assert "`response_b`" in message(mmrb2, changed(local, {"response_b": ...}))
+    # The authors' repository has the answers without the prompts, which a script of theirs fetches.
+    assert "t2i.json" in message(mmrb2, changed(local, {"prompt_content": ...}))
+    assert "`response_a`" in message(mmrb2, changed(local, {"response_a": ...}))
 
 
 def test_omni_rewardbench():

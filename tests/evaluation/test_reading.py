@@ -203,6 +203,9 @@ def test_a_pair_that_people_could_not_decide_is_left_out_and_a_bad_row_is_an_err
     with pytest.raises(ValueError, match="text-to-image part"):
         read_benchmark("mmrb2-t2i", edits)
     assert len(read_benchmark("mmrb2-t2i", edits, on_bad_row="leave_out")) == 2
+    # Nothing is left, and the way out is not what the user has already asked for.
+    with pytest.raises(ValueError, match=r"1 of 1 pairs.*leave this row out\. Fix the rows\.$"):
+        read_benchmark("mmrb2-t2i", edits[1:], on_bad_row="leave_out")
 
 
 @pytest.mark.parametrize(

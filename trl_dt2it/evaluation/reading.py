@@ -178,8 +178,9 @@ def _grouped(raw: Dataset | list[Mapping[str, Any]], column: str | None) -> list
     if isinstance(raw, Dataset):
         return [{"group": [raw[int(index)] for index in places]} for places in rows_by_group(raw, column)]
     groups: dict[Any, list[Any]] = {}
-    for row in raw:
-        groups.setdefault(row.get(column), []).append(row)
+    for index, row in enumerate(raw):
+        name = row.get(column)
+        groups.setdefault(index if name in (None, "") else (name,), []).append(row)
     return [{"group": group} for group in groups.values()]
 
 
@@ -213,10 +214,11 @@ def _without_bad(converted: Dataset, benchmark: Benchmark, videos: Videos, on_ba
     bad = np.flatnonzero((reasons != "") & (reasons != "tie"))
     if len(bad) and (on_bad_row == "raise" or len(bad) == len(converted)):
         first = converted[int(bad[0])]
+        way_out = "" if len(bad) == len(converted) else ', or set `on_bad_row="leave_out"`'
         raise ValueError(
             f"{len(bad)} of {len(converted)} pairs of {benchmark.title} cannot be used "
-            f"({summarise(Counter(reasons[bad]))}). The first, {first['pair_id']}: {first['message']} Mend the rows, "
-            'or set `on_bad_row="leave_out"`.'
+            f"({summarise(Counter(reasons[bad]))}). The first, {first['pair_id']}: {first['message']} Fix the rows"
+            f"{way_out}."
         )
     if left_out := Counter(reason for reason in reasons if reason):
         logger.warning(

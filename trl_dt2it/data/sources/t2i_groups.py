@@ -92,6 +92,7 @@ def evalmuse(
     Raises:
         `ValueError`: if `pairs` is something else.
     """
+    _check_id(rows)
     verdicts = [verdict for row in rows for verdict in _each(row.get("promt_meaningless"))]
     if verdicts and fmean(verdicts) > 0.5:
         message = f"the annotators call the caption {rows[0].get('prompt')!r:.80} meaningless; drop it."
@@ -110,7 +111,9 @@ def evalmuse(
     scored.sort(key=lambda item: item[0], reverse=True)
     for (high, better), (low, worse) in _pairings(scored, pairs):
         gap, names = high - low, f"{better.get('img_path')!r:.80} and {worse.get('img_path')!r:.80}"
-        if gap < _TOLERANCE:
+        if better.get("prompt") != worse.get("prompt"):
+            yield _two_captions(better)
+        elif gap < _TOLERANCE:
             yield _tie(f"the mean `total_score` of {names} is {high:g}")
         elif gap < min_gap - _TOLERANCE:
             yield RowError("tie", f"the mean `total_score` of {names} differs by {gap:.3g}, less than {min_gap}.")
@@ -145,7 +148,11 @@ def imagereward(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any] | 
     Yields:
         `dict` or [`RowError`]: for each two images the pair, or why there is none.
     """
+    _check_id(rows)
     for first, second in combinations(rows, 2):
+        if first.get("prompt") != second.get("prompt"):
+            yield _two_captions(first)
+            continue
         ranks = to_number(first.get("rank")), to_number(second.get("rank"))
         if ranks[0] is None or ranks[1] is None:
             shown = f"{first.get('rank')!r:.20} and {second.get('rank')!r:.20}"
@@ -185,8 +192,12 @@ def imagereward_rankings(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | Ro
         `dict` or [`RowError`]: for each two images the pair, or why there is none.
     """
     files = row.get("generations")
-    files = files if isinstance(files, (list, tuple)) else []
-    ranks = _numbers(row.get("ranking"), len(files)) if files else None
+    if not isinstance(files, (list, tuple)) or len(files) < 2:
+        yield RowError(
+            "bad_rating", f"`generations` is {files!r:.60}; it must be two paths or more, which are ranked."
+        )
+        return
+    ranks = _numbers(row.get("ranking"), len(files))
     if ranks is None:
         yield RowError("bad_rating", f"`ranking` is {row.get('ranking')!r:.60}; it must be {len(files)} numbers.")
         return
@@ -203,6 +214,20 @@ IMAGEREWARD_RANKINGS = Source(
     is_t2i=True,
     note="The training files of the ImageReward code: JSON lists, with paths that start at its image folder.",
 )
+
+
+def _check_id(rows: Sequence[Mapping[str, Any]]) -> None:
+    if rows[0].get("prompt_id") in (None, ""):
+        raise RowError(
+            "missing_column", "`prompt_id` is missing or None; it tells which images were made of the same caption."
+        )
+
+
+def _two_captions(row: Mapping[str, Any]) -> RowError:
+    name = f"{row.get('prompt_id')!r:.40}"
+    return RowError(
+        "not_conversational", f"two images with the `prompt_id` {name} have different captions; fix the id."
+    )
 
 
 def _pairings(ordered: list[Any], pairs: str) -> Iterable[tuple[Any, Any]]:
