@@ -19,7 +19,7 @@ from trl_dt2it.data import (
     validate,
     write_parquet,
 )
-from trl_dt2it.data.canonical import preference
+from trl_dt2it.data.canonical import FEATURES, preference
 from trl_dt2it.data.encoded import leave_images_encoded
 from trl_dt2it.data.images import ImageOptions, check_image, load_image
 
@@ -150,7 +150,8 @@ def test_one_image_root_everywhere(tmp_path):
     assert len(list(reformulate_t2i(stream, image_root=root))) == len(list(split_t2i(stream, image_root=root)[0])) == 1
 
     def rows(path):
-        return Dataset.from_list([preference("What?", "Yes.", "No.", [path])])
+        row = {**dict.fromkeys(FEATURES), **preference("What?", "Yes.", "No.", [path])}
+        return Dataset.from_list([row], features=FEATURES)
 
     good, bad = rows("0.png"), rows("../2.png")
     assert [validate(one, image_root=root, show=False)[1]["reason"][:] for one in (good, bad)] == [
