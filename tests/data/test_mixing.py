@@ -143,3 +143,14 @@ def test_rows_without_a_group_are_split_one_by_one():
 def test_a_split_that_leaves_a_part_empty_is_an_error(data, size, message):
     with pytest.raises(ValueError, match=message):
         split_by_group(data, size)
+
+
+def test_columns_of_different_types_are_joined_as_floats_or_strings():
+    a = rows("a", 2, score=[1, 2], note=["x", None], by=[{"id": 1}, None], same=[True, False])
+    b = rows("b", 2, score=[0.5, None], note=[3, 4], by=["you", "me"], none=[None, None])
+    mixed = {row["pair_id"]: row for row in mix({"a": a, "b": b})}
+    columns = ("score", "note", "by", "same", "none")
+    assert [mixed["a-0"][name] for name in columns] == [1.0, "x", '{"id": 1}', True, None]
+    assert [mixed["a-1"][name] for name in columns] == [2.0, None, None, False, None]
+    assert [mixed["b-0"][name] for name in columns] == [0.5, "3", "you", None, None]
+    assert b.features["note"].dtype == "int64"  # the sets themselves stay as they were

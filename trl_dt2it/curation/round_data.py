@@ -18,7 +18,7 @@ import pyarrow as pa
 from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset, load_from_disk
 
 from ..collator import MultimodalPreferenceCollator
-from ..data.encoded import column_of, leave_images_encoded, rows_at_once
+from ..data.encoded import column_of, leave_images_encoded, rows_at_once, unify_types
 from ..data.load import load_preferences
 from ..data.swapping import with_columns
 from ..loading import load_processing_class, set_pixel_limits
@@ -55,14 +55,14 @@ def read_sets(name: str, specs: Mapping[str, Mapping[str, Any]]) -> Dataset:
     """
     if not specs:
         raise ValueError(f"`{name}` is empty; name at least one source.")
-    parts = []
+    parts: dict[str, Dataset] = {}
     with main_process_first():  # the others find what it has downloaded and converted
         for source, spec in specs.items():
             rows = read_set(f"{name}.{source}", source, spec or {})
             if "source" not in rows.column_names:
                 rows = rows.add_column("source", pa.array([source]).take(pa.array(np.zeros(len(rows), dtype=int))))
-            parts.append(leave_images_encoded(rows))
-    return concatenate_datasets(parts) if len(parts) > 1 else parts[0]
+            parts[source] = leave_images_encoded(rows)
+    return concatenate_datasets(list(unify_types(parts).values())) if len(parts) > 1 else next(iter(parts.values()))
 
 
 def read_set(where: str, source: str, spec: Mapping[str, Any]) -> Dataset:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
-from .encoded import column_of
+from .encoded import column_of, unify_types
 
 
 def mix(
@@ -33,7 +33,8 @@ def mix(
 
     Args:
         datasets (`Mapping[str, Dataset]`):
-            The sets by name. Columns that only some of them have are `None` in the others.
+            The sets by name. Columns that only some of them have are `None` in the others; those that have different
+            types become floats or strings.
         weights (`Mapping[str, float]`, *optional*):
             A number above 0 for each set; only their proportions matter.
         size (`int`, *optional*):
@@ -62,7 +63,7 @@ def mix(
         drawn[name] = order[:most]
     available = {name: len(order) for name, order in drawn.items()}
     counts = _shares(available, weights, size)
-    parts = [dataset.select(np.sort(drawn[name][: counts[name]])) for name, dataset in datasets.items()]
+    parts = [dataset.select(np.sort(drawn[name][: counts[name]])) for name, dataset in unify_types(datasets).items()]
     joined = concatenate_datasets(parts)
     return joined.select(_rng(seed, "order").permutation(len(joined)))
 

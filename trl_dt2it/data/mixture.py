@@ -15,7 +15,7 @@ from datasets import Dataset, concatenate_datasets
 
 from .. import __version__
 from .decontamination import decontaminate
-from .encoded import column_of
+from .encoded import column_of, unify_types
 from .mixing import mix, split_by_group
 from .prepare import SourceSettings, read_shards, write_parquet
 from .reading import raw_rows, read_raw
@@ -64,9 +64,8 @@ def build_mixture(
     """
     output_dir = Path(output_dir)
     shards = {key: read_shards(output_dir, key, one.num_shards) for key, one in settings.items()}
-    clean, duplicates = validate(
-        concatenate_datasets(list(shards.values())), image_check="none", num_proc=num_proc, show=False
-    )
+    joined = concatenate_datasets(list(unify_types(shards).values()))
+    clean, duplicates = validate(joined, image_check="none", num_proc=num_proc, show=False)
     contaminated: Dataset = clean.select([])
     if benchmarks:
         clean, contaminated = decontaminate(clean, benchmarks, num_proc=num_proc)
