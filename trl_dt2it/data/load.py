@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,9 +16,9 @@ from datasets import Dataset, Features, IterableDataset
 from transformers.utils import logging
 
 from .. import __version__
-from .converting import VERDICT, Conversion
+from .converting import VERDICT, Conversion, find_own_columns
 from .encoded import AnyDataset, batch_rows, column_names, column_of, rows_at_once
-from .errors import is_milestone, summarise
+from .errors import RowError, is_milestone, summarise
 from .grouping import rows_by_group
 from .reading import read_raw
 from .sources import SOURCES
@@ -116,6 +117,7 @@ def load_preferences(
     if known.is_non_commercial:
         logger.warning(f"{name} is licensed under {known.licence}: not for commercial use.")
     raw = read_raw(known, path_or_id, split=split, streaming=streaming, revision=revision)
+    conversion = replace(conversion, own=find_own_columns(raw, conversion))
     if streaming:
         rows: AnyDataset = _stream(raw, conversion, on_bad_row, shard)
     else:
@@ -141,6 +143,12 @@ def _conversion(
     needed = [parameter.name for parameter in parameters if parameter.default is parameter.empty]
     if missing := sorted(set(needed) - set(options)):
         raise ValueError(f"`{name}` needs the options {', '.join(missing)}.")
+    try:
+        list(
+            known.convert([] if known.group_by else {}, **options)
+        )  # options that do not fit, before anything is read
+    except RowError:
+        pass
     if image_root is not None and not Path(image_root).is_dir():
         raise ValueError(f"`image_root` is {image_root}, but there is no such folder.")
     root = None if image_root is None else str(Path(image_root).resolve())

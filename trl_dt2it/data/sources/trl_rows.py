@@ -119,4 +119,14 @@ def _videos(row: Mapping[str, Any]) -> list[list[Any]]:
     return [[as_image(frame) for frame in video.frames] for video in videos]
 
 
-TRL = Source(trl, licence="unknown", has_videos=True, has_weights=True, note="The licence is that of your data set.")
+TRL = Source(
+    trl,
+    licence="unknown",
+    has_videos=True,
+    has_weights=True,
+    reads=(
+        *("prompt", "chosen", "rejected", "images", "image", "videos", "strength", "margin", "weight", "pair_id"),
+        *("group_id", "source", "source_id", "tools", "chat_template_kwargs"),
+    ),
+    note="The licence is that of your data set.",
+)
