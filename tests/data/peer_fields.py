@@ -152,6 +152,7 @@ MS_SWIFT = {
         (swift(messages=says("q", "<image>", "<image>q", GOOD)), REFUSED),
         (swift(messages=says("q", "An <image>")), REFUSED),
     ],
+    "<img>": [(swift(messages=says("<img>a.png</img>q", GOOD), images=...), REFUSED)],
     "objects": [
         (
             swift(messages=GROUNDED, objects=BOX),

@@ -312,11 +312,11 @@ def test_columns_that_mean_the_same_everywhere_are_read_in_every_layout(tmp_path
 
 
 def test_columns_with_names_of_ours_are_kept_by_other_names(tmp_path, caplog):
-    row = {**ROWS_WITH_OWN["columns"], "prompt": "p", "chosen": 1, "row": 2, "source": ["a", "b"], "original_row": 3}
+    row = {**ROWS_WITH_OWN["columns"], "prompt": "p", "chosen": 1, "row": 2, "source": {"a": 1}, "original_row": 3}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row))
     (pair,) = load_preferences("columns", tmp_path / "rows.jsonl", **OPTIONS["columns"])
     assert text_of(pair) == "A." and pair["source"] == "columns"
-    kept = {"original_prompt": "p", "original_chosen": 1, "original_row_": 2, "original_source": ["a", "b"]}
+    kept = {"original_prompt": "p", "original_chosen": 1, "original_row_": 2, "original_source": '{"a": 1}'}
     assert {name: pair[name] for name in (*kept, "original_row")} == {**kept, "original_row": 3}
     assert "`prompt` as `original_prompt`, `chosen` as `original_chosen`, `row` as `original_row_`" in caplog.text
 

@@ -30,7 +30,7 @@ def cases(kept: bool):
 def test_a_field_is_read_or_refused_by_its_name(name, field, row, wanted):
     adapter, _ = FORMATS[name]
     if wanted == REFUSED:
-        assert re.search(rf"[`' ]{re.escape(field)}[`'\[]", message(adapter, row))
+        assert re.search(rf"[`' ]{re.escape(field)}[`'\[a]", message(adapter, row))
     else:
         assert results(adapter, row) == [wanted]
 

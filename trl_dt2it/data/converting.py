@@ -37,6 +37,7 @@ _TAKEN = {
     *(*VIDEO_FEATURES, *T2I_FEATURES, *VERDICT, *_SHARED, "image", "tools", "chat_template_kwargs", "row_index"),
     *(f"{side}_{ids}" for side in ("chosen", "rejected") for ids in ("ids", "input_ids")),
 }
+_PLAIN = ("string", "int64", "int32", "int16", "int8", "float64", "float32", "bool", "uint8", "uint16", "uint32")
 _FIRST_ROWS = 1000  # of a stream, which tell its columns
 
 
@@ -66,18 +67,18 @@ class OwnColumns:
 
     def values(self, rows: list[Mapping[str, Any]]) -> dict[str, Any]:
         """What a row keeps; of several rows that a pair is made of, what they have in common."""
-        first, *others = [_unread(row, self.reads) for row in rows]
         kept = {}
         for name, new in self.names.items():
-            value = first.get(name)
-            if all(other.get(name) == value for other in others):
+            value, *others = (_left(row.get(name), name, self.reads) for row in rows)
+            if all(other == value for other in others):
                 kept[new] = _fitting(value, self.features[new], name)
-        if not self.is_whole and (late := [key for key in first if key not in self.names and key not in self.shared]):
-            if is_given(first[late[0]]) and late[0] not in _SAID:
-                _SAID.add(late[0])
+        if not self.is_whole:
+            known = {*self.reads, *self.shared, *self.names, *_SAID}
+            for name in (name for name in rows[0] if name not in known and is_given(rows[0][name])):
+                _SAID.add(name)
                 logger.warning(
-                    f"The column `{late[0]}` is in none of the first {_FIRST_ROWS} rows of the stream and is not "
-                    "kept; load the set without `streaming` to keep it."
+                    f"The column `{name}` is in none of the first {_FIRST_ROWS} rows of the stream and is not kept; "
+                    "load the set without `streaming` to keep it."
                 )
         return kept
 
@@ -255,7 +256,7 @@ def find_own_columns(raw: AnyDataset, conversion: Conversion) -> OwnColumns:
     given = conversion.source.reads
     reads = set(given if isinstance(given, tuple) else given(set(found), conversion.options))
     unread = {name: _unread_type(name, found[name], reads) for name in found if name not in (*reads, FOLDER_COLUMN)}
-    shared = {name for name in _SHARED if isinstance(unread.get(name), Value)}
+    shared = {name for name in _SHARED if isinstance(feature := unread.get(name), Value) and feature.dtype in _PLAIN}
     own = {name: feature for name, feature in unread.items() if feature not in (None, {}) and name not in shared}
     if conversion.overrides and "source" in found:
         own["source"] = found["source"]  # kept, but under another name
@@ -300,10 +301,15 @@ def _json_columns(lines: Iterable[str], paths: Collection[str]) -> dict[str, Any
             row = json.loads(line) if line.strip() else None
         except ValueError:  # its conversion says so
             continue
-        for name, value in _unread(row, paths).items() if isinstance(row, dict) else ():
+        for name, value in row.items() if isinstance(row, dict) else ():
+            value = _left(value, name, paths)
             if value is not None and value != {}:
                 kinds.setdefault(name, set()).add(_kind(value))
-    return {name: _TYPES.get(frozenset(found), Value("string")) for name, found in kinds.items()}
+    # A large string tells JSON text from strings.
+    others = {
+        name: Value("string" if found <= {*_SCALARS, "large"} else "large_string") for name, found in kinds.items()
+    }
+    return {name: _TYPES.get(frozenset(found), others[name]) for name, found in kinds.items()}
 
 
 def _kind(value: Any) -> str:
@@ -325,14 +331,12 @@ _TYPES: dict[frozenset[str], Any] = {
 }
 
 
-def _unread(row: Mapping[str, Any], reads: Collection[str]) -> dict[str, Any]:
-    """The fields of a row that are not read, those of fields included."""
-    kept = {name: value for name, value in row.items() if name not in reads and name != FOLDER_COLUMN}
-    for path in reads:
-        name, _, rest = path.partition(".")
-        if rest and isinstance(kept.get(name), Mapping):
-            kept[name] = _unread(kept[name], {rest})
-    return kept
+def _left(value: Any, name: str, reads: Collection[str]) -> Any:
+    """What is left of the value of a field, parts of which are read."""
+    if not isinstance(value, Mapping):
+        return value
+    rests = [path.partition(".")[2] for path in reads if path.startswith(f"{name}.")]
+    return {key: _left(part, key, rests) for key, part in value.items() if key not in rests} if rests else value
 
 
 def _unread_type(name: str, feature: Any, reads: Collection[str]) -> Any:
@@ -348,7 +352,7 @@ def _fitting(value: Any, feature: Any, name: str) -> Any:
     """A value of JSON as its column holds it; strings hold any."""
     if value is None or value == {} or not isinstance(feature, Value):
         return value or None if value == {} else value
-    if feature.dtype == "string":
+    if feature.dtype in ("string", "large_string"):
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
         return text.encode(errors="replace").decode()  # half a surrogate pair fits into no file
     if isinstance(value, (str, list, dict)) and feature.dtype in _SCALARS.values():

@@ -59,6 +59,7 @@ _MESSAGE_EXTRAS = (
 )
 _PLACEHOLDERS = (IMAGE_MARKER, "<video>", "<audio>")
 _IMAGE_STARTS = (b"\x89PNG", b"\xff\xd8", b"RIFF", b"GIF8", b"BM", b"II*\x00", b"MM\x00*")
+_IMAGE_IN_TEXT = re.compile(r"<(img|image)>\s*[^<>\s][^<>]*</\1>")  # as Qwen-VL's first files had it
 _IMAGE_FILE = re.compile(
     r"(?:\S+|[^\s/\\]*[/\\][^\n]*)\.(?:png|jpe?g|webp|gif|bmp|tiff?|ppm|avif|heic)(?:[?#]\S*)?", re.IGNORECASE
 )
@@ -117,6 +118,12 @@ def check_placeholders(turns: Turns, answers: Mapping[str, str], placeholders: S
     """Refuses placeholders of images anywhere but in what the user says, and of videos and sounds anywhere."""
     parts = [("the prompt", text, role == "user") for role, text in turns]
     for name, text, is_user in (*parts, *((f"`{field}`", text, False) for field, text in answers.items())):
+        if len(placeholders) > 1 and (found := _IMAGE_IN_TEXT.search(text)):
+            raise RowError(
+                "placeholder_count",
+                f"{name} has {found[0]!r:.60}, and images are not read from texts; put them into `images`, and "
+                f"`{IMAGE_MARKER}` in their place.",
+            )
         for marker in placeholders[is_user:]:
             if marker in text and marker != IMAGE_MARKER:
                 raise RowError(
