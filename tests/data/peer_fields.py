@@ -103,6 +103,10 @@ MS_SWIFT = {
         (swift(rejected_response=says("q", BAD)), REFUSED),
         (swift(rejected_response=[{"role": "user", "content": BAD}]), REFUSED),
         (swift(rejected_response=f"<image>{BAD}"), REFUSED),
+        (
+            swift(rejected_response='[{"bbox_2d": [1, 2]}]'),
+            expected(QUESTION, GOOD, '[{"bbox_2d": [1, 2]}]', ["a.png"]),
+        ),
     ],
     "rejected_messages": [
         (swift(rejected_response=..., rejected_messages=[TALK[0], {"role": "assistant", "content": BAD}]), WANTED),
@@ -285,7 +289,10 @@ def pair(**change):
 
 LLAMAFACTORY = {
     "conversations": [(factory(), WANTED)],
-    "messages": [(factory(conversations=..., messages=TALK[:1]), WANTED)],
+    "messages": [
+        (factory(conversations=..., messages=TALK[:1]), WANTED),
+        (alpaca(messages=[{"role": "user", "content": "Another?"}]), WANTED),
+    ],
     "instruction": [(alpaca(), WANTED)],
     "input": [(alpaca(input="Be brief."), expected(user(IMAGE, "What is this?\nBe brief."), GOOD, BAD, ["a.png"]))],
     "history": [

@@ -168,6 +168,7 @@ def test_options_that_do_not_fit_are_named_before_anything_is_read(options, prob
         ({"bytes": b"\x89PNG", "path": None}, "A cat."),
         ({"bytes": None, "path": "a.png"}, {"bytes": None, "path": "b.png"}),
         (["a.png", {"bytes": b"1"}], "A cat."),
+        (["a.png"], ["b.png"]),
         (b"\x89PNG", b"\x89PNG"),
     ],
 )

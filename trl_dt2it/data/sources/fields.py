@@ -100,18 +100,22 @@ def check_is_text(row: Mapping[str, Any], fields: Sequence[str], how: str) -> No
         is_image = any(
             isinstance(item, (bytes, bytearray, memoryview))
             or (isinstance(item, Mapping) and any(item.get(key) is not None for key in ("bytes", "path")))
+            or (items is value and isinstance(item, str) and _is_image_file(item))
             for item in items
         )
         if is_image:
             raise RowError("image_in_answer", f"`{field}` holds an image: this is a text-to-image pair; {how}")
     texts = [value.strip() for value in values if isinstance(value, str)]
-    are_files = [text.startswith("data:image/") or _IMAGE_FILE.fullmatch(text) is not None for text in texts]
-    if len(texts) == len(values) and all(are_files):
+    if len(texts) == len(values) and all(map(_is_image_file, texts)):
         names = " and ".join(f"`{field}`" for field in fields)
         raise RowError(
             "image_in_answer",
             f"{names} hold names of image files, such as {texts[0]!r:.60}: this is a text-to-image pair; {how}",
         )
+
+
+def _is_image_file(text: str) -> bool:
+    return text.startswith("data:image/") or _IMAGE_FILE.fullmatch(text) is not None
 
 
 def check_placeholders(turns: Turns, answers: Mapping[str, str], placeholders: Sequence[str] = _PLACEHOLDERS) -> None:

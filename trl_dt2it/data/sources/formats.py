@@ -135,7 +135,7 @@ def llamafactory(
 def _llamafactory_fields(present: Collection[str], options: Mapping[str, Any]) -> set[str]:
     """Fields that [`llamafactory`] reads or refuses, of a set that has these."""
     names = {**_COLUMNS, **(options.get("columns") or {})}
-    layouts = [set(_WHOLE), {names["messages"]}, {"messages"} - {names["messages"]}, {names["prompt"], names["query"]}]
+    layouts = [set(_WHOLE), {names["messages"]}, {names["prompt"], names["query"]}, {"messages"}]
     layout = next((fields for fields in layouts if fields & set(present)), set[str]())
     if names["prompt"] in layout:
         layout = layout | {names["history"]}
@@ -288,8 +288,8 @@ def _exchange(exchange: Any, field: str) -> list[dict[str, Any]]:
 def _swift_rejected(row: Mapping[str, Any], prompt: Turns, field: str, images: Sequence[Any]) -> str:
     """The worse answer to the same prompt."""
     given, conversation = row.get("rejected_response"), row.get("rejected_messages")
-    if isinstance(given, str) and given.startswith("[{") and isinstance(messages := literal(given), list):
-        given = messages
+    if conversation is not None and not is_given(given):
+        given = None
     if conversation is None and given is None and is_given(row.get("rejected_images")):
         raise RowError(
             "image_in_answer",
