@@ -1,5 +1,6 @@
 """Loading from files and from a Hub, whatever the layout: identity, places of images, shards, streams, counts."""
 
+import contextlib
 import io
 import json
 import subprocess
@@ -12,7 +13,7 @@ from PIL import Image as PILImage
 
 from tests.data.fixtures_as_rows import fixture
 from tests.hub_server import LoopbackHub
-from trl_dt2it.data import SOURCES, load_preferences
+from trl_dt2it.data import SOURCES, RowError, load_preferences
 from trl_dt2it.data.canonical import FEATURES
 from trl_dt2it.data.encoded import leave_images_encoded
 
@@ -295,6 +296,64 @@ def test_the_source_of_rows_goes_first_unless_told_and_is_kept_then(tmp_path, ca
     assert (pair["source"], pair["original_source"], pair["pair_id"]) == ("ours", "mine", "ours-0")
     assert pair["group_id"].startswith("ours-")
     assert "they are kept: `source` as `original_source`" in caplog.text
+
+
+class Recorded(dict):
+    """A row that knows which of its fields were looked at."""
+
+    def __init__(self, row):
+        super().__init__(row)
+        self.seen = set()
+
+    def get(self, key, default=None):
+        self.seen.add(key)
+        return super().get(key, default)
+
+    def __getitem__(self, key):
+        self.seen.add(key)
+        return super().__getitem__(key)
+
+
+SAMPLES = {
+    **{name: name for name in ("povid", "mmpr", "spa_vl", "rlaif_v", "rlhf_v", "evalmuse", "hpdv3", "hpdv2_test")},
+    **{name: name for name in ("r1_reward_rl", "wildvision_battle", "pickapic_v2")},
+    "columns": None,
+    "dt2it_t2i": "dt2it_t2i_input",
+    "hpdv2": "hpdv2_train",
+    "imagereward": "imagerewarddb",
+    "imagereward_pairs": "imagerewarddb_pair",
+    "imagereward_rankings": None,
+    "llamafactory": "llamafactory_sharegpt",
+    "llava_critic": "llava_critic_pairwise",
+    "llava_human_preference": "llava_human_preference_10k",
+    "llava_reward": "llava_reward_t2i",
+    "mm_rlhf": "mm_rlhf_dpo_pairs",
+    "ms_swift": "ms_swift_rlhf",
+    "omnireward_t2i": "omnireward_t2i",
+    "rapidata": "rapidata_image",
+    "trl": "trl_canonical",
+    "vlfeedback": "vlfeedback_hf",
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_what_an_adapter_reads_it_says(name):
+    """Otherwise a column would be kept a second time, or one that is read would seem to be the user's."""
+    source, rows = SOURCES[name], [Recorded(row) for row in fixture(SAMPLES[name])] if SAMPLES[name] else []
+    for given in [rows] if source.group_by and rows else rows:
+        with contextlib.suppress(RowError):
+            list(source.convert(given))
+    seen = {field for row in rows for field in row.seen & row.keys()}
+    said = source.reads if isinstance(source.reads, tuple) else source.reads({*seen}, {})
+    votes = {field for field in seen if field.startswith("weighted_results")}  # of all criteria, which stay columns
+    assert said and seen - votes <= {*said, "id"}
+
+
+def test_a_set_in_parts_stays_the_source_of_its_rows(tmp_path):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({**fixture("llava_critic_pairwise")[0], "image": "a.png"}))
+    (pair,) = load_preferences("llava_critic", tmp_path / "rows.jsonl").remove_columns("images")
+    assert pair["source"] == "llava_critic"
+    assert pair["original_source"] == fixture("llava_critic_pairwise")[0]["source"]
 
 
 def test_columns_that_mean_the_same_everywhere_are_read_in_every_layout(tmp_path):

@@ -258,7 +258,7 @@ def find_own_columns(raw: AnyDataset, conversion: Conversion) -> OwnColumns:
     unread = {name: _unread_type(name, found[name], reads) for name in found if name not in (*reads, FOLDER_COLUMN)}
     shared = {name for name in _SHARED if isinstance(feature := unread.get(name), Value) and feature.dtype in _PLAIN}
     own = {name: feature for name, feature in unread.items() if feature not in (None, {}) and name not in shared}
-    if conversion.overrides and "source" in found:
+    if (conversion.overrides or conversion.source.has_parts) and "source" in found:
         own["source"] = found["source"]  # kept, but under another name
         shared.discard("source")
     names: dict[str, str] = {}

@@ -53,10 +53,10 @@ TAGS = Tags(
     {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"},
 )
 # What a message may carry besides its text, and a canonical one cannot hold.
-_MESSAGE_EXTRAS = (
+_MESSAGE_EXTRAS = {
     *("tool_calls", "tool_call_id", "function_call", "reasoning_content", "reasoning", "thinking", "tools"),
     *(f"{kind}{ending}" for kind in ("image", "video", "audio") for ending in ("", "s", "_url")),
-)
+}
 _PLACEHOLDERS = (IMAGE_MARKER, "<video>", "<audio>")
 _IMAGE_STARTS = (b"\x89PNG", b"\xff\xd8", b"RIFF", b"GIF8", b"BM", b"II*\x00", b"MM\x00*")
 _IMAGE_IN_TEXT = re.compile(r"<(img|image)>\s*[^<>\s][^<>]*</\1>")  # as Qwen-VL's first files had it
@@ -294,11 +294,11 @@ def _is_missing(image: Any) -> bool:
 
 def is_given(value: Any) -> bool:
     """Whether a field holds anything: `None`, an empty string, list or object, and a list of these, hold nothing."""
+    if value is None or isinstance(value, str):
+        return bool(value)
     if isinstance(value, (list, tuple)):
-        return any(is_given(item) for item in value)
-    if isinstance(value, Mapping):
-        return any(is_given(item) for item in value.values())
-    return value is not None and value != ""
+        return any(map(is_given, value))
+    return not isinstance(value, Mapping) or any(map(is_given, value.values()))
 
 
 def literal(text: str) -> Any:
@@ -316,8 +316,8 @@ def _first(message: Mapping[str, Any], keys: Sequence[str]) -> Any:
 
 
 def _check_extras(message: Mapping[str, Any], where: str) -> None:
-    for key in _MESSAGE_EXTRAS:
-        if is_given(message.get(key)):
+    for key in sorted(_MESSAGE_EXTRAS & message.keys()):
+        if is_given(message[key]):
             raise RowError("not_conversational", f"{where} has `{key}`, which is not read; drop the row.")
 
 

@@ -118,6 +118,7 @@ LLAVA_CRITIC = Source(
     hub_id="lmms-lab/LLaVA-Critic-113k",
     config="pairwise",
     reads=("conversations", "image", "id"),
+    has_parts=True,
     note="Rows whose verdict cannot be read without doubt are counted as `unparsed_verdict`. Some rows have a "
     "strength in one of two units, others none. The `pointwise` configuration has pairs among its rows, too.",
 )

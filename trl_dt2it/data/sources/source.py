@@ -41,6 +41,9 @@ class Source:
         reads (`tuple[str, ...]` or `Callable`, *optional*, defaults to `()`):
             Fields that the adapter reads or refuses, `"a.b"` for the field `b` of the field `a`; or a function of the
             fields that a set has, and of the options. All other fields stay columns.
+        has_parts (`bool`, *optional*, defaults to `False`):
+            Whether the published rows have a `source`, which names the part of the set that a row is from. The set
+            itself, by whose name licences and rows of benchmarks are found, stays the source.
         config (`str`, *optional*):
             Configuration to load.
         files (`tuple[str, ...]`, *optional*, defaults to `()`):
@@ -59,6 +62,7 @@ class Source:
     has_videos: bool = False
     has_weights: bool = False
     reads: tuple[str, ...] | Reads = ()
+    has_parts: bool = False
     config: str | None = None
     files: tuple[str, ...] = ()
     note: str = ""
