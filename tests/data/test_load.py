@@ -365,6 +365,9 @@ def test_columns_that_mean_the_same_everywhere_are_read_in_every_layout(tmp_path
         assert {key: pair[key] for key in own} == {**own, "pair_id": "7"}, name
         path.write_text(json.dumps({**ROWS_WITH_OWN[name], "margin": 3}))
         assert load_preferences(name, path, **OPTIONS.get(name, {}))["strength"][:] == [3.0], name
+        path.write_text(json.dumps({**ROWS_WITH_OWN[name], "margin": 3, "strength": 2}))
+        (pair,) = load_preferences(name, path, **OPTIONS.get(name, {}))
+        assert (pair["strength"], pair["original_margin"]) == (2.0, 3), name
         path.write_text(json.dumps({**ROWS_WITH_OWN[name], "strength": "much"}))
         with pytest.raises(ValueError, match="1 bad_strength.*`strength` is 'much'"):
             load_preferences(name, path, **OPTIONS.get(name, {}))

@@ -166,10 +166,7 @@ class Conversion:
                 rows = row if isinstance(row, list) else [row]
                 shared, own = self._shared(rows), self.own.values(rows)
                 for pair in self.source.convert(row, **self.options):
-                    if not isinstance(pair, RowError):
-                        known = {} if pair["strength"] is None else {"strength": pair["strength"]}
-                        pair = {**pair, **shared, **known, **own}
-                    yield pair
+                    yield pair if isinstance(pair, RowError) else {**pair, **shared, **own}
         except RowError as error:
             yield error
 
@@ -261,6 +258,8 @@ def find_own_columns(raw: AnyDataset, conversion: Conversion) -> OwnColumns:
     if (conversion.overrides or conversion.source.has_parts) and "source" in found:
         own["source"] = found["source"]  # kept, but under another name
         shared.discard("source")
+    if {"strength", "margin"} <= set(found):  # of which one is the strength
+        own["margin"] = found["margin"]
     names: dict[str, str] = {}
     for name in own:
         new = name if name not in _TAKEN else f"original_{name}"

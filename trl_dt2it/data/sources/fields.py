@@ -58,7 +58,7 @@ _MESSAGE_EXTRAS = {
     *(f"{kind}{ending}" for kind in ("image", "video", "audio") for ending in ("", "s", "_url")),
 }
 _PLACEHOLDERS = (IMAGE_MARKER, "<video>", "<audio>")
-_IMAGE_STARTS = (b"\x89PNG", b"\xff\xd8", b"RIFF", b"GIF8", b"BM", b"II*\x00", b"MM\x00*")
+_IMAGE_STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GIF8", b"BM", b"II*\x00", b"MM\x00*")
 _IMAGE_IN_TEXT = re.compile(r"<(img|image)>\s*[^<>\s][^<>]*</\1>")  # as Qwen-VL's first files had it
 _IMAGE_FILE = re.compile(
     r"(?:\S+|[^\s/\\]*[/\\][^\n]*)\.(?:png|jpe?g|webp|gif|bmp|tiff?|ppm|avif|heic)(?:[?#]\S*)?", re.IGNORECASE

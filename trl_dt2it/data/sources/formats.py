@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from ..canonical import IMAGE_MARKER, as_image, preference
@@ -145,12 +146,12 @@ def _llamafactory_fields(present: Collection[str], options: Mapping[str, Any]) -
 
 
 def or_llamafactory(*fields: str) -> Reads:
-    """These fields, or, of a set in LLaMA-Factory's layout, those that [`llamafactory`] reads."""
+    """These fields, and, of a set in LLaMA-Factory's layout, those that [`llamafactory`] reads."""
+    return partial(_fields_or_llamafactory, fields)
 
-    def reads(present: Collection[str], options: Mapping[str, Any]) -> set[str]:
-        return {*fields, *(_llamafactory_fields(present, {}) if "conversations" in present else ())}
 
-    return reads
+def _fields_or_llamafactory(fields: Collection[str], present: Collection[str], options: Mapping[str, Any]) -> set[str]:
+    return {*fields, *(_llamafactory_fields(present, {}) if "conversations" in present else ())}
 
 
 # Where a row of ms-swift may have its conversation, or else question and answer: several names, the first one winning.
