@@ -389,5 +389,10 @@ LLAMAFACTORY = {
         role: [(factory(conversations=[{"from": "human", "value": "q"}, {"from": role, "value": "{}"}]), REFUSED)]
         for role in ("function_call", "observation")
     },
-    **{name: [(factory(**{name: "mine"}), KEPT)] for name in ("output", "extra_info", "id")},
+    "output": [
+        (alpaca(chosen=..., rejected=..., output=[GOOD, BAD]), WANTED),
+        (alpaca(chosen=..., rejected=..., output=GOOD), REFUSED),
+        (factory(output="mine"), KEPT),
+    ],
+    **{name: [(factory(**{name: "mine"}), KEPT)] for name in ("extra_info", "id")},
 }

@@ -75,9 +75,9 @@ def llamafactory(
     Args:
         row (`Mapping`):
             `conversations` or `messages` (with `from` and `value`, or `role` and `content`), or `instruction`, `input`
-            and `history`; `chosen` and `rejected` (messages or strings); `images`, `system`. Or two conversations that
-            differ in their last answer: `chosen_messages` and `rejected_messages`, whose content blocks hold images,
-            or `chosen` and `rejected` alone.
+            and `history`; `chosen` and `rejected` (messages or strings), or both in `output`; `images`, `system`. Or
+            two conversations that differ in their last answer: `chosen_messages` and `rejected_messages`, whose
+            content blocks hold images, or `chosen` and `rejected` alone.
         columns (`Mapping[str, str]`, *optional*):
             The `columns` of the set's entry in `dataset_info.json`, such as `{"messages": "dialogue"}`.
         tags (`Mapping[str, str]`, *optional*):
@@ -104,6 +104,15 @@ def llamafactory(
             f"the row has `{names['kto_tag']}`, so that it judges one answer (KTO) and is no pair; drop the row.",
         )
     fields, inside = (names["chosen"], names["rejected"]), list[Any]()
+    both = row.get(names["response"])
+    if isinstance(both, (list, tuple)) and len(both) == 2 and not any(is_given(row.get(field)) for field in fields):
+        row = {**row, **dict(zip(fields, both, strict=True))}  # a file of old: the better answer and the worse one
+    elif is_given(both) and not any(row.get(field) is not None for field in (*fields, *_WHOLE)):
+        raise RowError(
+            "missing_column",
+            f"there are no `{fields[0]}` and `{fields[1]}`, and `{names['response']}` holds no pair of answers; give "
+            "both, or drop the row.",
+        )
     whole = _WHOLE if any(is_given(row.get(field)) for field in _WHOLE) else None
     messages = names["messages"]
     if row.get(messages) is None and row.get(names["prompt"]) is None and row.get("messages") is not None:
@@ -141,6 +150,8 @@ def _llamafactory_fields(present: Collection[str], options: Mapping[str, Any]) -
     if names["prompt"] in layout:
         layout = layout | {names["history"]}
     answers = set[str]() if layout & set(_WHOLE) else {names["chosen"], names["rejected"]}
+    if not answers & set(present):
+        answers |= {names["response"]}
     others = {names[key] for key in ("system", "images", "videos", "audios", "tools", "kto_tag")}
     return layout | answers | others | {"image", "video", "audio"}
 
