@@ -284,7 +284,7 @@ def _lines(raw: Dataset) -> Iterator[str]:
 def _features(raw: AnyDataset) -> dict[str, Any]:
     """The types of the columns that have any value."""
     if not isinstance(raw, Dataset):  # which may have them from its first rows alone
-        return dict(raw.features or raw._resolve_features().features or {})
+        return dict(raw.features or Dataset.from_list(list(raw.take(_FIRST_ROWS // 10))).features)
     counts = {name: raw.data.column(name).null_count for name in raw.column_names}
     return {name: raw.features[name] for name, count in counts.items() if count < len(raw.data)}
 
