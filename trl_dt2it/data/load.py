@@ -76,8 +76,8 @@ def load_preferences(
             JSON lines file that lists the bad rows: `pair_id`, `row` of the source, `reason`, `message`. Not of a
             streamed set.
         source (`str`, *optional*):
-            What the column `source` says, and the beginning of `pair_id` and `group_id`. By default `name`, or what
-            the rows of a format say themselves.
+            What the column `source` says, and the beginning of `pair_id` and `group_id`. By default what the rows say
+            in a `source` of their own, or else `name`; with this argument theirs is kept as `original_source`.
         reformulate (`bool`, *optional*, defaults to `True`):
             Whether text-to-image pairs become two-image questions, by [`reformulate_t2i`]. Otherwise they keep the
             columns `caption`, `chosen_image` and `rejected_image`.
@@ -99,8 +99,9 @@ def load_preferences(
             Options of the set's adapter, such as `min_confidence` of HPDv3 or the column names of `"columns"`.
 
     Returns:
-        `Dataset` or `IterableDataset`: rows with the columns of [`FEATURES`], and `videos` or `weight` where the
-        source has such.
+        `Dataset` or `IterableDataset`: rows with the columns of [`FEATURES`], `videos` or `weight` where the source
+        has such, and all columns that its adapter does not read. One with a name that rows have already is kept as
+        `original_` and this name, which a warning says; one without any value is not kept.
 
     Raises:
         `ValueError`: if the name or an option is not known, if there is nothing to read, if no pair can be used, or
