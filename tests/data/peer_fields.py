@@ -118,6 +118,7 @@ MS_SWIFT = {
         (swift(), WANTED),
         (swift(images="a.png"), WANTED),
         (swift(images=[{"bytes": None, "path": "a.png"}]), WANTED),
+        (swift(images=[{"url": "a.png"}]), WANTED),
         *(
             (swift(images=[image]), expected(QUESTION, GOOD, BAD, [BYTES]))
             for image in (BYTES, {"bytes": ENCODED, "path": None}, f"data:image/png;base64,{ENCODED}", ENCODED)

@@ -70,3 +70,12 @@ def test_base64_is_told_from_paths():
     (row,) = results(ms_swift, MS_SWIFT["images"][0][0] | {"images": ["images/abcd"]})
     assert row["images"] == [{"bytes": None, "path": "images/abcd"}]
     assert len(ENCODED) % 4 == 0
+
+
+def test_a_block_without_an_image_stands_for_one_of_the_row():
+    row, wanted = MS_SWIFT["messages"][0]
+    for image in (None, {"bytes": None, "path": None}, {"url": None}):  # as Arrow fills blocks up
+        content = [{"type": "image", "image": image, "text": None}, {"type": "text", "text": "What is this?"}]
+        assert results(ms_swift, row | {"messages": [{"role": "user", "content": content}, row["messages"][1]]}) == [
+            wanted
+        ]

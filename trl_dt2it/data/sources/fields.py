@@ -288,7 +288,7 @@ def without_markers(text: str) -> str:
 
 def _is_missing(image: Any) -> bool:
     if isinstance(image, Mapping):
-        return image.get("bytes") is None and _is_missing(image.get("path"))
+        return image.get("bytes") is None and _is_missing(image.get("path")) and _is_missing(image.get("url"))
     return image is None or (isinstance(image, str) and not image)
 
 
@@ -330,7 +330,7 @@ def _text_of_blocks(blocks: Sequence[Any], where: str, images: list[Any]) -> str
             parts.append(text)
         elif kind in ("image", "image_url"):
             image = _image_of_block(block)
-            images += [] if image is None else [_decoded(image, where)]
+            images += [] if _is_missing(image) else [_decoded(image, where)]
             parts.append(IMAGE_MARKER)
         else:
             is_medium = isinstance(kind, str) and ("video" in kind or "audio" in kind)
@@ -356,6 +356,8 @@ def _decoded(image: Any, where: str) -> Any:
         if content is None:
             raise RowError("image_type", f"`{where}` has `bytes` that are text and no base64 of an image; fix it.")
         return {**image, "bytes": content}
+    if isinstance(image, Mapping) and image.get("bytes") is None and _is_missing(image.get("path")):
+        image = image["url"]  # which is there, or the image would be missing
     if not isinstance(image, str):
         return image
     if not image.startswith("data:"):
