@@ -43,6 +43,8 @@ def files(tmp_path, monkeypatch) -> Path:
     row = {"q": "What?", "answers": {"good": "A cup.", "bad": "A hat."}, "photo": "cup.png", "gap": 2}
     Path("mine.jsonl").write_text(json.dumps(row))
     Path("photos/cup.png").write_bytes(image)
+    battle = {"q": "What?", "answer_a": "A cup.", "answer_b": "A hat."}
+    Path("battles.jsonl").write_text("\n".join(json.dumps({**battle, "winner": winner}) for winner in range(3)))
     return tmp_path
 
 
@@ -53,13 +55,16 @@ def run(block: str, names: dict) -> None:
 
 
 def test_the_examples_of_the_page_run(files):
-    load, columns, check, t2i, decontamination, mixing = code_blocks("python", PAGE)
+    load, columns, labels, check, t2i, decontamination, mixing = code_blocks("python", PAGE)
     names: dict = {}
     run(load, names)
     assert names["pairs"]["pair_id"][:] == ["hpdv3-0", "hpdv3-2", "hpdv3-3"]
     run(columns, names)
     (row,) = names["pairs"]
     assert (row["source"], row["strength"], row["chosen"][0]["content"][0]["text"]) == ("mine", 2.0, "A cup.")
+    run(labels, names)
+    assert names["battles"]["pair_id"][:] == ["columns-0", "columns-1"]
+    assert [row["chosen"][0]["content"][0]["text"] for row in names["battles"]] == ["A cup.", "A hat."]
     run(check, names)
     assert (len(names["clean"]), len(names["quarantine"])) == (1, 0)
     assert json.loads(Path("report.json").read_text())["rows_in"] == 1

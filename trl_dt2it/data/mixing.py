@@ -19,7 +19,7 @@ from datasets.fingerprint import generate_random_fingerprint
 
 from .arrow_rows import arrow_rows, find_json_columns
 from .canonical import MESSAGES, T2I_IDENTITY, as_image
-from .encoded import column_of, has_transform, leave_images_encoded, rows_at_once
+from .encoded import column_of, has_transform, leave_images_encoded, rows_at_once, unify_types
 from .errors import RowError
 from .locations import ImageOptions, placed_image, with_image_root
 from .prompts import with_image_blocks
@@ -57,7 +57,7 @@ def mix(
         datasets (`Mapping[str, Dataset]`):
             The sets by name. Columns that only some of them have are `None` in the others. Sets of different shape,
             such as contents as strings in one and as blocks in another, become canonical rows; see
-            [`with_canonical_columns`].
+            [`with_canonical_columns`]. Other columns whose types differ become floats or strings.
         weights (`Mapping[str, float]`, *optional*):
             A number above 0 for each set; only their proportions matter.
         size (`int`, *optional*):
@@ -97,13 +97,14 @@ def concatenate(datasets: Mapping[str, Dataset]) -> Dataset:
 
     Args:
         datasets (`Mapping[str, Dataset]`):
-            The sets by name. Columns that only some of them have are `None` in the others.
+            The sets by name. Columns that only some of them have are `None` in the others; other columns whose types
+            differ become floats or strings.
 
     Returns:
         `Dataset`: all rows, as they are if all sets have the same columns, and otherwise canonical.
 
     Raises:
-        `ValueError`: if there is no set, a row cannot become canonical, or another column has two types.
+        `ValueError`: if there is no set, or a row cannot become canonical.
     """
     parts = dict(datasets)
     if not parts:
@@ -117,6 +118,7 @@ def concatenate(datasets: Mapping[str, Dataset]) -> Dataset:
                 parts[name] = with_canonical_columns(part)
             except RowError as error:
                 raise RowError(error.reason, f"{name}, {error}") from error
+        parts = unify_types(parts)
     if _first_conflict(parts) is not None:  # maybe only that some decode their images
         parts = {name: leave_images_encoded(part) for name, part in parts.items()}
     if (conflict := _first_conflict(parts)) is not None:

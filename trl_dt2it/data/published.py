@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, Image, List, Value
 
-from .encoded import leave_images_encoded
+from .encoded import has_images, leave_images_encoded
 from .errors import RowError
 from .locations import ImageOptions, open_encoded
 from .rows import row_name
@@ -66,7 +66,7 @@ def parquet_shards(dataset: Dataset, options: ImageOptions, max_bytes: int) -> I
     """
     features = published_features(dataset.features)
     schema, encoded = features.arrow_schema, leave_images_encoded(dataset)
-    pictured = [name for name, feature in features.items() if _has_images(feature)]
+    pictured = [name for name, feature in features.items() if has_images(feature)]
     sink, writer, start = BytesIO(), None, 0
     for table in encoded.with_format("arrow").iter(_ROW_GROUP):
         rows = table.select([name for name in table.column_names if name in (*pictured, "pair_id")]).to_pylist()
@@ -132,11 +132,3 @@ def _with_images(feature: Any) -> Any:
 
 def _is_text(feature: Any) -> bool:
     return isinstance(feature, Value) and feature.dtype in ("string", "large_string")
-
-
-def _has_images(feature: Any) -> bool:
-    if isinstance(feature, List):
-        return _has_images(feature.feature)
-    if isinstance(feature, dict):
-        return any(map(_has_images, feature.values()))
-    return isinstance(feature, Image)

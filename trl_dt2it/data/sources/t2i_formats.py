@@ -123,6 +123,7 @@ PER_ANSWER_IMAGES = Source(
     per_answer_images,
     licence="unknown",
     is_t2i=True,
+    reads=("chosen", "rejected", "images", "conversations"),
     note="A format: images[0] is the image of `chosen`, images[1] that of `rejected`.",
 )
 
@@ -156,5 +157,9 @@ def llava_reward(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
 
 
 LLAVA_REWARD = Source(
-    llava_reward, licence="unknown", is_t2i=True, note="A format; the images are the authors' local files."
+    llava_reward,
+    licence="unknown",
+    is_t2i=True,
+    reads=("prompt", "chosen_path", "c_rate", "reject_path", "r_rate", "prompt_id"),
+    note="A format; the images are the authors' local files.",
 )

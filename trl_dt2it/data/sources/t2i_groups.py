@@ -60,6 +60,7 @@ HPDV2_TEST = Source(
     hub_id="ymhao/HPDv2",
     is_t2i=True,
     files=("test.json",),
+    reads=("prompt", "image_path", "file_path", "rank", "raw_annotations"),
     note="The images are in test.tar.gz; unpack it and give the folder as `image_root`. A benchmark too: do not train "
     "on it and report it.",
 )
@@ -129,6 +130,7 @@ EVALMUSE = Source(
     is_t2i=True,
     group_by="prompt_id",
     files=("train_list.json",),
+    reads=("prompt", "img_path", "total_score", "promt_meaningless", "prompt_id"),
     note="The images are in images.zip.part-*; join the parts, unpack them and give the folder as `image_root`. The "
     "ratings of the test split are not public.",
 )
@@ -175,6 +177,7 @@ IMAGEREWARD = Source(
     is_t2i=True,
     group_by="prompt_id",
     files=("metadata-{split}.parquet",),
+    reads=("prompt", "image", "image_path", "rank", "overall_rating", "prompt_id"),
     note="The images are in images/<split>/*.zip; unpack them beside the metadata and give that folder as "
     "`image_root`.",
 )
@@ -212,6 +215,7 @@ IMAGEREWARD_RANKINGS = Source(
     imagereward_rankings,
     licence="Apache-2.0",
     is_t2i=True,
+    reads=("prompt", "generations", "ranking"),
     note="The training files of the ImageReward code: JSON lists, with paths that start at its image folder.",
 )
 

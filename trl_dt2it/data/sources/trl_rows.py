@@ -9,7 +9,7 @@ from ..canonical import IMAGE_MARKER, as_image, content_group, preference
 from ..errors import RowError
 from ..rows import DEFAULT_FPS, SIDES, blocks, row_images, row_videos
 from ..schema import check_row
-from .fields import images_field, name_field, strength_field
+from .fields import images_field, is_given, name_field, strength_field
 from .source import Source
 
 
@@ -34,6 +34,9 @@ def trl(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
     """
     strength = strength_field(row, "strength" if row.get("strength") is not None else "margin")
     weight = strength_field(row, "weight", "bad_weight")
+    for field in ("video", "audio", "audios"):
+        if is_given(row.get(field)):
+            raise RowError("video_type", f"the row has `{field}`, which is not read; give frames in `videos`.")
     for field in ("tools", "chat_template_kwargs"):
         if row.get(field):
             raise RowError("not_conversational", f"the row has `{field}`, which canonical rows do not hold; drop it.")
@@ -145,4 +148,14 @@ def _videos(row: Mapping[str, Any]) -> list[list[Any]]:
     return [[as_image(frame) for frame in video.frames] for video in videos]
 
 
-TRL = Source(trl, licence="unknown", has_videos=True, has_weights=True, note="The licence is that of your data set.")
+TRL = Source(
+    trl,
+    licence="unknown",
+    has_videos=True,
+    has_weights=True,
+    reads=(
+        *("prompt", "chosen", "rejected", "images", "image", "videos", "strength", "margin", "weight", "pair_id"),
+        *("group_id", "source", "source_id", "tools", "chat_template_kwargs", "video", "audio", "audios"),
+    ),
+    note="The licence is that of your data set.",
+)
