@@ -235,4 +235,4 @@ def test_a_public_file_is_read_out_of_a_clone(public_files, tmp_path):
         "4, not in the repository: 2 image_missing when looked for",
     ]
     cells, refusal = read("pairs.json", "ms_swift")
-    assert cells == ["3", "0", "3 missing_column", "none read", "not looked at"] and "`messages` is missing" in refusal
+    assert cells == ["3", "0", "3 not_conversational", "none read", "not looked at"], refusal

@@ -349,6 +349,7 @@ SAMPLES = {
     "ms_swift": "ms_swift_rlhf",
     "omnireward_t2i": "omnireward_t2i",
     "rapidata": "rapidata_image",
+    "t2i": None,
     "trl": "trl_canonical",
     "vlfeedback": "vlfeedback_hf",
 }

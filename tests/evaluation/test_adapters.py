@@ -44,6 +44,13 @@ def test_vl_rewardbench():
     assert fixture("vl_rewardbench")[1]["human_ranking"] == [1, 0]
 
 
+def test_vl_rewardbench_as_r1_reward_has_it():
+    row = fixture("vl_rewardbench")[1]
+    chosen, rejected = reversed(row["response"])
+    line = {"id": row["id"], "image": row["image"], "prompt": row["query"], "chosen": chosen, "rejected": rejected}
+    assert results(vl_rewardbench, line) == results(vl_rewardbench, row)
+
+
 def test_vl_rewardbench_as_vlmevalkit_has_it():
     row = fixture("vl_rewardbench")[1]
     content = row["image"]["bytes"]

@@ -73,7 +73,8 @@ def vl_rewardbench(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError
         row (`Mapping`):
             `id`, `query`, two answers in `response`, `image` (`image_path` in the authors' own file), and
             `human_ranking`, the rank of each answer, 0 for the better one. VLMEvalKit's file has `index`, `question`,
-            `answer` (the ranking) and `category`, lists as text and images as base64.
+            `answer` (the ranking) and `category`, lists as text and images as base64. R1-Reward's file has `id`,
+            `prompt`, `chosen` and `rejected`.
 
     Yields:
         `dict`: the pair, with `pair_id` and `category`.
@@ -82,7 +83,11 @@ def vl_rewardbench(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError
         [`RowError`]: if a field is missing, or the ranking prefers neither answer.
     """
     name = name_field(row, "id") or name_field(row, "index")
-    question = without_markers(text_field(row, "query" if row.get("query") is not None else "question"))
+    asked = next((field for field in ("query", "question", "prompt") if row.get(field) is not None), "query")
+    question = without_markers(text_field(row, asked))
+    if row.get("response") is None and row.get("chosen") is not None:
+        yield _named(row, name, question, text_field(row, "chosen"), text_field(row, "rejected"))
+        return
     answers = _list(row.get("response"))
     ranking = _list(row.get("human_ranking") if row.get("human_ranking") is not None else row.get("answer"))
     if answers is None or len(answers) != 2 or not all(isinstance(answer, str) for answer in answers):
@@ -92,8 +97,12 @@ def vl_rewardbench(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError
     if ranking not in ([0, 1], [1, 0]):
         raise RowError("unparsed_verdict", f"`human_ranking` is {ranking!r:.40}; it must be [0, 1] or [1, 0].")
     chosen, rejected = answers if ranking == [0, 1] else answers[::-1]
+    yield _named(row, name, question, chosen, rejected)
+
+
+def _named(row: Mapping[str, Any], name: str | None, question: str, chosen: str, rejected: str) -> dict[str, Any]:
     pair = preference(question, chosen, rejected, image_field(row, "image", "image_path"), source_id=name)
-    yield {**pair, "pair_id": pair_identity(name, question, chosen, rejected), "category": group_of(row)}
+    return {**pair, "pair_id": pair_identity(name, question, chosen, rejected), "category": group_of(row)}
 
 
 def _list(value: Any) -> list[Any] | None:

@@ -50,7 +50,7 @@ class Tags(NamedTuple):
 TAGS = Tags(
     ("from", "role"),
     ("value", "content"),
-    {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"},
+    {"human": "user", "user": "user", "system": "system", **dict.fromkeys(("gpt", "bot", "assistant"), "assistant")},
 )
 # What a message may carry besides its text, and a canonical one cannot hold.
 _MESSAGE_EXTRAS = {

@@ -3,7 +3,7 @@ and LLaVA-Reward's."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from ..canonical import IMAGE_MARKER
@@ -69,10 +69,16 @@ def t2i(
     yield made | {name: value for name, value in given.items() if value is not None}
 
 
+def _t2i_fields(present: Collection[str], options: Mapping[str, Any]) -> set[str]:
+    given = {"caption": "caption", "chosen_image": "chosen_image", "rejected_image": "rejected_image", **options}
+    return {name for name in ({"strength": "strength"} | given).values() if name}
+
+
 T2I = Source(
     t2i,
     licence="unknown",
     is_t2i=True,
+    reads=_t2i_fields,
     note="The licence is that of your data set. Its columns are `caption`, `chosen_image`, `rejected_image` and, if "
     "known, `strength`, unless options say otherwise.",
 )

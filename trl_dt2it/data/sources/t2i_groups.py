@@ -221,7 +221,7 @@ IMAGEREWARD_RANKINGS = Source(
 
 
 def _check_id(rows: Sequence[Mapping[str, Any]]) -> None:
-    if rows[0].get("prompt_id") in (None, ""):
+    if any(row.get("prompt_id") in (None, "") for row in rows):
         raise RowError(
             "missing_column", "`prompt_id` is missing or None; it tells which images were made of the same caption."
         )
