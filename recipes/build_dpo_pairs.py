@@ -53,6 +53,7 @@ def main(args):
     from rich.console import Console
 
     from trl_dt2it.data import write_parquet
+    from trl_dt2it.data.published import refuse_unpublishable
     from trl_dt2it.data.whole_file import whole_file
     from trl_dt2it.processes import on_main_process
     from trl_dt2it.recipe_models import share_work
@@ -67,6 +68,8 @@ def main(args):
         return
     if args.output_format == "jsonl":
         check_paths(rows)
+    else:
+        refuse_unpublishable(rows, args.published_images, paths_are_images=True)  # before hours of sampling
     scored = answer_and_score(args, rows, source=args.source)
 
     def finish():
@@ -80,7 +83,7 @@ def main(args):
             drop_unfinished=args.drop_unfinished,
         )
         if args.output_format == "parquet":
-            write_parquet(pairs, output)
+            write_parquet(pairs, output, image_options=args.published_images)
         else:
             write_lines(pairs, output)
         with whole_file(folder / "report.json") as part:

@@ -78,6 +78,7 @@ def main(args):
     from rich.console import Console
 
     from trl_dt2it.data import ImageOptions, write_parquet
+    from trl_dt2it.data.published import refuse_unpublishable
     from trl_dt2it.data.whole_file import whole_file
     from trl_dt2it.debias.distill_plan import plan_distill
     from trl_dt2it.debias.distillation import distill
@@ -99,6 +100,7 @@ def main(args):
         settings = {name: getattr(args, name) for name in PASSED_ON}
         plan_distill(prompts, **endpoints, **settings, image_options=options).show(console)
         return
+    refuse_unpublishable(prompts, options, paths_are_images=True)  # before anything is paid for
     output.mkdir(parents=True, exist_ok=True)
     # `distill` shows how far it is.
     clients = {
@@ -107,7 +109,7 @@ def main(args):
     }
     settings = {name: getattr(args, name) for name in PASSED_ON_TO_DISTILL}
     pairs, report = distill(prompts, **clients, **settings, image_options=options)
-    write_parquet(pairs, output / "pairs" / "train.parquet")
+    write_parquet(pairs, output / "pairs" / "train.parquet", image_options=options)
     with whole_file(output / "report.json") as part:
         part.write_text(report.to_json() + "\n", encoding="utf-8")
     report.show(console)

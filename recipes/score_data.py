@@ -41,6 +41,7 @@ def main(args):
     from rich.console import Console
 
     from trl_dt2it.data import write_parquet
+    from trl_dt2it.data.published import refuse_unpublishable
     from trl_dt2it.data.whole_file import whole_file
     from trl_dt2it.processes import on_main_process
     from trl_dt2it.recipe_data import show_dry_run
@@ -63,11 +64,12 @@ def main(args):
                 console,
             )
         return
+    refuse_unpublishable(rows, args.published_images)  # before hours of scoring
     scorer = args.load(image_options=args.image_options, normalize=args.normalize)
     scored = scorer.score_dataset(rows, folder / "rewards", rows_per_shard=args.rows_per_shard)
 
     def finish():
-        write_parquet(scored, folder / "scored.parquet")
+        write_parquet(scored, folder / "scored.parquet", image_options=args.published_images)
         found = summary(scored)
         with whole_file(folder / "summary.json") as part:
             part.write_text(json.dumps({"model": args.model, **found}, indent=2) + "\n", encoding="utf-8")

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import pyarrow as pa
-from datasets import Dataset, Image, IterableDataset, List
+from datasets import Dataset, Image, IterableDataset, LargeList, List
 
 
 AnyDataset: TypeAlias = Dataset | IterableDataset
@@ -64,6 +64,8 @@ def _encoded(feature: Any) -> Any:
         return Image(decode=False)
     if isinstance(feature, List):
         return List(_encoded(feature.feature), length=feature.length)
+    if isinstance(feature, LargeList):
+        return LargeList(_encoded(feature.feature))
     if isinstance(feature, dict):
         return {name: _encoded(part) for name, part in feature.items()}
     return feature
