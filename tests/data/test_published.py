@@ -60,15 +60,23 @@ def rows_with(column: str, paths: list[str]) -> Dataset:
     return Dataset.from_dict(columns, features=features)
 
 
+def write_one(rows, out, options):
+    write_parquet(rows, out, image_options=options)
+
+
+def shards_of(rows, out, options):
+    list(parquet_shards(rows, options, 9))
+
+
 @pytest.mark.parametrize("column", IMAGES)
 def test_no_file_from_outside_gets_into_a_file_for_others(place, column, tmp_path):
     options, out = ImageOptions(image_root=str(place / "photos")), tmp_path / "out.parquet"
     ways = outside(place)
     for path, reason in ways.items():
         rows = rows_with(column, ["a.png", path])
-        for write in (lambda: write_parquet(rows, out, image_options=options), lambda: list(parquet_shards(rows, options, 9))):
+        for write in (write_one, shards_of):
             with pytest.raises(RowError, match="^p1: the image ") as error:
-                write()
+                write(rows, out, options)
             assert error.value.reason == reason
         assert not out.exists() and not list(tmp_path.glob("*.part"))
         assert {row: one.reason for row, one in find_unpublishable(rows, options).items()} == {1: reason}
@@ -76,7 +84,7 @@ def test_no_file_from_outside_gets_into_a_file_for_others(place, column, tmp_pat
     for path in ["a.png", str(place / "photos/a.png"), *ways]:
         with pytest.raises(RowError, match="p0: the image ") as error:
             write_parquet(rows_with(column, [path]), out)
-        assert error.value.reason == ways.get(path, "image_outside_root").replace("image_url", "image_url")
+        assert error.value.reason == ways.get(path, "image_outside_root")
     with pytest.raises(RowError, match=r"^17 of 18 rows have an image that must not be written; the first, p1: "):
         refuse_unpublishable(rows_with(column, ["a.png", *ways, "/etc/shadow"]), options)
     write_parquet(rows_with(column, ["a.png"]), out, image_options=options)

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 from datasets import Dataset, load_dataset
+from transformers.utils import logging
 
 from .. import __version__
 from .load import load_preferences
@@ -34,7 +35,10 @@ from .reading import raw_files
 from .row_checks import ImageCheck
 from .sources import SOURCES
 from .validation import validate
-from .whole_file import whole_file
+from .whole_file import move_aside, whole_file
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -150,10 +154,12 @@ def prepare_shard(
     done = stem.with_suffix(".json")
     if done.is_file() and (record := json.loads(done.read_text()))["made_by"] == digest:
         return record, False
-    done.unlink(missing_ok=True)
-
+    if done.is_file():  # whole, and made in another way
+        made = (done, *(stem.with_suffix(f".{end}") for end in ("parquet", "quarantine.parquet", "refused.jsonl")))
+        aside = [move_aside(file) for file in made if file.is_file()]
+        logger.warning(f"{stem} was made with other settings or of other files; it is now {aside[1].name} beside it.")
     refused = stem.with_suffix(".refused.jsonl")
-    refused.unlink(missing_ok=True)
+    refused.unlink(missing_ok=True)  # of a run that was killed
     rows = load_preferences(
         settings.name,
         source=key,
@@ -214,12 +220,17 @@ def read_shards(output_dir: str | os.PathLike, key: str, num_shards: int) -> Dat
     Raises:
         `ValueError`: if a shard is not there.
     """
-    folder = Path(output_dir) / "shards" / key
-    files = [folder / f"{shard:05d}-of-{num_shards:05d}.parquet" for shard in range(num_shards)]
+    files = shard_files(output_dir, key, num_shards)
     missing = [file for file in files if not file.with_suffix(".json").is_file()]
     if missing:
         raise ValueError(f"{len(missing)} of {num_shards} shards of {key} are not there yet, {missing[0]} the first.")
     return load_dataset("parquet", data_files=list(map(str, files)), split="train")
+
+
+def shard_files(output_dir: str | os.PathLike, key: str, num_shards: int) -> list[Path]:
+    """Where the clean rows of each shard of a source are."""
+    folder = Path(output_dir) / "shards" / key
+    return [folder / f"{shard:05d}-of-{num_shards:05d}.parquet" for shard in range(num_shards)]
 
 
 def write_parquet(dataset: Dataset, path: str | os.PathLike, *, image_options: ImageOptions | None = None) -> None:
@@ -253,7 +264,9 @@ def _without_unpublishable(rows: Dataset, options: ImageOptions, key: str, refus
     names = rows.select_columns("pair_id").select(bad)["pair_id"]
     if len(bad) == len(rows):
         error = errors[bad[0]]
-        raise ValueError(f"No row of {key} can be used; {len(bad)} have {error.reason}. The first, {names[0]}: {error}")
+        raise ValueError(
+            f"No row of {key} can be used; {len(bad)} have {error.reason}. The first, {names[0]}: {error}"
+        )
     refused.parent.mkdir(parents=True, exist_ok=True)
     with refused.open("a", encoding="utf-8") as file:
         for name, (row, error) in zip(names, errors.items(), strict=True):
