@@ -8,6 +8,7 @@ from importlib.metadata import version
 from importlib.resources import files
 
 import numpy as np
+import pyarrow as pa
 from datasets import Dataset
 from huggingface_hub import DatasetCard, DatasetCardData
 
@@ -18,7 +19,7 @@ from ..model_card import PAPER, PROJECT_URL
 from .ledger import CurationLedger
 from .ledger_files import LedgerFiles, standing_rounds
 from .ledger_tables import state_of
-from .pair_identity import pair_ids
+from .pair_identity import pair_contents
 
 
 # What the Hub calls the licences of the public sets, and some that others have.
@@ -38,6 +39,7 @@ def curated_card(
     split: str = "train",
     with_dropped: bool = False,
     licences: Mapping[str, str] | None = None,
+    contents: pa.Table | None = None,
 ) -> DatasetCard:
     """
     The card of a curated data set.
@@ -57,11 +59,14 @@ def curated_card(
             Whether dropped pairs go up too, as a configuration of their own.
         licences (`Mapping[str, str]`, *optional*):
             Licences by source, for those that [`load_preferences`] does not know.
+        contents (`pa.Table`, *optional*):
+            From [`pair_contents`]; by default it is looked at.
 
     Returns:
         [`~huggingface_hub.DatasetCard`]
     """
-    known = state_of(pair_ids(dataset), ledger.state())
+    contents = pair_contents(dataset) if contents is None else contents
+    known = state_of(contents["pair_id"].combine_chunks(), ledger.state(contents=contents))
     kept, flipped = known["kept"].astype(bool), known["flipped"].astype(bool)
     parts = parts_by(dataset, "source") if "source" in dataset.column_names else {"": np.arange(len(dataset))}
     # The same names, but for rows that do not say theirs.
