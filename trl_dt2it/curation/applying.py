@@ -41,7 +41,7 @@ def apply_state(
     names = pair_ids(dataset, num_proc=num_proc)
     known = state_of(names, state)
     spoken = known["is_known"]
-    if len(state) and len(names) and not spoken.any():
+    if len(state) and len(names) and not (spoken | known["has_changed"]).any():
         raise ValueError(
             f"The ledger speaks of {len(state):,} pairs and of none of these {len(names):,} rows, "
             f"{names[0].as_py()!r} the first; apply it to the set that was scored."
