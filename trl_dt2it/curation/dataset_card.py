@@ -12,7 +12,7 @@ import pyarrow as pa
 from datasets import Dataset
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from ..card_facts import cell, hub_ids, ledger_lines, licence_of, source_lines
+from ..card_facts import cell, code_span, hub_ids, ledger_lines, licence_of, source_lines
 from ..data.sources import SOURCES
 from ..debias.pair_style import parts_by
 from ..model_card import PAPER, PROJECT_URL
@@ -93,8 +93,8 @@ def curated_card(
         card_data,
         template_path=str(files("trl_dt2it").joinpath("templates/dataset_card.md")),
         citation=PAPER["citation"],
-        columns=list(columns),
-        name=repo_id.split("/")[-1],
+        columns=[code_span(name) for name in columns],
+        name=cell(repo_id.split("/")[-1]),
         non_commercial=[cell(name) for name, licence in own.items() if _is_non_commercial(name, licence)],
         project_url=PROJECT_URL,
         provenance=provenance(ledger),
@@ -129,7 +129,7 @@ def provenance(ledger: CurationLedger) -> list[dict[str, object]]:
             {
                 "name": f"round {entry['round']}, {entry['stage']}",
                 "models": [cell(name) for name in entry["models"]],
-                "settings": json.dumps(settings, ensure_ascii=False).replace("`", "'"),
+                "settings": code_span(json.dumps(settings, ensure_ascii=False)),
             }
         )
     return found
