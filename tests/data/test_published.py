@@ -117,6 +117,13 @@ def test_texts_that_become_images_are_looked_at_too(place):
     options = ImageOptions(image_root=str(place / "photos"))
     assert not find_unpublishable(rows, options)
     assert list(find_unpublishable(rows, options, paths_are_images=True)) == [0]
+    write_parquet(rows, place / "paths.parquet", image_options=options)
+    assert pq.read_table(place / "paths.parquet")["images"].to_pylist() == [["../secret.png"], ["a.png"]]
+    with pytest.raises(RowError, match="x: the image '../secret.png' is not inside `image_root`"):
+        write_parquet(rows, place / "images.parquet", image_root=place / "photos")
+    write_parquet(rows.select([1]), place / "images.parquet", image_root=place / "photos")
+    (image,) = pq.read_table(place / "images.parquet")["images"].to_pylist()[0]
+    assert image == {"bytes": (place / "photos/a.png").read_bytes(), "path": "a.png"}
 
 
 def test_a_mixture_takes_no_files_from_outside(place, tmp_path):

@@ -29,7 +29,7 @@ from transformers.utils import logging
 from .. import __version__
 from .load import load_preferences
 from .locations import ImageOptions
-from .published import embedded_tables, find_unpublishable
+from .published import embedded_tables, find_unpublishable, with_image_columns
 from .quarantine import quarantine_report
 from .reading import raw_files
 from .row_checks import ImageCheck
@@ -233,7 +233,13 @@ def shard_files(output_dir: str | os.PathLike, key: str, num_shards: int) -> lis
     return [folder / f"{shard:05d}-of-{num_shards:05d}.parquet" for shard in range(num_shards)]
 
 
-def write_parquet(dataset: Dataset, path: str | os.PathLike, *, image_options: ImageOptions | None = None) -> None:
+def write_parquet(
+    dataset: Dataset,
+    path: str | os.PathLike,
+    *,
+    image_root: str | os.PathLike | None = None,
+    image_options: ImageOptions | None = None,
+) -> None:
     """
     Writes rows with their images embedded, undecoded, into a Parquet file that needs no other; whole or not at all.
 
@@ -242,16 +248,22 @@ def write_parquet(dataset: Dataset, path: str | os.PathLike, *, image_options: I
             The rows.
         path (`str` or `os.PathLike`):
             File to write.
+        image_root (`str` or `os.PathLike`, *optional*):
+            Folder that relative paths of images start from and that no path may leave, as in [`ImageOptions`]. Columns
+            of such paths, `image` and `images`, become images. Without it, images have to be within the rows: a row
+            of somebody else's may name any file of this machine, which would go out with it.
         image_options ([`ImageOptions`], *optional*):
-            Where image files may come from. Without `image_root`, images have to be within the rows: a row of
-            somebody else's may name any file of this machine, which would go out with it.
+            Where else images may come from; columns of paths stay such.
 
     Raises:
         [`RowError`]: if an image may not be read, is not there or is none; the message names the row. Then no file is
             written.
     """
-    with whole_file(path) as part, pq.ParquetWriter(part, schema=dataset.features.arrow_schema) as writer:
-        for table in embedded_tables(dataset, dataset.features, image_options or ImageOptions()):
+    features, options = dataset.features, image_options or ImageOptions()
+    if image_root is not None:
+        features, options = with_image_columns(features), replace(options, image_root=os.fspath(image_root))
+    with whole_file(path) as part, pq.ParquetWriter(part, schema=features.arrow_schema) as writer:
+        for table in embedded_tables(dataset, features, options):
             writer.write_table(table)
 
 

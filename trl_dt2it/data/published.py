@@ -40,13 +40,18 @@ def published_features(features: Features) -> Features:
         `ValueError`: if videos are paths.
     """
     found = {}
-    for name, feature in features.items():
-        if name in ("image", "images"):
-            feature = _with_images(feature)
-        elif name == "videos" and _is_text(feature.feature if isinstance(feature, List) else feature):
+    for name, feature in with_image_columns(features).items():
+        if name == "videos" and _is_text(feature.feature if isinstance(feature, List) else feature):
             raise ValueError("The column `videos` holds paths, which nobody else has; give their frames as images.")
         found[name] = _decoding(feature)
     return Features(found)
+
+
+def with_image_columns(features: Features) -> Features:
+    """Features in which paths in `image` and `images` are images."""
+    return Features(
+        {name: _with_images(one) if name in ("image", "images") else one for name, one in features.items()}
+    )
 
 
 def parquet_shards(dataset: Dataset, options: ImageOptions, max_bytes: int) -> Iterator[bytes]:
@@ -164,9 +169,7 @@ def find_unpublishable(
     Returns:
         `dict[int, RowError]`: the first error of each row that has one, by its index.
     """
-    features = dict(dataset.features)
-    if paths_are_images:
-        features |= {name: _with_images(features[name]) for name in ("image", "images") if name in features}
+    features = with_image_columns(dataset.features) if paths_are_images else dataset.features
     pictured = [name for name, feature in features.items() if _has_images(feature)]
     if not pictured:
         return {}
