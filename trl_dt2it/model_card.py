@@ -121,7 +121,7 @@ def write_model_card(
     metrics, counts = last_evaluation(log), source_counts(trainer.train_dataset)
     callbacks = trainer.callback_handler.callbacks
     own = next((one.ledger for one in callbacks if isinstance(one, IterativeCurationCallback)), None)
-    hub_model_id = trainer.hub_model_id or trainer.args.hub_model_id or trainer.args.output_dir
+    hub_model_id = cast(str, trainer.hub_model_id or trainer.args.hub_model_id or trainer.args.output_dir)
     card_data = ModelCardData(
         base_model=base_model,
         datasets=dataset_name or hub_ids(list(counts)) or None,

@@ -82,7 +82,7 @@ def run_lock(folder: str | os.PathLike, shard: tuple[int, int] = (0, 1)) -> Iter
 class _Held:
     """A lock that this process holds, with its record."""
 
-    def __init__(self, lock: FileLock, record: Path, token: str) -> None:
+    def __init__(self, lock: BaseFileLock, record: Path, token: str) -> None:
         self.lock, self.record, self.token = lock, record, token
         self.before = os.environ.get(VARIABLE)
         os.environ[VARIABLE] = token

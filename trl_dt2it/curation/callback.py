@@ -216,8 +216,8 @@ class IterativeCurationCallback(TrainerCallback):
         references = None if self.reference is None else len(self.reference)
 
         def begin() -> tuple[str, CurationState]:
-            options = {"image_root": self.trainer.args.image_root, "num_proc": self.trainer.args.dataset_num_proc}
-            self._contents = pair_contents(dataset, **options)
+            args = self.trainer.args
+            self._contents = pair_contents(dataset, image_root=args.image_root, num_proc=args.dataset_num_proc)
             fingerprint = fingerprint_of(dataset, self._contents)
             if self.ledger is not None:
                 check_ledger(self.ledger, self._settings)

@@ -111,7 +111,7 @@ class LedgerFiles:
 
     def contents(self, record: dict[str, Any], names: pa.Array) -> pa.Table:
         """What was in pairs by the last round that knows, undone ones too, as [`pair_contents`] gives it."""
-        found = dict.fromkeys(names.to_pylist(), (None, None))
+        found: dict[str, Sequence[str | None]] = dict.fromkeys(names.to_pylist(), (None, None))
         for entry in record["rounds"]:
             if self.has_contents(entry):
                 table = self.table(entry, ["pair_id", *CONTENT_COLUMNS])

@@ -10,8 +10,10 @@ import numpy as np
 from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ..data.encoded import column_of
+from ..printable import printable
 from .scoring_shards import read_scores
 
 
@@ -137,7 +139,7 @@ def show_summary(summary: Mapping[str, Any], console: Console | None = None) -> 
     heads, rows = accuracy_table(models)
     table = Table(heads[0], "pairs", title="Reward models" if len(heads) == 1 else "Test accuracy of reward models")
     for column in heads[1:]:
-        table.add_column(column, justify="right")
+        table.add_column(Text(printable(column)), justify="right")  # the name of a source
     pairs = [f"{one['pairs']:,}" for one in models.values()]
     for place, (name, *cells) in enumerate(rows):
         is_gain = place >= len(pairs)

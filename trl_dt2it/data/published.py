@@ -177,12 +177,14 @@ def find_unpublishable(
     rows = leave_images_encoded(dataset).with_format(None).select_columns(pictured).with_format("arrow")
     for table in rows.iter(1000):
         for name in pictured:
-            column = table.column(name).combine_chunks()
-            for index, path in _paths(column, features[name], np.arange(start, start + len(table))):
-                try:
-                    check_publishable(path, options)
-                except RowError as error:
-                    errors.setdefault(index, error)
+            first = start
+            for chunk in table.column(name).chunks:  # joined, their bytes would be copied
+                for index, path in _paths(chunk, features[name], np.arange(first, first + len(chunk))):
+                    try:
+                        check_publishable(path, options)
+                    except RowError as error:
+                        errors.setdefault(index, error)
+                first += len(chunk)
         start += len(table)
     return dict(sorted(errors.items()))
 
