@@ -10,6 +10,7 @@ import pytest
 from datasets import Dataset, Features, Image, LargeList, List, Value
 from PIL import Image as PILImage
 
+from trl_dt2it.cli import load_recipe
 from trl_dt2it.data import ImageOptions, RowError, prepare_shard, read_settings, write_parquet
 from trl_dt2it.data.published import find_unpublishable, parquet_shards, published_features, refuse_unpublishable
 
@@ -152,3 +153,31 @@ def test_a_mixture_takes_no_files_from_outside(place, tmp_path):
         prepare_shard(tmp_path / "other", "own", settings, 0)
     assert "say by `image_root`" in str(error.value)
     assert not list((tmp_path / "other").rglob("*.parquet"))
+
+
+@pytest.mark.parametrize("recipe", ["score_data", "build_dpo_pairs", "construct_preferences"])
+def test_recipes_refuse_before_they_work(place, tmp_path, recipe):
+    """Nothing is loaded, sampled, scored or paid for whose result could not be written."""
+    said = [{"role": "user", "content": [{"type": "image", "text": None}, {"type": "text", "text": "q"}]}]
+    sides = {side: [{"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
+    row = {"pair_id": "p", "prompt": said, **sides, "answers": ["a", "b"], "candidates": [{"text": "a"}]}
+    images = [{"bytes": None, "path": str(place / "secret.png")}]
+    features = Dataset.from_list([row]).features
+    rows = Dataset.from_list([{**row, "images": images}], features=Features({**features, "images": List(Image())}))
+    rows.to_parquet(tmp_path / "rows.parquet")
+    flags = ["--dataset_name", str(tmp_path / "rows.parquet"), "--output_dir", str(tmp_path / "out")]
+    flags += {
+        "score_data": ["--model", "nowhere"],
+        "build_dpo_pairs": ["--reward_model", "nowhere"],
+        "construct_preferences": ["--judge", '{"base_url": "http://127.0.0.1:9/v1", "model": "m"}'],
+    }[recipe]
+    module = load_recipe(recipe)
+    for more, message in (
+        ([], "is a file; say by `image_root`"),
+        (["--image_root", str(place / "photos")], "not inside"),
+    ):
+        with pytest.raises(
+            RowError, match=f"^1 of 1 rows have an image that must not be written; the first, p: .*{message}"
+        ):
+            module.main(*module.make_parser().parse_args_and_config([*flags, *more]))
+    assert not list((tmp_path / "out").glob("*.json*"))
