@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..curation.pair_identity import pair_contents
 from ..curation.round_balance import STAGE as BALANCE
 from ..debias.audit import audit_style
 from .figures import bars
@@ -69,7 +70,8 @@ def audits_of(run: RunFolder) -> tuple[dict[str, dict[str, Any]], list[str]]:
         pool = pool.select(drawn)
     found["before"] = asdict(audit_style(pool))
     if run.ledger is not None and run.is_scored():
-        found["after"] = asdict(audit_style(run.ledger.apply(pool)))
+        contents = pair_contents(pool, image_root=run.image_options().image_root)
+        found["after"] = asdict(audit_style(run.ledger.apply(pool, contents=contents)))
     return found, notes
 
 
