@@ -14,6 +14,7 @@ from trl_dt2it.card_facts import (
     curation_facts,
     evaluation_entries,
     hub_link,
+    name_cell,
     paragraph,
     run_command,
     source_counts,
@@ -36,6 +37,7 @@ def test_a_cell_is_one_line_without_markup():
 
 def test_code_and_paragraphs_end_where_they_should():
     assert code_span("plain") == "`plain`" and code_span("a `b` ``c``") == "``` a `b` ``c`` ```"
+    assert name_cell("eval_a_b _c_ d__e_") == "eval_a_b \\_c\\_ d\\_\\_e\\_"
     assert code_span("two\nlines") == "`two lines`" and code_span(" ") == ""
     assert code_block("a\n```\nb", "bash") == "````bash\na\n```\nb\n````"
     assert [paragraph(text) for text in ("- a", "1. b", "---", "    c", "+d", "e")] == [

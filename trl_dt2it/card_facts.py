@@ -31,6 +31,11 @@ def cell(text: object) -> str:
     return "".join(f"\\{char}" if char in "\\`*_[]|<>#~$&" else char for char in plain)
 
 
+def name_cell(text: object) -> str:
+    """As [`cell`], for names such as `eval_accuracy`: an underscore within a word is no markup."""
+    return re.sub(r"(?<=[^\W_])\\_(?=[^\W_])", "_", cell(text))
+
+
 def paragraph(text: object) -> str:
     """Text from a data set at the beginning of a line of Markdown: no list, no rule, and no code by its indent."""
     return re.sub(r"^(\d*)([-+=.)])", r"\1\\\2", cell(text).strip())

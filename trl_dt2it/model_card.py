@@ -16,7 +16,6 @@ from peft import LoraConfig
 from transformers import ProcessorMixin
 
 from .card_facts import (
-    cell,
     code_block,
     code_span,
     curation_facts,
@@ -24,6 +23,7 @@ from .card_facts import (
     hub_ids,
     hub_link,
     metadata,
+    name_cell,
     run_command,
     source_counts,
     source_lines,
@@ -144,8 +144,8 @@ def write_model_card(
         serve=code_span(f"vllm serve {shlex.quote(hub_model_id)} --runner pooling"),
         is_adapter=is_peft_model(trainer.model),
         is_multimodal=isinstance(trainer.processing_class, ProcessorMixin),
-        metrics=[(cell(name), f"{value:.4g}") for name, value in metrics.items()],
-        model_name=cell(model_name),
+        metrics=[(name_cell(name), f"{value:.4g}") for name, value in metrics.items()],
+        model_name=name_cell(model_name),
         project_url=PROJECT_URL,
         sources=source_lines(counts),
         style=style_facts(log),

@@ -234,6 +234,16 @@ def stages_of(setting: int, log: list[str]) -> list[Stage]:
     return [scoring, Stage("round-1/decide", decide, {}, ("round-1/score",), is_replayed=True)]
 
 
+def test_stages_are_done_by_one_run_at_a_time(tmp_path):
+    (tmp_path / "running.json").write_text('{"pid": 1, "host": "elsewhere", "since": "then", "command": "c"}')
+    log: list[str] = []
+    with pytest.raises(ValueError, match="is in use by process 1 on elsewhere since then"):
+        run_stages(stages_of(1, log), tmp_path)
+    assert not log
+    # One of several machines holds its part by itself, and stops before what is not shared.
+    assert list(run_stages(stages_of(1, log), tmp_path, only_shared=True)) == ["round-1/score"]
+
+
 def test_what_other_settings_made_is_moved_aside_and_comes_back(tmp_path, capsys):
     log: list[str] = []
     for setting in (1, 2, 1, 2, 1):

@@ -12,7 +12,7 @@ import pyarrow as pa
 from datasets import Dataset
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from ..card_facts import cell, code_span, hub_ids, ledger_lines, licence_of, source_lines
+from ..card_facts import cell, code_span, hub_ids, ledger_lines, licence_of, name_cell, source_lines
 from ..data.sources import SOURCES
 from ..debias.pair_style import parts_by
 from ..model_card import PAPER, PROJECT_URL
@@ -94,7 +94,7 @@ def curated_card(
         template_path=str(files("trl_dt2it").joinpath("templates/dataset_card.md")),
         citation=PAPER["citation"],
         columns=[code_span(name) for name in columns],
-        name=cell(repo_id.split("/")[-1]),
+        name=name_cell(repo_id.split("/")[-1]),
         non_commercial=[cell(name) for name, licence in own.items() if _is_non_commercial(name, licence)],
         project_url=PROJECT_URL,
         provenance=provenance(ledger),

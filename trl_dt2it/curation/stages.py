@@ -17,6 +17,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ from rich.table import Table
 from .. import __version__
 from ..data.whole_file import move_aside, moved_aside, whole_file
 from ..processes import check_shared_folder, on_main_process, wait_for_everyone
+from ..run_lock import run_lock
 
 
 @dataclass(frozen=True)
@@ -133,10 +135,19 @@ def run_stages(
         `dict[str, dict]`: for each stage that is done its record: `digest`, `counts` and `seconds`.
 
     Raises:
-        `ValueError`: if a stage's folder holds files of something else, or if not all processes see `output_dir`.
+        `ValueError`: if a stage's folder holds files of something else, if not all processes see `output_dir`, or if
+            another run is at work in it.
     """
     check_shared_folder(output_dir)
-    console, records = console or Console(), dict[str, dict[str, Any]]()
+    # Machines that share a folder hold their parts of it, which is up to whoever knows which part.
+    with nullcontext() if only_shared else run_lock(output_dir):
+        return _run(stages, output_dir, only_shared, stop_before, console or Console())
+
+
+def _run(
+    stages: Sequence[Stage], output_dir: Path, only_shared: bool, stop_before: str | None, console: Console
+) -> dict[str, dict[str, Any]]:
+    records = dict[str, dict[str, Any]]()
     digests = stage_digests(stages)
     for number, stage in enumerate(stages, 1):
         title = f"{number}/{len(stages)} {stage.name}"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard
 
-from ..card_facts import cell, code_block, metadata, paragraph
+from ..card_facts import code_block, metadata, name_cell, paragraph
 from ..data.whole_file import whole_file
 from .result import EvalResult
 
@@ -65,7 +65,7 @@ def card_block(result: EvalResult, command: str | None = None) -> str:
         `str`: a heading, a table with a line for each metric, notes and the command.
     """
     lines = [
-        f"### {cell(_title(result))}",
+        f"### {name_cell(_title(result))}",
         "",
         "| metric | value, % | 95 % interval | of | ties |",
         "|---|---|---|---|---|",
@@ -73,7 +73,7 @@ def card_block(result: EvalResult, command: str | None = None) -> str:
     for metric, value in result.metrics.items():
         interval, n, ties = result.bootstrap.get(metric), result.n.get(metric), result.ties.get(metric)
         cells = (
-            cell(metric),
+            name_cell(metric),
             f"{100 * value:.1f}",
             "" if interval is None else f"{100 * interval.low:.1f} to {100 * interval.high:.1f}",
             "" if n is None else f"{n:,}",
