@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ..data.encoded import column_of
 from ..debias.audit import audit_style
+from ..printable import printable
 from .ledger import CurationLedger
+from .pair_identity import pair_contents
 from .scoring_shards import read_scores
 
 
@@ -82,7 +86,9 @@ def accuracy(folder: Path, dataset: Dataset) -> dict[str, float]:
     return {"accuracy": float(right.mean()), **parts}
 
 
-def audit_pool(pool: Dataset, ledger: CurationLedger | None) -> dict[str, dict[str, Any]]:
+def audit_pool(
+    pool: Dataset, ledger: CurationLedger | None, contents: Callable[[Dataset], pa.Table] = pair_contents
+) -> dict[str, dict[str, Any]]:
     """
     Audit the style of a pool as its sources label it, and as a ledger has it.
 
@@ -91,6 +97,8 @@ def audit_pool(pool: Dataset, ledger: CurationLedger | None) -> dict[str, dict[s
             The rows; of more than 20,000, so many are drawn.
         ledger ([`CurationLedger`], *optional*):
             The ledger of the pool.
+        contents (`Callable`, *optional*):
+            Takes rows and returns what is in them; by default [`pair_contents`] without an image root.
 
     Returns:
         `dict`: the fields of [`~trl_dt2it.debias.style_report.StyleReport`], `"before"` and, with a ledger, `"after"`.
@@ -99,7 +107,7 @@ def audit_pool(pool: Dataset, ledger: CurationLedger | None) -> dict[str, dict[s
         pool = pool.select(np.sort(np.random.default_rng(0).choice(len(pool), MOST_AUDITED, replace=False)))
     audits = {"before": asdict(audit_style(pool))}
     if ledger is not None:
-        audits["after"] = asdict(audit_style(ledger.apply(pool)))
+        audits["after"] = asdict(audit_style(ledger.apply(pool, contents=contents(pool))))
     return audits
 
 
@@ -164,7 +172,9 @@ def summarise_run(run: CurationRun, records: Mapping[str, Mapping[str, Any]]) ->
             "steps": counts[stage]["steps"],
             **{key: value for key, value in counts.get(f"test/{name}", {}).items() if key.startswith("accuracy")},
         }
-    audits = audit_pool(run.sets.usable("pool"), CurationLedger(run.output_dir / "ledger"))
+    audits = audit_pool(
+        run.sets.usable("pool"), CurationLedger(run.output_dir / "ledger"), lambda _: run.sets.contents("pool")
+    )
     shown = ("auc", "interval", "note")
     style = {
         when: {source: {key: part[key] for key in shown} for source, part in audit["sources"].items()}
@@ -208,7 +218,7 @@ def show_summary(summary: Mapping[str, Any], console: Console | None = None) -> 
     heads, rows = accuracy_table(models)
     table = Table(heads[0], "pairs", title="Reward models" if len(heads) == 1 else "Test accuracy of reward models")
     for column in heads[1:]:
-        table.add_column(column, justify="right")
+        table.add_column(Text(printable(column)), justify="right")  # the name of a source
     pairs = [f"{one['pairs']:,}" for one in models.values()]
     for place, (name, *cells) in enumerate(rows):
         is_gain = place >= len(pairs)

@@ -20,7 +20,6 @@ from .combining import combine_scores
 from .deciding import decide
 from .ledger import CurationLedger
 from .ledger_files import LedgerFiles, round_key, standing_rounds
-from .pair_identity import source_fingerprint
 from .round_judges import Judging
 from .round_report import label_noise
 from .round_sets import ledger_at, pool_labels
@@ -85,7 +84,8 @@ def decide_step(
                 models=[f"{one.name_or_path}, seed {one.seed}" for one in run.models],
                 settings={"digest": digest, **step.settings()},
                 orientation=cast(Any, step.orientation),
-                source_set=source_fingerprint(names),
+                source_set=run.sets.fingerprint("pool"),
+                contents=run.sets.contents("pool"),
             )
         return _counts(run, ledger, entry)
 
@@ -150,6 +150,7 @@ def ask_judges(run: CurationRun, folder: Path, *, number: int, step: Step, befor
                 votes=found.votes[answered],
                 settings={"digest": digest, **judging.settings()},
                 orientation="source",
+                contents=run.sets.contents("pool"),
             )
         votes = pq.read_table(folder / "votes.parquet")
         return {**_vote_counts(votes), **_counts(run, ledger, entry)}

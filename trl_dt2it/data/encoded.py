@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import pyarrow as pa
-from datasets import Dataset, Image, IterableDataset, List, Value
+from datasets import Dataset, Image, IterableDataset, LargeList, List, Value
 
 
 AnyDataset: TypeAlias = Dataset | IterableDataset
@@ -67,6 +67,8 @@ def _encoded(feature: Any) -> Any:
         return Image(decode=False)
     if isinstance(feature, List):
         return List(_encoded(feature.feature), length=feature.length)
+    if isinstance(feature, LargeList):
+        return LargeList(_encoded(feature.feature))
     if isinstance(feature, dict):
         return {name: _encoded(part) for name, part in feature.items()}
     return feature

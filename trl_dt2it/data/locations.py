@@ -159,6 +159,11 @@ def allowed_path(text: str, options: ImageOptions) -> Path:
     return path
 
 
+def is_address(text: str) -> bool:
+    """Tell an address such as `https:...`, `file:...` or `data:...` from a path."""
+    return bool(_SCHEME.match(text))
+
+
 class _NoRedirect(HTTPRedirectHandler):
     """Makes a redirect an error: it could lead from an allowed host to any other."""
 
@@ -166,7 +171,8 @@ class _NoRedirect(HTTPRedirectHandler):
         return None
 
 
-def _fetch(url: str, options: ImageOptions) -> bytes:
+def check_address(url: str, options: ImageOptions) -> None:
+    """Raise [`RowError`] unless an address is plain `http` or `https` on an allowed host. Nothing is fetched."""
     name = f"the image {_shown_url(url)}"
     try:
         parts = urlsplit(url)
@@ -182,6 +188,11 @@ def _fetch(url: str, options: ImageOptions) -> bytes:
             "image_url",
             f"{name} is a URL on a host that is not allowed; store the image in the data set, or allow it.",
         )
+
+
+def _fetch(url: str, options: ImageOptions) -> bytes:
+    check_address(url, options)
+    name = f"the image {_shown_url(url)}"
     body = bytearray()
     try:
         with build_opener(_NoRedirect).open(Request(url), timeout=options.timeout) as response:

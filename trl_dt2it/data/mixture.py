@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -22,12 +22,13 @@ from .errors import RowError
 from .load import load_preferences
 from .locations import placed_image, with_image_root
 from .mixing import concatenate, mix, split_by_group
-from .prepare import SourceSettings, read_shards, write_parquet
+from .prepare import SourceSettings, read_shards, shard_files, write_parquet
 from .reading import raw_rows, read_raw
 from .sources import SOURCES
 from .sources.columns import columns
 from .sources.source import Source
 from .validation import validate
+from .whole_file import move_aside, whole_file, whole_folder
 
 
 logger = logging.get_logger(__name__)
@@ -54,7 +55,8 @@ def build_mixture(
     Args:
         output_dir (`str` or `os.PathLike`):
             Folder with the shards. The set goes into its folder `mixture`, which is replaced as a whole, and the
-            report into `report.json`.
+            report into `report.json`. A mixture that was made of other shards or settings is moved aside, with its
+            report.
         settings (`Mapping[str, SourceSettings]`):
             The sources by name.
         benchmarks (`Mapping[str, list[dict]]`, *optional*):
@@ -91,6 +93,10 @@ def build_mixture(
         seed=seed,
     )
     splits = dict(split_by_group(mixture, test_size, seed=seed)) if test_size else {"train": mixture}
+    made_by = _made_by(
+        output_dir, settings, benchmarks, [max_per_group, size, test_size, rows_per_file, seed, __version__]
+    )
+    _move_other_aside(output_dir, made_by)
     write_splits(splits, output_dir / "mixture", rows_per_file)
 
     stages = {
@@ -101,12 +107,40 @@ def build_mixture(
         **splits,
     }
     counts = {stage: Counter(column_of(rows, "source").to_pylist()) for stage, rows in stages.items()}
-    report: dict[str, Any] = {"version": __version__, "seed": seed, "sources": {}}
+    report: dict[str, Any] = {"version": __version__, "made_by": made_by, "seed": seed, "sources": {}}
     for key, one in settings.items():
         before = _over_shards(output_dir, key, one.num_shards)
         report["sources"][key] = {**before, **{stage: counts[stage][key] for stage in stages}}
-    (output_dir / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    with whole_file(output_dir / "report.json") as part:
+        part.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return report
+
+
+def _made_by(
+    output_dir: Path,
+    settings: Mapping[str, SourceSettings],
+    benchmarks: Mapping[str, list[dict[str, Any]]] | None,
+    others: list[Any],
+) -> str:
+    """A hash of all that a mixture depends on."""
+    shards = [
+        json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))["made_by"]
+        for key, one in settings.items()
+        for file in shard_files(output_dir, key, one.num_shards)
+    ]
+    mixed = {key: [one.weight, one.max_rows] for key, one in settings.items()}
+    kept_out = {name: len(rows) for name, rows in (benchmarks or {}).items()}
+    return hashlib.sha256(json.dumps([shards, mixed, kept_out, others], sort_keys=True).encode()).hexdigest()
+
+
+def _move_other_aside(output_dir: Path, made_by: str) -> None:
+    """Move a mixture that was made in another way aside, with its report."""
+    folder, report = output_dir / "mixture", output_dir / "report.json"
+    if not (folder.is_dir() and report.is_file()):
+        return
+    if json.loads(report.read_text(encoding="utf-8")).get("made_by") != made_by:
+        aside = [move_aside(one) for one in (report, folder)]
+        logger.warning(f"{folder} was made with other settings or of other shards; it is now {aside[1]}.")
 
 
 def write_splits(splits: Mapping[str, Dataset], folder: Path, rows_per_file: int) -> None:
@@ -121,15 +155,12 @@ def write_splits(splits: Mapping[str, Dataset], folder: Path, rows_per_file: int
         rows_per_file (`int`):
             Rows of a file.
     """
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    for split, rows in splits.items():
-        num_files = max(1, -(-len(rows) // rows_per_file))
-        for number in range(num_files):
-            file = part / f"{split}-{number:05d}-of-{num_files:05d}.parquet"
-            write_parquet(rows.shard(num_files, number, contiguous=True), file)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(part, folder)
+    with whole_folder(folder) as part:
+        for split, rows in splits.items():
+            num_files = max(1, -(-len(rows) // rows_per_file))
+            for number in range(num_files):
+                file = part / f"{split}-{number:05d}-of-{num_files:05d}.parquet"
+                write_parquet(rows.shard(num_files, number, contiguous=True), file)
 
 
 def read_benchmarks(benchmarks: Mapping[str, Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -199,8 +230,8 @@ def _benchmark_rows(
 
 def _over_shards(output_dir: Path, key: str, num_shards: int) -> dict[str, Any]:
     """What the records of all shards of a source say together."""
-    files = [output_dir / "shards" / key / f"{shard:05d}-of-{num_shards:05d}.json" for shard in range(num_shards)]
-    records = [json.loads(file.read_text()) for file in files]
+    files = shard_files(output_dir, key, num_shards)
+    records = [json.loads(file.with_suffix(".json").read_text(encoding="utf-8")) for file in files]
     reasons: Counter[str] = Counter()
     for record in records:
         reasons.update(record["reasons"])

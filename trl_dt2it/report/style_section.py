@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..curation.pair_identity import pair_contents
 from ..curation.round_balance import STAGE as BALANCE
 from ..curation.round_report import MOST_AUDITED, audit_pool
 from .figures import bars
@@ -61,7 +62,9 @@ def audits_of(run: RunFolder) -> tuple[dict[str, dict[str, Any]], list[str]]:
     notes = []
     if len(run.pool) > MOST_AUDITED:
         notes.append(f"Measured on {MOST_AUDITED:,} pairs, drawn of {len(run.pool):,}.")
-    return audit_pool(run.pool, run.ledger if run.is_scored() else None), notes
+    root = run.image_options().image_root
+    ledger = run.ledger if run.is_scored() else None
+    return audit_pool(run.pool, ledger, lambda pool: pair_contents(pool, image_root=root)), notes
 
 
 def style_leakage(audits: Mapping[str, Mapping[str, Any]], why_not: str, notes: list[str]) -> Section:
