@@ -236,6 +236,12 @@ def test_what_canonical_rows_cannot_hold_is_named(tmp_path):
     assert sorted(mix({"a": two[0], "b": two[1]})["digits"]) == ["1", "one"]
 
 
+def test_strings_without_a_prompt_are_named(tmp_path):
+    strings = from_lines(tmp_path, {"chosen": "Who? He.", "rejected": "Who? She."})
+    with pytest.raises(ValueError, match="strings, row 0: the row has two strings and no `prompt`"):
+        mix({"strings": strings, "images": reformulate_t2i(pairs(1))})
+
+
 def test_bad_rows_are_left_for_the_checks(tmp_path):
     bad = from_lines(tmp_path, {**README_ROW, "rejected": README_ROW["chosen"]}, {**README_ROW, "chosen": []})
     mixed = mix({"bad": bad, "images": reformulate_t2i(pairs(1))})

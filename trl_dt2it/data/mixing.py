@@ -140,7 +140,7 @@ def _first_conflict(datasets: Mapping[str, Dataset]) -> str | None:
 
 
 def _is_empty(feature: Any) -> bool:
-    """Whether a column holds nothing, in lists or not, which goes with any type."""
+    """Tell a type of nothing but `None`, in lists or not, which goes with any other."""
     return _is_empty(feature.feature) if isinstance(feature, List) else feature == Value("null")
 
 
@@ -268,18 +268,18 @@ def _converted(row: Mapping[str, Any], features: Features, options: ImageOptions
 
 
 def _is_of_strings(prompt: Any) -> bool:
-    """Whether a prompt tells nothing of where images go, so that they come first."""
-    messages = prompt or []
+    """Tell a prompt of strings, in which images come first, from one whose blocks say where they go."""
+    messages = prompt if isinstance(prompt, (list, tuple)) else []
     has_user = any(message["role"] == "user" for message in messages)
     return has_user and all(isinstance(message["content"], str) for message in messages)
 
 
 def _blocked(messages: Any, error: RowError) -> list[dict[str, Any]] | None:
     """Messages with blocks of type and text as contents; `error` if they hold more than that."""
+    if isinstance(messages, str):
+        raise error
     made = []
     for message in messages or []:
-        if not isinstance(message, Mapping):
-            raise error
         content = blocks(message)
         fields = [(message, ("role", "content")), *((block, ("type", "text")) for block in content)]
         if any(value for one, known in fields for key, value in one.items() if key not in known):
