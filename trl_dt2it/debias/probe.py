@@ -27,7 +27,7 @@ from .pair_style import PairStyle
 # Pairs that are scored over all repeats of the cross-validation, and the most repeats.
 _SCORED, _REPEATS = 20_000, 10
 # Width of the kernel that measures how dense scores are at 0, in standard deviations of the scores.
-_BANDWIDTH = 0.35
+_BANDWIDTH = 0.25
 # Of 100 samples of pairs without leakage, this share has a mean style so near to 0.
 _BALANCED = 0.01
 
@@ -123,11 +123,14 @@ def held_out_scores(style: PairStyle, num_folds: int, seed: int) -> ProbeScores:
             probe, hessian = _fit(x[train], weight[train], start)
             held_out[test] = x[test] @ probe
             parts.append((test, weight, np.linalg.inv(hessian)))
-        score, won = score + held_out / repeats, won + wins(held_out) / repeats
-        together += max(_interaction(x, share, style.group, held_out, parts), 0.0) / repeats
+        win = wins(held_out)
+        score, won = score + held_out / repeats, won + win / repeats
+        # Outcomes that go together more than they vary are a density near 0 that cannot be measured.
+        most = float((group_sums(share * (win - share @ win), style.group) ** 2).sum())
+        covariance = _interaction(x, share, style.group, held_out, parts)
+        together += min(max(covariance, 0.0), most) / repeats
     own = float((group_sums(share * (won - share @ won), style.group) ** 2).sum())
-    # Outcomes that go together more than that are a density near 0 that cannot be measured.
-    return ProbeScores(score, won, own + min(together, own))
+    return ProbeScores(score, won, own + together)
 
 
 def learning_noise(style: PairStyle, scores: ProbeScores, effect: np.ndarray) -> np.ndarray:
