@@ -32,8 +32,8 @@ def audit_style(
 
     *Leakage* is the accuracy with which a logistic probe, which sees differences of style and nothing else, names the
     chosen answer of pairs whose `group_id` it has not seen: the AUC of pairs against their mirrors, see
-    [`~trl_dt2it.debias.probe.auc_of`]. 0.5 means that style tells nothing; that is also what a set gets whose training
-    folds do not show at the 1 % level that it tells anything. A column `weight` counts, in fitting and in measuring.
+    [`~trl_dt2it.debias.probe.auc_of`]. 0.5 means that style tells nothing. The interval holds, in 95 of 100 sets, what
+    the probe of the whole set reaches on new pairs. A column `weight` counts, in fitting and in measuring.
 
     Args:
         dataset (`Dataset`):
@@ -133,11 +133,10 @@ def leakage(
     if note:
         return StyleLeakage(num_pairs=len(style), num_groups=num_groups, note=note)
     scores = held_out_scores(style, num_folds, seed)
-    auc, interval = auc_of(scores, style.weight, style.group)
+    auc, interval = auc_of(scores, style)
     reward = None
     if gap is not None:
-        vote = scores.vote if votes is None else votes
-        reward = audit_rewards(style, gap, vote, num_folds=num_folds, seed=seed)
+        reward = audit_rewards(style, gap, votes, scores, num_folds=num_folds, seed=seed)
     return StyleLeakage(
         num_pairs=len(style),
         num_groups=num_groups,

@@ -42,7 +42,8 @@ class EvalResult:
         wilson (`dict[str, Interval]`):
             95 % interval of each share, if all pairs were independent.
         bootstrap (`dict[str, Interval]`):
-            95 % interval of each metric, prompts drawn with replacement.
+            95 % interval of each metric, prompts as the independent units, see
+            [`~trl_dt2it.evaluation.intervals.bootstrap_intervals`].
         label (`str`, *optional*, defaults to `""`):
             What the rows are if they are not the whole benchmark, such as `"image-only"`.
         notes (`tuple[str, ...]`, *optional*):
