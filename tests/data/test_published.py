@@ -141,7 +141,8 @@ def test_a_mixture_takes_no_files_from_outside(place, tmp_path):
     source = {"name": "trl", "path_or_id": str(place / "rows.jsonl"), "image_root": str(place / "photos")}
     (settings,) = read_settings({"own": source}).values()
     record, _ = prepare_shard(tmp_path / "out", "own", settings, 0)
-    expected = {"image_outside_root": 9, "image_url": len(ways) - 9}
+    # What stands in a `data:` address is within the row, and here no image.
+    expected = {"image_outside_root": 9, "image_url": len(ways) - 10, "image_corrupt": 1}
     assert record["clean"] == 1 and record["reasons"] == expected
     table = pq.read_table(tmp_path / "out/shards/own/00000-of-00001.parquet")
     assert table["images"].to_pylist()[0][0]["bytes"] == (place / "photos/a.png").read_bytes()

@@ -28,7 +28,7 @@ from transformers.utils import logging
 
 from .. import __version__
 from .load import load_preferences
-from .locations import ImageOptions
+from .locations import ImageOptions, with_image_root
 from .published import embedded_tables, find_unpublishable, with_image_columns
 from .quarantine import quarantine_report
 from .reading import raw_files
@@ -259,9 +259,8 @@ def write_parquet(
         [`RowError`]: if an image may not be read, is not there or is none; the message names the row. Then no file is
             written.
     """
-    features, options = dataset.features, image_options or ImageOptions()
-    if image_root is not None:
-        features, options = with_image_columns(features), replace(options, image_root=os.fspath(image_root))
+    options = with_image_root(image_options, image_root)
+    features = dataset.features if image_root is None else with_image_columns(dataset.features)
     with whole_file(path) as part, pq.ParquetWriter(part, schema=features.arrow_schema) as writer:
         for table in embedded_tables(dataset, features, options):
             writer.write_table(table)
