@@ -293,10 +293,9 @@ def test_columns_of_one_s_own_stay_in_every_layout(name, layout, streaming, tmp_
     pairs = list(leave_images_encoded(load_preferences(name, path, streaming=streaming, **OPTIONS.get(name, {}))))
     per_row = len(pairs) // 2
     assert per_row == (3 if name == "vlfeedback" else 1)
-    # Objects of JSON become JSON text, and text-to-image questions keep what is one number or string.
+    # Objects of JSON become JSON text.
     kept = dict(OWN) if layout == "parquet" else {**OWN, "facts": '{"by": 7}'}
-    for column in {"none"} | ({"tags"} if name == "hpdv3" else set()):
-        del kept[column]
+    del kept["none"]
     for pair in pairs[:per_row]:
         assert {column: pair[column] for column in kept} == kept
         assert pair["pair_id"].startswith(f"{name}-0")

@@ -88,6 +88,17 @@ def test_columns_that_one_set_lacks_are_none():
     assert dict(zip(mixed["pair_id"], mixed["weight"], strict=True)) == {"a-0": 0.5, "a-1": 2.0, "b-0": None}
 
 
+def test_a_set_without_margins_has_margins_of_zero_beside_one_that_has_them():
+    texts = {"prompt": ["q?", "p?"], "chosen": ["a", "b"], "rejected": ["c", "d"]}
+    with_margins = Dataset.from_dict(texts | {"margin": [1, 2]})
+    without = Dataset.from_dict({name: [text + "." for text in values] for name, values in texts.items()})
+    mixed = mix({"a": with_margins, "b": without.select([1]), "c": reformulate_t2i(Dataset.from_list(pairs(3)))})
+    assert sorted(mixed["margin"]) == [0.0, 0.0, 0.0, 0.0, 1.0, 2.0]
+    clean, quarantine = validate(mixed, image_check="none", show=False)
+    assert (len(clean), len(quarantine)) == (6, 0)
+    assert "margin" not in mix({"b": without, "c": without}).column_names
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

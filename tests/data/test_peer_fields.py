@@ -79,3 +79,29 @@ def test_a_block_without_an_image_stands_for_one_of_the_row():
         assert results(ms_swift, row | {"messages": [{"role": "user", "content": content}, row["messages"][1]]}) == [
             wanted
         ]
+
+
+@pytest.mark.parametrize(
+    "name, field", [("ms_swift", "system"), ("ms_swift", "system_prompt"), ("llamafactory", "system")]
+)
+def test_an_image_in_a_system_prompt_is_refused_as_in_a_system_message(name, field):
+    adapter, fields = FORMATS[name]
+    row = fields["images"][0][0] | {field: "As in <image>."}
+    assert "message of the prompt that is not the user's has the placeholder `<image>`" in message(adapter, row)
+
+
+@pytest.mark.parametrize(
+    "name, change, said",
+    [
+        ("ms_swift", {"messages": "What is this?"}, "`messages` is a string that holds no list of messages"),
+        (
+            "ms_swift",
+            {"rejected_response": {"text": "A puppy."}},
+            "`rejected_response` is a message without content or",
+        ),
+        ("llamafactory", {"chosen": {"from": "gpt"}}, "`chosen` is a message without value or content; give its text"),
+    ],
+)
+def test_a_message_without_text_is_told_from_none(name, change, said):
+    adapter, fields = FORMATS[name]
+    assert said in message(adapter, fields["images"][0][0] | change)

@@ -59,11 +59,20 @@ def test_columns_of_the_result():
     more = plain.add_column("weight", [0.5, 2.0]).add_column("is_flipped", [True, False])
     more = more.add_column("image", ["a", "b"]).add_column("scores", [[1], [2]]).add_column("prompt", ["x", "y"])
     for made in (reformulate_t2i(more), reformulate_t2i(more.to_iterable_dataset())):
-        assert set(made.features) == {*REFORMULATED_FEATURES, "weight", "is_flipped"}
+        assert set(made.features) == {*REFORMULATED_FEATURES, "weight", "is_flipped", "scores"}
         assert [(row["weight"], row["is_flipped"]) for row in raw(made)] == [(0.5, True), (2.0, False)]
         assert [row["strength"] for row in raw(made)] == [0.0, 1.0]
     assert [row["strength"] for row in raw(reformulate_t2i(more, strength="weight"))] == [0.5, 2.0]
     assert [row["strength"] for row in raw(reformulate_t2i(more, strength=None))] == [None, None]
+
+
+def test_lists_and_objects_stay_and_what_cannot_stay_is_named(caplog):
+    rows = pairs(2)
+    own = {"tags": ["a", "b"], "facts": {"by": [1, 2]}, "prompt": "mine", "depth": b"map"}
+    made = reformulate_t2i(Dataset.from_list([{**row, **own} for row in rows])).remove_columns("images").to_list()
+    assert [(row["tags"], row["facts"]) for row in made] == [(own["tags"], own["facts"])] * 2
+    assert "are dropped: `prompt`, `depth`; to keep one" in caplog.text
+    assert "depth" not in made[0]
 
 
 def test_other_names_of_columns_and_kinds_of_images():

@@ -55,8 +55,8 @@ def mix(
 
     Args:
         datasets (`Mapping[str, Dataset]`):
-            The sets by name. Columns that only some of them have are `None` in the others. Sets of different shape,
-            such as contents as strings in one and as blocks in another, become canonical rows; see
+            The sets by name. Columns that only some of them have are `None` in the others, but `margin` is 0.0. Sets
+            of different shape, such as contents as strings in one and as blocks in another, become canonical rows; see
             [`with_canonical_columns`]. Other columns whose types differ become floats or strings.
         weights (`Mapping[str, float]`, *optional*):
             A number above 0 for each set; only their proportions matter.
@@ -97,8 +97,8 @@ def concatenate(datasets: Mapping[str, Dataset]) -> Dataset:
 
     Args:
         datasets (`Mapping[str, Dataset]`):
-            The sets by name. Columns that only some of them have are `None` in the others; other columns whose types
-            differ become floats or strings.
+            The sets by name. Columns that only some of them have are `None` in the others, but `margin` is 0.0; other
+            columns whose types differ become floats or strings.
 
     Returns:
         `Dataset`: all rows, as they are if all sets have the same columns, and otherwise canonical.
@@ -119,11 +119,20 @@ def concatenate(datasets: Mapping[str, Dataset]) -> Dataset:
             except RowError as error:
                 raise RowError(error.reason, f"{name}, {error}") from error
         parts = unify_types(parts)
+    if any("margin" in part.column_names for part in parts.values()):
+        parts = {name: _with_margin(part) for name, part in parts.items()}
     if _first_conflict(parts) is not None:  # maybe only that some decode their images
         parts = {name: leave_images_encoded(part) for name, part in parts.items()}
     if (conflict := _first_conflict(parts)) is not None:
         raise ValueError(f"The column {conflict}; cast it in one of them, or rename it.")
     return concatenate_datasets(list(parts.values())) if len(parts) > 1 else next(iter(parts.values()))
+
+
+def _with_margin(dataset: Dataset) -> Dataset:
+    """The rows of a set that asks for no reward margin: one of 0.0, because `None` is no margin."""
+    if "margin" in dataset.column_names:
+        return dataset
+    return with_columns(dataset, {"margin": pa.repeat(0.0, len(dataset))})
 
 
 def _first_conflict(datasets: Mapping[str, Dataset]) -> str | None:

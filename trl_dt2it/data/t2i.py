@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import ClassLabel, Dataset, Features, IterableDataset, Value, concatenate_datasets
+from datasets import ClassLabel, Dataset, Features, IterableDataset, List, Value, concatenate_datasets
 from datasets.fingerprint import generate_random_fingerprint
 from transformers.utils import logging
 
@@ -63,8 +63,9 @@ def reformulate_t2i(
     Args:
         dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
             Pairs. Images are bytes, paths or `datasets` images. `pair_id`, `group_id`, `source` and `source_id` are
-            kept; a missing `pair_id` or `group_id` is a hash of the pair or of the caption. Other columns with one
-            number or string per row, such as `weight`, are kept too, of a stream only if it knows its features.
+            kept; a missing `pair_id` or `group_id` is a hash of the pair or of the caption. Other columns of numbers,
+            strings, and lists and objects of them are kept too, of a stream only if it knows its features; a warning
+            names those that are not.
         caption (`str`, *optional*, defaults to `"caption"`):
             Column of what both images were to show.
         chosen_image (`str`, *optional*, defaults to `"chosen_image"`):
@@ -209,14 +210,25 @@ def _check_columns(dataset: AnyDataset, columns: Columns) -> None:
 
 
 def _extra_features(features: Features | None, columns: Columns) -> dict[str, Any]:
-    """Columns to keep besides the canonical ones: those with one number or string per row."""
-    return {
-        name: feature
-        for name, feature in (features or {}).items()
-        if name not in {*columns, *REFORMULATED_FEATURES, *_RESERVED}
-        and isinstance(feature, (Value, ClassLabel))
-        and "binary" not in feature.dtype
-    }
+    """Columns to keep besides the canonical ones: those of numbers, strings, and lists and objects of them."""
+    others = {name: one for name, one in (features or {}).items() if name not in {*columns, *_PROVENANCE, "strength"}}
+    taken = {*REFORMULATED_FEATURES, *_RESERVED}
+    kept = {name: one for name, one in others.items() if name not in taken and _is_plain(one)}
+    if dropped := [f"`{name}`" for name in others if name not in kept]:
+        logger.warning(
+            f"Columns that questions about two images cannot have are dropped: {', '.join(dropped)}; to keep one that "
+            "holds no images, rename it."
+        )
+    return kept
+
+
+def _is_plain(feature: Any) -> bool:
+    """Tell numbers and strings, in lists and objects or not, from images and bytes."""
+    if isinstance(feature, dict):
+        return all(map(_is_plain, feature.values()))
+    if isinstance(feature, List):
+        return _is_plain(feature.feature)
+    return isinstance(feature, (Value, ClassLabel)) and "binary" not in feature.dtype
 
 
 def _caching(options: ImageOptions) -> dict[str, Any]:

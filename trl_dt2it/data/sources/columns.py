@@ -136,10 +136,11 @@ def columns(
     )
     prompt = prompt_field(found, question) if isinstance(found[question], (list, tuple)) else None
     turns = prompt or [("user", text_field(found, question))]
+    turns = with_system(turns, found, system) if system else turns
     answers = {field: answer_field(found, field) for field in (better, worse)}
     check_placeholders(turns, answers, (IMAGE_MARKER,))
     yield preference(
-        with_system(turns, found, system) if system else turns,
+        turns,
         answers[better],
         answers[worse],
         image_field(found, image) if image else images_field(found, images) if images else (),

@@ -87,6 +87,10 @@ def answer_field(row: Mapping[str, Any], field: str, tags: Tags = TAGS) -> str:
         raise RowError("not_conversational", f"`{field}` is by {role!r:.40} and not by the assistant; drop the row.")
     _check_extras(value, f"`{field}`")
     content = _first(value, tags.content_keys)
+    if content is None and is_given(value):
+        raise RowError(
+            "missing_column", f"`{field}` is a message without {' or '.join(tags.content_keys)}; give its text."
+        )
     if isinstance(content, (list, tuple)):
         content = _text_of_blocks(content, f"`{field}`", [])
     return text_field({field: content}, field)

@@ -132,9 +132,10 @@ def llamafactory(
             f"an answer is `{IMAGE_MARKER}`, so that the images belong to the answers; load the set as "
             "`omnireward_t2i`.",
         )
+    turns = with_system(turns, row, names["system"])
     check_placeholders(turns, dict(zip(whole or fields, (chosen, rejected), strict=True)))
     yield preference(
-        with_system(turns, row, names["system"]),
+        turns,
         chosen,
         rejected,
         _only_images(row, (names["images"], "image"), inside, messages if whole is None else whole[0]),
@@ -226,12 +227,13 @@ def ms_swift(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
         prompt, chosen, rejected = _with_objects(row, prompt, chosen, rejected)
     answers = {field: chosen, "rejected_response": rejected}
     check_is_text(answers, tuple(answers), _AS_T2I)
-    check_placeholders(prompt, answers)
     systems = [name for name in _SYSTEMS if is_given(row.get(name))]
     if len({row[name] for name in systems if isinstance(row[name], str)}) > 1:
         raise RowError("not_conversational", "`system` and `system_prompt` differ; keep one of them.")
+    prompt = with_system(prompt, row, systems[0]) if systems else prompt
+    check_placeholders(prompt, answers)
     yield preference(
-        with_system(prompt, row, systems[0]) if systems else prompt,
+        prompt,
         chosen,
         rejected,
         images,
@@ -278,8 +280,8 @@ def _only_field(row: Mapping[str, Any], names: Sequence[str]) -> str:
 
 def _swift_answered(row: Mapping[str, Any], field: str, inside: list[Any]) -> tuple[Turns, str]:
     messages = row[field]
-    if isinstance(messages, str):
-        messages = literal(messages)
+    if isinstance(messages, str) and (messages := literal(row[field])) is None:
+        raise RowError("not_conversational", f"`{field}` is a string that holds no list of messages; give the list.")
     if isinstance(messages, (list, tuple)) and messages and isinstance(messages[0], Mapping):
         if not any(messages[0].get(key) is not None for key in ("role", "from", "content", "value")):
             messages = [message for exchange in messages for message in _exchange(exchange, field)]
