@@ -161,14 +161,19 @@ def plan(settings, todo, args):
 
 
 def summary(report):
-    """A table of what became of every source."""
+    """A table of what became of every source, and below it why pairs were dropped."""
     from rich.table import Table
+    from rich.text import Text
 
     names = ("pairs", "clean", "duplicates", "contaminated", "mixed", "train", "test")
-    table = Table("source", *names, "left out because")
+    table = Table("source", *names, caption_justify="left")
+    dropped = []
     for key, source in report["sources"].items():
-        reasons = ", ".join(f"{count} {reason}" for reason, count in source["reasons"].items())
-        table.add_row(key, *(f"{source[name]:,}" for name in names), reasons)
+        table.add_row(Text(key), *(f"{source[name]:,}" for name in names))
+        if source["reasons"]:
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in source["reasons"].items())
+            dropped.append(f"Dropped from {key}: {reasons}")
+    table.caption = Text("\n".join(dropped)) if dropped else None
     return table
 
 

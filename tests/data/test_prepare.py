@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import runpy
 from collections import Counter
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import yaml
 from datasets import load_dataset
 from PIL import Image as PILImage
+from rich.console import Console
 
 from tests.processes import ROOT, Run, start_script
 from trl_dt2it.data import (
@@ -332,3 +334,12 @@ def test_settings_of_a_benchmark_that_do_not_fit_are_named(captioned, caplog):
         "The benchmark b has no images; if it should, name their column by `image`: its columns are photo, prompt"
         in (caplog.text)
     )
+
+
+def test_reasons_are_whole_in_a_narrow_terminal(capsys):
+    counts = dict.fromkeys(("pairs", "clean", "duplicates", "contaminated", "mixed", "train", "test"), 83132)
+    reasons = {"image_outside_root": 1, "contradictory_pair": 1200, "image_missing": 31, "tie": 40}
+    table = runpy.run_path(str(RECIPE))["summary"]({"sources": {"[red]": {**counts, "reasons": reasons}}})
+    Console(width=80).print(table)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Dropped from [red]: 1 image_outside_root, 1,200 contradictory_pair, 31 image_missing, 40 tie" in said
