@@ -94,7 +94,7 @@ def test_reversed_labels_mirror_the_estimate(caplog):
 def test_what_cannot_be_told_is_not_flipped():
     rng = np.random.default_rng(4)
     flipped = []
-    for seed in range(200):
+    for seed in range(100):
         # A model that guesses, or labels that do: signs are coin flips.
         strength = np.random.default_rng(seed).normal(size=400)
         flipped.append(flip_mixture(strength).mean())
@@ -233,12 +233,11 @@ def test_a_weak_model_flips_nothing_that_its_own_errors_explain():
     assert estimate.contradicted == 0.4 and not flip_mixture(votes).any()
 
 
-@pytest.mark.parametrize("rate", [0.1, 0.3])
-def test_the_interval_covers_the_rate(rate):
+def test_the_interval_covers_the_rate():
     inside = []
-    for seed in range(100):
-        low, high = estimate_noise(planted(np.random.default_rng(seed), 1000, rate, 1.5)[0]).interval
-        inside.append(low <= rate <= high)
+    for seed in range(80):
+        low, high = estimate_noise(planted(np.random.default_rng(seed), 500, 0.2, 1.5)[0]).interval
+        inside.append(low <= 0.2 <= high)
     assert 0.9 <= np.mean(inside) <= 0.99
 
 

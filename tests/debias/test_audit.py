@@ -74,10 +74,10 @@ def test_swapping_the_sides_of_pairs_swaps_their_scores():
 def test_the_interval_covers_the_truth_as_often_as_it_says():
     rng = np.random.default_rng(0)
     covered = 0
-    for _ in range(100):
+    for _ in range(60):
         low, high = leakage(planted(rng, 300, 0.7, num_features=1)).interval
         covered += low < 0.7 < high
-    assert 89 <= covered <= 100
+    assert 52 <= covered <= 60
 
 
 def test_groups_widen_the_interval_and_are_never_parted():
@@ -116,7 +116,7 @@ def test_nothing_but_balance_takes_an_estimate_to_half():
 def test_the_interval_covers_what_the_probe_reaches_where_style_tells_little():
     """In 12 noisy features, held-out outcomes go together: their own variance alone would cover 88 %."""
     covered, signal = 0, np.r_[0.3, np.zeros(11)]
-    for seed in range(60):
+    for seed in range(40):
         rng = np.random.default_rng(seed)
         difference = rng.normal(size=(240, 12))
         # Pairs of a group of 3 have the same differences, and each its own label.
@@ -128,7 +128,7 @@ def test_the_interval_covers_what_the_probe_reaches_where_style_tells_little():
         new = rng.normal(size=(4000, 12))
         wins = 1 / (1 + np.exp(-new @ signal)) - 0.5
         covered += low <= 0.5 + np.mean(np.sign(new @ fit_probe(pairs)) * wins) <= high
-    assert 53 <= covered <= 59
+    assert 35 <= covered <= 40
 
 
 def test_weights_count(biased):

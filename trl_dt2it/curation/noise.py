@@ -34,7 +34,7 @@ MIN_REVERSED = 0.6
 _POINTS, _COARSE_POINTS = 4096, 512
 # Slopes per root mean square, from which the search starts.
 _SLOPES = np.geomspace(0.25, 64.0, 17)
-_LOG_SLOPES = np.linspace(math.log(_SLOPES[0]) - 3, math.log(_SLOPES[-1]) + 1, 60)
+_LOG_SLOPES = np.linspace(math.log(_SLOPES[0]) - 3, math.log(_SLOPES[-1]) + 1, 40)
 # As much as one wrong and one right pair more, and a slope that is finite where no pair contradicts.
 _LOG_SLOPE, _LOG_SLOPE_SPREAD = math.log(3.0), 1.5
 
@@ -307,7 +307,7 @@ def _best_without_noise(points: np.ndarray, slope: float | None = None) -> float
 def _profile_interval(points: np.ndarray, count: int, rate: float, slopes: np.ndarray) -> tuple[float, float]:
     """95 % interval of the rate: those whose likelihood, at the best of the slopes, is near enough to the largest."""
     agree = expit(slopes[:, None] * points)
-    grid = np.r_[rate, np.linspace(0.0, 1.0, 201)]
+    grid = np.r_[rate, np.linspace(0.0, 1.0, 101)]
     with np.errstate(divide="ignore"):
         profile = np.array([np.log(agree + one * (1 - 2 * agree)).mean(1).max() for one in grid])
     near = grid[2 * count * (profile.max() - profile) <= _INTERVAL_DEPTH]
