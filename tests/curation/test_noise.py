@@ -70,7 +70,7 @@ def test_the_mixture_leaves_fewer_wrong_labels_than_a_fixed_rule(shape, rate):
         ours = left(strength, wrong)
         if rate == 0.45 and not flip_mixture(strength).any():  # near one half, signs may not tell
             estimate = estimate_noise(strength)
-            assert not estimate.is_identified or estimate.evidence < 3.84 or estimate.reading < 10.8
+            assert not estimate.is_identified or estimate.evidence < 3.84 or estimate.reading < 15.1
             continue
         # The least of any bound that knows the truth; then the paper's half, and every negative one.
         bounds = np.quantile(strength, np.linspace(0, 1, 201))
@@ -98,7 +98,7 @@ def test_what_cannot_be_told_is_not_flipped():
         # A model that guesses, or labels that do: signs are coin flips.
         strength = np.random.default_rng(seed).normal(size=400)
         flipped.append(flip_mixture(strength).mean())
-    assert np.mean(np.array(flipped) > 0) < 0.15
+    assert np.mean(np.array(flipped) > 0) == 0
     assert not estimate_noise(rng.normal(size=19) - 5).is_identified
     estimate = estimate_noise([*[np.nan] * 30, 1.0])
     assert np.isnan(estimate.rate) and not estimate.is_identified
@@ -248,7 +248,8 @@ def test_the_slope_of_sources_is_theirs_whatever_their_rates():
     # Right labels are normal with mean 1 and standard deviation 1, so k is 2.
     slope = shared_slope(parts)
     assert slope == pytest.approx(2.0, rel=0.05)
-    assert shared_slope([part * 10 for part in parts]) == pytest.approx(slope / 10, rel=1e-3)
+    for unit in (10, 1e-200, 1e200):  # squares of which neither overflow nor vanish
+        assert shared_slope([part * unit for part in parts]) == pytest.approx(slope / unit, rel=1e-3)
     for part, rate in zip(parts, rates, strict=True):
         assert estimate_noise(part, slope=slope).rate == pytest.approx(rate, abs=0.02)
     # A source by itself: the same as the fit of both.
@@ -261,6 +262,8 @@ def test_coin_flips_have_no_slope_and_a_slope_of_0_flips_nothing():
     assert shared_slope(coins) == 0 and shared_slope([]) == 0 and shared_slope([np.ones(3)]) == 0
     assert not estimate_noise(coins[0], slope=0.0).is_identified
     assert not any(estimate_noise(part, slope=3.0).is_identified for part in coins)
+    with pytest.raises(ValueError, match="`slope` is nan"):
+        estimate_noise(coins[0], slope=np.nan)
     with pytest.raises(ValueError, match="leave one of them out"):
         estimate_noise(coins[0], np.ones(30), slope=1.0)
 

@@ -220,10 +220,18 @@ def _judge(
     return judged
 
 
+def parameters_of(rule: Flip | Keep) -> set[str]:
+    """Names of the parameters of a rule; none of one in C that does not say."""
+    try:
+        return set(inspect.signature(rule.rule).parameters)
+    except ValueError:
+        return set()
+
+
 def _with_slope(rule: Flip | Keep, parts: Sequence[np.ndarray]) -> Flip | Keep | None:
     """The rule, told how sure the model is, by its reference or by all sources; `None` if it does not ask."""
     told = dict(rule.rule.keywords) if isinstance(rule.rule, partial) else {}
-    if "slope" not in inspect.signature(rule.rule).parameters:
+    if "slope" not in parameters_of(rule):
         return None
     if told.get("slope") is None:
         # That the model reads the reference does not say that it reads this source: only the slope is lent.
@@ -236,7 +244,7 @@ def _with_slope(rule: Flip | Keep, parts: Sequence[np.ndarray]) -> Flip | Keep |
 
 
 def _with_source(rule: Flip | Keep, name: str | None) -> Flip | Keep:
-    if "source" not in inspect.signature(rule.rule).parameters:
+    if "source" not in parameters_of(rule):
         return rule
     return replace(rule, rule=partial(cast("Callable[..., np.ndarray]", rule.rule), source=name))
 
@@ -262,8 +270,9 @@ def _bring_back(
         if missing > 0:
             dropped = rows[~keep[rows]]
             saved.append(dropped[np.argsort(-strength[dropped], kind="stable")[:missing]])
+            whose = "the set" if name is None else repr(name)  # a name from data is text on screen, whatever is in it
             logger.warning(
-                f"The rules keep {keep[rows].sum():,} of {len(rows):,} pairs of {name or 'the set'}; the strongest "
+                f"The rules keep {keep[rows].sum():,} of {len(rows):,} pairs of {whose}; the strongest "
                 f"{missing:,} of the others come back, because `min_kept` is {min_kept}."
             )
     return np.concatenate(saved)

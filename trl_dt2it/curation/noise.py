@@ -21,9 +21,10 @@ logger = logging.get_logger(__name__)
 MIN_PAIRS = 20
 # Twice the log-likelihood that a fit has to gain over coin flips: two standard errors of the mean sign.
 MIN_EVIDENCE = 4.0
-# What is flipped has to gain more: over a model that guesses, at the 0.1 % level, and over labels that are all right
-# and a model that is less sure than elsewhere, at the 5 % level.
-MIN_READING, MIN_NOISE_EVIDENCE = float(chi2.isf(0.001, 1)), float(chi2.isf(0.05, 1))
+# What is flipped has to gain more: over a model that guesses, at the 0.01 % level (a run asks this of each source in
+# each round, and half of the labels are at stake), and over labels that are all right and a model that is less sure
+# than elsewhere, at the 5 % level.
+MIN_READING, MIN_NOISE_EVIDENCE = float(chi2.isf(0.0001, 1)), float(chi2.isf(0.05, 1))
 # A rate whose 95 % interval is wider is not known.
 MAX_WIDTH = 0.3
 _INTERVAL_DEPTH = float(chi2.isf(0.05, 1))
@@ -125,11 +126,13 @@ def estimate_noise(
         [`NoiseEstimate`]
 
     Raises:
-        `ValueError`: if a shape is wrong, a strength is infinite, there are too few references, or there are both
-            `reference` and `slope`.
+        `ValueError`: if a shape is wrong, a strength is infinite, the slope is NaN, there are too few references, or
+            there are both `reference` and `slope`.
     """
     if reference is not None and slope is not None:
         raise ValueError("Both `reference` and `slope` are given, and each tells the slope; leave one of them out.")
+    if slope is not None and math.isnan(slope):
+        raise ValueError(f"`slope` is {slope}; pass log-odds per unit of strength, 0 for a model that guesses.")
     strength = as_strength(strength)
     scored = strength[~np.isnan(strength)]
     has_reference = reference is not None
@@ -187,9 +190,11 @@ def shared_slope(parts: Sequence[np.ndarray]) -> float:
         fewer than 20 pairs.
     """
     count = sum(len(part) for part in parts)
-    size = math.sqrt(sum(float(np.sum(part**2)) for part in parts) / max(count, 1))
-    if count < MIN_PAIRS or size == 0:
+    largest = max((float(np.abs(part).max()) for part in parts if len(part)), default=0.0)
+    if count < MIN_PAIRS or largest == 0:
         return 0.0
+    # Scaled by the largest first, so that squares neither overflow nor vanish.
+    size = largest * math.sqrt(sum(float(np.sum((part / largest) ** 2)) for part in parts) / count)
     ordered = [np.sort(part) / size for part in parts if len(part)]
     shares = [len(part) / count for part in ordered]
 
@@ -221,10 +226,10 @@ def flip_mixture(
     Flips the pairs whose label is wrong with more than a given probability, by [`estimate_noise`].
 
     Nothing is flipped unless these pairs themselves show noise: the rate is identified, and the fit beats labels that
-    are all right, whatever the slope, at the 5 % level, and a model that guesses at the 0.1 % level. With a reference,
-    it only has to beat labels that are all right at its slope. Without one, most labels are not called wrong unless
-    the model surely (99 %) contradicts more than 60 % of them. A pair that the model ranks as its label does is never
-    flipped.
+    are all right, whatever the slope, at the 5 % level, and a model that guesses at the 0.01 % level. With a
+    reference, it only has to beat labels that are all right at its slope. Without one, most labels are not called
+    wrong unless the model surely (99 %) contradicts more than 60 % of them. A pair that the model ranks as its label
+    does is never flipped.
     What was seen is logged, with the name of the source.
 
     Args:
