@@ -302,18 +302,25 @@ def test_harm_by_curation_is_said_in_red():
             }
         },
     }
-    final = {name: {"pairs": 10, "accuracy": right} for name, right in (("base", 0.81), ("curated", 0.8025))}
+    accuracies = {"base": (0.81, 0.9, 0.7), "curated": (0.8025, 0.88, 0.695)}
+    final = {
+        name: {"pairs": 10, "accuracy": right, "accuracy/seen": seen, "accuracy/other": other}
+        for name, (right, seen, other) in accuracies.items()
+    }
     found = harm(final, leaks)
-    assert len(found) == 2
+    assert len(found) == 3
     assert "0.8025 of the test pairs, that of the base alone in 0.8100" in found[0]
-    assert "labels of 'rises' after curation than before (leakage 0.550 to 0.640)" in found[1]
-    assert harm({**final, "curated": {"pairs": 10, "accuracy": 0.81}}, {"before": leaks["before"]}) == []
+    assert "0.8800 of the test pairs of 'seen', that of the base alone in 0.9000" in found[1]
+    assert "labels of 'rises' after curation than before (leakage 0.550 to 0.640)" in found[2]
+    assert harm({**final, "curated": final["base"]}, {"before": leaks["before"]}) == []
     assert harm({"curated": final["curated"]}, {}) == []
     decided = {"round-1/decide": {"flipped": 1, "kept": 2}}
     console = Console(record=True, force_terminal=True, width=200, file=io.StringIO())
     show_summary({"rounds": decided, "pool_pairs": 3, "final": final, "harm": found}, console)
     text = console.export_text(styles=True)
-    assert all(f"\x1b[1;31m{sentence}" in text for sentence in (found[0][:60], found[1][:60]))
+    assert all(f"\x1b[1;31m{sentence[:60]}" in text for sentence in found)
+    assert all(f"\x1b[1;31m{cell}" in text for cell in ("0.8025", "0.8800", "0.6950"))
+    assert "\x1b[1;31m0.8100" not in text
 
 
 def test_the_style_of_a_pool_is_audited_before_and_after(tmp_path):

@@ -34,7 +34,8 @@ FINAL_NAMES = {
 }
 
 MOST_AUDITED = 20_000  # of a larger pool so many are drawn: enough for the third digit, and some seconds
-LEAST_RISE = 0.01
+# Less than this, of an accuracy on one source or of a leakage, is not called harm.
+LEAST_CHANGE = 0.01
 
 GAINS = (("gain by balancing style", "base", "unbalanced"), ("gain by curation", "curated", "uncurated"))
 
@@ -113,7 +114,8 @@ def audit_pool(
 
 def harm(final: Mapping[str, Mapping[str, Any]], audits: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """
-    Name what curation has made worse: a test accuracy below that of the base alone, or a source's style leakage.
+    Name what the curated pool has made worse: the test accuracy, of all pairs or of a source, below that of the base
+    alone; or the style leakage of a source.
 
     Args:
         final (`Mapping`):
@@ -122,22 +124,26 @@ def harm(final: Mapping[str, Mapping[str, Any]], audits: Mapping[str, Mapping[st
             What [`audit_pool`] returns.
 
     Returns:
-        `list[str]`: a sentence each. A leakage has risen where its 95 % interval after curation is above what it was
-        before, by more than 0.01.
+        `list[str]`: a sentence each. Of a source, the accuracy has fallen and the leakage risen by more than 0.01, and
+        the 95 % interval of the leakage after curation is above what it was before.
     """
     found = []
-    base, curated = (final.get(name, {}).get("accuracy") for name in ("base", "curated"))
-    if base is not None and curated is not None and curated < base:
+    base, curated = (final.get(name, {}) for name in ("base", "curated"))
+    for key in (name for name in base if name.startswith("accuracy") and name in curated):
+        fall = base[key] - curated[key]
+        if fall <= (0 if key == "accuracy" else LEAST_CHANGE):
+            continue
+        pairs = "of the test pairs" if key == "accuracy" else f"of the test pairs of {key.removeprefix('accuracy/')!r}"
         found.append(
-            f"The model with the curated pool is right in {curated:.4f} of the test pairs, that of the base alone in "
-            f"{base:.4f}: the pool does harm; leave it out, or look for the source that does."
+            f"The model with the curated pool is right in {curated[key]:.4f} {pairs}, that of the base alone in "
+            f"{base[key]:.4f}: the pool does harm there; leave it out, or look for the source that does."
         )
     before, after = (audits.get(when, {"sources": {}})["sources"] for when in ("before", "after"))
     for source in sorted(set(before) & set(after)):
         was, now = before[source], after[source]
         if was["auc"] is None or now["auc"] is None:
             continue
-        if now["interval"][0] > was["auc"] and now["auc"] - was["auc"] > LEAST_RISE:
+        if now["interval"][0] > was["auc"] and now["auc"] - was["auc"] > LEAST_CHANGE:
             found.append(
                 f"Style tells more of the labels of {source!r} after curation than before (leakage {was['auc']:.3f} "
                 f"to {now['auc']:.3f}): either wrong labels hid it, or the model follows style; look at what was "
@@ -220,7 +226,16 @@ def show_summary(summary: Mapping[str, Any], console: Console | None = None) -> 
     for column in heads[1:]:
         table.add_column(Text(printable(column)), justify="right")  # the name of a source
     pairs = [f"{one['pairs']:,}" for one in models.values()]
+    fallen = [
+        name in models["curated"] and models["curated"][name] < models["base"][name]
+        for name in list(models.values())[0]
+        if name.startswith("accuracy") and {"base", "curated"} <= set(models)
+    ]
     for place, (name, *cells) in enumerate(rows):
+        if name == FINAL_NAMES["curated"] and any(fallen):
+            cells = [
+                f"[bold red]{cell}[/]" if is_worse else cell for cell, is_worse in zip(cells, fallen, strict=True)
+            ]
         is_gain = place >= len(pairs)
         table.add_row(name, "" if is_gain else pairs[place], *cells, style="bold" if is_gain else None)
     console.print(table)

@@ -44,11 +44,11 @@ def trained(run: RunFolder | None) -> Section:
         ]
     else:
         notes.append("The run has no run.json, so its settings, versions and command are not known.")
-    notes += (run.summary or {}).get("harm", [])
     tables = _models(run, trainings)
     if record:
         tables += [_sets(record), _settings(record)]
-    return Section(key, title, facts=facts, tables=tables, notes=notes)
+    warnings = (run.summary or {}).get("harm", [])
+    return Section(key, title, warnings=warnings, facts=facts, tables=tables, notes=notes)
 
 
 def _models(run: RunFolder, trainings: Mapping[str, Mapping[str, Any]]) -> list[Table]:
