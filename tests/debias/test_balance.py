@@ -316,7 +316,8 @@ def test_resampling_draws_each_row_about_as_often_as_it_weighs(biased):
     assert drawn[5]["images"][0].size == (32, 32)
     style = read_pair_style(drawn)
     assert np.abs(style.difference.mean(0) / style.spread.clip(1e-9)).max() < 0.1
-    assert 0.48 <= audit_style(drawn).overall.auc <= 0.52
+    found = audit_style(drawn).overall
+    assert 0.46 <= found.auc <= 0.54 and found.interval.low < 0.5 < found.interval.high
 
 
 def test_rows_that_were_selected_keep_their_images_and_order(biased):
