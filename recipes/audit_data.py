@@ -27,8 +27,8 @@ class AuditArguments(RowArguments):
             A column whose values are measured each on its own, besides the whole.
         image_check (`str`, *optional*, defaults to `"header"`):
             `"full"` decodes every image, `"header"` reads its header, `"none"` does not look at images.
-        num_folds (`int`, *optional*, defaults to `5`):
-            Folds of the cross-validation.
+        num_folds (`int`, *optional*, defaults to `10`):
+            Most folds of the cross-validation: fewer where there are less than two groups for each.
         min_pairs (`int`, *optional*, defaults to `200`):
             Fewest pairs that get a number.
         seed (`int`, *optional*, defaults to `42`):
@@ -41,7 +41,7 @@ class AuditArguments(RowArguments):
 
     by: str = field(default="source", metadata={"help": "A column whose values are measured each on its own."})
     image_check: str = field(default="header", metadata={"help": "full, header or none."})
-    num_folds: int = field(default=5, metadata={"help": "Folds of the cross-validation."})
+    num_folds: int = field(default=10, metadata={"help": "Most folds of the cross-validation."})
     min_pairs: int = field(default=200, metadata={"help": "Fewest pairs that get a number."})
     seed: int = field(default=42, metadata={"help": "Seed of the folds."})
     output_file: str | None = field(default=None, metadata={"help": "JSON file for all numbers."})

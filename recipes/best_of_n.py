@@ -27,6 +27,7 @@ def main(args):
     from trl_dt2it.data.whole_file import whole_file
     from trl_dt2it.processes import on_main_process
     from trl_dt2it.recipe_models import share_work
+    from trl_dt2it.run_lock import run_lock
     from trl_dt2it.scored_answers import answer_and_score
 
     state, output, rows = share_work(), Path(args.output_dir) / "best_of_n.jsonl", args.read()
@@ -34,15 +35,18 @@ def main(args):
         if state.is_main_process:
             args.show_plan(rows, output)
         return
-    scored = answer_and_score(args, rows, source="prompts")
-    lines = [best_of(one) for one in scored]
+    with run_lock(args.output_dir):
+        scored = answer_and_score(args, rows, source="prompts")
+        lines = [best_of(one) for one in scored]
 
-    def finish():
-        with whole_file(output) as part:
-            part.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
-        show(lines, output, Console())
+        def finish():
+            with whole_file(output) as part:
+                part.write_text(
+                    "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8"
+                )
+            show(lines, output, Console())
 
-    on_main_process(finish)
+        on_main_process(finish)
     state.destroy_process_group()
 
 

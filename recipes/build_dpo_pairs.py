@@ -53,10 +53,12 @@ def main(args):
     from rich.console import Console
 
     from trl_dt2it.data import write_parquet
+    from trl_dt2it.data.published import refuse_unpublishable
     from trl_dt2it.data.whole_file import whole_file
     from trl_dt2it.processes import on_main_process
     from trl_dt2it.recipe_models import share_work
     from trl_dt2it.reward_gap_pairs import build_gap_pairs
+    from trl_dt2it.run_lock import run_lock
     from trl_dt2it.scored_answers import answer_and_score
 
     state, folder, rows = share_work(), Path(args.output_dir), args.read()
@@ -65,29 +67,32 @@ def main(args):
         if state.is_main_process:
             args.show_plan(rows, output)
         return
-    if args.output_format == "jsonl":
-        check_paths(rows)
-    scored = answer_and_score(args, rows, source=args.source)
-
-    def finish():
-        pairs, report = build_gap_pairs(
-            rows,
-            scored,
-            min_gap=args.min_gap,
-            pairs_per_prompt=args.pairs_per_prompt,
-            source=args.source,
-            image_options=args.image_options,
-            drop_unfinished=args.drop_unfinished,
-        )
-        if args.output_format == "parquet":
-            write_parquet(pairs, output)
+    with run_lock(args.output_dir):
+        if args.output_format == "jsonl":
+            check_paths(rows)
         else:
-            write_lines(pairs, output)
-        with whole_file(folder / "report.json") as part:
-            part.write_text(json.dumps(dataclasses.asdict(report), indent=2) + "\n", encoding="utf-8")
-        show(report, output, Console())
+            refuse_unpublishable(rows, args.published_images, paths_are_images=True)  # before hours of sampling
+        scored = answer_and_score(args, rows, source=args.source)
 
-    on_main_process(finish)
+        def finish():
+            pairs, report = build_gap_pairs(
+                rows,
+                scored,
+                min_gap=args.min_gap,
+                pairs_per_prompt=args.pairs_per_prompt,
+                source=args.source,
+                image_options=args.image_options,
+                drop_unfinished=args.drop_unfinished,
+            )
+            if args.output_format == "parquet":
+                write_parquet(pairs, output, image_options=args.published_images)
+            else:
+                write_lines(pairs, output)
+            with whole_file(folder / "report.json") as part:
+                part.write_text(json.dumps(dataclasses.asdict(report), indent=2) + "\n", encoding="utf-8")
+            show(report, output, Console())
+
+        on_main_process(finish)
     state.destroy_process_group()
 
 

@@ -78,11 +78,13 @@ def main(args):
     from rich.console import Console
 
     from trl_dt2it.data import ImageOptions, write_parquet
+    from trl_dt2it.data.published import refuse_unpublishable
     from trl_dt2it.data.whole_file import whole_file
     from trl_dt2it.debias.distill_plan import plan_distill
     from trl_dt2it.debias.distillation import distill
     from trl_dt2it.judge import JudgeClient
     from trl_dt2it.judge.reading import read_endpoint
+    from trl_dt2it.run_lock import run_lock
 
     if not args.judge:
         raise ValueError("Give `judge`, the endpoint of the judge.")
@@ -99,19 +101,20 @@ def main(args):
         settings = {name: getattr(args, name) for name in PASSED_ON}
         plan_distill(prompts, **endpoints, **settings, image_options=options).show(console)
         return
-    output.mkdir(parents=True, exist_ok=True)
-    # `distill` shows how far it is.
-    clients = {
-        name: JudgeClient(endpoint, output / f"{name}.jsonl", **{"show_progress": False, **others})
-        for name, (endpoint, others) in given.items()
-    }
-    settings = {name: getattr(args, name) for name in PASSED_ON_TO_DISTILL}
-    pairs, report = distill(prompts, **clients, **settings, image_options=options)
-    write_parquet(pairs, output / "pairs" / "train.parquet")
-    with whole_file(output / "report.json") as part:
-        part.write_text(report.to_json() + "\n", encoding="utf-8")
-    report.show(console)
-    console.print(f"Train on it with --dataset_name {output / 'pairs'}", soft_wrap=True, highlight=False)
+    with run_lock(output):
+        refuse_unpublishable(prompts, options, paths_are_images=True)  # before anything is paid for
+        # `distill` shows how far it is.
+        clients = {
+            name: JudgeClient(endpoint, output / f"{name}.jsonl", **{"show_progress": False, **others})
+            for name, (endpoint, others) in given.items()
+        }
+        settings = {name: getattr(args, name) for name in PASSED_ON_TO_DISTILL}
+        pairs, report = distill(prompts, **clients, **settings, image_options=options)
+        write_parquet(pairs, output / "pairs" / "train.parquet", image_options=options)
+        with whole_file(output / "report.json") as part:
+            part.write_text(report.to_json() + "\n", encoding="utf-8")
+        report.show(console)
+        console.print(f"Train on it with --dataset_name {output / 'pairs'}", soft_wrap=True, highlight=False)
 
 
 def read_prompts(name, split):

@@ -14,6 +14,7 @@ What the flags of the command line say wins over the YAML file. A key that no op
 """
 
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -37,7 +38,7 @@ class RoundsArguments:
         pool (`dict`):
             The noisy set, likewise.
         test (`dict`, *optional*):
-            A set to measure the final models on, likewise.
+            A set to measure the final models on, likewise. Figures are given by the names of its sources here.
         method (`str`, *optional*, defaults to `"mixture"`):
             `"paper"` or `"mixture"`: what the rounds are if none are given.
         rounds (`list[dict]`, *optional*):
@@ -91,8 +92,25 @@ class RoundsArguments:
 def main(args, training_args, model_args):
     from accelerate import PartialState
     from datasets import disable_progress_bars
-    from rich.console import Console
     from transformers.utils.logging import disable_progress_bar
+
+    from trl_dt2it.processes import wait_for_everyone
+    from trl_dt2it.run_lock import run_lock
+
+    state = PartialState()
+    if training_args.disable_tqdm:
+        disable_progress_bar()  # those of every model that is loaded or saved
+        disable_progress_bars()  # and those of checks of rows
+    with nullcontext() if args.dry_run else run_lock(training_args.output_dir, parse_shard(args.shard)):
+        run_or_plan(args, training_args, model_args)
+    wait_for_everyone()
+    state.destroy_process_group()
+
+
+def run_or_plan(args, training_args, model_args):
+    """Does what is not done yet, or shows what would be done."""
+    from accelerate import PartialState
+    from rich.console import Console
     from trl import get_peft_config, get_quantization_config
 
     from trl_dt2it.attention import usable_attention
@@ -102,13 +120,11 @@ def main(args, training_args, model_args):
     from trl_dt2it.curation.rounds import plan_rounds
     from trl_dt2it.curation.run_record import record_run
     from trl_dt2it.curation.stages import run_stages, show_plan
-    from trl_dt2it.processes import on_main_process, wait_for_everyone
+    from trl_dt2it.data.whole_file import whole_file
+    from trl_dt2it.processes import on_main_process
     from trl_dt2it.report import write_report
 
     state, console = PartialState(), Console()
-    if training_args.disable_tqdm:
-        disable_progress_bar()  # those of every model that is loaded or saved
-        disable_progress_bars()  # and those of checks of rows
     training = RewardTraining(
         training_args,
         {
@@ -156,7 +172,8 @@ def main(args, training_args, model_args):
         def finish():
             path = run.output_dir / "summary.json"
             summary = summarise_run(run, records)
-            path.write_text(json.dumps(summary, indent=2) + "\n")
+            with whole_file(path) as part:
+                part.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
             show_summary(summary, console)
             console.print(f"Models:  {run.output_dir / 'final'}", soft_wrap=True, highlight=False)
             console.print(f"Ledger:  {run.output_dir / 'ledger'}", soft_wrap=True, highlight=False)
@@ -169,8 +186,6 @@ def main(args, training_args, model_args):
 
         if is_done:
             on_main_process(finish)
-    wait_for_everyone()
-    state.destroy_process_group()
 
 
 def push_pool(run, repo_id):

@@ -30,8 +30,8 @@ class PrepareArguments:
         output_dir (`str`):
             Folder of shards, mixture and reports.
         benchmarks (`dict`, *optional*):
-            Benchmarks to keep out of the training set, by name: `path_or_id`, `split`, and the names of the columns
-            `question` and `image`.
+            Benchmarks to keep out of the training set, by name: `path_or_id`, `split`, `image_root`, and the names of
+            the columns `question` and `image` (one or a list), or `name`, as in [`trl_dt2it.data.read_benchmarks`].
         image_check (`str`, *optional*, defaults to `"header"`):
             `"full"` decodes every image, `"header"` reads its header, `"none"` trusts it.
         max_image_pixels (`int`, *optional*):
@@ -83,6 +83,7 @@ def main(args):
     from transformers import AutoProcessor
 
     from trl_dt2it.data import ImageOptions, prepare_shard, read_settings
+    from trl_dt2it.run_lock import run_lock
     from trl_dt2it.shards import parse_shard
 
     console = Console()
@@ -96,28 +97,31 @@ def main(args):
         return
     options = ImageOptions() if args.max_image_pixels is None else ImageOptions(max_image_pixels=args.max_image_pixels)
     processing_class = None if args.processing_class is None else AutoProcessor.from_pretrained(args.processing_class)
-    for number, (key, shard) in enumerate(todo, 1):
-        name = f"{number}/{len(todo)} {key}, shard {shard} of {settings[key].num_shards}"
-        with console.status(name):
-            record, is_new = prepare_shard(
-                args.output_dir,
-                key,
-                settings[key],
-                shard,
-                image_options=options,
-                image_check=args.image_check,
-                processing_class=processing_class,
-                max_length=args.max_length,
-                num_proc=args.num_proc,
+    with run_lock(args.output_dir, (part, parts)):
+        for number, (key, shard) in enumerate(todo, 1):
+            name = f"{number}/{len(todo)} {key}, shard {shard} of {settings[key].num_shards}"
+            with console.status(name):
+                record, is_new = prepare_shard(
+                    args.output_dir,
+                    key,
+                    settings[key],
+                    shard,
+                    image_options=options,
+                    image_check=args.image_check,
+                    processing_class=processing_class,
+                    max_length=args.max_length,
+                    num_proc=args.num_proc,
+                )
+            console.print(
+                f"{name}: {record['clean']} of {record['pairs']} pairs" + ("" if is_new else ", there already")
             )
-        console.print(f"{name}: {record['clean']} of {record['pairs']} pairs" + ("" if is_new else ", there already"))
-    if args.shard is not None:
-        console.print("Run it without `--shard` when all shards are there, to put the mixture together.")
-        return
-    with console.status("Putting the mixture together"):
-        report = merge(args, settings)
-    console.print(summary(report))
-    console.print(f"Train on it with --dataset_name {Path(args.output_dir) / 'mixture'}", soft_wrap=True)
+        if args.shard is not None:
+            console.print("Run it without `--shard` when all shards are there, to put the mixture together.")
+            return
+        with console.status("Putting the mixture together"):
+            report = merge(args, settings)
+        console.print(summary(report))
+        console.print(f"Train on it with --dataset_name {Path(args.output_dir) / 'mixture'}", soft_wrap=True)
 
 
 def merge(args, settings):
@@ -157,14 +161,19 @@ def plan(settings, todo, args):
 
 
 def summary(report):
-    """A table of what became of every source."""
+    """A table of what became of every source, and below it why pairs were dropped."""
     from rich.table import Table
+    from rich.text import Text
 
     names = ("pairs", "clean", "duplicates", "contaminated", "mixed", "train", "test")
-    table = Table("source", *names, "left out because")
+    table = Table("source", *names, caption_justify="left")
+    dropped = []
     for key, source in report["sources"].items():
-        reasons = ", ".join(f"{count} {reason}" for reason, count in source["reasons"].items())
-        table.add_row(key, *(f"{source[name]:,}" for name in names), reasons)
+        table.add_row(Text(key), *(f"{source[name]:,}" for name in names))
+        if source["reasons"]:
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in source["reasons"].items())
+            dropped.append(f"Dropped from {key}: {reasons}")
+    table.caption = Text("\n".join(dropped)) if dropped else None
     return table
 
 

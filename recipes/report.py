@@ -56,6 +56,7 @@ def main(args):
     from trl_dt2it.curation import CurationLedger
     from trl_dt2it.recipe_data import show_dry_run
     from trl_dt2it.report import write_report
+    from trl_dt2it.run_lock import run_lock
 
     evaluations = args.evaluation or []
     for name, paths in (("run", [args.run]), ("corrections", [args.corrections]), ("evaluation", evaluations)):
@@ -82,7 +83,8 @@ def main(args):
         )
         return
     if args.corrections is not None:
-        counts = CurationLedger(ledger).correct_from(args.corrections)
+        with run_lock(args.run):  # a ledger has one writer
+            counts = CurationLedger(ledger).correct_from(args.corrections)
         told = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
         console.print(f"Corrections: {told or 'none'}", highlight=False)
     path = write_report(

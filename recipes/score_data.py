@@ -41,10 +41,12 @@ def main(args):
     from rich.console import Console
 
     from trl_dt2it.data import write_parquet
+    from trl_dt2it.data.published import refuse_unpublishable
     from trl_dt2it.data.whole_file import whole_file
     from trl_dt2it.processes import on_main_process
     from trl_dt2it.recipe_data import show_dry_run
     from trl_dt2it.recipe_models import share_work
+    from trl_dt2it.run_lock import run_lock
 
     args.named_model()
     state, console, folder = share_work(), Console(), Path(args.output_dir)
@@ -63,19 +65,21 @@ def main(args):
                 console,
             )
         return
-    scorer = args.load(image_options=args.image_options, normalize=args.normalize)
-    scored = scorer.score_dataset(rows, folder / "rewards", rows_per_shard=args.rows_per_shard)
+    with run_lock(args.output_dir):
+        refuse_unpublishable(rows, args.published_images)  # before hours of scoring
+        scorer = args.load(image_options=args.image_options, normalize=args.normalize)
+        scored = scorer.score_dataset(rows, folder / "rewards", rows_per_shard=args.rows_per_shard)
 
-    def finish():
-        write_parquet(scored, folder / "scored.parquet")
-        found = summary(scored)
-        with whole_file(folder / "summary.json") as part:
-            part.write_text(json.dumps({"model": args.model, **found}, indent=2) + "\n", encoding="utf-8")
-        show(found, console)
-        console.print(f"Rows:    {folder / 'scored.parquet'}", soft_wrap=True, highlight=False)
-        console.print(f"Figures: {folder / 'summary.json'}", soft_wrap=True, highlight=False)
+        def finish():
+            write_parquet(scored, folder / "scored.parquet", image_options=args.published_images)
+            found = summary(scored)
+            with whole_file(folder / "summary.json") as part:
+                part.write_text(json.dumps({"model": args.model, **found}, indent=2) + "\n", encoding="utf-8")
+            show(found, console)
+            console.print(f"Rows:    {folder / 'scored.parquet'}", soft_wrap=True, highlight=False)
+            console.print(f"Figures: {folder / 'summary.json'}", soft_wrap=True, highlight=False)
 
-    on_main_process(finish)
+        on_main_process(finish)
     state.destroy_process_group()
 
 

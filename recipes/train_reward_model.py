@@ -88,6 +88,20 @@ def load_data(script_args, dataset_args, seed):
 
 def main(script_args, training_args, model_args, dataset_args):
     from accelerate import PartialState
+
+    from trl_dt2it.run_lock import run_lock
+
+    state = PartialState()
+    if script_args.dry_run:
+        if state.is_main_process:
+            plan(script_args, training_args, model_args, dataset_args)
+        return
+    with run_lock(training_args.output_dir):
+        train(script_args, training_args, model_args, dataset_args)
+
+
+def train(script_args, training_args, model_args, dataset_args):
+    """Trains, saves, measures and says how it went."""
     from trl import get_peft_config, get_quantization_config
 
     from trl_dt2it import MultimodalRewardTrainer
@@ -95,11 +109,6 @@ def main(script_args, training_args, model_args, dataset_args):
     from trl_dt2it.processes import on_main_process
     from trl_dt2it.recipe_models import init_kwargs, with_tiny
 
-    state = PartialState()
-    if script_args.dry_run:
-        if state.is_main_process:
-            plan(script_args, training_args, model_args, dataset_args)
-        return
     model = with_tiny(model_args.model_name_or_path, training_args.output_dir, training_args.seed)
 
     training_args.model_init_kwargs = init_kwargs(model_args, training_args)
@@ -226,8 +235,10 @@ def score_again(trainer):
 
 def save_summary(summary):
     """Writes `summary.json` beside the model."""
-    path = Path(summary["model_dir"]) / "summary.json"
-    path.write_text(json.dumps(summary, indent=2) + "\n")
+    from trl_dt2it.data.whole_file import whole_file
+
+    with whole_file(Path(summary["model_dir"]) / "summary.json") as part:
+        part.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
 
 
 def report(summary):

@@ -5,11 +5,17 @@ import re
 import pytest
 from datasets import Dataset
 from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
 
 from trl_dt2it.card_facts import (
     cell,
+    code_block,
+    code_span,
     curation_facts,
     evaluation_entries,
+    hub_link,
+    name_cell,
+    paragraph,
     run_command,
     source_counts,
     source_lines,
@@ -27,6 +33,22 @@ def test_a_cell_is_one_line_without_markup():
     assert (
         cell("a|b\n<img src=x> `c` **d** [e](f) #g") == "a\\|b \\<img src=x\\> \\`c\\` \\*\\*d\\*\\* \\[e\\](f) \\#g"
     )
+
+
+def test_code_and_paragraphs_end_where_they_should():
+    assert code_span("plain") == "`plain`" and code_span("a `b` ``c``") == "``` a `b` ``c`` ```"
+    assert name_cell("eval_a_b _c_ d__e_") == "eval_a_b \\_c\\_ d\\_\\_e\\_"
+    assert code_span("two\nlines") == "`two lines`" and code_span(" ") == ""
+    assert code_block("a\n```\nb", "bash") == "````bash\na\n```\nb\n````"
+    assert [paragraph(text) for text in ("- a", "1. b", "---", "    c", "+d", "e")] == [
+        "\\- a",
+        "1\\. b",
+        "\\---",
+        "c",
+        "\\+d",
+        "e",
+    ]
+    assert hub_link("a b](x)/c", "datasets/") == "[a b\\](x)/c](https://huggingface.co/datasets/a%20b%5D%28x%29/c)"
 
 
 def test_sources_by_hand():
@@ -140,3 +162,23 @@ def test_a_ledger_that_is_given_wins(card, tmp_path):
     text = ModelCard.load(f"{trainer.args.output_dir}/README.md").text
     assert "| 7 | by-rule | 2 | 1 | 0 | 1 |" in text
     assert re.search(r"1 pairs are kept, 0 of them with chosen and rejected exchanged, and 1 are left out", text)
+
+
+def test_nothing_that_is_named_in_a_run_is_markup(card):
+    """Names of sets and of the model, whatever is in them, leave the card and its metadata whole."""
+    trainer, *_ = card
+    nasty = "a|b \"c\": 'd'\n---\n# <script>e</script> `f` [g](h)"
+    trainer.state.log_history.append({f"eval_{nasty}_accuracy": 0.75})
+    folder = trainer.args.output_dir
+    try:
+        write_model_card(trainer, model_name=nasty, dataset_name="x/y](z) <b>", tags=[nasty])
+    finally:
+        trainer.state.log_history.pop()
+    card = ModelCard.load(f"{folder}/README.md")
+    assert card.data.model_name == nasty and nasty in card.data.tags
+    assert nasty in [entry.dataset_name for entry in card.data.eval_results]
+    html = MarkdownIt("commonmark").enable("table").render(card.text)
+    assert "<script" not in html and "<b>" not in html and html.count("<h1>") == 1
+    name = "a|b &quot;c&quot;: 'd' --- # &lt;script&gt;e&lt;/script&gt; `f` [g](h)"
+    assert f"<h1>{name}</h1>" in html and f"<td>eval_{name}_accuracy</td>\n<td>0.75</td>" in html
+    assert '<a href="https://huggingface.co/datasets/x/y%5D%28z%29%20%3Cb%3E">x/y](z) &lt;b&gt;</a>' in html

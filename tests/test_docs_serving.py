@@ -125,6 +125,7 @@ def test_the_adapter_is_merged_and_the_client_gets_the_rewards_of_the_scorer(mer
 def test_the_line_that_serves():
     (line,) = code_blocks("bash", PAGE)
     assert shlex.split(line) == ["vllm", "serve", MODEL, "--runner", "pooling"]
-    for document in ("README.md", "trl_dt2it/templates/model_card.md"):
-        text = (ROOT / document).read_text(encoding="utf-8")
-        assert re.search(r"vllm serve [^`]+ --runner pooling`, then `POST /classify`", text), document
+    assert re.search(r"`vllm serve [^`]+ --runner pooling`, then `POST /classify`", (ROOT / "README.md").read_text())
+    card = (ROOT / "trl_dt2it/templates/model_card.md").read_text()
+    assert "Or serve it: {{ serve }}, then `POST /classify`." in card  # filled in as code
+    assert "vllm serve {shlex.quote(hub_model_id)} --runner pooling" in (ROOT / "trl_dt2it/model_card.py").read_text()

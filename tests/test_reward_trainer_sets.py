@@ -220,3 +220,22 @@ def test_a_collator_of_the_users_normalizes_strengths_and_gets_the_dummies_that_
     assert trainer.data_collator.media == own.media == ("image",)
     own.add_dummy_image = True
     assert as_trainers(given, own).add_dummy_image and not given.add_dummy_image
+
+
+def test_several_train_sets_of_different_shape_are_trained_on_together(tmp_path):
+    answer = {
+        "chosen": [{"role": "assistant", "content": "Yes."}],
+        "rejected": [{"role": "assistant", "content": "No."}],
+    }
+    png_of = make_rows(1, num_images=(1,))[0]["images"][0]["bytes"]
+    (tmp_path / "cup.png").write_bytes(png_of)
+    row = {"images": ["cup.png"], "prompt": [{"role": "user", "content": "Is it a cup?"}], **answer}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(row) + "\n")
+    sets = {
+        "readme": load_dataset("json", data_files=str(tmp_path / "pairs.jsonl"), split="train"),
+        "blocks": make_dataset(2, num_images=(1, 2)),
+    }
+    trainer = trainer_for("qwen3_vl", tmp_path / "out", sets, {"max_steps": 1, "image_root": str(tmp_path)})
+    assert len(trainer.train_dataset) == 3
+    trainer.train()
+    assert np.isfinite(losses(trainer)).all()

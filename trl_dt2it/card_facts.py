@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import pyarrow.compute as pc
 from datasets import Dataset
@@ -26,7 +28,44 @@ if TYPE_CHECKING:
 def cell(text: object) -> str:
     """Text from a data set as a cell of a Markdown table: one line, and no markup of its own."""
     plain = printable(text, instead=" ")
-    return "".join(f"\\{char}" if char in "\\`*_[]|<>#" else char for char in plain)
+    return "".join(f"\\{char}" if char in "\\`*_[]|<>#~$&" else char for char in plain)
+
+
+def name_cell(text: object) -> str:
+    """As [`cell`], for names such as `eval_accuracy`: an underscore within a word is no markup."""
+    return re.sub(r"(?<=[^\W_])\\_(?=[^\W_])", "_", cell(text))
+
+
+def paragraph(text: object) -> str:
+    """Text from a data set at the beginning of a line of Markdown: no list, no rule, and no code by its indent."""
+    return re.sub(r"^(\d*)([-+=.)])", r"\1\\\2", cell(text).strip())
+
+
+def code_span(text: object) -> str:
+    """Text from a data set as code within a line of Markdown, not of a table."""
+    plain = printable(text, instead=" ").strip()
+    ticks = "`" * (1 + max(map(len, re.findall("`+", plain)), default=0))
+    space = " " if len(ticks) > 1 else ""
+    return f"{ticks}{space}{plain}{space}{ticks}" if plain else ""
+
+
+def code_block(text: str, language: str) -> str:
+    """Lines of code as a block of Markdown that none of them ends."""
+    lines = "\n".join(printable(line, instead=" ") for line in text.splitlines())
+    ticks = "`" * max(3, 1 + max(map(len, re.findall("`+", lines)), default=0))
+    return f"{ticks}{language}\n{lines}\n{ticks}"
+
+
+def hub_link(repo_id: str, kind: str = "") -> str:
+    """A link to a repository on the Hub; `kind` is `"datasets/"` for a data set."""
+    return f"[{cell(repo_id)}](https://huggingface.co/{kind}{quote(repo_id, safe='/')})"
+
+
+def metadata(value: Any) -> Any:
+    """Text for the metadata of a card, which YAML can hold whatever it is, but for half a character."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode().replace("\x85", "\n")  # which YAML reads as a line break
+    return [metadata(one) for one in value] if isinstance(value, list) else value
 
 
 def source_counts(dataset: Any) -> dict[str, int]:
@@ -184,7 +223,7 @@ def evaluation_entries(metrics: Mapping[str, float], dataset_name: str | None) -
     for key, value in metrics.items():
         if not key.endswith("_accuracy"):
             continue
-        name = key.removeprefix("eval_").removesuffix("accuracy").rstrip("_")
+        name = metadata(key.removeprefix("eval_").removesuffix("accuracy").rstrip("_"))
         benchmark = BENCHMARKS.get(name)
         hub_id = benchmark.source.hub_id if benchmark else None
         entries.append(

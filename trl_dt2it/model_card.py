@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence, Sized
 from importlib.metadata import version
 from importlib.resources import files
@@ -15,15 +16,21 @@ from peft import LoraConfig
 from transformers import ProcessorMixin
 
 from .card_facts import (
+    code_block,
+    code_span,
     curation_facts,
     evaluation_entries,
     hub_ids,
+    hub_link,
+    metadata,
+    name_cell,
     run_command,
     source_counts,
     source_lines,
     style_facts,
 )
 from .curation.callback import IterativeCurationCallback
+from .data.whole_file import whole_file
 from .processes import on_main_process
 
 
@@ -114,29 +121,31 @@ def write_model_card(
     metrics, counts = last_evaluation(log), source_counts(trainer.train_dataset)
     callbacks = trainer.callback_handler.callbacks
     own = next((one.ledger for one in callbacks if isinstance(one, IterativeCurationCallback)), None)
-    hub_model_id = trainer.hub_model_id or trainer.args.hub_model_id or trainer.args.output_dir
+    hub_model_id = cast(str, trainer.hub_model_id or trainer.args.hub_model_id or trainer.args.output_dir)
     card_data = ModelCardData(
         base_model=base_model,
         datasets=dataset_name or hub_ids(list(counts)) or None,
         library_name="peft" if is_peft_model(trainer.model) else "transformers",
         pipeline_tag="text-classification",
-        tags=list(dict.fromkeys(["generated_from_trainer", *trainer._tag_names, *tags])),
-        model_name=model_name,
+        tags=metadata(list(dict.fromkeys(["generated_from_trainer", *trainer._tag_names, *tags]))),
+        model_name=metadata(model_name),
         eval_results=evaluation_entries(metrics, dataset_name) or None,
     )
+    command = run_command(trainer.accelerator.num_processes)
     card = ModelCard.from_template(
         card_data,
         template_path=str(files("trl_dt2it").joinpath("templates/model_card.md")),
-        base_model=base_model,
+        base_model=base_model and hub_link(base_model),
         citation=PAPER["citation"],
-        command=run_command(trainer.accelerator.num_processes),
+        command=command and code_block(command, "bash"),
         curation=curation_facts(own if ledger is None else ledger, log),
-        dataset_name=dataset_name,
+        dataset_name=dataset_name and hub_link(dataset_name, "datasets/"),
         hub_model_id=hub_model_id,
+        serve=code_span(f"vllm serve {shlex.quote(hub_model_id)} --runner pooling"),
         is_adapter=is_peft_model(trainer.model),
         is_multimodal=isinstance(trainer.processing_class, ProcessorMixin),
-        metrics=[(name, f"{value:.4g}") for name, value in metrics.items()],
-        model_name=model_name,
+        metrics=[(name_cell(name), f"{value:.4g}") for name, value in metrics.items()],
+        model_name=name_cell(model_name),
         project_url=PROJECT_URL,
         sources=source_lines(counts),
         style=style_facts(log),
@@ -145,7 +154,8 @@ def write_model_card(
         versions=[(name, version(name)) for name in ("trl-dt2it", "trl", "transformers", "torch", "datasets")],
         **_tracker_urls(),
     )
-    card.save(output_dir / "README.md")
+    with whole_file(output_dir / "README.md") as part:
+        card.save(part)
 
 
 def last_evaluation(log_history: list[dict[str, Any]]) -> dict[str, float]:
@@ -241,7 +251,7 @@ def _training_figures(trainer: MultimodalRewardTrainer) -> list[tuple[str, str]]
     args = trainer.args
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * trainer.accelerator.num_processes
     figures = [
-        ("loss", f"`{trainer.loss_type}`"),
+        ("loss", code_span(trainer.loss_type)),
         ("pairs a step", str(batch) if args.max_tokens_per_batch is None else "as many as fit the tokens of a batch"),
         ("epochs", f"{trainer.state.epoch or args.num_train_epochs:g}"),
         ("optimiser steps", str(trainer.state.global_step)),

@@ -69,6 +69,11 @@ class RowArguments:
         """Where images may come from; a format has resolved its paths when it was read."""
         return ImageOptions(image_root=None if self.preferences is not None else self.image_root)
 
+    @property
+    def published_images(self) -> ImageOptions:
+        """Where images may come from that are written into files."""
+        return ImageOptions(image_root=self.image_root)
+
 
 def hub_rows(name: str, config: str | None, split: str) -> int | None:
     """Rows that the Hub says a split has, without downloading it; `None` where it does not say."""

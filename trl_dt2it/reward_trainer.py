@@ -39,6 +39,7 @@ from .curation.callback import IterativeCurationCallback
 from .curation.callback_state import resume_curation
 from .curation.sampler import CuratedRows
 from .data.encoded import AnyDataset, column_names, has_transform
+from .data.mixing import concatenate
 from .eval_batches import Evaluation, evaluation_loader
 from .evaluation.training import training_metrics
 from .freezing import let_gradients_into_checkpoints
@@ -113,9 +114,10 @@ class MultimodalRewardTrainer(RewardTrainer):
             Configuration. By default, one with the output directory `<model>-Reward`.
         data_collator (`DataCollator`, *optional*):
             By default [`MultimodalPreferenceCollator`]; another one has to give what that gives.
-        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`] or `dict` or `list` of the former):
             Preference rows: conversational or plain, with explicit or implicit prompt; `images` or `image`; and, if
-            wanted, `strength`, `weight`, `margin`, `source` and `pair_id`.
+            wanted, `strength`, `weight`, `margin`, `source` and `pair_id`. Several sets may differ in these
+            shapes; they are trained on together.
         eval_dataset ([`~datasets.Dataset`], [`~datasets.IterableDataset`] or `dict` of them, *optional*):
             Rows to evaluate on.
         processing_class ([`~transformers.ProcessorMixin`] or [`~transformers.PreTrainedTokenizerBase`], *optional*):
@@ -152,7 +154,7 @@ class MultimodalRewardTrainer(RewardTrainer):
         model: str | PreTrainedModel,
         args: MultimodalRewardConfig | None = None,
         data_collator: DataCollator | None = None,
-        train_dataset: Dataset | IterableDataset | None = None,
+        train_dataset: Dataset | IterableDataset | dict[str, Dataset] | list[Dataset] | None = None,
         eval_dataset: Dataset | IterableDataset | DatasetDict | IterableDatasetDict | dict | None = None,
         processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
         compute_metrics: Callable[[EvalPrediction], dict] | None = None,
@@ -166,6 +168,10 @@ class MultimodalRewardTrainer(RewardTrainer):
         if args is None:
             name = model if isinstance(model, str) else model.config._name_or_path
             args = MultimodalRewardConfig(f"{name.split('/')[-1]}-Reward")
+        if isinstance(train_dataset, (list, tuple)):
+            train_dataset = {f"set {number}": one for number, one in enumerate(train_dataset)}
+        if isinstance(train_dataset, dict) and not isinstance(train_dataset, (DatasetDict, IterableDatasetDict)):
+            train_dataset = concatenate(train_dataset)
         check_setup(args, train_dataset, eval_dataset)
         self._lengths: list[int] | None = None
         self._plan: BatchPlan | None = None

@@ -18,6 +18,7 @@ from . import pair_scoring
 from .candidates import Candidates, as_candidates, check_prompt, check_response
 from .collator import MultimodalPreferenceCollator
 from .data.images import ImageOptions
+from .data.locations import with_image_root
 from .dataset_scoring import add_rewards, model_fingerprint, processor_settings
 from .loading import load_processing_class, set_pixel_limits
 from .modeling import load_reward_model, read_last_real_token
@@ -60,8 +61,11 @@ class RewardScorer:
             Its processor, or the tokenizer of a text model.
         batch_tokens (`int`, *optional*, defaults to `16384`):
             Most tokens of a batch, images and padding included. What alone is longer has a batch of its own.
-        image_options ([`~trl_dt2it.data.images.ImageOptions`], *optional*):
-            Where images may come from and how large they may be.
+        image_root (`str` or `os.PathLike`, *optional*):
+            Folder that relative paths of images start from and that no path may leave, as in
+            [`~trl_dt2it.data.ImageOptions`].
+        image_options ([`~trl_dt2it.data.ImageOptions`], *optional*):
+            Where else images may come from, and how large they may be.
         share_prefix (`str`, *optional*, defaults to `"auto"`):
             Whether answers share their prompt in one row: `"auto"` where the family can, `"true"` or `"false"`.
         normalize (`bool`, *optional*, defaults to `False`):
@@ -82,6 +86,7 @@ class RewardScorer:
         processing_class: ProcessingClass,
         *,
         batch_tokens: int = 16384,
+        image_root: str | os.PathLike | None = None,
         image_options: ImageOptions | None = None,
         share_prefix: str = "auto",
         normalize: bool = False,
@@ -103,7 +108,7 @@ class RewardScorer:
         self.num_workers = num_workers
         self.collator = MultimodalPreferenceCollator(
             processing_class,
-            image_options=image_options or ImageOptions(),
+            image_options=with_image_root(image_options, image_root),
             share_prefix=decide_share_prefix(share_prefix, model),
         )
         mean: Any = getattr(model.config, "reward_mean", None)
@@ -148,11 +153,9 @@ class RewardScorer:
                 By default the process's own accelerator if there is one, otherwise the CPU.
             dtype (`str` or `torch.dtype`, *optional*):
                 Dtype of the weights; by default the checkpoint's.
-            image_root (`str` or `os.PathLike`, *optional*):
-                Folder that paths of images start from, and may not leave. Short for `image_options`.
             min_pixels, max_pixels (`int`, *optional*):
                 Smallest and largest number of pixels of an image; by default those that were saved in training.
-            batch_tokens, image_options, share_prefix, normalize, num_workers:
+            batch_tokens, image_root, image_options, share_prefix, normalize, num_workers:
                 As in [`RewardScorer`].
             revision (`str`, *optional*):
                 Branch, tag or commit on the Hub.
@@ -168,10 +171,7 @@ class RewardScorer:
         Raises:
             `ValueError`: if the checkpoint has no trained head, or as [`load_reward_model`] says.
         """
-        if image_root is not None and image_options is not None:
-            raise ValueError("Give `image_root` or `image_options`, not both.")
-        if image_root is not None and not Path(image_root).is_dir():
-            raise ValueError(f"`image_root` is {image_root}, but there is no such folder.")
+        image_options = with_image_root(image_options, image_root)
         hub: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         with whole_weights():
             model = load_reward_model(path, dtype=dtype or "auto", allow_new_head=False, **hub, **model_kwargs)
@@ -181,8 +181,6 @@ class RewardScorer:
             model = model.to(device or PartialState().device)  # type: ignore[arg-type]  # a string will do
         model.config.get_text_config().pad_token_id = get_tokenizer(processing_class).pad_token_id
         model.config.pad_token_id = get_tokenizer(processing_class).pad_token_id
-        if image_root is not None:
-            image_options = ImageOptions(image_root=os.fspath(image_root))
         return cls(
             model,
             processing_class,

@@ -1,5 +1,6 @@
 """Decisions of several rules: one after the other, by source, and never against a whole source."""
 
+import operator
 from functools import partial
 
 import numpy as np
@@ -48,7 +49,8 @@ def test_a_rule_by_source_sees_one_source_at_a_time():
     assert np.flatnonzero(alone.flip).tolist() == [2, 5]
     together = decide(strength, [Flip(flip_weakest_half)], source=source, min_kept=0)
     assert np.flatnonzero(together.flip).tolist() == [1, 3, 5]
-    # Too small ones are judged as part of all: of them, the lowest three are in b, which is large enough alone.
+    # A rule without a slope judges too small sources as part of all: of these, the lowest three are in b, which is
+    # large enough alone.
     mixed = decide(strength, [Flip(flip_weakest_half, by="source", min_pairs=3)], source=source, min_kept=0)
     assert np.flatnonzero(mixed.flip).tolist() == [5]
     for given in (pa.array(source), pa.chunked_array([source[:2], source[2:]]), np.array(source, dtype=object)):
@@ -62,14 +64,22 @@ def test_no_source_is_emptied(caplog):
     strength = [-1.0, -3.0, -2.0, np.nan, *[1.0] * 4, -1.0, np.nan]
     source = ["bad"] * 4 + ["good"] * 4 + ["single", "unscored"]
     decision = decide(strength, [Keep(keep_consistent)], source=source, min_kept=0.5)
-    assert "keep 0 of 4 pairs of bad; the strongest 2 of the others come back" in caplog.text
+    assert "keep 0 of 3 pairs of 'bad'; the strongest 2 of the others come back" in caplog.text
     assert "good" not in caplog.text
-    # The strongest come back, in a tie the first, and one that is not scored last of all.
-    assert np.flatnonzero(decision.keep).tolist() == [0, 2, 4, 5, 6, 7, 8, 9]
-    assert decision.reason[0] == "brought back, for its source to keep enough" == decision.reason[9]
+    decide([-1.0] * 10, [Keep(keep_consistent)], source=["\x1b[2J"] * 10, min_kept=0.5)
+    assert "\x1b" not in caplog.text and r"pairs of '\x1b[2J'" in caplog.text
+    # The strongest come back, in a tie the first, and none that is not scored.
+    assert np.flatnonzero(decision.keep).tolist() == [0, 2, 4, 5, 6, 7, 8]
+    assert decision.reason[0] == "brought back, for its source to keep enough"
+    assert decision.reason[9] == "not scored" and not decide([np.nan] * 10, []).keep.any()
     assert not decide(strength, [Keep(keep_consistent)], source=source, min_kept=0).keep[[0, 1, 2, 8, 9]].any()
     assert decide([-1.0] * 70, [Keep(keep_consistent)], min_kept=0.1).keep.sum() == 7
     assert decide([], [Flip(flip_mixture), Keep(keep_confident)]).keep.shape == (0,)
+
+
+def test_a_rule_without_a_signature_is_asked_as_it_is():
+    rule = operator.methodcaller("__lt__", 0)  # in C, of which `inspect` knows nothing
+    assert decide([1.0, -1.0], [Flip(rule, by="source")], source=["a", "b"]).flip.tolist() == [False, True]
 
 
 def test_misuse_of_decide_is_named():

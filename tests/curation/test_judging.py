@@ -13,16 +13,23 @@ import pytest
 from datasets import Dataset, concatenate_datasets
 
 from trl_dt2it.curation import CurationLedger, relabel_by_vote
+from trl_dt2it.curation.curation_run import CurationRun
 from trl_dt2it.curation.judging import judge_pairs, most_judging_cost
+from trl_dt2it.curation.round_data import SourceSets
 from trl_dt2it.curation.round_judges import read_judging
+from trl_dt2it.curation.round_settings import Step
+from trl_dt2it.curation.round_steps import ask_judges
+from trl_dt2it.curation.round_training import RewardTraining
 from trl_dt2it.curation.votes import UNREADABLE
 from trl_dt2it.data import reformulate_t2i, write_parquet
 from trl_dt2it.data.encoded import leave_images_encoded
 from trl_dt2it.data.swapping import swap_pairs
 from trl_dt2it.data.t2i_templates import CHINESE, ENGLISH
+from trl_dt2it.demo import READER_DIR
 from trl_dt2it.demo.digits import WORDS, make_digits, make_digits_t2i
-from trl_dt2it.judge import Endpoint, JudgeClient
+from trl_dt2it.judge import Endpoint, JudgeClient, JudgeError
 from trl_dt2it.judge.fence import fenced_texts
+from trl_dt2it.reward_config import MultimodalRewardConfig
 
 from ..judge.server import Fault, JudgeServer
 from .runs import arguments, outcome, start
@@ -172,6 +179,73 @@ def test_a_row_that_cannot_be_asked_about_is_listed(tmp_path):
     assert found.votes[:, 0].tolist() == [[1, 1], [UNREADABLE] * 2, [1, 1], [1, 1]]
     assert list(found.problems) == [1] and found.problems[1].startswith(rows[1]["pair_id"])
     assert found.counts() == {"ok": 6, "not_asked": 2}
+
+
+def test_a_judge_that_is_gone_stops_it_in_the_first_chunk(tmp_path):
+    pairs, truth = mixed_pairs(20)
+    judge = TruthfulJudge(truth, moods=False, faults=False)
+    with JudgeServer(judge) as server:
+        one = client(server, tmp_path / "judge.jsonl", max_retries=0)
+        gone = JudgeClient(Endpoint("http://127.0.0.1:9/v1", "gone"), tmp_path / "gone.jsonl", max_retries=0)
+        with pytest.raises(JudgeError, match="^gone at 127.0.0.1:9/v1 does not answer"):
+            judge_pairs(pairs, [one, gone], pairs_at_once=4, show_progress=False)
+        assert len(server.requests) == 8 and gone.usage().calls <= 8
+        server.answer = lambda body: judge(body) if len(server.requests) < 20 else Fault(status=503)
+        with pytest.raises(JudgeError, match="^judge at .* does not answer .*status 503"):
+            judge_pairs(pairs, [one], pairs_at_once=4, show_progress=False)
+        assert len(server.requests) <= 40
+        server.answer = judge
+        assert judge_pairs(pairs, [one], show_progress=False).counts() == {"ok": 80}
+        assert sum(judge.full.values()) == 80
+
+
+def test_pairs_without_an_answer_are_asked_about_again_and_nothing_is_decided_about_them(tmp_path):
+    specs = {name: {"noisy": {"digits": {"num_pairs": 8, "noise": 0.5}}} for name in ("base", "pool")}
+    args = MultimodalRewardConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none", disable_tqdm=True)
+    sets = SourceSets(specs, args, lambda: str(READER_DIR))
+    pool, names = sets.usable("pool"), sets.names("pool").to_pylist()
+    truth = {sha(row["images"][0]["bytes"]): row["digits"] for row in leave_images_encoded(pool)}
+    silent = [sha(row["images"][0]["bytes"]) for row in leave_images_encoded(pool)][2]
+    judge = TruthfulJudge(truth, moods=False, faults=False)
+    before, step = [(1, "decide")], Step(rules=[{"keep": "keep_consistent"}], judge=True)
+    folder = tmp_path / "round-1/judge"
+    folder.mkdir(parents=True)
+    (folder / "begun.json").write_text(json.dumps({"digest": "d"}))
+
+    def ask(**given):
+        about = {"base_url": server.base_url, "model": "judge", "max_retries": 0, **given}
+        run = CurationRun(tmp_path, RewardTraining(args), [], sets, [], [], read_judging(about))
+        return ask_judges(run, folder, number=1, step=step, before=before)
+
+    with JudgeServer(lambda body: Fault(status=500) if image_hashes(body) == [silent] else judge(body)) as server:
+        ledger = CurationLedger(tmp_path / "ledger")
+        ledger.append(1, "decide", pair_ids=names, actions=["drop"] * 6 + ["keep"] * 2)
+        with pytest.raises(
+            JudgeError, match="^1 of 6 pairs have no answer of all judges .2 questions failed.; start a"
+        ):
+            ask()
+        assert [entry["stage"] for entry in ledger.history(names[0])] == ["decide"]
+        with pytest.raises(JudgeError, match="`max_unanswered` of the judge"):
+            ask(max_unanswered=0.1)
+        counts = ask(max_unanswered=0.2)
+        assert (counts["judged"], counts["unanswered"], counts["kept"]) == (5, 1, 7)
+        assert counts["replies"] == {"ok": 10, "transport": 2}
+        assert [entry["stage"] for entry in ledger.history(names[2])] == ["decide"]  # dropped, as it was
+        assert sum(judge.full.values()) == 10
+
+        ledger.undo(1, "judge")
+        server.answer = judge
+        with pytest.raises(JudgeError, match="the budget had no room for 2 questions.*larger budget"):
+            ask(max_calls=1)
+        server.answer = lambda body: Fault(status=400, body={"error": {"message": "The prompt is too long."}})
+        counts = ask()  # that nobody can answer does not hold the run
+        assert (counts["unanswered"], counts["kept"], counts["replies"]) == (1, 7, {"ok": 10, "rejected": 2})
+        assert [entry["stage"] for entry in ledger.history(names[2])] == ["decide"]
+        ledger.undo(1, "judge")
+        server.answer = judge
+        counts = ask()
+        assert (counts["judged"], counts["kept"], counts["replies"]) == (6, 8, {"ok": 12})
+        assert "unanswered" not in counts and set(judge.full.values()) == {1} and len(judge.full) == 12
 
 
 def test_the_most_that_judging_may_cost():

@@ -144,7 +144,7 @@ def test_the_card_says_where_pairs_come_from(pool, ledger):
     ]
     assert "Of 7 pairs, 5 are kept, 1 of them with chosen and rejected exchanged, and 2 are left out" in card.text
     assert "Not for commercial use: rlaif\\_v." in card.text and "No licence is known" not in card.text
-    assert 'round 1, flip, by a\\|b: `{"rule": "flip \'negative\'"}`' in card.text
+    assert 'round 1, flip, by a\\|b: `` {"rule": "flip `negative`"} ``' in card.text
     assert "{%" not in card.text and "{{ " not in card.text and "None" not in card.text
 
 

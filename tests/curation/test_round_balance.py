@@ -68,6 +68,7 @@ def test_style_tells_nothing_under_the_weights(balanced):
     assert weight[source == "styled"].sum() == pytest.approx(300)
     assert weight[source == "images"].sum() == pytest.approx(40) and weight[source == "images"].max() < 1.5
     assert counts["effective_pairs"] == pytest.approx(weight.sum() ** 2 / (weight**2).sum(), abs=0.06)
+    assert counts["small_weights"] == (weight < 1e-3 * weight.mean()).sum() and counts["one_sided_pairs"] >= 0
     assert counts["auc_before"] > 0.7 and counts["auc_after"] < 0.55
     for when in ("before", "after"):
         audit = json.loads((run.output_dir / STAGE / f"style_{when}.json").read_text())
@@ -104,6 +105,7 @@ def test_what_is_trained_anew_when_the_balance_changes(tmp_path, tiny):
     [
         ({"weight": 3}, "`balance_style` has the unknown key `weight`; known are by, max_weight, features"),
         ({"max_weight": 1}, "`max_weight` of `balance_style` is 1; give a number above 1"),
+        ({"one_sided": "keep"}, "`one_sided` of `balance_style` is 'keep'; give one of leave, drop, refuse"),
         ({"features": ["size"]}, "`balance_style` names the feature 'size'; known are "),
         ("source", "`balance_style` is 'source'; give true, or by, max_weight and features"),
     ],
@@ -114,5 +116,6 @@ def test_misuse_is_named(given, message):
 
 
 def test_nothing_is_balanced_unless_asked_for():
+    assert read_balance({"one_sided": "drop"})["one_sided"] == "drop"
     assert read_balance(None) is None and read_balance(False) is None
     assert read_balance(True) == read_balance({}) == {"by": "source", "max_weight": 10.0, "features": None}

@@ -1,5 +1,6 @@
 """Rounds: scores out of sample, decisions by hand, and runs that are killed."""
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -8,20 +9,24 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from datasets import Dataset
+from rich.console import Console
 
-from trl_dt2it.curation import CurationLedger, Decision
+from trl_dt2it.curation import CurationLedger, Decision, Flip, decide, pair_ids
 from trl_dt2it.curation.curation_run import BaseModel, CurationRun
 from trl_dt2it.curation.round_data import SourceSets, folds_of, read_sets, set_digest
-from trl_dt2it.curation.round_report import label_noise
+from trl_dt2it.curation.round_report import audit_pool, harm, label_noise, show_summary
 from trl_dt2it.curation.round_sets import fold_rows, ledger_at, training_set
 from trl_dt2it.curation.round_settings import Step, read_rounds
 from trl_dt2it.curation.round_steps import decide_step
 from trl_dt2it.curation.round_training import RewardTraining, newest_checkpoint
+from trl_dt2it.curation.rules import flip_negative
 from trl_dt2it.curation.scoring_shards import gather_scores, read_scores, score_in_shards
+from trl_dt2it.data import check_row
 from trl_dt2it.data.encoded import column_of
 from trl_dt2it.demo.tiny import build_tiny_vlm
 from trl_dt2it.reward_config import MultimodalRewardConfig
 
+from ..rows import make_rows
 from .runs import RULES, arguments, outcome, start
 
 
@@ -56,6 +61,30 @@ def test_a_set_keeps_its_sources_and_its_digest_tells_changes(tmp_path):
         assert one["source"][:] == ["own"]
         read.setdefault(name, set()).add(set_digest(one, pa.array(["1"])))
     assert len(read["a"]) == 1 and len(read["a"] | read["c"]) == 2
+
+
+def test_sets_of_different_shape_stand_in_one_pool_and_test_sets_keep_their_names(tmp_path):
+    """README's rows, captions with two pictures, and what was prepared before, each with paths of its own."""
+    rows = make_rows(2, num_images=(1,))
+    for number, row in enumerate(rows):
+        (tmp_path / f"{number}.png").write_bytes(row["images"][0]["bytes"])
+    readme = {"prompt": [{"role": "user", "content": "What?"}], "images": ["0.png"], "source": "elsewhere"}
+    readme |= {side: [{"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
+    (tmp_path / "readme.jsonl").write_text(json.dumps(readme) + "\n")
+    captioned = {"caption": "a cat", "chosen_image": "0.png", "rejected_image": "1.png"}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(captioned) + "\n")
+    root = {"image_root": str(tmp_path)}
+    specs = {
+        "answers": {"dataset_name": str(tmp_path / "readme.jsonl"), **root},
+        "pictures": {"preferences": "t2i", "path_or_id": str(tmp_path / "pairs.jsonl"), **root},
+        "digits": {"digits_t2i": {"num_pairs": 1}},
+    }
+    pool = read_sets("pool", specs)
+    assert pool["source"][:] == ["elsewhere", "pictures", "digits"]
+    assert pool[0]["images"] == [{"bytes": None, "path": str(tmp_path / "0.png")}]
+    assert [check_row(row) for row in pool] == [None] * 3 and pool["t2i_caption"][:2] == [None, "a cat"]
+    test = read_sets("test", {"easy": specs["answers"], "hard": specs["answers"], "drawn": specs["pictures"]})
+    assert test["source"][:] == ["easy", "hard", "drawn"]
 
 
 def test_scores_are_written_in_parts_that_are_made_once_and_shared_by_machines(tmp_path):
@@ -255,3 +284,60 @@ def test_a_plan_says_what_is_done_and_what_the_judge_may_cost(tmp_path):
     # 48 pairs in both orders, each reply at most 10 tokens of 1 USD.
     assert ["round-1/judge", "to do", "48", "", "96", "960"] in rows
     assert not (tmp_path / "out").exists()
+
+
+def test_harm_by_curation_is_said_in_red():
+    audit = {"num_pairs": 500, "note": None}
+    leaks = {
+        "before": {
+            "sources": {
+                "same": {**audit, "auc": 0.55, "interval": (0.5, 0.6)},
+                "rises": {**audit, "auc": 0.55, "interval": (0.5, 0.6)},
+            }
+        },
+        "after": {
+            "sources": {
+                "same": {**audit, "auc": 0.56, "interval": (0.52, 0.6)},
+                "rises": {**audit, "auc": 0.64, "interval": (0.6, 0.68)},
+            }
+        },
+    }
+    accuracies = {"base": (0.81, 0.9, 0.7), "curated": (0.8025, 0.88, 0.695)}
+    final = {
+        name: {"pairs": 10, "accuracy": right, "accuracy/seen": seen, "accuracy/other": other}
+        for name, (right, seen, other) in accuracies.items()
+    }
+    found = harm(final, leaks)
+    assert len(found) == 3
+    assert "0.8025 of the test pairs, that of the base alone in 0.8100" in found[0]
+    assert "0.8800 of the test pairs of 'seen', that of the base alone in 0.9000" in found[1]
+    assert "labels of 'rises' after curation than before (leakage 0.550 to 0.640)" in found[2]
+    assert harm({**final, "curated": final["base"]}, {"before": leaks["before"]}) == []
+    assert harm({"curated": final["curated"]}, {}) == []
+    decided = {"round-1/decide": {"flipped": 1, "kept": 2}}
+    console = Console(record=True, force_terminal=True, width=200, file=io.StringIO())
+    show_summary({"rounds": decided, "pool_pairs": 3, "final": final, "harm": found}, console)
+    text = console.export_text(styles=True)
+    assert all(f"\x1b[1;31m{sentence[:60]}" in text for sentence in found)
+    assert all(f"\x1b[1;31m{cell}" in text for cell in ("0.8025", "0.8800", "0.6950"))
+    assert "\x1b[1;31m0.8100" not in text
+
+
+def test_the_style_of_a_pool_is_audited_before_and_after(tmp_path):
+    """Labels that follow length after curation, and were coin flips before."""
+    rng = np.random.default_rng(0)
+    long = [f"A{' long' * int(rng.integers(3, 9))} answer about {i}." for i in range(300)]
+    is_chosen = rng.random(300) < 0.5
+    rows = [
+        {"prompt": "q", "chosen": a if first else f"No {i}.", "rejected": f"No {i}." if first else a, "source": "s"}
+        for i, (a, first) in enumerate(zip(long, is_chosen, strict=True))
+    ]
+    pool = Dataset.from_list(rows)
+    ledger, names = CurationLedger(tmp_path), pair_ids(pool)
+    decision = decide(np.where(is_chosen, 1.0, -1.0), [Flip(flip_negative)])
+    ledger.append(1, "flip", pair_ids=names, decision=decision)
+    audits = audit_pool(pool, ledger)
+    before, after = (audits[when]["sources"]["s"] for when in ("before", "after"))
+    assert before["interval"][0] < 0.5 < before["interval"][1] and after["auc"] > 0.95
+    assert "labels of 's' after curation" in harm({}, audits)[0]
+    assert set(audit_pool(pool, None)) == {"before"}

@@ -140,7 +140,7 @@ def test_every_rule_is_defined_on_every_kind_of_strengths(rule):
             spread = np.full(2 * count, np.nan)
             spread[::2] = strength
             np.testing.assert_array_equal(rule(spread)[::2], mask)
-    strength = rng.permutation(np.r_[rng.normal(1, 1, 500), rng.normal(-1, 1, 200)])
+    strength = rng.permutation(np.r_[rng.normal(1.5, 1, 800), rng.normal(-1.5, 1, 200)])
     # A pair that the model likes more is flipped no sooner, and kept no later.
     mask = rule(strength)
     inside, outside = (strength[mask], strength[~mask]) if is_flip else (strength[~mask], strength[mask])

@@ -69,7 +69,7 @@ def test_what_is_the_same_pair():
     ][:4]
     for one, other in same:
         assert pair_digest(one) == pair_digest(other)
-        assert pair_digest(swapped(one)) == (pair_digest(one).key, not pair_digest(one).is_swapped)
+        assert pair_digest(swapped(one)) == pair_digest(one)._replace(is_swapped=not pair_digest(one).is_swapped)
     others = [
         row(0),
         row(0, tools=[{"type": "function"}]),
@@ -97,15 +97,17 @@ def test_doubles_are_left_alone_if_asked():
 
 
 @settings(deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 1), st.booleans(), st.booleans()), max_size=30))
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 1), *[st.booleans()] * 3), max_size=30))
 def test_doubles_are_those_of_a_plain_search(drawn):
     high, low = (np.array([one[half] for one in drawn], dtype=np.uint64) for half in (0, 1))
-    labels, is_bad = (np.array([one[part] for one in drawn], dtype=bool) for part in (2, 3))
-    expected = []
-    for place, (*key, label, bad) in enumerate(drawn):
-        same = [other for other, one in enumerate(drawn) if list(one[:2]) == key and not one[3]]
-        against = [other for other in same if drawn[other][2] != label]
-        if not bad and (against or same[0] < place):
-            expected.append((place, (against or same)[0], bool(against)))
-    doubles = find_doubles(high, low, labels, is_bad)
-    assert list(zip(*(part.tolist() for part in doubles), strict=True)) == expected
+    labels, is_bad, is_mirror = (np.array([one[part] for one in drawn], dtype=bool) for part in (2, 3, 4))
+    for mirrors in (is_mirror, None):
+        expected = []
+        for place, (*key, label, bad, mirror) in enumerate(drawn):
+            same = [other for other, one in enumerate(drawn) if list(one[:2]) == key and not one[3]]
+            against = [other for other in same if drawn[other][2] != label]
+            same = [other for other in same if mirrors is None or drawn[other][4] == mirror]
+            if not bad and (against or same[0] < place):
+                expected.append((place, (against or same)[0], bool(against)))
+        doubles = find_doubles(high, low, labels, is_bad, mirrors)
+        assert list(zip(*(part.tolist() for part in doubles), strict=True)) == expected

@@ -1,12 +1,26 @@
 """Where images may lie: under the image root, and on allowed hosts, with every way out tried."""
 
+import inspect
 import os
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from datasets import Dataset
 
 from tests.data.image_files import UPRIGHT, A, B, C, encode, picture, pixels, refusal
+from trl_dt2it.data import (
+    RowError,
+    decontaminate,
+    readmit,
+    reformulate_t2i,
+    split_t2i,
+    to_dpo,
+    validate,
+    write_parquet,
+)
+from trl_dt2it.data.canonical import FEATURES, preference
+from trl_dt2it.data.encoded import leave_images_encoded
 from trl_dt2it.data.images import ImageOptions, check_image, load_image
 
 
@@ -116,3 +130,67 @@ def test_a_server_that_drips_or_is_gone_is_missing(server):
     assert refusal("http://127.0.0.1:1/a.png", options) == "image_missing"
     assert refusal("http://127.0.0.1:99999/a.png", options) == "image_missing"
     assert refusal("http://127.0.0.1/ü.png", options) == "image_missing"
+
+
+def test_one_image_root_everywhere(tmp_path):
+    """The same paths are read, and the same is refused, wherever the folder is named."""
+    root = tmp_path / "root"
+    root.mkdir()
+    for number in range(2):
+        (root / f"{number}.png").write_bytes(encode(picture(UPRIGHT).rotate(90 * number, expand=True)))
+    (tmp_path / "2.png").write_bytes(encode(picture(UPRIGHT)))
+    captions = [
+        {"caption": "a cat", "chosen_image": path, "rejected_image": "1.png"} for path in ("0.png", "../2.png")
+    ]
+    raw_pairs = Dataset.from_list(captions)
+
+    made = reformulate_t2i(raw_pairs, image_root=root)
+    assert len(made) == 1 and split_t2i(raw_pairs, image_root=root)[1]["reason"][:] == ["image_outside_root"]
+    stream = raw_pairs.to_iterable_dataset()
+    assert len(list(reformulate_t2i(stream, image_root=root))) == len(list(split_t2i(stream, image_root=root)[0])) == 1
+
+    def rows(path):
+        row = {**dict.fromkeys(FEATURES), **preference("What?", "Yes.", "No.", [path])}
+        return Dataset.from_list([row], features=FEATURES)
+
+    good, bad = rows("0.png"), rows("../2.png")
+    assert [validate(one, image_root=root, show=False)[1]["reason"][:] for one in (good, bad)] == [
+        [],
+        ["image_outside_root"],
+    ]
+    assert len(readmit(good, good.select([]), image_root=root, show=False)[0]) == 1
+    benchmark = [{"question": "what", "image": "0.png"}]
+    assert len(decontaminate(good, benchmark, image_root=root)[1]) == 1
+    assert len(decontaminate(bad, benchmark, image_root=root)[1]) == 0
+    assert to_dpo(good, image_root=root)[0]["images"][0].size == (3, 2)
+    with pytest.raises(RowError, match="is not inside `image_root`"):
+        to_dpo(bad, image_root=root)
+    write_parquet(good, tmp_path / "good.parquet", image_root=root)
+    (written,) = leave_images_encoded(Dataset.from_parquet(str(tmp_path / "good.parquet"), cache_dir=str(tmp_path)))
+    assert [image["bytes"] for image in written["images"]] == [(root / "0.png").read_bytes()]
+    with pytest.raises(RowError, match="is not inside `image_root`"):
+        write_parquet(bad, tmp_path / "bad.parquet", image_root=root)
+    for function in (validate, decontaminate, to_dpo, write_parquet, reformulate_t2i):
+        with pytest.raises(ValueError, match="`image_root` is .*/nowhere, but there is no such folder"):
+            function(*[good, benchmark][: 2 if function is decontaminate else 1], **path_of(function, tmp_path))
+    with pytest.raises(ValueError, match="`image_root` and `image_options` name different folders"):
+        validate(good, image_root=root, image_options=ImageOptions(image_root=str(tmp_path)))
+
+
+def path_of(function, tmp_path):
+    return {"image_root": tmp_path / "nowhere", **({"path": tmp_path / "x"} if function is write_parquet else {})}
+
+
+def test_all_that_reads_images_of_rows_takes_an_image_root():
+    from trl_dt2it import MultimodalRewardConfig, RewardScorer, curation, data, debias, evaluation, judge
+    from trl_dt2it.curation.judging import judge_pairs
+
+    takes = [data.load_preferences, data.reformulate_t2i, data.split_t2i, data.validate, data.readmit]
+    takes += [data.decontaminate, data.to_dpo, data.write_parquet, evaluation.read_benchmark, evaluation.evaluate]
+    takes += [debias.distill, curation.push_curated, judge_pairs, RewardScorer.from_pretrained]
+    for function in (*takes, MultimodalRewardConfig):
+        assert "image_root" in inspect.signature(function).parameters, function
+    for package in (data, debias, evaluation, curation, judge):
+        for name in package.__all__:
+            parameters = inspect.signature(one).parameters if inspect.isfunction(one := getattr(package, name)) else {}
+            assert "image_root" in parameters or "image_options" not in parameters or name == "prepare_shard", name

@@ -1,5 +1,6 @@
 """Loading from files and from a Hub, whatever the layout: identity, places of images, shards, streams, counts."""
 
+import contextlib
 import io
 import json
 import subprocess
@@ -12,7 +13,7 @@ from PIL import Image as PILImage
 
 from tests.data.fixtures_as_rows import fixture
 from tests.hub_server import LoopbackHub
-from trl_dt2it.data import SOURCES, load_preferences
+from trl_dt2it.data import SOURCES, RowError, load_preferences
 from trl_dt2it.data.canonical import FEATURES
 from trl_dt2it.data.encoded import leave_images_encoded
 
@@ -139,6 +140,24 @@ def test_pairs_of_groups_do_not_depend_on_the_order_of_rows(tmp_path):
         load_preferences("evalmuse", tmp_path / "train_list.json", streaming=True)
 
 
+def test_rows_that_no_group_is_told_of_are_bad_rows_and_no_group(tmp_path, caplog):
+    good, nameless = fixture("evalmuse"), fixture("evalmuse")
+    for index, row in enumerate(nameless):
+        row |= {"prompt": f"caption {index}", "prompt_id": None}
+    lines = [*map(json.dumps, [nameless[0], good[0], nameless[1], good[1]]), '{"prompt": "cut', json.dumps({"a": 1})]
+    (tmp_path / "train_list.jsonl").write_text("\n".join(lines))
+    pairs = load_preferences("evalmuse", tmp_path / "train_list.jsonl", reformulate=False)
+    assert pairs["caption"][:] == ["a lady with a red hat"]
+    assert "Left 4 of 5 pairs out of evalmuse (3 missing_column, 1 not_conversational)" in caplog.text
+    rows = [{key: value for key, value in row.items() if key != "element_score"} for row in [*nameless, *good]]
+    Dataset.from_list(rows).to_parquet(tmp_path / "train_list.parquet")
+    caplog.clear()
+    assert load_preferences("evalmuse", tmp_path / "train_list.parquet", reformulate=False)["caption"][:] == [
+        "a lady with a red hat"
+    ]
+    assert "Left 2 of 3 pairs out of evalmuse (2 missing_column)" in caplog.text
+
+
 def test_text_to_image_pairs_become_two_image_questions(tmp_path):
     rows = [
         {"prompt": f"a square, {index}", "image_path": [f"{index}a.png", f"{index}b.png"], "human_preference": [0, 1]}
@@ -238,6 +257,202 @@ def test_rows_of_a_format_keep_their_names_unless_told(tmp_path):
     assert (row["source"], row["pair_id"]) == ("mine", "mmpr-2")
 
 
+OWN = {"source": "mine", "is_flipped": True, "score": 1, "note": "x", "tags": ["a"], "facts": {"by": 7}, "none": None}
+# A row of each layout of a file, as JSON.
+ROWS_WITH_OWN = {
+    "columns": {"q": "What?", "good": "A.", "bad": "B."},
+    "llamafactory": {"instruction": "What?", "chosen": "A.", "rejected": "B."},
+    "ms_swift": {"query": "What?", "response": "A.", "rejected_response": "B."},
+    "trl": {"prompt": "What?", "chosen": "A.", "rejected": "B."},
+    "mmpr": {"question": "What?", "chosen": "A.", "rejected": "B."},
+    "vlfeedback": {
+        "prompt": "What?",
+        "image": "a.png",
+        "completions": [
+            {"response": text, "annotations": {"Helpfulness": {"Rating": rating}}}
+            for text, rating in (("A.", "4"), ("B.", "2"), ("C.", "1"))
+        ],
+    },
+    "hpdv3": {"prompt": "a cat", "path1": "a.png", "path2": "b.png"},
+}
+OPTIONS = {
+    "columns": {"question": "q", "chosen": "good", "rejected": "bad"},
+    "vlfeedback": {"aspects": ["Helpfulness"]},
+}
+LAYOUTS = [("columns", "json"), ("columns", "parquet"), *((name, "jsonl") for name in ROWS_WITH_OWN)]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(("name", "layout"), LAYOUTS)
+def test_columns_of_one_s_own_stay_in_every_layout(name, layout, streaming, tmp_path, caplog):
+    rows, path = [{**ROWS_WITH_OWN[name], **OWN}, ROWS_WITH_OWN[name]], tmp_path / f"rows.{layout}"
+    if layout == "parquet":
+        Dataset.from_list(rows).to_parquet(path)
+    else:
+        path.write_text(json.dumps(rows) if layout == "json" else "\n".join(map(json.dumps, rows)))
+    pairs = list(leave_images_encoded(load_preferences(name, path, streaming=streaming, **OPTIONS.get(name, {}))))
+    per_row = len(pairs) // 2
+    assert per_row == (3 if name == "vlfeedback" else 1)
+    # Objects of JSON become JSON text.
+    kept = dict(OWN) if layout == "parquet" else {**OWN, "facts": '{"by": 7}'}
+    del kept["none"]
+    for pair in pairs[:per_row]:
+        assert {column: pair[column] for column in kept} == kept
+        assert pair["pair_id"].startswith(f"{name}-0")
+        assert pair["group_id"].startswith(f"{name}-") or name == "trl"  # whose rows name their groups
+    for pair in pairs[per_row:]:
+        empty = {**dict.fromkeys(kept), "source": name} | ({"facts": {"by": None}} if layout == "parquet" else {})
+        assert {column: pair[column] for column in kept} == empty or layout == "parquet"
+    assert ("none" in pairs[0]) == (layout == "parquet" and streaming)
+    assert "original" not in caplog.text
+
+
+def test_the_source_of_rows_goes_first_unless_told_and_is_kept_then(tmp_path, caplog):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({**ROWS_WITH_OWN["columns"], **OWN}))
+    (pair,) = load_preferences("columns", tmp_path / "rows.jsonl", source="ours", **OPTIONS["columns"])
+    assert (pair["source"], pair["original_source"], pair["pair_id"]) == ("ours", "mine", "ours-0")
+    assert pair["group_id"].startswith("ours-")
+    assert "they are kept: `source` as `original_source`" in caplog.text
+
+
+class Recorded(dict):
+    """A row that knows which of its fields were looked at."""
+
+    def __init__(self, row):
+        super().__init__(row)
+        self.seen = set()
+
+    def get(self, key, default=None):
+        self.seen.add(key)
+        return super().get(key, default)
+
+    def __getitem__(self, key):
+        self.seen.add(key)
+        return super().__getitem__(key)
+
+
+SAMPLES = {
+    **{name: name for name in ("povid", "mmpr", "spa_vl", "rlaif_v", "rlhf_v", "evalmuse", "hpdv3", "hpdv2_test")},
+    **{name: name for name in ("r1_reward_rl", "wildvision_battle", "pickapic_v2")},
+    "columns": None,
+    "dt2it_t2i": "dt2it_t2i_input",
+    "hpdv2": "hpdv2_train",
+    "imagereward": "imagerewarddb",
+    "imagereward_pairs": "imagerewarddb_pair",
+    "imagereward_rankings": None,
+    "llamafactory": "llamafactory_sharegpt",
+    "llava_critic": "llava_critic_pairwise",
+    "llava_human_preference": "llava_human_preference_10k",
+    "llava_reward": "llava_reward_t2i",
+    "mm_rlhf": "mm_rlhf_dpo_pairs",
+    "ms_swift": "ms_swift_rlhf",
+    "omnireward_t2i": "omnireward_t2i",
+    "rapidata": "rapidata_image",
+    "t2i": None,
+    "trl": "trl_canonical",
+    "vlfeedback": "vlfeedback_hf",
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_what_an_adapter_reads_it_says(name):
+    """Otherwise a column would be kept a second time, or one that is read would seem to be the user's."""
+    source, rows = SOURCES[name], [Recorded(row) for row in fixture(SAMPLES[name])] if SAMPLES[name] else []
+    for given in [rows] if source.group_by and rows else rows:
+        with contextlib.suppress(RowError):
+            list(source.convert(given))
+    seen = {field for row in rows for field in row.seen & row.keys()}
+    said = source.reads if isinstance(source.reads, tuple) else source.reads({*seen}, {})
+    votes = {field for field in seen if field.startswith("weighted_results")}  # of all criteria, which stay columns
+    assert said and seen - votes <= {*said, "id"}
+
+
+def test_a_set_in_parts_stays_the_source_of_its_rows(tmp_path):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({**fixture("llava_critic_pairwise")[0], "image": "a.png"}))
+    (pair,) = load_preferences("llava_critic", tmp_path / "rows.jsonl").remove_columns("images")
+    assert pair["source"] == "llava_critic"
+    assert pair["original_source"] == fixture("llava_critic_pairwise")[0]["source"]
+
+
+def test_columns_that_mean_the_same_everywhere_are_read_in_every_layout(tmp_path):
+    own = {"strength": 2, "weight": 0.5, "pair_id": 7, "group_id": "g", "source_id": "s", "source": "mine"}
+    for name in ("columns", "llamafactory", "ms_swift", "trl", "mmpr"):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text(json.dumps({**ROWS_WITH_OWN[name], **own}))
+        (pair,) = load_preferences(name, path, **OPTIONS.get(name, {}))
+        assert {key: pair[key] for key in own} == {**own, "pair_id": "7"}, name
+        path.write_text(json.dumps({**ROWS_WITH_OWN[name], "margin": 3}))
+        assert load_preferences(name, path, **OPTIONS.get(name, {}))["strength"][:] == [3.0], name
+        path.write_text(json.dumps({**ROWS_WITH_OWN[name], "margin": 3, "strength": 2}))
+        (pair,) = load_preferences(name, path, **OPTIONS.get(name, {}))
+        assert (pair["strength"], pair["original_margin"]) == (2.0, 3), name
+        path.write_text(json.dumps({**ROWS_WITH_OWN[name], "strength": "much"}))
+        with pytest.raises(ValueError, match="1 bad_strength.*`strength` is 'much'"):
+            load_preferences(name, path, **OPTIONS.get(name, {}))
+
+
+def test_columns_with_names_of_ours_are_kept_by_other_names(tmp_path, caplog):
+    row = {**ROWS_WITH_OWN["columns"], "prompt": "p", "chosen": 1, "row": 2, "source": {"a": 1}, "original_row": 3}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    (pair,) = load_preferences("columns", tmp_path / "rows.jsonl", **OPTIONS["columns"])
+    assert text_of(pair) == "A." and pair["source"] == "columns"
+    kept = {"original_prompt": "p", "original_chosen": 1, "original_row_": 2, "original_source": '{"a": 1}'}
+    assert {name: pair[name] for name in (*kept, "original_row")} == {**kept, "original_row": 3}
+    assert "`prompt` as `original_prompt`, `chosen` as `original_chosen`, `row` as `original_row_`" in caplog.text
+
+
+def test_what_is_left_of_a_column_is_kept(tmp_path):
+    row = {"q": {"text": "What?", "by": "me"}, "answers": {"good": "A.", "bad": "B."}}
+    options = {"question": "q.text", "chosen": "answers.good", "rejected": "answers.bad"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    Dataset.from_list([row]).to_parquet(tmp_path / "rows.parquet")
+    for layout, left in (("jsonl", '{"by": "me"}'), ("parquet", {"by": "me"})):
+        (pair,) = load_preferences("columns", tmp_path / f"rows.{layout}", **options)
+        assert pair["q"] == left and "answers" not in pair
+
+
+def test_values_of_one_column_of_json_may_be_of_several_types(tmp_path, caplog):
+    values = {"int": [1, 2.5], "any": [1, "one"], "large": [2**70, 1], "cut": ["\ud83d", "x"], "list": [[1], ["a"]]}
+    rows = [{**ROWS_WITH_OWN["columns"], **{k: v[n] for k, v in values.items()}, "l": [[], [2]][n]} for n in (0, 1)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    pairs = load_preferences("columns", tmp_path / "rows.jsonl", **OPTIONS["columns"])
+    found = {name: pairs[name][:] for name in (*values, "l")}
+    assert found == {
+        "int": [1.0, 2.5],
+        "any": ["1", "one"],
+        "large": [str(2**70), "1"],
+        "cut": ["?", "x"],
+        "list": ["[1]", '["a"]'],
+        "l": [[], [2]],
+    }
+
+
+def test_a_stream_of_json_knows_its_columns_from_its_first_rows(tmp_path, caplog):
+    row, path = ROWS_WITH_OWN["columns"], tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, [row] * 1000 + [{**row, "late": 1}])))
+    assert "late" not in list(load_preferences("columns", path, streaming=True, **OPTIONS["columns"]))[-1]
+    assert "The column `late` is in none of the first 1000 rows of the stream and is not kept" in caplog.text
+    path.write_text("\n".join(map(json.dumps, [{**row, "n": 1}] * 1000 + [{**row, "n": "one"}])))
+    with pytest.raises(ValueError, match="`n` is 'one', but int64 in the first rows of the stream"):
+        list(load_preferences("columns", path, streaming=True, **OPTIONS["columns"]))
+
+
+def test_images_of_one_s_own_stay_images(tmp_path):
+    row = {**ROWS_WITH_OWN["columns"], "crop": {"bytes": png((9, 8)), "path": None}}
+    Dataset.from_list([row]).cast_column("crop", Image()).to_parquet(tmp_path / "rows.parquet")
+    (pair,) = load_preferences("columns", tmp_path / "rows.parquet", **OPTIONS["columns"])
+    assert pair["crop"].size == (9, 8)
+
+
+def test_pairs_of_several_rows_keep_what_these_have_in_common(tmp_path):
+    rows = [{**row, "note": "x", "by": name} for row, name in zip(fixture("evalmuse")[:2], "ab", strict=True)]
+    (tmp_path / "train_list.json").write_text(json.dumps(rows))
+    (pair,) = load_preferences("evalmuse", tmp_path / "train_list.json", reformulate=False).select_columns(
+        ["note", "by"]
+    )
+    assert pair == {"note": "x", "by": None}
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
@@ -257,6 +472,81 @@ def test_rows_of_a_format_keep_their_names_unless_told(tmp_path):
 def test_misuse_is_named_before_anything_is_read(name, arguments, message):
     with pytest.raises(ValueError, match=message):
         load_preferences(name, **arguments)
+
+
+PAIR = {"prompt": "q", "chosen": "a, long", "rejected": "b"}
+OTHER = {"prompt": "q", "chosen": "42", "rejected": "NA"}
+
+
+def texts(pairs):
+    return [tuple(row[name][0]["content"][0]["text"] for name in PAIR) for row in leave_images_encoded(pairs)]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("windows.jsonl", "\ufeff" + json.dumps(PAIR) + "\r\n" + json.dumps(OTHER) + "\r\n"),
+        ("windows.json", "\ufeff" + json.dumps([PAIR, OTHER], indent=2)),
+        ("named.json", json.dumps({"info": {"version": 1}, "data": [PAIR, OTHER]}, indent=2)),
+        ("named_in_one_line.json", json.dumps({"pairs": [PAIR, OTHER]})),
+        (
+            "viewer.json",
+            json.dumps({"features": [], "rows": [{"row_idx": n, "row": r} for n, r in enumerate((PAIR, OTHER))]}),
+        ),
+        ("table.csv", 'prompt,chosen,rejected\nq,"a, long",b\nq,42,NA\n'),
+        ("windows.csv", '\ufeffprompt,chosen,rejected\r\nq,"a, long",b\r\nq,42,NA\r\n'),
+        ("table.tsv", "prompt\tchosen\trejected\nq\ta, long\tb\nq\t42\tNA\n"),
+    ],
+)
+def test_files_as_people_write_them(tmp_path, name, content, streaming):
+    (tmp_path / name).write_text(content, encoding="utf-8", newline="")
+    pairs = load_preferences("trl", tmp_path / name, streaming=streaming)
+    assert texts(pairs) == [tuple(PAIR.values()), tuple(OTHER.values())]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_not_a_number_is_what_python_writes(tmp_path, caplog, streaming):
+    """`json.dump` writes NaN, which is no JSON: a bad strength, and no reason to refuse the file."""
+    rows = [PAIR, {**OTHER, "margin": float("nan")}, {**PAIR, "prompt": "r", "other": float("inf")}]
+    (tmp_path / "list.json").write_text(json.dumps(rows))
+    (tmp_path / "lines.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for name in ("list.json", "lines.jsonl"):
+        caplog.clear()
+        assert len(texts(load_preferences("trl", tmp_path / name, streaming=streaming))) == 2
+        assert "bad_strength" in caplog.text
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "is empty"),
+        (b" \n\n", "is empty"),
+        (json.dumps([PAIR]).encode()[:-9], "cut.json is not JSON .*line 1 column"),
+        (json.dumps([PAIR], indent=1).encode()[:-2] + b",\n]", "is not JSON .*line 7 column"),  # as in JavaScript
+        (json.dumps(PAIR, indent=1).encode()[:-2] + b",\n}", "is not JSON .*line 5 column"),
+        (json.dumps([PAIR]).encode("utf-16"), "is in UTF-16 .* save it as UTF-8"),
+        ('{"prompt": "na\u00efve"}\n'.encode("latin-1"), "is not UTF-8 .*save it as UTF-8"),
+        (json.dumps({"data": [PAIR], "rows": [PAIR]}).encode(), "has several lists of rows: `data`, `rows`"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named_in_one_sentence(tmp_path, content, problem, streaming):
+    (tmp_path / "cut.json").write_bytes(content)
+    with pytest.raises(ValueError, match=problem) as error:
+        list(load_preferences("trl", tmp_path / "cut.json", streaming=streaming))
+    assert "cut.json" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_row_over_several_lines_is_one_row(tmp_path):
+    (tmp_path / "one.json").write_text(json.dumps(PAIR, indent=2))
+    assert texts(load_preferences("trl", tmp_path / "one.json")) == [tuple(PAIR.values())]
+    # A first line that is damaged costs no more than itself.
+    (tmp_path / "lines.json").write_text(json.dumps(PAIR)[:-5] + "\n" + json.dumps(OTHER))
+    assert texts(load_preferences("trl", tmp_path / "lines.json")) == [tuple(OTHER.values())]
+    (tmp_path / "bad.csv").write_text('prompt,chosen,rejected\nq,a,b,c,d\n"')
+    with pytest.raises(ValueError, match="bad.csv cannot be read as a table"):
+        load_preferences("trl", tmp_path / "bad.csv")
 
 
 def test_an_archive_has_to_be_unpacked_first(tmp_path):
@@ -302,3 +592,35 @@ def test_hub_ids_are_read_raw_files_and_parquet_alike(tmp_path):
             ).stdout.splitlines()[-1]
     assert "('rlaif_v-0', 'A red cup is on the table.')" in out["rlaif_v"]
     assert out["vlfeedback"].count("vlfeedback-0-") == 2
+
+
+def test_a_table_of_captions_and_two_pictures_loads_in_one_call(tmp_path):
+    for index in range(6):
+        (tmp_path / f"{index}.png").write_bytes(png((8 + index, 8)))
+    rows = [
+        {"text": f"a cat {n}", "win": f"{2 * n}.png", "lose": f"{2 * n + 1}.png", "gap": n, "prompt": "?"}
+        for n in range(3)
+    ]
+    rows += [{"text": "a dog", "win": "../0.png", "lose": "1.png", "gap": 1}, {"text": "a dog", "win": "0.png"}]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    names = {"caption": "text", "chosen_image": "win", "rejected_image": "lose", "strength": "gap"}
+    for name in ("t2i", "columns"):
+        for streaming in (False, True):
+            pairs = load_preferences(
+                name, tmp_path / "pairs.jsonl", image_root=tmp_path, source="mine", streaming=streaming, **names
+            )
+            found = list(leave_images_encoded(pairs))
+            assert [(row["t2i_caption"], row["strength"], row["pair_id"]) for row in found] == [
+                (f"a cat {n}", float(n), f"mine-{n}") for n in range(3)
+            ]
+            for n, row in enumerate(found):
+                paths = [str(tmp_path / f"{2 * n + side}.png") for side in (0, 1)]
+                assert sorted(image["path"] for image in row["images"]) == paths
+                assert (row["images"][0]["path"] == paths[0]) == (text_of(row) == row["t2i_first"])
+    # With the names that `reformulate_t2i` expects, and those of the row kept.
+    rows = [{"caption": "x", "chosen_image": "0.png", "rejected_image": "1.png", "pair_id": "p", "source_id": 3}]
+    (tmp_path / "plain.json").write_text(json.dumps(rows))
+    (row,) = load_preferences("t2i", tmp_path / "plain.json", image_root=tmp_path, reformulate=False)
+    assert (row["caption"], row["pair_id"], row["source_id"], row["strength"]) == ("x", "p", "3", None)
+    with pytest.raises(ValueError, match="there is no column `win`; the row has caption, chosen_image"):
+        load_preferences("t2i", tmp_path / "plain.json", chosen_image="win")

@@ -1,14 +1,19 @@
-"""Mixtures: exact shares, caps, order, and splits that keep groups together."""
+"""Mixtures: exact shares, caps, order, sets of different shape, and splits that keep groups together."""
 
+import json
 from collections import Counter
 
 import numpy as np
 import pytest
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, Image, IterableDataset, List, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trl_dt2it.data import mix, split_by_group
+from tests.data.t2i_pairs import pairs, raw
+from trl_dt2it.data import RowError, mix, reformulate_t2i, split_by_group, validate
+from trl_dt2it.data.canonical import MESSAGES
+from trl_dt2it.data.encoded import leave_images_encoded
+from trl_dt2it.data.mixing import with_canonical_columns
 
 
 def rows(name: str, count: int, per_group: int = 1, **columns) -> Dataset:
@@ -83,6 +88,17 @@ def test_columns_that_one_set_lacks_are_none():
     assert dict(zip(mixed["pair_id"], mixed["weight"], strict=True)) == {"a-0": 0.5, "a-1": 2.0, "b-0": None}
 
 
+def test_a_set_without_margins_has_margins_of_zero_beside_one_that_has_them():
+    texts = {"prompt": ["q?", "p?"], "chosen": ["a", "b"], "rejected": ["c", "d"]}
+    with_margins = Dataset.from_dict(texts | {"margin": [1, 2]})
+    without = Dataset.from_dict({name: [text + "." for text in values] for name, values in texts.items()})
+    mixed = mix({"a": with_margins, "b": without.select([1]), "c": reformulate_t2i(Dataset.from_list(pairs(3)))})
+    assert sorted(mixed["margin"]) == [0.0, 0.0, 0.0, 0.0, 1.0, 2.0]
+    clean, quarantine = validate(mixed, image_check="none", show=False)
+    assert (len(clean), len(quarantine)) == (6, 0)
+    assert "margin" not in mix({"b": without, "c": without}).column_names
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -143,3 +159,113 @@ def test_rows_without_a_group_are_split_one_by_one():
 def test_a_split_that_leaves_a_part_empty_is_an_error(data, size, message):
     with pytest.raises(ValueError, match=message):
         split_by_group(data, size)
+
+
+# Sets of different shape.
+
+README_ROW = {
+    "images": ["cup.png"],
+    "prompt": [{"role": "user", "content": "What is on the table?"}],
+    "chosen": [{"role": "assistant", "content": "A red cup."}],
+    "rejected": [{"role": "assistant", "content": "A blue plate."}],
+    "strength": 2,
+    "pair_id": 7,
+}
+
+
+def from_lines(folder, *lines) -> Dataset:
+    """What `load_dataset` makes of a file."""
+    file = folder / f"{len(list(folder.iterdir()))}.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return Dataset.from_json(str(file), cache_dir=str(folder / "cache"))
+
+
+def contents(messages):
+    return [(block["type"], block["text"]) for message in messages for block in message["content"]]
+
+
+def test_rows_of_every_shape_stand_in_one_mixture(tmp_path):
+    two_images = reformulate_t2i(pairs(3))
+    conversation = {side: README_ROW["prompt"] + README_ROW[side] for side in ("chosen", "rejected")}
+    blocks = [{"type": "text", "text": "Which "}, {"type": "image"}, {"type": "text", "text": "?"}]
+    sets = {
+        "images": two_images,
+        "undecoded": leave_images_encoded(reformulate_t2i(pairs(2), both_orders=True)),
+        "readme": from_lines(tmp_path, README_ROW),
+        "single": from_lines(tmp_path, {"image": "cup.png", **{k: README_ROW[k] for k in ("prompt", *conversation)}}),
+        "implicit": from_lines(tmp_path, {"images": ["cup.png"], **conversation}),
+        "blocks": from_lines(tmp_path, {**README_ROW, "prompt": [{"role": "user", "content": blocks}]}),
+        "plain": from_lines(tmp_path, {"prompt": "Who?", "chosen": "He.", "rejected": "She.", "note": "mine"}),
+    }
+    mixed = leave_images_encoded(mix(sets)).sort("source")
+    assert len(mixed) == 3 + 4 + 5 and all(mixed.features[name] == MESSAGES for name in ("prompt", *conversation))
+    assert mixed.features["images"] == List(Image(decode=False)) and mixed.features["strength"] == Value("float64")
+    found = [row for row in mixed if row["t2i_caption"] is None]
+    asked = sorted((contents(row["prompt"]), contents(row["chosen"])) for row in found)
+    cup = ([("image", None), ("text", "What is on the table?")], [("text", "A red cup.")])
+    assert asked == [
+        *[cup] * 3,
+        ([("text", "Which "), ("image", None), ("text", "?")], cup[1]),
+        ([("text", "Who?")], [("text", "He.")]),
+    ]
+    assert sorted(row["pair_id"] or "" for row in found) == ["", "", "", "7", "7"]
+    assert [row["images"] for row in found if row["images"]] == [[{"bytes": None, "path": "cup.png"}]] * 4
+    assert [row["note"] for row in found if row["note"]] == ["mine"]
+    # The rows that were canonical are the same.
+    known = {row["pair_id"]: row for name in ("images", "undecoded") for row in raw(sets[name])}
+    for row in mixed:
+        if row["t2i_caption"] is not None:
+            assert known.pop(row["pair_id"]) == {name: value for name, value in row.items() if name != "note"}
+    assert not known
+
+
+def test_sets_of_one_shape_stay_as_they_are(tmp_path):
+    sets = {name: from_lines(tmp_path, {**README_ROW, "pair_id": name}) for name in "ab"}
+    assert mix(sets).features == sets["a"].features
+    assert with_canonical_columns(two := reformulate_t2i(pairs(2))).features == two.features
+    assert mix({"a": two, "b": two}).features == two.features
+
+
+def test_paths_start_from_the_image_root(tmp_path):
+    (tmp_path / "photos").mkdir()
+    rows = from_lines(tmp_path, README_ROW)
+    (row,) = raw(with_canonical_columns(rows, image_root=tmp_path / "photos"))
+    assert row["images"] == [{"bytes": None, "path": str(tmp_path / "photos" / "cup.png")}]
+    two = reformulate_t2i(pairs(1))
+    assert with_canonical_columns(two, image_root=tmp_path).features == two.features
+    outside = from_lines(tmp_path, {**README_ROW, "images": ["../cup.png"]})
+    with pytest.raises(RowError, match="7: the image '../cup.png' is not inside `image_root`"):
+        with_canonical_columns(outside, image_root=tmp_path / "photos")
+
+
+def test_what_canonical_rows_cannot_hold_is_named(tmp_path):
+    call = [{"role": "assistant", "content": "", "tool_calls": [{"name": "look"}]}]
+    tools = from_lines(tmp_path, {**README_ROW, "chosen": call})
+    with pytest.raises(ValueError, match="tools, 7: a message has `tool_calls`, which canonical rows do not hold"):
+        mix({"tools": tools, "images": reformulate_t2i(pairs(1))})
+    two = [reformulate_t2i(pairs(1)).add_column("digits", [value]) for value in (1, "one")]
+    assert sorted(mix({"a": two[0], "b": two[1]})["digits"]) == ["1", "one"]
+
+
+def test_strings_without_a_prompt_are_named(tmp_path):
+    strings = from_lines(tmp_path, {"chosen": "Who? He.", "rejected": "Who? She."})
+    with pytest.raises(ValueError, match="strings, row 0: the row has two strings and no `prompt`"):
+        mix({"strings": strings, "images": reformulate_t2i(pairs(1))})
+
+
+def test_bad_rows_are_left_for_the_checks(tmp_path):
+    bad = from_lines(tmp_path, {**README_ROW, "rejected": README_ROW["chosen"]}, {**README_ROW, "chosen": []})
+    mixed = mix({"bad": bad, "images": reformulate_t2i(pairs(1))})
+    clean, quarantine = validate(mixed, image_check="none", show=False)
+    assert len(clean) == 1 and sorted(quarantine["reason"]) == ["empty_answer", "equal_answers"]
+
+
+def test_columns_of_different_types_are_joined_as_floats_or_strings():
+    a = rows("a", 2, score=[1, 2], note=["x", None], by=[{"id": 1}, None], same=[True, False])
+    b = rows("b", 2, score=[0.5, None], note=[3, 4], by=["you", "me"], none=[None, None])
+    mixed = {row["pair_id"]: row for row in mix({"a": a, "b": b})}
+    columns = ("score", "note", "by", "same", "none")
+    assert [mixed["a-0"][name] for name in columns] == [1.0, "x", '{"id": 1}', True, None]
+    assert [mixed["a-1"][name] for name in columns] == [2.0, None, None, False, None]
+    assert [mixed["b-0"][name] for name in columns] == [0.5, "3", "you", None, None]
+    assert b.features["note"].dtype == "int64"  # the sets themselves stay as they were

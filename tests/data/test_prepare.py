@@ -2,18 +2,36 @@
 
 import hashlib
 import json
+import runpy
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from datasets import load_dataset
+from PIL import Image as PILImage
+from rich.console import Console
 
 from tests.processes import ROOT, Run, start_script
-from trl_dt2it.data import build_mixture, load_image, prepare_shard, read_benchmarks, read_settings
+from trl_dt2it.data import (
+    T2ITemplate,
+    build_mixture,
+    load_image,
+    load_preferences,
+    prepare_shard,
+    read_benchmarks,
+    read_settings,
+    write_parquet,
+)
+from trl_dt2it.data.canonical import T2I_IDENTITY
 from trl_dt2it.demo.digits import make_digits, make_digits_t2i
 
 
+TILE = np.ones((8, 8, 1), np.uint8)
+OWN = T2ITemplate("Vote on {caption}\n{images}", "Left.", "Right.")
+IN_BENCHMARK = (0, 7, 9)
+STAGES = ("clean", "duplicates", "contaminated", "mixed")
 RECIPE = ROOT / "recipes" / "prepare_data.py"
 
 
@@ -214,3 +232,114 @@ def test_a_wrong_shard_is_named(raw, tmp_path):
 def test_a_benchmark_without_the_column_is_named(raw):
     with pytest.raises(ValueError, match="The benchmark b has no column `question`; its columns are query, image"):
         read_benchmarks({"b": {"path_or_id": str(raw / "benchmark.jsonl")}})
+
+
+@pytest.fixture(scope="module")
+def captioned(tmp_path_factory) -> Path:
+    """Pairs of images of captions: 0 to 7 in HPDv3's file; 4 to 9 in another, where 4 and 5 have the other label."""
+    folder = tmp_path_factory.mktemp("captioned")
+    (folder / "a").mkdir()
+    (folder / "b").mkdir()
+    rng = np.random.default_rng(0)
+    hpdv3, others = [], []
+    for number in range(10):
+        for side in (0, 1):
+            picture = PILImage.fromarray(np.kron(rng.integers(0, 255, (6, 6, 3), dtype=np.uint8), TILE))
+            for root in "ab":
+                picture.save(folder / root / f"{root}{number}-{side}.png")
+            picture.resize((80, 80)).save(folder / f"{number}-{side}.jpg", quality=70)
+        caption, paths = f"thing {number}", [[f"{root}{number}-{side}.png" for side in (0, 1)] for root in "ab"]
+        if number < 8:
+            hpdv3.append({"prompt": caption, "path1": paths[0][0], "path2": paths[0][1], "confidence": 0.9})
+        if number >= 4:
+            better, worse = paths[1][::-1] if number < 6 else paths[1]
+            others.append({"caption": caption, "chosen_image": better, "rejected_image": worse})
+    (folder / "train.json").write_text(json.dumps(hpdv3))
+    (folder / "others.jsonl").write_text("".join(json.dumps(row) + "\n" for row in others))
+    return folder
+
+
+def benchmark_files(folder: Path) -> dict[str, dict]:
+    """The same benchmark in the shapes in which people have it, images encoded anew."""
+    images = {number: [f"{number}-{side}.jpg" for side in (0, 1)] for number in IN_BENCHMARK}
+    files = {
+        "hpdv3": [{"prompt": f"thing {n}", "path1": two[1], "path2": two[0]} for n, two in images.items()],
+        "captions": [{"caption": f"thing {n}", "images": two} for n, two in images.items()],
+        "columns": [{"q": f"Thing {n}.", "left": two[0], "right": two[1]} for n, two in images.items()],
+        "pairs": [
+            {"caption": f"thing {n}", "chosen_image": two[1], "rejected_image": two[0]} for n, two in images.items()
+        ],
+        "one": [{"prompt": f"thing {n}", "image": two[1]} for n, two in images.items()],
+    }
+    for name, rows in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(rows))
+    asked = load_preferences("hpdv3", folder / "hpdv3.json", image_root=folder, seed=5, template=OWN)
+    write_parquet(asked, folder / "asked.parquet", image_root=folder)
+    plain = load_preferences("hpdv3", folder / "hpdv3.json", image_root=folder, seed=6)
+    write_parquet(plain.remove_columns(list(T2I_IDENTITY)), folder / "plain.parquet", image_root=folder)
+    root = {"image_root": str(folder)}
+    return {
+        "hpdv3": {"name": "hpdv3", "path_or_id": str(folder / "hpdv3.json"), **root},
+        "captions": {"path_or_id": str(folder / "captions.json"), **root},
+        "columns": {
+            "path_or_id": str(folder / "columns.json"),
+            "question": "q",
+            "image": ["left", "right"],
+            **root,
+        },
+        "pairs": {"path_or_id": str(folder / "pairs.json"), **root},
+        "one": {"path_or_id": str(folder / "one.json"), **root},
+        "asked": {"path_or_id": str(folder / "asked.parquet")},
+        "plain": {"path_or_id": str(folder / "plain.parquet")},
+    }
+
+
+def test_planted_pairs_of_images_are_found_whatever_they_are_worded(captioned, tmp_path):
+    root = {name: str(captioned / name) for name in "ab"}
+    settings = read_settings(
+        {
+            "hpdv3": {"path_or_id": str(captioned / "train.json"), "image_root": root["a"], "num_shards": 2},
+            "t2i": {"path_or_id": str(captioned / "others.jsonl"), "image_root": root["b"], "template": OWN},
+        }
+    )
+    for key, one in settings.items():
+        for shard in range(one.num_shards):
+            prepare_shard(tmp_path, key, one, shard)
+    for name, given in benchmark_files(captioned).items():
+        report = build_mixture(tmp_path, settings, benchmarks=read_benchmarks({name: given}), test_size=0)["sources"]
+        # Of 4 and 5 both labels go, of 6 and 7 the second row, and 0, 7 and 9 are in the benchmark.
+        counts = {key: [one[stage] for stage in STAGES] for key, one in report.items()}
+        assert (name, counts) == (name, {"hpdv3": [8, 2, 2, 4], "t2i": [6, 4, 1, 1]})
+        mixture = load_dataset("parquet", data_dir=str(tmp_path / "mixture"), split="train")
+        assert sorted(mixture["t2i_caption"]) == [f"thing {number}" for number in (1, 2, 3, 6, 8)]
+
+
+def test_settings_of_a_benchmark_that_do_not_fit_are_named(captioned, caplog):
+    file = str(captioned / "one.json")
+    benchmark_files(captioned)
+    for given, message in (
+        ({"image": "picture"}, "The benchmark b has no column `picture`; its columns are image, prompt."),
+        ({"pictures": "image"}, "The benchmark b has the unknown key `pictures`."),
+        ({"image_root": str(captioned / "nowhere")}, "`image_root` is .*nowhere, but there is no such folder."),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_benchmarks({"b": {"path_or_id": file, **given}})
+    rows = [{"prompt": "x", "image": "../one.json"}]
+    (captioned / "outside.json").write_text(json.dumps(rows))
+    with pytest.raises(ValueError, match="Row 0 of the benchmark b cannot be read: .* is not inside `image_root`"):
+        read_benchmarks({"b": {"path_or_id": str(captioned / "outside.json"), "image_root": str(captioned / "a")}})
+    (captioned / "text.json").write_text(json.dumps([{"prompt": "x", "photo": "a.png"}]))
+    read_benchmarks({"b": {"path_or_id": str(captioned / "text.json")}})
+    assert (
+        "The benchmark b has no images; if it should, name their column by `image`: its columns are photo, prompt"
+        in (caplog.text)
+    )
+
+
+def test_reasons_are_whole_in_a_narrow_terminal(capsys):
+    counts = dict.fromkeys(("pairs", "clean", "duplicates", "contaminated", "mixed", "train", "test"), 83132)
+    reasons = {"image_outside_root": 1, "contradictory_pair": 1200, "image_missing": 31, "tie": 40}
+    table = runpy.run_path(str(RECIPE))["summary"]({"sources": {"[red]": {**counts, "reasons": reasons}}})
+    Console(width=80).print(table)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Dropped from [red]: 1 image_outside_root, 1,200 contradictory_pair, 31 image_missing, 40 tie" in said

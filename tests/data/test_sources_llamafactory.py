@@ -60,6 +60,28 @@ def test_llamafactory_takes_names_of_openai_strings_and_columns_of_the_entry():
         list(llamafactory(row, columns={"picture": "pictures"}))
 
 
+def test_llamafactory_takes_the_tags_of_the_entry():
+    row = {
+        "conversations": [
+            {"who": "rules", "says": "Be brief."},
+            {"who": "customer", "says": "<image>What is on the table?"},
+        ],
+        "chosen": {"who": "agent", "says": "A red cup."},
+        "rejected": {"who": "agent", "says": "Two dogs."},
+        "images": ["a.png"],
+    }
+    tags = {"role_tag": "who", "content_tag": "says", "user_tag": "customer", "assistant_tag": "agent"}
+    wanted = expected([say("system", "Be brief."), TABLE], "A red cup.", "Two dogs.", ["a.png"])
+    assert results(llamafactory, row, tags={**tags, "system_tag": "rules"}) == [wanted]
+    assert results(llamafactory, row, tags=tags) == ["not_conversational"]
+    called = {**row, "chosen": {"who": "lookup", "says": "{}"}}
+    assert results(llamafactory, called, tags={**tags, "system_tag": "rules", "function_tag": "lookup"}) == [
+        "not_conversational"
+    ]
+    with pytest.raises(ValueError, match=r"`tags` has the keys \['role'\]; it may have role_tag, "):
+        list(llamafactory(row, tags={"role": "who"}))
+
+
 def test_llamafactory_in_the_layout_of_alpaca():
     row = {
         "instruction": "Describe.",

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.data.fixtures_as_rows import fixture
-from tests.data.source_rows import IMAGE, TABLE, VIDEO, changed, expected, path, results, say, says, user
+from tests.data.source_rows import IMAGE, TABLE, VIDEO, changed, expected, message, path, results, say, says, user
 from trl_dt2it.data.sources.trl_rows import trl
 
 
@@ -105,6 +105,34 @@ def test_trl_plain_strings_become_messages():
     assert results(trl, {"chosen": "q a", "rejected": "q b"}) == ["missing_column"]
 
 
+def test_trl_a_string_prompt_beside_answers_of_messages():
+    # `prompt` a string and each answer a message, as in oumi's vision-language DPO rows.
+    row = {"prompt": "q", "chosen": says("q", "a")[1:], "rejected": says("q", "b")[1:]}
+    assert results(trl, row) == [expected(user("q"), "a", "b")]
+    assert results(trl, {**row, "images": ["a.png"]}) == [expected(user(IMAGE, "q"), "a", "b", ["a.png"])]
+    assert results(trl, {**row, "prompt": "Is <image> a cat?", "images": ["a.png"]}) == [
+        expected(user("Is ", IMAGE, " a cat?"), "a", "b", ["a.png"])
+    ]
+    assert results(trl, {**row, "prompt": "<image> or <image>?", "images": ["a.png"]}) == ["placeholder_count"]
+    # Whole conversations beside their own first question, as in UltraFeedback: it is asked once.
+    whole = {"prompt": "q", "chosen": says("q", "a"), "rejected": says("q", "b")}
+    assert results(trl, whole) == [expected(user("q"), "a", "b")]
+    assert results(trl, {**whole, "images": ["a.png"]}) == [expected(user(IMAGE, "q"), "a", "b", ["a.png"])]
+    later = {"prompt": " t\n", "chosen": says("q", "r", "t", "a"), "rejected": says("q", "r", "t", "b")}
+    assert results(trl, later) == [expected([user("q"), say("assistant", "r"), user("t")], "a", "b")]
+    system = {side: [{"role": "system", "content": "s"}, *whole[side]] for side in ("chosen", "rejected")}
+    assert results(trl, {**whole, **system}) == [expected([say("system", "s"), user("q")], "a", "b")]
+    assert results(trl, {**whole, "prompt": "another"}) == ["not_conversational"]
+    assert "`prompt`" in message(trl, {**whole, "prompt": "another"})
+    # What is no message is named, and not the prompt that is right.
+    lists = {**row, "chosen": ["a", "a, at length"], "rejected": ["b", "b, at length"]}
+    assert results(trl, lists) == ["not_conversational"] and "`chosen` message 0" in message(trl, lists)
+    assert "`rejected`" in message(trl, {**row, "rejected": "b"})
+    assert "`chosen`" in message(trl, {**row, "chosen": "a"})
+    assert results(trl, {**row, "rejected": None}) == ["missing_column"]
+    assert results(trl, {"prompt": "q"}) == ["missing_column"]
+
+
 def test_trl_rows_without_a_prompt_begin_with_it():
     implicit = {"prompt": None, "chosen": says("q", "r", "t", "a"), "rejected": says("q", "r", "t", "b")}
     prompt = [user(IMAGE, "q"), say("assistant", "r"), user("t")]
@@ -142,7 +170,6 @@ SYSTEM = [{"role": "system", "content": "s"}]
         ({"prompt": None}, "missing_column"),
         ({"prompt": None, "chosen": says("q", "a"), "rejected": says("p", "b")}, "missing_column"),
         ({"prompt": None, "chosen": SYSTEM + says("q", "a"), "rejected": SYSTEM + says("p", "b")}, "missing_column"),
-        ({"prompt": "q"}, "not_conversational"),
         ({"prompt": 3}, "not_conversational"),
         ({"chosen": "a"}, "not_conversational"),
         ({"prompt": [{"role": "human", "content": "q"}]}, "not_conversational"),

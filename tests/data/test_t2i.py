@@ -12,7 +12,7 @@ from transformers import AutoProcessor
 from tests.data.t2i_pairs import first_is_chosen, pairs, png, raw, stream_of, text
 from trl_dt2it import MultimodalPreferenceCollator
 from trl_dt2it.data import content_id
-from trl_dt2it.data.canonical import FEATURES
+from trl_dt2it.data.canonical import REFORMULATED_FEATURES
 from trl_dt2it.data.encoded import leave_images_encoded
 from trl_dt2it.data.t2i import reformulate_t2i
 from trl_dt2it.data.t2i_templates import ENGLISH, T2ITemplate
@@ -39,9 +39,13 @@ def test_a_row_by_hand():
         "group_id": "g0",
         "source": "s",
         "source_id": None,
+        "t2i_caption": "caption 0",
+        "t2i_first": "One.",
+        "t2i_order": "ab",
     }
     assert mirrored == {
         **row,
+        "t2i_order": "ba",
         "chosen": row["rejected"],
         "rejected": row["chosen"],
         "images": row["images"][::-1],
@@ -51,15 +55,24 @@ def test_a_row_by_hand():
 
 def test_columns_of_the_result():
     plain = pairs(2)
-    assert reformulate_t2i(plain).features == FEATURES
+    assert reformulate_t2i(plain).features == REFORMULATED_FEATURES
     more = plain.add_column("weight", [0.5, 2.0]).add_column("is_flipped", [True, False])
     more = more.add_column("image", ["a", "b"]).add_column("scores", [[1], [2]]).add_column("prompt", ["x", "y"])
     for made in (reformulate_t2i(more), reformulate_t2i(more.to_iterable_dataset())):
-        assert set(made.features) == {*FEATURES, "weight", "is_flipped"}
+        assert set(made.features) == {*REFORMULATED_FEATURES, "weight", "is_flipped", "scores"}
         assert [(row["weight"], row["is_flipped"]) for row in raw(made)] == [(0.5, True), (2.0, False)]
         assert [row["strength"] for row in raw(made)] == [0.0, 1.0]
     assert [row["strength"] for row in raw(reformulate_t2i(more, strength="weight"))] == [0.5, 2.0]
     assert [row["strength"] for row in raw(reformulate_t2i(more, strength=None))] == [None, None]
+
+
+def test_lists_and_objects_stay_and_what_cannot_stay_is_named(caplog):
+    rows = pairs(2)
+    own = {"tags": ["a", "b"], "facts": {"by": [1, 2]}, "prompt": "mine", "depth": b"map"}
+    made = reformulate_t2i(Dataset.from_list([{**row, **own} for row in rows])).remove_columns("images").to_list()
+    assert [(row["tags"], row["facts"]) for row in made] == [(own["tags"], own["facts"])] * 2
+    assert "are dropped: `prompt`, `depth`; to keep one" in caplog.text
+    assert "depth" not in made[0]
 
 
 def test_other_names_of_columns_and_kinds_of_images():

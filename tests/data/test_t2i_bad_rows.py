@@ -10,7 +10,7 @@ from PIL import Image as PILImage
 
 from tests.data.t2i_pairs import first_is_chosen, mixed, pairs, png, raw, stream_of
 from trl_dt2it.data import REASONS, RowError
-from trl_dt2it.data.canonical import FEATURES
+from trl_dt2it.data.canonical import REFORMULATED_FEATURES
 from trl_dt2it.data.t2i import reformulate_t2i, split_t2i
 
 
@@ -119,7 +119,7 @@ def test_a_bad_row_is_an_error_if_wished():
 def test_sets_without_a_good_row():
     dataset = pairs(3, captions=["", " ", "\n"])
     for made in (reformulate_t2i(dataset), reformulate_t2i(dataset.select([]))):
-        assert len(made) == 0 and made.features == FEATURES
+        assert len(made) == 0 and made.features == REFORMULATED_FEATURES
     assert raw(reformulate_t2i(dataset.to_iterable_dataset())) == []
     good, bad = split_t2i(dataset)
     assert (len(good), len(bad)) == (0, 3)

@@ -324,6 +324,16 @@ def test_imagereward_by_hand():
     assert reasons(imagereward([rated("a", 1), rated("b", None)])) == ["bad_rating"]
 
 
+@pytest.mark.parametrize("adapter, row", [(evalmuse, muse), (imagereward, rated)])
+def test_images_are_compared_under_one_caption_only(adapter, row):
+    first, second, third = row("a", 1), row("b", 2), row("c", 3) | {"prompt": "another"}
+    assert reasons(adapter([first, second, third])).count("not_conversational") == 2
+    assert len(reasons(adapter([first, second, third]))) == 3
+    for nothing in ({"prompt_id": None}, {"prompt_id": ""}):
+        with pytest.raises(RowError, match="`prompt_id` is missing"):
+            list(adapter([first | nothing]))
+
+
 def test_imagereward_rankings():
     row = {"prompt": "x", "generations": ["a", "b", "c"], "ranking": [2, 1, 2]}
     assert reasons(imagereward_rankings(row)) == [("b", "a"), "tie", ("b", "c")]
@@ -331,6 +341,8 @@ def test_imagereward_rankings():
     assert reasons(imagereward_rankings({**row, "ranking": [1, 2]})) == ["bad_rating"]
     assert reasons(imagereward_rankings({**row, "ranking": None})) == ["bad_rating"]
     assert reasons(imagereward_rankings({**row, "generations": "abc"})) == ["bad_rating"]
+    (error,) = imagereward_rankings({**row, "generations": None})
+    assert "`generations`" in str(error)
 
 
 STRANGE = [None, 0, -1.5, True, float("nan"), "", "x", b"x", [], [None], [1, 2], [[], []], ["x", {}], {}, {"x": 1}]
@@ -365,7 +377,7 @@ def test_no_strange_field_crashes_an_adapter(adapter, name):
 def test_every_source_is_described():
     modules = (t2i_pairs, t2i_groups, t2i_formats)
     sources = [item for module in modules for item in vars(module).values() if isinstance(item, Source)]
-    assert len(sources) == 11
+    assert len(sources) == 12
     assert all(source.is_t2i and source.licence and source.note and not source.is_non_commercial for source in sources)
     grouped = {source.convert for source in sources if source.group_by == "prompt_id"}
     assert grouped == {evalmuse, imagereward}

@@ -10,7 +10,7 @@ from rich.console import Console
 from trl_dt2it.debias import audit_style, balance_style
 from trl_dt2it.debias.audit import leakage
 from trl_dt2it.debias.pair_style import PairStyle, read_pair_style, with_column
-from trl_dt2it.debias.probe import fit_probe, folds, held_out_scores, tells_anything, wins
+from trl_dt2it.debias.probe import fit_probe, folds, held_out_scores
 from trl_dt2it.demo.digits import flip_preferences, make_digits
 
 
@@ -74,10 +74,10 @@ def test_swapping_the_sides_of_pairs_swaps_their_scores():
 def test_the_interval_covers_the_truth_as_often_as_it_says():
     rng = np.random.default_rng(0)
     covered = 0
-    for _ in range(100):
+    for _ in range(60):
         low, high = leakage(planted(rng, 300, 0.7, num_features=1)).interval
         covered += low < 0.7 < high
-    assert 89 <= covered <= 100
+    assert 52 <= covered <= 60
 
 
 def test_groups_widen_the_interval_and_are_never_parted():
@@ -99,21 +99,36 @@ def test_groups_widen_the_interval_and_are_never_parted():
 
 
 def test_a_balanced_set_is_not_found_to_leak_backwards():
-    """What one fold has too much of, the others lack: without the condition on its vote, the probe is wrong more often
-    than not."""
+    """What one fold has too much of, the others lack, so that held-out probes are wrong more often than not."""
     style = planted(np.random.default_rng(0), 400, 0.5, num_features=12)
     style.difference[:] -= style.difference.mean(0)
-    scores = held_out_scores(style, 5, 0)
-    assert wins(scores.score).mean() < 0.46
-    assert leakage(style).auc == 0.5
-    low, high = leakage(style).interval
-    assert low < 0.46 and high > 0.54  # as wide as of 400 tosses of a coin
+    assert held_out_scores(style, 5, 0).won.mean() < 0.46
+    found = leakage(style)
+    assert found.auc == pytest.approx(0.5, abs=1e-6)  # the probe of all pairs is 0
+    assert found.interval[0] < 0.46 and found.interval[1] > 0.54  # at least as wide as of 400 tosses of a coin
 
 
-def test_the_test_of_a_vote_has_its_level_and_power():
-    rng = np.random.default_rng(0)
-    assert sum(tells_anything(planted(rng, 400, 0.5, per_group=2)) for _ in range(200)) <= 7
-    assert all(tells_anything(planted(rng, 400, 0.75, per_group=2)) for _ in range(20))
+def test_nothing_but_balance_takes_an_estimate_to_half():
+    found = [leakage(planted(np.random.default_rng(seed), 200, 0.5)).auc for seed in range(30)]
+    assert sum(auc == 0.5 for auc in found) <= 2 and np.std(found) > 0.02
+
+
+def test_the_interval_covers_what_the_probe_reaches_where_style_tells_little():
+    """In 12 noisy features, held-out outcomes go together: their own variance alone would cover 88 %."""
+    covered, signal = 0, np.r_[0.3, np.zeros(11)]
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        difference = rng.normal(size=(240, 12))
+        # Pairs of a group of 3 have the same differences, and each its own label.
+        difference = np.repeat(difference[::3], 3, axis=0)
+        chosen = np.where(rng.random(240) < 1 / (1 + np.exp(-difference @ signal)), 1.0, -1.0)
+        names = tuple(f"f{index}" for index in range(12))
+        pairs = PairStyle(names, difference * chosen[:, None], np.ones(12), np.ones(240), np.arange(240) // 3)
+        low, high = leakage(pairs).interval
+        new = rng.normal(size=(4000, 12))
+        wins = 1 / (1 + np.exp(-new @ signal)) - 0.5
+        covered += low <= 0.5 + np.mean(np.sign(new @ fit_probe(pairs)) * wins) <= high
+    assert 35 <= covered <= 40
 
 
 def test_weights_count(biased):
@@ -209,7 +224,10 @@ def test_on_neutral_pairs_the_training_set_says_what_style_votes_for(biased):
     chosen, rejected = rewards_of(neutral, 2.0)
     scored = with_column(with_column(neutral, "good", chosen), "bad", rejected)
     alone = audit_style(scored, scorer=("good", "bad")).overall
-    assert alone.auc == 0.5 and alone.reward.accuracy_gap is None and alone.reward.agree_share == 0.0
+    assert alone.interval[0] < 0.5 < alone.interval[1]
+    # What style votes for is chance here, and the intervals say so, though rewards follow it closely.
+    assert alone.reward.accuracy_gap_interval[0] < 0.0 < alone.reward.accuracy_gap_interval[1]
+    assert alone.reward.follows_interval[0] < 0.0 < alone.reward.follows_interval[1]
     assert alone.reward.r_squared == pytest.approx(4 / 6, abs=0.06)  # which needs no vote
     report = audit_style(scored, scorer=("good", "bad"), reference=biased).overall.reward
     assert report.agree_share == pytest.approx(0.5, abs=0.05)

@@ -14,7 +14,14 @@ from transformers.utils import logging as transformers_logging
 from trl_dt2it.data import check_row
 from trl_dt2it.debias import audit_style, balance_style, style_weights
 from trl_dt2it.debias.audit import leakage
-from trl_dt2it.debias.entropy import NotBalanced, balance, balance_bounded, separating_features, whiten
+from trl_dt2it.debias.entropy import (
+    NotBalanced,
+    balance,
+    balance_bounded,
+    one_sided_combination,
+    separating_features,
+    whiten,
+)
 from trl_dt2it.debias.pair_style import PairStyle, read_pair_style, with_column
 from trl_dt2it.debias.probe import fit_probe
 from trl_dt2it.demo.digits import make_digits
@@ -224,12 +231,74 @@ def test_pairs_without_any_style_keep_their_weights():
     assert weight.tolist() == [1.0] * 5 and report.residual == 0.0
 
 
-def test_a_style_on_one_side_of_few_pairs_is_no_error():
-    """Emoji on chosen sides only: their pairs weigh next to nothing, and the rest is balanced."""
-    pairs = [("good 😀", "good")] * 2 + [("a b", "c")] * 20 + [("c", "a b")] * 10
-    weight = np.array(balance_style(texts(pairs), features=["emoji", "words"])["weight"])
-    assert (weight[:2] < 1e-7).all() and (weight >= 0).all()
+EMOJI = [("good 😀", "good")] * 2 + [("a b", "c")] * 20 + [("c", "a b")] * 10  # emoji on chosen sides only
+
+
+def test_style_on_one_side_of_few_pairs_is_left_out_and_named(warnings):
+    rows = texts(EMOJI, pair_id=[f"p{index}" for index in range(32)])
+    weight, report = style_weights(rows, features=["emoji", "words"])
+    assert weight[0] == weight[1] > 0.9  # as the pairs whose words do not differ
+    assert weight[0] ** 2 == pytest.approx(weight[2] * weight[22])
     assert weight[2] * 20 == pytest.approx(weight[22] * 10) and weight.sum() == pytest.approx(32)
+    (one,) = report.one_sided
+    assert (one.features, one.side, one.num_pairs, one.examples) == (("emoji",), "chosen", 2, ["p0", "p1"])
+    assert report.min_weight == pytest.approx(weight.min()) and report.num_small == 0
+    balance_style(rows, features=["emoji", "words"])
+    assert "left out of the balance: `emoji` on the chosen side of 2 pairs (p0, p1)." in warnings.text
+
+
+def test_pairs_of_one_sided_style_are_dropped_or_refused_on_request():
+    weight, report = style_weights(texts(EMOJI), features=["emoji", "words"], one_sided="drop")
+    assert (weight[:2] == 0).all() and weight.sum() == pytest.approx(32) and report.num_small == 2
+    assert weight[2] * 20 == pytest.approx(weight[22] * 10) and report.residual < 1e-8
+    assert "and its pairs have weight 0: `emoji` on the chosen side of 2 pairs (row 0, row 1)" in report.summary()
+    assert "2 pairs have less than 0.001 of the mean weight" in report.summary()
+    with pytest.raises(ValueError, match="of source 's' leans one way only: `emoji` on the chosen side of 2 pairs"):
+        style_weights(texts(EMOJI, source=["s"] * 32), features=["emoji", "words"], one_sided="refuse", by="source")
+
+
+@pytest.mark.parametrize("max_weight", [None, 5.0])
+def test_a_combination_on_one_side_of_few_pairs_is_found(max_weight):
+    """In three pairs, bold and code are on both sides, but their sum is on the chosen side."""
+    lost = [("**a** **b**", "a `b`"), ("`a` `b`", "**a** b"), ("`a` `b`", "**a** b")]
+    rows = texts(lost + [("a b", "c")] * 20 + [("c", "a b")] * 10)
+    options = {"features": ["bold", "code", "words"], "max_weight": max_weight}
+    weight, report = style_weights(rows, **options)
+    (one,) = report.one_sided
+    assert set(one.features) >= {"bold", "code"} and one.num_pairs == 3 and (weight[:3] > 0.05).all()
+    assert weight[3] * 20 > weight[23] * 10 * 0.9
+    dropped, report = style_weights(rows, one_sided="drop", **options)
+    assert (dropped[:3] == 0).all() and report.one_sided[0].num_pairs == 3 and report.residual < 1e-8
+
+
+def test_no_pair_loses_its_weight_where_answers_have_rare_marks():
+    """Links in some chosen answers, refusals in some rejected ones: single features, and their combinations."""
+    rng = np.random.default_rng(0)
+    words = "cup red table blue plate green chair near large small wooden round".split()
+    pairs = [[" ".join(rng.choice(words, rng.integers(6, 30))).capitalize() + "." for _ in "ab"] for _ in range(200)]
+    for pair in pairs[:6]:
+        pair[0] += " See https://example.org for more."
+    for pair in pairs[6:10]:
+        pair[1] = "I'm sorry, I cannot tell."
+    rows = texts([tuple(pair) for pair in pairs])
+    weight, report = style_weights(rows)
+    assert weight.min() > 5e-4 and weight.sum() == pytest.approx(200)
+    assert {"links", "refusals"} <= {name for one in report.one_sided for name in one.features}
+    dropped, report = style_weights(rows, one_sided="drop")
+    assert (dropped[:10] == 0).all() and (dropped[10:] > 1e-3).all() and report.residual < 1e-8
+
+
+def test_a_one_sided_combination_is_told_by_linear_programming():
+    rng = np.random.default_rng(0)
+    columns = rng.normal(size=(60, 4))
+    assert one_sided_combination(columns, np.ones(60, dtype=bool)) is None
+    columns[5:, 2] = columns[5:, 0] - 2 * columns[5:, 1]  # column 2 - column 0 + 2 * column 1 is 0 in all but five
+    columns[:5, 2] = columns[:5, 0] - 2 * columns[:5, 1] + [1, 2, 3, 4, 5]
+    for candidates in (np.ones(60, dtype=bool), np.arange(60) < 5):
+        score = columns @ one_sided_combination(columns, candidates)
+        assert np.abs(score[5:]).max() < 1e-8 * score.max() and (score[:5] > 0).all()
+    columns[0, 2] -= 2  # now it leans both ways
+    assert one_sided_combination(columns, np.ones(60, dtype=bool)) is None
 
 
 def test_resampling_draws_each_row_about_as_often_as_it_weighs(biased):
@@ -247,7 +316,8 @@ def test_resampling_draws_each_row_about_as_often_as_it_weighs(biased):
     assert drawn[5]["images"][0].size == (32, 32)
     style = read_pair_style(drawn)
     assert np.abs(style.difference.mean(0) / style.spread.clip(1e-9)).max() < 0.1
-    assert 0.48 <= audit_style(drawn).overall.auc <= 0.52
+    found = audit_style(drawn).overall
+    assert 0.46 <= found.auc <= 0.54 and found.interval.low < 0.5 < found.interval.high
 
 
 def test_rows_that_were_selected_keep_their_images_and_order(biased):
@@ -270,6 +340,7 @@ def test_the_summary_is_logged(biased, warnings):
     [
         ({"max_weight": 1.0}, "`max_weight` is 1.0; it is in units of the mean weight"),
         ({"method": "drop"}, "`method` is 'drop'"),
+        ({"one_sided": "keep"}, "`one_sided` is 'keep'; give leave, drop, refuse"),
         ({"by": "model"}, "`by` is 'model'"),
         ({"features": []}, "`features` is empty"),
     ],

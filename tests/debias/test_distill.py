@@ -339,7 +339,7 @@ def test_conversations_paths_and_names(digits, tmp_path):
     assert re.sub(r"\s+", " ", asked).replace("\\", "") == (
         "[system] Be brief. [user] Look at this. [assistant] I see it. [user] What is it?"
     )
-    write_parquet(pairs, tmp_path / "pairs.parquet")  # embeds the image
+    write_parquet(pairs, tmp_path / "pairs.parquet", image_options=options)  # embeds the image
     found = Dataset.from_parquet(str(tmp_path / "pairs.parquet"), cache_dir=str(tmp_path / "cache"))
     one = leave_images_encoded(found)[0]
     assert one["images"][0]["bytes"] == row["images"][0]["bytes"]

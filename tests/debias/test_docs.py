@@ -281,7 +281,7 @@ def test_the_table_of_ways_is_the_committed_one():
 def test_every_argument_that_the_page_names_exists():
     named = {
         audit_style: ("by", "min_pairs", "features", "scorer", "reference"),
-        balance_style: ("max_weight", "by", "method", "features"),
+        balance_style: ("max_weight", "by", "method", "features", "one_sided"),
         match_style: ("caliper",),
         distill: ("num_shuffles", "num_candidates", "min_spread", "min_gap", "num_bins", "pairs_per_prompt"),
     }

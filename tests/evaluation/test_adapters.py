@@ -44,6 +44,13 @@ def test_vl_rewardbench():
     assert fixture("vl_rewardbench")[1]["human_ranking"] == [1, 0]
 
 
+def test_vl_rewardbench_as_r1_reward_has_it():
+    row = fixture("vl_rewardbench")[1]
+    chosen, rejected = reversed(row["response"])
+    line = {"id": row["id"], "image": row["image"], "prompt": row["query"], "chosen": chosen, "rejected": rejected}
+    assert results(vl_rewardbench, line) == results(vl_rewardbench, row)
+
+
 def test_vl_rewardbench_as_vlmevalkit_has_it():
     row = fixture("vl_rewardbench")[1]
     content = row["image"]["bytes"]
@@ -248,6 +255,9 @@ def test_mmrb2_in_both_layouts():
     assert "only pairs of the text-to-image part" in message(mmrb2, edit)
     assert '"A" or "B"' in message(mmrb2, first | {"chosen": "C"})
     assert "`response_b`" in message(mmrb2, changed(local, {"response_b": ...}))
+    # The authors' repository has the answers without the prompts, which a script of theirs fetches.
+    assert "t2i.json" in message(mmrb2, changed(local, {"prompt_content": ...}))
+    assert "`response_a`" in message(mmrb2, changed(local, {"response_a": ...}))
 
 
 def test_omni_rewardbench():

@@ -1,6 +1,9 @@
 """Results of benchmarks in a model card: numbers by hand, a second run replaces them, and all else stays."""
 
+import re
+
 from huggingface_hub import ModelCard, metadata_load
+from markdown_it import MarkdownIt
 
 from trl_dt2it.evaluation.cards import card_block, update_card
 from trl_dt2it.evaluation.intervals import Interval
@@ -110,7 +113,71 @@ def test_other_rows_of_a_benchmark_stand_beside_it(tmp_path):
     text = ModelCard.load(path).text
     heads = [line for line in text.splitlines() if line.startswith("#")]
     assert heads[:1] == ["# Mine"] and heads.index("### VL-RewardBench") < heads.index("## After")
-    assert "### VL-RewardBench (image--> only)" in heads and "Measured on a Monday." in text
+    assert "### VL-RewardBench (image--\\> only)" in heads and "Measured on a Monday." in text
     assert ModelCard.load(path).data.model_name == "mine"
     comments = [line for line in text.splitlines() if line.startswith("<!--")]
     assert len(comments) == 4 and all(line.endswith("-->") and line.count("--") == 2 for line in comments)
+
+
+NASTY = [
+    "a|b",
+    "line\nbreak",
+    "x\n---\ny",
+    "---",
+    "- item: 'one'",
+    '"two": {three}',
+    "<script>alert(1)</script>",
+    "<!-- end of benchmark: x -->",
+    "![x](http://evil.example/a.png) [y](javascript:z)",
+    "```\ncode\n```",
+    "`tick` ``two``",
+    "# head",
+    "1. list",
+    "    indented",
+    "**bold** _it_ ~~gone~~ $x$ &lt;",
+    "{{ jinja }} {% if x %}",
+    "\u202eright to left",
+    "yes",
+    "\ud800half",
+]
+
+
+def test_names_from_data_are_text_in_cards_and_survive_their_metadata(tmp_path):
+    """Rendered by a Markdown parser of its own: nothing but the card's own tables, heads and code."""
+    path = tmp_path / "README.md"
+    path.write_text(CARD)
+    values = {name: place / 100 for place, name in enumerate(NASTY)}
+    notes = tuple(NASTY)
+    nasty = [
+        EvalResult(
+            name=f"own-{place}",
+            title=name,
+            metrics=values,
+            micro=0.5,
+            macro=None,
+            correct={},
+            n={},
+            ties={},
+            wilson={},
+            bootstrap={},
+            label=name,
+            notes=notes,
+        )
+        for place, name in enumerate(NASTY)
+    ]
+    for _ in range(2):
+        update_card(path, nasty, model_name="unused", command="evaluate.py --x '```\n# <b>no</b>\n```'")
+    card = ModelCard.load(path)
+    found = {(entry.dataset_name, entry.metric_name): entry.metric_value for entry in card.data.eval_results}
+    same = [name.replace("\ud800", "?") for name in NASTY]
+    expected = {(f"{title} ({title})", name): place / 100 for title in same for place, name in enumerate(same)}
+    assert found == {("held-out pairs", "pair accuracy"): 0.9, **expected}
+    html = MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(card.text)
+    tags = set(re.findall(r"</?([a-zA-Z][\w-]*)", re.sub(r"<!--[^>]*-->", "", html)))
+    assert tags == {"h1", "h2", "h3", "p", "table", "thead", "tbody", "tr", "th", "td", "pre", "code", "ul", "li"}
+    assert html.count("<li>") == 1  # of the card, before
+    assert html.count("<h3>") == html.count("<table>") == html.count("<pre>") == len(NASTY)
+    assert html.count("<h1>") == 1 and html.count("<h2>") == 2
+    assert html.count("<td>") == 5 * len(NASTY) ** 2  # no cell more, and none less
+    for text in ("a|b", "line break", "&lt;script&gt;alert(1)&lt;/script&gt;", "**bold** _it_ ~~gone~~ $x$ &amp;lt;"):
+        assert f"<td>{text}</td>" in html

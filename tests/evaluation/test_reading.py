@@ -56,6 +56,25 @@ def test_the_rows_are_canonical_and_named_for_good():
     assert read_benchmark(VL, dataset) is dataset
 
 
+@pytest.mark.parametrize("place", ["", "images", "pictures"])
+def test_the_authors_own_file_of_vl_rewardbench_names_its_images(place, tmp_path, warnings):
+    (row,) = vl_rows(random.Random(1), 1)
+    picture = row.pop("image")
+    (tmp_path / place).mkdir(exist_ok=True)
+    (tmp_path / place / "1.png").write_bytes(picture)
+    file = tmp_path / "data.jsonl"
+    file.write_text(json.dumps({**row, "image_path": "1.png", "models": ["a", "b"], "judge": "nobody"}))
+    root = tmp_path / place if place == "pictures" else None  # where nobody would look for them
+    (read,) = rows_of(read_benchmark(VL, file, image_root=root))
+    assert read["images"] == [{"bytes": None, "path": str(tmp_path / place / "1.png")}] and not warnings
+    if place == "pictures":
+        assert len(read_benchmark(VL, file)) == 1  # scores of another model may be aligned with the rows
+        assert warnings == [
+            "Image files of 1 of 1 rows of VL-RewardBench are not there, such as 1.png; give the folder that their "
+            "paths start from as `image_root`."
+        ]
+
+
 def test_every_layout_of_vl_rewardbench_gives_the_same_rows(tmp_path):
     rows = vl_rows(random.Random(1), 12)
     rows[3]["id"] = rows[7]["id"] = rows[0]["id"]  # as in the real set, with other contents
@@ -203,6 +222,9 @@ def test_a_pair_that_people_could_not_decide_is_left_out_and_a_bad_row_is_an_err
     with pytest.raises(ValueError, match="text-to-image part"):
         read_benchmark("mmrb2-t2i", edits)
     assert len(read_benchmark("mmrb2-t2i", edits, on_bad_row="leave_out")) == 2
+    # Nothing is left, and the way out is not what the user has already asked for.
+    with pytest.raises(ValueError, match=r"1 of 1 pairs.*leave this row out\. Fix the rows\.$"):
+        read_benchmark("mmrb2-t2i", edits[1:], on_bad_row="leave_out")
 
 
 @pytest.mark.parametrize(

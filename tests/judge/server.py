@@ -27,7 +27,8 @@ class Fault:
         hang (`float`): Seconds before the reply.
         cut (`bool`): Whether the connection ends in the middle of the reply.
         close (`bool`): Whether it ends before the reply.
-        text, refusal, finish_reason: Parts of the chat completion.
+        text, refusal, finish_reason: Parts of the chat completion; the text may be a list of parts.
+        message (`dict`): More fields of its message, such as `reasoning_content`.
         usage (`dict`, *optional*): Its token counts, if not the server's own; `{}` for none.
     """
 
@@ -37,9 +38,10 @@ class Fault:
     hang: float = 0.0
     cut: bool = False
     close: bool = False
-    text: str | None = None
+    text: str | list | None = None
     refusal: str | None = None
-    finish_reason: str = "stop"
+    finish_reason: str | None = "stop"
+    message: dict = field(default_factory=dict)
     usage: dict | None = None
 
 
@@ -143,7 +145,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self._send(fault.status, body, fault.headers, fault.cut)
 
     def _completion(self, body: dict, fault: Fault) -> dict:
-        message = {"role": "assistant", "content": fault.text, "refusal": fault.refusal}
+        message = {"role": "assistant", "content": fault.text, "refusal": fault.refusal, **fault.message}
         usage = {"prompt_tokens": len(texts_of(body)) // 3, "completion_tokens": len(fault.text or "") // 3 + 1}
         return {
             "id": "1",

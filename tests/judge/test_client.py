@@ -99,10 +99,9 @@ def test_samples_of_one_request_are_asked_apart(tmp_path):
 
 def test_free_text_is_given_as_it_is(tmp_path):
     message = [{"role": "user", "content": "Describe a cat."}]
-    with JudgeServer(lambda body: Fault(text="A cat is", finish_reason="length")) as server:
+    with JudgeServer(lambda body: " A cat is\nan animal. ") as server:
         (reply,) = client_of(server, tmp_path, temperature=0.7, max_tokens=9).ask([JudgeRequest(message)])
-        assert (reply.status, reply.verdict, reply.text) == ("ok", None, "A cat is")
-        assert reply.error == "The text is cut at `max_tokens`."
+        assert (reply.status, reply.verdict, reply.text, reply.error) == ("ok", None, " A cat is\nan animal. ", None)
         body = server.requests[0].body
         assert body == {"model": "judge", "messages": message, "temperature": 0.7, "max_tokens": 9}
 
@@ -255,6 +254,7 @@ def test_a_refusal_is_a_status_and_final(tmp_path, fault):
         (404, None, "status 404; check `base_url` and `model`.: fault 404"),
         (402, None, "out of money or quota .status 402."),
         (429, {"error": {"message": "You exceeded your quota", "code": "insufficient_quota"}}, "out of money"),
+        (400, {"error": {"message": "Your credit balance is too low.", "type": "invalid_request_error"}}, "of money"),
         (400, {"error": {"message": "unknown field"}}, "cannot take the request .status 400.: unknown field"),
     ],
 )
@@ -287,11 +287,11 @@ def test_one_request_that_the_server_cannot_take_does_not_stop_the_others(tmp_pa
     with JudgeServer(answer) as server:
         client = client_of(server, tmp_path)
         replies = client.ask(requests(6))
-        assert [reply.status for reply in replies] == ["ok"] * 3 + ["transport"] + ["ok"] * 2
+        assert [reply.status for reply in replies] == ["ok"] * 3 + ["rejected"] + ["ok"] * 2
         assert "maximum context length" in replies[3].error
         assert "response_format" in server.requests[-1].body or "response_format" in server.requests[0].body
         # The endpoint has answered before, so that a run with this one alone does not stop either.
-        assert client_of(server, tmp_path).ask(requests(6))[3].status == "transport"
+        assert client_of(server, tmp_path).ask(requests(6))[3].status == "rejected"
 
 
 @pytest.mark.parametrize(
@@ -335,6 +335,7 @@ def test_it_runs_inside_a_running_loop(tmp_path):
         ({"timeout": 0}, "above 0"),
         ({"temperature": float("nan")}, "at least 0"),
         ({"input_price": -1}, "at least 0"),
+        ({"extra_body": {"stream": True}}, "`extra_body` holds `stream`, which the client sets itself"),
     ],
 )
 def test_an_endpoint_that_makes_no_sense_is_refused(arguments, message):

@@ -186,8 +186,11 @@ def test_a_run_that_balanced_its_base_shows_that_and_what_each_stage_gained(run,
         name: {**summary["final"]["curated"], "model_dir": name, "accuracy": both, "accuracy/a": part}
         for name, (both, part) in accuracies.items()
     }
+    summary["harm"] = ["Curation made <b>it</b> worse."]
     (run / "summary.json").write_text(json.dumps(summary))
-    text = Page(write_report(tmp_path / "r.html", run=run).read_text("utf-8")).text
+    page = write_report(tmp_path / "r.html", run=run).read_text("utf-8")
+    assert '<p class="warning">Curation made &lt;b&gt;it&lt;/b&gt; worse.</p>' in page
+    text = Page(page).text
     assert "Of the constructed data, weighted." in text["style"] and "400" in text["style"]
     table = words(text["run"]).split("Test accuracy by source")[1]
     assert table.startswith(" trained on all a base data as it came 0.5000 0.2500 base data only 0.7500 0.5000")

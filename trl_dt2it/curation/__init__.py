@@ -20,6 +20,7 @@ _MODULES = {
     "flip_weakest_half": "rules",
     "keep_confident": "rules",
     "keep_consistent": "rules",
+    "pair_contents": "pair_identity",
     "pair_ids": "pair_identity",
     "push_curated": "publishing",
     "relabel_by_vote": "votes",
@@ -40,6 +41,7 @@ __all__ = [
     "flip_weakest_half",
     "keep_confident",
     "keep_consistent",
+    "pair_contents",
     "pair_ids",
     "push_curated",
     "relabel_by_vote",
@@ -51,7 +53,7 @@ if TYPE_CHECKING:
     from .deciding import Decision, Flip, Keep, decide
     from .ledger import CurationLedger
     from .noise import NoiseEstimate, estimate_noise, flip_mixture
-    from .pair_identity import pair_ids
+    from .pair_identity import pair_contents, pair_ids
     from .publishing import push_curated
     from .rules import flip_negative, flip_weakest_half, keep_confident, keep_consistent
     from .votes import relabel_by_vote

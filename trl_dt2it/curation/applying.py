@@ -10,12 +10,10 @@ from transformers.utils import logging
 from ..data.encoded import column_of
 from ..data.swapping import swap_pairs, with_columns
 from .ledger_tables import state_of
-from .pair_identity import pair_ids
+from .pair_identity import FLIPPED, pair_ids
 
 
 logger = logging.get_logger(__name__)
-
-FLIPPED = "curation_flipped"
 
 
 def apply_state(
@@ -43,7 +41,7 @@ def apply_state(
     names = pair_ids(dataset, num_proc=num_proc)
     known = state_of(names, state)
     spoken = known["is_known"]
-    if len(state) and len(names) and not spoken.any():
+    if len(state) and len(names) and not (spoken | known["has_changed"]).any():
         raise ValueError(
             f"The ledger speaks of {len(state):,} pairs and of none of these {len(names):,} rows, "
             f"{names[0].as_py()!r} the first; apply it to the set that was scored."
@@ -52,6 +50,7 @@ def apply_state(
     if FLIPPED in dataset.column_names:
         now = column_of(dataset, FLIPPED).fill_null(False).to_numpy(zero_copy_only=False)
     wanted = np.where(spoken, known["flipped"], now)
+    warn_of_changes(names, known["has_changed"])
     columns = {"pair_id": names, FLIPPED: pa.array(wanted)}
     if refresh_strength:
         given = np.full(len(dataset), np.nan)
@@ -65,3 +64,22 @@ def apply_state(
         f"{(wanted & known['kept']).sum():,} and drops {len(dataset) - len(rows):,}."
     )
     return swap_pairs(with_columns(dataset, columns), wanted != now, rows if len(rows) < len(dataset) else None)
+
+
+def warn_of_changes(names: pa.Array, has_changed: np.ndarray) -> None:
+    """
+    Say how many pairs are no longer what was decided about.
+
+    Args:
+        names (`pa.Array` of length N):
+            Names of the pairs.
+        has_changed (`np.ndarray` of shape `(N,)` and dtype `bool`):
+            From [`~trl_dt2it.curation.ledger_tables.state_of`].
+    """
+    rows = np.flatnonzero(has_changed)
+    if len(rows):
+        logger.warning(
+            f"{len(rows):,} of {len(names):,} pairs, {names[int(rows[0])].as_py()!r} the first, have another prompt, "
+            "other answers (edited or swapped) or other images than when the ledger decided about them; this is not "
+            "applied to them. Put the rows back, or decide anew: score them and append a round."
+        )

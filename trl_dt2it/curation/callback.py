@@ -39,7 +39,7 @@ from .callback_state import (
 from .deciding import Flip, Keep
 from .ledger import CurationLedger
 from .noise import MIN_PAIRS, flip_mixture
-from .pair_identity import pair_ids, source_fingerprint
+from .pair_identity import pair_contents, pair_ids, source_fingerprint
 from .rules import keep_confident
 from .sampler import PlannedBatchSampler, PlannedSampler, SelectionSampler
 
@@ -181,7 +181,7 @@ class IterativeCurationCallback(TrainerCallback):
             self._raw_strength = column_of(dataset, "strength").to_numpy(zero_copy_only=False).astype(np.float64)
         self._curated = rows_of_sources(self._source, only_sources)
         self._fingerprint = ""
-        self._names: pa.Array | None = None  # on the first process, for the ledger
+        self._contents: pa.Table | None = None  # on the first process, for the ledger
         self._settings = {
             **{"every": every, "start_epoch": start_epoch, "rules": describe(list(rules)), "min_kept": min_kept},
             **{"refresh_strength": refresh_strength, "combine": combine, "momentum": momentum, "folds": folds},
@@ -216,8 +216,9 @@ class IterativeCurationCallback(TrainerCallback):
         references = None if self.reference is None else len(self.reference)
 
         def begin() -> tuple[str, CurationState]:
-            self._names = pair_ids(dataset, num_proc=self.trainer.args.dataset_num_proc)
-            fingerprint = fingerprint_of(dataset, self._names)
+            args = self.trainer.args
+            self._contents = pair_contents(dataset, image_root=args.image_root, num_proc=args.dataset_num_proc)
+            fingerprint = fingerprint_of(dataset, self._contents)
             if self.ledger is not None:
                 check_ledger(self.ledger, self._settings)
             if self.checkpoint is None:
@@ -289,7 +290,8 @@ class IterativeCurationCallback(TrainerCallback):
         if self.ledger is not None:
             every_score = np.full((len(state.average), *scores.shape[1:]), np.nan, dtype=scores.dtype)
             every_score[rows] = scores
-            names = cast(pa.Array, self._names)
+            contents = cast(pa.Table, self._contents)
+            names = contents["pair_id"].combine_chunks()
             add_round(
                 self.ledger,
                 state.round + 1,
@@ -300,6 +302,7 @@ class IterativeCurationCallback(TrainerCallback):
                 models=self._model_names(scores),
                 settings=self._settings,
                 source_set=source_fingerprint(names),
+                contents=contents,
             )
         dealt = None
         if self._raw_strength is not None:

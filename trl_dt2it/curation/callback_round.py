@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,7 +13,7 @@ import pyarrow.compute as pc
 
 from .callback_state import CurationState
 from .combining import combine_scores
-from .deciding import Decision, Flip, Keep, decide, group_by_source
+from .deciding import Decision, Flip, Keep, decide, group_by_source, parameters_of
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ def _check_shape(scores: np.ndarray, number: int) -> None:
 
 def takes_reference(rule: Flip | Keep) -> bool:
     """Whether a rule can be told the strengths of pairs known to be right."""
-    return "reference" in inspect.signature(rule.rule).parameters
+    return "reference" in parameters_of(rule)
 
 
 def _with_reference(rule: Flip | Keep, reference: np.ndarray | None) -> Flip | Keep:

@@ -123,8 +123,8 @@ def load_state(folder: str | os.PathLike, settings: dict[str, Any], fingerprint:
     record = json.loads(file.read_text(encoding="utf-8"))
     if record["fingerprint"] != fingerprint:
         raise ValueError(
-            f"The curation of {folder} is that of another train set: its pairs, sources, strengths or their order "
-            "differ; resume with the set that it was trained on, or start anew."
+            f"The curation of {folder} is that of another train set: its pairs, their content, sources, strengths or "
+            "order differ; resume with the set that it was trained on, or start anew."
         )
     for name in sorted({*settings, *record["settings"]}):
         before, now = record["settings"].get(name), settings.get(name)
@@ -138,9 +138,10 @@ def load_state(folder: str | os.PathLike, settings: dict[str, Any], fingerprint:
     return CurationState(selection, arrays["average"], arrays.get("reference"), record["round"], record["last_epoch"])
 
 
-def fingerprint_of(dataset: Dataset, names: pa.Array) -> str:
-    """A hash of a train set: the names of its pairs, their sources and strengths, in their order."""
-    digest = hashlib.sha256(source_fingerprint(names).encode())
+def fingerprint_of(dataset: Dataset, contents: pa.Table) -> str:
+    """A hash of a train set: the names of its pairs, what is in them, their sources and strengths, in their order."""
+    digest = hashlib.sha256(source_fingerprint(contents["pair_id"].combine_chunks()).encode())
+    digest.update(json.dumps(contents["content"].to_pylist()).encode())
     for column in ("source", "strength"):
         if column in dataset.column_names:
             digest.update(json.dumps(column_of(dataset, column).to_pylist()).encode())

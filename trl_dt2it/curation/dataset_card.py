@@ -8,17 +8,18 @@ from importlib.metadata import version
 from importlib.resources import files
 
 import numpy as np
+import pyarrow as pa
 from datasets import Dataset
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from ..card_facts import cell, hub_ids, ledger_lines, licence_of, source_lines
+from ..card_facts import cell, code_span, hub_ids, ledger_lines, licence_of, name_cell, source_lines
 from ..data.sources import SOURCES
 from ..debias.pair_style import parts_by
 from ..model_card import PAPER, PROJECT_URL
 from .ledger import CurationLedger
 from .ledger_files import LedgerFiles, standing_rounds
 from .ledger_tables import state_of
-from .pair_identity import pair_ids
+from .pair_identity import pair_contents
 
 
 # What the Hub calls the licences of the public sets, and some that others have.
@@ -38,6 +39,7 @@ def curated_card(
     split: str = "train",
     with_dropped: bool = False,
     licences: Mapping[str, str] | None = None,
+    contents: pa.Table | None = None,
 ) -> DatasetCard:
     """
     The card of a curated data set.
@@ -57,11 +59,14 @@ def curated_card(
             Whether dropped pairs go up too, as a configuration of their own.
         licences (`Mapping[str, str]`, *optional*):
             Licences by source, for those that [`load_preferences`] does not know.
+        contents (`pa.Table`, *optional*):
+            From [`pair_contents`]; by default it is looked at.
 
     Returns:
         [`~huggingface_hub.DatasetCard`]
     """
-    known = state_of(pair_ids(dataset), ledger.state())
+    contents = pair_contents(dataset) if contents is None else contents
+    known = state_of(contents["pair_id"].combine_chunks(), ledger.state(contents=contents))
     kept, flipped = known["kept"].astype(bool), known["flipped"].astype(bool)
     parts = parts_by(dataset, "source") if "source" in dataset.column_names else {"": np.arange(len(dataset))}
     # The same names, but for rows that do not say theirs.
@@ -88,8 +93,8 @@ def curated_card(
         card_data,
         template_path=str(files("trl_dt2it").joinpath("templates/dataset_card.md")),
         citation=PAPER["citation"],
-        columns=list(columns),
-        name=repo_id.split("/")[-1],
+        columns=[code_span(name) for name in columns],
+        name=name_cell(repo_id.split("/")[-1]),
         non_commercial=[cell(name) for name, licence in own.items() if _is_non_commercial(name, licence)],
         project_url=PROJECT_URL,
         provenance=provenance(ledger),
@@ -124,7 +129,7 @@ def provenance(ledger: CurationLedger) -> list[dict[str, object]]:
             {
                 "name": f"round {entry['round']}, {entry['stage']}",
                 "models": [cell(name) for name in entry["models"]],
-                "settings": json.dumps(settings, ensure_ascii=False).replace("`", "'"),
+                "settings": code_span(json.dumps(settings, ensure_ascii=False)),
             }
         )
     return found

@@ -15,7 +15,7 @@ import pyarrow as pa
 from transformers.utils import logging
 
 from .combining import as_strength
-from .noise import shared_slope
+from .noise import calibrate, shared_slope
 
 
 logger = logging.get_logger(__name__)
@@ -36,10 +36,12 @@ class Flip:
             Takes strengths of shape `(n,)`, all finite, and gives a mask of those to flip.
         by (`str`, *optional*):
             `"source"` for a rule that sees one source at a time. A rule that has a parameter `slope`, as
-            [`flip_mixture`] does, and neither that nor a `reference` yet, is told the [`shared_slope`] of all.
+            [`flip_mixture`] does, is passed that of its `reference`, or else the [`shared_slope`] of all sources; one
+            that has a parameter `source` is passed the name.
         min_pairs (`int`, *optional*, defaults to `200`):
-            With `by="source"`, sources with fewer scored pairs than this are too small to be judged alone: for them
-            the rule sees the pairs of all sources together.
+            With `by="source"` and a rule without a parameter `slope`, sources with fewer scored pairs than this are
+            too small to be judged alone: for them the rule sees the pairs of all sources together. A rule with one
+            judges every source by its own pairs.
     """
 
     rule: Rule
@@ -128,9 +130,9 @@ def decide(
         source (sequence of `str`, *optional*):
             Source of each pair; `None` is a source of its own. Without it, all pairs are one source.
         min_kept (`float`, *optional*, defaults to `0.1`):
-            Least share of each source that is kept, from 0 to 1. Where the rules leave less, the strongest of the
-            dropped pairs come back, in the orientation that the rules gave them, and a warning names the source. 0
-            turns it off, as in the paper.
+            Least share of the scored pairs of each source that is kept, from 0 to 1. Where the rules leave less, the
+            strongest of the scored pairs that they dropped come back, in the orientation that the rules gave them,
+            and a warning names the source. 0 turns it off, as in the paper.
 
     Returns:
         [`Decision`]
@@ -203,27 +205,48 @@ def _judge(
     everything = np.flatnonzero(keep)
     if rule.by is None:
         return [(everything, _ask(rule, strength[everything]))] if len(everything) else []
-    groups = [rows[keep[rows]] for rows in sources.values()]
-    groups = [rows for rows in groups if len(rows)]
-    rule = _with_shared_slope(rule, strength, groups)
-    alone = [isinstance(rule, Keep) or len(rows) >= rule.min_pairs for rows in groups]
-    judged = [(rows, _ask(rule, strength[rows])) for rows, own in zip(groups, alone, strict=True) if own]
-    if not all(alone):
+    groups = {name: rows[keep[rows]] for name, rows in sources.items()}
+    groups = {name: rows for name, rows in groups.items() if len(rows)}
+    shared = _with_slope(rule, [strength[rows] for rows in groups.values()])
+    if shared is not None:
+        return [(rows, _ask(_with_source(shared, name), strength[rows])) for name, rows in groups.items()]
+    alone = {name: rows for name, rows in groups.items() if isinstance(rule, Keep) or len(rows) >= rule.min_pairs}
+    judged = [(rows, _ask(_with_source(rule, name), strength[rows])) for name, rows in alone.items()]
+    if len(alone) < len(groups):
         small = np.zeros(len(strength), dtype=bool)
-        small[np.concatenate([rows for rows, own in zip(groups, alone, strict=True) if not own])] = True
+        small[np.concatenate([rows for name, rows in groups.items() if name not in alone])] = True
         small = small[everything]
         judged.append((everything[small], _ask(rule, strength[everything])[small]))
     return judged
 
 
-def _with_shared_slope(rule: Flip | Keep, strength: np.ndarray, groups: Sequence[np.ndarray]) -> Flip | Keep:
-    """The rule, told how sure the model is by all sources, if it asks and has not been told."""
-    told = rule.rule.keywords if isinstance(rule.rule, partial) else {}
-    takes = inspect.signature(rule.rule).parameters
-    if "slope" not in takes or any(told.get(name) is not None for name in ("slope", "reference")):
+def parameters_of(rule: Flip | Keep) -> set[str]:
+    """Names of the parameters of a rule; none of one in C that does not say."""
+    try:
+        return set(inspect.signature(rule.rule).parameters)
+    except ValueError:
+        return set()
+
+
+def _with_slope(rule: Flip | Keep, parts: Sequence[np.ndarray]) -> Flip | Keep | None:
+    """The rule, told how sure the model is, by its reference or by all sources; `None` if it does not ask."""
+    told = dict(rule.rule.keywords) if isinstance(rule.rule, partial) else {}
+    if "slope" not in parameters_of(rule):
+        return None
+    if told.get("slope") is None:
+        # That the model reads the reference does not say that it reads this source: only the slope is lent.
+        reference = told.pop("reference", None)
+        slope = shared_slope(parts) if reference is None else calibrate(reference)
+        function = rule.rule.func if isinstance(rule.rule, partial) else rule.rule
+        given = rule.rule.args if isinstance(rule.rule, partial) else ()
+        rule = replace(rule, rule=cast("Rule", partial(function, *given, **{**told, "slope": slope})))
+    return rule
+
+
+def _with_source(rule: Flip | Keep, name: str | None) -> Flip | Keep:
+    if "source" not in parameters_of(rule):
         return rule
-    slope = shared_slope([strength[rows] for rows in groups])
-    return replace(rule, rule=partial(cast("Callable[..., np.ndarray]", rule.rule), slope=slope))
+    return replace(rule, rule=partial(cast("Callable[..., np.ndarray]", rule.rule), source=name))
 
 
 def _ask(rule: Flip | Keep, strength: np.ndarray) -> np.ndarray:
@@ -242,12 +265,14 @@ def _bring_back(
     """The strongest of the dropped pairs of sources of which too few are kept."""
     saved = [np.empty(0, dtype=np.int64)]
     for name, rows in sources.items():
+        rows = rows[~np.isnan(strength[rows])]  # one that is not scored has nothing to come back for
         missing = math.ceil(min_kept * len(rows) - _ROUNDING) - int(keep[rows].sum())
         if missing > 0:
             dropped = rows[~keep[rows]]
-            saved.append(dropped[np.argsort(-strength[dropped], kind="stable")[:missing]])  # NaN is last
+            saved.append(dropped[np.argsort(-strength[dropped], kind="stable")[:missing]])
+            whose = "the set" if name is None else repr(name)  # a name from data is text on screen, whatever is in it
             logger.warning(
-                f"The rules keep {keep[rows].sum():,} of {len(rows):,} pairs of {name or 'the set'}; the strongest "
+                f"The rules keep {keep[rows].sum():,} of {len(rows):,} pairs of {whose}; the strongest "
                 f"{missing:,} of the others come back, because `min_kept` is {min_kept}."
             )
     return np.concatenate(saved)

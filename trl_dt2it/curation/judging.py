@@ -1,4 +1,5 @@
-"""What judges say of pairs, each asked about in both orders. A reply that cannot be read is no vote.
+"""What judges say of pairs, each asked about in both orders. A reply that cannot be read is no vote, and a pair that a
+judge has not answered yet is undecided.
 
 Text-to-image pairs, whose answers name one of two images, are asked about with the images the other way round; all
 other pairs with the answers the other way round.
@@ -6,6 +7,7 @@ other pairs with the answers the other way round.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,14 +19,14 @@ from tqdm.auto import tqdm
 
 from ..data.encoded import leave_images_encoded
 from ..data.errors import RowError
-from ..data.locations import ImageOptions
+from ..data.locations import ImageOptions, with_image_root
 from ..data.rows import SIDES, blocks, row_images, row_name
 from ..data.schema import check_row
 from ..data.t2i_templates import CHINESE, ENGLISH
 from ..debias.questions import read_question
 from ..judge.budget import Spending, most_spending
 from ..judge.orders import both_orders
-from ..judge.requests import JudgeReply, JudgeRequest
+from ..judge.requests import UNANSWERED, JudgeReply, JudgeRequest
 from ..judge.rubric import DEFAULT_RUBRIC, Rubric
 from ..judge.verdicts import PairwiseVerdict
 from .votes import UNREADABLE
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 
 Swap = Literal["auto", "answers", "images"]
 
+# Status of a pair that nobody has answered yet, or that nobody can answer.
+NO_ANSWER = (*UNANSWERED, "rejected", "not_asked")
 _VERDICTS = [{template.first_is_better, template.second_is_better} for template in (*ENGLISH, *CHINESE)]
 
 
@@ -58,6 +62,17 @@ class PairVotes:
     status: np.ndarray
     problems: dict[int, str] = field(default_factory=dict)
 
+    @property
+    def unanswered(self) -> np.ndarray:
+        """Pairs about which a judge was not asked or has not answered, `(N,)`; the next run asks about them again."""
+        return np.asarray(np.isin(self.status.astype(str), UNANSWERED).any(axis=(1, 2)))
+
+    @property
+    def answered(self) -> np.ndarray:
+        """Pairs about which every judge has answered in both orders, with a verdict or without, `(N,)`; about all
+        others nothing may be concluded."""
+        return ~np.asarray(np.isin(self.status.astype(str), NO_ANSWER).any(axis=(1, 2)))
+
     def counts(self) -> dict[str, int]:
         """Replies by status."""
         return dict(Counter(self.status.ravel().tolist()).most_common())
@@ -70,6 +85,7 @@ def judge_pairs(
     rubric: Rubric = DEFAULT_RUBRIC,
     swap: Swap = "auto",
     language: str | None = None,
+    image_root: str | os.PathLike | None = None,
     image_options: ImageOptions | None = None,
     pairs_at_once: int = 64,
     show_progress: bool = True,
@@ -92,8 +108,10 @@ def judge_pairs(
             `"auto"`: images where the answers are the two verdicts of one of this package's text-to-image templates.
         language (`str`, *optional*):
             Language of the instructions; by default that of each question.
+        image_root (`str` or `os.PathLike`, *optional*):
+            Folder that relative paths of images start from and that no path may leave, as in [`ImageOptions`].
         image_options ([`ImageOptions`], *optional*):
-            Where images may come from and how large they may be.
+            Where else images may come from, and how large they may be.
         pairs_at_once (`int`, *optional*, defaults to `64`):
             Number of pairs whose requests are held, images included, and asked together.
         show_progress (`bool`, *optional*, defaults to `True`):
@@ -103,9 +121,9 @@ def judge_pairs(
         [`PairVotes`]
 
     Raises:
-        [`~trl_dt2it.judge.JudgeError`]: if an endpoint cannot be used at all.
+        [`~trl_dt2it.judge.JudgeError`]: if an endpoint cannot be used at all, or does not answer.
     """
-    rows, options = leave_images_encoded(dataset), image_options or ImageOptions()
+    rows, options = leave_images_encoded(dataset), with_image_root(image_options, image_root)
     found = PairVotes(
         np.full((len(rows), len(judges), 2), UNREADABLE, dtype=np.int8),
         np.full((len(rows), len(judges), 2), "not_asked", dtype=object),
@@ -122,7 +140,7 @@ def judge_pairs(
             requests += pair
             asked += [(place, 0, sign), (place, 1, -sign)]
         for number, judge in enumerate(judges):
-            for (place, order, sign), reply in zip(asked, judge.ask(requests), strict=True):
+            for (place, order, sign), reply in zip(asked, judge.ask(requests, stop_early=True), strict=True):
                 found.votes[place, number, order] = vote_of(reply, sign)
                 found.status[place, number, order] = reply.status
     return found
@@ -186,6 +204,7 @@ def most_judging_cost(
     endpoints: Sequence[Endpoint],
     *,
     rubric: Rubric = DEFAULT_RUBRIC,
+    image_root: str | os.PathLike | None = None,
     image_options: ImageOptions | None = None,
     sample: int = 32,
 ) -> Spending:
@@ -197,7 +216,7 @@ def most_judging_cost(
             Preference rows.
         endpoints (`Sequence` of [`~trl_dt2it.judge.Endpoint`]):
             The judges, with prices.
-        rubric, image_options:
+        rubric, image_root, image_options:
             As in [`judge_pairs`].
         sample (`int`, *optional*, defaults to `32`):
             Number of rows to look at, evenly spread.
@@ -205,7 +224,7 @@ def most_judging_cost(
     Returns:
         [`~trl_dt2it.judge.budget.Spending`]: calls, tokens and USD.
     """
-    rows, options = leave_images_encoded(dataset), image_options or ImageOptions()
+    rows, options = leave_images_encoded(dataset), with_image_root(image_options, image_root)
     places = np.unique(np.linspace(0, len(rows) - 1, min(sample, len(rows)), dtype=int)).tolist()
     seen, total = 0, Spending()
     for place in places:

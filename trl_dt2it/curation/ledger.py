@@ -30,6 +30,7 @@ from .deciding import Decision
 from .ledger_files import MANUAL, LedgerFiles, is_manual, record_event, round_key, standing_rounds
 from .ledger_tables import ACTIONS, as_names, decision_of, round_table, state_of
 from .ledger_views import difference, history_of, summarize
+from .pair_identity import CONTENT_COLUMNS, pair_contents
 
 
 _STAGE = re.compile(r"[a-z0-9][a-z0-9_-]*")
@@ -53,12 +54,15 @@ class CurationLedger:
     Example:
 
     ```python
-    >>> from trl_dt2it.curation import CurationLedger, Flip, combine_scores, decide, flip_mixture, pair_ids
+    >>> from trl_dt2it.curation import CurationLedger, Flip, combine_scores, decide, flip_mixture, pair_contents
 
-    >>> names = pair_ids(dataset)
+    >>> contents = pair_contents(dataset)
+    >>> names = contents["pair_id"]
     >>> decision = decide(combine_scores(scores), [Flip(flip_mixture)])
     >>> ledger = CurationLedger("ledger")
-    >>> ledger.append(1, "flip", pair_ids=names, scores=scores, models=["first"], decision=decision)
+    >>> ledger.append(
+    ...     1, "flip", pair_ids=names, scores=scores, models=["first"], decision=decision, contents=contents
+    ... )
     >>> curated = ledger.apply(dataset)
     ```
     """
@@ -83,6 +87,7 @@ class CurationLedger:
         settings: Mapping[str, Any] | None = None,
         orientation: Literal["current", "source"] = "current",
         source_set: str | None = None,
+        contents: pa.Table | None = None,
     ) -> None:
         """
         Adds what a stage of a round decided. The same once more changes nothing, so that a run that was killed may
@@ -117,6 +122,9 @@ class CurationLedger:
             source_set (`str`, *optional*):
                 Fingerprint of the source set, from [`~trl_dt2it.curation.pair_identity.source_fingerprint`]: the first
                 is kept, and another one refused.
+            contents (`pa.Table`, *optional*):
+                What is in the pairs, from [`~trl_dt2it.curation.pair_contents`]. By it [`~CurationLedger.apply`] knows
+                whether a pair is still what was decided about.
 
         Raises:
             `ValueError`: if an argument has a wrong shape or value, or the round has this stage with other content.
@@ -142,7 +150,8 @@ class CurationLedger:
             raise ValueError(f"Round {round} comes after round {latest}; number rounds in order, or undo the later.")
 
         names = as_names(pair_ids, "pair_ids")
-        known = state_of(names, self._files.merged(record, before))
+        # A pair that has been changed since then stands as it does now.
+        known = state_of(names, self._files.merged(record, before, contents))
         was_flipped = known["flipped"] if orientation == "current" else np.zeros(len(names), dtype=bool)
         if decision is None:
             # What is known of the strength is so in the present orientation.
@@ -158,11 +167,17 @@ class CurationLedger:
             scores=scores,
             votes=votes,
             num_models=len(models),
+            contents=contents,
         )
         about = {"models": list(models), "settings": json.loads(json.dumps(dict(settings or {})))}
         if same:
             entry = record["rounds"][same[0]]
-            if {name: entry[name] for name in about} != about or not self._files.table(entry).equals(table):
+            written = self._files.table(entry)
+            # One of the two may not know what is in the pairs.
+            both = [name for name in written.column_names if name in table.column_names]
+            others = set(written.column_names) ^ set(table.column_names)
+            is_same = not others - set(CONTENT_COLUMNS) and written.select(both).equals(table.select(both))
+            if {name: entry[name] for name in about} != about or not is_same:
                 raise ValueError(
                     f"The ledger in {self.directory} has another {stage!r} in round {round}; undo it first "
                     f"(`undo({round}, {stage!r})`), or use another directory."
@@ -195,7 +210,16 @@ class CurationLedger:
         latest = max(record["rounds"][number]["round"] for number in standing_rounds(record))
         earlier = sum(entry["round"] == latest and is_manual(entry["stage"]) for entry in record["rounds"])
         stage = MANUAL if earlier == 0 else f"{MANUAL}-{earlier + 1}"
-        self.append(latest, stage, pair_ids=names, actions=list(actions.values()), settings=settings)
+        # The person has seen the pairs that the last round knows of.
+        contents = self._files.contents(record, names)
+        self.append(
+            latest,
+            stage,
+            pair_ids=names,
+            actions=list(actions.values()),
+            settings=settings,
+            contents=contents if any(contents[name].null_count < len(names) for name in CONTENT_COLUMNS) else None,
+        )
 
     def correct_from(self, path: str | os.PathLike) -> dict[str, int]:
         """
@@ -225,37 +249,57 @@ class CurationLedger:
             self.correct(new, settings={"file": Path(path).name})
         return counts
 
-    def state(self, after: int | None = None) -> pa.Table:
+    def state(self, after: int | None = None, *, contents: pa.Table | None = None) -> pa.Table:
         """
         What holds for every pair that the ledger speaks of.
 
         Args:
             after (`int`, *optional*):
                 Only what was decided up to and with this round; 0 gives the source set, that is no row.
+            contents (`pa.Table`, *optional*):
+                What is in the pairs now, from [`~trl_dt2it.curation.pair_contents`]. What was decided about a pair
+                with other content then does not count.
 
         Returns:
             `pa.Table`: `pair_id`; `flipped`, against the source set; `kept`; `strength`, null if unknown; `round` and
-            `stage` that had the last word. What is undone does not count.
+            `stage` that had the last word, 0 and `""` if nothing counts; and with `contents` `changed`, whether the
+            last word is about other content. What is undone does not count.
         """
         record = self._files.read()
         standing = standing_rounds(record)
         if after is not None:
             standing = [number for number in standing if record["rounds"][number]["round"] <= after]
-        merged = self._files.merged(record, standing)
+        merged = self._files.merged(record, standing, contents)
         entries = merged["entry"].to_numpy()
-        rounds = np.array([entry["round"] for entry in record["rounds"]] or [0], dtype=np.int32)
-        stages = [entry["stage"] for entry in record["rounds"]] or [""]
-        stage = pa.DictionaryArray.from_arrays(entries.astype(np.int32), stages).cast(pa.string())
-        merged = merged.drop_columns("entry").append_column("round", pa.array(rounds[entries]))
-        return merged.append_column("stage", stage)
+        # The last is for pairs of which nothing that was said counts.
+        rounds = np.array([*(entry["round"] for entry in record["rounds"]), 0], dtype=np.int32)
+        stages = [*(entry["stage"] for entry in record["rounds"]), ""]
+        codes = np.where(entries < 0, len(stages) - 1, entries).astype(np.int32)
+        stage = pa.array(np.array(stages, dtype=object)[codes], pa.string())
+        named = {"round": pa.array(rounds[codes]), "stage": stage}
+        if contents is not None:
+            named["changed"] = merged["changed"]
+        columns = [name for name in merged.column_names if name not in ("entry", "changed")]
+        return pa.table({**{name: merged[name] for name in columns}, **named})
 
-    def apply(self, dataset: Dataset, *, refresh_strength: bool = False, num_proc: int | None = None) -> Dataset:
+    def apply(
+        self,
+        dataset: Dataset,
+        *,
+        refresh_strength: bool = False,
+        num_proc: int | None = None,
+        contents: pa.Table | None = None,
+    ) -> Dataset:
         """
         The curated set: flipped pairs with their answers exchanged, without the dropped ones.
 
         Every column with `chosen` in its name changes places with its `rejected` partner; images are neither decoded
         nor copied. The column `pair_id` holds the names of the source set from then on, and `curation_flipped` says
         which rows are flipped, so that applying a ledger again, or a later one to a curated set, does it right.
+
+        A decision holds for the pair that it was made about: of pairs whose prompt, answers or images are no longer
+        what they were (edited, or swapped without that column) a warning tells the number and the first, and they stay
+        as they are, neither flipped nor dropped, unless another round has decided about what they are now.
 
         Args:
             dataset (`Dataset`):
@@ -264,7 +308,10 @@ class CurationLedger:
                 Whether the column `strength` takes the strengths of the ledger, those below 0 as 0; a pair without
                 one keeps what it has.
             num_proc (`int`, *optional*):
-                Number of processes that name rows without `pair_id`.
+                Number of processes that name and hash rows.
+            contents (`pa.Table`, *optional*):
+                What is in the rows, and maybe in others, from [`~trl_dt2it.curation.pair_contents`]; by default it is
+                looked at, images in files relative to the working directory.
 
         Returns:
             `Dataset`: rows in their order. Pairs that the ledger does not speak of stay as they are.
@@ -272,7 +319,10 @@ class CurationLedger:
         Raises:
             `ValueError`: if the ledger speaks of none of the rows.
         """
-        return apply_state(dataset, self.state(), refresh_strength=refresh_strength, num_proc=num_proc)
+        if contents is None:
+            contents = pair_contents(dataset, num_proc=num_proc)
+        state = self.state(contents=contents)
+        return apply_state(dataset, state, refresh_strength=refresh_strength, num_proc=num_proc)
 
     def history(self, pair_id: str) -> list[dict[str, Any]]:
         """

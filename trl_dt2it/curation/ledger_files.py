@@ -9,11 +9,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from transformers.utils import logging
 
 from ..data.whole_file import whole_file
 from .ledger_tables import STATE_COLUMNS, merge_rounds
+from .pair_identity import CONTENT_COLUMNS
 
+
+logger = logging.get_logger(__name__)
 
 MANUAL = "manual"
 _VERSION = 1
@@ -80,14 +85,42 @@ class LedgerFiles:
         """Columns of a round, all by default."""
         return pq.read_table(self.verified(entry), columns=columns)
 
-    def merged(self, record: dict[str, Any], numbers: Sequence[int]) -> pa.Table:
+    def merged(self, record: dict[str, Any], numbers: Sequence[int], contents: pa.Table | None = None) -> pa.Table:
         """The last word of some rounds on every pair, as [`~trl_dt2it.curation.ledger_tables.merge_rounds`] gives."""
 
         def tables() -> Iterator[tuple[int, pa.Table]]:
             for number in numbers:
-                yield number, self.table(record["rounds"][number], list(STATE_COLUMNS))
+                entry = record["rounds"][number]
+                columns = list(STATE_COLUMNS)
+                if contents is not None:
+                    if self.has_contents(entry):
+                        columns += CONTENT_COLUMNS
+                    else:
+                        logger.warning_once(
+                            f"The ledger in {self.directory} does not know what was in the pairs that {entry['file']} "
+                            "decided about (it is of an earlier release, or was written without `contents`): that "
+                            "rows were changed since then goes unnoticed."
+                        )
+                yield number, self.table(entry, columns)
 
-        return merge_rounds(tables())
+        return merge_rounds(tables(), contents)
+
+    def has_contents(self, entry: dict[str, Any]) -> bool:
+        """Whether a round knows what was in the pairs that it decided about."""
+        return set(CONTENT_COLUMNS) <= set(pq.read_schema(self.verified(entry)).names)
+
+    def contents(self, record: dict[str, Any], names: pa.Array) -> pa.Table:
+        """What was in pairs by the last round that knows, undone ones too, as [`pair_contents`] gives it."""
+        found: dict[str, Sequence[str | None]] = dict.fromkeys(names.to_pylist(), (None, None))
+        for entry in record["rounds"]:
+            if self.has_contents(entry):
+                table = self.table(entry, ["pair_id", *CONTENT_COLUMNS])
+                table = table.filter(pc.is_in(table["pair_id"], value_set=names))
+                for name, *hashes in zip(*(column.to_pylist() for column in table.columns), strict=True):
+                    found[name] = hashes if any(hashes) else found[name]
+        columns = zip(*found.values(), strict=True) if found else ((), ())
+        named = dict(zip(CONTENT_COLUMNS, (pa.array(column, pa.string()) for column in columns), strict=True))
+        return pa.table({"pair_id": pa.array(found, pa.string()), **named})
 
     def verified(self, entry: dict[str, Any]) -> Path:
         """The file of a round, whose hash is looked at once."""

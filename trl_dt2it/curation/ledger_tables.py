@@ -3,7 +3,8 @@
 Columns of a round: `pair_id`, `source`, `was_flipped` (the orientation in which the pair was scored, against the
 source set), `flipped` (the orientation after the round), `action`, `reason`, `strength` (after the round), then
 `chosen_0`, `rejected_0`, ... (rewards of each model, in the orientation in which they were given) and `vote_0_0`,
-`vote_0_1`, `vote_1_0`, ... (votes of each judge in both orders).
+`vote_0_1`, `vote_1_0`, ... (votes of each judge in both orders). Where the round was told what it decides about, there
+are `content` and `content_text` too, hashes of the pair as its source labels it, from [`pair_contents`].
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .deciding import Decision
+from .pair_identity import CONTENT_COLUMNS
 from .votes import UNREADABLE
 
 
@@ -61,6 +63,7 @@ def round_table(
     scores: npt.ArrayLike | None,
     votes: npt.ArrayLike | None,
     num_models: int,
+    contents: pa.Table | None = None,
 ) -> pa.Table:
     """
     The table of a round.
@@ -82,6 +85,8 @@ def round_table(
             Votes, as in [`relabel_by_vote`].
         num_models (`int`):
             M.
+        contents (`pa.Table`, *optional*):
+            From [`pair_contents`], of these pairs and maybe of others.
 
     Returns:
         `pa.Table`
@@ -106,6 +111,8 @@ def round_table(
         "strength": pa.array(np.asarray(strength, dtype=np.float64), from_pandas=True),
     }
     columns["source"] = columns["source"].dictionary_encode()
+    if contents is not None:
+        columns |= contents_of(pair_ids, contents)
     if scores is not None:
         scores = np.asarray(scores)
         scores = scores[:, :, None] if scores.ndim == 2 else scores
@@ -156,19 +163,61 @@ def decision_of(actions: Sequence[str] | pa.Array, reason: str, strength: np.nda
     return Decision(flip, codes != 2, np.where(flip, -strength, strength), zeros, (reason,))
 
 
-def merge_rounds(tables: Iterable[tuple[int, pa.Table]]) -> pa.Table:
+def contents_of(names: pa.Array, contents: pa.Table) -> dict[str, pa.Array]:
+    """
+    What is in some pairs, of what is known of others too.
+
+    Args:
+        names (`pa.Array` of length N):
+            Names of the pairs.
+        contents (`pa.Table`):
+            From [`pair_contents`].
+
+    Returns:
+        `dict[str, pa.Array]`: [`CONTENT_COLUMNS`], of length N; null for pairs that are not among them.
+    """
+    places, is_new = find(names, contents["pair_id"].combine_chunks())
+    indices = pa.array(places, mask=is_new)
+    return {name: contents[name].combine_chunks().take(indices) for name in CONTENT_COLUMNS}
+
+
+def has_changed(table: pa.Table, contents: pa.Table | None) -> np.ndarray:
+    """
+    Which pairs of a round are no longer what it decided about.
+
+    Args:
+        table (`pa.Table` of N rows):
+            The round; without [`CONTENT_COLUMNS`], it does not know.
+        contents (`pa.Table`, *optional*):
+            What is in the pairs now, from [`pair_contents`].
+
+    Returns:
+        `np.ndarray` of shape `(N,)` and dtype `bool`: the texts alone count where an image could not be read, then or
+        now; what is not known has not changed.
+    """
+    if contents is None or not set(CONTENT_COLUMNS) <= set(table.column_names):
+        return np.zeros(len(table), dtype=bool)
+    now = contents_of(table["pair_id"].combine_chunks(), contents)
+    differs = [pc.not_equal(table[name], now[name]) for name in CONTENT_COLUMNS]  # null where one of them is
+    return pc.fill_null(pc.coalesce(*differs), False).to_numpy()
+
+
+def merge_rounds(tables: Iterable[tuple[int, pa.Table]], contents: pa.Table | None = None) -> pa.Table:
     """
     The last word on every pair.
 
     Args:
         tables (iterable of `(int, pa.Table)`):
             Rounds with the columns [`STATE_COLUMNS`], the last word last, and a number for each.
+        contents (`pa.Table`, *optional*):
+            What is in the pairs now, from [`pair_contents`]. What was said of other content does not count.
 
     Returns:
-        `pa.Table`: `pair_id`, in the order in which pairs appear first; `flipped`, `kept`, `strength`; and `entry`,
-        the number of the round.
+        `pa.Table`: `pair_id`, in the order in which pairs appear first; `flipped`, `kept`, `strength`; `entry`, the
+        number of the round, -1 where nothing that was said counts; and with `contents` `changed`, whether the last
+        word is about other content.
     """
-    beginning = {**_BEGINNING, "entry": -1}
+    beginning = {**_BEGINNING, "entry": -1, **({} if contents is None else {"changed": False})}
     known = pa.array([], pa.string())
     values = {name: np.empty(0, dtype=np.asarray(value).dtype) for name, value in beginning.items()}
     for number, table in tables:
@@ -179,6 +228,11 @@ def merge_rounds(tables: Iterable[tuple[int, pa.Table]]) -> pa.Table:
             known = pa.concat_arrays([known, names.filter(pa.array(is_new))])
             fresh = len(known) - len(values["kept"])
             values = {name: np.r_[value, np.full(fresh, beginning[name])] for name, value in values.items()}
+        if contents is not None:
+            changed = has_changed(table, contents)
+            values["changed"][places] = changed
+            if changed.any():
+                places, table = places[~changed], table.filter(pa.array(~changed))
         values["flipped"][places] = table["flipped"].to_numpy()
         values["kept"][places] = pc.not_equal(table["action"].cast(pa.string()), "drop").to_numpy()
         values["strength"][places] = table["strength"].to_numpy()
@@ -215,16 +269,19 @@ def state_of(names: pa.Array, state: pa.Table) -> dict[str, np.ndarray]:
         names (`pa.Array` of length N):
             Names.
         state (`pa.Table`):
-            `pair_id`, `flipped`, `kept` and `strength` of other pairs, or of the same.
+            `pair_id`, `flipped`, `kept`, `strength` and `entry` of other pairs, or of the same; maybe `changed`.
 
     Returns:
-        `dict[str, np.ndarray]`: `flipped`, `kept`, `strength`, and `is_known`, each of shape `(N,)`. Of what is not
-        known, what the source set has: not flipped, kept, and NaN.
+        `dict[str, np.ndarray]`: `flipped`, `kept`, `strength`, `is_known`, and `has_changed`, each of shape `(N,)`. Of
+        what is not known, what the source set has: not flipped, kept, and NaN.
     """
     if not len(state):
         known = {name: np.full(len(names), value) for name, value in _BEGINNING.items()}
-        return {**known, "is_known": np.zeros(len(names), dtype=bool)}
+        return {**known, **dict.fromkeys(("is_known", "has_changed"), np.zeros(len(names), dtype=bool))}
     places, is_new = find(names, state["pair_id"].combine_chunks())
     values = {name: state[name].to_numpy()[places] for name in _BEGINNING}
     known = {name: np.where(is_new, _BEGINNING[name], value) for name, value in values.items()}
-    return {**known, "is_known": ~is_new}
+    changed = state["changed"].to_numpy()[places] & ~is_new if "changed" in state.column_names else is_new & False
+    last = state["entry" if "entry" in state.column_names else "round"].to_numpy()[places]
+    is_nothing = changed & (last == (-1 if "entry" in state.column_names else 0))
+    return {**known, "is_known": ~is_new & ~is_nothing, "has_changed": changed}

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, log_expit, logit
+from scipy.stats import binomtest, chi2
 from transformers.utils import logging
 
 from .combining import as_strength
@@ -20,10 +21,21 @@ logger = logging.get_logger(__name__)
 MIN_PAIRS = 20
 # Twice the log-likelihood that a fit has to gain over coin flips: two standard errors of the mean sign.
 MIN_EVIDENCE = 4.0
+# What is flipped has to gain more: over a model that guesses, at the 0.01 % level (a run asks this of each source in
+# each round, and half of the labels are at stake), and over labels that are all right and a model that is less sure
+# than elsewhere, at the 5 % level.
+MIN_READING, MIN_NOISE_EVIDENCE = float(chi2.isf(0.0001, 1)), float(chi2.isf(0.05, 1))
+# A rate whose 95 % interval is wider is not known.
+MAX_WIDTH = 0.3
+_INTERVAL_DEPTH = float(chi2.isf(0.05, 1))
+# Most labels of a source are only called wrong where the model contradicts surely more of them than this: a model
+# that reads a source badly contradicts about half, and contradicts a few more of them by a bias of its own.
+MIN_REVERSED = 0.6
 # A fit sees no more than this many strengths, evenly spaced by rank, and so takes the same time for any number.
 _POINTS, _COARSE_POINTS = 4096, 512
 # Slopes per root mean square, from which the search starts.
 _SLOPES = np.geomspace(0.25, 64.0, 17)
+_LOG_SLOPES = np.linspace(math.log(_SLOPES[0]) - 3, math.log(_SLOPES[-1]) + 1, 40)
 # As much as one wrong and one right pair more, and a slope that is finite where no pair contradicts.
 _LOG_SLOPE, _LOG_SLOPE_SPREAD = math.log(3.0), 1.5
 
@@ -35,16 +47,26 @@ class NoiseEstimate:
 
     Parameters:
         rate (`float`):
-            Share of wrong labels, from 0 to 1; NaN where it cannot be told.
+            Share of wrong labels that fits best, from 0 to 1; NaN where there is no fit.
         slope (`float`):
             How fast the model becomes sure: the log-odds that it ranks a pair rightly, per unit of strength.
         mean, std (`float`):
             Mean and standard deviation of the strengths that right labels would have.
         is_identified (`bool`):
-            Whether there are enough pairs, and whether their signs are more than coin flips.
+            Whether there are enough pairs, their signs are more than coin flips (or a `reference` says that they are),
+            and `interval` is at most 0.3 wide where the slope is not known.
         posterior (`np.ndarray` of shape `(N,)` and dtype `float64`):
             Probability that each label is wrong; NaN where the pair is not scored, and 0 for all if the estimate is
             not identified.
+        interval (`tuple[float, float]`):
+            95 % interval of `rate` by its profile likelihood; 0 to 1 where there is no fit.
+        evidence (`float`):
+            Twice the log-likelihood that the fit gains over labels that are all right, whatever the slope; over those
+            at the slope of the `reference`, if that is passed. Above 3.84 it is noise at the 5 % level.
+        reading (`float`):
+            The same over a model that guesses, for which all signs are coin flips.
+        contradicted (`float`):
+            Share of the scored pairs with a negative strength, a strength of 0 counted half; NaN without any.
     """
 
     rate: float
@@ -53,6 +75,10 @@ class NoiseEstimate:
     std: float
     is_identified: bool
     posterior: np.ndarray
+    interval: tuple[float, float] = (0.0, 1.0)
+    evidence: float = 0.0
+    reading: float = 0.0
+    contradicted: float = math.nan
 
 
 def estimate_noise(
@@ -81,9 +107,10 @@ def estimate_noise(
     nothing is flipped.
 
     What the model is wrong about without doubt cannot be told from noise, and counts as such. Signs cannot tell noise
-    of one half from a model that guesses: neither is flipped, and the estimate is called not identified, unless a
-    reference shows that the model does not guess. Under 20 pairs neither is tried. A rate above one half says that
-    most labels are reversed, or that the model is wrong about the whole source; the model is believed.
+    of one half from a model that guesses: the estimate is then not identified, unless a reference of the same kind of
+    pairs shows that the model does not guess. Nor can they tell much noise from a model that is often unsure where all
+    strengths are about equally large, as votes are: the interval of the rate is then wide. Under 20 pairs nothing is
+    tried.
 
     Args:
         strength (`np.ndarray` of shape `(N,)`):
@@ -99,31 +126,50 @@ def estimate_noise(
         [`NoiseEstimate`]
 
     Raises:
-        `ValueError`: if a shape is wrong, a strength is infinite, there are too few references, or there are both
-            `reference` and `slope`.
+        `ValueError`: if a shape is wrong, a strength is infinite, the slope is NaN, there are too few references, or
+            there are both `reference` and `slope`.
     """
     if reference is not None and slope is not None:
         raise ValueError("Both `reference` and `slope` are given, and each tells the slope; leave one of them out.")
+    if slope is not None and math.isnan(slope):
+        raise ValueError(f"`slope` is {slope}; pass log-odds per unit of strength, 0 for a model that guesses.")
     strength = as_strength(strength)
     scored = strength[~np.isnan(strength)]
-    slope = slope if reference is None else _calibrate(reference)
+    has_reference = reference is not None
+    slope = calibrate(reference) if reference is not None else slope
     if len(scored) < MIN_PAIRS or not scored.any() or (slope is not None and slope <= 0):
         return _unidentified(strength)
-    scale = float(np.abs(scored).max())
+    count, scale = len(scored), float(np.abs(scored).max())
     scale *= math.sqrt(np.mean((scored / scale) ** 2))
     points = _by_rank(np.sort(scored), _POINTS) / scale
+    is_slope_known = slope is not None
+    slopes = np.exp(_LOG_SLOPES) if slope is None else np.array([slope * scale])
     if slope is None:
-        rate, slope = _fit(points, len(scored))
-        gain = 2 * len(scored) * (_mean_log_likelihood(points, rate, slope) + math.log(2))
-        if gain < MIN_EVIDENCE:
-            return _unidentified(strength)
+        rate, slope = _fit(points, count)
         slope /= scale
     else:
-        rate = _fit_rate(expit(slope * scale * points), len(scored))
+        rate = _fit_rate(expit(slope * scale * points), count)
+    fitted = count * _mean_log_likelihood(points, rate, slope * scale)
+    # No model that guesses, and no label that is wrong.
+    coins, clean = -count * math.log(2), count * _best_without_noise(points, slope * scale if has_reference else None)
+    interval = _profile_interval(_by_rank(points, _COARSE_POINTS), count, rate, slopes)
+    is_told = has_reference or 2 * (fitted - coins) >= MIN_EVIDENCE
+    is_identified = is_told and (is_slope_known or interval[1] - interval[0] <= MAX_WIDTH)
     posterior = expit(logit(rate) - slope * strength)
     # With the signs that right labels would give, in expectation; in units of `scale`, the mean square is 1.
     mean = float(np.mean(scored / scale * (1 - 2 * posterior[~np.isnan(strength)])))
-    return NoiseEstimate(rate, slope, mean * scale, math.sqrt(max(0.0, 1 - mean**2)) * scale, True, posterior)
+    return NoiseEstimate(
+        rate=rate,
+        slope=slope,
+        mean=mean * scale,
+        std=math.sqrt(max(0.0, 1 - mean**2)) * scale,
+        is_identified=is_identified,
+        posterior=posterior if is_identified else np.where(np.isnan(strength), np.nan, 0.0),
+        interval=interval,
+        evidence=2 * (fitted - clean),
+        reading=2 * (fitted - coins),
+        contradicted=_contradicted(scored),
+    )
 
 
 def shared_slope(parts: Sequence[np.ndarray]) -> float:
@@ -144,9 +190,11 @@ def shared_slope(parts: Sequence[np.ndarray]) -> float:
         fewer than 20 pairs.
     """
     count = sum(len(part) for part in parts)
-    size = math.sqrt(sum(float(np.sum(part**2)) for part in parts) / max(count, 1))
-    if count < MIN_PAIRS or size == 0:
+    largest = max((float(np.abs(part).max()) for part in parts if len(part)), default=0.0)
+    if count < MIN_PAIRS or largest == 0:
         return 0.0
+    # Scaled by the largest first, so that squares neither overflow nor vanish.
+    size = largest * math.sqrt(sum(float(np.sum((part / largest) ** 2)) for part in parts) / count)
     ordered = [np.sort(part) / size for part in parts if len(part)]
     shares = [len(part) / count for part in ordered]
 
@@ -172,9 +220,17 @@ def flip_mixture(
     *,
     reference: npt.ArrayLike | None = None,
     slope: float | None = None,
+    source: str | None = None,
 ) -> np.ndarray:
     """
     Flips the pairs whose label is wrong with more than a given probability, by [`estimate_noise`].
+
+    Nothing is flipped unless these pairs themselves show noise: the rate is identified, and the fit beats labels that
+    are all right, whatever the slope, at the 5 % level, and a model that guesses at the 0.01 % level. With a
+    reference, it only has to beat labels that are all right at its slope. Without one, most labels are not called
+    wrong unless the model surely (99 %) contradicts more than 60 % of them. A pair that the model ranks as its label
+    does is never flipped.
+    What was seen is logged, with the name of the source.
 
     Args:
         strength (`np.ndarray` of shape `(N,)`):
@@ -182,32 +238,91 @@ def flip_mixture(
         threshold (`float`, *optional*, defaults to `0.5`):
             Probability above which a pair is flipped, from 0 to 1. At 0.5 the fewest wrong labels are expected.
         reference (`np.ndarray` of shape `(R,)`, *optional*):
-            Strengths of pairs known to be right; see [`estimate_noise`].
+            Strengths of pairs known to be right, of the same kind; see [`estimate_noise`]. With
+            `Flip(flip_mixture, by="source")` only their slope is used: that the model reads them does not say that it
+            reads another source.
         slope (`float`, *optional*):
             The slope, where it is known. With `Flip(flip_mixture, by="source")` and no reference, [`decide`] passes
             the [`shared_slope`] of all sources.
+        source (`str`, *optional*):
+            Name of the pairs in messages, which [`decide`] passes.
 
     Returns:
-        `np.ndarray` of shape `(N,)` and dtype `bool`: all false where the noise cannot be told, which is logged.
+        `np.ndarray` of shape `(N,)` and dtype `bool`: all false where these pairs do not show noise.
     """
     if not 0 < threshold < 1:
         raise ValueError(f"`threshold` is {threshold}; give a probability between 0 and 1.")
+    strength = as_strength(strength)
     estimate = estimate_noise(strength, reference, slope=slope)
-    if not estimate.is_identified and len(estimate.posterior):
-        logger.info(
-            f"No label of {len(estimate.posterior):,} pairs is flipped: their strengths do not tell the noise."
-        )
-    elif estimate.rate > 0.5:
+    count = int((~np.isnan(strength)).sum())
+    if count == 0:
+        return np.zeros(len(strength), dtype=bool)
+    share = _contradicted(strength[~np.isnan(strength)])
+    whose = f"{count:,} pairs" if source is None else f"the {count:,} pairs of {source!r}"
+    seen = f"The model contradicts {share:.1%} of the labels of {whose}"
+    low, high = _proportion_limits(share, count)
+    is_noisy = estimate.is_identified and estimate.evidence >= MIN_NOISE_EVIDENCE
+    if reference is None and (estimate.reading < MIN_READING or (estimate.rate > 0.5 and low <= MIN_REVERSED)):
+        is_noisy = False
+    if is_noisy and estimate.rate > 0.5:
         logger.warning(
-            f"The model contradicts {estimate.rate:.0%} of the labels of {len(estimate.posterior):,} pairs and is "
-            "believed: look at some of them, whether their labels are reversed or the model does not fit them."
+            f"{seen}, far more than by chance, and these labels are flipped as reversed: look at some of them, "
+            "whether they are, or whether the model is wrong about such pairs; then leave the source out of the "
+            "curation."
         )
-    return estimate.posterior > threshold
+    elif is_noisy:
+        logger.info(f"{seen}; {estimate.rate:.1%} of the labels are estimated to be wrong.")
+    elif count >= MIN_PAIRS and high > 0.5 and reference is None:
+        logger.warning(
+            f"{seen}, which does not tell wrong labels from a model that cannot read such pairs; they are left as "
+            "they are."
+        )
+    else:
+        logger.info(f"{seen}, which shows no noise that is more than the model's own errors; nothing is flipped.")
+    # Comparisons with NaN are false.
+    return (estimate.posterior > threshold) & (strength < 0) & is_noisy
+
+
+def _contradicted(scored: np.ndarray) -> float:
+    """Share of negative strengths, 0 counted half."""
+    return float(np.mean(scored < 0) + np.mean(scored == 0) / 2)
+
+
+def _proportion_limits(share: float, count: int) -> tuple[float, float]:
+    """98 % Wilson interval: each limit is one-sided at 1 %."""
+    found = binomtest(round(share * count), count).proportion_ci(0.98, method="wilson")
+    return float(found.low), float(found.high)
+
+
+def _best_without_noise(points: np.ndarray, slope: float | None = None) -> float:
+    """The largest mean log-likelihood of labels that are all right, at any slope from 0 or at the given one."""
+    if slope is not None:
+        return float(np.mean(log_expit(slope * points)))
+    # Concave in the slope, and at its maximum above 0 only where the mean strength is.
+    if points.mean() <= 0:
+        return -math.log(2)
+
+    def loss(log_slope: float) -> float:
+        return -float(np.mean(log_expit(math.exp(log_slope) * points)))
+
+    found = minimize_scalar(loss, bounds=(_LOG_SLOPES[0] - 3, _LOG_SLOPES[-1] + 3), method="bounded")
+    return max(-math.log(2), -float(found.fun))
+
+
+def _profile_interval(points: np.ndarray, count: int, rate: float, slopes: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the rate: those whose likelihood, at the best of the slopes, is near enough to the largest."""
+    agree = expit(slopes[:, None] * points)
+    grid = np.r_[rate, np.linspace(0.0, 1.0, 101)]
+    with np.errstate(divide="ignore"):
+        profile = np.array([np.log(agree + one * (1 - 2 * agree)).mean(1).max() for one in grid])
+    near = grid[2 * count * (profile.max() - profile) <= _INTERVAL_DEPTH]
+    return float(min(near.min(), rate)), float(max(near.max(), rate))
 
 
 def _unidentified(strength: np.ndarray) -> NoiseEstimate:
-    posterior = np.where(np.isnan(strength), np.nan, 0.0)
-    return NoiseEstimate(math.nan, math.nan, math.nan, math.nan, False, posterior)
+    posterior, scored = np.where(np.isnan(strength), np.nan, 0.0), strength[~np.isnan(strength)]
+    contradicted = _contradicted(scored) if len(scored) else math.nan
+    return NoiseEstimate(math.nan, math.nan, math.nan, math.nan, False, posterior, contradicted=contradicted)
 
 
 def _by_rank(ordered: np.ndarray, count: int) -> np.ndarray:
@@ -255,8 +370,8 @@ def _fit_rate(agree: np.ndarray, count: int) -> float:
     return (low + high) / 2
 
 
-def _calibrate(reference: npt.ArrayLike) -> float:
-    """The slope of pairs known to be right; 0 if the model does no better than guess on them."""
+def calibrate(reference: npt.ArrayLike) -> float:
+    """Slope of pairs known to be right; 0 if the model does no better than guess on them."""
     known = as_strength(reference)
     known = known[~np.isnan(known)]
     if len(known) < MIN_PAIRS:

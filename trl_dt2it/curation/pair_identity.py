@@ -1,9 +1,12 @@
-"""A name for every pair, under which the ledger keeps what is known of it."""
+"""A name for every pair, under which the ledger keeps what is known of it, and a hash of what is under that name."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,15 +15,23 @@ from datasets import Dataset, Features, Value
 from transformers.utils import logging
 
 from ..data.arrow_rows import arrow_rows, look_at_all
+from ..data.canonical import T2I_IDENTITY
 from ..data.encoded import column_of, leave_images_encoded
+from ..data.errors import RowError
 from ..data.identity import content_id
+from ..data.locations import ImageOptions, is_address, open_encoded
 from ..data.rows import SIDES
 
 
 logger = logging.get_logger(__name__)
 
 # What `content_id` looks at.
-_CONTENT = ("prompt", *SIDES, "image", "images", "videos", "tools", "chat_template_kwargs")
+_CONTENT = ("prompt", *SIDES, "image", "images", "videos", "tools", "chat_template_kwargs", *T2I_IDENTITY)
+_PICTURED = ("image", "images", "videos", "chosen_image", "rejected_image")
+# Of a pair whose content is hashed.
+CONTENT_COLUMNS = ("content", "content_text")
+# Which rows of a curated set stand the other way round than their source has them.
+FLIPPED = "curation_flipped"
 
 
 def pair_ids(dataset: Dataset, *, num_proc: int | None = None) -> pa.Array:
@@ -28,9 +39,10 @@ def pair_ids(dataset: Dataset, *, num_proc: int | None = None) -> pa.Array:
     A name for every pair, and no two alike.
 
     It is the row's `pair_id` where it has one, and else [`~trl_dt2it.data.content_id`], a hash of prompt, answers and
-    all images, which are read but not decoded. A name that was there before in this set gets `#2`, `#3`, ... behind
-    it, in the order of the rows. [`CurationLedger.apply`] writes the names into the column `pair_id`, so that they
-    stay what they are when rows are swapped, left out or put in another order.
+    all images, which are read but not decoded; of a text-to-image pair, of caption and images, so that its name stays
+    when the pair is reformulated with another seed. A name that was there before in this set gets `#2`, `#3`, ...
+    behind it, in the order of the rows. [`CurationLedger.apply`] writes the names into the column `pair_id`, so that
+    they stay what they are when rows are swapped, left out or put in another order.
 
     Args:
         dataset (`Dataset`):
@@ -66,6 +78,41 @@ def pair_ids(dataset: Dataset, *, num_proc: int | None = None) -> pa.Array:
     return _distinct(names)
 
 
+def pair_contents(
+    dataset: Dataset, *, image_root: str | os.PathLike | None = None, num_proc: int | None = None
+) -> pa.Table:
+    """
+    What is in every pair, as hashes, by which a ledger knows whether a pair is still what it has decided about.
+
+    A hash is [`~trl_dt2it.data.content_id`] of the pair as its source labels it: where `curation_flipped` says that a
+    row is swapped, it is swapped back first. So it stays when a ledger is applied, and is another one when answers are
+    swapped, or anything that a model reads is edited. Images count by their bytes, in the rows or in files, which are
+    read and not decoded: also where they lie elsewhere by then, or within the rows.
+
+    Args:
+        dataset (`Dataset`):
+            Preference rows.
+        image_root (`str` or `os.PathLike`, *optional*):
+            Folder that relative paths of images start from.
+        num_proc (`int`, *optional*):
+            Number of processes that hash rows.
+
+    Returns:
+        `pa.Table`: `pair_id`, from [`pair_ids`]; `content`, null where an image cannot be read; and `content_text`,
+        without the images. Both are null for rows without `chosen` and `rejected`, or that cannot be read.
+    """
+    names = pair_ids(dataset, num_proc=num_proc)
+    if not set(SIDES) <= set(dataset.column_names):
+        nothing = pa.nulls(len(names), pa.string())
+        return pa.table({"pair_id": names, **dict.fromkeys(CONTENT_COLUMNS, nothing)})
+    rows = leave_images_encoded(dataset.with_format(None))
+    rows = rows.select_columns([name for name in (*_CONTENT, "pair_id", FLIPPED) if name in rows.column_names])
+    features = Features(dict.fromkeys(CONTENT_COLUMNS, Value("string")))
+    options = ImageOptions(image_root=None if image_root is None else os.fspath(image_root))
+    found = look_at_all(rows, _contents, features, num_proc=num_proc, desc="Hashing pairs", options=options)
+    return pa.table({"pair_id": names, **{name: found[name].combine_chunks() for name in CONTENT_COLUMNS}})
+
+
 def source_fingerprint(names: pa.Array) -> str:
     """
     A short hash that tells one source set from another.
@@ -85,6 +132,53 @@ def source_fingerprint(names: pa.Array) -> str:
 
 def _content_ids(table: pa.Table, json_columns: Features) -> pa.Table:
     return pa.table({"pair_id": [content_id(row) for row in arrow_rows(table, json_columns)]})
+
+
+def _contents(table: pa.Table, json_columns: Features, options: ImageOptions) -> pa.Table:
+    found = [_content(row, options) for row in arrow_rows(table, json_columns)]
+    return pa.table(
+        {name: pa.array([one[place] for one in found], pa.string()) for place, name in enumerate(CONTENT_COLUMNS)}
+    )
+
+
+def _content(row: Mapping[str, Any], options: ImageOptions) -> tuple[str | None, str | None]:
+    chosen, rejected = SIDES
+    if row.get(FLIPPED):
+        row = {**row, chosen: row[rejected], rejected: row[chosen]}
+    pictured = [name for name in _PICTURED if row.get(name) is not None]
+    try:
+        # Each image by its place: the text of a pair of two images is about the first and the second.
+        places = iter(range(1_000_000))
+        text = content_id({**row, **{name: _each(row[name], lambda _: b"%d" % next(places)) for name in pictured}})
+    except (RowError, TypeError, ValueError, KeyError, AttributeError):  # a row that no check has seen yet
+        return None, None
+    try:
+        whole = content_id(
+            {**row, **{name: _each(row[name], lambda image: _bytes(image, options)) for name in pictured}}
+        )
+    except (RowError, OSError, ValueError):
+        return None, text[:32]
+    return whole[:32], text[:32]
+
+
+def _each(value: Any, change: Callable[[Any], Any]) -> Any:
+    """A column of images, or of videos as their frames, with each image changed."""
+    if isinstance(value, (list, tuple)):
+        return [_each(one, change) for one in value]
+    if isinstance(value, Mapping) and not {"bytes", "path"} & set(value):
+        return {name: _each(one, change) if name == "frames" else one for name, one in value.items()}
+    return change(value)
+
+
+def _bytes(image: Any, options: ImageOptions) -> Any:
+    if isinstance(image, Mapping):
+        image = image.get("path") if image.get("bytes") is None else image["bytes"]
+    if not isinstance(image, (str, os.PathLike)):
+        return image
+    if is_address(os.fsdecode(image)):
+        raise RowError("image_url", "an image has an address, and nothing is fetched to hash it.")
+    with open_encoded(image, options) as (stream, _):
+        return stream.read()
 
 
 def _distinct(names: pa.Array) -> pa.Array:

@@ -13,11 +13,12 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from ..data.locations import ImageOptions
 from ..data.published import parquet_shards, published_features
 from ..data.swapping import with_columns
+from .applying import apply_state
 from .dataset_card import curated_card
 from .ledger import CurationLedger
 from .ledger_files import LedgerFiles
 from .ledger_tables import state_of
-from .pair_identity import pair_ids
+from .pair_identity import pair_contents
 
 
 _FOLDERS = ("data/", "dropped/", "ledger/")
@@ -45,7 +46,8 @@ def push_curated(
     The repository gets `data/train-00000.parquet` and so on, with all images in them, which `load_dataset` reads; the
     folder `ledger`, which [`CurationLedger`] reads; and a card with counts for each source and round, licences, and
     which models decided by which settings. What an earlier push left in these places goes. The ledger goes up as it
-    is: it names models, paths of local ones too, and endpoints of judges, but holds no keys.
+    is: it names models, paths of local ones too, and endpoints of judges, but holds no keys. What it decided about
+    pairs that are no longer the same is not applied, as [`CurationLedger.apply`] says.
 
     Args:
         dataset (`Dataset`):
@@ -94,12 +96,21 @@ def push_curated(
     """
     if not re.fullmatch(r"\w+(\.\w+)*", split):
         raise ValueError(f"`split` is {split!r}; give a word such as train.")
-    if not len(state := ledger.state()):
+    if not len(ledger.state()):
         raise ValueError(f"The ledger in {ledger.directory} holds no round that stands; there is nothing to publish.")
-    curated, options = ledger.apply(dataset, refresh_strength=refresh_strength), ImageOptions(image_root=image_root)
+    options, contents = ImageOptions(image_root=image_root), pair_contents(dataset, image_root=image_root)
+    state = ledger.state(contents=contents)
+    curated = apply_state(dataset, state, refresh_strength=refresh_strength)
     features = published_features(curated.features)
     card = curated_card(
-        dataset, ledger, repo_id, columns=list(features), split=split, with_dropped=with_dropped, licences=licences
+        dataset,
+        ledger,
+        repo_id,
+        columns=list(features),
+        split=split,
+        with_dropped=with_dropped,
+        licences=licences,
+        contents=contents,
     )
     files = ledger_files(LedgerFiles(ledger.directory))
 
@@ -109,7 +120,7 @@ def push_curated(
         api.create_branch(repo_id, branch=revision, repo_type="dataset", exist_ok=True)
     parts = [(f"data/{split}", curated)]
     if with_dropped:
-        names = pair_ids(dataset)
+        names = contents["pair_id"].combine_chunks()
         dropped = np.flatnonzero(~state_of(names, state)["kept"].astype(bool))
         parts.append((f"dropped/{split}", with_columns(dataset, {"pair_id": names}).select(dropped)))
     operations: list[CommitOperationAdd | CommitOperationDelete] = []

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
+from transformers.utils import logging
 
 from ..data.swapping import with_columns
 from ..data.whole_file import whole_file
 from ..debias.audit import audit_style
-from ..debias.balance import style_weights
+from ..debias.balance import ONE_SIDED, style_weights
 from ..debias.style import STYLE_FEATURES
 from ..processes import on_main_process
 
@@ -21,9 +22,12 @@ from ..processes import on_main_process
 if TYPE_CHECKING:
     from .curation_run import CurationRun
 
+logger = logging.get_logger(__name__)
+
 STAGE = "balance-style"
 _WEIGHTS = "weights.parquet"
 _DEFAULTS = {"by": "source", "max_weight": 10.0, "features": None}
+_KNOWN = (*_DEFAULTS, "one_sided")
 
 
 def read_balance(given: Mapping[str, Any] | bool | None) -> dict[str, Any] | None:
@@ -32,8 +36,8 @@ def read_balance(given: Mapping[str, Any] | bool | None) -> dict[str, Any] | Non
 
     Args:
         given (`Mapping` or `bool`, *optional*):
-            `by`, `max_weight` and `features` of [`~trl_dt2it.debias.balance_style`]; `True` for the defaults, by
-            source and with weights up to 10.
+            `by`, `max_weight`, `features` and `one_sided` of [`~trl_dt2it.debias.balance_style`]; `True` for the
+            defaults, by source and with weights up to 10.
 
     Returns:
         `dict`, *optional*: with defaults filled in; `None` if nothing is to be balanced.
@@ -46,11 +50,14 @@ def read_balance(given: Mapping[str, Any] | bool | None) -> dict[str, Any] | Non
     options = {} if given is True else given
     if not isinstance(options, Mapping):
         raise ValueError(f"`balance_style` is {given!r}; give true, or by, max_weight and features.")
-    if unknown := [key for key in options if key not in _DEFAULTS]:
-        raise ValueError(f"`balance_style` has the unknown key `{unknown[0]}`; known are {', '.join(_DEFAULTS)}.")
+    if unknown := [key for key in options if key not in _KNOWN]:
+        raise ValueError(f"`balance_style` has the unknown key `{unknown[0]}`; known are {', '.join(_KNOWN)}.")
     settings = {**_DEFAULTS, **options}
     if settings["max_weight"] is not None and not settings["max_weight"] > 1:
         raise ValueError(f"`max_weight` of `balance_style` is {settings['max_weight']}; give a number above 1.")
+    if settings.get("one_sided", "leave") not in ONE_SIDED:
+        known = ", ".join(ONE_SIDED)
+        raise ValueError(f"`one_sided` of `balance_style` is {settings['one_sided']!r}; give one of {known}.")
     if unknown := [name for name in settings["features"] or () if name not in STYLE_FEATURES]:
         known = ", ".join(STYLE_FEATURES)
         raise ValueError(f"`balance_style` names the feature {unknown[0]!r}; known are {known}.")
@@ -68,16 +75,19 @@ def balance_base(run: CurationRun, folder: Path) -> dict[str, Any]:
             Folder of the stage, which gets `weights.parquet`, `style_before.json` and `style_after.json`.
 
     Returns:
-        `dict`: `pairs`, `effective_pairs` (Kish), and the `auc` of a probe of style before and after, where there are
-        enough pairs to tell.
+        `dict`: `pairs`, `effective_pairs` (Kish), `one_sided_pairs`, whose style leans one way only, `small_weights`,
+        and the `auc` of a probe of style before and after, where there are enough pairs to tell.
     """
     rows = run.sets.usable("base")
 
     def work() -> dict[str, Any]:
         weight, report = style_weights(rows, **(run.balance or {}))
+        (logger.warning if report.one_sided else logger.info)(report.summary())
         with whole_file(folder / _WEIGHTS) as part:
             pq.write_table(pa.table({"weight": weight}), part)
         counts: dict[str, Any] = {"pairs": len(rows), "effective_pairs": round(report.effective_size, 1)}
+        counts["one_sided_pairs"] = sum(one.num_pairs for one in report.one_sided)
+        counts["small_weights"] = report.num_small
         for when, one in (("before", rows), ("after", _weighted(rows, weight))):
             audit = audit_style(one)
             with whole_file(folder / f"style_{when}.json") as part:

@@ -15,17 +15,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
 from ..collator import MultimodalPreferenceCollator
 from ..data.encoded import column_of, leave_images_encoded, rows_at_once
 from ..data.load import load_preferences
+from ..data.mixing import concatenate, with_canonical_columns
 from ..data.swapping import with_columns
 from ..loading import load_processing_class, set_pixel_limits
 from ..preparation import image_options, prepare_dataset
 from ..processes import main_process_first, on_main_process
 from ..reward_config import MultimodalRewardConfig
-from .pair_identity import pair_ids
+from .pair_identity import pair_contents, source_fingerprint
 from .stages import digest_of
 
 
@@ -42,27 +43,27 @@ def read_sets(name: str, specs: Mapping[str, Mapping[str, Any]]) -> Dataset:
             What the configuration calls it, for messages.
         specs (`Mapping[str, Mapping]`):
             For each source where its rows are: `dataset_name` (a Parquet or JSON file, a folder or a Hub id, with
-            `dataset_config` and `dataset_split`), or `preferences` (a name of [`load_preferences`], with its
-            arguments), or `digits` or `digits_t2i` (the arguments of [`trl_dt2it.demo.digits.make_digits`] and
+            `dataset_config`, `dataset_split` and `image_root`), or `preferences` (a name of [`load_preferences`], with
+            its arguments), or `digits` or `digits_t2i` (the arguments of [`trl_dt2it.demo.digits.make_digits`] and
             [`trl_dt2it.demo.digits.make_digits_t2i`], the latter with `both_orders`); and `max_rows`. The key is the
-            `source` of rows that do not say theirs.
+            `source` of rows that do not say theirs, and of all rows of the set `test`, whose figures it names.
 
     Returns:
-        `Dataset`: all rows, in order, with the columns of all sources.
+        `Dataset`: all rows, in order, with the columns of all sources; canonical rows, if sources have different ones.
 
     Raises:
         `ValueError`: if a key is not known, or there is nothing to read.
     """
     if not specs:
         raise ValueError(f"`{name}` is empty; name at least one source.")
-    parts = []
+    parts = {}
     with main_process_first():  # the others find what it has downloaded and converted
         for source, spec in specs.items():
             rows = read_set(f"{name}.{source}", source, spec or {})
-            if "source" not in rows.column_names:
-                rows = rows.add_column("source", pa.array([source]).take(pa.array(np.zeros(len(rows), dtype=int))))
-            parts.append(leave_images_encoded(rows))
-    return concatenate_datasets(parts) if len(parts) > 1 else parts[0]
+            if "source" not in rows.column_names or name == "test":
+                rows = with_columns(rows, {"source": pa.repeat(source, len(rows))})
+            parts[source] = leave_images_encoded(rows)
+    return concatenate(parts)
 
 
 def read_set(where: str, source: str, spec: Mapping[str, Any]) -> Dataset:
@@ -76,7 +77,8 @@ def read_set(where: str, source: str, spec: Mapping[str, Any]) -> Dataset:
         rows = load_preferences(value, **{"source": source, **spec})
     elif kind == "dataset_name":
         config, split = spec.pop("dataset_config", None), spec.pop("dataset_split", "train")
-        rows = _load(where, str(value), config, split)
+        rows, root = _load(where, str(value), config, split), spec.pop("image_root", None)
+        rows = rows if root is None else with_canonical_columns(rows, image_root=root)
     else:
         from ..demo.sets import demo_rows
 
@@ -100,15 +102,17 @@ def _load(where: str, name: str, config: str | None, split: str) -> Dataset:
     return load_dataset(str(path) if path.is_dir() else name, config, split=split)
 
 
-def set_digest(dataset: Dataset, pair_ids: pa.Array) -> str:
+def set_digest(dataset: Dataset, pair_ids: pa.Array, contents: pa.Table | None = None) -> str:
     """
     What tells a set from others, also on another machine.
 
     Args:
         dataset (`Dataset`):
-            The rows; images count by `pair_ids` alone, which hold a hash of them unless the rows have names.
+            The rows; images count by the other arguments alone.
         pair_ids (`pa.Array`):
             Names of the rows.
+        contents (`pa.Table`, *optional*):
+            What is in them, from [`pair_contents`].
 
     Returns:
         `str`: a SHA-256 of all other columns, 64 hexadecimal digits.
@@ -117,6 +121,8 @@ def set_digest(dataset: Dataset, pair_ids: pa.Array) -> str:
     names = [name for name in dataset.column_names if name not in ("image", "images", "videos")]
     for name in pair_ids.to_pylist():
         digest.update(f"{name}\n".encode())
+    for content in [] if contents is None else contents["content"].to_pylist():
+        digest.update(f"{content}\n".encode())
     for table in dataset.select_columns(names).with_format("arrow").iter(rows_at_once(dataset)):
         for row in table.to_pylist():
             digest.update(json.dumps(row, sort_keys=True, default=str).encode())
@@ -178,6 +184,7 @@ class SourceSets:
     _raw: dict[str, Dataset] = field(default_factory=dict)
     _digests: dict[str, str] = field(default_factory=dict)
     _usable: dict[str, Dataset] = field(default_factory=dict)
+    _contents: dict[str, pa.Table] = field(default_factory=dict)
 
     def raw(self, name: str) -> Dataset:
         """All rows of a set."""
@@ -190,9 +197,23 @@ class SourceSets:
         if name not in self._digests:
             args, rows = self.args, self.raw(name)
             limits = {"max_length": args.max_length, "min_pixels": args.min_pixels, "max_pixels": args.max_pixels}
-            content = on_main_process(lambda: set_digest(rows, pair_ids(rows)))
+            contents = self.contents(name)
+            content = on_main_process(lambda: set_digest(rows, contents["pair_id"].combine_chunks(), contents))
             self._digests[name] = digest_of([content, args.on_bad_row, args.image_check, limits])
         return self._digests[name]
+
+    def contents(self, name: str) -> pa.Table:
+        """What is in all rows of a set, and their names, as [`pair_contents`] gives it; images are read once."""
+        if name not in self._contents:
+            rows, root = self.raw(name), self.args.image_root
+            self._contents[name] = on_main_process(
+                lambda: pair_contents(rows, image_root=root, num_proc=self.args.dataset_num_proc)
+            )
+        return self._contents[name]
+
+    def fingerprint(self, name: str) -> str:
+        """What a ledger knows a set by: the names of all its rows, whichever of them can be used."""
+        return source_fingerprint(self.contents(name)["pair_id"].combine_chunks())
 
     def usable(self, name: str) -> Dataset:
         """Rows of a set that can be trained on and scored; others are set aside as in a training, once for all."""
@@ -203,7 +224,7 @@ class SourceSets:
             collator = MultimodalPreferenceCollator(processing_class, image_options=image_options(args))
             # Named first, so that copies are numbered the same way whatever rows are left out.
             rows = self.raw(name)
-            rows = with_columns(rows, {"pair_id": pair_ids(rows)})
+            rows = with_columns(rows, {"pair_id": self.contents(name)["pair_id"].combine_chunks()})
             self._usable[name], _ = prepare_dataset(rows, name=name, collator=collator, args=args)
         return self._usable[name]
 

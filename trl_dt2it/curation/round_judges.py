@@ -31,6 +31,9 @@ class Judging:
             As in [`judge_pairs`].
         language (`str`, *optional*):
             As in [`judge_pairs`].
+        max_unanswered (`float`, *optional*, defaults to `0.0`):
+            Share of the pairs that may stay without an answer, and as they were. With more, the run stops and asks
+            about them when it is started again.
     """
 
     endpoints: tuple[Endpoint, ...]
@@ -38,11 +41,15 @@ class Judging:
     votes: str = "unanimous"
     swap: Swap = "auto"
     language: str | None = None
+    max_unanswered: float = 0.0
 
     def settings(self) -> dict[str, Any]:
         """All that votes depend on. A larger budget is part of it, so that what was over it is asked."""
         names = ("model", "temperature", "max_tokens")
         judges = [{"location": one.location, **{name: getattr(one, name) for name in names}} for one in self.endpoints]
+        for judge, one in zip(judges, self.endpoints, strict=True):
+            if one.extra_body:
+                judge["extra_body"] = dict(one.extra_body)
         budgets = [dataclasses.asdict(kwargs["budget"]) for kwargs in self.client_kwargs]
         own: dict[str, Any] = {name: getattr(self, name) for name in ("votes", "swap", "language")}
         return {"judges": judges, "budgets": budgets, **own}
@@ -67,9 +74,9 @@ def read_judging(given: Mapping[str, Any]) -> Judging:
 
     Args:
         given (`Mapping`):
-            `votes`, `swap` and `language`, and either one judge's keys beside them or `endpoints`, a list of judges.
-            Keys of a judge are the arguments of [`~trl_dt2it.judge.Endpoint`], `max_concurrency`, `max_retries`, and
-            for its budget `max_calls`, `budget_tokens` and `max_cost`.
+            `votes`, `swap`, `language` and `max_unanswered`, and either one judge's keys beside them or `endpoints`, a
+            list of judges. Keys of a judge are the arguments of [`~trl_dt2it.judge.Endpoint`], `max_concurrency`,
+            `max_retries`, and for its budget `max_calls`, `budget_tokens` and `max_cost`.
 
     Returns:
         [`Judging`]
@@ -78,10 +85,13 @@ def read_judging(given: Mapping[str, Any]) -> Judging:
         `ValueError`: if a key is not known, or a value is out of range.
     """
     rest = dict(given)
-    own: dict[str, Any] = {name: rest.pop(name) for name in ("votes", "swap", "language") if name in rest}
+    names = ("votes", "swap", "language", "max_unanswered")
+    own: dict[str, Any] = {name: rest.pop(name) for name in names if name in rest}
     for name, choices in (("votes", ("unanimous", "majority")), ("swap", ("auto", "answers", "images"))):
         if own.get(name, choices[0]) not in choices:
             raise ValueError(f"`{name}` of the judge is {own[name]!r}; choose one of {', '.join(choices)}.")
+    if not 0 <= own.get("max_unanswered", 0.0) <= 1:
+        raise ValueError(f"`max_unanswered` of the judge is {own['max_unanswered']}; it is a share from 0 to 1.")
     judges = rest.pop("endpoints", None)
     if judges is not None and rest:
         raise ValueError(f"`judge` has `endpoints`, and the key `{next(iter(rest))}` beside it; put it into these.")

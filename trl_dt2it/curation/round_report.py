@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ..data.encoded import column_of
+from ..debias.audit import audit_style
+from ..printable import printable
+from .ledger import CurationLedger
+from .pair_identity import pair_contents
 from .scoring_shards import read_scores
 
 
@@ -25,6 +32,10 @@ FINAL_NAMES = {
     "curated": "+ curated",
     "oracle": "+ true labels (oracle)",
 }
+
+MOST_AUDITED = 20_000  # of a larger pool so many are drawn: enough for the third digit, and some seconds
+# Less than this, of an accuracy on one source or of a leakage, is not called harm.
+LEAST_CHANGE = 0.01
 
 GAINS = (("gain by balancing style", "base", "unbalanced"), ("gain by curation", "curated", "uncurated"))
 
@@ -76,6 +87,71 @@ def accuracy(folder: Path, dataset: Dataset) -> dict[str, float]:
     return {"accuracy": float(right.mean()), **parts}
 
 
+def audit_pool(
+    pool: Dataset, ledger: CurationLedger | None, contents: Callable[[Dataset], pa.Table] = pair_contents
+) -> dict[str, dict[str, Any]]:
+    """
+    Audit the style of a pool as its sources label it, and as a ledger has it.
+
+    Args:
+        pool (`Dataset`):
+            The rows; of more than 20,000, so many are drawn.
+        ledger ([`CurationLedger`], *optional*):
+            The ledger of the pool.
+        contents (`Callable`, *optional*):
+            Takes rows and returns what is in them; by default [`pair_contents`] without an image root.
+
+    Returns:
+        `dict`: the fields of [`~trl_dt2it.debias.style_report.StyleReport`], `"before"` and, with a ledger, `"after"`.
+    """
+    if len(pool) > MOST_AUDITED:
+        pool = pool.select(np.sort(np.random.default_rng(0).choice(len(pool), MOST_AUDITED, replace=False)))
+    audits = {"before": asdict(audit_style(pool))}
+    if ledger is not None:
+        audits["after"] = asdict(audit_style(ledger.apply(pool, contents=contents(pool))))
+    return audits
+
+
+def harm(final: Mapping[str, Mapping[str, Any]], audits: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """
+    Name what the curated pool has made worse: the test accuracy, of all pairs or of a source, below that of the base
+    alone; or the style leakage of a source.
+
+    Args:
+        final (`Mapping`):
+            `final` of [`summarise_run`].
+        audits (`Mapping`):
+            What [`audit_pool`] returns.
+
+    Returns:
+        `list[str]`: a sentence each. Of a source, the accuracy has fallen and the leakage risen by more than 0.01, and
+        the 95 % interval of the leakage after curation is above what it was before.
+    """
+    found = []
+    base, curated = (final.get(name, {}) for name in ("base", "curated"))
+    for key in (name for name in base if name.startswith("accuracy") and name in curated):
+        fall = base[key] - curated[key]
+        if fall <= (0 if key == "accuracy" else LEAST_CHANGE):
+            continue
+        pairs = "of the test pairs" if key == "accuracy" else f"of the test pairs of {key.removeprefix('accuracy/')!r}"
+        found.append(
+            f"The model with the curated pool is right in {curated[key]:.4f} {pairs}, that of the base alone in "
+            f"{base[key]:.4f}: the pool does harm there; leave it out, or look for the source that does."
+        )
+    before, after = (audits.get(when, {"sources": {}})["sources"] for when in ("before", "after"))
+    for source in sorted(set(before) & set(after)):
+        was, now = before[source], after[source]
+        if was["auc"] is None or now["auc"] is None:
+            continue
+        if now["interval"][0] > was["auc"] and now["auc"] - was["auc"] > LEAST_CHANGE:
+            found.append(
+                f"Style tells more of the labels of {source!r} after curation than before (leakage {was['auc']:.3f} "
+                f"to {now['auc']:.3f}): either wrong labels hid it, or the model follows style; look at what was "
+                "flipped there."
+            )
+    return found
+
+
 def summarise_run(run: CurationRun, records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """
     Figures of a finished run.
@@ -88,7 +164,8 @@ def summarise_run(run: CurationRun, records: Mapping[str, Mapping[str, Any]]) ->
 
     Returns:
         `dict`: `rounds`, what each decision did; `final`, each model with its directory and its accuracy on the test
-        set; `seconds`.
+        set; `style`, the leakage of each source of the pool before and after; `harm`, as [`harm`] names it;
+        `seconds`.
     """
     counts = {name: record["counts"] for name, record in records.items()}
     rounds = {name: one for name, one in counts.items() if name.endswith(("/decide", "/judge"))}
@@ -101,12 +178,22 @@ def summarise_run(run: CurationRun, records: Mapping[str, Mapping[str, Any]]) ->
             "steps": counts[stage]["steps"],
             **{key: value for key, value in counts.get(f"test/{name}", {}).items() if key.startswith("accuracy")},
         }
+    audits = audit_pool(
+        run.sets.usable("pool"), CurationLedger(run.output_dir / "ledger"), lambda _: run.sets.contents("pool")
+    )
+    shown = ("auc", "interval", "note")
+    style = {
+        when: {source: {key: part[key] for key in shown} for source, part in audit["sources"].items()}
+        for when, audit in audits.items()
+    }
     return {
         "output_dir": str(run.output_dir),
         "models": [{"model_name_or_path": one.name_or_path, "seed": one.seed} for one in run.models],
         "pool_pairs": counts[list(rounds)[0]]["pairs"],
         "rounds": rounds,
         "final": final,
+        "style": style,
+        "harm": harm(final, audits),
         "seconds": round(sum(record["seconds"] for record in records.values()), 1),
     }
 
@@ -137,12 +224,23 @@ def show_summary(summary: Mapping[str, Any], console: Console | None = None) -> 
     heads, rows = accuracy_table(models)
     table = Table(heads[0], "pairs", title="Reward models" if len(heads) == 1 else "Test accuracy of reward models")
     for column in heads[1:]:
-        table.add_column(column, justify="right")
+        table.add_column(Text(printable(column)), justify="right")  # the name of a source
     pairs = [f"{one['pairs']:,}" for one in models.values()]
+    fallen = [
+        name in models["curated"] and models["curated"][name] < models["base"][name]
+        for name in list(models.values())[0]
+        if name.startswith("accuracy") and {"base", "curated"} <= set(models)
+    ]
     for place, (name, *cells) in enumerate(rows):
+        if name == FINAL_NAMES["curated"] and any(fallen):
+            cells = [
+                f"[bold red]{cell}[/]" if is_worse else cell for cell, is_worse in zip(cells, fallen, strict=True)
+            ]
         is_gain = place >= len(pairs)
         table.add_row(name, "" if is_gain else pairs[place], *cells, style="bold" if is_gain else None)
     console.print(table)
+    for sentence in summary.get("harm", []):
+        console.print(sentence, style="bold red", markup=False, highlight=False)
 
 
 def accuracy_table(models: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:

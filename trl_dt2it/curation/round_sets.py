@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
+from transformers.utils import logging
 
 from ..data.encoded import column_of
+from ..data.mixing import concatenate
 from ..data.swapping import swap_pairs
+from ..data.whole_file import move_aside
 from ..processes import on_main_process
 from .ledger import CurationLedger
 from .ledger_files import LedgerFiles, is_manual, round_key, standing_rounds
 from .ledger_tables import state_of
-from .pair_identity import source_fingerprint
 from .round_balance import balanced_base
 from .round_data import folds_of
 
 
 if TYPE_CHECKING:
     from .curation_run import CurationRun
+
+logger = logging.get_logger(__name__)
 
 
 def training_set(
@@ -55,8 +60,8 @@ def training_set(
     if kind == "oracle":
         pool = swap_pairs(pool, column_of(pool, "is_flipped").to_numpy(zero_copy_only=False).astype(bool))
     elif kind == "curated":
-        pool = ledger_at(run, entries).apply(pool)
-    return concatenate_datasets([base, pool])
+        pool = ledger_at(run, entries).apply(pool, contents=run.sets.contents("pool"))
+    return concatenate({"base": base, "pool": pool})
 
 
 def fold_rows(run: CurationRun, fold: tuple[int, int], *, inside: bool) -> np.ndarray:
@@ -89,7 +94,8 @@ def ledger_at(
     """
     The ledger as it is at a point of the run: what an earlier run with other settings wrote after it is undone.
 
-    Every process has to call it. A ledger of another pool is moved beside, to `ledger-` and its fingerprint.
+    Every process has to call it. A ledger of another pool is moved beside, to `ledger-` and its fingerprint, and comes
+    back when its pool does.
 
     Args:
         run ([`CurationRun`]):
@@ -104,14 +110,11 @@ def ledger_at(
     Returns:
         [`CurationLedger`]
     """
-    folder, own = run.output_dir / "ledger", source_fingerprint(run.sets.names("pool"))
+    folder, own = run.output_dir / "ledger", run.sets.fingerprint("pool")
 
     def rewind() -> None:
-        record = LedgerFiles(folder).read()
-        if record["source_set"] not in (None, own):
-            folder.rename(folder.with_name(f"ledger-{record['source_set']}"))
-            return
-        ledger = CurationLedger(folder)
+        _change_ledger(folder, own)
+        record, ledger = LedgerFiles(folder).read(), CurationLedger(folder)
         for number in standing_rounds(record):
             entry = record["rounds"][number]
             is_own = round_key(entry) == next_entry and entry["settings"].get("digest") == digest
@@ -122,9 +125,35 @@ def ledger_at(
     return CurationLedger(folder)
 
 
+def _change_ledger(folder: Path, own: str) -> None:
+    """Put the ledger of a pool into its place, if another pool's is there."""
+    before = _source_set(folder)
+    if before in (None, own):
+        return
+    aside, mine = (folder.with_name(f"ledger-{name}") for name in (before, own))
+    if aside.exists():  # two ledgers of one pool, which only somebody who has copied them can have
+        move_aside(aside)
+    folder.rename(aside)
+    said = ""
+    if _source_set(mine) == own:
+        mine.rename(folder)
+        said = "; the one of this pool is back from where it was moved before"
+    logger.warning(f"The ledger of another pool is now in {aside}{said}.")
+
+
+def _source_set(folder: Path) -> str | None:
+    """Which pool a ledger is of; `None` if there is none, or it does not say. None is made."""
+    if not (folder / "ledger.json").is_file():
+        return None
+    return LedgerFiles(folder).read()["source_set"]
+
+
 def corrections(run: CurationRun) -> list[str]:
-    """Hashes of what persons decided in the ledger of a run, as far as it stands."""
+    """Hashes of what persons decided in the ledger of a run's pool, as far as it stands."""
+    own = run.sets.fingerprint("pool")
     folder = run.output_dir / "ledger"
+    if _source_set(folder) not in (None, own):
+        folder = run.output_dir / f"ledger-{own}"
     if not (folder / "ledger.json").is_file():  # and none is to be made for a plan
         return []
     record = LedgerFiles(folder).read()
@@ -145,6 +174,5 @@ def pool_labels(run: CurationRun, ledger: CurationLedger) -> tuple[np.ndarray, n
     Returns:
         `tuple[np.ndarray, np.ndarray]`: which of the N pairs are flipped, and which are kept.
     """
-    state = ledger.state()
-    known = state_of(run.sets.names("pool"), state.append_column("entry", state["round"]))
+    known = state_of(run.sets.names("pool"), ledger.state(contents=run.sets.contents("pool")))
     return known["flipped"].astype(bool), known["kept"].astype(bool)

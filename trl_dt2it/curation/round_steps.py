@@ -20,7 +20,6 @@ from .combining import combine_scores
 from .deciding import decide
 from .ledger import CurationLedger
 from .ledger_files import LedgerFiles, round_key, standing_rounds
-from .pair_identity import source_fingerprint
 from .round_judges import Judging
 from .round_report import label_noise
 from .round_sets import ledger_at, pool_labels
@@ -85,7 +84,8 @@ def decide_step(
                 models=[f"{one.name_or_path}, seed {one.seed}" for one in run.models],
                 settings={"digest": digest, **step.settings()},
                 orientation=cast(Any, step.orientation),
-                source_set=source_fingerprint(names),
+                source_set=run.sets.fingerprint("pool"),
+                contents=run.sets.contents("pool"),
             )
         return _counts(run, ledger, entry)
 
@@ -97,6 +97,9 @@ def ask_judges(run: CurationRun, folder: Path, *, number: int, step: Step, befor
     Asks judges about the pairs that the last decision dropped, and writes into the ledger those that come back.
 
     A pair without a clear verdict (a reply that cannot be read, a tie, orders or judges that disagree) stays dropped.
+    About a pair that a judge has not answered, or cannot answer, the ledger is told nothing. As long as there are
+    pairs of the first kind the stage is not done: what has been replied is in the judges' stores, and the next run
+    asks about the rest.
 
     Args:
         run ([`CurationRun`]):
@@ -111,7 +114,10 @@ def ask_judges(run: CurationRun, folder: Path, *, number: int, step: Step, befor
             Rounds and stages that the ledger holds by now.
 
     Returns:
-        `dict`: `judged`, replies by status, and what [`decide_step`] returns.
+        `dict`: `judged`, `unanswered`, replies by status, and what [`decide_step`] returns.
+
+    Raises:
+        [`~trl_dt2it.judge.JudgeError`]: if more pairs than `max_unanswered` of the judges have no answer.
     """
     digest, entry = _digest(folder), (number, ledger_stage(step, "judge"))
     ledger = ledger_at(run, before, next_entry=entry, digest=digest)
@@ -123,7 +129,6 @@ def ask_judges(run: CurationRun, folder: Path, *, number: int, step: Step, befor
     def work() -> dict[str, Any]:
         if not _is_written(ledger, entry, digest):
             dropped = np.flatnonzero(~pool_labels(run, ledger)[1])
-            asked = names.take(pa.array(dropped))
             found = judge_pairs(
                 pool.select(dropped),
                 judging.clients(run.output_dir),
@@ -132,21 +137,43 @@ def ask_judges(run: CurationRun, folder: Path, *, number: int, step: Step, befor
                 image_options=image_options(run.sets.args),
                 show_progress=not run.training.args.disable_tqdm,
             )
-            _write_votes(folder, asked, found)
+            _check_answered(found, judging)
+            _write_votes(folder, names.take(pa.array(dropped)), found)
+            answered = np.flatnonzero(found.answered)
+            rows = pa.array(dropped[answered])
             ledger.append(
                 *entry,
-                pair_ids=asked,
-                decision=relabel_by_vote(found.votes, cast(Any, judging.votes)),
-                sources=column_of(pool, "source").take(pa.array(dropped)),
+                pair_ids=names.take(rows),
+                decision=relabel_by_vote(found.votes[answered], cast(Any, judging.votes)),
+                sources=column_of(pool, "source").take(rows),
                 models=[f"{one.model} at {one.location}" for one in judging.endpoints],
-                votes=found.votes,
+                votes=found.votes[answered],
                 settings={"digest": digest, **judging.settings()},
                 orientation="source",
+                contents=run.sets.contents("pool"),
             )
         votes = pq.read_table(folder / "votes.parquet")
         return {**_vote_counts(votes), **_counts(run, ledger, entry)}
 
     return on_main_process(work)
+
+
+def _check_answered(found: PairVotes, judging: Judging) -> None:
+    """Ends the stage if too many pairs have no answer, and says what to do."""
+    from ..judge import JudgeError
+
+    missing, total = int(found.unanswered.sum()), len(found.unanswered)
+    if missing <= judging.max_unanswered * total:
+        return
+    counts = {status: count for status, count in found.counts().items() if status in ("transport", "over_budget")}
+    told = " and ".join(
+        f"the budget had no room for {count} questions" if status == "over_budget" else f"{count} questions failed"
+        for status, count in counts.items()
+    )
+    raise JudgeError(
+        f"{missing} of {total} pairs have no answer of all judges ({told}); start again to ask about them, with a "
+        "larger budget if that was the reason, or let them stay as they are with `max_unanswered` of the judge."
+    )
 
 
 def _digest(folder: Path) -> str:
@@ -192,8 +219,10 @@ def _write_votes(folder: Path, names: pa.Array, found: PairVotes) -> None:
 
 
 def _vote_counts(votes: pa.Table) -> dict[str, Any]:
-    statuses: Counter[str] = Counter()
-    for name in votes.column_names:
-        if name.startswith("status_"):
-            statuses.update(votes[name].to_pylist())
-    return {"judged": len(votes), "replies": dict(statuses.most_common())}
+    from .judging import NO_ANSWER
+
+    columns = [votes[name].to_pylist() for name in votes.column_names if name.startswith("status_")]
+    statuses = Counter(status for column in columns for status in column)
+    unanswered = sum(any(status in NO_ANSWER for status in row) for row in zip(*columns, strict=True))
+    counts = {"judged": len(votes) - unanswered, "unanswered": unanswered} if unanswered else {"judged": len(votes)}
+    return {**counts, "replies": dict(statuses.most_common())}

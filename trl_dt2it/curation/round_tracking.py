@@ -66,7 +66,8 @@ def pool_metrics(run: CurationRun, after: int | None = None) -> dict[str, float]
         `dict[str, float]`: as [`~trl_dt2it.curation.callback_round.curation_metrics`] and
         [`~trl_dt2it.debias.StyleReport.metrics`] give them.
     """
-    pool, state = run.sets.usable("pool"), CurationLedger(run.output_dir / "ledger").state(after)
+    pool, ledger = run.sets.usable("pool"), CurationLedger(run.output_dir / "ledger")
+    state = ledger.state(after, contents=run.sets.contents("pool"))
     known, rows = state_of(run.sets.names("pool"), state), np.arange(len(pool))
     flipped, kept = known["flipped"].astype(bool), known["kept"].astype(bool)
     sources = cast("Mapping[str | None, np.ndarray]", parts_by(pool, "source"))

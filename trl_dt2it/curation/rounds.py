@@ -115,7 +115,7 @@ def _plan_decision(plan: _Plan, number: int, step: Step, stage: Stage, kind: str
         on_main_process(lambda: report_decision(plan.run, place, counts))
         return counts
 
-    plan.stages.append(replace(stage, run=decide))
+    plan.stages.append(replace(stage, run=decide, is_replayed=True))
     plan.decided = (stage.name,)
 
 

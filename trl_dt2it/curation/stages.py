@@ -7,28 +7,31 @@ output_dir/
   round-1/score/model-0/stage.json     what came of it; written last, so that it says that the stage is done
 ```
 A digest covers the settings of a stage and the digests of its inputs, so that the list is a pure function of the
-configuration, and changing a setting does again what depends on it and nothing else.
+configuration, and changing a setting does again what depends on it and nothing else. What was made with other settings
+is moved aside, to `model-0.old-1` beside `model-0`, and comes back when these are set again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from filelock import FileLock
 from rich.console import Console
 from rich.table import Table
 
 from .. import __version__
-from ..data.whole_file import whole_file
+from ..data.whole_file import move_aside, moved_aside, whole_file
 from ..processes import check_shared_folder, on_main_process, wait_for_everyone
+from ..run_lock import run_lock
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,9 @@ class Stage:
         is_shared (`bool`, *optional*, defaults to `False`):
             Whether several machines may work on it at a time. Then `run` may return `None`: its own part is done, and
             others are not.
+        is_replayed (`bool`, *optional*, defaults to `False`):
+            Whether it also writes outside of its folder, as decisions go into the ledger. When its folder comes back,
+            it is run again, on what lies there.
     """
 
     name: str
@@ -59,6 +65,7 @@ class Stage:
     inputs: tuple[str, ...] = ()
     expected: Mapping[str, Any] = field(default_factory=dict)
     is_shared: bool = False
+    is_replayed: bool = False
 
 
 def digest_of(value: Any) -> str:
@@ -128,13 +135,24 @@ def run_stages(
         `dict[str, dict]`: for each stage that is done its record: `digest`, `counts` and `seconds`.
 
     Raises:
-        `ValueError`: if a stage's folder holds files of something else, or if not all processes see `output_dir`.
+        `ValueError`: if a stage's folder holds files of something else, if not all processes see `output_dir`, or if
+            another run is at work in it.
     """
     check_shared_folder(output_dir)
-    console, records = console or Console(), dict[str, dict[str, Any]]()
+    # Machines that share a folder hold their parts of it, which is up to whoever knows which part.
+    with nullcontext() if only_shared else run_lock(output_dir):
+        return _run(stages, output_dir, only_shared, stop_before, console or Console())
+
+
+def _run(
+    stages: Sequence[Stage], output_dir: Path, only_shared: bool, stop_before: str | None, console: Console
+) -> dict[str, dict[str, Any]]:
+    records = dict[str, dict[str, Any]]()
     digests = stage_digests(stages)
     for number, stage in enumerate(stages, 1):
         title = f"{number}/{len(stages)} {stage.name}"
+        for sentence in on_main_process(partial(_bring_back, output_dir, stage, digests[stage.name])):
+            _say(console, f"{title}: {sentence}")
         record = on_main_process(partial(stage_record, output_dir, stage.name, digests[stage.name]))
         if record is not None:
             records[stage.name] = record
@@ -146,7 +164,8 @@ def run_stages(
             _say(console, f"{title}: stopped before it.")
             break
         _say(console, f"{title} ...")
-        on_main_process(partial(_begin, output_dir / stage.name, digests[stage.name]))
+        for sentence in on_main_process(partial(_begin, output_dir, stage, digests[stage.name])):
+            _say(console, f"{title}: {sentence}")
         start = time.perf_counter()
         counts = stage.run(output_dir / stage.name)
         seconds = round(time.perf_counter() - start, 1)
@@ -182,8 +201,12 @@ def show_plan(stages: Sequence[Stage], output_dir: Path, console: Console | None
         table.add_column(column, justify="right")
     total = dict.fromkeys(columns, 0.0)
     for stage in stages:
-        is_done = stage_record(output_dir, stage.name, digests[stage.name]) is not None
-        state = "done" if is_done else "begun" if _has_begun(output_dir / stage.name, digests[stage.name]) else "to do"
+        digest = digests[stage.name]
+        before = _made_before(output_dir / stage.name, digest)
+        folder = before or output_dir / stage.name
+        is_done = stage_record(folder.parent, folder.name, digest) is not None
+        is_done = is_done and not (before is not None and stage.is_replayed)
+        state = "done" if is_done else "begun" if _has_begun(folder, digest) else "to do"
         values = {name: stage.expected.get(name) for name in columns}
         table.add_row(stage.name, state, *("" if value is None else _number(value) for value in values.values()))
         for name, value in values.items():
@@ -198,16 +221,55 @@ def _has_begun(folder: Path, digest: str) -> bool:
     return begun.is_file() and json.loads(begun.read_text(encoding="utf-8"))["digest"] == digest
 
 
-def _begin(folder: Path, digest: str) -> None:
-    """Makes the folder ready: what an interrupted run of the same stage left stays, and what another left goes."""
-    (folder / "stage.json").unlink(missing_ok=True)
-    if not _has_begun(folder, digest):
-        if (folder / "begun.json").is_file():
-            shutil.rmtree(folder)
-        elif folder.is_dir() and any(one.suffix != ".part" for one in folder.iterdir()):
+def _made_before(folder: Path, digest: str) -> Path | None:
+    """Where what a stage with this digest has made was moved aside, if that is not in its place."""
+    if _has_begun(folder, digest):
+        return None
+    return next((place for place in moved_aside(folder) if _has_begun(place, digest)), None)
+
+
+def _bring_back(output_dir: Path, stage: Stage, digest: str) -> list[str]:
+    """Put what a stage has made with these settings before others into its place; say what was moved where."""
+    folder = output_dir / stage.name
+    if _made_before(folder, digest) is None:
+        return []
+    with _one_at_a_time(output_dir):
+        before = _made_before(folder, digest)
+        if before is None:  # another machine was faster
+            return []
+        if stage.is_replayed:
+            (before / "stage.json").unlink(missing_ok=True)
+        said = _clear(folder)
+        before.rename(folder)
+    return [*said, f"made with these settings before, and back from {before}."]
+
+
+def _one_at_a_time(output_dir: Path) -> FileLock:
+    """Held while folders change places, by one of the machines that share them."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    return FileLock(output_dir / ".stages.lock")
+
+
+def _clear(folder: Path) -> list[str]:
+    """Move what a stage has made with other settings aside."""
+    if not (folder / "begun.json").is_file():
+        return []
+    return [f"what was made with other settings is now in {move_aside(folder)}."]
+
+
+def _begin(output_dir: Path, stage: Stage, digest: str) -> list[str]:
+    """Make the folder ready: what an interrupted run of the same stage left stays, and what another left is moved
+    aside; say where to."""
+    folder = output_dir / stage.name
+    with _one_at_a_time(output_dir):
+        if _has_begun(folder, digest):
+            return []
+        said = _clear(folder)
+        if folder.is_dir() and any(one.suffix != ".part" for one in folder.iterdir()):
             raise ValueError(f"{folder} holds files that are not of this run; move them, or take another output_dir.")
         with whole_file(folder / "begun.json") as part:
             part.write_text(json.dumps({"digest": digest}) + "\n", encoding="utf-8")
+        return said
 
 
 def _end(folder: Path, record: dict[str, Any]) -> dict[str, Any]:

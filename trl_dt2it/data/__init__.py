@@ -37,6 +37,7 @@ _MODULES = {
     "to_dpo": "dpo",
     "validate": "validation",
     "vl_rewardbench_source_ids": "decontamination",
+    "with_canonical_columns": "mixing",
     "write_parquet": "prepare",
 }
 
@@ -72,6 +73,7 @@ __all__ = [
     "to_dpo",
     "validate",
     "vl_rewardbench_source_ids",
+    "with_canonical_columns",
     "write_parquet",
 ]
 
@@ -83,7 +85,7 @@ if TYPE_CHECKING:
     from .images import check_image, load_image
     from .load import load_preferences
     from .locations import ImageOptions
-    from .mixing import mix, split_by_group
+    from .mixing import mix, split_by_group, with_canonical_columns
     from .mixture import build_mixture, read_benchmarks
     from .prepare import SourceSettings, prepare_shard, read_settings, write_parquet
     from .quarantine import ValidationReport, quarantine_report

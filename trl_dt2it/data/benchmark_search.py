@@ -24,7 +24,7 @@ Match = Literal["both", "image", "question"]
 NO_MATCH, MATCH_BY_ID = -1, -2
 FOUND = Features({"match": Value("int64"), "distance": Value("int64"), "unreadable": Value("bool")})
 
-_TEXTS = ("prompt", "question", "caption", "source", "source_id", "pair_id")
+_TEXTS = ("prompt", "question", "caption", "t2i_caption", "source", "source_id", "pair_id")
 _IMAGES = ("images", "image", "chosen_image", "rejected_image")
 _COMPARISONS = 4_000_000  # of hashes at once
 

@@ -29,6 +29,12 @@ FEATURES = Features(
     {"prompt": MESSAGES, "chosen": MESSAGES, "rejected": MESSAGES, "images": List(Image()), **_PROVENANCE}
 )
 VIDEO_FEATURES = Features({**FEATURES, "videos": List(List(Image()))})  # of the sources that have videos
+# What a two-image question is about, whatever its wording and the order of its images: the caption, the answer that
+# prefers the image shown first, and, of a pair that is asked about in both orders on request, "ab" where the better
+# image came first when the row was made, and "ba" where it came second.
+T2I_IDENTITY = Features({"t2i_caption": Value("string"), "t2i_first": Value("string"), "t2i_order": Value("string")})
+# What `reformulate_t2i` makes of a text-to-image pair.
+REFORMULATED_FEATURES = Features({**FEATURES, **T2I_IDENTITY})
 # A text-to-image pair before `reformulate_t2i`: each image is an answer to the caption.
 T2I_FEATURES = Features(
     {"caption": Value("string"), "chosen_image": Image(), "rejected_image": Image(), **_PROVENANCE}

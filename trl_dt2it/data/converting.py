@@ -4,27 +4,86 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from datasets import Features, Value
+from datasets import Dataset, Features, Image, List, Value
 from datasets.fingerprint import generate_random_fingerprint
+from transformers.utils import logging
 
 from .canonical import FEATURES, T2I_FEATURES, VIDEO_FEATURES
+from .encoded import AnyDataset, column_names
 from .errors import RowError
 from .locations import ImageOptions, allowed_path
 from .reading import FOLDER_COLUMN, JSON_COLUMN
 from .schema import check_row
+from .sources.fields import is_given, name_field, strength_field
 from .sources.source import Source
 from .t2i_rows import Columns, find_bad_pair
 
 
+logger = logging.get_logger(__name__)
+
 # Beside a row: which raw row it comes from, and why it cannot be used ("" if it can).
 VERDICT = {"row": Value("int64"), "reason": Value("string"), "message": Value("string")}
 _T2I_COLUMNS = Columns("caption", "chosen_image", "rejected_image", "strength")
+# Columns of rows that mean the same in any source that has them.
+_SHARED = ("strength", "margin", "weight", "pair_id", "group_id", "source", "source_id")
+# Columns that mean something in canonical rows; a source's own ones go by other names.
+_TAKEN = {
+    *(*VIDEO_FEATURES, *T2I_FEATURES, *VERDICT, *_SHARED, "image", "tools", "chat_template_kwargs", "row_index"),
+    *(f"{side}_{ids}" for side in ("chosen", "rejected") for ids in ("ids", "input_ids")),
+}
+_PLAIN = ("string", "int64", "int32", "int16", "int8", "float64", "float32", "bool", "uint8", "uint16", "uint32")
+_FIRST_ROWS = 1000  # of a stream, which tell its columns
+
+
+@dataclass(frozen=True)
+class OwnColumns:
+    """
+    Columns of a source that its adapter does not read, and that rows keep.
+
+    Parameters:
+        reads (`tuple[str, ...]`):
+            What the adapter reads, as [`~trl_dt2it.data.sources.source.Source`] says it.
+        shared (`tuple[str, ...]`):
+            Columns that mean in the source what they mean in canonical rows.
+        names (`dict[str, str]`):
+            What each column that is kept is called then.
+        features (`dict[str, Any]`):
+            Its type, by that name, and that of `weight` where it is shared.
+        is_whole (`bool`):
+            Whether all rows were looked at, and not the first ones of a stream.
+    """
+
+    reads: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
+    names: dict[str, str] = field(default_factory=dict)
+    features: dict[str, Any] = field(default_factory=dict)
+    is_whole: bool = True
+
+    def values(self, rows: list[Mapping[str, Any]]) -> dict[str, Any]:
+        """What a row keeps; of several rows that a pair is made of, what they have in common."""
+        kept = {}
+        for name, new in self.names.items():
+            value, *others = (_left(row.get(name), name, self.reads) for row in rows)
+            if all(other == value for other in others):
+                kept[new] = _fitting(value, self.features[new], name)
+        if not self.is_whole:
+            known = {*self.reads, *self.shared, *self.names, *_SAID}
+            for name in (name for name in rows[0] if name not in known and is_given(rows[0][name])):
+                _SAID.add(name)
+                logger.warning(
+                    f"The column `{name}` is in none of the first {_FIRST_ROWS} rows of the stream and is not kept; "
+                    "load the set without `streaming` to keep it."
+                )
+        return kept
+
+
+_SAID: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -45,6 +104,8 @@ class Conversion:
             Most frames of a video, taken evenly from its folder.
         overrides (`bool`, *optional*, defaults to `False`):
             Whether `name` stands in place of a `source` that rows bring.
+        own ([`OwnColumns`], *optional*):
+            Columns of the source that rows keep; by default none.
     """
 
     source: Source
@@ -53,11 +114,12 @@ class Conversion:
     image_root: str | None = None
     max_frames: int = 32
     overrides: bool = False
+    own: OwnColumns = field(default_factory=OwnColumns)
 
     @property
     def features(self) -> Features:
         """Columns of a converted row and of its verdict."""
-        return Features(_columns(self.source))
+        return Features({**_columns(self.source), **self.own.features})
 
     @property
     def caching(self) -> dict[str, Any]:
@@ -81,11 +143,13 @@ class Conversion:
             `dict`: the columns of `features`. Of a pair that cannot be used, all but the verdict and what names it
             are `None`.
         """
-        made, nothing = list(self._pairs(raw)), dict.fromkeys(_columns(self.source))
+        made, nothing = list(self._pairs(raw)), dict.fromkeys([*_columns(self.source), *self.own.features])
         for number, pair in enumerate(made):
             place = f"{index}-{number}" if len(made) > 1 else str(index)
             if not isinstance(pair, RowError):
                 try:
+                    if len(made) > 1 and pair.get("pair_id"):
+                        pair["pair_id"] += f"-{number}"
                     pair = self._finished(pair, place, raw.get(FOLDER_COLUMN))
                 except RowError as error:
                     pair = error
@@ -99,17 +163,32 @@ class Conversion:
         try:
             row = _parsed(raw)
             if row is not None:
-                yield from self.source.convert(row, **self.options)
+                rows = row if isinstance(row, list) else [row]
+                shared, own = self._shared(rows), self.own.values(rows)
+                for pair in self.source.convert(row, **self.options):
+                    yield pair if isinstance(pair, RowError) else {**pair, **shared, **own}
         except RowError as error:
             yield error
 
+    def _shared(self, rows: list[Mapping[str, Any]]) -> dict[str, Any]:
+        """What rows say in columns that mean the same everywhere, where all that a pair is made of say the same."""
+        row = {name: rows[0].get(name) for name in self.own.shared}
+        row = {name: value for name, value in row.items() if all(other.get(name) == value for other in rows)}
+        found: dict[str, Any] = {
+            name: name_field(row, name) for name in ("pair_id", "group_id", "source", "source_id")
+        }
+        found["strength"] = strength_field(row, "strength" if row.get("strength") is not None else "margin")
+        found["weight"] = strength_field(row, "weight", "bad_weight")
+        return {name: value for name, value in found.items() if value is not None}
+
     def _finished(self, pair: dict[str, Any], place: str, folder: str | None) -> dict[str, Any]:
-        named = bool(pair.get("source")) and not self.overrides  # rows of a format may bring their own names
+        named = bool(pair.get("source")) and not self.overrides  # rows may bring their own names
+        is_hash = "source" in self.own.shared and "group_id" not in self.own.shared  # which the adapter has made
         pair = {
             **pair,
             "source": pair["source"] if named else self.name,
             "pair_id": pair.get("pair_id") or f"{self.name}-{place}",
-            "group_id": pair["group_id"] if named else f"{self.name}-{pair['group_id']}",
+            "group_id": pair["group_id"] if named and not is_hash else f"{self.name}-{pair['group_id']}",
         }
         if self.source.is_t2i:
             # Here, where a bad pair is listed, and not only when it is reformulated.
@@ -149,6 +228,149 @@ class Conversion:
         return [{"bytes": None, "path": str(frame)} for frame in frames]
 
 
+def find_own_columns(raw: AnyDataset, conversion: Conversion) -> OwnColumns:
+    """
+    The columns of a source that its adapter does not read.
+
+    Args:
+        raw (`Dataset` or `IterableDataset`):
+            All rows as [`read_raw`] gives them.
+        conversion ([`Conversion`]):
+            How they are converted.
+
+    Returns:
+        [`OwnColumns`]: of a stream of JSON those of its first rows. Columns without any value are not among them.
+    """
+    is_whole = True
+    paths = {path for path in conversion.options.values() if isinstance(path, str) and "." in path}
+    if JSON_COLUMN not in column_names(raw):
+        found = _features(raw)
+    elif isinstance(raw, Dataset):
+        found = _json_columns(_lines(raw), paths)
+    else:
+        is_whole = False
+        found = _json_columns((row[JSON_COLUMN] for row in raw.take(_FIRST_ROWS)), paths)
+    given = conversion.source.reads
+    reads = set(given if isinstance(given, tuple) else given(set(found), conversion.options))
+    unread = {name: _unread_type(name, found[name], reads) for name in found if name not in (*reads, FOLDER_COLUMN)}
+    shared = {name for name in _SHARED if isinstance(feature := unread.get(name), Value) and feature.dtype in _PLAIN}
+    own = {name: feature for name, feature in unread.items() if feature not in (None, {}) and name not in shared}
+    if (conversion.overrides or conversion.source.has_parts) and "source" in found:
+        own["source"] = found["source"]  # kept, but under another name
+        shared.discard("source")
+    if {"strength", "margin"} <= set(found):  # of which one is the strength
+        own["margin"] = found["margin"]
+    names: dict[str, str] = {}
+    for name in own:
+        new = name if name not in _TAKEN else f"original_{name}"
+        while new in (*names.values(), *(own.keys() - {name})):
+            new = f"{new}_"
+        names[name] = new
+    if renamed := [f"`{name}` as `{new}`" for name, new in names.items() if name != new]:
+        logger.warning(
+            f"{conversion.name} has columns with names that mean something else in our rows; they are kept: "
+            f"{', '.join(renamed)}."
+        )
+    features = {names[name]: _decodable(feature) for name, feature in own.items()}
+    features |= {"weight": Value("float64")} if "weight" in shared else {}
+    return OwnColumns(tuple(sorted(reads - own.keys())), tuple(sorted(shared)), names, features, is_whole)
+
+
+def _lines(raw: Dataset) -> Iterator[str]:
+    for chunk in raw.data.column(JSON_COLUMN).chunks:
+        yield from chunk.to_pylist()
+
+
+def _features(raw: AnyDataset) -> dict[str, Any]:
+    """The types of the columns that have any value."""
+    if not isinstance(raw, Dataset):  # which may have them from its first rows alone
+        return dict(raw.features or Dataset.from_list(list(raw.take(_FIRST_ROWS // 10))).features)
+    counts = {name: raw.data.column(name).null_count for name in raw.column_names}
+    return {name: raw.features[name] for name, count in counts.items() if count < len(raw.data)}
+
+
+def _json_columns(lines: Iterable[str], paths: Collection[str]) -> dict[str, Any]:
+    """
+    The types of all keys in rows of JSON without some paths: numbers, strings and lists of them as they are, others
+    as JSON text.
+    """
+    kinds: dict[str, set[str]] = {}
+    for line in lines:
+        try:
+            row = json.loads(line) if line.strip() else None
+        except ValueError:  # its conversion says so
+            continue
+        for name, value in row.items() if isinstance(row, dict) else ():
+            value = _left(value, name, paths)
+            if value is not None and value != {}:
+                kinds.setdefault(name, set()).add(_kind(value))
+    # A large string tells JSON text from strings.
+    others = {
+        name: Value("string" if found <= {*_SCALARS, "large"} else "large_string") for name, found in kinds.items()
+    }
+    return {name: _TYPES.get(frozenset(found), others[name]) for name, found in kinds.items()}
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, list):
+        kinds = {_kind(item) for item in value} or {""}
+        return f"list of {kinds.pop()}" if len(kinds) == 1 else "list"
+    if isinstance(value, int) and not isinstance(value, bool) and not -(2**63) <= value < 2**63:
+        return "large"
+    return "object" if isinstance(value, dict) else type(value).__name__
+
+
+_SCALARS = {"str": "string", "int": "int64", "float": "float64", "bool": "bool"}
+_TYPES: dict[frozenset[str], Any] = {
+    **{frozenset({kind}): Value(dtype) for kind, dtype in _SCALARS.items()},
+    frozenset({"int", "float"}): Value("float64"),
+    **{frozenset({f"list of {kind}"}): List(Value(dtype)) for kind, dtype in _SCALARS.items()},
+    **{frozenset({f"list of {kind}", "list of "}): List(Value(dtype)) for kind, dtype in _SCALARS.items()},
+    frozenset({"list of int", "list of float"}): List(Value("float64")),
+}
+
+
+def _left(value: Any, name: str, reads: Collection[str]) -> Any:
+    """What is left of the value of a field, parts of which are read."""
+    if not isinstance(value, Mapping):
+        return value
+    rests = [path.partition(".")[2] for path in reads if path.startswith(f"{name}.")]
+    return {key: _left(part, key, rests) for key, part in value.items() if key not in rests} if rests else value
+
+
+def _unread_type(name: str, feature: Any, reads: Collection[str]) -> Any:
+    """The type of what is left of a field; empty if all of it is read."""
+    rests = {path.partition(".")[2] for path in reads if path.startswith(f"{name}.")}
+    if not rests or not isinstance(feature, dict):
+        return feature
+    kept = {key: _unread_type(key, part, rests) for key, part in feature.items() if key not in rests}
+    return {key: part for key, part in kept.items() if part != {}}
+
+
+def _fitting(value: Any, feature: Any, name: str) -> Any:
+    """A value of JSON as its column holds it; strings hold any."""
+    if value is None or value == {} or not isinstance(feature, Value):
+        return value or None if value == {} else value
+    if feature.dtype in ("string", "large_string"):
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+        return text.encode(errors="replace").decode()  # half a surrogate pair fits into no file
+    if isinstance(value, (str, list, dict)) and feature.dtype in _SCALARS.values():
+        raise ValueError(
+            f"`{name}` is {value!r:.40}, but {feature.dtype} in the first rows of the stream; load the set without "
+            "`streaming`."
+        )
+    return value
+
+
+def _decodable(feature: Any) -> Any:
+    """A type whose images are decoded when they are looked at, as others of our rows."""
+    if isinstance(feature, Image):
+        return Image()
+    if isinstance(feature, List):
+        return List(_decodable(feature.feature), length=feature.length)
+    return {name: _decodable(part) for name, part in feature.items()} if isinstance(feature, dict) else feature
+
+
 @lru_cache
 def _columns(source: Source) -> dict[str, Any]:
     columns = T2I_FEATURES if source.is_t2i else VIDEO_FEATURES if source.has_videos else FEATURES
@@ -172,7 +394,7 @@ def _parsed(raw: Mapping[str, Any]) -> Any:
     try:
         row = json.loads(text)
     except ValueError as error:
-        raise RowError("not_conversational", f"the line is not JSON ({error}); mend the file.") from error
+        raise RowError("not_conversational", f"the line is not JSON ({error}); fix the file.") from error
     if not isinstance(row, dict):
-        raise RowError("not_conversational", f"the line holds a {type(row).__name__} and no object; mend the file.")
+        raise RowError("not_conversational", f"the line holds a {type(row).__name__} and no object; fix the file.")
     return row

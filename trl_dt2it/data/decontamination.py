@@ -18,14 +18,13 @@ from transformers.utils import logging
 
 from .arrow_rows import look_at_all
 from .benchmark_search import FOUND, MATCH_BY_ID, NO_MATCH, Match, Search, read_benchmarks, search_table
-from .locations import ImageOptions
+from .locations import ImageOptions, with_image_root
 from .quarantine import NOTES, check_free, set_aside, write_quarantine
 from .similarity import HASH_BITS
 
 
 logger = logging.get_logger(__name__)
 
-_DEFAULTS = ImageOptions()
 _NOTES = Features({**NOTES, "distance": Value("int64")})
 
 # What rows of VL-RewardBench are called, by the set that they are of. A number is a row's place in it. Others, such as
@@ -42,7 +41,8 @@ def decontaminate(
     train: Dataset,
     benchmark_rows: Iterable[Mapping[str, Any]] | Mapping[str, Iterable[Mapping[str, Any]]],
     *,
-    image_options: ImageOptions = _DEFAULTS,
+    image_root: str | os.PathLike | None = None,
+    image_options: ImageOptions | None = None,
     max_distance: int = 32,
     match: Match = "both",
     source_ids: Mapping[str, Collection[str | int]] | None = None,
@@ -52,9 +52,10 @@ def decontaminate(
     """
     Sets aside the training rows that are in a benchmark.
 
-    A question is the same if it differs in nothing but case, punctuation and white space. An image is the same if its
-    perceptual hash (144 bits) differs in no more than `max_distance` bits, which lets it be encoded again, scaled, and
-    cropped by some percent. Frames of videos are not compared.
+    A question is the same if it differs in nothing but case, punctuation and white space. A text-to-image pair, before
+    or after [`reformulate_t2i`], asks its caption, whatever its wording, language and order on either side. An image
+    is the same if its perceptual hash (144 bits) differs in no more than `max_distance` bits, which lets it be encoded
+    again, scaled, and cropped by some percent. Frames of videos are not compared.
 
     Args:
         train (`Dataset`):
@@ -62,8 +63,11 @@ def decontaminate(
         benchmark_rows (`Dataset`, `Iterable[Mapping]`, or `Mapping` of these by name):
             Rows of one benchmark, or of several by name: preference rows, or rows with `question` and `image` or
             `images`.
+        image_root (`str` or `os.PathLike`, *optional*):
+            Folder that relative paths of images start from and that no path may leave, as in [`ImageOptions`], on both
+            sides.
         image_options ([`ImageOptions`], *optional*):
-            Where images may come from, on both sides.
+            Where else images may come from, on both sides.
         max_distance (`int`, *optional*, defaults to `32`):
             Most bits, from 0 to 144, in which the hashes of one image may differ.
         match (`str`, *optional*, defaults to `"both"`):
@@ -93,6 +97,7 @@ def decontaminate(
         raise ValueError(f"`max_distance` is {max_distance}; it must be from 0 to {HASH_BITS} bits.")
     check_free(train.column_names, _NOTES)
     named = benchmark_rows if isinstance(benchmark_rows, Mapping) else {"the benchmark": benchmark_rows}
+    image_options = with_image_root(image_options, image_root)
     benchmark = read_benchmarks(named, match, image_options)
     ids = {source: {str(one) for one in given} for source, given in (source_ids or {}).items()}
     search = Search(benchmark, match, max_distance, ids, image_options)

@@ -7,6 +7,7 @@ row, empty or not. Where `datasets` opens the images itself, nothing checks thei
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +19,7 @@ from .canonical import MESSAGES, as_image
 from .encoded import leave_images_encoded
 from .errors import RowError
 from .images import check_image
-from .locations import ImageOptions, embedded_url, placed_image
+from .locations import ImageOptions, embedded_url, placed_image, with_image_root
 from .prompts import with_image_blocks
 from .rows import SIDES, blocks, row_images, row_name, row_videos
 from .schema import check_row
@@ -29,7 +30,12 @@ _TEXTS = ("prompt", *SIDES)
 _PASSED_ON = ("tools", "chat_template_kwargs")
 
 
-def to_dpo(dataset: Dataset, *, image_options: ImageOptions | None = None) -> Dataset:
+def to_dpo(
+    dataset: Dataset,
+    *,
+    image_root: str | os.PathLike | None = None,
+    image_options: ImageOptions | None = None,
+) -> Dataset:
     """
     Turns preference rows into those that [`~trl.DPOTrainer`] takes.
 
@@ -48,9 +54,11 @@ def to_dpo(dataset: Dataset, *, image_options: ImageOptions | None = None) -> Da
     Args:
         dataset (`Dataset`):
             Rows as [`MultimodalRewardTrainer`] takes them, without videos.
+        image_root (`str` or `os.PathLike`, *optional*):
+            Folder that relative paths of images start from and that no path may leave, as in [`ImageOptions`]; they
+            become absolute.
         image_options ([`ImageOptions`], *optional*):
-            Where images may come from and how large they may be. Relative paths become absolute under `image_root`,
-            and images of allowed hosts are fetched.
+            Where else images may come from, and how large they may be. Images of allowed hosts are fetched.
 
     Returns:
         `Dataset`: the same rows in their order, with the columns `prompt`, `chosen` and `rejected`: messages whose
@@ -65,7 +73,7 @@ def to_dpo(dataset: Dataset, *, image_options: ImageOptions | None = None) -> Da
     names = dataset.column_names
     if missing := [side for side in SIDES if side not in names]:
         raise ValueError(f"The data set has no column `{missing[0]}`; it has {', '.join(names)}.")
-    options = image_options or ImageOptions()
+    options = with_image_root(image_options, image_root)
     dataset = leave_images_encoded(dataset)
     features = _text_features(dataset)
     has_images = bool({"image", "images"} & set(names)) and not isinstance(features["chosen"], Value)

@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .errors import RowError
-from .identity import canonical_text, image_identity
+from .identity import canonical_text, image_identity, t2i_identity
 from .rows import SIDES, row_images, row_videos
 
 
 class PairDigest(NamedTuple):
-    """What a pair is about, without its label, and the label: whether the answer that sorts second is preferred."""
+    """
+    A pair in a few bytes.
+
+    Parameters:
+        key (`bytes`):
+            What it is about, without its label.
+        is_swapped (`bool`):
+            The label: whether the answer that sorts second is preferred.
+        is_mirror (`bool`):
+            Whether it asks about a text-to-image pair in the second of both orders. It is then no duplicate of the row
+            in the first order, but contradicts it as any row does.
+    """
 
     key: bytes
     is_swapped: bool
+    is_mirror: bool = False
 
 
 class Doubles(NamedTuple):
@@ -40,10 +53,11 @@ class Doubles(NamedTuple):
 
 def pair_digest(row: Mapping[str, Any]) -> PairDigest:
     """
-    A hash of what the model reads, the same whichever answer is preferred.
+    A hash of what a pair is about, the same whichever answer is preferred.
 
-    It covers what [`content_id`] covers. A row with an explicit prompt and one with whole conversations, which a chat
-    template renders alike, are the same pair. Images are the same if their bytes are, or their paths.
+    It covers what [`content_id`] covers: of a text-to-image pair the caption and both images, and otherwise all that
+    the model reads. A row with an explicit prompt and one with whole conversations, which a chat template renders
+    alike, are the same pair. Images are the same if their bytes are, or their paths.
 
     Args:
         row (`Mapping[str, Any]`):
@@ -55,6 +69,9 @@ def pair_digest(row: Mapping[str, Any]) -> PairDigest:
     Raises:
         [`RowError`]: if an image has a type without identity, or does not decode.
     """
+    if (pair := t2i_identity(row)) is not None:
+        images = [json.dumps(image) for image in (pair.chosen, pair.rejected)]
+        return PairDigest(_hash("t2i", pair.caption, *sorted(images)), images[0] > images[1], pair.order == "ba")
     context = {
         "images": [image_identity(image) for image in row_images(row)],
         "videos": [[video.fps, *map(image_identity, video.frames)] for video in row_videos(row)],
@@ -70,11 +87,20 @@ def pair_digest(row: Mapping[str, Any]) -> PairDigest:
         chosen, rejected = (start + canonical_text(row[side])[1:] for side in SIDES)
     is_swapped = chosen > rejected
     parts = [canonical_text([context]), *((rejected, chosen) if is_swapped else (chosen, rejected))]
-    digest = hashlib.blake2b("\0".join(parts).encode("utf-8", "surrogatepass"), digest_size=16)
-    return PairDigest(digest.digest(), is_swapped)
+    return PairDigest(_hash(*parts), is_swapped)
 
 
-def find_doubles(high: np.ndarray, low: np.ndarray, is_swapped: np.ndarray, is_bad: np.ndarray) -> Doubles:
+def _hash(*parts: str) -> bytes:
+    return hashlib.blake2b("\0".join(parts).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def find_doubles(
+    high: np.ndarray,
+    low: np.ndarray,
+    is_swapped: np.ndarray,
+    is_bad: np.ndarray,
+    is_mirror: np.ndarray | None = None,
+) -> Doubles:
     """
     Finds rows that repeat an earlier one, and all rows of which another one prefers the other answer.
 
@@ -90,6 +116,8 @@ def find_doubles(high: np.ndarray, low: np.ndarray, is_swapped: np.ndarray, is_b
             Labels.
         is_bad (`np.ndarray` of shape `(N,)` and type bool):
             Rows that do not take part.
+        is_mirror (`np.ndarray` of shape `(N,)` and type bool, *optional*):
+            Rows that are no duplicates of those that are not; none by default.
 
     Returns:
         [`Doubles`]
@@ -101,7 +129,10 @@ def find_doubles(high: np.ndarray, low: np.ndarray, is_swapped: np.ndarray, is_b
     members = members[~is_bad[members]]
     if len(members):
         # Stable: equal keys stay in the order of their rows.
-        members = members[np.lexsort((low[members], high[members]))]
+        keys = (
+            (low[members], high[members]) if is_mirror is None else (is_mirror[members], low[members], high[members])
+        )
+        members = members[np.lexsort(keys)]
         same = (high[members[1:]] == high[members[:-1]]) & (low[members[1:]] == low[members[:-1]])
         has_equal, is_first = _has_equal(same), np.r_[True, ~same]
         members, is_first = members[has_equal], is_first[has_equal]
@@ -112,8 +143,10 @@ def find_doubles(high: np.ndarray, low: np.ndarray, is_swapped: np.ndarray, is_b
     group, starts, nowhere = np.cumsum(is_first) - 1, np.flatnonzero(is_first), len(high)
     firsts = [np.minimum.reduceat(np.where(swapped == label, members, nowhere), starts)[group] for label in (0, 1)]
     is_contradiction = (firsts[0] < nowhere) & (firsts[1] < nowhere)
+    if is_mirror is not None:
+        is_first[1:] |= is_mirror[members[1:]] != is_mirror[members[:-1]]
     others = np.where(is_contradiction & ~swapped, firsts[1], firsts[0])
-    others = np.where(is_contradiction, others, members[starts][group])
+    others = np.where(is_contradiction, others, members[is_first][np.cumsum(is_first) - 1])
     found = np.flatnonzero(is_contradiction | (members != others))
     found = found[np.argsort(members[found])]
     return Doubles(members[found], others[found], is_contradiction[found])

@@ -4,14 +4,17 @@ columns of them, which are read without the others."""
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import pyarrow as pa
-from datasets import Dataset, Image, IterableDataset, List
+from datasets import Dataset, Image, IterableDataset, LargeList, List, Value
 
 
 AnyDataset: TypeAlias = Dataset | IterableDataset
+
+_MESSAGES = ("prompt", "chosen", "rejected")  # which are strings in some sets and cannot be joined with messages
 
 
 def has_transform(dataset: AnyDataset) -> bool:
@@ -64,6 +67,8 @@ def _encoded(feature: Any) -> Any:
         return Image(decode=False)
     if isinstance(feature, List):
         return List(_encoded(feature.feature), length=feature.length)
+    if isinstance(feature, LargeList):
+        return LargeList(_encoded(feature.feature))
     if isinstance(feature, dict):
         return {name: _encoded(part) for name, part in feature.items()}
     return feature
@@ -102,6 +107,54 @@ def column_of(dataset: Dataset, name: str) -> pa.Array:
     if indices is not None:
         column = column.take(indices.column(0))
     return column.combine_chunks()
+
+
+def unify_types(datasets: Mapping[str, Dataset]) -> dict[str, Dataset]:
+    """
+    Gives columns of one name one type in all sets, so that these can be joined.
+
+    Args:
+        datasets (`Mapping[str, Dataset]`):
+            The sets by name.
+
+    Returns:
+        `dict[str, Dataset]`: the sets; where types differ, numbers are floats, and other values strings, in JSON where
+        they are lists or objects. Messages and images stay as they are.
+    """
+    types: dict[str, list[Any]] = {}
+    for dataset in datasets.values():
+        for name, feature in dataset.features.items():
+            types.setdefault(name, []).append(feature)
+    unified = dict(datasets)
+    for name, features in types.items():
+        kinds = [feature for feature in features if feature != Value("null")]  # which may become any other
+        if name in _MESSAGES or any(map(has_images, kinds)) or all(feature == kinds[0] for feature in kinds):
+            continue
+        dtype = "float64" if all(map(_is_number, kinds)) else "string"
+        for key, dataset in unified.items():
+            if name in dataset.column_names and dataset.features[name] != Value(dtype):
+                values = [_as_type(value, dtype) for value in dataset[name]]
+                column = pa.array(values, pa.float64() if dtype == "float64" else pa.string())
+                order = dataset.column_names
+                unified[key] = dataset.remove_columns(name).add_column(name, column).select_columns(order)
+    return unified
+
+
+def _is_number(feature: Any) -> bool:
+    return isinstance(feature, Value) and feature.dtype.startswith(("int", "uint", "float", "bool"))
+
+
+def _as_type(value: Any, dtype: str) -> Any:
+    if value is None or isinstance(value, str):
+        return value
+    return float(value) if dtype == "float64" else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def has_images(feature: Any) -> bool:
+    """Whether a column of this type holds images, as a whole or in part."""
+    if isinstance(feature, dict):
+        return any(map(has_images, feature.values()))
+    return isinstance(feature, Image) or has_images(getattr(feature, "feature", {}))
 
 
 def rows_at_once(dataset: Dataset) -> int:

@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,9 +16,9 @@ from datasets import Dataset, Features, IterableDataset
 from transformers.utils import logging
 
 from .. import __version__
-from .converting import VERDICT, Conversion
+from .converting import VERDICT, Conversion, find_own_columns
 from .encoded import AnyDataset, batch_rows, column_names, column_of, rows_at_once
-from .errors import is_milestone, summarise
+from .errors import RowError, is_milestone, summarise
 from .grouping import rows_by_group
 from .reading import read_raw
 from .sources import SOURCES
@@ -58,15 +59,15 @@ def load_preferences(
 
     Args:
         name (`str`):
-            Name of the set or format, one of [`SOURCES`], such as `"rlaif_v"`, `"hpdv3"`, `"llamafactory"` or
-            `"columns"`.
+            Name of the set or format, one of [`SOURCES`], such as `"rlaif_v"`, `"hpdv3"`, `"llamafactory"`,
+            `"columns"` (any table of questions and answers) or `"t2i"` (any table of captions and images).
         path_or_id (`str` or `os.PathLike`, *optional*):
             A file or folder with the set's rows, or a Hub id; by default the set's own place on the Hub.
         split (`str`, *optional*, defaults to `"train"`):
             Split.
         image_root (`str` or `os.PathLike`, *optional*):
-            Folder that the paths of images start from, where the rows do not hold the images themselves. A path that
-            leaves the folder makes its row a bad one.
+            Folder that relative paths of images start from and that no path may leave, as in [`ImageOptions`]: a path
+            that leaves it makes its row a bad one.
         streaming (`bool`, *optional*, defaults to `False`):
             Whether rows are made while they are read.
         on_bad_row (`str`, *optional*, defaults to `"quarantine"`):
@@ -75,8 +76,8 @@ def load_preferences(
             JSON lines file that lists the bad rows: `pair_id`, `row` of the source, `reason`, `message`. Not of a
             streamed set.
         source (`str`, *optional*):
-            What the column `source` says, and the beginning of `pair_id` and `group_id`. By default `name`, or what
-            the rows of a format say themselves.
+            What the column `source` says, and the beginning of `pair_id` and `group_id`. By default what the rows say
+            in a `source` of their own, or else `name`; with this argument theirs is kept as `original_source`.
         reformulate (`bool`, *optional*, defaults to `True`):
             Whether text-to-image pairs become two-image questions, by [`reformulate_t2i`]. Otherwise they keep the
             columns `caption`, `chosen_image` and `rejected_image`.
@@ -98,13 +99,16 @@ def load_preferences(
             Options of the set's adapter, such as `min_confidence` of HPDv3 or the column names of `"columns"`.
 
     Returns:
-        `Dataset` or `IterableDataset`: rows with the columns of [`FEATURES`], and `videos` or `weight` where the
-        source has such.
+        `Dataset` or `IterableDataset`: rows with the columns of [`FEATURES`], `videos` or `weight` where the source
+        has such, and all columns that its adapter does not read. One with a name that rows have already is kept as
+        `original_` and this name, which a warning says; one without any value is not kept.
 
     Raises:
         `ValueError`: if the name or an option is not known, if there is nothing to read, if no pair can be used, or
             if one is bad and `on_bad_row="raise"`.
     """
+    if name == "columns" and {"chosen_image", "rejected_image"} & set(options):
+        name = "t2i"  # a table of captions and images, named as in `reformulate_t2i`
     conversion = _conversion(name, source, options, image_root, max_frames)
     if on_bad_row not in ("quarantine", "raise"):
         raise ValueError(f'`on_bad_row` is {on_bad_row!r}; it must be "quarantine" or "raise".')
@@ -116,6 +120,7 @@ def load_preferences(
     if known.is_non_commercial:
         logger.warning(f"{name} is licensed under {known.licence}: not for commercial use.")
     raw = read_raw(known, path_or_id, split=split, streaming=streaming, revision=revision)
+    conversion = replace(conversion, own=find_own_columns(raw, conversion))
     if streaming:
         rows: AnyDataset = _stream(raw, conversion, on_bad_row, shard)
     else:
@@ -141,6 +146,12 @@ def _conversion(
     needed = [parameter.name for parameter in parameters if parameter.default is parameter.empty]
     if missing := sorted(set(needed) - set(options)):
         raise ValueError(f"`{name}` needs the options {', '.join(missing)}.")
+    try:
+        list(
+            known.convert([] if known.group_by else {}, **options)
+        )  # options that do not fit, before anything is read
+    except RowError:
+        pass
     if image_root is not None and not Path(image_root).is_dir():
         raise ValueError(f"`image_root` is {image_root}, but there is no such folder.")
     root = None if image_root is None else str(Path(image_root).resolve())

@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -56,6 +56,32 @@ class ImageOptions:
     max_aspect_ratio: float = 200.0
 
 
+def with_image_root(options: ImageOptions | None, image_root: str | os.PathLike | None) -> ImageOptions:
+    """
+    Image options with the folder that a caller named by `image_root`.
+
+    Args:
+        options ([`ImageOptions`], *optional*):
+            Other options; the defaults by default.
+        image_root (`str` or `os.PathLike`, *optional*):
+            The folder, as in [`ImageOptions`]; that of `options` by default.
+
+    Returns:
+        [`ImageOptions`]
+
+    Raises:
+        `ValueError`: if there is no such folder, or if `options` names another one.
+    """
+    options = options or ImageOptions()
+    if image_root is None:
+        return options
+    if options.image_root not in (None, os.fspath(image_root)):
+        raise ValueError("`image_root` and `image_options` name different folders; pass one of them.")
+    if not Path(image_root).is_dir():
+        raise ValueError(f"`image_root` is {image_root}, but there is no such folder.")
+    return replace(options, image_root=os.fspath(image_root))
+
+
 @contextmanager
 def open_encoded(value: Any, options: ImageOptions) -> Iterator[tuple[BinaryIO, str]]:
     """The encoded image as a stream, of which no more was read than needed, and how to call it in an error."""
@@ -99,8 +125,10 @@ def _check_bytes(size: int, name: str, options: ImageOptions) -> None:
 
 def placed_image(image: Any, options: ImageOptions) -> Any:
     """An image as `{"bytes": ..., "path": ...}` with a relative path made whole, so that it needs no `image_root`."""
-    if options.image_root is None or image["bytes"] is not None or _SCHEME.match(image["path"]):
+    if options.image_root is None or image["bytes"] is not None or _SCHEME.match(image["path"] or ""):
         return image
+    if not image["path"]:
+        raise RowError("image_missing", "an image has neither bytes nor a path; give it, or remove it from the row.")
     return {"bytes": None, "path": str(allowed_path(image["path"], options))}
 
 
@@ -131,6 +159,11 @@ def allowed_path(text: str, options: ImageOptions) -> Path:
     return path
 
 
+def is_address(text: str) -> bool:
+    """Tell an address such as `https:...`, `file:...` or `data:...` from a path."""
+    return bool(_SCHEME.match(text))
+
+
 class _NoRedirect(HTTPRedirectHandler):
     """Makes a redirect an error: it could lead from an allowed host to any other."""
 
@@ -138,7 +171,8 @@ class _NoRedirect(HTTPRedirectHandler):
         return None
 
 
-def _fetch(url: str, options: ImageOptions) -> bytes:
+def check_address(url: str, options: ImageOptions) -> None:
+    """Raise [`RowError`] unless an address is plain `http` or `https` on an allowed host. Nothing is fetched."""
     name = f"the image {_shown_url(url)}"
     try:
         parts = urlsplit(url)
@@ -154,6 +188,11 @@ def _fetch(url: str, options: ImageOptions) -> bytes:
             "image_url",
             f"{name} is a URL on a host that is not allowed; store the image in the data set, or allow it.",
         )
+
+
+def _fetch(url: str, options: ImageOptions) -> bytes:
+    check_address(url, options)
+    name = f"the image {_shown_url(url)}"
     body = bytearray()
     try:
         with build_opener(_NoRedirect).open(Request(url), timeout=options.timeout) as response:

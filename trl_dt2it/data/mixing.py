@@ -6,13 +6,35 @@ rows in the same order.
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import os
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
-from datasets import Dataset, DatasetDict, concatenate_datasets
+import pyarrow as pa
+from datasets import Dataset, DatasetDict, Features, Image, List, Value, concatenate_datasets
+from datasets.fingerprint import generate_random_fingerprint
 
-from .encoded import column_of
+from .arrow_rows import arrow_rows, find_json_columns
+from .canonical import MESSAGES, T2I_IDENTITY, as_image
+from .encoded import column_of, has_transform, leave_images_encoded, rows_at_once, unify_types
+from .errors import RowError
+from .locations import ImageOptions, placed_image, with_image_root
+from .prompts import with_image_blocks
+from .rows import SIDES, blocks, row_images, row_name
+from .sources.trl_rows import trl
+from .swapping import with_columns
+
+
+_TEXTS = ("prompt", *SIDES)
+_KNOWN = {
+    **dict.fromkeys(_TEXTS, MESSAGES),
+    **dict.fromkeys(("strength", "weight", "margin"), Value("float64")),
+    **dict.fromkeys(("pair_id", "group_id", "source", "source_id"), Value("string")),
+    **T2I_IDENTITY,
+}
 
 
 def mix(
@@ -33,7 +55,9 @@ def mix(
 
     Args:
         datasets (`Mapping[str, Dataset]`):
-            The sets by name. Columns that only some of them have are `None` in the others.
+            The sets by name. Columns that only some of them have are `None` in the others, but `margin` is 0.0. Sets
+            of different shape, such as contents as strings in one and as blocks in another, become canonical rows; see
+            [`with_canonical_columns`]. Other columns whose types differ become floats or strings.
         weights (`Mapping[str, float]`, *optional*):
             A number above 0 for each set; only their proportions matter.
         size (`int`, *optional*):
@@ -62,9 +86,216 @@ def mix(
         drawn[name] = order[:most]
     available = {name: len(order) for name, order in drawn.items()}
     counts = _shares(available, weights, size)
-    parts = [dataset.select(np.sort(drawn[name][: counts[name]])) for name, dataset in datasets.items()]
-    joined = concatenate_datasets(parts)
+    parts = {name: dataset.select(np.sort(drawn[name][: counts[name]])) for name, dataset in datasets.items()}
+    joined = concatenate(parts)
     return joined.select(_rng(seed, "order").permutation(len(joined)))
+
+
+def concatenate(datasets: Mapping[str, Dataset]) -> Dataset:
+    """
+    Put preference sets one behind the other, whatever shape their rows have.
+
+    Args:
+        datasets (`Mapping[str, Dataset]`):
+            The sets by name. Columns that only some of them have are `None` in the others, but `margin` is 0.0; other
+            columns whose types differ become floats or strings.
+
+    Returns:
+        `Dataset`: all rows, as they are if all sets have the same columns, and otherwise canonical.
+
+    Raises:
+        `ValueError`: if there is no set, or a row cannot become canonical.
+    """
+    parts = dict(datasets)
+    if not parts:
+        raise ValueError("There is no set; pass at least one.")
+    for name, part in parts.items():
+        if not isinstance(part, Dataset):
+            raise ValueError(f"`{name}` is a {type(part).__name__}; sets are joined as `Dataset`, loaded whole.")
+    if len({str(part.features.arrow_schema.remove_metadata()) for part in parts.values()}) > 1:
+        for name, part in parts.items():
+            try:
+                parts[name] = with_canonical_columns(part)
+            except RowError as error:
+                raise RowError(error.reason, f"{name}, {error}") from error
+        parts = unify_types(parts)
+    if any("margin" in part.column_names for part in parts.values()):
+        parts = {name: _with_margin(part) for name, part in parts.items()}
+    if _first_conflict(parts) is not None:  # maybe only that some decode their images
+        parts = {name: leave_images_encoded(part) for name, part in parts.items()}
+    if (conflict := _first_conflict(parts)) is not None:
+        raise ValueError(f"The column {conflict}; cast it in one of them, or rename it.")
+    return concatenate_datasets(list(parts.values())) if len(parts) > 1 else next(iter(parts.values()))
+
+
+def _with_margin(dataset: Dataset) -> Dataset:
+    """The rows of a set that asks for no reward margin: one of 0.0, because `None` is no margin."""
+    if "margin" in dataset.column_names:
+        return dataset
+    return with_columns(dataset, {"margin": pa.repeat(0.0, len(dataset))})
+
+
+def _first_conflict(datasets: Mapping[str, Dataset]) -> str | None:
+    """The first column that has two types, and which; `None` if there is none."""
+    first: dict[str, tuple[str, Any]] = {}
+    for name, dataset in datasets.items():
+        for column, feature in dataset.features.items():
+            if _is_empty(feature):
+                continue
+            other, seen = first.setdefault(column, (name, feature))
+            if seen != feature:
+                return f"`{column}` is {seen} in `{other}` and {feature} in `{name}`"
+    return None
+
+
+def _is_empty(feature: Any) -> bool:
+    """Tell a type of nothing but `None`, in lists or not, which goes with any other."""
+    return _is_empty(feature.feature) if isinstance(feature, List) else feature == Value("null")
+
+
+def with_canonical_columns(dataset: Dataset, *, image_root: str | os.PathLike | None = None) -> Dataset:
+    """
+    Give the columns that have a meaning their canonical types; columns that have them are not copied.
+
+    `prompt`, `chosen` and `rejected` become messages with blocks as contents, as `load_preferences("trl", ...)` makes
+    them: images come first where the prompt is of strings, a common beginning of two conversations becomes the prompt,
+    and a plain string a message. `image` and paths in `images` become a list of images, numbers floats, and names
+    strings. Other columns stay.
+
+    Args:
+        dataset (`Dataset`):
+            Preference rows.
+        image_root (`str` or `os.PathLike`, *optional*):
+            Folder that relative paths of images start from and that no path may leave, as in [`ImageOptions`]; they
+            become absolute.
+
+    Returns:
+        `Dataset`: the same rows in their order.
+
+    Raises:
+        [`RowError`]: if a row holds what canonical rows cannot, such as tool calls; the message names the row.
+
+    Example:
+
+    ```python
+    >>> from datasets import concatenate_datasets, load_dataset
+    >>> from trl_dt2it.data import load_preferences, with_canonical_columns
+
+    >>> mine = load_dataset("json", data_files="pairs.jsonl", split="train")
+    >>> pictures = load_preferences("hpdv3", "hpdv3/train.json", image_root="hpdv3")
+    >>> both = concatenate_datasets([with_canonical_columns(mine, image_root="photos"), pictures])
+    ```
+    """
+    options = with_image_root(None, image_root)
+    if has_transform(dataset):
+        return dataset
+    dataset = dataset.with_format(None)
+    encoded = leave_images_encoded(dataset)
+    features = _canonical_features(encoded.features)
+    changed = {name: feature for name, feature in features.items() if _differs(encoded.features.get(name), feature)}
+    if options.image_root is not None and "images" in features:
+        changed.setdefault("images", dataset.features.get("images"))
+    if set(_TEXTS) & set(changed):  # a prompt that both answers begin with leaves them
+        changed |= {name: features[name] for name in _TEXTS if name in features}
+    # What is not changed keeps its images as they are, decoded or not when they are looked at.
+    final = Features({**{name: dataset.features.get(name, one) for name, one in features.items()}, **changed})
+    if not changed:
+        return dataset
+    if len(dataset) == 0:
+        return Dataset.from_dict({name: [] for name in final}, features=final)
+    kept = [name for name in encoded.column_names if name in features and name not in changed]
+    made = encoded.with_format("arrow").map(
+        _convert_table,
+        with_indices=True,
+        batched=True,
+        batch_size=rows_at_once(encoded),
+        remove_columns=encoded.column_names,
+        features=Features(changed),
+        fn_kwargs={"features": Features(changed), "options": options, "json": find_json_columns(encoded.features)},
+        load_from_cache_file=False,
+        new_fingerprint=generate_random_fingerprint(),
+        desc="Making rows canonical",
+    )
+    if kept:
+        columns = {name: made.data.column(name).combine_chunks() for name in changed}
+        made = with_columns(encoded.select_columns(kept), columns)
+    made = copy.deepcopy(made.with_format(None).select_columns(list(final)))
+    made.info.features = final  # the storage is the same
+    return made
+
+
+def _canonical_features(features: Features) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, feature in features.items():
+        if name in ("image", "images"):
+            found["images"] = List(Image()) if name == "image" or _differs(feature, List(Image())) else feature
+        elif name not in _TEXTS and not isinstance(feature, Value):
+            found[name] = feature
+        else:
+            found[name] = _KNOWN.get(name, feature)
+    if set(SIDES) <= set(features):  # both may begin with the prompt
+        found = {"prompt": MESSAGES, **found}
+    return found
+
+
+def _differs(feature: Any, wanted: Any) -> bool:
+    return feature is None or Features({"": feature}).arrow_schema != Features({"": wanted}).arrow_schema
+
+
+def _convert_table(
+    table: pa.Table, indices: list[int], features: Features, options: ImageOptions, json: Features
+) -> pa.Table:
+    made = []
+    for row, index in zip(arrow_rows(table, json), indices, strict=True):
+        try:
+            made.append(_converted(row, features, options))
+        except RowError as error:
+            raise RowError(error.reason, f"{row_name(row, index)}: {error}") from error
+    return pa.Table.from_pylist(made, schema=features.arrow_schema)
+
+
+def _converted(row: Mapping[str, Any], features: Features, options: ImageOptions) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, feature in features.items():
+        if isinstance(feature, Value) and row.get(name) is not None:
+            found[name] = float(row[name]) if feature.dtype == "float64" else str(row[name])
+    images = [image and placed_image(as_image(image), options) for image in row_images(row)]
+    if set(_TEXTS) & set(features):
+        texts = {name: row.get(name) for name in _TEXTS}
+        try:
+            # Whatever is wrong with a row besides is for its checks to find.
+            (pair,) = trl({**texts, "images": images, "videos": row.get("videos")})
+            if isinstance(pair, RowError):
+                raise pair
+            texts = {name: pair[name] for name in _TEXTS}
+        except RowError as error:
+            places = len(images) if _is_of_strings(texts["prompt"]) else 0
+            texts = {name: _blocked(messages, error) for name, messages in texts.items()}
+            texts["prompt"] = with_image_blocks(texts["prompt"] or [], places) if places else texts["prompt"]
+        found |= texts
+    return {**found, "images": images} if "images" in features else found
+
+
+def _is_of_strings(prompt: Any) -> bool:
+    """Tell a prompt of strings, in which images come first, from one whose blocks say where they go."""
+    messages = prompt if isinstance(prompt, (list, tuple)) else []
+    has_user = any(message["role"] == "user" for message in messages)
+    return has_user and all(isinstance(message["content"], str) for message in messages)
+
+
+def _blocked(messages: Any, error: RowError) -> list[dict[str, Any]] | None:
+    """Messages with blocks of type and text as contents; `error` if they hold more than that."""
+    if isinstance(messages, str):
+        raise error
+    made = []
+    for message in messages or []:
+        content = blocks(message)
+        fields = [(message, ("role", "content")), *((block, ("type", "text")) for block in content)]
+        if any(value for one, known in fields for key, value in one.items() if key not in known):
+            raise error
+        content = [{"type": block["type"], "text": block.get("text")} for block in content]
+        made.append({"role": message["role"], "content": content})
+    return None if messages is None else made
 
 
 def split_by_group(dataset: Dataset, test_size: float | int, *, seed: int = 42) -> DatasetDict:

@@ -17,28 +17,28 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 from datasets import Dataset, load_dataset
-from datasets.table import embed_table_storage
+from transformers.utils import logging
 
 from .. import __version__
-from .encoded import leave_images_encoded
 from .load import load_preferences
-from .locations import ImageOptions
+from .locations import ImageOptions, with_image_root
+from .published import embedded_tables, find_unpublishable, with_image_columns
 from .quarantine import quarantine_report
 from .reading import raw_files
 from .row_checks import ImageCheck
 from .sources import SOURCES
 from .validation import validate
-from .whole_file import whole_file
+from .whole_file import move_aside, whole_file
 
 
-# Rows of a row group, the least that a reader of the file holds at once. Each may have images of some megabytes.
-_ROW_GROUP = 100
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -154,10 +154,12 @@ def prepare_shard(
     done = stem.with_suffix(".json")
     if done.is_file() and (record := json.loads(done.read_text()))["made_by"] == digest:
         return record, False
-    done.unlink(missing_ok=True)
-
+    if done.is_file():  # whole, and made in another way
+        made = (done, *(stem.with_suffix(f".{end}") for end in ("parquet", "quarantine.parquet", "refused.jsonl")))
+        aside = [move_aside(file) for file in made if file.is_file()]
+        logger.warning(f"{stem} was made with other settings or of other files; it is now {aside[1].name} beside it.")
     refused = stem.with_suffix(".refused.jsonl")
-    refused.unlink(missing_ok=True)
+    refused.unlink(missing_ok=True)  # of a run that was killed
     rows = load_preferences(
         settings.name,
         source=key,
@@ -166,9 +168,13 @@ def prepare_shard(
         quarantine_file=refused,
         **settings.load,
     )
+    # Shards hold the images, and go to others: what a row may name is as in `write_parquet`.
+    options = image_options or ImageOptions()
+    options = replace(options, image_root=settings.load.get("image_root") or options.image_root)
+    rows = _without_unpublishable(rows, options, key, refused)
     clean, quarantine = validate(
         rows,
-        image_options=image_options or ImageOptions(),
+        image_options=options,
         image_check=image_check,
         processing_class=processing_class,
         max_length=max_length,
@@ -182,7 +188,7 @@ def prepare_shard(
         reason, summary = next(iter(report.reasons.items()))
         example = f"{summary.example}: {summary.message}"
         raise ValueError(f"No row of {key} can be used; {summary.count} have {reason}. The first, {example}")
-    write_parquet(clean, stem.with_suffix(".parquet"))
+    write_parquet(clean, stem.with_suffix(".parquet"), image_options=options)
     before = [json.loads(line)["reason"] for line in _lines(refused)]
     reasons = Counter(report.counts) + Counter(before)
     record = {
@@ -214,15 +220,26 @@ def read_shards(output_dir: str | os.PathLike, key: str, num_shards: int) -> Dat
     Raises:
         `ValueError`: if a shard is not there.
     """
-    folder = Path(output_dir) / "shards" / key
-    files = [folder / f"{shard:05d}-of-{num_shards:05d}.parquet" for shard in range(num_shards)]
+    files = shard_files(output_dir, key, num_shards)
     missing = [file for file in files if not file.with_suffix(".json").is_file()]
     if missing:
         raise ValueError(f"{len(missing)} of {num_shards} shards of {key} are not there yet, {missing[0]} the first.")
     return load_dataset("parquet", data_files=list(map(str, files)), split="train")
 
 
-def write_parquet(dataset: Dataset, path: str | os.PathLike) -> None:
+def shard_files(output_dir: str | os.PathLike, key: str, num_shards: int) -> list[Path]:
+    """Where the clean rows of each shard of a source are."""
+    folder = Path(output_dir) / "shards" / key
+    return [folder / f"{shard:05d}-of-{num_shards:05d}.parquet" for shard in range(num_shards)]
+
+
+def write_parquet(
+    dataset: Dataset,
+    path: str | os.PathLike,
+    *,
+    image_root: str | os.PathLike | None = None,
+    image_options: ImageOptions | None = None,
+) -> None:
     """
     Writes rows with their images embedded, undecoded, into a Parquet file that needs no other; whole or not at all.
 
@@ -231,14 +248,42 @@ def write_parquet(dataset: Dataset, path: str | os.PathLike) -> None:
             The rows.
         path (`str` or `os.PathLike`):
             File to write.
+        image_root (`str` or `os.PathLike`, *optional*):
+            Folder that relative paths of images start from and that no path may leave, as in [`ImageOptions`]. Columns
+            of such paths, `image` and `images`, become images. Without it, images have to be within the rows: a row
+            of somebody else's may name any file of this machine, which would go out with it.
+        image_options ([`ImageOptions`], *optional*):
+            Where else images may come from; columns of paths stay such.
 
     Raises:
-        `OSError`: if an image cannot be read.
+        [`RowError`]: if an image may not be read, is not there or is none; the message names the row. Then no file is
+            written.
     """
-    # Not `to_parquet`, which embeds nothing; `datasets` embeds into a second copy of the set on disk.
-    with whole_file(path) as part, pq.ParquetWriter(part, schema=dataset.features.arrow_schema) as writer:
-        for table in leave_images_encoded(dataset).with_format("arrow").iter(_ROW_GROUP):
-            writer.write_table(embed_table_storage(table).cast(dataset.features.arrow_schema))
+    options = with_image_root(image_options, image_root)
+    features = dataset.features if image_root is None else with_image_columns(dataset.features)
+    with whole_file(path) as part, pq.ParquetWriter(part, schema=features.arrow_schema) as writer:
+        for table in embedded_tables(dataset, features, options):
+            writer.write_table(table)
+
+
+def _without_unpublishable(rows: Dataset, options: ImageOptions, key: str, refused: Path) -> Dataset:
+    """Rows without those whose images must not go out; these are added to the file of the refused."""
+    errors = find_unpublishable(rows, options)
+    if not errors:
+        return rows
+    bad = list(errors)
+    names = rows.select_columns("pair_id").select(bad)["pair_id"]
+    if len(bad) == len(rows):
+        error = errors[bad[0]]
+        raise ValueError(
+            f"No row of {key} can be used; {len(bad)} have {error.reason}. The first, {names[0]}: {error}"
+        )
+    refused.parent.mkdir(parents=True, exist_ok=True)
+    with refused.open("a", encoding="utf-8") as file:
+        for name, (row, error) in zip(names, errors.items(), strict=True):
+            entry = {"pair_id": name, "row": row, "reason": error.reason, "message": str(error)}
+            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+    return rows.select(np.setdiff1d(np.arange(len(rows)), bad))
 
 
 def _lines(path: Path) -> Iterator[str]:

@@ -6,14 +6,17 @@ JSON is kept as text, one row a string, and parsed row by row: in several sets a
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import ijson
-from datasets import Dataset, IterableDataset, concatenate_datasets, load_dataset, load_from_disk
+import pandas as pd
+from datasets import Dataset, Features, IterableDataset, Value, concatenate_datasets, load_dataset, load_from_disk
+from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import snapshot_download
 
 from .encoded import AnyDataset, leave_images_encoded
@@ -23,7 +26,12 @@ from .sources.source import Source
 # The column that holds a row as JSON, and the one that holds the folder that its image paths start from.
 JSON_COLUMN = "_json"
 FOLDER_COLUMN = "_folder"
-_SUFFIXES = (".parquet", ".jsonl", ".json")
+_JSON_ROWS = Features({JSON_COLUMN: Value("string")})
+_SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".tsv")
+# Where an object holds its rows, as in `{"data": [...]}`.
+_LISTS = ("data", "rows", "pairs", "examples", "train")
+_BYTE_ORDERS = (b"\xff\xfe", b"\xfe\xff")
+_LOOKED_AT = 1 << 20  # bytes at the beginning of a file that tell what it is
 
 
 def read_raw(
@@ -41,8 +49,9 @@ def read_raw(
         source ([`Source`]):
             Says where it is and which of its files hold rows.
         path_or_id (`str` or `os.PathLike`, *optional*):
-            A file (Parquet, JSON lines, a JSON list, or MMPR's `meta.json`), a folder of such files, a folder that
-            `datasets` saved, or a Hub id; by default the source's own Hub id.
+            A file (Parquet, JSON lines, a JSON list, a JSON object with a list of rows, CSV, TSV, or MMPR's
+            `meta.json`), a folder of such files, a folder that `datasets` saved, or a Hub id; by default the source's
+            own Hub id.
         split (`str`, *optional*, defaults to `"train"`):
             Split, on the Hub or in the name of a file.
         streaming (`bool`, *optional*, defaults to `False`):
@@ -118,29 +127,102 @@ def _read_files(files: list[Path], streaming: bool) -> AnyDataset:
     suffix = files[0].suffix
     if suffix == ".parquet":
         return load_dataset("parquet", data_files=list(map(str, files)), split="train", streaming=streaming)
-    if suffix not in (".json", ".jsonl"):
+    if suffix not in _SUFFIXES:
         raise ValueError(f"{files[0]} is none of {', '.join(_SUFFIXES)}; unpack it if it is an archive.")
-    parts = [part for file in files for part in _json_parts(file, streaming)]
+    read = _json_parts if suffix in (".json", ".jsonl") else _table
+    parts = [part for file in files for part in read(file, streaming)]
     return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
+
+
+def _table(file: Path, streaming: bool) -> list[AnyDataset]:
+    """A table with a header. All is text: an answer may be a number, or `NA`."""
+    separator = "\t" if file.suffix == ".tsv" else ","
+    try:
+        frame = pd.read_csv(file, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except ValueError as error:
+        raise ValueError(f"{file} cannot be read as a table ({_in_one_line(error)}); fix the file.") from error
+    return [_as_asked(Dataset.from_pandas(frame, preserve_index=False), streaming)]
+
+
+def _as_asked(rows: Dataset, streaming: bool) -> AnyDataset:
+    return rows.to_iterable_dataset() if streaming else rows
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _json_parts(file: Path, streaming: bool) -> list[AnyDataset]:
     with file.open("rb") as stream:
-        start = stream.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
+        start = stream.read(_LOOKED_AT)
+    if start.startswith(_BYTE_ORDERS):
+        raise ValueError(f"{file} is in UTF-16 and not in UTF-8; save it as UTF-8.")
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(start)  # which a character that is cut at the end passes
+    except UnicodeDecodeError as error:
+        raise _not_utf8(file, error) from error
+    start = start.lstrip(b"\xef\xbb\xbf \t\r\n")
+    if not start and not file.read_bytes().strip():
+        raise ValueError(f"{file} is empty; there is no row in it.")
     if start.startswith(b"["):
         state = file.stat()
         # Size and time are there for the cache of `datasets`, which would otherwise know the file by its name alone.
         kwargs = {"file": str(file), "state": f"{state.st_size} {state.st_mtime_ns}"}
         make = IterableDataset.from_generator if streaming else Dataset.from_generator
-        return [make(_json_list, gen_kwargs=kwargs)]
-    if file.suffix == ".json" and (annotations := _mmpr_annotations(file)):
-        return [
-            part.map(_with_folder, fn_kwargs={"folder": folder})
-            for annotation, folder in annotations
-            for part in _json_parts(annotation, streaming)
-        ]
-    lines = load_dataset("text", data_files=str(file), split="train", streaming=streaming)
+        return [_built(file, lambda: make(_json_list, gen_kwargs=kwargs, features=_JSON_ROWS))]
+    # A line with nothing but a brace begins an object over several lines.
+    is_object = start.split(b"\n", 1)[0].strip() == b"{"
+    if (is_object or file.suffix == ".json") and (content := _json_object(file, must_be=is_object)) is not None:
+        if annotations := _mmpr_annotations(file, content):
+            return [
+                part.map(_with_folder, fn_kwargs={"folder": folder})
+                for annotation, folder in annotations
+                for part in _json_parts(annotation, streaming)
+            ]
+        rows = [json.dumps(row, ensure_ascii=False) for row in _rows_of(file, content)]
+        return [_as_asked(Dataset.from_dict({JSON_COLUMN: rows}, features=_JSON_ROWS), streaming)]
+    lines = _built(
+        file,
+        lambda: load_dataset("text", data_files=str(file), split="train", streaming=streaming, encoding="utf-8-sig"),
+    )
     return [lines.rename_column("text", JSON_COLUMN)]
+
+
+def _built(file: Path, build: Callable[[], AnyDataset]) -> AnyDataset:
+    """What `datasets` builds, with the sentence of what is wrong with the file in place of its own."""
+    try:
+        return build()
+    except DatasetGenerationError as error:
+        if isinstance(error.__cause__, UnicodeDecodeError):
+            raise _not_utf8(file, error.__cause__) from error
+        if isinstance(error.__cause__, ValueError):
+            raise error.__cause__ from None
+        raise
+
+
+def _not_utf8(file: Path, error: UnicodeDecodeError) -> ValueError:
+    return ValueError(f"{file} is not UTF-8 ({_in_one_line(error)}); save it as UTF-8.")
+
+
+def _json_object(file: Path, *, must_be: bool) -> dict[str, Any] | None:
+    """The one object that a file holds; `None` if it holds several, in lines."""
+    try:
+        content = json.loads(file.read_bytes().decode("utf-8-sig"))
+    except ValueError as error:
+        if must_be:
+            raise ValueError(f"{file} is not JSON ({_in_one_line(error)}); fix the file.") from error
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _rows_of(file: Path, content: dict[str, Any]) -> list[Any]:
+    """The list of rows in an object, also as the data viewer of the Hub gives it, or else the object as a row."""
+    names = [name for name in _LISTS if isinstance(content.get(name), list)]
+    if len(names) > 1:
+        shown = ", ".join(f"`{name}`" for name in names)
+        raise ValueError(f"{file} has several lists of rows: {shown}; give a file of one of them.")
+    rows = content[names[0]] if names else [content]
+    return [row["row"] if isinstance(row, dict) and isinstance(row.get("row"), dict) else row for row in rows]
 
 
 def _with_folder(row: dict[str, Any], folder: str) -> dict[str, Any]:
@@ -148,18 +230,25 @@ def _with_folder(row: dict[str, Any], folder: str) -> dict[str, Any]:
 
 
 def _json_list(file: str, state: str) -> Iterator[dict[str, str]]:
-    with open(file, "rb") as stream:
-        for row in ijson.items(stream, "item", use_float=True):
+    count = 0
+    try:
+        with open(file, "rb") as stream:
+            for row in ijson.items(stream, "item", use_float=True):
+                yield {JSON_COLUMN: json.dumps(row, ensure_ascii=False)}
+                count += 1
+    except ijson.JSONError:
+        # `json` reads what Python writes, NaN among it, and says in which line a file is damaged.
+        try:
+            content = json.loads(Path(file).read_bytes().decode("utf-8-sig"))
+        except ValueError as error:
+            raise ValueError(f"{file} is not JSON ({_in_one_line(error)}); fix the file.") from error
+        for row in content[count:]:
             yield {JSON_COLUMN: json.dumps(row, ensure_ascii=False)}
 
 
-def _mmpr_annotations(file: Path) -> list[tuple[Path, str]]:
+def _mmpr_annotations(file: Path, meta: dict[str, Any]) -> list[tuple[Path, str]]:
     """Annotation files and image folders of a `meta.json`: paths in it start from its own folder or the one above."""
-    try:
-        meta = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        return []
-    entries = list(meta.values()) if isinstance(meta, dict) else []
+    entries = list(meta.values())
     if not entries or not all(isinstance(entry, dict) and "annotation" in entry for entry in entries):
         return []
     found = []

@@ -31,6 +31,7 @@ _FOUND = Features(
         "high": Value("uint64"),
         "low": Value("uint64"),
         "is_swapped": Value("bool"),
+        "is_mirror": Value("bool"),
     }
 )
 
@@ -152,7 +153,7 @@ def find_faults(
 
     Returns:
         `pa.Table`: for each row `reason` and `message`, "" if nothing is wrong, and what [`pair_digest`] gave: `high`
-        and `low`, the halves of the key, and `is_swapped`.
+        and `low`, the halves of the key, `is_swapped` and `is_mirror`.
     """
     return look_at_all(
         dataset,
@@ -183,11 +184,12 @@ def _check_table(
     return pa.table(list(map(list, columns)), schema=_FOUND.arrow_schema)
 
 
-def _verdict(row: Mapping[str, Any], error: RowError | None, duplicates: bool) -> tuple[str, str, int, int, bool]:
+def _verdict(row: Mapping[str, Any], error: RowError | None, duplicates: bool) -> tuple[Any, ...]:
+    """The values of the columns of `_FOUND`."""
     if error is None and duplicates:
         try:
-            key, is_swapped = pair_digest(row)
-            return "", "", int.from_bytes(key[:8], "big"), int.from_bytes(key[8:], "big"), is_swapped
+            key, *flags = pair_digest(row)
+            return "", "", int.from_bytes(key[:8], "big"), int.from_bytes(key[8:], "big"), *flags
         except RowError as unknown:  # an image without identity, which no check looked at
             error = unknown
-    return ("", "", 0, 0, False) if error is None else (error.reason, str(error), 0, 0, False)
+    return *(("", "") if error is None else (error.reason, str(error))), 0, 0, False, False

@@ -17,6 +17,7 @@ from PIL import Image
 
 from .canonical import IMAGE_MARKER
 from .rows import blocks, row_images
+from .t2i_templates import find_caption
 
 
 # Side of the square of low frequencies whose signs make the hash. `benchmarks/decontamination.py` compares sizes and
@@ -45,7 +46,8 @@ def normalise(text: str) -> str:
 
 def row_questions(row: Mapping[str, Any]) -> list[str]:
     """
-    The questions that a row asks, normalised: what its user says in all turns together, and in each turn.
+    The questions that a row asks, normalised: what its user says in all turns together, and in each turn; and the
+    caption of a question about a text-to-image pair, told by the column `t2i_caption` or by a known wording.
 
     Args:
         row (`Mapping[str, Any]`):
@@ -56,7 +58,7 @@ def row_questions(row: Mapping[str, Any]) -> list[str]:
     """
     given = next((row[name] for name in ("prompt", "question", "caption") if row.get(name) is not None), None)
     if isinstance(given, str):
-        return [normalise(given)]
+        return _with_captions([given], row)
     if given is None and not isinstance(row.get("chosen"), str):  # whole conversations
         given = row.get("chosen")
     turns = [
@@ -64,7 +66,17 @@ def row_questions(row: Mapping[str, Any]) -> list[str]:
         for message in given or []
         if message.get("role") == "user"
     ]
-    return list(dict.fromkeys(map(normalise, [" ".join(turns), *turns]))) if turns else []
+    return _with_captions([" ".join(turns), *turns], row) if turns else []
+
+
+def _with_captions(texts: list[str], row: Mapping[str, Any]) -> list[str]:
+    caption, asked = row.get("t2i_caption"), [normalise(text) for text in texts]
+    if isinstance(caption, str):
+        captions: list[str | None] = [normalise(caption)]
+    else:
+        captions = [find_caption(text, normalise, one) for text, one in zip(texts, asked, strict=True)]
+    # A caption that is normalised to nothing would be the question of any row that asks none.
+    return list(dict.fromkeys([*asked, *filter(None, captions)]))
 
 
 def all_images(row: Mapping[str, Any]) -> list[Any]:

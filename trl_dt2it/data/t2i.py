@@ -7,6 +7,7 @@ Rows that cannot be used are left out and counted, and [`split_t2i`] gives them 
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import repeat
@@ -15,12 +16,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import ClassLabel, Dataset, Features, IterableDataset, Value, concatenate_datasets
+from datasets import ClassLabel, Dataset, Features, IterableDataset, List, Value, concatenate_datasets
+from datasets.fingerprint import generate_random_fingerprint
 from transformers.utils import logging
 
-from .canonical import FEATURES
+from .canonical import REFORMULATED_FEATURES
 from .encoded import AnyDataset, batch_rows, column_of, leave_images_encoded, rows_at_once
 from .errors import RowError, summarise
+from .locations import ImageOptions, with_image_root
 from .rows import row_name
 from .t2i_rows import Columns, Plan, canonical_rows, find_bad_pair, next_position
 from .t2i_templates import T2ITemplate, as_templates
@@ -47,6 +50,7 @@ def reformulate_t2i(
     template: str | T2ITemplate | Sequence[str | T2ITemplate] | None = None,
     both_orders: bool = False,
     on_bad_row: str = "quarantine",
+    image_root: str | os.PathLike | None = None,
     num_proc: int | None = None,
 ) -> AnyDataset:
     """
@@ -59,8 +63,9 @@ def reformulate_t2i(
     Args:
         dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
             Pairs. Images are bytes, paths or `datasets` images. `pair_id`, `group_id`, `source` and `source_id` are
-            kept; a missing `pair_id` or `group_id` is a hash of the pair or of the caption. Other columns with one
-            number or string per row, such as `weight`, are kept too, of a stream only if it knows its features.
+            kept; a missing `pair_id` or `group_id` is a hash of the pair or of the caption. Other columns of numbers,
+            strings, and lists and objects of them are kept too, of a stream only if it knows its features; a warning
+            names those that are not.
         caption (`str`, *optional*, defaults to `"caption"`):
             Column of what both images were to show.
         chosen_image (`str`, *optional*, defaults to `"chosen_image"`):
@@ -81,12 +86,17 @@ def reformulate_t2i(
         on_bad_row (`str`, *optional*, defaults to `"quarantine"`):
             `"quarantine"` leaves bad rows out and counts them on screen by reason, of a stream when it ends;
             `"raise"` an error for the first.
+        image_root (`str` or `os.PathLike`, *optional*):
+            Folder that relative paths of images start from and that no path may leave, as in [`ImageOptions`]; they
+            become absolute.
         num_proc (`int`, *optional*):
             Number of processes, for a set in memory.
 
     Returns:
         [`~datasets.Dataset`] or [`~datasets.IterableDataset`]: canonical rows in the order of the pairs, with the
-        columns of [`~trl_dt2it.data.canonical.FEATURES`] and those kept. A stream starts from the first row in every
+        columns of [`~trl_dt2it.data.canonical.REFORMULATED_FEATURES`] and those kept. `t2i_caption`, `t2i_first` and
+        `t2i_order` among them tell which pair a row is about, whatever it looks like, to [`validate`],
+        [`decontaminate`] and the ledgers of curation. A stream starts from the first row in every
         epoch and resumes from its `state_dict`, each time reading the rows before it again.
 
     Raises:
@@ -96,15 +106,16 @@ def reformulate_t2i(
     if on_bad_row not in ("quarantine", "raise"):
         raise ValueError(f'`on_bad_row` is {on_bad_row!r}; choose "quarantine" or "raise".')
     columns = Columns(caption, chosen_image, rejected_image, strength)
+    options = with_image_root(None, image_root)
     _check_columns(dataset, columns)
     extras = _extra_features(dataset.features, columns)
-    features = Features({**FEATURES, **extras})
-    plan = Plan(columns, int(seed), as_templates(template), both_orders, tuple(extras))
+    features = Features({**REFORMULATED_FEATURES, **extras})
+    plan = Plan(columns, int(seed), as_templates(template), both_orders, tuple(extras), options)
     if isinstance(dataset, IterableDataset):
         kwargs = {"dataset": leave_images_encoded(dataset).with_format(None), "plan": plan, "on_bad_row": on_bad_row}
         return IterableDataset.from_generator(_stream_rows, features=features, gen_kwargs=kwargs)
 
-    faults = _find_faults(dataset, columns, num_proc)
+    faults = _find_faults(dataset, columns, options, num_proc)
     is_good = _is_good(faults)
     if not is_good.all():
         if on_bad_row == "raise":
@@ -134,6 +145,7 @@ def reformulate_t2i(
         features=features,
         num_proc=num_proc,
         desc="Reformulating pairs",
+        **_caching(options),
     )
     return made.with_format(None)
 
@@ -145,18 +157,19 @@ def split_t2i(
     chosen_image: str = "chosen_image",
     rejected_image: str = "rejected_image",
     strength: str | None = "strength",
+    image_root: str | os.PathLike | None = None,
     num_proc: int | None = None,
 ) -> tuple[AnyDataset, AnyDataset]:
     """
     Parts the pairs that [`reformulate_t2i`] uses from those that it leaves out.
 
-    To use a bad pair after all, mend it, remove the columns `reason` and `message`, and put it back with
+    To use a bad pair after all, fix it, remove the columns `reason` and `message`, and put it back with
     [`~datasets.concatenate_datasets`].
 
     Args:
         dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
             Pairs, as in [`reformulate_t2i`].
-        caption, chosen_image, rejected_image, strength, num_proc:
+        caption, chosen_image, rejected_image, strength, image_root, num_proc:
             As in [`reformulate_t2i`].
 
     Returns:
@@ -166,17 +179,18 @@ def split_t2i(
     Raises:
         `ValueError`: if a column is missing.
     """
-    columns = Columns(caption, chosen_image, rejected_image, strength)
+    columns, options = Columns(caption, chosen_image, rejected_image, strength), with_image_root(None, image_root)
     _check_columns(dataset, columns)
     if isinstance(dataset, IterableDataset):
         features = dataset.features
         bad_features = None if features is None else Features({**features, **_VERDICT})
-        kwargs = {"dataset": leave_images_encoded(dataset).with_format(None), "columns": columns}
+        stream = leave_images_encoded(dataset).with_format(None)
+        kwargs = {"dataset": stream, "columns": columns, "options": options}
         return (
             IterableDataset.from_generator(_stream_good, features=features, gen_kwargs=kwargs),
             IterableDataset.from_generator(_stream_bad, features=bad_features, gen_kwargs=kwargs),
         )
-    faults = _find_faults(dataset, columns, num_proc)
+    faults = _find_faults(dataset, columns, options, num_proc)
     is_good = _is_good(faults)
     bad = np.flatnonzero(~is_good)
     before = dataset.remove_columns([name for name in _VERDICT if name in dataset.column_names])
@@ -196,23 +210,41 @@ def _check_columns(dataset: AnyDataset, columns: Columns) -> None:
 
 
 def _extra_features(features: Features | None, columns: Columns) -> dict[str, Any]:
-    """Columns to keep besides the canonical ones: those with one number or string per row."""
-    return {
-        name: feature
-        for name, feature in (features or {}).items()
-        if name not in {*columns, *FEATURES, *_RESERVED}
-        and isinstance(feature, (Value, ClassLabel))
-        and "binary" not in feature.dtype
-    }
+    """Columns to keep besides the canonical ones: those of numbers, strings, and lists and objects of them."""
+    others = {name: one for name, one in (features or {}).items() if name not in {*columns, *_PROVENANCE, "strength"}}
+    taken = {*REFORMULATED_FEATURES, *_RESERVED}
+    kept = {name: one for name, one in others.items() if name not in taken and _is_plain(one)}
+    if dropped := [f"`{name}`" for name in others if name not in kept]:
+        logger.warning(
+            f"Columns that questions about two images cannot have are dropped: {', '.join(dropped)}; to keep one that "
+            "holds no images, rename it."
+        )
+    return kept
 
 
-def _find_faults(dataset: Dataset, columns: Columns, num_proc: int | None) -> Dataset:
+def _is_plain(feature: Any) -> bool:
+    """Tell numbers and strings, in lists and objects or not, from images and bytes."""
+    if isinstance(feature, dict):
+        return all(map(_is_plain, feature.values()))
+    if isinstance(feature, List):
+        return _is_plain(feature.feature)
+    return isinstance(feature, (Value, ClassLabel)) and "binary" not in feature.dtype
+
+
+def _caching(options: ImageOptions) -> dict[str, Any]:
+    """Arguments of `Dataset.map` that keep it from answering out of its cache where links on disk decide."""
+    if options.image_root is None:
+        return {}
+    return {"load_from_cache_file": False, "new_fingerprint": generate_random_fingerprint()}
+
+
+def _find_faults(dataset: Dataset, columns: Columns, options: ImageOptions, num_proc: int | None) -> Dataset:
     """Reason and message of every pair, `None` where it is good."""
     if len(dataset) == 0:
         return Dataset.from_dict({"reason": [], "message": []}, features=_VERDICT)
 
     def check(table: pa.Table) -> pa.Table:
-        errors = [find_bad_pair(row, columns) for row in table.to_pylist()]
+        errors = [find_bad_pair(row, columns, options) for row in table.to_pylist()]
         verdicts = [{"reason": error and error.reason, "message": error and str(error)} for error in errors]
         return pa.Table.from_pylist(verdicts, schema=_VERDICT.arrow_schema)
 
@@ -224,6 +256,7 @@ def _find_faults(dataset: Dataset, columns: Columns, num_proc: int | None) -> Da
         features=_VERDICT,
         num_proc=num_proc,
         desc="Checking pairs",
+        **_caching(options),
     )
     return found.with_format(None)
 
@@ -253,7 +286,7 @@ def _stream_rows(dataset: IterableDataset, plan: Plan, on_bad_row: str) -> Itera
     dropped: Counter[str] = Counter()
     index = -1
     for index, row in enumerate(_rows_of(dataset)):
-        error = find_bad_pair(row, plan.columns)
+        error = find_bad_pair(row, plan.columns, plan.options)
         if error is None:
             position = None if plan.both_orders else next_position(plan.seed, row.get("source"), seen)
             yield from canonical_rows(row, plan, position)
@@ -265,13 +298,13 @@ def _stream_rows(dataset: IterableDataset, plan: Plan, on_bad_row: str) -> Itera
         _warn(dropped, index + 1)
 
 
-def _stream_good(dataset: IterableDataset, columns: Columns) -> Iterator[dict[str, Any]]:
-    return (row for row in _rows_of(dataset) if find_bad_pair(row, columns) is None)
+def _stream_good(dataset: IterableDataset, columns: Columns, options: ImageOptions) -> Iterator[dict[str, Any]]:
+    return (row for row in _rows_of(dataset) if find_bad_pair(row, columns, options) is None)
 
 
-def _stream_bad(dataset: IterableDataset, columns: Columns) -> Iterator[dict[str, Any]]:
+def _stream_bad(dataset: IterableDataset, columns: Columns, options: ImageOptions) -> Iterator[dict[str, Any]]:
     for row in _rows_of(dataset):
-        error = find_bad_pair(row, columns)
+        error = find_bad_pair(row, columns, options)
         if error is not None:
             yield {**row, "reason": error.reason, "message": str(error)}
 

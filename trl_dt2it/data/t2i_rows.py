@@ -11,7 +11,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -20,10 +20,12 @@ from PIL import Image
 from .canonical import as_image, content_group
 from .errors import RowError
 from .identity import image_identity
+from .locations import ImageOptions, placed_image
 from .t2i_templates import CHINESE, ENGLISH, T2ITemplate, is_chinese
 
 
 _BYTES = (bytes, bytearray, memoryview)
+_DEFAULTS = ImageOptions()
 
 
 class Columns(NamedTuple):
@@ -44,13 +46,15 @@ class Plan:
     templates: tuple[T2ITemplate, ...] | None
     both_orders: bool
     extras: tuple[str, ...]
+    options: ImageOptions = field(default_factory=ImageOptions)
 
 
-def find_bad_pair(row: Mapping[str, Any], columns: Columns) -> RowError | None:
-    """The reason why a pair cannot be used, or `None`."""
+def find_bad_pair(row: Mapping[str, Any], columns: Columns, options: ImageOptions = _DEFAULTS) -> RowError | None:
+    """The reason why a pair cannot be used, or `None`. With an `image_root`, no path may leave it."""
     try:
         _check_caption(columns.caption, row.get(columns.caption))
-        images = [_checked_image(name, row.get(name)) for name in (columns.chosen_image, columns.rejected_image)]
+        names = (columns.chosen_image, columns.rejected_image)
+        images = [_placed(_checked_image(name, row.get(name)), options) for name in names]
         if all(isinstance(image, Mapping) for image in images):
             are_equal = images[0] == images[1]
         else:
@@ -89,6 +93,11 @@ def _checked_image(name: str, image: Any) -> Any:
     return image
 
 
+def _placed(image: Any, options: ImageOptions) -> Any:
+    """A path made whole by the image root; anything else as it is."""
+    return placed_image(image, options) if isinstance(image, Mapping) else image
+
+
 def _check_strength(name: str, value: Any) -> None:
     is_number = isinstance(value, Real) and not isinstance(value, bool)
     if value is not None and not (is_number and 0 <= value <= sys.float_info.max):
@@ -102,7 +111,8 @@ def canonical_rows(row: Mapping[str, Any], plan: Plan, chosen_first: bool | None
     """The row of a good pair, or its two rows with `both_orders`."""
     columns = plan.columns
     caption = row[columns.caption]
-    chosen, rejected = _as_struct(row[columns.chosen_image]), _as_struct(row[columns.rejected_image])
+    sides = (columns.chosen_image, columns.rejected_image)
+    chosen, rejected = (_placed(_as_struct(row[side]), plan.options) for side in sides)
     strength = None if columns.strength is None else row.get(columns.strength)
     pair_id = _name(row.get("pair_id")) or content_group(caption, [chosen, rejected], [])
     templates = plan.templates or (CHINESE if is_chinese(caption) else ENGLISH)
@@ -113,19 +123,23 @@ def canonical_rows(row: Mapping[str, Any], plan: Plan, chosen_first: bool | None
         "group_id": _name(row.get("group_id")) or content_group(caption, [], []),
         "source": _name(row.get("source")),
         "source_id": _name(row.get("source_id")),
+        "t2i_caption": caption,
+        "t2i_first": template.first_is_better,
         **{name: row.get(name) for name in plan.extras},
     }
     rows = []
     for is_first in (True, False) if plan.both_orders else (chosen_first,):
         verdicts = (template.first_is_better, template.second_is_better)
         better, worse = verdicts if is_first else verdicts[::-1]
+        order = "ab" if is_first else "ba"
         rows.append(
             {
                 **common,
                 "chosen": [{"role": "assistant", "content": [{"type": "text", "text": better}]}],
                 "rejected": [{"role": "assistant", "content": [{"type": "text", "text": worse}]}],
                 "images": [chosen, rejected] if is_first else [rejected, chosen],
-                "pair_id": f"{pair_id}-{'ab' if is_first else 'ba'}" if plan.both_orders else pair_id,
+                "pair_id": f"{pair_id}-{order}" if plan.both_orders else pair_id,
+                "t2i_order": order if plan.both_orders else None,
             }
         )
     return rows

@@ -1,10 +1,12 @@
-"""The wordings of a two-image question: what is asked about a caption and two images, and the two verdicts."""
+"""The wordings of a two-image question: what is asked about a caption and two images, the two verdicts, and how both
+are recognized in rows that somebody else wrote."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 
@@ -15,6 +17,14 @@ _PLACEHOLDERS = re.compile(f"({re.escape(IMAGES)}|{re.escape(CAPTION)})")
 _HAN = re.compile(
     "[\u2e80-\u2fd5\u3005\u3007\u3021-\u3029\u3038-\u303b\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
 )
+
+
+# Wordings of others, white space collapsed: DT2IT-MRM's own script and UnifiedReward put the caption into brackets.
+_BRACKETED = re.compile(
+    r"(?:image [12]: ?){0,2}(?:you are )?given a (?:text )?caption\b.*?\bcaption ?: ?\[(.*)\]", re.IGNORECASE
+)
+_BETTER = re.compile(r"image ([12]) is better(?: than image (?!\1)[12])?", re.IGNORECASE)
+_ANSWER_TAG = re.compile(r"</?answer>", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -158,3 +168,72 @@ def as_templates(template: str | T2ITemplate | Sequence[str | T2ITemplate] | Non
     if not given:
         raise ValueError("`template` is empty; give one wording or more, or None for the built-in ones.")
     return tuple(T2ITemplate(item) if isinstance(item, str) else item for item in given)
+
+
+def collapse(text: str) -> str:
+    """Collapse white space, so that texts are equal that differ in nothing else."""
+    return " ".join(text.split())
+
+
+def find_caption(text: str, clean: Callable[[str], str] = collapse, cleaned: str | None = None) -> str | None:
+    """
+    Find the caption in a question of a known wording: a built-in one, in any language and with or without the labels
+    of its images, or that of DT2IT-MRM's script or of UnifiedReward.
+
+    Args:
+        text (`str`):
+            The question, with white space where its images are.
+        clean (`Callable[[str], str]`, *optional*):
+            Brings texts that count as equal into one form; by default [`collapse`].
+        cleaned (`str`, *optional*):
+            The text in this form, where it is known.
+
+    Returns:
+        `str` or `None`: the caption in this form; `None` if the wording is not known.
+    """
+    cleaned = clean(text) if cleaned is None else cleaned
+    for before, after in _edges(clean):
+        if cleaned.startswith(before) and cleaned.endswith(after) and len(before) + len(after) <= len(cleaned):
+            return cleaned[len(before) : len(cleaned) - len(after)].strip()
+    # The last character first: without it, the pattern would try every bracket of a text of any length.
+    found = _BRACKETED.fullmatch(collapse(text)) if text.rstrip().endswith("]") else None
+    return None if found is None else clean(found[1])
+
+
+def prefers_first(answer: str) -> bool | None:
+    """
+    Read the verdict in an answer to a two-image question.
+
+    Args:
+        answer (`str`):
+            The answer; thoughts in `<think>` tags before it and `<answer>` tags around it do not count.
+
+    Returns:
+        `bool` or `None`: whether it prefers the image shown first; `None` if the wording is not known.
+    """
+    verdict = collapse(_ANSWER_TAG.sub(" ", answer.rpartition("</think>")[2])).rstrip(".。").casefold()
+    known = _verdicts()
+    if verdict in known:
+        return known[verdict]
+    found = _BETTER.fullmatch(verdict)
+    return None if found is None else found[1] == "1"
+
+
+@lru_cache
+def _edges(clean: Callable[[str], str]) -> list[tuple[str, str]]:
+    """What stands before and after the caption in each built-in wording."""
+    templates, edges = (*ENGLISH, *CHINESE), []
+    for template in templates:
+        for labels in {("", ""), *(one.labels for one in templates)}:
+            before, after = template.prompt.replace(IMAGES, " ".join((*labels, ""))).split(CAPTION)
+            edges.append((clean(before), clean(after)))
+    return edges
+
+
+@lru_cache
+def _verdicts() -> dict[str, bool]:
+    known = {}
+    for template in (*ENGLISH, *CHINESE):
+        for text, is_first in ((template.first_is_better, True), (template.second_is_better, False)):
+            known[collapse(text).rstrip(".。").casefold()] = is_first
+    return known

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from .duplicates import contradiction_error, duplicate_error, find_doubles
 from .encoded import AnyDataset, column_of
-from .locations import ImageOptions
+from .locations import ImageOptions, with_image_root
 from .quarantine import NOTES, check_free, quarantine_report, set_aside, write_quarantine
 from .row_checks import ImageCheck, RowChecks, find_faults, make_checks
 from .rows import row_name
@@ -26,14 +26,13 @@ from .validation_stream import divide_stream
 
 Data = TypeVar("Data", Dataset, IterableDataset)
 
-_DEFAULTS = ImageOptions()
-
 
 def validate(
     dataset: Data,
     *,
     processing_class: ProcessorMixin | PreTrainedTokenizerBase | None = None,
-    image_options: ImageOptions = _DEFAULTS,
+    image_root: str | os.PathLike | None = None,
+    image_options: ImageOptions | None = None,
     image_check: ImageCheck = "header",
     max_length: int | None = None,
     duplicates: bool = True,
@@ -58,8 +57,10 @@ def validate(
         processing_class (`ProcessorMixin` or `PreTrainedTokenizerBase`, *optional*):
             The model's processor or tokenizer. With it, no text may contain a special token, and the chat template may
             not make the two answers of a pair equal.
+        image_root (`str` or `os.PathLike`, *optional*):
+            Folder that relative paths of images start from and that no path may leave, as in [`ImageOptions`].
         image_options ([`ImageOptions`], *optional*):
-            Where images may come from and how large they may be.
+            Where else images may come from, and how large they may be.
         image_check (`str`, *optional*, defaults to `"header"`):
             `"full"` decodes every image, which finds truncated files and takes long; `"header"` reads headers;
             `"none"` does not look at images.
@@ -94,7 +95,7 @@ def validate(
     >>> clean, quarantine = readmit(clean, mended)
     ```
     """
-    checks = make_checks(processing_class, image_options, image_check, max_length)
+    checks = make_checks(processing_class, with_image_root(image_options, image_root), image_check, max_length)
     _check_columns(dataset, checks)
     if isinstance(dataset, IterableDataset):
         if report_file is not None or quarantine_file is not None:
@@ -110,7 +111,8 @@ def readmit(
     repaired: Dataset,
     *,
     processing_class: ProcessorMixin | PreTrainedTokenizerBase | None = None,
-    image_options: ImageOptions = _DEFAULTS,
+    image_root: str | os.PathLike | None = None,
+    image_options: ImageOptions | None = None,
     image_check: ImageCheck = "header",
     max_length: int | None = None,
     duplicates: bool = True,
@@ -127,7 +129,7 @@ def readmit(
             What [`validate`] found good. It is not checked again, but a mended row may equal or contradict one of it.
         repaired (`Dataset`):
             Rows of the quarantine, or of its Parquet file, after they were mended.
-        processing_class, image_options, image_check, max_length (*optional*):
+        processing_class, image_root, image_options, image_check, max_length (*optional*):
             As in [`validate`].
         duplicates, num_proc, report_file, quarantine_file, show (*optional*):
             As in [`validate`].
@@ -139,7 +141,7 @@ def readmit(
     Raises:
         `ValueError`: if the columns of the two sets differ, or if options do not fit.
     """
-    checks = make_checks(processing_class, image_options, image_check, max_length)
+    checks = make_checks(processing_class, with_image_root(image_options, image_root), image_check, max_length)
     repaired = repaired.remove_columns([name for name in NOTES if name in repaired.column_names])
     if differing := sorted(set(clean.column_names) ^ set(repaired.column_names)):
         raise ValueError(f"Only one of `clean` and `repaired` has the column `{differing[0]}`; give both the same.")
@@ -173,11 +175,12 @@ def _divide(dataset: Dataset, found: pa.Table, duplicates: bool) -> tuple[Datase
     rows = np.flatnonzero(is_bad)
     reasons, messages = (found[name].take(pa.array(rows)).to_pylist() for name in ("reason", "message"))
     if duplicates:
-        high, low, is_swapped = (found[name].to_numpy() for name in ("high", "low", "is_swapped"))
+        names = ("high", "low", "is_swapped", "is_mirror")
+        high, low, is_swapped, is_mirror = (found[name].to_numpy() for name in names)
         del found  # the largest thing in memory, if the set is large
-        doubles = find_doubles(high, low, is_swapped, is_bad)
-        names = _names(dataset, doubles.others)
-        for is_contradiction, name in zip(doubles.is_contradiction, names, strict=True):
+        doubles = find_doubles(high, low, is_swapped, is_bad, is_mirror)
+        others = _names(dataset, doubles.others)
+        for is_contradiction, name in zip(doubles.is_contradiction, others, strict=True):
             error = contradiction_error(name) if is_contradiction else duplicate_error(name)
             reasons.append(error.reason)
             messages.append(str(error))

@@ -38,7 +38,7 @@ class StreamChecks:
     checks: RowChecks
     duplicates: bool
     show: bool
-    _seen: dict[bytes, tuple[int, bool, str]] = field(default_factory=dict)
+    _seen: dict[tuple[bytes, bool], tuple[int, bool, str]] = field(default_factory=dict)
     _counts: Counter[str] = field(default_factory=Counter)
 
     def __call__(self, row: Mapping[str, Any], index: int) -> dict[str, Any]:
@@ -60,10 +60,15 @@ class StreamChecks:
 
     def _compare(self, row: Mapping[str, Any], index: int) -> RowError | None:
         try:
-            key, is_swapped = pair_digest(row)
+            key, is_swapped, is_mirror = pair_digest(row)
         except RowError as error:
             return error
-        place, was_swapped, name = self._seen.setdefault(key, (index, is_swapped, row_name(row, index)))
+        # A row in the other of both orders is no duplicate, but may contradict.
+        place, was_swapped, name = self._seen.get((key, not is_mirror), (index, is_swapped, ""))
+        if place < index and was_swapped != is_swapped:
+            return contradiction_error(name)
+        own = (index, is_swapped, row_name(row, index))
+        place, was_swapped, name = self._seen.setdefault((key, is_mirror), own)
         if place >= index:  # the row itself, or one that a second iterator over the same stream has read ahead
             return None
         return duplicate_error(name) if was_swapped == is_swapped else contradiction_error(name)

@@ -15,6 +15,9 @@ from .style_report import FeatureLeakage, StyleLeakage, StyleReport
 
 Scorer = Callable[[Dataset], tuple[Sequence[float], Sequence[float]]]
 
+# Fewer independent groups than this, and the variance between groups is not known well enough.
+_MIN_GROUPS = 10
+
 
 def audit_style(
     dataset: Dataset,
@@ -23,7 +26,7 @@ def audit_style(
     scorer: Scorer | tuple[str, str] | None = None,
     reference: Dataset | None = None,
     features: Sequence[str] | None = None,
-    num_folds: int = 5,
+    num_folds: int = 10,
     seed: int = 42,
     min_pairs: int = 200,
 ) -> StyleReport:
@@ -32,8 +35,8 @@ def audit_style(
 
     *Leakage* is the accuracy with which a logistic probe, which sees differences of style and nothing else, names the
     chosen answer of pairs whose `group_id` it has not seen: the AUC of pairs against their mirrors, see
-    [`~trl_dt2it.debias.probe.auc_of`]. 0.5 means that style tells nothing; that is also what a set gets whose training
-    folds do not show at the 1 % level that it tells anything. A column `weight` counts, in fitting and in measuring.
+    [`~trl_dt2it.debias.probe.auc_of`]. 0.5 means that style tells nothing. The interval holds, in 95 of 100 sets, what
+    the probe of the whole set reaches on new pairs. A column `weight` counts, in fitting and in measuring.
 
     Args:
         dataset (`Dataset`):
@@ -50,8 +53,8 @@ def audit_style(
             `dataset` has a style that tells nothing. By default `dataset` itself, its held-out folds.
         features (`Sequence[str]`, *optional*):
             Which of `STYLE_FEATURES`; all by default.
-        num_folds (`int`, *optional*, defaults to `5`):
-            Number of folds of the cross-validation.
+        num_folds (`int`, *optional*, defaults to `10`):
+            Most folds of the cross-validation: fewer where there are less than two groups for each.
         seed (`int`, *optional*, defaults to `42`):
             Seed of the folds.
         min_pairs (`int`, *optional*, defaults to `200`):
@@ -96,7 +99,7 @@ def leakage(
     *,
     gap: np.ndarray | None = None,
     votes: np.ndarray | None = None,
-    num_folds: int = 5,
+    num_folds: int = 10,
     seed: int = 42,
     min_pairs: int = 200,
 ) -> StyleLeakage:
@@ -110,8 +113,8 @@ def leakage(
             Rewards of chosen minus rewards of rejected.
         votes (`np.ndarray` of shape `(N,)`, *optional*):
             What style votes for, where it is not the probe's own score.
-        num_folds (`int`, *optional*, defaults to `5`):
-            Number of folds.
+        num_folds (`int`, *optional*, defaults to `10`):
+            Most folds.
         seed (`int`, *optional*, defaults to `42`):
             Seed of the folds.
         min_pairs (`int`, *optional*, defaults to `200`):
@@ -124,20 +127,20 @@ def leakage(
     note = None
     if len(style) < min_pairs:
         note = f"too few pairs: {len(style)} of at least {min_pairs}"
-    elif num_groups < 2 * num_folds:
-        note = f"too few groups: {num_groups} of at least {2 * num_folds} for {num_folds} folds"
+    elif num_groups < (least := min(2 * num_folds, _MIN_GROUPS)):
+        note = f"too few groups: {num_groups} of at least {least} for {least // 2} folds"
     elif not style.weight.any():
         note = "every weight is 0"
     elif not style.difference.any():
         note = "no feature differs in any pair"
     if note:
         return StyleLeakage(num_pairs=len(style), num_groups=num_groups, note=note)
+    num_folds = min(num_folds, num_groups // 2)
     scores = held_out_scores(style, num_folds, seed)
-    auc, interval = auc_of(scores, style.weight, style.group)
+    auc, interval = auc_of(scores, style)
     reward = None
     if gap is not None:
-        vote = scores.vote if votes is None else votes
-        reward = audit_rewards(style, gap, vote, num_folds=num_folds, seed=seed)
+        reward = audit_rewards(style, gap, votes, scores, num_folds=num_folds, seed=seed)
     return StyleLeakage(
         num_pairs=len(style),
         num_groups=num_groups,

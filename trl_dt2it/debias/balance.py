@@ -9,14 +9,29 @@ import numpy as np
 from datasets import Dataset
 from transformers.utils import logging
 
-from .balance_report import BalanceReport, summarize
-from .entropy import RIDGE, NotBalanced, balance, balance_bounded, separating_features, whiten
+from .balance_report import BalanceReport, OneSidedStyle, summarize
+from .entropy import (
+    RIDGE,
+    NotBalanced,
+    balance,
+    balance_bounded,
+    one_sided_combination,
+    separating_features,
+    whiten,
+)
 from .pair_style import PairStyle, parts_by, read_pair_style, with_column
 
 
 logger = logging.get_logger(__name__)
 
 _NOTICEABLE = 1e-6
+# A pair whose weight is multiplied by less may be one that no balance leaves any weight.
+_LOST = 1e-4
+# Pairs that are named as examples.
+_EXAMPLES = 5
+
+OneSided = Literal["leave", "drop", "refuse"]
+ONE_SIDED: tuple[str, ...] = ("leave", "drop", "refuse")
 
 
 def balance_style(
@@ -26,6 +41,7 @@ def balance_style(
     by: str | None = None,
     method: Literal["weights", "resample"] = "weights",
     features: Sequence[str] | None = None,
+    one_sided: OneSided = "leave",
     seed: int = 42,
 ) -> Dataset:
     r"""
@@ -52,6 +68,11 @@ def balance_style(
             left.
         features (`Sequence[str]`, *optional*):
             Which of `STYLE_FEATURES` to balance; all by default.
+        one_sided (`str`, *optional*, defaults to `"leave"`):
+            What to do about style that leans one way only, such as links that are in some chosen answers and in no
+            rejected one, or a combination of features like that: no weights but 0 balance such pairs. `"leave"`
+            leaves that style out of the balance, so that the pairs keep their weight and that style its lean;
+            `"drop"` gives the pairs weight 0; `"refuse"` is an error. The report names style and pairs in any case.
         seed (`int`, *optional*, defaults to `42`):
             Seed of the draw.
 
@@ -60,12 +81,13 @@ def balance_style(
 
     Raises:
         `ValueError`: if no weights balance the pairs, because some style, or a combination, is on the chosen side of
-            all of them: the message names it. Also if an argument is out of range or a row has no answer.
+            all of them: the message names it; with `one_sided="refuse"` also if it is of some. Also if an argument is
+            out of range or a row has no answer.
     """
     if method not in ("weights", "resample"):
         raise ValueError(f'`method` is {method!r}; give "weights" or "resample".')
-    weight, report = style_weights(dataset, max_weight=max_weight, by=by, features=features)
-    logger.info(report.summary())
+    weight, report = style_weights(dataset, max_weight=max_weight, by=by, features=features, one_sided=one_sided)
+    (logger.warning if report.one_sided else logger.info)(report.summary())
     if method == "weights":
         return with_column(dataset, "weight", weight)
     rows, copies = _systematic(weight, np.random.default_rng(seed))
@@ -87,6 +109,7 @@ def style_weights(
     max_weight: float | None = None,
     by: str | None = None,
     features: Sequence[str] | None = None,
+    one_sided: OneSided = "leave",
 ) -> tuple[np.ndarray, BalanceReport]:
     """
     The weights of [`balance_style`], and what they cost.
@@ -100,6 +123,8 @@ def style_weights(
             A column whose values are balanced each by itself.
         features (`Sequence[str]`, *optional*):
             Which of `STYLE_FEATURES`; all by default.
+        one_sided (`str`, *optional*, defaults to `"leave"`):
+            What to do about style that leans one way only: `"leave"`, `"drop"` or `"refuse"`.
 
     Returns:
         `tuple[np.ndarray, BalanceReport]`: weights of shape `(N,)` and dtype `float64`, of mean 1 where there was no
@@ -110,41 +135,137 @@ def style_weights(
     """
     if max_weight is not None and not max_weight > 1:
         raise ValueError(f"`max_weight` is {max_weight}; it is in units of the mean weight, so give a number above 1.")
+    if one_sided not in ONE_SIDED:
+        raise ValueError(f"`one_sided` is {one_sided!r}; give {', '.join(ONE_SIDED)}.")
     parts = parts_by(dataset, by)
     style = read_pair_style(dataset, features)
-    weight = np.zeros(len(style))
+    weight, found = np.zeros(len(style)), {}
     for name, rows in (parts or {"": np.arange(len(style))}).items():
         where = f" of {by} {name!r}" if parts else ""
-        weight[rows] = _weights(style.take(rows), max_weight, where)
-    return weight, summarize(style, weight, parts)
+        weight[rows], leaning = _weights(style.take(rows), max_weight, one_sided, where)
+        found[name] = [_named(dataset, features_of, side, rows[places]) for features_of, side, places in leaning]
+        if found[name] and one_sided == "refuse":
+            raise ValueError(
+                f"The style of some pairs{where} leans one way only: {'; '.join(map(str, found[name]))}. Add pairs "
+                'where it leans the other way, leave features out by `features`, or pass `one_sided="leave"` or '
+                '"drop".'
+            )
+    return weight, summarize(style, weight, parts, found, one_sided)
 
 
-def _weights(style: PairStyle, max_weight: float | None, where: str) -> np.ndarray:
-    """Balanced weights of pairs that are balanced together; pairs of weight 0 keep it."""
+def _named(dataset: Dataset, features: tuple[str, ...], side: str, rows: np.ndarray) -> OneSidedStyle:
+    first = rows[:_EXAMPLES].tolist()
+    names = dataset.select(first)["pair_id"] if "pair_id" in dataset.column_names else [None] * len(first)
+    examples = [f"row {row}" if name is None else str(name) for row, name in zip(first, names, strict=True)]
+    return OneSidedStyle(features, side, len(rows), examples)
+
+
+# Features, the side that has more of them, and the pairs where it does.
+_Leaning = tuple[tuple[str, ...], str, np.ndarray]
+
+
+def _weights(
+    style: PairStyle, max_weight: float | None, one_sided: str, where: str
+) -> tuple[np.ndarray, list[_Leaning]]:
+    """Balanced weights of pairs that are balanced together, and the style that leans one way in some of them."""
     used = np.flatnonzero(style.weight)
     weight = np.zeros(len(style))
     if len(used) == 0:
-        return weight
-    difference, mean = style.difference[used], style.weight.sum() / len(used)
-    base = style.weight[used] / mean
-    directions = whiten(difference)
-    if max_weight is None:
+        return weight, []
+    total = style.weight.sum()
+    leaning: list[_Leaning] = []
+    columns, kept, is_impossible = style.difference[used], np.ones(len(used), dtype=bool), False
+    while True:
+        base = style.weight[used][kept]
+        base = base / base.mean()
+        directions = whiten(columns[kept])
+        candidates = np.ones(int(kept.sum()), dtype=bool)
+        free = None
         try:
-            weight[used] = balance(directions, base) * mean
+            free = balance(directions, base)
+            candidates = free < _LOST * base
         except NotBalanced:
-            raise ValueError(_impossible(difference, style.features, where)) from None
-        return weight
+            if not leaning:
+                is_impossible = bool(separating_features(columns, style.features))
+            if is_impossible and max_weight is None:
+                raise ValueError(_impossible(columns, style.features, where)) from None
+        more = _leaning(columns[kept], candidates, style.features, combinations=not is_impossible)
+        if not more:
+            break
+        rows = np.flatnonzero(kept)
+        for features, side, combination, found in more:
+            places = rows[found]
+            leaning.append((features, side, used[places]))
+            if one_sided == "drop":
+                kept[places] = False
+            elif len(features) == 1:
+                columns = columns * (np.array(style.features) != features[0])
+            else:  # what is left of the features when this combination of them is taken out
+                columns = _without(columns, combination)
+        if not kept.any():
+            raise ValueError(_impossible(style.difference[used], style.features, where))
+    weight[used[kept]] = _within(directions, base, free, max_weight, columns[kept], style.features, where)
+    return weight * (total / weight.sum()), leaning
+
+
+def _leaning(
+    columns: np.ndarray, candidates: np.ndarray, names: tuple[str, ...], combinations: bool
+) -> list[tuple[tuple[str, ...], str, np.ndarray, np.ndarray]]:
+    """Features that lean one way in some pairs; a combination of features like that where no single one does."""
+    if not candidates.any():
+        return []
+    found: list[tuple[tuple[str, ...], str, np.ndarray, np.ndarray]] = []
+    for index, name in enumerate(names):
+        column = columns[:, index]
+        places = np.flatnonzero(column)
+        if 0 < len(places) < len(column) and ((column[places] > 0).all() or (column[places] < 0).all()):
+            found.append(((name,), "chosen" if column[places[0]] > 0 else "rejected", np.empty(0), places))
+    if found or not combinations:
+        return found
+    combination = one_sided_combination(columns, candidates)
+    if combination is None:
+        return []
+    score = columns @ combination
+    places = np.flatnonzero(score > 1e-7 * score.max())
+    part = np.abs(combination) * np.sqrt((columns**2).mean(0))
+    order = [index for index in np.argsort(-part, kind="stable").tolist() if part[index] > 1e-3 * part.max()]
+    return [(tuple(names[index] for index in order), "one", combination, places)]
+
+
+def _without(columns: np.ndarray, combination: np.ndarray) -> np.ndarray:
+    """Columns that span what the given ones do, but for a combination of them, each in its own scale."""
+    size = np.sqrt((columns**2).mean(0))
+    scale = np.where(size > 0, size, 1.0)
+    unit = combination * scale
+    unit = unit / np.linalg.norm(unit)
+    scaled = columns / scale
+    return (scaled - np.outer(scaled @ unit, unit)) * scale
+
+
+def _within(
+    directions: np.ndarray,
+    base: np.ndarray,
+    free: np.ndarray | None,
+    max_weight: float | None,
+    columns: np.ndarray,
+    features: tuple[str, ...],
+    where: str,
+) -> np.ndarray:
+    """Weights within the bound, of mean 1; `free` are those without a bound, if there are any."""
+    if max_weight is None:
+        if free is None:
+            raise ValueError(_impossible(columns, features, where))
+        return free
     try:
-        bounded, _ = balance_bounded(directions, base, max_weight)
+        return balance_bounded(directions, base, max_weight)[0]
     except NotBalanced:
         bounded, left = balance_bounded(directions, base, max_weight, ridge=RIDGE)
-        if left > _NOTICEABLE:
-            logger.warning(
-                f"Weights up to {max_weight} do not balance the style of the pairs{where}: in one direction, "
-                f"{left:.3f} root mean squares are left. Raise `max_weight`, or leave it out."
-            )
-    weight[used] = bounded * mean
-    return weight
+    if left > _NOTICEABLE:
+        logger.warning(
+            f"Weights up to {max_weight} do not balance the style of the pairs{where}: in one direction, "
+            f"{left:.3f} root mean squares are left. Raise `max_weight`, or leave it out."
+        )
+    return bounded
 
 
 def _impossible(difference: np.ndarray, features: tuple[str, ...], where: str) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..data.errors import RowError
+from ..judge.parsing import read_answer
 from .questions import Question
 
 
@@ -51,6 +52,8 @@ class Pool:
             How many more were equal to one of them.
         num_empty (`int`, *optional*, defaults to `0`):
             How many more were empty.
+        num_unfinished (`int`, *optional*, defaults to `0`):
+            How many more were thoughts that never end.
 
     `key` is the same for the same prompt, images, model and given answers, wherever the row stands: all draws depend
     on it.
@@ -61,6 +64,7 @@ class Pool:
     candidates: list[Candidate] = field(default_factory=list)
     num_equal: int = 0
     num_empty: int = 0
+    num_unfinished: int = 0
 
     def __post_init__(self) -> None:
         self._rename()
@@ -79,7 +83,12 @@ class Pool:
         return pool
 
     def add(self, text: str, origin: Origin) -> bool:
-        """Adds an answer unless it is empty or equal to another but for white space, and says whether it did."""
+        """Adds an answer without the model's thoughts, unless it is empty, unfinished, or equal to another but for
+        white space, and says whether it did."""
+        text, open_marker = read_answer(text)
+        if open_marker is not None:
+            self.num_unfinished += 1
+            return False
         words = text.split()
         if not words:
             self.num_empty += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -11,7 +12,7 @@ from rich.table import Table
 
 from ..data.encoded import leave_images_encoded
 from ..data.errors import RowError
-from ..data.locations import ImageOptions
+from ..data.locations import ImageOptions, with_image_root
 from ..judge.budget import Spending, most_spending
 from ..judge.endpoint import Endpoint
 from ..judge.rubric import DEFAULT_RUBRIC, Rubric
@@ -75,6 +76,7 @@ def plan_distill(
     rubric: Rubric = DEFAULT_RUBRIC,
     min_spread: float = 2.0,
     language: str | None = None,
+    image_root: str | os.PathLike | None = None,
     image_options: ImageOptions | None = None,
 ) -> DistillPlan:
     """
@@ -84,7 +86,7 @@ def plan_distill(
     to be written as `max_tokens`. Real cost is several times lower.
 
     Args:
-        dataset, num_candidates, num_shuffles, rubric, min_spread, language, image_options:
+        dataset, num_candidates, num_shuffles, rubric, min_spread, language, image_root, image_options:
             As in [`distill`].
         judge ([`~trl_dt2it.judge.Endpoint`]):
             Where the judge is, with prices.
@@ -95,7 +97,7 @@ def plan_distill(
         [`DistillPlan`]
     """
     settings = JudgingSettings(num_candidates, num_shuffles, rubric, min_spread, language, 0)
-    plan, options = DistillPlan(len(dataset)), image_options or ImageOptions()
+    plan, options = DistillPlan(len(dataset)), with_image_root(image_options, image_root)
     for index, row in enumerate(leave_images_encoded(dataset)):
         try:
             question = read_question(row, index, source="", image_options=options)

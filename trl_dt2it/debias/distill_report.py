@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..judge.requests import UNANSWERED
 from ..printable import printable
 from .agreement import AgreementCounts
 from .position_bias import PositionBias
@@ -34,7 +35,8 @@ class DistillReport:
         examples (`dict[str, str]`):
             For each outcome without a pair, the first row that had it, and a message where there is one.
         candidates (`Counter[str]`):
-            Candidates by what became of them: `"judged"`, `"equal"`, `"empty"`, or a stage with a status.
+            Candidates by what became of them: `"judged"`, `"equal"`, `"empty"`, `"unfinished"` (thoughts that never
+            end), or a stage with a status, such as `"generation: cut"`.
         diversity (`Counter[str]`):
             Pools whose candidates were alike, by what was done: `"corrupted"`, `"rewritten"`, or why nothing.
         agreement ([`AgreementCounts`]):
@@ -75,6 +77,11 @@ class DistillReport:
         """Number of pairs that were drawn."""
         return sum(map(sum, self.pairs_by_bin.values()))
 
+    @property
+    def unanswered(self) -> int:
+        """Number of questions that nobody has answered yet; the next run asks them."""
+        return sum(statuses[status] for statuses in self.calls.values() for status in UNANSWERED)
+
     def count_call(self, stage: str, status: str) -> None:
         """Counts a reply."""
         self.calls.setdefault(stage, Counter())[status] += 1
@@ -90,7 +97,13 @@ class DistillReport:
         biases = [{**asdict(bias), "intervals": bias.intervals} for bias in self.position_bias]
         agreement = {**asdict(self.agreement), "rate": self.agreement.rate}
         # Not `asdict` of the whole, which makes counters of pairs out of counters.
-        fields = {**vars(self), "pairs": self.pairs, "agreement": agreement, "position_bias": biases}
+        fields = {
+            **vars(self),
+            "pairs": self.pairs,
+            "unanswered": self.unanswered,
+            "agreement": agreement,
+            "position_bias": biases,
+        }
         return json.dumps(fields, indent=2, ensure_ascii=False)
 
     def show(self, console: Console | None = None) -> None:
@@ -120,6 +133,8 @@ class DistillReport:
                 console.print(_line(f"Replies, {stage}", statuses))
         if self.usage:
             console.print(_of_usage(self.usage))
+        if self.unanswered:
+            console.print(f"{self.unanswered:,} questions have no answer yet; run it again to ask them.", markup=False)
 
     def _of_pools(self) -> Table:
         table = Table("what became of them", title=f"{self.pairs} pairs from {self.prompts} prompts")

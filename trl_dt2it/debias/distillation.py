@@ -7,6 +7,7 @@ drawn evenly over strengths.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from tqdm.auto import tqdm
 
 from ..data.encoded import leave_images_encoded
 from ..data.errors import RowError
-from ..data.locations import ImageOptions
+from ..data.locations import ImageOptions, with_image_root
 from ..data.rows import row_name
 from ..judge.rubric import DEFAULT_RUBRIC, Rubric
 from .candidates import Pool, read_pools
@@ -47,6 +48,7 @@ def distill(
     max_pairs: int | None = None,
     language: str | None = None,
     source: str = "distilled",
+    image_root: str | os.PathLike | None = None,
     image_options: ImageOptions | None = None,
     prompts_at_once: int = 32,
     seed: int = 42,
@@ -91,8 +93,10 @@ def distill(
             Language of the instructions, `"en"` or `"zh"`; by default that of each question.
         source (`str`, *optional*, defaults to `"distilled"`):
             What the column `source` says, and the beginning of `pair_id`.
+        image_root (`str` or `os.PathLike`, *optional*):
+            Folder that relative paths of images start from and that no path may leave, as in [`ImageOptions`].
         image_options ([`ImageOptions`], *optional*):
-            Where images may come from and how large they may be.
+            Where else images may come from, and how large they may be.
         prompts_at_once (`int`, *optional*, defaults to `32`):
             Number of prompts whose requests are held, images included, and asked together. More keep more calls
             going. It changes no result.
@@ -117,7 +121,7 @@ def distill(
         raise ValueError(f"`prompts_at_once` is {prompts_at_once}; it must be at least 1.")
     settings = JudgingSettings(num_candidates, num_shuffles, rubric, min_spread, language, seed)
     rows, report = leave_images_encoded(dataset), DistillReport(prompts=len(dataset))
-    options, judged = image_options or ImageOptions(), list[JudgedPool]()
+    options, judged = with_image_root(image_options, image_root), list[JudgedPool]()
     seen: set[str] = set()
     with tqdm(total=len(rows), desc="prompts", unit="prompt", disable=None if show_progress else True) as bar:
         for start in range(0, len(rows), prompts_at_once):

@@ -158,6 +158,37 @@ def _polish(gradient, hessian, point: np.ndarray) -> np.ndarray:
     return polished if is_better else point
 
 
+def one_sided_combination(columns: np.ndarray, candidates: np.ndarray) -> np.ndarray | None:
+    """
+    Finds a combination that is at least 0 in every pair and above 0 in some: these lose all weight in a balance.
+
+    Args:
+        columns (`np.ndarray` of shape `(N, K)`):
+            Differences of style.
+        candidates (`np.ndarray` of shape `(N,)` and dtype `bool`):
+            Pairs that may lose all weight. In the others, which a balance gives weight, the combination is 0.
+
+    Returns:
+        `np.ndarray` of shape `(K,)`, *optional*: its coefficients; `None` if there is none.
+    """
+    size = np.sqrt((columns**2).mean(0))
+    scaled = columns / np.where(size > 0, size, 1.0)
+    basis = np.eye(columns.shape[1])[:, size > 0]
+    if not candidates.all():
+        _, singular, right = np.linalg.svd(scaled[~candidates], full_matrices=True)
+        rank = int((singular > 1e-9 * max(float(singular[0]), 1e-300)).sum())
+        basis = right[rank:].T * (size > 0)[:, None]
+    rows = np.unique(scaled[candidates] @ basis, axis=0)
+    if rows.size == 0 or not np.abs(rows).max() > 1e-9:
+        return None
+    found = linprog(-rows.mean(0), A_ub=-rows, b_ub=np.zeros(len(rows)), bounds=(-1, 1), method="highs")
+    if not found.success or -found.fun < 1e-9:
+        return None
+    combination = basis @ found.x
+    combination[np.abs(combination) < 1e-9 * np.abs(combination).max()] = 0.0
+    return combination / np.where(size > 0, size, 1.0)
+
+
 def separating_features(columns: np.ndarray, names: Sequence[str]) -> list[str]:
     """
     Names the features that keep 0 out of the convex hull: a combination of them is above 0 in every pair.

@@ -118,10 +118,13 @@ def agreed_pairs(
     for place, one in enumerate(judged):
         report.candidates["equal"] += one.pool.num_equal
         report.candidates["empty"] += one.pool.num_empty
+        if one.pool.num_unfinished:
+            report.candidates["unfinished"] += one.pool.num_unfinished
         by_list = listwise.get(place, {})
         both = [candidate for candidate in sorted(one.criteria) if candidate in by_list]
         if one.failure is None and len(one.pool.candidates) == 1:
-            one.failure = "all_equal"
+            is_alone = one.generation_status is not None and not one.pool.num_equal
+            one.failure = f"generation: {one.generation_status}" if is_alone else one.unanswered or "all_equal"
         elif one.failure is None and len(both) < 2:
             one.failure = f"pointwise: {one.pointwise_status}"
         if one.failure is not None:
@@ -131,7 +134,7 @@ def agreed_pairs(
         agreed, counts = agreeing_pairs([by_list[candidate] for candidate in both], by_point, min_gap=min_gap)
         report.agreement += counts
         if not agreed:
-            one.failure = "opposed" if counts.opposed else "no_order"
+            one.failure = one.unanswered or ("opposed" if counts.opposed else "no_order")
             report.settle(one.failure, one.pool.question.name)
         for pair in agreed:
             named = AgreedPair(both[pair.better], both[pair.worse], pair.listwise_gap, pair.pointwise_gap)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..judge.prompts import listwise_messages, pointwise_messages
-from ..judge.requests import JudgeReply, JudgeRequest
+from ..judge.requests import UNANSWERED, JudgeReply, JudgeRequest
 from ..judge.rubric import Rubric
 from ..judge.verdicts import ListwiseVerdict, PointwiseVerdict
 from .candidates import Pool
@@ -54,8 +54,13 @@ class JudgedPool:
             Lists that were scored, for each round of asking; the second has one more candidate.
         criteria (`dict[int, dict[str, float]]`, *optional*):
             Scores of each candidate by criterion.
+        generation_status (`str`, *optional*):
+            Status of the last reply of the generator that was no candidate.
         pointwise_status (`str`, *optional*):
             Status of the last reply about a single candidate that was not `"ok"`.
+        unanswered (`str`, *optional*):
+            Stage and status of a question about it that nobody has answered yet, so that nothing may be concluded from
+            there being no pair.
         failure (`str`, *optional*):
             Why no pair can be made of it.
     """
@@ -63,7 +68,9 @@ class JudgedPool:
     pool: Pool
     rounds: list[list[ListScores]] = field(default_factory=list)
     criteria: dict[int, dict[str, float]] = field(default_factory=dict)
+    generation_status: str | None = None
     pointwise_status: str | None = None
+    unanswered: str | None = None
     failure: str | None = None
 
 
@@ -93,8 +100,8 @@ class JudgingSettings:
 def ask(
     client: JudgeClient, requests: Sequence[JudgeRequest], stages: Sequence[str], report: DistillReport
 ) -> list[JudgeReply]:
-    """Replies to requests, counted by stage and status."""
-    replies = client.ask(requests) if requests else []
+    """Replies to requests, counted by stage and status. An endpoint that answers none of them ends the run."""
+    replies = client.ask(requests, stop_early=True) if requests else []
     for stage, reply in zip(stages, replies, strict=True):
         report.count_call(stage, reply.status)
     return replies
@@ -121,6 +128,8 @@ def ask_judge(
     failed: dict[int, list[str]] = defaultdict(list)
     for (one, what), reply in zip(takers, ask(judge, requests, stages, report), strict=True):
         if reply.status != "ok":
+            if reply.status in UNANSWERED:
+                one.unanswered = f"{'listwise' if isinstance(what, list) else 'pointwise'}: {reply.status}"
             if isinstance(what, list):
                 failed[id(one)].append(reply.status)
             else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..judge.requests import JudgeRequest
+from ..judge.requests import UNANSWERED, JudgeRequest
 from .candidates import Pool
 from .distill_report import DistillReport
 from .diversity import Need, candidate_messages, needed_candidate
@@ -47,7 +47,7 @@ def judge_pools(
         `list[JudgedPool]`: one for each pool.
     """
     judged = [JudgedPool(pool) for pool in pools]
-    empty = [one for one in judged if not one.pool.candidates and not one.pool.num_empty]
+    empty = [one for one in judged if not one.pool.candidates and not one.pool.num_empty + one.pool.num_unfinished]
     if generator is not None and empty:
         _generate(empty, settings, generator, report)
     for one in judged:
@@ -55,6 +55,10 @@ def judge_pools(
             one.failure = "no_candidates"
     ask_judge([(one, 0) for one in judged if one.failure is None], settings, judge, report)
     alike = [(one, need) for one in judged if (need := _need(one, settings)) is not None]
+    for one, _ in alike:
+        if one.unanswered is not None:  # With all its scores, it may not be alike at all.
+            report.diversity["unanswered"] += 1
+    alike = [(one, need) for one, need in alike if one.unanswered is None]
     changed = _diversify(alike, settings, generator, report)
     ask_judge([(one, len(one.pool.candidates) - 1) for one in changed], settings, judge, report)
     return judged
@@ -73,14 +77,17 @@ def _generate(
         for _ in range(settings.num_candidates):
             reply = next(replies)
             # An answer that was cut is worse for that, which says nothing about what it says.
-            problem = reply.status if reply.status != "ok" else "cut" if reply.error else None
-            if problem is None:
+            if reply.status == "ok":
                 one.pool.add(reply.text or "", "generated")
-            else:
-                report.candidates[f"generation: {problem}"] += 1
-                one.failure = f"generation: {problem}"
-        if one.pool.candidates:
-            one.failure = None
+                continue
+            report.candidates[f"generation: {reply.status}"] += 1
+            one.generation_status = reply.status
+            if reply.status in UNANSWERED:
+                one.unanswered = f"generation: {reply.status}"
+        # Without the candidates that are still to come, the lists of this run would be paid for and not be used again.
+        one.failure = one.unanswered
+        if one.failure is None and one.generation_status is not None and not one.pool.candidates:
+            one.failure = f"generation: {one.generation_status}"
 
 
 def _need(one: JudgedPool, settings: JudgingSettings) -> Need | None:
@@ -120,8 +127,10 @@ def _diversify(
     changed = []
     replies = [] if generator is None else ask(generator, requests, ["diversity"] * len(requests), report)
     for (one, need), reply in zip(asked, replies, strict=True):
-        if reply.status != "ok" or reply.error:
-            report.diversity[f"failed: {'cut' if reply.status == 'ok' else reply.status}"] += 1
+        if reply.status != "ok":
+            report.diversity[f"failed: {reply.status}"] += 1
+            if reply.status in UNANSWERED:
+                one.unanswered = f"diversity: {reply.status}"
         elif one.pool.add(reply.text or "", need):
             report.diversity[need] += 1
             changed.append(one)

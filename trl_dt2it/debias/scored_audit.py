@@ -10,8 +10,9 @@ from datasets import Dataset
 from sklearn.linear_model import Ridge
 
 from ..data.encoded import column_of
+from ..evaluation.intervals import clustered_interval
 from .pair_style import PairStyle
-from .probe import clustered_interval, folds, root_mean_square, wins
+from .probe import ProbeScores, density_at_zero, folds, learning_noise, root_mean_square, wins
 from .style_report import RewardStyle
 
 
@@ -55,7 +56,9 @@ def read_rewards(dataset: Dataset, scorer: Callable[[Dataset], Any] | Sequence[s
     return chosen - rejected
 
 
-def audit_rewards(style: PairStyle, gap: np.ndarray, vote: np.ndarray, *, num_folds: int, seed: int) -> RewardStyle:
+def audit_rewards(
+    style: PairStyle, gap: np.ndarray, votes: np.ndarray | None, scores: ProbeScores, *, num_folds: int, seed: int
+) -> RewardStyle:
     """
     Measures how far reward gaps follow style beyond the label.
 
@@ -63,13 +66,19 @@ def audit_rewards(style: PairStyle, gap: np.ndarray, vote: np.ndarray, *, num_fo
     what they owe to it. Only how gaps differ from their mean is put down to style. That style can also go with how
     much better an answer is: compare with a model that was trained on balanced pairs.
 
+    Where the pairs themselves say what style votes for, the intervals count how uncertain that is too: of pairs
+    without leakage, any vote is chance, and so is the sign of what a model seems to make of it.
+
     Args:
         style ([`PairStyle`]):
             Style of N pairs.
         gap (`np.ndarray` of shape `(N,)`):
             Rewards of chosen minus rewards of rejected.
-        vote (`np.ndarray` of shape `(N,)`):
-            Positive where style speaks for the chosen answer, negative where against, 0 where it does not vote.
+        votes (`np.ndarray` of shape `(N,)`, *optional*):
+            Positive where style speaks for the chosen answer, negative where against, as other pairs say; by default
+            what these pairs say of each other.
+        scores ([`~trl_dt2it.debias.probe.ProbeScores`]):
+            What these pairs say of each other.
         num_folds (`int`):
             Number of folds.
         seed (`int`):
@@ -79,6 +88,11 @@ def audit_rewards(style: PairStyle, gap: np.ndarray, vote: np.ndarray, *, num_fo
         [`RewardStyle`]
     """
     share, group, won = style.weight / style.weight.sum(), style.group, wins(gap)
+    vote = scores.score if votes is None else votes
+
+    def influence_of(direct: np.ndarray, by_vote: np.ndarray) -> np.ndarray:
+        return direct if votes is not None else direct + learning_noise(style, scores, by_vote)
+
     agree, disagree = (_accuracy(won, share * mask) for mask in (vote > 0, vote < 0))
     split, split_interval, follows, follows_interval = None, None, None, None
     if agree is not None and disagree is not None:
@@ -87,13 +101,18 @@ def audit_rewards(style: PairStyle, gap: np.ndarray, vote: np.ndarray, *, num_fo
             sign * share * mask * (won - mean) / (share @ mask)
             for sign, mask, mean in ((1, vote > 0, agree), (-1, vote < 0, disagree))
         )
-        split_interval = clustered_interval(split, influence, group)
+        turned = share * density_at_zero(vote, share > 0)
+        by_vote = turned * sum(
+            (won - mean) / (share @ mask) for mask, mean in ((vote > 0, agree), (vote < 0, disagree))
+        )
+        split_interval = clustered_interval(split, influence_of(influence, by_vote), group)
     centred_gap, centred_vote = gap - share @ gap, vote - share @ vote
     gap_variance, vote_variance = share @ centred_gap**2, share @ centred_vote**2
     if gap_variance > 0 and vote_variance > 0:
         a, b = centred_gap / np.sqrt(gap_variance), centred_vote / np.sqrt(vote_variance)
         follows = float(share @ (a * b))
-        follows_interval = clustered_interval(follows, share * (a * b - follows * (a**2 + b**2) / 2), group)
+        direct, by_vote = share * (a * b - follows * (a**2 + b**2) / 2), share * (a - follows * b)
+        follows_interval = clustered_interval(follows, influence_of(direct, by_vote / np.sqrt(vote_variance)), group)
     return RewardStyle(
         accuracy=float(share @ won),
         r_squared=_r_squared(style, gap, num_folds, seed),

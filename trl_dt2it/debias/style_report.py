@@ -85,7 +85,7 @@ class StyleLeakage:
         auc (`float`, *optional*):
             Leakage, from 0 to 1; 0.5 tells nothing. `None` where `note` says why there is no number.
         interval (`tuple[float, float]`, *optional*):
-            Its 95 % interval, with groups as independent units.
+            Its 95 % interval, with groups as independent units: of what the probe of all pairs reaches on new ones.
         features (`dict[str, FeatureLeakage]`):
             Each feature by itself.
         reward ([`RewardStyle`], *optional*):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard
 
+from ..card_facts import code_block, metadata, name_cell, paragraph
 from ..data.whole_file import whole_file
 from .result import EvalResult
 
@@ -34,9 +36,12 @@ def update_card(
     """
     card = ModelCard.load(Path(path))
     new = [entry for result in results for entry in result.model_index_entries()]
+    for entry in new:
+        for name in ("dataset_type", "dataset_name", "metric_name"):
+            setattr(entry, name, metadata(getattr(entry, name)))
     measured = {entry.dataset_name for entry in new}
     kept = [entry for entry in card.data.eval_results or [] if entry.dataset_name not in measured]
-    card.data.model_name = card.data.model_name or model_name
+    card.data.model_name = card.data.model_name or metadata(model_name)
     card.data.eval_results = [*kept, *new]
     text = card.text
     for result in results:
@@ -59,20 +64,26 @@ def card_block(result: EvalResult, command: str | None = None) -> str:
     Returns:
         `str`: a heading, a table with a line for each metric, notes and the command.
     """
-    lines = [f"### {_title(result)}", "", "| metric | value, % | 95 % interval | of | ties |", "|---|---|---|---|---|"]
+    lines = [
+        f"### {name_cell(_title(result))}",
+        "",
+        "| metric | value, % | 95 % interval | of | ties |",
+        "|---|---|---|---|---|",
+    ]
     for metric, value in result.metrics.items():
         interval, n, ties = result.bootstrap.get(metric), result.n.get(metric), result.ties.get(metric)
         cells = (
-            metric,
+            name_cell(metric),
             f"{100 * value:.1f}",
             "" if interval is None else f"{100 * interval.low:.1f} to {100 * interval.high:.1f}",
             "" if n is None else f"{n:,}",
             "" if ties is None else f"{ties:,}",
         )
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "Intervals by drawing prompts with replacement. Ties count as wrong.", *result.notes]
+    lines += ["", "Intervals by drawing prompts with replacement. Ties count as wrong."]
+    lines += map(paragraph, result.notes)
     if command is not None:
-        lines += ["", "```bash", command, "```"]
+        lines += ["", code_block(command, "bash")]
     return "\n".join(lines)
 
 
@@ -82,7 +93,10 @@ def _title(result: EvalResult) -> str:
 
 def _with_block(text: str, result: EvalResult, command: str | None) -> str:
     """The text of a card with the table of a benchmark in it, where an earlier one was or else behind all others."""
-    name = re.sub(r"[^\w .()]+", "-", _title(result))  # fit for a comment
+    title = _title(result)
+    name = re.sub(r"[^\w .()]+", "-", title)  # fit for a comment
+    if re.search(r"[^\w .()-]", title):  # and no other's
+        name += f" {hashlib.sha256(title.encode('utf-8', 'replace')).hexdigest()[:8]}"
     start, end = f"<!-- benchmark: {name} -->", f"<!-- end of benchmark: {name} -->"
     block = f"{start}\n{card_block(result, command)}\n{end}"
     if start in text and end in text:

@@ -33,7 +33,13 @@ def mmrb2(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
         [`RowError`]: if a field is missing, or the row is of another part.
     """
     name = name_field(row, "pair_id") or name_field(row, "id")
-    if row.get("prompt_content") is not None:
+    if row.get("prompt_content") is not None or any(isinstance(row.get(f"response_{x}"), Mapping) for x in "ab"):
+        if row.get("prompt_content") is None:
+            raise RowError(
+                "missing_column",
+                "`prompt_content` is missing, as in the authors' `..._response_only.json`; give the `t2i.json` that "
+                "their build script makes.",
+            )
         caption, prompt_images = _parts(row["prompt_content"], "prompt_content")
         answers = [_local_answer(row, side) for side in "ab"]
     else:

@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from .. import __version__
 from ..data.converting import Conversion
-from ..data.encoded import batch_rows, column_of, rows_at_once
+from ..data.encoded import batch_rows, column_of, leave_images_encoded, rows_at_once
 from ..data.errors import summarise
 from ..data.grouping import rows_by_group
 from ..data.reading import FOLDER_COLUMN, JSON_COLUMN
@@ -107,6 +107,8 @@ def read_benchmark(
     conversion = Conversion(benchmark.source, name, options, None if root is None else str(root.resolve()), max_frames)
     converted = _convert(raw, conversion, videos, below)
     kept = _without_bad(converted, benchmark, videos, on_bad_row)
+    if "images" in kept.column_names and (folder is not None or image_root is not None):
+        _warn_of_missing_files(kept, benchmark)
     if benchmark.source.is_t2i:
         ask_both = benchmark.both_orders if both_orders is None else both_orders
         kept = reformulate_t2i(kept, seed=seed, both_orders=ask_both)
@@ -178,8 +180,9 @@ def _grouped(raw: Dataset | list[Mapping[str, Any]], column: str | None) -> list
     if isinstance(raw, Dataset):
         return [{"group": [raw[int(index)] for index in places]} for places in rows_by_group(raw, column)]
     groups: dict[Any, list[Any]] = {}
-    for row in raw:
-        groups.setdefault(row.get(column), []).append(row)
+    for index, row in enumerate(raw):
+        name = row.get(column)
+        groups.setdefault(index if name in (None, "") else (name,), []).append(row)
     return [{"group": group} for group in groups.values()]
 
 
@@ -213,10 +216,11 @@ def _without_bad(converted: Dataset, benchmark: Benchmark, videos: Videos, on_ba
     bad = np.flatnonzero((reasons != "") & (reasons != "tie"))
     if len(bad) and (on_bad_row == "raise" or len(bad) == len(converted)):
         first = converted[int(bad[0])]
+        way_out = "" if len(bad) == len(converted) else ', or set `on_bad_row="leave_out"`'
         raise ValueError(
             f"{len(bad)} of {len(converted)} pairs of {benchmark.title} cannot be used "
-            f"({summarise(Counter(reasons[bad]))}). The first, {first['pair_id']}: {first['message']} Mend the rows, "
-            'or set `on_bad_row="leave_out"`.'
+            f"({summarise(Counter(reasons[bad]))}). The first, {first['pair_id']}: {first['message']} Fix the rows"
+            f"{way_out}."
         )
     if left_out := Counter(reason for reason in reasons if reason):
         logger.warning(
@@ -224,6 +228,19 @@ def _without_bad(converted: Dataset, benchmark: Benchmark, videos: Videos, on_ba
         )
     rows = converted.remove_columns(["reason", "message"])
     return rows if keep.all() else rows.select(np.flatnonzero(keep))
+
+
+def _warn_of_missing_files(rows: Dataset, benchmark: Benchmark) -> None:
+    """Says which images are not there: scores of another model may be aligned without them, and nothing else done."""
+    missing = []
+    for row in leave_images_encoded(rows.select_columns("images")):
+        paths = [image["path"] for image in row["images"] if image["bytes"] is None]
+        missing += [path for path in paths if "://" not in path and not Path(path).is_file()][:1]
+    if missing:
+        logger.warning(
+            f"Image files of {len(missing)} of {len(rows)} rows of {benchmark.title} are not there, such as "
+            f"{missing[0]}; give the folder that their paths start from as `image_root`."
+        )
 
 
 def _with_unique_ids(rows: Dataset) -> Dataset:

@@ -10,7 +10,9 @@ from typing import Any
 import huggingface_hub
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from ..printable import printable
 from .intervals import Interval, wilson_interval
 from .published import PublishedScore, published_scores
 
@@ -40,7 +42,8 @@ class EvalResult:
         wilson (`dict[str, Interval]`):
             95 % interval of each share, if all pairs were independent.
         bootstrap (`dict[str, Interval]`):
-            95 % interval of each metric, prompts drawn with replacement.
+            95 % interval of each metric, prompts as the independent units, see
+            [`~trl_dt2it.evaluation.intervals.bootstrap_intervals`].
         label (`str`, *optional*, defaults to `""`):
             What the rows are if they are not the whole benchmark, such as `"image-only"`.
         notes (`tuple[str, ...]`, *optional*):
@@ -86,12 +89,12 @@ class EvalResult:
         """
         console = console or Console()
         label = f", {self.label}" if self.label else ""
-        table = Table("", title=f"{self.title}{label}: accuracy, %")
+        table = Table("", title=Text(printable(f"{self.title}{label}: accuracy, %"), style="italic"))
         for column in ("value", "95 %, Wilson", "95 %, prompts drawn", "n", "ties"):
             table.add_column(column, justify="right")
         for name, value in self.metrics.items():
             table.add_row(
-                name,
+                Text(printable(name)),
                 _percent(value),
                 _interval(self.wilson.get(name)),
                 _interval(self.bootstrap.get(name)),
@@ -100,7 +103,7 @@ class EvalResult:
             )
         console.print(table)
         for note in self.notes:
-            console.print(note)
+            console.print(note, markup=False)
         show_published([self], console)
 
     def model_index_entries(self) -> list[huggingface_hub.EvalResult]:

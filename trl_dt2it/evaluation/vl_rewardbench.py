@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import base64
-import binascii
-import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,7 +10,7 @@ import numpy as np
 
 from ..data.canonical import preference
 from ..data.errors import RowError
-from ..data.sources.fields import image_field, name_field, text_field, without_markers
+from ..data.sources.fields import image_field, literal, name_field, text_field, without_markers
 from ..data.sources.source import Source
 from .benchmark import Benchmark, Ratio, by_group_id, pair_identity, pair_ratio
 
@@ -40,7 +36,6 @@ _SOURCE_OF_PREFIX = {
     "mmmu": "reasoning_tasks",
     "wildvision": "wildvision-battle",
 }
-_IMAGE_STARTS = (b"\x89PNG", b"\xff\xd8", b"RIFF", b"GIF8", b"BM")
 
 
 def group_of(row: Mapping[str, Any]) -> str:
@@ -76,9 +71,10 @@ def vl_rewardbench(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError
 
     Args:
         row (`Mapping`):
-            `id`, `query`, two answers in `response`, `image`, and `human_ranking`, the rank of each answer, 0 for the
-            better one. VLMEvalKit's file has `index`, `question`, `answer` (the ranking) and `category`, lists as
-            text and images as base64.
+            `id`, `query`, two answers in `response`, `image` (`image_path` in the authors' own file), and
+            `human_ranking`, the rank of each answer, 0 for the better one. VLMEvalKit's file has `index`, `question`,
+            `answer` (the ranking) and `category`, lists as text and images as base64. R1-Reward's file has `id`,
+            `prompt`, `chosen` and `rejected`.
 
     Yields:
         `dict`: the pair, with `pair_id` and `category`.
@@ -87,7 +83,11 @@ def vl_rewardbench(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError
         [`RowError`]: if a field is missing, or the ranking prefers neither answer.
     """
     name = name_field(row, "id") or name_field(row, "index")
-    question = without_markers(text_field(row, "query" if row.get("query") is not None else "question"))
+    asked = next((field for field in ("query", "question", "prompt") if row.get(field) is not None), "query")
+    question = without_markers(text_field(row, asked))
+    if row.get("response") is None and row.get("chosen") is not None:
+        yield _named(row, name, question, text_field(row, "chosen"), text_field(row, "rejected"))
+        return
     answers = _list(row.get("response"))
     ranking = _list(row.get("human_ranking") if row.get("human_ranking") is not None else row.get("answer"))
     if answers is None or len(answers) != 2 or not all(isinstance(answer, str) for answer in answers):
@@ -97,32 +97,18 @@ def vl_rewardbench(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError
     if ranking not in ([0, 1], [1, 0]):
         raise RowError("unparsed_verdict", f"`human_ranking` is {ranking!r:.40}; it must be [0, 1] or [1, 0].")
     chosen, rejected = answers if ranking == [0, 1] else answers[::-1]
-    image = image_field(row, "image")[0]
-    pair = preference(question, chosen, rejected, [_decoded(image)], source_id=name)
-    yield {**pair, "pair_id": pair_identity(name, question, chosen, rejected), "category": group_of(row)}
+    yield _named(row, name, question, chosen, rejected)
+
+
+def _named(row: Mapping[str, Any], name: str | None, question: str, chosen: str, rejected: str) -> dict[str, Any]:
+    pair = preference(question, chosen, rejected, image_field(row, "image", "image_path"), source_id=name)
+    return {**pair, "pair_id": pair_identity(name, question, chosen, rejected), "category": group_of(row)}
 
 
 def _list(value: Any) -> list[Any] | None:
     """A list, also one written as text, in JSON or as Python prints it."""
-    if isinstance(value, str):
-        for parse in (json.loads, ast.literal_eval):
-            try:
-                value = parse(value)
-                break
-            except (ValueError, SyntaxError, RecursionError, MemoryError):
-                continue
+    value = literal(value) if isinstance(value, str) else value
     return list(value) if isinstance(value, (list, tuple)) else None
-
-
-def _decoded(image: Any) -> Any:
-    """An image in base64 as bytes; anything else, a path among it, as it is."""
-    if isinstance(image, str):
-        try:
-            content = base64.b64decode(image, validate=True)
-        except (binascii.Error, ValueError):
-            return image
-        return content if content.startswith(_IMAGE_STARTS) else image
-    return image
 
 
 def count(correct: np.ndarray, category: np.ndarray, unit: np.ndarray) -> dict[str, Ratio]:

@@ -23,6 +23,11 @@ from .verdicts import verdict_schema
 # Requests in a row that the endpoint refuses as malformed, before it ever answered one, that show that it is not the
 # requests' fault.
 _REFUSED_IN_A_ROW = 5
+# Requests that used up their tries, before any was answered, that show that nobody is there.
+_SILENT_FROM_THE_START = 3
+# Replies that are all cut, and paid, that show that the limit is too low for what is asked; and requests in a row that
+# the endpoint rejects, that show that it is not only these.
+_MOST_ALIKE = 64
 
 
 @dataclass
@@ -41,6 +46,10 @@ class Run:
             As in [`JudgeClient`].
         on_reply (`Callable`):
             Is called with each key and its reply.
+        stop_early (`bool`, *optional*, defaults to `False`):
+            As in [`JudgeClient.ask`].
+        silent (`int`, *optional*, defaults to `0`):
+            Requests in a row whose tries all failed, those of the run before among them.
     """
 
     endpoint: Endpoint
@@ -54,11 +63,16 @@ class Run:
     retry_delay: float
     max_retry_delay: float
     on_reply: Callable[[str, JudgeReply], None]
+    stop_early: bool = False
+    silent: int = 0
     fatal: JudgeError | None = None
     _name: str = field(default_factory=lambda: secrets.token_hex(4))
     _calls: int = 0
     _in_flight: int = 0
-    _silent: int = 0  # requests in a row whose tries all failed
+    _silence: str = ""  # why the last of them did
+    _replies: int = 0  # of this run
+    _cut: int = 0  # of these
+    _rejected: int = 0  # requests in a row
     _refused: int = 0
     _refusal: str = ""
     _underestimate: float = 1.0  # tokens of a prompt, as a multiple of the most that it should have
@@ -82,6 +96,12 @@ class Run:
         await asyncio.gather(*workers)
         if self.fatal is None and self._refused and self._address not in self.store.answered:
             self.fatal = JudgeError(self._refusal)
+        is_silent = self._silence and (self._is_gone or self._address not in self.store.answered)
+        if self.fatal is None and self.stop_early and is_silent:
+            self.fatal = JudgeError(
+                f"{self.endpoint.model} at {self.endpoint.location} does not answer ({self._silence.rstrip('.')}); "
+                f"see that it runs and start again: what it has replied is kept in {self.store.path}."
+            )
         if self.fatal is not None:
             raise self.fatal
 
@@ -99,27 +119,34 @@ class Run:
         """Asks one request until it has a reply, as often as allowed."""
         while True:
             records = self.store.replies(key)
-            reply = conclude(request, records, self.max_reasks)
+            reply = conclude(request, self.endpoint, records, self.max_reasks)
             if reply is not None:
                 return replace(reply, is_cached=False)
             messages = request.messages
-            for _ in records if request.schema is not None else ():
-                messages = reminded(messages)
+            for record in records if request.schema is not None else ():
+                if record["status"] == "malformed":
+                    messages = reminded(messages)
             failure = await self._call_until_answered(key, request, messages, len(records))
             if failure is not None:
-                status: Status = "over_budget" if failure.kind == "over_budget" else "transport"
-                return unanswered(status, records, failure.message)
+                statuses: dict[str, Status] = {"over_budget": "over_budget", "item": "rejected"}
+                return unanswered(statuses.get(failure.kind, "transport"), records, failure.message)
+
+    @property
+    def _is_gone(self) -> bool:
+        """Whether the endpoint has stopped answering, or never began."""
+        has_answered = self._address in self.store.answered
+        return self.silent >= (max(8, self.max_concurrency) if has_answered else _SILENT_FROM_THE_START)
 
     async def _call_until_answered(
         self, key: str, request: JudgeRequest, messages: list[dict], attempt: int
     ) -> Failure | None:
         """Makes calls until one has a reply, which goes into the store, or until none will."""
-        failures = 0
+        failures = paid = 0
         without: set[str] = set()  # what this request alone is tried without
-        while self._silent < max(8, self.max_concurrency):
+        while not self._is_gone:
             failure = await self._call(key, request, messages, attempt, self._dropped | without)
             if failure is None:
-                self._silent = 0
+                self.silent = self._rejected = 0
                 self._dropped |= without
                 self._takes_schemas |= request.schema is not None and "response_format" not in self._dropped
                 return None
@@ -132,16 +159,23 @@ class Run:
                 continue
             if failure.kind == "item" and self._address not in self.store.answered:
                 self._refused, self._refusal = self._refused + 1, failure.message
+            self._rejected = self._rejected + 1 if failure.kind == "item" else 0
+            if self.stop_early and self._rejected >= _MOST_ALIKE:
+                self.fatal = self.fatal or JudgeError(
+                    f"{self._rejected} questions in a row were rejected, the last with: {failure.message}"
+                )
             if failure.kind == "fatal" or self._refused >= _REFUSED_IN_A_ROW:
                 self.fatal = self.fatal or JudgeError(failure.message)
             if failure.kind != "retry" or self.fatal is not None:
                 return failure
             failures += 1
-            if failures > self.max_retries:
-                self._silent += 1
+            paid += failure.most_tries is not None
+            if failures > self.max_retries or paid == failure.most_tries:
+                self.silent, self._silence = self.silent + 1, failure.message
                 return failure
             await asyncio.sleep(delay(failures, key, failure.retry_after, self.retry_delay, self.max_retry_delay))
-        return Failure("retry", "The endpoint has stopped answering; this was not asked.")
+        reason = self._silence.rstrip(".")
+        return Failure("retry", f"The endpoint has stopped answering ({reason}); this was not asked.")
 
     async def _call(
         self, key: str, request: JudgeRequest, messages: list[dict], attempt: int, without: set[str]
@@ -178,6 +212,12 @@ class Run:
                 outcome = {**refusal, "input_tokens": 0, "output_tokens": 0, "tokens": 0, "cost": 0.0}
             self._learn(outcome, most)
             self.store.append({"event": "reply", **call, **outcome})
+            self._replies += 1
+            self._cut += outcome["status"] == "cut"
+            if self.stop_early and self._cut == self._replies >= _MOST_ALIKE:
+                self.fatal = self.fatal or JudgeError(
+                    f"The first {self._cut} replies are all cut, and paid: {outcome['error']}"
+                )
             return None
         finally:
             self._wake()
@@ -224,6 +264,8 @@ class Run:
         parameters[name] = self.endpoint.max_tokens
         if "temperature" not in without:
             parameters["temperature"] = self.endpoint.temperature
+        if self.endpoint.extra_body:
+            parameters["extra_body"] = dict(self.endpoint.extra_body)
         if request.schema is not None and "response_format" not in without:
             schema = verdict_schema(request.schema, request.num_scores, request.rubric)
             parameters["response_format"] = {

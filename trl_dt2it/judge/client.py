@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -19,11 +20,13 @@ from .extras import import_error
 from .failures import JudgeError
 from .logs import redacted_logs
 from .replies import conclude
-from .requests import JudgeReply, JudgeRequest, request_key
+from .requests import UNANSWERED, JudgeReply, JudgeRequest, request_key
 from .store import JudgeStore
 from .usage import UsageReport
 from .verdicts import ListwiseVerdict
 
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["Budget", "Endpoint", "JudgeClient", "JudgeError", "JudgeReply", "JudgeRequest", "UsageReport"]
 
@@ -82,17 +85,22 @@ class JudgeClient:
         self.show_progress = show_progress
         self._statuses: Counter[str] = Counter()
         self._cached = 0
+        self._has_warned = False
+        self._silent = 0  # requests in a row, of the last runs, that nobody answered
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.endpoint!r}, {str(self.store.path)!r})"
 
-    def ask(self, requests: Sequence[JudgeRequest]) -> list[JudgeReply]:
+    def ask(self, requests: Sequence[JudgeRequest], *, stop_early: bool = False) -> list[JudgeReply]:
         """
         Asks requests that have no reply in the store yet.
 
         Args:
             requests (`Sequence[JudgeRequest]`):
                 The requests. Equal ones are asked once.
+            stop_early (`bool`, *optional*, defaults to `False`):
+                Whether to raise if the endpoint answers none of them or stops answering on the way, if it cuts the
+                first 64 replies, or if it rejects 64 requests in a row. Otherwise the replies' statuses say so.
 
         Returns:
             `list[JudgeReply]`: one per request, in order.
@@ -110,22 +118,26 @@ class JudgeClient:
             pending: dict[str, JudgeRequest] = {}
             for key, request in zip(keys, requests, strict=True):
                 if key not in replies and key not in pending:
-                    reply = conclude(request, self.store.replies(key), self.max_reasks)
+                    reply = conclude(request, self.endpoint, self.store.replies(key), self.max_reasks)
                     if reply is None:
                         pending[key] = request
                     else:
                         replies[key] = reply
             if pending:
-                self._ask_pending(pending, replies, len(requests))
+                self._ask_pending(pending, replies, len(requests), stop_early)
         # Whatever is asked for twice in one list was paid once.
         seen: set[str] = set()
         answers = []
         for key in keys:
-            is_again = key in seen and replies[key].status in ("ok", "malformed", "refused")
+            is_again = key in seen and replies[key].status not in (*UNANSWERED, "rejected")
             answers.append(replace(replies[key], is_cached=True) if is_again else replies[key])
             seen.add(key)
         self._statuses.update(reply.status for reply in answers)
         self._cached += sum(reply.is_cached for reply in answers)
+        cut = next((reply for reply in answers if reply.status == "cut"), None)
+        if cut is not None and not self._has_warned:
+            self._has_warned = True  # once, and not for each of maybe thousands
+            logger.warning("%s Replies like this count as no answer.", cut.error)
         return answers
 
     def usage(self) -> UsageReport:
@@ -148,7 +160,9 @@ class JudgeClient:
             unsettled_cost=sum(spending.cost for spending in unsettled),
         )
 
-    def _ask_pending(self, pending: dict[str, JudgeRequest], replies: dict[str, JudgeReply], total: int) -> None:
+    def _ask_pending(
+        self, pending: dict[str, JudgeRequest], replies: dict[str, JudgeReply], total: int, stop_early: bool
+    ) -> None:
         secret = self.endpoint.api_key()
         statuses: Counter[str] = Counter(reply.status for reply in replies.values())
         disable = None if self.show_progress else True
@@ -161,9 +175,11 @@ class JudgeClient:
                 bar.update()
 
             with redacted_logs(secret):
-                _in_thread(lambda: self._run(pending, secret, on_reply))
+                _in_thread(lambda: self._run(pending, secret, on_reply, stop_early))
 
-    async def _run(self, pending: dict[str, JudgeRequest], secret: str | None, on_reply: Any) -> None:
+    async def _run(
+        self, pending: dict[str, JudgeRequest], secret: str | None, on_reply: Any, stop_early: bool
+    ) -> None:
         try:
             from openai import AsyncOpenAI
         except ImportError as error:
@@ -186,8 +202,12 @@ class JudgeClient:
                 retry_delay=self.retry_delay,
                 max_retry_delay=self.max_retry_delay,
                 on_reply=on_reply,
+                stop_early=stop_early,
+                silent=self._silent if stop_early else 0,
             )
+            self._silent = 0
             await run.ask_all(pending)
+            self._silent = run.silent
 
 
 def _in_thread(make_coroutine: Any) -> None:

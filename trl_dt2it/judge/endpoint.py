@@ -5,10 +5,17 @@ from __future__ import annotations
 import math
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import urlsplit
 
 from .failures import JudgeError
+
+
+_OWN_FIELDS = frozenset(
+    ("model", "messages", "max_tokens", "max_completion_tokens", "temperature", "response_format", "stream", "n")
+)
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,10 @@ class Endpoint:
             USD per million tokens of prompts.
         output_price (`float`, *optional*, defaults to `0.0`):
             USD per million tokens of replies.
+        extra_body (`Mapping`, *optional*):
+            More fields of every request, for what servers name in their own ways, such as
+            `{"chat_template_kwargs": {"enable_thinking": False}}` or `{"reasoning_effort": "low"}`. No secrets: it is
+            written into reports.
     """
 
     base_url: str
@@ -43,6 +54,7 @@ class Endpoint:
     timeout: float = 120.0
     input_price: float = 0.0
     output_price: float = 0.0
+    extra_body: Mapping[str, Any] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.base_url)
@@ -57,6 +69,8 @@ class Endpoint:
             )
         if self.max_tokens < 1 or not self.timeout > 0:
             raise ValueError(f"`max_tokens` and `timeout` must be above 0, got {self.max_tokens} and {self.timeout}.")
+        if own := sorted(set(self.extra_body or ()) & _OWN_FIELDS):
+            raise ValueError(f"`extra_body` holds `{own[0]}`, which the client sets itself; take it out.")
         for name in ("temperature", "input_price", "output_price"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):

@@ -11,14 +11,17 @@ from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 
 
-# `item`: this question will never get a reply. `unsupported`: the endpoint does not take one of the parameters.
+# `item`: the endpoint does not take this question. `unsupported`: the endpoint does not take one of the parameters.
 # `over_budget`: the call was not made.
 Kind = Literal["retry", "item", "refused", "unsupported", "over_budget", "fatal"]
 
 LONGEST_RETRY_AFTER = 300.0  # seconds
 _SHOWN = 300  # characters of what an endpoint says
 _FILTERS = ("content_filter", "content_policy_violation", "data_inspection_failed", "responsibleaipolicyviolation")
-_NO_MONEY = ("insufficient_quota", "billing_hard_limit_reached", "insufficient balance", "insufficient_balance")
+_NO_MONEY = (
+    *("insufficient_quota", "billing_hard_limit_reached", "insufficient balance", "insufficient_balance"),
+    *("insufficient credit", "insufficient_credit", "credit balance is too low", "billing_not_active", "arrearage"),
+)
 
 
 class JudgeError(RuntimeError):
@@ -41,6 +44,8 @@ class Failure:
             Whether the endpoint may have done the work all the same.
         parameter (`str`, *optional*):
             The parameter that the endpoint does not take.
+        most_tries (`int`, *optional*):
+            Most calls for one question that may fail like this, where each may have to be paid.
     """
 
     kind: Kind
@@ -48,6 +53,7 @@ class Failure:
     retry_after: float | None = None
     may_be_billed: bool = False
     parameter: str | None = None
+    most_tries: int | None = None
 
 
 def redacted(text: str, secret: str | None) -> str:
@@ -75,16 +81,18 @@ def classify(error: Exception, sent: dict[str, Any], secret: str | None, key_nam
     from openai import APIConnectionError, APIStatusError, APITimeoutError
 
     if isinstance(error, (APITimeoutError, asyncio.TimeoutError)):
-        return Failure("retry", "The endpoint did not reply in time.", may_be_billed=True)
+        return Failure("retry", "The endpoint did not reply in time.", may_be_billed=True, most_tries=3)
     if isinstance(error, APIConnectionError):
         cause = error.__cause__
         # Only what failed before anything was sent is free for certain.
         unsent = type(cause).__name__ in ("ConnectError", "ConnectTimeout", "UnsupportedProtocol")
         name = type(cause or error).__name__
-        return Failure("retry", f"The connection to the endpoint failed ({name}).", may_be_billed=not unsent)
+        problem = f"The connection to the endpoint failed ({name})."
+        return Failure("retry", problem, may_be_billed=not unsent, most_tries=None if unsent else 3)
     if not isinstance(error, APIStatusError):
         name = type(error).__name__
-        return Failure("retry", f"The reply of the endpoint is no chat completion ({name}).", may_be_billed=True)
+        problem = f"The reply of the endpoint is no chat completion ({name})."
+        return Failure("retry", problem, may_be_billed=True, most_tries=2)
     status = error.status_code
     said = redacted(_said(error), secret)
     code = f"{error.code or ''} {error.type or ''}".lower()
@@ -92,7 +100,7 @@ def classify(error: Exception, sent: dict[str, Any], secret: str | None, key_nam
     if status == 401:
         advice = f"check the environment variable {key_name}" if key_name else "set `api_key_env`"
         return Failure("fatal", f"The endpoint refuses the key (status 401); {advice}.")
-    if status == 402 or (status == 429 and any(word in told for word in _NO_MONEY)):
+    if status == 402 or (status < 500 and any(word in told for word in _NO_MONEY)):
         return Failure("fatal", f"The account at the endpoint is out of money or quota (status {status}): {said}")
     if status in (408, 409, 425, 429) or status >= 500:
         return Failure("retry", f"The endpoint answered with status {status}: {said}", _retry_after(error))

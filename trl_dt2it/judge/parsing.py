@@ -1,6 +1,8 @@
-"""From the text of a reply to a verdict, or to the reason why there is none. Nothing is ever guessed.
+"""From the text of a reply to an answer without thoughts, and on to a verdict, or to the reason why there is none.
+Nothing is ever guessed.
 
-A verdict is the whole reply, or the one object of its shape in some prose, or what `json-repair` makes of the one
+Whatever a model writes is read by [`read_answer`] first: judges' verdicts, generators' answers and given candidates. A
+verdict is the whole reply, or the one object of its shape in some prose, or what `json-repair` makes of the one
 object there. Two such objects are none, and an object that an answer brought along is none either: the judge repeated
 it or obeyed it.
 """
@@ -22,7 +24,29 @@ try:
 except ImportError as error:
     raise import_error(str(error.name)) from error
 
-_END_OF_THOUGHTS = re.compile("</(?:think|thinking)>")
+# Where thoughts begin and where they end, by the models that mark them so, as regular expressions; and whether a chat
+# template may have opened them, so that only their end is in the reply.
+_TAGS = ("think", "thinking", "thought", "reasoning", "scratchpad", "seed:think", "mm:think", "longcat_think")
+_THOUGHTS: tuple[tuple[str, str, bool], ...] = (
+    *((rf"<{name}\s*>", rf"</{name}\s*>", True) for name in _TAGS),
+    (r"\[THINK\]", r"\[/THINK\]", True),  # Magistral
+    ("◁think▷", "◁/think▷", True),  # Kimi-VL
+    (r"<\|open\|>think<\|sep\|>", r"<\|close\|>think<\|sep\|>", True),  # Kimi K3
+    (r"<\|START_THINKING\|>", r"<\|END_THINKING\|>", True),  # Command A
+    (r"<\|begin_of_thought\|>", r"<\|end_of_thought\|>", True),  # OpenThinker
+    (r"<\|inner_prefix\|>", r"<\|inner_suffix\|>", True),  # Apertus
+    (r"<\|channel>(?:thought)?", r"<channel\|>", True),  # Gemma 4
+    (r"<\|channel\|>(?:analysis|commentary)\b", r"<\|channel\|>final\b[^\n]{0,60}?<\|message\|>", True),  # gpt-oss
+    (r"\A\s*analysis(?=[A-Z])", r"assistantfinal(?=\S)", False),  # gpt-oss, its control tokens left out
+)
+_MARKER = re.compile("|".join(f"(?P<o{n}>{one[0]})|(?P<c{n}>{one[1]})" for n, one in enumerate(_THOUGHTS)), re.I)
+# What some models put around the answer that follows their thoughts.
+_WRAPPER = re.compile(
+    r"(?:<answer>|<response>|<\|START_RESPONSE\|>|<\|begin_of_solution\|>|<\|open\|>response<\|sep\|>)?(.*?)"
+    r"(?:</answer>|</response>|<\|END_RESPONSE\|>|<\|end_of_solution\|>|<\|close\|>response<\|sep\|>)?\s*"
+    r"(?:<\|(?:return|end|im_end)\|>)?",
+    re.DOTALL | re.I,
+)
 _START = re.compile(r'\{(?=\s*["}])')
 _PUNCTUATION = re.compile(r"[\s\[\]{},:;\"'\\\u201c\u201d\u2018\u2019\uff0c\uff1a]+")
 _INVISIBLE = re.compile(r"[\s\\`\u200b-\u200f\u2060\ufeff]+")
@@ -30,6 +54,56 @@ _INVISIBLE = re.compile(r"[\s\\`\u200b-\u200f\u2060\ufeff]+")
 
 class Unreadable(ValueError):
     """A reply without a verdict. The message is one sentence."""
+
+
+def read_answer(text: str) -> tuple[str, str | None]:
+    """
+    Take a reply without the thoughts of the model.
+
+    What stands before the last end of thoughts is left out. A marker inside of a JSON object or between backticks is
+    quoted and marks nothing.
+
+    Args:
+        text (`str`):
+            What the model wrote.
+
+    Returns:
+        `tuple[str, str]`: the answer; and the marker of thoughts that never end, or `None`. With such a marker there
+        is no answer, and the text is empty.
+    """
+    markers = list(_markers(text)) if _MARKER.search(text) else []
+    begin = place = 0
+    while place < len(markers):
+        kind, is_start, start, end = markers[place]
+        if is_start:
+            ends = [n for n in range(place, len(markers)) if markers[n][:2] == (kind, False)]
+            if not ends:
+                return "", text[start:end].strip()
+            place = ends[-1]
+            begin = markers[place][3]
+        elif _THOUGHTS[kind][2]:
+            begin = end
+        place += 1
+    if begin == 0:
+        return text, None
+    answer = _WRAPPER.fullmatch(text[begin:].strip())
+    assert answer is not None  # all parts of the pattern are optional
+    return answer[1].strip(), None
+
+
+def _markers(text: str) -> Iterator[tuple[int, bool, int, int]]:
+    """Each marker of thoughts that is not quoted: its kind, whether it starts them, and where it stands."""
+    quoted, decoded = [], 0
+    for _, source in _objects(text):
+        start = text.index(source, decoded)
+        decoded = start + len(source)
+        quoted.append((start, decoded))
+    for found in _MARKER.finditer(text):
+        start, end = found.span()
+        is_code = text[start - 1 : start] == "`" == text[end : end + 1]
+        if not is_code and not any(first <= start < last for first, last in quoted):
+            name = str(found.lastgroup)
+            yield int(name[1:]), name[0] == "o", start, end
 
 
 def parse_verdict(
@@ -62,7 +136,10 @@ def parse_verdict(
         [`Unreadable`]: if there is none.
     """
     context = {"num_scores": num_scores, "rubric": rubric}
-    text = _END_OF_THOUGHTS.split(text)[-1].strip()
+    answer, open_marker = read_answer(text)
+    if open_marker is not None:
+        raise Unreadable(f"The thoughts that {open_marker} begins never end.")
+    text = answer.strip()
     keys = [field.alias or name for name, field in schema.model_fields.items() if field.is_required()]
     found = list(_objects(text))
     # An object with none of the verdict's keys is a part of the prose, and so is one inside another.

@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image
 
 from ..data.images import check_image, load_image
-from ..data.locations import ImageOptions, open_encoded
+from ..data.locations import ImageOptions, open_encoded, with_image_root
 from .fence import fenced, mark_of, neutralise
 from .rubric import DEFAULT_RUBRIC, Rubric
 from .wording import WORDINGS, Wording
@@ -36,7 +36,8 @@ def listwise_messages(
     rubric: Rubric = DEFAULT_RUBRIC,
     reference: str | None = None,
     language: str | None = None,
-    image_options: ImageOptions = _IMAGE_OPTIONS,
+    image_root: str | os.PathLike | None = None,
+    image_options: ImageOptions | None = None,
 ) -> list[dict]:
     """
     Asks for one score per answer, all answers seen at once.
@@ -54,8 +55,11 @@ def listwise_messages(
             An answer that is known to be right.
         language (`str`, *optional*):
             `"en"` or `"zh"`; by default Chinese if a Han character is in the question.
-        image_options ([`~trl_dt2it.data.locations.ImageOptions`], *optional*):
-            Where images may come from and how large they may be.
+        image_root (`str` or `os.PathLike`, *optional*):
+            Folder that relative paths of images start from and that no path may leave, as in
+            [`~trl_dt2it.data.ImageOptions`].
+        image_options ([`~trl_dt2it.data.ImageOptions`], *optional*):
+            Where else images may come from, and how large they may be.
 
     Returns:
         `list[dict]`: a system and a user message, for a [`ListwiseVerdict`].
@@ -69,7 +73,8 @@ def listwise_messages(
     words = _wording(question, language)
     task = words.listwise.format(count=len(candidates), low=rubric.low, high=rubric.high)
     answers = [(words.answer.format(number=n), text) for n, text in enumerate(candidates, 1)]
-    return _messages(words, rubric, task, question, images, reference, answers, image_options)
+    options = with_image_root(image_options, image_root)
+    return _messages(words, rubric, task, question, images, reference, answers, options)
 
 
 def pointwise_messages(
@@ -80,13 +85,14 @@ def pointwise_messages(
     reference: str | None = None,
     rubric: Rubric = DEFAULT_RUBRIC,
     language: str | None = None,
-    image_options: ImageOptions = _IMAGE_OPTIONS,
+    image_root: str | os.PathLike | None = None,
+    image_options: ImageOptions | None = None,
 ) -> list[dict]:
     """
     Asks for one score per criterion for one answer.
 
     Args:
-        question, images, rubric, language, image_options:
+        question, images, rubric, language, image_root, image_options:
             As in [`listwise_messages`].
         candidate (`str`):
             The answer.
@@ -104,7 +110,8 @@ def pointwise_messages(
     keys = ", ".join(f'"{criterion.name}": <>' for criterion in rubric.criteria)
     task = words.pointwise.format(low=rubric.low, high=rubric.high, keys=keys)
     answers = [(words.answer.format(number=1), candidate)]
-    return _messages(words, rubric, task, question, images, reference, answers, image_options)
+    options = with_image_root(image_options, image_root)
+    return _messages(words, rubric, task, question, images, reference, answers, options)
 
 
 def pairwise_messages(
@@ -115,13 +122,14 @@ def pairwise_messages(
     *,
     rubric: Rubric = DEFAULT_RUBRIC,
     language: str | None = None,
-    image_options: ImageOptions = _IMAGE_OPTIONS,
+    image_root: str | os.PathLike | None = None,
+    image_options: ImageOptions | None = None,
 ) -> list[dict]:
     """
     Asks which of two answers is better. Judges favour a place, so ask in both orders: [`both_orders`].
 
     Args:
-        question, images, rubric, language, image_options:
+        question, images, rubric, language, image_root, image_options:
             As in [`listwise_messages`].
         first (`str`):
             The answer shown first.
@@ -137,7 +145,8 @@ def pairwise_messages(
     """
     words = _wording(question, language)
     answers = [(words.first, first), (words.second, second)]
-    return _messages(words, rubric, words.pairwise.format(), question, images, None, answers, image_options)
+    options = with_image_root(image_options, image_root)
+    return _messages(words, rubric, words.pairwise.format(), question, images, None, answers, options)
 
 
 def reminded(messages: Sequence[Mapping[str, Any]]) -> list[dict]:

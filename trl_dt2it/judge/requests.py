@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
 
-Status = Literal["ok", "malformed", "refused", "transport", "over_budget"]
+Status = Literal["ok", "malformed", "cut", "refused", "rejected", "transport", "over_budget"]
+# Nobody has answered yet, and the next run asks again. Nothing may be concluded from it about what was asked.
+UNANSWERED: tuple[Status, ...] = ("transport", "over_budget")
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,13 @@ class JudgeReply:
 
     Parameters:
         status (`str`):
-            `"ok"`; `"malformed"`: no verdict can be read from the reply; `"refused"`: the model or a filter declined;
-            `"transport"`: no reply; `"over_budget"`: not asked. The last two are asked again by the next run.
+            `"ok"`; `"malformed"`: no verdict can be read from the reply; `"cut"`: the reply is not whole; `"refused"`:
+            the model or a filter declined; `"rejected"`: the endpoint does not take this one question;
+            `"transport"`: no reply; `"over_budget"`: not asked. The last three are asked again by the next run.
         verdict (`BaseModel`, *optional*):
             The verdict, if the status is `"ok"` and one was asked for.
         text (`str`, *optional*):
-            The text of the reply.
+            The text of the reply; without the model's thoughts if the status is `"ok"`.
         input_tokens (`int`):
             Tokens of the prompts, of all calls for this question that got a reply.
         output_tokens (`int`):
@@ -68,7 +71,7 @@ class JudgeReply:
         is_cached (`bool`):
             Whether no call was made for it now.
         error (`str`, *optional*):
-            Why the status is not `"ok"`, in one sentence; or that a free text was cut at `max_tokens`.
+            Why the status is not `"ok"`, in one sentence.
     """
 
     status: Status
@@ -106,6 +109,8 @@ def request_key(endpoint: Endpoint, request: JudgeRequest) -> str:
         "messages": _with_hashed_images(request.messages),
         "sample": request.sample,
     }
+    if endpoint.extra_body:
+        identity["extra_body"] = dict(endpoint.extra_body)
     return hashlib.sha256(json.dumps(identity, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
 

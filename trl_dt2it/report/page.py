@@ -57,6 +57,8 @@ class Section:
             Its title.
         lead (`str`, *optional*):
             What one sees, in a sentence or two.
+        warnings (`Sequence[str]`, *optional*):
+            What went wrong, in red, above all else.
         missing (`str`, *optional*):
             Why there is nothing to see.
         command (`str`, *optional*):
@@ -76,6 +78,7 @@ class Section:
     key: str
     title: str
     lead: str = ""
+    warnings: Sequence[str] = ()
     missing: str | None = None
     command: str = ""
     legend: Sequence[tuple[str, str]] = ()

@@ -10,7 +10,6 @@ import base64
 import hashlib
 import io
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -20,6 +19,7 @@ from PIL import Image
 from ..data.errors import RowError
 from ..data.images import load_image
 from ..data.locations import ImageOptions
+from ..data.published import check_publishable
 from ..data.rows import SIDES, blocks, row_images, row_videos
 
 
@@ -89,9 +89,7 @@ def thumbnails(row: Mapping[str, Any], options: ImageOptions, images: dict[str, 
 
 
 def _thumbnail(value: Any, options: ImageOptions) -> bytes:
-    path = value.get("path") if isinstance(value, Mapping) and value.get("bytes") is None else value
-    if isinstance(path, (str, os.PathLike)) and options.image_root is None:
-        raise RowError("image_outside_root", "paths are read under `image_root` only, and the run has none.")
+    check_publishable(value, options)
     image = load_image(value, options)
     is_small = max(image.size) <= SIDE
     image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)

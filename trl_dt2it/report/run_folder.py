@@ -19,6 +19,7 @@ from ..curation.run_record import read_record
 from ..curation.scoring_shards import read_scores
 from ..data.locations import ImageOptions
 from ..data.swapping import with_columns
+from ..data.whole_file import is_aside
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ def read_run_folder(directory: Path, pool: Dataset | None = None) -> RunFolder:
         `ValueError`: if there is no such folder, or it is not that of a run.
     """
     files = sorted(directory.rglob("stage.json")) if directory.is_dir() else []
+    files = [file for file in files if not is_aside(file.relative_to(directory))]
     has_ledger = (directory / "ledger/ledger.json").is_file()
     if not files and not has_ledger:
         raise ValueError(f"{directory} is no folder of a run of recipes/dt2it.py: it has no stage that is done.")

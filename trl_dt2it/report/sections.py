@@ -47,7 +47,8 @@ def trained(run: RunFolder | None) -> Section:
     tables = _models(run, trainings)
     if record:
         tables += [_sets(record), _settings(record)]
-    return Section(key, title, facts=facts, tables=tables, notes=notes)
+    warnings = (run.summary or {}).get("harm", [])
+    return Section(key, title, warnings=warnings, facts=facts, tables=tables, notes=notes)
 
 
 def _models(run: RunFolder, trainings: Mapping[str, Mapping[str, Any]]) -> list[Table]:

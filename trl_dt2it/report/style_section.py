@@ -5,20 +5,17 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from ..curation.pair_identity import pair_contents
 from ..curation.round_balance import STAGE as BALANCE
-from ..debias.audit import audit_style
+from ..curation.round_report import MOST_AUDITED, audit_pool
 from .figures import bars
 from .page import Section, Table
 from .run_folder import RunFolder
 
 
-MOST_PAIRS = 20_000  # of a larger pool so many are drawn: enough for the third digit, and some seconds
 MOST_FEATURES = 10
 
 
@@ -62,15 +59,12 @@ def audits_of(run: RunFolder) -> tuple[dict[str, dict[str, Any]], list[str]]:
             return found, notes
     if run.pool is None:
         return {}, []
-    pool, notes = run.pool, []
-    if len(pool) > MOST_PAIRS:
-        drawn = np.sort(np.random.default_rng(0).choice(len(pool), MOST_PAIRS, replace=False))
-        notes.append(f"Measured on {MOST_PAIRS:,} pairs, drawn of {len(pool):,}.")
-        pool = pool.select(drawn)
-    found["before"] = asdict(audit_style(pool))
-    if run.ledger is not None and run.is_scored():
-        found["after"] = asdict(audit_style(run.ledger.apply(pool)))
-    return found, notes
+    notes = []
+    if len(run.pool) > MOST_AUDITED:
+        notes.append(f"Measured on {MOST_AUDITED:,} pairs, drawn of {len(run.pool):,}.")
+    root = run.image_options().image_root
+    ledger = run.ledger if run.is_scored() else None
+    return audit_pool(run.pool, ledger, lambda pool: pair_contents(pool, image_root=root)), notes
 
 
 def style_leakage(audits: Mapping[str, Mapping[str, Any]], why_not: str, notes: list[str]) -> Section:

@@ -88,7 +88,7 @@ def write_report(
     ]
     page = render(title or _title(folder, read), sections, subtitle=_subtitle(folder, flow), gallery=items)
     with whole_file(output) as part:
-        part.write_text(page, encoding="utf-8")
+        part.write_bytes(page.encode("utf-8", "replace"))  # JSON may hold half a character
     return Path(output)
 
 

@@ -6,7 +6,7 @@ from .formats import LLAMAFACTORY, MS_SWIFT
 from .judged import LLAVA_CRITIC, R1_REWARD_RL
 from .single_turn import MM_RLHF, MMPR, RLAIF_V, RLHF_V, SPA_VL
 from .source import Adapter, Source
-from .t2i_formats import LLAVA_REWARD, PER_ANSWER_IMAGES
+from .t2i_formats import LLAVA_REWARD, PER_ANSWER_IMAGES, T2I
 from .t2i_groups import EVALMUSE, HPDV2_TEST, IMAGEREWARD, IMAGEREWARD_RANKINGS
 from .t2i_pairs import HPDV2_TRAIN, HPDV3, IMAGEREWARD_PAIRS, PICKAPIC_V2, RAPIDATA
 from .trl_rows import TRL
@@ -46,5 +46,6 @@ SOURCES: dict[str, Source] = {
     "llava_reward": LLAVA_REWARD,
     "ms_swift": MS_SWIFT,
     "omnireward_t2i": PER_ANSWER_IMAGES,
+    "t2i": T2I,
     "trl": TRL,
 }

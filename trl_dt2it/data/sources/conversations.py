@@ -101,13 +101,20 @@ POVID = Source(
     povid,
     licence="CC-BY-4.0",
     hub_id="YiyangAiLab/POVID_preference_data_for_VLLMs",
+    reads=("conversations", "rejected_conversations", "image", "id"),
     note="Images are not shipped: give the folder of COCO's train2014 as `image_root`.",
 )
-WILDVISION_BATTLE = Source(wildvision_battle, licence="ODC-BY", hub_id="WildVision/wildvision-battle")
+WILDVISION_BATTLE = Source(
+    wildvision_battle,
+    licence="ODC-BY",
+    hub_id="WildVision/wildvision-battle",
+    reads=("conversation_a", "conversation_b", "winner", "image", "question_id"),
+)
 LLAVA_HUMAN_PREFERENCE = Source(
     llava_human_preference,
     licence="unknown",
     hub_id="zhiqings/LLaVA-Human-Preference-10K",
     files=("llava_7b_v1_preference.json",),
+    reads=("conversations", "output_1", "output_2", "preference", "image", "id"),
     note="The terms are not clear. Images are not shipped: give the folder of COCO's train2017 as `image_root`.",
 )

@@ -1,17 +1,29 @@
-"""File formats of other frameworks: LLaMA-Factory's and ms-swift's preference rows."""
+"""File formats of other frameworks: LLaMA-Factory's and ms-swift's preference rows.
+
+Every field that one of them documents is read, or refused by its name where its row has it; a table of all is in
+docs/migrating.md. Fields that neither knows are the user's own and stay columns.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from ..canonical import IMAGE_MARKER, preference
+from ..canonical import IMAGE_MARKER, as_image, preference
 from ..errors import RowError
 from .fields import (
+    TAGS,
+    Tags,
     Turns,
     answer_field,
     answered_field,
+    check_is_text,
+    check_placeholders,
     images_field,
+    is_given,
+    literal,
     name_field,
     prompt_field,
     same_prompt,
@@ -19,14 +31,17 @@ from .fields import (
     text_field,
     with_system,
 )
-from .source import Source
+from .source import Reads, Source
 
 
-# What each column is called where `dataset_info.json` does not say so; the last three are named to be refused.
+_AS_T2I = "make a question about two images of each such pair with `reformulate_t2i`."
+
+# What each column is called where `dataset_info.json` does not say so.
 _COLUMNS = {
     "messages": "conversations",
     "prompt": "instruction",
     "query": "input",
+    "response": "output",
     "history": "history",
     "system": "system",
     "chosen": "chosen",
@@ -35,53 +50,139 @@ _COLUMNS = {
     "videos": "videos",
     "audios": "audios",
     "tools": "tools",
+    "kto_tag": "kto_tag",
 }
+# What each tag of `dataset_info.json` is where it does not say so. Calls and results of tools are refused.
+_TAGS: dict[str, str | None] = {
+    "role_tag": None,
+    "content_tag": None,
+    "user_tag": "human",
+    "assistant_tag": "gpt",
+    "system_tag": "system",
+    "observation_tag": "observation",
+    "function_tag": "function_call",
+}
+_WHOLE = ("chosen_messages", "rejected_messages")
 
 
 def llamafactory(
-    row: Mapping[str, Any], *, columns: Mapping[str, str] | None = None
+    row: Mapping[str, Any], *, columns: Mapping[str, str] | None = None, tags: Mapping[str, str] | None = None
 ) -> Iterator[dict[str, Any] | RowError]:
     """
-    A ranking row of LLaMA-Factory, in ShareGPT's layout or in Alpaca's. All images belong to the prompt.
+    A ranking row of LLaMA-Factory: in ShareGPT's layout, OpenAI's, Alpaca's, or two whole conversations. All images
+    belong to the prompt.
 
     Args:
         row (`Mapping`):
-            `conversations` (with `from` and `value`, or `role` and `content`) or `instruction`, `input` and `history`;
-            `chosen` and `rejected` (messages or strings); `images`, `system`.
+            `conversations` or `messages` (with `from` and `value`, or `role` and `content`), or `instruction`, `input`
+            and `history`; `chosen` and `rejected` (messages or strings), or both in `output`; `images`, `system`. Or
+            two conversations that differ in their last answer: `chosen_messages` and `rejected_messages`, whose
+            content blocks hold images, or `chosen` and `rejected` alone.
         columns (`Mapping[str, str]`, *optional*):
             The `columns` of the set's entry in `dataset_info.json`, such as `{"messages": "dialogue"}`.
+        tags (`Mapping[str, str]`, *optional*):
+            The `tags` of this entry, such as `{"role_tag": "speaker", "user_tag": "customer"}`.
 
     Yields:
         `dict`: the pair. `id` becomes `source_id`.
 
     Raises:
-        [`RowError`]: `image_in_answer` if each answer is an image; `video_type` if there are videos or sounds;
-            `placeholder_count` if the markers are not as many as the images; or if a part is missing or of another
-            type.
-        `ValueError`: if `columns` has a key that is none of LLaMA-Factory's.
+        [`RowError`]: `image_in_answer` if an answer has the placeholder of an image, or is one; `video_type` if there
+            are videos or sounds; `placeholder_count` if the markers are not as many as the images;
+            `not_conversational` if there are tools, their calls or results, or a KTO label; or if a part is missing or
+            of another type.
+        `ValueError`: if `columns` or `tags` has a key that is none of LLaMA-Factory's.
     """
     if unknown := (columns or {}).keys() - _COLUMNS.keys():
         raise ValueError(f"`columns` has the keys {sorted(unknown)}; it may have {', '.join(_COLUMNS)}.")
-    names = {**_COLUMNS, **(columns or {})}
-    _check_media(row, names["videos"], names["audios"])
-    if row.get(names["tools"]):
-        raise RowError("not_conversational", f"the row has `{names['tools']}`, which are not read; drop the row.")
-    chosen, rejected = answer_field(row, names["chosen"]), answer_field(row, names["rejected"])
+    names, read_tags = {**_COLUMNS, **(columns or {})}, _read_tags(tags)
+    _check_media(row, names["videos"], names["audios"], "video", "audio")
+    _check_tools(row, names["tools"])
+    if row.get(names["kto_tag"]) is not None:
+        raise RowError(
+            "not_conversational",
+            f"the row has `{names['kto_tag']}`, so that it judges one answer (KTO) and is no pair; drop the row.",
+        )
+    fields, inside = (names["chosen"], names["rejected"]), list[Any]()
+    both = row.get(names["response"])
+    if isinstance(both, (list, tuple)) and len(both) == 2 and not any(is_given(row.get(field)) for field in fields):
+        row = {**row, **dict(zip(fields, both, strict=True))}  # a file of old: the better answer and the worse one
+    elif is_given(both) and not any(row.get(field) is not None for field in (*fields, *_WHOLE)):
+        raise RowError(
+            "missing_column",
+            f"there are no `{fields[0]}` and `{fields[1]}`, and `{names['response']}` holds no pair of answers; give "
+            "both, or drop the row.",
+        )
+    whole = _WHOLE if any(is_given(row.get(field)) for field in _WHOLE) else None
+    messages = names["messages"]
+    if row.get(messages) is None and row.get(names["prompt"]) is None and row.get("messages") is not None:
+        messages = "messages"  # OpenAI's layout
+    if whole is None and row.get(messages) is None and row.get(names["prompt"]) is None:
+        whole = fields if all(isinstance(row.get(field), (list, tuple)) for field in fields) else None
+    if whole is not None:
+        turns, chosen, rejected = _two_conversations(row, whole, read_tags, inside)
+    else:
+        check_is_text(row, fields, _AS_T2I)
+        chosen, rejected = (answer_field(row, field, read_tags) for field in fields)
+        is_alpaca = row.get(messages) is None and row.get(names["prompt"]) is not None
+        turns = _alpaca_turns(row, names) if is_alpaca else prompt_field(row, messages, read_tags, inside)
     if IMAGE_MARKER in (chosen.strip(), rejected.strip()):
         raise RowError(
             "image_in_answer",
             f"an answer is `{IMAGE_MARKER}`, so that the images belong to the answers; load the set as "
             "`omnireward_t2i`.",
         )
-    is_alpaca = row.get(names["messages"]) is None and row.get(names["prompt"]) is not None
-    turns = _alpaca_turns(row, names) if is_alpaca else prompt_field(row, names["messages"])
+    turns = with_system(turns, row, names["system"])
+    check_placeholders(turns, dict(zip(whole or fields, (chosen, rejected), strict=True)))
     yield preference(
-        with_system(turns, row, names["system"]),
+        turns,
         chosen,
         rejected,
-        images_field(row, names["images"]),
+        _only_images(row, (names["images"], "image"), inside, messages if whole is None else whole[0]),
         source_id=name_field(row, "id"),
     )
+
+
+def _llamafactory_fields(present: Collection[str], options: Mapping[str, Any]) -> set[str]:
+    """Fields that [`llamafactory`] reads or refuses, of a set that has these."""
+    names = {**_COLUMNS, **(options.get("columns") or {})}
+    layouts = [set(_WHOLE), {names["messages"]}, {names["prompt"], names["query"]}, {"messages"}]
+    layout = next((fields for fields in layouts if fields & set(present)), set[str]())
+    if names["prompt"] in layout:
+        layout = layout | {names["history"]}
+    answers = set[str]() if layout & set(_WHOLE) else {names["chosen"], names["rejected"]}
+    if not answers & set(present):
+        answers |= {names["response"]}
+    others = {names[key] for key in ("system", "images", "videos", "audios", "tools", "kto_tag")}
+    return layout | answers | others | {"image", "video", "audio"}
+
+
+def or_llamafactory(*fields: str) -> Reads:
+    """These fields, and, of a set in LLaMA-Factory's layout, those that [`llamafactory`] reads."""
+    return partial(_fields_or_llamafactory, fields)
+
+
+def _fields_or_llamafactory(fields: Collection[str], present: Collection[str], options: Mapping[str, Any]) -> set[str]:
+    return {*fields, *(_llamafactory_fields(present, {}) if "conversations" in present else ())}
+
+
+# Where a row of ms-swift may have its conversation, or else question and answer: several names, the first one winning.
+_CONVERSATIONS = ("messages", "conversation", "conversations")
+_SYSTEMS = ("system", "system_prompt")
+_QUERIES = ("query", "prompt", "input", "instruction", "question", "problem")
+_RESPONSES = (
+    *("response", "answer", "output", "targets", "target", "answer_key", "answers", "solution"),
+    *("text", "completion", "content"),
+)
+_SWIFT_TAGS = Tags(("role", "from"), ("content", "value"), {**TAGS.roles, "bot": "assistant"})
+_PARTS = ("messages", "images", "videos", "audios", "tools", "objects")
+_LISTS_OF_SAMPLES = tuple(f"{side}_{part}" for side in ("positive", "negative") for part in _PARTS)
+_SWIFT_FIELDS = {
+    *(f"{side}{part}" for side in ("", "rejected_") for part in _PARTS if side or part != "messages"),
+    *("image", "video", "audio", "ref_audios", "audio_codes", "rejected_response", "margin", "chat_template_kwargs"),
+    *(*_SYSTEMS, *_LISTS_OF_SAMPLES),
+}
+_OBJECT = re.compile("<ref-object>|<bbox>")
 
 
 def ms_swift(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
@@ -90,33 +191,49 @@ def ms_swift(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
 
     Args:
         row (`Mapping`):
-            `messages`; `rejected_response` (a string) or `rejected_messages` (the conversation with the worse answer);
-            `images`; `margin`, which becomes the strength; `system`.
+            `messages` (`conversation`, `conversations`), or `query`, `response` and `history`, under any name that
+            ms-swift takes for them; `rejected_response` (a string, or a message in a list) or `rejected_messages` (the
+            conversation with the worse answer); `images` or `image`; `objects`, which fill `<ref-object>` and
+            `<bbox>`; `margin`, which becomes the strength; `system`.
 
     Yields:
         `dict`: the pair. `id` becomes `source_id`.
 
     Raises:
-        [`RowError`]: `image_in_answer` if `rejected_images` are other images; `video_type` if there are videos or
-            sounds; `bad_strength`; `not_conversational` if the conversations differ before their last answer; or if a
-            part is missing or of another type.
+        [`RowError`]: `image_in_answer` if `rejected_images` are other images, or if an answer has the placeholder of
+            one, or is one; `video_type` if there are videos or sounds; `bad_strength`; `not_conversational` if the
+            conversations differ before their last answer, or if there are tools, their calls or results, settings of
+            a template, or boxes in pixels; or if a part is missing or of another type.
     """
-    _check_media(row, "videos", "audios", "rejected_videos", "rejected_audios")
-    prompt, chosen = answered_field(row, "messages")
-    if row.get("rejected_messages") is not None:
-        other, rejected = answered_field(row, "rejected_messages")
-        prompt = same_prompt(prompt, other, ("messages", "rejected_messages"))
-    else:
-        rejected = text_field(row, "rejected_response")
-    images = images_field(row, "images")
-    if images_field(row, "rejected_images") not in ([], images):
+    _check_media(row, "videos", "video", "audios", "audio", "rejected_videos", "rejected_audios")
+    _check_media(row, "ref_audios", "audio_codes")
+    _check_tools(row, "tools", "rejected_tools")
+    for field in ("chat_template_kwargs", *_LISTS_OF_SAMPLES):
+        if is_given(row.get(field)):
+            kind = "settings of a template" if field == "chat_template_kwargs" else "samples for embeddings"
+            raise RowError("not_conversational", f"the row has `{field}`, {kind}, which are not read; drop the row.")
+    inside = list[Any]()
+    prompt, chosen, field = _swift_conversation(row, inside)
+    images = _only_images(row, ("images", "image"), inside, field)
+    other_images = images_field(row, "rejected_images")
+    if other_images and not _are_same(other_images, images):
         raise RowError(
             "image_in_answer",
-            "`rejected_images` are other images than `images`, so that the answers have images of their own; only the "
-            "prompt may show images.",
+            "`rejected_images` are other images than `images`, so that the answers have images of their own, and only "
+            f"the prompt may show images; {_AS_T2I}",
         )
+    rejected = _swift_rejected(row, prompt, field, images)
+    if is_given(row.get("objects")) or is_given(row.get("rejected_objects")):
+        prompt, chosen, rejected = _with_objects(row, prompt, chosen, rejected)
+    answers = {field: chosen, "rejected_response": rejected}
+    check_is_text(answers, tuple(answers), _AS_T2I)
+    systems = [name for name in _SYSTEMS if is_given(row.get(name))]
+    if len({row[name] for name in systems if isinstance(row[name], str)}) > 1:
+        raise RowError("not_conversational", "`system` and `system_prompt` differ; keep one of them.")
+    prompt = with_system(prompt, row, systems[0]) if systems else prompt
+    check_placeholders(prompt, answers)
     yield preference(
-        with_system(prompt, row, "system"),
+        prompt,
         chosen,
         rejected,
         images,
@@ -125,28 +242,228 @@ def ms_swift(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
     )
 
 
+def _ms_swift_fields(present: Collection[str], options: Mapping[str, Any]) -> set[str]:
+    """Fields that [`ms_swift`] reads or refuses, of a set that has these."""
+    if (messages := next((name for name in _CONVERSATIONS if name in present), None)) is not None:
+        return _SWIFT_FIELDS | {messages}
+    fields = _SWIFT_FIELDS | {"history"}
+    for names in (_QUERIES, _RESPONSES):
+        fields |= {names[0]} if names[0] in present else set(names) & set(present)
+    return fields | ({"instruction", "input", "output"} if {"instruction", "input"} <= set(present) else set())
+
+
+def _swift_conversation(row: Mapping[str, Any], inside: list[Any]) -> tuple[Turns, str, str]:
+    """The prompt without the field of a system prompt, the better answer, and the field that holds it."""
+    for name in _CONVERSATIONS:
+        if row.get(name) is not None:
+            return *_swift_answered(row, name, inside), name
+    if row.get("query") is None and row.get("instruction") is not None and row.get("input") is not None:
+        query = "\n".join(text for name in ("instruction", "input") if (text := text_field(row, name)))
+        answer = "output" if row.get("output") is not None else _only_field(row, _RESPONSES)
+    else:
+        query, answer = text_field(row, _only_field(row, _QUERIES)), _only_field(row, _RESPONSES)
+    return [*_history(row, "history"), ("user", query)], answer_field(row, answer), answer
+
+
+def _only_field(row: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Which of several names for one thing a row has."""
+    given = [name for name in names if row.get(name) is not None]
+    if names[0] in given:
+        return names[0]
+    if len(given) > 1:
+        raise RowError("not_conversational", f"`{given[0]}` and `{given[1]}` may both be the `{names[0]}`; keep one.")
+    if not given:
+        hint = "`messages`, or `query` and `response`" if names is _QUERIES else "`response`"
+        raise RowError("missing_column", f"the row has no {names[0]}; give {hint}, or drop the row.")
+    return given[0]
+
+
+def _swift_answered(row: Mapping[str, Any], field: str, inside: list[Any]) -> tuple[Turns, str]:
+    messages = row[field]
+    if isinstance(messages, str) and (messages := literal(row[field])) is None:
+        raise RowError("not_conversational", f"`{field}` is a string that holds no list of messages; give the list.")
+    if isinstance(messages, (list, tuple)) and messages and isinstance(messages[0], Mapping):
+        if not any(messages[0].get(key) is not None for key in ("role", "from", "content", "value")):
+            messages = [message for exchange in messages for message in _exchange(exchange, field)]
+    return answered_field({field: messages}, field, _SWIFT_TAGS, inside)
+
+
+def _exchange(exchange: Any, field: str) -> list[dict[str, Any]]:
+    """A question and its answer of ShareGPT's first layout, as two messages."""
+    exchange = exchange if isinstance(exchange, Mapping) else {}
+    given = {key: value for key, value in exchange.items() if value is not None}
+    keys = [[key for key in names if key in given] for names in (("user", "human"), ("assistant", "gpt", "bot"))]
+    if [len(names) for names in keys] != [1, 1] or len(given) > 2:
+        shown = ", ".join(map(str, given))
+        raise RowError("not_conversational", f"`{field}` has a message with {shown:.80}; give `role` and `content`.")
+    return [{"role": role, "content": given[key]} for role, (key,) in zip(("user", "assistant"), keys, strict=True)]
+
+
+def _swift_rejected(row: Mapping[str, Any], prompt: Turns, field: str, images: Sequence[Any]) -> str:
+    """The worse answer to the same prompt."""
+    given, conversation = row.get("rejected_response"), row.get("rejected_messages")
+    if conversation is not None and not is_given(given):
+        given = None
+    if conversation is None and given is None and is_given(row.get("rejected_images")):
+        raise RowError(
+            "image_in_answer",
+            f"the row has `rejected_images` and no `rejected_response`, so that it compares two images; {_AS_T2I}",
+        )
+    if conversation is None and given is None and row.get("label") is not None:
+        raise RowError(
+            "missing_column",
+            "the row has `label` and no `rejected_response`, so that it judges one answer (KTO) and is no pair; drop "
+            "the row.",
+        )
+    if isinstance(given, (list, tuple)) and len(given) > 1:
+        raise RowError(
+            "not_conversational", f"`rejected_response` has {len(given)} messages, and one is read; drop the row."
+        )
+    if conversation is None or given is not None:
+        answer = answer_field({"rejected_response": given}, "rejected_response", _SWIFT_TAGS)
+    if conversation is None:
+        return answer
+    inside = list[Any]()
+    other, rejected = _swift_answered(row, "rejected_messages", inside)
+    same_prompt(prompt, other, (field, "rejected_messages"))
+    if inside and not _are_same(inside, images):
+        raise RowError("image_in_answer", f"`rejected_messages` shows other images than `{field}`; drop the row.")
+    if given is not None and answer != rejected:
+        raise RowError("not_conversational", "`rejected_response` and `rejected_messages` differ; keep one of them.")
+    return rejected
+
+
+def _with_objects(row: Mapping[str, Any], prompt: Turns, chosen: str, rejected: str) -> tuple[Turns, str, str]:
+    """The texts with `<ref-object>` and `<bbox>` filled from `objects`, as ms-swift does."""
+    texts, has_own = [text for _, text in prompt], is_given(row.get("rejected_objects"))
+    *turns, better = _filled([*texts, chosen], row.get("objects"), "objects", is_exact=True)
+    name = "rejected_objects" if has_own else "objects"
+    *other, worse = _filled([*texts, rejected], row.get(name), name, is_exact=has_own)
+    if other != turns:
+        raise RowError("not_conversational", "`objects` and `rejected_objects` make two prompts; drop the row.")
+    return [(role, text) for (role, _), text in zip(prompt, turns, strict=True)], better, worse
+
+
+def _filled(texts: Sequence[str], objects: Any, field: str, *, is_exact: bool) -> list[str]:
+    """Texts with their placeholders filled in order; `is_exact` if nothing may be left over."""
+    objects = literal(objects) if isinstance(objects, str) else objects or {}
+    if not isinstance(objects, Mapping):
+        raise RowError("not_conversational", f"`{field}` is no object with `ref` and `bbox`; fix it.")
+    boxes, kind = objects.get("bbox") or [], objects.get("bbox_type") or "real"
+    if is_given(boxes) and kind != "norm1":
+        raise RowError(
+            "not_conversational",
+            f"`{field}` has boxes in pixels, and how they are written depends on the model and the size of the image; "
+            'write them into the texts, or give shares of the image and `bbox_type` "norm1".',
+        )
+    fillings = {"<ref-object>": list(objects.get("ref") or []), "<bbox>": [_box(box, field) for box in boxes]}
+    left = {placeholder: iter(values) for placeholder, values in fillings.items()}
+    counts = {placeholder: sum(text.count(placeholder) for text in texts) for placeholder in fillings}
+    for placeholder, values in fillings.items():
+        count, given = counts[placeholder], len(values)
+        if count > given or (is_exact and count < given) or not all(isinstance(value, str) for value in values):
+            raise RowError(
+                "placeholder_count",
+                f"the texts have {count} `{placeholder}` placeholders, but `{field}` has {given} for them; fix it.",
+            )
+    return [_OBJECT.sub(lambda match: next(left[match[0]]), text) for text in texts]
+
+
+def _box(box: Any, field: str) -> str:
+    """A point or a box in thousandths of the image, as ms-swift writes it unless a model has a form of its own."""
+    numbers = list(box) if isinstance(box, (list, tuple)) else []
+    if len(numbers) not in (2, 4) or not all(isinstance(one, (int, float)) and 0 <= one <= 1 for one in numbers):
+        raise RowError("not_conversational", f"`{field}` has the box {box!r:.60}; give 2 or 4 numbers from 0 to 1.")
+    points = list(zip(numbers[::2], numbers[1::2], strict=True))
+    corners = [[pick(axis) for axis in zip(*points, strict=True)] for pick in (min, max)][: len(points)]
+    return f"[{','.join(f'({round(x * 1000)},{round(y * 1000)})' for x, y in corners)}]"
+
+
+def _are_same(first: Sequence[Any], second: Sequence[Any]) -> bool:
+    return list(map(as_image, first)) == list(map(as_image, second))
+
+
+def _only_images(row: Mapping[str, Any], fields: Sequence[str], inside: list[Any], messages: str) -> list[Any]:
+    """The images of a row, from one of some fields or from the blocks of its messages."""
+    found = {field: images for field in dict.fromkeys(fields) if (images := images_field(row, field))}
+    found |= {messages: inside} if inside else {}
+    (name, images), *others = found.items() or [("", [])]
+    for other, other_images in others:
+        if not _are_same(images, other_images):
+            raise RowError("image_type", f"`{name}` and `{other}` hold different images; keep one of the two.")
+    return images
+
+
 def _alpaca_turns(row: Mapping[str, Any], names: Mapping[str, str]) -> Turns:
+    parts = [text_field(row, names["prompt"])]
+    if row.get(names["query"]):
+        parts.append(text_field(row, names["query"]))
+    return [*_history(row, names["history"]), ("user", "\n".join(part for part in parts if part))]
+
+
+def _history(row: Mapping[str, Any], field: str) -> Turns:
     turns: Turns = []
-    history = row.get(names["history"]) or []
+    history = row.get(field) or []
+    if isinstance(history, str):
+        history = literal(history)
     for exchange in history if isinstance(history, (list, tuple)) else [history]:
         if (
             not isinstance(exchange, (list, tuple))
             or len(exchange) != 2
-            or not all(isinstance(t, str) for t in exchange)
+            or not all(isinstance(text, str) for text in exchange)
         ):
-            raise RowError("not_conversational", f"`{names['history']}` is no list of pairs of strings; mend it.")
+            raise RowError("not_conversational", f"`{field}` is no list of pairs of strings; fix it.")
         turns += [("user", exchange[0]), ("assistant", exchange[1])]
-    parts = [text_field(row, names["prompt"])]
-    if row.get(names["query"]):
-        parts.append(text_field(row, names["query"]))
-    return [*turns, ("user", "\n".join(part for part in parts if part))]
+    return turns
+
+
+def _two_conversations(
+    row: Mapping[str, Any], fields: tuple[str, str], tags: Tags, inside: list[Any]
+) -> tuple[Turns, str, str]:
+    """The prompt and the last answers of two conversations, and the images in their blocks."""
+    other_inside = list[Any]()
+    prompt, chosen = answered_field(row, fields[0], tags, inside)
+    other, rejected = answered_field(row, fields[1], tags, other_inside)
+    same_prompt(prompt, other, fields)
+    if not _are_same(inside, other_inside):
+        raise RowError("image_in_answer", f"`{fields[0]}` and `{fields[1]}` show different images; drop the row.")
+    return prompt, chosen, rejected
+
+
+def _read_tags(tags: Mapping[str, str] | None) -> Tags:
+    """How messages are written down, by the `tags` of `dataset_info.json`."""
+    if unknown := (tags or {}).keys() - _TAGS.keys():
+        raise ValueError(f"`tags` has the keys {sorted(unknown)}; it may have {', '.join(_TAGS)}.")
+    if not tags:
+        return TAGS
+    given = {**_TAGS, **tags}
+    role_keys, content_keys = (
+        default if (name := given[tag]) is None else (name,)
+        for tag, default in (("role_tag", TAGS.role_keys), ("content_tag", TAGS.content_keys))
+    )
+    roles = {str(given[f"{role}_tag"]): role for role in ("user", "assistant", "system")}
+    calls = (*TAGS.calls, str(given["observation_tag"]), str(given["function_tag"]))
+    return Tags(role_keys, content_keys, roles, calls)
 
 
 def _check_media(row: Mapping[str, Any], *fields: str) -> None:
     for field in fields:
-        if row.get(field) not in (None, "", [], ()):
-            raise RowError("video_type", f"the row has `{field}`, which are not read from this format; drop the row.")
+        if is_given(row.get(field)):
+            raise RowError(
+                "video_type",
+                f"the row has `{field}`, and videos and sounds are not read from this format; drop the row, or give "
+                "videos as lists of frames in TRL's layout.",
+            )
 
 
-LLAMAFACTORY = Source(llamafactory, licence="unknown", note="The licence is that of your data set.")
-MS_SWIFT = Source(ms_swift, licence="unknown", note="The licence is that of your data set.")
+def _check_tools(row: Mapping[str, Any], *fields: str) -> None:
+    for field in fields:
+        value = row.get(field)
+        if is_given(value) and value not in ("[]", "{}", "null", "None"):
+            raise RowError("not_conversational", f"the row has `{field}`, which are not read; drop the row.")
+
+
+LLAMAFACTORY = Source(
+    llamafactory, licence="unknown", reads=_llamafactory_fields, note="The licence is that of your data set."
+)
+MS_SWIFT = Source(ms_swift, licence="unknown", reads=_ms_swift_fields, note="The licence is that of your data set.")

@@ -117,6 +117,8 @@ LLAVA_CRITIC = Source(
     licence="Apache-2.0",
     hub_id="lmms-lab/LLaVA-Critic-113k",
     config="pairwise",
+    reads=("conversations", "image", "id"),
+    has_parts=True,
     note="Rows whose verdict cannot be read without doubt are counted as `unparsed_verdict`. Some rows have a "
     "strength in one of two units, others none. The `pointwise` configuration has pairs among its rows, too.",
 )
@@ -124,6 +126,7 @@ R1_REWARD_RL = Source(
     r1_reward_rl,
     licence="unknown",
     hub_id="yifanzhang114/R1-Reward-RL",
+    reads=("message", "question", "answer", "id"),
     note="The terms are not clear. Images are not shipped: they come from the sets that this one was made of. Give "
     "the one folder that holds them all as `image_root`.",
 )

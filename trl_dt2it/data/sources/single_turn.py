@@ -8,7 +8,7 @@ from typing import Any
 from ..canonical import IMAGE_MARKER, preference
 from ..errors import RowError
 from .fields import image_field, images_field, json_field, name_field, text_field, without_markers
-from .formats import llamafactory
+from .formats import llamafactory, or_llamafactory
 from .source import Source
 
 
@@ -134,14 +134,33 @@ def _pair(row: Mapping[str, Any], question: str, images: list[Any], **kwargs: An
     return preference(question, text_field(row, "chosen"), text_field(row, "rejected"), images, **kwargs)
 
 
-RLAIF_V = Source(rlaif_v, licence="CC-BY-NC-4.0", hub_id="openbmb/RLAIF-V-Dataset", is_non_commercial=True)
-RLHF_V = Source(rlhf_v, licence="CC-BY-NC-4.0", hub_id="openbmb/RLHF-V-Dataset", is_non_commercial=True)
-SPA_VL = Source(spa_vl, licence="CC-BY-4.0", hub_id="sqrti/SPA-VL", config="default")
+RLAIF_V = Source(
+    rlaif_v,
+    licence="CC-BY-NC-4.0",
+    hub_id="openbmb/RLAIF-V-Dataset",
+    is_non_commercial=True,
+    reads=("question", "chosen", "rejected", "image", "idx"),
+)
+RLHF_V = Source(
+    rlhf_v,
+    licence="CC-BY-NC-4.0",
+    hub_id="openbmb/RLHF-V-Dataset",
+    is_non_commercial=True,
+    reads=or_llamafactory("text", "image", "idx"),
+)
+SPA_VL = Source(
+    spa_vl,
+    licence="CC-BY-4.0",
+    hub_id="sqrti/SPA-VL",
+    config="default",
+    reads=("question", "chosen", "rejected", "image", "id"),
+)
 MMPR = Source(
     mmpr,
     licence="MIT",
     hub_id="OpenGVLab/MMPR-v1.2",
     files=("meta*.json",),
+    reads=("question", "chosen", "rejected", "image", "id"),
     note="The Hub has zip archives, in parts: unpack annotations and images, and give the path of `meta.json`, with "
     "its folder as `image_root`.",
 )
@@ -151,6 +170,7 @@ MM_RLHF = Source(
     hub_id="yifanzhang114/MM-RLHF",
     files=("dpo_pairs.jsonl",),
     has_videos=True,
+    reads=("prompt", "chosen", "rejected", "image", "video", "id", "is_tie"),
     note="The publisher states no licence on the page of the data set. Images and frames of videos come in zip "
     "archives: unpack them and give the folder as `image_root`.",
 )

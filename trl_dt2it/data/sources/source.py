@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -12,6 +12,8 @@ from ..errors import RowError
 # An adapter takes a row as the source has it (of a grouped source, all rows of a group) and its options as keywords.
 # It gives canonical rows, and a `RowError` for each pair that the source holds and that cannot be used.
 Adapter: TypeAlias = Callable[..., Iterator[dict[str, Any] | RowError]]
+# Of the fields that a set has, and with these options, those that its adapter reads or refuses.
+Reads: TypeAlias = Callable[[Collection[str], Mapping[str, Any]], set[str]]
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,12 @@ class Source:
             Whether some rows have videos.
         has_weights (`bool`, *optional*, defaults to `False`):
             Whether rows may have a `weight`.
+        reads (`tuple[str, ...]` or `Callable`, *optional*, defaults to `()`):
+            Fields that the adapter reads or refuses, `"a.b"` for the field `b` of the field `a`; or a function of the
+            fields that a set has, and of the options. All other fields stay columns.
+        has_parts (`bool`, *optional*, defaults to `False`):
+            Whether the published rows have a `source`, which names the part of the set that a row is from. The set
+            itself, by whose name licences and rows of benchmarks are found, stays the source.
         config (`str`, *optional*):
             Configuration to load.
         files (`tuple[str, ...]`, *optional*, defaults to `()`):
@@ -53,6 +61,8 @@ class Source:
     group_by: str | None = None
     has_videos: bool = False
     has_weights: bool = False
+    reads: tuple[str, ...] | Reads = ()
+    has_parts: bool = False
     config: str | None = None
     files: tuple[str, ...] = ()
     note: str = ""

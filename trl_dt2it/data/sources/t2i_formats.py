@@ -1,15 +1,87 @@
-"""Layouts of text-to-image pairs in JSON files, where each image is an answer: ShareGPT's and LLaVA-Reward's."""
+"""Layouts of text-to-image pairs, where each image is an answer: any table with a caption and two images, ShareGPT's
+and LLaVA-Reward's."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from ..canonical import IMAGE_MARKER
 from ..errors import RowError
-from .fields import answer_field, to_number, turns_field
+from .fields import answer_field, name_field, strength_field, to_number, turns_field
 from .source import Source
 from .t2i_pairs import is_list, pair
+
+
+def t2i(
+    row: Mapping[str, Any],
+    *,
+    caption: str = "caption",
+    chosen_image: str = "chosen_image",
+    rejected_image: str = "rejected_image",
+    strength: str | None = "strength",
+    source_id: str | None = None,
+    group: str | None = None,
+) -> Iterator[dict[str, Any] | RowError]:
+    """
+    The pair of a row of any table with a caption, a better and a worse image.
+
+    All options are names of columns, as in [`~trl_dt2it.data.reformulate_t2i`].
+
+    Args:
+        row (`Mapping`):
+            The row. `pair_id`, `group_id` and `source` are kept where it has them.
+        caption (`str`, *optional*, defaults to `"caption"`):
+            What both images were to show.
+        chosen_image (`str`, *optional*, defaults to `"chosen_image"`):
+            The better image: a path, bytes, or a dict of both.
+        rejected_image (`str`, *optional*, defaults to `"rejected_image"`):
+            The worse image.
+        strength (`str`, *optional*, defaults to `"strength"`):
+            How much better the chosen image is: a number that is not negative, or `None`. It may be absent.
+        source_id (`str`, *optional*):
+            The table's own name of the row; by default `source_id` where it is there.
+        group (`str`, *optional*):
+            What all pairs about one caption have in common; by default `group_id`, or a hash of the caption.
+
+    Yields:
+        `dict` or [`RowError`]: the pair, or why there is none.
+
+    Raises:
+        [`RowError`]: `missing_column` if a column is not there; `bad_strength`.
+    """
+    for name in filter(None, (caption, chosen_image, rejected_image, source_id, group)):
+        if name not in row:
+            there = ", ".join(map(str, row))
+            raise RowError("missing_column", f"there is no column `{name}`; the row has {there:.200}.")
+    made = pair(
+        row[caption],
+        row[chosen_image],
+        row[rejected_image],
+        strength=strength_field(row, strength) if strength else None,
+        source_id=name_field(row, source_id or "source_id"),
+    )
+    if isinstance(made, RowError):
+        yield made
+        return
+    names = {"group_id": group or "group_id", "pair_id": "pair_id", "source": "source"}
+    given = {name: name_field(row, field) for name, field in names.items()}
+    yield made | {name: value for name, value in given.items() if value is not None}
+
+
+def _t2i_fields(present: Collection[str], options: Mapping[str, Any]) -> set[str]:
+    given = {"caption": "caption", "chosen_image": "chosen_image", "rejected_image": "rejected_image", **options}
+    return {name for name in ({"strength": "strength"} | given).values() if name}
+
+
+T2I = Source(
+    t2i,
+    licence="unknown",
+    is_t2i=True,
+    reads=_t2i_fields,
+    note="The licence is that of your data set. Its columns are `caption`, `chosen_image`, `rejected_image` and, if "
+    "known, `strength`, unless options say otherwise.",
+)
 
 
 def per_answer_images(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
@@ -57,6 +129,7 @@ PER_ANSWER_IMAGES = Source(
     per_answer_images,
     licence="unknown",
     is_t2i=True,
+    reads=("chosen", "rejected", "images", "conversations"),
     note="A format: images[0] is the image of `chosen`, images[1] that of `rejected`.",
 )
 
@@ -90,5 +163,9 @@ def llava_reward(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
 
 
 LLAVA_REWARD = Source(
-    llava_reward, licence="unknown", is_t2i=True, note="A format; the images are the authors' local files."
+    llava_reward,
+    licence="unknown",
+    is_t2i=True,
+    reads=("prompt", "chosen_path", "c_rate", "reject_path", "r_rate", "prompt_id"),
+    note="A format; the images are the authors' local files.",
 )

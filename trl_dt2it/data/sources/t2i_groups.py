@@ -60,6 +60,7 @@ HPDV2_TEST = Source(
     hub_id="ymhao/HPDv2",
     is_t2i=True,
     files=("test.json",),
+    reads=("prompt", "image_path", "file_path", "rank", "raw_annotations"),
     note="The images are in test.tar.gz; unpack it and give the folder as `image_root`. A benchmark too: do not train "
     "on it and report it.",
 )
@@ -92,6 +93,7 @@ def evalmuse(
     Raises:
         `ValueError`: if `pairs` is something else.
     """
+    _check_id(rows)
     verdicts = [verdict for row in rows for verdict in _each(row.get("promt_meaningless"))]
     if verdicts and fmean(verdicts) > 0.5:
         message = f"the annotators call the caption {rows[0].get('prompt')!r:.80} meaningless; drop it."
@@ -110,7 +112,9 @@ def evalmuse(
     scored.sort(key=lambda item: item[0], reverse=True)
     for (high, better), (low, worse) in _pairings(scored, pairs):
         gap, names = high - low, f"{better.get('img_path')!r:.80} and {worse.get('img_path')!r:.80}"
-        if gap < _TOLERANCE:
+        if better.get("prompt") != worse.get("prompt"):
+            yield _two_captions(better)
+        elif gap < _TOLERANCE:
             yield _tie(f"the mean `total_score` of {names} is {high:g}")
         elif gap < min_gap - _TOLERANCE:
             yield RowError("tie", f"the mean `total_score` of {names} differs by {gap:.3g}, less than {min_gap}.")
@@ -126,6 +130,7 @@ EVALMUSE = Source(
     is_t2i=True,
     group_by="prompt_id",
     files=("train_list.json",),
+    reads=("prompt", "img_path", "total_score", "promt_meaningless", "prompt_id"),
     note="The images are in images.zip.part-*; join the parts, unpack them and give the folder as `image_root`. The "
     "ratings of the test split are not public.",
 )
@@ -145,7 +150,11 @@ def imagereward(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any] | 
     Yields:
         `dict` or [`RowError`]: for each two images the pair, or why there is none.
     """
+    _check_id(rows)
     for first, second in combinations(rows, 2):
+        if first.get("prompt") != second.get("prompt"):
+            yield _two_captions(first)
+            continue
         ranks = to_number(first.get("rank")), to_number(second.get("rank"))
         if ranks[0] is None or ranks[1] is None:
             shown = f"{first.get('rank')!r:.20} and {second.get('rank')!r:.20}"
@@ -168,6 +177,7 @@ IMAGEREWARD = Source(
     is_t2i=True,
     group_by="prompt_id",
     files=("metadata-{split}.parquet",),
+    reads=("prompt", "image", "image_path", "rank", "overall_rating", "prompt_id"),
     note="The images are in images/<split>/*.zip; unpack them beside the metadata and give that folder as "
     "`image_root`.",
 )
@@ -185,8 +195,12 @@ def imagereward_rankings(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | Ro
         `dict` or [`RowError`]: for each two images the pair, or why there is none.
     """
     files = row.get("generations")
-    files = files if isinstance(files, (list, tuple)) else []
-    ranks = _numbers(row.get("ranking"), len(files)) if files else None
+    if not isinstance(files, (list, tuple)) or len(files) < 2:
+        yield RowError(
+            "bad_rating", f"`generations` is {files!r:.60}; it must be two paths or more, which are ranked."
+        )
+        return
+    ranks = _numbers(row.get("ranking"), len(files))
     if ranks is None:
         yield RowError("bad_rating", f"`ranking` is {row.get('ranking')!r:.60}; it must be {len(files)} numbers.")
         return
@@ -201,8 +215,23 @@ IMAGEREWARD_RANKINGS = Source(
     imagereward_rankings,
     licence="Apache-2.0",
     is_t2i=True,
+    reads=("prompt", "generations", "ranking"),
     note="The training files of the ImageReward code: JSON lists, with paths that start at its image folder.",
 )
+
+
+def _check_id(rows: Sequence[Mapping[str, Any]]) -> None:
+    if any(row.get("prompt_id") in (None, "") for row in rows):
+        raise RowError(
+            "missing_column", "`prompt_id` is missing or None; it tells which images were made of the same caption."
+        )
+
+
+def _two_captions(row: Mapping[str, Any]) -> RowError:
+    name = f"{row.get('prompt_id')!r:.40}"
+    return RowError(
+        "not_conversational", f"two images with the `prompt_id` {name} have different captions; fix the id."
+    )
 
 
 def _pairings(ordered: list[Any], pairs: str) -> Iterable[tuple[Any, Any]]:

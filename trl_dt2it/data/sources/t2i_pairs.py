@@ -47,6 +47,7 @@ HPDV2_TRAIN = Source(
     hub_id="ymhao/HPDv2",
     is_t2i=True,
     files=("train.json",),
+    reads=("prompt", "file_path", "image_path", "human_preference"),
     note="The images are in train.tar.gz (31.7 GB); unpack it and give the folder as `image_root`. Four of them are "
     "known to be corrupt, and their pairs are left out.",
 )
@@ -94,6 +95,7 @@ HPDV3 = Source(
     hub_id="MizzenAI/HPDv3",
     is_t2i=True,
     files=("{split}.json",),
+    reads=("prompt", "path1", "path2", "confidence", "choice_dist"),
     note="The images are in images.tar.gz.*; join the parts, unpack them and give the folder as `image_root`. The "
     "test split tells neither confidence nor votes.",
 )
@@ -132,6 +134,10 @@ PICKAPIC_V2 = Source(
     licence="unknown",
     hub_id="yuvalkirstain/pickapic_v2",
     is_t2i=True,
+    reads=(
+        *("caption", "has_label", "are_different", "ranking_id"),
+        *(name for n in range(2) for name in (f"jpg_{n}", f"image_{n}_url", f"label_{n}")),
+    ),
     note="Users wrote the captions, so that captions and images may be unsafe for work. The variant "
     "yuvalkirstain/pickapic_v2_no_images holds addresses, many of them dead.",
 )
@@ -155,6 +161,7 @@ IMAGEREWARD_PAIRS = Source(
     imagereward_pairs,
     licence="Apache-2.0",
     is_t2i=True,
+    reads=("prompt", "img_better", "img_worse", "prompt_id"),
     note="For local copies: a script of THUDM/ImageRewardDB made these configurations, and `datasets` no longer runs "
     "scripts.",
 )
@@ -192,6 +199,7 @@ RAPIDATA = Source(
     licence="CDLA-Permissive-2.0",
     hub_id="Rapidata/human-style-preferences-images",
     is_t2i=True,
+    reads=("prompt", "image1", "image2"),
     note="Other sets of Rapidata have the same columns, each with a licence of its own. Not for the video sets.",
 )
 

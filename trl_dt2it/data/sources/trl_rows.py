@@ -7,9 +7,9 @@ from typing import Any
 
 from ..canonical import IMAGE_MARKER, as_image, content_group, preference
 from ..errors import RowError
-from ..rows import DEFAULT_FPS, blocks, row_images, row_videos
+from ..rows import DEFAULT_FPS, SIDES, blocks, row_images, row_videos
 from ..schema import check_row
-from .fields import images_field, name_field, strength_field
+from .fields import images_field, is_given, name_field, strength_field
 from .source import Source
 
 
@@ -20,7 +20,8 @@ def trl(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
     Args:
         row (`Mapping`):
             `prompt`, `chosen` and `rejected` as messages, with strings or blocks as content, or as plain strings; or
-            whole conversations in `chosen` and `rejected`. `images` or `image`, and `videos` as lists of frames.
+            whole conversations in `chosen` and `rejected`. A `prompt` may be a string beside answers of messages, too.
+            `images` or `image`, and `videos` as lists of frames.
             `strength`, `weight`, `pair_id`, `group_id`, `source` and `source_id` are kept. A `margin` becomes the
             strength where there is none.
 
@@ -33,6 +34,9 @@ def trl(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
     """
     strength = strength_field(row, "strength" if row.get("strength") is not None else "margin")
     weight = strength_field(row, "weight", "bad_weight")
+    for field in ("video", "audio", "audios"):
+        if is_given(row.get(field)):
+            raise RowError("video_type", f"the row has `{field}`, which is not read; give frames in `videos`.")
     for field in ("tools", "chat_template_kwargs"):
         if row.get(field):
             raise RowError("not_conversational", f"the row has `{field}`, which canonical rows do not hold; drop it.")
@@ -41,11 +45,36 @@ def trl(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
     if isinstance(prompt, str) and isinstance(chosen, str) and isinstance(rejected, str):
         converted = preference(prompt, chosen, rejected, _images(row), videos=videos)
     else:
-        converted = _converted(row, videos)
+        converted = _converted(_with_messages(row, videos) if isinstance(prompt, str) else row, videos)
     converted["strength"] = strength
     names = {name: name_field(row, name) for name in ("pair_id", "group_id", "source", "source_id")}
     converted |= {name: value for name, value in names.items() if value is not None}
     yield converted if weight is None else {**converted, "weight": weight}
+
+
+def _with_messages(row: Mapping[str, Any], videos: list[list[Any]]) -> Mapping[str, Any]:
+    """A row with a string as prompt and messages as answers, with the prompt as messages; without it, if the answers
+    are whole conversations that the prompt is a part of."""
+    for side in SIDES:
+        if row.get(side) is None:
+            raise RowError("missing_column", f"`{side}` is missing or None; a preference row needs both answers.")
+        if not isinstance(row[side], (list, tuple)):
+            kind = type(row[side]).__name__
+            raise RowError(
+                "not_conversational",
+                f"`{side}` is of type {kind}; give both answers as strings or as lists of messages.",
+            )
+    check_row({**{side: row[side] for side in SIDES}, "prompt": [{"role": "user", "content": row["prompt"]}]})
+    if any(row[side][0]["role"] != "assistant" for side in SIDES):
+        asked, *_ = _split(row["chosen"], row["rejected"])
+        texts = ["".join(block["text"] for block in blocks(m) if block["type"] == "text").strip() for m in asked]
+        if row["prompt"].strip() not in texts:
+            raise RowError(
+                "not_conversational",
+                "`prompt` is not among the messages that `chosen` and `rejected` begin with; leave one of the two.",
+            )
+        return {**row, "prompt": None}
+    return {**row, "prompt": preference(row["prompt"], "", "", _images(row), videos=videos)["prompt"]}
 
 
 def _converted(row: Mapping[str, Any], videos: list[list[Any]]) -> dict[str, Any]:
@@ -119,4 +148,14 @@ def _videos(row: Mapping[str, Any]) -> list[list[Any]]:
     return [[as_image(frame) for frame in video.frames] for video in videos]
 
 
-TRL = Source(trl, licence="unknown", has_videos=True, has_weights=True, note="The licence is that of your data set.")
+TRL = Source(
+    trl,
+    licence="unknown",
+    has_videos=True,
+    has_weights=True,
+    reads=(
+        *("prompt", "chosen", "rejected", "images", "image", "videos", "strength", "margin", "weight", "pair_id"),
+        *("group_id", "source", "source_id", "tools", "chat_template_kwargs", "video", "audio", "audios"),
+    ),
+    note="The licence is that of your data set.",
+)

@@ -9,7 +9,7 @@ from typing import Any
 from ..canonical import preference
 from ..errors import RowError
 from .fields import image_field, name_field, text_field, to_number
-from .formats import llamafactory
+from .formats import llamafactory, or_llamafactory
 from .source import Source
 
 
@@ -68,7 +68,7 @@ def _answers(completions: Any) -> list[Mapping[str, Any]]:
         columns = {field: completions.get(field) for field in ("annotations", "response")}
         lengths = {len(column) if isinstance(column, (list, tuple)) else None for column in columns.values()}
         if len(lengths) > 1 or None in lengths:
-            raise RowError("missing_column", "`completions` has not as many `annotations` as `response`s; mend it.")
+            raise RowError("missing_column", "`completions` has not as many `annotations` as `response`s; fix it.")
         completions = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     if not isinstance(completions, (list, tuple)) or len(completions) < 2:
         raise RowError("missing_column", "`completions` has fewer than two answers, which make no pair; drop the row.")
@@ -93,6 +93,7 @@ VLFEEDBACK = Source(
     licence="unknown",
     hub_id="MMInstruction/VLFeedback",
     files=("vlfeedback_80k.jsonl",),
+    reads=or_llamafactory("prompt", "completions", "image", "img_path", "id"),
     note="The publisher states no licence. Unpack `merged_images.zip` and give the folder that holds `merged_images` "
     "as `image_root`.",
 )
