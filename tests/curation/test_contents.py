@@ -17,7 +17,7 @@ from trl_dt2it.curation.round_sets import corrections, ledger_at
 from trl_dt2it.curation.round_settings import read_rounds
 from trl_dt2it.curation.round_training import RewardTraining
 from trl_dt2it.curation.stages import Stage, run_stages, show_plan
-from trl_dt2it.data import ImageOptions, write_parquet
+from trl_dt2it.data import ImageOptions, reformulate_t2i, write_parquet
 from trl_dt2it.reward_config import MultimodalRewardConfig
 
 
@@ -260,3 +260,42 @@ def test_what_other_settings_made_is_moved_aside_and_comes_back(tmp_path, capsys
     show_plan(stages_of(2, log), tmp_path)
     lines = [[cell.strip() for cell in line.split("│")[1:3]] for line in capsys.readouterr().out.splitlines()]
     assert ["round-1/score", "done"] in lines and ["round-1/decide", "begun"] in lines
+
+
+def test_captions_with_two_images_are_known_before_and_after_they_are_reformulated(tmp_path, said):
+    for index in range(8):
+        for side in "ab":
+            (tmp_path / f"{side}{index}.png").write_bytes(png("red", 3 + index + 20 * (side == "b")))
+
+    def captions(swapped=(), edited=()) -> Dataset:
+        rows = []
+        for index in range(8):
+            paths = [{"bytes": None, "path": str(tmp_path / f"{side}{index}.png")} for side in "ab"]
+            chosen, rejected = reversed(paths) if index in swapped else paths
+            caption = f"another cat {index}" if index in edited else f"a cat {index}"
+            names = {"pair_id": f"p{index}", "source": "pictures"}
+            rows.append({"caption": caption, "chosen_image": chosen, "rejected_image": rejected, **names})
+        image = Image(decode=False)
+        texts = dict.fromkeys(("caption", "pair_id", "source"), Value("string"))
+        return Dataset.from_list(rows, Features({**texts, "chosen_image": image, "rejected_image": image}))
+
+    def flipped(dataset: Dataset) -> list[str]:
+        said.clear()
+        found = ledger.apply(dataset).select_columns(["pair_id", "curation_flipped"])
+        return [row["pair_id"] for row in found if row["curation_flipped"]]
+
+    ledger = CurationLedger(tmp_path / "ledger")
+    one, other = (reformulate_t2i(captions(), strength=None, seed=seed) for seed in (1, 2))
+    contents = pair_contents(one)
+    actions = ["flip" if index % 2 else "keep" for index in range(8)]
+    ledger.append(1, "flip", pair_ids=contents["pair_id"], actions=actions, contents=contents)
+    for dataset in (one, other, captions()):
+        assert flipped(dataset) == ["p1", "p3", "p5", "p7"] and not warned(said)
+    curated = ledger.apply(captions())
+    assert flipped(curated) == ["p1", "p3", "p5", "p7"] and not warned(said)
+    assert curated["chosen_image"][1]["path"].endswith("b1.png")
+    assert flipped(captions(swapped=[1], edited=[3])) == ["p5", "p7"] and "2 of 8 pairs" in warned(said)[0]
+    for file in tmp_path.glob("*.png"):
+        file.unlink()
+    for dataset in (one, other, captions()):  # the caption alone is known by now
+        assert flipped(dataset) == ["p1", "p3", "p5", "p7"] and not warned(said)

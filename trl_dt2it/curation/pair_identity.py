@@ -18,7 +18,7 @@ from ..data.arrow_rows import arrow_rows, look_at_all
 from ..data.canonical import T2I_IDENTITY
 from ..data.encoded import column_of, leave_images_encoded
 from ..data.errors import RowError
-from ..data.identity import content_id
+from ..data.identity import content_id, t2i_identity
 from ..data.locations import ImageOptions, is_address, open_encoded
 from ..data.rows import SIDES
 
@@ -26,7 +26,8 @@ from ..data.rows import SIDES
 logger = logging.get_logger(__name__)
 
 # What `content_id` looks at.
-_CONTENT = ("prompt", *SIDES, "image", "images", "videos", "tools", "chat_template_kwargs", *T2I_IDENTITY)
+_T2I = ("caption", "chosen_image", "rejected_image")
+_CONTENT = ("prompt", *SIDES, "image", "images", "videos", "tools", "chat_template_kwargs", *T2I_IDENTITY, *_T2I)
 _PICTURED = ("image", "images", "videos", "chosen_image", "rejected_image")
 # Of a pair whose content is hashed.
 CONTENT_COLUMNS = ("content", "content_text")
@@ -99,10 +100,11 @@ def pair_contents(
 
     Returns:
         `pa.Table`: `pair_id`, from [`pair_ids`]; `content`, null where an image cannot be read; and `content_text`,
-        without the images. Both are null for rows without `chosen` and `rejected`, or that cannot be read.
+        without the images. Both are null for rows that are neither preference rows nor text-to-image pairs, or that
+        cannot be read.
     """
     names = pair_ids(dataset, num_proc=num_proc)
-    if not set(SIDES) <= set(dataset.column_names):
+    if not any(set(sides) <= set(dataset.column_names) for sides in (SIDES, _T2I)):
         nothing = pa.nulls(len(names), pa.string())
         return pa.table({"pair_id": names, **dict.fromkeys(CONTENT_COLUMNS, nothing)})
     rows = leave_images_encoded(dataset.with_format(None))
@@ -142,14 +144,17 @@ def _contents(table: pa.Table, json_columns: Features, options: ImageOptions) ->
 
 
 def _content(row: Mapping[str, Any], options: ImageOptions) -> tuple[str | None, str | None]:
-    chosen, rejected = SIDES
     if row.get(FLIPPED):
-        row = {**row, chosen: row[rejected], rejected: row[chosen]}
+        sides = [pair for pair in (SIDES, _T2I[1:]) if set(pair) <= set(row)]
+        row = {**row, **{one: row[other] for pair in sides for one, other in (pair, pair[::-1])}}
     pictured = [name for name in _PICTURED if row.get(name) is not None]
     try:
         # Each image by its place: the text of a pair of two images is about the first and the second.
         places = iter(range(1_000_000))
-        text = content_id({**row, **{name: _each(row[name], lambda _: b"%d" % next(places)) for name in pictured}})
+        numbered = {**row, **{name: _each(row[name], lambda _: b"%d" % next(places)) for name in pictured}}
+        if (pair := t2i_identity(numbered)) is not None:  # the order of its images was drawn
+            numbered = dict(zip(_T2I, (pair.caption, b"0", b"1"), strict=True))
+        text = content_id(numbered)
     except (RowError, TypeError, ValueError, KeyError, AttributeError):  # a row that no check has seen yet
         return None, None
     try:
