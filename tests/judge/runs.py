@@ -25,7 +25,7 @@ def make_requests(number: int) -> list[JudgeRequest]:
 
 def make_client(base_url: str, store: str, max_tokens: int | None = None, **kwargs) -> JudgeClient:
     """A client in a hurry."""
-    endpoint = Endpoint(base_url, "judge", api_key_env="JUDGE_TEST_KEY", max_tokens=64, timeout=0.5, input_price=1.0)
+    endpoint = Endpoint(base_url, "judge", api_key_env="JUDGE_TEST_KEY", max_tokens=64, timeout=1.5, input_price=1.0)
     options = {"show_progress": False, "retry_delay": 0.002, "max_concurrency": CONCURRENCY, **kwargs}
     return JudgeClient(endpoint, store, budget=Budget(max_tokens=max_tokens), **options)
 

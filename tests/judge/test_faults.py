@@ -56,7 +56,7 @@ class Moody:
             return {
                 "busy": Fault(status=429, headers={"Retry-After": "0.02"}, body=echo),
                 "broken": Fault(status=500, body=echo),
-                "hang": Fault(text=scores, hang=1.2),
+                "hang": Fault(text=scores, hang=3),
                 "cut": Fault(text=scores, cut=True),
                 "closed": Fault(text=scores, close=True),
             }[kind]
