@@ -108,7 +108,7 @@ class Outcome:
 
 
 class Sentences(logging.Handler):
-    """What the loaders say on screen about pairs that they quarantine."""
+    """Collect the messages of the loaders about pairs that they quarantine."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -558,7 +558,7 @@ def read(repository: Repository, file: PublicFile, checkouts: Path) -> Outcome:
 
 
 def compare(pairs: Dataset, file: PublicFile, rows: list[dict[str, Any]]) -> str:
-    """How many of the pairs an independent reading of the rows has, too, and what it has beyond them."""
+    """Count the pairs that an independent reading of the rows has too, and those that it alone has."""
     if file.expected is None:
         return "not compared"
     wanted = Counter(seen_alike(*pair) for row in rows for pair in file.expected(row))
@@ -595,7 +595,7 @@ def text_to_image(pair: dict[str, Any]) -> tuple[str, str, str]:
 
 
 def images_of(pairs: Dataset, file: PublicFile) -> str:
-    """How many images the pairs have, and what becomes of them."""
+    """Count the images of the pairs, by what becomes of them."""
     count = sum(map(len, column_of(pairs, "images").to_pylist()))
     if not count:
         return "none"

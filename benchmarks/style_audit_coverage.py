@@ -70,7 +70,7 @@ def draw(count: int, design: str, odds: np.ndarray, rng: np.random.Generator) ->
 
 
 def cell(design: str, accuracy: float, count: int, sets: int) -> dict:
-    """What the intervals of all sets of one kind do."""
+    """Measure the intervals of all sets of one kind."""
     odds = coefficients(*DESIGNS[design][:2], accuracy)
     rng = np.random.default_rng(5)
     normal = differences(rng.normal(size=(40_000, NUM)), DESIGNS[design][0])

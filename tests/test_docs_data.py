@@ -1,10 +1,8 @@
 """The page about data, and the README's part of it: every example runs, and every set has its row."""
 
-import importlib.util
 import json
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ from datasets import Dataset, Image
 from trl_dt2it.data import SOURCES
 from trl_dt2it.data.encoded import leave_images_encoded
 
+from .benchmark_modules import benchmark_module
 from .data.fixtures_as_rows import fixture
 from .families import example_images
 from .rows import make_dataset, png
@@ -133,17 +132,8 @@ def test_options_that_the_page_names_exist():
 
 @pytest.fixture(scope="module")
 def public_files():
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        spec = importlib.util.spec_from_file_location("public_files", ROOT / "benchmarks" / "public_files.py")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["public_files"] = module  # for dataclasses
-        spec.loader.exec_module(module)
+    with benchmark_module("public_files") as module:
         yield module
-    finally:
-        sys.path.remove(str(ROOT / "benchmarks"))
-        for name in [name for name in sys.modules if name.split(".")[0] in ("public_files", "lib")]:
-            del sys.modules[name]
 
 
 def test_the_table_of_public_files_adds_up(public_files):

@@ -1,11 +1,11 @@
 """What `benchmarks/trl_suite.py` makes of outcomes, and that its list of differences is that of the docs."""
 
-import importlib.util
 import re
-import sys
 from pathlib import Path
 
 import pytest
+
+from .benchmark_modules import benchmark_module
 
 
 ROOT = Path(__file__).parents[1]
@@ -13,17 +13,8 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def suite():
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        spec = importlib.util.spec_from_file_location("trl_suite", ROOT / "benchmarks" / "trl_suite.py")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["trl_suite"] = module  # for dataclasses
-        spec.loader.exec_module(module)
+    with benchmark_module("trl_suite") as module:
         yield module
-    finally:
-        sys.path.remove(str(ROOT / "benchmarks"))
-        for name in [name for name in sys.modules if name.split(".")[0] in ("trl_suite", "lib")]:
-            del sys.modules[name]
 
 
 @pytest.mark.parametrize(

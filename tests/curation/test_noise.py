@@ -177,7 +177,7 @@ def test_noise_in_one_source_is_flipped_there():
 
 
 def test_a_source_is_flipped_on_its_own_evidence_only(caplog):
-    """What the model cannot read looks like noise of one half beside what it reads: neither is touched."""
+    """Pairs that the model cannot read look like noise of one half beside those that it reads: none is touched."""
     touched: list[list[bool]] = []
     for seed in range(20):
         rng = np.random.default_rng(seed)
