@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, log_expit, logit
-from scipy.stats import binomtest, chi2
+from scipy.stats import chi2
 from transformers.utils import logging
 
+from ..evaluation.intervals import wilson
 from .combining import as_strength
 
 
@@ -260,7 +261,7 @@ def flip_mixture(
     share = _contradicted(strength[~np.isnan(strength)])
     whose = f"{count:,} pairs" if source is None else f"the {count:,} pairs of {source!r}"
     seen = f"The model contradicts {share:.1%} of the labels of {whose}"
-    low, high = _proportion_limits(share, count)
+    low, high = wilson(share, count, confidence=0.98)  # each end one-sided at 1 %
     is_noisy = estimate.is_identified and estimate.evidence >= MIN_NOISE_EVIDENCE
     if reference is None and (estimate.reading < MIN_READING or (estimate.rate > 0.5 and low <= MIN_REVERSED)):
         is_noisy = False
@@ -286,12 +287,6 @@ def flip_mixture(
 def _contradicted(scored: np.ndarray) -> float:
     """Share of negative strengths, 0 counted half."""
     return float(np.mean(scored < 0) + np.mean(scored == 0) / 2)
-
-
-def _proportion_limits(share: float, count: int) -> tuple[float, float]:
-    """98 % Wilson interval: each limit is one-sided at 1 %."""
-    found = binomtest(round(share * count), count).proportion_ci(0.98, method="wilson")
-    return float(found.low), float(found.high)
 
 
 def _best_without_noise(points: np.ndarray, slope: float | None = None) -> float:
