@@ -22,7 +22,7 @@ from trl_dt2it.judge import (
     Rubric,
     listwise_messages,
 )
-from trl_dt2it.judge.requests import request_key
+from trl_dt2it.judge.client import request_key
 from trl_dt2it.judge.store import JudgeStore
 
 from .server import JudgeServer

@@ -17,8 +17,8 @@ from trl_dt2it.judge import (
     listwise_messages,
     pairwise_messages,
 )
+from trl_dt2it.judge.client import request_key
 from trl_dt2it.judge.parsing import read_answer
-from trl_dt2it.judge.requests import request_key
 
 from .server import Fault, JudgeServer, texts_of
 

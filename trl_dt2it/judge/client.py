@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -16,14 +18,13 @@ from tqdm.auto import tqdm
 from .asking import Run
 from .budget import Budget
 from .endpoint import Endpoint
-from .extras import import_error
-from .failures import JudgeError
+from .failures import JudgeError, import_error
 from .logs import redacted_logs
 from .replies import conclude
-from .requests import UNANSWERED, JudgeReply, JudgeRequest, request_key
+from .requests import UNANSWERED, JudgeReply, JudgeRequest, data_uri_bytes
 from .store import JudgeStore
 from .usage import UsageReport
-from .verdicts import ListwiseVerdict
+from .verdicts import ListwiseVerdict, verdict_schema
 
 
 logger = logging.getLogger(__name__)
@@ -228,3 +229,33 @@ def _in_thread(make_coroutine: Any) -> None:
                 loop, task = started.result()
                 loop.call_soon_threadsafe(task.cancel)
             raise
+
+
+def request_key(endpoint: Endpoint, request: JudgeRequest) -> str:
+    """The SHA-256 of all that a reply depends on: requests with the same key are the same call."""
+    schema = None
+    if request.schema is not None:
+        schema = verdict_schema(request.schema, request.num_scores, request.rubric)
+    identity = {
+        "endpoint": endpoint.location,
+        "model": endpoint.model,
+        "temperature": endpoint.temperature,
+        "max_tokens": endpoint.max_tokens,
+        "schema": schema,
+        "rubric": None if request.rubric is None else request.rubric.digest(),
+        "messages": _with_hashed_images(request.messages),
+        "sample": request.sample,
+    }
+    if endpoint.extra_body:
+        identity["extra_body"] = dict(endpoint.extra_body)
+    return hashlib.sha256(json.dumps(identity, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+
+
+def _with_hashed_images(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _with_hashed_images(part) for key, part in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        return [_with_hashed_images(part) for part in value]
+    if isinstance(value, str) and value.startswith("data:") and (content := data_uri_bytes(value)) is not None:
+        return "sha256:" + hashlib.sha256(content).hexdigest()
+    return value

@@ -28,6 +28,11 @@ class JudgeError(RuntimeError):
     """The run cannot go on: the endpoint, its key or the store is at fault. The message is one sentence."""
 
 
+def import_error(name: str) -> ImportError:
+    """The error for a missing package of the extra `judge`, with the command that installs it."""
+    return ImportError(f"The judge needs `{name}`; run `pip install 'trl-dt2it[judge]'`.", name=name)
+
+
 @dataclass(frozen=True)
 class Failure:
     """

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from .extras import import_error
+from .failures import import_error
 from .rubric import Rubric
 
 

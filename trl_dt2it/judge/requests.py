@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from .endpoint import Endpoint
 from .rubric import Rubric
-from .verdicts import verdict_schema
 
 
 if TYPE_CHECKING:
@@ -81,47 +76,6 @@ class JudgeReply:
     output_tokens: int
     is_cached: bool
     error: str | None
-
-
-def request_key(endpoint: Endpoint, request: JudgeRequest) -> str:
-    """
-    What a reply depends on, as one SHA-256: two requests with the same key are the same call.
-
-    Args:
-        endpoint ([`Endpoint`]):
-            Its address, model and decoding parameters count; the price, the time limit and the name of the key do not.
-        request ([`JudgeRequest`]):
-            All of it counts, images by their bytes.
-
-    Returns:
-        `str`: 64 hexadecimal digits.
-    """
-    schema = None
-    if request.schema is not None:
-        schema = verdict_schema(request.schema, request.num_scores, request.rubric)
-    identity = {
-        "endpoint": endpoint.location,
-        "model": endpoint.model,
-        "temperature": endpoint.temperature,
-        "max_tokens": endpoint.max_tokens,
-        "schema": schema,
-        "rubric": None if request.rubric is None else request.rubric.digest(),
-        "messages": _with_hashed_images(request.messages),
-        "sample": request.sample,
-    }
-    if endpoint.extra_body:
-        identity["extra_body"] = dict(endpoint.extra_body)
-    return hashlib.sha256(json.dumps(identity, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
-
-
-def _with_hashed_images(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _with_hashed_images(part) for key, part in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
-        return [_with_hashed_images(part) for part in value]
-    if isinstance(value, str) and value.startswith("data:") and (content := data_uri_bytes(value)) is not None:
-        return "sha256:" + hashlib.sha256(content).hexdigest()
-    return value
 
 
 def data_uri_bytes(uri: str) -> bytes | None:

@@ -7,7 +7,7 @@ import math
 import re
 from typing import Annotated, Any, Literal
 
-from .extras import import_error
+from .failures import import_error
 from .rubric import DEFAULT_RUBRIC, Rubric
 
 
