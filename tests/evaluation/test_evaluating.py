@@ -21,7 +21,7 @@ from trl_dt2it.evaluation import (
     read_benchmark,
     show_published,
 )
-from trl_dt2it.evaluation.intervals import wilson_interval
+from trl_dt2it.evaluation.intervals import wilson
 
 from .benchmark_rows import mm_rlhf_rows, mm_rows, vl_rows
 
@@ -75,7 +75,7 @@ def test_the_result_is_what_the_scores_say():
         assert result.n[name] == len(part) > 5
         assert result.ties[name] == int((part[:, 0] == part[:, 1]).sum())
         assert result.correct[name] == int((part[:, 0] > part[:, 1]).sum())
-        assert result.wilson[name] == wilson_interval(result.correct[name], len(part))
+        assert result.wilson[name] == wilson(result.correct[name] / len(part), len(part))
     assert result.ties["overall"] == sum(result.ties[name] for name in ("general", "hallucination", "reasoning")) > 0
     assert "macro" not in result.n and "macro" in result.bootstrap
     assert evaluate(by_hash, VL, rows, num_resamples=200) == result  # raw rows are read first
@@ -200,7 +200,7 @@ def test_the_pooled_mean_counts_pairs_as_the_paper_does(results):
     assert together.n == sum(result.n[result.headline] for result in results.values())
     assert together.micro == sum(result.correct[result.headline] for result in results.values()) / together.n
     assert together.mean == pytest.approx(np.mean([result.micro for result in results.values()]))
-    assert together.wilson == wilson_interval(together.correct, together.n)
+    assert together.wilson == wilson(together.correct / together.n, together.n)
     assert together.micro != pytest.approx(together.mean, abs=1e-3)
     with pytest.raises(ValueError, match="got vl-rewardbench, vl-rewardbench"):
         pooled([results[VL], results[VL]])

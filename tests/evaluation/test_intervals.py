@@ -9,7 +9,7 @@ from scipy.stats import t
 
 from trl_dt2it.evaluation.benchmark import Ratio
 from trl_dt2it.evaluation.benchmarks import BENCHMARKS
-from trl_dt2it.evaluation.intervals import bootstrap_intervals, wilson_interval
+from trl_dt2it.evaluation.intervals import bootstrap_intervals, wilson
 from trl_dt2it.evaluation.metrics import Tally, compute_metrics, row_keys, tally
 
 from .benchmark_rows import mm_rlhf_rows
@@ -20,7 +20,7 @@ def test_wilson_is_the_formula(hits, total):
     z, p = 1.959963984540054, hits / total
     centre = (p + z * z / (2 * total)) / (1 + z * z / total)
     half = z / (1 + z * z / total) * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
-    assert wilson_interval(hits, total) == pytest.approx((max(0, centre - half), min(1, centre + half)), abs=1e-9)
+    assert wilson(hits / total, total) == pytest.approx((max(0, centre - half), min(1, centre + half)), abs=1e-9)
 
 
 def counted(rows, scores):
@@ -90,11 +90,11 @@ def test_single_pairs_have_wilsons_interval_with_students_quantile():
 
 def test_six_prompts_that_are_all_right_count_as_six_pairs():
     found = bootstrap_intervals(Tally({"acc": units(*[(4, 4)] * 6), "none": units(*[(0, 4)] * 6)}, {}, {}))
-    assert found["acc"] == pytest.approx(wilson_interval(6, 6)) and found["acc"].low < 0.65
-    assert found["none"] == pytest.approx(wilson_interval(0, 6))
+    assert found["acc"] == pytest.approx(wilson(1, 6)) and found["acc"].low < 0.65
+    assert found["none"] == pytest.approx(wilson(0, 6))
     # A mean of two shares of six each counts as twelve.
     both = Tally({"a": units(*[(4, 4)] * 6), "b": units(*[(4, 4)] * 6)}, {"mean": ("a", "b")}, {})
-    assert bootstrap_intervals(both)["mean"] == pytest.approx(wilson_interval(12, 12))
+    assert bootstrap_intervals(both)["mean"] == pytest.approx(wilson(1, 12))
 
 
 def test_one_prompt_says_as_much_as_one_pair():

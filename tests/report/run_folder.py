@@ -106,9 +106,9 @@ def write_stage(run: Path, name: str, counts: dict) -> None:
 
 def evaluation_file(folder: Path) -> Path:
     """What `recipes/evaluate.py` writes, of a benchmark of ten pairs."""
-    from trl_dt2it.evaluation.intervals import wilson_interval
+    from trl_dt2it.evaluation.intervals import wilson
 
-    interval = list(wilson_interval(7, 10))
+    interval = list(wilson(7 / 10, 10))
     result = {
         **{"name": "vl-rewardbench", "title": "VL-RewardBench", "label": "", "notes": ["Ten pairs <i>only</i>."]},
         **{"metrics": {"overall": 0.7}, "micro": 0.7, "macro": None, "correct": {"overall": 7}, "n": {"overall": 10}},

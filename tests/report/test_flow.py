@@ -6,7 +6,7 @@ import pytest
 from scipy.special import expit
 
 from trl_dt2it.curation import CurationLedger
-from trl_dt2it.evaluation.intervals import wilson_interval
+from trl_dt2it.evaluation.intervals import wilson
 from trl_dt2it.report.calibration import calibrate
 from trl_dt2it.report.flow import STATES, Flow, read_flow
 from trl_dt2it.report.gallery import choose_pairs
@@ -67,7 +67,7 @@ def test_calibration_by_hand():
     low, high = found.bins
     assert (low.low, low.high, low.count, high.count) == (0.5, 0.75, 4, 4)
     assert low.predicted == pytest.approx(expit(0.4)) and high.predicted == pytest.approx(expit(3.0))
-    assert low.observed == high.observed == 0.75 and low.interval == wilson_interval(3, 4)
+    assert low.observed == high.observed == 0.75 and low.interval == wilson(3 / 4, 4)
     assert found.error == pytest.approx((abs(0.75 - expit(0.4)) + abs(0.75 - expit(3.0))) / 2)
     # Names of sides are no news: a set with all pairs turned is as badly calibrated as its model is wrong.
     assert calibrate(-gap, np.zeros(10), num_bins=2).bins[0].observed == 0.25

@@ -14,7 +14,7 @@ from transformers.utils import logging
 from ..data.encoded import column_of
 from .benchmark import Benchmark
 from .benchmarks import find_benchmark
-from .intervals import bootstrap_intervals, wilson_interval
+from .intervals import bootstrap_intervals, wilson
 from .metrics import as_scores, row_keys, tally
 from .raw_rows import BenchmarkRows
 from .reading import read_benchmark
@@ -110,7 +110,7 @@ def evaluate(
         correct=correct,
         n=n,
         ties=counted.ties,
-        wilson={key: wilson_interval(correct[key], n[key]) for key in n},
+        wilson={key: wilson(correct[key] / n[key], n[key]) for key in n},
         bootstrap=bootstrap_intervals(counted, num_resamples=num_resamples, seed=seed),
         label=label,
         notes=tuple(notes),

@@ -56,24 +56,6 @@ def wilson(share: float, count: float, confidence: float = 0.95, freedom: float 
     return Interval(max(0.0, min(share, float(center - half))), min(1.0, max(share, float(center + half))))
 
 
-def wilson_interval(hits: int, total: int, confidence: float = 0.95) -> Interval:
-    """
-    Wilson's score interval of a share. It takes the pairs for independent.
-
-    Args:
-        hits (`int`):
-            How many are right.
-        total (`int`):
-            Of how many.
-        confidence (`float`, *optional*, defaults to `0.95`):
-            How often such an interval holds the true share.
-
-    Returns:
-        [`Interval`]
-    """
-    return wilson(hits / total, total, confidence)
-
-
 def clustered_interval(
     value: float, influence: np.ndarray, group: np.ndarray, confidence: float = 0.95
 ) -> tuple[float, float]:

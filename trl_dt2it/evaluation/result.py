@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..printable import printable
-from .intervals import Interval, wilson_interval
+from .intervals import Interval, wilson
 from .published import PublishedScore, published_scores
 
 
@@ -183,7 +183,7 @@ def pooled(results: Sequence[EvalResult]) -> PooledResult:
     n = sum(result.n[result.headline] for result in results)
     ties = sum(result.ties[result.headline] for result in results)
     mean = sum(result.micro for result in results) / len(results)
-    return PooledResult(names, correct / n, mean, correct, n, ties, wilson_interval(correct, n))
+    return PooledResult(names, correct / n, mean, correct, n, ties, wilson(correct / n, n))
 
 
 def show_published(results: Sequence[EvalResult], console: Console | None = None, model: str = "this model") -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import expit
 
-from ..evaluation.intervals import Interval, wilson_interval
+from ..evaluation.intervals import Interval, wilson
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,6 @@ def calibrate(chosen: npt.ArrayLike, rejected: npt.ArrayLike, num_bins: int = 10
             bins.append(CalibrationBin(low, high, 0))
             continue
         hits, mean = int(won[inside].sum()), float(predicted[inside].mean())
-        bins.append(CalibrationBin(low, high, count, mean, hits / count, wilson_interval(hits, count)))
+        bins.append(CalibrationBin(low, high, count, mean, hits / count, wilson(hits / count, count)))
         error += abs(hits / count - mean) * count / len(gap)
     return Calibration(tuple(bins), error, len(gap), ties)

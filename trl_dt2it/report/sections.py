@@ -12,7 +12,7 @@ import numpy as np
 
 from ..curation.round_data import SET_KINDS
 from ..curation.round_report import FINAL_NAMES, accuracy_table
-from ..evaluation.intervals import wilson_interval
+from ..evaluation.intervals import wilson
 from .figures import histogram
 from .flow import STATES, Flow
 from .flow_figure import draw_flow
@@ -90,7 +90,7 @@ def _tested(rewards: np.ndarray | None) -> list[str]:
     if rewards is None:
         return ["", ""]
     hits = int((rewards[:, 0] > rewards[:, 1]).sum())
-    interval = wilson_interval(hits, len(rewards))
+    interval = wilson(hits / len(rewards), len(rewards))
     return [f"{hits / len(rewards):.4f}", f"{interval.low:.4f} to {interval.high:.4f}"]
 
 
