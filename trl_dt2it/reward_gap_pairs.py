@@ -16,9 +16,9 @@ from datasets import Dataset, Value
 from .data.canonical import FEATURES
 from .data.errors import RowError
 from .data.locations import ImageOptions
+from .data.prompts import with_images
 from .data.schema import check_row
 from .dataset_scoring import REWARD_COLUMNS
-from .debias.distilled_rows import with_images
 from .scored_answers import ScoredAnswers
 
 

@@ -6,8 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from datasets import Dataset, Features
+from datasets.fingerprint import generate_random_fingerprint
+
 from .canonical import as_image, content_group, preference
 from .errors import RowError
+from .locations import ImageOptions, placed_image
 from .rows import blocks, row_images, row_name
 from .schema import check_row
 
@@ -107,3 +111,35 @@ def with_image_blocks(messages: Sequence[Mapping[str, Any]], num_images: int) ->
         user = next(one for one in made if one["role"] == "user")
         user["content"][:0] = [{"type": "image", "text": None} for _ in range(num_images)]
     return made
+
+
+def with_images(
+    rows: Dataset,
+    positions: list[int],
+    columns: list[dict[str, Any]],
+    image_options: ImageOptions,
+    features: Features,
+) -> Dataset:
+    """Pairs, by their other columns, with the images of the rows at these positions, copied a few at a time."""
+    if not columns:
+        return Dataset.from_dict({name: [] for name in features}, features=features)
+
+    def pair(row: dict[str, Any], index: int) -> dict[str, Any]:
+        return {
+            **columns[index],
+            "images": [placed_image(as_image(image), image_options) for image in row_images(row)],
+        }
+
+    kept = [name for name in ("images", "image") if name in rows.column_names]
+    # Without a column, `map` would not know how many rows there are.
+    chosen = rows.select_columns(kept or rows.column_names[:1]).select(positions)
+    return chosen.map(
+        pair,
+        with_indices=True,
+        remove_columns=chosen.column_names,
+        features=features,
+        load_from_cache_file=False,
+        new_fingerprint=generate_random_fingerprint(),
+        writer_batch_size=100,
+        desc="Writing pairs",
+    )

@@ -14,8 +14,40 @@ from rich.text import Text
 
 from ..judge.requests import UNANSWERED
 from ..printable import printable
-from .agreement import AgreementCounts
 from .position_bias import PositionBias
+
+
+@dataclass(frozen=True)
+class AgreementCounts:
+    """
+    What became of the pairs of candidates.
+
+    Parameters:
+        agreed (`int`, *optional*, defaults to `0`):
+            Pairs in the same order by both.
+        opposed (`int`, *optional*, defaults to `0`):
+            Pairs in opposite orders.
+        close (`int`, *optional*, defaults to `0`):
+            Pairs of which one gap or both are too small to tell an order.
+    """
+
+    agreed: int = 0
+    opposed: int = 0
+    close: int = 0
+
+    def __add__(self, other: AgreementCounts) -> AgreementCounts:
+        return AgreementCounts(self.agreed + other.agreed, self.opposed + other.opposed, self.close + other.close)
+
+    @property
+    def pairs(self) -> int:
+        """All pairs."""
+        return self.agreed + self.opposed + self.close
+
+    @property
+    def rate(self) -> float | None:
+        """Share of agreed pairs among those that both put in an order; `None` without any."""
+        ordered = self.agreed + self.opposed
+        return self.agreed / ordered if ordered else None
 
 
 @dataclass

@@ -17,11 +17,12 @@ from tqdm.auto import tqdm
 from ..data.encoded import leave_images_encoded
 from ..data.errors import RowError
 from ..data.locations import ImageOptions, with_image_root
+from ..data.prompts import with_images
 from ..data.rows import row_name
 from ..judge.rubric import DEFAULT_RUBRIC, Rubric
 from .candidates import Pool, read_pools
 from .distill_report import DistillReport
-from .distilled_rows import pair_row, with_images
+from .distilled_rows import DISTILLED_FEATURES, pair_row
 from .judged_pairs import JudgedPair, agreed_pairs, listwise_scores
 from .judging import JudgedPool, JudgingSettings
 from .pair_selection import BIN_IS_FULL, DRAWN, PROMPT_IS_FULL, draw_pairs, strength_bins
@@ -159,7 +160,8 @@ def distill(
     about = {"judge": judge.endpoint.model, "rubric": rubric.digest()[:16]}
     effects = {bias.num_candidates: bias.effects for bias in report.position_bias}
     columns = [pair_row(pairs[place], int(bins[place]), source, about, rubric, effects) for place in drawn]
-    return with_images(rows, [pairs[place].one.pool.question.row for place in drawn], columns, options), report
+    positions = [pairs[place].one.pool.question.row for place in drawn]
+    return with_images(rows, positions, columns, options, DISTILLED_FEATURES), report
 
 
 def _check(

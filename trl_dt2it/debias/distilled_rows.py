@@ -6,12 +6,9 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from datasets import Dataset, Features, Value
-from datasets.fingerprint import generate_random_fingerprint
+from datasets import Value
 
-from ..data.canonical import FEATURES, as_image
-from ..data.locations import ImageOptions, placed_image
-from ..data.rows import row_images
+from ..data.canonical import FEATURES
 from ..judge.rubric import Rubric
 from .judged_pairs import JudgedPair
 from .judging import ListScores
@@ -100,52 +97,3 @@ def _list_scores(
         score = given.scores[position]
         worth = effects.get(len(given.order), (0.0,) * len(given.order))[position]
         yield {"position": position, "score": score, "corrected": score - worth}
-
-
-def with_images(
-    rows: Dataset,
-    places: list[int],
-    columns: list[dict[str, Any]],
-    image_options: ImageOptions,
-    features: Features = DISTILLED_FEATURES,
-) -> Dataset:
-    """
-    Pairs with the images of their rows, which go from one file to another a few at a time.
-
-    Args:
-        rows (`Dataset`):
-            The rows that prompts came from.
-        places (`list[int]`):
-            For each pair the place of its row.
-        columns (`list[dict]`):
-            For each pair its other columns.
-        image_options ([`ImageOptions`]):
-            Says where relative paths start from; the pairs have them whole.
-        features (`Features`, *optional*, defaults to [`DISTILLED_FEATURES`]):
-            Columns of a pair, `images` among them.
-
-    Returns:
-        `Dataset`: with these columns.
-    """
-    if not columns:
-        return Dataset.from_dict({name: [] for name in features}, features=features)
-
-    def pair(row: dict[str, Any], index: int) -> dict[str, Any]:
-        return {
-            **columns[index],
-            "images": [placed_image(as_image(image), image_options) for image in row_images(row)],
-        }
-
-    kept = [name for name in ("images", "image") if name in rows.column_names]
-    # Without a column, `map` would not know how many rows there are.
-    chosen = rows.select_columns(kept or rows.column_names[:1]).select(places)
-    return chosen.map(
-        pair,
-        with_indices=True,
-        remove_columns=chosen.column_names,
-        features=features,
-        load_from_cache_file=False,
-        new_fingerprint=generate_random_fingerprint(),
-        writer_batch_size=100,
-        desc="Writing pairs",
-    )

@@ -1,4 +1,8 @@
-"""From verdicts to pairs: listwise scores without position bias, and the pairs that both ways of judging agree on."""
+"""From verdicts to pairs: listwise scores without position bias, and the pairs that both ways of judging agree on.
+
+Listwise scores compare the candidates of a prompt with each other, pointwise scores compare each with the reference
+answer. Their mistakes have different causes, so that a pair that both order alike is rarely ordered wrongly.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +15,36 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..judge.rubric import Rubric
-from .agreement import AgreedPair, AgreementCounts, agreeing_pairs
-from .distill_report import DistillReport
+from .distill_report import AgreementCounts, DistillReport
 from .judging import JudgedPool, ListScores
 from .position_bias import PositionBias, fit_positions
+
+
+@dataclass(frozen=True)
+class AgreedPair:
+    """
+    Two candidates of one prompt that both ways of judging order alike.
+
+    Parameters:
+        better (`int`):
+            The candidate with the higher scores.
+        worse (`int`):
+            The other one.
+        listwise_gap (`float`):
+            By how many points its listwise score is higher.
+        pointwise_gap (`float`):
+            By how many points its pointwise score is higher.
+    """
+
+    better: int
+    worse: int
+    listwise_gap: float
+    pointwise_gap: float
+
+    @property
+    def strength(self) -> float:
+        """Mean of the two gaps."""
+        return (self.listwise_gap + self.pointwise_gap) / 2
 
 
 @dataclass
@@ -87,6 +117,27 @@ def listwise_scores(
     for place, number in sorted(fitted):
         best[place] = fitted[place, number]
     return best, biases
+
+
+def agreeing_pairs(
+    listwise: Sequence[float], pointwise: Sequence[float], *, min_gap: float
+) -> tuple[list[AgreedPair], AgreementCounts]:
+    """The pairs of candidates with both gaps of one sign and at least `min_gap` points, and counts of all pairs."""
+    first, second = np.triu_indices(len(listwise), 1)
+    by_list = np.asarray(listwise, dtype=np.float64)
+    by_point = np.asarray(pointwise, dtype=np.float64)
+    list_gaps, point_gaps = by_list[first] - by_list[second], by_point[first] - by_point[second]
+    # Sums of the weights of a rubric are off by rounding, which must not decide on a gap of just `min_gap`.
+    is_ordered = np.minimum(np.abs(list_gaps), np.abs(point_gaps)) >= min_gap - 1e-9
+    agrees = is_ordered & (np.sign(list_gaps) == np.sign(point_gaps))
+    pairs = []
+    for place in np.flatnonzero(agrees):
+        ends = (int(first[place]), int(second[place]))
+        better, worse = ends if list_gaps[place] > 0 else ends[::-1]
+        pairs.append(AgreedPair(better, worse, abs(float(list_gaps[place])), abs(float(point_gaps[place]))))
+    agreed = len(pairs)
+    opposed = int(is_ordered.sum()) - agreed
+    return pairs, AgreementCounts(agreed, opposed, len(first) - agreed - opposed)
 
 
 def agreed_pairs(
