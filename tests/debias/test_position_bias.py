@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from scipy.optimize import least_squares
+from scipy.sparse import coo_array
 
 from trl_dt2it.debias.position_bias import balanced_orders, fit_positions
 
@@ -66,6 +68,40 @@ def test_least_squares_would_shrink_the_effects():
     means = np.array([columns[0][columns[2] == position].mean() for position in range(4)])
     assert np.abs(means - means.mean() - BIAS).max() > 0.05
     assert np.abs(np.array(fit(columns)[1].effects) - BIAS).max() < 0.005
+
+
+@pytest.mark.parametrize(("options", "factor"), [({}, 2), ({"whole": True, "spread": 0.5}, 1)])
+@pytest.mark.parametrize("scale", [0.1, 0.5])
+def test_a_robust_loss_errs_more(options, factor, scale):
+    errors = []
+    for seed in range(6):
+        columns, _ = judged(100, 3, seed=seed, **options)
+        scores, candidates, positions, _ = columns
+        rows, size = np.arange(len(scores)), int(candidates.max()) + 1
+        ones = np.ones(2 * len(scores))
+        design = coo_array((ones, (np.tile(rows, 2), np.r_[candidates, size + positions]))).tocsr()
+        robust = least_squares(
+            lambda point, design=design, scores=scores: design @ point - scores,
+            np.full(size + 4, 5.0),
+            jac=lambda point, design=design: design,
+            loss="soft_l1",
+            f_scale=scale,
+            tr_solver="lsmr",
+        )
+        found = robust.x[size:] - robust.x[size:].mean()
+        errors.append([np.abs(effects - BIAS).max() for effects in (np.array(fit(columns)[1].effects), found)])
+    mixture, robust_loss = np.mean(errors, axis=0)
+    assert factor * mixture < robust_loss
+
+
+def test_estimates_stay_what_they_were():
+    qualities, bias = fit(judged(100, 3, spread=0.4, seed=1)[0])
+    np.testing.assert_allclose(bias.effects, [0.5948903317, 0.1451409965, -0.2078759482, -0.5321553798], atol=1e-8)
+    np.testing.assert_allclose(
+        bias.standard_errors, [0.0232230717, 0.0307997470, 0.0295948444, 0.0266084572], atol=1e-8
+    )
+    assert (bias.noise_rate, bias.spread) == pytest.approx((0.1281059861, 0.4365591317), abs=1e-8)
+    np.testing.assert_allclose(qualities[:3], [5.7844970, 7.6945306, 3.7160022], atol=1e-6)
 
 
 def test_without_noise_it_is_the_two_way_fit():

@@ -15,6 +15,8 @@ from scipy.optimize import linprog, minimize, root
 from scipy.special import logsumexp
 
 
+# scipy minimizes and solves here; no kept package has this dual with base weights, a bound and exactness to 1e-10, nor
+# names the features in the way of a balance.
 # Largest weighted mean of a whitened direction that counts as 0.
 TOLERANCE = 1e-10
 # Where a bound leaves no exact balance, coefficients cost this much; the imbalance is then about the least possible.

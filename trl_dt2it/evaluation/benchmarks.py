@@ -1,4 +1,12 @@
-"""The benchmarks that `evaluate` knows, by name."""
+"""The benchmarks that `evaluate` knows, by name.
+
+To add a benchmark, write a file beside this one, such as `vl_rewardbench.py`, and add its [`Benchmark`] to
+`BENCHMARKS`. The file holds an adapter from a published row to a preference pair with `pair_id` (`pair_identity`) and
+`category`, or a [`~trl_dt2it.data.sources.Source`] that is there; the number of rows of each release in `sizes`; and
+where its authors count otherwise than in pairs overall and by category, `count` and `averages`. Its published scores
+go into `published.py`, its test into `tests/evaluation/`, and its line into `docs/evaluation.md`. The command line,
+evaluation sets of a training, cards and reports take it from here.
+"""
 
 from __future__ import annotations
 

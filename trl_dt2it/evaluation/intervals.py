@@ -49,6 +49,7 @@ def wilson(share: float, count: float, confidence: float = 0.95, freedom: float 
     Returns:
         [`Interval`]
     """
+    # `scipy.stats.binomtest` and `statsmodels` have it for whole counts, or without Student's quantile.
     quantile = _quantile(confidence, freedom)
     center = (share + quantile**2 / (2 * count)) / (1 + quantile**2 / count)
     half = quantile / (1 + quantile**2 / count) * np.sqrt(share * (1 - share) / count + quantile**2 / (4 * count**2))
