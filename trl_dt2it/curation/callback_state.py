@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
@@ -126,8 +127,9 @@ def load_state(folder: str | os.PathLike, settings: dict[str, Any], fingerprint:
             f"The curation of {folder} is that of another train set: its pairs, their content, sources, strengths or "
             "order differ; resume with the set that it was trained on, or start anew."
         )
-    for name in sorted({*settings, *record["settings"]}):
-        before, now = record["settings"].get(name), settings.get(name)
+    written = _with_plain_names(record["settings"])
+    for name in sorted({*settings, *written}):
+        before, now = written.get(name), settings.get(name)
         if before != now:
             raise ValueError(
                 f"The curation of {folder} was made with `{name}` {json.dumps(before)}, which now is "
@@ -149,7 +151,7 @@ def fingerprint_of(dataset: Dataset, contents: pa.Table) -> str:
 
 
 def describe(value: Any) -> Any:
-    """What tells a rule from another, as JSON holds it: its function, and what it is called with."""
+    """A rule as JSON: its function and arguments; what the package exports goes by its plain name."""
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
     if isinstance(value, (list, tuple)):
@@ -161,24 +163,20 @@ def describe(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return [describe(type(value)), {field.name: describe(getattr(value, field.name)) for field in fields(value)}]
     named = value if callable(value) and hasattr(value, "__qualname__") else type(value)
-    return f"{named.__module__}.{named.__qualname__}"
+    # No module of ours, which may move; a user's may well have a function of the same name.
+    is_ours = named.__module__.startswith("trl_dt2it.")
+    return named.__qualname__ if is_ours else f"{named.__module__}.{named.__qualname__}"
+
+
+def _with_plain_names(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as they are written now, out of files that name our rules with their modules."""
+    return json.loads(re.sub(r'"trl_dt2it\.[\w.]+\.(\w+)"', r'"\1"', json.dumps(settings)))
 
 
 def check_ledger(ledger: CurationLedger, settings: Mapping[str, Any]) -> None:
-    """
-    Refuses a ledger that the rounds of a training must not be added to.
-
-    Args:
-        ledger ([`CurationLedger`]):
-            The ledger; it may hold rounds of this very training, from before it was killed.
-        settings (`Mapping`):
-            What the decisions of the training depend on.
-
-    Raises:
-        `ValueError`: if the ledger holds a round of something else.
-    """
+    """Refuse a ledger with rounds of anything but a training with these settings."""
     for entry in ledger.rounds:
-        if entry["stage"] != STAGE or entry["settings"] != settings:
+        if entry["stage"] != STAGE or _with_plain_names(entry["settings"]) != settings:
             raise ValueError(
                 f"The ledger in {ledger.directory} holds rounds of something else, or of other settings (round "
                 f"{entry['round']}, stage {entry['stage']!r}); give `ledger` another directory."
