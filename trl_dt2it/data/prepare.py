@@ -137,8 +137,6 @@ def prepare_shard(
         `ValueError`: as [`load_preferences`] and [`validate`] do.
     """
     stem = Path(output_dir) / "shards" / key / f"{shard:05d}-of-{settings.num_shards:05d}"
-    reader = None if token_counter is None else token_counter.processing_class
-    tokenizer = getattr(reader, "tokenizer", reader)
     made_by = {
         "settings": asdict(settings) | {"weight": None, "max_rows": None},  # these are for later
         "files": raw_files(
@@ -146,7 +144,7 @@ def prepare_shard(
         ),
         "image_check": image_check,
         "image_options": asdict(image_options or ImageOptions()),
-        "processing_class": None if tokenizer is None else tokenizer.name_or_path,
+        "processing_class": None if token_counter is None else token_counter.tokenizer.name_or_path,
         "max_length": max_length,
         "version": __version__,
     }

@@ -54,6 +54,11 @@ class TokenCounter:
     check: Callable[[Mapping[str, Any]], None]
     count: Callable[[Mapping[str, Any], ImageOptions], tuple[int, int]]
 
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer, of a processor too."""
+        return getattr(self.processing_class, "tokenizer", self.processing_class)
+
 
 @dataclass(frozen=True)
 class RowChecks:
@@ -123,8 +128,8 @@ def make_checks(
         if max_length is not None:
             raise ValueError("`max_length` counts tokens; give the model's processor in a `token_counter` too.")
         return RowChecks(image_options, image_check)
-    tokenizer = getattr(token_counter.processing_class, "tokenizer", token_counter.processing_class)
-    return RowChecks(image_options, image_check, special_token_pattern(tokenizer), token_counter, max_length)
+    special_tokens = special_token_pattern(token_counter.tokenizer)
+    return RowChecks(image_options, image_check, special_tokens, token_counter, max_length)
 
 
 def find_faults(
