@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -16,10 +15,10 @@ from datasets import Dataset
 from torch import nn
 from transformers import ProcessorMixin
 
-from .curation.pair_identity import pair_ids, source_fingerprint
 from .curation.scoring_shards import gather_scores, score_in_shards
-from .curation.stages import digest_of
+from .data.pair_identity import pair_ids, source_fingerprint
 from .data.whole_file import whole_file
+from .printable import digest, digest_of
 from .processes import check_shared_folder, main_process_first, on_main_process
 from .rendering import ProcessingClass
 
@@ -98,15 +97,15 @@ def model_fingerprint(model: nn.Module, per_tensor: int = 64) -> str:
     Returns:
         `str`: 64 hexadecimal digits, from names, shapes, dtypes and these numbers; the same on every device.
     """
-    digest = hashlib.sha256()
+    parts: list[str | bytes] = []
     for name, tensor in model.state_dict().items():
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        parts.append(f"{name} {tuple(tensor.shape)} {tensor.dtype}")
         if tensor.numel():
             number = min(per_tensor, tensor.numel())
             some = torch.arange(number) * (tensor.numel() - 1) // max(1, number - 1)
             values = tensor.detach().flatten()[some.to(tensor.device)]
-            digest.update(values.to("cpu", torch.float64).numpy().tobytes())
-    return digest.hexdigest()
+            parts.append(values.to("cpu", torch.float64).numpy().tobytes())
+    return digest(parts)
 
 
 def processor_settings(processing_class: ProcessingClass) -> dict[str, Any]:

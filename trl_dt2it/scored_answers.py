@@ -17,12 +17,12 @@ from datasets import Dataset
 
 from .answer_arguments import AnswerArguments
 from .attention import usable_attention
-from .curation.stages import digest_of
 from .data.errors import RowError
 from .data.prompts import Prompt, read_prompt
 from .data.rows import row_name
 from .dataset_scoring import model_fingerprint, processor_settings
 from .loading import load_processing_class
+from .printable import digest_of
 from .recipe_models import with_tiny
 from .row_records import make_records
 from .sampling import load_generator, sample_answers

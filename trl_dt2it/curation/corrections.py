@@ -36,7 +36,7 @@ class Corrections:
 
     Parameters:
         source_set (`str`, *optional*):
-            Fingerprint of the source set, from [`~trl_dt2it.curation.pair_identity.source_fingerprint`].
+            Fingerprint of the source set, from [`~trl_dt2it.data.pair_identity.source_fingerprint`].
         wanted (`dict[str, tuple[bool, bool]]`):
             For each `pair_id` whether the pair is flipped against the source set, and whether it is kept.
         unsure (`tuple[str, ...]`):

@@ -11,6 +11,7 @@ from datasets import Dataset
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 
 from ..data.locations import ImageOptions
+from ..data.pair_identity import pair_contents
 from ..data.published import parquet_shards, published_features
 from ..data.swapping import with_columns
 from .applying import apply_state
@@ -18,7 +19,6 @@ from .dataset_card import curated_card
 from .ledger import CurationLedger
 from .ledger_files import LedgerFiles
 from .ledger_tables import state_of
-from .pair_identity import pair_contents
 
 
 _FOLDERS = ("data/", "dropped/", "ledger/")

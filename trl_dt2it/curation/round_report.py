@@ -15,10 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ..data.encoded import column_of
+from ..data.pair_identity import pair_contents
 from ..debias.audit import audit_style
 from ..printable import printable
 from .ledger import CurationLedger
-from .pair_identity import pair_contents
 from .scoring_shards import read_scores
 
 

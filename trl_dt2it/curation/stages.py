@@ -13,7 +13,6 @@ is moved aside, to `model-0.old-1` beside `model-0`, and comes back when these a
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +29,7 @@ from rich.table import Table
 
 from .. import __version__
 from ..data.whole_file import move_aside, moved_aside, whole_file
+from ..printable import digest_of
 from ..processes import check_shared_folder, on_main_process, wait_for_everyone
 from ..run_lock import run_lock
 
@@ -66,11 +66,6 @@ class Stage:
     expected: Mapping[str, Any] = field(default_factory=dict)
     is_shared: bool = False
     is_replayed: bool = False
-
-
-def digest_of(value: Any) -> str:
-    """A SHA-256 of what JSON can hold, 64 hexadecimal digits."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def stage_digests(stages: Sequence[Stage]) -> dict[str, str]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import logging
 import os
 from collections import Counter
@@ -15,6 +13,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from ..printable import digest, digest_of
 from .asking import Run
 from .budget import Budget
 from .endpoint import Endpoint
@@ -248,7 +247,7 @@ def request_key(endpoint: Endpoint, request: JudgeRequest) -> str:
     }
     if endpoint.extra_body:
         identity["extra_body"] = dict(endpoint.extra_body)
-    return hashlib.sha256(json.dumps(identity, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+    return digest_of(identity)
 
 
 def _with_hashed_images(value: Any) -> Any:
@@ -257,5 +256,5 @@ def _with_hashed_images(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
         return [_with_hashed_images(part) for part in value]
     if isinstance(value, str) and value.startswith("data:") and (content := data_uri_bytes(value)) is not None:
-        return "sha256:" + hashlib.sha256(content).hexdigest()
+        return "sha256:" + digest(content)
     return value
