@@ -1,14 +1,21 @@
-"""Train a reward model on constructed and on noisy preferences, cleaning the noisy ones in rounds, from a YAML file.
+"""Train a reward model on constructed and on noisy preferences, cleaning the noisy ones in rounds.
 
-    accelerate launch recipes/dt2it.py --config recipes/configs/dt2it_digits.yaml --dry_run true
-    accelerate launch recipes/dt2it.py --config recipes/configs/dt2it_digits.yaml
+    # The plan: trainings, pairs, steps, calls
+    trl-dt2it curate --config dt2it_digits --dry_run
 
-Run it again after a kill, and it goes on where it was: what is done is not done again, a training resumes from its
-newest checkpoint if there are such, and no call to a judge is paid for twice. Several machines with a common folder
-can score together: stop before the stages that score, run each machine's part, and then go on:
+    # On real handwriting, in 10 minutes on 2 cores
+    trl-dt2it curate --config dt2it_digits
 
-    accelerate launch recipes/dt2it.py --config recipes/configs/dt2it_qwen3_vl_8b.yaml --stop_before round-1/flip/score
-    accelerate launch recipes/dt2it.py --config recipes/configs/dt2it_qwen3_vl_8b.yaml --shard 0/4
+    # The paper's rounds, 8 GPUs
+    trl-dt2it curate --config dt2it_qwen3_vl_8b --num_processes 8
+
+    # The first of four machines scores its part
+    trl-dt2it curate --config dt2it_qwen3_vl_8b --shard 0/4
+
+Run it again after a kill, and it goes on where it was: what is done is not done again, a training resumes from
+its newest checkpoint if there are such, and no call to a judge is paid for twice. Several machines with a
+common folder can score together: stop before the stages that score with `--stop_before round-1/flip/score`, run
+each machine's part with `--shard`, and then go on.
 
 What the flags of the command line say wins over the YAML file. A key that no option has is an error.
 """

@@ -14,6 +14,11 @@ from .sampling import Sampling
 
 # The name that stands for what `trl_dt2it.demo.digits` makes.
 DIGITS = "digits"
+# The flags that the help of these recipes shows.
+SAMPLING_FLAGS = (
+    *("model_name_or_path", "reward_model", "dataset_name", "image_root", "max_rows", "output_dir", "num_answers"),
+    *("max_new_tokens", "temperature", "top_p", "prompts_per_batch", "normalize", "dtype", "reward_dtype", "dry_run"),
+)
 
 
 @dataclass
