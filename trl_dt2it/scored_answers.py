@@ -17,62 +17,31 @@ from datasets import Dataset
 
 from .answer_arguments import AnswerArguments
 from .attention import usable_attention
-from .curation.stages import digest_of
 from .data.errors import RowError
 from .data.prompts import Prompt, read_prompt
 from .data.rows import row_name
-from .dataset_scoring import model_fingerprint, processor_settings
+from .data.whole_file import digest_of
+from .dataset_scoring import make_records, model_fingerprint, processor_settings
 from .loading import load_processing_class
 from .recipe_models import with_tiny
-from .row_records import make_records
 from .sampling import load_generator, sample_answers
 from .scoring import RewardScorer
 
 
 @dataclass(frozen=True)
 class ScoredAnswers:
-    """
-    The answers to a prompt.
+    """The answers to a prompt, in lists of one length."""
 
-    Parameters:
-        prompt ([`Prompt`]):
-            The prompt. Of its images there are the paths alone, `None` for one that has none.
-        answers (`list[str]` of length N):
-            The answers.
-        is_finished (`list[bool]` of length N):
-            Whether the model ended them by itself; given ones count as ended.
-        rewards (`list` of length N):
-            A `float` each, or `None` for an answer that spells a special token of the reward model.
-    """
-
-    prompt: Prompt
+    prompt: Prompt  # with the paths of its images alone, `None` for one that has none
     answers: list[str]
-    is_finished: list[bool]
-    rewards: list[float | None]
+    is_finished: list[bool]  # by the model itself; given answers count as such
+    rewards: list[float | None]  # `None` for an answer that spells a special token of the reward model
 
 
 def answer_and_score(args: AnswerArguments, rows: Dataset, *, source: str) -> list[ScoredAnswers]:
-    """
-    Answers to all prompts, sampled unless the rows have them, and their rewards.
-
-    Every process has to call it; they share the prompts out among them. `answers.jsonl` and `rewards.jsonl` in
-    `args.output_dir` are what a killed run goes on from.
-
-    Args:
-        args ([`AnswerArguments`]):
-            The models, and how answers are sampled.
-        rows (`Dataset`):
-            What `args.read()` gave.
-        source (`str`):
-            Beginning of a `group_id` that a row does not have.
-
-    Returns:
-        `list[ScoredAnswers]`: in the order of the rows, the same on every process.
-
-    Raises:
-        [`~trl_dt2it.data.RowError`]: if a row or an image cannot be used; the message names it.
-        `ValueError`: if the folder holds results of other rows, models or settings.
-    """
+    """Answer all prompts, unless the rows have answers, and score them, resuming from `answers.jsonl` and
+    `rewards.jsonl` in `args.output_dir`. Every process has to call it, and gets the answers to all rows, in order; a
+    `group_id` that a row does not have begins with `source`."""
     read = partial(_read, rows, source=source)
     prompts = []
     for row in range(len(rows)):
@@ -163,7 +132,7 @@ def _score(
 
 
 def _rewards(scorer: RewardScorer, some: Sequence[tuple[Prompt, list[str]]]) -> list[list[float | None]]:
-    """Rewards of the answers to each prompt; the function for TRL knows what to do with those that it cannot read."""
+    """Score the answers to each prompt; the function for TRL knows what to do with those that it cannot read."""
     function = scorer.as_reward_func()
     flat = [(prompt, text) for prompt, texts in some for text in texts]
     try:
@@ -184,7 +153,7 @@ def _rewards(scorer: RewardScorer, some: Sequence[tuple[Prompt, list[str]]]) -> 
 
 @contextmanager
 def _freed(loaded: Any) -> Iterator[None]:
-    """Gives the memory of a model that was loaded, if it was, to the next one."""
+    """Free the memory of a model that was loaded, if it was, for the next one."""
     try:
         yield
     finally:
@@ -193,7 +162,7 @@ def _freed(loaded: Any) -> Iterator[None]:
 
 
 def _files(name_or_path: str) -> list[Any]:
-    """What tells a model on disk from another in its place."""
+    """List what tells a model on disk from another in its place."""
     folder = Path(name_or_path)
     files = sorted(folder.glob("*.*")) if folder.is_dir() else []
     return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]

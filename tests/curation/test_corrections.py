@@ -11,10 +11,10 @@ from trl_dt2it.curation.round_data import SourceSets
 from trl_dt2it.curation.round_settings import read_rounds
 from trl_dt2it.curation.round_training import RewardTraining
 from trl_dt2it.curation.rounds import plan_rounds
-from trl_dt2it.curation.run_record import without_secrets
 from trl_dt2it.curation.stages import stage_digests
 from trl_dt2it.demo.tiny import build_tiny_vlm
 from trl_dt2it.reward_config import MultimodalRewardConfig
+from trl_dt2it.run_lock import without_secrets
 
 
 NAMES = ["a", "b", "c", "d", "e"]

@@ -20,9 +20,9 @@ from trl_dt2it.curation.round_settings import Step, read_rounds
 from trl_dt2it.curation.round_steps import decide_step
 from trl_dt2it.curation.round_training import RewardTraining, newest_checkpoint
 from trl_dt2it.curation.rules import flip_negative
-from trl_dt2it.curation.scoring_shards import gather_scores, read_scores, score_in_shards
 from trl_dt2it.data import check_row
 from trl_dt2it.data.encoded import column_of
+from trl_dt2it.dataset_scoring import gather_scores, read_scores, score_in_shards
 from trl_dt2it.demo.tiny import build_tiny_vlm
 from trl_dt2it.reward_config import MultimodalRewardConfig
 

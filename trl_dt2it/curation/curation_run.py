@@ -1,4 +1,4 @@
-"""What a curation run is made of, out of a configuration file, checked before anything is done."""
+"""A curation run, read from a configuration file and checked before anything is done."""
 
 from __future__ import annotations
 
@@ -22,75 +22,42 @@ FINALS = ("unbalanced", "base", "uncurated", "curated", "oracle")
 
 @dataclass(frozen=True)
 class BaseModel:
-    """
-    A model to start from.
+    """A model to start from, and the seed of its trainings."""
 
-    Parameters:
-        name_or_path (`str`):
-            Hub id or directory, or `"tiny-qwen3-vl"`, which is made on the spot, or `"tiny-qwen3-vl-reader"`, which
-            ships with the package.
-        seed (`int`):
-            Seed of its trainings.
-    """
-
-    name_or_path: str
+    name_or_path: str  # or `"tiny-qwen3-vl"`, made on the spot, or `"tiny-qwen3-vl-reader"`, part of the package
     seed: int
 
 
 @dataclass
 class CurationRun:
-    """
-    All that the stages of a run share.
-
-    Parameters:
-        output_dir (`Path`):
-            Folder of the run.
-        training ([`RewardTraining`]):
-            How models are trained.
-        models (`Sequence[BaseModel]`):
-            Models that score; the first is trained at the end.
-        sets ([`SourceSets`]):
-            The sets `base`, `pool`, and maybe `test`.
-        rounds (`Sequence[Sequence[Step]]`):
-            Steps of each round.
-        final (`Sequence[str]`):
-            What is trained at the end, of [`FINALS`].
-        judging ([`Judging`], *optional*):
-            Judges.
-        balance (`dict`, *optional*):
-            How the style of the base is balanced, as [`read_balance`] gives it.
-        rows_per_shard (`int`):
-            Pairs of a file of scores.
-        shard (`tuple[int, int]`):
-            Which of several machines this is.
-    """
+    """All that the stages of a run share."""
 
     output_dir: Path
     training: RewardTraining
-    models: Sequence[BaseModel]
-    sets: SourceSets
+    models: Sequence[BaseModel]  # that score; the first is trained at the end
+    sets: SourceSets  # `base`, `pool`, and maybe `test`
     rounds: Sequence[Sequence[Step]]
-    final: Sequence[str]
+    final: Sequence[str]  # of [`FINALS`]
     judging: Judging | None = None
-    balance: dict[str, Any] | None = None
+    balance: dict[str, Any] | None = None  # from [`read_balance`]
     rows_per_shard: int = 4096
-    shard: tuple[int, int] = (0, 1)
+    shard: tuple[int, int] = (0, 1)  # i of n machines
 
     def model_dir(self, model: int = 0) -> str:
-        """Where a base model is loaded from."""
+        """Return where a base model is loaded from."""
         one = self.models[model]
         if one.name_or_path == READER:
             return str(READER_DIR)
         return str(self.output_dir / f"base-model/seed-{one.seed}") if one.name_or_path == TINY else one.name_or_path
 
     def base_stage(self, model: int) -> str | None:
-        """The first stage that trains a model on the base alone, if any does."""
+        """Return the first stage that trains a model on the base alone, if any does."""
         steps = [(number, step) for number, steps in enumerate(self.rounds, 1) for step in steps]
         names = [step_name(number, step) for number, step in steps if step.train_on == "base"]
         return f"{names[0]}/train/model-{model}" if names else None
 
     def final_stage(self, name: str) -> str:
-        """The stage that trains a final model: one that has scored the pool is not trained again."""
+        """Return the stage that trains a final model: one that has scored the pool is not trained again."""
         return (self.base_stage(0) if name == "base" else None) or f"final/{name}"
 
 
@@ -111,35 +78,7 @@ def read_run(
     rows_per_shard: int = 4096,
     shard: tuple[int, int] = (0, 1),
 ) -> CurationRun:
-    """
-    A run out of a configuration file, checked.
-
-    Args:
-        training ([`RewardTraining`]):
-            How models are trained; its output directory is that of the run.
-        base, pool, test (`Mapping`):
-            The sets, as in [`read_sets`].
-        method, rounds, folds:
-            As in [`read_rounds`].
-        models (`Sequence[Mapping]`, *optional*):
-            Models that score, each with `model_name_or_path` and `seed` where they differ from the configuration's.
-        default_model (`str`, *optional*):
-            The configuration's model.
-        judge (`Mapping`, *optional*):
-            As in [`read_judging`].
-        balance_style (`Mapping` or `bool`, *optional*):
-            As in [`read_balance`].
-        final (`Sequence[str]`, *optional*, defaults to `("curated",)`):
-            What is trained at the end, of [`FINALS`].
-        rows_per_shard, shard:
-            As in [`score_in_shards`].
-
-    Returns:
-        [`CurationRun`]
-
-    Raises:
-        `ValueError`: if a key is not known, or a value is out of range.
-    """
+    """Read a run from the keys of a configuration file; raise a `ValueError` on an unknown key or a bad value."""
     specs = {"base": base, "pool": pool, **({} if test is None else {"test": test})}
     if unknown := [name for name in final if name not in FINALS]:
         raise ValueError(f"`final` names {unknown[0]!r}; choose of {', '.join(FINALS)}.")
@@ -184,5 +123,5 @@ def read_run(
 
 
 def step_name(number: int, step: Step) -> str:
-    """How the stages of a step begin."""
+    """Return how the names of a step's stages begin."""
     return f"round-{number}" + ("" if step.name is None else f"/{step.name}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from transformers.utils import logging
 
-from ..data.whole_file import whole_file
+from ..data.whole_file import read_json, whole_file, write_json
 from .ledger_tables import STATE_COLUMNS, merge_rounds
 from .pair_identity import CONTENT_COLUMNS
 
@@ -47,17 +46,16 @@ class LedgerFiles:
     def read(self) -> dict[str, Any]:
         """The content of `ledger.json`, read anew each time: another process may have written meanwhile."""
         path = self.directory / "ledger.json"
-        if not path.is_file():
+        record = read_json(path)
+        if record is None:
             return {"version": _VERSION, "source_set": None, "rounds": [], "events": []}
-        record = json.loads(path.read_text(encoding="utf-8"))
         if record.get("version") != _VERSION:
             raise ValueError(f"{path} has version {record.get('version')!r}; this release reads version {_VERSION}.")
         return record
 
     def write(self, record: dict[str, Any]) -> None:
         """Replaces `ledger.json`."""
-        with whole_file(self.directory / "ledger.json") as part:
-            part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        write_json(self.directory / "ledger.json", record)
 
     def add(self, record: dict[str, Any], entry: dict[str, Any], table: pa.Table) -> None:
         """

@@ -22,12 +22,12 @@ from ..data.encoded import column_of, leave_images_encoded, rows_at_once
 from ..data.load import load_preferences
 from ..data.mixing import concatenate, with_canonical_columns
 from ..data.swapping import with_columns
+from ..data.whole_file import digest_of
 from ..loading import load_processing_class, set_pixel_limits
 from ..preparation import image_options, prepare_dataset
 from ..processes import main_process_first, on_main_process
 from ..reward_config import MultimodalRewardConfig
 from .pair_identity import pair_contents, source_fingerprint
-from .stages import digest_of
 
 
 SET_KINDS = ("dataset_name", "preferences", "digits", "digits_t2i")

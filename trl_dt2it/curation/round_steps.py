@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..data.encoded import column_of
-from ..data.whole_file import whole_file
+from ..data.whole_file import read_json, whole_file
+from ..dataset_scoring import gather_scores
 from ..preparation import image_options
 from ..processes import on_main_process
 from .combining import combine_scores
@@ -24,7 +24,6 @@ from .round_judges import Judging
 from .round_report import label_noise
 from .round_sets import ledger_at, pool_labels
 from .round_settings import Step
-from .scoring_shards import gather_scores
 from .votes import UNREADABLE, relabel_by_vote
 
 
@@ -177,7 +176,7 @@ def _check_answered(found: PairVotes, judging: Judging) -> None:
 
 
 def _digest(folder: Path) -> str:
-    return json.loads((folder / "begun.json").read_text(encoding="utf-8"))["digest"]
+    return read_json(folder / "begun.json")["digest"]
 
 
 def _standing(ledger: CurationLedger, entry: tuple[int, str]) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+from ..dataset_scoring import score_in_shards
 from ..demo import TINY
 from ..demo.sets import texts_of
 from ..demo.tiny import build_tiny_vlm
@@ -28,7 +29,6 @@ from .round_settings import Step
 from .round_steps import ask_judges, decide_step, ledger_stage
 from .round_tracking import report_decision
 from .round_training import scorer, train_model
-from .scoring_shards import score_in_shards
 from .stages import Stage
 
 

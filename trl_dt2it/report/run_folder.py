@@ -16,10 +16,10 @@ from ..curation.pair_identity import pair_ids
 from ..curation.round_data import read_sets
 from ..curation.round_report import FINAL_NAMES
 from ..curation.run_record import read_record
-from ..curation.scoring_shards import read_scores
 from ..data.locations import ImageOptions
 from ..data.swapping import with_columns
 from ..data.whole_file import is_aside
+from ..dataset_scoring import read_scores
 
 
 @dataclass(frozen=True)
