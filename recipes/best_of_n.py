@@ -40,7 +40,6 @@ def main(args):
     from trl_dt2it.processes import on_main_process
     from trl_dt2it.recipe_models import share_work
     from trl_dt2it.run_lock import run_lock
-    from trl_dt2it.scored_answers import answer_and_score
 
     state, output, rows = share_work(), Path(args.output_dir) / "best_of_n.jsonl", args.read()
     if args.dry_run:
@@ -48,7 +47,7 @@ def main(args):
             args.show_plan(rows, output)
         return
     with run_lock(args.output_dir):
-        scored = answer_and_score(args, rows, source="prompts")
+        scored = args.answer(rows, source="prompts")
         lines = [best_of(one) for one in scored]
 
         def finish():

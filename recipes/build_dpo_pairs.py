@@ -67,7 +67,6 @@ def main(args):
     from trl_dt2it.recipe_models import share_work
     from trl_dt2it.reward_gap_pairs import build_gap_pairs
     from trl_dt2it.run_lock import run_lock
-    from trl_dt2it.scored_answers import answer_and_score
 
     state, folder, rows = share_work(), Path(args.output_dir), args.read()
     output = folder / "pairs" / f"train.{args.output_format}"
@@ -80,7 +79,7 @@ def main(args):
             check_paths(rows)
         else:
             refuse_unpublishable(rows, args.published_images, paths_are_images=True)  # before hours of sampling
-        scored = answer_and_score(args, rows, source=args.source)
+        scored = args.answer(rows, source=args.source)
 
         def finish():
             pairs, report = build_gap_pairs(
