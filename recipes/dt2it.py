@@ -41,7 +41,8 @@ class RoundsArguments:
     Parameters:
         base (`dict`):
             The constructed set: for each source where its rows are, as in
-            [`trl_dt2it.curation.round_data.read_sets`].
+            [`trl_dt2it.curation.round_data.read_sets`], or `digits` or `digits_t2i` with the arguments of
+            [`trl_dt2it.demo.sets.demo_rows`].
         pool (`dict`):
             The noisy set, likewise.
         test (`dict`, *optional*):
@@ -128,7 +129,9 @@ def run_or_plan(args, training_args, model_args):
     from trl_dt2it.curation.run_record import record_run
     from trl_dt2it.curation.stages import run_stages, show_plan
     from trl_dt2it.data.whole_file import whole_file
+    from trl_dt2it.demo.sets import DEMO_LOADERS
     from trl_dt2it.processes import on_main_process
+    from trl_dt2it.recipe_models import find_base_model
     from trl_dt2it.report import write_report
 
     state, console = PartialState(), Console()
@@ -142,11 +145,11 @@ def run_or_plan(args, training_args, model_args):
         get_peft_config(model_args),
         get_quantization_config(model_args),
     )
+    base, pool, test = as_value(args.base) or {}, as_value(args.pool) or {}, as_value(args.test)
+    sets = {"base": base, "pool": pool, **({} if test is None else {"test": test})}
     run = read_run(
         training,
-        base=as_value(args.base) or {},
-        pool=as_value(args.pool) or {},
-        test=as_value(args.test),
+        **sets,
         method=args.method,
         rounds=as_value(args.rounds),
         folds=args.folds,
@@ -157,6 +160,8 @@ def run_or_plan(args, training_args, model_args):
         final=as_value(args.final) or ["curated"],
         rows_per_shard=args.rows_per_shard,
         shard=parse_shard(args.shard),
+        find_model=partial(find_base_model, sets=sets),
+        loaders=DEMO_LOADERS,
     )
     stages = plan_rounds(run)
     if args.dry_run:

@@ -58,6 +58,7 @@ def main(args):
     from rich.console import Console
 
     from trl_dt2it.curation import CurationLedger
+    from trl_dt2it.demo.sets import DEMO_LOADERS
     from trl_dt2it.recipe_data import show_dry_run
     from trl_dt2it.report import write_report
     from trl_dt2it.run_lock import run_lock
@@ -97,6 +98,7 @@ def main(args):
         evaluations=evaluations,
         style_before=args.style_before,
         style_after=args.style_after,
+        loaders=DEMO_LOADERS,
         gallery=args.gallery,
         title=args.title,
     )

@@ -11,6 +11,7 @@ from trl_dt2it.curation.round_training import RewardTraining
 from trl_dt2it.curation.rounds import plan_rounds
 from trl_dt2it.curation.stages import Stage, run_stages, stage_digests
 from trl_dt2it.dataset_scoring import record_of
+from trl_dt2it.demo.sets import DEMO_LOADERS
 from trl_dt2it.reward_config import MultimodalRewardConfig
 
 from .runs import RULES
@@ -152,4 +153,4 @@ def test_misuse_fails_at_start_with_one_sentence(tmp_path, given, message):
     args = MultimodalRewardConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none", **train)
     sets = {"base": {"a": {"digits": {"num_pairs": 2}}}, "pool": {"a": {"digits": {"num_pairs": 2}}}}
     with pytest.raises(ValueError, match=message):
-        plan_rounds(read_run(RewardTraining(args), **{"default_model": "m", **sets, **given}))
+        plan_rounds(read_run(RewardTraining(args), **{"default_model": "m", "loaders": DEMO_LOADERS, **sets, **given}))

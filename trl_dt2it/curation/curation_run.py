@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from ..demo import READER, READER_DIR, TINY
 from .round_balance import read_balance
-from .round_data import SourceSets
+from .round_data import Loaders, SourceSets
 from .round_judges import Judging, read_judging
 from .round_settings import Step, read_rounds
 from .round_training import RewardTraining
+from .stages import Stage
 
 
 FINALS = ("unbalanced", "base", "uncurated", "curated", "oracle")
@@ -24,8 +24,10 @@ FINALS = ("unbalanced", "base", "uncurated", "curated", "oracle")
 class BaseModel:
     """A model to start from, and the seed of its trainings."""
 
-    name_or_path: str  # or `"tiny-qwen3-vl"`, made on the spot, or `"tiny-qwen3-vl-reader"`, part of the package
+    name_or_path: str
     seed: int
+    directory: str | None = field(default=None, compare=False)  # where it lies, if not under its name
+    stage: Stage | None = field(default=None, compare=False)  # what makes it, if the run does
 
 
 @dataclass
@@ -46,9 +48,7 @@ class CurationRun:
     def model_dir(self, model: int = 0) -> str:
         """Return where a base model is loaded from."""
         one = self.models[model]
-        if one.name_or_path == READER:
-            return str(READER_DIR)
-        return str(self.output_dir / f"base-model/seed-{one.seed}") if one.name_or_path == TINY else one.name_or_path
+        return str(self.output_dir / one.stage.name) if one.stage is not None else one.directory or one.name_or_path
 
     def base_stage(self, model: int) -> str | None:
         """Return the first stage that trains a model on the base alone, if any does."""
@@ -77,8 +77,11 @@ def read_run(
     final: Sequence[str] = ("curated",),
     rows_per_shard: int = 4096,
     shard: tuple[int, int] = (0, 1),
+    find_model: Callable[[str, int], BaseModel] = BaseModel,
+    loaders: Loaders | None = None,
 ) -> CurationRun:
-    """Read a run from the keys of a configuration file; raise a `ValueError` on an unknown key or a bad value."""
+    """Read a run from the keys of a configuration file; raise a `ValueError` on an unknown key or a bad value.
+    `find_model` resolves a name and a seed, and `loaders` load further kinds of sources, as in [`read_sets`]."""
     specs = {"base": base, "pool": pool, **({} if test is None else {"test": test})}
     if unknown := [name for name in final if name not in FINALS]:
         raise ValueError(f"`final` names {unknown[0]!r}; choose of {', '.join(FINALS)}.")
@@ -102,14 +105,14 @@ def read_run(
         name = one.get("model_name_or_path", default_model)
         if name is None:
             raise ValueError("No model is named; give `model_name_or_path`.")
-        read.append(BaseModel(name, one.get("seed", training.args.seed)))
+        read.append(find_model(name, one.get("seed", training.args.seed)))
     if not read or len(set(read)) < len(read):
         raise ValueError("`models` has to name at least one model, and none twice with one seed.")
     run = CurationRun(
         Path(cast(str, training.args.output_dir)),
         training,
         read,
-        SourceSets(specs, training.args, lambda: run.model_dir()),
+        SourceSets(specs, training.args, lambda: run.model_dir(), loaders),
         read_rounds(method, rounds, folds=folds, judge=judge is not None),
         tuple(final),
         None if judge is None else read_judging(judge),

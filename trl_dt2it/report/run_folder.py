@@ -13,7 +13,7 @@ from datasets import Dataset
 
 from ..curation.ledger import CurationLedger
 from ..curation.pair_identity import pair_ids
-from ..curation.round_data import read_sets
+from ..curation.round_data import Loaders, read_sets
 from ..curation.round_report import FINAL_NAMES
 from ..curation.run_record import read_record
 from ..data.locations import ImageOptions
@@ -65,7 +65,7 @@ class RunFolder:
         return self.ledger is not None and bool(self.ledger.rounds)
 
 
-def read_run_folder(directory: Path, pool: Dataset | None = None) -> RunFolder:
+def read_run_folder(directory: Path, pool: Dataset | None = None, loaders: Loaders | None = None) -> RunFolder:
     """
     Reads the folder of a run.
 
@@ -74,6 +74,8 @@ def read_run_folder(directory: Path, pool: Dataset | None = None) -> RunFolder:
             The folder.
         pool (`Dataset`, *optional*):
             The noisy set with `pair_id`, where it is at hand; else it is read as `run.json` says.
+        loaders (`Mapping[str, Callable]`, *optional*):
+            As in [`read_sets`].
 
     Returns:
         [`RunFolder`]
@@ -91,7 +93,7 @@ def read_run_folder(directory: Path, pool: Dataset | None = None) -> RunFolder:
     stages = {str(file.parent.relative_to(directory)): _read(file) for file in files}
     record, problem = read_record(directory), None
     if pool is None:
-        pool, problem = _read_pool(record)
+        pool, problem = _read_pool(record, loaders)
     tested = {name.removeprefix("test/"): directory / name for name in stages if name.startswith("test/")}
     rewards = {}
     for name in sorted(tested, key=list(FINAL_NAMES).index):
@@ -109,14 +111,14 @@ def read_run_folder(directory: Path, pool: Dataset | None = None) -> RunFolder:
     )
 
 
-def _read_pool(record: Mapping[str, Any] | None) -> tuple[Dataset | None, str | None]:
+def _read_pool(record: Mapping[str, Any] | None, loaders: Loaders | None) -> tuple[Dataset | None, str | None]:
     if record is None:
         return (
             None,
             "the run has no run.json, as runs of older releases have none, and so does not say where its pool is",
         )
     try:
-        rows = read_sets("pool", record["sets"]["pool"])
+        rows = read_sets("pool", record["sets"]["pool"], loaders)
         rows = with_columns(rows, {"pair_id": pair_ids(rows)})
     except (ValueError, OSError) as error:
         return None, f"the pool cannot be read again: {error}"
