@@ -73,14 +73,9 @@ def decide_step(
 
 
 def ask_judges(run: CurationRun, folder: Path, *, number: int, step: Step, before: Entries) -> dict[str, Any]:
-    """
-    Asks judges about the pairs that the last decision dropped, and writes into the ledger those that come back.
-
-    A pair without a clear verdict (a reply that cannot be read, a tie, orders or judges that disagree) stays dropped.
-    About a pair that a judge has not answered, or cannot answer, the ledger is told nothing. As long as there are
-    pairs of the first kind the stage is not done: what has been replied is in the judges' stores, and the next run
-    asks about the rest.
-    """
+    """Ask judges about the pairs that the last decision dropped, write into the ledger those that come back, and
+    return counts. A pair without a clear verdict stays dropped; while more pairs than `max_unanswered` have no answer,
+    a [`~trl_dt2it.judge.JudgeError`] is raised, and the next run asks about the rest."""
     digest, entry = _digest(folder), (number, ledger_stage(step, "judge"))
     ledger = ledger_at(run, before, next_entry=entry, digest=digest)
     pool, names = run.sets.usable("pool"), run.sets.names("pool")
