@@ -60,7 +60,7 @@ class RoundsArguments:
             Judges to ask about what the rules drop, as in [`trl_dt2it.curation.round_judges.read_judging`].
         balance_style (`dict` or `bool`, *optional*):
             How the style of the constructed set is balanced before it is trained on, as in
-            [`trl_dt2it.curation.round_balance.read_balance`]; by default it is not.
+            [`trl_dt2it.curation.curation_run.read_balance`]; by default it is not.
         final (`list[str]`, *optional*, defaults to `["curated"]`):
             Models to train at the end, on the base and: nothing (`"base"`, or `"unbalanced"`, with its style as it
             came), the pool as it is (`"uncurated"`), the

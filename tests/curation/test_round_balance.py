@@ -7,8 +7,8 @@ import pytest
 from datasets import Dataset
 
 from trl_dt2it import MultimodalRewardConfig
-from trl_dt2it.curation.curation_run import BaseModel, CurationRun
-from trl_dt2it.curation.round_balance import STAGE, balance_base, balanced_base, read_balance
+from trl_dt2it.curation.curation_run import BaseModel, CurationRun, read_balance
+from trl_dt2it.curation.round_balance import STAGE, balance_base, balanced_base
 from trl_dt2it.curation.round_data import SourceSets
 from trl_dt2it.curation.round_sets import training_set
 from trl_dt2it.curation.round_settings import read_rounds

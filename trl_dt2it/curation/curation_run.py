@@ -9,7 +9,8 @@ from typing import Any, cast
 
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from .round_balance import read_balance
+from ..debias.balance import ONE_SIDED
+from ..debias.style import STYLE_FEATURES
 from .round_data import Loaders, SourceSets
 from .round_judges import Judging, read_judging
 from .round_settings import Step, read_rounds
@@ -17,6 +18,7 @@ from .round_training import RewardTraining
 from .stages import Stage
 
 
+_BALANCE = {"by": "source", "max_weight": 10.0, "features": None}
 FINALS = ("unbalanced", "base", "uncurated", "curated", "oracle")
 
 
@@ -123,6 +125,30 @@ def read_run(
     if "oracle" in final and "is_flipped" not in run.sets.raw("pool").column_names:
         raise ValueError("`final` names 'oracle', but the pool has no column `is_flipped` that tells true labels.")
     return run
+
+
+def read_balance(given: Mapping[str, Any] | bool | None) -> dict[str, Any] | None:
+    """Read how style is to be balanced: keys of [`~trl_dt2it.debias.balance_style`], or `True` for the defaults, by
+    source and with weights up to 10; `None` if not at all."""
+    if given is None or given is False:
+        return None
+    options = {} if given is True else given
+    if not isinstance(options, Mapping):
+        raise ValueError(f"`balance_style` is {given!r}; give true, or by, max_weight and features.")
+    if unknown := [key for key in options if key not in (*_BALANCE, "one_sided")]:
+        raise ValueError(
+            f"`balance_style` has the unknown key `{unknown[0]}`; known are {', '.join(_BALANCE)} and one_sided."
+        )
+    settings = {**_BALANCE, **options}
+    if settings["max_weight"] is not None and not settings["max_weight"] > 1:
+        raise ValueError(f"`max_weight` of `balance_style` is {settings['max_weight']}; give a number above 1.")
+    if settings.get("one_sided", "leave") not in ONE_SIDED:
+        known = ", ".join(ONE_SIDED)
+        raise ValueError(f"`one_sided` of `balance_style` is {settings['one_sided']!r}; give one of {known}.")
+    if unknown := [name for name in settings["features"] or () if name not in STYLE_FEATURES]:
+        known = ", ".join(STYLE_FEATURES)
+        raise ValueError(f"`balance_style` names the feature {unknown[0]!r}; known are {known}.")
+    return settings
 
 
 def step_name(number: int, step: Step) -> str:

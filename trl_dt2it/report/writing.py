@@ -10,7 +10,6 @@ from typing import Any
 
 from datasets import Dataset
 
-from ..curation.ledger_files import LedgerFiles
 from ..curation.round_data import Loaders
 from ..data.whole_file import whole_file
 from .evaluations import Evaluation, benchmarks, read_evaluation
@@ -111,9 +110,9 @@ def _items(run: RunFolder | None, flow: Flow | None, most: int) -> dict[str, Any
     if run is None or flow is None or run.ledger is None or run.pool is None or not most:
         return None
     items = gallery_items(run.pool, run.ledger, flow, most=most, options=run.image_options())
-    record = LedgerFiles(run.ledger.directory).read()
+    source_set = run.ledger.source_set
     # Verdicts in a browser are kept by what the report is of.
-    return {**items, "source_set": record["source_set"], "report": f"{record['source_set']} {len(record['rounds'])}"}
+    return {**items, "source_set": source_set, "report": f"{source_set} {len(run.ledger.rounds)}"}
 
 
 def _gallery(run: RunFolder | None, flow: Flow | None, items: dict[str, Any] | None) -> Section:
