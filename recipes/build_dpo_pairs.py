@@ -37,7 +37,7 @@ class GapPairArguments(AnswerArguments):
         pairs_per_prompt (`int`, *optional*, defaults to `1`):
             Most pairs of a prompt: the best answer with the worst, then the second best with the second worst.
         drop_unfinished (`bool`, *optional*, defaults to `True`):
-            Whether to leave out answers that `max_new_tokens` cut.
+            Whether to drop answers that `max_new_tokens` cut.
         output_format (`str`, *optional*, defaults to `"parquet"`):
             `parquet`, with the images inside, or `jsonl`, with their paths.
         source (`str`, *optional*, defaults to `"sampled"`):
@@ -46,7 +46,7 @@ class GapPairArguments(AnswerArguments):
 
     min_gap: float = field(default=0.5, metadata={"help": "Smallest difference of the rewards of a pair."})
     pairs_per_prompt: int | None = field(default=1, metadata={"help": "Most pairs of a prompt."})
-    drop_unfinished: bool = field(default=True, metadata={"help": "Leave out answers that were cut."})
+    drop_unfinished: bool = field(default=True, metadata={"help": "Drop answers that were cut."})
     output_format: str = field(default="parquet", metadata={"help": "`parquet` or `jsonl`."})
     source: str = field(default="sampled", metadata={"help": "What the column `source` says."})
 
@@ -135,7 +135,7 @@ def show(report, output, console):
         f"{report.prompts_without_pair:,} prompts gave none."
     )
     if report.left_out:
-        console.print(f"Left out: {summarise(report.left_out)}.")
+        console.print(f"Dropped: {summarise(report.left_out)}.")
     if report.gaps:
         console.print(
             f"Gap of the rewards: {min(report.gaps):.3f} to {max(report.gaps):.3f}, mean {fmean(report.gaps):.3f}."

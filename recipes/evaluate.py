@@ -45,7 +45,7 @@ class EvaluateArguments(ScorerArguments):
         videos (`str`, *optional*, defaults to `"auto"`):
             What becomes of rows about a video: `auto`, `images`, `video` or `skip`.
         on_bad_row (`str`, *optional*, defaults to `"raise"`):
-            `leave_out` leaves rows out that cannot be used, and says how many.
+            `leave_out` drops rows that cannot be used, and says how many.
         round (`int`, *optional*):
             Rounds scores to so many digits, only to compare with numbers that were measured so.
         model_card (`bool`, *optional*, defaults to `False`):

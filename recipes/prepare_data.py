@@ -86,6 +86,7 @@ def main(args):
     from rich.console import Console
     from transformers import AutoProcessor
 
+    from trl_dt2it import token_counter
     from trl_dt2it.data import ImageOptions, prepare_shard, read_settings
     from trl_dt2it.run_lock import run_lock
     from trl_dt2it.shards import parse_shard
@@ -100,7 +101,9 @@ def main(args):
         console.print(plan(settings, todo, args))
         return
     options = ImageOptions() if args.max_image_pixels is None else ImageOptions(max_image_pixels=args.max_image_pixels)
-    processing_class = None if args.processing_class is None else AutoProcessor.from_pretrained(args.processing_class)
+    counter = None
+    if args.processing_class is not None:
+        counter = token_counter(AutoProcessor.from_pretrained(args.processing_class))
     with run_lock(args.output_dir, (part, parts)):
         for number, (key, shard) in enumerate(todo, 1):
             name = f"{number}/{len(todo)} {key}, shard {shard} of {settings[key].num_shards}"
@@ -112,7 +115,7 @@ def main(args):
                     shard,
                     image_options=options,
                     image_check=args.image_check,
-                    processing_class=processing_class,
+                    token_counter=counter,
                     max_length=args.max_length,
                     num_proc=args.num_proc,
                 )

@@ -12,7 +12,7 @@ from transformers import (
     AutoProcessor,
 )
 
-from trl_dt2it import MultimodalPreferenceCollator, MultimodalRewardTrainer, RewardScorer
+from trl_dt2it import MultimodalPreferenceCollator, MultimodalRewardTrainer, RewardScorer, token_counter
 from trl_dt2it.data import validate
 from trl_dt2it.data.schema import RowError
 from trl_dt2it.demo.tiny import build_tiny_tokenizer
@@ -77,7 +77,7 @@ def bad_rows() -> list[dict]:
 
 
 def test_bad_rows_stop_the_run_at_start(tmp_path):
-    message = "3 of 6 rows of the train set cannot be used .*The first, p2: .*Mend them"
+    message = "3 of 6 rows of the train set cannot be used .*The first, p2: .*Fix them"
     with pytest.raises(ValueError, match=message):
         trainer_for("qwen3_vl", tmp_path, Dataset.from_list(bad_rows()))
 
@@ -91,7 +91,7 @@ def test_bad_rows_are_set_aside_if_wished(tmp_path, caplog):
         assert [(entry["pair_id"], entry["row"]) for entry in listed] == [("p2", 2), ("p4", 4), ("p5", 5)]
         assert [entry["reason"] for entry in listed] == ["image_corrupt", "image_missing", "equal_answers"]
         assert all(entry["message"] for entry in listed)
-    assert "Left 3 of 6 rows out of the train set" in caplog.text
+    assert "Quarantined 3 of 6 rows of the train set" in caplog.text
     trainer.train()
     with pytest.raises(ValueError, match="No row of the train set can be used"):
         trainer_for("qwen3_vl", tmp_path, data.select([2, 4]), {"on_bad_row": "quarantine"})
@@ -104,7 +104,7 @@ def test_bad_rows_of_a_stream(tmp_path, caplog):
         trainer_for("qwen3_vl", tmp_path, data, args).train()
     trainer = trainer_for("qwen3_vl", tmp_path, data, {**args, "on_bad_row": "quarantine"})
     trainer.train()
-    assert "Left out of the train set: p2, image_corrupt" in caplog.text
+    assert "Dropped from the train set: p2, image_corrupt" in caplog.text
 
 
 def says(text: str, role: str = "assistant", **fields) -> dict:
@@ -167,8 +167,8 @@ def test_answers_that_the_template_makes_equal_are_bad_rows(template, tmp_path, 
     with pytest.raises(RowError, match="equal: "):
         start(stream).train()
     assert [row["pair_id"] for row in start(stream, on_bad_row="quarantine").train_dataset] == ["good"]
-    assert "Left out of the train set: equal, equal_answers" in caplog.text
-    clean, quarantine = validate(data, processing_class=processor, show=False)
+    assert "Dropped from the train set: equal, equal_answers" in caplog.text
+    clean, quarantine = validate(data, token_counter=token_counter(processor), show=False)
     assert (clean["pair_id"], quarantine["reason"]) == (["good"], ["equal_answers"])
     assert len(validate(data, show=False)[0]) == 2  # without the template nobody knows
 
@@ -214,7 +214,7 @@ def test_too_long_pairs_are_left_out_and_counted(tmp_path, caplog):
     limit = sorted(lengths)[2]
     trainer = trainer_for("qwen3_vl", tmp_path, data, {"max_length": limit})
     assert len(trainer.train_dataset) == 3
-    assert f"Left 3 of 6 pairs out of the train set: longer than {limit} tokens." in caplog.text
+    assert f"Dropped 3 of 6 pairs of the train set: longer than {limit} tokens." in caplog.text
     with pytest.raises(ValueError, match="None is left; raise `max_length`"):
         trainer_for("qwen3_vl", tmp_path, data, {"max_length": 3})
 

@@ -23,6 +23,7 @@ _MODULES = {
     "MultimodalRewardTrainer": "reward_trainer",
     "RewardScorer": "scoring",
     "load_reward_model": "modeling",
+    "token_counter": "token_counts",
 }
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "RewardScorer",
     "__version__",
     "load_reward_model",
+    "token_counter",
 ]
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from .reward_config import MultimodalRewardConfig
     from .reward_trainer import MultimodalRewardTrainer
     from .scoring import RewardScorer
+    from .token_counts import token_counter
 
 
 _AUTO_MODULE = "transformers.models.auto.modeling_auto"

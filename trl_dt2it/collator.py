@@ -138,15 +138,16 @@ class MultimodalPreferenceCollator:
             batch["image_repeats"] = 2
         return {**batch, **self._pad(token_rows), **images}
 
-    def render(self, example: Mapping[str, Any], index: int | None = None) -> Rendered:
+    def render(self, example: Mapping[str, Any], index: int | None = None, *, is_checked: bool = False) -> Rendered:
         """
-        Checks a row, decodes its images and renders its two conversations.
+        Checks a row, unless that was done before, decodes its images and renders its two conversations.
 
         Raises:
             [`~trl_dt2it.data.schema.RowError`]: with the row's name in front of the reason.
         """
         try:
-            check_row(example, special_tokens=self.special_tokens)
+            if not is_checked:
+                check_row(example, special_tokens=self.special_tokens)
             images = [load_image(image, self.image_options) for image in row_images(example)]
             videos = [
                 Video([load_image(frame, self.image_options) for frame in video.frames], video.fps)

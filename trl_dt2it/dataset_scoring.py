@@ -7,7 +7,6 @@ that was killed makes what an undisturbed one would have made.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -25,8 +24,9 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import ProcessorMixin
 
-from .curation.pair_identity import pair_ids, source_fingerprint
-from .data.whole_file import digest_of, move_aside, read_json, whole_file, write_json
+from .data.pair_identity import pair_ids, source_fingerprint
+from .data.whole_file import move_aside, read_json, whole_file, write_json
+from .printable import digest, digest_of
 from .processes import check_shared_folder, main_process_first, on_main_process, raise_together, wait_for_everyone
 from .rendering import ProcessingClass
 
@@ -233,15 +233,15 @@ def rows_fingerprint(dataset: Dataset, names: pa.Array) -> str:
 def model_fingerprint(model: nn.Module, per_tensor: int = 64) -> str:
     """Hash names, shapes and dtypes of a model's tensors, and some numbers of each, spread evenly over it: training
     moves all of them. It is the same on every device."""
-    digest = hashlib.sha256()
+    parts: list[str | bytes] = []
     for name, tensor in model.state_dict().items():
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        parts.append(f"{name} {tuple(tensor.shape)} {tensor.dtype}")
         if tensor.numel():
             number = min(per_tensor, tensor.numel())
             some = torch.arange(number) * (tensor.numel() - 1) // max(1, number - 1)
             values = tensor.detach().flatten()[some.to(tensor.device)]
-            digest.update(values.to("cpu", torch.float64).numpy().tobytes())
-    return digest.hexdigest()
+            parts.append(values.to("cpu", torch.float64).numpy().tobytes())
+    return digest(parts)
 
 
 def processor_settings(processing_class: ProcessingClass) -> dict[str, Any]:

@@ -1,13 +1,12 @@
-"""What happens to a data set before training: every row checked, bad ones refused or set aside, long ones left out.
+"""What happens to a data set before training: every row checked, bad ones refused or quarantined, long ones
+dropped.
 
 Images stay undecoded; the collator decodes them, safely, when their batch comes.
 """
 
 from __future__ import annotations
 
-import json
 import warnings
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from functools import partial
@@ -24,13 +23,14 @@ from transformers.utils import logging
 from .collator import MultimodalPreferenceCollator
 from .data.arrow_rows import look_at_rows, look_in_shares
 from .data.encoded import AnyDataset, as_python, column_names, has_transform, leave_images_encoded
-from .data.errors import RowError, summarise
+from .data.errors import RowError
 from .data.locations import ImageOptions
-from .data.row_checks import ImageCheck, RowChecks
+from .data.quarantine import take_out
+from .data.row_checks import ImageCheck, make_checks
 from .data.rows import row_name
 from .rendering import equal_when_rendered
 from .reward_config import MultimodalRewardConfig
-from .token_counts import count_pairs, count_tokens, needs_lengths
+from .token_counts import count_pairs, count_tokens, needs_lengths, token_counter
 
 
 logger = logging.get_logger(__name__)
@@ -55,7 +55,7 @@ def prepare_dataset(
     dataset: AnyDataset, *, name: str, collator: MultimodalPreferenceCollator, args: MultimodalRewardConfig
 ) -> tuple[AnyDataset, Dataset | None]:
     """
-    Makes a data set ready for the collator: every row checked, long ones left out, images left encoded.
+    Makes a data set ready for the collator: every row checked, long ones dropped, images left encoded.
 
     Doing it twice is the same as doing it once.
 
@@ -75,7 +75,7 @@ def prepare_dataset(
 
     Raises:
         `ValueError`: if columns are missing, if there are images and the model reads text only, or as
-        [`set_bad_rows_aside`] and [`leave_out_long_rows`] say.
+        [`quarantine_bad_rows`] and [`drop_long_rows`] say.
     """
     dataset = rename_old_columns(leave_images_encoded(as_python(dataset)))
     columns = set(column_names(dataset))
@@ -104,7 +104,7 @@ def prepare_dataset(
                 f"The {name} set holds messages, and the model has no chat template to render them with; set "
                 "`chat_template_path`."
             )
-    dataset = set_bad_rows_aside(
+    dataset = quarantine_bad_rows(
         dataset,
         name=name,
         collator=collator,
@@ -122,8 +122,13 @@ def prepare_dataset(
         )
         counts = Dataset(InMemoryTable(table))
     if args.max_length is not None:
-        dataset, counts = leave_out_long_rows(
-            dataset, counts, name=name, collator=collator, max_length=args.max_length
+        dataset, counts = drop_long_rows(
+            dataset,
+            counts,
+            name=name,
+            collator=collator,
+            max_length=args.max_length,
+            is_checked=args.on_bad_row == "quarantine",
         )
     return dataset, counts
 
@@ -158,7 +163,7 @@ def rename_old_columns(dataset: AnyDataset) -> AnyDataset:
     return dataset.rename_columns(old)
 
 
-def set_bad_rows_aside(
+def quarantine_bad_rows(
     dataset: AnyDataset,
     *,
     name: str,
@@ -168,33 +173,11 @@ def set_bad_rows_aside(
     output_dir: str,
     num_proc: int | None = None,
 ) -> AnyDataset:
-    """
-    Checks every row of a data set.
+    """Check every row of a data set, or of a stream as it streams, and return those that can be trained on; a
+    `ValueError` if a row is bad and `on_bad_row="raise"`, or if no good row is left."""
 
-    Args:
-        dataset (`Dataset` or `IterableDataset`):
-            Rows as in the collator; a streamed set is checked as it streams.
-        name (`str`):
-            Name of the set in messages and files.
-        collator ([`MultimodalPreferenceCollator`]):
-            Knows the special tokens and where images may come from.
-        image_check (`str`):
-            `"full"`, `"header"` or `"none"`.
-        on_bad_row (`str`):
-            `"raise"` or `"quarantine"`.
-        output_dir (`str`):
-            Where the quarantine file goes.
-        num_proc (`int`, *optional*):
-            Number of processes.
-
-    Returns:
-        `Dataset` or `IterableDataset`: the rows that can be trained on, in their order.
-
-    Raises:
-        `ValueError`: if a row is bad and `on_bad_row="raise"`, or if no good row is left.
-    """
-
-    checks = RowChecks(collator.image_options, cast(ImageCheck, image_check), collator.special_tokens, collator)
+    reader = token_counter(collator.processing_class)
+    checks = make_checks(reader, collator.image_options, cast(ImageCheck, image_check), None)
 
     def check(row: Mapping[str, Any]) -> dict[str, str]:
         error = checks.fault(row) if "chosen_ids" not in row else token_fault(row)
@@ -207,7 +190,7 @@ def set_bad_rows_aside(
         def keep(row: dict[str, Any]) -> bool:
             found = check(row)
             if found["reason"]:
-                logger.warning(f"Left out of the {name} set: {row_name(row)}, {found['reason']}: {found['message']}")
+                logger.warning(f"Dropped from the {name} set: {row_name(row)}, {found['reason']}: {found['message']}")
             return not found["reason"]
 
         return dataset.filter(keep)
@@ -216,66 +199,45 @@ def set_bad_rows_aside(
     # Anew in each run: a file that an image is in may have been replaced.
     found = look_in_shares(dataset, look, num_proc=num_proc).to_pydict()
     bad = [index for index, reason in enumerate(found["reason"]) if reason]
-    if not bad:
-        return dataset
-    summary = summarise(Counter(found["reason"][index] for index in bad))
-    first = f"{row_name(dataset[bad[0]], bad[0])}: {found['message'][bad[0]]}"
-    if on_bad_row == "raise":
-        raise ValueError(
-            f"{len(bad)} of {len(dataset)} rows of the {name} set cannot be used ({summary}). The first, {first} Mend "
-            'them, or set `on_bad_row="quarantine"` to leave them out.'
-        )
-    if len(bad) == len(dataset):
-        raise ValueError(f"No row of the {name} set can be used ({summary}). The first, {first}")
-    # The leading underscore keeps the file out of what is pushed to the Hub.
-    path = Path(output_dir) / f"_quarantine_{name}.jsonl"
-    if PartialState().is_main_process:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", encoding="utf-8") as file:
-            for index in bad:
-                entry = {"row": index, "pair_id": dataset[index].get("pair_id")}
-                verdict = {column: values[index] for column, values in found.items()}
-                file.write(json.dumps({**entry, **verdict}, ensure_ascii=False) + "\n")
-        logger.warning(f"Left {len(bad)} of {len(dataset)} rows out of the {name} set ({summary}); listed in {path}.")
-    return dataset.select(sorted(set(range(len(dataset))) - set(bad)))
+    notes = [
+        {
+            "row": index,
+            "pair_id": dataset[index].get("pair_id"),
+            **{column: values[index] for column, values in found.items()},
+        }
+        for index in bad
+    ]
+    return take_out(
+        dataset,
+        bad,
+        notes,
+        name=f"row of the {name} set",
+        on_bad_row=on_bad_row,
+        # The leading underscore keeps the file out of what is pushed to the Hub.
+        file=Path(output_dir) / f"_quarantine_{name}.jsonl",
+        advice=' Fix them, or set `on_bad_row="quarantine"`.',
+        show=PartialState().is_main_process,
+    )
 
 
-def leave_out_long_rows(
+def drop_long_rows(
     dataset: AnyDataset,
     counts: Dataset | None,
     *,
     name: str,
     collator: MultimodalPreferenceCollator,
     max_length: int,
+    is_checked: bool = True,
 ) -> tuple[AnyDataset, Dataset | None]:
-    """
-    Leaves out the pairs of which one side has more than `max_length` tokens, image tokens included.
-
-    Args:
-        dataset (`Dataset` or `IterableDataset`):
-            Checked rows.
-        counts (`Dataset`, *optional*):
-            What [`count_pairs`] gave for them; not of a streamed set.
-        name (`str`):
-            Name of the set in messages.
-        collator ([`MultimodalPreferenceCollator`]):
-            Counts the tokens of a streamed set.
-        max_length (`int`):
-            Largest number of tokens of a conversation.
-
-    Returns:
-        `tuple`: the other pairs, and their numbers of tokens.
-
-    Raises:
-        `ValueError`: if no pair is left.
-    """
+    """Drop the pairs of which one side has more than `max_length` tokens, image tokens included, and their `counts`;
+    rows of a stream are counted here, and `is_checked` tells whether they were checked before."""
     if counts is None:
-        return dataset.filter(lambda row: max(count_tokens(row, collator)[:2]) <= max_length), None
+        return dataset.filter(lambda row: max(count_tokens(row, collator, is_checked)[:2]) <= max_length), None
     longest = np.maximum(counts["chosen"][:], counts["rejected"][:])
     fitting = np.flatnonzero(longest <= max_length)
     kept = dataset.select(fitting)
     if len(kept) < len(dataset):
-        message = f"Left {len(dataset) - len(kept)} of {len(dataset)} pairs out of the {name} set: longer than "
+        message = f"Dropped {len(dataset) - len(kept)} of {len(dataset)} pairs of the {name} set: longer than "
         message += f"{max_length} tokens."
         if len(kept) == 0:
             raise ValueError(message + " None is left; raise `max_length`, or lower `max_pixels`.")

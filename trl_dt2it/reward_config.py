@@ -47,7 +47,7 @@ class MultimodalRewardConfig(RewardConfig):
         max_pixels (`int`, *optional*):
             Largest such number.
         max_length (`int` or `None`, *optional*, defaults to `None`):
-            Pairs of which one side is longer than this, image tokens included, are left out, and counted on screen.
+            Pairs of which one side is longer than this, image tokens included, are dropped, and counted on screen.
             Nothing is ever truncated. `None` keeps all pairs and spares the pass over the data.
         image_root (`str`, *optional*):
             Folder that relative image paths start from. With it, no image outside of the folder is read.
@@ -57,7 +57,7 @@ class MultimodalRewardConfig(RewardConfig):
             Hosts from which images may be fetched by URL. By default no URL is.
         on_bad_row (`str`, *optional*, defaults to `"raise"`):
             What to do with a row that cannot be trained on: `"raise"` an error that names the row and the reason, at
-            start, or `"quarantine"`: leave it out, count it on screen by reason, and write it with its reason to
+            start, or `"quarantine"`: take it out, count it on screen by reason, and write it with its reason to
             `_quarantine_<set>.jsonl` in the output directory (never uploaded).
         image_check (`str`, *optional*, defaults to `"header"`):
             What is checked of the images at start: the `"header"` (type, size, place; some 10,000 images a second),
@@ -133,7 +133,7 @@ class MultimodalRewardConfig(RewardConfig):
     )
     max_length: int | None = field(
         default=None,
-        metadata={"help": "Pairs of which one side is longer, image tokens included, are left out and counted."},
+        metadata={"help": "Pairs of which one side is longer, image tokens included, are dropped and counted."},
     )
     image_root: str | None = field(
         default=None,

@@ -38,7 +38,7 @@ class GapReport:
         prompts_without_pair (`int`):
             Prompts whose answers lie too close together, or are too few.
         left_out (`dict[str, int]`):
-            Answers that were left out before pairing, by reason: `empty`, `unfinished`, `unscored` or `equal`; and
+            Answers that were dropped before pairing, by reason: `empty`, `unfinished`, `unscored` or `equal`; and
             `unusable`, pairs that [`~trl_dt2it.data.check_row`] refuses.
         gaps (`list[float]`):
             Difference of the rewards of each pair.
@@ -99,7 +99,7 @@ def build_gap_pairs(
         image_options ([`ImageOptions`]):
             Says where relative paths start from; the pairs have them whole.
         drop_unfinished (`bool`, *optional*, defaults to `True`):
-            Whether to leave out answers that were cut: a policy would learn to stop in the middle.
+            Whether to drop answers that were cut: a policy would learn to stop in the middle.
 
     Returns:
         `tuple[Dataset, GapReport]`: pairs with the columns of [`GAP_FEATURES`], and what became of the answers.

@@ -19,9 +19,9 @@ from .data.errors import RowError
 from .data.locations import ImageOptions
 from .data.prompts import Prompt, read_prompt
 from .data.rows import row_name
-from .data.whole_file import digest_of
 from .dataset_scoring import make_records, model_fingerprint, processor_settings
 from .loading import load_processing_class
+from .printable import digest_of
 from .sampling import Sampling, load_generator, sample_answers
 from .scoring import RewardScorer
 

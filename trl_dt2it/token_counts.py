@@ -6,6 +6,7 @@ Where the processor tells the number of an image's tokens from its size, the ima
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -16,9 +17,11 @@ from transformers.utils import logging
 from .collator import MultimodalPreferenceCollator
 from .data.arrow_rows import look_at_rows
 from .data.images import check_image
+from .data.locations import ImageOptions
+from .data.row_checks import TokenCounter
 from .data.schema import RowError, check_row, row_images, row_name
 from .encoding import encode_branches
-from .rendering import get_tokenizer, render_branches
+from .rendering import ProcessingClass, check_difference, get_tokenizer, render_branches
 from .reward_config import MultimodalRewardConfig
 from .shared_prefix import common_prefix_length
 
@@ -56,7 +59,9 @@ class PairTokens(NamedTuple):
 _COUNTS = Features({name: Value("int64") for name in PairTokens._fields})
 
 
-def count_tokens(row: Mapping[str, Any], collator: MultimodalPreferenceCollator) -> PairTokens:
+def count_tokens(
+    row: Mapping[str, Any], collator: MultimodalPreferenceCollator, is_checked: bool = False
+) -> PairTokens:
     """
     Counts the tokens of a preference row, nothing truncated.
 
@@ -65,6 +70,8 @@ def count_tokens(row: Mapping[str, Any], collator: MultimodalPreferenceCollator)
             As the collator takes it.
         collator ([`~trl_dt2it.collator.MultimodalPreferenceCollator`]):
             The collator that the row is for.
+        is_checked (`bool`, *optional*, defaults to `False`):
+            Whether [`~trl_dt2it.data.schema.check_row`] has passed the row before.
 
     Returns:
         [`PairTokens`]
@@ -78,10 +85,11 @@ def count_tokens(row: Mapping[str, Any], collator: MultimodalPreferenceCollator)
         return _compare([row["chosen_ids"], row["rejected_ids"]], set())
     images = row_images(row)
     if row.get("videos") or (images and type(processor).__name__ not in UNCOUNTED_TOKENS):
-        tokens, _ = encode_branches([collator.render(row)], processor)
+        tokens, _ = encode_branches([collator.render(row, is_checked=is_checked)], processor)
         return _compare([branch[0]["input_ids"].tolist() for branch in tokens], collator.image_token_ids)
     try:
-        check_row(row, special_tokens=collator.special_tokens)
+        if not is_checked:
+            check_row(row, special_tokens=collator.special_tokens)
         sizes = [check_image(image, collator.image_options) for image in images]
     except RowError as error:
         raise RowError(error.reason, f"{row_name(row, None)}: {error}") from error
@@ -97,6 +105,33 @@ def count_tokens(row: Mapping[str, Any], collator: MultimodalPreferenceCollator)
     extra = [number + uncounted - 1 for number in counted["num_image_tokens"]]  # beyond the placeholder
     placeholder = cast(int, tokenizer.convert_tokens_to_ids(counting.image_token))
     return _compare(branches, {placeholder}, extra)
+
+
+def token_counter(processing_class: ProcessingClass) -> TokenCounter:
+    """
+    Make what [`~trl_dt2it.data.validate`] asks about special tokens, equal answers and lengths.
+
+    Args:
+        processing_class (`ProcessorMixin` or `PreTrainedTokenizerBase`):
+            Processor of the model, or tokenizer of a text model.
+
+    Returns:
+        [`~trl_dt2it.data.TokenCounter`]
+    """
+    collator = MultimodalPreferenceCollator(processing_class)
+    return TokenCounter(processing_class, partial(_check, processing_class), partial(_count, collator))
+
+
+def _check(processing_class: Any, row: Mapping[str, Any]) -> None:
+    if isinstance(row["chosen"], str) or processing_class.chat_template is not None:
+        check_difference(row, processing_class)
+
+
+def _count(
+    collator: MultimodalPreferenceCollator, row: Mapping[str, Any], image_options: ImageOptions
+) -> tuple[int, int]:
+    collator.image_options = image_options
+    return count_tokens(row, collator, is_checked=True)[:2]
 
 
 def _compare(branches: list[list[int]], image_ids: set[int], extra: list[int] | None = None) -> PairTokens:
@@ -157,7 +192,7 @@ def count_pairs(
     """
     counts = look_at_rows(
         dataset,
-        lambda row: count_tokens(row, collator)._asdict(),
+        lambda row: count_tokens(row, collator, True)._asdict(),
         _COUNTS,
         num_proc=num_proc,
         desc=f"Counting tokens of {name} dataset",

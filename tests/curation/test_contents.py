@@ -11,13 +11,13 @@ from PIL import Image as PILImage
 
 from trl_dt2it.curation import CurationLedger, pair_contents
 from trl_dt2it.curation.curation_run import BaseModel, CurationRun
-from trl_dt2it.curation.pair_identity import CONTENT_COLUMNS
 from trl_dt2it.curation.round_data import SourceSets, set_digest
 from trl_dt2it.curation.round_sets import corrections, ledger_at
 from trl_dt2it.curation.round_settings import read_rounds
 from trl_dt2it.curation.round_training import RewardTraining
 from trl_dt2it.curation.stages import Stage, run_stages, show_plan
 from trl_dt2it.data import ImageOptions, reformulate_t2i, write_parquet
+from trl_dt2it.data.pair_identity import CONTENT_COLUMNS
 from trl_dt2it.demo.sets import DEMO_LOADERS
 from trl_dt2it.reward_config import MultimodalRewardConfig
 

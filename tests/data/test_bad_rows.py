@@ -12,6 +12,7 @@ from tests.data.image_files import encode
 from tests.data.schema_rows import text
 from tests.families import FAMILIES
 from tests.families_chat import CHATS
+from trl_dt2it import token_counter
 from trl_dt2it.data.locations import ImageOptions
 from trl_dt2it.data.validation import validate
 
@@ -50,7 +51,7 @@ def check(rows, folder, **options):
     options = {
         "image_options": ImageOptions(image_root=str(folder)),
         "image_check": "full",
-        "processing_class": TOKENIZER,
+        "token_counter": token_counter(TOKENIZER),
         "show": False,
         **options,
     }
@@ -100,7 +101,7 @@ def test_all_together_end_as_each_alone(folder):
             expected.append((f"bad {number}", reason))
     assert len(expected) >= 60
     options = {"image_options": ImageOptions(image_root=str(folder)), "image_check": "full", "show": False}
-    clean, quarantine = validate(table_of(rows), processing_class=TOKENIZER, **options)
+    clean, quarantine = validate(table_of(rows), token_counter=token_counter(TOKENIZER), **options)
     assert list(zip(quarantine["source_id"], quarantine["reason"], strict=True)) == expected
     assert clean["source_id"][:] == [one["source_id"] for one in rows if one["source_id"].startswith("good")]
 
@@ -127,7 +128,7 @@ def test_a_conversation_that_is_too_long(folder):
     _, processor = FAMILIES["qwen3_vl"](TOKENIZER)
     processor.chat_template = CHATS["qwen3_vl"].template
     long = rejected(text("A dog. " * 200))
-    options = {"processing_class": processor, "max_length": 300}
+    options = {"token_counter": token_counter(processor), "max_length": 300}
     assert check([row(), long], folder, **options) == (1, ["too_long"], ["too_long"])
 
 

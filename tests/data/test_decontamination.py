@@ -207,9 +207,9 @@ def test_an_image_that_cannot_be_read_stays_and_is_counted(caplog, monkeypatch):
     train += [row("Who?", b"no image", good), row("Who?", good)]
     rows, _ = found(train, [{"question": "Who?", "image": good}])
     assert rows == [3, 4]
-    assert [message.split(" ")[0] for message in caplog.messages] == ["Left", "2"]
+    assert [message.split(" ")[0] for message in caplog.messages] == ["Quarantined", "2"]
     assert "cannot be read" in caplog.messages[1]
-    assert caplog.messages[0] == "Left 2 of 5 rows out, because they are in a benchmark."
+    assert caplog.messages[0] == "Quarantined 2 of 5 rows, because they are in a benchmark."
 
 
 def test_images_come_from_where_they_may(tmp_path):

@@ -86,7 +86,7 @@ def test_paths_start_from_the_image_root_and_may_not_leave_it(povid, caplog):
     assert paths == [str(povid / "coco" / f"COCO_train2014_{index}.jpg") for index in (0, 2)]
     (bad,) = map(json.loads, (povid / "bad" / "povid.jsonl").read_text().splitlines())
     assert (bad["pair_id"], bad["row"], bad["reason"]) == ("povid-1", 1, "image_outside_root")
-    assert "Left 1 of 3 pairs out of povid (1 image_outside_root); listed in" in caplog.text
+    assert "Quarantined 1 of 3 pairs of povid (1 image_outside_root); listed in" in caplog.text
 
 
 def test_a_bad_row_raises_if_so_wished(povid):
@@ -103,7 +103,7 @@ def test_lines_that_are_no_rows_are_set_aside(tmp_path, caplog):
     (tmp_path / "povid.jsonl").write_text(f"{good}\nnot json\n[1]\n\n{good}\n")
     pairs = load_preferences("povid", tmp_path / "povid.jsonl")
     assert [row["pair_id"] for row in pairs.remove_columns("images")] == ["povid-0", "povid-4"]
-    assert "Left 2 of 4 pairs out of povid (2 not_conversational)" in caplog.text
+    assert "Quarantined 2 of 4 pairs of povid (2 not_conversational)" in caplog.text
 
 
 def test_several_pairs_of_a_row_are_numbered_and_counted(tmp_path, caplog):
@@ -148,14 +148,14 @@ def test_rows_that_no_group_is_told_of_are_bad_rows_and_no_group(tmp_path, caplo
     (tmp_path / "train_list.jsonl").write_text("\n".join(lines))
     pairs = load_preferences("evalmuse", tmp_path / "train_list.jsonl", reformulate=False)
     assert pairs["caption"][:] == ["a lady with a red hat"]
-    assert "Left 4 of 5 pairs out of evalmuse (3 missing_column, 1 not_conversational)" in caplog.text
+    assert "Quarantined 4 of 5 pairs of evalmuse (3 missing_column, 1 not_conversational)" in caplog.text
     rows = [{key: value for key, value in row.items() if key != "element_score"} for row in [*nameless, *good]]
     Dataset.from_list(rows).to_parquet(tmp_path / "train_list.parquet")
     caplog.clear()
     assert load_preferences("evalmuse", tmp_path / "train_list.parquet", reformulate=False)["caption"][:] == [
         "a lady with a red hat"
     ]
-    assert "Left 2 of 3 pairs out of evalmuse (2 missing_column)" in caplog.text
+    assert "Quarantined 2 of 3 pairs of evalmuse (2 missing_column)" in caplog.text
 
 
 def test_text_to_image_pairs_become_two_image_questions(tmp_path):
@@ -189,7 +189,7 @@ def test_bad_pairs_of_images_are_listed_like_other_bad_pairs(tmp_path, caplog):
         ("hpdv2-1", "equal_images"),
         ("hpdv2-2", "empty_caption"),
     ]
-    assert "Left 2 of 3 pairs out of hpdv2 (1 equal_images, 1 empty_caption)" in caplog.text
+    assert "Quarantined 2 of 3 pairs of hpdv2 (1 equal_images, 1 empty_caption)" in caplog.text
 
 
 def test_a_folder_of_llamafactory_is_no_folder_of_datasets(tmp_path):

@@ -65,7 +65,7 @@ def test_each_bad_row_has_its_reason_and_none_is_lost(caplog):
     assert len(list(good)) == len(BAD)
     made = raw(reformulate_t2i(stream_of(rows)))
     assert [row["pair_id"] for row in made] == [f"good {index}" for index in range(len(BAD))]
-    assert f"Left {len(BAD)} of {len(rows)} pairs out (" in caplog.text
+    assert f"Dropped {len(BAD)} of {len(rows)} pairs (" in caplog.text
     counts = Counter(reason for _, reason in BAD.values())
     assert all(f"{count} {reason}" in caplog.text for reason, count in counts.items())
 
@@ -73,7 +73,7 @@ def test_each_bad_row_has_its_reason_and_none_is_lost(caplog):
 def test_rows_in_are_rows_out_and_rows_counted(caplog):
     dataset = mixed()
     made = reformulate_t2i(dataset)
-    message = next(record.getMessage() for record in caplog.records if "pairs out" in record.getMessage())
+    message = next(record.getMessage() for record in caplog.records if "Dropped" in record.getMessage())
     counts = {reason: int(count) for count, reason in re.findall(r"(\d+) ([a-z_]+)", message.split("(")[1])}
     good, bad = split_t2i(dataset)
     assert counts == Counter(bad["reason"])

@@ -11,6 +11,7 @@ from tests.data.validation_rows import EXPECTED, MIXED, PICTURES, answer, check,
 from tests.families import build_tokenizer
 from tests.families_chat import CHATS
 from tests.rows import png
+from trl_dt2it import token_counter
 from trl_dt2it.data.canonical import FEATURES
 from trl_dt2it.data.validation import validate
 
@@ -89,7 +90,7 @@ def test_columns_that_are_json():
     assert "Json" in str(dataset.features)
     clean, quarantine = validate(dataset, show=False)
     assert (len(clean), quarantine["reason"][:]) == (1, ["not_conversational"])
-    clean, quarantine = validate(dataset, processing_class=build_tokenizer(CHATS["qwen3_vl"]), show=False)
+    clean, quarantine = validate(dataset, token_counter=token_counter(build_tokenizer(CHATS["qwen3_vl"])), show=False)
     assert quarantine["reason"][:] == ["special_token", "not_conversational"]
 
 
@@ -123,7 +124,7 @@ def test_too_long_is_one_token_more_than_allowed():
             lengths.append(len(processor(text=[text], images=images)["input_ids"][0]))
     longest = sorted(set(lengths))
     assert len(longest) == 4 and longest[0] > 10
-    options = {"processing_class": processor, "duplicates": False}
+    options = {"token_counter": token_counter(processor), "duplicates": False}
     assert check(rows, max_length=longest[3], **options)[1] == []
     assert [place for place, _, _ in check(rows, max_length=longest[3] - 1, **options)[1]] == [
         max(range(3), key=lambda place: max(lengths[2 * place : 2 * place + 2]))
@@ -138,7 +139,7 @@ def test_too_long_is_one_token_more_than_allowed():
 def test_a_processor_that_must_see_the_pixels_counts_too():
     cut = png(Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)))[:1000]
     rows = [row(0), row(1, images=[{"bytes": cut, "path": None}], pair_id="cut")]
-    kept, found = check(rows, processing_class=processor_of("gemma3"), max_length=4000)
+    kept, found = check(rows, token_counter=token_counter(processor_of("gemma3")), max_length=4000)
     assert kept == [0]
     assert found[0][1] == "image_corrupt" and not found[0][2].startswith("cut")
 
@@ -150,7 +151,7 @@ def test_a_template_that_refuses_a_conversation_is_a_reason():
     system = [{"role": "system", "content": [{"type": "text", "text": "Be brief."}]}]
     plain = row(0, images=[], prompt=[{"role": "user", "content": [{"type": "text", "text": "Who?"}]}])
     kept, found = check(
-        [plain, {**plain, "prompt": system + plain["prompt"]}], processing_class=processor, max_length=9
+        [plain, {**plain, "prompt": system + plain["prompt"]}], token_counter=token_counter(processor), max_length=9
     )
     assert kept == [0]
     assert found == [
@@ -162,7 +163,7 @@ def test_special_tokens_are_those_of_the_tokenizer_or_processor():
     rows = [row(0, chosen=answer("A cat.<|im_end|>")), row(1)]
     assert check(rows) == ([0, 1], [])
     for reader in (processor_of("qwen3_vl"), build_tokenizer(CHATS["qwen3_vl"])):
-        kept, [(place, reason, message)] = check(rows, processing_class=reader)
+        kept, [(place, reason, message)] = check(rows, token_counter=token_counter(reader))
         assert (kept, place, reason) == ([1], 0, "special_token")
         assert message.startswith("`chosen` message 0 contains the special token '<|im_end|>'")
 
@@ -186,4 +187,4 @@ def test_sets_that_do_not_fit():
     with pytest.raises(ValueError, match="a column `reason`"):
         validate(Dataset.from_list([{"chosen": "a", "rejected": "b", "reason": "c"}]))
     with pytest.raises(ValueError, match="not only its tokenizer"):
-        validate(dataset_of([row(0)]), processing_class=build_tokenizer(CHATS["qwen3_vl"]), max_length=9)
+        validate(dataset_of([row(0)]), token_counter=token_counter(build_tokenizer(CHATS["qwen3_vl"])), max_length=9)

@@ -80,7 +80,7 @@ def test_a_stream_says_what_it_leaves_out(caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     good, bad = validate(stream_of([row(0, strength=-1.0, pair_id=f"p-{n}") for n in range(11)]))
     assert list(good) == [] and len(list(bad)) == 11
-    said = [record.getMessage() for record in caplog.records if "Set aside" in record.getMessage()]
+    said = [record.getMessage() for record in caplog.records if "Quarantined" in record.getMessage()]
     assert [line.split(",")[1].split()[0] for line in said] == ["1", "10"]
     assert "p-0, bad_strength" in said[0] and "p-9, bad_strength" in said[1]
 

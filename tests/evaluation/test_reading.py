@@ -161,7 +161,7 @@ def test_without_all_frames_the_rows_about_videos_are_left_out_and_counted(mm_rl
     assert len(skipped) == len(given) - num_videos and "video" not in skipped["category"]
     (said,) = warnings
     assert (
-        said.startswith(f"Left {num_videos} of {len(given)} rows of MM-RLHF-RewardBench out") and "image-only" in said
+        said.startswith(f"Dropped {num_videos} of {len(given)} rows of MM-RLHF-RewardBench,") and "image-only" in said
     )
     folder = next((mm_rlhf / "images" / "video").iterdir())
     for frame in folder.iterdir():
@@ -212,12 +212,12 @@ def test_a_nested_file_and_paths_of_images(tmp_path):
 def test_a_pair_that_people_could_not_decide_is_left_out_and_a_bad_row_is_an_error(warnings):
     rows = fixture("omnirewardbench_ti2t")
     assert read_benchmark("omni-rewardbench-ti2t", rows)["source_id"][:] == ["ti2t_0"]
-    assert warnings == ["Left 1 of 2 pairs of Omni-RewardBench, answers about images out (1 tie)."]
+    assert warnings == ["Dropped 1 of 2 pairs of Omni-RewardBench, answers about images (1 tie)."]
     broken = [rows[0], rows[0] | {"response2": None}]
     with pytest.raises(ValueError, match="1 of 2 pairs of Omni-RewardBench.*missing_column.*`response2`.*on_bad_row"):
         read_benchmark("omni-rewardbench-ti2t", broken)
     assert len(read_benchmark("omni-rewardbench-ti2t", broken, on_bad_row="leave_out")) == 1
-    assert warnings[1].endswith("out (1 missing_column).")
+    assert warnings[1].startswith("Dropped 1 of 2") and warnings[1].endswith("(1 missing_column).")
     edits = fixture("mmrb2_hf")
     with pytest.raises(ValueError, match="text-to-image part"):
         read_benchmark("mmrb2-t2i", edits)

@@ -20,8 +20,8 @@ _MODULES = {
     "flip_weakest_half": "rules",
     "keep_confident": "rules",
     "keep_consistent": "rules",
-    "pair_contents": "pair_identity",
-    "pair_ids": "pair_identity",
+    "pair_contents": ".data.pair_identity",
+    "pair_ids": ".data.pair_identity",
     "push_curated": "publishing",
     "relabel_by_vote": "votes",
 }
@@ -48,12 +48,12 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from ..data.pair_identity import pair_contents, pair_ids
     from .callback import IterativeCurationCallback
     from .combining import combine_scores
     from .deciding import Decision, Flip, Keep, decide
     from .ledger import CurationLedger
     from .noise import NoiseEstimate, estimate_noise, flip_mixture
-    from .pair_identity import pair_contents, pair_ids
     from .publishing import push_curated
     from .rules import flip_negative, flip_weakest_half, keep_confident, keep_consistent
     from .votes import relabel_by_vote

@@ -8,9 +8,9 @@ from datasets import Dataset
 from transformers.utils import logging
 
 from ..data.encoded import column_of
+from ..data.pair_identity import FLIPPED, pair_ids
 from ..data.swapping import swap_pairs, with_columns
 from .ledger_tables import state_of
-from .pair_identity import FLIPPED, pair_ids
 
 
 logger = logging.get_logger(__name__)

@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 
 from ..data.encoded import column_of, has_transform
+from ..data.pair_identity import pair_contents, pair_ids, source_fingerprint
 from ..pair_scoring import evaluating, score_with_trainer
 from ..processes import on_main_process, same_random_state
 from .callback_round import (
@@ -39,7 +40,6 @@ from .callback_state import (
 from .deciding import Flip, Keep
 from .ledger import CurationLedger
 from .noise import MIN_PAIRS, flip_mixture
-from .pair_identity import pair_contents, pair_ids, source_fingerprint
 from .rules import keep_confident
 from .sampler import PlannedBatchSampler, PlannedSampler, SelectionSampler
 

@@ -9,7 +9,6 @@ checkpoint-100/
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -26,9 +25,10 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from ..data.encoded import column_of
+from ..data.pair_identity import source_fingerprint
 from ..data.whole_file import whole_file
+from ..printable import digest
 from .ledger import CurationLedger
-from .pair_identity import source_fingerprint
 from .sampler import Selection
 
 
@@ -140,12 +140,11 @@ def load_state(folder: str | os.PathLike, settings: dict[str, Any], fingerprint:
 
 def fingerprint_of(dataset: Dataset, contents: pa.Table) -> str:
     """A hash of a train set: the names of its pairs, what is in them, their sources and strengths, in their order."""
-    digest = hashlib.sha256(source_fingerprint(contents["pair_id"].combine_chunks()).encode())
-    digest.update(json.dumps(contents["content"].to_pylist()).encode())
+    parts = [source_fingerprint(contents["pair_id"].combine_chunks()), json.dumps(contents["content"].to_pylist())]
     for column in ("source", "strength"):
         if column in dataset.column_names:
-            digest.update(json.dumps(column_of(dataset, column).to_pylist()).encode())
-    return digest.hexdigest()
+            parts.append(json.dumps(column_of(dataset, column).to_pylist()))
+    return digest(parts)
 
 
 def describe(value: Any) -> Any:
@@ -155,7 +154,7 @@ def describe(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [describe(one) for one in value]
     if isinstance(value, np.ndarray):
-        return hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
+        return digest(np.ascontiguousarray(value).tobytes())
     if isinstance(value, partial):
         return [describe(value.func), describe(value.args), {k: describe(v) for k, v in value.keywords.items()}]
     if is_dataclass(value) and not isinstance(value, type):

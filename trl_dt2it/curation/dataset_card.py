@@ -13,11 +13,11 @@ from datasets import Dataset
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from ..card_facts import cell, code_span, hub_ids, ledger_lines, licence_of, name_cell, source_lines
+from ..data.pair_identity import pair_contents
 from ..data.sources import SOURCES
 from ..debias.pair_style import parts_by
 from ..model_card import PAPER, PROJECT_URL
 from .ledger import CurationLedger
-from .pair_identity import pair_contents
 
 
 # What the Hub calls the licences of the public sets, and some that others have.

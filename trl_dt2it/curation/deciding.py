@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from transformers.utils import logging
 
+from ..data.encoded import group_rows
 from .combining import as_strength
 from .noise import calibrate, shared_slope
 
@@ -192,10 +193,7 @@ def group_by_source(source: Any, count: int) -> dict[str | None, np.ndarray]:
     encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
     names = [*encoded.dictionary.to_pylist(), None]
     codes = encoded.indices.fill_null(len(names) - 1).to_numpy(zero_copy_only=False)
-    order = np.argsort(codes, kind="stable")
-    bounds = np.searchsorted(codes[order], np.arange(len(names) + 1))
-    parts = {name: order[bounds[i] : bounds[i + 1]] for i, name in enumerate(names)}
-    return {name: rows for name, rows in parts.items() if len(rows)}
+    return {name: rows for name, rows in zip(names, group_rows(codes), strict=False) if len(rows)}
 
 
 def _judge(

@@ -24,13 +24,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
+from ..data.pair_identity import CONTENT_COLUMNS, pair_contents
 from .applying import apply_state
 from .corrections import corrective_actions, read_corrections
 from .deciding import Decision
 from .ledger_files import MANUAL, LedgerFiles, is_manual, record_event, round_key, standing_rounds
 from .ledger_tables import ACTIONS, as_names, decision_of, round_table, state_of
 from .ledger_views import difference, history_of, summarize
-from .pair_identity import CONTENT_COLUMNS, pair_contents
 
 
 _STAGE = re.compile(r"[a-z0-9][a-z0-9_-]*")
@@ -120,7 +120,7 @@ class CurationLedger:
                 How the pairs stood when they were scored: `"current"`, as [`~CurationLedger.apply`] gives them, or
                 `"source"`, as the source set has them. A flip counts from there.
             source_set (`str`, *optional*):
-                Fingerprint of the source set, from [`~trl_dt2it.curation.pair_identity.source_fingerprint`]: the first
+                Fingerprint of the source set, from [`~trl_dt2it.data.pair_identity.source_fingerprint`]: the first
                 is kept, and another one refused.
             contents (`pa.Table`, *optional*):
                 What is in the pairs, from [`~trl_dt2it.curation.pair_contents`]. By it [`~CurationLedger.apply`] knows

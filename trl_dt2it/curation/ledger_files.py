@@ -12,9 +12,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from transformers.utils import logging
 
+from ..data.pair_identity import CONTENT_COLUMNS
 from ..data.whole_file import read_json, whole_file, write_json
 from .ledger_tables import STATE_COLUMNS, merge_rounds
-from .pair_identity import CONTENT_COLUMNS
 
 
 logger = logging.get_logger(__name__)

@@ -17,8 +17,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..data.pair_identity import CONTENT_COLUMNS
 from .deciding import Decision
-from .pair_identity import CONTENT_COLUMNS
 from .votes import UNREADABLE
 
 

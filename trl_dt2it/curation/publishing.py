@@ -10,11 +10,11 @@ from datasets import Dataset
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 
 from ..data.locations import ImageOptions
+from ..data.pair_identity import pair_contents
 from ..data.published import parquet_shards, published_features
 from ..data.swapping import with_columns
 from .dataset_card import curated_card
 from .ledger import CurationLedger
-from .pair_identity import pair_contents
 
 
 _FOLDERS = ("data/", "dropped/", "ledger/")

@@ -5,7 +5,6 @@ No image is decoded, and a set stays on disk, memory-mapped.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -21,13 +20,13 @@ from ..collator import MultimodalPreferenceCollator
 from ..data.encoded import column_of, leave_images_encoded, rows_at_once
 from ..data.load import load_preferences
 from ..data.mixing import concatenate, with_canonical_columns
+from ..data.pair_identity import pair_contents, source_fingerprint
 from ..data.swapping import with_columns
-from ..data.whole_file import digest_of
 from ..loading import load_processing_class, set_pixel_limits
 from ..preparation import image_options, prepare_dataset
+from ..printable import digest, digest_of
 from ..processes import main_process_first, on_main_process
 from ..reward_config import MultimodalRewardConfig
-from .pair_identity import pair_contents, source_fingerprint
 
 
 # Rows of further kinds of sources: a function of the `source` and of what stands under the key that names the kind.
@@ -119,16 +118,13 @@ def set_digest(dataset: Dataset, pair_ids: pa.Array, contents: pa.Table | None =
     Returns:
         `str`: a SHA-256 of all other columns, 64 hexadecimal digits.
     """
-    digest = hashlib.sha256()
     names = [name for name in dataset.column_names if name not in ("image", "images", "videos")]
-    for name in pair_ids.to_pylist():
-        digest.update(f"{name}\n".encode())
-    for content in [] if contents is None else contents["content"].to_pylist():
-        digest.update(f"{content}\n".encode())
-    for table in dataset.select_columns(names).with_format("arrow").iter(rows_at_once(dataset)):
-        for row in table.to_pylist():
-            digest.update(json.dumps(row, sort_keys=True, default=str).encode())
-    return digest.hexdigest()
+    tables = dataset.select_columns(names).with_format("arrow").iter(rows_at_once(dataset))
+    return digest(
+        (f"{name}\n" for name in pair_ids.to_pylist()),
+        (f"{content}\n" for content in ([] if contents is None else contents["content"].to_pylist())),
+        (json.dumps(row, sort_keys=True, default=str) for table in tables for row in table.to_pylist()),
+    )
 
 
 def folds_of(dataset: Dataset, pair_ids: pa.Array, number: int, seed: int = 42) -> np.ndarray:
@@ -221,7 +217,7 @@ class SourceSets:
         return source_fingerprint(self.contents(name)["pair_id"].combine_chunks())
 
     def usable(self, name: str) -> Dataset:
-        """Rows of a set that can be trained on and scored; others are set aside as in a training, once for all."""
+        """Rows of a set that can be trained on and scored; others are quarantined as in a training, once for all."""
         if name not in self._usable:
             model_dir, args = self.model_dir(), self.args
             processing_class = load_processing_class(model_dir, trust_remote_code=args.trust_remote_code)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ..printable import digest
 
 
 if TYPE_CHECKING:  # what a run without judges does without, their extra among it
@@ -60,7 +61,7 @@ class Judging:
 
         clients = []
         for endpoint, kwargs in zip(self.endpoints, self.client_kwargs, strict=True):
-            name = hashlib.sha256(f"{endpoint.location} {endpoint.model}".encode()).hexdigest()[:8]
+            name = digest(f"{endpoint.location} {endpoint.model}")[:8]
             # `judge_pairs` shows how far it is.
             clients.append(
                 JudgeClient(endpoint, output_dir / f"judge-{name}.jsonl", **{"show_progress": False, **kwargs})

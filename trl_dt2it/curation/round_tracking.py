@@ -8,7 +8,6 @@ figures for its own.
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -19,6 +18,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 from ..debias.audit import audit_style
 from ..debias.pair_style import parts_by
+from ..printable import digest
 from ..reward_config import MultimodalRewardConfig
 from .callback_round import curation_metrics
 from .curation_run import CurationRun
@@ -55,7 +55,7 @@ def log_to_trackers(run: CurationRun, entries: Mapping[int, Mapping[str, float]]
     args: MultimodalRewardConfig = copy.copy(run.training.args)
     args.run_name = f"{args.run_name or run.output_dir.name}-curation"
     # The same run and folder again at every decision, also when the run of rounds goes on after a kill.
-    name = hashlib.sha256(str(run.output_dir.resolve()).encode()).hexdigest()[:16]
+    name = digest(str(run.output_dir.resolve()))[:16]
     folder = run.output_dir / "runs" / "curation"
     variables = {"wandb_run_id": name, "wandb_resume": "allow", "wandb_log_model": "false"}
     with patch_environment(tensorboard_logging_dir=str(folder), **variables):

@@ -12,6 +12,7 @@ _MODULES = {
     "RowError": "errors",
     "SourceSettings": "prepare",
     "T2ITemplate": "t2i_templates",
+    "TokenCounter": "row_checks",
     "ValidationReport": "quarantine",
     "Video": "rows",
     "build_mixture": "mixture",
@@ -48,6 +49,7 @@ __all__ = [
     "RowError",
     "SourceSettings",
     "T2ITemplate",
+    "TokenCounter",
     "ValidationReport",
     "Video",
     "build_mixture",
@@ -89,6 +91,7 @@ if TYPE_CHECKING:
     from .mixture import build_mixture, read_benchmarks
     from .prepare import SourceSettings, prepare_shard, read_settings, write_parquet
     from .quarantine import ValidationReport, quarantine_report
+    from .row_checks import TokenCounter
     from .rows import Video, row_images, row_name, row_videos
     from .schema import check_row, special_token_pattern
     from .sources import SOURCES

@@ -20,18 +20,8 @@ _SLICE = 20
 
 
 def arrow_rows(table: pa.Table, json_columns: Features) -> Iterator[dict[str, Any]]:
-    """
-    The rows of a table, images as bytes and paths.
-
-    Args:
-        table (`pa.Table`):
-            Part of a data set in the format "arrow".
-        json_columns (`Features`):
-            What [`find_json_columns`] gave for the data set.
-
-    Yields:
-        `dict`: a row.
-    """
+    """Rows of a table of a data set in the format "arrow", images as bytes and paths; `json_columns` come from
+    [`find_json_columns`]."""
     coded = Features({name: feature for name, feature in json_columns.items() if name in table.column_names})
     for start in range(0, len(table), _SLICE):
         for row in table.slice(start, _SLICE).to_pylist():
@@ -50,29 +40,9 @@ def look_at_all(
     with_indices: bool = False,
     **kwargs: Any,
 ) -> pa.Table:
-    """
-    What a function finds in the rows of a data set, anew at every call: files that paths point to may change.
-
-    Args:
-        dataset (`Dataset`):
-            The data set.
-        function (`Callable`):
-            Takes part of it as an Arrow table (and the places of its rows), `json_columns` for [`arrow_rows`] and
-            `kwargs`, and gives a table of as many rows.
-        features (`Features`):
-            Columns of what it gives.
-        num_proc (`int`, *optional*):
-            Number of processes.
-        desc (`str`):
-            What the progress bar says.
-        with_indices (`bool`, *optional*, defaults to `False`):
-            Whether the function takes places.
-        kwargs:
-            Further arguments of the function.
-
-    Returns:
-        `pa.Table`: one row for each row of the data set.
-    """
+    """Collect what a function finds in the rows of a data set, anew at every call: files that paths point to may
+    change. It takes part of the set as an Arrow table (and the places of its rows), `json_columns` for [`arrow_rows`]
+    and `kwargs`, and gives a table of as many rows with the columns `features`."""
     return _map_anew(
         dataset.with_format("arrow"),
         function,
@@ -95,24 +65,8 @@ def look_at_rows(
     num_proc: int | None,
     desc: str,
 ) -> pa.Table:
-    """
-    As [`look_at_all`], a row at a time and as the data set gives it, through a transform of the user's.
-
-    Args:
-        dataset (`Dataset`):
-            The data set.
-        function (`Callable`):
-            Takes a row, and gives what it found in it.
-        features (`Features`):
-            Columns of what it gives.
-        num_proc (`int`, *optional*):
-            Number of processes.
-        desc (`str`):
-            What the progress bar says.
-
-    Returns:
-        `pa.Table`: one row for each row of the data set.
-    """
+    """Look as [`look_at_all`] does, but a row at a time and as the data set gives it, through a transform of the
+    user's."""
     return _map_anew(dataset, function, features, num_proc=num_proc, desc=desc)
 
 
@@ -133,23 +87,9 @@ def _map_anew(dataset: Dataset, function: Callable[..., Any], features: Features
 
 
 def look_in_shares(dataset: Dataset, look: Callable[..., pa.Table], *, num_proc: int | None) -> pa.Table:
-    """
-    What is found in all rows of a data set, of which each process of a launch looks at its share.
-
-    Every process must call it. What one raises, all raise.
-
-    Args:
-        dataset (`Dataset`):
-            The data set.
-        look (`Callable`):
-            Takes a part of it and `num_proc`, and gives one row for each row of the part, without waiting for other
-            processes.
-        num_proc (`int`, *optional*):
-            Number of worker processes of a machine.
-
-    Returns:
-        `pa.Table`: one row for each row of the data set, in its order.
-    """
+    """Look at a data set of which each process of a launch takes its share, and join what they find, in the order of
+    the rows. Every process must call it; what one raises, all raise. `look` takes a part and `num_proc`, and waits for
+    no other process."""
     state = PartialState()
     if state.num_processes == 1:
         return look(dataset, num_proc=num_proc)

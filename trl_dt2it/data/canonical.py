@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datasets import Features, Image, List, Value
 
+from ..printable import digest
 from .errors import RowError
 from .identity import image_identity
 
@@ -158,7 +158,7 @@ def as_image(image: Any) -> Any:
 def content_group(prompt: Any, images: Sequence[Any], videos: Sequence[Any]) -> str:
     """A short hash of what all pairs about one prompt have in common."""
     content = [prompt, [None if image is None else image_identity(image) for image in images], list(videos)]
-    return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()[:16]
+    return digest(json.dumps(content, default=str))[:16]
 
 
 def _messages(turns: Sequence[tuple[str, str]], num_images: int, num_videos: int) -> list[dict[str, Any]]:

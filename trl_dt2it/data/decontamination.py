@@ -1,4 +1,4 @@
-"""Training rows that are in a benchmark, found and set aside.
+"""Training rows that are in a benchmark, found and quarantined.
 
 Benchmarks are made of the public sets that reward models train on. An image is in both, but encoded again and scaled,
 so that no checksum finds it.
@@ -18,8 +18,9 @@ from transformers.utils import logging
 
 from .arrow_rows import look_at_all
 from .benchmark_search import FOUND, MATCH_BY_ID, NO_MATCH, Match, Search, read_benchmarks, search_table
+from .encoded import select_rows
 from .locations import ImageOptions, with_image_root
-from .quarantine import NOTES, check_free, set_aside, write_quarantine
+from .quarantine import NOTES, check_free, quarantined_rows, write_quarantine
 from .similarity import HASH_BITS
 
 
@@ -50,7 +51,7 @@ def decontaminate(
     dropped_file: str | os.PathLike | None = None,
 ) -> tuple[Dataset, Dataset]:
     """
-    Sets aside the training rows that are in a benchmark.
+    Quarantines the training rows that are in a benchmark.
 
     A question is the same if it differs in nothing but case, punctuation and white space. A text-to-image pair, before
     or after [`reformulate_t2i`], asks its caption, whatever its wording, language and order on either side. An image
@@ -75,15 +76,15 @@ def decontaminate(
             of rows whose question matches are decoded, so that a million rows cost little. `"image"`: one image is the
             same, whatever the question; decodes every image. `"question"`: the question is, whatever the images.
         source_ids (`Mapping[str, Collection]`, *optional*):
-            By `source`, ids of rows that are set aside in any case: their `source_id`, or the number in their
+            By `source`, ids of rows that are quarantined in any case: their `source_id`, or the number in their
             `pair_id`, such as `7` in `"povid-7"`. See [`vl_rewardbench_source_ids`].
         num_proc (`int`, *optional*):
             Number of processes.
         dropped_file (`str` or `os.PathLike`, *optional*):
-            Parquet file for the rows that were set aside, images as they are.
+            Parquet file for the quarantined rows, images as they are.
 
     Returns:
-        `tuple[Dataset, Dataset]`: the other rows, in their order, and those set aside with `row` (their place),
+        `tuple[Dataset, Dataset]`: the other rows, in their order, and the quarantined ones with `row` (their place),
         `reason` (`"contaminated"`), `message` (which benchmark row it is, and what is the same) and `distance` (of the
         images, in bits; `None` where no image was compared).
 
@@ -112,13 +113,13 @@ def decontaminate(
         "message": [_message(places[row], bits[row], match, benchmark.names) for row in rows],
         "distance": pa.array(bits[rows], mask=bits[rows] < 0),
     }
-    dropped = set_aside(train, rows, notes, _NOTES)
+    quarantine = quarantined_rows(train, rows, notes, _NOTES)
     if dropped_file is not None:
-        write_quarantine(dropped, dropped_file)
-    logger.warning(f"Left {len(dropped)} of {len(train)} rows out, because they are in a benchmark.")
+        write_quarantine(quarantine, dropped_file)
+    logger.warning(f"Quarantined {len(quarantine)} of {len(train)} rows, because they are in a benchmark.")
     if unreadable := int(found["unreadable"].to_numpy().sum()):
         logger.warning(f"{unreadable} rows have an image that cannot be read; they stay, but may be in a benchmark.")
-    return (train.select(np.flatnonzero(places == NO_MATCH)) if len(rows) else train), dropped
+    return (select_rows(train, np.flatnonzero(places == NO_MATCH)) if len(rows) else train), quarantine
 
 
 def vl_rewardbench_source_ids(rows: Iterable[Mapping[str, Any]]) -> dict[str, set[str]]:

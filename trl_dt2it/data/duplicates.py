@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..printable import digest
 from .errors import RowError
 from .identity import canonical_text, image_identity, t2i_identity
 from .rows import SIDES, row_images, row_videos
@@ -91,7 +91,7 @@ def pair_digest(row: Mapping[str, Any]) -> PairDigest:
 
 
 def _hash(*parts: str) -> bytes:
-    return hashlib.blake2b("\0".join(parts).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    return bytes.fromhex(digest("\0".join(parts), size=16))
 
 
 def find_doubles(
@@ -101,27 +101,10 @@ def find_doubles(
     is_bad: np.ndarray,
     is_mirror: np.ndarray | None = None,
 ) -> Doubles:
-    """
-    Finds rows that repeat an earlier one, and all rows of which another one prefers the other answer.
-
-    Of equal rows the first may stay. Of a contradiction none may, because nothing tells which is right. Sorting takes
-    about 20 bytes a row.
-
-    Args:
-        high (`np.ndarray` of shape `(N,)` and type uint64):
-            First halves of the keys of the pairs.
-        low (`np.ndarray` of shape `(N,)` and type uint64):
-            Second halves.
-        is_swapped (`np.ndarray` of shape `(N,)` and type bool):
-            Labels.
-        is_bad (`np.ndarray` of shape `(N,)` and type bool):
-            Rows that do not take part.
-        is_mirror (`np.ndarray` of shape `(N,)` and type bool, *optional*):
-            Rows that are no duplicates of those that are not; none by default.
-
-    Returns:
-        [`Doubles`]
-    """
+    """Find rows that repeat an earlier one, and all rows of which another one prefers the other answer. Of equal rows
+    the first may stay. Of a contradiction none may, because nothing tells which is right. Keys come in two halves;
+    rows that are bad take no part, and those of `is_mirror` are no duplicates of others. Sorting takes about 20 bytes
+    a row."""
     # One half of the keys leaves hardly any row that has no double, and half as much to sort.
     order = np.argsort(high, kind="stable")
     ordered = high[order]

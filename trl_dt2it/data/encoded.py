@@ -6,13 +6,15 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
+import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Image, IterableDataset, LargeList, List, Value
 
 
 AnyDataset: TypeAlias = Dataset | IterableDataset
+Data = TypeVar("Data", Dataset, IterableDataset)
 
 _MESSAGES = ("prompt", "chosen", "rejected")  # which are strings in some sets and cannot be joined with messages
 
@@ -74,6 +76,23 @@ def _encoded(feature: Any) -> Any:
     return feature
 
 
+def mark_checked(dataset: Data, before: AnyDataset | None = None) -> Data:
+    """Note on a data set that [`check_row`] has passed its rows; with `before`, only if that data set has the note."""
+    if before is None or is_checked(before):
+        dataset._checked = getattr(dataset, "_fingerprint", None)
+    return dataset
+
+
+def is_checked(dataset: AnyDataset) -> bool:
+    """Tell whether [`mark_checked`] has noted a data set, and nothing in it has changed since."""
+    return getattr(dataset, "_checked", "") == getattr(dataset, "_fingerprint", None)
+
+
+def select_rows(dataset: Dataset, rows: np.ndarray) -> Dataset:
+    """Select rows of a data set, which stay checked if they were."""
+    return mark_checked(dataset.select(rows), dataset)
+
+
 def column_names(dataset: AnyDataset) -> list[str]:
     """Columns that the rows of a data set have; where a transform makes the rows, or a stream does not tell, those of
     the first row."""
@@ -88,18 +107,7 @@ def batch_rows(batch: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
 
 
 def column_of(dataset: Dataset, name: str) -> pa.Array:
-    """
-    One column of a data set, without reading the others, images among them.
-
-    Args:
-        dataset (`Dataset`):
-            The data set.
-        name (`str`):
-            A column with one string or number per row.
-
-    Returns:
-        `pa.Array`: its values, in the order of the rows.
-    """
+    """One column of a data set, with a string or number per row, without reading the others, images among them."""
     column = dataset.data.column(name)
     # Through its public interface, `datasets` gathers rows that were selected one by one: a thousand times slower, and
     # with hundreds of bytes of memory for each.
@@ -109,18 +117,24 @@ def column_of(dataset: Dataset, name: str) -> pa.Array:
     return column.combine_chunks()
 
 
+def group_codes(values: pa.Array) -> tuple[np.ndarray, list[Any]]:
+    """Number equal values from 0, in the order in which they come up, and return the values by their numbers. A null
+    is a group by itself; these come last."""
+    encoded = (values.cast(pa.string()) if pa.types.is_null(values.type) else values).dictionary_encode()
+    codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    alone = np.flatnonzero(codes < 0)
+    codes[alone] = len(encoded.dictionary) + np.arange(len(alone))
+    return codes, encoded.dictionary.to_pylist()
+
+
+def group_rows(codes: np.ndarray) -> list[np.ndarray]:
+    """Rows of each group, ascending, out of the number of the group of each row."""
+    return np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
+
+
 def unify_types(datasets: Mapping[str, Dataset]) -> dict[str, Dataset]:
-    """
-    Gives columns of one name one type in all sets, so that these can be joined.
-
-    Args:
-        datasets (`Mapping[str, Dataset]`):
-            The sets by name.
-
-    Returns:
-        `dict[str, Dataset]`: the sets; where types differ, numbers are floats, and other values strings, in JSON where
-        they are lists or objects. Messages and images stay as they are.
-    """
+    """Give columns of one name one type in all sets, so that these can be joined: where types differ, numbers are
+    floats, and other values strings, in JSON where they are lists or objects. Messages and images stay as they are."""
     types: dict[str, list[Any]] = {}
     for dataset in datasets.values():
         for name, feature in dataset.features.items():
@@ -158,18 +172,8 @@ def has_images(feature: Any) -> bool:
 
 
 def rows_at_once(dataset: Dataset) -> int:
-    """
-    How many rows of a data set to hold at once, for a batch of some 32 MB.
-
-    Photographs take megabytes each; but of small rows, small batches are slow, and every batch that is written takes
-    some kilobytes of memory as long as its file is open.
-
-    Args:
-        dataset (`Dataset`):
-            The data set.
-
-    Returns:
-        `int`: from 20 to 1000.
-    """
+    """Number of rows of a data set to hold at once, from 20 to 1000, for a batch of some 32 MB: photographs take
+    megabytes each; but of small rows, small batches are slow, and every batch that is written takes some kilobytes of
+    memory as long as its file is open."""
     bytes_per_row = dataset.data.nbytes / max(1, len(dataset.data))
     return int(min(1000, max(20, 2**25 / max(1.0, bytes_per_row))))

@@ -3,7 +3,6 @@ choice of wording or order."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from ..printable import digest
 from .errors import RowError
 from .rows import SIDES, blocks, row_images, row_videos
 from .t2i_templates import collapse, find_caption, prefers_first
@@ -62,13 +62,13 @@ def content_id(row: Mapping[str, Any]) -> str:
         [`RowError`]: if an image has a type without identity, or does not decode.
     """
     if (pair := t2i_identity(row)) is not None:
-        return hashlib.sha256(_to_json(pair).encode()).hexdigest()
+        return digest(_to_json(pair))
     content: dict[str, Any] = {field: _canonical(row.get(field)) for field in ("prompt", *SIDES)}
     content["images"] = [image_identity(image) for image in row_images(row)]
     content["videos"] = [[video.fps, *map(image_identity, video.frames)] for video in row_videos(row)]
     for field in ("tools", "chat_template_kwargs"):
         content[field] = _without_empty(row.get(field)) or None
-    return hashlib.sha256(_to_json(content).encode()).hexdigest()
+    return digest(_to_json(content))
 
 
 def t2i_identity(row: Mapping[str, Any]) -> T2IIdentity | None:
@@ -172,16 +172,15 @@ def image_identity(image: Any) -> list[Any]:
     if isinstance(image, Mapping):  # the bytes win, as in `load_image`
         image = image.get("path") if image.get("bytes") is None else image["bytes"]
     if isinstance(image, (bytes, bytearray, memoryview)):
-        return ["bytes", hashlib.sha256(image).hexdigest()]
+        return ["bytes", digest(image)]
     if isinstance(image, (str, os.PathLike)):
         return ["path", os.fsdecode(image)]
     if isinstance(image, np.ndarray):
-        return ["array", str(image.dtype), list(image.shape), hashlib.sha256(image.tobytes()).hexdigest()]
+        return ["array", str(image.dtype), list(image.shape), digest(image.tobytes())]
     if isinstance(image, Image.Image):
         try:
-            digest = hashlib.sha256(image.tobytes())
+            pixels = image.tobytes()
         except (OSError, SyntaxError, ValueError) as error:
             raise RowError("image_corrupt", f"an image does not decode ({error}); replace it.") from error
-        digest.update(bytes(image.getpalette() or []))
-        return ["pixels", image.mode, list(image.size), digest.hexdigest()]
+        return ["pixels", image.mode, list(image.size), digest(pixels, bytes(image.getpalette() or []))]
     raise RowError("image_type", f"an image is of type {type(image).__name__}; give bytes, a path or a PIL image.")

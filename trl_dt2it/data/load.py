@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import os
 from collections import Counter
 from dataclasses import replace
@@ -17,9 +16,10 @@ from transformers.utils import logging
 
 from .. import __version__
 from .converting import VERDICT, Conversion, find_own_columns
-from .encoded import AnyDataset, batch_rows, column_names, column_of, rows_at_once
-from .errors import RowError, is_milestone, summarise
+from .encoded import AnyDataset, batch_rows, column_names, column_of, mark_checked, rows_at_once
+from .errors import RowError, is_milestone
 from .grouping import rows_by_group
+from .quarantine import take_out
 from .reading import read_raw
 from .sources import SOURCES
 from .t2i import reformulate_t2i
@@ -54,7 +54,7 @@ def load_preferences(
     """
     Loads a public preference set, or a file in a known format, as canonical rows.
 
-    Pairs that cannot be used, such as ties, are left out, counted by reason in a warning, and listed in
+    Pairs that cannot be used, such as ties, are quarantined: counted by reason in a warning, and listed in
     `quarantine_file`. Images are neither decoded nor opened; [`validate`] looks at them.
 
     Args:
@@ -129,7 +129,7 @@ def load_preferences(
         rows = reformulate_t2i(
             rows, seed=seed, template=template, both_orders=both_orders, on_bad_row=on_bad_row, num_proc=num_proc
         )
-    return rows
+    return rows if known.is_t2i else mark_checked(rows)
 
 
 def _conversion(
@@ -210,23 +210,8 @@ def _without_bad(converted: Dataset, name: str, on_bad_row: str, quarantine_file
     is_bad = pc.not_equal(column_of(converted, "reason"), "").to_numpy(zero_copy_only=False)
     bad = converted.select(np.flatnonzero(is_bad)).select_columns(["pair_id", *VERDICT])
     kept = converted.remove_columns(list(VERDICT))
-    if len(bad) == 0:
-        return kept
-    summary = summarise(Counter(bad["reason"]))
-    first = f"{bad[0]['pair_id']}: {bad[0]['message']}"
-    if on_bad_row == "raise":
-        raise ValueError(
-            f"{len(bad)} of {len(converted)} pairs of {name} cannot be used ({summary}). The first, {first}"
-        )
-    if len(bad) == len(converted):
-        raise ValueError(f"No pair of {name} can be used ({summary}). The first, {first}")
-    listed = "" if quarantine_file is None else f"; listed in {quarantine_file}"
-    if quarantine_file is not None:
-        Path(quarantine_file).parent.mkdir(parents=True, exist_ok=True)
-        with open(quarantine_file, "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in bad)
-    logger.warning(f"Left {len(bad)} of {len(converted)} pairs out of {name} ({summary}){listed}. The first, {first}")
-    return kept.select(np.flatnonzero(~is_bad))
+    rows = np.flatnonzero(is_bad)
+    return take_out(kept, rows, list(bad), name=f"pair of {name}", on_bad_row=on_bad_row, file=quarantine_file)
 
 
 def _stream(
@@ -255,7 +240,7 @@ def _stream(
             raise ValueError(f"A pair of {conversion.name} cannot be used. {problem}")
         counts[reason] += 1
         if is_milestone(counts[reason]):
-            logger.warning(f"Left out of {conversion.name}, {counts[reason]} with this reason so far: {problem}")
+            logger.warning(f"Dropped from {conversion.name}, {counts[reason]} with this reason so far: {problem}")
         return False
 
     rows = raw.map(convert, batched=True, with_indices=True, batch_size=_BATCH, remove_columns=column_names(raw))

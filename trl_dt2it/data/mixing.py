@@ -7,7 +7,6 @@ rows in the same order.
 from __future__ import annotations
 
 import copy
-import hashlib
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -17,14 +16,26 @@ import pyarrow as pa
 from datasets import Dataset, DatasetDict, Features, Image, List, Value, concatenate_datasets
 from datasets.fingerprint import generate_random_fingerprint
 
+from ..printable import digest
 from .arrow_rows import arrow_rows, find_json_columns
 from .canonical import MESSAGES, T2I_IDENTITY, as_image
-from .encoded import column_of, has_transform, leave_images_encoded, rows_at_once, unify_types
+from .encoded import (
+    column_of,
+    group_codes,
+    group_rows,
+    has_transform,
+    is_checked,
+    leave_images_encoded,
+    mark_checked,
+    rows_at_once,
+    select_rows,
+    unify_types,
+)
 from .errors import RowError
 from .locations import ImageOptions, placed_image, with_image_root
 from .prompts import with_image_blocks
 from .rows import SIDES, blocks, row_images, row_name
-from .sources.trl_rows import trl
+from .sources.trl_rows import as_canonical
 from .swapping import with_columns
 
 
@@ -86,9 +97,9 @@ def mix(
         drawn[name] = order[:most]
     available = {name: len(order) for name, order in drawn.items()}
     counts = _shares(available, weights, size)
-    parts = {name: dataset.select(np.sort(drawn[name][: counts[name]])) for name, dataset in datasets.items()}
+    parts = {name: select_rows(dataset, np.sort(drawn[name][: counts[name]])) for name, dataset in datasets.items()}
     joined = concatenate(parts)
-    return joined.select(_rng(seed, "order").permutation(len(joined)))
+    return select_rows(joined, _rng(seed, "order").permutation(len(joined)))
 
 
 def concatenate(datasets: Mapping[str, Dataset]) -> Dataset:
@@ -125,7 +136,8 @@ def concatenate(datasets: Mapping[str, Dataset]) -> Dataset:
         parts = {name: leave_images_encoded(part) for name, part in parts.items()}
     if (conflict := _first_conflict(parts)) is not None:
         raise ValueError(f"The column {conflict}; cast it in one of them, or rename it.")
-    return concatenate_datasets(list(parts.values())) if len(parts) > 1 else next(iter(parts.values()))
+    joined = concatenate_datasets(list(parts.values())) if len(parts) > 1 else next(iter(parts.values()))
+    return mark_checked(joined) if all(map(is_checked, datasets.values())) else joined
 
 
 def _with_margin(dataset: Dataset) -> Dataset:
@@ -189,6 +201,7 @@ def with_canonical_columns(dataset: Dataset, *, image_root: str | os.PathLike | 
     options = with_image_root(None, image_root)
     if has_transform(dataset):
         return dataset
+    was_checked = is_checked(dataset)
     dataset = dataset.with_format(None)
     encoded = leave_images_encoded(dataset)
     features = _canonical_features(encoded.features)
@@ -211,7 +224,12 @@ def with_canonical_columns(dataset: Dataset, *, image_root: str | os.PathLike | 
         batch_size=rows_at_once(encoded),
         remove_columns=encoded.column_names,
         features=Features(changed),
-        fn_kwargs={"features": Features(changed), "options": options, "json": find_json_columns(encoded.features)},
+        fn_kwargs={
+            "features": Features(changed),
+            "options": options,
+            "json": find_json_columns(encoded.features),
+            "is_checked": was_checked,
+        },
         load_from_cache_file=False,
         new_fingerprint=generate_random_fingerprint(),
         desc="Making rows canonical",
@@ -243,18 +261,18 @@ def _differs(feature: Any, wanted: Any) -> bool:
 
 
 def _convert_table(
-    table: pa.Table, indices: list[int], features: Features, options: ImageOptions, json: Features
+    table: pa.Table, indices: list[int], features: Features, options: ImageOptions, json: Features, is_checked: bool
 ) -> pa.Table:
     made = []
     for row, index in zip(arrow_rows(table, json), indices, strict=True):
         try:
-            made.append(_converted(row, features, options))
+            made.append(_converted(row, features, options, is_checked))
         except RowError as error:
             raise RowError(error.reason, f"{row_name(row, index)}: {error}") from error
     return pa.Table.from_pylist(made, schema=features.arrow_schema)
 
 
-def _converted(row: Mapping[str, Any], features: Features, options: ImageOptions) -> dict[str, Any]:
+def _converted(row: Mapping[str, Any], features: Features, options: ImageOptions, is_checked: bool) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, feature in features.items():
         if isinstance(feature, Value) and row.get(name) is not None:
@@ -264,9 +282,7 @@ def _converted(row: Mapping[str, Any], features: Features, options: ImageOptions
         texts = {name: row.get(name) for name in _TEXTS}
         try:
             # Whatever is wrong with a row besides is for its checks to find.
-            (pair,) = trl({**texts, "images": images, "videos": row.get("videos")})
-            if isinstance(pair, RowError):
-                raise pair
+            pair = as_canonical({**texts, "images": images, "videos": row.get("videos")}, is_checked)
             texts = {name: pair[name] for name in _TEXTS}
         except RowError as error:
             places = len(images) if _is_of_strings(texts["prompt"]) else 0
@@ -330,7 +346,8 @@ def split_by_group(dataset: Dataset, test_size: float | int, *, seed: int = 42) 
     in_test = np.isin(codes, order[:num_groups])
     if in_test.all():
         raise ValueError(f"No group is left to train on: the {len(sizes)} groups are too few for {wanted} test rows.")
-    return DatasetDict(train=dataset.select(np.flatnonzero(~in_test)), test=dataset.select(np.flatnonzero(in_test)))
+    rows = {"train": np.flatnonzero(~in_test), "test": np.flatnonzero(in_test)}
+    return DatasetDict({split: select_rows(dataset, rows[split]) for split in rows})
 
 
 def _check_arguments(
@@ -388,12 +405,9 @@ def _shares(available: dict[str, int], weights: Mapping[str, float] | None, size
 
 def _place_in_group(codes: np.ndarray) -> np.ndarray:
     """For each row, how many rows before it have the same code."""
-    order = np.argsort(codes, kind="stable")
-    sorted_codes = codes[order]
-    starts = np.flatnonzero(np.r_[True, sorted_codes[1:] != sorted_codes[:-1]])
-    sizes = np.diff(np.r_[starts, len(codes)])
     places = np.empty(len(codes), dtype=np.int64)
-    places[order] = np.arange(len(codes)) - np.repeat(starts, sizes)
+    for rows in group_rows(codes):
+        places[rows] = np.arange(len(rows))
     return places
 
 
@@ -402,15 +416,12 @@ def _groups(dataset: Dataset) -> tuple[np.ndarray, list[str]]:
     count = len(dataset)
     if "group_id" not in dataset.column_names:
         return np.arange(count), [f"row {row}" for row in range(count)]
-    encoded = column_of(dataset, "group_id").dictionary_encode()
-    codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
-    alone = np.flatnonzero(codes < 0)
-    codes[alone] = len(encoded.dictionary) + np.arange(len(alone))
-    return codes, [*encoded.dictionary.to_pylist(), *(f"row {row}" for row in alone)]
+    codes, names = group_codes(column_of(dataset, "group_id"))
+    return codes, [*names, *(f"row {row}" for row in np.flatnonzero(codes >= len(names)))]
 
 
 def _hash(seed: int, text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(f"{seed}-{text}".encode(), digest_size=8).digest(), "big")
+    return int(digest(f"{seed}-{text}", size=8), 16)
 
 
 def _rng(seed: int, name: str) -> np.random.Generator:

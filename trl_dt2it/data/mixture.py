@@ -1,8 +1,7 @@
-"""The last step of preparing data: shards of all sources, without doubles and benchmark rows, as one training set."""
+"""The last step of preparing data: shards of all sources as one set, duplicates and benchmark rows removed."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections import Counter
@@ -15,9 +14,10 @@ from datasets import Dataset
 from transformers.utils import logging
 
 from .. import __version__
+from ..printable import digest_of
 from .canonical import as_image
 from .decontamination import decontaminate
-from .encoded import column_of, leave_images_encoded
+from .encoded import column_of, leave_images_encoded, mark_checked, select_rows
 from .errors import RowError
 from .load import load_preferences
 from .locations import placed_image, with_image_root
@@ -50,7 +50,7 @@ def build_mixture(
     num_proc: int | None = None,
 ) -> dict[str, Any]:
     """
-    Puts prepared shards together: doubles and benchmark rows left out, mixed, split, written as Parquet files.
+    Puts prepared shards together: duplicates and benchmark rows quarantined, mixed, split, written as Parquet files.
 
     Args:
         output_dir (`str` or `os.PathLike`):
@@ -71,21 +71,21 @@ def build_mixture(
             Number of processes.
 
     Returns:
-        `dict`: for each source, the number of its pairs at every stage and the reasons of those that were left out.
+        `dict`: for each source, the number of its pairs at every stage and the reasons of those that were quarantined.
 
     Raises:
         `ValueError`: if a shard is missing, or as [`mix`] and [`split_by_group`] do.
     """
     output_dir = Path(output_dir)
     shards = {key: read_shards(output_dir, key, one.num_shards) for key, one in settings.items()}
-    clean, duplicates = validate(concatenate(shards), image_check="none", num_proc=num_proc, show=False)
+    clean, duplicates = validate(mark_checked(concatenate(shards)), image_check="none", num_proc=num_proc, show=False)
     contaminated: Dataset = clean.select([])
     if benchmarks:
         clean, contaminated = decontaminate(clean, benchmarks, num_proc=num_proc)
     origin = column_of(clean, "source").to_numpy(zero_copy_only=False)  # `prepare_shard` has put the names there
     weights = {key: one.weight for key, one in settings.items() if one.weight is not None}
     mixture = mix(
-        {key: clean.select(np.flatnonzero(origin == key)) for key in shards},
+        {key: select_rows(clean, np.flatnonzero(origin == key)) for key in shards},
         weights=weights or None,
         size=size,
         max_per_source={key: one.max_rows for key, one in settings.items() if one.max_rows is not None},
@@ -130,7 +130,7 @@ def _made_by(
     ]
     mixed = {key: [one.weight, one.max_rows] for key, one in settings.items()}
     kept_out = {name: len(rows) for name, rows in (benchmarks or {}).items()}
-    return hashlib.sha256(json.dumps([shards, mixed, kept_out, others], sort_keys=True).encode()).hexdigest()
+    return digest_of([shards, mixed, kept_out, others])
 
 
 def _move_other_aside(output_dir: Path, made_by: str) -> None:

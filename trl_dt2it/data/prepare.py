@@ -12,7 +12,6 @@ output_dir/
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections import Counter
@@ -21,18 +20,18 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 from datasets import Dataset, load_dataset
 from transformers.utils import logging
 
 from .. import __version__
+from ..printable import digest_of
 from .load import load_preferences
 from .locations import ImageOptions, with_image_root
 from .published import embedded_tables, find_unpublishable, with_image_columns
-from .quarantine import quarantine_report
+from .quarantine import quarantine_report, take_out
 from .reading import raw_files
-from .row_checks import ImageCheck
+from .row_checks import ImageCheck, TokenCounter
 from .sources import SOURCES
 from .validation import validate
 from .whole_file import move_aside, whole_file
@@ -111,7 +110,7 @@ def prepare_shard(
     *,
     image_options: ImageOptions | None = None,
     image_check: ImageCheck = "header",
-    processing_class: Any = None,
+    token_counter: TokenCounter | None = None,
     max_length: int | None = None,
     num_proc: int | None = None,
 ) -> tuple[dict[str, Any], bool]:
@@ -128,7 +127,7 @@ def prepare_shard(
             The source.
         shard (`int`):
             Which shard, from 0.
-        image_options, image_check, processing_class, max_length, num_proc (*optional*):
+        image_options, image_check, token_counter, max_length, num_proc (*optional*):
             As in [`validate`].
 
     Returns:
@@ -138,7 +137,6 @@ def prepare_shard(
         `ValueError`: as [`load_preferences`] and [`validate`] do.
     """
     stem = Path(output_dir) / "shards" / key / f"{shard:05d}-of-{settings.num_shards:05d}"
-    tokenizer = getattr(processing_class, "tokenizer", processing_class)
     made_by = {
         "settings": asdict(settings) | {"weight": None, "max_rows": None},  # these are for later
         "files": raw_files(
@@ -146,11 +144,11 @@ def prepare_shard(
         ),
         "image_check": image_check,
         "image_options": asdict(image_options or ImageOptions()),
-        "processing_class": None if tokenizer is None else tokenizer.name_or_path,
+        "processing_class": None if token_counter is None else token_counter.tokenizer.name_or_path,
         "max_length": max_length,
         "version": __version__,
     }
-    digest = hashlib.sha256(json.dumps(made_by, sort_keys=True, default=str).encode()).hexdigest()
+    digest = digest_of(made_by)
     done = stem.with_suffix(".json")
     if done.is_file() and (record := json.loads(done.read_text()))["made_by"] == digest:
         return record, False
@@ -176,7 +174,7 @@ def prepare_shard(
         rows,
         image_options=options,
         image_check=image_check,
-        processing_class=processing_class,
+        token_counter=token_counter,
         max_length=max_length,
         duplicates=False,  # they may lie in different shards
         num_proc=num_proc,
@@ -271,19 +269,12 @@ def _without_unpublishable(rows: Dataset, options: ImageOptions, key: str, refus
     errors = find_unpublishable(rows, options)
     if not errors:
         return rows
-    bad = list(errors)
-    names = rows.select_columns("pair_id").select(bad)["pair_id"]
-    if len(bad) == len(rows):
-        error = errors[bad[0]]
-        raise ValueError(
-            f"No row of {key} can be used; {len(bad)} have {error.reason}. The first, {names[0]}: {error}"
-        )
-    refused.parent.mkdir(parents=True, exist_ok=True)
-    with refused.open("a", encoding="utf-8") as file:
-        for name, (row, error) in zip(names, errors.items(), strict=True):
-            entry = {"pair_id": name, "row": row, "reason": error.reason, "message": str(error)}
-            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
-    return rows.select(np.setdiff1d(np.arange(len(rows)), bad))
+    names = rows.select_columns("pair_id").select(list(errors))["pair_id"]
+    notes = [
+        {"pair_id": name, "row": row, "reason": error.reason, "message": str(error)}
+        for name, (row, error) in zip(names, errors.items(), strict=True)
+    ]
+    return take_out(rows, list(errors), notes, name=f"row of {key}", file=refused, appends=True)
 
 
 def _lines(path: Path) -> Iterator[str]:

@@ -26,19 +26,8 @@ _ROW_GROUP = 100
 
 
 def published_features(features: Features) -> Features:
-    """
-    Features of rows whose images were paths or undecoded, as those have them who load what is published.
-
-    Args:
-        features ([`~datasets.Features`]):
-            Features of the rows.
-
-    Returns:
-        [`~datasets.Features`]: images decode, and paths in `image` and `images` have become images.
-
-    Raises:
-        `ValueError`: if videos are paths.
-    """
+    """Features of rows as those have them who load what is published: images decode, and paths in `image` and `images`
+    have become images. A `ValueError` if videos are paths."""
     found = {}
     for name, feature in with_image_columns(features).items():
         if name == "videos" and _is_text(feature.feature if isinstance(feature, List) else feature):

@@ -1,4 +1,7 @@
-"""Rows set aside, each with its reason, and what they add up to: a table on screen and JSON."""
+"""The quarantine: rows that cannot be used, each with its reason, counted on screen and in JSON, and kept in a file.
+
+Rows of which nothing is kept but their count are dropped rows.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,14 +19,18 @@ from datasets import Dataset, Features, Value, concatenate_datasets
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from transformers.utils import logging
 
 from ..printable import printable
-from .encoded import column_of, leave_images_encoded
+from .encoded import column_of, leave_images_encoded, select_rows
+from .errors import summarise
 from .rows import row_name
 from .whole_file import whole_file
 
 
-# What a row that was set aside has besides its own columns.
+logger = logging.get_logger(__name__)
+
+# What a quarantined row has besides its own columns.
 NOTES = Features({"row": Value("int64"), "reason": Value("string"), "message": Value("string")})
 _ROW_GROUP = 100  # rows that a reader of a file holds at once; each may have images of some megabytes
 
@@ -154,23 +162,11 @@ def check_free(columns: Sequence[str], features: Features) -> None:
         )
 
 
-def set_aside(dataset: Dataset, rows: np.ndarray, notes: Mapping[str, Any], features: Features = NOTES) -> Dataset:
-    """
-    Rows of a data set with notes beside them. Their images stay encoded, because some do not decode.
-
-    Args:
-        dataset (`Dataset`):
-            The data set.
-        rows (`np.ndarray` of type int64):
-            Which rows.
-        notes (`Mapping`):
-            A list or array for each of the other columns.
-        features (`Features`, *optional*):
-            Types of the notes, `row` included.
-
-    Returns:
-        `Dataset`
-    """
+def quarantined_rows(
+    dataset: Dataset, rows: np.ndarray, notes: Mapping[str, Any], features: Features = NOTES
+) -> Dataset:
+    """Select rows of a data set with notes beside them, a list or array for each of the `features`. Their images stay
+    encoded, because some do not decode."""
     encoded = leave_images_encoded(dataset.with_format(None))
     every = Features({**encoded.features, **features})
     if len(rows) == 0:  # which `concatenate_datasets` would leave without the notes
@@ -180,17 +176,47 @@ def set_aside(dataset: Dataset, rows: np.ndarray, notes: Mapping[str, Any], feat
 
 
 def write_quarantine(quarantine: Dataset, path: str | os.PathLike) -> None:
-    """
-    Writes rows into a Parquet file, whole or not at all, images as they are: bytes as bytes, paths as paths.
-
-    Args:
-        quarantine (`Dataset`):
-            The rows.
-        path (`str` or `os.PathLike`):
-            File to write. `Dataset.from_parquet` reads it.
-    """
+    """Write rows into a Parquet file, whole or not at all, images as they are: bytes as bytes, paths as paths."""
     with whole_file(path) as part:
         quarantine.to_parquet(part, batch_size=_ROW_GROUP)
+
+
+def take_out(
+    dataset: Dataset,
+    rows: Sequence[int] | np.ndarray,
+    notes: Sequence[Mapping[str, Any]],
+    *,
+    name: str,
+    on_bad_row: str = "quarantine",
+    file: str | os.PathLike | None = None,
+    appends: bool = False,
+    advice: str = "",
+    show: bool = True,
+) -> Dataset:
+    """
+    Take bad rows out of a data set, list their notes (`pair_id`, `row`, `reason`, `message`) in a JSON lines file and
+    warn, where `show` says so; or raise a `ValueError`, with `on_bad_row="raise"` or if no other row is left.
+
+    Messages call the set by `name`, with the kind of its rows, such as `"pair of povid"`; an error ends with `advice`.
+    """
+    if len(rows) == 0:
+        return dataset
+    kind, of = name.split(" ", 1)
+    summary = summarise(Counter(one["reason"] for one in notes))
+    first = f"The first, {row_name(notes[0], notes[0]['row'])}: {notes[0]['message']}"
+    if on_bad_row == "raise":
+        raise ValueError(f"{len(rows)} of {len(dataset)} {kind}s {of} cannot be used ({summary}). {first}{advice}")
+    if len(rows) == len(dataset):
+        raise ValueError(f"No {name} can be used ({summary}). {first}")
+    if show:
+        listed = ""
+        if file is not None:
+            Path(file).parent.mkdir(parents=True, exist_ok=True)
+            with open(file, "a" if appends else "w", encoding="utf-8") as lines:
+                lines.writelines(json.dumps(one, ensure_ascii=False) + "\n" for one in notes)
+            listed = f"; listed in {file}"
+        logger.warning(f"Quarantined {len(rows)} of {len(dataset)} {kind}s {of} ({summary}){listed}. {first}")
+    return select_rows(dataset, np.setdiff1d(np.arange(len(dataset)), rows))
 
 
 def _by_source(clean: Dataset, quarantine: Dataset) -> dict[str, dict[str, int]]:

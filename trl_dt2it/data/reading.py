@@ -20,12 +20,9 @@ from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import snapshot_download
 
 from .encoded import AnyDataset, leave_images_encoded
-from .sources.source import Source
+from .sources.source import FOLDER_COLUMN, JSON_COLUMN, Source
 
 
-# The column that holds a row as JSON, and the one that holds the folder that its image paths start from.
-JSON_COLUMN = "_json"
-FOLDER_COLUMN = "_folder"
 _JSON_ROWS = Features({JSON_COLUMN: Value("string")})
 _SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".tsv")
 # Where an object holds its rows, as in `{"data": [...]}`.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 from datasets import Dataset, Features, Value
@@ -13,15 +13,12 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from .arrow_rows import arrow_rows, look_at_all
 from .duplicates import pair_digest
+from .encoded import is_checked
 from .errors import RowError
 from .images import check_image, load_image
 from .locations import ImageOptions
-from .rows import row_images, row_name, row_videos
-from .schema import check_row
-
-
-if TYPE_CHECKING:
-    from ..collator import MultimodalPreferenceCollator
+from .rows import SIDES, row_images, row_name, row_videos
+from .schema import check_row, check_special_tokens, special_token_pattern
 
 
 _FOUND = Features(
@@ -39,6 +36,31 @@ ImageCheck = Literal["header", "full", "none"]
 
 
 @dataclass(frozen=True)
+class TokenCounter:
+    """
+    A model as a reader of rows; [`~trl_dt2it.token_counter`] makes it.
+
+    Parameters:
+        processing_class (`ProcessorMixin` or `PreTrainedTokenizerBase`):
+            Its processor or tokenizer, whose special tokens no text may contain.
+        check (`Callable`):
+            Takes a row, and raises a [`RowError`] if its two answers are one to the model.
+        count (`Callable`):
+            Takes a row and [`ImageOptions`], and gives the numbers of tokens of prompt and chosen, and of prompt and
+            rejected, image tokens included.
+    """
+
+    processing_class: ProcessorMixin | PreTrainedTokenizerBase
+    check: Callable[[Mapping[str, Any]], None]
+    count: Callable[[Mapping[str, Any], ImageOptions], tuple[int, int]]
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer, of a processor too."""
+        return getattr(self.processing_class, "tokenizer", self.processing_class)
+
+
+@dataclass(frozen=True)
 class RowChecks:
     """
     What is checked about a row. It can be pickled, for worker processes.
@@ -50,8 +72,8 @@ class RowChecks:
             `"full"` decodes every image, `"header"` reads its header, `"none"` leaves it alone.
         special_tokens (`re.Pattern`, *optional*):
             What no text may contain.
-        collator ([`~trl_dt2it.collator.MultimodalPreferenceCollator`], *optional*):
-            Renders rows, so that answers which its chat template makes equal are found, and counts tokens.
+        token_counter ([`TokenCounter`], *optional*):
+            Finds answers that are one to the model, and counts tokens.
         max_length (`int`, *optional*):
             Most tokens of a conversation, image tokens included.
     """
@@ -59,40 +81,35 @@ class RowChecks:
     image_options: ImageOptions
     image_check: ImageCheck = "header"
     special_tokens: re.Pattern | None = None
-    collator: MultimodalPreferenceCollator | None = None
+    token_counter: TokenCounter | None = None
     max_length: int | None = None
 
-    def fault(self, row: Mapping[str, Any]) -> RowError | None:
-        """The first reason why a row cannot be used, or `None`."""
+    def fault(self, row: Mapping[str, Any], is_checked: bool = False) -> RowError | None:
+        """The first reason why a row cannot be used, or `None`; [`check_row`] may have passed it before."""
         try:
-            check_row(row, special_tokens=self.special_tokens)
+            if not is_checked:
+                check_row(row, special_tokens=self.special_tokens)
+            elif self.special_tokens is not None:
+                check_special_tokens(row, self.special_tokens)
             if self.image_check != "none":
                 frames = (frame for video in row_videos(row) for frame in video.frames)
                 for image in (*row_images(row), *frames):
                     (load_image if self.image_check == "full" else check_image)(image, self.image_options)
-            if self.collator is not None:
-                self._check_difference(row, self.collator.processing_class)
-            if self.max_length is not None:
-                self._check_length(row, self.max_length)
+            if self.token_counter is not None:
+                self.token_counter.check(row)
+                if self.max_length is not None:
+                    self._check_length(row, self.token_counter, self.max_length)
         except RowError as error:
             return error
         return None
 
-    def _check_difference(self, row: Mapping[str, Any], processing_class: Any) -> None:
-        from ..rendering import check_difference
-
-        if isinstance(row["chosen"], str) or processing_class.chat_template is not None:
-            check_difference(row, processing_class)
-
-    def _check_length(self, row: Mapping[str, Any], max_length: int) -> None:
-        from ..token_counts import count_tokens
-
+    def _check_length(self, row: Mapping[str, Any], token_counter: TokenCounter, max_length: int) -> None:
         try:
-            tokens = count_tokens(row, self.collator)  # type: ignore[arg-type]  # there is one if there is a length
+            counts = token_counter.count(row, self.image_options)
         except RowError as error:
             # It names the row, which the quarantine does too.
             raise RowError(error.reason, str(error).removeprefix(f"{row_name(row)}: ")) from error
-        for side, count in (("chosen", tokens.chosen), ("rejected", tokens.rejected)):
+        for side, count in zip(SIDES, counts, strict=True):
             if count > max_length:
                 raise RowError(
                     "too_long", f"prompt and `{side}` have {count} tokens, more than {max_length}; shorten the text."
@@ -100,61 +117,26 @@ class RowChecks:
 
 
 def make_checks(
-    processing_class: ProcessorMixin | PreTrainedTokenizerBase | None,
-    image_options: ImageOptions,
-    image_check: ImageCheck,
-    max_length: int | None,
+    token_counter: TokenCounter | None, image_options: ImageOptions, image_check: ImageCheck, max_length: int | None
 ) -> RowChecks:
-    """
-    Makes the checks that the options ask for.
-
-    Args:
-        processing_class, image_options, image_check, max_length:
-            As in [`validate`].
-
-    Returns:
-        [`RowChecks`]
-
-    Raises:
-        `ValueError`: if an option is out of range, or `max_length` comes without `processing_class`.
-    """
+    """Make the checks that the options of [`validate`] ask for; a `ValueError` says which do not fit."""
     if image_check not in ("header", "full", "none"):
         raise ValueError(f'`image_check` is {image_check!r}; it must be "header", "full" or "none".')
     if max_length is not None and max_length < 1:
         raise ValueError(f"`max_length` is {max_length}; it must be at least 1.")
-    if processing_class is None:
+    if token_counter is None:
         if max_length is not None:
-            raise ValueError("`max_length` counts tokens; give the model's processor as `processing_class` too.")
+            raise ValueError("`max_length` counts tokens; give the model's processor in a `token_counter` too.")
         return RowChecks(image_options, image_check)
-    # The collator imports this package.
-    from ..collator import MultimodalPreferenceCollator
-
-    collator = MultimodalPreferenceCollator(processing_class, image_options)
-    return RowChecks(image_options, image_check, collator.special_tokens, collator, max_length)
+    special_tokens = special_token_pattern(token_counter.tokenizer)
+    return RowChecks(image_options, image_check, special_tokens, token_counter, max_length)
 
 
 def find_faults(
     dataset: Dataset, checks: RowChecks, duplicates: bool, num_proc: int | None, num_checked: int = 0
 ) -> pa.Table:
-    """
-    Checks all rows of a data set, in one pass over it.
-
-    Args:
-        dataset (`Dataset`):
-            The data set.
-        checks ([`RowChecks`]):
-            What is checked about a row.
-        duplicates (`bool`):
-            Whether good rows are hashed.
-        num_proc (`int`, *optional*):
-            Number of processes.
-        num_checked (`int`, *optional*, defaults to `0`):
-            How many rows at the beginning are known to be good.
-
-    Returns:
-        `pa.Table`: for each row `reason` and `message`, "" if nothing is wrong, and what [`pair_digest`] gave: `high`
-        and `low`, the halves of the key, `is_swapped` and `is_mirror`.
-    """
+    """Check all rows of a data set but the first `num_checked`, which are known to be good: for each row `reason` and
+    `message`, "" if nothing is wrong, and what [`pair_digest`] gave, the key in two halves, `high` and `low`."""
     return look_at_all(
         dataset,
         _check_table,
@@ -165,6 +147,7 @@ def find_faults(
         checks=checks,
         duplicates=duplicates,
         num_checked=num_checked,
+        has_form=is_checked(dataset),
     )
 
 
@@ -174,11 +157,12 @@ def _check_table(
     checks: RowChecks,
     duplicates: bool,
     num_checked: int,
+    has_form: bool,
     json_columns: Features,
 ) -> pa.Table:
     verdicts = []
     for row, index in zip(arrow_rows(table, json_columns), indices, strict=True):
-        error = None if index < num_checked else checks.fault(row)
+        error = None if index < num_checked else checks.fault(row, has_form)
         verdicts.append(_verdict(row, error, duplicates))
     columns = zip(*verdicts, strict=True)
     return pa.table(list(map(list, columns)), schema=_FOUND.arrow_schema)

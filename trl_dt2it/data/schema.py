@@ -73,16 +73,16 @@ def check_row(row: Mapping[str, Any], *, special_tokens: re.Pattern | None = Non
     else:
         for field in ("prompt", *SIDES):
             if field != "prompt" or prompt is not None:
-                _check_messages(field, row[field])
+                check_messages(field, row[field])
         for side in SIDES:
-            _check_answer(side, row[side], prompt_is_explicit=prompt is not None)
+            check_answer(side, row[side], prompt_is_explicit=prompt is not None)
         for kind, given in (("image", images), ("video", videos)):
             for field in SIDES if prompt is None else ("prompt",):
                 _check_placeholders(field, row[field], kind, len(given))
     if canonical_text(_stripped(row["chosen"])) == canonical_text(_stripped(row["rejected"])):
         raise RowError("equal_answers", "`chosen` and `rejected` are equal; drop the row, there is nothing to learn.")
     if special_tokens is not None:
-        _check_special_tokens(row, special_tokens)
+        check_special_tokens(row, special_tokens)
     _check_numbers(row)
 
 
@@ -123,7 +123,8 @@ def _check_plain(row: Mapping[str, Any], prompt: Any, *, has_images: bool) -> No
             raise RowError("empty_answer", f"`{side}` is empty; drop the row.")
 
 
-def _check_messages(field: str, messages: Any) -> None:
+def check_messages(field: str, messages: Any) -> None:
+    """Refuse what is no list of messages with blocks or strings as contents."""
     if not isinstance(messages, (list, tuple)):
         raise RowError(
             "not_conversational",
@@ -188,7 +189,8 @@ def _check_block(where: str, role: str, block: Any) -> None:
         )
 
 
-def _check_answer(side: str, messages: Any, *, prompt_is_explicit: bool) -> None:
+def check_answer(side: str, messages: Any, *, prompt_is_explicit: bool) -> None:
+    """Refuse a side that shows images, does not end with an answer, or ends with an empty one."""
     for index, message in enumerate(messages):
         is_answer = prompt_is_explicit or message["role"] == "assistant"
         if is_answer and any(block["type"] != "text" for block in blocks(message)):
@@ -234,7 +236,8 @@ def _check_placeholders(field: str, messages: Any, kind: str, given: int) -> Non
         )
 
 
-def _check_special_tokens(row: Mapping[str, Any], pattern: re.Pattern) -> None:
+def check_special_tokens(row: Mapping[str, Any], pattern: re.Pattern) -> None:
+    """Refuse a row with a text that contains a special token, as [`check_row`] does."""
     for field in ("prompt", *SIDES):
         value = row.get(field)
         is_text = isinstance(value, str)

@@ -2,7 +2,7 @@
 
 A text-to-image set holds a caption, a better and a worse image. Images belong to the prompt, so both are shown there,
 in an order that tells nothing: of the rows of a source, half show the better image first, whatever the source did.
-Rows that cannot be used are left out and counted, and [`split_t2i`] gives them back for repair.
+Rows that cannot be used are dropped and counted, and [`split_t2i`] gives them back for repair.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def reformulate_t2i(
             Whether every pair gives two rows in the same wording: the better image first (`pair_id` ends with `-ab`)
             and second (`-ba`).
         on_bad_row (`str`, *optional*, defaults to `"quarantine"`):
-            `"quarantine"` leaves bad rows out and counts them on screen by reason, of a stream when it ends;
+            `"quarantine"` drops bad rows and counts them on screen by reason, of a stream when it ends;
             `"raise"` an error for the first.
         image_root (`str` or `os.PathLike`, *optional*):
             Folder that relative paths of images start from and that no path may leave, as in [`ImageOptions`]; they
@@ -161,7 +161,7 @@ def split_t2i(
     num_proc: int | None = None,
 ) -> tuple[AnyDataset, AnyDataset]:
     """
-    Parts the pairs that [`reformulate_t2i`] uses from those that it leaves out.
+    Parts the pairs that [`reformulate_t2i`] uses from those that it drops.
 
     To use a bad pair after all, fix it, remove the columns `reason` and `message`, and put it back with
     [`~datasets.concatenate_datasets`].
@@ -315,5 +315,5 @@ def _raise(error: RowError, row: Mapping[str, Any], index: int) -> None:
 
 def _warn(dropped: Counter[str], total: int) -> None:
     logger.warning(
-        f"Left {dropped.total()} of {total} pairs out ({summarise(dropped)}); `split_t2i` gives them for repair."
+        f"Dropped {dropped.total()} of {total} pairs ({summarise(dropped)}); `split_t2i` gives them for repair."
     )

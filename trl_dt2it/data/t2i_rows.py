@@ -6,7 +6,6 @@ in memory and the same set streamed give the same rows, with any number of proce
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 from collections import Counter
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from ..printable import digest
 from .canonical import as_image, content_group
 from .errors import RowError
 from .identity import image_identity
@@ -175,7 +175,7 @@ def next_position(seed: int, source: Any, seen: Counter[str | None]) -> bool:
 
 def _draw(*parts: Any) -> int:
     """An integer of 64 bits that looks random and depends on nothing but `parts`."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big")
+    return int(digest(repr(parts))[:16], 16)
 
 
 def _name(value: Any) -> str | None:

@@ -1,36 +1,32 @@
 """A preference set divided in two: rows that can be used, and rows that cannot, each with its reason.
 
-Nothing is thrown away: bad rows come back whole, can be mended, and are let in again by [`readmit`].
+Nothing is thrown away: bad rows come back whole, can be fixed, and are let in again by [`readmit`].
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, IterableDataset, concatenate_datasets
-from transformers import PreTrainedTokenizerBase, ProcessorMixin
+from transformers import ProcessorMixin
 
 from .duplicates import contradiction_error, duplicate_error, find_doubles
-from .encoded import AnyDataset, column_of
+from .encoded import AnyDataset, Data, column_of, mark_checked
 from .locations import ImageOptions, with_image_root
-from .quarantine import NOTES, check_free, quarantine_report, set_aside, write_quarantine
-from .row_checks import ImageCheck, RowChecks, find_faults, make_checks
+from .quarantine import NOTES, check_free, quarantine_report, quarantined_rows, write_quarantine
+from .row_checks import ImageCheck, RowChecks, TokenCounter, find_faults, make_checks
 from .rows import row_name
 from .validation_stream import divide_stream
-
-
-Data = TypeVar("Data", Dataset, IterableDataset)
 
 
 def validate(
     dataset: Data,
     *,
-    processing_class: ProcessorMixin | PreTrainedTokenizerBase | None = None,
+    token_counter: TokenCounter | None = None,
     image_root: str | os.PathLike | None = None,
     image_options: ImageOptions | None = None,
     image_check: ImageCheck = "header",
@@ -42,21 +38,21 @@ def validate(
     show: bool = True,
 ) -> tuple[Data, Data]:
     """
-    Checks every row of a preference set and sets bad ones aside.
+    Checks every row of a preference set and quarantines bad ones.
 
     Rows are read once, and images stay encoded. What is kept of a row is its verdict and a hash of 16 bytes.
 
     A streamed set is divided while it streams; each of the two results reads the stream for itself. There, of two
-    contradictory rows the later one is set aside, because the earlier one has gone out by then. A row is compared with
-    those before it that the same process has read since the stream began: not with all, if a `DataLoader` has several
-    workers, or if the stream was resumed. This takes some 300 bytes of memory a row.
+    contradictory rows the later one is quarantined, because the earlier one has gone out by then. A row is compared
+    with those before it that the same process has read since the stream began: not with all, if a `DataLoader` has
+    several workers, or if the stream was resumed. This takes some 300 bytes of memory a row.
 
     Args:
         dataset (`Dataset` or `IterableDataset`):
             Preference rows, as [`check_row`] describes them.
-        processing_class (`ProcessorMixin` or `PreTrainedTokenizerBase`, *optional*):
-            The model's processor or tokenizer. With it, no text may contain a special token, and the chat template may
-            not make the two answers of a pair equal.
+        token_counter ([`TokenCounter`], *optional*):
+            The model as a reader of rows, from [`~trl_dt2it.token_counter`]. With it, no text may contain a special
+            token, and the chat template may not make the two answers of a pair equal.
         image_root (`str` or `os.PathLike`, *optional*):
             Folder that relative paths of images start from and that no path may leave, as in [`ImageOptions`].
         image_options ([`ImageOptions`], *optional*):
@@ -65,10 +61,10 @@ def validate(
             `"full"` decodes every image, which finds truncated files and takes long; `"header"` reads headers;
             `"none"` does not look at images.
         max_length (`int`, *optional*):
-            Most tokens of prompt and answer, image tokens included. Needs `processing_class`.
+            Most tokens of prompt and answer, image tokens included. Needs `token_counter`.
         duplicates (`bool`, *optional*, defaults to `True`):
-            Whether a row that equals an earlier one is set aside, and all rows that differ from another in nothing but
-            which answer is preferred.
+            Whether a row that equals an earlier one is quarantined, and all rows that differ from another in nothing
+            but which answer is preferred.
         num_proc (`int`, *optional*):
             Number of processes. A streamed set is checked by whoever iterates it.
         report_file (`str` or `os.PathLike`, *optional*):
@@ -91,11 +87,11 @@ def validate(
 
     ```python
     >>> clean, quarantine = validate(dataset, report_file="report.json")
-    >>> mended = quarantine.filter(lambda row: row["reason"] == "bad_strength").map(lambda row: {"strength": None})
-    >>> clean, quarantine = readmit(clean, mended)
+    >>> fixed = quarantine.filter(lambda row: row["reason"] == "bad_strength").map(lambda row: {"strength": None})
+    >>> clean, quarantine = readmit(clean, fixed)
     ```
     """
-    checks = make_checks(processing_class, with_image_root(image_options, image_root), image_check, max_length)
+    checks = make_checks(token_counter, with_image_root(image_options, image_root), image_check, max_length)
     _check_columns(dataset, checks)
     if isinstance(dataset, IterableDataset):
         if report_file is not None or quarantine_file is not None:
@@ -110,7 +106,7 @@ def readmit(
     clean: Dataset,
     repaired: Dataset,
     *,
-    processing_class: ProcessorMixin | PreTrainedTokenizerBase | None = None,
+    token_counter: TokenCounter | None = None,
     image_root: str | os.PathLike | None = None,
     image_options: ImageOptions | None = None,
     image_check: ImageCheck = "header",
@@ -122,26 +118,26 @@ def readmit(
     show: bool = True,
 ) -> tuple[Dataset, Dataset]:
     """
-    Lets mended rows of a quarantine in again, after the same checks, duplicates and contradictions included.
+    Lets fixed rows of a quarantine in again, after the same checks, duplicates and contradictions included.
 
     Args:
         clean (`Dataset`):
-            What [`validate`] found good. It is not checked again, but a mended row may equal or contradict one of it.
+            What [`validate`] found good. It is not checked again, but a fixed row may equal or contradict one of it.
         repaired (`Dataset`):
-            Rows of the quarantine, or of its Parquet file, after they were mended.
-        processing_class, image_root, image_options, image_check, max_length (*optional*):
+            Rows of the quarantine, or of its Parquet file, after they were fixed.
+        token_counter, image_root, image_options, image_check, max_length (*optional*):
             As in [`validate`].
         duplicates, num_proc, report_file, quarantine_file, show (*optional*):
             As in [`validate`].
 
     Returns:
         `tuple[Dataset, Dataset]`: `clean` and behind it the rows that are good now, and the others. Their `row` is the
-        place in the two sets joined, so that the first mended row has the number `len(clean)`.
+        place in the two sets joined, so that the first fixed row has the number `len(clean)`.
 
     Raises:
         `ValueError`: if the columns of the two sets differ, or if options do not fit.
     """
-    checks = make_checks(processing_class, with_image_root(image_options, image_root), image_check, max_length)
+    checks = make_checks(token_counter, with_image_root(image_options, image_root), image_check, max_length)
     repaired = repaired.remove_columns([name for name in NOTES if name in repaired.column_names])
     if differing := sorted(set(clean.column_names) ^ set(repaired.column_names)):
         raise ValueError(f"Only one of `clean` and `repaired` has the column `{differing[0]}`; give both the same.")
@@ -165,8 +161,8 @@ def _check_columns(dataset: AnyDataset, checks: RowChecks) -> None:
             "become such rows by `reformulate_t2i`."
         )
     check_free(columns, NOTES)
-    if checks.collator is not None and checks.max_length is not None and {"image", "images"} & set(columns):
-        if not isinstance(checks.collator.processing_class, ProcessorMixin):
+    if checks.token_counter is not None and checks.max_length is not None and {"image", "images"} & set(columns):
+        if not isinstance(checks.token_counter.processing_class, ProcessorMixin):
             raise ValueError("`max_length` counts image tokens; give the processor, and not only its tokenizer.")
 
 
@@ -188,8 +184,8 @@ def _divide(dataset: Dataset, found: pa.Table, duplicates: bool) -> tuple[Datase
         is_bad[doubles.rows] = True
     order = np.argsort(rows)
     notes = {"reason": [reasons[place] for place in order], "message": [messages[place] for place in order]}
-    quarantine = set_aside(dataset, rows[order], notes)
-    return (dataset.select(np.flatnonzero(~is_bad)) if len(rows) else dataset), quarantine
+    quarantine = quarantined_rows(dataset, rows[order], notes)
+    return mark_checked(dataset.select(np.flatnonzero(~is_bad)) if len(rows) else dataset), quarantine
 
 
 def _names(dataset: Dataset, rows: np.ndarray) -> list[str]:

@@ -11,7 +11,7 @@ from datasets import Features, IterableDataset
 from transformers.utils import logging
 
 from .duplicates import contradiction_error, duplicate_error, pair_digest
-from .encoded import leave_images_encoded
+from .encoded import is_checked, leave_images_encoded, mark_checked
 from .errors import RowError, is_milestone
 from .quarantine import NOTES
 from .row_checks import RowChecks
@@ -23,21 +23,13 @@ logger = logging.get_logger(__name__)
 
 @dataclass
 class StreamChecks:
-    """
-    The checks of a stream, with a memory of its rows.
-
-    Parameters:
-        checks ([`RowChecks`]):
-            What is checked about a row alone.
-        duplicates (`bool`):
-            Whether rows are compared.
-        show (`bool`):
-            Whether bad rows are logged.
-    """
+    """The checks of a stream, with a memory of its rows: they are compared if `duplicates`, and bad ones logged if
+    `show`."""
 
     checks: RowChecks
     duplicates: bool
     show: bool
+    is_checked: bool
     _seen: dict[tuple[bytes, bool], tuple[int, bool, str]] = field(default_factory=dict)
     _counts: Counter[str] = field(default_factory=Counter)
 
@@ -46,7 +38,7 @@ class StreamChecks:
         if index == 0:  # the stream begins anew
             self._seen.clear()
             self._counts.clear()
-        error = self.checks.fault(row)
+        error = self.checks.fault(row, self.is_checked)
         if error is None and self.duplicates:
             error = self._compare(row, index)
         if error is None:
@@ -55,7 +47,7 @@ class StreamChecks:
         count = self._counts[error.reason]
         if self.show and is_milestone(count):
             problem = f"{row_name(row, index)}, {error.reason}: {error}"
-            logger.warning(f"Set aside, {count} with this reason so far: {problem}")
+            logger.warning(f"Quarantined, {count} with this reason so far: {problem}")
         return {"row": index, "reason": error.reason, "message": str(error)}
 
     def _compare(self, row: Mapping[str, Any], index: int) -> RowError | None:
@@ -77,30 +69,16 @@ class StreamChecks:
 def divide_stream(
     dataset: IterableDataset, checks: RowChecks, duplicates: bool, show: bool
 ) -> tuple[IterableDataset, IterableDataset]:
-    """
-    Divides a stream.
-
-    Args:
-        dataset (`IterableDataset`):
-            Preference rows.
-        checks ([`RowChecks`]):
-            What is checked about a row.
-        duplicates (`bool`):
-            Whether a row is compared with those before it.
-        show (`bool`):
-            Whether bad rows are logged while the good ones are read.
-
-    Returns:
-        `tuple[IterableDataset, IterableDataset]`: good rows with their features, and bad rows with notes.
-    """
+    """Divide a stream into good rows with their features, and bad rows with notes."""
     features, encoded = dataset.features, leave_images_encoded(dataset)
     noted = None if features is None else Features({**encoded.features, **NOTES})
     halves = []
     for is_good in (True, False):
-        judged = encoded.map(StreamChecks(checks, duplicates, show and is_good), with_indices=True, features=noted)
+        stream_checks = StreamChecks(checks, duplicates, show and is_good, is_checked(dataset))
+        judged = encoded.map(stream_checks, with_indices=True, features=noted)
         halves.append(judged.filter(_has_no_reason if is_good else _has_reason, input_columns=["reason"]))
     good = halves[0].remove_columns(list(NOTES))
-    return (good if features is None else good.cast(features)), halves[1]
+    return mark_checked(good if features is None else good.cast(features)), halves[1]
 
 
 def _has_no_reason(reason: str) -> bool:

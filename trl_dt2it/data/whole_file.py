@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -44,11 +43,6 @@ def read_json(path: str | os.PathLike) -> Any:
     """Read a JSON file; `None` if there is none."""
     path = Path(path)
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def digest_of(value: Any) -> str:
-    """Hash what JSON can hold, with SHA-256."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 @contextmanager

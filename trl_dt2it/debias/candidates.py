@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from typing import Any, Literal
 
 from ..data.errors import RowError
 from ..judge.parsing import read_answer
+from ..printable import digest
 from .questions import Question
 
 
@@ -71,7 +71,7 @@ class Pool:
 
     def _rename(self) -> None:
         content = [self.question.content, self.generator, *(one.text for one in self.candidates)]
-        self.key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+        self.key = digest(json.dumps(content))[:16]
 
     @classmethod
     def of(cls, question: Question, generator: str, texts: Sequence[str]) -> Pool:

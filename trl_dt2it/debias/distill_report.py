@@ -48,7 +48,7 @@ class DistillReport:
         bin_edges (`list[float]`):
             Where bins begin and end, in points.
         not_drawn (`Counter[str]`):
-            Agreed pairs that were left out: `"prompt_is_full"` or `"bin_is_full"`.
+            Agreed pairs that were dropped: `"prompt_is_full"` or `"bin_is_full"`.
         position_bias (`list[PositionBias]`):
             What the places in a list are worth to the judge, for each length of lists.
         calls (`dict[str, Counter[str]]`):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..judge.rubric import Rubric
+from ..printable import digest
 from .agreement import AgreedPair, AgreementCounts, agreeing_pairs
 from .distill_report import DistillReport
 from .judging import JudgedPool, ListScores
@@ -42,7 +42,7 @@ class JudgedPair:
     def key(self) -> str:
         """Its name: the same for the same prompt, images, model and texts."""
         texts = [self.one.pool.candidates[side].text for side in (self.agreed.better, self.agreed.worse)]
-        return hashlib.sha256(json.dumps([self.one.pool.key, *texts]).encode()).hexdigest()[:16]
+        return digest(json.dumps([self.one.pool.key, *texts]))[:16]
 
 
 def listwise_scores(

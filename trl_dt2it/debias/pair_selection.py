@@ -6,12 +6,13 @@ give more pairs than others.
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+
+from ..printable import digest
 
 
 DRAWN, PROMPT_IS_FULL, BIN_IS_FULL = 0, 1, 2
@@ -106,8 +107,8 @@ def draw_pairs(
     return found
 
 
-def _ticket(seed: int, key: str) -> bytes:
-    return hashlib.sha256(f"{seed} {key}".encode()).digest()
+def _ticket(seed: int, key: str) -> str:
+    return digest(f"{seed} {key}")
 
 
 def _quotas(counts: Counter[tuple[str, int]]) -> dict[tuple[str, int], int]:

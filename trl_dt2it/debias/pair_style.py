@@ -195,7 +195,7 @@ def _answer(row: Mapping[str, Any], side: str, index: int) -> tuple[str, str]:
         return given, prompt if isinstance(prompt, str) else ""
     if not given:
         raise ValueError(
-            f"{row_name(row, index)}: `{side}` is missing; `trl_dt2it.data.validate` sets such rows aside."
+            f"{row_name(row, index)}: `{side}` is missing; `trl_dt2it.data.validate` quarantines such rows."
         )
     earlier = prompt if isinstance(prompt, list) else given[:-1]
     question = next((message for message in reversed(earlier) if message["role"] == "user"), None)

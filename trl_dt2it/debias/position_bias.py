@@ -17,11 +17,12 @@ as it is likely to be none. A plain least-squares fit would shrink the effects b
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass
 
 import numpy as np
+
+from ..printable import digest
 
 
 _MAX_ROUNDS = 500
@@ -88,7 +89,7 @@ def balanced_orders(num_candidates: int, num_shuffles: int, seed: str) -> list[l
         `list[list[int]]`: for each order, the candidates from the first place to the last; no two orders are equal, so
         that there are at most `num_candidates` factorial.
     """
-    rng = np.random.default_rng(list(hashlib.sha256(seed.encode()).digest()))
+    rng = np.random.default_rng(list(bytes.fromhex(digest(seed))))
     steps = [step for step in range(1, num_candidates + 1) if math.gcd(step, num_candidates) == 1]
     orders: list[list[int]] = []
     while len(orders) < min(num_shuffles, math.factorial(num_candidates)):

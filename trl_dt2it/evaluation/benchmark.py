@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..data.sources.source import Source
+from ..printable import digest
 
 
 class Ratio(NamedTuple):
@@ -86,8 +86,8 @@ def pair_identity(name: Any, *parts: Any) -> str:
     Returns:
         `str`: the name and 12 hexadecimal digits.
     """
-    digest = hashlib.sha256(json.dumps(parts, ensure_ascii=False, default=str).encode()).hexdigest()[:12]
-    return digest if name is None or name == "" else f"{name}-{digest}"
+    short = digest(json.dumps(parts, ensure_ascii=False, default=str))[:12]
+    return short if name is None or name == "" else f"{name}-{short}"
 
 
 def by_group_id(row: Mapping[str, Any]) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from huggingface_hub import ModelCard
 
 from ..card_facts import code_block, metadata, name_cell, paragraph
 from ..data.whole_file import whole_file
+from ..printable import digest
 from .result import EvalResult
 
 
@@ -96,7 +96,7 @@ def _with_block(text: str, result: EvalResult, command: str | None) -> str:
     title = _title(result)
     name = re.sub(r"[^\w .()]+", "-", title)  # fit for a comment
     if re.search(r"[^\w .()-]", title):  # and no other's
-        name += f" {hashlib.sha256(title.encode('utf-8', 'replace')).hexdigest()[:8]}"
+        name += f" {digest(title.encode('utf-8', 'replace'))[:8]}"
     start, end = f"<!-- benchmark: {name} -->", f"<!-- end of benchmark: {name} -->"
     block = f"{start}\n{card_block(result, command)}\n{end}"
     if start in text and end in text:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
@@ -12,6 +11,7 @@ from datasets import Dataset
 from transformers.utils import logging
 
 from ..data.encoded import column_of
+from ..printable import digest
 from .benchmark import Benchmark
 from .benchmarks import find_benchmark
 from .intervals import bootstrap_intervals, wilson_interval
@@ -159,4 +159,4 @@ def describe(benchmark: Benchmark, category: np.ndarray) -> tuple[str, list[str]
 def rows_sha256(dataset: Dataset) -> str:
     """A hash over the ids of rows, whatever their order: the same rows have the same."""
     ids = sorted(column_of(dataset, "pair_id").to_pylist())
-    return hashlib.sha256("\n".join(ids).encode()).hexdigest()
+    return digest("\n".join(ids))

@@ -19,8 +19,8 @@ from .. import __version__
 from ..data.converting import Conversion
 from ..data.encoded import batch_rows, column_of, leave_images_encoded, rows_at_once
 from ..data.errors import summarise
-from ..data.grouping import rows_by_group
-from ..data.reading import FOLDER_COLUMN, JSON_COLUMN
+from ..data.grouping import named_groups, rows_by_group
+from ..data.sources.source import FOLDER_COLUMN, JSON_COLUMN
 from ..data.t2i import reformulate_t2i
 from .benchmark import Benchmark
 from .benchmarks import find_benchmark
@@ -67,8 +67,8 @@ def read_benchmark(
             Branch, tag or commit on the Hub.
         videos (`str`, *optional*, defaults to `"auto"`):
             What becomes of rows about a video. `"images"`: its frames are several images of the prompt, which any
-            model of several images reads. `"video"`: a video, in the column `videos`. `"skip"`: they are left out.
-            `"auto"`: images, or left out if not all frames are there. What is left out is said on screen.
+            model of several images reads. `"video"`: a video, in the column `videos`. `"skip"`: they are dropped.
+            `"auto"`: images, or dropped if not all frames are there. What is dropped is counted on screen.
         max_frames (`int`, *optional*, defaults to `32`):
             Most frames of a video, taken evenly.
         both_orders (`bool`, *optional*):
@@ -77,7 +77,7 @@ def read_benchmark(
         seed (`int`, *optional*, defaults to `42`):
             Seed of the wording of text-to-image questions, and of the order of images where only one is asked about.
         on_bad_row (`str`, *optional*, defaults to `"raise"`):
-            `"leave_out"` leaves rows out that cannot be used, and says how many. Ties are always left out, where a
+            `"leave_out"` drops rows that cannot be used, and says how many. Ties are always dropped, where a
             benchmark has any.
         options:
             Options of the benchmark's adapter, such as `criteria` of Omni-RewardBench.
@@ -179,11 +179,8 @@ def _grouped(raw: Dataset | list[Mapping[str, Any]], column: str | None) -> list
         return list(raw)
     if isinstance(raw, Dataset):
         return [{"group": [raw[int(index)] for index in places]} for places in rows_by_group(raw, column)]
-    groups: dict[Any, list[Any]] = {}
-    for index, row in enumerate(raw):
-        name = row.get(column)
-        groups.setdefault(index if name in (None, "") else (name,), []).append(row)
-    return [{"group": group} for group in groups.values()]
+    names = pa.array([row.get(column) for row in raw])
+    return [{"group": [raw[index] for index in places]} for places in named_groups(names)]
 
 
 def _frames_as_images(pair: Mapping[str, Any]) -> dict[str, Any]:
@@ -209,7 +206,7 @@ def _without_bad(converted: Dataset, benchmark: Benchmark, videos: Videos, on_ba
             else "their frames are not there; unpack them, or check `image_root`"
         )
         logger.warning(
-            f"Left {is_video.sum()} of {len(converted)} rows of {benchmark.title} out, those about a video: {why}. "
+            f"Dropped {is_video.sum()} of {len(converted)} rows of {benchmark.title}, those about a video: {why}. "
             f'What is left is not the benchmark that others report on; results are labelled "{rest}".'
         )
         reasons = np.where(is_video, "", reasons)
@@ -222,9 +219,9 @@ def _without_bad(converted: Dataset, benchmark: Benchmark, videos: Videos, on_ba
             f"({summarise(Counter(reasons[bad]))}). The first, {first['pair_id']}: {first['message']} Fix the rows"
             f"{way_out}."
         )
-    if left_out := Counter(reason for reason in reasons if reason):
+    if dropped := Counter(reason for reason in reasons if reason):
         logger.warning(
-            f"Left {left_out.total()} of {len(converted)} pairs of {benchmark.title} out ({summarise(left_out)})."
+            f"Dropped {dropped.total()} of {len(converted)} pairs of {benchmark.title} ({summarise(dropped)})."
         )
     rows = converted.remove_columns(["reason", "message"])
     return rows if keep.all() else rows.select(np.flatnonzero(keep))

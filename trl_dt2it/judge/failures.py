@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import math
 import time
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal
+
+from ..printable import digest
 
 
 # `item`: the endpoint does not take this question. `unsupported`: the endpoint does not take one of the parameters.
@@ -171,7 +172,7 @@ def delay(tries: int, key: str, retry_after: float | None, first: float, longest
         `float`
     """
     step = min(first * 2.0 ** min(tries - 1, 60), longest)
-    fraction = int.from_bytes(hashlib.sha256(f"{key}:{tries}".encode()).digest()[:4], "big") / 2**32
+    fraction = int(digest(f"{key}:{tries}")[:8], 16) / 2**32
     if retry_after is not None:
         return retry_after + first * fraction
     return step * (0.5 + 0.5 * fraction)

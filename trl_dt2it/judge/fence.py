@@ -8,10 +8,11 @@ control token, a role header or a fence. Every other character stays as it is.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from ..printable import digest
 
 
 MARK_LENGTH = 16  # hexadecimal digits: 64 bits
@@ -99,15 +100,10 @@ def mark_of(contents: Sequence[str]) -> str:
     Returns:
         `str`: 16 hexadecimal digits.
     """
-    digest = hashlib.sha256()
-    for content in contents:
-        encoded = content.encode()
-        digest.update(f"{len(encoded)}:".encode() + encoded)
-    while True:
-        mark = digest.hexdigest()[:MARK_LENGTH]
-        if not any(mark in content.lower() for content in contents):
-            return mark
-        digest.update(b"again")
+    parts = [f"{len(content.encode())}:{content}" for content in contents]
+    while any(digest(parts)[:MARK_LENGTH] in content.lower() for content in contents):
+        parts.append("again")
+    return digest(parts)[:MARK_LENGTH]
 
 
 def fenced(name: str, content: str, mark: str) -> str:

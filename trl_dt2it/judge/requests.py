@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..printable import digest, digest_of
 from .endpoint import Endpoint
 from .rubric import Rubric
 from .verdicts import verdict_schema
@@ -111,7 +110,7 @@ def request_key(endpoint: Endpoint, request: JudgeRequest) -> str:
     }
     if endpoint.extra_body:
         identity["extra_body"] = dict(endpoint.extra_body)
-    return hashlib.sha256(json.dumps(identity, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+    return digest_of(identity)
 
 
 def _with_hashed_images(value: Any) -> Any:
@@ -120,7 +119,7 @@ def _with_hashed_images(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
         return [_with_hashed_images(part) for part in value]
     if isinstance(value, str) and value.startswith("data:") and (content := data_uri_bytes(value)) is not None:
-        return "sha256:" + hashlib.sha256(content).hexdigest()
+        return "sha256:" + digest(content)
     return value
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from ..printable import digest
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class Rubric:
         """The SHA-256 of all that a judge reads of the rubric: names, weights, descriptions and the scale."""
         read = [[one.name, one.weight, dict(one.description)] for one in self.criteria]
         text = json.dumps([read, self.low, self.high], sort_keys=True, ensure_ascii=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return digest(text)
 
 
 # The six criteria by which answers are judged unless a rubric is given, on a scale of 1 to 10.

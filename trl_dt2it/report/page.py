@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -12,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from ..printable import digest
 from .figures import Figure
 
 
@@ -113,7 +113,7 @@ def render(
     )
     style, script = (_own_file(name) for name in ("report.css", "report.js"))
     # The browser runs this script and no other, and asks no other machine for anything.
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    script_hash = base64.b64encode(bytes.fromhex(digest(script))).decode()
     return environment.get_template("report.html").render(
         title=title,
         subtitle=subtitle,
@@ -121,7 +121,7 @@ def render(
         gallery=gallery,
         style=Markup(style),  # noqa: S704
         script=Markup(script),  # noqa: S704
-        script_hash=digest,
+        script_hash=script_hash,
     )
 
 

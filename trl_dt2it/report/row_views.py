@@ -7,7 +7,6 @@ lie in the data set itself or under `image_root` get into it, and nothing is fet
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 import json
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from ..data.images import load_image
 from ..data.locations import ImageOptions
 from ..data.published import check_publishable
 from ..data.rows import SIDES, blocks, row_images, row_videos
+from ..printable import digest
 
 
 SIDE = 320  # pixels of the longer side of a thumbnail; small enough for some hundreds in a page
@@ -79,10 +79,10 @@ def thumbnails(row: Mapping[str, Any], options: ImageOptions, images: dict[str, 
         except RowError as error:
             found.append(error.reason)
             continue
-        digest = hashlib.sha256(content).hexdigest()
+        name = digest(content)
         kind = "png" if content.startswith(b"\x89PNG") else "jpeg"
-        images.setdefault(digest, f"data:image/{kind};base64,{base64.b64encode(content).decode()}")
-        found.append(list(images).index(digest))
+        images.setdefault(name, f"data:image/{kind};base64,{base64.b64encode(content).decode()}")
+        found.append(list(images).index(name))
     if len(values) > MOST_IMAGES:
         found.append(f"and {len(values) - MOST_IMAGES} more")
     return found

@@ -11,11 +11,11 @@ import numpy as np
 from datasets import Dataset
 
 from ..curation.ledger import CurationLedger
-from ..curation.pair_identity import pair_ids
 from ..curation.round_data import Loaders, read_sets
 from ..curation.round_report import FINAL_NAMES
 from ..curation.run_record import read_record
 from ..data.locations import ImageOptions
+from ..data.pair_identity import pair_ids
 from ..data.swapping import with_columns
 from ..data.whole_file import is_aside, read_json
 from ..dataset_scoring import read_scores

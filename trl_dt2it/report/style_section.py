@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..curation.pair_identity import pair_contents
 from ..curation.round_balance import STAGE as BALANCE
 from ..curation.round_report import MOST_AUDITED, audit_pool
+from ..data.pair_identity import pair_contents
 from .figures import bars
 from .page import Section, Table
 from .run_folder import RunFolder

@@ -1,4 +1,17 @@
-"""The public preference sets and formats that `load_preferences` knows, by name."""
+"""The public preference sets and formats that `load_preferences` knows, by name.
+
+To add a set, such as `my_set`:
+
+1. Write its adapter, in the module of the sets that are most like it. An adapter is a generator that takes a row as
+   the source has it, and yields [`preference`] or [`t2i_pair`] of what it reads there. Its keyword arguments are
+   options of `load_preferences`. For a pair that cannot be used, it raises a [`RowError`] with a reason, or yields it
+   if the row holds other pairs, too. `fields` reads what sets have in common, and refuses what is missing or odd.
+2. Describe the set beside the adapter: `MY_SET = Source(my_set, licence=..., hub_id=..., reads=(...))`. Fields that
+   are not in `reads` stay columns.
+3. Enter it below as `"my_set": MY_SET`. Identity, paths, frames, checks and the quarantine are the loader's.
+4. Put sample rows into `tests/data/fixtures`, say by hand in a test what becomes of every field of them, and of a row
+   for every reason, and add the set to the table in `docs/data.md`.
+"""
 
 from .columns import COLUMNS
 from .conversations import LLAVA_HUMAN_PREFERENCE, POVID, WILDVISION_BATTLE

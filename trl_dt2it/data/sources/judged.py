@@ -13,7 +13,7 @@ from .source import Source
 from .verdicts import parse_comparison, parse_headed_comparison, parse_verdict
 
 
-_ANSWER = re.compile(r"\s*<answer>\s*([12])\s*</answer>\s*")
+_ANSWER_TAG = re.compile(r"\s*<answer>\s*([12])\s*</answer>\s*")
 
 
 def llava_critic(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
@@ -79,7 +79,7 @@ def r1_reward_rl(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
     """
     answer = row.get("answer")
     texts = answer if isinstance(answer, (list, tuple)) else [answer]
-    match = _ANSWER.fullmatch(texts[0]) if len(texts) == 1 and isinstance(texts[0], str) else None
+    match = _ANSWER_TAG.fullmatch(texts[0]) if len(texts) == 1 and isinstance(texts[0], str) else None
     if match is None:
         raise RowError("unparsed_verdict", f"`answer` is {answer!r:.60}; it has to hold <answer>1</answer> or 2.")
     blocks = _blocks(json_field(row, "message"))

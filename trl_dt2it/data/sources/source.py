@@ -9,6 +9,10 @@ from typing import Any, TypeAlias
 from ..errors import RowError
 
 
+# The column that holds a raw row as JSON, and the one that holds the folder that its image paths start from.
+JSON_COLUMN = "_json"
+FOLDER_COLUMN = "_folder"
+
 # An adapter takes a row as the source has it (of a grouped source, all rows of a group) and its options as keywords.
 # It gives canonical rows, and a `RowError` for each pair that the source holds and that cannot be used.
 Adapter: TypeAlias = Callable[..., Iterator[dict[str, Any] | RowError]]
@@ -41,6 +45,8 @@ class Source:
         reads (`tuple[str, ...]` or `Callable`, *optional*, defaults to `()`):
             Fields that the adapter reads or refuses, `"a.b"` for the field `b` of the field `a`; or a function of the
             fields that a set has, and of the options. All other fields stay columns.
+        is_checked (`bool`, *optional*, defaults to `False`):
+            Whether the adapter calls [`check_row`], which others leave to the loader.
         has_parts (`bool`, *optional*, defaults to `False`):
             Whether the published rows have a `source`, which names the part of the set that a row is from. The set
             itself, by whose name licences and rows of benchmarks are found, stays the source.
@@ -62,6 +68,7 @@ class Source:
     has_videos: bool = False
     has_weights: bool = False
     reads: tuple[str, ...] | Reads = ()
+    is_checked: bool = False
     has_parts: bool = False
     config: str | None = None
     files: tuple[str, ...] = ()

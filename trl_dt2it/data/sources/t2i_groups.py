@@ -88,7 +88,7 @@ def evalmuse(
             `"all"` pairs of images; `"extremes"`: best against worst; `"adjacent"`: each against the next best.
 
     Yields:
-        `dict` or [`RowError`]: the pairs; for each that is left out, why; for an image without ratings, why.
+        `dict` or [`RowError`]: the pairs; for each that cannot be used, why; for an image without ratings, why.
 
     Raises:
         `ValueError`: if `pairs` is something else.

@@ -49,7 +49,7 @@ HPDV2_TRAIN = Source(
     files=("train.json",),
     reads=("prompt", "file_path", "image_path", "human_preference"),
     note="The images are in train.tar.gz (31.7 GB); unpack it and give the folder as `image_root`. Four of them are "
-    "known to be corrupt, and their pairs are left out.",
+    "known to be corrupt, and their pairs are dropped.",
 )
 
 

@@ -8,12 +8,17 @@ from typing import Any
 from ..canonical import IMAGE_MARKER, as_image, content_group, preference
 from ..errors import RowError
 from ..rows import DEFAULT_FPS, SIDES, blocks, row_images, row_videos
-from ..schema import check_row
+from ..schema import check_answer, check_messages, check_row
 from .fields import images_field, is_given, name_field, strength_field
 from .source import Source
 
 
 def trl(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
+    """Convert a preference row of TRL, after one check of it; see [`as_canonical`]."""
+    yield as_canonical(row)
+
+
+def as_canonical(row: Mapping[str, Any], is_checked: bool = False) -> dict[str, Any]:
     """
     A preference row of TRL, canonical rows included.
 
@@ -24,8 +29,10 @@ def trl(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
             `images` or `image`, and `videos` as lists of frames.
             `strength`, `weight`, `pair_id`, `group_id`, `source` and `source_id` are kept. A `margin` becomes the
             strength where there is none.
+        is_checked (`bool`, *optional*, defaults to `False`):
+            Whether [`check_row`] has passed the row before.
 
-    Yields:
+    Returns:
         `dict`: the pair, all contents as blocks. Images come first where the prompt is of strings, as in TRL.
 
     Raises:
@@ -44,12 +51,14 @@ def trl(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
     videos = _videos(row)
     if isinstance(prompt, str) and isinstance(chosen, str) and isinstance(rejected, str):
         converted = preference(prompt, chosen, rejected, _images(row), videos=videos)
+        if not is_checked:
+            check_row(converted)
     else:
-        converted = _converted(_with_messages(row, videos) if isinstance(prompt, str) else row, videos)
+        converted = _converted(_with_messages(row, videos) if isinstance(prompt, str) else row, videos, is_checked)
     converted["strength"] = strength
     names = {name: name_field(row, name) for name in ("pair_id", "group_id", "source", "source_id")}
     converted |= {name: value for name, value in names.items() if value is not None}
-    yield converted if weight is None else {**converted, "weight": weight}
+    return converted if weight is None else {**converted, "weight": weight}
 
 
 def _with_messages(row: Mapping[str, Any], videos: list[list[Any]]) -> Mapping[str, Any]:
@@ -64,7 +73,9 @@ def _with_messages(row: Mapping[str, Any], videos: list[list[Any]]) -> Mapping[s
                 "not_conversational",
                 f"`{side}` is of type {kind}; give both answers as strings or as lists of messages.",
             )
-    check_row({**{side: row[side] for side in SIDES}, "prompt": [{"role": "user", "content": row["prompt"]}]})
+        check_messages(side, row[side])
+    for side in SIDES:
+        check_answer(side, row[side], prompt_is_explicit=True)
     if any(row[side][0]["role"] != "assistant" for side in SIDES):
         asked, *_ = _split(row["chosen"], row["rejected"])
         texts = ["".join(block["text"] for block in blocks(m) if block["type"] == "text").strip() for m in asked]
@@ -77,14 +88,17 @@ def _with_messages(row: Mapping[str, Any], videos: list[list[Any]]) -> Mapping[s
     return {**row, "prompt": preference(row["prompt"], "", "", _images(row), videos=videos)["prompt"]}
 
 
-def _converted(row: Mapping[str, Any], videos: list[list[Any]]) -> dict[str, Any]:
-    fields = ("prompt", "chosen", "rejected", "images", "image", "videos")
-    check_row({field: row.get(field) for field in fields})
+def _converted(row: Mapping[str, Any], videos: list[list[Any]], is_checked: bool) -> dict[str, Any]:
+    if not is_checked:
+        fields = ("prompt", "chosen", "rejected", "images", "image", "videos")
+        check_row({field: row.get(field) for field in fields})
     if isinstance(row["chosen"], str):
         raise RowError("missing_column", "the row has two strings and no `prompt`; give the question as `prompt`.")
     prompt, chosen, rejected = row.get("prompt"), row["chosen"], row["rejected"]
     if prompt is None:
         prompt, chosen, rejected = _split(chosen, rejected)
+        check_answer("chosen", chosen, prompt_is_explicit=True)  # images of later questions stand in neither
+        check_answer("rejected", rejected, prompt_is_explicit=True)
     images = _images(row)
     messages = [_blocked(message) for message in prompt]
     if images and not any(isinstance(message.get("content"), (list, tuple)) for message in prompt):
@@ -153,6 +167,7 @@ TRL = Source(
     licence="unknown",
     has_videos=True,
     has_weights=True,
+    is_checked=True,
     reads=(
         *("prompt", "chosen", "rejected", "images", "image", "videos", "strength", "margin", "weight", "pair_id"),
         *("group_id", "source", "source_id", "tools", "chat_template_kwargs", "video", "audio", "audios"),

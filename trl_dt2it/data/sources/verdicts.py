@@ -111,7 +111,7 @@ def parse_headed_comparison(text: str) -> Comparison | None:
 
     Args:
         text (`str`):
-            The prompt, in the layout of R1-Reward-RL. The instructions after the second answer are left out.
+            The prompt, in the layout of R1-Reward-RL. The instructions after the second answer are dropped.
 
     Returns:
         [`Comparison`] or `None`: `None` if a header is missing or occurs more than once.

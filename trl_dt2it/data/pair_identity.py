@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -14,13 +13,14 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, Value
 from transformers.utils import logging
 
-from ..data.arrow_rows import arrow_rows, look_at_all
-from ..data.canonical import T2I_IDENTITY
-from ..data.encoded import column_of, leave_images_encoded
-from ..data.errors import RowError
-from ..data.identity import content_id, t2i_identity
-from ..data.locations import ImageOptions, is_address, open_encoded
-from ..data.rows import SIDES
+from ..printable import digest
+from .arrow_rows import arrow_rows, look_at_all
+from .canonical import T2I_IDENTITY
+from .encoded import column_of, leave_images_encoded
+from .errors import RowError
+from .identity import content_id, t2i_identity
+from .locations import ImageOptions, is_address, open_encoded
+from .rows import SIDES
 
 
 logger = logging.get_logger(__name__)
@@ -126,10 +126,8 @@ def source_fingerprint(names: pa.Array) -> str:
     Returns:
         `str`: 16 hexadecimal digits; the same for the same names in the same order.
     """
-    digest = hashlib.sha256(str(len(names)).encode())
-    for start in range(0, len(names), 10_000):
-        digest.update("\0".join(names.slice(start, 10_000).to_pylist()).encode() + b"\0")
-    return digest.hexdigest()[:16]
+    slices = (names.slice(start, 10_000).to_pylist() for start in range(0, len(names), 10_000))
+    return digest(str(len(names)), ("\0".join(part) + "\0" for part in slices))[:16]
 
 
 def _content_ids(table: pa.Table, json_columns: Features) -> pa.Table:
