@@ -1,13 +1,21 @@
 """Look at a data set before training on it: which rows can be used, and does style alone tell the chosen answer?
 
-    python recipes/audit_data.py --dataset_name pairs.jsonl --image_root photos
-    python recipes/audit_data.py --preferences rlaif_v --max_rows 5000
-    python recipes/audit_data.py --dataset_name outputs/scores/scored.parquet --image_root photos
+    # Your own pairs
+    trl-dt2it audit --dataset_name pairs.jsonl --image_root photos
 
-The first table counts the rows that can be used and those that cannot, by reason. The second says how well a probe
-that sees style alone names the chosen answer: 0.5 means that style tells nothing. Where the rows have the columns
-`chosen_reward` and `rejected_reward`, as recipes/score_data.py writes them, a third says how far the model follows
-style. The same keys may stand in a YAML file, given with `--config`.
+    # A public set, its first rows
+    trl-dt2it audit --preferences rlaif_v --max_rows 5000
+
+    # A file of LLaMA-Factory as it is
+    trl-dt2it audit --preferences llamafactory --dataset_name dpo.json --image_root images
+
+    # What a model makes of style
+    trl-dt2it audit --dataset_name outputs/scores/scored.parquet --image_root photos
+
+The first table counts the rows that can be used and those that cannot, by reason. The second says how well a
+probe that sees style alone names the chosen answer: 0.5 means that style tells nothing. Where the rows have the
+columns `chosen_reward` and `rejected_reward`, as recipes/score_data.py writes them, a third says how far the
+model follows style. The same keys may stand in a YAML file, given with `--config`.
 """
 
 from dataclasses import dataclass, field

@@ -1,10 +1,19 @@
-"""Take the best of n answers to prompts with images: a vision-language model samples them, a reward model picks.
+r"""Take the best of n answers to prompts with images: a vision-language model samples them, a reward model picks.
 
-    accelerate launch recipes/best_of_n.py --config recipes/configs/best_of_n.yaml
+    # What would be sampled and scored
+    trl-dt2it best-of-n --config best_of_n --dry_run
 
-It writes OUTPUT_DIR/best_of_n.jsonl: a line for each prompt with all answers, their rewards and the best one. Rows
-that have a column `answers`, a list of texts, are scored as they are, so that any server may have sampled. Run it
-again after a kill: what is sampled and scored stays. The processes of `accelerate launch` share the prompts out.
+    # Your own prompts
+    trl-dt2it best-of-n --model_name_or_path Qwen/Qwen3-VL-8B-Instruct --reward_model reward-model \
+        --dataset_name prompts.jsonl --image_root photos --output_dir outputs/best
+
+    # Answers that a server gave, in a column `answers`
+    trl-dt2it best-of-n --reward_model reward-model --dataset_name answered.jsonl --image_root photos
+
+It writes OUTPUT_DIR/best_of_n.jsonl: a line for each prompt with all answers, their rewards and the best one.
+Rows that have a column `answers`, a list of texts, are scored as they are, so that any server may have sampled.
+Run it again after a kill: what is sampled and scored stays. The processes of `accelerate launch` share the
+prompts out.
 """
 
 import json
@@ -13,7 +22,10 @@ from pathlib import Path
 
 from trl import TrlParser
 
-from trl_dt2it.answer_arguments import AnswerArguments
+from trl_dt2it.answer_arguments import SAMPLING_FLAGS, AnswerArguments
+
+
+MAIN_FLAGS = SAMPLING_FLAGS
 
 
 @dataclass
@@ -28,7 +40,6 @@ def main(args):
     from trl_dt2it.processes import on_main_process
     from trl_dt2it.recipe_models import share_work
     from trl_dt2it.run_lock import run_lock
-    from trl_dt2it.scored_answers import answer_and_score
 
     state, output, rows = share_work(), Path(args.output_dir) / "best_of_n.jsonl", args.read()
     if args.dry_run:
@@ -36,7 +47,7 @@ def main(args):
             args.show_plan(rows, output)
         return
     with run_lock(args.output_dir):
-        scored = answer_and_score(args, rows, source="prompts")
+        scored = args.answer(rows, source="prompts")
         lines = [best_of(one) for one in scored]
 
         def finish():

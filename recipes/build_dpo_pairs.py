@@ -1,11 +1,16 @@
-"""Build preference pairs for DPO out of a model's own answers: sample, score, and pair by the gap of the rewards.
+r"""Build preference pairs for DPO out of a model's own answers: sample, score, and pair by the gap of the rewards.
 
-    accelerate launch recipes/build_dpo_pairs.py --config recipes/configs/build_dpo_pairs.yaml
+    # What would be sampled and scored
+    trl-dt2it dpo-pairs --config build_dpo_pairs --dry_run
+
+    # Your own prompts, on 8 GPUs
+    trl-dt2it dpo-pairs --model_name_or_path Qwen/Qwen3-VL-8B-Instruct --reward_model reward-model \
+        --dataset_name prompts.jsonl --image_root photos --min_gap 0.8 --num_processes 8
 
 It writes OUTPUT_DIR/pairs/train.parquet with the images inside, or train.jsonl with their paths, and
 OUTPUT_DIR/report.json. `trl_dt2it.data.to_dpo` makes rows for TRL's `DPOTrainer` of them, and
-`recipes/train_reward_model.py --dataset_name OUTPUT_DIR/pairs` trains on them. Rows that have a column `answers`, a
-list of texts, are not sampled. Run it again after a kill: what is sampled and scored stays.
+`recipes/train_reward_model.py --dataset_name OUTPUT_DIR/pairs` trains on them. Rows that have a column
+`answers`, a list of texts, are not sampled. Run it again after a kill: what is sampled and scored stays.
 """
 
 import dataclasses
@@ -15,7 +20,10 @@ from pathlib import Path
 
 from trl import TrlParser
 
-from trl_dt2it.answer_arguments import AnswerArguments
+from trl_dt2it.answer_arguments import SAMPLING_FLAGS, AnswerArguments
+
+
+MAIN_FLAGS = (*SAMPLING_FLAGS, "min_gap", "pairs_per_prompt", "drop_unfinished", "output_format")
 
 
 @dataclass
@@ -59,7 +67,6 @@ def main(args):
     from trl_dt2it.recipe_models import share_work
     from trl_dt2it.reward_gap_pairs import build_gap_pairs
     from trl_dt2it.run_lock import run_lock
-    from trl_dt2it.scored_answers import answer_and_score
 
     state, folder, rows = share_work(), Path(args.output_dir), args.read()
     output = folder / "pairs" / f"train.{args.output_format}"
@@ -72,7 +79,7 @@ def main(args):
             check_paths(rows)
         else:
             refuse_unpublishable(rows, args.published_images, paths_are_images=True)  # before hours of sampling
-        scored = answer_and_score(args, rows, source=args.source)
+        scored = args.answer(rows, source=args.source)
 
         def finish():
             pairs, report = build_gap_pairs(

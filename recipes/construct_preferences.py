@@ -1,10 +1,16 @@
-"""Build preference pairs out of prompts with images, from a YAML file.
+"""Build preference pairs out of prompts with images: both answers by one model, judged twice over.
 
-    python recipes/construct_preferences.py --config recipes/configs/construct_preferences.yaml --dry_run true
-    python recipes/construct_preferences.py --config recipes/configs/construct_preferences.yaml
+    # Calls and cost at most, without a call
+    trl-dt2it construct --config construct_preferences --dry_run
 
-Run it again after a kill: replies are kept in OUTPUT_DIR/judge.jsonl and generator.jsonl, and none is paid for twice.
-Train on the result with `--dataset_name OUTPUT_DIR/pairs`.
+    # The first prompts only
+    trl-dt2it construct --config construct_preferences --max_prompts 50
+
+    # All; what was paid for is not asked again
+    trl-dt2it construct --config construct_preferences
+
+Run it again after a kill: replies are kept in OUTPUT_DIR/judge.jsonl and generator.jsonl, and none is paid for
+twice. Train on the result with `--dataset_name OUTPUT_DIR/pairs`.
 """
 
 from dataclasses import dataclass, field

@@ -1,14 +1,21 @@
-"""Train a reward model on constructed and on noisy preferences, cleaning the noisy ones in rounds, from a YAML file.
+"""Train a reward model on constructed and on noisy preferences, cleaning the noisy ones in rounds.
 
-    accelerate launch recipes/dt2it.py --config recipes/configs/dt2it_digits.yaml --dry_run true
-    accelerate launch recipes/dt2it.py --config recipes/configs/dt2it_digits.yaml
+    # The plan: trainings, pairs, steps, calls
+    trl-dt2it curate --config dt2it_digits --dry_run
 
-Run it again after a kill, and it goes on where it was: what is done is not done again, a training resumes from its
-newest checkpoint if there are such, and no call to a judge is paid for twice. Several machines with a common folder
-can score together: stop before the stages that score, run each machine's part, and then go on:
+    # On real handwriting, in 10 minutes on 2 cores
+    trl-dt2it curate --config dt2it_digits
 
-    accelerate launch recipes/dt2it.py --config recipes/configs/dt2it_qwen3_vl_8b.yaml --stop_before round-1/flip/score
-    accelerate launch recipes/dt2it.py --config recipes/configs/dt2it_qwen3_vl_8b.yaml --shard 0/4
+    # The paper's rounds, 8 GPUs
+    trl-dt2it curate --config dt2it_qwen3_vl_8b --num_processes 8
+
+    # The first of four machines scores its part
+    trl-dt2it curate --config dt2it_qwen3_vl_8b --shard 0/4
+
+Run it again after a kill, and it goes on where it was: what is done is not done again, a training resumes from
+its newest checkpoint if there are such, and no call to a judge is paid for twice. Several machines with a
+common folder can score together: stop before the stages that score with `--stop_before round-1/flip/score`, run
+each machine's part with `--shard`, and then go on.
 
 What the flags of the command line say wins over the YAML file. A key that no option has is an error.
 """
@@ -34,7 +41,8 @@ class RoundsArguments:
     Parameters:
         base (`dict`):
             The constructed set: for each source where its rows are, as in
-            [`trl_dt2it.curation.round_data.read_sets`].
+            [`trl_dt2it.curation.round_data.read_sets`], or `digits` or `digits_t2i` with the arguments of
+            [`trl_dt2it.demo.sets.demo_rows`].
         pool (`dict`):
             The noisy set, likewise.
         test (`dict`, *optional*):
@@ -52,7 +60,7 @@ class RoundsArguments:
             Judges to ask about what the rules drop, as in [`trl_dt2it.curation.round_judges.read_judging`].
         balance_style (`dict` or `bool`, *optional*):
             How the style of the constructed set is balanced before it is trained on, as in
-            [`trl_dt2it.curation.round_balance.read_balance`]; by default it is not.
+            [`trl_dt2it.curation.curation_run.read_balance`]; by default it is not.
         final (`list[str]`, *optional*, defaults to `["curated"]`):
             Models to train at the end, on the base and: nothing (`"base"`, or `"unbalanced"`, with its style as it
             came), the pool as it is (`"uncurated"`), the
@@ -121,7 +129,9 @@ def run_or_plan(args, training_args, model_args):
     from trl_dt2it.curation.run_record import record_run
     from trl_dt2it.curation.stages import run_stages, show_plan
     from trl_dt2it.data.whole_file import whole_file
+    from trl_dt2it.demo.sets import DEMO_LOADERS
     from trl_dt2it.processes import on_main_process
+    from trl_dt2it.recipe_models import find_base_model
     from trl_dt2it.report import write_report
 
     state, console = PartialState(), Console()
@@ -135,11 +145,11 @@ def run_or_plan(args, training_args, model_args):
         get_peft_config(model_args),
         get_quantization_config(model_args),
     )
+    base, pool, test = as_value(args.base) or {}, as_value(args.pool) or {}, as_value(args.test)
+    sets = {"base": base, "pool": pool, **({} if test is None else {"test": test})}
     run = read_run(
         training,
-        base=as_value(args.base) or {},
-        pool=as_value(args.pool) or {},
-        test=as_value(args.test),
+        **sets,
         method=args.method,
         rounds=as_value(args.rounds),
         folds=args.folds,
@@ -150,6 +160,8 @@ def run_or_plan(args, training_args, model_args):
         final=as_value(args.final) or ["curated"],
         rows_per_shard=args.rows_per_shard,
         shard=parse_shard(args.shard),
+        find_model=partial(find_base_model, sets=sets),
+        loaders=DEMO_LOADERS,
     )
     stages = plan_rounds(run)
     if args.dry_run:

@@ -1,16 +1,19 @@
-"""Evaluate a reward model on the benchmarks of the field, beside the published scores of others.
+r"""Evaluate a reward model on the benchmarks of the field, beside the published scores of others.
 
-    accelerate launch recipes/evaluate.py --model outputs/my-reward-model --benchmarks all
+    # The paper's three
+    trl-dt2it evaluate --model reward-model --benchmarks all
 
-Rows come from the Hub unless `--rows` names a file or folder for a benchmark:
+    # By name
+    trl-dt2it evaluate --model reward-model --benchmarks vl-rewardbench hpdv3-test
 
-    python recipes/evaluate.py --model outputs/my-reward-model --benchmarks mm-rlhf-rewardbench \
-        --rows '{"mm-rlhf-rewardbench": "data/mm_reward_bench.jsonl"}' \
-        --image_root '{"mm-rlhf-rewardbench": "data/images"}'
+    # Rows from a file
+    trl-dt2it evaluate --model reward-model --benchmarks mm-rlhf-rewardbench \
+        --rows '{"mm-rlhf-rewardbench": "mm_reward_bench.jsonl"}' --image_root images
 
-`all` are the three of the paper; the others of `trl_dt2it.evaluation.BENCHMARKS` go by name. Tables are printed,
-`evaluation.json`, the scores of every pair and `report.html` are written to `--output_dir`, and `--model_card true`
-puts the numbers into the model card. The same keys may stand in a YAML file, given with `--config`.
+Rows come from the Hub unless `--rows` names a file or folder for a benchmark. `all` are the three of the paper;
+the others of `trl_dt2it.evaluation.BENCHMARKS` go by name. Tables are printed, `evaluation.json`, the scores of
+every pair and `report.html` are written to `--output_dir`, and `--model_card true` puts the numbers into the
+model card. The same keys may stand in a YAML file, given with `--config`.
 """
 
 import json

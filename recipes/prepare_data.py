@@ -1,13 +1,17 @@
-"""Build a training set out of public preference sets, from a YAML file.
+"""Build a training set out of public preference sets, without the rows of the benchmarks.
 
-    python recipes/prepare_data.py --config recipes/configs/data_dt2it.yaml
+    # What would be read and written
+    trl-dt2it prepare --config data_dt2it --dry_run
 
-Every source is loaded, validated and written in shards; run it again after a kill and it goes on where it was. Several
-machines with a common folder take shards each, and the last run, without `--shard`, puts the mixture together:
+    # The paper's public mixture
+    trl-dt2it prepare --config data_dt2it
 
-    python recipes/prepare_data.py --config recipes/configs/data_dt2it.yaml --shard 0/4
+    # One set, checked, of which a hundredth is held out
+    trl-dt2it prepare --sources '{"rlaif_v": {}}' --output_dir outputs/rlaif_v
 
-Train on the result with `--dataset_name OUTPUT_DIR/mixture`. `--dry_run true` shows what would be done.
+Every source is loaded, validated and written in shards; run it again after a kill and it goes on where it was.
+Several machines with a common folder take shards each, with `--shard 0/4` and so on, and the last run, without
+`--shard`, puts the mixture together. Train on the result with `--dataset_name OUTPUT_DIR/mixture`.
 """
 
 import json

@@ -1,12 +1,16 @@
-"""Write one HTML file about a run of rounds and about evaluations, to read, to give to others, and to judge pairs in.
+"""Write one HTML file about a run of rounds and about evaluations, to read, to share, and to judge pairs in.
 
-    python recipes/report.py --run outputs/dt2it_digits
-    python recipes/report.py --run outputs/dt2it_digits --evaluation outputs/evaluation/evaluation.json
+    # A run of rounds
+    trl-dt2it report --run outputs/dt2it_digits
 
-`recipes/dt2it.py` and `recipes/evaluate.py` write theirs by themselves. What people have judged in the gallery and
-exported goes into the ledger of the run, where it stands against all rounds; the report is then written anew:
+    # An evaluation
+    trl-dt2it report --evaluation reward-model/evaluation/evaluation.json
 
-    python recipes/report.py --run outputs/dt2it_digits --corrections corrections.json
+    # Corrections that were exported from the page's gallery, into the ledger
+    trl-dt2it report --run outputs/dt2it_digits --corrections corrections.json
+
+`recipes/dt2it.py` and `recipes/evaluate.py` write theirs by themselves. What people have judged in the gallery
+and exported goes into the ledger of the run, where it overrides all rounds; the report is then written anew.
 """
 
 from dataclasses import dataclass, field
@@ -54,6 +58,7 @@ def main(args):
     from rich.console import Console
 
     from trl_dt2it.curation import CurationLedger
+    from trl_dt2it.demo.sets import DEMO_LOADERS
     from trl_dt2it.recipe_data import show_dry_run
     from trl_dt2it.report import write_report
     from trl_dt2it.run_lock import run_lock
@@ -93,6 +98,7 @@ def main(args):
         evaluations=evaluations,
         style_before=args.style_before,
         style_after=args.style_after,
+        loaders=DEMO_LOADERS,
         gallery=args.gallery,
         title=args.title,
     )

@@ -1,10 +1,14 @@
 """Score a data set of pairs with a trained reward model.
 
-    accelerate launch recipes/score_data.py --model outputs/digits --dataset_name pairs.jsonl
+    # Your own pairs
+    trl-dt2it score --model reward-model --dataset_name pairs.jsonl --image_root photos
+
+    # On 8 GPUs, into another folder
+    trl-dt2it score --model reward-model --preferences rlaif_v --output_dir outputs/rlaif_v --num_processes 8
 
 It writes OUTPUT_DIR/scored.parquet, the rows with the columns `chosen_reward` and `rejected_reward`, and
-OUTPUT_DIR/summary.json. Run it again after a kill: what is scored is not scored again. The processes of `accelerate
-launch` share the rows out. The same keys may stand in a YAML file, given with `--config`.
+OUTPUT_DIR/summary.json. Run it again after a kill: what is scored is not scored again. The processes of
+`accelerate launch` share the rows out. The same keys may stand in a YAML file, given with `--config`.
 """
 
 import json

@@ -1,12 +1,21 @@
-"""Train a multimodal reward model with TRL, from a command line or a YAML file.
+r"""Train a multimodal reward model with TRL, from a command line or a YAML file.
 
-    accelerate launch recipes/train_reward_model.py --config recipes/configs/digits.yaml
+    # Real handwriting, in two minutes on 2 cores
+    trl-dt2it train --config digits
 
-    accelerate launch recipes/train_reward_model.py \
-        --model_name_or_path Qwen/Qwen3-VL-2B-Instruct \
-        --dataset_name HuggingFaceH4/rlaif-v_formatted \
-        --use_peft --lora_target_modules all-linear --freeze_vision_tower \
-        --output_dir outputs/qwen3-vl-2b-reward
+    # Your own pairs
+    trl-dt2it train --model_name_or_path Qwen/Qwen3-VL-2B-Instruct --dataset_name pairs.jsonl \
+        --image_root photos --output_dir reward-model
+
+    # What that would do
+    trl-dt2it train --model_name_or_path Qwen/Qwen3-VL-2B-Instruct --dataset_name pairs.jsonl \
+        --image_root photos --output_dir reward-model --dry_run
+
+    # LoRA on one GPU
+    trl-dt2it train --config qwen3_vl_8b_lora
+
+    # 8 GPUs
+    trl-dt2it train --config qwen3_vl_8b --accelerate_config deepspeed_zero2
 
 What the flags of the command line say wins over the YAML file. A key that no option has is an error.
 """
@@ -24,6 +33,13 @@ from trl_dt2it import MultimodalRewardConfig
 
 # The name that stands for what `trl_dt2it.demo.digits` makes instead of for something on the Hub or on disk.
 DIGITS = "digits"
+# The flags that `trl-dt2it train --help` shows.
+MAIN_FLAGS = (
+    *("model_name_or_path", "dataset_name", "dataset_train_split", "dataset_test_split", "image_root"),
+    *("output_dir", "learning_rate", "num_train_epochs", "per_device_train_batch_size"),
+    *("gradient_accumulation_steps", "loss_type", "max_length", "max_pixels", "on_bad_row"),
+    *("freeze_vision_tower", "use_peft", "resume_from_checkpoint", "max_train_pairs", "dry_run"),
+)
 FILE_BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 

@@ -1,8 +1,11 @@
 """The command line: its examples parse, dry runs say what is there, misuse is one sentence, and it runs installed."""
 
+import ast
+import importlib
 import json
 import os
 import random
+import re
 import shlex
 import subprocess
 import sys
@@ -12,9 +15,7 @@ import pytest
 from datasets import Dataset, load_dataset
 
 from trl_dt2it import RewardScorer
-from trl_dt2it.cli import Misuse, load_recipe, main, parser_of, recipes_folder, with_known_config
-from trl_dt2it.cli_help import WIDTH
-from trl_dt2it.cli_verbs import VERBS
+from trl_dt2it.cli import RECIPES, VERBS, Misuse, load_recipe, main, parser_of, split_flags
 from trl_dt2it.data import write_parquet
 from trl_dt2it.debias import audit_style
 from trl_dt2it.demo.digits import make_digits
@@ -25,7 +26,16 @@ from .pairs import model_of, processor_of
 
 ROOT = Path(__file__).parents[1]
 ON_THE_CPU = ["--use_cpu", "true", "--bf16", "false"]
-EXAMPLES = [(name, command) for name, verb in VERBS.items() for _, command in verb.examples]
+WIDTH = 110
+
+
+def examples_of(name: str) -> list[tuple[str, str]]:
+    """What is wanted, and the command, of each example in the docstring of a verb's recipe."""
+    text = ast.get_docstring(ast.parse((RECIPES / f"{VERBS[name].recipe}.py").read_text(encoding="utf-8")))
+    return re.findall(r"^ *# (.+)\n *(trl-dt2it .+)$", re.sub(r" \\\n +", " ", text), flags=re.MULTILINE)
+
+
+EXAMPLES = [(name, command) for name in VERBS for _, command in examples_of(name)]
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +67,7 @@ def flags_of(name: str, command: str) -> list[str]:
         if option in words:
             assert VERBS[name].is_launched
             del words[words.index(option) : words.index(option) + 2]
-    return with_known_config(words)
+    return split_flags(words)[1]
 
 
 @pytest.mark.parametrize(("name", "command"), EXAMPLES, ids=lambda text: text.split(" --", 1)[-1][:40])
@@ -78,7 +88,8 @@ def test_help_shows_every_example_and_fits(name, capsys):
     assert main([name, "--help"]) == 0
     text = capsys.readouterr().out
     joined = " ".join(text.replace("\\\n", " ").split())
-    for wanted, command in VERBS[name].examples:
+    assert len(examples_of(name)) >= 2
+    for wanted, command in examples_of(name):
         assert f"# {wanted} {command}" in joined
     assert max(map(len, text.splitlines())) <= WIDTH + 2
     assert ("--num_processes N" in text) == VERBS[name].is_launched
@@ -210,11 +221,40 @@ def test_errors_that_no_sentence_explains_stay_what_they_are(folder, monkeypatch
 
 def test_a_configuration_of_ones_own_wins_over_one_of_the_package(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert with_known_config(["--config=digits"]) == ["--config", str(recipes_folder() / "configs/digits.yaml")]
+    assert split_flags(["--config=digits"]) == ([], ["--config", str(RECIPES / "configs/digits.yaml")])
     Path("digits").write_text("a: 1")
-    assert with_known_config(["--config", "digits"]) == ["--config", "digits"]
+    assert split_flags(["--config", "digits"]) == ([], ["--config", "digits"])
     with pytest.raises(Misuse):
-        with_known_config(["--config", "--dry_run"])
+        split_flags(["--config", "--dry_run"])
+
+
+def test_flags_of_the_launcher_are_split_off():
+    words = ["--num-processes=2", "--model", "m", "--accelerate_config", "cpu", "--benchmarks", "a", "b", "--dry_run"]
+    launcher = ["--config_file", str(RECIPES / "accelerate/cpu.yaml"), "--num_processes", "2"]
+    assert split_flags(words) == (launcher, ["--model", "m", "--benchmarks", "a", "b", "--dry_run"])
+
+
+def test_the_overview_loads_no_torch():
+    code = "import sys; from trl_dt2it.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == 0
+
+
+def test_verbs_leave_modules_of_other_packages_alone(tmp_path, monkeypatch, capsys):
+    (tmp_path / "evaluate").mkdir()
+    (tmp_path / "evaluate/__init__.py").write_text("def load(name):\n    return name\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "evaluate", raising=False)
+    package = importlib.import_module("evaluate")
+    try:
+        assert main(["evaluate", "--help"]) == 0 and main(["evaluate", "--model", "m", "--benchmarks", "x"]) == 2
+        assert sys.modules["evaluate"] is package and package.load("accuracy") == "accuracy"
+        before = set(sys.modules)
+        for verb in VERBS.values():
+            load_recipe(verb.recipe)
+        assert all(name.startswith("trl_dt2it.") for name in set(sys.modules) - before if "recipe" in name)
+        assert not {verb.recipe for verb in VERBS.values()} & (set(sys.modules) - before)
+    finally:
+        del sys.modules["evaluate"]
 
 
 def test_the_recipes_are_part_of_an_installed_package_which_starts_two_processes(folder, tmp_path):

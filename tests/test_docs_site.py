@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from trl_dt2it.cli import load_recipe, main, parser_of, with_known_config
-from trl_dt2it.cli_verbs import VERBS
+from trl_dt2it.cli import VERBS, load_recipe, main, parser_of, split_flags
 from trl_dt2it.data import load_preferences, validate
 from trl_dt2it.losses import LOSS_TYPES
 from trl_dt2it.reward_config import MultimodalRewardConfig
@@ -118,11 +117,7 @@ def test_every_command_of_the_docs_parses(page, line, monkeypatch):
     words = shlex.split(line, comments=True)
     if words[0] == "trl-dt2it" or "trl_dt2it.cli" in words:
         place = words.index("trl_dt2it.cli") + 1 if "trl_dt2it.cli" in words else 1
-        recipe, flags = VERBS[words[place]].recipe, words[place + 1 :]
-        for option in ("--num_processes", "--accelerate_config"):
-            if option in flags:
-                del flags[flags.index(option) : flags.index(option) + 2]
-        flags = with_known_config(flags)
+        recipe, flags = VERBS[words[place]].recipe, split_flags(words[place + 1 :])[1]
     else:
         place = next(index for index, word in enumerate(words) if re.fullmatch(r"recipes/\w+\.py", word))
         recipe, flags = Path(words[place]).stem, words[place + 1 :]

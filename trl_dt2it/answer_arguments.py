@@ -4,16 +4,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from datasets import Dataset
 
+from .attention import usable_attention
 from .data.encoded import leave_images_encoded
 from .recipe_data import RowArguments, show_dry_run
+from .recipe_models import with_tiny
 from .sampling import Sampling
 
 
+if TYPE_CHECKING:
+    from .scored_answers import ScoredAnswers
+
 # The name that stands for what `trl_dt2it.demo.digits` makes.
 DIGITS = "digits"
+# The flags that the help of these recipes shows.
+SAMPLING_FLAGS = (
+    *("model_name_or_path", "reward_model", "dataset_name", "image_root", "max_rows", "output_dir", "num_answers"),
+    *("max_new_tokens", "temperature", "top_p", "prompts_per_batch", "normalize", "dtype", "reward_dtype", "dry_run"),
+)
 
 
 @dataclass
@@ -99,11 +110,28 @@ class AnswerArguments(RowArguments):
             raise ValueError("Give `model_name_or_path`, the model that answers, or rows with a column `answers`.")
         return leave_images_encoded(rows)
 
-    @property
-    def sampling(self) -> Sampling:
-        """How answers are sampled."""
+    def answer(self, rows: Dataset, *, source: str) -> list[ScoredAnswers]:
+        """Answer the prompts of rows that [`read`] gave, and score the answers; every process has to call it."""
+        from .scored_answers import Answering, answer_and_score  # heavy, and not needed for `--help`
+
+        folder = Path(self.output_dir)
+        # A tiny model that was made stays, for what it has answered stands under the date of its files.
+        is_given = "answers" in rows.column_names
+        model = None if is_given else with_tiny(str(self.model_name_or_path), folder, self.seed, keep=True)
         names = ("num_answers", "max_new_tokens", "temperature", "top_p", "seed")
-        return Sampling(**{name: getattr(self, name) for name in names})
+        attention = usable_attention(self.attn_implementation)
+        loading = {"attn_implementation": attention, "trust_remote_code": self.trust_remote_code}
+        scoring = {"dtype": self.reward_dtype, "batch_tokens": self.batch_tokens, "normalize": self.normalize}
+        how = Answering(
+            model,
+            cast(str, self.reward_model),  # `read` has refused None
+            Sampling(**{name: getattr(self, name) for name in names}),
+            self.prompts_per_batch,
+            self.image_options,
+            {"dtype": self.dtype, **loading},
+            {**scoring, **loading},
+        )
+        return answer_and_score(how, rows, folder, source=source)
 
     def show_plan(self, rows: Dataset, output: Path) -> None:
         """Prints what would be read and written."""

@@ -19,6 +19,7 @@ from .data.encoded import column_of
 from .data.sources import SOURCES
 from .evaluation.benchmarks import BENCHMARKS
 from .printable import printable
+from .run_lock import without_secrets
 
 
 if TYPE_CHECKING:
@@ -254,8 +255,6 @@ def run_command(num_processes: int, argv: Sequence[str] | None = None) -> str | 
         `str`, *optional*: without what may be secret, and with the last part only of paths that start at the root.
         `None` where it is neither a script nor `trl-dt2it`, such as in a notebook.
     """
-    from .curation.run_record import without_secrets
-
     script, *words = sys.argv if argv is None else argv
     path = Path(script)
     if path.name == "trl-dt2it":

@@ -1,225 +1,199 @@
-"""`trl-dt2it VERB ...`: the recipes by one command, with help that shows how, and errors in one sentence.
-
-A verb is a recipe and nothing more: the flags are the recipe's, and so is what happens. The recipes are files of
-`recipes/` in a checkout and lie within the package where it was installed from a wheel.
-"""
-
-from __future__ import annotations
+"""`trl-dt2it VERB ...`: a verb per recipe, with the recipe's flags and the recipe's docstring as its help."""
 
 import os
 import re
 import sys
-from collections.abc import Sequence
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from dataclasses import fields
 from difflib import get_close_matches
+from functools import partial
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from traceback import extract_tb
+from typing import Any, NamedTuple, NoReturn
 
-from .cli_help import help_of, overview
-from .cli_verbs import VERBS, Verb
+from yaml import YAMLError
+
+from . import __version__
 
 
-PACKAGE = Path(__file__).parent
-# What the launcher gets, and the recipe does not; words as in TRL's own command line.
-LAUNCHER_FLAGS = ("--num_processes", "--accelerate_config")
+PACKAGE = Path(__file__).resolve().parent
+# Installed from a wheel, the recipes are part of the package; in a checkout they lie beside it.
+RECIPES = PACKAGE / "recipes" if (PACKAGE / "recipes").is_dir() else PACKAGE.parent / "recipes"
+FORMATTER: Any = partial(RawDescriptionHelpFormatter, max_help_position=35, width=110)
+
+
+class Verb(NamedTuple):
+    """A file of `recipes/` without `.py`, what it does, and whether it may run on several processes."""
+
+    recipe: str
+    summary: str
+    is_launched: bool = False
+
+
+VERBS = {
+    "prepare": Verb("prepare_data", "Build a training set from public preference sets, without benchmark rows."),
+    "audit": Verb("audit_data", "Count usable rows, and measure how far style alone predicts the chosen answer."),
+    "construct": Verb("construct_preferences", "Build pairs from prompts with images, as a judge decides."),
+    "train": Verb("train_reward_model", "Train a reward model.", True),
+    "curate": Verb("dt2it", "Find wrong labels in rounds, and train with and without them.", True),
+    "score": Verb("score_data", "Add the rewards of a trained model to a dataset.", True),
+    "evaluate": Verb("evaluate", "Measure a reward model on public benchmarks, beside published scores.", True),
+    "best-of-n": Verb("best_of_n", "Pick the best of n sampled answers to prompts with images.", True),
+    "dpo-pairs": Verb("build_dpo_pairs", "Build DPO pairs from a model's own answers, by reward gap.", True),
+    "report": Verb("report", "Write one HTML page about a run of rounds and about evaluations."),
+}
 
 
 class Misuse(Exception):
     """What the user has to change, in one sentence."""
 
 
-def recipes_folder() -> Path:
-    """The folder of the recipes, with `configs/` and `accelerate/`."""
-    inside = PACKAGE / "recipes"
-    return inside if inside.is_dir() else PACKAGE.parent / "recipes"
+def main(argv: list[str] | None = None) -> int:
+    """Run a verb and return 0, or 2 on misuse. An error whose message does not tell the user what to do is raised."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help", "--version"):
+        sys.stdout.write(f"trl-dt2it {__version__}\n" if argv[:1] == ["--version"] else make_parser().format_help())
+        return 0 if argv else 2
+    name, flags = argv[0], argv[1:]
+    program = f"trl-dt2it {name}" if name in VERBS else "trl-dt2it"
+    try:
+        if name not in VERBS:
+            raise Misuse(f"There is no verb {name!r}; choose among {', '.join(VERBS)}.")
+        if {"-h", "--help"} & set(flags):
+            make_help(name).print_help()
+        elif {"--help_all", "--help-all"} & set(flags):
+            parser_of(load_recipe(VERBS[name].recipe), program).print_help()
+        else:
+            run(name, *split_flags(flags))
+        return 0
+    except Misuse as error:
+        message = f"{error} See {program} --help."
+    except Exception as error:
+        if "--traceback" in flags or not is_for_users(error):
+            raise
+        message = str(error)
+    sys.stderr.write(f"{program}: {' '.join(message.split())}\n")
+    return 2
 
 
-def load_recipe(name: str) -> ModuleType:
-    """
-    A recipe as a module.
+def make_parser() -> ArgumentParser:
+    """The parser of the overview: a subcommand per verb, whose own flags are left to its recipe."""
+    about = "Multimodal reward models, from preference pairs to a report."
+    first = "Train on real handwriting, in two minutes on 2 cores:\n\n  trl-dt2it train --config digits"
+    parser = ArgumentParser("trl-dt2it", description=about, epilog=first, formatter_class=FORMATTER)
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB [flags]", help="trl-dt2it VERB --help shows examples.")
+    for name, verb in VERBS.items():
+        verbs.add_parser(name, help=verb.summary, add_help=False)
+    return parser
 
-    Args:
-        name (`str`):
-            Its name, without `.py`.
 
-    Returns:
-        `ModuleType`: with `main`, and `make_parser` where its arguments are dataclasses; each call loads it anew.
-    """
-    spec = spec_from_file_location(name, recipes_folder() / f"{name}.py")
-    if spec is None or spec.loader is None:
-        raise ImportError(f"There is no recipe {name}.")
+def make_help(name: str) -> ArgumentParser:
+    """The short help of a verb: the flags that matter, then the recipe's docstring with its examples."""
+    recipe = load_recipe(VERBS[name].recipe)
+    kinds = recipe.make_parser().dataclass_types
+    helps = {one.name: one.metadata.get("help", "") for kind in reversed(kinds) for one in fields(kind)}
+    main_flags = getattr(recipe, "MAIN_FLAGS", None) or [one.name for one in fields(kinds[0])]
+    shown = {flag: re.split(r"(?<=[.])\s", helps[flag])[0] for flag in main_flags}
+    shown["config"] = "YAML file with such keys, or the name of one that comes with the package."
+    if VERBS[name].is_launched:
+        shown["num_processes N"] = f"Processes, as with accelerate launch --num_processes N -m trl_dt2it.cli {name}."
+        shown["accelerate_config"] = "YAML file for accelerate launch, or the name of one likewise."
+    shown |= {"help_all": f"Show all {len(helps)} flags.", "traceback": "Show where an error came from."}
+    about, _, examples = (recipe.__doc__ or "").partition("\n\n")
+    page = ArgumentParser(f"trl-dt2it {name}", "%(prog)s [flags]", about, examples, formatter_class=FORMATTER)
+    for flag, text in shown.items():
+        page.add_argument(f"--{flag}", metavar="", help=text.replace("%", "%%"))
+    return page
+
+
+def load_recipe(name: str) -> Any:
+    """Load a recipe anew, under a name that cannot be another package's."""
+    spec: Any = spec_from_file_location(f"trl_dt2it.recipes.{name}", RECIPES / f"{name}.py")
     module = module_from_spec(spec)
-    sys.modules[name] = module  # where dataclasses look for their module
+    sys.modules[spec.name] = module  # where dataclasses look for their module
     spec.loader.exec_module(module)
     return module
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """
-    The command line.
-
-    Args:
-        argv (`Sequence[str]`, *optional*):
-            Verb and flags; by default those of the process.
-
-    Returns:
-        `int`: 0 if all went well, 2 if something was asked for that cannot be. An error that no sentence explains is
-        raised as it is.
-
-    Example:
-
-    ```python
-    >>> from trl_dt2it.cli import main
-
-    >>> main(["trane"])
-    2
-    ```
-    """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if not argv or argv[0] in ("-h", "--help"):
-        sys.stdout.write(overview())
-        return 0 if argv else 2
-    if argv[0] == "--version":
-        from . import __version__
-
-        sys.stdout.write(f"trl-dt2it {__version__}\n")
-        return 0
-    name, flags = argv[0], argv[1:]
-    if name not in VERBS:
-        return complain("trl-dt2it", f"There is no verb {name!r}; choose among {', '.join(VERBS)}.")
-    verb, program = VERBS[name], f"trl-dt2it {name}"
-    try:
-        if {"-h", "--help"} & set(flags):
-            sys.stdout.write(help_of(name, verb, load_recipe(verb.recipe).make_parser().dataclass_types))
-        elif "--help_all" in flags or "--help-all" in flags:
-            sys.stdout.write(parser_of(load_recipe(verb.recipe), program).format_help())
-        elif any(flag.split("=")[0].replace("-", "_").replace("__", "--", 1) in LAUNCHER_FLAGS for flag in flags):
-            launch(name, verb, flags)
-        else:
-            run(verb, program, with_known_config(flags))
-    except Misuse as error:
-        return complain(program, f"{error} See {program} --help.")
-    except Exception as error:
-        if "--traceback" in flags or not is_for_users(error):
-            raise
-        return complain(program, str(error))
-    return 0
-
-
-def run(verb: Verb, program: str, flags: list[str]) -> None:
-    """Runs a recipe in this process."""
-    recipe = load_recipe(verb.recipe)
-    flags = [flag for flag in flags if flag != "--traceback"]
-    parser = parser_of(recipe, program)
-    try:
-        arguments = parser.parse_args_and_config(flags)
-    except FileNotFoundError as error:
-        raise Misuse(f"There is no file {error.filename}.") from error
-    except (ValueError, TypeError, OSError) as error:
-        raise Misuse(unknown_flag(str(error), parser) or sentence(error)) from error
-    except Exception as error:  # PyYAML's own, of a file that is none
-        if type(error).__module__.split(".")[0] != "yaml":
-            raise
-        raise Misuse(f"The configuration is no YAML: {sentence(error)}") from error
-    recipe.main(*arguments)
-
-
-def parser_of(recipe: ModuleType, program: str) -> Any:
+def parser_of(recipe: Any, program: str) -> Any:
     """The recipe's parser, whose complaints are [`Misuse`]."""
-    parser = recipe.make_parser()
-    parser.prog = program
 
-    def complain_instead(message: str) -> None:
+    def error(message: str) -> NoReturn:
         raise Misuse(f"{message[0].upper()}{message[1:]}.")
 
-    parser.error = complain_instead
+    parser = recipe.make_parser()
+    parser.prog, parser.error = program, error
     return parser
 
 
-def unknown_flag(message: str, parser: Any) -> str | None:
-    """Of the parser's complaint about a flag or key that it does not know, a sentence that names it; else `None`."""
-    found = re.match(r"(Some specified arguments are not used|Unknown arguments from config file).*?'(.+?)'", message)
+def split_flags(flags: list[str]) -> tuple[list[str], list[str]]:
+    """Split off what goes to `accelerate launch`, and resolve names of YAML files that come with the package."""
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    for option in ("config", "num_processes", "accelerate_config"):
+        parser.add_argument(*{f"--{option}", f"--{option.replace('_', '-')}"}, dest=option, nargs="?", const="")
+    own, rest = parser.parse_known_args(flags)
+    launcher = []
+    if own.accelerate_config is not None:
+        launcher += ["--config_file", find_yaml("accelerate_config", own.accelerate_config, "accelerate")]
+    if own.num_processes is not None:
+        if not own.num_processes.isdecimal() or int(own.num_processes) == 0:
+            raise Misuse(f"`--num_processes` is {own.num_processes!r}; give a number from 1 on.")
+        launcher += ["--num_processes", own.num_processes]
+    config = [] if own.config is None else ["--config", find_yaml("config", own.config, "configs")]
+    return launcher, [*config, *rest]
+
+
+def find_yaml(option: str, given: str, kind: str) -> str:
+    """The YAML file at this path, or else the one of this name in `recipes/configs` or `recipes/accelerate`."""
+    known = {path.stem: str(path) for path in sorted((RECIPES / kind).glob("*.yaml"))}
+    if not given:
+        raise Misuse(f"`--{option}` needs a YAML file, or the name of a configuration that comes with the package.")
+    if not Path(given).is_file() and given not in known:
+        raise Misuse(f"There is no file {given}; configurations that come with the package are {', '.join(known)}.")
+    return given if Path(given).is_file() else known[given]
+
+
+def run(name: str, launcher: list[str], flags: list[str]) -> None:
+    """Run the verb's recipe in this process, or have `accelerate launch` run the verb in this one's place."""
+    if launcher:
+        import torch  # without an accelerator, the launcher starts several processes only if told that there is one
+
+        if not VERBS[name].is_launched:
+            raise Misuse(f"{name} runs in one process.")
+        if "--num_processes" in launcher and not torch.accelerator.is_available():
+            launcher = [*launcher, "--multi_gpu"]
+        command = [sys.executable, "-m", "accelerate.commands.launch", *launcher, "-m", "trl_dt2it.cli", name, *flags]
+        os.execv(sys.executable, command)
+    recipe = load_recipe(VERBS[name].recipe)
+    parser = parser_of(recipe, f"trl-dt2it {name}")
+    try:
+        arguments = parser.parse_args_and_config([flag for flag in flags if flag != "--traceback"])
+    except (ValueError, TypeError, OSError, YAMLError) as error:
+        raise Misuse(explain(error, parser)) from error
+    recipe.main(*arguments)
+
+
+def explain(error: Exception, parser: Any) -> str:
+    """The parser's message, or, if it is about an unknown flag or key, a sentence that names the likely one."""
+    message = f"The configuration is no YAML: {error}" if isinstance(error, YAMLError) else str(error)
+    found = re.match(r"(Some specified arguments|Unknown arguments from config).*?'(-*)(.+?)'", message)
     if found is None:
-        return None
-    kind, name = ("flag", found[2]) if found[1].startswith("Some") else ("key in the YAML file", found[2].lstrip("-"))
-    known = [one.name for dataclass_type in parser.dataclass_types for one in fields(dataclass_type)]
-    near = get_close_matches(name.strip("-").replace("-", "_"), known, n=1)
-    meant = f"; did you mean {name[: len(name) - len(name.lstrip('-'))]}{near[0]}?" if near else "."
-    return f"There is no {kind} {name}{meant}"
-
-
-def with_known_config(flags: list[str]) -> list[str]:
-    """The flags, with the path of a configuration that was given by its name, such as `--config digits`."""
-    flags = [part for flag in flags for part in (flag.split("=", 1) if flag.startswith("--config=") else [flag])]
-    if "--config" not in flags:
-        return flags
-    place = flags.index("--config") + 1
-    if place == len(flags) or flags[place].startswith("--"):
-        raise Misuse("`--config` needs a YAML file, or the name of a configuration that comes with the package.")
-    return [*flags[:place], str(find_yaml(flags[place], "configs")), *flags[place + 1 :]]
-
-
-def find_yaml(given: str, kind: str) -> Path:
-    """A YAML file: the one at this path, or else the one of `recipes/configs` or `recipes/accelerate` so named."""
-    known = {path.stem: path for path in sorted((recipes_folder() / kind).glob("*.yaml"))}
-    if Path(given).is_file():
-        return Path(given)
-    if given in known:
-        return known[given]
-    raise Misuse(f"There is no file {given}; configurations that come with the package are {', '.join(known)}.")
-
-
-def launch(name: str, verb: Verb, flags: list[str]) -> None:
-    """Starts the verb on several processes by `accelerate launch`, in place of this process."""
-    import torch  # where it has no accelerator, the launcher starts several processes only if told that it had
-
-    if not verb.is_launched:
-        raise Misuse(f"{name} runs in one process.")
-    own, rest = [], []
-    words = iter([part for flag in flags for part in (flag.split("=", 1) if flag.startswith("--") else [flag])])
-    for word in words:
-        option = "--" + word[2:].replace("-", "_")
-        if not word.startswith("--") or option not in LAUNCHER_FLAGS:
-            rest.append(word)
-            continue
-        value = next(words, None)
-        if value is None or value.startswith("--"):
-            raise Misuse(f"`{option}` needs a value.")
-        if option == "--accelerate_config":
-            own += ["--config_file", str(find_yaml(value, "accelerate"))]
-        elif value.isdecimal() and int(value) > 0:
-            own += [option, value, *([] if torch.accelerator.is_available() else ["--multi_gpu"])]
-        else:
-            raise Misuse(f"`--num_processes` is {value!r}; give a number from 1 on.")
-    rest = with_known_config(rest)
-    command = [sys.executable, "-m", "accelerate.commands.launch", *own, "-m", "trl_dt2it.cli", name, *rest]
-    sys.stdout.flush()
-    os.execv(sys.executable, command)
+        return message
+    what, dashes = ("flag", found[2]) if found[1].startswith("Some") else ("key in the YAML file", "")
+    known = [one.name for kind in parser.dataclass_types for one in fields(kind)]
+    near = get_close_matches(found[3].replace("-", "_"), known, n=1)
+    return f"There is no {what} {dashes}{found[3]}" + (f"; did you mean {dashes}{near[0]}?" if near else ".")
 
 
 def is_for_users(error: Exception) -> bool:
     """Whether the message says what to do: errors of this package and its recipes, and of files and of the Hub."""
     if isinstance(error, OSError) or type(error).__module__.split(".")[0] in ("datasets", "huggingface_hub"):
         return True
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    raised_in = Path(trace.tb_frame.f_code.co_filename).resolve() if trace is not None else Path()
-    is_ours = any(folder.resolve() in raised_in.parents for folder in (PACKAGE, recipes_folder()))
-    return is_ours and isinstance(error, (ValueError, RuntimeError, ImportError))
-
-
-def sentence(error: object) -> str:
-    """A message on one line."""
-    return " ".join(str(error).split())
-
-
-def complain(program: str, message: str) -> int:
-    """Says on standard error what is wrong, and gives the exit status of misuse."""
-    sys.stderr.write(f"{program}: {sentence(message)}\n")
-    return 2
+    raised_in = Path(extract_tb(error.__traceback__)[-1].filename).resolve()
+    return not {PACKAGE, RECIPES}.isdisjoint(raised_in.parents) and isinstance(
+        error, (ValueError, RuntimeError, ImportError)
+    )
 
 
 if __name__ == "__main__":

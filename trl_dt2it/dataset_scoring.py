@@ -1,29 +1,67 @@
-"""Rewards of a whole data set as two columns, in files that a killed run goes on from."""
+"""Resumable stores: folders of finished parts, each made once, from which a killed run continues.
+
+A folder is claimed by a mark with the digest of all that its parts depend on. Parts are Parquet files of scores, JSON
+lines of rows, or the stages of a run; each is there whole or not at all, and is cut by position alone, so that a run
+that was killed makes what an undisturbed one would have made.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from torch import nn
+from tqdm.auto import tqdm
 from transformers import ProcessorMixin
 
-from .curation.scoring_shards import gather_scores, score_in_shards
 from .data.pair_identity import pair_ids, source_fingerprint
-from .data.whole_file import whole_file
+from .data.whole_file import move_aside, read_json, whole_file, write_json
 from .printable import digest, digest_of
-from .processes import check_shared_folder, main_process_first, on_main_process
+from .processes import check_shared_folder, main_process_first, on_main_process, raise_together, wait_for_everyone
 from .rendering import ProcessingClass
 
 
 REWARD_COLUMNS = ("chosen_reward", "rejected_reward")
+_SCHEMA = pa.schema({"row": pa.int64(), "pair_id": pa.string(), "chosen": pa.float32(), "rejected": pa.float32()})
+
+
+def claim(mark: Path, digest: str, settings: Mapping[str, Any] | None = None, files: str = "*") -> Path | None:
+    """Claim the folder of a mark for parts with a digest. Parts with another digest are refused where the mark names
+    their settings, and else moved aside, to the path returned; `files` without a mark are refused."""
+    folder, known = mark.parent, read_json(mark)
+    if known is not None and known["digest"] == digest:
+        return None
+    aside = None
+    if known is not None and settings is None:
+        aside = move_aside(folder)
+    elif known is not None and settings is not None:
+        other = [name for name, value in settings.items() if known["settings"].get(name) != value]
+        raise ValueError(
+            f"{folder} holds rewards with another {', '.join(other)}; give another `output_dir`, or delete it."
+        )
+    if any(file.suffix != ".part" for file in folder.glob(files)):
+        raise ValueError(f"{folder} holds files that are not of this run; move them, or take another output_dir.")
+    if settings is None:
+        write_json(mark, {"digest": digest}, indent=None)
+    else:
+        write_json(mark, {"digest": digest, "settings": settings})
+    return aside
+
+
+def record_of(path: Path, digest: str) -> dict[str, Any] | None:
+    """Read a mark, or the record of a finished part; `None` if it is not there, or of another digest."""
+    record = read_json(path)
+    return record if record is not None and record["digest"] == digest else None
 
 
 def add_rewards(
@@ -34,30 +72,8 @@ def add_rewards(
     settings: Mapping[str, Any],
     rows_per_shard: int = 512,
 ) -> Dataset:
-    """
-    Adds the rewards of chosen and rejected to a data set.
-
-    Every process has to call it.
-
-    Args:
-        dataset (`Dataset`):
-            Preference rows.
-        score (`Callable`):
-            Gets some of the rows, and what to call them, and gives the rewards, `(n, 2)`, on every process.
-        output_dir (`Path`, *optional*):
-            Folder of the files; without it, nothing is written.
-        settings (`Mapping`):
-            What the rewards depend on besides the rows; anything that JSON can hold.
-        rows_per_shard (`int`, *optional*, defaults to `512`):
-            Pairs of a file: what a kill may cost at most.
-
-    Returns:
-        `Dataset`: with the columns `chosen_reward` and `rejected_reward`, of type float32.
-
-    Raises:
-        `ValueError`: if the columns are there already, if the folder holds rewards of other rows or of another
-            model, or if not all processes see it.
-    """
+    """Add the columns `chosen_reward` and `rejected_reward` to preference rows, from files of [`score_in_shards`] in
+    `output_dir` where one is given; `settings` are what rewards depend on besides the rows. Every process calls it."""
     if taken := [name for name in REWARD_COLUMNS if name in dataset.column_names]:
         raise ValueError(f"The data set has a column `{taken[0]}` already; remove or rename it.")
     if output_dir is None or len(dataset) == 0:
@@ -65,9 +81,9 @@ def add_rewards(
     else:
         check_shared_folder(output_dir)
         names = pair_ids(dataset)
-        record = {"rows": rows_fingerprint(dataset, names), "rows_per_shard": rows_per_shard, **settings}
-        if problem := on_main_process(partial(_begin, output_dir, record)):
-            raise ValueError(problem)
+        about = {"rows": rows_fingerprint(dataset, names), "rows_per_shard": rows_per_shard, **settings}
+        mark, digest = output_dir / "scoring.json", digest_of(about)
+        on_main_process(lambda: claim(mark, digest, about, "scores-*.parquet"))
         score_in_shards(output_dir, dataset, score, pair_ids=names, rows_per_shard=rows_per_shard)
         rewards = gather_scores([[output_dir]], len(dataset))[:, :, 0]
     with main_process_first():  # where rows were selected, `datasets` writes them anew
@@ -76,27 +92,147 @@ def add_rewards(
     return dataset
 
 
+def score_in_shards(
+    folder: Path,
+    dataset: Dataset,
+    score: Callable[[Dataset, str], np.ndarray],
+    *,
+    pair_ids: pa.Array,
+    rows: np.ndarray | None = None,
+    rows_per_shard: int = 4096,
+    shard: tuple[int, int] = (0, 1),
+) -> dict[str, Any] | None:
+    """Score rows, given ascending or all, into `scores-00000-of-00003.parquet`, ..., where these are missing. All
+    processes score a file together, and call `score(rows, title) -> (n, 2)`; machine i of `shard` (i, n) makes every
+    n-th file. Return the number of `pairs` and `files`, or `None` if other machines still have files to make."""
+    rows = np.arange(len(dataset)) if rows is None else rows
+    count = -(-len(rows) // rows_per_shard)
+    files = [folder / f"scores-{number:05d}-of-{count:05d}.parquet" for number in range(count)]
+
+    def write(file: Path, some: np.ndarray, rewards: np.ndarray) -> None:
+        columns = [pa.array(some), pair_ids.take(pa.array(some)), *map(pa.array, rewards.T.astype(np.float32))]
+        with whole_file(file) as part:
+            pq.write_table(pa.table(columns, schema=_SCHEMA), part)
+
+    part, parts = shard
+    is_missing = on_main_process(lambda: [not file.is_file() for file in files])
+    for number in np.flatnonzero(is_missing):
+        if number % parts == part:
+            some = rows[number * rows_per_shard : (number + 1) * rows_per_shard]
+            rewards = score(dataset.select(some), f"Scoring, {number + 1} of {count}")
+            on_main_process(partial(write, files[number], some, rewards))
+    if on_main_process(lambda: any(not file.is_file() for file in files)):
+        return None
+    return {"pairs": len(rows), "files": count}
+
+
+def read_scores(folder: Path) -> pa.Table:
+    """Read the files of [`score_in_shards`]: `row` of the data set, `pair_id`, and rewards `chosen` and `rejected`."""
+    return pa.concat_tables([pq.read_table(file) for file in sorted(folder.glob("scores-*.parquet"))])
+
+
+def gather_scores(folders: list[list[Path]], num_rows: int) -> np.ndarray:
+    """Gather the scores `(N, 2, M)` of M models from folders of [`score_in_shards`], each with other rows; NaN where a
+    row has none."""
+    scores = np.full((num_rows, 2, len(folders)), np.nan, dtype=np.float32)
+    for model, parts in enumerate(folders):
+        for table in map(read_scores, parts):
+            for side, name in enumerate(("chosen", "rejected")):
+                scores[table["row"].to_numpy(), side, model] = table[name].to_numpy()
+    return scores
+
+
+def make_records(
+    path: Path,
+    keys: Sequence[str],
+    make: Callable[[list[int]], list[dict[str, Any]]],
+    *,
+    batch_size: int,
+    desc: str,
+    show_progress: bool = True,
+) -> list[dict[str, Any]]:
+    """Make a record of every row that has none in a file of JSON lines, in batches of which each process takes its
+    turn, and return all on every process, each with its `row` and the `key`, a digest, on which it depends. Until all
+    are made, each process appends to a file of its own, `answers.jsonl.0`, ..., beside `answers.jsonl`."""
+    state = PartialState()
+    check_shared_folder(path.parent)
+    known = _read_records(path, keys)
+    wait_for_everyone()  # before anybody writes what another would read as known
+    batches = [list(range(first, min(first + batch_size, len(keys)))) for first in range(0, len(keys), batch_size)]
+    missing = [batch for batch in batches if not all(row in known for row in batch)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    own = path.with_name(f"{path.name}.{state.process_index}")
+    if own.is_file():  # the next record begins a line, also after one that a kill has torn
+        os.truncate(own, own.read_bytes().rfind(b"\n") + 1)
+    hidden = not (show_progress and state.is_main_process)
+    failure = None
+    with tqdm(total=len(keys), initial=len(known), desc=desc, disable=hidden) as bar:
+        for turn, batch in enumerate(missing):
+            if turn % state.num_processes == state.process_index:
+                try:
+                    made = list(zip(batch, make(batch), strict=True))
+                except Exception as error:  # the others go on, and keep what they make
+                    failure = error
+                    break
+                lines = [_line({"row": row, "key": keys[row], **one}) for row, one in made if row not in known]
+                with own.open("a", encoding="utf-8") as file:
+                    file.writelines(lines)
+            bar.update(sum(row not in known for row in batch))
+    raise_together(failure)
+    known = _read_records(path, keys)
+    records = [known[row] for row in range(len(keys))]
+    wait_for_everyone()
+
+    def join() -> None:
+        parts = _record_files(path)[1:]
+        if parts or not path.is_file():
+            with whole_file(path) as part:
+                part.write_text("".join(map(_line, records)), encoding="utf-8")
+            for one in parts:
+                one.unlink()
+
+    on_main_process(join)
+    return records
+
+
+def _record_files(path: Path) -> list[Path]:
+    """Return the file of all records, and those of the processes that are there."""
+    return [path, *sorted(path.parent.glob(f"{path.name}.[0-9]*"))]
+
+
+def _read_records(path: Path, keys: Sequence[str]) -> dict[int, dict[str, Any]]:
+    """Read records by row, without a last line that a kill has torn."""
+    known: dict[int, dict[str, Any]] = {}
+    for file in filter(Path.is_file, _record_files(path)):
+        for line in file.read_bytes().splitlines(keepends=True):
+            if not line.endswith(b"\n"):
+                continue
+            record = json.loads(line)
+            row = record["row"]
+            if row >= len(keys) or record["key"] != keys[row]:
+                raise ValueError(
+                    f"{file} holds a record of row {row} with other content or settings; give another `output_dir`, "
+                    "or delete the file."
+                )
+            known[row] = record
+    return known
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False) + "\n"
+
+
 def rows_fingerprint(dataset: Dataset, names: pa.Array) -> str:
-    """A hash over the content of all rows, images included, in their order: `pair_id` alone stays the same when a row
-    is corrected. `names` are the rows' [`pair_ids`], which are made of their content where they have no `pair_id`."""
+    """Hash the content of all rows, images included, in their order; `names` are their [`pair_ids`]."""
+    # A `pair_id` stays the same when a row is corrected; the names of rows without one are made of their content.
     if "pair_id" in dataset.column_names:
         names = pair_ids(dataset.remove_columns("pair_id"))
     return source_fingerprint(names)
 
 
 def model_fingerprint(model: nn.Module, per_tensor: int = 64) -> str:
-    """
-    A hash that tells a model from others, in no time a gigabyte.
-
-    Args:
-        model (`nn.Module`):
-            The model.
-        per_tensor (`int`, *optional*, defaults to `64`):
-            How many numbers of each parameter and buffer count, spread over it evenly: training moves all of them.
-
-    Returns:
-        `str`: 64 hexadecimal digits, from names, shapes, dtypes and these numbers; the same on every device.
-    """
+    """Hash names, shapes and dtypes of a model's tensors, and some numbers of each, spread evenly over it: training
+    moves all of them. It is the same on every device."""
     parts: list[str | bytes] = []
     for name, tensor in model.state_dict().items():
         parts.append(f"{name} {tuple(tensor.shape)} {tensor.dtype}")
@@ -109,25 +245,8 @@ def model_fingerprint(model: nn.Module, per_tensor: int = 64) -> str:
 
 
 def processor_settings(processing_class: ProcessingClass) -> dict[str, Any]:
-    """What the rewards of a model depend on in its processor: the chat template, and what becomes of an image."""
+    """Return what rewards depend on in a processor: the chat template, and the settings of the image processor."""
     settings = {"class": type(processing_class).__name__, "chat_template": processing_class.chat_template}
     if isinstance(processing_class, ProcessorMixin):
         settings["image_processor"] = processing_class.image_processor.to_dict()
     return json.loads(json.dumps(settings, sort_keys=True, default=str))
-
-
-def _begin(folder: Path, record: dict[str, Any]) -> str | None:
-    """Writes what the folder is for, or says in which way it is for something else."""
-    path = folder / "scoring.json"
-    if path.is_file():
-        known = json.loads(path.read_text(encoding="utf-8"))
-        if known["digest"] == digest_of(record):
-            return None
-        other = [name for name, value in record.items() if known["settings"].get(name) != value]
-        return f"{folder} holds rewards with another {', '.join(other)}; give another `output_dir`, or delete it."
-    if any(folder.glob("scores-*.parquet")):
-        return f"{folder} holds scores that are not of this run; give another `output_dir`."
-    with whole_file(path) as part:
-        text = json.dumps({"digest": digest_of(record), "settings": record}, indent=2)
-        part.write_text(text + "\n", encoding="utf-8")
-    return None

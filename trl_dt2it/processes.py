@@ -1,5 +1,4 @@
-"""How the processes of a run wait for each other, decide and fail as one, know that they share a folder, and how each
-loads a whole model.
+"""The processes of a run: waiting for each other, deciding and failing as one, sharing a folder, loading models.
 
 Whatever one process does while the others wait may take hours: asking judges, a report, an upload. In the default
 process group a collective gives up after its time-out (ten minutes with NCCL), so waiting happens in a group of its
@@ -88,19 +87,8 @@ def gather(value: T) -> list[T]:
 
 
 def raise_together(error: Exception | None) -> None:
-    """
-    Raise an error that any process has on all of them, so that none waits for a process that has stopped.
-
-    Every process has to call it. Where none has an error it costs the sum of one number, off the accelerator.
-
-    Args:
-        error (`Exception`, *optional*):
-            This process's own error.
-
-    Raises:
-        `Exception`: the error of the first process that has one, with a note that says which; a `RuntimeError` with
-            its text if it cannot be pickled.
-    """
+    """Raise the error of the first process that has one on all of them, with a note that says which. Every process has
+    to call it; where none has an error it costs the sum of one number, off the accelerator."""
     state = PartialState()
     if state.num_processes > 1:
         failures = torch.tensor([error is not None], dtype=torch.int64)
@@ -127,20 +115,8 @@ def portable(error: Exception) -> Exception:
 
 
 def check_shared_folder(folder: str | os.PathLike, wait: float = 10.0) -> None:
-    """
-    Check that all processes see one and the same folder, which the first of them makes.
-
-    Every process must call it, and all raise together.
-
-    Args:
-        folder (`str` or `os.PathLike`):
-            Folder that all processes read what one has written in.
-        wait (`float`, *optional*, defaults to `10.0`):
-            How many seconds a file may take to appear on the other machines.
-
-    Raises:
-        `ValueError`: if a process does not see what the first has written.
-    """
+    """Raise a `ValueError` on all processes unless they all see the folder, which the first makes, within some
+    seconds. Every process has to call it."""
     state = PartialState()
     if state.num_processes == 1:
         return
@@ -169,13 +145,9 @@ def check_shared_folder(folder: str | os.PathLike, wait: float = 10.0) -> None:
 
 @contextmanager
 def whole_weights() -> Iterator[None]:
-    """
-    Have `from_pretrained` load the whole model on the process that calls it, and on no other.
-
-    In a training with DeepSpeed ZeRO-3, transformers would otherwise divide the weights of any model among all
-    processes, which have to load it together; with FSDP's `cpu_ram_efficient_loading` the first process of a machine
-    may be the only one to get weights.
-    """
+    """Have `from_pretrained` load the whole model on the process that calls it, and on no other."""
+    # With ZeRO-3, transformers would divide the weights of any model among all processes, which have to load it
+    # together; with FSDP's `cpu_ram_efficient_loading`, only the first process of a machine may get weights.
     config, efficient = deepspeed._hf_deepspeed_config_weak_ref, os.environ.get(_FSDP_LOADING)
     deepspeed.unset_hf_deepspeed_config()
     if efficient is not None:
@@ -203,7 +175,7 @@ def same_random_state() -> Iterator[None]:
 
 
 def _patient_group() -> dist.ProcessGroup:
-    """The group to wait in; every process makes it at the first call, and anew after the default group was."""
+    """Return the group to wait in, which every process makes at the first call, and anew after the default group."""
     if _groups.get("default") is not dist.group.WORLD:
         _groups.update(default=dist.group.WORLD, patient=dist.new_group(backend="gloo", timeout=PATIENCE))
     return _groups["patient"]

@@ -3,6 +3,7 @@ made on the spot, and the processes that share the work."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -12,12 +13,13 @@ from accelerate import PartialState
 
 from .attention import usable_attention
 from .demo import READER, READER_DIR, TINY
-from .processes import main_process_first, whole_weights
+from .processes import main_process_first, on_main_process, whole_weights
 
 
 if TYPE_CHECKING:
     from trl import GRPOConfig, ModelConfig, RewardConfig
 
+    from .curation.curation_run import BaseModel
     from .scoring import RewardScorer
 
 
@@ -123,6 +125,25 @@ def with_tiny(name: str, output_dir: str | Path, seed: int, *, keep: bool = Fals
             with whole_weights():
                 build_tiny_vlm(base, seed=seed)
     return str(base)
+
+
+def find_base_model(name: str, seed: int, *, sets: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> BaseModel:
+    """The model that a run of rounds on these sets starts from; names of tiny models are as in [`with_tiny`]."""
+    from .curation.curation_run import BaseModel  # heavy, and not needed for `--help`
+    from .curation.stages import Stage
+    from .demo.sets import texts_of
+    from .demo.tiny import build_tiny_vlm
+
+    if name != TINY:
+        return BaseModel(name, seed, str(READER_DIR) if name == READER else None)
+    texts = texts_of(sets)
+
+    def build(folder: Path) -> dict[str, Any]:
+        on_main_process(lambda: build_tiny_vlm(folder, seed=seed, extra_texts=texts))
+        return {"seed": seed}
+
+    stage = Stage(f"base-model/seed-{seed}", build, {"model": TINY, "seed": seed, "texts": texts})
+    return BaseModel(name, seed, stage=stage)
 
 
 def init_kwargs(model_args: ModelConfig, training_args: RewardConfig | GRPOConfig) -> dict[str, Any]:

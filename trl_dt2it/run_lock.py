@@ -25,7 +25,7 @@ import secrets
 import shlex
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from errno import ENOLCK, ENOSYS, ENOTSUP, EOPNOTSUPP
@@ -36,7 +36,7 @@ from accelerate import PartialState
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 from transformers.utils import logging
 
-from .data.whole_file import is_alive, remove_unfinished, whole_file
+from .data.whole_file import is_alive, remove_unfinished, write_json
 from .processes import on_main_process
 
 
@@ -53,22 +53,8 @@ class RunLockedError(ValueError):
 
 @contextmanager
 def run_lock(folder: str | os.PathLike, shard: tuple[int, int] = (0, 1)) -> Iterator[None]:
-    """
-    Be the only run in a folder.
-
-    Every process of a launch has to call it. Parts of a run on several machines (`--shard`) share a folder, each part
-    once; a run without `shard` shares it with nobody.
-
-    Args:
-        folder (`str` or `os.PathLike`):
-            Folder of the run; made if it is not there.
-        shard (`tuple[int, int]`, *optional*, defaults to `(0, 1)`):
-            Which part of how many, from 0.
-
-    Raises:
-        [`RunLockedError`]: if another run is at work there, or one of another machine left its record; the message
-            says which, and what to do.
-    """
+    """Be the only run in a folder, or the only one with a part (i, n) of it; raise a [`RunLockedError`] if another is.
+    Every process of a launch has to call it."""
     folder = Path(folder).absolute()
     held: list[_Held] = []
     on_main_process(lambda: held.extend(_take(folder, shard)))
@@ -97,7 +83,7 @@ class _Held:
 
 
 def _take(folder: Path, shard: tuple[int, int]) -> list[_Held]:
-    """The lock of a run; none where the run that this process belongs to has it."""
+    """Take the lock of a run, unless the run that this process belongs to has it."""
     folder.mkdir(parents=True, exist_ok=True)
     is_part = shard != (0, 1)
     name = f"running-{shard[0]}-of-{shard[1]}" if is_part else "running"
@@ -114,8 +100,7 @@ def _take(folder: Path, shard: tuple[int, int]) -> list[_Held]:
                 other.unlink(missing_ok=True)
                 taken.release()
         token = secrets.token_hex(16)
-        with whole_file(record) as part:
-            part.write_text(json.dumps(_about(token), indent=2) + "\n", encoding="utf-8")
+        write_json(record, _about(token))
         if not is_part:
             remove_unfinished(folder)
     except BaseException:
@@ -151,12 +136,12 @@ def _acquire(record: Path, wait: float) -> BaseFileLock:
 
 
 def _records(folder: Path) -> list[Path]:
-    """Records of all runs, and of all locks, of a folder."""
+    """List the records of all runs, and of all locks, of a folder."""
     return sorted({one.with_suffix(".json") for end in ("lock", "json") for one in folder.glob(f"running*.{end}")})
 
 
 def _told(record: Path, is_or_was: str = "is") -> str:
-    """Who is at work in a folder, as the beginning of a sentence."""
+    """Begin a sentence with who is at work in a folder."""
     about = _read(record) or {}
     pid, host = about.get("pid"), about.get("host")
     if not isinstance(pid, int) or (host == socket.gethostname() and not is_alive(pid) and is_or_was == "is"):
@@ -166,8 +151,6 @@ def _told(record: Path, is_or_was: str = "is") -> str:
 
 
 def _about(token: str) -> dict[str, Any]:
-    from .curation.run_record import without_secrets
-
     return {
         "pid": os.getpid(),
         "host": socket.gethostname(),
@@ -179,14 +162,26 @@ def _about(token: str) -> dict[str, Any]:
     }
 
 
+def without_secrets(command: Sequence[str]) -> list[str]:
+    """Replace the values of flags that name a token, a key or a password by `***`."""
+    words: list[str] = []
+    hide = False
+    for word in command:
+        flag, equals, _ = word.partition("=")
+        is_secret = flag.startswith("--") and flag.lower().endswith(("token", "key", "password", "secret"))
+        words.append("***" if hide else f"{flag}=***" if is_secret and equals else word)
+        hide = is_secret and not equals
+    return words
+
+
 def _job() -> list[Any] | None:
-    """Which job of Slurm this is, and how often it was started anew."""
+    """Return the job of Slurm that this is, and how often it was started anew."""
     number = os.environ.get("SLURM_JOB_ID")
     return None if number is None else [number, int(os.environ.get("SLURM_RESTART_COUNT", "0"))]
 
 
 def _is_requeued(about: Mapping[str, Any]) -> bool:
-    """Whether Slurm has started the job that left a record anew as this one, after that had ended."""
+    """Tell whether this is the job that left a record, started anew by Slurm after it had ended."""
     before, now = about.get("job"), _job()
     return bool(before and now and before[0] == now[0] and before[1] < now[1])
 

@@ -10,69 +10,49 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from accelerate.utils import release_memory
 from datasets import Dataset
 
-from .answer_arguments import AnswerArguments
-from .attention import usable_attention
 from .data.errors import RowError
+from .data.locations import ImageOptions
 from .data.prompts import Prompt, read_prompt
 from .data.rows import row_name
-from .dataset_scoring import model_fingerprint, processor_settings
+from .dataset_scoring import make_records, model_fingerprint, processor_settings
 from .loading import load_processing_class
 from .printable import digest_of
-from .recipe_models import with_tiny
-from .row_records import make_records
-from .sampling import load_generator, sample_answers
+from .sampling import Sampling, load_generator, sample_answers
 from .scoring import RewardScorer
 
 
 @dataclass(frozen=True)
+class Answering:
+    """The model that answers, the reward model that scores, and how both do it."""
+
+    model: str | None  # directory or Hub id; not needed where the rows have answers
+    reward_model: str
+    sampling: Sampling
+    prompts_per_batch: int
+    image_options: ImageOptions
+    model_kwargs: dict[str, Any]  # of [`load_generator`]
+    reward_model_kwargs: dict[str, Any]  # of [`RewardScorer.from_pretrained`]
+
+
+@dataclass(frozen=True)
 class ScoredAnswers:
-    """
-    The answers to a prompt.
+    """The answers to a prompt, in lists of one length."""
 
-    Parameters:
-        prompt ([`Prompt`]):
-            The prompt. Of its images there are the paths alone, `None` for one that has none.
-        answers (`list[str]` of length N):
-            The answers.
-        is_finished (`list[bool]` of length N):
-            Whether the model ended them by itself; given ones count as ended.
-        rewards (`list` of length N):
-            A `float` each, or `None` for an answer that spells a special token of the reward model.
-    """
-
-    prompt: Prompt
+    prompt: Prompt  # with the paths of its images alone, `None` for one that has none
     answers: list[str]
-    is_finished: list[bool]
-    rewards: list[float | None]
+    is_finished: list[bool]  # by the model itself; given answers count as such
+    rewards: list[float | None]  # `None` for an answer that spells a special token of the reward model
 
 
-def answer_and_score(args: AnswerArguments, rows: Dataset, *, source: str) -> list[ScoredAnswers]:
-    """
-    Answers to all prompts, sampled unless the rows have them, and their rewards.
-
-    Every process has to call it; they share the prompts out among them. `answers.jsonl` and `rewards.jsonl` in
-    `args.output_dir` are what a killed run goes on from.
-
-    Args:
-        args ([`AnswerArguments`]):
-            The models, and how answers are sampled.
-        rows (`Dataset`):
-            What `args.read()` gave.
-        source (`str`):
-            Beginning of a `group_id` that a row does not have.
-
-    Returns:
-        `list[ScoredAnswers]`: in the order of the rows, the same on every process.
-
-    Raises:
-        [`~trl_dt2it.data.RowError`]: if a row or an image cannot be used; the message names it.
-        `ValueError`: if the folder holds results of other rows, models or settings.
-    """
+def answer_and_score(how: Answering, rows: Dataset, output_dir: Path, *, source: str) -> list[ScoredAnswers]:
+    """Answer all prompts, unless the rows have answers, and score them, resuming from `answers.jsonl` and
+    `rewards.jsonl` in `output_dir`. Every process has to call it, and gets the answers to all rows, in order; a
+    `group_id` that a row does not have begins with `source`."""
     read = partial(_read, rows, source=source)
     prompts = []
     for row in range(len(rows)):
@@ -82,8 +62,8 @@ def answer_and_score(args: AnswerArguments, rows: Dataset, *, source: str) -> li
         texts = [_given(answers, prompt) for answers, prompt in zip(rows["answers"], prompts, strict=True)]
         answered: list[dict[str, Any]] = [{"answers": some, "is_finished": [True] * len(some)} for some in texts]
     else:
-        answered = _sample(args, prompts, read)
-    rewards = _score(args, prompts, [one["answers"] for one in answered], read)
+        answered = _sample(how, prompts, read, output_dir / "answers.jsonl")
+    rewards = _score(how, prompts, [one["answers"] for one in answered], read, output_dir / "rewards.jsonl")
     return [
         ScoredAnswers(prompt, one["answers"], one["is_finished"], found)
         for prompt, one, found in zip(prompts, answered, rewards, strict=True)
@@ -104,49 +84,37 @@ def _given(answers: Any, prompt: Prompt) -> list[str]:
     return answers
 
 
-def _sample(args: AnswerArguments, prompts: Sequence[Prompt], read: Any) -> list[dict[str, Any]]:
-    folder, sampling = Path(args.output_dir), args.sampling
-    # A tiny model that was made stays, for what it has answered stands under the date of its files.
-    name = with_tiny(str(args.model_name_or_path), folder, args.seed, keep=True)
+def _sample(how: Answering, prompts: Sequence[Prompt], read: Any, path: Path) -> list[dict[str, Any]]:
+    if how.model is None:
+        raise ValueError("No model is named that answers, and the rows have no column `answers`.")
+    name, kwargs = how.model, how.model_kwargs
 
     @cache
     def loaded() -> tuple[Any, Any]:
-        attention = usable_attention(args.attn_implementation)
-        remote: dict[str, Any] = {"trust_remote_code": args.trust_remote_code}
-        model = load_generator(name, dtype=args.dtype, attn_implementation=attention, **remote)
-        return model, load_processing_class(name, **remote)
+        trust = kwargs.get("trust_remote_code", False)
+        return load_generator(name, **kwargs), load_processing_class(name, trust_remote_code=trust)
 
     def make(batch: list[int]) -> list[dict[str, Any]]:
-        found = sample_answers(*loaded(), [read(row) for row in batch], sampling, image_options=args.image_options)
+        some = [read(row) for row in batch]
+        found = sample_answers(*loaded(), some, how.sampling, image_options=how.image_options)
         return [
             {"answers": [one.text for one in some], "is_finished": [one.is_finished for one in some]} for some in found
         ]
 
     # Another batch size would give other answers: the draws of a batch are one stream.
-    about = [name, _files(name), args.dtype, asdict(sampling), args.prompts_per_batch]
+    about = [name, _files(name), kwargs.get("dtype"), asdict(how.sampling), how.prompts_per_batch]
     keys = [digest_of([prompt.content, *about]) for prompt in prompts]
     with _freed(loaded):
-        return make_records(
-            folder / "answers.jsonl", keys, make, batch_size=args.prompts_per_batch, desc="Sampling answers"
-        )
+        return make_records(path, keys, make, batch_size=how.prompts_per_batch, desc="Sampling answers")
 
 
 def _score(
-    args: AnswerArguments, prompts: Sequence[Prompt], answers: Sequence[list[str]], read: Any
+    how: Answering, prompts: Sequence[Prompt], answers: Sequence[list[str]], read: Any, path: Path
 ) -> list[list[float | None]]:
-    name = cast(str, args.reward_model)  # `read` has refused None
-
     @cache
     def loaded() -> RewardScorer:
-        return RewardScorer.from_pretrained(
-            name,
-            dtype=args.reward_dtype,
-            attn_implementation=usable_attention(args.attn_implementation),
-            batch_tokens=args.batch_tokens,
-            image_options=args.image_options,
-            normalize=args.normalize,
-            trust_remote_code=args.trust_remote_code,
-        )
+        kwargs = how.reward_model_kwargs
+        return RewardScorer.from_pretrained(how.reward_model, image_options=how.image_options, **kwargs)
 
     def make(batch: list[int]) -> list[dict[str, Any]]:
         some = [(read(row), answers[row]) for row in batch]
@@ -157,13 +125,12 @@ def _score(
         processor = processor_settings(scorer.collator.processing_class)
         about = [model_fingerprint(scorer.model), processor, scorer.normalization]
         keys = [digest_of([one.content, texts, *about]) for one, texts in zip(prompts, answers, strict=True)]
-        path = Path(args.output_dir) / "rewards.jsonl"
-        found = make_records(path, keys, make, batch_size=args.prompts_per_batch, desc="Scoring answers")
+        found = make_records(path, keys, make, batch_size=how.prompts_per_batch, desc="Scoring answers")
     return [record["rewards"] for record in found]
 
 
 def _rewards(scorer: RewardScorer, some: Sequence[tuple[Prompt, list[str]]]) -> list[list[float | None]]:
-    """Rewards of the answers to each prompt; the function for TRL knows what to do with those that it cannot read."""
+    """Score the answers to each prompt; the function for TRL knows what to do with those that it cannot read."""
     function = scorer.as_reward_func()
     flat = [(prompt, text) for prompt, texts in some for text in texts]
     try:
@@ -184,7 +151,7 @@ def _rewards(scorer: RewardScorer, some: Sequence[tuple[Prompt, list[str]]]) -> 
 
 @contextmanager
 def _freed(loaded: Any) -> Iterator[None]:
-    """Gives the memory of a model that was loaded, if it was, to the next one."""
+    """Free the memory of a model that was loaded, if it was, for the next one."""
     try:
         yield
     finally:
@@ -193,7 +160,7 @@ def _freed(loaded: Any) -> Iterator[None]:
 
 
 def _files(name_or_path: str) -> list[Any]:
-    """What tells a model on disk from another in its place."""
+    """List what tells a model on disk from another in its place."""
     folder = Path(name_or_path)
     files = sorted(folder.glob("*.*")) if folder.is_dir() else []
     return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]

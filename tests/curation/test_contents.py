@@ -18,6 +18,7 @@ from trl_dt2it.curation.round_training import RewardTraining
 from trl_dt2it.curation.stages import Stage, run_stages, show_plan
 from trl_dt2it.data import ImageOptions, reformulate_t2i, write_parquet
 from trl_dt2it.data.pair_identity import CONTENT_COLUMNS
+from trl_dt2it.demo.sets import DEMO_LOADERS
 from trl_dt2it.reward_config import MultimodalRewardConfig
 
 
@@ -186,7 +187,7 @@ def run_on(tmp_path: Path, num_pairs: int) -> CurationRun:
         "pool": {"noisy": {"digits": {"num_pairs": num_pairs}}},
     }
     args = MultimodalRewardConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none")
-    sets = SourceSets(specs, args, lambda: "nowhere")
+    sets = SourceSets(specs, args, lambda: "nowhere", DEMO_LOADERS)
     return CurationRun(tmp_path, RewardTraining(args), [BaseModel("m", 0)], sets, read_rounds("mixture"), ["curated"])
 
 

@@ -11,10 +11,11 @@ from trl_dt2it.curation.round_data import SourceSets
 from trl_dt2it.curation.round_settings import read_rounds
 from trl_dt2it.curation.round_training import RewardTraining
 from trl_dt2it.curation.rounds import plan_rounds
-from trl_dt2it.curation.run_record import without_secrets
 from trl_dt2it.curation.stages import stage_digests
+from trl_dt2it.demo.sets import DEMO_LOADERS
 from trl_dt2it.demo.tiny import build_tiny_vlm
 from trl_dt2it.reward_config import MultimodalRewardConfig
+from trl_dt2it.run_lock import without_secrets
 
 
 NAMES = ["a", "b", "c", "d", "e"]
@@ -110,7 +111,7 @@ def test_the_final_model_is_trained_anew_after_corrections_and_the_rounds_are_no
     }
     args = MultimodalRewardConfig(str(tmp_path / "run"), use_cpu=True, bf16=False, report_to="none")
     tiny = str(tmp_path / "tiny")
-    sets, models = SourceSets(specs, args, lambda: tiny), [BaseModel(tiny, 0)]
+    sets, models = SourceSets(specs, args, lambda: tiny, DEMO_LOADERS), [BaseModel(tiny, 0)]
     rounds = read_rounds("mixture")
     run = CurationRun(tmp_path / "run", RewardTraining(args), models, sets, rounds, ["uncurated", "curated"])
 

@@ -27,6 +27,7 @@ from trl_dt2it.data.swapping import swap_pairs
 from trl_dt2it.data.t2i_templates import CHINESE, ENGLISH
 from trl_dt2it.demo import READER_DIR
 from trl_dt2it.demo.digits import WORDS, make_digits, make_digits_t2i
+from trl_dt2it.demo.sets import DEMO_LOADERS
 from trl_dt2it.judge import Endpoint, JudgeClient, JudgeError
 from trl_dt2it.judge.fence import fenced_texts
 from trl_dt2it.reward_config import MultimodalRewardConfig
@@ -202,7 +203,7 @@ def test_a_judge_that_is_gone_stops_it_in_the_first_chunk(tmp_path):
 def test_pairs_without_an_answer_are_asked_about_again_and_nothing_is_decided_about_them(tmp_path):
     specs = {name: {"noisy": {"digits": {"num_pairs": 8, "noise": 0.5}}} for name in ("base", "pool")}
     args = MultimodalRewardConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none", disable_tqdm=True)
-    sets = SourceSets(specs, args, lambda: str(READER_DIR))
+    sets = SourceSets(specs, args, lambda: str(READER_DIR), DEMO_LOADERS)
     pool, names = sets.usable("pool"), sets.names("pool").to_pylist()
     truth = {sha(row["images"][0]["bytes"]): row["digits"] for row in leave_images_encoded(pool)}
     silent = [sha(row["images"][0]["bytes"]) for row in leave_images_encoded(pool)][2]

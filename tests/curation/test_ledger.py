@@ -4,6 +4,7 @@ import json
 import re
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from trl_dt2it.curation import CurationLedger
@@ -35,6 +36,32 @@ def test_the_last_word_counts_and_flips_add_up(ledger):
     assert [orientation(ledger, after) for after in range(4)] == ["", "+ - (+) -", "- + + -", "- - - +"]
     assert ledger.state()["round"].to_pylist() == [3] * 4
     assert ledger.state(2)["round"].to_pylist() == [2, 2, 2, 1]
+
+
+def test_what_others_ask_of_a_ledger(ledger):
+    assert ledger.source_set is None and ledger.standing == []
+    act(ledger, 1, "flip", ["flip", "drop", "keep"], source_set="abc")
+    ledger.correct({"b": "keep"})
+    act(ledger, 2, "flip", ["keep", "keep", "flip"])
+    ledger.undo(2)
+    act(ledger, 2, "filter", ["keep", "keep", "drop"])
+    assert ledger.source_set == "abc" and len(ledger.rounds) == 4
+    # A person has the last word, whenever it was said.
+    assert [(one["stage"], ledger.is_manual(one)) for one in ledger.standing] == [
+        ("flip", False),
+        ("filter", False),
+        ("manual", True),
+    ]
+    labels = ledger.labels(pa.array(["c", "b", "unknown", "a"]))
+    assert labels["flipped"].tolist() == [False, False, False, True]
+    assert labels["kept"].tolist() == [False, True, True, True] and labels["kept"].dtype == bool
+    assert labels["is_known"].tolist() == [True, True, False, True] and not labels["has_changed"].any()
+    assert ledger.labels(pa.array(["a", "c"]), 0)["kept"].tolist() == [True, True]
+    assert ledger.table(ledger.standing[1], ["pair_id", "action"]).to_pydict() == {
+        "pair_id": ["a", "b", "c"],
+        "action": ["keep", "keep", "drop"],
+    }
+    assert dict(ledger.files()) == {file.name: file.read_bytes() for file in ledger.directory.iterdir()}
 
 
 def test_the_state_is_that_of_a_plain_loop(ledger):

@@ -7,8 +7,8 @@ import pytest
 from datasets import Dataset
 
 from trl_dt2it import MultimodalRewardConfig
-from trl_dt2it.curation.curation_run import BaseModel, CurationRun
-from trl_dt2it.curation.round_balance import STAGE, balance_base, balanced_base, read_balance
+from trl_dt2it.curation.curation_run import BaseModel, CurationRun, read_balance
+from trl_dt2it.curation.round_balance import STAGE, balance_base, balanced_base
 from trl_dt2it.curation.round_data import SourceSets
 from trl_dt2it.curation.round_sets import training_set
 from trl_dt2it.curation.round_settings import read_rounds
@@ -16,6 +16,7 @@ from trl_dt2it.curation.round_training import RewardTraining
 from trl_dt2it.curation.rounds import plan_rounds
 from trl_dt2it.curation.stages import stage_digests
 from trl_dt2it.debias.pair_style import read_pair_style
+from trl_dt2it.demo.sets import DEMO_LOADERS
 from trl_dt2it.demo.tiny import build_tiny_vlm
 
 
@@ -35,7 +36,7 @@ def run_of(tmp_path, tiny, balance) -> CurationRun:
     args = MultimodalRewardConfig(
         str(tmp_path), max_steps=2, use_cpu=True, bf16=False, report_to="none", image_check="none"
     )
-    sets = SourceSets({"base": BASE, "pool": POOL}, args, lambda: tiny)
+    sets = SourceSets({"base": BASE, "pool": POOL}, args, lambda: tiny, DEMO_LOADERS)
     models = [BaseModel(tiny, 0)]
     return CurationRun(
         tmp_path, RewardTraining(args), models, sets, read_rounds("mixture"), ["curated"], balance=balance

@@ -9,7 +9,9 @@ from trl_dt2it.curation.curation_run import read_run
 from trl_dt2it.curation.round_settings import read_rounds, read_rule
 from trl_dt2it.curation.round_training import RewardTraining
 from trl_dt2it.curation.rounds import plan_rounds
-from trl_dt2it.curation.stages import Stage, run_stages, stage_digests, stage_record
+from trl_dt2it.curation.stages import Stage, run_stages, stage_digests
+from trl_dt2it.dataset_scoring import record_of
+from trl_dt2it.demo.sets import DEMO_LOADERS
 from trl_dt2it.reward_config import MultimodalRewardConfig
 
 from .runs import RULES
@@ -57,7 +59,7 @@ def test_a_changed_setting_does_again_what_depends_on_it_and_nothing_else(tmp_pa
     assert records["c/d"]["counts"] == {"half": False}  # what was made with the old setting is gone
     one, other = (stage_digests(write_stages([], threshold=threshold)) for threshold in (0.5, 0.6))
     assert [name for name in one if one[name] != other[name]] == ["b", "c/d", "e"]
-    assert stage_record(tmp_path, "b", one["b"]) is None and stage_record(tmp_path, "b", other["b"])
+    assert record_of(tmp_path / "b/stage.json", one["b"]) is None and record_of(tmp_path / "b/stage.json", other["b"])
 
 
 def test_a_machine_of_several_stops_where_all_are_needed(tmp_path):
@@ -151,4 +153,4 @@ def test_misuse_fails_at_start_with_one_sentence(tmp_path, given, message):
     args = MultimodalRewardConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none", **train)
     sets = {"base": {"a": {"digits": {"num_pairs": 2}}}, "pool": {"a": {"digits": {"num_pairs": 2}}}}
     with pytest.raises(ValueError, match=message):
-        plan_rounds(read_run(RewardTraining(args), **{"default_model": "m", **sets, **given}))
+        plan_rounds(read_run(RewardTraining(args), **{"default_model": "m", "loaders": DEMO_LOADERS, **sets, **given}))

@@ -20,9 +20,10 @@ from trl_dt2it.curation.round_settings import Step, read_rounds
 from trl_dt2it.curation.round_steps import decide_step
 from trl_dt2it.curation.round_training import RewardTraining, newest_checkpoint
 from trl_dt2it.curation.rules import flip_negative
-from trl_dt2it.curation.scoring_shards import gather_scores, read_scores, score_in_shards
 from trl_dt2it.data import check_row
 from trl_dt2it.data.encoded import column_of
+from trl_dt2it.dataset_scoring import gather_scores, read_scores, score_in_shards
+from trl_dt2it.demo.sets import DEMO_LOADERS
 from trl_dt2it.demo.tiny import build_tiny_vlm
 from trl_dt2it.reward_config import MultimodalRewardConfig
 
@@ -51,7 +52,7 @@ def test_a_set_keeps_its_sources_and_its_digest_tells_changes(tmp_path):
     row = {"prompt": "q", "chosen": "a", "rejected": "b", "pair_id": "1"}
     (tmp_path / "one.jsonl").write_text(json.dumps(row) + "\n")
     digits = {"digits": {"num_pairs": 3}, "max_rows": 2}
-    dataset = read_sets("pool", {"mine": digits, "theirs": digits})
+    dataset = read_sets("pool", {"mine": digits, "theirs": digits}, DEMO_LOADERS)
     assert dataset["source"][:] == ["mine", "mine", "theirs", "theirs"]
     assert isinstance(dataset[0]["images"][0], dict)  # still encoded
     read = {}
@@ -79,11 +80,13 @@ def test_sets_of_different_shape_stand_in_one_pool_and_test_sets_keep_their_name
         "pictures": {"preferences": "t2i", "path_or_id": str(tmp_path / "pairs.jsonl"), **root},
         "digits": {"digits_t2i": {"num_pairs": 1}},
     }
-    pool = read_sets("pool", specs)
+    pool = read_sets("pool", specs, DEMO_LOADERS)
     assert pool["source"][:] == ["elsewhere", "pictures", "digits"]
     assert pool[0]["images"] == [{"bytes": None, "path": str(tmp_path / "0.png")}]
     assert [check_row(row) for row in pool] == [None] * 3 and pool["t2i_caption"][:2] == [None, "a cat"]
-    test = read_sets("test", {"easy": specs["answers"], "hard": specs["answers"], "drawn": specs["pictures"]})
+    test = read_sets(
+        "test", {"easy": specs["answers"], "hard": specs["answers"], "drawn": specs["pictures"]}, DEMO_LOADERS
+    )
     assert test["source"][:] == ["easy", "hard", "drawn"]
 
 
@@ -135,7 +138,7 @@ def run(tmp_path, tiny) -> CurationRun:
         "pool": {"noisy": {"digits": {"num_pairs": 8, "noise": 0.5}}},
     }
     args = MultimodalRewardConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none")
-    sets = SourceSets(specs, args, lambda: tiny)
+    sets = SourceSets(specs, args, lambda: tiny, DEMO_LOADERS)
     return CurationRun(tmp_path, RewardTraining(args), [BaseModel(tiny, 0)], sets, read_rounds("mixture"), ["curated"])
 
 
@@ -223,7 +226,10 @@ def test_with_other_settings_later_rounds_are_undone(run):
 def test_a_ledger_of_another_pool_is_moved_aside(run):
     decide_twice(run, "source")
     sets = SourceSets(
-        {**run.sets.specs, "pool": {"noisy": {"digits": {"num_pairs": 7}}}}, run.sets.args, run.sets.model_dir
+        {**run.sets.specs, "pool": {"noisy": {"digits": {"num_pairs": 7}}}},
+        run.sets.args,
+        run.sets.model_dir,
+        DEMO_LOADERS,
     )
     other = CurationRun(run.output_dir, run.training, run.models, sets, run.rounds, run.final)
     assert len(ledger_at(other, []).state()) == 0

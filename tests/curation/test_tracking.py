@@ -13,6 +13,7 @@ import yaml
 from trl_dt2it.curation import CurationLedger, IterativeCurationCallback
 from trl_dt2it.curation.round_data import read_sets
 from trl_dt2it.debias import StyleAuditCallback, audit_style
+from trl_dt2it.demo.sets import DEMO_LOADERS
 
 from ..rows import make_dataset
 from ..test_reward_trainer import trainer_for
@@ -72,7 +73,7 @@ def test_rounds_report_each_decision(tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
     start(["--config", str(tmp_path / "config.yaml"), *flags], TRACKIO_DIR=str(store)).finish()
 
-    pool = read_sets("pool", SETS["pool"])
+    pool = read_sets("pool", SETS["pool"], DEMO_LOADERS)
     ledger = CurationLedger(output / "ledger")
     state, counts = ledger.state().to_pydict(), json.loads((output / "summary.json").read_text())
     (decided,) = counts["rounds"].values()

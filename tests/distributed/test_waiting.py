@@ -17,10 +17,10 @@ from transformers.utils import logging
 
 from trl_dt2it import MultimodalPreferenceCollator, MultimodalRewardTrainer, load_reward_model, pair_scoring
 from trl_dt2it.data.errors import RowError
+from trl_dt2it.dataset_scoring import make_records
 from trl_dt2it.loading import load_processing_class
 from trl_dt2it.pair_scoring import score_pairs
 from trl_dt2it.processes import gather, main_process_first, on_main_process, raise_together, wait_for_everyone
-from trl_dt2it.row_records import make_records
 
 from ..curation.runs import arguments, start
 from ..families import family_dir

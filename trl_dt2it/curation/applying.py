@@ -19,25 +19,7 @@ logger = logging.get_logger(__name__)
 def apply_state(
     dataset: Dataset, state: pa.Table, *, refresh_strength: bool = False, num_proc: int | None = None
 ) -> Dataset:
-    """
-    Swaps the flipped pairs and takes out the dropped ones.
-
-    Args:
-        dataset (`Dataset`):
-            The source set, some of its rows, or what was made of it before.
-        state (`pa.Table`):
-            From [`CurationLedger.state`].
-        refresh_strength (`bool`, *optional*, defaults to `False`):
-            Whether the column `strength` takes the known strengths.
-        num_proc (`int`, *optional*):
-            Number of processes that name rows without `pair_id`.
-
-    Returns:
-        `Dataset`
-
-    Raises:
-        `ValueError`: if the state speaks of none of the rows.
-    """
+    """Swap the pairs that a state flips and leave out those that it drops; refuse rows of which it knows none."""
     names = pair_ids(dataset, num_proc=num_proc)
     known = state_of(names, state)
     spoken = known["is_known"]
@@ -67,15 +49,7 @@ def apply_state(
 
 
 def warn_of_changes(names: pa.Array, has_changed: np.ndarray) -> None:
-    """
-    Say how many pairs are no longer what was decided about.
-
-    Args:
-        names (`pa.Array` of length N):
-            Names of the pairs.
-        has_changed (`np.ndarray` of shape `(N,)` and dtype `bool`):
-            From [`~trl_dt2it.curation.ledger_tables.state_of`].
-    """
+    """Warn of pairs that are no longer what was decided about."""
     rows = np.flatnonzero(has_changed)
     if len(rows):
         logger.warning(

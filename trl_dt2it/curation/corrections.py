@@ -31,37 +31,15 @@ VERDICTS = ("accept", "wrong", "unsure")
 
 @dataclass(frozen=True)
 class Corrections:
-    """
-    What a file of corrections says.
+    """The content of a file of corrections."""
 
-    Parameters:
-        source_set (`str`, *optional*):
-            Fingerprint of the source set, from [`~trl_dt2it.data.pair_identity.source_fingerprint`].
-        wanted (`dict[str, tuple[bool, bool]]`):
-            For each `pair_id` whether the pair is flipped against the source set, and whether it is kept.
-        unsure (`tuple[str, ...]`):
-            Pairs about which the person could not tell; nothing is done about them.
-    """
-
-    source_set: str | None
-    wanted: dict[str, tuple[bool, bool]]
-    unsure: tuple[str, ...] = ()
+    source_set: str | None  # its fingerprint
+    wanted: dict[str, tuple[bool, bool]]  # by `pair_id`: flipped against the source set, and kept
+    unsure: tuple[str, ...] = ()  # nothing is done about them
 
 
 def read_corrections(path: str | os.PathLike) -> Corrections:
-    """
-    Reads a file of corrections.
-
-    Args:
-        path (`str` or `os.PathLike`):
-            The file.
-
-    Returns:
-        [`Corrections`]
-
-    Raises:
-        `ValueError`: if it is none, or an entry is not complete, or speaks of a pair a second time.
-    """
+    """Read a file of corrections; raise a `ValueError` if it is none, or an entry is incomplete or repeated."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
@@ -84,19 +62,8 @@ def read_corrections(path: str | os.PathLike) -> Corrections:
 
 
 def corrective_actions(given: Corrections, state: pa.Table) -> dict[str, str | None]:
-    """
-    What has to be done with pairs so that they stand as a person wants them.
-
-    Args:
-        given ([`Corrections`]):
-            What the person wants.
-        state (`pa.Table`):
-            From [`CurationLedger.state`].
-
-    Returns:
-        `dict[str, str | None]`: for each pair `"keep"`, `"flip"` or `"drop"`, seen from its present state; `None`
-        where a person has decided the same before.
-    """
+    """Return what makes pairs stand as a person wants them: `keep`, `flip` or `drop`, seen from the present state of
+    each, or `None` where a person has decided the same before."""
     names = pa.array(list(given.wanted), pa.string())
     places = pc.index_in(names, value_set=state["pair_id"].combine_chunks()).to_pylist()
     flipped, kept, stage = (state[name].to_pylist() for name in ("flipped", "kept", "stage"))

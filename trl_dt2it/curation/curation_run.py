@@ -1,96 +1,65 @@
-"""What a curation run is made of, out of a configuration file, checked before anything is done."""
+"""A curation run, read from a configuration file and checked before anything is done."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from ..demo import READER, READER_DIR, TINY
-from .round_balance import read_balance
-from .round_data import SourceSets
+from ..debias.balance import ONE_SIDED
+from ..debias.style import STYLE_FEATURES
+from .round_data import Loaders, SourceSets
 from .round_judges import Judging, read_judging
 from .round_settings import Step, read_rounds
 from .round_training import RewardTraining
+from .stages import Stage
 
 
+_BALANCE = {"by": "source", "max_weight": 10.0, "features": None}
 FINALS = ("unbalanced", "base", "uncurated", "curated", "oracle")
 
 
 @dataclass(frozen=True)
 class BaseModel:
-    """
-    A model to start from.
-
-    Parameters:
-        name_or_path (`str`):
-            Hub id or directory, or `"tiny-qwen3-vl"`, which is made on the spot, or `"tiny-qwen3-vl-reader"`, which
-            ships with the package.
-        seed (`int`):
-            Seed of its trainings.
-    """
+    """A model to start from, and the seed of its trainings."""
 
     name_or_path: str
     seed: int
+    directory: str | None = field(default=None, compare=False)  # where it lies, if not under its name
+    stage: Stage | None = field(default=None, compare=False)  # what makes it, if the run does
 
 
 @dataclass
 class CurationRun:
-    """
-    All that the stages of a run share.
-
-    Parameters:
-        output_dir (`Path`):
-            Folder of the run.
-        training ([`RewardTraining`]):
-            How models are trained.
-        models (`Sequence[BaseModel]`):
-            Models that score; the first is trained at the end.
-        sets ([`SourceSets`]):
-            The sets `base`, `pool`, and maybe `test`.
-        rounds (`Sequence[Sequence[Step]]`):
-            Steps of each round.
-        final (`Sequence[str]`):
-            What is trained at the end, of [`FINALS`].
-        judging ([`Judging`], *optional*):
-            Judges.
-        balance (`dict`, *optional*):
-            How the style of the base is balanced, as [`read_balance`] gives it.
-        rows_per_shard (`int`):
-            Pairs of a file of scores.
-        shard (`tuple[int, int]`):
-            Which of several machines this is.
-    """
+    """All that the stages of a run share."""
 
     output_dir: Path
     training: RewardTraining
-    models: Sequence[BaseModel]
-    sets: SourceSets
+    models: Sequence[BaseModel]  # that score; the first is trained at the end
+    sets: SourceSets  # `base`, `pool`, and maybe `test`
     rounds: Sequence[Sequence[Step]]
-    final: Sequence[str]
+    final: Sequence[str]  # of [`FINALS`]
     judging: Judging | None = None
-    balance: dict[str, Any] | None = None
+    balance: dict[str, Any] | None = None  # from [`read_balance`]
     rows_per_shard: int = 4096
-    shard: tuple[int, int] = (0, 1)
+    shard: tuple[int, int] = (0, 1)  # i of n machines
 
     def model_dir(self, model: int = 0) -> str:
-        """Where a base model is loaded from."""
+        """Return where a base model is loaded from."""
         one = self.models[model]
-        if one.name_or_path == READER:
-            return str(READER_DIR)
-        return str(self.output_dir / f"base-model/seed-{one.seed}") if one.name_or_path == TINY else one.name_or_path
+        return str(self.output_dir / one.stage.name) if one.stage is not None else one.directory or one.name_or_path
 
     def base_stage(self, model: int) -> str | None:
-        """The first stage that trains a model on the base alone, if any does."""
+        """Return the first stage that trains a model on the base alone, if any does."""
         steps = [(number, step) for number, steps in enumerate(self.rounds, 1) for step in steps]
         names = [step_name(number, step) for number, step in steps if step.train_on == "base"]
         return f"{names[0]}/train/model-{model}" if names else None
 
     def final_stage(self, name: str) -> str:
-        """The stage that trains a final model: one that has scored the pool is not trained again."""
+        """Return the stage that trains a final model: one that has scored the pool is not trained again."""
         return (self.base_stage(0) if name == "base" else None) or f"final/{name}"
 
 
@@ -110,36 +79,11 @@ def read_run(
     final: Sequence[str] = ("curated",),
     rows_per_shard: int = 4096,
     shard: tuple[int, int] = (0, 1),
+    find_model: Callable[[str, int], BaseModel] = BaseModel,
+    loaders: Loaders | None = None,
 ) -> CurationRun:
-    """
-    A run out of a configuration file, checked.
-
-    Args:
-        training ([`RewardTraining`]):
-            How models are trained; its output directory is that of the run.
-        base, pool, test (`Mapping`):
-            The sets, as in [`read_sets`].
-        method, rounds, folds:
-            As in [`read_rounds`].
-        models (`Sequence[Mapping]`, *optional*):
-            Models that score, each with `model_name_or_path` and `seed` where they differ from the configuration's.
-        default_model (`str`, *optional*):
-            The configuration's model.
-        judge (`Mapping`, *optional*):
-            As in [`read_judging`].
-        balance_style (`Mapping` or `bool`, *optional*):
-            As in [`read_balance`].
-        final (`Sequence[str]`, *optional*, defaults to `("curated",)`):
-            What is trained at the end, of [`FINALS`].
-        rows_per_shard, shard:
-            As in [`score_in_shards`].
-
-    Returns:
-        [`CurationRun`]
-
-    Raises:
-        `ValueError`: if a key is not known, or a value is out of range.
-    """
+    """Read a run from the keys of a configuration file; raise a `ValueError` on an unknown key or a bad value.
+    `find_model` resolves a name and a seed, and `loaders` load further kinds of sources, as in [`read_sets`]."""
     specs = {"base": base, "pool": pool, **({} if test is None else {"test": test})}
     if unknown := [name for name in final if name not in FINALS]:
         raise ValueError(f"`final` names {unknown[0]!r}; choose of {', '.join(FINALS)}.")
@@ -163,14 +107,14 @@ def read_run(
         name = one.get("model_name_or_path", default_model)
         if name is None:
             raise ValueError("No model is named; give `model_name_or_path`.")
-        read.append(BaseModel(name, one.get("seed", training.args.seed)))
+        read.append(find_model(name, one.get("seed", training.args.seed)))
     if not read or len(set(read)) < len(read):
         raise ValueError("`models` has to name at least one model, and none twice with one seed.")
     run = CurationRun(
         Path(cast(str, training.args.output_dir)),
         training,
         read,
-        SourceSets(specs, training.args, lambda: run.model_dir()),
+        SourceSets(specs, training.args, lambda: run.model_dir(), loaders),
         read_rounds(method, rounds, folds=folds, judge=judge is not None),
         tuple(final),
         None if judge is None else read_judging(judge),
@@ -183,6 +127,30 @@ def read_run(
     return run
 
 
+def read_balance(given: Mapping[str, Any] | bool | None) -> dict[str, Any] | None:
+    """Read how style is to be balanced: keys of [`~trl_dt2it.debias.balance_style`], or `True` for the defaults, by
+    source and with weights up to 10; `None` if not at all."""
+    if given is None or given is False:
+        return None
+    options = {} if given is True else given
+    if not isinstance(options, Mapping):
+        raise ValueError(f"`balance_style` is {given!r}; give true, or by, max_weight and features.")
+    if unknown := [key for key in options if key not in (*_BALANCE, "one_sided")]:
+        raise ValueError(
+            f"`balance_style` has the unknown key `{unknown[0]}`; known are {', '.join(_BALANCE)} and one_sided."
+        )
+    settings = {**_BALANCE, **options}
+    if settings["max_weight"] is not None and not settings["max_weight"] > 1:
+        raise ValueError(f"`max_weight` of `balance_style` is {settings['max_weight']}; give a number above 1.")
+    if settings.get("one_sided", "leave") not in ONE_SIDED:
+        known = ", ".join(ONE_SIDED)
+        raise ValueError(f"`one_sided` of `balance_style` is {settings['one_sided']!r}; give one of {known}.")
+    if unknown := [name for name in settings["features"] or () if name not in STYLE_FEATURES]:
+        known = ", ".join(STYLE_FEATURES)
+        raise ValueError(f"`balance_style` names the feature {unknown[0]!r}; known are {known}.")
+    return settings
+
+
 def step_name(number: int, step: Step) -> str:
-    """How the stages of a step begin."""
+    """Return how the names of a step's stages begin."""
     return f"round-{number}" + ("" if step.name is None else f"/{step.name}")

@@ -18,8 +18,6 @@ from ..data.sources import SOURCES
 from ..debias.pair_style import parts_by
 from ..model_card import PAPER, PROJECT_URL
 from .ledger import CurationLedger
-from .ledger_files import LedgerFiles, standing_rounds
-from .ledger_tables import state_of
 
 
 # What the Hub calls the licences of the public sets, and some that others have.
@@ -66,8 +64,8 @@ def curated_card(
         [`~huggingface_hub.DatasetCard`]
     """
     contents = pair_contents(dataset) if contents is None else contents
-    known = state_of(contents["pair_id"].combine_chunks(), ledger.state(contents=contents))
-    kept, flipped = known["kept"].astype(bool), known["flipped"].astype(bool)
+    known = ledger.labels(contents["pair_id"].combine_chunks(), contents=contents)
+    kept, flipped = known["kept"], known["flipped"]
     parts = parts_by(dataset, "source") if "source" in dataset.column_names else {"": np.arange(len(dataset))}
     # The same names, but for rows that do not say theirs.
     counts = {"" if name == "None" else name: rows for name, rows in parts.items()}
@@ -120,10 +118,8 @@ def provenance(ledger: CurationLedger) -> list[dict[str, object]]:
     Returns:
         `list[dict]`: `name`, `models` and `settings`, as JSON, in the order in which they count.
     """
-    record = LedgerFiles(ledger.directory).read()
     found: list[dict[str, object]] = []
-    for number in standing_rounds(record):
-        entry = record["rounds"][number]
+    for entry in ledger.standing:
         settings = {name: value for name, value in entry["settings"].items() if name != "digest"}
         found.append(
             {

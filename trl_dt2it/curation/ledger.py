@@ -282,10 +282,31 @@ class CurationLedger:
         columns = [name for name in merged.column_names if name not in ("entry", "changed")]
         return pa.table({**{name: merged[name] for name in columns}, **named})
 
+    def labels(
+        self, names: pa.Array, after: int | None = None, *, contents: pa.Table | None = None
+    ) -> dict[str, np.ndarray]:
+        """
+        What holds for given pairs, those that the ledger does not speak of too.
+
+        Args:
+            names (`pa.Array` of length N):
+                Names of the pairs, from [`pair_ids`].
+            after (`int`, *optional*):
+                Only what was decided up to and with this round.
+            contents (`pa.Table`, *optional*):
+                What is in the pairs now, as in [`~CurationLedger.state`].
+
+        Returns:
+            `dict[str, np.ndarray]`: `flipped`, `kept`, `strength`, `is_known` and `has_changed`, each of shape `(N,)`.
+            What is not known is not flipped and kept, and its strength is NaN.
+        """
+        return state_of(names, self.state(after, contents=contents))
+
     def apply(
         self,
         dataset: Dataset,
         *,
+        after: int | None = None,
         refresh_strength: bool = False,
         num_proc: int | None = None,
         contents: pa.Table | None = None,
@@ -304,6 +325,8 @@ class CurationLedger:
         Args:
             dataset (`Dataset`):
                 The source set, some of its rows, or what was made of it before.
+            after (`int`, *optional*):
+                Only what was decided up to and with this round.
             refresh_strength (`bool`, *optional*, defaults to `False`):
                 Whether the column `strength` takes the strengths of the ledger, those below 0 as 0; a pair without
                 one keeps what it has.
@@ -321,7 +344,7 @@ class CurationLedger:
         """
         if contents is None:
             contents = pair_contents(dataset, num_proc=num_proc)
-        state = self.state(contents=contents)
+        state = self.state(after, contents=contents)
         return apply_state(dataset, state, refresh_strength=refresh_strength, num_proc=num_proc)
 
     def history(self, pair_id: str) -> list[dict[str, Any]]:
@@ -402,3 +425,47 @@ class CurationLedger:
     def rounds(self) -> list[dict[str, Any]]:
         """All rounds in order, undone ones too: `round`, `stage`, `file`, `sha256`, `pairs`, `models`, `settings`."""
         return self._files.read()["rounds"]
+
+    @property
+    def standing(self) -> list[dict[str, Any]]:
+        """The rounds that count, as in `rounds`, those of persons last."""
+        record = self._files.read()
+        return [record["rounds"][number] for number in standing_rounds(record)]
+
+    @property
+    def source_set(self) -> str | None:
+        """Fingerprint of the source set; `None` if the ledger does not know it."""
+        return self._files.read()["source_set"]
+
+    @staticmethod
+    def is_manual(entry: Mapping[str, Any]) -> bool:
+        """Tell a round of `rounds` in which a person decided."""
+        return is_manual(entry["stage"])
+
+    def table(self, entry: Mapping[str, Any], columns: Sequence[str] | None = None) -> pa.Table:
+        """
+        What a round says of each of its pairs.
+
+        Args:
+            entry (`Mapping`):
+                The round, one of `rounds`.
+            columns (`Sequence[str]`, *optional*):
+                Columns to read; all by default.
+
+        Returns:
+            `pa.Table`: `pair_id`, `source`, `was_flipped`, `flipped`, `action`, `reason` and `strength`; and where the
+            round has them `chosen_0`, `rejected_0`, ... for each model, and `vote_0_0`, `vote_0_1`, ... for each judge
+            in both orders.
+        """
+        return self._files.table(entry, columns)
+
+    def files(self) -> list[tuple[str, bytes]]:
+        """
+        The files of the ledger, as they are at one moment.
+
+        Returns:
+            `list[tuple[str, bytes]]`: name and content of each.
+        """
+        record = self._files.read()
+        tables = [(entry["file"], self._files.verified(entry).read_bytes()) for entry in record["rounds"]]
+        return [("ledger.json", (json.dumps(record, indent=2) + "\n").encode()), *tables]

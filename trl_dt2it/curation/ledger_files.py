@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +13,7 @@ import pyarrow.parquet as pq
 from transformers.utils import logging
 
 from ..data.pair_identity import CONTENT_COLUMNS
-from ..data.whole_file import whole_file
+from ..data.whole_file import read_json, whole_file, write_json
 from .ledger_tables import STATE_COLUMNS, merge_rounds
 
 
@@ -26,16 +25,7 @@ _CODED = ["source", "action", "reason"]
 
 
 class LedgerFiles:
-    """
-    Reads and writes a ledger's folder.
-
-    Args:
-        directory (`Path`):
-            The folder; made if it is not there.
-
-    Raises:
-        `ValueError`: if it holds a ledger of another version, or a file of it is missing or changed.
-    """
+    """The folder of a ledger, made if it is not there, and refused if a file of it is missing or changed."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -45,32 +35,22 @@ class LedgerFiles:
             self.verified(entry)
 
     def read(self) -> dict[str, Any]:
-        """The content of `ledger.json`, read anew each time: another process may have written meanwhile."""
+        """Read `ledger.json`, anew each time: another process may have written meanwhile."""
         path = self.directory / "ledger.json"
-        if not path.is_file():
+        record = read_json(path)
+        if record is None:
             return {"version": _VERSION, "source_set": None, "rounds": [], "events": []}
-        record = json.loads(path.read_text(encoding="utf-8"))
         if record.get("version") != _VERSION:
             raise ValueError(f"{path} has version {record.get('version')!r}; this release reads version {_VERSION}.")
         return record
 
     def write(self, record: dict[str, Any]) -> None:
-        """Replaces `ledger.json`."""
-        with whole_file(self.directory / "ledger.json") as part:
-            part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        """Replace `ledger.json`."""
+        write_json(self.directory / "ledger.json", record)
 
     def add(self, record: dict[str, Any], entry: dict[str, Any], table: pa.Table) -> None:
-        """
-        Writes a round, its table first, so that `ledger.json` names nothing that is not there.
-
-        Args:
-            record (`dict`):
-                Content of `ledger.json`; gets the entry.
-            entry (`dict`):
-                `round`, `stage`, `models` and `settings`.
-            table (`pa.Table`):
-                From [`~trl_dt2it.curation.ledger_tables.round_table`].
-        """
+        """Write a round, its table first, so that `ledger.json`, which gets the entry, names nothing that is not
+        there."""
         attempt = sum(round_key(other) == round_key(entry) for other in record["rounds"]) + 1
         file = f"round-{entry['round']:05d}-{entry['stage']}{'' if attempt == 1 else f'.{attempt}'}.parquet"
         with whole_file(self.directory / file) as part:
@@ -81,12 +61,12 @@ class LedgerFiles:
         record["rounds"].append({**place, "file": file, "sha256": digest, "pairs": len(table), **entry})
         self.write(record)
 
-    def table(self, entry: dict[str, Any], columns: list[str] | None = None) -> pa.Table:
-        """Columns of a round, all by default."""
-        return pq.read_table(self.verified(entry), columns=columns)
+    def table(self, entry: Mapping[str, Any], columns: Sequence[str] | None = None) -> pa.Table:
+        """Read columns of a round, all by default."""
+        return pq.read_table(self.verified(entry), columns=None if columns is None else list(columns))
 
     def merged(self, record: dict[str, Any], numbers: Sequence[int], contents: pa.Table | None = None) -> pa.Table:
-        """The last word of some rounds on every pair, as [`~trl_dt2it.curation.ledger_tables.merge_rounds`] gives."""
+        """Return the last word of some rounds on every pair, as [`merge_rounds`] does."""
 
         def tables() -> Iterator[tuple[int, pa.Table]]:
             for number in numbers:
@@ -106,11 +86,11 @@ class LedgerFiles:
         return merge_rounds(tables(), contents)
 
     def has_contents(self, entry: dict[str, Any]) -> bool:
-        """Whether a round knows what was in the pairs that it decided about."""
+        """Tell a round that knows what was in the pairs that it decided about."""
         return set(CONTENT_COLUMNS) <= set(pq.read_schema(self.verified(entry)).names)
 
     def contents(self, record: dict[str, Any], names: pa.Array) -> pa.Table:
-        """What was in pairs by the last round that knows, undone ones too, as [`pair_contents`] gives it."""
+        """Return what was in pairs by the last round that knows, undone ones too, as [`pair_contents`] does."""
         found: dict[str, Sequence[str | None]] = dict.fromkeys(names.to_pylist(), (None, None))
         for entry in record["rounds"]:
             if self.has_contents(entry):
@@ -122,8 +102,8 @@ class LedgerFiles:
         named = dict(zip(CONTENT_COLUMNS, (pa.array(column, pa.string()) for column in columns), strict=True))
         return pa.table({"pair_id": pa.array(found, pa.string()), **named})
 
-    def verified(self, entry: dict[str, Any]) -> Path:
-        """The file of a round, whose hash is looked at once."""
+    def verified(self, entry: Mapping[str, Any]) -> Path:
+        """Return the file of a round, whose hash is checked once."""
         path = self.directory / entry["file"]
         if not path.is_file():
             raise ValueError(f"{path} is missing, and the ledger needs it; put it back from a copy.")
@@ -135,7 +115,7 @@ class LedgerFiles:
 
 
 def standing_rounds(record: dict[str, Any]) -> list[int]:
-    """Places of the rounds that count in the list of all, those of persons last."""
+    """Return the positions of the rounds that count in the list of all, those of persons last."""
     undone: set[str] = set()
     for event in record["events"]:
         undone = (undone | set(event.get("undo", ()))) - set(event.get("redo", ()))
@@ -144,22 +124,7 @@ def standing_rounds(record: dict[str, Any]) -> list[int]:
 
 
 def record_event(record: dict[str, Any], kind: Literal["undo", "redo"], round: int, stage: str | None) -> None:
-    """
-    Notes that a round is undone, or counts again.
-
-    Args:
-        record (`dict`):
-            Content of `ledger.json`; gets the event.
-        kind (`str`):
-            `"undo"` or `"redo"`.
-        round (`int`):
-            The round.
-        stage (`str`, *optional*):
-            One of its stages; all by default.
-
-    Raises:
-        `ValueError`: if nothing of it stands, or is undone.
-    """
+    """Note in the content of `ledger.json` that a round, or a stage of it, is undone, or counts again."""
     rounds, standing = record["rounds"], set(standing_rounds(record))
     meant = [
         number
@@ -177,12 +142,12 @@ def record_event(record: dict[str, Any], kind: Literal["undo", "redo"], round: i
 
 
 def round_key(entry: dict[str, Any]) -> tuple[int, str]:
-    """Number and stage of a round."""
+    """Return number and stage of a round."""
     return entry["round"], entry["stage"]
 
 
 def is_manual(stage: str) -> bool:
-    """Whether a person decided."""
+    """Tell a stage in which a person decided."""
     return stage == MANUAL or stage.startswith(f"{MANUAL}-")
 
 

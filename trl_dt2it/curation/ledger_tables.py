@@ -29,20 +29,7 @@ _BEGINNING = {"flipped": False, "kept": True, "strength": np.nan}
 
 
 def as_names(names: Any, what: str, count: int | None = None) -> pa.Array:
-    """
-    Strings as one Arrow array.
-
-    Args:
-        names (sequence of `str` or `pa.Array` or `pa.ChunkedArray`):
-            Strings.
-        what (`str`):
-            Name of the argument in messages.
-        count (`int`, *optional*):
-            How many there must be.
-
-    Returns:
-        `pa.Array`
-    """
+    """Return strings as one Arrow array; `what` names the argument in messages."""
     column = names if isinstance(names, (pa.Array, pa.ChunkedArray)) else pa.array(names, from_pandas=True)
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
@@ -65,35 +52,8 @@ def round_table(
     num_models: int,
     contents: pa.Table | None = None,
 ) -> pa.Table:
-    """
-    The table of a round.
-
-    Args:
-        pair_ids (`pa.Array` of length N):
-            Names of the pairs.
-        decision ([`Decision`] about N pairs):
-            What becomes of them.
-        sources (`pa.Array` of length N, *optional*):
-            Their sources.
-        was_flipped (`np.ndarray` of shape `(N,)` and dtype `bool`):
-            How they were scored.
-        strength (`np.ndarray` of shape `(N,)`):
-            Their strengths after the decision.
-        scores (`np.ndarray` of shape `(N, 2, M)`, *optional*):
-            Rewards of chosen and rejected.
-        votes (`np.ndarray` of shape `(N, J, 2)`, *optional*):
-            Votes, as in [`relabel_by_vote`].
-        num_models (`int`):
-            M.
-        contents (`pa.Table`, *optional*):
-            From [`pair_contents`], of these pairs and maybe of others.
-
-    Returns:
-        `pa.Table`
-
-    Raises:
-        `ValueError`: if a shape is wrong or a name is there twice or missing.
-    """
+    """Return the table of a round about N pairs; a `ValueError` says which shape is wrong or which name is not
+    distinct."""
     count = len(pair_ids)
     if len(decision) != count:
         raise ValueError(f"There are {count} pairs and a decision about {len(decision)}; give one per pair.")
@@ -138,20 +98,7 @@ def round_table(
 
 
 def decision_of(actions: Sequence[str] | pa.Array, reason: str, strength: np.ndarray) -> Decision:
-    """
-    A decision out of words.
-
-    Args:
-        actions (sequence of `str`, of length N):
-            `"keep"`, `"flip"` or `"drop"` for each pair.
-        reason (`str`):
-            Why.
-        strength (`np.ndarray` of shape `(N,)`):
-            Strengths before.
-
-    Returns:
-        [`Decision`]
-    """
+    """Turn a word for each pair, one of [`ACTIONS`], into a decision."""
     words = as_names(actions, "actions", len(strength))
     known = pc.index_in(words, value_set=pa.array(ACTIONS))
     if known.null_count:
@@ -164,37 +111,15 @@ def decision_of(actions: Sequence[str] | pa.Array, reason: str, strength: np.nda
 
 
 def contents_of(names: pa.Array, contents: pa.Table) -> dict[str, pa.Array]:
-    """
-    What is in some pairs, of what is known of others too.
-
-    Args:
-        names (`pa.Array` of length N):
-            Names of the pairs.
-        contents (`pa.Table`):
-            From [`pair_contents`].
-
-    Returns:
-        `dict[str, pa.Array]`: [`CONTENT_COLUMNS`], of length N; null for pairs that are not among them.
-    """
+    """Return [`CONTENT_COLUMNS`] of pairs, from what is known of them and of others; null where nothing is."""
     places, is_new = find(names, contents["pair_id"].combine_chunks())
     indices = pa.array(places, mask=is_new)
     return {name: contents[name].combine_chunks().take(indices) for name in CONTENT_COLUMNS}
 
 
 def has_changed(table: pa.Table, contents: pa.Table | None) -> np.ndarray:
-    """
-    Which pairs of a round are no longer what it decided about.
-
-    Args:
-        table (`pa.Table` of N rows):
-            The round; without [`CONTENT_COLUMNS`], it does not know.
-        contents (`pa.Table`, *optional*):
-            What is in the pairs now, from [`pair_contents`].
-
-    Returns:
-        `np.ndarray` of shape `(N,)` and dtype `bool`: the texts alone count where an image could not be read, then or
-        now; what is not known has not changed.
-    """
+    """Tell the pairs of a round that are no longer what it decided about, by their texts alone where an image could
+    not be read, then or now; what is not known has not changed."""
     if contents is None or not set(CONTENT_COLUMNS) <= set(table.column_names):
         return np.zeros(len(table), dtype=bool)
     now = contents_of(table["pair_id"].combine_chunks(), contents)
@@ -203,20 +128,9 @@ def has_changed(table: pa.Table, contents: pa.Table | None) -> np.ndarray:
 
 
 def merge_rounds(tables: Iterable[tuple[int, pa.Table]], contents: pa.Table | None = None) -> pa.Table:
-    """
-    The last word on every pair.
-
-    Args:
-        tables (iterable of `(int, pa.Table)`):
-            Rounds with the columns [`STATE_COLUMNS`], the last word last, and a number for each.
-        contents (`pa.Table`, *optional*):
-            What is in the pairs now, from [`pair_contents`]. What was said of other content does not count.
-
-    Returns:
-        `pa.Table`: `pair_id`, in the order in which pairs appear first; `flipped`, `kept`, `strength`; `entry`, the
-        number of the round, -1 where nothing that was said counts; and with `contents` `changed`, whether the last
-        word is about other content.
-    """
+    """Return the last word on every pair, of numbered rounds, the last word last: `pair_id` in order of appearance,
+    `flipped`, `kept`, `strength`, `entry`, the number of the round, -1 where nothing that was said counts, and with
+    `contents` `changed`, where the last word is about other content, which does not count."""
     beginning = {**_BEGINNING, "entry": -1, **({} if contents is None else {"changed": False})}
     known = pa.array([], pa.string())
     values = {name: np.empty(0, dtype=np.asarray(value).dtype) for name, value in beginning.items()}
@@ -241,19 +155,7 @@ def merge_rounds(tables: Iterable[tuple[int, pa.Table]], contents: pa.Table | No
 
 
 def find(names: pa.Array, known: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """
-    Where names stand among others.
-
-    Args:
-        names (`pa.Array` of length N):
-            Names.
-        known (`pa.Array`):
-            Names, no two alike.
-
-    Returns:
-        `tuple[np.ndarray, np.ndarray]`: the place of each in `known`, of shape `(N,)`, 0 where there is none; and
-        whether there is none, of shape `(N,)`.
-    """
+    """Return the position of each name among known, distinct ones, 0 where there is none, and a mask of these."""
     if names.equals(known):  # as from round to round; no need to hash
         return np.arange(len(names)), np.zeros(len(names), dtype=bool)
     found = pc.index_in(names, value_set=known)
@@ -262,19 +164,7 @@ def find(names: pa.Array, known: pa.Array) -> tuple[np.ndarray, np.ndarray]:
 
 
 def state_of(names: pa.Array, state: pa.Table) -> dict[str, np.ndarray]:
-    """
-    What a state says of pairs.
-
-    Args:
-        names (`pa.Array` of length N):
-            Names.
-        state (`pa.Table`):
-            `pair_id`, `flipped`, `kept`, `strength` and `entry` of other pairs, or of the same; maybe `changed`.
-
-    Returns:
-        `dict[str, np.ndarray]`: `flipped`, `kept`, `strength`, `is_known`, and `has_changed`, each of shape `(N,)`. Of
-        what is not known, what the source set has: not flipped, kept, and NaN.
-    """
+    """Return what a state says of pairs, as [`CurationLedger.labels`] does."""
     if not len(state):
         known = {name: np.full(len(names), value) for name, value in _BEGINNING.items()}
         return {**known, **dict.fromkeys(("is_known", "has_changed"), np.zeros(len(names), dtype=bool))}

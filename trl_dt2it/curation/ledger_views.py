@@ -18,7 +18,7 @@ _NUMBERED = re.compile(r".*_\d+")
 
 
 def history_of(files: LedgerFiles, pair_id: str) -> list[dict[str, Any]]:
-    """What [`CurationLedger.history`] gives."""
+    """Return what [`CurationLedger.history`] does."""
     record, found = files.read(), []
     standing = set(standing_rounds(record))
     for number, entry in enumerate(record["rounds"]):
@@ -34,7 +34,7 @@ def history_of(files: LedgerFiles, pair_id: str) -> list[dict[str, Any]]:
 
 
 def summarize(files: LedgerFiles) -> pa.Table:
-    """What [`CurationLedger.summary`] gives."""
+    """Return what [`CurationLedger.summary`] does."""
     record = files.read()
     standing = set(standing_rounds(record))
     schema = pa.schema(
@@ -60,16 +60,7 @@ def summarize(files: LedgerFiles) -> pa.Table:
 
 
 def difference(first: pa.Table, second: pa.Table) -> pa.Table:
-    """
-    The pairs that stand otherwise in two states.
-
-    Args:
-        first, second (`pa.Table`):
-            From [`CurationLedger.state`].
-
-    Returns:
-        `pa.Table`: `pair_id`, `flipped_a`, `kept_a`, `flipped_b` and `kept_b`.
-    """
+    """Return what [`CurationLedger.diff`] does, of two states."""
     one, other = (state["pair_id"].combine_chunks() for state in (first, second))
     names = one if one.equals(other) else pa.concat_arrays([one, other]).unique()
     columns: dict[str, np.ndarray] = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 
@@ -14,11 +13,8 @@ from ..data.locations import ImageOptions
 from ..data.pair_identity import pair_contents
 from ..data.published import parquet_shards, published_features
 from ..data.swapping import with_columns
-from .applying import apply_state
 from .dataset_card import curated_card
 from .ledger import CurationLedger
-from .ledger_files import LedgerFiles
-from .ledger_tables import state_of
 
 
 _FOLDERS = ("data/", "dropped/", "ledger/")
@@ -99,8 +95,7 @@ def push_curated(
     if not len(ledger.state()):
         raise ValueError(f"The ledger in {ledger.directory} holds no round that stands; there is nothing to publish.")
     options, contents = ImageOptions(image_root=image_root), pair_contents(dataset, image_root=image_root)
-    state = ledger.state(contents=contents)
-    curated = apply_state(dataset, state, refresh_strength=refresh_strength)
+    curated = ledger.apply(dataset, refresh_strength=refresh_strength, contents=contents)
     features = published_features(curated.features)
     card = curated_card(
         dataset,
@@ -112,7 +107,7 @@ def push_curated(
         licences=licences,
         contents=contents,
     )
-    files = ledger_files(LedgerFiles(ledger.directory))
+    files = ledger.files()
 
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True).repo_id
@@ -121,7 +116,7 @@ def push_curated(
     parts = [(f"data/{split}", curated)]
     if with_dropped:
         names = contents["pair_id"].combine_chunks()
-        dropped = np.flatnonzero(~state_of(names, state)["kept"].astype(bool))
+        dropped = np.flatnonzero(~ledger.labels(names, contents=contents)["kept"])
         parts.append((f"dropped/{split}", with_columns(dataset, {"pair_id": names}).select(dropped)))
     operations: list[CommitOperationAdd | CommitOperationDelete] = []
     for stem, rows in parts:
@@ -139,19 +134,3 @@ def push_curated(
     return api.create_commit(
         repo_id, operations, commit_message=commit_message, repo_type="dataset", revision=revision
     )
-
-
-def ledger_files(ledger: LedgerFiles) -> list[tuple[str, bytes]]:
-    """
-    The files of a ledger, as they are at one moment.
-
-    Args:
-        ledger ([`~trl_dt2it.curation.ledger_files.LedgerFiles`]):
-            The ledger.
-
-    Returns:
-        `list[tuple[str, bytes]]`: name and content of each, hashes looked at.
-    """
-    record = ledger.read()
-    tables = [(entry["file"], ledger.verified(entry).read_bytes()) for entry in record["rounds"]]
-    return [("ledger.json", (json.dumps(record, indent=2) + "\n").encode()), *tables]

@@ -29,11 +29,13 @@ from ..processes import main_process_first, on_main_process
 from ..reward_config import MultimodalRewardConfig
 
 
-SET_KINDS = ("dataset_name", "preferences", "digits", "digits_t2i")
+# Rows of further kinds of sources: a function of the `source` and of what stands under the key that names the kind.
+Loaders = Mapping[str, Callable[[str, Mapping[str, Any]], Dataset]]
+SET_KINDS = ("dataset_name", "preferences")
 _FILES = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 
-def read_sets(name: str, specs: Mapping[str, Mapping[str, Any]]) -> Dataset:
+def read_sets(name: str, specs: Mapping[str, Mapping[str, Any]], loaders: Loaders | None = None) -> Dataset:
     """
     One set out of several sources.
 
@@ -43,9 +45,10 @@ def read_sets(name: str, specs: Mapping[str, Mapping[str, Any]]) -> Dataset:
         specs (`Mapping[str, Mapping]`):
             For each source where its rows are: `dataset_name` (a Parquet or JSON file, a folder or a Hub id, with
             `dataset_config`, `dataset_split` and `image_root`), or `preferences` (a name of [`load_preferences`], with
-            its arguments), or `digits` or `digits_t2i` (the arguments of [`trl_dt2it.demo.digits.make_digits`] and
-            [`trl_dt2it.demo.digits.make_digits_t2i`], the latter with `both_orders`); and `max_rows`. The key is the
-            `source` of rows that do not say theirs, and of all rows of the set `test`, whose figures it names.
+            its arguments), or a key of `loaders`; and `max_rows`. The key is the `source` of rows that do not say
+            theirs, and of all rows of the set `test`, whose figures it names.
+        loaders (`Mapping[str, Callable]`, *optional*):
+            Functions that load further kinds of sources, such as [`trl_dt2it.demo.sets.DEMO_LOADERS`].
 
     Returns:
         `Dataset`: all rows, in order, with the columns of all sources; canonical rows, if sources have different ones.
@@ -58,19 +61,20 @@ def read_sets(name: str, specs: Mapping[str, Mapping[str, Any]]) -> Dataset:
     parts = {}
     with main_process_first():  # the others find what it has downloaded and converted
         for source, spec in specs.items():
-            rows = read_set(f"{name}.{source}", source, spec or {})
+            rows = read_set(f"{name}.{source}", source, spec or {}, loaders)
             if "source" not in rows.column_names or name == "test":
                 rows = with_columns(rows, {"source": pa.repeat(source, len(rows))})
             parts[source] = leave_images_encoded(rows)
     return concatenate(parts)
 
 
-def read_set(where: str, source: str, spec: Mapping[str, Any]) -> Dataset:
-    """The rows of one source; `where` names the setting in messages, `source` and `spec` are as in [`read_sets`]."""
-    spec = dict(spec)
-    kinds = [kind for kind in SET_KINDS if kind in spec]
+def read_set(where: str, source: str, spec: Mapping[str, Any], loaders: Loaders | None = None) -> Dataset:
+    """The rows of one source; `where` names the setting in messages, the rest is as in [`read_sets`]."""
+    spec, loaders = dict(spec), loaders or {}
+    known = (*SET_KINDS, *loaders)
+    kinds = [kind for kind in known if kind in spec]
     if len(kinds) != 1:
-        raise ValueError(f"`{where}` has to have one of the keys {', '.join(SET_KINDS)}.")
+        raise ValueError(f"`{where}` has to have one of the keys {', '.join(known)}.")
     kind, value, most = kinds[0], spec.pop(kinds[0]), spec.pop("max_rows", None)
     if kind == "preferences":
         rows = load_preferences(value, **{"source": source, **spec})
@@ -79,9 +83,7 @@ def read_set(where: str, source: str, spec: Mapping[str, Any]) -> Dataset:
         rows, root = _load(where, str(value), config, split), spec.pop("image_root", None)
         rows = rows if root is None else with_canonical_columns(rows, image_root=root)
     else:
-        from ..demo.sets import demo_rows
-
-        rows = demo_rows(kind, source, json.loads(value) if isinstance(value, str) else value)
+        rows = loaders[kind](source, json.loads(value) if isinstance(value, str) else value)
     if kind != "preferences" and spec:
         raise ValueError(f"`{where}` has the unknown key `{next(iter(spec))}`.")
     return rows if most is None or most >= len(rows) else rows.select(range(most))
@@ -172,11 +174,14 @@ class SourceSets:
             `on_bad_row`, `image_check` and `max_length` say which rows can be used.
         model_dir (`Callable`):
             Gives the directory or Hub id of a model whose processor counts tokens and knows special ones.
+        loaders (`Mapping[str, Callable]`, *optional*):
+            As in [`read_sets`].
     """
 
     specs: Mapping[str, Mapping[str, Mapping[str, Any]]]
     args: MultimodalRewardConfig
     model_dir: Callable[[], str]
+    loaders: Loaders | None = None
     _raw: dict[str, Dataset] = field(default_factory=dict)
     _digests: dict[str, str] = field(default_factory=dict)
     _usable: dict[str, Dataset] = field(default_factory=dict)
@@ -185,7 +190,7 @@ class SourceSets:
     def raw(self, name: str) -> Dataset:
         """All rows of a set."""
         if name not in self._raw:
-            self._raw[name] = read_sets(name, self.specs[name])
+            self._raw[name] = read_sets(name, self.specs[name], self.loaders)
         return self._raw[name]
 
     def digest(self, name: str) -> str:

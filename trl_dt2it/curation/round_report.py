@@ -16,10 +16,10 @@ from rich.text import Text
 
 from ..data.encoded import column_of
 from ..data.pair_identity import pair_contents
+from ..dataset_scoring import read_scores
 from ..debias.audit import audit_style
 from ..printable import printable
 from .ledger import CurationLedger
-from .scoring_shards import read_scores
 
 
 if TYPE_CHECKING:

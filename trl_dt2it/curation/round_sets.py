@@ -16,8 +16,6 @@ from ..data.swapping import swap_pairs
 from ..data.whole_file import move_aside
 from ..processes import on_main_process
 from .ledger import CurationLedger
-from .ledger_files import LedgerFiles, is_manual, round_key, standing_rounds
-from .ledger_tables import state_of
 from .round_balance import balanced_base
 from .round_data import folds_of
 
@@ -31,24 +29,9 @@ logger = logging.get_logger(__name__)
 def training_set(
     run: CurationRun, kind: str, *, fold: tuple[int, int] | None = None, entries: Sequence[tuple[int, str]] = ()
 ) -> Dataset:
-    """
-    Rows of a training.
-
-    Args:
-        run ([`CurationRun`]):
-            The run.
-        kind (`str`):
-            What stands beside the base: nothing (`"base"`), nothing and the base as it came, though the run balances
-            its style (`"unbalanced"`), the pool as it is (`"uncurated"`), as the ledger has it
-            (`"curated"`), or with its true labels (`"oracle"`).
-        fold (`tuple[int, int]`, *optional*):
-            `(i, n)`: leaves the i-th of n parts of the pool out, i from 0.
-        entries (`Sequence[tuple[int, str]]`, *optional*):
-            Rounds and stages that the ledger holds at this point of the run.
-
-    Returns:
-        `Dataset`: memory-mapped, images encoded.
-    """
+    """Return the rows of a training: the base, alone (`"base"`) and without the weights of its style (`"unbalanced"`),
+    or with the pool as it is (`"uncurated"`), as the ledger has it after `entries` (`"curated"`), or with its true
+    labels (`"oracle"`), but for part i of n, `fold`."""
     if kind == "unbalanced":
         return run.sets.usable("base")
     base = balanced_base(run)
@@ -65,20 +48,7 @@ def training_set(
 
 
 def fold_rows(run: CurationRun, fold: tuple[int, int], *, inside: bool) -> np.ndarray:
-    """
-    Rows of the pool of one part, or of all others.
-
-    Args:
-        run ([`CurationRun`]):
-            The run.
-        fold (`tuple[int, int]`):
-            Which part, from 0, of how many.
-        inside (`bool`):
-            Whether the rows of the part are wanted, or the others.
-
-    Returns:
-        `np.ndarray`: rows, ascending.
-    """
+    """Return the rows of one part (i, n) of the pool, or of all others, ascending."""
     part, parts = fold
     folds = folds_of(run.sets.usable("pool"), run.sets.names("pool"), parts)
     return np.flatnonzero((folds == part) == inside)
@@ -91,35 +61,19 @@ def ledger_at(
     next_entry: tuple[int, str] | None = None,
     digest: str = "",
 ) -> CurationLedger:
-    """
-    The ledger as it is at a point of the run: what an earlier run with other settings wrote after it is undone.
-
-    Every process has to call it. A ledger of another pool is moved beside, to `ledger-` and its fingerprint, and comes
-    back when its pool does.
-
-    Args:
-        run ([`CurationRun`]):
-            The run.
-        entries (`Sequence[tuple[int, str]]`):
-            Rounds and stages that count. Corrections by persons count besides.
-        next_entry (`tuple[int, str]`, *optional*):
-            What is to be written next; if it is there, written by the same stage before a kill, it stays.
-        digest (`str`, *optional*):
-            The digest of that stage.
-
-    Returns:
-        [`CurationLedger`]
-    """
+    """Return the ledger as it is at a point of the run, where `entries` count, and `next_entry` if the stage with the
+    `digest` has written it before a kill. What an earlier run with other settings wrote later is undone; a ledger of
+    another pool is moved aside. Every process has to call it."""
     folder, own = run.output_dir / "ledger", run.sets.fingerprint("pool")
 
     def rewind() -> None:
         _change_ledger(folder, own)
-        record, ledger = LedgerFiles(folder).read(), CurationLedger(folder)
-        for number in standing_rounds(record):
-            entry = record["rounds"][number]
-            is_own = round_key(entry) == next_entry and entry["settings"].get("digest") == digest
-            if round_key(entry) not in entries and not is_own and not is_manual(entry["stage"]):
-                ledger.undo(*round_key(entry))
+        ledger = CurationLedger(folder)
+        for entry in ledger.standing:
+            key = entry["round"], entry["stage"]
+            is_own = key == next_entry and entry["settings"].get("digest") == digest
+            if key not in entries and not is_own and not ledger.is_manual(entry):
+                ledger.undo(*key)
 
     on_main_process(rewind)
     return CurationLedger(folder)
@@ -142,37 +96,25 @@ def _change_ledger(folder: Path, own: str) -> None:
 
 
 def _source_set(folder: Path) -> str | None:
-    """Which pool a ledger is of; `None` if there is none, or it does not say. None is made."""
+    """Return which pool a ledger is of; `None` if there is none, or it does not say. None is made."""
     if not (folder / "ledger.json").is_file():
         return None
-    return LedgerFiles(folder).read()["source_set"]
+    return CurationLedger(folder).source_set
 
 
 def corrections(run: CurationRun) -> list[str]:
-    """Hashes of what persons decided in the ledger of a run's pool, as far as it stands."""
+    """Return hashes of what persons decided in the ledger of a run's pool, as far as it stands."""
     own = run.sets.fingerprint("pool")
     folder = run.output_dir / "ledger"
     if _source_set(folder) not in (None, own):
         folder = run.output_dir / f"ledger-{own}"
     if not (folder / "ledger.json").is_file():  # and none is to be made for a plan
         return []
-    record = LedgerFiles(folder).read()
-    standing = [record["rounds"][number] for number in standing_rounds(record)]
-    return [entry["sha256"] for entry in standing if is_manual(entry["stage"])]
+    ledger = CurationLedger(folder)
+    return [entry["sha256"] for entry in ledger.standing if ledger.is_manual(entry)]
 
 
 def pool_labels(run: CurationRun, ledger: CurationLedger) -> tuple[np.ndarray, np.ndarray]:
-    """
-    What a ledger says of the pool.
-
-    Args:
-        run ([`CurationRun`]):
-            The run.
-        ledger ([`CurationLedger`]):
-            Its ledger.
-
-    Returns:
-        `tuple[np.ndarray, np.ndarray]`: which of the N pairs are flipped, and which are kept.
-    """
-    known = state_of(run.sets.names("pool"), ledger.state(contents=run.sets.contents("pool")))
-    return known["flipped"].astype(bool), known["kept"].astype(bool)
+    """Return which pairs of the pool are flipped by a ledger, and which are kept."""
+    known = ledger.labels(run.sets.names("pool"), contents=run.sets.contents("pool"))
+    return known["flipped"], known["kept"]

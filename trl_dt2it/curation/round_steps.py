@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,18 +12,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..data.encoded import column_of
-from ..data.whole_file import whole_file
+from ..data.whole_file import read_json, whole_file
+from ..dataset_scoring import gather_scores
 from ..preparation import image_options
 from ..processes import on_main_process
 from .combining import combine_scores
 from .deciding import decide
 from .ledger import CurationLedger
-from .ledger_files import LedgerFiles, round_key, standing_rounds
 from .round_judges import Judging
 from .round_report import label_noise
 from .round_sets import ledger_at, pool_labels
 from .round_settings import Step
-from .scoring_shards import gather_scores
 from .votes import UNREADABLE, relabel_by_vote
 
 
@@ -36,33 +34,15 @@ Entries = Sequence[tuple[int, str]]
 
 
 def ledger_stage(step: Step, kind: str) -> str:
-    """What the ledger calls a decision of a step."""
+    """Return what the ledger calls a decision of a step."""
     return kind if step.name is None else f"{step.name}-{kind}"
 
 
 def decide_step(
     run: CurationRun, folder: Path, *, number: int, step: Step, scored: Sequence[Sequence[str]], before: Entries
 ) -> dict[str, Any]:
-    """
-    Decides about all pairs of the pool by their scores, and writes it into the ledger.
-
-    Args:
-        run ([`CurationRun`]):
-            The run.
-        folder (`Path`):
-            Folder of the stage.
-        number (`int`):
-            Number of the round, from 1.
-        step ([`Step`]):
-            The step.
-        scored (`Sequence[Sequence[str]]`):
-            For each model the stages that scored parts of the pool.
-        before (`Sequence[tuple[int, str]]`):
-            Rounds and stages that the ledger holds by now.
-
-    Returns:
-        `dict`: `pairs`, `flipped`, `kept`, reasons, and where the truth is known how many labels are wrong.
-    """
+    """Decide about all pairs of the pool by the scores of the stages of each model, write it into the ledger, which
+    holds `before` by now, and return counts."""
     digest, entry = _digest(folder), (number, ledger_stage(step, "decide"))
     ledger = ledger_at(run, before, next_entry=entry, digest=digest)
     pool, names = run.sets.usable("pool"), run.sets.names("pool")
@@ -93,32 +73,9 @@ def decide_step(
 
 
 def ask_judges(run: CurationRun, folder: Path, *, number: int, step: Step, before: Entries) -> dict[str, Any]:
-    """
-    Asks judges about the pairs that the last decision dropped, and writes into the ledger those that come back.
-
-    A pair without a clear verdict (a reply that cannot be read, a tie, orders or judges that disagree) stays dropped.
-    About a pair that a judge has not answered, or cannot answer, the ledger is told nothing. As long as there are
-    pairs of the first kind the stage is not done: what has been replied is in the judges' stores, and the next run
-    asks about the rest.
-
-    Args:
-        run ([`CurationRun`]):
-            The run.
-        folder (`Path`):
-            Folder of the stage, which gets `votes.parquet`.
-        number (`int`):
-            Number of the round, from 1.
-        step ([`Step`]):
-            The step.
-        before (`Sequence[tuple[int, str]]`):
-            Rounds and stages that the ledger holds by now.
-
-    Returns:
-        `dict`: `judged`, `unanswered`, replies by status, and what [`decide_step`] returns.
-
-    Raises:
-        [`~trl_dt2it.judge.JudgeError`]: if more pairs than `max_unanswered` of the judges have no answer.
-    """
+    """Ask judges about the pairs that the last decision dropped, write into the ledger those that come back, and
+    return counts. A pair without a clear verdict stays dropped; while more pairs than `max_unanswered` have no answer,
+    a [`~trl_dt2it.judge.JudgeError`] is raised, and the next run asks about the rest."""
     digest, entry = _digest(folder), (number, ledger_stage(step, "judge"))
     ledger = ledger_at(run, before, next_entry=entry, digest=digest)
     pool, names = run.sets.usable("pool"), run.sets.names("pool")
@@ -159,7 +116,7 @@ def ask_judges(run: CurationRun, folder: Path, *, number: int, step: Step, befor
 
 
 def _check_answered(found: PairVotes, judging: Judging) -> None:
-    """Ends the stage if too many pairs have no answer, and says what to do."""
+    """End the stage if too many pairs have no answer, and say what to do."""
     from ..judge import JudgeError
 
     missing, total = int(found.unanswered.sum()), len(found.unanswered)
@@ -177,14 +134,12 @@ def _check_answered(found: PairVotes, judging: Judging) -> None:
 
 
 def _digest(folder: Path) -> str:
-    return json.loads((folder / "begun.json").read_text(encoding="utf-8"))["digest"]
+    return read_json(folder / "begun.json")["digest"]
 
 
 def _standing(ledger: CurationLedger, entry: tuple[int, str]) -> dict[str, Any] | None:
-    """What the ledger says of a stage of a round, if it stands."""
-    record = LedgerFiles(ledger.directory).read()
-    rounds = [record["rounds"][place] for place in standing_rounds(record)]
-    return next((one for one in rounds if round_key(one) == entry), None)
+    """Return what the ledger says of a stage of a round, if it stands."""
+    return next((one for one in ledger.standing if (one["round"], one["stage"]) == entry), None)
 
 
 def _is_written(ledger: CurationLedger, entry: tuple[int, str], digest: str) -> bool:
@@ -193,9 +148,9 @@ def _is_written(ledger: CurationLedger, entry: tuple[int, str], digest: str) -> 
 
 
 def _counts(run: CurationRun, ledger: CurationLedger, entry: tuple[int, str]) -> dict[str, Any]:
-    """What the pool is like after a decision, and what it did, by reason."""
+    """Count the pool after a decision, and what that did, by reason."""
     flipped, kept = pool_labels(run, ledger)
-    reasons = pq.read_table(ledger.directory / cast(dict, _standing(ledger, entry))["file"], columns=["reason"])
+    reasons = ledger.table(cast(dict, _standing(ledger, entry)), ["reason"])
     return {
         "pairs": len(flipped),
         "flipped": int((flipped & kept).sum()),
@@ -206,7 +161,7 @@ def _counts(run: CurationRun, ledger: CurationLedger, entry: tuple[int, str]) ->
 
 
 def _write_votes(folder: Path, names: pa.Array, found: PairVotes) -> None:
-    """What each judge said of each pair in both orders, with the status of each reply."""
+    """Write what each judge said of each pair in both orders, with the status of each reply."""
     columns: dict[str, Any] = {"pair_id": names}
     for judge in range(found.votes.shape[1]):
         for order in range(2):

@@ -9,41 +9,29 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 from accelerate.utils import patch_environment
 from transformers import TrainerCallback, TrainerControl, TrainerState
-from transformers.integrations import get_reporting_integration_callbacks, is_wandb_available
+from transformers.integrations import get_reporting_integration_callbacks
 
 from ..debias.audit import audit_style
 from ..debias.pair_style import parts_by
 from ..printable import digest
 from ..reward_config import MultimodalRewardConfig
-from .applying import apply_state
 from .callback_round import curation_metrics
+from .curation_run import CurationRun
 from .ledger import CurationLedger
-from .ledger_tables import state_of
+from .round_training import close_trackers
 
-
-if TYPE_CHECKING:
-    from .curation_run import CurationRun
 
 _TRUTHS = ("noise_before", "noise_after", "flip_precision", "flip_recall")
 
 
 def report_decision(run: CurationRun, place: int, counts: Mapping[str, Any]) -> None:
-    """
-    Reports what the pool is like after a decision, and before the first one what it was like.
-
-    Args:
-        run ([`CurationRun`]):
-            The run. Without `report_to`, nothing is done.
-        place (`int`):
-            The how-manyth decision it was, from 1.
-        counts (`Mapping`):
-            What came of it, as in `summary.json`.
-    """
+    """Report what the pool is like after a decision, the `place`-th from 1, and before the first what it was like, to
+    the trackers that `report_to` names."""
     if not run.training.args.report_to:
         return
     entries = {0: pool_metrics(run, after=0)} if place == 1 else {}
@@ -53,38 +41,17 @@ def report_decision(run: CurationRun, place: int, counts: Mapping[str, Any]) -> 
 
 
 def pool_metrics(run: CurationRun, after: int | None = None) -> dict[str, float]:
-    """
-    Figures of the pool as the ledger has it.
-
-    Args:
-        run ([`CurationRun`]):
-            The run.
-        after (`int`, *optional*):
-            Only what was decided up to and with this round; 0 gives the pool as it came.
-
-    Returns:
-        `dict[str, float]`: as [`~trl_dt2it.curation.callback_round.curation_metrics`] and
-        [`~trl_dt2it.debias.StyleReport.metrics`] give them.
-    """
+    """Return metrics of the pool as the ledger has it, after all rounds or up to one; 0 is the pool as it came."""
     pool, ledger = run.sets.usable("pool"), CurationLedger(run.output_dir / "ledger")
-    state = ledger.state(after, contents=run.sets.contents("pool"))
-    known, rows = state_of(run.sets.names("pool"), state), np.arange(len(pool))
-    flipped, kept = known["flipped"].astype(bool), known["kept"].astype(bool)
+    contents = run.sets.contents("pool")
+    known = ledger.labels(run.sets.names("pool"), after, contents=contents)
     sources = cast("Mapping[str | None, np.ndarray]", parts_by(pool, "source"))
-    metrics = curation_metrics(flipped, kept, known["strength"], rows, sources)
-    return metrics | audit_style(apply_state(pool, state)).metrics()
+    metrics = curation_metrics(known["flipped"], known["kept"], known["strength"], np.arange(len(pool)), sources)
+    return metrics | audit_style(ledger.apply(pool, after=after, contents=contents)).metrics()
 
 
 def log_to_trackers(run: CurationRun, entries: Mapping[int, Mapping[str, float]]) -> None:
-    """
-    Hands figures to the trackers.
-
-    Args:
-        run ([`CurationRun`]):
-            The run.
-        entries (`Mapping[int, Mapping[str, float]]`):
-            Figures by step.
-    """
+    """Hand metrics by step to the trackers."""
     args: MultimodalRewardConfig = copy.copy(run.training.args)
     args.run_name = f"{args.run_name or run.output_dir.name}-curation"
     # The same run and folder again at every decision, also when the run of rounds goes on after a kill.
@@ -100,17 +67,3 @@ def log_to_trackers(run: CurationRun, entries: Mapping[int, Mapping[str, float]]
                 tracker.on_log(args, TrainerState(global_step=step), control, model=None, logs=dict(metrics))
             tracker.on_train_end(args, TrainerState(), control, model=None)
         close_trackers(args)
-
-
-def close_trackers(args: MultimodalRewardConfig) -> None:
-    """
-    Ends the run that Weights & Biases keeps open after a training, so that the next one gets its own.
-
-    Args:
-        args ([`MultimodalRewardConfig`]):
-            Its `report_to` says which trackers there are.
-    """
-    if "wandb" in (args.report_to or ()) and is_wandb_available():
-        import wandb
-
-        wandb.finish()

@@ -19,6 +19,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from peft import PeftConfig
 from transformers import BitsAndBytesConfig, TrainerCallback
+from transformers.integrations import is_wandb_available
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from ..collator import MultimodalPreferenceCollator
@@ -33,7 +34,6 @@ from ..reward_config import MultimodalRewardConfig
 from ..reward_trainer import MultimodalRewardTrainer
 from ..shared_forward import decide_share_prefix
 from .ledger import CurationLedger
-from .round_tracking import close_trackers
 
 
 # Arguments of a training that its result does not depend on.
@@ -191,6 +191,14 @@ def train_model(
         for one in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
             _remove(one)
     return counts
+
+
+def close_trackers(args: MultimodalRewardConfig) -> None:
+    """End the run that Weights & Biases keeps open after a training, so that the next one gets its own."""
+    if "wandb" in (args.report_to or ()) and is_wandb_available():
+        import wandb
+
+        wandb.finish()
 
 
 def newest_checkpoint(folder: Path) -> str | None:

@@ -6,15 +6,13 @@ Every training starts from the base model, on the constructed data and on what t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from ..demo import TINY
-from ..demo.sets import texts_of
-from ..demo.tiny import build_tiny_vlm
+from ..dataset_scoring import score_in_shards
 from ..preparation import image_options
 from ..processes import on_main_process
 from .curation_run import CurationRun, step_name
@@ -28,7 +26,6 @@ from .round_settings import Step
 from .round_steps import ask_judges, decide_step, ledger_stage
 from .round_tracking import report_decision
 from .round_training import scorer, train_model
-from .scoring_shards import score_in_shards
 from .stages import Stage
 
 
@@ -54,10 +51,7 @@ def plan_rounds(run: CurationRun) -> list[Stage]:
         `list[Stage]`: for [`run_stages`] and [`show_plan`].
     """
     plan = _Plan(run)
-    for seed in dict.fromkeys(one.seed for one in run.models if one.name_or_path == TINY):
-        texts = texts_of(run.sets.specs)
-        build = partial(_build_tiny, seed=seed, texts=texts)
-        plan.stages.append(Stage(f"base-model/seed-{seed}", build, {"model": TINY, "seed": seed, "texts": texts}))
+    plan.stages += [one.stage for one in run.models if one.stage is not None]
     if run.balance is not None:
         settings = {"base": run.sets.digest("base"), **run.balance}
         expected = {"pairs": len(run.sets.raw("base"))}
@@ -122,16 +116,16 @@ def _plan_decision(plan: _Plan, number: int, step: Step, stage: Stage, kind: str
 def _plan_training(plan: _Plan, name: str, model: int, kind: str, fold: tuple[int, int] | None = None) -> None:
     """A training on the base and the pool as `kind` says, without one of the folds of the pool."""
     run, base = plan.run, plan.run.models[model]
-    inputs: tuple[str, ...] = (f"base-model/seed-{base.seed}",) if base.name_or_path == TINY else ()
+    inputs: tuple[str, ...] = () if base.stage is None else (base.stage.name,)
     if run.balance is not None and kind != "unbalanced":
         inputs += (BALANCE,)
     settings: dict[str, Any] = {
         "training": run.training.settings(),
-        "model": asdict(base),
+        "model": {"name_or_path": base.name_or_path, "seed": base.seed},
         "base": run.sets.digest("base"),
         "kind": kind,
     }
-    if base.name_or_path != TINY:
+    if base.stage is None:
         settings["files"] = _files_of(run.model_dir(model))
     pairs = len(run.sets.raw("base"))
     if kind not in ("unbalanced", "base"):
@@ -180,11 +174,6 @@ def _plan_scoring(plan: _Plan, name: str, trained: str, set_name: str, fold: tup
     settings = {set_name: run.sets.digest(set_name), "fold": fold, "rows_per_shard": run.rows_per_shard}
     expected = {"pairs": count if fold is None else round(count / fold[1])}
     plan.stages.append(Stage(name, score, settings, (trained,), expected, is_shared=True))
-
-
-def _build_tiny(folder: Path, seed: int, texts: Sequence[str]) -> dict[str, Any]:
-    on_main_process(lambda: build_tiny_vlm(folder, seed=seed, extra_texts=texts))
-    return {"seed": seed}
 
 
 def _files_of(name_or_path: str) -> list[Any]:

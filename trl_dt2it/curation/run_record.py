@@ -1,8 +1,7 @@
-"""What a run of rounds was told, and with what it ran, in `run.json`: for the report, and for whoever repeats it."""
+"""The record of a run of rounds in `run.json`, its settings and environment, for the report and for repeating it."""
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import sys
@@ -19,7 +18,7 @@ from datasets import Dataset
 
 from ..card_facts import run_command
 from ..data.encoded import column_of
-from ..data.whole_file import whole_file
+from ..data.whole_file import read_json, write_json
 
 
 if TYPE_CHECKING:
@@ -30,19 +29,7 @@ PACKAGES = ("trl-dt2it", "trl", "transformers", "torch", "accelerate", "datasets
 
 
 def record_run(run: CurationRun, argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """
-    Writes `run.json` into the folder of a run.
-
-    Args:
-        run ([`CurationRun`]):
-            The run.
-        argv (`Sequence[str]`, *optional*):
-            The command line; this process's by default. What may be secret in it is left out.
-
-    Returns:
-        `dict`: what is in the file: `command`, `started`, `machine`, `versions`, `sets`, `pairs` by set and source,
-        `images` (`image_root` and `max_image_pixels`), `models`, `rounds`, `balance_style` and `training`.
-    """
+    """Write `run.json` into the folder of a run, with its command line but for secrets, and return what it holds."""
     args, earlier = run.training.args, read_record(run.output_dir)
     record = {
         "command": run_command(PartialState().num_processes, argv),
@@ -58,8 +45,7 @@ def record_run(run: CurationRun, argv: Sequence[str] | None = None) -> dict[str,
         "balance_style": run.balance,
         "training": run.training.settings(),
     }
-    with whole_file(run.output_dir / RUN_FILE) as part:
-        part.write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
+    write_json(run.output_dir / RUN_FILE, record, default=str)
     return record
 
 
@@ -68,48 +54,17 @@ def _by_source(rows: Dataset) -> dict[str, int]:
 
 
 def read_record(directory: str | os.PathLike) -> dict[str, Any] | None:
-    """
-    What [`record_run`] wrote.
-
-    Args:
-        directory (`str` or `os.PathLike`):
-            Folder of the run.
-
-    Returns:
-        `dict`, *optional*: `None` if there is no such file.
-    """
-    path = Path(directory) / RUN_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def without_secrets(command: Sequence[str]) -> list[str]:
-    """
-    A command line without the values of flags that name a token, a key or a password.
-
-    Args:
-        command (`Sequence[str]`):
-            Its words.
-
-    Returns:
-        `list[str]`: with `***` in their places.
-    """
-    words: list[str] = []
-    hide = False
-    for word in command:
-        flag, equals, _ = word.partition("=")
-        is_secret = flag.startswith("--") and flag.lower().endswith(("token", "key", "password", "secret"))
-        words.append("***" if hide else f"{flag}=***" if is_secret and equals else word)
-        hide = is_secret and not equals
-    return words
+    """Read what [`record_run`] wrote; `None` if it has not."""
+    return read_json(Path(directory) / RUN_FILE)
 
 
 def versions() -> dict[str, str]:
-    """Python and the packages that a result may depend on, with their versions."""
+    """Return the versions of Python and of the packages that a result may depend on."""
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
 def machine() -> str:
-    """What is being computed on, in a few words."""
+    """Describe the hardware in a few words."""
     count = PartialState().num_processes
     processes = f"{count} process" + ("es" if count > 1 else "")
     if PartialState().device.type == "cuda":

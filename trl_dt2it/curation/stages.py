@@ -2,9 +2,9 @@
 
 ```
 output_dir/
-  round-1/score/model-0/begun.json     whose work lies here: a digest of all that the result depends on
+  round-1/score/model-0/begun.json     the claim: a digest of all that the result depends on
   round-1/score/model-0/...            what the stage makes
-  round-1/score/model-0/stage.json     what came of it; written last, so that it says that the stage is done
+  round-1/score/model-0/stage.json     its record; written last, so that it says that the stage is done
 ```
 A digest covers the settings of a stage and the digests of its inputs, so that the list is a pure function of the
 configuration, and changing a setting does again what depends on it and nothing else. What was made with other settings
@@ -13,7 +13,6 @@ is moved aside, to `model-0.old-1` beside `model-0`, and comes back when these a
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -28,7 +27,8 @@ from rich.console import Console
 from rich.table import Table
 
 from .. import __version__
-from ..data.whole_file import move_aside, moved_aside, whole_file
+from ..data.whole_file import move_aside, moved_aside, write_json
+from ..dataset_scoring import claim, record_of
 from ..printable import digest_of
 from ..processes import check_shared_folder, on_main_process, wait_for_everyone
 from ..run_lock import run_lock
@@ -36,52 +36,20 @@ from ..run_lock import run_lock
 
 @dataclass(frozen=True)
 class Stage:
-    """
-    One step of a run.
+    """One step of a run, with all that its result depends on."""
 
-    Parameters:
-        name (`str`):
-            Its name, and its folder under the output directory.
-        run (`Callable`):
-            Does it: gets the folder, is called on every process, and returns counts, of which those of the first
-            process are kept. What a killed call left in the folder is still there in the next one.
-        settings (`Mapping`):
-            What the result depends on besides `inputs`; anything that JSON can hold.
-        inputs (`tuple[str, ...]`, *optional*):
-            Names of stages before it, whose results it reads.
-        expected (`Mapping`, *optional*):
-            What it will take at most, for the plan: `pairs`, `steps`, `calls`, `USD`.
-        is_shared (`bool`, *optional*, defaults to `False`):
-            Whether several machines may work on it at a time. Then `run` may return `None`: its own part is done, and
-            others are not.
-        is_replayed (`bool`, *optional*, defaults to `False`):
-            Whether it also writes outside of its folder, as decisions go into the ledger. When its folder comes back,
-            it is run again, on what lies there.
-    """
-
-    name: str
+    name: str  # and its folder under the output directory
+    # Called on every process, with the folder and what a killed call left there; the first process's counts are kept.
     run: Callable[[Path], Mapping[str, Any] | None]
-    settings: Mapping[str, Any]
-    inputs: tuple[str, ...] = ()
-    expected: Mapping[str, Any] = field(default_factory=dict)
-    is_shared: bool = False
-    is_replayed: bool = False
+    settings: Mapping[str, Any]  # what the result depends on besides `inputs`; anything that JSON can hold
+    inputs: tuple[str, ...] = ()  # stages before it, whose results it reads
+    expected: Mapping[str, Any] = field(default_factory=dict)  # at most: `pairs`, `steps`, `calls`, `USD`
+    is_shared: bool = False  # among machines: `run` may return `None` if its part is done and others' are not
+    is_replayed: bool = False  # it also writes outside of its folder, so it runs again when its folder comes back
 
 
 def stage_digests(stages: Sequence[Stage]) -> dict[str, str]:
-    """
-    A digest of all that each stage depends on.
-
-    Args:
-        stages (`Sequence[Stage]`):
-            The stages, in order.
-
-    Returns:
-        `dict[str, str]`: digests by name.
-
-    Raises:
-        `ValueError`: if two stages have one name, or an input is not among the stages before.
-    """
+    """Return a digest of all that each stage depends on, by its name."""
     digests: dict[str, str] = {}
     for stage in stages:
         if stage.name in digests:
@@ -93,15 +61,6 @@ def stage_digests(stages: Sequence[Stage]) -> dict[str, str]:
     return digests
 
 
-def stage_record(output_dir: Path, name: str, digest: str) -> dict[str, Any] | None:
-    """What came of a stage, or `None` if it is not done, or was done with something else."""
-    marker = output_dir / name / "stage.json"
-    if not marker.is_file():
-        return None
-    record = json.loads(marker.read_text(encoding="utf-8"))
-    return record if record["digest"] == digest else None
-
-
 def run_stages(
     stages: Sequence[Stage],
     output_dir: Path,
@@ -110,29 +69,8 @@ def run_stages(
     stop_before: str | None = None,
     console: Console | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """
-    Does what is not done yet, on all processes together.
-
-    Args:
-        stages (`Sequence[Stage]`):
-            The stages, in order.
-        output_dir (`Path`):
-            Folder of the run.
-        only_shared (`bool`, *optional*, defaults to `False`):
-            Whether this is one of several machines, which works on shared stages and stops before any other that is
-            not done, or is not done by all machines.
-        stop_before (`str`, *optional*):
-            Stops before the first stage that is not done and whose name begins like this.
-        console (`rich.console.Console`, *optional*):
-            Where the first process says what it does.
-
-    Returns:
-        `dict[str, dict]`: for each stage that is done its record: `digest`, `counts` and `seconds`.
-
-    Raises:
-        `ValueError`: if a stage's folder holds files of something else, if not all processes see `output_dir`, or if
-            another run is at work in it.
-    """
+    """Do what is not done yet, on all processes together, up to a stage whose name begins with `stop_before`; with
+    `only_shared`, as one of several machines, up to one that is not shared. Return the records of finished stages."""
     check_shared_folder(output_dir)
     # Machines that share a folder hold their parts of it, which is up to whoever knows which part.
     with nullcontext() if only_shared else run_lock(output_dir):
@@ -148,7 +86,7 @@ def _run(
         title = f"{number}/{len(stages)} {stage.name}"
         for sentence in on_main_process(partial(_bring_back, output_dir, stage, digests[stage.name])):
             _say(console, f"{title}: {sentence}")
-        record = on_main_process(partial(stage_record, output_dir, stage.name, digests[stage.name]))
+        record = on_main_process(partial(record_of, output_dir / stage.name / "stage.json", digests[stage.name]))
         if record is not None:
             records[stage.name] = record
             continue
@@ -167,7 +105,7 @@ def _run(
         record = {"stage": stage.name, "digest": digests[stage.name], "counts": counts, "seconds": seconds}
         # Only when all processes are through is the stage done, and only then may any go on.
         wait_for_everyone()
-        record = on_main_process(partial(_end, output_dir / stage.name, record))
+        record = on_main_process(partial(_end, output_dir / stage.name / "stage.json", record))
         if record["counts"] is None:
             _say(console, f"{title}: this machine's part is done; others are still at work.")
             break
@@ -178,17 +116,7 @@ def _run(
 
 
 def show_plan(stages: Sequence[Stage], output_dir: Path, console: Console | None = None) -> None:
-    """
-    Prints what would be done.
-
-    Args:
-        stages (`Sequence[Stage]`):
-            The stages, in order.
-        output_dir (`Path`):
-            Folder of the run.
-        console (`rich.console.Console`, *optional*):
-            Where to; standard output by default.
-    """
+    """Print what would be done."""
     digests = stage_digests(stages)
     table = Table("stage", "state", title=f"Plan of {output_dir}", caption="pairs, steps, calls and USD: at most")
     columns = ("pairs", "steps", "calls", "USD")
@@ -199,8 +127,7 @@ def show_plan(stages: Sequence[Stage], output_dir: Path, console: Console | None
         digest = digests[stage.name]
         before = _made_before(output_dir / stage.name, digest)
         folder = before or output_dir / stage.name
-        is_done = stage_record(folder.parent, folder.name, digest) is not None
-        is_done = is_done and not (before is not None and stage.is_replayed)
+        is_done = record_of(folder / "stage.json", digest) is not None and not (before and stage.is_replayed)
         state = "done" if is_done else "begun" if _has_begun(folder, digest) else "to do"
         values = {name: stage.expected.get(name) for name in columns}
         table.add_row(stage.name, state, *("" if value is None else _number(value) for value in values.values()))
@@ -212,12 +139,11 @@ def show_plan(stages: Sequence[Stage], output_dir: Path, console: Console | None
 
 
 def _has_begun(folder: Path, digest: str) -> bool:
-    begun = folder / "begun.json"
-    return begun.is_file() and json.loads(begun.read_text(encoding="utf-8"))["digest"] == digest
+    return record_of(folder / "begun.json", digest) is not None
 
 
 def _made_before(folder: Path, digest: str) -> Path | None:
-    """Where what a stage with this digest has made was moved aside, if that is not in its place."""
+    """Find where what a stage with this digest has made was moved aside, if that is not in its place."""
     if _has_begun(folder, digest):
         return None
     return next((place for place in moved_aside(folder) if _has_begun(place, digest)), None)
@@ -234,9 +160,9 @@ def _bring_back(output_dir: Path, stage: Stage, digest: str) -> list[str]:
             return []
         if stage.is_replayed:
             (before / "stage.json").unlink(missing_ok=True)
-        said = _clear(folder)
+        aside = move_aside(folder) if (folder / "begun.json").is_file() else None
         before.rename(folder)
-    return [*said, f"made with these settings before, and back from {before}."]
+    return [*_moved(aside), f"made with these settings before, and back from {before}."]
 
 
 def _one_at_a_time(output_dir: Path) -> FileLock:
@@ -245,32 +171,19 @@ def _one_at_a_time(output_dir: Path) -> FileLock:
     return FileLock(output_dir / ".stages.lock")
 
 
-def _clear(folder: Path) -> list[str]:
-    """Move what a stage has made with other settings aside."""
-    if not (folder / "begun.json").is_file():
-        return []
-    return [f"what was made with other settings is now in {move_aside(folder)}."]
-
-
 def _begin(output_dir: Path, stage: Stage, digest: str) -> list[str]:
-    """Make the folder ready: what an interrupted run of the same stage left stays, and what another left is moved
-    aside; say where to."""
-    folder = output_dir / stage.name
+    """Make the folder ready, where what an interrupted run of the same stage left stays; say what was moved where."""
     with _one_at_a_time(output_dir):
-        if _has_begun(folder, digest):
-            return []
-        said = _clear(folder)
-        if folder.is_dir() and any(one.suffix != ".part" for one in folder.iterdir()):
-            raise ValueError(f"{folder} holds files that are not of this run; move them, or take another output_dir.")
-        with whole_file(folder / "begun.json") as part:
-            part.write_text(json.dumps({"digest": digest}) + "\n", encoding="utf-8")
-        return said
+        return _moved(claim(output_dir / stage.name / "begun.json", digest))
 
 
-def _end(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+def _moved(aside: Path | None) -> list[str]:
+    return [] if aside is None else [f"what was made with other settings is now in {aside}."]
+
+
+def _end(path: Path, record: dict[str, Any]) -> dict[str, Any]:
     if record["counts"] is not None:
-        with whole_file(folder / "stage.json") as part:
-            part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        write_json(path, record)
     return record
 
 

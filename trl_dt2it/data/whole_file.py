@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
@@ -10,6 +11,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 _UNFINISHED = re.compile(r".*\.(?P<host>[\w-]+)-(?P<pid>\d+)-[0-9a-f]{8}\.part")
@@ -17,19 +19,8 @@ _UNFINISHED = re.compile(r".*\.(?P<host>[\w-]+)-(?P<pid>\d+)-[0-9a-f]{8}\.part")
 
 @contextmanager
 def whole_file(path: str | os.PathLike) -> Iterator[Path]:
-    """
-    Give a path to write to, beside the wanted one, which takes its place when all is written.
-
-    Several processes and machines may write one file at a time: each has its own place, and the last one wins. What
-    was written is on the disk before it takes the place, and so is the change of name before this returns.
-
-    Args:
-        path (`str` or `os.PathLike`):
-            The file; its folder is made if it is not there.
-
-    Yields:
-        `Path`: where to write. If writing fails, `path` stays as it was, and what was written goes.
-    """
+    """Yield a path to write to, which replaces `path` once all is on the disk, or is removed if writing fails."""
+    # Several processes and machines may write one file at a time: each writes to its own path, and the last wins.
     path = Path(path)
     part = _unfinished(path)
     try:
@@ -42,18 +33,21 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
     _sync(path.parent)
 
 
+def write_json(path: str | os.PathLike, value: Any, *, indent: int | None = 2, **options: Any) -> None:
+    """Write a value as a JSON file, whole or not at all."""
+    with whole_file(path) as part:
+        part.write_text(json.dumps(value, indent=indent, **options) + "\n", encoding="utf-8")
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Read a JSON file; `None` if there is none."""
+    path = Path(path)
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
 @contextmanager
 def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
-    """
-    Give a folder to write into, beside the wanted one, which takes its place when all is written.
-
-    Args:
-        path (`str` or `os.PathLike`):
-            The folder. What is there before goes, or is moved aside by [`move_aside`] before this ends.
-
-    Yields:
-        `Path`: an empty folder. If writing fails, `path` stays as it was.
-    """
+    """Yield an empty folder to write into, which replaces `path` once all of it is on the disk, as [`whole_file`]."""
     path = Path(path)
     part = _unfinished(path)
     part.mkdir()
@@ -76,16 +70,7 @@ def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def move_aside(path: Path) -> Path:
-    """
-    Move a file or folder to the first free of `NAME.old-1`, `NAME.old-2`, ..., beside it.
-
-    Args:
-        path (`Path`):
-            What is to be moved.
-
-    Returns:
-        `Path`: where it is now.
-    """
+    """Move a file or folder to the first free of `NAME.old-1`, `NAME.old-2`, ..., beside it, and return that path."""
     number = 1
     while (place := path.with_name(f"{path.name}.old-{number}")).exists():
         number += 1
@@ -94,7 +79,7 @@ def move_aside(path: Path) -> Path:
 
 
 def moved_aside(path: Path) -> list[Path]:
-    """What [`move_aside`] made of a path, the newest first."""
+    """Return the paths to which [`move_aside`] has moved a path, the newest first."""
     found = {}
     for place in path.parent.glob(f"{path.name}.old-*"):
         number = place.name.removeprefix(f"{path.name}.old-")
@@ -104,17 +89,12 @@ def moved_aside(path: Path) -> list[Path]:
 
 
 def is_aside(path: Path) -> bool:
-    """Whether a path is, or is in, something that [`move_aside`] moved."""
+    """Tell a path that [`move_aside`] has moved, or that lies in such a folder."""
     return any(re.fullmatch(r".*\.old-\d+", part) for part in path.parts)
 
 
 def remove_unfinished(folder: Path) -> int:
-    """
-    Remove what processes of this machine that are dead have left unfinished in a folder, however deep.
-
-    Returns:
-        `int`: how many files and folders went.
-    """
+    """Remove what dead processes of this machine have left unfinished in a folder, however deep; return its count."""
     removed = 0
     for part in list(folder.rglob("*.part")):
         match = _UNFINISHED.fullmatch(part.name)
@@ -129,7 +109,7 @@ def remove_unfinished(folder: Path) -> int:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process of this machine is there."""
+    """Tell a running process of this machine from one that has ended."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -140,7 +120,7 @@ def is_alive(pid: int) -> bool:
 
 
 def _unfinished(path: Path) -> Path:
-    """A name that no other process or machine takes; its end says whose it is."""
+    """Return a name that no other process or machine takes, which ends in whose it is."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # File systems take names of 255 bytes.
     stem = os.fsdecode(os.fsencode(path.name)[:160])

@@ -1,6 +1,7 @@
 """Rows of the digits laboratory as a configuration file asks for them: read-outs, or questions about two images."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from datasets import Dataset
@@ -54,3 +55,7 @@ def demo_rows(kind: str, source: str, options: Mapping[str, Any]) -> Dataset:
     both_orders = given.pop("both_orders", False)
     pairs = make_digits_t2i(split, num_pairs, **given)
     return reformulate_t2i(pairs, seed=given.get("seed", 42), both_orders=both_orders)
+
+
+# For [`~trl_dt2it.curation.round_data.read_sets`].
+DEMO_LOADERS = {kind: partial(demo_rows, kind) for kind in ("digits", "digits_t2i")}

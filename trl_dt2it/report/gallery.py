@@ -11,8 +11,6 @@ import pyarrow.compute as pc
 from datasets import Dataset
 
 from ..curation.ledger import CurationLedger
-from ..curation.ledger_files import LedgerFiles, standing_rounds
-from ..curation.ledger_tables import find
 from ..data.arrow_rows import arrow_rows, find_json_columns
 from ..data.encoded import column_of, leave_images_encoded
 from ..data.locations import ImageOptions
@@ -21,21 +19,8 @@ from .row_views import conversation, thumbnails
 
 
 def choose_pairs(flow: Flow, strength: np.ndarray, most: int) -> np.ndarray:
-    """
-    Which pairs to show: of each state those most worth a look, half of the places to the strongest flips.
-
-    Args:
-        flow ([`Flow`] of N pairs):
-            Where they stand.
-        strength (`np.ndarray` of shape `(N,)`):
-            Strengths as the pairs stand; NaN where unknown.
-        most (`int`):
-            Most pairs to show.
-
-    Returns:
-        `np.ndarray`: places of pairs, flips with the largest strength first, then relabelled, dropped and kept ones
-        with the smallest.
-    """
+    """Choose the pairs to show: of each state those most worth a look, half of them the strongest flips. Flips come
+    first, the strongest before others, then relabelled, dropped and kept pairs, the weakest first."""
     final = flow.states[-1]
     known = np.nan_to_num(strength, nan=0.0)
     order = {
@@ -58,28 +43,12 @@ def choose_pairs(flow: Flow, strength: np.ndarray, most: int) -> np.ndarray:
 def gallery_items(
     pool: Dataset, ledger: CurationLedger, flow: Flow, *, most: int, options: ImageOptions
 ) -> dict[str, Any]:
-    """
-    What the page's script shows.
-
-    Args:
-        pool (`Dataset`):
-            The source set, with the ledger's names in `pair_id`.
-        ledger ([`CurationLedger`]):
-            The ledger.
-        flow ([`Flow`]):
-            Where its pairs stand.
-        most (`int`):
-            Most pairs to show.
-        options ([`ImageOptions`]):
-            Where images may come from.
-
-    Returns:
-        `dict`: `pairs`, each with texts, images, state and history, as the source has it; and `images`, thumbnails as
-        `data:` addresses.
-    """
+    """Return what the page's script shows: `pairs`, each with texts, images, state and history, as the source has it,
+    and `images`, thumbnails as `data:` addresses. The pool has the ledger's names in `pair_id`."""
     state = ledger.state()
     strength = state["strength"].to_numpy()
-    rows, is_missing = find(flow.pair_id, column_of(pool, "pair_id").cast(pa.string()))
+    rows = pc.index_in(flow.pair_id, value_set=column_of(pool, "pair_id").cast(pa.string()))
+    is_missing = rows.is_null().to_numpy(zero_copy_only=False)
     shown = choose_pairs(flow, np.where(is_missing, np.nan, strength), most)
     shown = shown[~is_missing[shown]]
     names = flow.pair_id.take(pa.array(shown))
@@ -90,7 +59,7 @@ def gallery_items(
     images: dict[str, str] = {}
     pairs = []
     for place, name in zip(shown.tolist(), names.to_pylist(), strict=True):
-        table = encoded.select([int(rows[place])]).with_format("arrow")[:]
+        table = encoded.select([rows[place].as_py()]).with_format("arrow")[:]
         row = next(iter(arrow_rows(table, coded)))
         history = histories.get(name, [])
         pairs.append(
@@ -112,13 +81,10 @@ def gallery_items(
 
 
 def _histories(ledger: CurationLedger, names: pa.Array) -> dict[str, list[dict[str, Any]]]:
-    """What each stage that stands said of pairs, rewards as the source has the pair. Each file is read once."""
-    files = LedgerFiles(ledger.directory)
-    record = files.read()
+    """Return what each stage that stands said of pairs, rewards as the source has the pair. Each file is read once."""
     found: dict[str, list[dict[str, Any]]] = {}
-    for number in standing_rounds(record):
-        entry = record["rounds"][number]
-        table = files.table(entry)
+    for entry in ledger.standing:
+        table = ledger.table(entry)
         for row in table.filter(pc.is_in(table["pair_id"], value_set=names)).to_pylist():
             found.setdefault(row["pair_id"], []).append(_told(entry, row))
     return found
@@ -131,7 +97,7 @@ def _told(entry: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
     sign = -1 if row["was_flipped"] else 1
     votes = [[row[f"vote_{judge}_{order}"] for order in (0, 1)] for judge in range(len(judges))]
     return {
-        "step": step_title(dict(entry)),
+        "step": step_title(entry),
         "action": row["action"],
         "reason": row["reason"],
         "strength": _number(row["strength"]),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,75 +11,41 @@ import numpy as np
 from datasets import Dataset
 
 from ..curation.ledger import CurationLedger
-from ..curation.round_data import read_sets
+from ..curation.round_data import Loaders, read_sets
 from ..curation.round_report import FINAL_NAMES
 from ..curation.run_record import read_record
-from ..curation.scoring_shards import read_scores
 from ..data.locations import ImageOptions
 from ..data.pair_identity import pair_ids
 from ..data.swapping import with_columns
-from ..data.whole_file import is_aside
+from ..data.whole_file import is_aside, read_json
+from ..dataset_scoring import read_scores
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """
-    A run of rounds, or as much as there is of it.
-
-    Parameters:
-        directory (`Path`):
-            Its folder.
-        record (`dict`, *optional*):
-            `run.json`: what the run was told.
-        summary (`dict`, *optional*):
-            `summary.json`; there once the run has ended.
-        stages (`dict[str, dict]`):
-            `stage.json` of each stage that is done, by its name.
-        ledger ([`CurationLedger`], *optional*):
-            Its ledger, if it has decided about anything.
-        pool (`Dataset`, *optional*):
-            The noisy set, with the ledger's names in `pair_id`.
-        problem (`str`, *optional*):
-            Why there is no pool.
-        rewards (`dict[str, np.ndarray]`):
-            For each final model that was tested the rewards of chosen and rejected, of shape `(n, 2)`.
-    """
+    """A run of rounds, or as much as there is of it."""
 
     directory: Path
-    record: dict[str, Any] | None
-    summary: dict[str, Any] | None
-    stages: dict[str, dict[str, Any]]
-    ledger: CurationLedger | None
-    pool: Dataset | None
-    problem: str | None = None
-    rewards: dict[str, np.ndarray] = field(default_factory=dict)
+    record: dict[str, Any] | None  # `run.json`: what the run was told
+    summary: dict[str, Any] | None  # `summary.json`, once the run has ended
+    stages: dict[str, dict[str, Any]]  # `stage.json` of each stage that is done, by its name
+    ledger: CurationLedger | None  # once it has decided about anything
+    pool: Dataset | None  # the noisy set, with the ledger's names in `pair_id`
+    problem: str | None = None  # why there is no pool
+    rewards: dict[str, np.ndarray] = field(default_factory=dict)  # (n, 2), of each final model that was tested
 
     def image_options(self) -> ImageOptions:
-        """Where the run's images may come from; nothing is fetched."""
+        """Return where the run's images may come from; nothing is fetched."""
         given = {} if self.record is None else self.record["images"]
         return ImageOptions(**{name: value for name, value in given.items() if value is not None})
 
     def is_scored(self) -> bool:
-        """Whether the ledger holds a stage."""
+        """Tell a run whose ledger holds a stage."""
         return self.ledger is not None and bool(self.ledger.rounds)
 
 
-def read_run_folder(directory: Path, pool: Dataset | None = None) -> RunFolder:
-    """
-    Reads the folder of a run.
-
-    Args:
-        directory (`Path`):
-            The folder.
-        pool (`Dataset`, *optional*):
-            The noisy set with `pair_id`, where it is at hand; else it is read as `run.json` says.
-
-    Returns:
-        [`RunFolder`]
-
-    Raises:
-        `ValueError`: if there is no such folder, or it is not that of a run.
-    """
+def read_run_folder(directory: Path, pool: Dataset | None = None, loaders: Loaders | None = None) -> RunFolder:
+    """Read the folder of a run; the noisy set, with `pair_id`, too if it is not at hand, as `run.json` says."""
     files = sorted(directory.rglob("stage.json")) if directory.is_dir() else []
     files = [file for file in files if not is_aside(file.relative_to(directory))]
     has_ledger = (directory / "ledger/ledger.json").is_file()
@@ -88,10 +53,10 @@ def read_run_folder(directory: Path, pool: Dataset | None = None) -> RunFolder:
         raise ValueError(f"{directory} is no folder of a run of recipes/dt2it.py: it has no stage that is done.")
     # In the order in which they were done.
     files.sort(key=lambda file: file.stat().st_mtime)
-    stages = {str(file.parent.relative_to(directory)): _read(file) for file in files}
+    stages = {str(file.parent.relative_to(directory)): read_json(file) for file in files}
     record, problem = read_record(directory), None
     if pool is None:
-        pool, problem = _read_pool(record)
+        pool, problem = _read_pool(record, loaders)
     tested = {name.removeprefix("test/"): directory / name for name in stages if name.startswith("test/")}
     rewards = {}
     for name in sorted(tested, key=list(FINAL_NAMES).index):
@@ -100,7 +65,7 @@ def read_run_folder(directory: Path, pool: Dataset | None = None) -> RunFolder:
     return RunFolder(
         directory,
         record,
-        _read(directory / "summary.json") if (directory / "summary.json").is_file() else None,
+        read_json(directory / "summary.json"),
         stages,
         CurationLedger(directory / "ledger") if has_ledger else None,
         pool,
@@ -109,19 +74,15 @@ def read_run_folder(directory: Path, pool: Dataset | None = None) -> RunFolder:
     )
 
 
-def _read_pool(record: Mapping[str, Any] | None) -> tuple[Dataset | None, str | None]:
+def _read_pool(record: Mapping[str, Any] | None, loaders: Loaders | None) -> tuple[Dataset | None, str | None]:
     if record is None:
         return (
             None,
             "the run has no run.json, as runs of older releases have none, and so does not say where its pool is",
         )
     try:
-        rows = read_sets("pool", record["sets"]["pool"])
+        rows = read_sets("pool", record["sets"]["pool"], loaders)
         rows = with_columns(rows, {"pair_id": pair_ids(rows)})
     except (ValueError, OSError) as error:
         return None, f"the pool cannot be read again: {error}"
     return rows, None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))

@@ -10,7 +10,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from ..curation.ledger_files import LedgerFiles
+from ..curation.round_data import Loaders
 from ..data.whole_file import whole_file
 from .evaluations import Evaluation, benchmarks, read_evaluation
 from .flow import Flow, read_flow
@@ -30,6 +30,7 @@ def write_report(
     style_before: str | os.PathLike | None = None,
     style_after: str | os.PathLike | None = None,
     pool: Dataset | None = None,
+    loaders: Loaders | None = None,
     gallery: int = 300,
     title: str | None = None,
 ) -> Path:
@@ -48,6 +49,9 @@ def write_report(
             audited, unless `style_before.json` and `style_after.json` are in its folder.
         pool (`Dataset`, *optional*):
             The run's noisy set with `pair_id`, where it is at hand; by default it is read as the run has read it.
+        loaders (`Mapping[str, Callable]`, *optional*):
+            Functions that load kinds of sources that only the run's recipe knows, such as
+            [`trl_dt2it.demo.sets.DEMO_LOADERS`].
         gallery (`int`, *optional*, defaults to `300`):
             Most pairs in the gallery, half of them the strongest flips.
         title (`str`, *optional*):
@@ -69,7 +73,7 @@ def write_report(
     """
     if run is None and not evaluations and style_before is None and style_after is None:
         raise ValueError("There is nothing to report on; give `run`, `evaluations`, or an audit of style.")
-    folder = None if run is None else read_run_folder(Path(run), pool)
+    folder = None if run is None else read_run_folder(Path(run), pool, loaders)
     read = [read_evaluation(path) for path in evaluations]
     flow = read_flow(folder.ledger) if folder is not None and folder.ledger is not None else None
     if flow is not None and not len(flow.pair_id):  # all of it is undone
@@ -106,9 +110,9 @@ def _items(run: RunFolder | None, flow: Flow | None, most: int) -> dict[str, Any
     if run is None or flow is None or run.ledger is None or run.pool is None or not most:
         return None
     items = gallery_items(run.pool, run.ledger, flow, most=most, options=run.image_options())
-    record = LedgerFiles(run.ledger.directory).read()
+    source_set = run.ledger.source_set
     # Verdicts in a browser are kept by what the report is of.
-    return {**items, "source_set": record["source_set"], "report": f"{record['source_set']} {len(record['rounds'])}"}
+    return {**items, "source_set": source_set, "report": f"{source_set} {len(run.ledger.rounds)}"}
 
 
 def _gallery(run: RunFolder | None, flow: Flow | None, items: dict[str, Any] | None) -> Section:
