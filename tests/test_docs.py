@@ -11,7 +11,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 
 from trl_dt2it import RewardScorer
 from trl_dt2it.loading import load_processing_class, set_pixel_limits
-from trl_dt2it.losses import LOSS_TYPES
+from trl_dt2it.losses import LOSSES
 from trl_dt2it.model_card import PAPER
 from trl_dt2it.modeling import SUPPORTED_MODEL_TYPES
 from trl_dt2it.reward_config import MultimodalRewardConfig
@@ -177,7 +177,7 @@ def test_the_column_of_pixel_limits_is_true(family):
 
 
 def test_the_readme_names_every_loss_and_every_setting_it_names_exists():
-    for loss in LOSS_TYPES:
+    for loss in LOSSES:
         assert f"`{loss}`" in README
     fields = MultimodalRewardConfig.__dataclass_fields__
     for name in (

@@ -31,6 +31,7 @@ from .card_facts import (
 )
 from .curation.callback import IterativeCurationCallback
 from .data.whole_file import whole_file
+from .losses import loss_name
 from .processes import on_main_process
 
 
@@ -251,7 +252,7 @@ def _training_figures(trainer: MultimodalRewardTrainer) -> list[tuple[str, str]]
     args = trainer.args
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * trainer.accelerator.num_processes
     figures = [
-        ("loss", code_span(trainer.loss_type)),
+        ("loss", code_span(loss_name(trainer.loss_type))),
         ("pairs a step", str(batch) if args.max_tokens_per_batch is None else "as many as fit the tokens of a batch"),
         ("epochs", f"{trainer.state.epoch or args.num_train_epochs:g}"),
         ("optimiser steps", str(trainer.state.global_step)),

@@ -33,7 +33,7 @@ from transformers.trainer_utils import (
 from transformers.utils import PushInProgress
 from trl import RewardConfig, RewardTrainer
 
-from .batch_loss import EmbeddingNoise, batch_loss, weights_of
+from .batch_loss import EmbeddingNoise, batch_loss
 from .collator import MultimodalPreferenceCollator
 from .curation.callback import IterativeCurationCallback
 from .curation.callback_state import resume_curation
@@ -43,7 +43,7 @@ from .data.mixing import concatenate
 from .eval_batches import Evaluation, evaluation_loader
 from .evaluation.training import training_metrics
 from .freezing import let_gradients_into_checkpoints
-from .losses import loss_type_for
+from .losses import LossFunction, loss_name, loss_type_for, pair_weight
 from .model_card import PAPER, push_checkpoint, push_model, write_model_card
 from .modeling import pad_id_as_saved
 from .packing import BatchPlan, SetEpoch, plan_training, training_sampler
@@ -77,7 +77,6 @@ from .trainer_setup import (
     as_trainers,
     check_setup,
     exact_weights,
-    hidden_from_trl,
     make_collator,
     put_back_exact,
     refuse_no_batch,
@@ -85,6 +84,7 @@ from .trainer_setup import (
     set_up_arguments,
     set_up_model,
     use_liger_kernels,
+    with_values,
 )
 
 
@@ -194,14 +194,14 @@ class MultimodalRewardTrainer(RewardTrainer):
         use_liger_kernels(model, args)
         # Read by `_prepare_dataset`, which RewardTrainer's `__init__` calls.
         self._collator = make_collator(model, processing_class, args)
-        self.loss_type = args.loss_type
+        self.loss_type: str | LossFunction = args.loss_type
         sets = list(eval_dataset.values()) if isinstance(eval_dataset, dict) else [eval_dataset]
         has_adapters = peft_config is not None or is_peft_model(model)
         set_up_arguments(args, processing_class, [train_dataset, *sets], has_adapters=has_adapters)
 
         exact = exact_weights(model)
         # Both are used above. RewardTrainer warns that it ignores the first, and gives the second to a tokenizer.
-        with hidden_from_trl(args, "model_init_kwargs", "chat_template_path"):
+        with with_values(args, model_init_kwargs=None, chat_template_path=None):
             super().__init__(
                 model=model,
                 args=args,
@@ -384,12 +384,9 @@ class MultimodalRewardTrainer(RewardTrainer):
         resume_curation(self._curation(), resume, cast(str, self.args.output_dir))
         set_reward_statistics(self.model.config, None)  # those of the model that training starts from
         # Liger is at work already; transformers would hand it the whole model.
-        uses_liger, self.args.use_liger_kernel = self.args.use_liger_kernel, False
-        try:
-            with nullcontext() if self._noise is None else self._noise.on(self.model):
-                output = super().train(*args, **kwargs)
-        finally:
-            self.args.use_liger_kernel = uses_liger
+        noise = nullcontext() if self._noise is None else self._noise.on(self.model)
+        with with_values(self.args, use_liger_kernel=False), noise:
+            output = super().train(*args, **kwargs)
         if output.global_step == 0 and isinstance(self.train_dataset, IterableDataset):
             raise ValueError(
                 "The streamed train set gave no batch, so nothing was trained; check where it reads from."
@@ -412,7 +409,8 @@ class MultimodalRewardTrainer(RewardTrainer):
             state_dict = self.model.state_dict()
         if state_dict and self.args.should_save:  # empty where DeepSpeed saves in its own format
             state_dict = with_dtypes(state_dict, self._exact_head, self._body_dtype)
-        super()._save(output_dir, state_dict)
+        with with_values(self.args, loss_type=loss_name(self.args.loss_type)):  # pickled, as many functions cannot be
+            super()._save(output_dir, state_dict)
         if self.args.should_save and self._body_dtype is not None:
             # `save_pretrained` has written the dtype in memory, which readers would load the weights into.
             model = self.accelerator.unwrap_model(self.model)
@@ -432,7 +430,7 @@ class MultimodalRewardTrainer(RewardTrainer):
             batches = self._fill_up(batches, num_batches)
         if not batches:
             return batches, None
-        weights = [weights_of(batch["pairs"], loss_type=self.loss_type, args=self.args).sum() for batch in batches]
+        weights = [pair_weight(batch["pairs"], self.args, self.loss_type).sum() for batch in batches]
         is_mixed = self._leaves_vision_alone and bool(self._collator.media)
         if not is_mixed and self._filler is None:
             self._shows_nothing = self._leaves_vision_alone

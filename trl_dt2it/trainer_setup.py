@@ -84,16 +84,14 @@ def check_setup(args: MultimodalRewardConfig, train_dataset: Any, eval_dataset: 
 
 
 @contextmanager
-def hidden_from_trl(args: MultimodalRewardConfig, *names: str) -> Iterator[None]:
-    """Set fields that are handled here to `None` while TRL's own set-up runs, and put them back whatever comes."""
-    values = {name: getattr(args, name) for name in names}
-    for name in names:
-        setattr(args, name, None)
+def with_values(args: MultimodalRewardConfig, **values: object) -> Iterator[None]:
+    """Give fields other values while TRL or transformers read them, and put them back whatever comes."""
+    before = {name: getattr(args, name) for name in values}
+    vars(args).update(values)
     try:
         yield
     finally:
-        for name, value in values.items():
-            setattr(args, name, value)
+        vars(args).update(before)
 
 
 def set_up_model(
