@@ -182,3 +182,8 @@ def test_a_stream_that_is_split_over_nodes_is_whole_without_its_mark():
     assert [row["a"] for row in half] == [1, 3]
     half._distributed = None
     assert [row["a"] for row in half] == [0, 1, 2, 3, 4]
+
+
+def test_a_data_set_has_its_info_where_we_put_another():
+    dataset = Dataset.from_dict({"a": [1]})
+    assert dataset.info is dataset._info

@@ -11,8 +11,8 @@ It returns the loss of each pair, `(B,)`. Name it in `NEEDS_STRENGTH` or `SCALED
 it to the tables below, in the README, `docs/training.md` and `docs/method.md`, and to `tests/test_losses.py`. A loss
 that only one training needs is passed as it is: `MultimodalRewardConfig(loss_type=my_loss)`.
 
-With \(\Delta = r_{chosen} - r_{rejected}\), preference strength \(s \in [0, 1]\) and \(\sigma\) the logistic function, the
-losses are
+With \(\Delta = r_{chosen} - r_{rejected}\), preference strength \(s \in [0, 1]\) and \(\sigma\) the logistic function,
+the losses are
 
 | `loss_type` | loss of a pair | weight of a pair | source |
 |---|---|---|---|

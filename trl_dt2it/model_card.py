@@ -18,7 +18,6 @@ from transformers import ProcessorMixin
 from .card_facts import (
     code_block,
     code_span,
-    curation_facts,
     evaluation_entries,
     hub_ids,
     hub_link,
@@ -27,16 +26,13 @@ from .card_facts import (
     run_command,
     source_counts,
     source_lines,
-    style_facts,
 )
-from .curation.callback import IterativeCurationCallback
 from .data.whole_file import whole_file
 from .losses import loss_name
 from .processes import on_main_process
 
 
 if TYPE_CHECKING:
-    from .curation import CurationLedger
     from .reward_trainer import MultimodalRewardTrainer
 
 
@@ -96,10 +92,12 @@ def write_model_card(
     model_name: str | None = None,
     dataset_name: str | None = None,
     tags: Sequence[str] = (),
-    ledger: CurationLedger | None = None,
 ) -> None:
     """
     Writes the card of a trainer's model to `README.md` in its output directory.
+
+    A callback of the trainer may have a method `model_card_section(trainer)` that gives a section of Markdown on the
+    data, or `None`.
 
     Args:
         trainer ([`MultimodalRewardTrainer`]):
@@ -110,18 +108,14 @@ def write_model_card(
             Hub id of the training set; by default those of the public sets among its sources.
         tags (`Sequence[str]`, *optional*):
             Tags of the card besides those of the trainer.
-        ledger ([`CurationLedger`], *optional*):
-            What was decided about the training set; by default the ledger of the trainer's
-            [`IterativeCurationCallback`], if it has one.
     """
     output_dir = Path(cast(str, trainer.args.output_dir))  # `__post_init__` replaces None
     model_name = model_name or output_dir.name
     name_or_path = trainer.model.config._name_or_path
     base_model = name_or_path if name_or_path and not os.path.isdir(name_or_path) else None
-    log = trainer.state.log_history
-    metrics, counts = last_evaluation(log), source_counts(trainer.train_dataset)
-    callbacks = trainer.callback_handler.callbacks
-    own = next((one.ledger for one in callbacks if isinstance(one, IterativeCurationCallback)), None)
+    metrics, counts = last_evaluation(trainer.state.log_history), source_counts(trainer.train_dataset)
+    asked = [getattr(one, "model_card_section", None) for one in trainer.callback_handler.callbacks]
+    sections = [ask(trainer) for ask in asked if ask is not None]
     hub_model_id = cast(str, trainer.hub_model_id or trainer.args.hub_model_id or trainer.args.output_dir)
     card_data = ModelCardData(
         base_model=base_model,
@@ -130,7 +124,7 @@ def write_model_card(
         pipeline_tag="text-classification",
         tags=metadata(list(dict.fromkeys(["generated_from_trainer", *trainer._tag_names, *tags]))),
         model_name=metadata(model_name),
-        eval_results=evaluation_entries(metrics, dataset_name) or None,
+        eval_results=evaluation_entries(metrics, dataset_name, trainer.eval_dataset) or None,
     )
     command = run_command(trainer.accelerator.num_processes)
     card = ModelCard.from_template(
@@ -139,17 +133,16 @@ def write_model_card(
         base_model=base_model and hub_link(base_model),
         citation=PAPER["citation"],
         command=command and code_block(command, "bash"),
-        curation=curation_facts(own if ledger is None else ledger, log),
         dataset_name=dataset_name and hub_link(dataset_name, "datasets/"),
         hub_model_id=hub_model_id,
-        serve=code_span(f"vllm serve {shlex.quote(hub_model_id)} --runner pooling"),
         is_adapter=is_peft_model(trainer.model),
         is_multimodal=isinstance(trainer.processing_class, ProcessorMixin),
         metrics=[(name_cell(name), f"{value:.4g}") for name, value in metrics.items()],
         model_name=name_cell(model_name),
         project_url=PROJECT_URL,
+        sections=[section for section in sections if section],
+        serve=code_span(f"vllm serve {shlex.quote(hub_model_id)} --runner pooling"),
         sources=source_lines(counts),
-        style=style_facts(log),
         training=_training_figures(trainer),
         trl_citation=TRL_CITATION,
         versions=[(name, version(name)) for name in ("trl-dt2it", "trl", "transformers", "torch", "datasets")],
@@ -177,11 +170,9 @@ def push_model(
     revision: str | None = None,
     private: bool | None = None,
     model_name: str | None = None,
-    ledger: CurationLedger | None = None,
     **card: Any,
 ) -> Any:
-    """Saves a trainer's model, writes its card and uploads `MODEL_FILES`; see [`MultimodalRewardTrainer.push_to_hub`],
-    and of `ledger` [`write_model_card`].
+    """Saves a trainer's model, writes its card and uploads `MODEL_FILES`; see [`MultimodalRewardTrainer.push_to_hub`].
 
     Trainer's own uploads the whole output directory, pickled training arguments (with tokens in clear) included."""
     trainer.callback_handler.on_push_begin(trainer.args, trainer.state, trainer.control)
@@ -193,11 +184,7 @@ def push_model(
 
     def push() -> None:
         repo_id = cast(str, trainer.hub_model_id)  # set by `init_hf_repo`
-        name = model_name or repo_id.split("/")[-1]
-        if ledger is None:
-            trainer.create_model_card(model_name=name, **card)
-        else:
-            write_model_card(trainer, model_name=name, ledger=ledger, **card)
+        trainer.create_model_card(model_name=model_name or repo_id.split("/")[-1], **card)
         trainer._finish_current_push()
         upload = upload_folder(
             repo_id=repo_id,

@@ -13,7 +13,7 @@ _MODULES = {
     "PublishedScore": "published",
     "ScoreFile": "scores_file",
     "compute_metrics": "metrics",
-    "eval_datasets": "training",
+    "eval_datasets": "reading",
     "evaluate": "evaluating",
     "pooled": "result",
     "published_scores": "published",
@@ -48,9 +48,9 @@ if TYPE_CHECKING:
     from .evaluating import evaluate
     from .metrics import compute_metrics
     from .published import PUBLISHED, PublishedScore, published_scores
-    from .reading import read_benchmark
+    from .reading import eval_datasets, read_benchmark
     from .result import EvalResult, PooledResult, pooled, show_published
     from .scores_file import ScoreFile, split_predictions, write_scores
-    from .training import eval_datasets, training_metrics
+    from .training import training_metrics
 
 __getattr__, __dir__ = lazy_names(__name__, _MODULES)
