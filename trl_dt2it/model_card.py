@@ -8,12 +8,13 @@ from collections.abc import Sequence, Sized
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from accelerate.utils import is_peft_model
 from huggingface_hub import ModelCard, ModelCardData, upload_file, upload_folder
-from peft import LoraConfig
-from transformers import ProcessorMixin
+from peft import LoraConfig, PeftModel
+from transformers import PreTrainedModel, ProcessorMixin
+from trl import RewardTrainer
 
 from .card_facts import (
     code_block,
@@ -30,10 +31,7 @@ from .card_facts import (
 from .data.whole_file import whole_file
 from .losses import loss_name
 from .processes import on_main_process
-
-
-if TYPE_CHECKING:
-    from .reward_trainer import MultimodalRewardTrainer
+from .reward_config import MultimodalRewardConfig
 
 
 PROJECT_URL = "https://pypi.org/project/trl-dt2it"
@@ -87,7 +85,7 @@ _NESTED = ["checkpoint-*/*", "_*/*"]  # a pattern such as `*.safetensors` reache
 
 
 def write_model_card(
-    trainer: MultimodalRewardTrainer,
+    trainer: RewardTrainer,
     *,
     model_name: str | None = None,
     dataset_name: str | None = None,
@@ -111,7 +109,7 @@ def write_model_card(
     """
     output_dir = Path(cast(str, trainer.args.output_dir))  # `__post_init__` replaces None
     model_name = model_name or output_dir.name
-    name_or_path = trainer.model.config._name_or_path
+    name_or_path = cast(PreTrainedModel, trainer.model).config._name_or_path
     base_model = name_or_path if name_or_path and not os.path.isdir(name_or_path) else None
     metrics, counts = last_evaluation(trainer.state.log_history), source_counts(trainer.train_dataset)
     asked = [getattr(one, "model_card_section", None) for one in trainer.callback_handler.callbacks]
@@ -162,7 +160,7 @@ def last_evaluation(log_history: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def push_model(
-    trainer: MultimodalRewardTrainer,
+    trainer: RewardTrainer,
     *,
     commit_message: str | None,
     blocking: bool,
@@ -202,7 +200,7 @@ def push_model(
     return uploads[0] if uploads else None
 
 
-def push_checkpoint(trainer: MultimodalRewardTrainer, checkpoint: str) -> list[Any]:
+def push_checkpoint(trainer: RewardTrainer, checkpoint: str) -> list[Any]:
     """
     Uploads the model files of a checkpoint, and the card, without waiting.
 
@@ -235,11 +233,11 @@ def push_checkpoint(trainer: MultimodalRewardTrainer, checkpoint: str) -> list[A
     return jobs
 
 
-def _training_figures(trainer: MultimodalRewardTrainer) -> list[tuple[str, str]]:
-    args = trainer.args
+def _training_figures(trainer: RewardTrainer) -> list[tuple[str, str]]:
+    args = cast(MultimodalRewardConfig, trainer.args)
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * trainer.accelerator.num_processes
     figures = [
-        ("loss", code_span(loss_name(trainer.loss_type))),
+        ("loss", code_span(loss_name(getattr(trainer, "loss_type", args.loss_type)))),
         ("pairs a step", str(batch) if args.max_tokens_per_batch is None else "as many as fit the tokens of a batch"),
         ("epochs", f"{trainer.state.epoch or args.num_train_epochs:g}"),
         ("optimiser steps", str(trainer.state.global_step)),
@@ -250,7 +248,7 @@ def _training_figures(trainer: MultimodalRewardTrainer) -> list[tuple[str, str]]
         ("seed", str(args.seed)),
     ]
     if is_peft_model(trainer.model):
-        config = trainer.model.peft_config["default"]
+        config = cast(PeftModel, trainer.model).peft_config["default"]
         rank = f", rank {config.r}" if isinstance(config, LoraConfig) else ""
         figures.append(("adapters", config.peft_type.value + rank))
     limits = ("max_length", "max_pixels", "max_tokens_per_batch")

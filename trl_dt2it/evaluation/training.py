@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from datasets import Dataset, DatasetInfo
 
-from ..reward_metrics import PairRecord
 from .benchmarks import BENCHMARKS
 from .metrics import CANONICAL_KEYS, compute_metrics
+
+
+if TYPE_CHECKING:
+    from ..reward_metrics import PairRecord  # with which TRL would be loaded whenever a benchmark is read
 
 
 class BenchmarkInfo(DatasetInfo):
