@@ -327,7 +327,7 @@ def load_reward_model(
     if config.is_encoder_decoder or config.get_text_config().is_encoder_decoder:
         raise ValueError(_unsupported(config.model_type, "is an encoder-decoder"))
     if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-        cls = reward_model_class(type(config))
+        cls = reward_model_class(config.__class__)
         if config.model_type not in FAMILIES:
             logger.warning(
                 f"No test of trl_dt2it covers `{config.model_type}`. It is tried all the same; reload what you save "
