@@ -1,4 +1,4 @@
-"""Which rows of its training set an epoch reads, and in which orientation, while data loader and number of steps stay.
+"""The rows of a training set that an epoch reads, and their orientation, while data loader and number of steps stay.
 
 A callback fills `trainer.selection` and changes it between epochs; the trainer asks it for the sampler, tells it when
 to save, and from which checkpoint to resume. All that changes lives in a [`Selection`] in the main process. A sampler
