@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from accelerate.utils import is_peft_model
 from huggingface_hub import ModelCard, ModelCardData, upload_file, upload_folder
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig
 from transformers import PreTrainedModel, ProcessorMixin
 from trl import RewardTrainer
 
@@ -248,7 +248,7 @@ def _training_figures(trainer: RewardTrainer) -> list[tuple[str, str]]:
         ("seed", str(args.seed)),
     ]
     if is_peft_model(trainer.model):
-        config = cast(PeftModel, trainer.model).peft_config["default"]
+        config = cast(PreTrainedModel, trainer.model).peft_config["default"]
         rank = f", rank {config.r}" if isinstance(config, LoraConfig) else ""
         figures.append(("adapters", config.peft_type.value + rank))
     limits = ("max_length", "max_pixels", "max_tokens_per_batch")
