@@ -7,14 +7,13 @@ import functools
 import torch
 from transformers import AutoProcessor, PreTrainedModel, ProcessorMixin
 
-from trl_dt2it import MultimodalPreferenceCollator, load_reward_model
+from trl_dt2it import MultimodalPreferenceCollator, families, load_reward_model
 from trl_dt2it.losses import pairwise_loss
-from trl_dt2it.shared_forward import SHARED_PREFIX_MODEL_TYPES
 
 from .families import FAMILIES, family_dir
 
 
-SHARING_FAMILIES = [family for family in FAMILIES if family in SHARED_PREFIX_MODEL_TYPES]
+SHARING_FAMILIES = [family for family in FAMILIES if families.FAMILIES[family].shares_prefix]
 
 
 @functools.cache

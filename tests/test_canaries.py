@@ -9,17 +9,28 @@ from accelerate import Accelerator
 from accelerate.data_loader import SeedableRandomSampler
 from datasets import Dataset, IterableDataset
 from datasets.distributed import split_dataset_by_node
-from transformers import CONFIG_MAPPING, AutoModel, GPTNeoXConfig, LlamaConfig, PreTrainedModel, Trainer, masking_utils
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoModel,
+    GPTNeoXConfig,
+    LlamaConfig,
+    PreTrainedModel,
+    Trainer,
+    masking_utils,
+)
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.integrations import deepspeed, is_fsdp_enabled
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_flash_attention_utils import _flash_attention_forward
 from transformers.modeling_layers import GenericForSequenceClassification
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.auto.configuration_auto import model_type_to_module_name
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 from transformers.utils import cached_file
 from trl import RewardTrainer
 
-from trl_dt2it.modeling import SUPPORTED_MODEL_TYPES
+from trl_dt2it.families import FAMILIES
 from trl_dt2it.token_counts import UNCOUNTED_TOKENS
 
 
@@ -106,6 +117,17 @@ def test_names_of_a_checkpoint_are_those_that_a_save_would_write():
     assert set(revert_weight_conversion(model, {"lm_head.weight": torch.empty(2)})) == {"embed_out.weight"}
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_auto_classes_look_names_up_in_a_module_that_can_be_replaced(family):
+    """`register_auto_classes` puts a module of ours into `_modules`, from which a class falls back to transformers."""
+    mapping = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+    assert model_type_to_module_name(family) == family and family in mapping._modules
+    assert mapping._model_mapping is MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+    config_class = CONFIG_MAPPING[family]
+    assert mapping._reverse_config_mapping[config_class.__name__] == family
+    assert mapping._load_attr_from_module(family, config_class.__name__) is config_class
+
+
 def test_configurations_know_their_attention_and_where_they_are_from():
     config = LlamaConfig(num_hidden_layers=1, attn_implementation="eager", name_or_path="some/model")
     assert (config._attn_implementation, config._name_or_path) == ("eager", "some/model")
@@ -124,7 +146,7 @@ def test_attention_is_looked_up_by_name():
     assert {"query_length", "is_causal", "softmax_scale", "target_dtype", "attn_implementation"} <= parameters.keys()
 
 
-@pytest.mark.parametrize("family", SUPPORTED_MODEL_TYPES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_base_models_take_features_in_place_of_pixels(family):
     base = AutoModel._model_mapping[CONFIG_MAPPING[family]]
     assert "mm_encoder_outputs" in inspect.signature(base.forward).parameters
@@ -182,3 +204,8 @@ def test_a_stream_that_is_split_over_nodes_is_whole_without_its_mark():
     assert [row["a"] for row in half] == [1, 3]
     half._distributed = None
     assert [row["a"] for row in half] == [0, 1, 2, 3, 4]
+
+
+def test_a_data_set_has_its_info_where_we_put_another():
+    dataset = Dataset.from_dict({"a": [1]})
+    assert dataset.info is dataset._info

@@ -1,5 +1,6 @@
 """What cards say of a run: sources, curation and style, each by hand, and the card of a real training."""
 
+import random
 import re
 
 import pytest
@@ -11,7 +12,6 @@ from trl_dt2it.card_facts import (
     cell,
     code_block,
     code_span,
-    curation_facts,
     evaluation_entries,
     hub_link,
     name_cell,
@@ -19,12 +19,16 @@ from trl_dt2it.card_facts import (
     run_command,
     source_counts,
     source_lines,
-    style_facts,
 )
 from trl_dt2it.curation import CurationLedger, IterativeCurationCallback
+from trl_dt2it.curation.dataset_card import curation_facts, curation_section
+from trl_dt2it.curation.round_training import LedgerSection
 from trl_dt2it.debias import StyleAuditCallback, audit_style
+from trl_dt2it.debias.style_callback import style_facts, style_section
+from trl_dt2it.evaluation import read_benchmark
 from trl_dt2it.model_card import write_model_card
 
+from .evaluation.benchmark_rows import vl_rows
 from .rows import make_dataset
 from .test_reward_trainer import trainer_for
 
@@ -80,6 +84,10 @@ def test_curation_by_hand(tmp_path):
     log = [{"curation/kept": 9, "curation/flipped": 1, "curation/dropped": 0}, {"loss": 1.0}]
     log.append({"curation/kept": 8000, "curation/flipped": 2, "curation/dropped": 1})
     assert curation_facts(None, log) == {"kept": "8,000", "flipped": "2", "dropped": "1", "rounds": []}
+    assert curation_section(None) is None
+    section = curation_section(ledger)
+    assert section.startswith("### Curation\n\n") and section.endswith("| 3 | judge | 1 | 0 | 1 | 0 |")
+    assert "3 pairs are kept, 2 of them with chosen and rejected exchanged, and 0 are left out." in section
 
 
 def test_style_by_hand():
@@ -94,11 +102,18 @@ def test_style_by_hand():
         "features": [("bold", "0.300"), ("words", "0.600")],
     }
     assert style_facts(log[:1])["features"] == [] and style_facts(log[2:]) is None
+    assert style_section(log).endswith(
+        "an AUC of 0.750; 0.5 is no style bias.\n\n"
+        "| source | AUC |\n|---|---|\n| b\\|c | 0.500 |\n\n"
+        "| most telling feature | AUC |\n|---|---|\n| bold | 0.300 |\n| words | 0.600 |"
+    )
+    assert style_section(log[2:]) is None
 
 
 def test_accuracies_become_entries_of_the_metadata():
     metrics = {"eval_accuracy": 0.91234, "eval_loss": 1.0, "eval_vl-rewardbench_accuracy": 0.5, "eval_own_accuracy": 1}
-    entries = evaluation_entries(metrics, "some/pairs")
+    sets = {"vl-rewardbench": read_benchmark("vl-rewardbench", vl_rows(random.Random(0), 1)), "own": make_dataset(1)}
+    entries = evaluation_entries(metrics, "some/pairs", sets)
     assert [(one.dataset_type, one.dataset_name, one.metric_value) for one in entries] == [
         ("some/pairs", "some/pairs", 0.9123),
         ("MMInstruction/VL-RewardBench", "VL-RewardBench", 0.5),
@@ -154,11 +169,18 @@ def test_the_card_of_a_curated_training(card):
     assert "{%" not in card.text and "{{ " not in card.text and "None" not in card.text
 
 
-def test_a_ledger_that_is_given_wins(card, tmp_path):
-    trainer, *_ = card
+def test_the_card_tells_of_a_ledger_without_the_callback(card, tmp_path):
+    trainer, curation, *_ = card
     ledger = CurationLedger(tmp_path)
     ledger.append(7, "by-rule", pair_ids=["a", "b"], actions=["keep", "drop"])
-    write_model_card(trainer, ledger=ledger)
+    trainer.remove_callback(curation)
+    told = LedgerSection(ledger)
+    trainer.add_callback(told)
+    try:
+        write_model_card(trainer)
+    finally:
+        trainer.remove_callback(told)
+        trainer.add_callback(curation)
     text = ModelCard.load(f"{trainer.args.output_dir}/README.md").text
     assert "| 7 | by-rule | 2 | 1 | 0 | 1 |" in text
     assert re.search(r"1 pairs are kept, 0 of them with chosen and rejected exchanged, and 1 are left out", text)

@@ -18,8 +18,8 @@ from .pairs import (
     rewards_and_gradients,
 )
 from .rows import make_dataset, make_rows
+from .trainers import config, trainer_for
 from .trainers import losses as logged_losses
-from .trainers import trainer_for
 
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -76,14 +76,14 @@ def test_one_row_in_bf16_misses_by_no_more_than_two(family, autocast):
     assert errors[0] <= max(2 * errors[1], 0.02)
 
 
-@pytest.mark.parametrize("loss_type", losses.LOSS_TYPES)
-def test_losses(loss_type):
+@pytest.mark.parametrize("loss_type", losses.LOSSES)
+def test_losses(loss_type, tmp_path):
     torch.manual_seed(0)
     chosen, rejected = torch.randn(2, 6)
-    given = {"loss_type": loss_type, "strength": torch.tensor([0.0, 0.2, 0.5, 0.6, 0.9, 1.0])}
-    expected = losses.pairwise_loss(chosen, rejected, **given)
-    on_gpu = {name: value.cuda() if isinstance(value, torch.Tensor) else value for name, value in given.items()}
-    torch.testing.assert_close(losses.pairwise_loss(chosen.cuda(), rejected.cuda(), **on_gpu).cpu(), expected)
+    strength, settings = torch.tensor([0.0, 0.2, 0.5, 0.6, 0.9, 1.0]), config(tmp_path)
+    expected = losses.pairwise_loss(chosen, rejected, {"strength": strength}, settings, loss_type=loss_type)
+    on_gpu = [chosen.cuda(), rejected.cuda(), {"strength": strength.cuda()}]
+    torch.testing.assert_close(losses.pairwise_loss(*on_gpu, settings, loss_type=loss_type).cpu(), expected)
 
 
 @pytest.mark.parametrize("share_prefix", ["auto", "false"])

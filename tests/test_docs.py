@@ -10,12 +10,11 @@ from PIL import Image
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
 from trl_dt2it import RewardScorer
+from trl_dt2it.families import FAMILIES
 from trl_dt2it.loading import load_processing_class, set_pixel_limits
-from trl_dt2it.losses import LOSS_TYPES
+from trl_dt2it.losses import LOSSES
 from trl_dt2it.model_card import PAPER
-from trl_dt2it.modeling import SUPPORTED_MODEL_TYPES
 from trl_dt2it.reward_config import MultimodalRewardConfig
-from trl_dt2it.shared_forward import SHARED_PREFIX_MODEL_TYPES
 
 from .families import example_images, family_dir
 from .test_videos import VIDEO_FAMILIES
@@ -156,16 +155,16 @@ def table_of_families() -> dict[str, list[str]]:
 
 def test_every_family_has_its_row():
     table = table_of_families()
-    assert sorted(table) == sorted(SUPPORTED_MODEL_TYPES)
+    assert sorted(table) == sorted(FAMILIES)
     classes = {config.model_type: cls for config, cls in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.items()}
     for family, row in table.items():
         assert row[0].strip("`") == classes[family].__name__
-        assert row[1] == ("yes" if family in SHARED_PREFIX_MODEL_TYPES else "no")
+        assert row[1] == ("yes" if FAMILIES[family].shares_prefix else "no")
         assert row[3] == ("yes" if family in VIDEO_FAMILIES else "no")
         assert [row[2], *row[4:6]] == ["yes"] * 3
 
 
-@pytest.mark.parametrize("family", SUPPORTED_MODEL_TYPES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_column_of_pixel_limits_is_true(family):
     processor = load_processing_class(family_dir(family))
     if table_of_families()[family][6] == "yes":
@@ -177,7 +176,7 @@ def test_the_column_of_pixel_limits_is_true(family):
 
 
 def test_the_readme_names_every_loss_and_every_setting_it_names_exists():
-    for loss in LOSS_TYPES:
+    for loss in LOSSES:
         assert f"`{loss}`" in README
     fields = MultimodalRewardConfig.__dataclass_fields__
     for name in (

@@ -13,7 +13,7 @@ import pytest
 
 from trl_dt2it.cli import VERBS, load_recipe, main, parser_of, split_flags
 from trl_dt2it.data import load_preferences, validate
-from trl_dt2it.losses import LOSS_TYPES
+from trl_dt2it.losses import LOSSES
 from trl_dt2it.reward_config import MultimodalRewardConfig
 
 from .data.fixtures_as_rows import fixture
@@ -215,7 +215,7 @@ def test_the_settings_that_the_pages_name_exist():
     assert set(re.findall(r"^\| `(\w+)`", table, flags=re.MULTILINE)) <= fields
     for page in ("training.md", "method.md"):
         named = set(re.findall(r"^\| `(\w+)` \| -|^\| `(\w+)` \| (?:s\^|with)", PAGES[page], flags=re.MULTILINE))
-        assert {one for pair in named for one in pair if one} == set(LOSS_TYPES), page
+        assert {one for pair in named for one in pair if one} == set(LOSSES), page
 
 
 def test_the_training_of_the_page(tmp_path, monkeypatch, capsys):

@@ -1,11 +1,17 @@
 """Every loss against values worked out by hand, at batch 3 so that a broadcast would show."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from trl_dt2it.losses import LOSS_TYPES, pair_weight, pairwise_loss
+from trl_dt2it import MultimodalRewardConfig, losses
+from trl_dt2it.losses import LOSSES, loss_name, pair_weight
+
+from .rows import make_dataset
+from .trainers import config, trainer_for
+from .trainers import losses as logged_losses
 
 
 CHOSEN = torch.tensor([1.0, 0.5, -2.0])
@@ -21,6 +27,24 @@ def softplus(x: float) -> float:
 
 def sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x))
+
+
+def pairwise_loss(chosen, rejected, loss_type="bt", *, strength=None, margin=None, is_tie=None, **settings):
+    """The loss with the defaults of the configuration, but for some settings."""
+    fields = MultimodalRewardConfig.__dataclass_fields__
+    names = ("margin_scale", "label_smoothing", "tie_factor", "center_rewards_coefficient")
+    defaults = {name: fields[name].default for name in names}
+    defaults["ordinal_thresholds"] = fields["ordinal_thresholds"].default_factory()
+    batch = {"strength": strength, "margin": margin, "is_tie": is_tie}
+    return losses.pairwise_loss(
+        chosen, rejected, batch, SimpleNamespace(**{**defaults, **settings}), loss_type=loss_type
+    )
+
+
+def weight_of(loss_type, *, weight, strength=None, strength_power=1.0):
+    return pair_weight(
+        {"weight": weight, "strength": strength}, SimpleNamespace(strength_power=strength_power), loss_type
+    )
 
 
 def assert_losses(actual: torch.Tensor, expected: list[float]) -> None:
@@ -48,20 +72,20 @@ def test_margin_grows_with_strength():
 def test_scaled_weights_and_leaves_the_loss():
     loss = pairwise_loss(CHOSEN, REJECTED, loss_type="scaled", strength=STRENGTH)
     assert_losses(loss, [softplus(-1.0), softplus(0.0), softplus(3.0)])
-    weight = pair_weight("scaled", weight=torch.tensor([2.0, 1.0, 1.0]), strength=STRENGTH, strength_power=2.0)
+    weight = weight_of("scaled", weight=torch.tensor([2.0, 1.0, 1.0]), strength=STRENGTH, strength_power=2.0)
     assert_losses(weight, [2 * 0.0625, 1.0, 0.25])
 
 
 def test_strength_margin_does_both():
     loss = pairwise_loss(CHOSEN, REJECTED, loss_type="strength_margin", strength=STRENGTH)
     assert_losses(loss, [softplus(-0.75), softplus(1.0), softplus(3.5)])
-    assert_losses(pair_weight("strength_margin", weight=torch.ones(3), strength=STRENGTH), [0.25, 1.0, 0.5])
+    assert_losses(weight_of("strength_margin", weight=torch.ones(3), strength=STRENGTH), [0.25, 1.0, 0.5])
 
 
 @pytest.mark.parametrize("loss_type", ["bt", "margin", "soft", "btt", "ordinal"])
 def test_other_losses_take_the_weight_column_alone(loss_type):
     weight = torch.tensor([2.0, 0.0, 0.5])
-    assert_losses(pair_weight(loss_type, weight=weight, strength=STRENGTH), [2.0, 0.0, 0.5])
+    assert_losses(weight_of(loss_type, weight=weight, strength=STRENGTH), [2.0, 0.0, 0.5])
 
 
 def test_soft_with_vote_share():
@@ -123,7 +147,7 @@ def test_centering():
     assert_losses(loss, expected)
 
 
-@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+@pytest.mark.parametrize("loss_type", LOSSES)
 def test_gradient_is_that_of_finite_differences(loss_type):
     strength = torch.tensor([0.2, 0.9, 0.6])
     is_tie = torch.tensor([False, True, False])
@@ -159,3 +183,33 @@ def test_missing_strength_and_unknown_loss():
         pairwise_loss(CHOSEN, REJECTED, loss_type="scaled")
     with pytest.raises(ValueError, match="Unknown loss_type 'hinge'; choose one of bt, margin"):
         pairwise_loss(CHOSEN, REJECTED, loss_type="hinge")
+
+
+def test_a_function_is_a_loss_as_well():
+    def hinge(delta, batch, config):
+        return (config.margin_scale * batch["strength"] - delta).clamp(min=0)
+
+    loss = pairwise_loss(CHOSEN, REJECTED, loss_type=hinge, strength=STRENGTH, margin_scale=2.0)
+    assert_losses(loss, [0.0, 2.0, 4.0])
+    assert_losses(weight_of(hinge, weight=torch.ones(3), strength=STRENGTH), [1.0, 1.0, 1.0])
+    assert [loss_name(hinge), loss_name("bt")] == ["hinge", "bt"]
+    with pytest.raises(ValueError, match=r"The loss `<lambda>` has shape \(\), expected \(3,\): one value per pair"):
+        pairwise_loss(CHOSEN, REJECTED, loss_type=lambda delta, batch, config: delta.mean())
+
+
+def test_a_function_trains_and_is_saved_by_its_name(tmp_path):
+    """`bt` under another name: the same losses, in a configuration that can be pickled and written as JSON."""
+    args = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    plain = trainer_for("qwen3_vl", tmp_path / "plain", make_dataset(4), args)
+    plain.train()
+    own = lambda delta, batch, config: LOSSES["bt"](delta, batch, config)  # noqa: E731  # which pickle refuses
+    trainer = trainer_for("qwen3_vl", tmp_path / "own", make_dataset(4), {**args, "loss_type": own})
+    trainer.train()
+    assert logged_losses(trainer) == logged_losses(plain) and len(logged_losses(trainer)) == 2
+    assert trainer.args.loss_type is trainer.loss_type is own and trainer.args.to_dict()["loss_type"] == "<lambda>"
+    saved = torch.load(tmp_path / "own" / "checkpoint-2" / "training_args.bin", weights_only=False)
+    assert saved.loss_type == "<lambda>" and saved.margin_scale == trainer.args.margin_scale
+    trainer.create_model_card()
+    assert "- loss: `<lambda>`" in (tmp_path / "own" / "README.md").read_text()
+    with pytest.raises(ValueError, match="`loss_type` is 'hinge'; choose one of auto, bt"):
+        config(tmp_path, loss_type="hinge")

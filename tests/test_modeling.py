@@ -10,17 +10,20 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoModelForImageTextToText,
     AutoModelForSequenceClassification,
     AutoProcessor,
+    CLIPConfig,
     LlamaConfig,
     LlamaForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3VLConfig,
 )
 
-from trl_dt2it import load_reward_model, modeling
-from trl_dt2it.modeling import SUPPORTED_MODEL_TYPES, RewardHead, last_real_token
+from trl_dt2it import families, freezing, load_reward_model, modeling
+from trl_dt2it.modeling import RewardHead, last_real_token
 
 from .families import FAMILIES, example_images, family_dir
 
@@ -50,7 +53,19 @@ def score(model, inputs) -> torch.Tensor:
 
 
 def test_the_list_of_supported_families_is_the_list_of_tested_ones():
-    assert set(FAMILIES) == set(SUPPORTED_MODEL_TYPES)
+    assert set(FAMILIES) == set(families.FAMILIES)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_table_says_what_a_family_has(family):
+    model, row = load_reward_model(family_dir(family)), families.FAMILIES[family]
+    assert type(model).__name__ == f"{row.prefix}ForSequenceClassification"
+    assert type(AutoProcessor.from_pretrained(family_dir(family))).__name__ == row.processor
+    names = {part for name, _ in model.named_parameters() for part in name.split(".")}
+    assert names & set(freezing.VISION_TOWER_NAMES) == {row.vision_tower}
+    assert names & set(freezing.PROJECTOR_NAMES) == set(row.projector)
+    alike = [other for other in families.FAMILIES.values() if other.processor == row.processor]
+    assert len({(other.uncounted_tokens, other.mixes_media) for other in alike}) == 1
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -245,6 +260,31 @@ def test_the_auto_class_knows_the_models_whatever_is_imported_first(code, tmp_pa
     program = f"{code}\nprint(type(Auto.from_pretrained({str(tmp_path)!r})).__name__)"
     output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert output.strip().endswith("Qwen2_5_VLForSequenceClassification")
+
+
+def test_no_family_is_loaded_until_its_class_is_asked_for():
+    program = (
+        "import sys, trl_dt2it, trl_dt2it.modeling, transformers\n"
+        "loaded = lambda: sorted(name for name in sys.modules if name.startswith('transformers.models.qwen2_vl.'))\n"
+        "before = loaded()\n"
+        "cls = transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[transformers.Qwen2VLConfig]\n"
+        "assert 'transformers.models.qwen2_vl.modeling_qwen2_vl' in loaded()\n"
+        "assert trl_dt2it.modeling.Qwen2VLForSequenceClassification is cls\n"
+        "print(before, [finder for finder in sys.meta_path if type(finder).__module__.startswith('trl_dt2it')])\n"
+    )
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert output.strip().endswith("[] []")  # no import finder is left behind
+
+
+def test_the_auto_mapping_lists_the_families_and_what_it_had():
+    class Derived(Qwen3VLConfig):
+        pass
+
+    mapping = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+    assert Derived not in mapping and CLIPConfig not in mapping
+    for config_class, cls in mapping.items():  # also of families that share a module with ours: `gemma3_text`
+        is_ours = config_class.model_type in families.FAMILIES
+        assert cls.__module__.startswith("trl_dt2it." if is_ours else "transformers."), cls
 
 
 def test_import_is_cheap():

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from .test_lazy import homes
+
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ["trl_dt2it", *sorted(f"trl_dt2it.{path.parent.name}" for path in ROOT.glob("trl_dt2it/*/__init__.py"))]
@@ -41,7 +43,7 @@ def is_constant(value: object) -> bool:
 def test_a_public_name_is_documented(package, name):
     value = getattr(import_module(package), name)
     if is_constant(value):
-        source = inspect.getsource(import_module(f"{package}.{import_module(package)._MODULES[name]}"))
+        source = inspect.getsource(import_module(f"{package}.{homes(package)[name]}"))
         before = source[: re.search(rf"^{name}\b", source, flags=re.MULTILINE).start()].rstrip().splitlines()[-1]
         after = source[re.search(rf"^{name}\b", source, flags=re.MULTILINE).start() :]
         assert before.startswith("#") or '"""' in after, f"{name} has no comment above it"

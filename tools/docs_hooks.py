@@ -74,12 +74,9 @@ def heads_of(folder: str) -> str:
 
 def names_of(package: str) -> str:
     """A directive of mkdocstrings for each public name of a package, at the module that defines it."""
-    module = import_module(package)
-    parts = []
-    for name in sorted(module.__all__, key=str.lower):
-        if name != "__version__":
-            parts.append(f"::: {package}.{module._MODULES[name]}.{name}")
-    return "\n\n".join(parts)
+    stub = Path(import_module(package).__file__).with_suffix(".pyi").read_text(encoding="utf-8")
+    homes = {name: module for module, name in re.findall(r"^from \.([\w.]+) import (\w+)", stub, flags=re.MULTILINE)}
+    return "\n\n".join(f"::: {package}.{homes[name]}.{name}" for name in sorted(homes, key=str.lower))
 
 
 def with_links(text: str, source: str) -> str:

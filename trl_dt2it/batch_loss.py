@@ -10,7 +10,7 @@ import torch
 from accelerate.utils import is_peft_model
 from torch import nn
 
-from .losses import pair_weight, pairwise_loss
+from .losses import LossFunction, pair_weight, pairwise_loss
 from .reward_config import MultimodalRewardConfig
 
 
@@ -39,7 +39,7 @@ def batch_loss(
     model: nn.Module,
     inputs: dict[str, Any],
     *,
-    loss_type: str,
+    loss_type: str | LossFunction,
     args: MultimodalRewardConfig,
     total_weight: torch.Tensor | int | None = None,
     num_processes: int = 1,
@@ -50,8 +50,8 @@ def batch_loss(
     Args:
         model, inputs:
             As in [`MultimodalRewardTrainer.compute_loss`].
-        loss_type (`str`):
-            One of `LOSS_TYPES`.
+        loss_type (`str` or `Callable`):
+            As in [`pairwise_loss`].
         args ([`MultimodalRewardConfig`]):
             The settings of the loss.
         total_weight (`torch.Tensor` or `int`, *optional*):
@@ -66,20 +66,8 @@ def batch_loss(
     num_pairs = len(pairs["weight"])
     rewards = pair_rewards(model, {key: value for key, value in inputs.items() if key != "pairs"}, num_pairs)
     chosen, rejected = rewards[:, :num_pairs]
-    losses = pairwise_loss(
-        chosen,
-        rejected,
-        loss_type=loss_type,
-        strength=pairs.get("strength"),
-        margin=pairs.get("margin"),
-        is_tie=pairs.get("is_tie"),
-        margin_scale=args.margin_scale,
-        label_smoothing=args.label_smoothing,
-        tie_factor=args.tie_factor,
-        ordinal_thresholds=args.ordinal_thresholds,
-        center_rewards_coefficient=args.center_rewards_coefficient,
-    )
-    weights = weights_of(pairs, loss_type=loss_type, args=args)
+    losses = pairwise_loss(chosen, rejected, pairs, args, loss_type=loss_type)
+    weights = pair_weight(pairs, args, loss_type)
     total = weights.sum() if total_weight is None else torch.as_tensor(total_weight)
     # DDP, FSDP and DeepSpeed average over processes what is here divided by a sum over processes.
     factor = 1 if total_weight is None else num_processes
@@ -155,26 +143,3 @@ class EmbeddingNoise:
             return None
         scale = self.alpha / (self._lengths * output.shape[-1]).sqrt()
         return output + torch.empty_like(output).uniform_(-1, 1) * scale[..., None].to(output.dtype)
-
-
-def weights_of(pairs: dict[str, Any], *, loss_type: str, args: MultimodalRewardConfig) -> torch.Tensor:
-    """
-    Weight of each pair of a batch, as [`pair_weight`] has it.
-
-    Args:
-        pairs (`dict`):
-            `pairs` of a batch of the collator.
-        loss_type (`str`):
-            One of `LOSS_TYPES`.
-        args ([`MultimodalRewardConfig`]):
-            `strength_power` is read.
-
-    Returns:
-        `torch.Tensor` of shape `(B,)` and dtype `float32`.
-    """
-    return pair_weight(
-        loss_type,
-        weight=pairs["weight"],
-        strength=pairs.get("strength"),
-        strength_power=args.strength_power,
-    )

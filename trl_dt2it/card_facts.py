@@ -1,4 +1,4 @@
-"""What a run tells about its data, for the cards of models and of data sets: sources, curation, style, command."""
+"""Facts of a run for the cards of models and of data sets: sources, accuracies, command, and Markdown to say them."""
 
 from __future__ import annotations
 
@@ -6,24 +6,18 @@ import re
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
-import pyarrow.compute as pc
 from datasets import Dataset
 from huggingface_hub import EvalResult
 
 from .data.encoded import column_of
 from .data.sources import SOURCES
-from .evaluation.benchmarks import BENCHMARKS
 from .printable import printable
 from .run_lock import without_secrets
-
-
-if TYPE_CHECKING:
-    from .curation import CurationLedger
 
 
 def cell(text: object) -> str:
@@ -55,6 +49,12 @@ def code_block(text: str, language: str) -> str:
     lines = "\n".join(printable(line, instead=" ") for line in text.splitlines())
     ticks = "`" * max(3, 1 + max(map(len, re.findall("`+", lines)), default=0))
     return f"{ticks}{language}\n{lines}\n{ticks}"
+
+
+def table(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A Markdown table, of cells that are Markdown already."""
+    rows = [f"| {' | '.join(line)} |" for line in lines]
+    return "\n".join([f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *rows])
 
 
 def hub_link(repo_id: str, kind: str = "") -> str:
@@ -134,105 +134,25 @@ def source_lines(counts: Mapping[str, int], licences: Mapping[str, str] | None =
     return lines
 
 
-def ledger_lines(ledger: CurationLedger) -> list[tuple[str, ...]]:
-    """
-    What each round that stands decided, over all sources.
-
-    Args:
-        ledger ([`CurationLedger`]):
-            The ledger.
-
-    Returns:
-        `list[tuple[str, ...]]`: round, stage, pairs, and of those kept, flipped and dropped by it.
-    """
-    summary = ledger.summary()
-    standing = summary.filter(pc.invert(summary["undone"]))
-    columns = ("pairs", "keep", "flip", "drop")
-    table = standing.group_by(["round", "stage"], use_threads=False).aggregate([(name, "sum") for name in columns])
-    return [
-        (str(row["round"]), row["stage"], *(f"{row[f'{name}_sum']:,}" for name in columns))
-        for row in table.to_pylist()
-    ]
-
-
-def curation_facts(ledger: CurationLedger | None, log_history: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """
-    What became of the pairs by curation.
-
-    Args:
-        ledger ([`CurationLedger`], *optional*):
-            The ledger, if there is one.
-        log_history (`Sequence[Mapping]`):
-            What the trainer logged; it tells the last round between epochs, where there is no ledger.
-
-    Returns:
-        `dict`, *optional*: `kept`, `flipped` and `dropped`, numbers of pairs, and `rounds`, as [`ledger_lines`] gives
-        them. `None` without any curation.
-    """
-    if ledger is not None and len(state := ledger.state()):
-        kept, flipped = (state[name].to_numpy() for name in ("kept", "flipped"))
-        counts = {"kept": kept.sum(), "flipped": (kept & flipped).sum(), "dropped": (~kept).sum()}
-        return {**{name: f"{int(value):,}" for name, value in counts.items()}, "rounds": ledger_lines(ledger)}
-    last = next((entry for entry in reversed(log_history) if "curation/kept" in entry), None)
-    if last is None:
-        return None
-    return {**{name: f"{last[f'curation/{name}']:,}" for name in ("kept", "flipped", "dropped")}, "rounds": []}
-
-
-def style_facts(log_history: Sequence[Mapping[str, Any]], count: int = 5) -> dict[str, Any] | None:
-    """
-    What the last audit of style found, as [`~trl_dt2it.debias.StyleAuditCallback`] logged it.
-
-    Args:
-        log_history (`Sequence[Mapping]`):
-            What the trainer logged.
-        count (`int`, *optional*, defaults to `5`):
-            Most features to name.
-
-    Returns:
-        `dict`, *optional*: `leakage`, `sources`, by name, and `features`, those that tell most. `None` without one.
-    """
-    last = next((entry for entry in reversed(log_history) if "style/leakage" in entry), None)
-    if last is None:
-        return None
-    parts: dict[str, dict[str, float]] = {"style/leakage/": {}, "style/feature/": {}}
-    for prefix, values in parts.items():
-        values |= {name.removeprefix(prefix): value for name, value in last.items() if name.startswith(prefix)}
-    features = sorted(parts["style/feature/"].items(), key=lambda item: -abs(item[1] - 0.5))[:count]
-    sources = [(cell(name), f"{value:.3f}") for name, value in parts["style/leakage/"].items()]
-    return {
-        "leakage": f"{last['style/leakage']:.3f}",
-        "sources": sources,
-        "features": [(cell(name), f"{value:.3f}") for name, value in features],
-    }
-
-
-def evaluation_entries(metrics: Mapping[str, float], dataset_name: str | None) -> list[EvalResult]:
-    """
-    The accuracies of an evaluation for the metadata of a card.
-
-    Args:
-        metrics (`Mapping[str, float]`):
-            The newest value of each metric, under the trainer's names.
-        dataset_name (`str`, *optional*):
-            Hub id of the training set, whose held-out pairs are meant where there is one evaluation set.
-
-    Returns:
-        `list[EvalResult]`: one for each evaluation set.
-    """
+def evaluation_entries(
+    metrics: Mapping[str, float], dataset_name: str | None, eval_dataset: object = None
+) -> list[EvalResult]:
+    """Accuracy of each evaluation set for the metadata of a card, from the newest metrics under the trainer's names. A
+    set may have `title` and `hub_id` in its `info`; where there is one set, pairs held out of `dataset_name` are
+    meant."""
+    sets = eval_dataset if isinstance(eval_dataset, Mapping) else {}
     entries = []
     for key, value in metrics.items():
         if not key.endswith("_accuracy"):
             continue
         name = metadata(key.removeprefix("eval_").removesuffix("accuracy").rstrip("_"))
-        benchmark = BENCHMARKS.get(name)
-        hub_id = benchmark.source.hub_id if benchmark else None
+        info = getattr(sets.get(name), "info", None)
         entries.append(
             EvalResult(
                 task_type="text-classification",
                 task_name="Reward modeling",
-                dataset_type=hub_id or name or dataset_name or "held-out-pairs",
-                dataset_name=benchmark.title if benchmark else name or dataset_name or "held-out pairs",
+                dataset_type=getattr(info, "hub_id", None) or name or dataset_name or "held-out-pairs",
+                dataset_name=getattr(info, "title", None) or name or dataset_name or "held-out pairs",
                 metric_type="accuracy",
                 metric_name="pair accuracy",
                 metric_value=round(value, 4),

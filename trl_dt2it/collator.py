@@ -15,6 +15,7 @@ from .data.images import ImageOptions, load_image
 from .data.rows import Video, row_images, row_name, row_videos
 from .data.schema import RowError, check_row, special_token_pattern
 from .encoding import encode_branches, join_images
+from .families import FAMILIES
 from .rendering import (
     ProcessingClass,
     Rendered,
@@ -35,8 +36,7 @@ EncodedPair: TypeAlias = tuple[list[dict[str, torch.Tensor]], dict[str, torch.Te
 # The tensor that a kind of media has where it goes through the vision tower in a call of its own.
 _PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 
-# GLM-4V writes images and videos with one token, and transformers does not tell them apart.
-_ONE_KIND_A_BATCH = ("Glm4vProcessor",)
+_ONE_KIND_A_BATCH = {family.processor for family in FAMILIES.values() if not family.mixes_media}
 
 
 @dataclass

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, starmap
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import datasets
 import torch
@@ -23,13 +23,10 @@ from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import gather_object, recursively_apply
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from .batch_loss import BatchLoss
 from .data.encoded import AnyDataset
+from .reward_config import MultimodalRewardConfig
 from .reward_metrics import PairRecord, pair_records
-
-
-if TYPE_CHECKING:
-    from .batch_loss import BatchLoss
-    from .reward_config import MultimodalRewardConfig
 
 
 class Place(NamedTuple):

@@ -15,20 +15,14 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging
 
+from .families import FAMILIES
+
 
 logger = logging.get_logger(__name__)
 
-# Names of modules (one component of a parameter's path) over all supported families. What lies inside the vision
-# tower but leads to the language model, such as Qwen's merger, is projector.
-PROJECTOR_NAMES = (
-    "connector",
-    "deepstack_merger_list",
-    "embed_vision",
-    "image_newline",
-    "merger",
-    "multi_modal_projector",
-)
-VISION_TOWER_NAMES = ("vision_model", "vision_tower", "visual")
+# Names of modules, each one component of a parameter's path.
+PROJECTOR_NAMES = sorted({name for family in FAMILIES.values() for name in family.projector})
+VISION_TOWER_NAMES = sorted({family.vision_tower for family in FAMILIES.values()})
 
 
 def is_head(name: str) -> bool:

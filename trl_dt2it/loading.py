@@ -10,10 +10,10 @@ import torch
 from peft import PeftConfig
 from transformers import AutoProcessor, BitsAndBytesConfig, PreTrainedModel, ProcessorMixin, set_seed
 from transformers.utils import cached_file, find_adapter_config_file, logging
+from trl import RewardConfig
 
 from .modeling import load_reward_model
 from .rendering import ProcessingClass
-from .reward_config import MultimodalRewardConfig
 
 
 logger = logging.get_logger(__name__)
@@ -21,7 +21,7 @@ logger = logging.get_logger(__name__)
 
 def load_for_training(
     name_or_path: str,
-    args: MultimodalRewardConfig,
+    args: RewardConfig,
     init_kwargs: dict[str, Any],
     quantization_config: BitsAndBytesConfig | None = None,
 ) -> PreTrainedModel:
@@ -31,7 +31,7 @@ def load_for_training(
     Args:
         name_or_path (`str`):
             Hub id or directory.
-        args ([`MultimodalRewardConfig`]):
+        args ([`~trl.RewardConfig`]):
             `seed`, which a new head depends on, and `trust_remote_code` are read.
         init_kwargs (`dict[str, Any]`):
             `args.model_init_kwargs`, passed on to [`load_reward_model`].
@@ -78,7 +78,7 @@ def refuse_spoiled_weights(model: PreTrainedModel) -> None:
         )
 
 
-def agree_on_compute_dtype(model: PreTrainedModel, args: MultimodalRewardConfig) -> None:
+def agree_on_compute_dtype(model: PreTrainedModel, args: RewardConfig) -> None:
     """
     Let 4-bit weights compute in the half precision that the rest of the model computes in. They do not see autocast,
     and bitsandbytes' default is fp32, which is several times slower.
@@ -86,7 +86,7 @@ def agree_on_compute_dtype(model: PreTrainedModel, args: MultimodalRewardConfig)
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             The model to train; changed in place. Another dtype than the default is left as it is.
-        args ([`MultimodalRewardConfig`]):
+        args ([`~trl.RewardConfig`]):
             `bf16` and `fp16` are read.
     """
     found = getattr(model.config, "quantization_config", None)

@@ -8,17 +8,17 @@ from collections.abc import Sequence, Sized
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from accelerate.utils import is_peft_model
 from huggingface_hub import ModelCard, ModelCardData, upload_file, upload_folder
 from peft import LoraConfig
-from transformers import ProcessorMixin
+from transformers import PreTrainedModel, ProcessorMixin
+from trl import RewardTrainer
 
 from .card_facts import (
     code_block,
     code_span,
-    curation_facts,
     evaluation_entries,
     hub_ids,
     hub_link,
@@ -27,16 +27,11 @@ from .card_facts import (
     run_command,
     source_counts,
     source_lines,
-    style_facts,
 )
-from .curation.callback import IterativeCurationCallback
 from .data.whole_file import whole_file
+from .losses import loss_name
 from .processes import on_main_process
-
-
-if TYPE_CHECKING:
-    from .curation import CurationLedger
-    from .reward_trainer import MultimodalRewardTrainer
+from .reward_config import MultimodalRewardConfig
 
 
 PROJECT_URL = "https://pypi.org/project/trl-dt2it"
@@ -90,15 +85,17 @@ _NESTED = ["checkpoint-*/*", "_*/*"]  # a pattern such as `*.safetensors` reache
 
 
 def write_model_card(
-    trainer: MultimodalRewardTrainer,
+    trainer: RewardTrainer,
     *,
     model_name: str | None = None,
     dataset_name: str | None = None,
     tags: Sequence[str] = (),
-    ledger: CurationLedger | None = None,
 ) -> None:
     """
     Writes the card of a trainer's model to `README.md` in its output directory.
+
+    A callback of the trainer may have a method `model_card_section(trainer)` that gives a section of Markdown on the
+    data, or `None`.
 
     Args:
         trainer ([`MultimodalRewardTrainer`]):
@@ -109,18 +106,14 @@ def write_model_card(
             Hub id of the training set; by default those of the public sets among its sources.
         tags (`Sequence[str]`, *optional*):
             Tags of the card besides those of the trainer.
-        ledger ([`CurationLedger`], *optional*):
-            What was decided about the training set; by default the ledger of the trainer's
-            [`IterativeCurationCallback`], if it has one.
     """
     output_dir = Path(cast(str, trainer.args.output_dir))  # `__post_init__` replaces None
     model_name = model_name or output_dir.name
-    name_or_path = trainer.model.config._name_or_path
+    name_or_path = cast(PreTrainedModel, trainer.model).config._name_or_path
     base_model = name_or_path if name_or_path and not os.path.isdir(name_or_path) else None
-    log = trainer.state.log_history
-    metrics, counts = last_evaluation(log), source_counts(trainer.train_dataset)
-    callbacks = trainer.callback_handler.callbacks
-    own = next((one.ledger for one in callbacks if isinstance(one, IterativeCurationCallback)), None)
+    metrics, counts = last_evaluation(trainer.state.log_history), source_counts(trainer.train_dataset)
+    asked = [getattr(one, "model_card_section", None) for one in trainer.callback_handler.callbacks]
+    sections = [ask(trainer) for ask in asked if ask is not None]
     hub_model_id = cast(str, trainer.hub_model_id or trainer.args.hub_model_id or trainer.args.output_dir)
     card_data = ModelCardData(
         base_model=base_model,
@@ -129,7 +122,7 @@ def write_model_card(
         pipeline_tag="text-classification",
         tags=metadata(list(dict.fromkeys(["generated_from_trainer", *trainer._tag_names, *tags]))),
         model_name=metadata(model_name),
-        eval_results=evaluation_entries(metrics, dataset_name) or None,
+        eval_results=evaluation_entries(metrics, dataset_name, trainer.eval_dataset) or None,
     )
     command = run_command(trainer.accelerator.num_processes)
     card = ModelCard.from_template(
@@ -138,17 +131,16 @@ def write_model_card(
         base_model=base_model and hub_link(base_model),
         citation=PAPER["citation"],
         command=command and code_block(command, "bash"),
-        curation=curation_facts(own if ledger is None else ledger, log),
         dataset_name=dataset_name and hub_link(dataset_name, "datasets/"),
         hub_model_id=hub_model_id,
-        serve=code_span(f"vllm serve {shlex.quote(hub_model_id)} --runner pooling"),
         is_adapter=is_peft_model(trainer.model),
         is_multimodal=isinstance(trainer.processing_class, ProcessorMixin),
         metrics=[(name_cell(name), f"{value:.4g}") for name, value in metrics.items()],
         model_name=name_cell(model_name),
         project_url=PROJECT_URL,
+        sections=[section for section in sections if section],
+        serve=code_span(f"vllm serve {shlex.quote(hub_model_id)} --runner pooling"),
         sources=source_lines(counts),
-        style=style_facts(log),
         training=_training_figures(trainer),
         trl_citation=TRL_CITATION,
         versions=[(name, version(name)) for name in ("trl-dt2it", "trl", "transformers", "torch", "datasets")],
@@ -168,7 +160,7 @@ def last_evaluation(log_history: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def push_model(
-    trainer: MultimodalRewardTrainer,
+    trainer: RewardTrainer,
     *,
     commit_message: str | None,
     blocking: bool,
@@ -176,11 +168,9 @@ def push_model(
     revision: str | None = None,
     private: bool | None = None,
     model_name: str | None = None,
-    ledger: CurationLedger | None = None,
     **card: Any,
 ) -> Any:
-    """Saves a trainer's model, writes its card and uploads `MODEL_FILES`; see [`MultimodalRewardTrainer.push_to_hub`],
-    and of `ledger` [`write_model_card`].
+    """Saves a trainer's model, writes its card and uploads `MODEL_FILES`; see [`MultimodalRewardTrainer.push_to_hub`].
 
     Trainer's own uploads the whole output directory, pickled training arguments (with tokens in clear) included."""
     trainer.callback_handler.on_push_begin(trainer.args, trainer.state, trainer.control)
@@ -192,11 +182,7 @@ def push_model(
 
     def push() -> None:
         repo_id = cast(str, trainer.hub_model_id)  # set by `init_hf_repo`
-        name = model_name or repo_id.split("/")[-1]
-        if ledger is None:
-            trainer.create_model_card(model_name=name, **card)
-        else:
-            write_model_card(trainer, model_name=name, ledger=ledger, **card)
+        trainer.create_model_card(model_name=model_name or repo_id.split("/")[-1], **card)
         trainer._finish_current_push()
         upload = upload_folder(
             repo_id=repo_id,
@@ -214,7 +200,7 @@ def push_model(
     return uploads[0] if uploads else None
 
 
-def push_checkpoint(trainer: MultimodalRewardTrainer, checkpoint: str) -> list[Any]:
+def push_checkpoint(trainer: RewardTrainer, checkpoint: str) -> list[Any]:
     """
     Uploads the model files of a checkpoint, and the card, without waiting.
 
@@ -247,11 +233,11 @@ def push_checkpoint(trainer: MultimodalRewardTrainer, checkpoint: str) -> list[A
     return jobs
 
 
-def _training_figures(trainer: MultimodalRewardTrainer) -> list[tuple[str, str]]:
-    args = trainer.args
+def _training_figures(trainer: RewardTrainer) -> list[tuple[str, str]]:
+    args = cast(MultimodalRewardConfig, trainer.args)
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * trainer.accelerator.num_processes
     figures = [
-        ("loss", code_span(trainer.loss_type)),
+        ("loss", code_span(loss_name(getattr(trainer, "loss_type", args.loss_type)))),
         ("pairs a step", str(batch) if args.max_tokens_per_batch is None else "as many as fit the tokens of a batch"),
         ("epochs", f"{trainer.state.epoch or args.num_train_epochs:g}"),
         ("optimiser steps", str(trainer.state.global_step)),
@@ -262,7 +248,7 @@ def _training_figures(trainer: MultimodalRewardTrainer) -> list[tuple[str, str]]
         ("seed", str(args.seed)),
     ]
     if is_peft_model(trainer.model):
-        config = trainer.model.peft_config["default"]
+        config = cast(PreTrainedModel, trainer.model).peft_config["default"]
         rank = f", rank {config.r}" if isinstance(config, LoraConfig) else ""
         figures.append(("adapters", config.peft_type.value + rank))
     limits = ("max_length", "max_pixels", "max_tokens_per_batch")

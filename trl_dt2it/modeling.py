@@ -34,6 +34,7 @@ from transformers.modeling_layers import GenericForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from transformers.utils import cached_file, find_adapter_config_file, logging
 
+from .families import FAMILIES
 from .freezing import is_head, num_tokens_of_adapter
 from .image_features import encode_once, refuse_unseen
 from .patch_embedding import project_patches_by_matrix_product
@@ -43,27 +44,6 @@ from .shared_forward import last_hidden_states, use_shared_prefix
 
 
 logger = logging.get_logger(__name__)
-
-# The families whose loading, saving, scoring and training the tests prove (`docs/models.md`). Registered with
-# `AutoModelForSequenceClassification` on import of this module.
-SUPPORTED_MODEL_TYPES = (
-    "aya_vision",
-    "gemma3",
-    "gemma4",
-    "glm4v",
-    "idefics3",
-    "internvl",
-    "llava",
-    "llava_next",
-    "llava_onevision",
-    "mistral3",
-    "qwen2_5_vl",
-    "qwen2_vl",
-    "qwen3_5",
-    "qwen3_vl",
-    "qwen3_vl_moe",
-    "smolvlm",
-)
 
 _NATIVE_SUFFIX = "ForConditionalGeneration"
 _REWARD_SUFFIX = "ForSequenceClassification"
@@ -239,6 +219,7 @@ def last_real_token(attention_mask: torch.Tensor) -> torch.Tensor:
     return length - 1 - attention_mask.flip(1).to(torch.int8).argmax(1)
 
 
+@functools.cache
 def reward_model_class(config_class: type[PreTrainedConfig]) -> type[PreTrainedModel]:
     """
     The reward model class of a vision-language family, registered with
@@ -255,10 +236,6 @@ def reward_model_class(config_class: type[PreTrainedConfig]) -> type[PreTrainedM
         `ValueError`: if the family has no image-text-to-text model that is a decoder.
     """
     model_type = config_class.model_type
-    if config_class in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
-        known = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[config_class]
-        if isinstance(known, type) and issubclass(known, GenericRewardModel):
-            return known
     if config_class not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         raise ValueError(_unsupported(model_type, "has no image-text-to-text model in transformers"))
     # One class; the annotation of the mapping speaks of pairs, which it has for tokenizers.
@@ -350,8 +327,8 @@ def load_reward_model(
     if config.is_encoder_decoder or config.get_text_config().is_encoder_decoder:
         raise ValueError(_unsupported(config.model_type, "is an encoder-decoder"))
     if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-        cls = reward_model_class(type(config))
-        if config.model_type not in SUPPORTED_MODEL_TYPES:
+        cls = reward_model_class(config.__class__)
+        if config.model_type not in FAMILIES:
             logger.warning(
                 f"No test of trl_dt2it covers `{config.model_type}`. It is tried all the same; reload what you save "
                 "with `load_reward_model`."
@@ -508,7 +485,7 @@ def _raise_on_incomplete(
 
 def _unsupported(model_type: str, why: str) -> str:
     return (
-        f"`{model_type}` {why}, so no reward model can be made of it. Supported: {', '.join(SUPPORTED_MODEL_TYPES)}, "
+        f"`{model_type}` {why}, so no reward model can be made of it. Supported: {', '.join(FAMILIES)}, "
         "and text models that `AutoModelForSequenceClassification` knows."
     )
 
@@ -639,5 +616,11 @@ def language_head_weights(
     return {*heads, *revert_weight_conversion(model, heads)}  # in the model and in the checkpoint
 
 
-for _model_type in SUPPORTED_MODEL_TYPES:
-    reward_model_class(CONFIG_MAPPING[_model_type])
+if not TYPE_CHECKING:  # which would take every name for one of this module
+
+    def __getattr__(name: str) -> Any:
+        """The reward model class of a supported family, by its name, as pickle asks for it."""
+        for model_type, family in FAMILIES.items():
+            if name == family.prefix + _REWARD_SUFFIX:
+                return reward_model_class(CONFIG_MAPPING[model_type])
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

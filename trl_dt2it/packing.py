@@ -11,7 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,9 +20,8 @@ from transformers import TrainerCallback
 from transformers.trainer_pt_utils import BatchRebalanceSampler, LengthGroupedSampler
 from transformers.utils import logging
 
+from .reward_config import MultimodalRewardConfig
 
-if TYPE_CHECKING:
-    from .reward_config import MultimodalRewardConfig
 
 logger = logging.get_logger(__name__)
 

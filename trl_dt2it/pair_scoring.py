@@ -11,29 +11,32 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from itertools import islice
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import reduce, send_to_device
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
-from transformers import DataCollator
+from transformers import DataCollator, Trainer
+from transformers.utils import logging
 
 from .batch_loss import pair_rewards
 from .data.encoded import leave_images_encoded
 from .data.rows import row_name
 from .packing import plan_batches
 from .processes import gather, portable, raise_together
+from .reward_config import MultimodalRewardConfig
+from .reward_statistics import STATISTICS
 from .token_counts import count_tokens, pair_size
 
 
-if TYPE_CHECKING:
-    from .reward_trainer import MultimodalRewardTrainer
+logger = logging.get_logger(__name__)
 
 ROWS_COUNTED_TOGETHER = 8
 
@@ -126,7 +129,7 @@ def score_pairs(
 
 
 def score_with_trainer(
-    trainer: MultimodalRewardTrainer,
+    trainer: Trainer,
     dataset: Dataset | Sequence[dict[str, Any]],
     lengths: Sequence[int] | np.ndarray | None = None,
     *,
@@ -146,7 +149,7 @@ def score_with_trainer(
     Returns:
         `np.ndarray` of shape `(N, 2)` and dtype `float32`.
     """
-    args = trainer.args
+    args = cast(MultimodalRewardConfig, trainer.args)
     return score_pairs(
         trainer.model_wrapped,
         dataset,
@@ -159,6 +162,74 @@ def score_with_trainer(
         desc=desc,
         show_progress=not args.disable_tqdm,
     )
+
+
+def measure_reward_statistics(trainer: Trainer) -> dict[str, float] | None:
+    """
+    Mean and standard deviation of the rewards that a trainer's model gives both answers of its training pairs, as many
+    of them as `reward_statistics_pairs` says.
+
+    Every process has to call it, after training. The random generators stay as they are. The training is done, and
+    nothing that goes wrong here may cost it: an error on any process becomes a warning on all of them.
+
+    Args:
+        trainer ([`MultimodalRewardTrainer`]):
+            The trainer.
+
+    Returns:
+        `dict[str, float]`, *optional*: `reward_mean` and `reward_std`, the same on every process; the latter is 0 if
+        all rewards are equal. `None` if no pair is to be scored, a pair cannot be scored, or a reward is not finite.
+    """
+    try:
+        return _measure(trainer)
+    except Exception as error:
+        logger.warning(
+            "`reward_mean` and `reward_std` are left out of the trained model's configuration, because its training "
+            f"pairs cannot all be scored: {type(error).__name__}: {error}"
+        )
+        return None
+
+
+def _measure(trainer: Trainer) -> dict[str, float] | None:
+    rows, lengths = _sample(trainer)
+    if len(rows) == 0:
+        return None
+    rewards = score_with_trainer(
+        trainer, rows, lengths, batch_size=trainer._train_batch_size, desc="Reward mean and std"
+    ).astype(np.float64)
+    if not np.isfinite(rewards).all():
+        logger.warning("Some rewards of the training set are not finite, so that their mean is not written.")
+        return None
+    mean, std = float(rewards.mean()), float(rewards.std())
+    if std <= 1e-6 * max(1.0, abs(mean)):  # equal, but for the rounding of different batches
+        logger.warning(f"All rewards of the training set are {mean:g}; they cannot be normalised.")
+        std = 0.0
+    return dict(zip(STATISTICS, (mean, std), strict=True))
+
+
+def _sample(trainer: Trainer) -> tuple[Sequence[Any] | Dataset, Any]:
+    """Pairs to score, and their numbers of tokens if they are known."""
+    args, dataset = cast(MultimodalRewardConfig, trainer.args), trainer.train_dataset
+    most = args.reward_statistics_pairs
+    if isinstance(dataset, IterableDataset):
+        # Rows that were read before: a later one may be bad, and a training that is over must not fail by it.
+        step = trainer._train_batch_size * args.gradient_accumulation_steps * args.world_size
+        rows, failure = [], None
+        try:
+            rows = list(islice(dataset, min(most, trainer.state.global_step * step)))
+        except Exception as error:
+            failure = error
+        raise_together(failure)
+        # Where the stream was split over the processes, they may have different numbers of rows.
+        return rows[: min(gather(len(rows)))], None
+    dataset = cast("Dataset", dataset)
+    counted = cast(Any, trainer)._lengths
+    lengths = None if counted is None else np.asarray(counted)
+    if most >= len(dataset):
+        return dataset, lengths
+    seed = args.seed if args.data_seed is None else args.data_seed
+    chosen = np.sort(np.random.default_rng(seed).choice(len(dataset), size=most, replace=False))
+    return dataset.select(chosen), None if lengths is None else lengths[chosen]
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any, cast
 from transformers.trainer_pt_utils import AcceleratorConfig
 from trl import RewardConfig
 
-from .losses import LOSS_TYPES
+from .losses import LOSSES, loss_name
 from .strength import STRENGTH_NORMALIZATIONS
 
 
@@ -65,11 +65,12 @@ class MultimodalRewardConfig(RewardConfig):
 
         > Parameters that control the loss
 
-        loss_type (`str`, *optional*, defaults to `"auto"`):
+        loss_type (`str` or `Callable`, *optional*, defaults to `"auto"`):
             `"bt"` (Bradley-Terry), `"margin"` (Llama 2), `"scaled"` (HelpSteer2-Preference), `"strength_margin"`
             (both), `"soft"` (label smoothing, or judges' vote share), `"btt"` (ties, Rao-Kupper) or `"ordinal"`.
             `"auto"` is `"strength_margin"` where the training set has a `strength` column and `"bt"` where it has
-            none. The formulas stand in [`trl_dt2it.losses`].
+            none. A function `(delta, batch, config)` gives the loss of each pair, and is recorded by its name. The
+            formulas, and what a function receives, stand in [`trl_dt2it.losses`].
         strength_normalization (`str`, *optional*, defaults to `"rank"`):
             How the `strength` column is brought to [0, 1], per `source`: `"rank"`, `"quantile"` or `"none"`. A
             streamed set needs `"none"`.
@@ -156,11 +157,11 @@ class MultimodalRewardConfig(RewardConfig):
     )
 
     # Parameters that control the loss
-    loss_type: str = field(
+    loss_type: str = field(  # a function too, of which a command line knows nothing
         default="auto",
         metadata={
             "help": "Loss of a pair. `auto` is `strength_margin` with a `strength` column and `bt` without.",
-            "choices": ["auto", *LOSS_TYPES],
+            "choices": ["auto", *LOSSES],
         },
     )
     strength_normalization: str = field(
@@ -199,7 +200,9 @@ class MultimodalRewardConfig(RewardConfig):
         # The YAML parser checks neither choices nor ranges, so a wrong value would pass in silence.
         for name, spec in self.__dataclass_fields__.items():
             if spec.metadata.get("choices") and name in MultimodalRewardConfig.__annotations__:
-                _check_choice(name, getattr(self, name), spec.metadata["choices"])
+                value = getattr(self, name)
+                if name != "loss_type" or not callable(value):
+                    _check_choice(name, value, spec.metadata["choices"])
         _check_range("neutral_strength", self.neutral_strength, 0 <= self.neutral_strength <= 1, "in [0, 1]")
         _check_range("margin_scale", self.margin_scale, self.margin_scale >= 0, ">= 0")
         _check_range("strength_power", self.strength_power, self.strength_power >= 0, ">= 0")
@@ -219,6 +222,10 @@ class MultimodalRewardConfig(RewardConfig):
         super().__post_init__()
         if self.max_tokens_per_batch is not None:
             self._check_packing()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in [`~trl.RewardConfig`], with a loss that is a function by its name."""
+        return {**super().to_dict(), "loss_type": loss_name(self.loss_type)}
 
     def _check_packing(self) -> None:
         """Packing decides what is in a batch, so what decides the same thing otherwise would have no effect."""

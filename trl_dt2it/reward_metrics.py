@@ -9,15 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 
-
-if TYPE_CHECKING:
-    from .batch_loss import BatchLoss
+from .batch_loss import BatchLoss
 
 
 class PairRecord(NamedTuple):

@@ -33,26 +33,24 @@ from transformers.trainer_utils import (
 from transformers.utils import PushInProgress
 from trl import RewardConfig, RewardTrainer
 
-from .batch_loss import EmbeddingNoise, batch_loss, weights_of
+from .batch_loss import EmbeddingNoise, batch_loss
 from .collator import MultimodalPreferenceCollator
-from .curation.callback import IterativeCurationCallback
-from .curation.callback_state import resume_curation
-from .curation.sampler import CuratedRows
 from .data.encoded import AnyDataset, column_names, has_transform
 from .data.mixing import concatenate
 from .eval_batches import Evaluation, evaluation_loader
-from .evaluation.training import training_metrics
 from .freezing import let_gradients_into_checkpoints
-from .losses import loss_type_for
+from .losses import LossFunction, loss_name, loss_type_for, pair_weight
 from .model_card import PAPER, push_checkpoint, push_model, write_model_card
 from .modeling import pad_id_as_saved
 from .packing import BatchPlan, SetEpoch, plan_training, training_sampler
+from .pair_scoring import measure_reward_statistics
 from .preparation import COLUMNS, plain_columns, prepare_dataset
 from .processes import check_shared_folder, gather
 from .rendering import ProcessingClass, get_tokenizer
 from .reward_config import MultimodalRewardConfig
 from .reward_metrics import TrainMetrics, evaluation_metrics
-from .reward_statistics import measure_reward_statistics, set_reward_statistics, write_beside_adapter
+from .reward_statistics import set_reward_statistics, write_beside_adapter
+from .selection import SelectedRows, Selection, resume_selection, selected
 from .sharding import (
     evaluable,
     exact_head,
@@ -77,7 +75,6 @@ from .trainer_setup import (
     as_trainers,
     check_setup,
     exact_weights,
-    hidden_from_trl,
     make_collator,
     put_back_exact,
     refuse_no_batch,
@@ -85,6 +82,7 @@ from .trainer_setup import (
     set_up_arguments,
     set_up_model,
     use_liger_kernels,
+    with_values,
 )
 
 
@@ -119,7 +117,8 @@ class MultimodalRewardTrainer(RewardTrainer):
             wanted, `strength`, `weight`, `margin`, `source` and `pair_id`. Several sets may differ in these
             shapes; they are trained on together.
         eval_dataset ([`~datasets.Dataset`], [`~datasets.IterableDataset`] or `dict` of them, *optional*):
-            Rows to evaluate on.
+            Rows to evaluate on. Where the `info` of a set has a method `measure(dataset, records)`, as that of a
+            benchmark has, its metrics are logged too.
         processing_class ([`~transformers.ProcessorMixin`] or [`~transformers.PreTrainedTokenizerBase`], *optional*):
             Processor, or the tokenizer of a text model. By default the model's own.
         compute_metrics (`Callable`, *optional*):
@@ -173,6 +172,7 @@ class MultimodalRewardTrainer(RewardTrainer):
         if isinstance(train_dataset, dict) and not isinstance(train_dataset, (DatasetDict, IterableDatasetDict)):
             train_dataset = concatenate(train_dataset)
         check_setup(args, train_dataset, eval_dataset)
+        self.selection: Selection | None = None  # without one, every row is trained on as it is
         self._lengths: list[int] | None = None
         self._plan: BatchPlan | None = None
         self._set_epoch = SetEpoch()
@@ -194,14 +194,14 @@ class MultimodalRewardTrainer(RewardTrainer):
         use_liger_kernels(model, args)
         # Read by `_prepare_dataset`, which RewardTrainer's `__init__` calls.
         self._collator = make_collator(model, processing_class, args)
-        self.loss_type = args.loss_type
+        self.loss_type: str | LossFunction = args.loss_type
         sets = list(eval_dataset.values()) if isinstance(eval_dataset, dict) else [eval_dataset]
         has_adapters = peft_config is not None or is_peft_model(model)
         set_up_arguments(args, processing_class, [train_dataset, *sets], has_adapters=has_adapters)
 
         exact = exact_weights(model)
         # Both are used above. RewardTrainer warns that it ignores the first, and gives the second to a tokenizer.
-        with hidden_from_trl(args, "model_init_kwargs", "chat_template_path"):
+        with with_values(args, model_init_kwargs=None, chat_template_path=None):
             super().__init__(
                 model=model,
                 args=args,
@@ -294,29 +294,27 @@ class MultimodalRewardTrainer(RewardTrainer):
         self._set_epoch.sampler = sampler
         return sampler
 
-    def _curation(self) -> IterativeCurationCallback | None:
-        callbacks = self.callback_handler.callbacks
-        return next((one for one in callbacks if isinstance(one, IterativeCurationCallback)), None)
-
     def get_train_dataloader(self) -> DataLoader:
-        """As in [`~transformers.Trainer`], also with [`~trl_dt2it.curation.IterativeCurationCallback`]."""
-        curation = self._curation()
-        if curation is None:
+        """As in [`~transformers.Trainer`], of the rows that a callback has selected."""
+        selection = self.selection
+        if selection is None:
             return super().get_train_dataloader()
-        dataset = cast(Dataset, self.train_dataset)  # the callback refuses others
+        dataset = cast(Dataset, self.train_dataset)
+        if len(dataset) != len(selection):
+            raise ValueError("The train set was replaced after the callback was made; make a new one for it.")
         return self._get_dataloader(
-            CuratedRows(self._remove_unused_columns(dataset, description="training")),
+            SelectedRows(self._remove_unused_columns(dataset, description="training")),
             description="Training",
             batch_size=self._train_batch_size,
-            sampler_fn=lambda _: curation.sampler(self._get_train_sampler(dataset)),
+            sampler_fn=lambda _: selected(self._get_train_sampler(dataset), selection, self.args.data_seed),
             is_training=True,
         )
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        if (curation := self._curation()) is not None:
+        if self.selection is not None and self.selection.save is not None and self.args.should_save:
             # First, because the checkpoint may be pushed, and is whole once the trainer's state is written.
             folder = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            curation.save(Path(self._get_output_dir(trial=trial)) / folder)
+            self.selection.save(Path(self._get_output_dir(trial=trial)) / folder)
         super()._save_checkpoint(model, trial)
 
     def get_eval_dataloader(self, eval_dataset: str | AnyDataset | None = None) -> DataLoader:
@@ -381,15 +379,12 @@ class MultimodalRewardTrainer(RewardTrainer):
         if not is_sharded(self):
             keep_trained_in_fp32(self)  # again: an evaluation with `bf16_full_eval` has put the model into bf16
         resume = kwargs.get("resume_from_checkpoint", args[0] if args else None)
-        resume_curation(self._curation(), resume, cast(str, self.args.output_dir))
+        resume_selection(self.selection, resume, cast(str, self.args.output_dir))
         set_reward_statistics(self.model.config, None)  # those of the model that training starts from
         # Liger is at work already; transformers would hand it the whole model.
-        uses_liger, self.args.use_liger_kernel = self.args.use_liger_kernel, False
-        try:
-            with nullcontext() if self._noise is None else self._noise.on(self.model):
-                output = super().train(*args, **kwargs)
-        finally:
-            self.args.use_liger_kernel = uses_liger
+        noise = nullcontext() if self._noise is None else self._noise.on(self.model)
+        with with_values(self.args, use_liger_kernel=False), noise:
+            output = super().train(*args, **kwargs)
         if output.global_step == 0 and isinstance(self.train_dataset, IterableDataset):
             raise ValueError(
                 "The streamed train set gave no batch, so nothing was trained; check where it reads from."
@@ -412,7 +407,8 @@ class MultimodalRewardTrainer(RewardTrainer):
             state_dict = self.model.state_dict()
         if state_dict and self.args.should_save:  # empty where DeepSpeed saves in its own format
             state_dict = with_dtypes(state_dict, self._exact_head, self._body_dtype)
-        super()._save(output_dir, state_dict)
+        with with_values(self.args, loss_type=loss_name(self.args.loss_type)):  # pickled, as many functions cannot be
+            super()._save(output_dir, state_dict)
         if self.args.should_save and self._body_dtype is not None:
             # `save_pretrained` has written the dtype in memory, which readers would load the weights into.
             model = self.accelerator.unwrap_model(self.model)
@@ -432,7 +428,7 @@ class MultimodalRewardTrainer(RewardTrainer):
             batches = self._fill_up(batches, num_batches)
         if not batches:
             return batches, None
-        weights = [weights_of(batch["pairs"], loss_type=self.loss_type, args=self.args).sum() for batch in batches]
+        weights = [pair_weight(batch["pairs"], self.args, self.loss_type).sum() for batch in batches]
         is_mixed = self._leaves_vision_alone and bool(self._collator.media)
         if not is_mixed and self._filler is None:
             self._shows_nothing = self._leaves_vision_alone
@@ -558,7 +554,9 @@ class MultimodalRewardTrainer(RewardTrainer):
             self.gather_function = self.accelerator.gather_for_metrics
         records = evaluation.records(dataloader)
         dataset = getattr(dataloader.dataset, "dataset", dataloader.dataset)
-        metrics = evaluation_metrics(records) | training_metrics(dataset, records)
+        metrics = evaluation_metrics(records)
+        if (measure := getattr(getattr(dataset, "info", None), "measure", None)) is not None:
+            metrics |= measure(dataset, records)
         metrics["num_tokens"] = self._total_train_tokens
         total = cast("dict[str, float]", output.metrics)  # None only where it is made by hand
         total.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})

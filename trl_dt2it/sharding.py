@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from accelerate.utils import fsdp2_prepare_model, is_peft_model
@@ -13,22 +13,26 @@ from accelerate.utils.fsdp_utils import fsdp2_canonicalize_names
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from transformers.utils import logging
+from trl import RewardTrainer
 
 from .freezing import is_head, part_of
+from .modeling import RewardHead
 
-
-if TYPE_CHECKING:
-    from .reward_trainer import MultimodalRewardTrainer
 
 logger = logging.get_logger(__name__)
 
 
-def is_sharded(trainer: MultimodalRewardTrainer) -> bool:
+def _model(trainer: RewardTrainer) -> nn.Module:
+    """The model, of which transformers says that there may be none."""
+    return cast(nn.Module, trainer.model)
+
+
+def is_sharded(trainer: RewardTrainer) -> bool:
     """Tell whether DeepSpeed or FSDP divides the model or its optimizer over the processes."""
     return trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
 
 
-def needs_equal_calls(trainer: MultimodalRewardTrainer) -> bool:
+def needs_equal_calls(trainer: RewardTrainer) -> bool:
     """Tell whether all processes have to run each module equally often: always where the model is sharded, and under
     DDP where it does not look for unused parameters."""
     if trainer.accelerator.num_processes == 1:
@@ -36,12 +40,12 @@ def needs_equal_calls(trainer: MultimodalRewardTrainer) -> bool:
     return is_sharded(trainer) or not trainer.args.ddp_find_unused_parameters
 
 
-def needs_all_gradients(trainer: MultimodalRewardTrainer) -> bool:
+def needs_all_gradients(trainer: RewardTrainer) -> bool:
     """Tell whether DDP waits for gradients of a vision tower also where no set can show it anything."""
-    return needs_equal_calls(trainer) and not is_sharded(trainer) and bool(vision_parameters(trainer.model))
+    return needs_equal_calls(trainer) and not is_sharded(trainer) and bool(vision_parameters(_model(trainer)))
 
 
-def refuse_reentrant_twice(trainer: MultimodalRewardTrainer) -> None:
+def refuse_reentrant_twice(trainer: RewardTrainer) -> None:
     """Refuse reentrant checkpoints where a step may run the vision tower twice, for images and for videos: DDP and
     DeepSpeed reduce each gradient as soon as it is there, and it would be there twice."""
     checkpointing = cast("dict[str, Any] | None", trainer.args.gradient_checkpointing_kwargs) or {}
@@ -50,8 +54,8 @@ def refuse_reentrant_twice(trainer: MultimodalRewardTrainer) -> None:
         and not trainer.is_fsdp_enabled
         and trainer.args.gradient_checkpointing
         and checkpointing.get("use_reentrant")
-        and len(trainer._collator.media) > 1
-        and any(part_of(name) == "vision_tower" for name, p in trainer.model.named_parameters() if p.requires_grad)
+        and len(cast(Any, trainer)._collator.media) > 1
+        and any(part_of(name) == "vision_tower" for name, p in _model(trainer).named_parameters() if p.requires_grad)
     ):
         raise ValueError(
             "The sets have images and videos, and reentrant gradient checkpointing (which adapters need under ZeRO-3) "
@@ -66,22 +70,22 @@ def vision_parameters(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for name, parameter in named if parameter.requires_grad and part_of(name) != "language_model"]
 
 
-def leave_vision_alone(trainer: MultimodalRewardTrainer) -> None:
+def leave_vision_alone(trainer: RewardTrainer) -> None:
     """Let the coming optimizer step pass the vision tower by: dummy images have given it gradients of zeros, by which
     weight decay and momentum would move it."""
     if not trainer.is_deepspeed_enabled:  # whose optimizer was told, see `split_vision_groups`
-        for parameter in vision_parameters(trainer.model):
+        for parameter in vision_parameters(_model(trainer)):
             parameter.grad = None
 
 
-def split_vision_groups(trainer: MultimodalRewardTrainer) -> None:
+def split_vision_groups(trainer: RewardTrainer) -> None:
     """
     Give the parameters of the vision tower groups of their own in the optimizer, before DeepSpeed flattens each.
 
     DeepSpeed steps on whole groups, gradients or not. A group of the tower has the key `is_vision`.
     """
     optimizer = cast(Any, trainer.optimizer)
-    vision = {id(parameter) for parameter in vision_parameters(trainer.model)}
+    vision = {id(parameter) for parameter in vision_parameters(_model(trainer))}
     groups = []
     for group in getattr(optimizer, "param_groups", []):
         for is_vision in (False, True):
@@ -115,11 +119,9 @@ def skip_idle_groups(optimizer: Any, is_idle: Callable[[], bool]) -> None:
     optimizer._optimizer_step = step_unless_idle
 
 
-def shard_head(trainer: MultimodalRewardTrainer) -> None:
+def shard_head(trainer: RewardTrainer) -> None:
     """Make the `score` head a unit of its own under FSDP2, in fp32: a unit has one dtype, and the head would be cast
     with the norm and the embeddings."""
-    from .modeling import RewardHead
-
     if not _is_fsdp2(trainer):
         return
     plugin = trainer.accelerator.state.fsdp_plugin
@@ -127,7 +129,7 @@ def shard_head(trainer: MultimodalRewardTrainer) -> None:
         return
     mesh = getattr(trainer.accelerator, "torch_device_mesh", None)
     parallelism = cast(Any, trainer.accelerator.parallelism_config)
-    for module in trainer.model.modules():
+    for module in _model(trainer).modules():
         if isinstance(module, RewardHead) and not isinstance(module, FSDPModule):
             fully_shard(
                 module,
@@ -137,13 +139,13 @@ def shard_head(trainer: MultimodalRewardTrainer) -> None:
             )
 
 
-def _is_fsdp2(trainer: MultimodalRewardTrainer) -> bool:
+def _is_fsdp2(trainer: RewardTrainer) -> bool:
     plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
     return trainer.is_fsdp_enabled and getattr(plugin, "fsdp_version", 1) == 2
 
 
 @contextmanager
-def evaluable(trainer: MultimodalRewardTrainer) -> Iterator[None]:
+def evaluable(trainer: RewardTrainer) -> Iterator[None]:
     """
     Let a model be evaluated that no training has prepared.
 
@@ -166,7 +168,7 @@ def evaluable(trainer: MultimodalRewardTrainer) -> Iterator[None]:
     yield
 
 
-def take_back_preparation(trainer: MultimodalRewardTrainer) -> None:
+def take_back_preparation(trainer: RewardTrainer) -> None:
     """Let a trainer prepare its model anew. An evaluation before training marks the bare model as prepared, so that
     training would not wrap it in DDP: each process would train by itself, without a word. Under ZeRO-3 it leaves an
     engine without an optimizer."""
@@ -181,22 +183,22 @@ def take_back_preparation(trainer: MultimodalRewardTrainer) -> None:
         trainer.accelerator._models.clear()
 
 
-def name_groups(trainer: MultimodalRewardTrainer) -> list[list[str]]:
+def name_groups(trainer: RewardTrainer) -> list[list[str]]:
     """Names of the parameters of each group of the optimizer, to be given to [`point_groups_at`] after FSDP2 has put
     other parameters in their places."""
-    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+    names = {id(parameter): name for name, parameter in _model(trainer).named_parameters()}
     return [[names[id(p)] for p in group["params"]] for group in cast(Any, trainer.optimizer).param_groups]
 
 
-def point_groups_at(trainer: MultimodalRewardTrainer, groups: list[list[str]]) -> None:
+def point_groups_at(trainer: RewardTrainer, groups: list[list[str]]) -> None:
     """Put the parameters of the sharded model into the optimizer. accelerate finds them by the address of their data,
     which is 0 for every parameter that has nothing on this process."""
-    named = fsdp2_canonicalize_names(dict(trainer.model.named_parameters()))
+    named = fsdp2_canonicalize_names(dict(_model(trainer).named_parameters()))
     for group, names in zip(cast(Any, trainer.optimizer).param_groups, groups, strict=True):
         group["params"] = [named[name] for name in names]
 
 
-def keep_trained_in_fp32(trainer: MultimodalRewardTrainer) -> None:
+def keep_trained_in_fp32(trainer: RewardTrainer) -> None:
     """
     Give trainable weights in half precision an fp32 copy where nobody else does: bf16 has 8 bits, so that a step of
     1e-5 of a weight would be rounded away.
@@ -204,24 +206,22 @@ def keep_trained_in_fp32(trainer: MultimodalRewardTrainer) -> None:
     DeepSpeed in half precision keeps such a copy. Otherwise the weights themselves become fp32, and autocast computes
     in half precision; without autocast, frozen weights become fp32 too, so that all dtypes agree.
     """
-    from .modeling import RewardHead
-
     is_mixed = trainer.accelerator.mixed_precision != "no"
     if trainer.is_deepspeed_enabled and is_mixed:
         dtype = torch.float16 if trainer.accelerator.mixed_precision == "fp16" else torch.bfloat16
-        for module in trainer.model.modules():
+        for module in _model(trainer).modules():
             if isinstance(module, RewardHead):
                 module.keeps_fp32 = False
                 module.to(dtype)
         return
     half = (torch.float16, torch.bfloat16)
-    trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+    trained = [parameter for parameter in _model(trainer).parameters() if parameter.requires_grad]
     if not any(parameter.dtype in half for parameter in trained):
         return
     if is_mixed:
         chosen = trained
     else:
-        chosen = list(trainer.model.parameters())
+        chosen = list(_model(trainer).parameters())
         logger.warning(
             "The model was loaded in half precision, but `bf16` and `fp16` are off, so that it trains in float32; set "
             "`bf16=True` to compute in half precision."
@@ -231,7 +231,7 @@ def keep_trained_in_fp32(trainer: MultimodalRewardTrainer) -> None:
             parameter.data = parameter.data.float()
 
 
-def exact_head(trainer: MultimodalRewardTrainer) -> dict[str, torch.Tensor]:
+def exact_head(trainer: RewardTrainer) -> dict[str, torch.Tensor]:
     """
     The weights of the trained `score` head in fp32, by name, where DeepSpeed keeps them apart from the model's own;
     every process has to call it.

@@ -9,27 +9,9 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from .attention import SHARED_PREFIX, register_shared_prefix_attention
+from .families import FAMILIES
 from .image_features import ROPE_INPUTS
 from .shared_prefix import SharedPrefix
-
-
-# The families for which the tests prove that one row per pair gives the rewards and gradients of two. In the others an
-# answer is not read causally after its prompt alone: image tokens that see each other (gemma3, gemma4), linear
-# attention (qwen3_5), sliding layers (aya_vision).
-SHARED_PREFIX_MODEL_TYPES = (
-    "glm4v",
-    "idefics3",
-    "internvl",
-    "llava",
-    "llava_next",
-    "llava_onevision",
-    "mistral3",
-    "qwen2_5_vl",
-    "qwen2_vl",
-    "qwen3_vl",
-    "qwen3_vl_moe",
-    "smolvlm",
-)
 
 
 def why_not_shared(model: Any) -> str | None:
@@ -45,10 +27,10 @@ def why_not_shared(model: Any) -> str | None:
     """
     model = getattr(model, "get_base_model", lambda: model)()  # of an adapter
     model_type = model.config.model_type
-    if model_type not in SHARED_PREFIX_MODEL_TYPES:
+    proven = [name for name, family in FAMILIES.items() if family.shares_prefix]
+    if model_type not in proven:
         return (
-            f"is of the family `{model_type}`, for which it is not proven to be exact; proven are "
-            f"{', '.join(SHARED_PREFIX_MODEL_TYPES)}"
+            f"is of the family `{model_type}`, for which it is not proven to be exact; proven are {', '.join(proven)}"
         )
     text = model.config.get_text_config()
     windowed = {kind for kind in getattr(text, "layer_types", None) or () if kind != "full_attention"}

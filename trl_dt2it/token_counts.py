@@ -21,6 +21,7 @@ from .data.locations import ImageOptions
 from .data.row_checks import TokenCounter
 from .data.schema import RowError, check_row, row_images, row_name
 from .encoding import encode_branches
+from .families import FAMILIES
 from .rendering import ProcessingClass, check_difference, get_tokenizer, render_branches
 from .reward_config import MultimodalRewardConfig
 from .shared_prefix import common_prefix_length
@@ -28,22 +29,9 @@ from .shared_prefix import common_prefix_length
 
 logger = logging.get_logger(__name__)
 
-# The processors that tell the number of an image's tokens from its size, and how many special tokens around the image
-# they leave out of it; the tests prove each. The others have to see the pixels: Llava-OneVision forgets in its count
-# that several images come without tiles, SmolVLM has no count, and the line breaks that Gemma 3 writes around an image
-# become one token with those of the text.
+# Of the processors that tell the number of an image's tokens from its size; the others have to see the pixels.
 UNCOUNTED_TOKENS = {
-    "AyaVisionProcessor": 0,
-    "Gemma4Processor": 2,
-    "Glm4vProcessor": 0,
-    "Idefics3Processor": 0,
-    "InternVLProcessor": 0,
-    "LlavaNextProcessor": 0,
-    "LlavaProcessor": 0,
-    "PixtralProcessor": 0,
-    "Qwen2VLProcessor": 0,
-    "Qwen2_5_VLProcessor": 0,
-    "Qwen3VLProcessor": 0,
+    family.processor: family.uncounted_tokens for family in FAMILIES.values() if family.uncounted_tokens is not None
 }
 
 

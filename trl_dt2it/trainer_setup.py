@@ -9,13 +9,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig
-from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, ProcessorMixin
+from torch import nn
+from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, ProcessorMixin, Trainer
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.utils import is_liger_kernel_available
 
@@ -34,10 +35,6 @@ from .rendering import ProcessingClass, get_tokenizer
 from .reward_config import MultimodalRewardConfig
 from .shared_forward import decide_share_prefix
 from .token_counts import needs_lengths
-
-
-if TYPE_CHECKING:
-    from .reward_trainer import MultimodalRewardTrainer
 
 
 def check_setup(args: MultimodalRewardConfig, train_dataset: Any, eval_dataset: Any) -> None:
@@ -84,16 +81,14 @@ def check_setup(args: MultimodalRewardConfig, train_dataset: Any, eval_dataset: 
 
 
 @contextmanager
-def hidden_from_trl(args: MultimodalRewardConfig, *names: str) -> Iterator[None]:
-    """Set fields that are handled here to `None` while TRL's own set-up runs, and put them back whatever comes."""
-    values = {name: getattr(args, name) for name in names}
-    for name in names:
-        setattr(args, name, None)
+def with_values(args: MultimodalRewardConfig, **values: object) -> Iterator[None]:
+    """Give fields other values while TRL or transformers read them, and put them back whatever comes."""
+    before = {name: getattr(args, name) for name in values}
+    vars(args).update(values)
     try:
         yield
     finally:
-        for name, value in values.items():
-            setattr(args, name, value)
+        vars(args).update(before)
 
 
 def set_up_model(
@@ -390,19 +385,19 @@ def exact_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
 
 
-def put_back_exact(trainer: MultimodalRewardTrainer, exact: dict[str, torch.Tensor]) -> None:
+def put_back_exact(trainer: Trainer, exact: dict[str, torch.Tensor]) -> None:
     """Undo TRL's rounding of quantized models: what [`exact_weights`] kept comes back, the head's new copies too, and
     new adapters are in fp32. DeepSpeed, which takes weights of one dtype, keeps what TRL makes."""
     if not exact or trainer.is_deepspeed_enabled:
         return
-    for name, parameter in trainer.model.named_parameters():
+    for name, parameter in cast(nn.Module, trainer.model).named_parameters():
         if parameter.requires_grad:
             original = name.replace(".modules_to_save.default.", ".").removeprefix("base_model.model.")
             value = exact.get(name, exact.get(original))
             parameter.data = parameter.data.float() if value is None else value.to(parameter.device)
 
 
-def refuse_no_batch(trainer: MultimodalRewardTrainer) -> None:
+def refuse_no_batch(trainer: Trainer) -> None:
     """Refuse a train set of which `dataloader_drop_last` leaves nothing; the trainer would take no step and say so to
     nobody."""
     args, dataset = trainer.args, trainer.train_dataset
@@ -414,13 +409,14 @@ def refuse_no_batch(trainer: MultimodalRewardTrainer) -> None:
         )
 
 
-def refuse_uneven_batches(trainer: MultimodalRewardTrainer) -> None:
+def refuse_uneven_batches(trainer: Trainer) -> None:
     """Raise where, by `even_batches: false`, some processes would train on fewer batches than others and wait for them
     forever. Evaluation does not need even batches."""
     accelerator, args = trainer.accelerator, trainer.args
     if accelerator.even_batches or accelerator.num_processes == 1 or not isinstance(trainer.train_dataset, Dataset):
         return
-    if trainer._plan is not None or args.dataloader_drop_last:  # batches by tokens are as many on each process
+    is_packed = cast(MultimodalRewardConfig, args).max_tokens_per_batch is not None
+    if is_packed or args.dataloader_drop_last:  # batches by tokens are as many on each process
         return
     pairs, size = len(trainer.train_dataset), args.train_batch_size
     if accelerator.split_batches:

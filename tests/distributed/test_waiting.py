@@ -129,7 +129,7 @@ def broken_rows(number: int) -> list[dict]:
 
 def train_to_the_end(rank: int, folder: Path, base: str) -> dict:
     warnings: list[str] = []
-    logging.get_logger("trl_dt2it.reward_statistics").warning = warnings.append
+    logging.get_logger("trl_dt2it.pair_scoring").warning = warnings.append
     rows = broken_rows(8)
     args = config(folder, max_steps=1, per_device_train_batch_size=1, train_sampling_strategy="sequential")
     trainer = MultimodalRewardTrainer(base, args=args, train_dataset=Dataset.from_list(rows))

@@ -1,9 +1,11 @@
 """Benchmarks as evaluation sets: a real trainer logs what `evaluate` finds for the same model."""
 
+import pickle
 import random
 
 import numpy as np
 import pytest
+from datasets import Image, List, concatenate_datasets, load_from_disk
 
 from tests.families import family_dir
 from tests.rows import make_dataset
@@ -38,6 +40,31 @@ def test_records_in_any_order_give_the_metrics(name):
     found = training_metrics(part, records_of(part, scores[kept]))
     assert found == compute_metrics(name, [rows[i] for i in kept], scores[kept, 0], scores[kept, 1])
     assert found != expected
+
+
+def test_a_benchmark_brings_its_metrics_along(tmp_path):
+    """What becomes of the rows on their way to the trainer, and a set that was saved and is read again."""
+    dataset = read_benchmark("vl-rewardbench", vl_rows(random.Random(0), 12))
+    records = records_of(dataset, np.random.default_rng(0).normal(size=(12, 2)))
+    expected = training_metrics(dataset, records)
+    ways = [
+        dataset.select(range(12)),
+        dataset.filter(lambda row: True),
+        dataset.map(lambda row: {"weight": 1.0}),
+        dataset.map(lambda row: {"weight": 1.0}, num_proc=2),
+        dataset.remove_columns("source").with_format("numpy"),
+        dataset.cast_column("images", List(Image(decode=False))),
+        pickle.loads(pickle.dumps(dataset)),
+    ]
+    dataset.save_to_disk(tmp_path)
+    ways.append(read_benchmark("vl-rewardbench", load_from_disk(tmp_path)))
+    assert len(expected) == 5
+    for one in ways:
+        assert one.info.measure(one, records) == expected and one.info.title == "VL-RewardBench"
+    first, second = dataset.select(range(6)).shuffle(seed=0), dataset.select(range(6, 12))
+    assert first.info.measure(first, records[:6])["overall"] == training_metrics(dataset, records[:6])["overall"]
+    both = concatenate_datasets([second, make_dataset(2)])
+    assert training_metrics(both, records) == {}
 
 
 def test_other_sets_have_no_metrics_of_a_benchmark():

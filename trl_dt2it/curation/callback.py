@@ -5,20 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, cast
+from pathlib import Path
+from typing import Any, Literal, cast
 
 import numpy as np
 import pyarrow as pa
-import torch
 from datasets import Dataset
-from torch.utils.data import RandomSampler, Sampler, SequentialSampler
 from transformers import TrainerCallback
-from transformers.trainer_pt_utils import BatchRebalanceSampler
 
 from ..data.encoded import column_of, has_transform
 from ..data.pair_identity import pair_contents, pair_ids, source_fingerprint
 from ..pair_scoring import evaluating, score_with_trainer
 from ..processes import on_main_process, same_random_state
+from ..reward_trainer import MultimodalRewardTrainer
 from .callback_round import (
     RoundRules,
     deal_out,
@@ -37,15 +36,12 @@ from .callback_state import (
     load_state,
     save_state,
 )
+from .dataset_card import curation_section
 from .deciding import Flip, Keep
 from .ledger import CurationLedger
 from .noise import MIN_PAIRS, flip_mixture
 from .rules import keep_confident
-from .sampler import PlannedBatchSampler, PlannedSampler, SelectionSampler
 
-
-if TYPE_CHECKING:
-    from ..reward_trainer import MultimodalRewardTrainer
 
 Scorer = Callable[[Dataset], np.ndarray]
 
@@ -171,9 +167,10 @@ class IterativeCurationCallback(TrainerCallback):
         self.folds = folds
         self._rules = RoundRules(list(rules), min_kept, combine, momentum)
         self.ledger = None if ledger is None else CurationLedger(ledger)
-        self.checkpoint: str | None = None  # the trainer says which one it resumes from
         self.reference = reference
         self.state = CurationState.at_start(len(dataset))
+        self.state.selection.save = self._save
+        trainer.selection = self.state.selection
         has_source = "source" in dataset.column_names
         self._source = column_of(dataset, "source") if has_source else pa.repeat("", len(dataset))
         self._raw_strength = None
@@ -190,29 +187,15 @@ class IterativeCurationCallback(TrainerCallback):
             "scorer": None if scorer is None else getattr(scorer, "__qualname__", type(scorer).__qualname__),
         }
 
-    # ---------------------------------------------------------------------------------------- what the trainer asks
+    def _save(self, checkpoint: Path) -> None:
+        save_state(checkpoint, self.state, self._settings, self._fingerprint)
 
-    def sampler(self, sampler: Sampler | None) -> Sampler:
-        """The sampler of training, made of the one that the trainer would have without the callback."""
-        if len(cast(Dataset, self.trainer.train_dataset)) != len(self.state.average):
-            raise ValueError("The train set was replaced after the callback was made; make a new one for it.")
-        selection, data_seed = self.state.selection, self.trainer.args.data_seed
-        # As accelerate's `SeedableRandomSampler` has it.
-        selection.seed = torch.random.initial_seed() if data_seed is None else data_seed
-        if isinstance(sampler, BatchRebalanceSampler):
-            return PlannedBatchSampler(sampler, selection)
-        if isinstance(sampler, (RandomSampler, SequentialSampler)):
-            return SelectionSampler(selection, shuffle=isinstance(sampler, RandomSampler))
-        return PlannedSampler(cast(Sampler, sampler), selection)  # only streamed sets have none
-
-    def save(self, checkpoint: str | os.PathLike) -> None:
-        """Writes the state into a checkpoint, from which [`~MultimodalRewardTrainer.train`] can resume."""
-        if self.trainer.args.should_save:
-            save_state(checkpoint, self.state, self._settings, self._fingerprint)
+    def model_card_section(self, trainer: MultimodalRewardTrainer) -> str | None:
+        """Tell the model card what was decided about the pairs."""
+        return curation_section(self.ledger, trainer.state.log_history)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        dataset, seed = cast(Dataset, self.trainer.train_dataset), self.state.selection.seed
-
+        dataset, selection = cast(Dataset, self.trainer.train_dataset), self.state.selection
         references = None if self.reference is None else len(self.reference)
 
         def begin() -> tuple[str, CurationState]:
@@ -221,16 +204,17 @@ class IterativeCurationCallback(TrainerCallback):
             fingerprint = fingerprint_of(dataset, self._contents)
             if self.ledger is not None:
                 check_ledger(self.ledger, self._settings)
-            if self.checkpoint is None:
-                started = CurationState.at_start(len(dataset), seed, references)
+            if selection.checkpoint is None:
+                started = CurationState.at_start(len(dataset), selection.seed, references)
             else:
-                started = load_state(self.checkpoint, self._settings, fingerprint)
+                started = load_state(selection.checkpoint, self._settings, fingerprint)
             return fingerprint, started
 
         self._fingerprint, started = on_main_process(begin)
         # The sampler was made before and holds on to its selection.
-        vars(self.state.selection).update(vars(started.selection))
-        self.state = replace(started, selection=self.state.selection)
+        for name in ("flipped", "kept", "held_out", "strength", "seed", "epoch"):
+            setattr(selection, name, getattr(started.selection, name))
+        self.state = replace(started, selection=selection)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # Not `on_epoch_end`, which a run does not come to that resumes from a checkpoint of an epoch's last step. In a

@@ -16,30 +16,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 from safetensors.numpy import load_file, save_file
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from ..data.encoded import column_of
 from ..data.pair_identity import source_fingerprint
 from ..data.whole_file import whole_file
 from ..printable import digest
+from ..selection import STATE_FILE, Selection
 from .ledger import CurationLedger
-from .sampler import Selection
 
-
-if TYPE_CHECKING:
-    from .callback import IterativeCurationCallback
 
 logger = logging.get_logger(__name__)
 
 
-STATE_FILE = "curation_state.json"
 ARRAYS_FILE = "curation_state.safetensors"
 STAGE = "epoch"
 
@@ -206,32 +201,3 @@ def add_round(ledger: CurationLedger, round: int, **content: Any) -> None:
         for number in sorted(stale):
             ledger.undo(number, STAGE)
         ledger.append(round, STAGE, orientation="source", **content)
-
-
-def resume_curation(
-    callback: IterativeCurationCallback | None, resume_from_checkpoint: str | bool | None, output_dir: str
-) -> None:
-    """
-    Tells the callback the checkpoint that a training resumes from.
-
-    Args:
-        callback ([`IterativeCurationCallback`], *optional*):
-            The trainer's, if it has one.
-        resume_from_checkpoint (`str` or `bool`, *optional*):
-            As [`~transformers.Trainer.train`] takes it.
-        output_dir (`str`):
-            Folder of the checkpoints.
-
-    Raises:
-        `ValueError`: if the checkpoint is of a run with the callback, and there is none now.
-    """
-    checkpoint = resume_from_checkpoint or None
-    if checkpoint is True:
-        checkpoint = get_last_checkpoint(output_dir)
-    if callback is not None:
-        callback.checkpoint = cast("str | None", checkpoint)
-    elif checkpoint is not None and (Path(cast(str, checkpoint)) / STATE_FILE).is_file():
-        raise ValueError(
-            f"{checkpoint} was written with the curation callback, whose flips would be forgotten; add the callback "
-            f"before you resume, or delete its `{STATE_FILE}` to go on without."
-        )

@@ -1,4 +1,4 @@
-"""The card of a curated data set: counts of each source, rounds, where decisions come from, licences."""
+"""Cards of what was curated: the card of a data set, and the section of a model card on its training set."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from importlib.resources import files
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from ..card_facts import cell, code_span, hub_ids, ledger_lines, licence_of, name_cell, source_lines
+from ..card_facts import cell, code_span, hub_ids, licence_of, name_cell, source_lines, table
 from ..data.pair_identity import pair_contents
 from ..data.sources import SOURCES
 from ..debias.pair_style import parts_by
@@ -129,6 +131,49 @@ def provenance(ledger: CurationLedger) -> list[dict[str, object]]:
             }
         )
     return found
+
+
+def ledger_lines(ledger: CurationLedger) -> list[tuple[str, ...]]:
+    """Round, stage, pairs, and of those kept, flipped and dropped, for each round that stands, over all sources."""
+    summary = ledger.summary()
+    standing = summary.filter(pc.invert(summary["undone"]))
+    columns = ("pairs", "keep", "flip", "drop")
+    found = standing.group_by(["round", "stage"], use_threads=False).aggregate([(name, "sum") for name in columns])
+    return [
+        (str(row["round"]), row["stage"], *(f"{row[f'{name}_sum']:,}" for name in columns))
+        for row in found.to_pylist()
+    ]
+
+
+def curation_facts(
+    ledger: CurationLedger | None, log_history: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any] | None:
+    """Numbers of pairs `kept`, `flipped` and `dropped`, and `rounds`, as [`ledger_lines`] gives them; without a ledger
+    what a trainer logged of its last round, and `None` without any curation."""
+    if ledger is not None and len(state := ledger.state()):
+        kept, flipped = (state[name].to_numpy().astype(bool) for name in ("kept", "flipped"))
+        numbers, rounds = _counts(kept, flipped), ledger_lines(ledger)
+    elif (last := next((one for one in reversed(log_history) if "curation/kept" in one), None)) is not None:
+        numbers, rounds = tuple(last[f"curation/{name}"] for name in ("kept", "flipped", "dropped")), []
+    else:
+        return None
+    return {
+        **{name: f"{n:,}" for name, n in zip(("kept", "flipped", "dropped"), numbers, strict=True)},
+        "rounds": rounds,
+    }
+
+
+def curation_section(ledger: CurationLedger | None, log_history: Sequence[Mapping[str, Any]] = ()) -> str | None:
+    """The section of a model card on the curation of its training set; see [`curation_facts`]."""
+    facts = curation_facts(ledger, log_history)
+    if facts is None:
+        return None
+    text = (
+        f"### Curation\n\nBy reward models, rules and maybe judges: {facts['kept']} pairs are kept, "
+        f"{facts['flipped']} of them with chosen and rejected exchanged, and {facts['dropped']} are left out."
+    )
+    columns = ("round", "stage", "pairs", "kept", "flipped", "dropped")
+    return f"{text}\n\n{table(columns, facts['rounds'])}" if facts["rounds"] else text
 
 
 def _counts(kept: np.ndarray, flipped: np.ndarray) -> tuple[int, int, int]:

@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,7 +24,6 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoin
 from ..collator import MultimodalPreferenceCollator
 from ..debias.style_callback import StyleAuditCallback
 from ..loading import load_processing_class
-from ..model_card import push_model, write_model_card
 from ..modeling import load_reward_model
 from ..pair_scoring import score_pairs
 from ..preparation import image_options
@@ -33,6 +31,7 @@ from ..processes import on_main_process, wait_for_everyone, whole_weights
 from ..reward_config import MultimodalRewardConfig
 from ..reward_trainer import MultimodalRewardTrainer
 from ..shared_forward import decide_share_prefix
+from .dataset_card import curation_section
 from .ledger import CurationLedger
 
 
@@ -114,6 +113,16 @@ class WholeCheckpoints(TrainerCallback):
             _remove(one)
 
 
+class LedgerSection(TrainerCallback):
+    """Tells the model card what a ledger says of the training set."""
+
+    def __init__(self, ledger: CurationLedger) -> None:
+        self.ledger = ledger
+
+    def model_card_section(self, trainer: MultimodalRewardTrainer) -> str | None:
+        return curation_section(self.ledger)
+
+
 def train_model(
     folder: Path,
     dataset: Dataset,
@@ -164,7 +173,7 @@ def train_model(
         args=args,
         train_dataset=dataset,
         eval_dataset=None if args.eval_strategy == "no" else eval_dataset,
-        callbacks=[WholeCheckpoints(limit)],
+        callbacks=[WholeCheckpoints(limit), *([] if ledger is None else [LedgerSection(ledger)])],
         peft_config=copy.deepcopy(training.peft_config),
         quantization_config=training.quantization_config,
     )
@@ -172,9 +181,9 @@ def train_model(
         trainer.add_callback(StyleAuditCallback(trainer))
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(str(folder))
-    on_main_process(partial(write_model_card, trainer, ledger=ledger))
+    on_main_process(trainer.create_model_card)
     if args.push_to_hub:
-        push_model(trainer, commit_message="End of training", blocking=True, ledger=ledger)
+        trainer.push_to_hub()
     counts = {
         "pairs": len(cast(Dataset, trainer.train_dataset)),
         "steps": trainer.state.global_step,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard
 
-from ..card_facts import code_block, metadata, name_cell, paragraph
+from ..card_facts import code_block, metadata, name_cell, paragraph, table
 from ..data.whole_file import whole_file
 from ..printable import digest
 from .result import EvalResult
@@ -64,12 +64,7 @@ def card_block(result: EvalResult, command: str | None = None) -> str:
     Returns:
         `str`: a heading, a table with a line for each metric, notes and the command.
     """
-    lines = [
-        f"### {name_cell(_title(result))}",
-        "",
-        "| metric | value, % | 95 % interval | of | ties |",
-        "|---|---|---|---|---|",
-    ]
+    rows = []
     for metric, value in result.metrics.items():
         interval, n, ties = result.bootstrap.get(metric), result.n.get(metric), result.ties.get(metric)
         cells = (
@@ -79,7 +74,9 @@ def card_block(result: EvalResult, command: str | None = None) -> str:
             "" if n is None else f"{n:,}",
             "" if ties is None else f"{ties:,}",
         )
-        lines.append(f"| {' | '.join(cells)} |")
+        rows.append(cells)
+    columns = ("metric", "value, %", "95 % interval", "of", "ties")
+    lines = [f"### {name_cell(_title(result))}", "", table(columns, rows)]
     lines += ["", "Intervals by drawing prompts with replacement. Ties count as wrong."]
     lines += map(paragraph, result.notes)
     if command is not None:

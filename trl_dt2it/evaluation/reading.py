@@ -6,7 +6,7 @@ import inspect
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
 
@@ -25,6 +25,7 @@ from ..data.t2i import reformulate_t2i
 from .benchmark import Benchmark
 from .benchmarks import find_benchmark
 from .raw_rows import BenchmarkRows, find_image_root, read_raw_rows
+from .training import with_metrics
 
 
 logger = logging.get_logger(__name__)
@@ -96,7 +97,7 @@ def read_benchmark(
     if on_bad_row not in ("raise", "leave_out"):
         raise ValueError(f'`on_bad_row` is {on_bad_row!r}; it must be "raise" or "leave_out".')
     if isinstance(rows, Dataset) and {"prompt", "pair_id", "category"} <= set(rows.column_names):
-        return rows
+        return with_metrics(rows, name)
     if image_root is not None and not Path(image_root).is_dir():
         raise ValueError(f"`image_root` is {image_root}, but there is no such folder.")
     allowed = list(inspect.signature(benchmark.source.convert).parameters)[1:]
@@ -116,7 +117,29 @@ def read_benchmark(
         categories = [orders[one[-2:]] if ask_both else "" for one in kept["pair_id"]]
         kept = kept.add_column("category", pa.array(categories, pa.string()))
         kept = kept.add_column("row_index", pa.array(np.arange(len(kept))))
-    return _with_unique_ids(kept)
+    return with_metrics(_with_unique_ids(kept), name)
+
+
+def eval_datasets(
+    benchmarks: Sequence[str] | Mapping[str, BenchmarkRows | None], **reading: Any
+) -> dict[str, Dataset]:
+    """
+    Benchmarks as `eval_dataset` of [`MultimodalRewardTrainer`].
+
+    With `eval_dataset={**eval_datasets(["vl-rewardbench"]), "held_out": pairs}` every evaluation logs
+    `eval_vl-rewardbench_macro` and so on.
+
+    Args:
+        benchmarks (`Sequence[str]` or `Mapping[str, BenchmarkRows]`):
+            Names of benchmarks, which are read from the Hub, or by their names the rows, as in [`read_benchmark`].
+        reading:
+            Other arguments of [`read_benchmark`].
+
+    Returns:
+        `dict[str, Dataset]`: their rows by name.
+    """
+    given = benchmarks if isinstance(benchmarks, Mapping) else dict.fromkeys(benchmarks)
+    return {name: read_benchmark(name, rows, **reading) for name, rows in given.items()}
 
 
 def _convert(

@@ -1,45 +1,49 @@
-"""Benchmarks during training: as evaluation sets of the trainer, and their metrics from its records."""
+"""Metrics of benchmarks during training: an evaluation set brings them along in its `info`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, DatasetInfo
 
-from ..data.encoded import column_of
-from ..reward_metrics import PairRecord
 from .benchmarks import BENCHMARKS
-from .metrics import compute_metrics
-from .raw_rows import BenchmarkRows
-from .reading import read_benchmark
+from .metrics import CANONICAL_KEYS, compute_metrics
 
 
-# Columns of an evaluation set that the metrics need besides the trainer's own.
-COLUMNS = ("category", "group_id")
+if TYPE_CHECKING:
+    from ..reward_metrics import PairRecord  # with which TRL would be loaded whenever a benchmark is read
 
 
-def eval_datasets(
-    benchmarks: Sequence[str] | Mapping[str, BenchmarkRows | None], **reading: Any
-) -> dict[str, Dataset]:
+class BenchmarkInfo(DatasetInfo):
     """
-    Benchmarks as `eval_dataset` of [`MultimodalRewardTrainer`].
+    Info of a data set that is a benchmark, whose name is in `dataset_name`.
 
-    With `eval_dataset={**eval_datasets(["vl-rewardbench"]), "held_out": pairs}` every evaluation logs
-    `eval_vl-rewardbench_macro` and so on.
-
-    Args:
-        benchmarks (`Sequence[str]` or `Mapping[str, BenchmarkRows]`):
-            Names of benchmarks, which are read from the Hub, or by their names the rows, as in [`read_benchmark`].
-        reading:
-            Other arguments of [`read_benchmark`].
-
-    Returns:
-        `dict[str, Dataset]`: their rows by name.
+    `datasets` passes the info of a set on to what is selected, filtered, mapped or shuffled of it, so that the trainer
+    finds `measure` whatever became of the rows.
     """
-    given = benchmarks if isinstance(benchmarks, Mapping) else dict.fromkeys(benchmarks)
-    return {name: read_benchmark(name, rows, **reading) for name, rows in given.items()}
+
+    @property
+    def title(self) -> str:
+        return BENCHMARKS[str(self.dataset_name)].title
+
+    @property
+    def hub_id(self) -> str | None:
+        return BENCHMARKS[str(self.dataset_name)].source.hub_id
+
+    def measure(self, dataset: Any, records: Sequence[PairRecord]) -> dict[str, float]:
+        return training_metrics(dataset, records)
+
+
+def with_metrics(dataset: Dataset, name: str) -> Dataset:
+    """Let the canonical rows of a benchmark bring its metrics along."""
+    if isinstance(dataset.info, BenchmarkInfo):
+        return dataset
+    dataset = copy.copy(dataset)
+    dataset._info = BenchmarkInfo(**{**vars(dataset.info), "dataset_name": name})
+    return dataset
 
 
 def training_metrics(dataset: Any, records: Sequence[PairRecord]) -> dict[str, float]:
@@ -48,19 +52,17 @@ def training_metrics(dataset: Any, records: Sequence[PairRecord]) -> dict[str, f
 
     Args:
         dataset (`Dataset`):
-            What was evaluated on. If it is no benchmark, there are no metrics.
+            What was evaluated on. If it is not of [`read_benchmark`], there are no metrics.
         records (`Sequence[PairRecord]`):
             The pairs, with their positions in the set.
 
     Returns:
         `dict[str, float]`: as [`compute_metrics`] gives them, or empty.
     """
-    if not isinstance(dataset, Dataset) or not {*COLUMNS, "source"} <= set(dataset.column_names):
+    if not records or not isinstance(dataset.info, BenchmarkInfo):
         return {}
-    if len(dataset) == 0 or (name := column_of(dataset.select([0]), "source")[0].as_py()) not in BENCHMARKS:
-        return {}
-    if not records:
+    if not set(CANONICAL_KEYS) <= set(dataset.column_names):
         return {}
     chosen, rejected = (np.array([getattr(record, side) for record in records]) for side in ("chosen", "rejected"))
-    rows = dataset.select_columns(list(COLUMNS)).select([record.position for record in records])
-    return compute_metrics(name, rows, chosen, rejected)
+    rows = dataset.select_columns(list(CANONICAL_KEYS)).select([record.position for record in records])
+    return compute_metrics(str(dataset.info.dataset_name), rows, chosen, rejected)

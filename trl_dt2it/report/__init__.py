@@ -5,16 +5,7 @@ It holds all that it shows and asks no other machine for anything. Figures are s
 the gallery.
 """
 
-from typing import TYPE_CHECKING
-
-from ..lazy import lazy_names
+import lazy_loader
 
 
-_MODULES = {"write_report": "writing"}
-
-__all__ = ["write_report"]
-
-if TYPE_CHECKING:
-    from .writing import write_report
-
-__getattr__, __dir__ = lazy_names(__name__, _MODULES)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -10,15 +10,15 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trl_dt2it.curation.sampler import (
-    CuratedRows,
+from trl_dt2it.packing import EpochLengthGroupedSampler, TokenBatchSampler, plan_batches
+from trl_dt2it.selection import (
     Draw,
     PlannedBatchSampler,
     PlannedSampler,
+    SelectedRows,
     Selection,
     SelectionSampler,
 )
-from trl_dt2it.packing import EpochLengthGroupedSampler, TokenBatchSampler, plan_batches
 
 
 def rows_of(sampler) -> list[int]:
@@ -106,7 +106,7 @@ ROWS = Dataset.from_list(
 
 
 def test_rows_are_read_as_drawn():
-    rows = CuratedRows(ROWS)
+    rows = SelectedRows(ROWS)
     assert len(rows) == 3
     as_it_is, flipped = rows.__getitems__([Draw(2, False, True, None), Draw(1, True, True, None)])
     assert as_it_is == ROWS[2]

@@ -1,23 +1,30 @@
-"""Which pairs an epoch trains on, and how it reads them, while data loader, data set and number of steps stay.
+"""The rows of a training set that an epoch reads, and their orientation, while data loader and number of steps stay.
 
-All that changes lives in a [`Selection`] in the main process. A sampler gives, in place of a bare row number, a
-[`Draw`] that says how to read the row; it reaches the workers of the data loader with the batch that it belongs to, so
-that nothing is out of date there, whether they persist or have fetched ahead.
+A callback fills `trainer.selection` and changes it between epochs; the trainer asks it for the sampler, tells it when
+to save, and from which checkpoint to resume. All that changes lives in a [`Selection`] in the main process. A sampler
+gives, in place of a bare row number, a [`Draw`] that says how to read the row; it reaches the workers of the data
+loader with the batch that it belongs to, so that nothing is out of date there, whether they persist or have fetched
+ahead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, cast
 
 import datasets
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, RandomSampler, Sampler, SequentialSampler
 from transformers.trainer_pt_utils import BatchRebalanceSampler
+from transformers.trainer_utils import get_last_checkpoint
 
-from ..data.swapping import partner_column
+from .data.swapping import partner_column
+
+
+STATE_FILE = "curation_state.json"  # in a checkpoint whose rows were selected
 
 
 class Draw(NamedTuple):
@@ -32,7 +39,7 @@ class Draw(NamedTuple):
 @dataclass
 class Selection:
     """
-    How the N pairs of a train set are read in this epoch.
+    The N pairs of a training set in this epoch.
 
     Parameters:
         flipped (`np.ndarray` of shape `(N,)` and dtype `bool`):
@@ -44,9 +51,13 @@ class Selection:
         strength (`np.ndarray` of shape `(N,)` and dtype `float64`, *optional*):
             Strengths in place of those of the data set, NaN where unknown.
         seed (`int`, *optional*, defaults to 0):
-            Seed of the order.
+            Seed of the order; the trainer sets its own.
         epoch (`int`, *optional*, defaults to 0):
             Number of epochs done.
+        save (`Callable`, *optional*):
+            Writes into a checkpoint, on the process that saves, what a resumed run needs: [`STATE_FILE`] at least.
+        checkpoint (`str`, *optional*):
+            What training resumes from; the trainer says so before `on_train_begin`.
     """
 
     flipped: np.ndarray
@@ -55,6 +66,8 @@ class Selection:
     strength: np.ndarray | None = None
     seed: int = 0
     epoch: int = 0
+    save: Callable[[Path], None] | None = None
+    checkpoint: str | None = None
 
     @classmethod
     def of_all(cls, num_pairs: int, seed: int = 0) -> Selection:
@@ -116,7 +129,7 @@ class PlannedSampler(Sampler[Draw]):
     Gives what another sampler gives, as draws.
 
     For an order that was planned over all pairs, such as groups of similar length: a pair that is dropped keeps its
-    place, and [`CuratedRows`] gives it the weight 0.
+    place, and [`SelectedRows`] gives it the weight 0.
 
     Args:
         sampler (`Sampler`):
@@ -154,14 +167,8 @@ class PlannedBatchSampler(BatchRebalanceSampler):
         self.sampler.set_epoch(epoch)
 
 
-class CuratedRows(Dataset):
-    """
-    A train set that is read by draws.
-
-    Args:
-        dataset ([`~datasets.Dataset`]):
-            Preference rows; they stay as they are.
-    """
+class SelectedRows(Dataset):
+    """A training set that is read by draws; its rows stay as they are."""
 
     def __init__(self, dataset: datasets.Dataset) -> None:
         self.dataset = dataset
@@ -186,3 +193,27 @@ def as_drawn(row: dict[str, Any], draw: Draw) -> dict[str, Any]:
     if draw.strength is not None:
         row = {**row, "strength": None if np.isnan(draw.strength) else draw.strength}
     return row
+
+
+def selected(sampler: Sampler | None, selection: Selection, data_seed: int | None = None) -> Sampler:
+    """Draw from a selection in place of the sampler that the trainer would have without it."""
+    # As accelerate's `SeedableRandomSampler` has it.
+    selection.seed = torch.random.initial_seed() if data_seed is None else data_seed
+    if isinstance(sampler, BatchRebalanceSampler):
+        return PlannedBatchSampler(sampler, selection)
+    if isinstance(sampler, (RandomSampler, SequentialSampler)):
+        return SelectionSampler(selection, shuffle=isinstance(sampler, RandomSampler))
+    return PlannedSampler(cast(Sampler, sampler), selection)  # only streamed sets have none
+
+
+def resume_selection(selection: Selection | None, checkpoint: str | bool | None, output_dir: str) -> None:
+    """Tell a selection what training resumes from, as [`~transformers.Trainer.train`] takes it, and refuse to forget
+    that of a checkpoint."""
+    found = get_last_checkpoint(output_dir) if checkpoint is True else cast("str | None", checkpoint or None)
+    if selection is not None:
+        selection.checkpoint = found
+    elif found is not None and (Path(found) / STATE_FILE).is_file():
+        raise ValueError(
+            f"{found} was written with the curation callback, whose flips would be forgotten; add the callback "
+            f"before you resume, or delete its `{STATE_FILE}` to go on without."
+        )

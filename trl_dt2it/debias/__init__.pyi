@@ -1,0 +1,14 @@
+from .audit import audit_style as audit_style
+from .balance import balance_style as balance_style
+from .balance import style_weights as style_weights
+from .balance_report import BalanceReport as BalanceReport
+from .distill_plan import DistillPlan as DistillPlan
+from .distill_plan import plan_distill as plan_distill
+from .distill_report import DistillReport as DistillReport
+from .distillation import distill as distill
+from .distilled_rows import DISTILLED_FEATURES as DISTILLED_FEATURES
+from .match import match_style as match_style
+from .style import STYLE_FEATURES as STYLE_FEATURES
+from .style import style_features as style_features
+from .style_callback import StyleAuditCallback as StyleAuditCallback
+from .style_report import StyleReport as StyleReport

@@ -1,0 +1,16 @@
+from .benchmarks import BENCHMARKS as BENCHMARKS
+from .evaluating import evaluate as evaluate
+from .metrics import compute_metrics as compute_metrics
+from .published import PUBLISHED as PUBLISHED
+from .published import PublishedScore as PublishedScore
+from .published import published_scores as published_scores
+from .reading import eval_datasets as eval_datasets
+from .reading import read_benchmark as read_benchmark
+from .result import EvalResult as EvalResult
+from .result import PooledResult as PooledResult
+from .result import pooled as pooled
+from .result import show_published as show_published
+from .scores_file import ScoreFile as ScoreFile
+from .scores_file import split_predictions as split_predictions
+from .scores_file import write_scores as write_scores
+from .training import training_metrics as training_metrics
