@@ -97,7 +97,8 @@ def _register(auto_module: Any) -> None:
 
 
 class _OurModule:
-    """The module of the classes, imported when transformers looks up a name. Other names it takes from its own."""
+    """The module of the classes, imported when transformers looks up a name, which it takes from its own if this fails
+    with an `AttributeError`."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(import_module(".modeling", __package__), name)
