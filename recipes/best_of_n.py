@@ -36,10 +36,8 @@ class BestOfNArguments(AnswerArguments):
 def main(args):
     from rich.console import Console
 
-    from trl_dt2it.data.whole_file import whole_file
-    from trl_dt2it.processes import on_main_process
     from trl_dt2it.recipe_models import share_work
-    from trl_dt2it.run_lock import run_lock
+    from trl_dt2it.utils import on_main_process, run_lock, whole_file
 
     state, output, rows = share_work(), Path(args.output_dir) / "best_of_n.jsonl", args.read()
     if args.dry_run:

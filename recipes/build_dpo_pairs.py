@@ -62,11 +62,9 @@ def main(args):
 
     from trl_dt2it.data import write_parquet
     from trl_dt2it.data.published import refuse_unpublishable
-    from trl_dt2it.data.whole_file import whole_file
-    from trl_dt2it.processes import on_main_process
     from trl_dt2it.recipe_models import share_work
     from trl_dt2it.reward_gap_pairs import build_gap_pairs
-    from trl_dt2it.run_lock import run_lock
+    from trl_dt2it.utils import on_main_process, run_lock, whole_file
 
     state, folder, rows = share_work(), Path(args.output_dir), args.read()
     output = folder / "pairs" / f"train.{args.output_format}"
@@ -116,7 +114,7 @@ def check_paths(rows):
 def write_lines(pairs, path):
     """Pairs with their images as paths."""
     from trl_dt2it.data.encoded import leave_images_encoded
-    from trl_dt2it.data.whole_file import whole_file
+    from trl_dt2it.utils import whole_file
 
     with whole_file(path) as part, part.open("w", encoding="utf-8") as file:
         for row in leave_images_encoded(pairs):

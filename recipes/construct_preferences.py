@@ -85,12 +85,11 @@ def main(args):
 
     from trl_dt2it.data import ImageOptions, write_parquet
     from trl_dt2it.data.published import refuse_unpublishable
-    from trl_dt2it.data.whole_file import whole_file
     from trl_dt2it.debias.distill_plan import plan_distill
     from trl_dt2it.debias.distillation import distill
     from trl_dt2it.judge import JudgeClient
     from trl_dt2it.judge.reading import read_endpoint
-    from trl_dt2it.run_lock import run_lock
+    from trl_dt2it.utils import run_lock, whole_file
 
     if not args.judge:
         raise ValueError("Give `judge`, the endpoint of the judge.")

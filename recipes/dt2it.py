@@ -29,7 +29,7 @@ from typing import Any
 from trl import ModelConfig, TrlParser
 
 from trl_dt2it import MultimodalRewardConfig
-from trl_dt2it.shards import parse_shard
+from trl_dt2it.utils import parse_shard
 
 
 @dataclass
@@ -102,8 +102,7 @@ def main(args, training_args, model_args):
     from datasets import disable_progress_bars
     from transformers.utils.logging import disable_progress_bar
 
-    from trl_dt2it.processes import wait_for_everyone
-    from trl_dt2it.run_lock import run_lock
+    from trl_dt2it.utils import run_lock, wait_for_everyone
 
     state = PartialState()
     if training_args.disable_tqdm:
@@ -128,11 +127,10 @@ def run_or_plan(args, training_args, model_args):
     from trl_dt2it.curation.rounds import plan_rounds
     from trl_dt2it.curation.run_record import record_run
     from trl_dt2it.curation.stages import run_stages, show_plan
-    from trl_dt2it.data.whole_file import whole_file
     from trl_dt2it.demo.sets import DEMO_LOADERS
-    from trl_dt2it.processes import on_main_process
     from trl_dt2it.recipe_models import find_base_model
     from trl_dt2it.report import write_report
+    from trl_dt2it.utils import on_main_process, whole_file
 
     state, console = PartialState(), Console()
     training = RewardTraining(

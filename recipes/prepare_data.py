@@ -88,8 +88,7 @@ def main(args):
 
     from trl_dt2it import token_counter
     from trl_dt2it.data import ImageOptions, prepare_shard, read_settings
-    from trl_dt2it.run_lock import run_lock
-    from trl_dt2it.shards import parse_shard
+    from trl_dt2it.utils import parse_shard, run_lock
 
     console = Console()
     if not args.sources:

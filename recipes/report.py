@@ -61,7 +61,7 @@ def main(args):
     from trl_dt2it.demo.sets import DEMO_LOADERS
     from trl_dt2it.recipe_data import show_dry_run
     from trl_dt2it.report import write_report
-    from trl_dt2it.run_lock import run_lock
+    from trl_dt2it.utils import run_lock
 
     evaluations = args.evaluation or []
     for name, paths in (("run", [args.run]), ("corrections", [args.corrections]), ("evaluation", evaluations)):

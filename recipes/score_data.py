@@ -46,11 +46,9 @@ def main(args):
 
     from trl_dt2it.data import write_parquet
     from trl_dt2it.data.published import refuse_unpublishable
-    from trl_dt2it.data.whole_file import whole_file
-    from trl_dt2it.processes import on_main_process
     from trl_dt2it.recipe_data import show_dry_run
     from trl_dt2it.recipe_models import share_work
-    from trl_dt2it.run_lock import run_lock
+    from trl_dt2it.utils import on_main_process, run_lock, whole_file
 
     args.named_model()
     state, console, folder = share_work(), Console(), Path(args.output_dir)

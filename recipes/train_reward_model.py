@@ -105,7 +105,7 @@ def load_data(script_args, dataset_args, seed):
 def main(script_args, training_args, model_args, dataset_args):
     from accelerate import PartialState
 
-    from trl_dt2it.run_lock import run_lock
+    from trl_dt2it.utils import run_lock
 
     state = PartialState()
     if script_args.dry_run:
@@ -122,8 +122,8 @@ def train(script_args, training_args, model_args, dataset_args):
 
     from trl_dt2it import MultimodalRewardTrainer
     from trl_dt2it.debias import StyleAuditCallback
-    from trl_dt2it.processes import on_main_process
     from trl_dt2it.recipe_models import init_kwargs, with_tiny
+    from trl_dt2it.utils import on_main_process
 
     model = with_tiny(model_args.model_name_or_path, training_args.output_dir, training_args.seed)
 
@@ -226,7 +226,7 @@ def score_again(trainer):
     from transformers import AutoModelForSequenceClassification, AutoProcessor
 
     from trl_dt2it import MultimodalPreferenceCollator
-    from trl_dt2it.processes import whole_weights
+    from trl_dt2it.utils import whole_weights
 
     # The trainer's rows and places: checked, with the images still encoded and found under `image_root`.
     row, model_dir = trainer.eval_dataset[0], trainer.args.output_dir
@@ -251,7 +251,7 @@ def score_again(trainer):
 
 def save_summary(summary):
     """Writes `summary.json` beside the model."""
-    from trl_dt2it.data.whole_file import whole_file
+    from trl_dt2it.utils import whole_file
 
     with whole_file(Path(summary["model_dir"]) / "summary.json") as part:
         part.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from trl_dt2it.printable import printable
+from trl_dt2it.utils import printable
 
 
 @pytest.mark.parametrize(

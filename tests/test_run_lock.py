@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from trl_dt2it import run_lock as module
-from trl_dt2it.data.whole_file import remove_unfinished, whole_file
-from trl_dt2it.run_lock import VARIABLE, RunLockedError, run_lock
+from trl_dt2it import utils as module
+from trl_dt2it.utils import VARIABLE, RunLockedError, remove_unfinished, run_lock, whole_file
 
 from .curation.runs import arguments, start
 from .processes import Run
@@ -141,8 +140,8 @@ def test_parts_of_a_run_share_a_folder_each_once(tmp_path):
 
 
 def in_two_processes(folder: str) -> None:
-    from trl_dt2it.processes import wait_for_everyone
     from trl_dt2it.recipe_models import share_work
+    from trl_dt2it.utils import wait_for_everyone
 
     state = share_work()
     with run_lock(folder):

@@ -11,14 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trl_dt2it.packing import EpochLengthGroupedSampler, TokenBatchSampler, plan_batches
-from trl_dt2it.selection import (
-    Draw,
-    PlannedBatchSampler,
-    PlannedSampler,
-    SelectedRows,
-    Selection,
-    SelectionSampler,
-)
+from trl_dt2it.selection import Draw, PlannedBatchSampler, PlannedSampler, SelectedRows, Selection, SelectionSampler
 
 
 def rows_of(sampler) -> list[int]:

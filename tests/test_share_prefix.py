@@ -2,12 +2,7 @@
 
 import pytest
 
-from trl_dt2it import (
-    MultimodalRewardConfig,
-    MultimodalRewardTrainer,
-    load_reward_model,
-    modeling,
-)
+from trl_dt2it import MultimodalRewardConfig, MultimodalRewardTrainer, load_reward_model, modeling
 from trl_dt2it.shared_forward import decide_share_prefix, why_not_shared
 
 from .families import FAMILIES, family_dir

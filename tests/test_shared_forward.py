@@ -6,9 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from trl_dt2it import (
-    MultimodalPreferenceCollator,
-)
+from trl_dt2it import MultimodalPreferenceCollator
 from trl_dt2it.encoding import encode_branches
 from trl_dt2it.shared_prefix import pack_branches
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .data.schema import RowError, check_row
+from .data.errors import RowError
+from .data.schema import check_row
 from .rendering import ProcessingClass, get_tokenizer
 
 

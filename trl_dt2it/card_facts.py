@@ -16,8 +16,7 @@ from huggingface_hub import EvalResult
 
 from .data.encoded import column_of
 from .data.sources import SOURCES
-from .printable import printable
-from .run_lock import without_secrets
+from .utils import printable, without_secrets
 
 
 def cell(text: object) -> str:

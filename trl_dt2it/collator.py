@@ -11,9 +11,11 @@ import torch
 from PIL import Image
 from transformers import ProcessorMixin
 
-from .data.images import ImageOptions, load_image
+from .data.errors import RowError
+from .data.images import load_image
+from .data.locations import ImageOptions
 from .data.rows import Video, row_images, row_name, row_videos
-from .data.schema import RowError, check_row, special_token_pattern
+from .data.schema import check_row, special_token_pattern
 from .encoding import encode_branches, join_images
 from .families import FAMILIES
 from .rendering import (

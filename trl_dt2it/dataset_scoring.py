@@ -25,10 +25,20 @@ from tqdm.auto import tqdm
 from transformers import ProcessorMixin
 
 from .data.pair_identity import pair_ids, source_fingerprint
-from .data.whole_file import move_aside, read_json, whole_file, write_json
-from .printable import digest, digest_of
-from .processes import check_shared_folder, main_process_first, on_main_process, raise_together, wait_for_everyone
 from .rendering import ProcessingClass
+from .utils import (
+    check_shared_folder,
+    digest,
+    digest_of,
+    main_process_first,
+    move_aside,
+    on_main_process,
+    raise_together,
+    read_json,
+    wait_for_everyone,
+    whole_file,
+    write_json,
+)
 
 
 REWARD_COLUMNS = ("chosen_reward", "rejected_reward")

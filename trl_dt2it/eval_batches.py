@@ -21,7 +21,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import gather_object, recursively_apply
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Dataset as TorchDataset
 
 from .batch_loss import BatchLoss
 from .data.encoded import AnyDataset
@@ -37,7 +38,7 @@ class Place(NamedTuple):
     row: Any
 
 
-class EvaluationRows(Dataset):
+class EvaluationRows(TorchDataset):
     """Rows of an evaluation set with their positions, read by [`Place`]."""
 
     def __init__(self, dataset: AnyDataset) -> None:

@@ -28,10 +28,9 @@ from .card_facts import (
     source_counts,
     source_lines,
 )
-from .data.whole_file import whole_file
 from .losses import loss_name
-from .processes import on_main_process
 from .reward_config import MultimodalRewardConfig
+from .utils import on_main_process, whole_file
 
 
 PROJECT_URL = "https://pypi.org/project/trl-dt2it"

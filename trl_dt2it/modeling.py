@@ -38,9 +38,9 @@ from .families import FAMILIES
 from .freezing import is_head, num_tokens_of_adapter
 from .image_features import encode_once, refuse_unseen
 from .patch_embedding import project_patches_by_matrix_product
-from .processes import whole_weights
 from .reward_statistics import read_beside_adapter
 from .shared_forward import last_hidden_states, use_shared_prefix
+from .utils import whole_weights
 
 
 logger = logging.get_logger(__name__)

@@ -30,10 +30,10 @@ from .batch_loss import pair_rewards
 from .data.encoded import leave_images_encoded
 from .data.rows import row_name
 from .packing import plan_batches
-from .processes import gather, portable, raise_together
 from .reward_config import MultimodalRewardConfig
 from .reward_statistics import STATISTICS
 from .token_counts import count_tokens, pair_size
+from .utils import gather, portable, raise_together
 
 
 logger = logging.get_logger(__name__)

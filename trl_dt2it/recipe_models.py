@@ -13,7 +13,7 @@ from accelerate import PartialState
 
 from .attention import usable_attention
 from .demo import READER, READER_DIR, TINY
-from .processes import main_process_first, on_main_process, whole_weights
+from .utils import main_process_first, on_main_process, whole_weights
 
 
 if TYPE_CHECKING:

@@ -45,7 +45,6 @@ from .modeling import pad_id_as_saved
 from .packing import BatchPlan, SetEpoch, plan_training, training_sampler
 from .pair_scoring import measure_reward_statistics
 from .preparation import COLUMNS, plain_columns, prepare_dataset
-from .processes import check_shared_folder, gather
 from .rendering import ProcessingClass, get_tokenizer
 from .reward_config import MultimodalRewardConfig
 from .reward_metrics import TrainMetrics, evaluation_metrics
@@ -84,6 +83,7 @@ from .trainer_setup import (
     use_liger_kernels,
     with_values,
 )
+from .utils import check_shared_folder, gather
 
 
 class MultimodalRewardTrainer(RewardTrainer):

@@ -21,8 +21,8 @@ from .data.errors import RowError
 from .data.images import load_image
 from .data.locations import ImageOptions
 from .data.prompts import Prompt
-from .processes import whole_weights
 from .rendering import ProcessingClass, get_tokenizer, lacks_special_tokens, render_conversation
+from .utils import whole_weights
 
 
 @dataclass(frozen=True)

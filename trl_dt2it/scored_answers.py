@@ -21,9 +21,9 @@ from .data.prompts import Prompt, read_prompt
 from .data.rows import row_name
 from .dataset_scoring import make_records, model_fingerprint, processor_settings
 from .loading import load_processing_class
-from .printable import digest_of
 from .sampling import Sampling, load_generator, sample_answers
 from .scoring import RewardScorer
+from .utils import digest_of
 
 
 @dataclass(frozen=True)

@@ -17,17 +17,16 @@ from transformers import PreTrainedModel
 from . import pair_scoring
 from .candidates import Candidates, as_candidates, check_prompt, check_response
 from .collator import MultimodalPreferenceCollator
-from .data.images import ImageOptions
-from .data.locations import with_image_root
+from .data.locations import ImageOptions, with_image_root
 from .dataset_scoring import add_rewards, model_fingerprint, processor_settings
 from .loading import load_processing_class, set_pixel_limits
 from .modeling import load_reward_model, read_last_real_token
 from .preparation import rename_old_columns
-from .processes import whole_weights
 from .rendering import ProcessingClass, get_tokenizer
 from .reward_function import make_reward_func
 from .scoring_candidates import score_candidates
 from .shared_forward import decide_share_prefix
+from .utils import whole_weights
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from transformers import ProcessorMixin
 
 from .candidates import Candidates, named_error
 from .collator import MultimodalPreferenceCollator
+from .data.errors import RowError
 from .data.images import load_image
-from .data.schema import RowError
 from .encoding import encode_branches, join_images
 from .pair_scoring import evaluating
 from .rendering import Rendered, get_tokenizer, lacks_special_tokens, render_conversation

@@ -16,10 +16,12 @@ from transformers.utils import logging
 
 from .collator import MultimodalPreferenceCollator
 from .data.arrow_rows import look_at_rows
+from .data.errors import RowError
 from .data.images import check_image
 from .data.locations import ImageOptions
 from .data.row_checks import TokenCounter
-from .data.schema import RowError, check_row, row_images, row_name
+from .data.rows import row_images, row_name
+from .data.schema import check_row
 from .encoding import encode_branches
 from .families import FAMILIES
 from .rendering import ProcessingClass, check_difference, get_tokenizer, render_branches

@@ -4,13 +4,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from trl_dt2it.curation import (
-    Flip,
-    IterativeCurationCallback,
-    Keep,
-    flip_negative,
-    keep_consistent,
-)
+from trl_dt2it.curation import Flip, IterativeCurationCallback, Keep, flip_negative, keep_consistent
 
 from ..rows import make_dataset
 from ..trainers import losses, trainer_for

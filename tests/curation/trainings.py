@@ -5,12 +5,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 
-from trl_dt2it.curation import (
-    Flip,
-    IterativeCurationCallback,
-    Keep,
-    flip_negative,
-)
+from trl_dt2it.curation import Flip, IterativeCurationCallback, Keep, flip_negative
 
 from ..rows import make_dataset
 from ..trainers import trainer_for, weights

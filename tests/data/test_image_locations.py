@@ -21,7 +21,8 @@ from trl_dt2it.data import (
 )
 from trl_dt2it.data.canonical import FEATURES, preference
 from trl_dt2it.data.encoded import leave_images_encoded
-from trl_dt2it.data.images import ImageOptions, check_image, load_image
+from trl_dt2it.data.images import check_image, load_image
+from trl_dt2it.data.locations import ImageOptions
 
 
 def test_image_root(tmp_path):

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from tests.data.image_files import encode, png_header, refusal
-from trl_dt2it.data.images import ImageOptions, check_image, load_image
-from trl_dt2it.data.schema import RowError
+from trl_dt2it.data.errors import RowError
+from trl_dt2it.data.images import check_image, load_image
+from trl_dt2it.data.locations import ImageOptions
 
 
 @pytest.mark.parametrize(

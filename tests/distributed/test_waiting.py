@@ -20,7 +20,7 @@ from trl_dt2it.data.errors import RowError
 from trl_dt2it.dataset_scoring import make_records
 from trl_dt2it.loading import load_processing_class
 from trl_dt2it.pair_scoring import score_pairs
-from trl_dt2it.processes import gather, main_process_first, on_main_process, raise_together, wait_for_everyone
+from trl_dt2it.utils import gather, main_process_first, on_main_process, raise_together, wait_for_everyone
 
 from ..curation.runs import arguments, start
 from ..families import family_dir

@@ -26,10 +26,10 @@ from trl_dt2it.curation.curation_run import read_run
 from trl_dt2it.curation.round_settings import METHODS, Step, read_rounds
 from trl_dt2it.curation.round_training import RewardTraining
 from trl_dt2it.curation.rounds import plan_rounds
-from trl_dt2it.dataset_scoring import score_in_shards
-from trl_dt2it.curation.stages import Stage, digest_of, stage_digests
+from trl_dt2it.curation.stages import Stage, stage_digests
 from trl_dt2it.data import write_parquet
-from trl_dt2it.dataset_scoring import add_rewards
+from trl_dt2it.dataset_scoring import add_rewards, score_in_shards
+from trl_dt2it.utils import digest_of
 
 from .golden import check
 from .pairs_of_each_kind import datasets, t2i_pairs

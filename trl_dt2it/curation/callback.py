@@ -16,8 +16,8 @@ from transformers import TrainerCallback
 from ..data.encoded import column_of, has_transform
 from ..data.pair_identity import pair_contents, pair_ids, source_fingerprint
 from ..pair_scoring import evaluating, score_with_trainer
-from ..processes import on_main_process, same_random_state
 from ..reward_trainer import MultimodalRewardTrainer
+from ..utils import on_main_process, same_random_state
 from .callback_round import (
     RoundRules,
     deal_out,
@@ -27,15 +27,7 @@ from .callback_round import (
     rows_of_sources,
     takes_reference,
 )
-from .callback_state import (
-    CurationState,
-    add_round,
-    check_ledger,
-    describe,
-    fingerprint_of,
-    load_state,
-    save_state,
-)
+from .callback_state import CurationState, add_round, check_ledger, describe, fingerprint_of, load_state, save_state
 from .dataset_card import curation_section
 from .deciding import Flip, Keep
 from .ledger import CurationLedger

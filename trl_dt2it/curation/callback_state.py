@@ -26,9 +26,8 @@ from transformers.utils import logging
 
 from ..data.encoded import column_of
 from ..data.pair_identity import source_fingerprint
-from ..data.whole_file import whole_file
-from ..printable import digest
 from ..selection import STATE_FILE, Selection
+from ..utils import digest, whole_file
 from .ledger import CurationLedger
 
 

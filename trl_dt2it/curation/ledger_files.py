@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from transformers.utils import logging
 
 from ..data.pair_identity import CONTENT_COLUMNS
-from ..data.whole_file import read_json, whole_file, write_json
+from ..utils import read_json, whole_file, write_json
 from .ledger_tables import STATE_COLUMNS, merge_rounds
 
 

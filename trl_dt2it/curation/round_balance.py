@@ -11,10 +11,9 @@ from datasets import Dataset
 from transformers.utils import logging
 
 from ..data.swapping import with_columns
-from ..data.whole_file import whole_file
 from ..debias.audit import audit_style
 from ..debias.balance import style_weights
-from ..processes import on_main_process
+from ..utils import on_main_process, whole_file
 from .curation_run import CurationRun
 
 

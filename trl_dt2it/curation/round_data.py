@@ -24,9 +24,8 @@ from ..data.pair_identity import pair_contents, source_fingerprint
 from ..data.swapping import with_columns
 from ..loading import load_processing_class, set_pixel_limits
 from ..preparation import image_options, prepare_dataset
-from ..printable import digest, digest_of
-from ..processes import main_process_first, on_main_process
 from ..reward_config import MultimodalRewardConfig
+from ..utils import digest, digest_of, main_process_first, on_main_process
 
 
 # Rows of further kinds of sources: a function of the `source` and of what stands under the key that names the kind.

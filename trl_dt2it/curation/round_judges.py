@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..printable import digest
+from ..utils import digest
 
 
 if TYPE_CHECKING:  # what a run without judges does without, their extra among it
-    from ..judge import Endpoint, JudgeClient
+    from ..judge.client import JudgeClient
+    from ..judge.endpoint import Endpoint
     from .judging import Swap
 
 
@@ -57,7 +58,7 @@ class Judging:
 
     def clients(self, output_dir: Path) -> list[JudgeClient]:
         """The judges, each with a store of its own, which all rounds share."""
-        from ..judge import JudgeClient
+        from ..judge.client import JudgeClient
 
         clients = []
         for endpoint, kwargs in zip(self.endpoints, self.client_kwargs, strict=True):

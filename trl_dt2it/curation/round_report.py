@@ -18,7 +18,7 @@ from ..data.encoded import column_of
 from ..data.pair_identity import pair_contents
 from ..dataset_scoring import read_scores
 from ..debias.audit import audit_style
-from ..printable import printable
+from ..utils import printable
 from .ledger import CurationLedger
 
 

@@ -13,8 +13,7 @@ from transformers.utils import logging
 from ..data.encoded import column_of
 from ..data.mixing import concatenate
 from ..data.swapping import swap_pairs
-from ..data.whole_file import move_aside
-from ..processes import on_main_process
+from ..utils import move_aside, on_main_process
 from .ledger import CurationLedger
 from .round_balance import balanced_base
 from .round_data import folds_of

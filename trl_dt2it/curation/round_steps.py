@@ -12,10 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..data.encoded import column_of
-from ..data.whole_file import read_json, whole_file
 from ..dataset_scoring import gather_scores
 from ..preparation import image_options
-from ..processes import on_main_process
+from ..utils import on_main_process, read_json, whole_file
 from .combining import combine_scores
 from .deciding import decide
 from .ledger import CurationLedger
@@ -117,7 +116,7 @@ def ask_judges(run: CurationRun, folder: Path, *, number: int, step: Step, befor
 
 def _check_answered(found: PairVotes, judging: Judging) -> None:
     """End the stage if too many pairs have no answer, and say what to do."""
-    from ..judge import JudgeError
+    from ..judge.failures import JudgeError
 
     missing, total = int(found.unanswered.sum()), len(found.unanswered)
     if missing <= judging.max_unanswered * total:

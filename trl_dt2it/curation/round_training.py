@@ -27,10 +27,10 @@ from ..loading import load_processing_class
 from ..modeling import load_reward_model
 from ..pair_scoring import score_pairs
 from ..preparation import image_options
-from ..processes import on_main_process, wait_for_everyone, whole_weights
 from ..reward_config import MultimodalRewardConfig
 from ..reward_trainer import MultimodalRewardTrainer
 from ..shared_forward import decide_share_prefix
+from ..utils import on_main_process, wait_for_everyone, whole_weights
 from .dataset_card import curation_section
 from .ledger import CurationLedger
 

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from ..dataset_scoring import score_in_shards
 from ..preparation import image_options
-from ..processes import on_main_process
+from ..utils import on_main_process
 from .curation_run import CurationRun, step_name
 from .ledger import CurationLedger
 from .round_balance import STAGE as BALANCE

@@ -18,7 +18,7 @@ from datasets import Dataset
 
 from ..card_facts import run_command
 from ..data.encoded import column_of
-from ..data.whole_file import read_json, write_json
+from ..utils import read_json, write_json
 
 
 if TYPE_CHECKING:

@@ -27,11 +27,17 @@ from rich.console import Console
 from rich.table import Table
 
 from .. import __version__
-from ..data.whole_file import move_aside, moved_aside, write_json
 from ..dataset_scoring import claim, record_of
-from ..printable import digest_of
-from ..processes import check_shared_folder, on_main_process, wait_for_everyone
-from ..run_lock import run_lock
+from ..utils import (
+    check_shared_folder,
+    digest_of,
+    move_aside,
+    moved_aside,
+    on_main_process,
+    run_lock,
+    wait_for_everyone,
+    write_json,
+)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets import Features, Image, List, Value
 
-from ..printable import digest
+from ..utils import digest
 from .errors import RowError
 from .identity import image_identity
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..printable import digest
+from ..utils import digest
 from .errors import RowError
 from .identity import canonical_text, image_identity, t2i_identity
 from .rows import SIDES, row_images, row_videos

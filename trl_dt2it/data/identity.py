@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from ..printable import digest
+from ..utils import digest
 from .errors import RowError
 from .rows import SIDES, blocks, row_images, row_videos
 from .t2i_templates import collapse, find_caption, prefers_first

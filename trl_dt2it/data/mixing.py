@@ -16,7 +16,7 @@ import pyarrow as pa
 from datasets import Dataset, DatasetDict, Features, Image, List, Value, concatenate_datasets
 from datasets.fingerprint import generate_random_fingerprint
 
-from ..printable import digest
+from ..utils import digest
 from .arrow_rows import arrow_rows, find_json_columns
 from .canonical import MESSAGES, T2I_IDENTITY, as_image
 from .encoded import (

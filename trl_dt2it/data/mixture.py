@@ -14,7 +14,7 @@ from datasets import Dataset
 from transformers.utils import logging
 
 from .. import __version__
-from ..printable import digest_of
+from ..utils import digest_of, move_aside, whole_file, whole_folder
 from .canonical import as_image
 from .decontamination import decontaminate
 from .encoded import column_of, leave_images_encoded, mark_checked, select_rows
@@ -28,7 +28,6 @@ from .sources import SOURCES
 from .sources.columns import columns
 from .sources.source import Source
 from .validation import validate
-from .whole_file import move_aside, whole_file, whole_folder
 
 
 logger = logging.get_logger(__name__)

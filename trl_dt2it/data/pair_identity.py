@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, Value
 from transformers.utils import logging
 
-from ..printable import digest
+from ..utils import digest
 from .arrow_rows import arrow_rows, look_at_all
 from .canonical import T2I_IDENTITY
 from .encoded import column_of, leave_images_encoded

@@ -25,7 +25,7 @@ from datasets import Dataset, load_dataset
 from transformers.utils import logging
 
 from .. import __version__
-from ..printable import digest_of
+from ..utils import digest_of, move_aside, whole_file
 from .load import load_preferences
 from .locations import ImageOptions, with_image_root
 from .published import embedded_tables, find_unpublishable, with_image_columns
@@ -34,7 +34,6 @@ from .reading import raw_files
 from .row_checks import ImageCheck, TokenCounter
 from .sources import SOURCES
 from .validation import validate
-from .whole_file import move_aside, whole_file
 
 
 logger = logging.get_logger(__name__)

@@ -21,11 +21,10 @@ from rich.table import Table
 from rich.text import Text
 from transformers.utils import logging
 
-from ..printable import printable
+from ..utils import printable, whole_file
 from .encoded import column_of, leave_images_encoded, select_rows
 from .errors import summarise
 from .rows import row_name
-from .whole_file import whole_file
 
 
 logger = logging.get_logger(__name__)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from ..printable import digest
+from ..utils import digest
 from .canonical import as_image, content_group
 from .errors import RowError
 from .identity import image_identity

@@ -10,15 +10,7 @@ from datasets import Dataset
 from transformers.utils import logging
 
 from .balance_report import BalanceReport, OneSidedStyle, summarize
-from .entropy import (
-    RIDGE,
-    NotBalanced,
-    balance,
-    balance_bounded,
-    one_sided_combination,
-    separating_features,
-    whiten,
-)
+from .entropy import RIDGE, NotBalanced, balance, balance_bounded, one_sided_combination, separating_features, whiten
 from .pair_style import PairStyle, parts_by, read_pair_style, with_column
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from ..data.errors import RowError
 from ..judge.parsing import read_answer
-from ..printable import digest
+from ..utils import digest
 from .questions import Question
 
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..judge.requests import UNANSWERED
-from ..printable import printable
+from ..utils import printable
 from .position_bias import PositionBias
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..judge.rubric import Rubric
-from ..printable import digest
+from ..utils import digest
 from .distill_report import AgreementCounts, DistillReport
 from .judging import JudgedPool, ListScores
 from .position_bias import PositionBias, fit_positions

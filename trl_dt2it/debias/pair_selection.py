@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..printable import digest
+from ..utils import digest
 
 
 DRAWN, PROMPT_IS_FULL, BIN_IS_FULL = 0, 1, 2

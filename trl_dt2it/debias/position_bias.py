@@ -25,7 +25,7 @@ from scipy import ndimage
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from ..printable import digest
+from ..utils import digest
 
 
 _MAX_ROUNDS = 500

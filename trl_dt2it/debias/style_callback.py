@@ -11,8 +11,8 @@ from transformers import TrainerCallback
 from ..card_facts import cell, table
 from ..data.encoded import has_transform
 from ..pair_scoring import evaluating
-from ..processes import on_main_process
 from ..reward_trainer import MultimodalRewardTrainer
+from ..utils import on_main_process
 from .audit import audit_style
 
 

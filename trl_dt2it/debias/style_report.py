@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..printable import printable
+from ..utils import printable
 
 
 _BLUE, _GREY = "#2b6cb0", "#718096"

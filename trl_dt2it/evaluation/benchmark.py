@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..data.sources.source import Source
-from ..printable import digest
+from ..utils import digest
 
 
 class Ratio(NamedTuple):

@@ -10,8 +10,7 @@ from pathlib import Path
 from huggingface_hub import ModelCard
 
 from ..card_facts import code_block, metadata, name_cell, paragraph, table
-from ..data.whole_file import whole_file
-from ..printable import digest
+from ..utils import digest, whole_file
 from .result import EvalResult
 
 

@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers.utils import logging
 
 from ..data.encoded import column_of
-from ..printable import digest
+from ..utils import digest
 from .benchmark import Benchmark
 from .benchmarks import find_benchmark
 from .intervals import bootstrap_intervals, wilson

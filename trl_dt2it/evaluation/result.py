@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..printable import printable
+from ..utils import printable
 from .intervals import Interval, wilson
 from .published import PublishedScore, published_scores
 

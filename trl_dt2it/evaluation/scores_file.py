@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 
 from ..data.encoded import column_of
-from ..data.whole_file import whole_file
+from ..utils import whole_file
 
 
 # What the two scores are called: here, and by `RewardScorer`.

@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from ..printable import digest, digest_of
+from ..utils import digest, digest_of
 from .asking import Run
 from .budget import Budget
 from .endpoint import Endpoint

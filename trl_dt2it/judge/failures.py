@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 
-from ..printable import digest
+from ..utils import digest
 
 
 # `item`: the endpoint does not take this question. `unsupported`: the endpoint does not take one of the parameters.

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..printable import digest
+from ..utils import digest
 
 
 MARK_LENGTH = 16  # hexadecimal digits: 64 bits

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..printable import digest
+from ..utils import digest
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import MaxNLocator
 
-from ..printable import printable
+from ..utils import printable
 from .calibration import Calibration
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from ..printable import digest
+from ..utils import digest
 from .figures import Figure
 
 

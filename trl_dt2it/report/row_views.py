@@ -20,7 +20,7 @@ from ..data.images import load_image
 from ..data.locations import ImageOptions
 from ..data.published import check_publishable
 from ..data.rows import SIDES, blocks, row_images, row_videos
-from ..printable import digest
+from ..utils import digest
 
 
 SIDE = 320  # pixels of the longer side of a thumbnail; small enough for some hundreds in a page

@@ -17,8 +17,8 @@ from ..curation.run_record import read_record
 from ..data.locations import ImageOptions
 from ..data.pair_identity import pair_ids
 from ..data.swapping import with_columns
-from ..data.whole_file import is_aside, read_json
 from ..dataset_scoring import read_scores
+from ..utils import is_aside, read_json
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 from datasets import Dataset
 
 from ..curation.round_data import Loaders
-from ..data.whole_file import whole_file
+from ..utils import whole_file
 from .evaluations import Evaluation, benchmarks, read_evaluation
 from .flow import Flow, read_flow
 from .gallery import gallery_items

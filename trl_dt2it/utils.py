@@ -1,0 +1,520 @@
+"""Files written whole, one run per folder, main-process helpers, digests, text fit for a terminal, shards."""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import json
+import os
+import pickle
+import random
+import re
+import secrets
+import shlex
+import shutil
+import socket
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from errno import ENOLCK, ENOSYS, ENOTSUP, EOPNOTSUPP
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+from transformers.integrations import deepspeed
+from transformers.utils import logging
+
+
+def digest(*contents: str | bytes | bytearray | memoryview | Iterable[str | bytes], size: int | None = None) -> str:
+    """Hash texts and bytes, or streams of them, one behind the other: hexadecimal digits of SHA-256 or, with `size`,
+    of that many bytes of BLAKE2b."""
+    state = hashlib.sha256() if size is None else hashlib.blake2b(digest_size=size)
+    for content in contents:
+        for part in [content] if isinstance(content, (str, bytes, bytearray, memoryview)) else content:
+            state.update(part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part)
+    return state.hexdigest()
+
+
+def digest_of(value: Any) -> str:
+    """Hash what JSON can hold, whatever the order of its keys."""
+    return digest(json.dumps(value, sort_keys=True, default=str))
+
+
+def printable(text: object, most: int | None = None, *, instead: str = "\ufffd") -> str:
+    """Replace control characters, line breaks, marks of direction and lone surrogates, and cut after `most`."""
+    return "".join(char if char.isprintable() else instead for char in str(text)[:most])
+
+
+def parse_shard(text: str | None) -> tuple[int, int]:
+    """Read `--shard`: `"1/4"` as `(1, 4)`, and `None` as `(0, 1)`, which is everything."""
+    if text is None:
+        return 0, 1
+    part, _, parts = text.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
+        raise ValueError(f"`--shard` is {text!r}; it must be i/n with 0 <= i < n, such as 0/4.")
+    return int(part), int(parts)
+
+
+T = TypeVar("T")
+
+PATIENCE = timedelta(days=30)
+
+_FSDP_LOADING = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+
+_groups: dict[str, Any] = {}  # the default group and the patient one that was made beside it
+
+
+def on_main_process(function: Callable[[], T]) -> T:
+    """Call a function on the first process and return its result on all of them, however long it takes; an error there
+    is raised on all of them. Every process has to call it."""
+    if PartialState().num_processes == 1:
+        return function()
+    outcome: list[Any] = [None]
+    failure = None
+    if PartialState().is_main_process:
+        try:
+            outcome[0] = function()
+        except Exception as error:
+            failure = error
+    raise_together(failure)
+    dist.broadcast_object_list(outcome, group=_patient_group())
+    return outcome[0]
+
+
+@contextmanager
+def main_process_first() -> Iterator[None]:
+    """Let the first process run the block, then the first of each other machine, which may have caches of its own, and
+    then all others, however long it takes; an error of one that goes first is raised on all of them."""
+    state = PartialState()
+    if state.num_processes == 1:
+        yield
+        return
+    turn = 0 if state.is_main_process else 1 if state.is_local_main_process else 2
+    for _ in range(turn):
+        raise_together(None)
+    try:
+        yield
+    except Exception as error:
+        if turn < 2:
+            raise_together(error)
+        raise
+    for _ in range(turn, 2):
+        raise_together(None)
+
+
+def wait_for_everyone() -> None:
+    """Wait until all processes are here, however long the slowest takes."""
+    raise_together(None)
+
+
+def gather(value: T) -> list[T]:
+    """Return the values of all processes, in their order, on each of them; the slowest may take its time."""
+    if PartialState().num_processes == 1:
+        return [value]
+    values: list[Any] = [None] * PartialState().num_processes
+    dist.all_gather_object(values, value, group=_patient_group())
+    return values
+
+
+def raise_together(error: Exception | None) -> None:
+    """Raise the error of the first process that has one on all of them, with a note that says which. Every process has
+    to call it; where none has an error it costs the sum of one number, off the accelerator."""
+    state = PartialState()
+    if state.num_processes > 1:
+        failures = torch.tensor([error is not None], dtype=torch.int64)
+        dist.all_reduce(failures, group=_patient_group())
+        if int(failures) == 0:
+            return
+        found = gather(None if error is None else portable(error))
+        rank = next(rank for rank, one in enumerate(found) if one is not None)
+        if rank != state.process_index:
+            error = cast(Exception, found[rank])
+            error.add_note(f"It was raised on process {rank} of {state.num_processes}.")
+    if error is not None:
+        raise error
+
+
+def portable(error: Exception) -> Exception:
+    """Return an error as it may be sent to another process."""
+    try:
+        if str(pickle.loads(pickle.dumps(error))) == str(error):
+            return error
+    except Exception:
+        pass
+    return RuntimeError(f"{type(error).__name__}: {error}")
+
+
+def check_shared_folder(folder: str | os.PathLike, wait: float = 10.0) -> None:
+    """Raise a `ValueError` on all processes unless they all see the folder, which the first makes, within some
+    seconds. Every process has to call it."""
+    state = PartialState()
+    if state.num_processes == 1:
+        return
+    folder = Path(folder).absolute()
+
+    def mark() -> str:
+        marker = folder / f".shared-{uuid.uuid4().hex}"
+        folder.mkdir(parents=True, exist_ok=True)
+        marker.touch()
+        return marker.name
+
+    marker, deadline = folder / on_main_process(mark), time.monotonic() + wait
+    while not (is_seen := marker.is_file()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    seen = gather((is_seen, str(folder), f"process {state.process_index} on {socket.gethostname()}"))
+    if state.is_main_process:
+        marker.unlink()
+    blind = [(place, name) for is_seen, place, name in seen if not is_seen]
+    if blind:
+        place, name = blind[0]
+        raise ValueError(
+            f"{len(blind)} of {len(seen)} processes do not see what the first writes in {seen[0][1]}, such as {name}, "
+            f"which looks in {place}; pass a folder on a file system that all machines share."
+        )
+
+
+@contextmanager
+def whole_weights() -> Iterator[None]:
+    """Have `from_pretrained` load the whole model on the process that calls it, and on no other."""
+    # With ZeRO-3, transformers would divide the weights of any model among all processes, which have to load it
+    # together; with FSDP's `cpu_ram_efficient_loading`, only the first process of a machine may get weights.
+    config, efficient = deepspeed._hf_deepspeed_config_weak_ref, os.environ.get(_FSDP_LOADING)
+    deepspeed.unset_hf_deepspeed_config()
+    if efficient is not None:
+        os.environ[_FSDP_LOADING] = "false"
+    try:
+        yield
+    finally:
+        if config is not None and (alive := config()) is not None:
+            deepspeed.set_hf_deepspeed_config(alive)
+        if efficient is not None:
+            os.environ[_FSDP_LOADING] = efficient
+
+
+@contextmanager
+def same_random_state() -> Iterator[None]:
+    """Leave the random generators of Python, NumPy and torch as they were."""
+    python, numpy = random.getstate(), np.random.get_state()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    try:
+        with torch.random.fork_rng(devices=list(devices)):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+def _patient_group() -> dist.ProcessGroup:
+    """Return the group to wait in, which every process makes at the first call, and anew after the default group."""
+    if _groups.get("default") is not dist.group.WORLD:
+        _groups.update(default=dist.group.WORLD, patient=dist.new_group(backend="gloo", timeout=PATIENCE))
+    return _groups["patient"]
+
+
+@atexit.register
+def _close_gloo() -> None:
+    """Take gloo's groups down before the interpreter ends: threads that are still running abort a process that has
+    done all its work. NCCL's groups are left alone, which may wait for processes that have failed."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    patient = _groups.pop("patient", None) if _groups.pop("default", None) is dist.group.WORLD else None
+    if patient is not None:
+        dist.destroy_process_group(patient)
+    del patient
+    if dist.get_backend() == "gloo":
+        dist.destroy_process_group()
+
+
+_UNFINISHED = re.compile(r".*\.(?P<host>[\w-]+)-(?P<pid>\d+)-[0-9a-f]{8}\.part")
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a path to write to, which replaces `path` once all is on the disk, or is removed if writing fails."""
+    # Several processes and machines may write one file at a time: each writes to its own path, and the last wins.
+    path = Path(path)
+    part = _unfinished(path)
+    try:
+        yield part
+        _sync(part)
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
+
+
+def write_json(path: str | os.PathLike, value: Any, *, indent: int | None = 2, **options: Any) -> None:
+    """Write a value as a JSON file, whole or not at all."""
+    with whole_file(path) as part:
+        part.write_text(json.dumps(value, indent=indent, **options) + "\n", encoding="utf-8")
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Read a JSON file; `None` if there is none."""
+    path = Path(path)
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+@contextmanager
+def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield an empty folder to write into, which replaces `path` once all of it is on the disk, as [`whole_file`]."""
+    path = Path(path)
+    part = _unfinished(path)
+    part.mkdir()
+    try:
+        yield part
+        for file in part.rglob("*"):
+            _sync(file)
+        _sync(part)
+        if path.is_dir():  # a folder takes no other's place
+            before = _unfinished(path)
+            os.replace(path, before)
+            os.replace(part, path)
+            shutil.rmtree(before, ignore_errors=True)
+        else:
+            os.replace(part, path)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    _sync(path.parent)
+
+
+def move_aside(path: Path) -> Path:
+    """Move a file or folder to the first free of `NAME.old-1`, `NAME.old-2`, ..., beside it, and return that path."""
+    number = 1
+    while (place := path.with_name(f"{path.name}.old-{number}")).exists():
+        number += 1
+    path.rename(place)
+    return place
+
+
+def moved_aside(path: Path) -> list[Path]:
+    """Return the paths to which [`move_aside`] has moved a path, the newest first."""
+    found = {}
+    for place in path.parent.glob(f"{path.name}.old-*"):
+        number = place.name.removeprefix(f"{path.name}.old-")
+        if number.isdecimal():
+            found[int(number)] = place
+    return [found[number] for number in sorted(found, reverse=True)]
+
+
+def is_aside(path: Path) -> bool:
+    """Tell a path that [`move_aside`] has moved, or that lies in such a folder."""
+    return any(re.fullmatch(r".*\.old-\d+", part) for part in path.parts)
+
+
+def remove_unfinished(folder: Path) -> int:
+    """Remove what dead processes of this machine have left unfinished in a folder, however deep; return its count."""
+    removed = 0
+    for part in list(folder.rglob("*.part")):
+        match = _UNFINISHED.fullmatch(part.name)
+        if match is None or match["host"] != _host() or is_alive(int(match["pid"])):
+            continue
+        removed += 1
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            part.unlink(missing_ok=True)
+    return removed
+
+
+def is_alive(pid: int) -> bool:
+    """Tell a running process of this machine from one that has ended."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
+
+
+def _unfinished(path: Path) -> Path:
+    """Return a name that no other process or machine takes, which ends in whose it is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # File systems take names of 255 bytes.
+    stem = os.fsdecode(os.fsencode(path.name)[:160])
+    return path.with_name(f"{stem}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.part")
+
+
+def _host() -> str:
+    return re.sub(r"[^\w-]", "-", socket.gethostname(), flags=re.ASCII)[:60] or "-"
+
+
+def _sync(path: Path) -> None:
+    """Wait until the disk has a file, or the names in a folder; some file systems cannot tell of folders."""
+    try:
+        file = os.open(path, os.O_RDONLY)
+    except PermissionError:
+        return
+    try:
+        os.fsync(file)
+    except OSError:
+        if not path.is_dir():
+            raise
+    finally:
+        os.close(file)
+
+
+logger = logging.get_logger(__name__)
+
+VARIABLE = "TRL_DT2IT_RUN"
+
+_NO_LOCKS = {ENOSYS, ENOLCK, ENOTSUP, EOPNOTSUPP}  # what file systems without `flock` say
+
+WAIT = 3.0  # seconds: how long a process that was just killed may take to be gone
+
+
+class RunLockedError(ValueError):
+    """Another run is at work in the folder."""
+
+
+@contextmanager
+def run_lock(folder: str | os.PathLike, shard: tuple[int, int] = (0, 1)) -> Iterator[None]:
+    """Be the only run in a folder, or the only one with a part (i, n) of it; raise a [`RunLockedError`] if another is.
+    Every process of a launch has to call it."""
+    folder = Path(folder).absolute()
+    held: list[_Held] = []
+    on_main_process(lambda: held.extend(_take(folder, shard)))
+    try:
+        yield
+    finally:
+        for one in held:
+            one.release()
+
+
+class _Held:
+    """A lock that this process holds, with its record."""
+
+    def __init__(self, lock: BaseFileLock, record: Path, token: str) -> None:
+        self.lock, self.record, self.token = lock, record, token
+        self.before = os.environ.get(VARIABLE)
+        os.environ[VARIABLE] = token
+
+    def release(self) -> None:
+        if (_read(self.record) or {}).get("token") == self.token:
+            self.record.unlink(missing_ok=True)
+        self.lock.release()
+        os.environ.pop(VARIABLE, None)
+        if self.before is not None:
+            os.environ[VARIABLE] = self.before
+
+
+def _take(folder: Path, shard: tuple[int, int]) -> list[_Held]:
+    """Take the lock of a run, unless the run that this process belongs to has it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    is_part = shard != (0, 1)
+    name = f"running-{shard[0]}-of-{shard[1]}" if is_part else "running"
+    record = folder / f"{name}.json"
+    others = [folder / "running.json"] if is_part else [one for one in _records(folder) if one != record]
+    own = os.environ.get(VARIABLE)
+    if own and any((_read(one) or {}).get("token") == own for one in (record, *others)):
+        return []
+    lock = _acquire(record, WAIT)
+    try:
+        for other in others:  # after its own is taken, so that of two that start at once at most one goes on
+            if other.with_suffix(".lock").exists() or other.exists():
+                taken = _acquire(other, 0)
+                other.unlink(missing_ok=True)
+                taken.release()
+        token = secrets.token_hex(16)
+        write_json(record, _about(token))
+        if not is_part:
+            remove_unfinished(folder)
+    except BaseException:
+        lock.release()
+        raise
+    return [_Held(lock, record, token)]
+
+
+def _acquire(record: Path, wait: float) -> BaseFileLock:
+    path = record.with_suffix(".lock")
+    lock: BaseFileLock = FileLock(path)
+    try:
+        try:
+            lock.acquire(timeout=wait, poll_interval=0.05)
+        except (OSError, NotImplementedError) as error:
+            if isinstance(error, Timeout) or getattr(error, "errno", ENOSYS) not in _NO_LOCKS:
+                raise
+            lock = SoftFileLock(path.with_suffix(".softlock"))
+            lock.acquire(timeout=wait, poll_interval=0.05)
+    except Timeout:
+        raise RunLockedError(f"{_told(record)}; wait for it, stop it, or use another folder.") from None
+    about = _read(record)
+    if about is None:
+        return lock
+    if about.get("host") == socket.gethostname() or _is_requeued(about):
+        logger.warning(f"{_told(record, 'was')} and has ended without a word; this run goes on from what it left.")
+        return lock
+    lock.release()
+    raise RunLockedError(
+        f"{_told(record)}, and whether it still runs cannot be told from {socket.gethostname()}; if it does not, "
+        f"delete {record}."
+    )
+
+
+def _records(folder: Path) -> list[Path]:
+    """List the records of all runs, and of all locks, of a folder."""
+    return sorted({one.with_suffix(".json") for end in ("lock", "json") for one in folder.glob(f"running*.{end}")})
+
+
+def _told(record: Path, is_or_was: str = "is") -> str:
+    """Begin a sentence with who is at work in a folder."""
+    about = _read(record) or {}
+    pid, host = about.get("pid"), about.get("host")
+    if not isinstance(pid, int) or (host == socket.gethostname() and not is_alive(pid) and is_or_was == "is"):
+        return f"Another run, which has not said yet who it is, is at work in {record.parent}"
+    since, command = about.get("since"), about.get("command")
+    return f"{record.parent} {is_or_was} in use by process {pid} on {host} since {since} ({command})"
+
+
+def _about(token: str) -> dict[str, Any]:
+    return {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "since": datetime.now(UTC).isoformat(timespec="seconds"),
+        "processes": PartialState().num_processes,
+        "command": shlex.join([Path(sys.argv[0]).name, *without_secrets(sys.argv[1:3])]),
+        "job": _job(),
+        "token": token,
+    }
+
+
+def without_secrets(command: Sequence[str]) -> list[str]:
+    """Replace the values of flags that name a token, a key or a password by `***`."""
+    words: list[str] = []
+    hide = False
+    for word in command:
+        flag, equals, _ = word.partition("=")
+        is_secret = flag.startswith("--") and flag.lower().endswith(("token", "key", "password", "secret"))
+        words.append("***" if hide else f"{flag}=***" if is_secret and equals else word)
+        hide = is_secret and not equals
+    return words
+
+
+def _job() -> list[Any] | None:
+    """Return the job of Slurm that this is, and how often it was started anew."""
+    number = os.environ.get("SLURM_JOB_ID")
+    return None if number is None else [number, int(os.environ.get("SLURM_RESTART_COUNT", "0"))]
+
+
+def _is_requeued(about: Mapping[str, Any]) -> bool:
+    """Tell whether this is the job that left a record, started anew by Slurm after it had ended."""
+    before, now = about.get("job"), _job()
+    return bool(before and now and before[0] == now[0] and before[1] < now[1])
+
+
+def _read(record: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else {}
