@@ -22,7 +22,7 @@ from lib.tiny_training import DIGITS_SETTINGS, fit, tiny_trainer
 
 from trl_dt2it import MultimodalRewardTrainer
 from trl_dt2it.curation import CurationLedger, Flip, IterativeCurationCallback, Keep, flip_mixture, keep_confident
-from trl_dt2it.data.swapping import swap_pairs
+from trl_dt2it.data.mixing import swap_pairs
 from trl_dt2it.demo.digits import make_digits
 from trl_dt2it.demo.tiny import build_tiny_vlm
 

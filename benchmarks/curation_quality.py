@@ -30,7 +30,7 @@ from lib.tiny_training import fit
 from matplotlib import pyplot
 
 from trl_dt2it.curation import Flip, Keep, decide, flip_mixture, flip_weakest_half, keep_confident, keep_consistent
-from trl_dt2it.data.swapping import swap_pairs
+from trl_dt2it.data.mixing import swap_pairs
 from trl_dt2it.demo.digits import make_digits
 from trl_dt2it.demo.tiny import build_tiny_vlm
 from trl_dt2it.utils import whole_file

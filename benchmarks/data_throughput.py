@@ -94,7 +94,7 @@ def make(folder: Path, count: int) -> None:
     """Writes both kinds of rows."""
     from datasets import Dataset
 
-    from trl_dt2it.data.canonical import FEATURES, T2I_FEATURES
+    from trl_dt2it.data.messages import FEATURES, T2I_FEATURES
 
     for name, rows, features in (("rows", canonical_rows, FEATURES), ("t2i", t2i_rows, T2I_FEATURES)):
         made = Dataset.from_generator(
@@ -131,7 +131,7 @@ def run(stage: str, folder: Path) -> dict:
     else:
         import numpy as np
 
-        from trl_dt2it.data.encoded import column_of
+        from trl_dt2it.data.columns import column_of
 
         source = column_of(given, "source").to_numpy(zero_copy_only=False)
         parts = {name: given.select(np.flatnonzero(source == name)) for name in SOURCES}

@@ -25,8 +25,8 @@ from lib.report import markdown, write
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from trl_dt2it.data.canonical import FEATURES, preference
 from trl_dt2it.data.decontamination import decontaminate
+from trl_dt2it.data.messages import FEATURES, preference
 
 
 TILE, SMALL_TILE = 128, 64

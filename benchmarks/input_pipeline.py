@@ -23,7 +23,7 @@ from lib.vlm import load, rows_of
 from trl.trainer.dpo_trainer import DataCollatorForVisionPreference
 
 from trl_dt2it import MultimodalPreferenceCollator, MultimodalRewardConfig, MultimodalRewardTrainer
-from trl_dt2it.data.encoded import leave_images_encoded
+from trl_dt2it.data.columns import leave_images_encoded
 
 
 PAIRS, BATCH = 32, 4

@@ -28,7 +28,7 @@ from datasets import Dataset, disable_progress_bars
 from lib.report import markdown
 
 from trl_dt2it.data import load_preferences, reformulate_t2i, validate
-from trl_dt2it.data.encoded import column_of, leave_images_encoded
+from trl_dt2it.data.columns import column_of, leave_images_encoded
 from trl_dt2it.evaluation import BENCHMARKS, read_benchmark
 
 

@@ -25,7 +25,7 @@ import numpy as np
 from datasets import Dataset, load_from_disk
 from lib.report import RESULTS, markdown, write
 
-from trl_dt2it.data.canonical import FEATURES
+from trl_dt2it.data.messages import FEATURES
 from trl_dt2it.debias import audit_style, balance_style, match_style, style_weights
 from trl_dt2it.debias.entropy import balance, whiten
 from trl_dt2it.debias.pair_style import read_pair_style

@@ -61,7 +61,7 @@ def main(args):
     from rich.console import Console
 
     from trl_dt2it.data import write_parquet
-    from trl_dt2it.data.published import refuse_unpublishable
+    from trl_dt2it.data.export import refuse_unpublishable
     from trl_dt2it.recipe_models import share_work
     from trl_dt2it.reward_gap_pairs import build_gap_pairs
     from trl_dt2it.utils import on_main_process, run_lock, whole_file
@@ -103,7 +103,7 @@ def main(args):
 
 def check_paths(rows):
     """JSON cannot hold an image."""
-    from trl_dt2it.data.canonical import as_image
+    from trl_dt2it.data.messages import as_image
     from trl_dt2it.data.rows import row_images, row_name
 
     for index, row in enumerate(rows):
@@ -113,7 +113,7 @@ def check_paths(rows):
 
 def write_lines(pairs, path):
     """Pairs with their images as paths."""
-    from trl_dt2it.data.encoded import leave_images_encoded
+    from trl_dt2it.data.columns import leave_images_encoded
     from trl_dt2it.utils import whole_file
 
     with whole_file(path) as part, part.open("w", encoding="utf-8") as file:
@@ -126,7 +126,7 @@ def show(report, output, console):
     """What came of how many answers."""
     from statistics import fmean
 
-    from trl_dt2it.data.errors import summarise
+    from trl_dt2it.data.rows import summarise
 
     console.print(
         f"{report.pairs:,} pairs out of {report.answers:,} answers to {report.prompts:,} prompts; "

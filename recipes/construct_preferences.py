@@ -84,7 +84,7 @@ def main(args):
     from rich.console import Console
 
     from trl_dt2it.data import ImageOptions, write_parquet
-    from trl_dt2it.data.published import refuse_unpublishable
+    from trl_dt2it.data.export import refuse_unpublishable
     from trl_dt2it.debias.distill_plan import plan_distill
     from trl_dt2it.debias.distillation import distill
     from trl_dt2it.judge import JudgeClient

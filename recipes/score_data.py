@@ -45,7 +45,7 @@ def main(args):
     from rich.console import Console
 
     from trl_dt2it.data import write_parquet
-    from trl_dt2it.data.published import refuse_unpublishable
+    from trl_dt2it.data.export import refuse_unpublishable
     from trl_dt2it.recipe_data import show_dry_run
     from trl_dt2it.recipe_models import share_work
     from trl_dt2it.utils import on_main_process, run_lock, whole_file

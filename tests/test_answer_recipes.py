@@ -16,8 +16,8 @@ from trl import DPOConfig, DPOTrainer
 from trl_dt2it import RewardScorer
 from trl_dt2it.cli import load_recipe
 from trl_dt2it.data import ImageOptions, RowError, check_row, to_dpo
-from trl_dt2it.data.encoded import leave_images_encoded
-from trl_dt2it.data.prompts import read_prompt
+from trl_dt2it.data.columns import leave_images_encoded
+from trl_dt2it.data.messages import read_prompt
 from trl_dt2it.demo.digits import make_digits
 from trl_dt2it.sampling import Sampling, load_generator, sample_answers
 

@@ -11,8 +11,8 @@ from transformers import AutoProcessor
 from trl import prepare_multimodal_messages
 
 from trl_dt2it import MultimodalPreferenceCollator, load_reward_model
-from trl_dt2it.data.errors import RowError
-from trl_dt2it.data.locations import ImageOptions
+from trl_dt2it.data.images import ImageOptions
+from trl_dt2it.data.rows import RowError
 from trl_dt2it.strength import fit_strength
 
 from .families import FAMILIES, example_images, family_dir

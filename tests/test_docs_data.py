@@ -9,7 +9,7 @@ import pytest
 from datasets import Dataset, Image
 
 from trl_dt2it.data import SOURCES
-from trl_dt2it.data.encoded import leave_images_encoded
+from trl_dt2it.data.columns import leave_images_encoded
 
 from .benchmark_modules import benchmark_module
 from .data.fixtures_as_rows import fixture

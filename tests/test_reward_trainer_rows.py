@@ -14,7 +14,7 @@ from transformers import (
 
 from trl_dt2it import MultimodalPreferenceCollator, MultimodalRewardTrainer, RewardScorer, token_counter
 from trl_dt2it.data import validate
-from trl_dt2it.data.errors import RowError
+from trl_dt2it.data.rows import RowError
 from trl_dt2it.demo.tiny import build_tiny_tokenizer
 
 from .families import example_images, family_dir

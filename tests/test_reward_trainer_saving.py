@@ -22,7 +22,7 @@ from .trainers import MAIN_FAMILIES, config, losses, trainer_for, weights
 @torch.no_grad()
 def rewards_of(model, processor, data) -> torch.Tensor:
     from trl_dt2it import MultimodalPreferenceCollator
-    from trl_dt2it.data.encoded import leave_images_encoded
+    from trl_dt2it.data.columns import leave_images_encoded
 
     batch = MultimodalPreferenceCollator(processor)(list(leave_images_encoded(data)))
     del batch["pairs"]

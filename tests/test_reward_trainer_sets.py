@@ -12,7 +12,7 @@ from transformers import AutoProcessor
 
 from trl_dt2it import MultimodalPreferenceCollator
 from trl_dt2it.curation import IterativeCurationCallback
-from trl_dt2it.data.row_checks import RowChecks
+from trl_dt2it.data.validation import RowChecks
 from trl_dt2it.debias import StyleAuditCallback
 from trl_dt2it.trainer_setup import as_trainers
 

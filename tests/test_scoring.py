@@ -12,7 +12,7 @@ from peft import LoraConfig
 from transformers import AutoModelForSequenceClassification, AutoProcessor
 
 from trl_dt2it import MultimodalPreferenceCollator
-from trl_dt2it.data.errors import RowError
+from trl_dt2it.data.rows import RowError
 from trl_dt2it.dataset_scoring import model_fingerprint
 from trl_dt2it.demo.tiny import build_tiny_tokenizer
 from trl_dt2it.evaluation import evaluate

@@ -8,8 +8,8 @@ from PIL import Image
 from transformers import AutoProcessor
 
 from trl_dt2it import MultimodalPreferenceCollator
-from trl_dt2it.data.encoded import leave_images_encoded
-from trl_dt2it.data.errors import RowError
+from trl_dt2it.data.columns import leave_images_encoded
+from trl_dt2it.data.rows import RowError
 from trl_dt2it.token_counts import UNCOUNTED_TOKENS, PairTokens, count_pairs, count_tokens, pair_size
 
 from .families import FAMILIES, family_dir

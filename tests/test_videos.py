@@ -7,7 +7,7 @@ from transformers.video_utils import VideoMetadata
 
 from trl_dt2it import MultimodalPreferenceCollator, MultimodalRewardConfig, MultimodalRewardTrainer
 from trl_dt2it.data import load_image
-from trl_dt2it.data.encoded import leave_images_encoded
+from trl_dt2it.data.columns import leave_images_encoded
 
 from .families import FAMILIES, family_dir
 from .pairs import (

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 from datasets import Dataset
 
 from .attention import usable_attention
-from .data.encoded import leave_images_encoded
+from .data.columns import leave_images_encoded
 from .recipe_data import RowArguments, show_dry_run
 from .recipe_models import with_tiny
 from .sampling import Sampling

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .data.errors import RowError
-from .data.schema import check_row
+from .data.rows import RowError, check_row
 from .rendering import ProcessingClass, get_tokenizer
 
 
@@ -94,7 +93,7 @@ def check_prompt(candidates: Candidates, special_tokens: re.Pattern | None) -> N
     Checks everything about a prompt but the images themselves.
 
     Raises:
-        [`~trl_dt2it.data.schema.RowError`]: for the first problem.
+        [`~trl_dt2it.data.rows.RowError`]: for the first problem.
     """
     try:
         _check(candidates, "" if isinstance(candidates.prompt, str) else [{"role": "assistant"}], special_tokens)
@@ -107,7 +106,7 @@ def check_response(candidates: Candidates, index: int, special_tokens: re.Patter
     Checks an answer. An empty one is fine, since a policy may well give one.
 
     Raises:
-        [`~trl_dt2it.data.schema.RowError`]: for the first problem.
+        [`~trl_dt2it.data.rows.RowError`]: for the first problem.
     """
     try:
         _check(candidates, candidates.responses[index], special_tokens)

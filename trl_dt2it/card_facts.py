@@ -14,7 +14,7 @@ from urllib.parse import quote
 from datasets import Dataset
 from huggingface_hub import EvalResult
 
-from .data.encoded import column_of
+from .data.columns import column_of
 from .data.sources import SOURCES
 from .utils import printable, without_secrets
 

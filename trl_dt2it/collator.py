@@ -11,11 +11,8 @@ import torch
 from PIL import Image
 from transformers import ProcessorMixin
 
-from .data.errors import RowError
-from .data.images import load_image
-from .data.locations import ImageOptions
-from .data.rows import Video, row_images, row_name, row_videos
-from .data.schema import check_row, special_token_pattern
+from .data.images import ImageOptions, load_image
+from .data.rows import RowError, Video, check_row, row_images, row_name, row_videos, special_token_pattern
 from .encoding import encode_branches, join_images
 from .families import FAMILIES
 from .rendering import (
@@ -70,7 +67,7 @@ class MultimodalPreferenceCollator:
             ([`~trl_dt2it.shared_forward.why_not_shared`]). A batch in which the two sides of a pair differ before
             their last image has two rows per pair all the same.
 
-    A row is as described in [`~trl_dt2it.data.schema.check_row`], or has the columns `chosen_ids` and `rejected_ids`.
+    A row is as described in [`~trl_dt2it.data.rows.check_row`], or has the columns `chosen_ids` and `rejected_ids`.
 
     Returns a dict with
         - `pairs`: `weight` `(B,)` fp32; `strength` `(B,)` fp32 and `is_tie` `(B,)` bool, with a normalizer; `margin`
@@ -85,7 +82,7 @@ class MultimodalPreferenceCollator:
         The D dummies, 0 to 2, are the last pairs; both sides of one are alike.
 
     Raises:
-        [`~trl_dt2it.data.schema.RowError`]: if a row or one of its images cannot be used; the message names the row.
+        [`~trl_dt2it.data.rows.RowError`]: if a row or one of its images cannot be used; the message names the row.
         `ValueError`: if the batch holds both images and videos, and the family reads one kind in a batch.
     """
 
@@ -145,7 +142,7 @@ class MultimodalPreferenceCollator:
         Checks a row, unless that was done before, decodes its images and renders its two conversations.
 
         Raises:
-            [`~trl_dt2it.data.schema.RowError`]: with the row's name in front of the reason.
+            [`~trl_dt2it.data.rows.RowError`]: with the row's name in front of the reason.
         """
         try:
             if not is_checked:

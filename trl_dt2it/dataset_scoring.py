@@ -24,7 +24,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import ProcessorMixin
 
-from .data.pair_identity import pair_ids, source_fingerprint
+from .data.contents import pair_ids, source_fingerprint
 from .rendering import ProcessingClass
 from .utils import (
     check_shared_folder,

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
 from .batch_loss import BatchLoss
-from .data.encoded import AnyDataset
+from .data.columns import AnyDataset
 from .reward_config import MultimodalRewardConfig
 from .reward_metrics import PairRecord, pair_records
 

@@ -27,7 +27,7 @@ from transformers import DataCollator, Trainer
 from transformers.utils import logging
 
 from .batch_loss import pair_rewards
-from .data.encoded import leave_images_encoded
+from .data.columns import leave_images_encoded
 from .data.rows import row_name
 from .packing import plan_batches
 from .reward_config import MultimodalRewardConfig
@@ -89,7 +89,7 @@ def score_pairs(
         rows, the same on every process.
 
     Raises:
-        [`~trl_dt2it.data.schema.RowError`]: if a row cannot be used, on every process; the message names it.
+        [`~trl_dt2it.data.rows.RowError`]: if a row cannot be used, on every process; the message names it.
     """
     state = accelerator or PartialState()
     if isinstance(dataset, Dataset):

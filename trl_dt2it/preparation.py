@@ -21,13 +21,18 @@ from transformers import ProcessorMixin
 from transformers.utils import logging
 
 from .collator import MultimodalPreferenceCollator
-from .data.arrow_rows import look_at_rows, look_in_shares
-from .data.encoded import AnyDataset, as_python, column_names, has_transform, leave_images_encoded
-from .data.errors import RowError
-from .data.locations import ImageOptions
-from .data.quarantine import take_out
-from .data.row_checks import ImageCheck, make_checks
-from .data.rows import row_name
+from .data.columns import (
+    AnyDataset,
+    as_python,
+    column_names,
+    has_transform,
+    leave_images_encoded,
+    look_at_rows,
+    look_in_shares,
+)
+from .data.images import ImageOptions
+from .data.rows import RowError, row_name
+from .data.validation import ImageCheck, make_checks, take_out
 from .rendering import equal_when_rendered
 from .reward_config import MultimodalRewardConfig
 from .token_counts import count_pairs, count_tokens, needs_lengths, token_counter

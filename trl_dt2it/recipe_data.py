@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .curation.round_data import read_set
-from .data.locations import ImageOptions
+from .data.images import ImageOptions
 
 
 @dataclass

@@ -16,8 +16,7 @@ from PIL import Image
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from trl import is_conversational, prepare_multimodal_messages
 
-from .data.errors import RowError
-from .data.rows import Video, row_images
+from .data.rows import RowError, Video, row_images
 
 
 ProcessingClass = PreTrainedTokenizerBase | ProcessorMixin
@@ -70,7 +69,7 @@ def render_branches(
     Args:
         row (`Mapping[str, Any]`):
             Preference row, conversational or plain, with explicit or implicit prompt; checked before by
-            [`~trl_dt2it.data.schema.check_row`].
+            [`~trl_dt2it.data.rows.check_row`].
         images (`list[PIL.Image.Image]`):
             The row's decoded images.
         processing_class (`ProcessorMixin` or `PreTrainedTokenizerBase`):
@@ -82,7 +81,7 @@ def render_branches(
         [`Rendered`]: with the chosen branch first.
 
     Raises:
-        [`~trl_dt2it.data.schema.RowError`]: `not_conversational`, if the chat template refuses the conversation.
+        [`~trl_dt2it.data.rows.RowError`]: `not_conversational`, if the chat template refuses the conversation.
     """
     prompt = row.get("prompt")
     if not is_conversational(cast("dict[str, Any]", row)):
@@ -118,7 +117,7 @@ def check_difference(row: Mapping[str, Any], processing_class: ProcessingClass) 
             Processor or tokenizer.
 
     Raises:
-        [`~trl_dt2it.data.schema.RowError`]: `equal_answers`, or `not_conversational` if the template refuses the
+        [`~trl_dt2it.data.rows.RowError`]: `equal_answers`, or `not_conversational` if the template refuses the
             conversation.
     """
     rendered = render_branches(row, cast(Any, row_images(row)), processing_class)  # only their number counts

@@ -7,7 +7,7 @@ from typing import Any
 
 from .candidates import Candidates, as_candidates, check_prompt, check_response
 from .collator import MultimodalPreferenceCollator
-from .data.errors import RowError
+from .data.rows import RowError
 
 
 def make_reward_func(

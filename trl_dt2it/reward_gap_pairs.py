@@ -13,11 +13,9 @@ from typing import Any, cast
 
 from datasets import Dataset, Value
 
-from .data.canonical import FEATURES
-from .data.errors import RowError
-from .data.locations import ImageOptions
-from .data.prompts import with_images
-from .data.schema import check_row
+from .data.images import ImageOptions
+from .data.messages import FEATURES, with_images
+from .data.rows import RowError, check_row
 from .dataset_scoring import REWARD_COLUMNS
 from .scored_answers import ScoredAnswers
 

@@ -35,7 +35,7 @@ from trl import RewardConfig, RewardTrainer
 
 from .batch_loss import EmbeddingNoise, batch_loss
 from .collator import MultimodalPreferenceCollator
-from .data.encoded import AnyDataset, column_names, has_transform
+from .data.columns import AnyDataset, column_names, has_transform
 from .data.mixing import concatenate
 from .eval_batches import Evaluation, evaluation_loader
 from .freezing import let_gradients_into_checkpoints

@@ -17,10 +17,9 @@ from transformers import (
     ProcessorMixin,
 )
 
-from .data.errors import RowError
-from .data.images import load_image
-from .data.locations import ImageOptions
-from .data.prompts import Prompt
+from .data.images import ImageOptions, load_image
+from .data.messages import Prompt
+from .data.rows import RowError
 from .rendering import ProcessingClass, get_tokenizer, lacks_special_tokens, render_conversation
 from .utils import whole_weights
 

@@ -15,10 +15,9 @@ from typing import Any
 from accelerate.utils import release_memory
 from datasets import Dataset
 
-from .data.errors import RowError
-from .data.locations import ImageOptions
-from .data.prompts import Prompt, read_prompt
-from .data.rows import row_name
+from .data.images import ImageOptions
+from .data.messages import Prompt, read_prompt
+from .data.rows import RowError, row_name
 from .dataset_scoring import make_records, model_fingerprint, processor_settings
 from .loading import load_processing_class
 from .sampling import Sampling, load_generator, sample_answers

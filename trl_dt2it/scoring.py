@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from . import pair_scoring
 from .candidates import Candidates, as_candidates, check_prompt, check_response
 from .collator import MultimodalPreferenceCollator
-from .data.locations import ImageOptions, with_image_root
+from .data.images import ImageOptions, with_image_root
 from .dataset_scoring import add_rewards, model_fingerprint, processor_settings
 from .loading import load_processing_class, set_pixel_limits
 from .modeling import load_reward_model, read_last_real_token
@@ -213,7 +213,7 @@ class RewardScorer:
             `list[float]`: one for each answer; for B prompts, a list of B such lists.
 
         Raises:
-            [`~trl_dt2it.data.schema.RowError`]: if a prompt, an answer or an image cannot be used; the message says
+            [`~trl_dt2it.data.rows.RowError`]: if a prompt, an answer or an image cannot be used; the message says
                 which.
             `ValueError`: if a reward is not finite, or if the lists do not match.
         """
@@ -274,7 +274,7 @@ class RewardScorer:
             `np.ndarray` of shape `(n, 2)` and dtype `float32`: in the order of the rows, the same on every process.
 
         Raises:
-            [`~trl_dt2it.data.schema.RowError`]: if a row cannot be used, on every process; the message names it.
+            [`~trl_dt2it.data.rows.RowError`]: if a row cannot be used, on every process; the message names it.
         """
         rewards = pair_scoring.score_pairs(
             self.model,

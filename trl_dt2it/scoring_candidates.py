@@ -18,8 +18,8 @@ from transformers import ProcessorMixin
 
 from .candidates import Candidates, named_error
 from .collator import MultimodalPreferenceCollator
-from .data.errors import RowError
 from .data.images import load_image
+from .data.rows import RowError
 from .encoding import encode_branches, join_images
 from .pair_scoring import evaluating
 from .rendering import Rendered, get_tokenizer, lacks_special_tokens, render_conversation
@@ -62,7 +62,7 @@ def score_candidates(
         `list[list[float]]`: for each prompt the rewards of its candidates.
 
     Raises:
-        [`~trl_dt2it.data.schema.RowError`]: if an image cannot be used.
+        [`~trl_dt2it.data.rows.RowError`]: if an image cannot be used.
         `ValueError`: if a reward is not finite.
     """
     groups = list(groups)

@@ -15,13 +15,10 @@ from datasets.table import InMemoryTable
 from transformers.utils import logging
 
 from .collator import MultimodalPreferenceCollator
-from .data.arrow_rows import look_at_rows
-from .data.errors import RowError
-from .data.images import check_image
-from .data.locations import ImageOptions
-from .data.row_checks import TokenCounter
-from .data.rows import row_images, row_name
-from .data.schema import check_row
+from .data.columns import look_at_rows
+from .data.images import ImageOptions, check_image
+from .data.rows import RowError, check_row, row_images, row_name
+from .data.validation import TokenCounter
 from .encoding import encode_branches
 from .families import FAMILIES
 from .rendering import ProcessingClass, check_difference, get_tokenizer, render_branches
@@ -61,13 +58,13 @@ def count_tokens(
         collator ([`~trl_dt2it.collator.MultimodalPreferenceCollator`]):
             The collator that the row is for.
         is_checked (`bool`, *optional*, defaults to `False`):
-            Whether [`~trl_dt2it.data.schema.check_row`] has passed the row before.
+            Whether [`~trl_dt2it.data.rows.check_row`] has passed the row before.
 
     Returns:
         [`PairTokens`]
 
     Raises:
-        [`~trl_dt2it.data.schema.RowError`]: if the row cannot be used; the message names it. Where the images need not
+        [`~trl_dt2it.data.rows.RowError`]: if the row cannot be used; the message names it. Where the images need not
         be decoded, they are not, and a truncated one passes.
     """
     processor = collator.processing_class

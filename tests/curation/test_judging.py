@@ -22,8 +22,8 @@ from trl_dt2it.curation.round_steps import ask_judges
 from trl_dt2it.curation.round_training import RewardTraining
 from trl_dt2it.curation.votes import UNREADABLE
 from trl_dt2it.data import reformulate_t2i, write_parquet
-from trl_dt2it.data.encoded import leave_images_encoded
-from trl_dt2it.data.swapping import swap_pairs
+from trl_dt2it.data.columns import leave_images_encoded
+from trl_dt2it.data.mixing import swap_pairs
 from trl_dt2it.data.t2i_templates import CHINESE, ENGLISH
 from trl_dt2it.demo import READER_DIR
 from trl_dt2it.demo.digits import WORDS, make_digits, make_digits_t2i

@@ -8,9 +8,9 @@ import pytest
 from datasets import Dataset, Image, List, concatenate_datasets, load_dataset, load_from_disk
 
 from trl_dt2it.curation import pair_ids
-from trl_dt2it.data.encoded import leave_images_encoded
-from trl_dt2it.data.pair_identity import source_fingerprint
-from trl_dt2it.data.swapping import partner_column, swap_pairs, with_columns
+from trl_dt2it.data.columns import leave_images_encoded
+from trl_dt2it.data.contents import source_fingerprint
+from trl_dt2it.data.mixing import partner_column, swap_pairs, with_columns
 from trl_dt2it.demo.digits import flip_preferences, make_digits, make_digits_t2i
 
 from .ledgers import act

@@ -18,8 +18,8 @@ from trl_dt2it.curation import CurationLedger
 from trl_dt2it.curation.dataset_card import curated_card
 from trl_dt2it.curation.publishing import push_curated
 from trl_dt2it.data import ImageOptions, RowError
-from trl_dt2it.data.encoded import leave_images_encoded
-from trl_dt2it.data.published import parquet_shards, published_features
+from trl_dt2it.data.columns import leave_images_encoded
+from trl_dt2it.data.export import parquet_shards, published_features
 
 from ..hub_server import LoopbackHub
 from ..rows import make_dataset

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trl_dt2it.data.errors import RowError
-from trl_dt2it.data.images import load_image
-from trl_dt2it.data.locations import ImageOptions
+from trl_dt2it.data.images import ImageOptions, load_image
+from trl_dt2it.data.rows import RowError
 
 
 A, B, C, D, E, F = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (0, 255, 255), (40, 80, 120)

@@ -13,7 +13,7 @@ from tests.data.schema_rows import text
 from tests.families import FAMILIES
 from tests.families_chat import CHATS
 from trl_dt2it import token_counter
-from trl_dt2it.data.locations import ImageOptions
+from trl_dt2it.data.images import ImageOptions
 from trl_dt2it.data.validation import validate
 
 

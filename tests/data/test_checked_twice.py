@@ -20,10 +20,10 @@ from trl_dt2it.data import (
     mix,
     prepare_shard,
     read_settings,
-    schema,
     split_by_group,
     validate,
 )
+from trl_dt2it.data import rows as schema
 from trl_dt2it.preparation import prepare_dataset
 
 

@@ -14,12 +14,19 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from tests.rows import png
-from trl_dt2it.data import similarity
-from trl_dt2it.data.canonical import FEATURES, T2I_FEATURES, preference, t2i_pair
-from trl_dt2it.data.decontamination import decontaminate, vl_rewardbench_source_ids
-from trl_dt2it.data.locations import ImageOptions
-from trl_dt2it.data.quarantine import quarantine_report
-from trl_dt2it.data.similarity import HASH_WORDS, distances, normalise, perceptual_hash, row_questions
+from trl_dt2it.data import decontamination
+from trl_dt2it.data.decontamination import (
+    HASH_WORDS,
+    decontaminate,
+    distances,
+    normalise,
+    perceptual_hash,
+    row_questions,
+    vl_rewardbench_source_ids,
+)
+from trl_dt2it.data.images import ImageOptions
+from trl_dt2it.data.messages import FEATURES, T2I_FEATURES, preference, t2i_pair
+from trl_dt2it.data.validation import quarantine_report
 
 
 TILE = 120
@@ -194,7 +201,7 @@ def test_the_distance_is_exact():
 
 
 def test_only_images_of_matching_questions_are_decoded(monkeypatch):
-    monkeypatch.setattr(similarity.imagehash, "phash", lambda *args, **kwargs: pytest.fail("an image was hashed"))
+    monkeypatch.setattr(decontamination.imagehash, "phash", lambda *args, **kwargs: pytest.fail("an image was hashed"))
     train = [row("Who?", png(photographs()[0])), row("What?", b"no image")]
     assert found(train, [{"question": "Where?"}])[0] == []
 
@@ -310,10 +317,10 @@ def test_distances_are_counted_bit_by_bit(data):
 
 def test_a_hash_holds_what_imagehash_gives():
     image = photographs()[0]
-    expected = similarity.imagehash.phash(image, hash_size=12)
+    expected = decontamination.imagehash.phash(image, hash_size=12)
     bits = np.unpackbits(perceptual_hash(image).view(np.uint8))
     assert bits[:144].tolist() == expected.hash.ravel().astype(int).tolist() and not bits[144:].any()
-    other = similarity.imagehash.phash(photographs()[1], hash_size=12)
+    other = decontamination.imagehash.phash(photographs()[1], hash_size=12)
     assert distances(perceptual_hash(image)[None], perceptual_hash(photographs()[1])[None]) == [[expected - other]]
 
 

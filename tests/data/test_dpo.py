@@ -14,7 +14,7 @@ from tests.pairs import processor_of
 from tests.rows import make_dataset, make_rows, png, text_rows, video_rows
 from trl_dt2it import MultimodalPreferenceCollator
 from trl_dt2it.data import ImageOptions, RowError, content_id, load_image, to_dpo
-from trl_dt2it.data.encoded import leave_images_encoded
+from trl_dt2it.data.columns import leave_images_encoded
 
 
 COLUMNS = ["prompt", "chosen", "rejected", "images"]

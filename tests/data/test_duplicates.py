@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.data.validation_rows import BLANK, PICTURES, answer, check, row, swapped
-from trl_dt2it.data.canonical import preference
-from trl_dt2it.data.duplicates import find_doubles, pair_digest
+from trl_dt2it.data.contents import find_doubles, pair_digest
+from trl_dt2it.data.messages import preference
 
 
 def test_the_first_of_equal_rows_stays():

@@ -19,10 +19,9 @@ from trl_dt2it.data import (
     validate,
     write_parquet,
 )
-from trl_dt2it.data.canonical import FEATURES, preference
-from trl_dt2it.data.encoded import leave_images_encoded
-from trl_dt2it.data.images import check_image, load_image
-from trl_dt2it.data.locations import ImageOptions
+from trl_dt2it.data.columns import leave_images_encoded
+from trl_dt2it.data.images import ImageOptions, check_image, load_image
+from trl_dt2it.data.messages import FEATURES, preference
 
 
 def test_image_root(tmp_path):

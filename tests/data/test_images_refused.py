@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from tests.data.image_files import encode, png_header, refusal
-from trl_dt2it.data.errors import RowError
-from trl_dt2it.data.images import check_image, load_image
-from trl_dt2it.data.locations import ImageOptions
+from trl_dt2it.data.images import ImageOptions, check_image, load_image
+from trl_dt2it.data.rows import RowError
 
 
 @pytest.mark.parametrize(

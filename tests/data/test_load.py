@@ -14,8 +14,8 @@ from PIL import Image as PILImage
 from tests.data.fixtures_as_rows import fixture
 from tests.hub_server import LoopbackHub
 from trl_dt2it.data import SOURCES, RowError, load_preferences
-from trl_dt2it.data.canonical import FEATURES
-from trl_dt2it.data.encoded import leave_images_encoded
+from trl_dt2it.data.columns import leave_images_encoded
+from trl_dt2it.data.messages import FEATURES
 
 
 def png(size=(8, 8), colour="red") -> bytes:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from tests.data.t2i_pairs import pairs, raw
 from trl_dt2it.data import RowError, mix, reformulate_t2i, split_by_group, validate
-from trl_dt2it.data.canonical import MESSAGES
-from trl_dt2it.data.encoded import leave_images_encoded
+from trl_dt2it.data.columns import leave_images_encoded
+from trl_dt2it.data.messages import MESSAGES
 from trl_dt2it.data.mixing import with_canonical_columns
 
 

@@ -24,7 +24,7 @@ from trl_dt2it.data import (
     read_settings,
     write_parquet,
 )
-from trl_dt2it.data.canonical import T2I_IDENTITY
+from trl_dt2it.data.messages import T2I_IDENTITY
 from trl_dt2it.demo.digits import make_digits, make_digits_t2i
 
 

@@ -12,7 +12,7 @@ from PIL import Image as PILImage
 
 from trl_dt2it.cli import load_recipe
 from trl_dt2it.data import ImageOptions, RowError, prepare_shard, read_settings, write_parquet
-from trl_dt2it.data.published import find_unpublishable, parquet_shards, published_features, refuse_unpublishable
+from trl_dt2it.data.export import find_unpublishable, parquet_shards, published_features, refuse_unpublishable
 
 
 SECRET = b"root:x:0:0 of this machine alone"

@@ -9,9 +9,8 @@ from datasets import Image as ImageFeature
 from rich.console import Console
 
 from tests.data.validation_rows import EXPECTED, MIXED, PICTURES, answer, dataset_of, notes, row, swapped
-from trl_dt2it.data.canonical import FEATURES
-from trl_dt2it.data.quarantine import ReasonSummary, ValidationReport, quarantine_report
-from trl_dt2it.data.validation import readmit, validate
+from trl_dt2it.data.messages import FEATURES
+from trl_dt2it.data.validation import ReasonSummary, ValidationReport, quarantine_report, readmit, validate
 
 
 # --- the report, and the file

@@ -11,9 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from trl import prepare_multimodal_messages
 
 from tests.data.schema_rows import GOOD, IMAGE, PIXELS, VIDEO, answer, row, say, text, user
-from trl_dt2it.data.errors import REASONS, RowError
-from trl_dt2it.data.rows import row_images, row_name, row_videos
-from trl_dt2it.data.schema import check_row, special_token_pattern
+from trl_dt2it.data.rows import REASONS, RowError, check_row, row_images, row_name, row_videos, special_token_pattern
 
 
 def fault(bad, **kwargs):

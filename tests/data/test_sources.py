@@ -6,8 +6,8 @@ import pytest
 
 from tests.data.fixtures_as_rows import fixture
 from tests.data.source_rows import IMAGE, VIDEO, changed, expected, message, path, results, say, user
-from trl_dt2it.data.sources.conversations import llava_human_preference, povid, wildvision_battle
-from trl_dt2it.data.sources.single_turn import mm_rlhf, mmpr, rlaif_v, rlhf_v, spa_vl
+from trl_dt2it.data.sources.formats import llava_human_preference, povid, wildvision_battle
+from trl_dt2it.data.sources.judged import mm_rlhf, mmpr, rlaif_v, rlhf_v, spa_vl
 
 
 # Single turns.

@@ -4,8 +4,8 @@ import pytest
 
 from tests.data.source_rows import IMAGE, TABLE, expected, message, results, say, says, user
 from trl_dt2it.data import load_preferences
-from trl_dt2it.data.canonical import content_group
-from trl_dt2it.data.sources.columns import columns
+from trl_dt2it.data.messages import content_group
+from trl_dt2it.data.sources.trl_rows import columns
 
 
 def test_columns_with_all_options():

@@ -6,8 +6,7 @@ import pytest
 
 from tests.data.fixtures_as_rows import fixture
 from tests.data.source_rows import IMAGE, answer, changed, expected, path, results, user
-from trl_dt2it.data.sources.judged import llava_critic, r1_reward_rl
-from trl_dt2it.data.sources.vlfeedback import vlfeedback
+from trl_dt2it.data.sources.judged import llava_critic, r1_reward_rl, vlfeedback
 
 
 TURNS = [{"from": "human", "value": "<image>\nq"}, {"from": "gpt", "value": "a"}]

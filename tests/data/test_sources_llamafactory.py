@@ -5,7 +5,7 @@ from datasets import Dataset
 
 from tests.data.fixtures_as_rows import fixture
 from tests.data.source_rows import IMAGE, TABLE, changed, expected, message, results, say, user
-from trl_dt2it.data.schema import check_row
+from trl_dt2it.data.rows import check_row
 from trl_dt2it.data.sources.formats import llamafactory
 
 

@@ -16,14 +16,19 @@ from trl.trainer.dpo_trainer import DataCollatorForVisionPreference
 from tests.data.fixtures_as_rows import fixture
 from tests.families import family_dir
 from trl_dt2it.data import RowError, check_row
-from trl_dt2it.data.canonical import FEATURES
-from trl_dt2it.data.sources.columns import columns
-from trl_dt2it.data.sources.conversations import llava_human_preference, povid, wildvision_battle
-from trl_dt2it.data.sources.formats import llamafactory, ms_swift
-from trl_dt2it.data.sources.judged import llava_critic, r1_reward_rl
-from trl_dt2it.data.sources.single_turn import mm_rlhf, mmpr, rlaif_v, rlhf_v, spa_vl
-from trl_dt2it.data.sources.trl_rows import trl
-from trl_dt2it.data.sources.vlfeedback import vlfeedback
+from trl_dt2it.data.messages import FEATURES
+from trl_dt2it.data.sources.formats import llamafactory, llava_human_preference, ms_swift, povid, wildvision_battle
+from trl_dt2it.data.sources.judged import (
+    llava_critic,
+    mm_rlhf,
+    mmpr,
+    r1_reward_rl,
+    rlaif_v,
+    rlhf_v,
+    spa_vl,
+    vlfeedback,
+)
+from trl_dt2it.data.sources.trl_rows import columns, trl
 
 
 COLUMNS = {"question": "question", "chosen": "chosen", "rejected": "rejected", "images": "image", "strength": "idx"}

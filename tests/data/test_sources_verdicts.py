@@ -6,13 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trl_dt2it.data.sources.verdicts import (
-    Comparison,
-    Verdict,
-    parse_comparison,
-    parse_headed_comparison,
-    parse_verdict,
-)
+from trl_dt2it.data.sources.judged import Comparison, Verdict, parse_comparison, parse_headed_comparison, parse_verdict
 
 
 FIRST, SECOND, TIE = Verdict(1), Verdict(2), Verdict(0)

@@ -12,8 +12,8 @@ from transformers import AutoProcessor
 from tests.data.t2i_pairs import first_is_chosen, pairs, png, raw, stream_of, text
 from trl_dt2it import MultimodalPreferenceCollator
 from trl_dt2it.data import content_id
-from trl_dt2it.data.canonical import REFORMULATED_FEATURES
-from trl_dt2it.data.encoded import leave_images_encoded
+from trl_dt2it.data.columns import leave_images_encoded
+from trl_dt2it.data.messages import REFORMULATED_FEATURES
 from trl_dt2it.data.t2i import reformulate_t2i
 from trl_dt2it.data.t2i_templates import ENGLISH, T2ITemplate
 from trl_dt2it.demo.digits import make_digits_t2i

@@ -10,7 +10,7 @@ from PIL import Image as PILImage
 
 from tests.data.t2i_pairs import first_is_chosen, mixed, pairs, png, raw, stream_of
 from trl_dt2it.data import REASONS, RowError
-from trl_dt2it.data.canonical import REFORMULATED_FEATURES
+from trl_dt2it.data.messages import REFORMULATED_FEATURES
 from trl_dt2it.data.t2i import reformulate_t2i, split_t2i
 
 

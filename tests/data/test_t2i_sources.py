@@ -6,12 +6,24 @@ import pytest
 
 from tests.data.fixtures_as_rows import fixture
 from trl_dt2it.data import RowError
-from trl_dt2it.data.canonical import T2I_FEATURES, content_group
-from trl_dt2it.data.sources import t2i_formats, t2i_groups, t2i_pairs
-from trl_dt2it.data.sources.source import Source
-from trl_dt2it.data.sources.t2i_formats import llava_reward, per_answer_images
-from trl_dt2it.data.sources.t2i_groups import evalmuse, hpdv2_test, imagereward, imagereward_rankings
-from trl_dt2it.data.sources.t2i_pairs import hpdv2_train, hpdv3, imagereward_pairs, pickapic, rapidata
+from trl_dt2it.data.messages import T2I_FEATURES, content_group
+from trl_dt2it.data.sources import t2i
+from trl_dt2it.data.sources import t2i as t2i_groups
+from trl_dt2it.data.sources import t2i as t2i_pairs
+from trl_dt2it.data.sources.fields import Source
+from trl_dt2it.data.sources.t2i import (
+    evalmuse,
+    hpdv2_test,
+    hpdv2_train,
+    hpdv3,
+    imagereward,
+    imagereward_pairs,
+    imagereward_rankings,
+    llava_reward,
+    per_answer_images,
+    pickapic,
+    rapidata,
+)
 
 
 RED = content_group("a red square", [], [])
@@ -375,7 +387,7 @@ def test_no_strange_field_crashes_an_adapter(adapter, name):
 
 
 def test_every_source_is_described():
-    modules = (t2i_pairs, t2i_groups, t2i_formats)
+    modules = (t2i_pairs, t2i_groups, t2i)
     sources = [item for module in modules for item in vars(module).values() if isinstance(item, Source)]
     assert len(sources) == 12
     assert all(source.is_t2i and source.licence and source.note and not source.is_non_commercial for source in sources)

@@ -7,7 +7,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from tests.data.t2i_pairs import mixed, pairs, raw, stream_of
-from trl_dt2it.data.encoded import leave_images_encoded
+from trl_dt2it.data.columns import leave_images_encoded
 from trl_dt2it.data.t2i import reformulate_t2i, split_t2i
 
 

@@ -12,7 +12,7 @@ from tests.families import build_tokenizer
 from tests.families_chat import CHATS
 from tests.rows import png
 from trl_dt2it import token_counter
-from trl_dt2it.data.canonical import FEATURES
+from trl_dt2it.data.messages import FEATURES
 from trl_dt2it.data.validation import validate
 
 

@@ -75,7 +75,7 @@ def test_a_stream_says_what_it_leaves_out(caplog, monkeypatch):
 
     from transformers.utils import logging as transformers_logging
 
-    monkeypatch.setattr(transformers_logging.get_logger("trl_dt2it.data.validation_stream"), "level", logging.WARNING)
+    monkeypatch.setattr(transformers_logging.get_logger("trl_dt2it.data.validation"), "level", logging.WARNING)
     caplog.set_level(logging.WARNING)
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     good, bad = validate(stream_of([row(0, strength=-1.0, pair_id=f"p-{n}") for n in range(11)]))

@@ -5,7 +5,7 @@ from datasets import Dataset
 from tests.families import FAMILIES, build_tokenizer, example_images
 from tests.families_chat import CHATS
 from tests.rows import png
-from trl_dt2it.data.canonical import FEATURES, preference
+from trl_dt2it.data.messages import FEATURES, preference
 from trl_dt2it.data.validation import validate
 
 

@@ -9,7 +9,7 @@ import yaml
 from datasets import Dataset
 
 from trl_dt2it.cli import load_recipe
-from trl_dt2it.data.encoded import leave_images_encoded
+from trl_dt2it.data.columns import leave_images_encoded
 from trl_dt2it.debias.distillation import distill
 from trl_dt2it.judge import Budget, Endpoint
 from trl_dt2it.judge.reading import read_endpoint

@@ -21,8 +21,8 @@ from datasets import load_dataset
 from rich.console import Console, ConsoleDimensions
 
 from trl_dt2it.data import ImageOptions
-from trl_dt2it.data.canonical import FEATURES
-from trl_dt2it.data.encoded import leave_images_encoded
+from trl_dt2it.data.columns import leave_images_encoded
+from trl_dt2it.data.messages import FEATURES
 from trl_dt2it.debias import DISTILLED_FEATURES, STYLE_FEATURES, audit_style, balance_style, distill, match_style
 from trl_dt2it.debias.candidates import Origin, read_pools
 from trl_dt2it.debias.pair_style import read_pair_style

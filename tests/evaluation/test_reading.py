@@ -14,7 +14,7 @@ from datasets import Dataset, Features, Image, List, Value
 from tests.data.fixtures_as_rows import fixture
 from tests.hub_server import LoopbackHub
 from trl_dt2it.data import RowError, check_row
-from trl_dt2it.data.encoded import leave_images_encoded
+from trl_dt2it.data.columns import leave_images_encoded
 from trl_dt2it.evaluation import BENCHMARKS, read_benchmark
 from trl_dt2it.evaluation import reading as reading_module
 

@@ -6,7 +6,7 @@ from datasets import Dataset
 from tests.data.fixtures_as_rows import fixture
 from trl_dt2it.curation import pair_contents, pair_ids
 from trl_dt2it.data import SOURCES, RowError, content_id, load_preferences
-from trl_dt2it.data.pair_identity import source_fingerprint
+from trl_dt2it.data.contents import source_fingerprint
 
 from .golden import check
 from .pairs_of_each_kind import CAPTIONS, PNG, datasets, image, say, t2i_pairs

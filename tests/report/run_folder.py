@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, Image, List
 
 from trl_dt2it.curation import CurationLedger, relabel_by_vote
-from trl_dt2it.data.pair_identity import source_fingerprint
+from trl_dt2it.data.contents import source_fingerprint
 from trl_dt2it.demo.digits import make_digits
 
 

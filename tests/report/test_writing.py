@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from trl_dt2it.curation import CurationLedger
-from trl_dt2it.data.locations import ImageOptions
+from trl_dt2it.data.images import ImageOptions
 from trl_dt2it.debias import audit_style
 from trl_dt2it.demo.digits import make_digits
 from trl_dt2it.report import write_report

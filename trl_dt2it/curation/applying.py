@@ -7,9 +7,9 @@ import pyarrow as pa
 from datasets import Dataset
 from transformers.utils import logging
 
-from ..data.encoded import column_of
-from ..data.pair_identity import FLIPPED, pair_ids
-from ..data.swapping import swap_pairs, with_columns
+from ..data.columns import column_of
+from ..data.contents import FLIPPED, pair_ids
+from ..data.mixing import swap_pairs, with_columns
 from .ledger_tables import state_of
 
 

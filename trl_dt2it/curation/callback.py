@@ -13,8 +13,8 @@ import pyarrow as pa
 from datasets import Dataset
 from transformers import TrainerCallback
 
-from ..data.encoded import column_of, has_transform
-from ..data.pair_identity import pair_contents, pair_ids, source_fingerprint
+from ..data.columns import column_of, has_transform
+from ..data.contents import pair_contents, pair_ids, source_fingerprint
 from ..pair_scoring import evaluating, score_with_trainer
 from ..reward_trainer import MultimodalRewardTrainer
 from ..utils import on_main_process, same_random_state

@@ -24,8 +24,8 @@ from datasets import Dataset
 from safetensors.numpy import load_file, save_file
 from transformers.utils import logging
 
-from ..data.encoded import column_of
-from ..data.pair_identity import source_fingerprint
+from ..data.columns import column_of
+from ..data.contents import source_fingerprint
 from ..selection import STATE_FILE, Selection
 from ..utils import digest, whole_file
 from .ledger import CurationLedger

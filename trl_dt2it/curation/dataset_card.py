@@ -15,7 +15,7 @@ from datasets import Dataset
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from ..card_facts import cell, code_span, hub_ids, licence_of, name_cell, source_lines, table
-from ..data.pair_identity import pair_contents
+from ..data.contents import pair_contents
 from ..data.sources import SOURCES
 from ..debias.pair_style import parts_by
 from ..model_card import PAPER, PROJECT_URL

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from transformers.utils import logging
 
-from ..data.encoded import group_rows
+from ..data.columns import group_rows
 from .combining import as_strength
 from .noise import calibrate, shared_slope
 

@@ -17,11 +17,9 @@ import numpy as np
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from ..data.encoded import leave_images_encoded
-from ..data.errors import RowError
-from ..data.locations import ImageOptions, with_image_root
-from ..data.rows import SIDES, blocks, row_images, row_name
-from ..data.schema import check_row
+from ..data.columns import leave_images_encoded
+from ..data.images import ImageOptions, with_image_root
+from ..data.rows import SIDES, RowError, blocks, check_row, row_images, row_name
 from ..data.t2i_templates import CHINESE, ENGLISH
 from ..debias.questions import read_question
 from ..judge.budget import Spending, most_spending

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
-from ..data.pair_identity import CONTENT_COLUMNS, pair_contents
+from ..data.contents import CONTENT_COLUMNS, pair_contents
 from .applying import apply_state
 from .corrections import corrective_actions, read_corrections
 from .deciding import Decision
@@ -120,7 +120,7 @@ class CurationLedger:
                 How the pairs stood when they were scored: `"current"`, as [`~CurationLedger.apply`] gives them, or
                 `"source"`, as the source set has them. A flip counts from there.
             source_set (`str`, *optional*):
-                Fingerprint of the source set, from [`~trl_dt2it.data.pair_identity.source_fingerprint`]: the first
+                Fingerprint of the source set, from [`~trl_dt2it.data.contents.source_fingerprint`]: the first
                 is kept, and another one refused.
             contents (`pa.Table`, *optional*):
                 What is in the pairs, from [`~trl_dt2it.curation.pair_contents`]. By it [`~CurationLedger.apply`] knows

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from transformers.utils import logging
 
-from ..data.pair_identity import CONTENT_COLUMNS
+from ..data.contents import CONTENT_COLUMNS
 from ..utils import read_json, whole_file, write_json
 from .ledger_tables import STATE_COLUMNS, merge_rounds
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..data.pair_identity import CONTENT_COLUMNS
+from ..data.contents import CONTENT_COLUMNS
 from .deciding import Decision
 from .votes import UNREADABLE
 

@@ -9,10 +9,10 @@ import numpy as np
 from datasets import Dataset
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 
-from ..data.locations import ImageOptions
-from ..data.pair_identity import pair_contents
-from ..data.published import parquet_shards, published_features
-from ..data.swapping import with_columns
+from ..data.contents import pair_contents
+from ..data.export import parquet_shards, published_features
+from ..data.images import ImageOptions
+from ..data.mixing import with_columns
 from .dataset_card import curated_card
 from .ledger import CurationLedger
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 from transformers.utils import logging
 
-from ..data.swapping import with_columns
+from ..data.mixing import with_columns
 from ..debias.audit import audit_style
 from ..debias.balance import style_weights
 from ..utils import on_main_process, whole_file

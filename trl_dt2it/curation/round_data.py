@@ -17,11 +17,10 @@ import pyarrow as pa
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
 from ..collator import MultimodalPreferenceCollator
-from ..data.encoded import column_of, leave_images_encoded, rows_at_once
+from ..data.columns import column_of, leave_images_encoded, rows_at_once
+from ..data.contents import pair_contents, source_fingerprint
 from ..data.load import load_preferences
-from ..data.mixing import concatenate, with_canonical_columns
-from ..data.pair_identity import pair_contents, source_fingerprint
-from ..data.swapping import with_columns
+from ..data.mixing import concatenate, with_canonical_columns, with_columns
 from ..loading import load_processing_class, set_pixel_limits
 from ..preparation import image_options, prepare_dataset
 from ..reward_config import MultimodalRewardConfig

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..data.encoded import column_of
-from ..data.pair_identity import pair_contents
+from ..data.columns import column_of
+from ..data.contents import pair_contents
 from ..dataset_scoring import read_scores
 from ..debias.audit import audit_style
 from ..utils import printable

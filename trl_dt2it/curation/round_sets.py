@@ -10,9 +10,8 @@ import numpy as np
 from datasets import Dataset
 from transformers.utils import logging
 
-from ..data.encoded import column_of
-from ..data.mixing import concatenate
-from ..data.swapping import swap_pairs
+from ..data.columns import column_of
+from ..data.mixing import concatenate, swap_pairs
 from ..utils import move_aside, on_main_process
 from .ledger import CurationLedger
 from .round_balance import balanced_base

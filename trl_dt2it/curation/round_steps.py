@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..data.encoded import column_of
+from ..data.columns import column_of
 from ..dataset_scoring import gather_scores
 from ..preparation import image_options
 from ..utils import on_main_process, read_json, whole_file

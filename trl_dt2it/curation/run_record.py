@@ -17,7 +17,7 @@ from accelerate import PartialState
 from datasets import Dataset
 
 from ..card_facts import run_command
-from ..data.encoded import column_of
+from ..data.columns import column_of
 from ..utils import read_json, write_json
 
 

@@ -1,14 +1,91 @@
-"""Reading a row, before and after it is checked: its images, its name, the blocks of a message."""
+"""The canonical row: its parts, its checks, its errors and its identity."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from numbers import Real
+from typing import Any, Literal, NamedTuple, get_args
 
-from .errors import RowError
+import numpy as np
+from PIL import Image
+from transformers import PreTrainedTokenizerBase
+
+from ..utils import digest
+from .t2i_templates import collapse, find_caption, prefers_first
+
+
+Reason = Literal[
+    "missing_column",  # `chosen` or `rejected` is absent, or the prompt is empty
+    "not_conversational",  # neither strings nor well-formed messages, or images without messages
+    "empty_answer",  # nothing but white space to judge
+    "equal_answers",  # nothing to prefer
+    "placeholder_count",  # as many image or video blocks as images or videos
+    "image_in_answer",  # images belong to the prompt
+    "block_type",  # a content block that is not a bare placeholder or text
+    "special_token",  # text that the tokenizer would read as control tokens
+    "bad_strength",
+    "bad_weight",
+    "bad_margin",
+    "image_missing",  # no such file, no such address, or `None`
+    "image_corrupt",  # does not decode
+    "image_too_large",  # too many pixels or bytes
+    "image_too_narrow",  # one side many times the other, which image processors refuse
+    "image_outside_root",  # leaves the folder that images may come from
+    "image_url",  # an address that is not allowed
+    "image_type",  # not a kind of object that holds an image
+    "video_type",  # not a list of frames
+    "too_long",  # more tokens than `max_length`
+    "tie",  # the source prefers neither
+    "unparsed_verdict",  # a preference in words that no rule reads, or answers that cannot be found in a text
+    "bad_rating",  # a rating that is not a number
+    "equal_images",  # a text-to-image pair of one image twice
+    "empty_caption",
+    "duplicate_pair",  # the same as an earlier row
+    "contradictory_pair",  # another row prefers the other answer
+    "contaminated",  # in a benchmark
+]
+
+REASONS: tuple[str, ...] = get_args(Reason)
+
+
+def summarise(counts: Mapping[str, int]) -> str:
+    """Numbers of rows by reason in one line, the largest first."""
+    return ", ".join(f"{count} {reason}" for reason, count in Counter(counts).most_common())
+
+
+def is_milestone(count: int) -> bool:
+    """Whether to say how many it were so far: at 1, 10, 100, ..., because a stream has no end to count up to."""
+    return str(count).strip("0") == "1"
+
+
+class RowError(ValueError):
+    """
+    A row that cannot be used.
+
+    The message is one sentence without the row's name; whoever knows the row puts [`row_name`] in front.
+
+    Args:
+        reason (`str`):
+            One of [`REASONS`].
+        message (`str`):
+            What is wrong, in which field, and what to do.
+    """
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        # Both go into `args`, so that the error survives the trip back from a worker process.
+        super().__init__(reason, message)
+        self.reason: Reason = reason
+
+    def __str__(self) -> str:
+        return self.args[1]
 
 
 SIDES = ("chosen", "rejected")
+
 DEFAULT_FPS = 2.0
 
 
@@ -113,3 +190,427 @@ def blocks(message: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     if content is None:
         return []
     return [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
+
+
+_ROLES = ("system", "user", "assistant", "tool")
+
+# White space, and characters that show nothing at all: controls, joiners, marks of direction, fillers.
+_BLANK = re.compile(
+    r"[\s\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
+    r"\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\U000e0000-\U000e0fff]*"
+)
+
+# What is larger becomes infinite in the loss, which is computed in float32.
+_LARGEST = 3.4028234663852886e38
+
+
+def check_row(row: Mapping[str, Any], *, special_tokens: re.Pattern | None = None) -> None:
+    """
+    Checks everything about a row but the images themselves, and returns if nothing is wrong.
+
+    A row has an explicit prompt (`prompt`, `chosen`, `rejected`) or an implicit one (whole conversations in `chosen`
+    and `rejected`), as messages or as plain strings. Images are in `images` or `image`, videos in `videos`. Keys that
+    are `None` count as absent, because Arrow gives every block every key.
+
+    Args:
+        row (`Mapping[str, Any]`):
+            The row.
+        special_tokens (`re.Pattern`, *optional*):
+            What no text may contain, from [`special_token_pattern`].
+
+    Raises:
+        [`RowError`]: for the first problem.
+    """
+    prompt = row.get("prompt")
+    for side in SIDES:
+        if row.get(side) is None:
+            raise RowError("missing_column", f"`{side}` is missing or None; a preference row needs both answers.")
+    images, videos = row_images(row), row_videos(row)
+    for index, image in enumerate(images):
+        if image is None:
+            raise RowError("image_missing", f"`images[{index}]` is None; remove it or give the image.")
+
+    if isinstance(row["chosen"], str):
+        _check_plain(row, prompt, has_images=bool(images or videos))
+    else:
+        for field in ("prompt", *SIDES):
+            if field != "prompt" or prompt is not None:
+                check_messages(field, row[field])
+        for side in SIDES:
+            check_answer(side, row[side], prompt_is_explicit=prompt is not None)
+        for kind, given in (("image", images), ("video", videos)):
+            for field in SIDES if prompt is None else ("prompt",):
+                _check_placeholders(field, row[field], kind, len(given))
+    if canonical_text(_stripped(row["chosen"])) == canonical_text(_stripped(row["rejected"])):
+        raise RowError("equal_answers", "`chosen` and `rejected` are equal; drop the row, there is nothing to learn.")
+    if special_tokens is not None:
+        check_special_tokens(row, special_tokens)
+    _check_numbers(row)
+
+
+def special_token_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern | None:
+    """
+    A pattern that finds the special tokens of a tokenizer in a text.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`):
+            The tokenizer.
+
+    Returns:
+        `re.Pattern` or `None`: an alternation, longest token first; `None` if the tokenizer has no special token.
+    """
+    tokens = {str(token) for token in tokenizer.all_special_tokens}
+    tokens |= {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    tokens.discard("")
+    if not tokens:
+        return None
+    return re.compile("|".join(re.escape(token) for token in sorted(tokens, key=lambda t: (-len(t), t))))
+
+
+def _check_plain(row: Mapping[str, Any], prompt: Any, *, has_images: bool) -> None:
+    if not isinstance(row["rejected"], str) or not (prompt is None or isinstance(prompt, str)):
+        raise RowError(
+            "not_conversational", "`chosen` is a string and another field is not; give all as strings or as messages."
+        )
+    if has_images:
+        raise RowError(
+            "not_conversational",
+            "a row of plain strings cannot have images; give `prompt`, `chosen` and `rejected` as messages, with one "
+            '{"type": "image"} block for each image in the prompt.',
+        )
+    for field in ("prompt", *SIDES):
+        _check_unicode(f"`{field}`", row.get(field))
+    for side in SIDES:
+        if _BLANK.fullmatch(row[side]):
+            raise RowError("empty_answer", f"`{side}` is empty; drop the row.")
+
+
+def check_messages(field: str, messages: Any) -> None:
+    """Refuse what is no list of messages with blocks or strings as contents."""
+    if not isinstance(messages, (list, tuple)):
+        raise RowError(
+            "not_conversational",
+            f"`{field}` is of type {type(messages).__name__}; give all fields as strings or as lists of messages.",
+        )
+    if not messages:
+        raise RowError("missing_column" if field == "prompt" else "empty_answer", f"`{field}` has no messages.")
+    for index, message in enumerate(messages):
+        where = f"`{field}` message {index}"
+        if not isinstance(message, Mapping) or message.get("role") not in _ROLES:
+            raise RowError("not_conversational", f"{where} is not a dict with a `role` out of {', '.join(_ROLES)}.")
+        content = message.get("content")
+        if isinstance(content, (list, tuple)):
+            for block in content:
+                _check_block(where, message["role"], block)
+                _check_unicode(where, block.get("text"))
+        elif isinstance(content, str):
+            _check_unicode(where, content)
+        elif not (content is None and message["role"] == "assistant"):
+            raise RowError(
+                "not_conversational",
+                f"{where} has content of type {type(content).__name__}; give a string or a list of blocks.",
+            )
+
+
+def _check_unicode(where: str, text: str | None) -> None:
+    """Half of a surrogate pair, as JSON may have where a text was cut, fits into no file and no tokenizer."""
+    try:
+        (text or "").encode()
+    except UnicodeEncodeError:
+        raise RowError(
+            "not_conversational", f"{where} has half a character (a lone surrogate) in its text; cut it off."
+        ) from None
+
+
+def _check_block(where: str, role: str, block: Any) -> None:
+    if not isinstance(block, Mapping):
+        raise RowError("block_type", f"{where} has a block of type {type(block).__name__}; a block is a dict.")
+    kind = block.get("type")
+    extra = sorted(str(key) for key, value in block.items() if value is not None and key not in ("type", "text"))
+    if kind in ("image", "video"):
+        if extra or block.get("text") is not None:
+            keys = ", ".join(f"`{key}`" for key in extra or ["text"])
+            raise RowError(
+                "block_type",
+                f'{where} has {keys} in its {kind} block; leave {{"type": "{kind}"}} alone and put the {kind} in the '
+                f"`{kind}s` column.",
+            )
+        if role == "tool":
+            raise RowError("block_type", f"{where} is a tool's and has an {kind} block; move it to a user's message.")
+    elif kind != "text" or not isinstance(block.get("text"), str):
+        # The kind comes from the data: shown, but not at any length.
+        raise RowError(
+            "block_type",
+            f"{where} has a block of type {kind!r:.40} that is neither text with a string `text`, nor an image or a "
+            'video; use {"type": "text", "text": ...}, or {"type": "image"} and the `images` column.',
+        )
+    elif extra:
+        keys = ", ".join(f"`{key}`" for key in extra)
+        raise RowError(
+            "block_type", f"{where} has {keys} in a text block; remove it, and put an image in the `images` column."
+        )
+
+
+def check_answer(side: str, messages: Any, *, prompt_is_explicit: bool) -> None:
+    """Refuse a side that shows images, does not end with an answer, or ends with an empty one."""
+    for index, message in enumerate(messages):
+        is_answer = prompt_is_explicit or message["role"] == "assistant"
+        if is_answer and any(block["type"] != "text" for block in blocks(message)):
+            raise RowError(
+                "image_in_answer",
+                f"`{side}` message {index} has an image or video block; only the prompt may show images, so ask about "
+                "them there.",
+            )
+    answer = messages[-1]
+    if answer["role"] != "assistant":
+        raise RowError("not_conversational", f"`{side}` ends with a {answer['role']} message; end it with the answer.")
+    text = "".join(block["text"] for block in blocks(answer) if block["type"] == "text")
+    if _BLANK.fullmatch(text) and not answer.get("tool_calls"):
+        raise RowError("empty_answer", f"`{side}` is empty; drop the row.")
+
+
+def _stripped(answer: Any) -> Any:
+    """An answer without the white space around its last message, which is nothing to prefer."""
+    if isinstance(answer, str):
+        return answer.strip()
+    *others, last = answer
+    return [*others, {**last, "content": "".join(block["text"] for block in blocks(last)).strip()}]
+
+
+def _check_placeholders(field: str, messages: Any, kind: str, given: int) -> None:
+    """TRL puts the images before the first user turn that is a string, and otherwise counts the blocks."""
+    count = sum(block["type"] == kind for message in messages for block in blocks(message))
+    all_strings = all(not isinstance(message.get("content"), (list, tuple)) for message in messages)
+    user_strings = any(message["role"] == "user" and isinstance(message["content"], str) for message in messages)
+    if kind == "image" and all_strings and user_strings:
+        return
+    if count != given:
+        raise RowError(
+            "placeholder_count",
+            f'`{field}` has {count} {{"type": "{kind}"}} blocks, but the row has {given} {kind}s; give one block for '
+            f"each {kind}.",
+        )
+    if kind == "image" and given and user_strings:
+        raise RowError(
+            "placeholder_count",
+            f"`{field}` has image blocks in one user message and a string as another, where TRL adds the images a "
+            "second time; give every user message as blocks.",
+        )
+
+
+def check_special_tokens(row: Mapping[str, Any], pattern: re.Pattern) -> None:
+    """Refuse a row with a text that contains a special token, as [`check_row`] does."""
+    for field in ("prompt", *SIDES):
+        value = row.get(field)
+        is_text = isinstance(value, str)
+        for index, message in enumerate([value] if is_text else value or []):
+            for text in _strings(message):
+                if found := pattern.search(text):
+                    token = found.group()
+                    where = f"`{field}`" if is_text else f"`{field}` message {index}"
+                    advice = "remove or spell it differently"
+                    if token == "<image>":
+                        advice = 'put an {"type": "image"} block in its place'
+                    raise RowError("special_token", f"{where} contains the special token {token!r}; {advice}.")
+
+
+def _check_numbers(row: Mapping[str, Any]) -> None:
+    checks: tuple[tuple[str, Reason], ...] = (("strength", "bad_strength"), ("weight", "bad_weight"))
+    for field, reason in checks:
+        value = row.get(field)
+        if value is not None and not (_is_finite(value) and value >= 0):
+            raise RowError(
+                reason, f"`{field}` is {value!r:.40}; give a finite number that is not negative, or None if unknown."
+            )
+    if "margin" in row and not _is_finite(row["margin"]):
+        raise RowError(
+            "bad_margin", f"`margin` is {row['margin']!r:.40}; give a finite number (0.0 for none) or drop the column."
+        )
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and abs(float(value)) <= _LARGEST
+    except OverflowError:  # an integer beyond the floats
+        return False
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """All strings in a message, those in tool calls included: templates write them all."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _strings(key)
+            yield from _strings(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _strings(item)
+
+
+class T2IIdentity(NamedTuple):
+    """
+    A text-to-image pair, however it is asked about.
+
+    Parameters:
+        caption (`str`):
+            What both images were to show, white space collapsed.
+        chosen (`list`):
+            Identity of the better image, as [`image_identity`] gives it.
+        rejected (`list`):
+            Identity of the worse image.
+        order (`str`, *optional*):
+            `"ab"` or `"ba"` if the pair is asked about in both orders on request, each in a row of its own.
+    """
+
+    caption: str
+    chosen: list[Any]
+    rejected: list[Any]
+    order: str | None
+
+
+def content_id(row: Mapping[str, Any]) -> str:
+    """
+    A stable identity of a row: a hash of what it is about.
+
+    It covers the messages (roles, texts, block types, tool calls), `tools`, `chat_template_kwargs`, images and videos;
+    not `strength`, `source` and the like. A string content and one text block are the same. Bytes and paths survive an
+    Arrow round trip; a decoded image is another image than the bytes that it came from.
+
+    A text-to-image pair is its caption, its better and its worse image, before and after [`reformulate_t2i`], whatever
+    the wording, its language and the order of the images; [`t2i_identity`] says which rows are known to be such. The
+    two rows of a pair in both orders are two rows.
+
+    Args:
+        row (`Mapping[str, Any]`):
+            A row that [`check_row`] accepts, or a text-to-image pair.
+
+    Returns:
+        `str`: 64 hexadecimal digits.
+
+    Raises:
+        [`RowError`]: if an image has a type without identity, or does not decode.
+    """
+    if (pair := t2i_identity(row)) is not None:
+        return digest(_to_json(pair))
+    content: dict[str, Any] = {field: _canonical(row.get(field)) for field in ("prompt", *SIDES)}
+    content["images"] = [image_identity(image) for image in row_images(row)]
+    content["videos"] = [[video.fps, *map(image_identity, video.frames)] for video in row_videos(row)]
+    for field in ("tools", "chat_template_kwargs"):
+        content[field] = _without_empty(row.get(field)) or None
+    return digest(_to_json(content))
+
+
+def t2i_identity(row: Mapping[str, Any]) -> T2IIdentity | None:
+    """
+    Read the text-to-image pair that a row is about.
+
+    A row is known to be one by its columns `caption`, `chosen_image` and `rejected_image`; or, with two images in its
+    only question, by the columns of [`~trl_dt2it.data.messages.T2I_IDENTITY`]; or, without these, by a wording and
+    verdicts that [`find_caption`] and [`prefers_first`] know. In rows without these columns, a `pair_id` that ends
+    with `-ab` or `-ba` tells that the pair was asked about in both orders.
+
+    Args:
+        row (`Mapping[str, Any]`):
+            Any row.
+
+    Returns:
+        [`T2IIdentity`] or `None`: `None` if the row is about something else, or its two images are one.
+
+    Raises:
+        [`RowError`]: as [`image_identity`] does.
+    """
+    caption, images = row.get("caption"), [row.get("chosen_image"), row.get("rejected_image")]
+    if isinstance(caption, str) and row.get("chosen") is None and not any(image is None for image in images):
+        chosen, rejected = map(image_identity, images)
+        return None if chosen == rejected else T2IIdentity(collapse(caption), chosen, rejected, None)
+    images = row_images(row)
+    if len(images) != 2 or any(image is None for image in images):
+        return None
+    if any(row.get(field) for field in ("videos", "tools", "chat_template_kwargs")):
+        return None
+    question = _only_question(row)
+    if question is None:
+        return None
+    better, worse = (_only_text(row.get(side), question[1]) for side in SIDES)
+    if better is None or worse is None:
+        return None
+    caption, first = row.get("t2i_caption"), row.get("t2i_first")
+    is_marked = isinstance(caption, str) and isinstance(first, str)
+    if is_marked and first in (better, worse) and better != worse:
+        is_first: bool | None = better == first
+    else:  # by the words: of a row without the columns, or of which somebody rewrote the verdicts
+        caption = caption if is_marked else find_caption(question[0])
+        is_first = prefers_first(better)
+        if not isinstance(caption, str) or is_first is None or prefers_first(worse) is not (not is_first):
+            return None
+    named = re.search(r"-(ab|ba)(#\d+)?$", str(row.get("pair_id") or ""))
+    order = row.get("t2i_order") if is_marked else named and named[1]
+    chosen, rejected = map(image_identity, images if is_first else images[::-1])
+    return None if chosen == rejected else T2IIdentity(collapse(str(caption)), chosen, rejected, order)
+
+
+def _only_question(row: Mapping[str, Any]) -> tuple[str, int] | None:
+    """The text of the only user turn, images as white space, and how many messages of both answers it takes; `None` if
+    there are other turns than a system prompt."""
+    prompt, length = row.get("prompt"), 0
+    if prompt is None and isinstance(row.get("chosen"), (list, tuple)):  # whole conversations
+        prompt = row["chosen"][:-1]
+        length = len(prompt)
+        if prompt != (row.get("rejected") or [])[:-1]:
+            return None
+    if not isinstance(prompt, (list, tuple)):
+        return None
+    turns = [message for message in prompt if message.get("role") != "system"]
+    if len(turns) != 1 or turns[0].get("role") != "user":
+        return None
+    return " ".join(block.get("text") or "" for block in blocks(turns[0])), length
+
+
+def _only_text(answer: Any, start: int) -> str | None:
+    if not isinstance(answer, (list, tuple)) or len(answer) != start + 1:
+        return None
+    return "".join(block.get("text") or "" for block in blocks(answer[-1]))
+
+
+def canonical_text(value: Any) -> str:
+    return _to_json(_canonical(value))
+
+
+def _canonical(value: Any) -> Any:
+    """Messages with their blocks as lists and without what Arrow adds; a string stays a string."""
+    if value is None or isinstance(value, str):
+        return value
+    return [{**_without_empty(message), "content": _without_empty(blocks(message))} for message in value]
+
+
+def _to_json(value: Any) -> str:
+    # `default` for what Arrow has and JSON has not, such as dates in the arguments of a tool call.
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+
+
+def _without_empty(value: Any) -> Any:
+    # Arrow turns a missing key into None and an empty struct into either, so that none of the three may count.
+    if isinstance(value, Mapping):
+        items = {key: _without_empty(item) for key, item in value.items()}
+        return {key: item for key, item in items.items() if item is not None and item != {} and item != []}
+    return [_without_empty(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def image_identity(image: Any) -> list[Any]:
+    """What tells an image from others: its bytes, its path, or its pixels, in this order; see [`content_id`]."""
+    if isinstance(image, Mapping):  # the bytes win, as in `load_image`
+        image = image.get("path") if image.get("bytes") is None else image["bytes"]
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        return ["bytes", digest(image)]
+    if isinstance(image, (str, os.PathLike)):
+        return ["path", os.fsdecode(image)]
+    if isinstance(image, np.ndarray):
+        return ["array", str(image.dtype), list(image.shape), digest(image.tobytes())]
+    if isinstance(image, Image.Image):
+        try:
+            pixels = image.tobytes()
+        except (OSError, SyntaxError, ValueError) as error:
+            raise RowError("image_corrupt", f"an image does not decode ({error}); replace it.") from error
+        return ["pixels", image.mode, list(image.size), digest(pixels, bytes(image.getpalette() or []))]
+    raise RowError("image_type", f"an image is of type {type(image).__name__}; give bytes, a path or a PIL image.")

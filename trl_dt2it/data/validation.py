@@ -1,26 +1,485 @@
-"""A preference set divided in two: rows that can be used, and rows that cannot, each with its reason.
-
-Nothing is thrown away: bad rows come back whole, can be fixed, and are let in again by [`readmit`].
-"""
+"""The quarantine: rows checked in memory or as a stream, the bad ones kept apart with a reason and a count."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset, IterableDataset, concatenate_datasets
-from transformers import ProcessorMixin
+from datasets import Dataset, Features, IterableDataset, Value, concatenate_datasets
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
+from transformers.utils import logging
 
-from .duplicates import contradiction_error, duplicate_error, find_doubles
-from .encoded import AnyDataset, Data, column_of, mark_checked
-from .locations import ImageOptions, with_image_root
-from .quarantine import NOTES, check_free, quarantine_report, quarantined_rows, write_quarantine
-from .row_checks import ImageCheck, RowChecks, TokenCounter, find_faults, make_checks
-from .rows import row_name
-from .validation_stream import divide_stream
+from ..utils import printable, whole_file
+from .columns import (
+    AnyDataset,
+    Data,
+    arrow_rows,
+    column_of,
+    is_checked,
+    leave_images_encoded,
+    look_at_all,
+    mark_checked,
+    select_rows,
+)
+from .contents import contradiction_error, duplicate_error, find_doubles, pair_digest
+from .images import ImageOptions, check_image, load_image, with_image_root
+from .rows import (
+    SIDES,
+    RowError,
+    check_row,
+    check_special_tokens,
+    is_milestone,
+    row_images,
+    row_name,
+    row_videos,
+    special_token_pattern,
+    summarise,
+)
+
+
+logger = logging.get_logger(__name__)
+
+# What a quarantined row has besides its own columns.
+NOTES = Features({"row": Value("int64"), "reason": Value("string"), "message": Value("string")})
+
+_ROW_GROUP = 100  # rows that a reader of a file holds at once; each may have images of some megabytes
+
+
+@dataclass(frozen=True)
+class ReasonSummary:
+    """
+    The rows of one reason.
+
+    Parameters:
+        count (`int`):
+            How many there are.
+        share (`float`):
+            Their share of the rows that came in, from 0 to 1.
+        example (`str`):
+            Name of the first one.
+        message (`str`):
+            What is wrong with it.
+    """
+
+    count: int
+    share: float
+    example: str
+    message: str
+
+
+@dataclass(frozen=True)
+class ValidationReport:
+    """
+    What came in, what went out, and why the rest did not.
+
+    Parameters:
+        rows_in (`int`):
+            Number of rows that were looked at.
+        rows_out (`int`):
+            Number of those that can be used.
+        reasons (`dict[str, ReasonSummary]`):
+            The others by reason, the most frequent first.
+        sources (`dict[str, dict[str, int]]`):
+            For each value of the column `source`, `rows_in`, `rows_out` and the number of rows of each reason; empty
+            without such a column.
+    """
+
+    rows_in: int
+    rows_out: int
+    reasons: dict[str, ReasonSummary]
+    sources: dict[str, dict[str, int]]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of rows of each reason."""
+        return {reason: summary.count for reason, summary in self.reasons.items()}
+
+    def to_json(self) -> str:
+        """The report as JSON."""
+        return json.dumps({**asdict(self), "counts": self.counts}, indent=2, ensure_ascii=False)
+
+    def show(self, console: Console | None = None) -> None:
+        """
+        Prints the report.
+
+        Args:
+            console (`rich.console.Console`, *optional*):
+                Where to; standard output by default.
+        """
+        console = console or Console()
+        title = f"{self.rows_out} of {self.rows_in} rows can be used"
+        if not self.reasons:
+            console.print(f"{title}.")
+            return
+        table = Table("reason", title=title)
+        for column in ("rows", "share"):
+            table.add_column(column, justify="right")
+        table.add_column("for example")
+        for reason, summary in self.reasons.items():
+            example = f"{summary.example}: {summary.message}"
+            table.add_row(reason, str(summary.count), f"{summary.share:.2%}", Text(printable(example, 300)))
+        console.print(table)
+        if len(self.sources) > 1:
+            by_source = Table("source")
+            for column in ("rows in", "rows out"):
+                by_source.add_column(column, justify="right")
+            by_source.add_column("reasons")
+            for source, numbers in self.sources.items():
+                reasons = ", ".join(f"{numbers[reason]} {reason}" for reason in self.reasons if reason in numbers)
+                by_source.add_row(
+                    Text(printable(source, 300)), str(numbers["rows_in"]), str(numbers["rows_out"]), reasons or "none"
+                )
+            console.print(by_source)
+
+
+def quarantine_report(clean: Dataset, quarantine: Dataset) -> ValidationReport:
+    """
+    Sums up what [`validate`] or [`decontaminate`] gave.
+
+    Args:
+        clean (`Dataset`):
+            The rows that can be used.
+        quarantine (`Dataset`):
+            The others, with `row`, `reason` and `message`.
+
+    Returns:
+        [`ValidationReport`]
+    """
+    rows_in = len(clean) + len(quarantine)
+    reasons = {}
+    if len(quarantine):
+        encoded = column_of(quarantine, "reason").dictionary_encode()
+        # Codes are given in the order of first appearance.
+        codes, firsts, counts = np.unique(encoded.indices.to_numpy(), return_index=True, return_counts=True)
+        notes = quarantine.select_columns([*NOTES, *({"pair_id"} & set(quarantine.column_names))])
+        for place in np.argsort(-counts, kind="stable"):
+            first = notes[int(firsts[place])]
+            reasons[encoded.dictionary[int(codes[place])].as_py()] = ReasonSummary(
+                count=int(counts[place]),
+                share=int(counts[place]) / rows_in,
+                example=row_name(first, first["row"]),
+                message=first["message"],
+            )
+    return ValidationReport(rows_in, len(clean), reasons, _by_source(clean, quarantine))
+
+
+def check_free(columns: Sequence[str], features: Features) -> None:
+    """Raises a `ValueError` if one of the `features` that notes will have is a column already."""
+    if taken := [name for name in features if name in columns]:
+        raise ValueError(
+            f"The set has a column `{taken[0]}`, where what is wrong with a row is to be written; rename it, or use "
+            "`readmit` for rows of a quarantine."
+        )
+
+
+def quarantined_rows(
+    dataset: Dataset, rows: np.ndarray, notes: Mapping[str, Any], features: Features = NOTES
+) -> Dataset:
+    """Select rows of a data set with notes beside them, a list or array for each of the `features`. Their images stay
+    encoded, because some do not decode."""
+    encoded = leave_images_encoded(dataset.with_format(None))
+    every = Features({**encoded.features, **features})
+    if len(rows) == 0:  # which `concatenate_datasets` would leave without the notes
+        return Dataset.from_dict({name: [] for name in every}, features=every)
+    table = pa.table({"row": rows, **notes}).select(list(features)).cast(features.arrow_schema)
+    return concatenate_datasets([encoded.select(rows), Dataset(table)], axis=1)
+
+
+def write_quarantine(quarantine: Dataset, path: str | os.PathLike) -> None:
+    """Write rows into a Parquet file, whole or not at all, images as they are: bytes as bytes, paths as paths."""
+    with whole_file(path) as part:
+        quarantine.to_parquet(part, batch_size=_ROW_GROUP)
+
+
+def take_out(
+    dataset: Dataset,
+    rows: Sequence[int] | np.ndarray,
+    notes: Sequence[Mapping[str, Any]],
+    *,
+    name: str,
+    on_bad_row: str = "quarantine",
+    file: str | os.PathLike | None = None,
+    appends: bool = False,
+    advice: str = "",
+    show: bool = True,
+) -> Dataset:
+    """
+    Take bad rows out of a data set, list their notes (`pair_id`, `row`, `reason`, `message`) in a JSON lines file and
+    warn, where `show` says so; or raise a `ValueError`, with `on_bad_row="raise"` or if no other row is left.
+
+    Messages call the set by `name`, with the kind of its rows, such as `"pair of povid"`; an error ends with `advice`.
+    """
+    if len(rows) == 0:
+        return dataset
+    kind, of = name.split(" ", 1)
+    summary = summarise(Counter(one["reason"] for one in notes))
+    first = f"The first, {row_name(notes[0], notes[0]['row'])}: {notes[0]['message']}"
+    if on_bad_row == "raise":
+        raise ValueError(f"{len(rows)} of {len(dataset)} {kind}s {of} cannot be used ({summary}). {first}{advice}")
+    if len(rows) == len(dataset):
+        raise ValueError(f"No {name} can be used ({summary}). {first}")
+    if show:
+        listed = ""
+        if file is not None:
+            Path(file).parent.mkdir(parents=True, exist_ok=True)
+            with open(file, "a" if appends else "w", encoding="utf-8") as lines:
+                lines.writelines(json.dumps(one, ensure_ascii=False) + "\n" for one in notes)
+            listed = f"; listed in {file}"
+        logger.warning(f"Quarantined {len(rows)} of {len(dataset)} {kind}s {of} ({summary}){listed}. {first}")
+    return select_rows(dataset, np.setdiff1d(np.arange(len(dataset)), rows))
+
+
+def _by_source(clean: Dataset, quarantine: Dataset) -> dict[str, dict[str, int]]:
+    if "source" not in quarantine.column_names:
+        return {}
+    counts = column_of(clean, "source").value_counts().to_pylist()
+    kept: Counter[str | None] = Counter({one["values"]: one["counts"] for one in counts})
+    lost: dict[str | None, Counter[str]] = {source: Counter() for source in kept}
+    bad = pa.table({name: column_of(quarantine, name) for name in ("source", "reason")})
+    for one in bad.group_by(["source", "reason"]).aggregate([([], "count_all")]).to_pylist():
+        lost.setdefault(one["source"], Counter())[one["reason"]] = one["count_all"]
+    return {
+        str(source): {"rows_in": kept[source] + reasons.total(), "rows_out": kept[source], **reasons}
+        for source, reasons in lost.items()
+    }
+
+
+_FOUND = Features(
+    {
+        "reason": Value("string"),
+        "message": Value("string"),
+        "high": Value("uint64"),
+        "low": Value("uint64"),
+        "is_swapped": Value("bool"),
+        "is_mirror": Value("bool"),
+    }
+)
+
+ImageCheck = Literal["header", "full", "none"]
+
+
+@dataclass(frozen=True)
+class TokenCounter:
+    """
+    A model as a reader of rows; [`~trl_dt2it.token_counter`] makes it.
+
+    Parameters:
+        processing_class (`ProcessorMixin` or `PreTrainedTokenizerBase`):
+            Its processor or tokenizer, whose special tokens no text may contain.
+        check (`Callable`):
+            Takes a row, and raises a [`RowError`] if its two answers are one to the model.
+        count (`Callable`):
+            Takes a row and [`ImageOptions`], and gives the numbers of tokens of prompt and chosen, and of prompt and
+            rejected, image tokens included.
+    """
+
+    processing_class: ProcessorMixin | PreTrainedTokenizerBase
+    check: Callable[[Mapping[str, Any]], None]
+    count: Callable[[Mapping[str, Any], ImageOptions], tuple[int, int]]
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer, of a processor too."""
+        return getattr(self.processing_class, "tokenizer", self.processing_class)
+
+
+@dataclass(frozen=True)
+class RowChecks:
+    """
+    What is checked about a row. It can be pickled, for worker processes.
+
+    Parameters:
+        image_options ([`ImageOptions`]):
+            Where images may come from and how large they may be.
+        image_check (`str`):
+            `"full"` decodes every image, `"header"` reads its header, `"none"` leaves it alone.
+        special_tokens (`re.Pattern`, *optional*):
+            What no text may contain.
+        token_counter ([`TokenCounter`], *optional*):
+            Finds answers that are one to the model, and counts tokens.
+        max_length (`int`, *optional*):
+            Most tokens of a conversation, image tokens included.
+    """
+
+    image_options: ImageOptions
+    image_check: ImageCheck = "header"
+    special_tokens: re.Pattern | None = None
+    token_counter: TokenCounter | None = None
+    max_length: int | None = None
+
+    def fault(self, row: Mapping[str, Any], is_checked: bool = False) -> RowError | None:
+        """The first reason why a row cannot be used, or `None`; [`check_row`] may have passed it before."""
+        try:
+            if not is_checked:
+                check_row(row, special_tokens=self.special_tokens)
+            elif self.special_tokens is not None:
+                check_special_tokens(row, self.special_tokens)
+            if self.image_check != "none":
+                frames = (frame for video in row_videos(row) for frame in video.frames)
+                for image in (*row_images(row), *frames):
+                    (load_image if self.image_check == "full" else check_image)(image, self.image_options)
+            if self.token_counter is not None:
+                self.token_counter.check(row)
+                if self.max_length is not None:
+                    self._check_length(row, self.token_counter, self.max_length)
+        except RowError as error:
+            return error
+        return None
+
+    def _check_length(self, row: Mapping[str, Any], token_counter: TokenCounter, max_length: int) -> None:
+        try:
+            counts = token_counter.count(row, self.image_options)
+        except RowError as error:
+            # It names the row, which the quarantine does too.
+            raise RowError(error.reason, str(error).removeprefix(f"{row_name(row)}: ")) from error
+        for side, count in zip(SIDES, counts, strict=True):
+            if count > max_length:
+                raise RowError(
+                    "too_long", f"prompt and `{side}` have {count} tokens, more than {max_length}; shorten the text."
+                )
+
+
+def make_checks(
+    token_counter: TokenCounter | None, image_options: ImageOptions, image_check: ImageCheck, max_length: int | None
+) -> RowChecks:
+    """Make the checks that the options of [`validate`] ask for; a `ValueError` says which do not fit."""
+    if image_check not in ("header", "full", "none"):
+        raise ValueError(f'`image_check` is {image_check!r}; it must be "header", "full" or "none".')
+    if max_length is not None and max_length < 1:
+        raise ValueError(f"`max_length` is {max_length}; it must be at least 1.")
+    if token_counter is None:
+        if max_length is not None:
+            raise ValueError("`max_length` counts tokens; give the model's processor in a `token_counter` too.")
+        return RowChecks(image_options, image_check)
+    special_tokens = special_token_pattern(token_counter.tokenizer)
+    return RowChecks(image_options, image_check, special_tokens, token_counter, max_length)
+
+
+def find_faults(
+    dataset: Dataset, checks: RowChecks, duplicates: bool, num_proc: int | None, num_checked: int = 0
+) -> pa.Table:
+    """Check all rows of a data set but the first `num_checked`, which are known to be good: for each row `reason` and
+    `message`, "" if nothing is wrong, and what [`pair_digest`] gave, the key in two halves, `high` and `low`."""
+    return look_at_all(
+        dataset,
+        _check_table,
+        _FOUND,
+        num_proc=num_proc,
+        desc="Checking rows",
+        with_indices=True,
+        checks=checks,
+        duplicates=duplicates,
+        num_checked=num_checked,
+        has_form=is_checked(dataset),
+    )
+
+
+def _check_table(
+    table: pa.Table,
+    indices: list[int],
+    checks: RowChecks,
+    duplicates: bool,
+    num_checked: int,
+    has_form: bool,
+    json_columns: Features,
+) -> pa.Table:
+    verdicts = []
+    for row, index in zip(arrow_rows(table, json_columns), indices, strict=True):
+        error = None if index < num_checked else checks.fault(row, has_form)
+        verdicts.append(_verdict(row, error, duplicates))
+    columns = zip(*verdicts, strict=True)
+    return pa.table(list(map(list, columns)), schema=_FOUND.arrow_schema)
+
+
+def _verdict(row: Mapping[str, Any], error: RowError | None, duplicates: bool) -> tuple[Any, ...]:
+    """The values of the columns of `_FOUND`."""
+    if error is None and duplicates:
+        try:
+            key, *flags = pair_digest(row)
+            return "", "", int.from_bytes(key[:8], "big"), int.from_bytes(key[8:], "big"), *flags
+        except RowError as unknown:  # an image without identity, which no check looked at
+            error = unknown
+    return *(("", "") if error is None else (error.reason, str(error))), 0, 0, False, False
+
+
+@dataclass
+class StreamChecks:
+    """The checks of a stream, with a memory of its rows: they are compared if `duplicates`, and bad ones logged if
+    `show`."""
+
+    checks: RowChecks
+    duplicates: bool
+    show: bool
+    is_checked: bool
+    _seen: dict[tuple[bytes, bool], tuple[int, bool, str]] = field(default_factory=dict)
+    _counts: Counter[str] = field(default_factory=Counter)
+
+    def __call__(self, row: Mapping[str, Any], index: int) -> dict[str, Any]:
+        """The notes about a row: its place, and its reason and message, or twice "" if nothing is wrong."""
+        if index == 0:  # the stream begins anew
+            self._seen.clear()
+            self._counts.clear()
+        error = self.checks.fault(row, self.is_checked)
+        if error is None and self.duplicates:
+            error = self._compare(row, index)
+        if error is None:
+            return {"row": index, "reason": "", "message": ""}
+        self._counts[error.reason] += 1
+        count = self._counts[error.reason]
+        if self.show and is_milestone(count):
+            problem = f"{row_name(row, index)}, {error.reason}: {error}"
+            logger.warning(f"Quarantined, {count} with this reason so far: {problem}")
+        return {"row": index, "reason": error.reason, "message": str(error)}
+
+    def _compare(self, row: Mapping[str, Any], index: int) -> RowError | None:
+        try:
+            key, is_swapped, is_mirror = pair_digest(row)
+        except RowError as error:
+            return error
+        # A row in the other of both orders is no duplicate, but may contradict.
+        place, was_swapped, name = self._seen.get((key, not is_mirror), (index, is_swapped, ""))
+        if place < index and was_swapped != is_swapped:
+            return contradiction_error(name)
+        own = (index, is_swapped, row_name(row, index))
+        place, was_swapped, name = self._seen.setdefault((key, is_mirror), own)
+        if place >= index:  # the row itself, or one that a second iterator over the same stream has read ahead
+            return None
+        return duplicate_error(name) if was_swapped == is_swapped else contradiction_error(name)
+
+
+def divide_stream(
+    dataset: IterableDataset, checks: RowChecks, duplicates: bool, show: bool
+) -> tuple[IterableDataset, IterableDataset]:
+    """Divide a stream into good rows with their features, and bad rows with notes."""
+    features, encoded = dataset.features, leave_images_encoded(dataset)
+    noted = None if features is None else Features({**encoded.features, **NOTES})
+    halves = []
+    for is_good in (True, False):
+        stream_checks = StreamChecks(checks, duplicates, show and is_good, is_checked(dataset))
+        judged = encoded.map(stream_checks, with_indices=True, features=noted)
+        halves.append(judged.filter(_has_no_reason if is_good else _has_reason, input_columns=["reason"]))
+    good = halves[0].remove_columns(list(NOTES))
+    return mark_checked(good if features is None else good.cast(features)), halves[1]
+
+
+def _has_no_reason(reason: str) -> bool:
+    return not reason
+
+
+def _has_reason(reason: str) -> bool:
+    return bool(reason)
 
 
 def validate(

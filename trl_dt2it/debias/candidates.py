@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..data.errors import RowError
+from ..data.rows import RowError
 from ..judge.parsing import read_answer
 from ..utils import digest
 from .questions import Question

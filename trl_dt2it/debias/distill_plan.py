@@ -10,9 +10,9 @@ from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
 
-from ..data.encoded import leave_images_encoded
-from ..data.errors import RowError
-from ..data.locations import ImageOptions, with_image_root
+from ..data.columns import leave_images_encoded
+from ..data.images import ImageOptions, with_image_root
+from ..data.rows import RowError
 from ..judge.budget import Spending, most_spending
 from ..judge.endpoint import Endpoint
 from ..judge.rubric import DEFAULT_RUBRIC, Rubric

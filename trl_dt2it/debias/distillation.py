@@ -14,11 +14,10 @@ import numpy as np
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from ..data.encoded import leave_images_encoded
-from ..data.errors import RowError
-from ..data.locations import ImageOptions, with_image_root
-from ..data.prompts import with_images
-from ..data.rows import row_name
+from ..data.columns import leave_images_encoded
+from ..data.images import ImageOptions, with_image_root
+from ..data.messages import with_images
+from ..data.rows import RowError, row_name
 from ..judge.rubric import DEFAULT_RUBRIC, Rubric
 from .candidates import Pool, read_pools
 from .distill_report import DistillReport

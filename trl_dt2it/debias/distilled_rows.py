@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets import Value
 
-from ..data.canonical import FEATURES
+from ..data.messages import FEATURES
 from ..judge.rubric import Rubric
 from .judged_pairs import JudgedPair
 from .judging import ListScores

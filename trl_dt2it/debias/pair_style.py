@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, Features
 
-from ..data.arrow_rows import arrow_rows, find_json_columns
-from ..data.encoded import column_of, leave_images_encoded
+from ..data.columns import arrow_rows, column_of, find_json_columns, leave_images_encoded
 from ..data.rows import SIDES, blocks, row_name
 from .style import STYLE_FEATURES, style_features
 

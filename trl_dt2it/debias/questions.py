@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..data.errors import RowError
-from ..data.locations import ImageOptions
-from ..data.prompts import read_prompt
+from ..data.images import ImageOptions
+from ..data.messages import read_prompt
+from ..data.rows import RowError
 from ..judge.fence import neutralise
 from ..judge.prompts import image_block
 

@@ -9,7 +9,7 @@ import numpy as np
 from datasets import Dataset
 from sklearn.linear_model import Ridge
 
-from ..data.encoded import column_of
+from ..data.columns import column_of
 from ..evaluation.intervals import clustered_interval
 from .pair_style import PairStyle
 from .probe import ProbeScores, density_at_zero, folds, learning_noise, root_mean_square, wins

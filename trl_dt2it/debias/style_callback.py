@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import TrainerCallback
 
 from ..card_facts import cell, table
-from ..data.encoded import has_transform
+from ..data.columns import has_transform
 from ..pair_scoring import evaluating
 from ..reward_trainer import MultimodalRewardTrainer
 from ..utils import on_main_process

@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset, DatasetInfo, Features, Image, List, Value
 
-from ..data.canonical import MESSAGES
-from ..data.swapping import partner_column
+from ..data.messages import MESSAGES
+from ..data.mixing import partner_column
 from .handwriting import digits_of, encoded_strip, samples_of, split_samples
 
 

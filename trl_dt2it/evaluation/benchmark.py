@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..data.sources.source import Source
+from ..data.sources.fields import Source
 from ..utils import digest
 
 

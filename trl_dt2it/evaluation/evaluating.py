@@ -10,7 +10,7 @@ import numpy as np
 from datasets import Dataset
 from transformers.utils import logging
 
-from ..data.encoded import column_of
+from ..data.columns import column_of
 from ..utils import digest
 from .benchmark import Benchmark
 from .benchmarks import find_benchmark

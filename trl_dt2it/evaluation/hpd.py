@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from ..data.sources.t2i_groups import HPDV2_TEST
-from ..data.sources.t2i_pairs import HPDV3
+from ..data.sources.t2i import HPDV2_TEST, HPDV3
 from .benchmark import Benchmark
 
 

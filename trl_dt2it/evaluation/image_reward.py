@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..data.sources.t2i_groups import IMAGEREWARD
+from ..data.sources.t2i import IMAGEREWARD
 from .benchmark import Benchmark
 
 

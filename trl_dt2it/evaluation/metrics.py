@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 from datasets import Dataset
 
-from ..data.encoded import leave_images_encoded
+from ..data.columns import leave_images_encoded
 from .benchmark import Benchmark, Ratio
 from .benchmarks import find_benchmark
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..data.canonical import t2i_pair
-from ..data.errors import RowError
-from ..data.sources.fields import images_field, name_field, text_field
-from ..data.sources.source import Source
+from ..data.messages import t2i_pair
+from ..data.rows import RowError
+from ..data.sources.fields import Source, images_field, name_field, text_field
 from .benchmark import Benchmark, pair_identity
 
 

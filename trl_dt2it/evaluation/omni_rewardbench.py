@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..data.canonical import preference, t2i_pair
-from ..data.errors import RowError
-from ..data.sources.fields import image_field, name_field, text_field, without_markers
-from ..data.sources.source import Source
+from ..data.messages import preference, t2i_pair
+from ..data.rows import RowError
+from ..data.sources.fields import Source, image_field, name_field, text_field, without_markers
 from .benchmark import Benchmark, pair_identity
 
 

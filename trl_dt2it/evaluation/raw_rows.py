@@ -11,8 +11,8 @@ from typing import Any, TypeAlias, cast
 from datasets import Dataset
 from huggingface_hub import snapshot_download
 
-from ..data.encoded import leave_images_encoded
-from ..data.reading import raw_rows, read_raw
+from ..data.columns import leave_images_encoded
+from ..data.load import raw_rows, read_raw
 from .benchmark import Benchmark
 
 

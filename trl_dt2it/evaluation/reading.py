@@ -16,11 +16,11 @@ from datasets import Dataset, Features, Value
 from transformers.utils import logging
 
 from .. import __version__
-from ..data.converting import Conversion
-from ..data.encoded import batch_rows, column_of, leave_images_encoded, rows_at_once
-from ..data.errors import summarise
-from ..data.grouping import named_groups, rows_by_group
-from ..data.sources.source import FOLDER_COLUMN, JSON_COLUMN
+from ..data.columns import batch_rows, column_of, leave_images_encoded, rows_at_once
+from ..data.convert import Conversion
+from ..data.load import named_groups, rows_by_group
+from ..data.rows import summarise
+from ..data.sources.fields import FOLDER_COLUMN, JSON_COLUMN
 from ..data.t2i import reformulate_t2i
 from .benchmark import Benchmark
 from .benchmarks import find_benchmark
@@ -84,7 +84,7 @@ def read_benchmark(
             Options of the benchmark's adapter, such as `criteria` of Omni-RewardBench.
 
     Returns:
-        `Dataset`: with the columns of [`~trl_dt2it.data.canonical.FEATURES`], `category` and `row_index`. `pair_id` is
+        `Dataset`: with the columns of [`~trl_dt2it.data.messages.FEATURES`], `category` and `row_index`. `pair_id` is
         made of the benchmark's own id and a hash of question and answers, and is unique. `group_id` is the same for
         all pairs about one prompt.
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from ..data.encoded import column_of
+from ..data.columns import column_of
 from ..utils import whole_file
 
 

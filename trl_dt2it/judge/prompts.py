@@ -15,8 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..data.images import check_image, load_image
-from ..data.locations import ImageOptions, open_encoded, with_image_root
+from ..data.images import ImageOptions, check_image, load_image, open_encoded, with_image_root
 from .fence import fenced, mark_of, neutralise
 from .rubric import DEFAULT_RUBRIC, Rubric
 from .wording import WORDINGS, Wording
@@ -180,7 +179,7 @@ def image_block(image: Any, options: ImageOptions = _IMAGE_OPTIONS) -> dict:
     Args:
         image (`PIL.Image.Image`, `bytes`, `dict`, `str`, `PathLike` or `np.ndarray`):
             As in [`~trl_dt2it.data.images.load_image`].
-        options ([`~trl_dt2it.data.locations.ImageOptions`], *optional*):
+        options ([`~trl_dt2it.data.images.ImageOptions`], *optional*):
             Where images may come from and how large they may be.
 
     Returns:

@@ -11,9 +11,8 @@ import pyarrow.compute as pc
 from datasets import Dataset
 
 from ..curation.ledger import CurationLedger
-from ..data.arrow_rows import arrow_rows, find_json_columns
-from ..data.encoded import column_of, leave_images_encoded
-from ..data.locations import ImageOptions
+from ..data.columns import arrow_rows, column_of, find_json_columns, leave_images_encoded
+from ..data.images import ImageOptions
 from .flow import STATES, Flow, step_title
 from .row_views import conversation, thumbnails
 

@@ -15,11 +15,9 @@ from typing import Any
 
 from PIL import Image
 
-from ..data.errors import RowError
-from ..data.images import load_image
-from ..data.locations import ImageOptions
-from ..data.published import check_publishable
-from ..data.rows import SIDES, blocks, row_images, row_videos
+from ..data.export import check_publishable
+from ..data.images import ImageOptions, load_image
+from ..data.rows import SIDES, RowError, blocks, row_images, row_videos
 from ..utils import digest
 
 

@@ -14,9 +14,9 @@ from ..curation.ledger import CurationLedger
 from ..curation.round_data import Loaders, read_sets
 from ..curation.round_report import FINAL_NAMES
 from ..curation.run_record import read_record
-from ..data.locations import ImageOptions
-from ..data.pair_identity import pair_ids
-from ..data.swapping import with_columns
+from ..data.contents import pair_ids
+from ..data.images import ImageOptions
+from ..data.mixing import with_columns
 from ..dataset_scoring import read_scores
 from ..utils import is_aside, read_json
 

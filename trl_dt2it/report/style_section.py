@@ -10,7 +10,7 @@ from typing import Any
 
 from ..curation.round_balance import STAGE as BALANCE
 from ..curation.round_report import MOST_AUDITED, audit_pool
-from ..data.pair_identity import pair_contents
+from ..data.contents import pair_contents
 from .figures import bars
 from .page import Section, Table
 from .run_folder import RunFolder

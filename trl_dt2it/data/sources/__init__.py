@@ -13,17 +13,24 @@ To add a set, such as `my_set`:
    for every reason, and add the set to the table in `docs/data.md`.
 """
 
-from .columns import COLUMNS
-from .conversations import LLAVA_HUMAN_PREFERENCE, POVID, WILDVISION_BATTLE
-from .formats import LLAMAFACTORY, MS_SWIFT
-from .judged import LLAVA_CRITIC, R1_REWARD_RL
-from .single_turn import MM_RLHF, MMPR, RLAIF_V, RLHF_V, SPA_VL
-from .source import Adapter, Source
-from .t2i_formats import LLAVA_REWARD, PER_ANSWER_IMAGES, T2I
-from .t2i_groups import EVALMUSE, HPDV2_TEST, IMAGEREWARD, IMAGEREWARD_RANKINGS
-from .t2i_pairs import HPDV2_TRAIN, HPDV3, IMAGEREWARD_PAIRS, PICKAPIC_V2, RAPIDATA
-from .trl_rows import TRL
-from .vlfeedback import VLFEEDBACK
+from .fields import Adapter, Source
+from .formats import LLAMAFACTORY, LLAVA_HUMAN_PREFERENCE, MS_SWIFT, POVID, WILDVISION_BATTLE
+from .judged import LLAVA_CRITIC, MM_RLHF, MMPR, R1_REWARD_RL, RLAIF_V, RLHF_V, SPA_VL, VLFEEDBACK
+from .t2i import (
+    EVALMUSE,
+    HPDV2_TEST,
+    HPDV2_TRAIN,
+    HPDV3,
+    IMAGEREWARD,
+    IMAGEREWARD_PAIRS,
+    IMAGEREWARD_RANKINGS,
+    LLAVA_REWARD,
+    PER_ANSWER_IMAGES,
+    PICKAPIC_V2,
+    RAPIDATA,
+    T2I,
+)
+from .trl_rows import COLUMNS, TRL
 
 
 __all__ = ["SOURCES", "Adapter", "Source"]

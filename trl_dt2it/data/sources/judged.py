@@ -1,16 +1,415 @@
-"""Sources whose pairs are written into the prompt of a judge, and the preference into its reply."""
+"""Adapters for sets of judged answers: scores, ranks and verdicts become pairs."""
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from ..canonical import preference
-from ..errors import RowError
-from .fields import image_field, json_field, name_field, turns_field
-from .source import Source
-from .verdicts import parse_comparison, parse_headed_comparison, parse_verdict
+from ..messages import IMAGE_MARKER, preference
+from ..rows import RowError
+from .fields import (
+    Source,
+    image_field,
+    images_field,
+    json_field,
+    name_field,
+    text_field,
+    to_number,
+    turns_field,
+    without_markers,
+)
+from .formats import llamafactory, or_llamafactory
+
+
+def rlaif_v(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
+    """
+    A row of openbmb/RLAIF-V-Dataset: everything in columns of its own, no strength.
+
+    Args:
+        row (`Mapping`):
+            `question`, `chosen`, `rejected`, `image`, `idx`.
+
+    Yields:
+        `dict`: the pair.
+
+    Raises:
+        [`RowError`]: if a text or the image is missing or of another type.
+    """
+    yield _pair(row, text_field(row, "question"), image_field(row, "image"), source_id=name_field(row, "idx"))
+
+
+def rlhf_v(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
+    """
+    A row of openbmb/RLHF-V-Dataset, or of llamafactory/RLHF-V in ShareGPT's layout; no strength.
+
+    Chosen is a correction of rejected, so that both are nearly the same text.
+
+    Args:
+        row (`Mapping`):
+            `text` (a JSON string of `question`, `chosen` and `rejected`), `image`, `idx`; or as in [`llamafactory`].
+
+    Yields:
+        `dict`: the pair.
+
+    Raises:
+        [`RowError`]: `unparsed_verdict` if `text` is not such a string, or if a text or the image is missing.
+    """
+    if row.get("conversations") is not None:
+        yield from llamafactory(row)
+        return
+    content = json_field(row, "text")
+    if not isinstance(content, Mapping):
+        raise RowError("unparsed_verdict", "`text` is JSON, but no object with `question`, `chosen` and `rejected`.")
+    yield _pair(content, text_field(content, "question"), image_field(row, "image"), source_id=name_field(row, "idx"))
+
+
+def spa_vl(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
+    """
+    A row of sqrti/SPA-VL: safety, no strength.
+
+    A question may have a marker anywhere, which is where the image goes. Where there are several, all are removed
+    and the image comes first.
+
+    Args:
+        row (`Mapping`):
+            `question`, `chosen`, `rejected`, `image`.
+
+    Yields:
+        `dict`: the pair.
+
+    Raises:
+        [`RowError`]: if a text or the image is missing or of another type.
+    """
+    question = text_field(row, "question")
+    if question.count(IMAGE_MARKER) > 1:
+        question = without_markers(question)
+    yield _pair(row, question, image_field(row, "image"), source_id=name_field(row, "id"))
+
+
+def mmpr(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
+    """
+    A row of the OpenGVLab/MMPR family: one image, several, or none; no strength.
+
+    Args:
+        row (`Mapping`):
+            `question`, `chosen`, `rejected` and, if there are images, `image` (a path or a list of them, relative to
+            the `root` that `meta.json` gives for the file).
+
+    Yields:
+        `dict`: the pair.
+
+    Raises:
+        [`RowError`]: `placeholder_count` if the question has markers, but not one for each image; or if a text is
+            missing or of another type.
+    """
+    yield _pair(row, text_field(row, "question"), images_field(row, "image"), source_id=name_field(row, "id"))
+
+
+def mm_rlhf(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
+    """
+    A row of `dpo_pairs.jsonl` of yifanzhang114/MM-RLHF: an image or a video.
+
+    The human scores are in another file (`data.jsonl`), whose fields are not documented; `ls_factor` smooths the
+    labels of one training run. So there is no strength.
+
+    Args:
+        row (`Mapping`):
+            `prompt` (of which `<image>` is removed), `chosen`, `rejected`, `id`, and `image` or `video` (a folder of
+            frames), relative to where the archives are unpacked.
+
+    Yields:
+        `dict`: the pair, with the folder as its only item of `videos`.
+
+    Raises:
+        [`RowError`]: `tie` if `is_tie` is set; `image_missing`, `image_type` or `video_type` if there is not exactly
+            one of image and video; or if a text is missing or of another type.
+    """
+    if row.get("is_tie") not in (None, False, 0):
+        raise RowError("tie", "`is_tie` is set; drop the row, neither answer is better.")
+    prompt, video = without_markers(text_field(row, "prompt")), row.get("video")
+    if video is None or video == "":
+        yield _pair(row, prompt, image_field(row, "image", "video"), source_id=name_field(row, "id"))
+        return
+    if images_field(row, "image"):
+        raise RowError("image_type", "the row has both `image` and `video`; leave the one that the question is about.")
+    if not isinstance(video, str):
+        raise RowError(
+            "video_type", f"`video` is of type {type(video).__name__}; give the path of a folder of frames."
+        )
+    yield _pair(row, prompt, [], videos=[video], source_id=name_field(row, "id"))
+
+
+def _pair(row: Mapping[str, Any], question: str, images: list[Any], **kwargs: Any) -> dict[str, Any]:
+    return preference(question, text_field(row, "chosen"), text_field(row, "rejected"), images, **kwargs)
+
+
+RLAIF_V = Source(
+    rlaif_v,
+    licence="CC-BY-NC-4.0",
+    hub_id="openbmb/RLAIF-V-Dataset",
+    is_non_commercial=True,
+    reads=("question", "chosen", "rejected", "image", "idx"),
+)
+
+RLHF_V = Source(
+    rlhf_v,
+    licence="CC-BY-NC-4.0",
+    hub_id="openbmb/RLHF-V-Dataset",
+    is_non_commercial=True,
+    reads=or_llamafactory("text", "image", "idx"),
+)
+
+SPA_VL = Source(
+    spa_vl,
+    licence="CC-BY-4.0",
+    hub_id="sqrti/SPA-VL",
+    config="default",
+    reads=("question", "chosen", "rejected", "image", "id"),
+)
+
+MMPR = Source(
+    mmpr,
+    licence="MIT",
+    hub_id="OpenGVLab/MMPR-v1.2",
+    files=("meta*.json",),
+    reads=("question", "chosen", "rejected", "image", "id"),
+    note="The Hub has zip archives, in parts: unpack annotations and images, and give the path of `meta.json`, with "
+    "its folder as `image_root`.",
+)
+
+MM_RLHF = Source(
+    mm_rlhf,
+    licence="unknown",
+    hub_id="yifanzhang114/MM-RLHF",
+    files=("dpo_pairs.jsonl",),
+    has_videos=True,
+    reads=("prompt", "chosen", "rejected", "image", "video", "id", "is_tie"),
+    note="The publisher states no licence on the page of the data set. Images and frames of videos come in zip "
+    "archives: unpack them and give the folder as `image_root`.",
+)
+
+
+class Comparison(NamedTuple):
+    """A question and two answers to it, as a judge was shown them."""
+
+    question: str
+    first: str
+    second: str
+
+
+class Verdict(NamedTuple):
+    """The better answer (1 or 2, 0 for a tie), and how much better it is, where the judge says so."""
+
+    winner: int
+    strength: float | None = None
+
+
+# Names that the two answers have in prompts with `Question: [...]`.
+_NAMES = (("The first response", "The second response"), ("Response 1", "Response 2"), ("Response A", "Response B"))
+
+_BRACKETED = tuple((r"Question: \[", *(rf"\][ \t\r]*\n\s*{name}: \[" for name in names)) for names in _NAMES)
+
+_ENCLOSED = tuple(
+    tuple(map(re.escape, headers))
+    for headers in (
+        (
+            "<|User Prompt|>",
+            "<|The Start of Assistant A's Answer|>",
+            "<|The End of Assistant A's Answer|>",
+            "<|The Start of Assistant B's Answer|>",
+            "<|The End of Assistant B's Answer|>",
+        ),
+        ("[Question]", "[Assistant 1]", "[End of Assistant 1]", "[Assistant 2]", "[End of Assistant 2]"),
+    )
+)
+
+_HEADED = tuple(rf"(?m:^)[ \t]*#{{2,6}} \[{name}\]:" for name in ("Question", "Response 1", "Response 2"))
+
+_OUTPUT_FORMAT = re.compile(r"^[ \t]*#{2,6} \*\*Output Format", re.MULTILINE)
+
+# How a judge is told to reply. In an answer, it means that the instructions were taken for a part of it.
+_FORM = re.compile(r"better response: ?\[|\[\[[AB][<>=]|<answer>", re.IGNORECASE)
+
+_SIDES = {"1": 1, "first": 1, "a": 1, "2": 2, "second": 2, "b": 2}
+
+_MARKS = {
+    "A>>B": Verdict(1, 2.0),
+    "A>B": Verdict(1, 1.0),
+    "A=B": Verdict(0),
+    "B>A": Verdict(2, 1.0),
+    "B>>A": Verdict(2, 2.0),
+}
+
+_MARK = re.compile(r"\[\[([AB<>=\s]+)\]\]")
+
+_BETTER = re.compile(r"\bbetter response:[ \t]*(?:\[(\w+)\])?", re.IGNORECASE)
+
+_SCORES = re.compile(r"\s*(\d+(?:\.\d+)?)[ \t]+(\d+(?:\.\d+)?)[ \t\r]*(?:\n|$)")
+
+_ANSWER = r"(?:the )?(?:(?:response|answer|assistant) (?:1|2|a|b)|(?:first|second) (?:response|answer))"
+
+_CLAIM = re.compile(
+    rf"\b(?P<answer>{_ANSWER})\b(?P<between>(?: is| was|'s| isn.t| wasn.t)(?: \w+){{0,3}}?) (?P<word>better|worse)\b",
+    re.IGNORECASE,
+)
+
+_DENIAL = re.compile(r"\b(?:no|not|never|neither|hardly|barely|nowhere)\b|n.t\b", re.IGNORECASE)
+
+_LEAD = (
+    r"(?:(?:(?:final )?(?:verdict|judgement|judgment)|conclusion|overall|therefore|thus|hence|in conclusion)[,:]? )?"
+)
+
+_REASON = r"(?: overall)?(?:[.!]?$|,? (?:because|since)\b)"
+
+# A whole sentence, so that nothing turns it round: no "if", no "not", no praise for one thing only.
+_WINNER = re.compile(
+    rf"{_LEAD}{_ANSWER} is (?:(?:clearly|slightly|significantly|much|overall|the) )?better"
+    rf"(?: response| answer| one)?(?: than {_ANSWER})?{_REASON}",
+    re.IGNORECASE,
+)
+
+_TIE = re.compile(
+    rf"{_LEAD}(?:(?:the |these )?(?:two|both) (?:responses|answers)|both) are equally good{_REASON}", re.IGNORECASE
+)
+
+_QUOTED, _QUOTE = re.compile(r'"[^"]*"|“[^”]*”'), re.compile(r'["“”]')
+
+_PARAGRAPH_END = re.compile(r"\n\s*\n")  # a single line break may be in the middle of a sentence
+
+_SENTENCE_END = re.compile(r"(?<=[.!?]) ")
+
+
+def parse_comparison(text: str) -> Comparison | None:
+    """
+    Finds a question and two answers in a judge's prompt.
+
+    Args:
+        text (`str`):
+            The prompt, in one of the layouts of LLaVA-Critic-113k: `Question: [...]` with two bracketed responses,
+            MT-bench's with `<|User Prompt|>`, or LLaVA-bench's with `[Assistant 1]`.
+
+    Returns:
+        [`Comparison`] or `None`: `None` if no layout fits, or if its headers occur more than once.
+    """
+    found = [parts for headers in (*_BRACKETED, *_ENCLOSED) if (parts := _between(text, headers)) is not None]
+    if len(found) != 1:
+        return None
+    if len(found[0]) == len(_BRACKETED[0]):
+        return _bracketed(*found[0])
+    question, first, between, second, _ = (part.strip() for part in found[0])
+    return None if between else Comparison(question, first, second)
+
+
+def parse_headed_comparison(text: str) -> Comparison | None:
+    """
+    Finds a question and two answers under the headers `#### [Question]:`, `#### [Response 1]:`, `#### [Response 2]:`.
+
+    Args:
+        text (`str`):
+            The prompt, in the layout of R1-Reward-RL. The instructions after the second answer are dropped.
+
+    Returns:
+        [`Comparison`] or `None`: `None` if a header is missing or occurs more than once.
+    """
+    parts = _between(text, _HEADED)
+    if parts is None:
+        return None
+    second, *instructions = _OUTPUT_FORMAT.split(parts[2])
+    if len(instructions) > 1 or _FORM.search(second):
+        return None
+    return Comparison(parts[0].strip(), parts[1].strip(), second.strip())
+
+
+def parse_verdict(text: str) -> Verdict | None:
+    """
+    Reads which of two answers a judge prefers.
+
+    Args:
+        text (`str`):
+            Its reply. It may hold `[[A>>B]]` or the like (strength 1, or 2 for `>>`), `The better response: [1]`, or
+            two scores from 1 to 10 as its first line (strength is their difference). Without any of these, a whole
+            sentence such as "The first response is better because ..." or "The two responses are equally good."
+            counts, if nothing else in the text speaks against it.
+
+    Returns:
+        [`Verdict`] or `None`: `None` if nothing can be read, or if it is contradictory.
+    """
+    # What the judge cites from an answer is not what it says.
+    paragraphs = [" ".join(_QUOTED.sub("it", part).split()) for part in _PARAGRAPH_END.split(text)]
+    sentences = [sentence for paragraph in paragraphs for sentence in _SENTENCE_END.split(paragraph)]
+    if formal := _formal_verdicts(text):
+        # Praise in passing does not matter here. A whole sentence that calls it a tie does.
+        ties = [Verdict(0) for sentence in sentences if _TIE.fullmatch(sentence)]
+        return formal[0] if len({*formal, *ties}) == 1 else None
+    claims = {_claimed(match) for paragraph in paragraphs for match in _CLAIM.finditer(paragraph)}
+    if any(map(_QUOTE.search, paragraphs)):
+        return None  # a quotation that does not end
+    if any(map(_TIE.match, sentences)):
+        return None if claims else Verdict(0)
+    if len(claims) != 1 or "equally good" in text.lower() or not any(map(_WINNER.match, sentences)):
+        return None
+    winner = claims.pop()
+    return Verdict(winner) if winner else None
+
+
+def _formal_verdicts(text: str) -> list[Verdict | None]:
+    """What the forms say that a judge is told to use; `None` for one that is not filled in as it should be."""
+    verdicts = [_MARKS.get("".join(mark.split())) for mark in _MARK.findall(text)]
+    verdicts += [
+        Verdict(_SIDES[name]) if (name := found.lower()) in _SIDES else None for found in _BETTER.findall(text)
+    ]
+    if scores := _SCORES.match(text):
+        first, second = map(float, scores.groups())
+        gap = first - second
+        is_scale = 1 <= min(first, second) and max(first, second) <= 10
+        verdicts.append((Verdict(1 if gap > 0 else 2, abs(gap)) if gap else Verdict(0)) if is_scale else None)
+    return verdicts
+
+
+def _claimed(claim: re.Match[str]) -> int:
+    """The answer that a claim calls better, or the one that it does not call worse; 0 if it is denied."""
+    side = next(_SIDES[word] for word in claim["answer"].lower().split() if word in _SIDES)
+    if _DENIAL.search(claim["between"]):
+        return 0
+    return side if claim["word"].lower() == "better" else 3 - side
+
+
+def _bracketed(question: str, first: str, rest: str) -> Comparison | None:
+    """The parts of a comparison, of which the last has the second answer, its closing bracket, and what follows."""
+    second, bracket, tail = rest.rpartition("]")
+    has_tail = bool(tail.strip()) and tail.strip() != "ASSISTANT:"
+    # Behind further instructions, the last bracket may be any: it has to end its line and to close what was opened.
+    is_closed = tail.lstrip(" \t\r").startswith("\n") and second.count("[") == second.count("]")
+    if not bracket or (has_tail and ("[" in tail or not is_closed)) or _FORM.search(second) or _may_end(second):
+        return None
+    return Comparison(question.strip(), first.strip(), second.strip())
+
+
+def _may_end(answer: str) -> bool:
+    """Whether a bracket at the end of a line closes what was not opened in the answer: the answer may end there."""
+    depth = 0
+    for line in answer.splitlines():
+        for character in line:
+            depth += (character == "[") - (character == "]")
+        if depth < 0 and line.rstrip().endswith("]"):
+            return True
+        depth = max(depth, 0)  # as in "(1, 2]"
+    return False
+
+
+def _between(text: str, headers: Sequence[str]) -> list[str] | None:
+    """What stands behind each of the headers, if each occurs exactly once and in this order."""
+    parts, end = [], None
+    for header in headers:
+        matches = list(re.finditer(header, text))
+        if len(matches) != 1 or (end is not None and matches[0].start() < end):
+            return None
+        if end is not None:
+            parts.append(text[end : matches[0].start()])
+        end = matches[0].end()
+    return [*parts, text[end:]]
 
 
 _ANSWER_TAG = re.compile(r"\s*<answer>\s*([12])\s*</answer>\s*")
@@ -122,6 +521,7 @@ LLAVA_CRITIC = Source(
     note="Rows whose verdict cannot be read without doubt are counted as `unparsed_verdict`. Some rows have a "
     "strength in one of two units, others none. The `pointwise` configuration has pairs among its rows, too.",
 )
+
 R1_REWARD_RL = Source(
     r1_reward_rl,
     licence="unknown",
@@ -129,4 +529,89 @@ R1_REWARD_RL = Source(
     reads=("message", "question", "answer", "id"),
     note="The terms are not clear. Images are not shipped: they come from the sets that this one was made of. Give "
     "the one folder that holds them all as `image_root`.",
+)
+
+ASPECTS = ("Helpfulness", "Ethical Considerations", "Visual Faithfulness")
+
+
+def vlfeedback(row: Mapping[str, Any], *, aspects: Sequence[str] = ASPECTS) -> Iterator[dict[str, Any] | RowError]:
+    """
+    A row of MMInstruction/VLFeedback, or of Zhihui/VLFeedback in ShareGPT's layout.
+
+    An answer's score is the mean of its ratings, and the strength of a pair the gap between two scores: from 0 to 4
+    in thirds if all three ratings count.
+
+    Args:
+        row (`Mapping`):
+            `prompt`, `completions` (a list of dicts, or a dict of lists as `datasets` has it), `id`, and the image in
+            `image`, `img_path` or, with neither, in the file `merged_images/{id}.jpg`; or as in [`llamafactory`].
+        aspects (`Sequence[str]`, *optional*):
+            Ratings that count. By default all three.
+
+    Yields:
+        `dict` or [`RowError`]: all pairs of answers in their order, with `tie` where two scores are equal; before
+            them, once for each answer that cannot be used, `bad_rating` if a rating is not a number, or
+            `missing_column` or `not_conversational` if there is no text.
+
+    Raises:
+        [`RowError`]: if prompt or image are missing, or fewer than two answers are there.
+        `ValueError`: if `aspects` is empty.
+    """
+    if not aspects:
+        raise ValueError("`aspects` is empty; name at least one rating.")
+    if row.get("conversations") is not None:
+        yield from llamafactory(row)
+        return
+    prompt, answers = text_field(row, "prompt"), _answers(row.get("completions"))
+    name = name_field(row, "id")
+    by_name = None if name is None else f"merged_images/{name}.jpg"
+    images = image_field({**row, "id": by_name}, "image", "img_path", "id")
+    rated = []
+    for index, answer in enumerate(answers):
+        try:
+            rated.append((_total(answer, index, aspects), text_field(answer, "response")))
+        except RowError as error:
+            yield error
+    for (first_total, first), (second_total, second) in itertools.combinations(rated, 2):
+        if first_total == second_total:
+            yield RowError("tie", f"two answers are rated {first_total / len(aspects):g}; neither is better.")
+            continue
+        chosen, rejected = (first, second) if first_total > second_total else (second, first)
+        strength = abs(first_total - second_total) / len(aspects)
+        yield preference(prompt, chosen, rejected, images, strength=strength, source_id=name)
+
+
+def _answers(completions: Any) -> list[Mapping[str, Any]]:
+    if isinstance(completions, Mapping):
+        columns = {field: completions.get(field) for field in ("annotations", "response")}
+        lengths = {len(column) if isinstance(column, (list, tuple)) else None for column in columns.values()}
+        if len(lengths) > 1 or None in lengths:
+            raise RowError("missing_column", "`completions` has not as many `annotations` as `response`s; fix it.")
+        completions = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    if not isinstance(completions, (list, tuple)) or len(completions) < 2:
+        raise RowError("missing_column", "`completions` has fewer than two answers, which make no pair; drop the row.")
+    return [answer if isinstance(answer, Mapping) else {} for answer in completions]
+
+
+def _total(answer: Mapping[str, Any], index: int, aspects: Sequence[str]) -> float:
+    """The sum of the ratings, which compares exactly where the mean does not."""
+    annotations, total = answer.get("annotations"), 0.0
+    for aspect in aspects:
+        annotation = annotations.get(aspect) if isinstance(annotations, Mapping) else None
+        rating = annotation.get("Rating") if isinstance(annotation, Mapping) else None
+        number = to_number(rating)
+        if number is None:
+            raise RowError("bad_rating", f"answer {index} has {rating!r:.40} as its rating of {aspect}; no number.")
+        total += number
+    return total
+
+
+VLFEEDBACK = Source(
+    vlfeedback,
+    licence="unknown",
+    hub_id="MMInstruction/VLFeedback",
+    files=("vlfeedback_80k.jsonl",),
+    reads=or_llamafactory("prompt", "completions", "image", "img_path", "id"),
+    note="The publisher states no licence. Unpack `merged_images.zip` and give the folder that holds `merged_images` "
+    "as `image_root`.",
 )

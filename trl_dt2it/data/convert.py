@@ -14,29 +14,32 @@ from datasets import Dataset, Features, Image, List, Value
 from datasets.fingerprint import generate_random_fingerprint
 from transformers.utils import logging
 
-from .canonical import FEATURES, T2I_FEATURES, VIDEO_FEATURES
-from .encoded import AnyDataset, column_names
-from .errors import RowError
-from .locations import ImageOptions, allowed_path
-from .schema import check_row
-from .sources.fields import is_given, name_field, strength_field
-from .sources.source import FOLDER_COLUMN, JSON_COLUMN, Source
-from .t2i_rows import Columns, find_bad_pair
+from .columns import AnyDataset, column_names
+from .images import ImageOptions, allowed_path
+from .messages import FEATURES, T2I_FEATURES, VIDEO_FEATURES
+from .rows import RowError, check_row
+from .sources.fields import FOLDER_COLUMN, JSON_COLUMN, Source, is_given, name_field, strength_field
+from .t2i import Columns, find_bad_pair
 
 
 logger = logging.get_logger(__name__)
 
 # Beside a row: which raw row it comes from, and why it cannot be used ("" if it can).
 VERDICT = {"row": Value("int64"), "reason": Value("string"), "message": Value("string")}
+
 _T2I_COLUMNS = Columns("caption", "chosen_image", "rejected_image", "strength")
+
 # Columns of rows that mean the same in any source that has them.
 _SHARED = ("strength", "margin", "weight", "pair_id", "group_id", "source", "source_id")
+
 # Columns that mean something in canonical rows; a source's own ones go by other names.
 _TAKEN = {
     *(*VIDEO_FEATURES, *T2I_FEATURES, *VERDICT, *_SHARED, "image", "tools", "chat_template_kwargs", "row_index"),
     *(f"{side}_{ids}" for side in ("chosen", "rejected") for ids in ("ids", "input_ids")),
 }
+
 _PLAIN = ("string", "int64", "int32", "int16", "int8", "float64", "float32", "bool", "uint8", "uint16", "uint32")
+
 _FIRST_ROWS = 1000  # of a stream, which tell its columns
 
 
@@ -47,7 +50,7 @@ class OwnColumns:
 
     Parameters:
         reads (`tuple[str, ...]`):
-            What the adapter reads, as [`~trl_dt2it.data.sources.source.Source`] says it.
+            What the adapter reads, as [`~trl_dt2it.data.sources.fields.Source`] says it.
         shared (`tuple[str, ...]`):
             Columns that mean in the source what they mean in canonical rows.
         names (`dict[str, str]`):
@@ -321,6 +324,7 @@ def _kind(value: Any) -> str:
 
 
 _SCALARS = {"str": "string", "int": "int64", "float": "float64", "bool": "bool"}
+
 _TYPES: dict[frozenset[str], Any] = {
     **{frozenset({kind}): Value(dtype) for kind, dtype in _SCALARS.items()},
     frozenset({"int", "float"}): Value("float64"),

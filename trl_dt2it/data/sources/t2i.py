@@ -1,0 +1,628 @@
+"""Adapters for text-to-image sets: pairs of images, and groups of ranked ones."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import combinations, pairwise
+from statistics import fmean
+from typing import Any, Literal, TypeGuard
+
+from ..messages import IMAGE_MARKER, t2i_pair
+from ..rows import RowError
+from .fields import Source, answer_field, name_field, strength_field, to_number, turns_field
+
+
+# In the archive of HPDv2's train split, these do not decode.
+HPDV2_CORRUPT = frozenset({"00006811.jpg", "00168743.jpg", "00331911.jpg", "00310087.jpg"})
+
+
+def hpdv2_train(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
+    """
+    The pair of a row of HPDv2's train split. It has no strength.
+
+    Args:
+        row (`Mapping`):
+            `prompt`, two file names in `file_path` or `image_path`, and `human_preference`, 1 for the better image.
+
+    Yields:
+        `dict` or [`RowError`]: the pair, or why there is none.
+    """
+    files = row.get("file_path") or row.get("image_path")
+    preference = row.get("human_preference")
+    if not is_list(files, 2):
+        yield RowError("image_missing", "neither `file_path` nor `image_path` holds two file names; drop the row.")
+    elif not is_list(preference, 2) or not all(value in (0, 1) for value in preference):
+        yield RowError("unparsed_verdict", f"`human_preference` is {preference!r:.40}; it must be two of 0 and 1.")
+    elif preference[0] == preference[1]:
+        yield RowError("tie", f"`human_preference` is {preference!r}, which prefers neither image.")
+    elif corrupt := [file for file in files if posixpath.basename(str(file)) in HPDV2_CORRUPT]:
+        yield RowError("image_corrupt", f"`{corrupt[0]}` is known not to decode; drop the row.")
+    else:
+        yield pair(row.get("prompt"), *better_first(files, preference[0] > preference[1]))
+
+
+HPDV2_TRAIN = Source(
+    hpdv2_train,
+    licence="Apache-2.0",
+    hub_id="ymhao/HPDv2",
+    is_t2i=True,
+    files=("train.json",),
+    reads=("prompt", "file_path", "image_path", "human_preference"),
+    note="The images are in train.tar.gz (31.7 GB); unpack it and give the folder as `image_root`. Four of them are "
+    "known to be corrupt, and their pairs are dropped.",
+)
+
+
+def hpdv3(
+    row: Mapping[str, Any], *, min_confidence: float = 0.0, strength: Literal["confidence", "votes"] = "confidence"
+) -> Iterator[dict[str, Any] | RowError]:
+    """
+    The pair of a row of HPDv3, where `path1` is always the better image.
+
+    Args:
+        row (`Mapping`):
+            `prompt`, `path1` and `path2`, and, where they are known, `confidence` and `choice_dist`, two numbers of
+            votes.
+        min_confidence (`float`, *optional*, defaults to `0.0`):
+            Pairs of which the confidence is lower count as ties, and those of which it is not known too, unless this
+            is 0. HPSv3 was trained on 0.95 and more.
+        strength (`str`, *optional*, defaults to `"confidence"`):
+            `"confidence"`, or `"votes"`: the difference of the two numbers of votes over their sum. Unknown where the
+            row does not tell.
+
+    Yields:
+        `dict` or [`RowError`]: the pair, or why there is none.
+
+    Raises:
+        `ValueError`: if `strength` is something else.
+    """
+    if strength not in ("confidence", "votes"):
+        raise ValueError(f'`strength` is {strength!r}; choose "confidence" or "votes".')
+    confidence, votes = to_number(row.get("confidence")), row.get("choice_dist")
+    if (confidence or 0.0) < min_confidence:
+        yield RowError("tie", f"`confidence` is {row.get('confidence')!r:.40}, less than {min_confidence}.")
+        return
+    value = confidence
+    if strength == "votes":
+        numbers = [to_number(count) or 0.0 for count in votes] if is_list(votes, 2) else [0.0, 0.0]
+        value = abs(numbers[0] - numbers[1]) / sum(numbers) if sum(numbers) > 0 else None
+    yield pair(row.get("prompt"), row.get("path1"), row.get("path2"), strength=value)
+
+
+HPDV3 = Source(
+    hpdv3,
+    licence="MIT",
+    hub_id="MizzenAI/HPDv3",
+    is_t2i=True,
+    files=("{split}.json",),
+    reads=("prompt", "path1", "path2", "confidence", "choice_dist"),
+    note="The images are in images.tar.gz.*; join the parts, unpack them and give the folder as `image_root`. The "
+    "test split tells neither confidence nor votes.",
+)
+
+
+def pickapic(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
+    """
+    The pair of a row of Pick-a-Pic. It has no strength.
+
+    Args:
+        row (`Mapping`):
+            `caption`, the images in `jpg_0` and `jpg_1` or else their addresses in `image_0_url` and `image_1_url`,
+            `label_0` and `label_1` (1 for the better image, 0.5 for both of a tie), `has_label`, `are_different`.
+
+    Yields:
+        `dict` or [`RowError`]: the pair, or why there is none.
+    """
+    labels = [to_number(row.get(f"label_{index}")) for index in range(2)]
+    if row.get("has_label") is False:
+        yield RowError("unparsed_verdict", "`has_label` is False: nobody compared the two images.")
+    elif row.get("are_different") is False:
+        yield RowError("equal_images", "`are_different` is False: the two images are one.")
+    elif labels == [0.5, 0.5]:
+        yield RowError("tie", "`label_0` and `label_1` are 0.5, which prefers neither image.")
+    elif labels not in ([1.0, 0.0], [0.0, 1.0]):
+        shown = f"{row.get('label_0')!r:.20} and {row.get('label_1')!r:.20}"
+        yield RowError("unparsed_verdict", f"`label_0` and `label_1` are {shown}; one must be 1 and the other 0.")
+    else:
+        images = [row.get(f"jpg_{index}") or row.get(f"image_{index}_url") for index in range(2)]
+        ordered = better_first(images, labels[0] == 1.0)
+        yield pair(row.get("caption"), *ordered, source_id=row.get("ranking_id"))
+
+
+PICKAPIC_V2 = Source(
+    pickapic,
+    licence="unknown",
+    hub_id="yuvalkirstain/pickapic_v2",
+    is_t2i=True,
+    reads=(
+        *("caption", "has_label", "are_different", "ranking_id"),
+        *(name for n in range(2) for name in (f"jpg_{n}", f"image_{n}_url", f"label_{n}")),
+    ),
+    note="Users wrote the captions, so that captions and images may be unsafe for work. The variant "
+    "yuvalkirstain/pickapic_v2_no_images holds addresses, many of them dead.",
+)
+
+
+def imagereward_pairs(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
+    """
+    The pair of a row of ImageRewardDB's configurations `*_pair`. It has no strength.
+
+    Args:
+        row (`Mapping`):
+            `prompt`, `img_better`, `img_worse`, `prompt_id`.
+
+    Yields:
+        `dict` or [`RowError`]: the pair, or why there is none.
+    """
+    yield pair(row.get("prompt"), row.get("img_better"), row.get("img_worse"), source_id=row.get("prompt_id"))
+
+
+IMAGEREWARD_PAIRS = Source(
+    imagereward_pairs,
+    licence="Apache-2.0",
+    is_t2i=True,
+    reads=("prompt", "img_better", "img_worse", "prompt_id"),
+    note="For local copies: a script of THUDM/ImageRewardDB made these configurations, and `datasets` no longer runs "
+    "scripts.",
+)
+
+
+def rapidata(
+    row: Mapping[str, Any], *, criterion: Literal["preference", "coherence", "alignment"] = "preference"
+) -> Iterator[dict[str, Any] | RowError]:
+    """
+    The pair of a row of Rapidata's image sets. Its strength is the difference of the two weighted vote shares, in
+    [0, 1].
+
+    Args:
+        row (`Mapping`):
+            `prompt`, `image1`, `image2`, `weighted_results_image1_<criterion>` and the same of `image2`.
+        criterion (`str`, *optional*, defaults to `"preference"`):
+            What the annotators were asked: `"preference"`, `"coherence"` or `"alignment"`. Not every set has all.
+
+    Yields:
+        `dict` or [`RowError`]: the pair, or why there is none.
+    """
+    names = [f"weighted_results_image{index}_{criterion}" for index in (1, 2)]
+    shares = [to_number(row.get(name)) for name in names]
+    if shares[0] is None or shares[1] is None:
+        yield RowError("bad_rating", f"`{names[0]}` or `{names[1]}` is no number; choose a criterion of this set.")
+    elif shares[0] == shares[1]:
+        yield RowError("tie", f"`{names[0]}` and `{names[1]}` are equal.")
+    else:
+        images = better_first([row.get("image1"), row.get("image2")], shares[0] > shares[1])
+        yield pair(row.get("prompt"), *images, strength=abs(shares[0] - shares[1]))
+
+
+RAPIDATA = Source(
+    rapidata,
+    licence="CDLA-Permissive-2.0",
+    hub_id="Rapidata/human-style-preferences-images",
+    is_t2i=True,
+    reads=("prompt", "image1", "image2"),
+    note="Other sets of Rapidata have the same columns, each with a licence of its own. Not for the video sets.",
+)
+
+
+def pair(
+    caption: Any, chosen: Any, rejected: Any, *, strength: float | None = None, source_id: Any = None
+) -> dict[str, Any] | RowError:
+    """A pair, or the error that [`~trl_dt2it.data.messages.t2i_pair`] raises."""
+    try:
+        return t2i_pair(caption, chosen, rejected, strength=strength, source_id=source_id)
+    except RowError as error:
+        return error
+
+
+def better_first(images: Sequence[Any], first_is_better: bool) -> tuple[Any, Any]:
+    return (images[0], images[1]) if first_is_better else (images[1], images[0])
+
+
+def is_list(value: Any, length: int) -> TypeGuard[Sequence[Any]]:
+    return isinstance(value, (list, tuple)) and len(value) == length
+
+
+# Means of the same ratings may differ in the last digits.
+_TOLERANCE = 1e-9
+
+
+def hpdv2_test(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
+    """
+    All pairs of a row of HPDv2's test split.
+
+    The strength is the share of the annotators that rank the better image above the worse one, minus the share that
+    rank it below, in [0, 1]: 1 if all agree with the row's own ranking, and 0 if no more than half of those who see a
+    difference do. It is unknown if the row does not tell what each annotator said.
+
+    Args:
+        row (`Mapping`):
+            `prompt`, file names in `image_path` or `file_path`, `rank` (lower is better) and, optionally,
+            `raw_annotations`: the `rank` of each annotator.
+
+    Yields:
+        `dict` or [`RowError`]: for each two images the pair, or why there is none.
+    """
+    files = row.get("image_path") or row.get("file_path")
+    if not isinstance(files, (list, tuple)) or len(files) < 2:
+        yield RowError("image_missing", "`image_path` does not hold two file names or more; drop the row.")
+        return
+    ranks = _numbers(row.get("rank"), len(files))
+    if ranks is None:
+        yield RowError("bad_rating", f"`rank` is {row.get('rank')!r:.60}; it must be {len(files)} numbers.")
+        return
+    annotations = row.get("raw_annotations")
+    annotations = annotations if isinstance(annotations, (list, tuple)) else []
+    said = [_numbers(item.get("rank"), len(files)) for item in annotations if isinstance(item, Mapping)]
+    for i, j in combinations(range(len(files)), 2):
+        if ranks[i] == ranks[j]:
+            yield _tie(f"`rank` of images {i} and {j} is {ranks[i]:g}")
+            continue
+        better, worse = better_first((i, j), ranks[i] < ranks[j])
+        votes = [(r[better] < r[worse]) - (r[better] > r[worse]) for r in said if r is not None]
+        strength = max(fmean(votes), 0.0) if votes else None
+        yield pair(row.get("prompt"), files[better], files[worse], strength=strength)
+
+
+HPDV2_TEST = Source(
+    hpdv2_test,
+    licence="Apache-2.0",
+    hub_id="ymhao/HPDv2",
+    is_t2i=True,
+    files=("test.json",),
+    reads=("prompt", "image_path", "file_path", "rank", "raw_annotations"),
+    note="The images are in test.tar.gz; unpack it and give the folder as `image_root`. A benchmark too: do not train "
+    "on it and report it.",
+)
+
+
+def evalmuse(
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    min_gap: float = 0.0,
+    pairs: Literal["all", "extremes", "adjacent"] = "all",
+) -> Iterator[dict[str, Any] | RowError]:
+    """
+    Pairs of EvalMuse's images of one caption.
+
+    The strength is the gap of their mean scores, in points of a scale from 1 to 5.
+
+    Args:
+        rows (`Sequence[Mapping]`):
+            All rows with one `prompt_id`: `prompt`, `img_path`, `total_score` and `promt_meaningless` (so spelled),
+            these two a number for each annotator, or their mean. More than half of the annotators calling the prompt
+            meaningless leave the caption out.
+        min_gap (`float`, *optional*, defaults to `0.0`):
+            Pairs with a smaller gap count as ties; equal means always do.
+        pairs (`str`, *optional*, defaults to `"all"`):
+            `"all"` pairs of images; `"extremes"`: best against worst; `"adjacent"`: each against the next best.
+
+    Yields:
+        `dict` or [`RowError`]: the pairs; for each that cannot be used, why; for an image without ratings, why.
+
+    Raises:
+        `ValueError`: if `pairs` is something else.
+    """
+    _check_id(rows)
+    verdicts = [verdict for row in rows for verdict in _each(row.get("promt_meaningless"))]
+    if verdicts and fmean(verdicts) > 0.5:
+        message = f"the annotators call the caption {rows[0].get('prompt')!r:.80} meaningless; drop it."
+        yield RowError("empty_caption", message)
+        return
+    scored = []
+    for row in rows:
+        scores = _each(row.get("total_score"))
+        if scores:
+            scored.append((fmean(scores), row))
+        else:
+            shown = f"{row.get('total_score')!r:.40}"
+            yield RowError(
+                "bad_rating", f"`total_score` of {row.get('img_path')!r:.80} is {shown}, which is no rating."
+            )
+    scored.sort(key=lambda item: item[0], reverse=True)
+    for (high, better), (low, worse) in _pairings(scored, pairs):
+        gap, names = high - low, f"{better.get('img_path')!r:.80} and {worse.get('img_path')!r:.80}"
+        if better.get("prompt") != worse.get("prompt"):
+            yield _two_captions(better)
+        elif gap < _TOLERANCE:
+            yield _tie(f"the mean `total_score` of {names} is {high:g}")
+        elif gap < min_gap - _TOLERANCE:
+            yield RowError("tie", f"the mean `total_score` of {names} differs by {gap:.3g}, less than {min_gap}.")
+        else:
+            paths = better.get("img_path"), worse.get("img_path")
+            yield pair(better.get("prompt"), *paths, strength=gap, source_id=better.get("prompt_id"))
+
+
+EVALMUSE = Source(
+    evalmuse,
+    licence="BSD-3-Clause",
+    hub_id="DY-Evalab/EvalMuse",
+    is_t2i=True,
+    group_by="prompt_id",
+    files=("train_list.json",),
+    reads=("prompt", "img_path", "total_score", "promt_meaningless", "prompt_id"),
+    note="The images are in images.zip.part-*; join the parts, unpack them and give the folder as `image_root`. The "
+    "ratings of the test split are not public.",
+)
+
+
+def imagereward(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any] | RowError]:
+    """
+    All pairs of ImageRewardDB's images of one caption.
+
+    The strength is the gap of the overall ratings, on a scale from 1 to 7; it is unknown where a rating is missing or
+    speaks against the ranks.
+
+    Args:
+        rows (`Sequence[Mapping]`):
+            All rows with one `prompt_id`: `prompt`, `image` or `image_path`, `rank` (1 is best), `overall_rating`.
+
+    Yields:
+        `dict` or [`RowError`]: for each two images the pair, or why there is none.
+    """
+    _check_id(rows)
+    for first, second in combinations(rows, 2):
+        if first.get("prompt") != second.get("prompt"):
+            yield _two_captions(first)
+            continue
+        ranks = to_number(first.get("rank")), to_number(second.get("rank"))
+        if ranks[0] is None or ranks[1] is None:
+            shown = f"{first.get('rank')!r:.20} and {second.get('rank')!r:.20}"
+            yield RowError("bad_rating", f"`rank` of two images is {shown}; both must be numbers.")
+            continue
+        if ranks[0] == ranks[1]:
+            yield _tie(f"`rank` of two images is {ranks[0]:g}")
+            continue
+        better, worse = better_first((first, second), ranks[0] < ranks[1])
+        high, low = to_number(better.get("overall_rating")), to_number(worse.get("overall_rating"))
+        gap = None if high is None or low is None or high < low else high - low
+        images = [row.get("image") or row.get("image_path") for row in (better, worse)]
+        yield pair(better.get("prompt"), *images, strength=gap, source_id=better.get("prompt_id"))
+
+
+IMAGEREWARD = Source(
+    imagereward,
+    licence="Apache-2.0",
+    hub_id="THUDM/ImageRewardDB",
+    is_t2i=True,
+    group_by="prompt_id",
+    files=("metadata-{split}.parquet",),
+    reads=("prompt", "image", "image_path", "rank", "overall_rating", "prompt_id"),
+    note="The images are in images/<split>/*.zip; unpack them beside the metadata and give that folder as "
+    "`image_root`.",
+)
+
+
+def imagereward_rankings(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
+    """
+    All pairs of a row of ImageReward's own training files. They have no strength.
+
+    Args:
+        row (`Mapping`):
+            `prompt`, `generations` (paths) and `ranking`, a number for each of them, lower is better.
+
+    Yields:
+        `dict` or [`RowError`]: for each two images the pair, or why there is none.
+    """
+    files = row.get("generations")
+    if not isinstance(files, (list, tuple)) or len(files) < 2:
+        yield RowError(
+            "bad_rating", f"`generations` is {files!r:.60}; it must be two paths or more, which are ranked."
+        )
+        return
+    ranks = _numbers(row.get("ranking"), len(files))
+    if ranks is None:
+        yield RowError("bad_rating", f"`ranking` is {row.get('ranking')!r:.60}; it must be {len(files)} numbers.")
+        return
+    for i, j in combinations(range(len(files)), 2):
+        if ranks[i] == ranks[j]:
+            yield _tie(f"`ranking` of images {i} and {j} is {ranks[i]:g}")
+        else:
+            yield pair(row.get("prompt"), *better_first((files[i], files[j]), ranks[i] < ranks[j]))
+
+
+IMAGEREWARD_RANKINGS = Source(
+    imagereward_rankings,
+    licence="Apache-2.0",
+    is_t2i=True,
+    reads=("prompt", "generations", "ranking"),
+    note="The training files of the ImageReward code: JSON lists, with paths that start at its image folder.",
+)
+
+
+def _check_id(rows: Sequence[Mapping[str, Any]]) -> None:
+    if any(row.get("prompt_id") in (None, "") for row in rows):
+        raise RowError(
+            "missing_column", "`prompt_id` is missing or None; it tells which images were made of the same caption."
+        )
+
+
+def _two_captions(row: Mapping[str, Any]) -> RowError:
+    name = f"{row.get('prompt_id')!r:.40}"
+    return RowError(
+        "not_conversational", f"two images with the `prompt_id` {name} have different captions; fix the id."
+    )
+
+
+def _pairings(ordered: list[Any], pairs: str) -> Iterable[tuple[Any, Any]]:
+    if pairs == "all":
+        return combinations(ordered, 2)
+    if pairs == "extremes":
+        return [(ordered[0], ordered[-1])] if len(ordered) > 1 else []
+    if pairs == "adjacent":
+        return pairwise(ordered)
+    raise ValueError(f'`pairs` is {pairs!r}; choose "all", "extremes" or "adjacent".')
+
+
+def _tie(what: str) -> RowError:
+    return RowError("tie", f"{what}, so that neither is preferred.")
+
+
+def _each(value: Any) -> list[float]:
+    """The numbers of a list, or a number alone; empty if anything in it is no finite number."""
+    numbers = [to_number(item) for item in (value if isinstance(value, (list, tuple)) else [value])]
+    known = [item for item in numbers if item is not None]
+    return known if len(known) == len(numbers) else []
+
+
+def _numbers(value: Any, length: int) -> list[float] | None:
+    numbers = _each(value) if is_list(value, length) else []
+    return numbers if len(numbers) == length else None
+
+
+def t2i(
+    row: Mapping[str, Any],
+    *,
+    caption: str = "caption",
+    chosen_image: str = "chosen_image",
+    rejected_image: str = "rejected_image",
+    strength: str | None = "strength",
+    source_id: str | None = None,
+    group: str | None = None,
+) -> Iterator[dict[str, Any] | RowError]:
+    """
+    The pair of a row of any table with a caption, a better and a worse image.
+
+    All options are names of columns, as in [`~trl_dt2it.data.reformulate_t2i`].
+
+    Args:
+        row (`Mapping`):
+            The row. `pair_id`, `group_id` and `source` are kept where it has them.
+        caption (`str`, *optional*, defaults to `"caption"`):
+            What both images were to show.
+        chosen_image (`str`, *optional*, defaults to `"chosen_image"`):
+            The better image: a path, bytes, or a dict of both.
+        rejected_image (`str`, *optional*, defaults to `"rejected_image"`):
+            The worse image.
+        strength (`str`, *optional*, defaults to `"strength"`):
+            How much better the chosen image is: a number that is not negative, or `None`. It may be absent.
+        source_id (`str`, *optional*):
+            The table's own name of the row; by default `source_id` where it is there.
+        group (`str`, *optional*):
+            What all pairs about one caption have in common; by default `group_id`, or a hash of the caption.
+
+    Yields:
+        `dict` or [`RowError`]: the pair, or why there is none.
+
+    Raises:
+        [`RowError`]: `missing_column` if a column is not there; `bad_strength`.
+    """
+    for name in filter(None, (caption, chosen_image, rejected_image, source_id, group)):
+        if name not in row:
+            there = ", ".join(map(str, row))
+            raise RowError("missing_column", f"there is no column `{name}`; the row has {there:.200}.")
+    made = pair(
+        row[caption],
+        row[chosen_image],
+        row[rejected_image],
+        strength=strength_field(row, strength) if strength else None,
+        source_id=name_field(row, source_id or "source_id"),
+    )
+    if isinstance(made, RowError):
+        yield made
+        return
+    names = {"group_id": group or "group_id", "pair_id": "pair_id", "source": "source"}
+    given = {name: name_field(row, field) for name, field in names.items()}
+    yield made | {name: value for name, value in given.items() if value is not None}
+
+
+def _t2i_fields(present: Collection[str], options: Mapping[str, Any]) -> set[str]:
+    given = {"caption": "caption", "chosen_image": "chosen_image", "rejected_image": "rejected_image", **options}
+    return {name for name in ({"strength": "strength"} | given).values() if name}
+
+
+T2I = Source(
+    t2i,
+    licence="unknown",
+    is_t2i=True,
+    reads=_t2i_fields,
+    note="The licence is that of your data set. Its columns are `caption`, `chosen_image`, `rejected_image` and, if "
+    "known, `strength`, unless options say otherwise.",
+)
+
+
+def per_answer_images(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
+    """
+    The pair of a ShareGPT row whose first image belongs to `chosen` and whose second to `rejected`: the input of
+    DT2IT-MRM's reformulation, and the text-to-image part of OmniRewardData.
+
+    The caption is what both answers say, or, where they say nothing, the last human turn.
+
+    Args:
+        row (`Mapping`):
+            `chosen` and `rejected` with a `value`, `images`, and `conversations` if the caption is there.
+
+    Yields:
+        `dict` or [`RowError`]: the pair, or why there is none.
+
+    Raises:
+        [`RowError`]: if an answer is missing, or if a text is no string.
+    """
+    images = row.get("images")
+    values = [answer_field(row, side) for side in ("chosen", "rejected")]
+    texts = [value.replace(IMAGE_MARKER, "").strip() if IMAGE_MARKER in value else value for value in values]
+    turns = [] if row.get("conversations") is None else turns_field(row, "conversations")
+    human = [text for role, text in turns if role == "user"]
+    if not is_list(images, 2):
+        shown = len(images) if isinstance(images, (list, tuple)) else 0
+        yield RowError(
+            "placeholder_count", f"`images` holds {shown} images; it must be two, of `chosen` and of `rejected`."
+        )
+    elif any(IMAGE_MARKER in text for text in human):
+        yield RowError(
+            "placeholder_count",
+            f"a human turn has an `{IMAGE_MARKER}` marker, so that the images belong to the question and not to the "
+            "answers; load the row as LLaMA-Factory's ShareGPT.",
+        )
+    elif texts[0] != texts[1]:
+        yield RowError(
+            "not_conversational", "`chosen` and `rejected` have different texts, so the caption is unclear."
+        )
+    else:
+        yield pair(texts[0] if texts[0].strip() or not human else human[-1], *images)
+
+
+PER_ANSWER_IMAGES = Source(
+    per_answer_images,
+    licence="unknown",
+    is_t2i=True,
+    reads=("chosen", "rejected", "images", "conversations"),
+    note="A format: images[0] is the image of `chosen`, images[1] that of `rejected`.",
+)
+
+
+def llava_reward(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
+    """
+    The pair of a row of LLaVA-Reward. Its strength is the difference of the two ratings.
+
+    Args:
+        row (`Mapping`):
+            `prompt`, a caption or two equal ones, `chosen_path`, `c_rate`, `reject_path`, `r_rate`, `prompt_id`.
+
+    Yields:
+        `dict` or [`RowError`]: the pair, or why there is none.
+    """
+    captions = row.get("prompt")
+    captions = list(captions) if isinstance(captions, (list, tuple)) else [captions]
+    ratings = [to_number(row.get(name)) for name in ("c_rate", "r_rate")]
+    if not captions or any(caption != captions[0] for caption in captions):
+        yield RowError("not_conversational", "`prompt` holds different captions; the images of a pair share one.")
+    elif ratings[0] is None or ratings[1] is None:
+        shown = f"{row.get('c_rate')!r:.20} and {row.get('r_rate')!r:.20}"
+        yield RowError("bad_rating", f"`c_rate` and `r_rate` are {shown}; both must be numbers.")
+    elif ratings[0] == ratings[1]:
+        yield RowError("tie", f"`c_rate` and `r_rate` are both {ratings[0]}.")
+    elif ratings[0] < ratings[1]:
+        yield RowError("bad_rating", f"`c_rate` is {ratings[0]}, less than `r_rate`, {ratings[1]}; swap the images.")
+    else:
+        paths = row.get("chosen_path"), row.get("reject_path")
+        yield pair(captions[0], *paths, strength=ratings[0] - ratings[1], source_id=row.get("prompt_id"))
+
+
+LLAVA_REWARD = Source(
+    llava_reward,
+    licence="unknown",
+    is_t2i=True,
+    reads=("prompt", "chosen_path", "c_rate", "reject_path", "r_rate", "prompt_id"),
+    note="A format; the images are the authors' local files.",
+)
