@@ -23,8 +23,8 @@ from lib.report import in_turn, markdown, ratio, write
 from lib.vlm import batches, load, rows_of, step
 
 from trl_dt2it import MultimodalPreferenceCollator
-from trl_dt2it.encoding import encode_branches
-from trl_dt2it.shared_prefix import pack_branches
+from trl_dt2it.models.rendering import encode_branches
+from trl_dt2it.models.shared_prefix import pack_branches
 
 
 SHAPES = ("300/60", "1100/100", "1100/400", "100/300")

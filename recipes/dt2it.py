@@ -120,7 +120,6 @@ def run_or_plan(args, training_args, model_args):
     from rich.console import Console
     from trl import get_peft_config, get_quantization_config
 
-    from trl_dt2it.attention import usable_attention
     from trl_dt2it.curation.curation_run import read_run
     from trl_dt2it.curation.round_report import show_summary, summarise_run
     from trl_dt2it.curation.round_training import RewardTraining
@@ -128,6 +127,7 @@ def run_or_plan(args, training_args, model_args):
     from trl_dt2it.curation.run_record import record_run
     from trl_dt2it.curation.stages import run_stages, show_plan
     from trl_dt2it.demo.sets import DEMO_LOADERS
+    from trl_dt2it.models.shared_prefix import usable_attention
     from trl_dt2it.recipe_models import find_base_model
     from trl_dt2it.report import write_report
     from trl_dt2it.utils import on_main_process, whole_file

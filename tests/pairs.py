@@ -7,8 +7,9 @@ import functools
 import torch
 from transformers import AutoProcessor, PreTrainedModel, ProcessorMixin
 
-from trl_dt2it import MultimodalPreferenceCollator, families, load_reward_model
+from trl_dt2it import MultimodalPreferenceCollator, load_reward_model
 from trl_dt2it.losses import pairwise_loss
+from trl_dt2it.models import families
 
 from .families import FAMILIES, family_dir
 

@@ -30,7 +30,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 from transformers.utils import cached_file
 from trl import RewardTrainer
 
-from trl_dt2it.families import FAMILIES
+from trl_dt2it.models.families import FAMILIES
 from trl_dt2it.token_counts import UNCOUNTED_TOKENS
 
 

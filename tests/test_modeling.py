@@ -22,8 +22,9 @@ from transformers import (
     Qwen3VLConfig,
 )
 
-from trl_dt2it import families, freezing, load_reward_model, modeling
-from trl_dt2it.modeling import RewardHead, last_real_token
+from trl_dt2it import load_reward_model
+from trl_dt2it.models import families, freezing, modeling
+from trl_dt2it.models.modeling import RewardHead, last_real_token
 
 from .families import FAMILIES, example_images, family_dir
 
@@ -240,7 +241,7 @@ def test_remote_code_is_refused(tmp_path):
 def test_classes_can_be_imported_and_pickled_by_name():
     cls = modeling.Qwen3VLForSequenceClassification
     assert pickle.loads(pickle.dumps(cls)) is cls
-    assert cls.__module__ == "trl_dt2it.modeling"
+    assert cls.__module__ == "trl_dt2it.models.modeling"
 
 
 @pytest.mark.parametrize(
@@ -249,7 +250,7 @@ def test_classes_can_be_imported_and_pickled_by_name():
         "import trl_dt2it; from transformers import AutoModelForSequenceClassification as Auto",
         "from transformers import AutoModelForSequenceClassification as Auto; import trl_dt2it",
         "from trl_dt2it import load_reward_model; from transformers import AutoModelForSequenceClassification as Auto",
-        "import trl_dt2it.modeling; from transformers import AutoModelForSequenceClassification as Auto",
+        "import trl_dt2it.models.modeling; from transformers import AutoModelForSequenceClassification as Auto",
         # These import the Auto classes from the middle of the import of a family's configuration.
         "import trl_dt2it; from transformers import Qwen2VLImageProcessor, AutoModelForSequenceClassification as Auto",
         "import trl_dt2it.demo.tiny; from transformers import AutoModelForSequenceClassification as Auto",
@@ -264,12 +265,12 @@ def test_the_auto_class_knows_the_models_whatever_is_imported_first(code, tmp_pa
 
 def test_no_family_is_loaded_until_its_class_is_asked_for():
     program = (
-        "import sys, trl_dt2it, trl_dt2it.modeling, transformers\n"
+        "import sys, trl_dt2it, trl_dt2it.models.modeling, transformers\n"
         "loaded = lambda: sorted(name for name in sys.modules if name.startswith('transformers.models.qwen2_vl.'))\n"
         "before = loaded()\n"
         "cls = transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[transformers.Qwen2VLConfig]\n"
         "assert 'transformers.models.qwen2_vl.modeling_qwen2_vl' in loaded()\n"
-        "assert trl_dt2it.modeling.Qwen2VLForSequenceClassification is cls\n"
+        "assert trl_dt2it.models.modeling.Qwen2VLForSequenceClassification is cls\n"
         "print(before, [finder for finder in sys.meta_path if type(finder).__module__.startswith('trl_dt2it')])\n"
     )
     output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout

@@ -109,7 +109,7 @@ def test_data_from_a_file(recipe, tmp_path):
 
 
 def test_flash_attention_falls_back_with_a_warning(caplog):
-    from trl_dt2it.attention import usable_attention
+    from trl_dt2it.models.shared_prefix import usable_attention
 
     assert usable_attention("flash_attention_2") == "sdpa"
     assert "no CUDA device" in caplog.text

@@ -10,7 +10,7 @@ from transformers import (
 from trl import RewardConfig, RewardTrainer
 
 from trl_dt2it import MultimodalRewardConfig, MultimodalRewardTrainer
-from trl_dt2it.freezing import part_of
+from trl_dt2it.models.freezing import part_of
 
 from .families import FAMILIES, example_images, family_dir
 from .rows import make_dataset, text_rows

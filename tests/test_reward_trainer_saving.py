@@ -13,7 +13,7 @@ from transformers import (
 
 from trl_dt2it import MultimodalRewardTrainer, load_reward_model
 from trl_dt2it.demo.tiny import build_tiny_vlm
-from trl_dt2it.freezing import part_of
+from trl_dt2it.models.freezing import part_of
 
 from .rows import make_dataset
 from .trainers import MAIN_FAMILIES, config, losses, trainer_for, weights

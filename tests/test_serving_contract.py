@@ -13,7 +13,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoProcessor, AutoTokenizer
 
 from trl_dt2it import load_reward_model
-from trl_dt2it.rendering import render_conversation
+from trl_dt2it.models.rendering import render_conversation
 
 from .families import FAMILIES, family_dir
 from .pairs import processor_of

@@ -2,8 +2,9 @@
 
 import pytest
 
-from trl_dt2it import MultimodalRewardConfig, MultimodalRewardTrainer, load_reward_model, modeling
-from trl_dt2it.shared_forward import decide_share_prefix, why_not_shared
+from trl_dt2it import MultimodalRewardConfig, MultimodalRewardTrainer, load_reward_model
+from trl_dt2it.models import modeling
+from trl_dt2it.models.shared_prefix import decide_share_prefix, why_not_shared
 
 from .families import FAMILIES, family_dir
 from .pairs import (

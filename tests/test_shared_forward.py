@@ -7,8 +7,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from trl_dt2it import MultimodalPreferenceCollator
-from trl_dt2it.encoding import encode_branches
-from trl_dt2it.shared_prefix import pack_branches
+from trl_dt2it.models.rendering import encode_branches
+from trl_dt2it.models.shared_prefix import pack_branches
 
 from .families import FAMILIES, example_images
 from .pairs import (

@@ -7,7 +7,7 @@ import torch
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.attention.varlen import varlen_attn
 
-from trl_dt2it import attention
+from trl_dt2it.models import shared_prefix
 
 from .flash_stand_in import flash_attn_varlen_func, install
 from .pairs import (
@@ -54,8 +54,8 @@ def test_torch_varlen_call(family, monkeypatch):
 
     model, batch = model_of(family), collate(family, make_rows(3, num_images=(1, 0)), share_prefix=True)
     expected, expected_gradients = rewards_and_gradients(model, batch)
-    monkeypatch.setattr(attention, "varlen_attn", varlen_attn)
-    monkeypatch.setattr(attention, "_has_varlen_kernel", lambda query, options: True)
+    monkeypatch.setattr(shared_prefix, "varlen_attn", varlen_attn)
+    monkeypatch.setattr(shared_prefix, "_has_varlen_kernel", lambda query, options: True)
     rewards, gradients = rewards_and_gradients(model, batch)
     assert (rewards - expected).abs().max() <= 1e-5
     assert gradient_difference(gradients, expected_gradients) <= 1e-4
@@ -68,7 +68,9 @@ def test_torchs_varlen_kernel_takes_what_we_give_it():
     given = ("query", "key", "value", "cu_seq_q", "cu_seq_k", "max_q", "max_k", "scale", "window_size", "enable_gqa")
     assert set(given) <= set(signature(varlen_attn).parameters)
     assert "(-1, 0) for causal attention" in varlen_attn.__doc__
-    assert not attention._has_varlen_kernel(torch.zeros(1, 2, 3, 64, dtype=torch.bfloat16), {})  # there is none here
+    assert not shared_prefix._has_varlen_kernel(
+        torch.zeros(1, 2, 3, 64, dtype=torch.bfloat16), {}
+    )  # there is none here
 
 
 def test_the_mask_that_cuda_kernels_know_by_name():
@@ -87,7 +89,9 @@ def test_the_named_mask_under_autocast(monkeypatch):
     with torch.autocast("cpu", torch.bfloat16):
         expected, expected_gradients = rewards_and_gradients(model, batch)
         monkeypatch.setattr(
-            attention, "_lower_right_mask", lambda _, queries, prefix: causal_lower_right(queries, prefix + queries)
+            shared_prefix,
+            "_lower_right_mask",
+            lambda _, queries, prefix: causal_lower_right(queries, prefix + queries),
         )
         rewards, gradients = rewards_and_gradients(model, batch)
     assert expected.std() > 1e-3

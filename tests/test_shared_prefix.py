@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trl_dt2it.shared_prefix import SharedPrefix, common_prefix_length, pack_branches
+from trl_dt2it.models.shared_prefix import SharedPrefix, common_prefix_length, pack_branches
 
 
 CPU = torch.device("cpu")

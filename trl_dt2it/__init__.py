@@ -6,7 +6,7 @@ also makes [`~transformers.AutoModelForSequenceClassification`] know the reward 
 
 import lazy_loader
 
-from .families import register_auto_classes
+from .models.families import register_auto_classes
 
 
 __version__ = "0.1.0"

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, cast
 
 from datasets import Dataset
 
-from .attention import usable_attention
 from .data.columns import leave_images_encoded
+from .models.shared_prefix import usable_attention
 from .recipe_data import RowArguments, show_dry_run
 from .recipe_models import with_tiny
 from .sampling import Sampling

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .data.rows import RowError, check_row
-from .rendering import ProcessingClass, get_tokenizer
+from .models.rendering import ProcessingClass, get_tokenizer
 
 
 @dataclass

@@ -13,19 +13,20 @@ from transformers import ProcessorMixin
 
 from .data.images import ImageOptions, load_image
 from .data.rows import RowError, Video, check_row, row_images, row_name, row_videos, special_token_pattern
-from .encoding import encode_branches, join_images
-from .families import FAMILIES
-from .rendering import (
+from .models.families import FAMILIES
+from .models.rendering import (
     ProcessingClass,
     Rendered,
+    encode_branches,
     equal_when_rendered,
     get_tokenizer,
     image_token_ids,
+    join_images,
     lacks_special_tokens,
     render_branches,
     render_conversation,
 )
-from .shared_prefix import pack_branches
+from .models.shared_prefix import pack_branches
 from .strength import StrengthNormalizer
 
 
@@ -64,7 +65,7 @@ class MultimodalPreferenceCollator:
             The kinds of media that a batch of any process may hold, so that no dummy is added of another kind.
         share_prefix (`bool`, *optional*, defaults to `False`):
             Whether to lay a batch out as one row. The model has to be of a family that can read it
-            ([`~trl_dt2it.shared_forward.why_not_shared`]). A batch in which the two sides of a pair differ before
+            ([`~trl_dt2it.models.shared_prefix.why_not_shared`]). A batch in which the two sides of a pair differ before
             their last image has two rows per pair all the same.
 
     A row is as described in [`~trl_dt2it.data.rows.check_row`], or has the columns `chosen_ids` and `rejected_ids`.

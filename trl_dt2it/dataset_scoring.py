@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from transformers import ProcessorMixin
 
 from .data.contents import pair_ids, source_fingerprint
-from .rendering import ProcessingClass
+from .models.rendering import ProcessingClass
 from .utils import (
     check_shared_folder,
     digest,

@@ -29,9 +29,9 @@ from transformers.utils import logging
 from .batch_loss import pair_rewards
 from .data.columns import leave_images_encoded
 from .data.rows import row_name
+from .models.freezing import STATISTICS
 from .packing import plan_batches
 from .reward_config import MultimodalRewardConfig
-from .reward_statistics import STATISTICS
 from .token_counts import count_tokens, pair_size
 from .utils import gather, portable, raise_together
 

@@ -33,7 +33,7 @@ from .data.columns import (
 from .data.images import ImageOptions
 from .data.rows import RowError, row_name
 from .data.validation import ImageCheck, make_checks, take_out
-from .rendering import equal_when_rendered
+from .models.rendering import equal_when_rendered
 from .reward_config import MultimodalRewardConfig
 from .token_counts import count_pairs, count_tokens, needs_lengths, token_counter
 

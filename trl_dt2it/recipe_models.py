@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from accelerate import PartialState
 
-from .attention import usable_attention
 from .demo import READER, READER_DIR, TINY
+from .models.shared_prefix import usable_attention
 from .utils import main_process_first, on_main_process, whole_weights
 
 

@@ -38,17 +38,16 @@ from .collator import MultimodalPreferenceCollator
 from .data.columns import AnyDataset, column_names, has_transform
 from .data.mixing import concatenate
 from .eval_batches import Evaluation, evaluation_loader
-from .freezing import let_gradients_into_checkpoints
 from .losses import LossFunction, loss_name, loss_type_for, pair_weight
 from .model_card import PAPER, push_checkpoint, push_model, write_model_card
-from .modeling import pad_id_as_saved
+from .models.freezing import let_gradients_into_checkpoints, set_reward_statistics, write_beside_adapter
+from .models.modeling import pad_id_as_saved
+from .models.rendering import ProcessingClass, get_tokenizer
 from .packing import BatchPlan, SetEpoch, plan_training, training_sampler
 from .pair_scoring import measure_reward_statistics
 from .preparation import COLUMNS, plain_columns, prepare_dataset
-from .rendering import ProcessingClass, get_tokenizer
 from .reward_config import MultimodalRewardConfig
 from .reward_metrics import TrainMetrics, evaluation_metrics
-from .reward_statistics import set_reward_statistics, write_beside_adapter
 from .selection import SelectedRows, Selection, resume_selection, selected
 from .sharding import (
     evaluable,

@@ -20,7 +20,7 @@ from transformers import (
 from .data.images import ImageOptions, load_image
 from .data.messages import Prompt
 from .data.rows import RowError
-from .rendering import ProcessingClass, get_tokenizer, lacks_special_tokens, render_conversation
+from .models.rendering import ProcessingClass, get_tokenizer, lacks_special_tokens, render_conversation
 from .utils import whole_weights
 
 

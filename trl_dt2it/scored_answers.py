@@ -19,7 +19,7 @@ from .data.images import ImageOptions
 from .data.messages import Prompt, read_prompt
 from .data.rows import RowError, row_name
 from .dataset_scoring import make_records, model_fingerprint, processor_settings
-from .loading import load_processing_class
+from .models.modeling import load_processing_class
 from .sampling import Sampling, load_generator, sample_answers
 from .scoring import RewardScorer
 from .utils import digest_of

@@ -19,13 +19,12 @@ from .candidates import Candidates, as_candidates, check_prompt, check_response
 from .collator import MultimodalPreferenceCollator
 from .data.images import ImageOptions, with_image_root
 from .dataset_scoring import add_rewards, model_fingerprint, processor_settings
-from .loading import load_processing_class, set_pixel_limits
-from .modeling import load_reward_model, read_last_real_token
+from .models.modeling import load_processing_class, load_reward_model, read_last_real_token, set_pixel_limits
+from .models.rendering import ProcessingClass, get_tokenizer
+from .models.shared_prefix import decide_share_prefix
 from .preparation import rename_old_columns
-from .rendering import ProcessingClass, get_tokenizer
 from .reward_function import make_reward_func
 from .scoring_candidates import score_candidates
-from .shared_forward import decide_share_prefix
 from .utils import whole_weights
 
 

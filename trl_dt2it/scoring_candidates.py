@@ -20,10 +20,16 @@ from .candidates import Candidates, named_error
 from .collator import MultimodalPreferenceCollator
 from .data.images import load_image
 from .data.rows import RowError
-from .encoding import encode_branches, join_images
+from .models.rendering import (
+    Rendered,
+    encode_branches,
+    get_tokenizer,
+    join_images,
+    lacks_special_tokens,
+    render_conversation,
+)
+from .models.shared_prefix import common_prefix_length, pack_branches
 from .pair_scoring import evaluating
-from .rendering import Rendered, get_tokenizer, lacks_special_tokens, render_conversation
-from .shared_prefix import common_prefix_length, pack_branches
 
 
 @dataclass

@@ -19,11 +19,10 @@ from .data.columns import look_at_rows
 from .data.images import ImageOptions, check_image
 from .data.rows import RowError, check_row, row_images, row_name
 from .data.validation import TokenCounter
-from .encoding import encode_branches
-from .families import FAMILIES
-from .rendering import ProcessingClass, check_difference, get_tokenizer, render_branches
+from .models.families import FAMILIES
+from .models.rendering import ProcessingClass, check_difference, encode_branches, get_tokenizer, render_branches
+from .models.shared_prefix import common_prefix_length
 from .reward_config import MultimodalRewardConfig
-from .shared_prefix import common_prefix_length
 
 
 logger = logging.get_logger(__name__)

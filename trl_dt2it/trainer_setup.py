@@ -21,19 +21,20 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.utils import is_liger_kernel_available
 
 from .collator import MultimodalPreferenceCollator
-from .freezing import freeze, num_embeddings, with_new_tokens, with_reward_head, with_trained_head
-from .loading import (
+from .models.freezing import freeze, num_embeddings, with_new_tokens, with_reward_head, with_trained_head
+from .models.modeling import (
     agree_on_compute_dtype,
     load_for_training,
     load_processing_class,
+    mark_as_reward_model,
+    read_last_real_token,
     refuse_spoiled_weights,
     set_pixel_limits,
 )
-from .modeling import mark_as_reward_model, read_last_real_token
+from .models.rendering import ProcessingClass, get_tokenizer
+from .models.shared_prefix import decide_share_prefix
 from .preparation import image_options
-from .rendering import ProcessingClass, get_tokenizer
 from .reward_config import MultimodalRewardConfig
-from .shared_forward import decide_share_prefix
 from .token_counts import needs_lengths
 
 

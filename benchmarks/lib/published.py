@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import AutoProcessor, PreTrainedModel, ProcessorMixin, Qwen3VLConfig
 
-from trl_dt2it.modeling import mark_as_reward_model, reward_model_class
+from trl_dt2it.models.modeling import mark_as_reward_model, reward_model_class
 
 from .vlm import build_config, build_processor
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoProcessor
 
 from trl_dt2it import MultimodalPreferenceCollator, RewardScorer, load_reward_model
-from trl_dt2it.freezing import part_of
+from trl_dt2it.models.freezing import part_of
 
 from ..families import family_dir
 from ..processes import Run

@@ -18,7 +18,7 @@ from transformers.utils import logging
 from trl_dt2it import MultimodalPreferenceCollator, MultimodalRewardTrainer, load_reward_model, pair_scoring
 from trl_dt2it.data.rows import RowError
 from trl_dt2it.dataset_scoring import make_records
-from trl_dt2it.loading import load_processing_class
+from trl_dt2it.models.modeling import load_processing_class
 from trl_dt2it.pair_scoring import score_pairs
 from trl_dt2it.utils import gather, main_process_first, on_main_process, raise_together, wait_for_everyone
 

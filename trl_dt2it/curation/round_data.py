@@ -21,7 +21,7 @@ from ..data.columns import column_of, leave_images_encoded, rows_at_once
 from ..data.contents import pair_contents, source_fingerprint
 from ..data.load import load_preferences
 from ..data.mixing import concatenate, with_canonical_columns, with_columns
-from ..loading import load_processing_class, set_pixel_limits
+from ..models.modeling import load_processing_class, set_pixel_limits
 from ..preparation import image_options, prepare_dataset
 from ..reward_config import MultimodalRewardConfig
 from ..utils import digest, digest_of, main_process_first, on_main_process

@@ -23,13 +23,12 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoin
 
 from ..collator import MultimodalPreferenceCollator
 from ..debias.style_callback import StyleAuditCallback
-from ..loading import load_processing_class
-from ..modeling import load_reward_model
+from ..models.modeling import load_processing_class, load_reward_model
+from ..models.shared_prefix import decide_share_prefix
 from ..pair_scoring import score_pairs
 from ..preparation import image_options
 from ..reward_config import MultimodalRewardConfig
 from ..reward_trainer import MultimodalRewardTrainer
-from ..shared_forward import decide_share_prefix
 from ..utils import on_main_process, wait_for_everyone, whole_weights
 from .dataset_card import curation_section
 from .ledger import CurationLedger

@@ -84,7 +84,7 @@ def _train(model: str, rows: Dataset, output_dir: str, seed: int, epochs: int) -
 
 
 def _backbone(directory: str) -> dict[str, torch.Tensor]:
-    from ..modeling import load_reward_model
+    from ..models.modeling import load_reward_model
 
     return load_reward_model(directory, dtype="float32").model.state_dict()
 

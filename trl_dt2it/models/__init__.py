@@ -1,0 +1,1 @@
+"""Reward models: classes, loading, shared prefixes, and what differs between families."""
