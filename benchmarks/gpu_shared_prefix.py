@@ -43,7 +43,7 @@ sys.path.insert(0, str(ROOT))
 from lib.torch_flash import install, kernel_shares_heads, set_attention  # noqa: E402  (here and below: after the path is set, for `tests`)
 
 from trl_dt2it import RewardScorer  # noqa: E402
-from trl_dt2it.losses import pairwise_loss  # noqa: E402
+from trl_dt2it.training.losses import pairwise_loss  # noqa: E402
 
 
 SHAPES = {"300/135": 8, "1100/100": 4, "1100/400": 4}  # tokens of prompt and answer, and pairs of a batch

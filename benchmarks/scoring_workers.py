@@ -24,9 +24,9 @@ from lib.report import in_turn, markdown, ratio, wall_seconds, write
 from lib.vlm import build_pairs
 
 from trl_dt2it import RewardScorer, load_reward_model
-from trl_dt2it.batch_loss import pair_rewards
 from trl_dt2it.demo.tiny import build_tiny_vlm
 from trl_dt2it.models.modeling import load_processing_class, set_pixel_limits
+from trl_dt2it.training.metrics import pair_rewards
 
 
 PAIRS, WORKERS = 1536, 2

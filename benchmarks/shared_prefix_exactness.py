@@ -33,7 +33,7 @@ from tests import pairs as layouts  # noqa: E402
 from tests.families import build_family  # noqa: E402
 from tests.rows import make_rows  # noqa: E402
 from trl_dt2it import MultimodalPreferenceCollator, load_reward_model  # noqa: E402
-from trl_dt2it.losses import pairwise_loss  # noqa: E402
+from trl_dt2it.training.losses import pairwise_loss  # noqa: E402
 
 
 REWARD_BOUND, GRADIENT_BOUND = 1e-5, 1e-4

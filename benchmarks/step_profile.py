@@ -23,7 +23,7 @@ from lib.vlm import batches, load, rows_of
 from torch.profiler import ProfilerActivity, profile
 
 from trl_dt2it import MultimodalPreferenceCollator
-from trl_dt2it.losses import pairwise_loss
+from trl_dt2it.training.losses import pairwise_loss
 
 
 matplotlib.use("agg")

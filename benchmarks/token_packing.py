@@ -32,7 +32,7 @@ from PIL import Image
 
 from trl_dt2it import MultimodalRewardConfig, MultimodalRewardTrainer
 from trl_dt2it.demo.tiny import build_tiny_vlm
-from trl_dt2it.packing import plan_batches
+from trl_dt2it.training.batching import plan_batches
 
 
 PAIRS = 64

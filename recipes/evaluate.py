@@ -101,12 +101,12 @@ def mapping(name, value):
 def main(args):
     from rich.console import Console
 
-    from trl_dt2it.card_facts import run_command
     from trl_dt2it.evaluation import evaluate, pooled, show_published
     from trl_dt2it.evaluation.benchmarks import PAPER_BENCHMARKS
     from trl_dt2it.evaluation.cards import update_card
     from trl_dt2it.recipe_models import share_work
     from trl_dt2it.report import write_report
+    from trl_dt2it.training.model_card import run_command
     from trl_dt2it.utils import on_main_process, whole_file
 
     args.named_model()

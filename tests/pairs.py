@@ -8,8 +8,8 @@ import torch
 from transformers import AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from trl_dt2it import MultimodalPreferenceCollator, load_reward_model
-from trl_dt2it.losses import pairwise_loss
 from trl_dt2it.models import families
+from trl_dt2it.training.losses import pairwise_loss
 
 from .families import FAMILIES, family_dir
 

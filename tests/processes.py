@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 # Of all that is imported only when it is used, what is used most. Not trackio, which chooses its store on import.
 IMPORTED_ONCE = [
     "torch.distributed.fsdp",
-    "trl_dt2it.reward_trainer",
+    "trl_dt2it.training.trainer",
     "trl_dt2it.scoring",
     "trl_dt2it.curation.callback",
     "trl_dt2it.curation.rounds",

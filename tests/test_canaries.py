@@ -31,7 +31,7 @@ from transformers.utils import cached_file
 from trl import RewardTrainer
 
 from trl_dt2it.models.families import FAMILIES
-from trl_dt2it.token_counts import UNCOUNTED_TOKENS
+from trl_dt2it.training.batching import UNCOUNTED_TOKENS
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,13 @@ from datasets import Dataset
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
-from trl_dt2it.card_facts import (
+from trl_dt2it.curation import CurationLedger, IterativeCurationCallback
+from trl_dt2it.curation.dataset_card import curation_facts, curation_section
+from trl_dt2it.curation.round_training import LedgerSection
+from trl_dt2it.debias import StyleAuditCallback, audit_style
+from trl_dt2it.debias.style_callback import style_facts, style_section
+from trl_dt2it.evaluation import read_benchmark
+from trl_dt2it.training.model_card import (
     cell,
     code_block,
     code_span,
@@ -19,14 +25,8 @@ from trl_dt2it.card_facts import (
     run_command,
     source_counts,
     source_lines,
+    write_model_card,
 )
-from trl_dt2it.curation import CurationLedger, IterativeCurationCallback
-from trl_dt2it.curation.dataset_card import curation_facts, curation_section
-from trl_dt2it.curation.round_training import LedgerSection
-from trl_dt2it.debias import StyleAuditCallback, audit_style
-from trl_dt2it.debias.style_callback import style_facts, style_section
-from trl_dt2it.evaluation import read_benchmark
-from trl_dt2it.model_card import write_model_card
 
 from .evaluation.benchmark_rows import vl_rows
 from .rows import make_dataset

@@ -13,7 +13,7 @@ from trl import prepare_multimodal_messages
 from trl_dt2it import MultimodalPreferenceCollator, load_reward_model
 from trl_dt2it.data.images import ImageOptions
 from trl_dt2it.data.rows import RowError
-from trl_dt2it.strength import fit_strength
+from trl_dt2it.training.losses import fit_strength
 
 from .families import FAMILIES, example_images, family_dir
 from .rows import make_rows, png, text_rows

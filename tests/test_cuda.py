@@ -5,7 +5,8 @@ import copy
 import pytest
 import torch
 
-from trl_dt2it import RewardScorer, load_reward_model, losses
+from trl_dt2it import RewardScorer, load_reward_model
+from trl_dt2it.training import losses
 
 from .families import FAMILIES, family_dir
 from .pairs import (

@@ -10,11 +10,11 @@ from PIL import Image
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
 from trl_dt2it import RewardScorer
-from trl_dt2it.losses import LOSSES
-from trl_dt2it.model_card import PAPER
 from trl_dt2it.models.families import FAMILIES
 from trl_dt2it.models.modeling import load_processing_class, set_pixel_limits
-from trl_dt2it.reward_config import MultimodalRewardConfig
+from trl_dt2it.training.config import MultimodalRewardConfig
+from trl_dt2it.training.losses import LOSSES
+from trl_dt2it.training.model_card import PAPER
 
 from .families import example_images, family_dir
 from .test_videos import VIDEO_FAMILIES

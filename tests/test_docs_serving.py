@@ -128,4 +128,7 @@ def test_the_line_that_serves():
     assert re.search(r"`vllm serve [^`]+ --runner pooling`, then `POST /classify`", (ROOT / "README.md").read_text())
     card = (ROOT / "trl_dt2it/templates/model_card.md").read_text()
     assert "Or serve it: {{ serve }}, then `POST /classify`." in card  # filled in as code
-    assert "vllm serve {shlex.quote(hub_model_id)} --runner pooling" in (ROOT / "trl_dt2it/model_card.py").read_text()
+    assert (
+        "vllm serve {shlex.quote(hub_model_id)} --runner pooling"
+        in (ROOT / "trl_dt2it/training/model_card.py").read_text()
+    )

@@ -13,8 +13,8 @@ import pytest
 
 from trl_dt2it.cli import VERBS, load_recipe, main, parser_of, split_flags
 from trl_dt2it.data import load_preferences, validate
-from trl_dt2it.losses import LOSSES
-from trl_dt2it.reward_config import MultimodalRewardConfig
+from trl_dt2it.training.config import MultimodalRewardConfig
+from trl_dt2it.training.losses import LOSSES
 
 from .data.fixtures_as_rows import fixture
 from .families import example_images, family_dir
@@ -64,7 +64,7 @@ def test_every_table_is_on_the_page_of_measurements(hooks):
 
 
 def test_links_out_of_the_docs_lead_somewhere(hooks):
-    text = "[a](../benchmarks/results/peers.md) [b](../trl_dt2it/losses.py) [c](data.md) [d](https://e.org)"
+    text = "[a](../benchmarks/results/peers.md) [b](../trl_dt2it/training/losses.py) [c](data.md) [d](https://e.org)"
     assert hooks.with_links(text, "x.md") == "[a](measured.md#peers) b [c](data.md) [d](https://e.org)"
     assert hooks.with_links("[a](../../benchmarks/results/peers.md)", "api/x.md") == "[a](../measured.md#peers)"
 

@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import AutoProcessor
 
 from trl_dt2it import RewardScorer, load_reward_model
-from trl_dt2it.model_card import MODEL_FILES
+from trl_dt2it.training.model_card import MODEL_FILES
 
 from .families import example_images, family_dir
 from .hub_server import LoopbackHub

@@ -8,7 +8,7 @@ from datasets import Dataset
 from transformers import AutoProcessor
 
 from trl_dt2it import MultimodalRewardTrainer, load_reward_model
-from trl_dt2it.trainer_setup import patch_backbone
+from trl_dt2it.training.setup import patch_backbone
 
 from .families import FAMILIES, family_dir
 from .rows import make_dataset, text_rows

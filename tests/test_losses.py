@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from trl_dt2it import MultimodalRewardConfig, losses
-from trl_dt2it.losses import LOSSES, loss_name, pair_weight
+from trl_dt2it import MultimodalRewardConfig
+from trl_dt2it.training import losses
+from trl_dt2it.training.losses import LOSSES, loss_name, pair_weight
 
 from .rows import make_dataset
 from .trainers import config, trainer_for

@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 from transformers import TrainerState
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 
-from trl_dt2it.packing import EpochLengthGroupedSampler, SetEpoch, TokenBatchSampler, plan_batches, plan_training
+from trl_dt2it.training.batching import (
+    EpochLengthGroupedSampler,
+    SetEpoch,
+    TokenBatchSampler,
+    plan_batches,
+    plan_training,
+)
 
 from .rows import make_dataset
 from .trainers import config, losses, trainer_for, weights

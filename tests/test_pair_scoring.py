@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from trl_dt2it import MultimodalPreferenceCollator
-from trl_dt2it.pair_scoring import evaluating, score_pairs
+from trl_dt2it.training.pair_scoring import evaluating, score_pairs
 
 from .pairs import model_of, processor_of
 from .rows import make_dataset

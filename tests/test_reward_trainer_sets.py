@@ -14,7 +14,7 @@ from trl_dt2it import MultimodalPreferenceCollator
 from trl_dt2it.curation import IterativeCurationCallback
 from trl_dt2it.data.validation import RowChecks
 from trl_dt2it.debias import StyleAuditCallback
-from trl_dt2it.trainer_setup import as_trainers
+from trl_dt2it.training.setup import as_trainers
 
 from .families import family_dir
 from .rows import make_dataset, make_rows, png
@@ -204,7 +204,7 @@ def test_a_column_that_is_nearly_one_that_is_read_is_named(tmp_path, caplog):
     data = make_dataset(2, num_images=(0, 0)).map(
         lambda row, i: {"strenght": float(i), "note": "x", "rejected_digits": i}, with_indices=True
     )
-    with caplog.at_level("WARNING", logger="trl_dt2it.preparation"):
+    with caplog.at_level("WARNING", logger="trl_dt2it.training.setup"):
         trainer_for("qwen3_vl", tmp_path, data)
     named = [record.getMessage() for record in caplog.records if "is not read" in record.getMessage()]
     assert named == ["The train set has a column `strenght`, which is not read; rename it if `strength` is meant."]

@@ -10,8 +10,15 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trl_dt2it.packing import EpochLengthGroupedSampler, TokenBatchSampler, plan_batches
-from trl_dt2it.selection import Draw, PlannedBatchSampler, PlannedSampler, SelectedRows, Selection, SelectionSampler
+from trl_dt2it.training.batching import EpochLengthGroupedSampler, TokenBatchSampler, plan_batches
+from trl_dt2it.training.selection import (
+    Draw,
+    PlannedBatchSampler,
+    PlannedSampler,
+    SelectedRows,
+    Selection,
+    SelectionSampler,
+)
 
 
 def rows_of(sampler) -> list[int]:

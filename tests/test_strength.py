@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from trl_dt2it.strength import fit_strength
+from trl_dt2it.training.losses import fit_strength
 
 
 NAN = float("nan")

@@ -10,7 +10,7 @@ from transformers import AutoProcessor
 from trl_dt2it import MultimodalPreferenceCollator
 from trl_dt2it.data.columns import leave_images_encoded
 from trl_dt2it.data.rows import RowError
-from trl_dt2it.token_counts import UNCOUNTED_TOKENS, PairTokens, count_pairs, count_tokens, pair_size
+from trl_dt2it.training.batching import UNCOUNTED_TOKENS, PairTokens, count_pairs, count_tokens, pair_size
 
 from .families import FAMILIES, family_dir
 from .rows import make_dataset, make_rows, png, text_rows, video_rows
@@ -47,7 +47,7 @@ def test_counts_are_those_of_the_processor(family, monkeypatch):
     expected = [PairTokens(*collator.lengths(row), shared_by_hand(collator, row)) for row in rows]
     assert all(tokens.shared > 0 for tokens in expected)
     if type(collator.processing_class).__name__ in UNCOUNTED_TOKENS:
-        monkeypatch.setattr("trl_dt2it.collator.load_image", None)  # the pixels are not read
+        monkeypatch.setattr("trl_dt2it.training.collator.load_image", None)  # the pixels are not read
     assert [count_tokens(row, collator) for row in rows] == expected
 
 
@@ -152,7 +152,9 @@ def test_the_trainer_counts_once_for_both(tmp_path, monkeypatch):
     tokens = [count_tokens(row, collator) for row in leave_images_encoded(data)]
     limit = sorted(max(pair[:2]) for pair in tokens)[3]
     calls = []
-    monkeypatch.setattr("trl_dt2it.token_counts.count_tokens", lambda *args: calls.append(args) or count_tokens(*args))
+    monkeypatch.setattr(
+        "trl_dt2it.training.batching.count_tokens", lambda *args: calls.append(args) or count_tokens(*args)
+    )
     trainer = trainer_for("qwen3_vl", tmp_path, data, {"max_length": limit, "max_tokens_per_batch": 300})
     assert len(calls) == 6 and len(trainer.train_dataset) == 4
     kept = [pair for pair in tokens if max(pair[:2]) <= limit]

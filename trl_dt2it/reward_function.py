@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from .candidates import Candidates, as_candidates, check_prompt, check_response
-from .collator import MultimodalPreferenceCollator
 from .data.rows import RowError
+from .training.collator import MultimodalPreferenceCollator
 
 
 def make_reward_func(
@@ -23,7 +23,7 @@ def make_reward_func(
     Args:
         score (`Callable`):
             Gives for each of several prompts the rewards of its candidates.
-        collator ([`~trl_dt2it.collator.MultimodalPreferenceCollator`]):
+        collator ([`~trl_dt2it.training.collator.MultimodalPreferenceCollator`]):
             Knows the processor.
         name (`str`):
             Name of the function.

@@ -14,17 +14,17 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from . import pair_scoring
 from .candidates import Candidates, as_candidates, check_prompt, check_response
-from .collator import MultimodalPreferenceCollator
 from .data.images import ImageOptions, with_image_root
 from .dataset_scoring import add_rewards, model_fingerprint, processor_settings
 from .models.modeling import load_processing_class, load_reward_model, read_last_real_token, set_pixel_limits
 from .models.rendering import ProcessingClass, get_tokenizer
 from .models.shared_prefix import decide_share_prefix
-from .preparation import rename_old_columns
 from .reward_function import make_reward_func
 from .scoring_candidates import score_candidates
+from .training import pair_scoring
+from .training.collator import MultimodalPreferenceCollator
+from .training.setup import rename_old_columns
 from .utils import whole_weights
 
 

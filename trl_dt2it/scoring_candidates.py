@@ -17,7 +17,6 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import ProcessorMixin
 
 from .candidates import Candidates, named_error
-from .collator import MultimodalPreferenceCollator
 from .data.images import load_image
 from .data.rows import RowError
 from .models.rendering import (
@@ -29,7 +28,8 @@ from .models.rendering import (
     render_conversation,
 )
 from .models.shared_prefix import common_prefix_length, pack_branches
-from .pair_scoring import evaluating
+from .training.collator import MultimodalPreferenceCollator
+from .training.pair_scoring import evaluating
 
 
 @dataclass
@@ -59,7 +59,7 @@ def score_candidates(
             Reward model, on its device.
         groups (`Iterable[Candidates]`):
             The prompts with their candidates, checked before.
-        collator ([`~trl_dt2it.collator.MultimodalPreferenceCollator`]):
+        collator ([`~trl_dt2it.training.collator.MultimodalPreferenceCollator`]):
             Has the processor, what images may be, and whether prompts are shared.
         batch_tokens (`int`):
             Most tokens of a batch, padding included. A candidate that is longer has a batch of its own.

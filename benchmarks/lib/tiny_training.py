@@ -5,7 +5,7 @@ import time
 from datasets import Dataset
 
 from trl_dt2it import MultimodalRewardConfig, MultimodalRewardTrainer
-from trl_dt2it.pair_scoring import score_pairs
+from trl_dt2it.training.pair_scoring import score_pairs
 
 
 # What `recipes/configs/digits.yaml` trains with.

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoProcessor
 
 from trl_dt2it import MultimodalPreferenceCollator, load_reward_model
-from trl_dt2it.losses import pairwise_loss
+from trl_dt2it.training.losses import pairwise_loss
 
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "peers"))

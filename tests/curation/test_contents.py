@@ -19,7 +19,7 @@ from trl_dt2it.curation.stages import Stage, run_stages, show_plan
 from trl_dt2it.data import ImageOptions, reformulate_t2i, write_parquet
 from trl_dt2it.data.contents import CONTENT_COLUMNS
 from trl_dt2it.demo.sets import DEMO_LOADERS
-from trl_dt2it.reward_config import MultimodalRewardConfig
+from trl_dt2it.training.config import MultimodalRewardConfig
 
 
 NAMES = ["a", "b", "c", "d"]

@@ -14,7 +14,7 @@ from trl_dt2it.curation.rounds import plan_rounds
 from trl_dt2it.curation.stages import stage_digests
 from trl_dt2it.demo.sets import DEMO_LOADERS
 from trl_dt2it.demo.tiny import build_tiny_vlm
-from trl_dt2it.reward_config import MultimodalRewardConfig
+from trl_dt2it.training.config import MultimodalRewardConfig
 from trl_dt2it.utils import without_secrets
 
 

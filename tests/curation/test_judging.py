@@ -30,7 +30,7 @@ from trl_dt2it.demo.digits import WORDS, make_digits, make_digits_t2i
 from trl_dt2it.demo.sets import DEMO_LOADERS
 from trl_dt2it.judge import Endpoint, JudgeClient, JudgeError
 from trl_dt2it.judge.fence import fenced_texts
-from trl_dt2it.reward_config import MultimodalRewardConfig
+from trl_dt2it.training.config import MultimodalRewardConfig
 
 from ..judge.server import Fault, JudgeServer
 from .runs import arguments, outcome, start

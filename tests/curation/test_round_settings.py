@@ -12,7 +12,7 @@ from trl_dt2it.curation.rounds import plan_rounds
 from trl_dt2it.curation.stages import Stage, run_stages, stage_digests
 from trl_dt2it.dataset_scoring import record_of
 from trl_dt2it.demo.sets import DEMO_LOADERS
-from trl_dt2it.reward_config import MultimodalRewardConfig
+from trl_dt2it.training.config import MultimodalRewardConfig
 
 from .runs import RULES
 

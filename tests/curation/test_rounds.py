@@ -25,7 +25,7 @@ from trl_dt2it.data.columns import column_of
 from trl_dt2it.dataset_scoring import gather_scores, read_scores, score_in_shards
 from trl_dt2it.demo.sets import DEMO_LOADERS
 from trl_dt2it.demo.tiny import build_tiny_vlm
-from trl_dt2it.reward_config import MultimodalRewardConfig
+from trl_dt2it.training.config import MultimodalRewardConfig
 
 from ..rows import make_rows
 from .runs import RULES, arguments, outcome, start

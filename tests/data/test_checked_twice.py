@@ -24,7 +24,7 @@ from trl_dt2it.data import (
     validate,
 )
 from trl_dt2it.data import rows as schema
-from trl_dt2it.preparation import prepare_dataset
+from trl_dt2it.training.setup import prepare_dataset
 
 
 COUNT = 6

@@ -11,8 +11,8 @@ from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
 from trl_dt2it import MultimodalPreferenceCollator, MultimodalRewardConfig, MultimodalRewardTrainer
 from trl_dt2it.demo import READER, READER_DIR, reader
 from trl_dt2it.demo.sets import demo_rows
-from trl_dt2it.pair_scoring import score_pairs
 from trl_dt2it.recipe_models import with_tiny
+from trl_dt2it.training.pair_scoring import score_pairs
 
 
 def settings(file):

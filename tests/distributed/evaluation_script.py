@@ -67,7 +67,7 @@ def sets_of(files: list[str], rank: int, world_size: int) -> dict[str, tuple]:
 def main(folder: str, base: str, settings: list[str]) -> None:
     from tests.trainers import config
     from trl_dt2it import MultimodalRewardTrainer
-    from trl_dt2it.pair_scoring import score_pairs
+    from trl_dt2it.training.pair_scoring import score_pairs
 
     torch.set_num_threads(1)
     here = Path(folder)

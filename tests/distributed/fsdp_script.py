@@ -17,8 +17,8 @@ def main(base: str) -> None:
     from tests.pairs import plain_two_rows
     from tests.rows import make_rows
     from trl_dt2it import MultimodalPreferenceCollator, load_reward_model
-    from trl_dt2it.losses import pairwise_loss
     from trl_dt2it.models.shared_prefix import decide_share_prefix
+    from trl_dt2it.training.losses import pairwise_loss
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo")

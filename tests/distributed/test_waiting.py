@@ -15,11 +15,12 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers.utils import logging
 
-from trl_dt2it import MultimodalPreferenceCollator, MultimodalRewardTrainer, load_reward_model, pair_scoring
+from trl_dt2it import MultimodalPreferenceCollator, MultimodalRewardTrainer, load_reward_model
 from trl_dt2it.data.rows import RowError
 from trl_dt2it.dataset_scoring import make_records
 from trl_dt2it.models.modeling import load_processing_class
-from trl_dt2it.pair_scoring import score_pairs
+from trl_dt2it.training import pair_scoring
+from trl_dt2it.training.pair_scoring import score_pairs
 from trl_dt2it.utils import gather, main_process_first, on_main_process, raise_together, wait_for_everyone
 
 from ..curation.runs import arguments, start
@@ -129,7 +130,7 @@ def broken_rows(number: int) -> list[dict]:
 
 def train_to_the_end(rank: int, folder: Path, base: str) -> dict:
     warnings: list[str] = []
-    logging.get_logger("trl_dt2it.pair_scoring").warning = warnings.append
+    logging.get_logger("trl_dt2it.training.pair_scoring").warning = warnings.append
     rows = broken_rows(8)
     args = config(folder, max_steps=1, per_device_train_batch_size=1, train_sampling_strategy="sequential")
     trainer = MultimodalRewardTrainer(base, args=args, train_dataset=Dataset.from_list(rows))

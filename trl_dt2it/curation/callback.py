@@ -15,8 +15,8 @@ from transformers import TrainerCallback
 
 from ..data.columns import column_of, has_transform
 from ..data.contents import pair_contents, pair_ids, source_fingerprint
-from ..pair_scoring import evaluating, score_with_trainer
-from ..reward_trainer import MultimodalRewardTrainer
+from ..training.pair_scoring import evaluating, score_with_trainer
+from ..training.trainer import MultimodalRewardTrainer
 from ..utils import on_main_process, same_random_state
 from .callback_round import (
     RoundRules,

@@ -26,7 +26,7 @@ from transformers.utils import logging
 
 from ..data.columns import column_of
 from ..data.contents import source_fingerprint
-from ..selection import STATE_FILE, Selection
+from ..training.selection import STATE_FILE, Selection
 from ..utils import digest, whole_file
 from .ledger import CurationLedger
 

@@ -14,11 +14,20 @@ import pyarrow.compute as pc
 from datasets import Dataset
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from ..card_facts import cell, code_span, hub_ids, licence_of, name_cell, source_lines, table
 from ..data.contents import pair_contents
 from ..data.sources import SOURCES
 from ..debias.pair_style import parts_by
-from ..model_card import PAPER, PROJECT_URL
+from ..training.model_card import (
+    PAPER,
+    PROJECT_URL,
+    cell,
+    code_span,
+    hub_ids,
+    licence_of,
+    name_cell,
+    source_lines,
+    table,
+)
 from .ledger import CurationLedger
 
 

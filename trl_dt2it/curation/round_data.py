@@ -16,14 +16,14 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
-from ..collator import MultimodalPreferenceCollator
 from ..data.columns import column_of, leave_images_encoded, rows_at_once
 from ..data.contents import pair_contents, source_fingerprint
 from ..data.load import load_preferences
 from ..data.mixing import concatenate, with_canonical_columns, with_columns
 from ..models.modeling import load_processing_class, set_pixel_limits
-from ..preparation import image_options, prepare_dataset
-from ..reward_config import MultimodalRewardConfig
+from ..training.collator import MultimodalPreferenceCollator
+from ..training.config import MultimodalRewardConfig
+from ..training.setup import image_options, prepare_dataset
 from ..utils import digest, digest_of, main_process_first, on_main_process
 
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from ..data.columns import column_of
 from ..dataset_scoring import gather_scores
-from ..preparation import image_options
+from ..training.setup import image_options
 from ..utils import on_main_process, read_json, whole_file
 from .combining import combine_scores
 from .deciding import decide

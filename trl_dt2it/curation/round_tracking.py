@@ -18,7 +18,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 from ..debias.audit import audit_style
 from ..debias.pair_style import parts_by
-from ..reward_config import MultimodalRewardConfig
+from ..training.config import MultimodalRewardConfig
 from ..utils import digest
 from .callback_round import curation_metrics
 from .curation_run import CurationRun

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..dataset_scoring import score_in_shards
-from ..preparation import image_options
+from ..training.setup import image_options
 from ..utils import on_main_process
 from .curation_run import CurationRun, step_name
 from .ledger import CurationLedger

@@ -16,8 +16,8 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 
-from ..card_facts import run_command
 from ..data.columns import column_of
+from ..training.model_card import run_command
 from ..utils import read_json, write_json
 
 

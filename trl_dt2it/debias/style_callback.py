@@ -8,10 +8,10 @@ from typing import Any, cast
 from datasets import Dataset
 from transformers import TrainerCallback
 
-from ..card_facts import cell, table
 from ..data.columns import has_transform
-from ..pair_scoring import evaluating
-from ..reward_trainer import MultimodalRewardTrainer
+from ..training.model_card import cell, table
+from ..training.pair_scoring import evaluating
+from ..training.trainer import MultimodalRewardTrainer
 from ..utils import on_main_process
 from .audit import audit_style
 

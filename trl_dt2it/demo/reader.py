@@ -57,8 +57,8 @@ def train_tiny_reader(output_dir: str | Path, *, seed: int = 42, seeing_epochs: 
 
 
 def _train(model: str, rows: Dataset, output_dir: str, seed: int, epochs: int) -> str:
-    from ..reward_config import MultimodalRewardConfig
-    from ..reward_trainer import MultimodalRewardTrainer
+    from ..training.config import MultimodalRewardConfig
+    from ..training.trainer import MultimodalRewardTrainer
 
     args = MultimodalRewardConfig(
         output_dir,

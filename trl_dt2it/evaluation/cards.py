@@ -9,7 +9,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard
 
-from ..card_facts import code_block, metadata, name_cell, paragraph, table
+from ..training.model_card import code_block, metadata, name_cell, paragraph, table
 from ..utils import digest, whole_file
 from .result import EvalResult
 

@@ -14,7 +14,7 @@ from .metrics import CANONICAL_KEYS, compute_metrics
 
 
 if TYPE_CHECKING:
-    from ..reward_metrics import PairRecord  # with which TRL would be loaded whenever a benchmark is read
+    from ..training.metrics import PairRecord  # with which TRL would be loaded whenever a benchmark is read
 
 
 class BenchmarkInfo(DatasetInfo):

@@ -26,14 +26,13 @@ from tqdm.auto import tqdm
 from transformers import DataCollator, Trainer
 from transformers.utils import logging
 
-from .batch_loss import pair_rewards
-from .data.columns import leave_images_encoded
-from .data.rows import row_name
-from .models.freezing import STATISTICS
-from .packing import plan_batches
-from .reward_config import MultimodalRewardConfig
-from .token_counts import count_tokens, pair_size
-from .utils import gather, portable, raise_together
+from ..data.columns import leave_images_encoded
+from ..data.rows import row_name
+from ..models.freezing import STATISTICS
+from ..utils import gather, portable, raise_together
+from .batching import count_tokens, pair_size, plan_batches
+from .config import MultimodalRewardConfig
+from .metrics import pair_rewards
 
 
 logger = logging.get_logger(__name__)

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from transformers import ProcessorMixin
 
-from .data.images import ImageOptions, load_image
-from .data.rows import RowError, Video, check_row, row_images, row_name, row_videos, special_token_pattern
-from .models.families import FAMILIES
-from .models.rendering import (
+from ..data.images import ImageOptions, load_image
+from ..data.rows import RowError, Video, check_row, row_images, row_name, row_videos, special_token_pattern
+from ..models.families import FAMILIES
+from ..models.rendering import (
     ProcessingClass,
     Rendered,
     encode_branches,
@@ -26,8 +26,8 @@ from .models.rendering import (
     render_branches,
     render_conversation,
 )
-from .models.shared_prefix import pack_branches
-from .strength import StrengthNormalizer
+from ..models.shared_prefix import pack_branches
+from .losses import StrengthNormalizer
 
 
 # Chosen and rejected, and their image tensors.
@@ -53,7 +53,7 @@ class MultimodalPreferenceCollator:
             Processor of the model, or the tokenizer of a text model.
         image_options ([`~trl_dt2it.data.images.ImageOptions`], *optional*):
             Where images may come from and how large they may be.
-        normalizer ([`~trl_dt2it.strength.StrengthNormalizer`], *optional*):
+        normalizer ([`~trl_dt2it.training.losses.StrengthNormalizer`], *optional*):
             Brings `strength` to [0, 1]. Without it, the batch holds no strength.
         pad_to_multiple_of (`int`, *optional*):
             Pads rows to a multiple of this length; one row per pair needs no padding.

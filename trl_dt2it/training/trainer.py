@@ -33,22 +33,45 @@ from transformers.trainer_utils import (
 from transformers.utils import PushInProgress
 from trl import RewardConfig, RewardTrainer
 
-from .batch_loss import EmbeddingNoise, batch_loss
+from ..data.columns import AnyDataset, column_names, has_transform
+from ..data.mixing import concatenate
+from ..models.freezing import let_gradients_into_checkpoints, set_reward_statistics, write_beside_adapter
+from ..models.modeling import pad_id_as_saved
+from ..models.rendering import ProcessingClass, get_tokenizer
+from ..utils import check_shared_folder, gather
+from .batching import (
+    BatchPlan,
+    Evaluation,
+    SetEpoch,
+    evaluation_loader,
+    needs_lengths,
+    pair_sizes,
+    plan_training,
+    training_sampler,
+)
 from .collator import MultimodalPreferenceCollator
-from .data.columns import AnyDataset, column_names, has_transform
-from .data.mixing import concatenate
-from .eval_batches import Evaluation, evaluation_loader
-from .losses import LossFunction, loss_name, loss_type_for, pair_weight
+from .config import MultimodalRewardConfig
+from .losses import LossFunction, fit_dataset_strength, loss_name, loss_type_for, pair_weight
+from .metrics import EmbeddingNoise, TrainMetrics, batch_loss, evaluation_metrics
 from .model_card import PAPER, push_checkpoint, push_model, write_model_card
-from .models.freezing import let_gradients_into_checkpoints, set_reward_statistics, write_beside_adapter
-from .models.modeling import pad_id_as_saved
-from .models.rendering import ProcessingClass, get_tokenizer
-from .packing import BatchPlan, SetEpoch, plan_training, training_sampler
 from .pair_scoring import measure_reward_statistics
-from .preparation import COLUMNS, plain_columns, prepare_dataset
-from .reward_config import MultimodalRewardConfig
-from .reward_metrics import TrainMetrics, evaluation_metrics
 from .selection import SelectedRows, Selection, resume_selection, selected
+from .setup import (
+    COLUMNS,
+    as_trainers,
+    check_setup,
+    exact_weights,
+    make_collator,
+    plain_columns,
+    prepare_dataset,
+    put_back_exact,
+    refuse_no_batch,
+    refuse_uneven_batches,
+    set_up_arguments,
+    set_up_model,
+    use_liger_kernels,
+    with_values,
+)
 from .sharding import (
     evaluable,
     exact_head,
@@ -67,22 +90,6 @@ from .sharding import (
     take_back_preparation,
     with_dtypes,
 )
-from .strength import fit_dataset_strength
-from .token_counts import needs_lengths, pair_sizes
-from .trainer_setup import (
-    as_trainers,
-    check_setup,
-    exact_weights,
-    make_collator,
-    put_back_exact,
-    refuse_no_batch,
-    refuse_uneven_batches,
-    set_up_arguments,
-    set_up_model,
-    use_liger_kernels,
-    with_values,
-)
-from .utils import check_shared_folder, gather
 
 
 class MultimodalRewardTrainer(RewardTrainer):

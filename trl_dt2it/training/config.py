@@ -8,12 +8,13 @@ from typing import Any, cast
 from transformers.trainer_pt_utils import AcceleratorConfig
 from trl import RewardConfig
 
-from .losses import LOSSES, loss_name
-from .strength import STRENGTH_NORMALIZATIONS
+from .losses import LOSSES, STRENGTH_NORMALIZATIONS, loss_name
 
 
 BAD_ROW_CHOICES = ("raise", "quarantine")
+
 IMAGE_CHECKS = ("full", "header", "none")
+
 SHARE_PREFIX_CHOICES = ("auto", "true", "false")
 
 
@@ -70,7 +71,7 @@ class MultimodalRewardConfig(RewardConfig):
             (both), `"soft"` (label smoothing, or judges' vote share), `"btt"` (ties, Rao-Kupper) or `"ordinal"`.
             `"auto"` is `"strength_margin"` where the training set has a `strength` column and `"bt"` where it has
             none. A function `(delta, batch, config)` gives the loss of each pair, and is recorded by its name. The
-            formulas, and what a function receives, stand in [`trl_dt2it.losses`].
+            formulas, and what a function receives, stand in [`trl_dt2it.training.losses`].
         strength_normalization (`str`, *optional*, defaults to `"rank"`):
             How the `strength` column is brought to [0, 1], per `source`: `"rank"`, `"quantile"` or `"none"`. A
             streamed set needs `"none"`.

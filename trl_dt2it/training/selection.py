@@ -21,7 +21,7 @@ from torch.utils.data import Dataset, RandomSampler, Sampler, SequentialSampler
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 from transformers.trainer_utils import get_last_checkpoint
 
-from .data.mixing import partner_column
+from ..data.mixing import partner_column
 
 
 STATE_FILE = "curation_state.json"  # in a checkpoint whose rows were selected
