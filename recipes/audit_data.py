@@ -60,9 +60,9 @@ def main(args):
     from rich.console import Console
 
     from trl_dt2it.data import validate
-    from trl_dt2it.dataset_scoring import REWARD_COLUMNS
     from trl_dt2it.debias import audit_style
     from trl_dt2it.recipe_data import show_dry_run
+    from trl_dt2it.scoring.shards import REWARD_COLUMNS
     from trl_dt2it.utils import whole_file
 
     console, rows = Console(), args.read()

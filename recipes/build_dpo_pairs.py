@@ -63,7 +63,7 @@ def main(args):
     from trl_dt2it.data import write_parquet
     from trl_dt2it.data.export import refuse_unpublishable
     from trl_dt2it.recipe_models import share_work
-    from trl_dt2it.reward_gap_pairs import build_gap_pairs
+    from trl_dt2it.scoring.answers import build_gap_pairs
     from trl_dt2it.utils import on_main_process, run_lock, whole_file
 
     state, folder, rows = share_work(), Path(args.output_dir), args.read()

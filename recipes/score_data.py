@@ -89,7 +89,7 @@ def summary(scored):
     """How often and how far chosen is above rejected: of all pairs, and of each source."""
     import numpy as np
 
-    from trl_dt2it.dataset_scoring import REWARD_COLUMNS
+    from trl_dt2it.scoring.shards import REWARD_COLUMNS
 
     chosen, rejected = (np.array(scored[name][:]) for name in REWARD_COLUMNS)
     gap = chosen - rejected

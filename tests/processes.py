@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 IMPORTED_ONCE = [
     "torch.distributed.fsdp",
     "trl_dt2it.training.trainer",
-    "trl_dt2it.scoring",
+    "trl_dt2it.scoring.scorer",
     "trl_dt2it.curation.callback",
     "trl_dt2it.curation.rounds",
     "trl_dt2it.judge.client",

@@ -8,7 +8,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 from trl_dt2it import MultimodalPreferenceCollator
-from trl_dt2it.scoring import RewardScorer
+from trl_dt2it.scoring.scorer import RewardScorer
 
 from .processes import Run
 from .rows import make_dataset

@@ -19,7 +19,7 @@ from trl_dt2it.data import ImageOptions, RowError, check_row, to_dpo
 from trl_dt2it.data.columns import leave_images_encoded
 from trl_dt2it.data.messages import read_prompt
 from trl_dt2it.demo.digits import make_digits
-from trl_dt2it.sampling import Sampling, load_generator, sample_answers
+from trl_dt2it.scoring.answers import Sampling, load_generator, sample_answers
 
 from .policies import ON_THE_CPU, policy_and_reward_model
 from .rows import make_rows
@@ -87,7 +87,7 @@ def test_best_of_n_picks_what_the_scorer_says_and_goes_on_after_a_kill(models, t
         assert line["reward"] == max(line["rewards"]) and line["group_id"] == row["group_id"]
         assert len(set(line["answers"])) > 1
     # Killed in the second batch of sampling: the third run samples that and the rest, and all is as before.
-    from trl_dt2it import scored_answers
+    from trl_dt2it.scoring import answers as scored_answers
 
     sampled = []
 

@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 
 from trl_dt2it.cli import load_recipe
 from trl_dt2it.evaluation import ScoreFile, compute_metrics, evaluate, read_benchmark
-from trl_dt2it.scoring import RewardScorer
+from trl_dt2it.scoring.scorer import RewardScorer
 
 from .evaluation.benchmark_rows import paper_rows, vl_rows
 from .pairs import model_of, processor_of

@@ -7,7 +7,7 @@ import torch
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from trl_dt2it.demo.digits import make_digits
-from trl_dt2it.scoring import RewardScorer
+from trl_dt2it.scoring.scorer import RewardScorer
 
 from .families import example_images
 from .policies import ON_THE_CPU, policy_and_reward_model

@@ -8,9 +8,8 @@ from datasets import Dataset
 from trl_dt2it.data import ImageOptions, check_row, row_images
 from trl_dt2it.data.columns import leave_images_encoded
 from trl_dt2it.data.messages import read_prompt
-from trl_dt2it.dataset_scoring import make_records
-from trl_dt2it.reward_gap_pairs import build_gap_pairs, gap_pairs
-from trl_dt2it.scored_answers import ScoredAnswers
+from trl_dt2it.scoring.answers import ScoredAnswers, build_gap_pairs, gap_pairs
+from trl_dt2it.scoring.shards import make_records
 
 from .rows import make_dataset
 

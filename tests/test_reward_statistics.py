@@ -11,7 +11,7 @@ from peft import LoraConfig
 
 from trl_dt2it import MultimodalRewardConfig, MultimodalRewardTrainer, load_reward_model
 from trl_dt2it.models.freezing import STATISTICS_FILE
-from trl_dt2it.scoring import RewardScorer
+from trl_dt2it.scoring.scorer import RewardScorer
 
 from .pairs import model_of, processor_of
 from .rows import make_dataset, make_rows

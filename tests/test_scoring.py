@@ -13,11 +13,11 @@ from transformers import AutoModelForSequenceClassification, AutoProcessor
 
 from trl_dt2it import MultimodalPreferenceCollator
 from trl_dt2it.data.rows import RowError
-from trl_dt2it.dataset_scoring import model_fingerprint
 from trl_dt2it.demo.tiny import build_tiny_tokenizer
 from trl_dt2it.evaluation import evaluate
 from trl_dt2it.evaluation.evaluating import PairScorer
-from trl_dt2it.scoring import RewardScorer
+from trl_dt2it.scoring.scorer import RewardScorer
+from trl_dt2it.scoring.shards import model_fingerprint
 
 from .families import example_images, family_dir
 from .pairs import model_of, processor_of

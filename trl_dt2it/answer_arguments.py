@@ -12,11 +12,11 @@ from .data.columns import leave_images_encoded
 from .models.shared_prefix import usable_attention
 from .recipe_data import RowArguments, show_dry_run
 from .recipe_models import with_tiny
-from .sampling import Sampling
+from .scoring.answers import Sampling
 
 
 if TYPE_CHECKING:
-    from .scored_answers import ScoredAnswers
+    from .scoring.answers import ScoredAnswers
 
 # The name that stands for what `trl_dt2it.demo.digits` makes.
 DIGITS = "digits"
@@ -112,7 +112,7 @@ class AnswerArguments(RowArguments):
 
     def answer(self, rows: Dataset, *, source: str) -> list[ScoredAnswers]:
         """Answer the prompts of rows that [`read`] gave, and score the answers; every process has to call it."""
-        from .scored_answers import Answering, answer_and_score  # heavy, and not needed for `--help`
+        from .scoring.answers import Answering, answer_and_score  # heavy, and not needed for `--help`
 
         folder = Path(self.output_dir)
         # A tiny model that was made stays, for what it has answered stands under the date of its files.

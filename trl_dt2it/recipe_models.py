@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from trl import GRPOConfig, ModelConfig, RewardConfig
 
     from .curation.curation_run import BaseModel
-    from .scoring import RewardScorer
+    from .scoring.scorer import RewardScorer
 
 
 @dataclass
@@ -73,7 +73,7 @@ class ScorerArguments:
         Returns:
             [`RewardScorer`]
         """
-        from .scoring import RewardScorer  # heavy, and not needed for `--help`
+        from .scoring.scorer import RewardScorer  # heavy, and not needed for `--help`
 
         return RewardScorer.from_pretrained(
             self.named_model(),

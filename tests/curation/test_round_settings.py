@@ -10,8 +10,8 @@ from trl_dt2it.curation.round_settings import read_rounds, read_rule
 from trl_dt2it.curation.round_training import RewardTraining
 from trl_dt2it.curation.rounds import plan_rounds
 from trl_dt2it.curation.stages import Stage, run_stages, stage_digests
-from trl_dt2it.dataset_scoring import record_of
 from trl_dt2it.demo.sets import DEMO_LOADERS
+from trl_dt2it.scoring.shards import record_of
 from trl_dt2it.training.config import MultimodalRewardConfig
 
 from .runs import RULES

@@ -16,8 +16,8 @@ def on_another_folder(here: Path, base: str) -> dict[str, str]:
     from tests.trainers import config
     from trl_dt2it import MultimodalRewardTrainer, utils
     from trl_dt2it.curation.stages import Stage, run_stages
-    from trl_dt2it.dataset_scoring import add_rewards, make_records
     from trl_dt2it.recipe_models import share_work
+    from trl_dt2it.scoring.shards import add_rewards, make_records
 
     rank = share_work().process_index
     utils.check_shared_folder.__defaults__ = (0.5,)

@@ -28,7 +28,7 @@ from trl_dt2it.curation.round_training import RewardTraining
 from trl_dt2it.curation.rounds import plan_rounds
 from trl_dt2it.curation.stages import Stage, stage_digests
 from trl_dt2it.data import write_parquet
-from trl_dt2it.dataset_scoring import add_rewards, score_in_shards
+from trl_dt2it.scoring.shards import add_rewards, score_in_shards
 from trl_dt2it.utils import digest_of
 
 from .golden import check

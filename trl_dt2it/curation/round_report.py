@@ -16,8 +16,8 @@ from rich.text import Text
 
 from ..data.columns import column_of
 from ..data.contents import pair_contents
-from ..dataset_scoring import read_scores
 from ..debias.audit import audit_style
+from ..scoring.shards import read_scores
 from ..utils import printable
 from .ledger import CurationLedger
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..data.columns import column_of
-from ..dataset_scoring import gather_scores
+from ..scoring.shards import gather_scores
 from ..training.setup import image_options
 from ..utils import on_main_process, read_json, whole_file
 from .combining import combine_scores

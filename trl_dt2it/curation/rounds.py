@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from ..dataset_scoring import score_in_shards
+from ..scoring.shards import score_in_shards
 from ..training.setup import image_options
 from ..utils import on_main_process
 from .curation_run import CurationRun, step_name

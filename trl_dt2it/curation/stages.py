@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .. import __version__
-from ..dataset_scoring import claim, record_of
+from ..scoring.shards import claim, record_of
 from ..utils import (
     check_shared_folder,
     digest_of,

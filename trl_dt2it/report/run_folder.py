@@ -17,7 +17,7 @@ from ..curation.run_record import read_record
 from ..data.contents import pair_ids
 from ..data.images import ImageOptions
 from ..data.mixing import with_columns
-from ..dataset_scoring import read_scores
+from ..scoring.shards import read_scores
 from ..utils import is_aside, read_json
 
 

@@ -1,9 +1,4 @@
-"""Resumable stores: folders of finished parts, each made once, from which a killed run continues.
-
-A folder is claimed by a mark with the digest of all that its parts depend on. Parts are Parquet files of scores, JSON
-lines of rows, or the stages of a run; each is there whole or not at all, and is cut by position alone, so that a run
-that was killed makes what an undisturbed one would have made.
-"""
+"""The resumable store: records and scores in shards, claimed, written whole and read again."""
 
 from __future__ import annotations
 
@@ -24,9 +19,9 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import ProcessorMixin
 
-from .data.contents import pair_ids, source_fingerprint
-from .models.rendering import ProcessingClass
-from .utils import (
+from ..data.contents import pair_ids, source_fingerprint
+from ..models.rendering import ProcessingClass
+from ..utils import (
     check_shared_folder,
     digest,
     digest_of,
@@ -42,6 +37,7 @@ from .utils import (
 
 
 REWARD_COLUMNS = ("chosen_reward", "rejected_reward")
+
 _SCHEMA = pa.schema({"row": pa.int64(), "pair_id": pa.string(), "chosen": pa.float32(), "rejected": pa.float32()})
 
 

@@ -1,0 +1,1 @@
+"""Scoring: rewards for pairs, data sets and sampled answers."""
