@@ -88,7 +88,7 @@ def main(args):
     from trl_dt2it.debias.distill_plan import plan_distill
     from trl_dt2it.debias.distillation import distill
     from trl_dt2it.judge import JudgeClient
-    from trl_dt2it.judge.reading import read_endpoint
+    from trl_dt2it.judge.store import read_endpoint
     from trl_dt2it.utils import run_lock, whole_file
 
     if not args.judge:

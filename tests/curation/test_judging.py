@@ -29,7 +29,7 @@ from trl_dt2it.demo import READER_DIR
 from trl_dt2it.demo.digits import WORDS, make_digits, make_digits_t2i
 from trl_dt2it.demo.sets import DEMO_LOADERS
 from trl_dt2it.judge import Endpoint, JudgeClient, JudgeError
-from trl_dt2it.judge.fence import fenced_texts
+from trl_dt2it.judge.prompts import fenced_texts
 from trl_dt2it.training.config import MultimodalRewardConfig
 
 from ..judge.server import Fault, JudgeServer

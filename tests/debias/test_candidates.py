@@ -7,7 +7,7 @@ from trl_dt2it.data import ImageOptions, RowError
 from trl_dt2it.debias.candidates import Pool, read_pools
 from trl_dt2it.debias.diversity import INSTRUCTIONS, candidate_messages, needed_candidate
 from trl_dt2it.debias.questions import generation_messages, read_question
-from trl_dt2it.judge.fence import fenced_texts
+from trl_dt2it.judge.prompts import fenced_texts
 
 from ..rows import png
 

@@ -12,7 +12,7 @@ from trl_dt2it.cli import load_recipe
 from trl_dt2it.data.columns import leave_images_encoded
 from trl_dt2it.debias.distillation import distill
 from trl_dt2it.judge import Budget, Endpoint
-from trl_dt2it.judge.reading import read_endpoint
+from trl_dt2it.judge.store import read_endpoint
 
 from ..judge.server import Fault, JudgeServer
 from ..processes import ROOT, start_script

@@ -15,7 +15,7 @@ from trl_dt2it.data.columns import leave_images_encoded
 from trl_dt2it.debias.distill_plan import plan_distill
 from trl_dt2it.debias.distillation import distill
 from trl_dt2it.judge import DEFAULT_RUBRIC, Budget, Endpoint, JudgeClient
-from trl_dt2it.judge.fence import fenced_texts
+from trl_dt2it.judge.prompts import fenced_texts
 
 from ..judge.server import Fault, JudgeServer
 from .digit_judge import BIAS, DigitJudge, digit_prompts, image_hash, wrong_digits

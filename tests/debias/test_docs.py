@@ -30,7 +30,7 @@ from trl_dt2it.debias.probe import fit_probe
 from trl_dt2it.debias.questions import read_question
 from trl_dt2it.debias.style_report import RewardStyle
 from trl_dt2it.judge import Endpoint
-from trl_dt2it.judge.reading import read_endpoint
+from trl_dt2it.judge.store import read_endpoint
 
 from ..judge.server import JudgeServer, texts_of
 from .digit_judge import BIAS, DigitJudge, corrupted, digit_prompts, image_hash, wrong_digits

@@ -18,7 +18,7 @@ from trl_dt2it.judge import (
     combine_orders,
     listwise_messages,
 )
-from trl_dt2it.judge.failures import delay
+from trl_dt2it.judge.endpoint import delay
 
 from .server import Fault, JudgeServer, texts_of
 

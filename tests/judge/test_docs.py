@@ -7,7 +7,7 @@ from typing import get_args
 from PIL import Image
 
 from trl_dt2it.judge import Endpoint
-from trl_dt2it.judge.requests import Status
+from trl_dt2it.judge.rubric import Status
 
 from .server import JudgeServer, texts_of
 

@@ -23,8 +23,7 @@ from trl_dt2it.judge import (
     pairwise_messages,
     pointwise_messages,
 )
-from trl_dt2it.judge.fence import fenced_texts
-from trl_dt2it.judge.prompts import reminded
+from trl_dt2it.judge.prompts import fenced_texts, reminded
 
 
 NAMES = [criterion.name for criterion in DEFAULT_RUBRIC.criteria]
@@ -121,7 +120,7 @@ def test_the_pointwise_prompt_names_every_score_and_the_pairwise_one_both_places
 
 
 def test_no_prompt_holds_a_verdict_that_could_be_repeated():
-    from trl_dt2it.judge.parsing import _objects
+    from trl_dt2it.judge.replies import _objects
 
     for language in ("en", "zh"):
         for messages in (

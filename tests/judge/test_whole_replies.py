@@ -18,7 +18,7 @@ from trl_dt2it.judge import (
     pairwise_messages,
 )
 from trl_dt2it.judge.client import request_key
-from trl_dt2it.judge.parsing import read_answer
+from trl_dt2it.judge.replies import read_answer
 
 from .server import Fault, JudgeServer, texts_of
 

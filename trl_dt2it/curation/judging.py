@@ -22,11 +22,9 @@ from ..data.images import ImageOptions, with_image_root
 from ..data.rows import SIDES, RowError, blocks, check_row, row_images, row_name
 from ..data.t2i_templates import CHINESE, ENGLISH
 from ..debias.questions import read_question
-from ..judge.budget import Spending, most_spending
-from ..judge.orders import both_orders
-from ..judge.requests import UNANSWERED, JudgeReply, JudgeRequest
-from ..judge.rubric import DEFAULT_RUBRIC, Rubric
-from ..judge.verdicts import PairwiseVerdict
+from ..judge.prompts import both_orders
+from ..judge.rubric import DEFAULT_RUBRIC, UNANSWERED, JudgeReply, JudgeRequest, PairwiseVerdict, Rubric
+from ..judge.store import Spending, most_spending
 from .votes import UNREADABLE
 
 
@@ -220,7 +218,7 @@ def most_judging_cost(
             Number of rows to look at, evenly spread.
 
     Returns:
-        [`~trl_dt2it.judge.budget.Spending`]: calls, tokens and USD.
+        [`~trl_dt2it.judge.store.Spending`]: calls, tokens and USD.
     """
     rows, options = leave_images_encoded(dataset), with_image_root(image_options, image_root)
     places = np.unique(np.linspace(0, len(rows) - 1, min(sample, len(rows)), dtype=int)).tolist()

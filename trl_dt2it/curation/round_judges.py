@@ -97,7 +97,7 @@ def read_judging(given: Mapping[str, Any]) -> Judging:
     judges = rest.pop("endpoints", None)
     if judges is not None and rest:
         raise ValueError(f"`judge` has `endpoints`, and the key `{next(iter(rest))}` beside it; put it into these.")
-    from ..judge.reading import read_endpoint
+    from ..judge.store import read_endpoint
 
     endpoints, clients = zip(*(read_endpoint("judge", one) for one in judges or [rest]), strict=True)
     return Judging(endpoints, clients, **own)

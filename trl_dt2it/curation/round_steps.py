@@ -116,7 +116,7 @@ def ask_judges(run: CurationRun, folder: Path, *, number: int, step: Step, befor
 
 def _check_answered(found: PairVotes, judging: Judging) -> None:
     """End the stage if too many pairs have no answer, and say what to do."""
-    from ..judge.failures import JudgeError
+    from ..judge.endpoint import JudgeError
 
     missing, total = int(found.unanswered.sum()), len(found.unanswered)
     if missing <= judging.max_unanswered * total:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..data.rows import RowError
-from ..judge.parsing import read_answer
+from ..judge.replies import read_answer
 from ..utils import digest
 from .questions import Question
 

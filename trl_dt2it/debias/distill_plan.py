@@ -13,9 +13,9 @@ from rich.table import Table
 from ..data.columns import leave_images_encoded
 from ..data.images import ImageOptions, with_image_root
 from ..data.rows import RowError
-from ..judge.budget import Spending, most_spending
 from ..judge.endpoint import Endpoint
 from ..judge.rubric import DEFAULT_RUBRIC, Rubric
+from ..judge.store import Spending, most_spending
 from .candidates import Pool, read_pools
 from .diversity import candidate_messages
 from .judging import JudgingSettings, listwise_request, pointwise_request

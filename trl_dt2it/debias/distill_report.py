@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..judge.requests import UNANSWERED
+from ..judge.rubric import UNANSWERED
 from ..utils import printable
 from .position_bias import PositionBias
 

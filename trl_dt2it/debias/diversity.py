@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..judge.fence import fenced, mark_of, neutralise
+from ..judge.prompts import fenced, mark_of, neutralise
 
 
 _HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")

@@ -14,9 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..judge.prompts import listwise_messages, pointwise_messages
-from ..judge.requests import UNANSWERED, JudgeReply, JudgeRequest
-from ..judge.rubric import Rubric
-from ..judge.verdicts import ListwiseVerdict, PointwiseVerdict
+from ..judge.rubric import UNANSWERED, JudgeReply, JudgeRequest, ListwiseVerdict, PointwiseVerdict, Rubric
 from .candidates import Pool
 from .distill_report import DistillReport
 from .position_bias import balanced_orders

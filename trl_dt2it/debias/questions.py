@@ -9,8 +9,7 @@ from typing import Any
 from ..data.images import ImageOptions
 from ..data.messages import read_prompt
 from ..data.rows import RowError
-from ..judge.fence import neutralise
-from ..judge.prompts import image_block
+from ..judge.prompts import image_block, neutralise
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..judge.requests import UNANSWERED, JudgeRequest
+from ..judge.rubric import UNANSWERED, JudgeRequest
 from .candidates import Pool
 from .distill_report import DistillReport
 from .diversity import Need, candidate_messages, needed_candidate

@@ -1,16 +1,195 @@
-"""Where the judge is and how it is called. No secret is in here: the key is known by the name of its variable."""
+"""An endpoint, how its calls fail, and what they cost."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import math
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from email.utils import parsedate_to_datetime
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from .failures import JudgeError
+from ..utils import digest
+
+
+# `item`: the endpoint does not take this question. `unsupported`: the endpoint does not take one of the parameters.
+# `over_budget`: the call was not made.
+Kind = Literal["retry", "item", "refused", "unsupported", "over_budget", "fatal"]
+
+LONGEST_RETRY_AFTER = 300.0  # seconds
+
+_SHOWN = 300  # characters of what an endpoint says
+
+_FILTERS = ("content_filter", "content_policy_violation", "data_inspection_failed", "responsibleaipolicyviolation")
+
+_NO_MONEY = (
+    *("insufficient_quota", "billing_hard_limit_reached", "insufficient balance", "insufficient_balance"),
+    *("insufficient credit", "insufficient_credit", "credit balance is too low", "billing_not_active", "arrearage"),
+)
+
+
+class JudgeError(RuntimeError):
+    """The run cannot go on: the endpoint, its key or the store is at fault. The message is one sentence."""
+
+
+def import_error(name: str) -> ImportError:
+    """The error for a missing package of the extra `judge`, with the command that installs it."""
+    return ImportError(f"The judge needs `{name}`; run `pip install 'trl-dt2it[judge]'`.", name=name)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """
+    A call without a usable reply.
+
+    Parameters:
+        kind (`str`):
+            What is to be done.
+        message (`str`):
+            What happened, in one sentence, without secrets.
+        retry_after (`float`, *optional*):
+            Seconds that the endpoint asks to wait.
+        may_be_billed (`bool`, *optional*, defaults to `False`):
+            Whether the endpoint may have done the work all the same.
+        parameter (`str`, *optional*):
+            The parameter that the endpoint does not take.
+        most_tries (`int`, *optional*):
+            Most calls for one question that may fail like this, where each may have to be paid.
+    """
+
+    kind: Kind
+    message: str
+    retry_after: float | None = None
+    may_be_billed: bool = False
+    parameter: str | None = None
+    most_tries: int | None = None
+
+
+def redacted(text: str, secret: str | None) -> str:
+    """A text without the key, whatever an endpoint repeats."""
+    return text.replace(secret, "[key]") if secret else text
+
+
+def classify(error: Exception, sent: dict[str, Any], secret: str | None, key_name: str | None) -> Failure:
+    """
+    Says what an error of the `openai` client means.
+
+    Args:
+        error (`Exception`):
+            The error.
+        sent (`dict`):
+            The parameters of the call.
+        secret (`str`, *optional*):
+            The key, to be kept out of the message.
+        key_name (`str`, *optional*):
+            The environment variable of the key.
+
+    Returns:
+        [`Failure`]
+    """
+    from openai import APIConnectionError, APIStatusError, APITimeoutError
+
+    if isinstance(error, (APITimeoutError, asyncio.TimeoutError)):
+        return Failure("retry", "The endpoint did not reply in time.", may_be_billed=True, most_tries=3)
+    if isinstance(error, APIConnectionError):
+        cause = error.__cause__
+        # Only what failed before anything was sent is free for certain.
+        unsent = type(cause).__name__ in ("ConnectError", "ConnectTimeout", "UnsupportedProtocol")
+        name = type(cause or error).__name__
+        problem = f"The connection to the endpoint failed ({name})."
+        return Failure("retry", problem, may_be_billed=not unsent, most_tries=None if unsent else 3)
+    if not isinstance(error, APIStatusError):
+        name = type(error).__name__
+        problem = f"The reply of the endpoint is no chat completion ({name})."
+        return Failure("retry", problem, may_be_billed=True, most_tries=2)
+    status = error.status_code
+    said = redacted(_said(error), secret)
+    code = f"{error.code or ''} {error.type or ''}".lower()
+    told = f"{code} {said}".lower()
+    if status == 401:
+        advice = f"check the environment variable {key_name}" if key_name else "set `api_key_env`"
+        return Failure("fatal", f"The endpoint refuses the key (status 401); {advice}.")
+    if status == 402 or (status < 500 and any(word in told for word in _NO_MONEY)):
+        return Failure("fatal", f"The account at the endpoint is out of money or quota (status {status}): {said}")
+    if status in (408, 409, 425, 429) or status >= 500:
+        return Failure("retry", f"The endpoint answered with status {status}: {said}", _retry_after(error))
+    if status in (400, 403) and any(word in told for word in _FILTERS):
+        return Failure("refused", f"A filter of the endpoint refused the question: {said}")
+    if status in (400, 404, 422):
+        parameter = _unsupported(f"{error.param or ''} {said}", sent)
+        if parameter is not None:
+            return Failure("unsupported", f"The endpoint does not take `{parameter}`: {said}", parameter=parameter)
+    if status in (400, 413, 415, 422):
+        return Failure("item", f"The endpoint cannot take the request (status {status}): {said}")
+    advice = "; check `base_url` and `model`" if status in (404, 405) else ""
+    return Failure("fatal", f"The endpoint refuses all requests (status {status}{advice}): {said}")
+
+
+def _said(error: Any) -> str:
+    body = error.body
+    text = body.get("message") if isinstance(body, dict) else None
+    text = text or (body.get("detail") if isinstance(body, dict) else None) or error.message
+    return " ".join(str(text).split())[:_SHOWN]
+
+
+def _unsupported(text: str, sent: dict[str, Any]) -> str | None:
+    """The parameter of a call that a refusal names."""
+    for name in ("max_tokens", "temperature"):
+        if name in sent and name in text and ("unsupported" in text.lower() or "not support" in text.lower()):
+            return name
+    is_named = any(word in text.lower() for word in ("response_format", "json_schema", "structured output", "guided"))
+    return "response_format" if is_named and "response_format" in sent else None
+
+
+def _retry_after(error: Any) -> float | None:
+    """Seconds of a `Retry-After` header, which holds seconds or a date."""
+    headers = error.response.headers
+    value = headers.get("retry-after")
+    try:
+        if (milliseconds := headers.get("retry-after-ms")) is not None:
+            seconds = float(milliseconds) / 1000
+        elif value is None:
+            return None
+        else:
+            seconds = float(value)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(value).timestamp() - time.time()
+        except (TypeError, ValueError, OverflowError):
+            return None
+    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER) if math.isfinite(seconds) else None
+
+
+def delay(tries: int, key: str, retry_after: float | None, first: float, longest: float) -> float:
+    """
+    Seconds until the next try: twice as many each time, spread by a hash so that calls do not come back in step.
+
+    Args:
+        tries (`int`):
+            Tries that failed, at least 1.
+        key (`str`):
+            The key of the request.
+        retry_after (`float`, *optional*):
+            What the endpoint asks for, at least.
+        first (`float`):
+            Seconds after the first failure, at most.
+        longest (`float`):
+            Most seconds, unless the endpoint asks for more.
+
+    Returns:
+        `float`
+    """
+    step = min(first * 2.0 ** min(tries - 1, 60), longest)
+    fraction = int(digest(f"{key}:{tries}")[:8], 16) / 2**32
+    if retry_after is not None:
+        return retry_after + first * fraction
+    return step * (0.5 + 0.5 * fraction)
 
 
 _OWN_FIELDS = frozenset(
@@ -101,3 +280,99 @@ class Endpoint:
     def cost(self, input_tokens: int, output_tokens: int) -> float:
         """Cost of a call in USD."""
         return (input_tokens * self.input_price + output_tokens * self.output_price) / 1e6
+
+
+# A filter works on one logger alone, so each is named. With version 3 of `openai` came the second generation of HTTPX.
+_HTTP = ("connection", "http11", "http2", "proxy", "socks")
+
+_NAMES = (
+    "openai",
+    "openai._base_client",
+    "httpx",
+    "httpx2",
+    *(f"httpcore{generation}.{part}" for generation in ("", "2") for part in _HTTP),
+)
+
+
+class _Redact(logging.Filter):
+    def __init__(self, secret: str) -> None:
+        super().__init__()
+        self._secret = secret
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        if self._secret in message:
+            record.msg, record.args = redacted(message, self._secret), ()
+        return True
+
+
+@contextmanager
+def redacted_logs(secret: str | None) -> Iterator[None]:
+    """
+    Takes the key out of log records for as long as it lasts.
+
+    Args:
+        secret (`str`, *optional*):
+            The key.
+    """
+    if secret is None:
+        yield
+        return
+    redact = _Redact(secret)
+    loggers = [logging.getLogger(name) for name in _NAMES]
+    for logger in loggers:
+        logger.addFilter(redact)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(redact)
+
+
+@dataclass(frozen=True)
+class UsageReport:
+    """
+    Calls, tokens and cost.
+
+    Parameters:
+        calls (`int`):
+            Calls over the whole life of the store, failed ones included.
+        cached (`int`):
+            Replies that this client took from the store.
+        by_status (`Mapping[str, int]`):
+            Replies that this client gave, by status.
+        input_tokens (`int`):
+            Tokens of prompts with a reply, over the life of the store.
+        output_tokens (`int`):
+            Tokens of replies, over the life of the store.
+        cost (`float`):
+            USD over the life of the store, for calls with a known price.
+        unsettled_calls (`int`):
+            Calls that were sent and never answered, because of a time limit, a cut connection or a killed run. The
+            endpoint may have charged for them, so the budget counts them at their most.
+        unsettled_cost (`float`):
+            USD that they may have cost at most.
+    """
+
+    calls: int
+    cached: int
+    by_status: Mapping[str, int]
+    input_tokens: int
+    output_tokens: int
+    cost: float
+    unsettled_calls: int
+    unsettled_cost: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it, as JSON can hold it."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        statuses = ", ".join(f"{count} {status}" for status, count in self.by_status.items()) or "none"
+        text = (
+            f"replies: {statuses} ({self.cached} from the store); calls: {self.calls}; "
+            f"tokens: {self.input_tokens} in, {self.output_tokens} out; cost: ${self.cost:.4f}"
+        )
+        if self.unsettled_calls:
+            text += f", and up to ${self.unsettled_cost:.4f} for {self.unsettled_calls} calls without a reply"
+        return text
