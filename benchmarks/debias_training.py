@@ -22,7 +22,7 @@ from lib.tiny_training import fit
 from matplotlib import pyplot
 
 from trl_dt2it.debias import audit_style, style_weights
-from trl_dt2it.debias.pair_style import with_column
+from trl_dt2it.debias.style import with_column
 from trl_dt2it.demo.digits import make_digits
 from trl_dt2it.demo.tiny import build_tiny_vlm
 

@@ -22,10 +22,8 @@ from scipy.optimize import brentq
 from scipy.special import expit
 from scipy.stats import norm
 
-from trl_dt2it.debias.audit import leakage
-from trl_dt2it.debias.pair_style import PairStyle
-from trl_dt2it.debias.probe import fit_probe
-from trl_dt2it.debias.style import STYLE_FEATURES
+from trl_dt2it.debias.audit import fit_probe, leakage
+from trl_dt2it.debias.style import STYLE_FEATURES, PairStyle
 
 
 NUM = len(STYLE_FEATURES)

@@ -27,9 +27,9 @@ from lib.report import RESULTS, markdown, write
 
 from trl_dt2it.data.messages import FEATURES
 from trl_dt2it.debias import audit_style, balance_style, match_style, style_weights
-from trl_dt2it.debias.entropy import balance, whiten
-from trl_dt2it.debias.pair_style import read_pair_style
-from trl_dt2it.debias.probe import fit_probe, folds, root_mean_square, wins
+from trl_dt2it.debias.audit import fit_probe, folds, root_mean_square, wins
+from trl_dt2it.debias.balance import balance, whiten
+from trl_dt2it.debias.style import read_pair_style
 from trl_dt2it.demo.digits import make_digits
 
 

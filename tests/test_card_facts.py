@@ -12,7 +12,7 @@ from trl_dt2it.curation import CurationLedger, IterativeCurationCallback
 from trl_dt2it.curation.dataset_card import curation_facts, curation_section
 from trl_dt2it.curation.round_training import LedgerSection
 from trl_dt2it.debias import StyleAuditCallback, audit_style
-from trl_dt2it.debias.style_callback import style_facts, style_section
+from trl_dt2it.debias.audit import style_facts, style_section
 from trl_dt2it.evaluation import read_benchmark
 from trl_dt2it.training.model_card import (
     cell,

@@ -15,7 +15,7 @@ from trl_dt2it.curation.round_settings import read_rounds
 from trl_dt2it.curation.round_training import RewardTraining
 from trl_dt2it.curation.rounds import plan_rounds
 from trl_dt2it.curation.stages import stage_digests
-from trl_dt2it.debias.pair_style import read_pair_style
+from trl_dt2it.debias.style import read_pair_style
 from trl_dt2it.demo.sets import DEMO_LOADERS
 from trl_dt2it.demo.tiny import build_tiny_vlm
 

@@ -8,9 +8,8 @@ from datasets import Dataset, Features, Image, List, concatenate_datasets
 from rich.console import Console
 
 from trl_dt2it.debias import audit_style, balance_style
-from trl_dt2it.debias.audit import leakage
-from trl_dt2it.debias.pair_style import PairStyle, read_pair_style, with_column
-from trl_dt2it.debias.probe import fit_probe, folds, held_out_scores
+from trl_dt2it.debias.audit import fit_probe, folds, held_out_scores, leakage
+from trl_dt2it.debias.style import PairStyle, read_pair_style, with_column
 from trl_dt2it.demo.digits import flip_preferences, make_digits
 
 

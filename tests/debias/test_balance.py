@@ -13,8 +13,8 @@ from transformers.utils import logging as transformers_logging
 
 from trl_dt2it.data import check_row
 from trl_dt2it.debias import audit_style, balance_style, style_weights
-from trl_dt2it.debias.audit import leakage
-from trl_dt2it.debias.entropy import (
+from trl_dt2it.debias.audit import fit_probe, leakage
+from trl_dt2it.debias.balance import (
     NotBalanced,
     balance,
     balance_bounded,
@@ -22,8 +22,7 @@ from trl_dt2it.debias.entropy import (
     separating_features,
     whiten,
 )
-from trl_dt2it.debias.pair_style import PairStyle, read_pair_style, with_column
-from trl_dt2it.debias.probe import fit_probe
+from trl_dt2it.debias.style import PairStyle, read_pair_style, with_column
 from trl_dt2it.demo.digits import make_digits
 
 

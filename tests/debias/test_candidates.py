@@ -4,9 +4,15 @@ import pytest
 from PIL import Image
 
 from trl_dt2it.data import ImageOptions, RowError
-from trl_dt2it.debias.candidates import Pool, read_pools
-from trl_dt2it.debias.diversity import INSTRUCTIONS, candidate_messages, needed_candidate
-from trl_dt2it.debias.questions import generation_messages, read_question
+from trl_dt2it.debias.distillation.candidates import (
+    INSTRUCTIONS,
+    Pool,
+    candidate_messages,
+    generation_messages,
+    needed_candidate,
+    read_pools,
+    read_question,
+)
 from trl_dt2it.judge.prompts import fenced_texts
 
 from ..rows import png

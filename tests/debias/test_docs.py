@@ -24,11 +24,10 @@ from trl_dt2it.data import ImageOptions
 from trl_dt2it.data.columns import leave_images_encoded
 from trl_dt2it.data.messages import FEATURES
 from trl_dt2it.debias import DISTILLED_FEATURES, STYLE_FEATURES, audit_style, balance_style, distill, match_style
-from trl_dt2it.debias.candidates import Origin, read_pools
-from trl_dt2it.debias.pair_style import read_pair_style
-from trl_dt2it.debias.probe import fit_probe
-from trl_dt2it.debias.questions import read_question
-from trl_dt2it.debias.style_report import RewardStyle
+from trl_dt2it.debias.audit import fit_probe
+from trl_dt2it.debias.distillation.candidates import Origin, read_pools, read_question
+from trl_dt2it.debias.style import read_pair_style
+from trl_dt2it.debias.tables import RewardStyle
 from trl_dt2it.judge import Endpoint
 from trl_dt2it.judge.store import read_endpoint
 

@@ -5,9 +5,8 @@ import pytest
 from datasets import Dataset
 
 from trl_dt2it.debias import audit_style, match_style
-from trl_dt2it.debias.entropy import whiten
-from trl_dt2it.debias.match import find_couples
-from trl_dt2it.debias.pair_style import read_pair_style
+from trl_dt2it.debias.balance import find_couples, whiten
+from trl_dt2it.debias.style import read_pair_style
 from trl_dt2it.demo.digits import make_digits
 
 

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from trl_dt2it.debias.pair_selection import BIN_IS_FULL, DRAWN, PROMPT_IS_FULL, draw_pairs, strength_bins
+from trl_dt2it.debias.distillation.pairs import BIN_IS_FULL, DRAWN, PROMPT_IS_FULL, draw_pairs, strength_bins
 
 
 def pairs_of(counts, *, prompts=None, generator="a"):

@@ -5,7 +5,7 @@ import pytest
 from scipy.optimize import least_squares
 from scipy.sparse import coo_array
 
-from trl_dt2it.debias.position_bias import balanced_orders, fit_positions
+from trl_dt2it.debias.distillation.position_bias import balanced_orders, fit_positions
 
 
 BIAS = np.array([0.6, 0.1, -0.2, -0.5])

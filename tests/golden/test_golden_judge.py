@@ -7,7 +7,7 @@ from tests.judge.server import JudgeServer
 from trl_dt2it.curation.judging import pair_requests
 from trl_dt2it.curation.round_judges import read_judging
 from trl_dt2it.data import ImageOptions
-from trl_dt2it.debias.questions import read_question
+from trl_dt2it.debias.distillation.candidates import read_question
 from trl_dt2it.judge import (
     DEFAULT_RUBRIC,
     Criterion,

@@ -16,7 +16,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 
 from ..data.contents import pair_contents
 from ..data.sources import SOURCES
-from ..debias.pair_style import parts_by
+from ..debias.style import parts_by
 from ..training.model_card import (
     PAPER,
     PROJECT_URL,

@@ -21,7 +21,7 @@ from ..data.columns import leave_images_encoded
 from ..data.images import ImageOptions, with_image_root
 from ..data.rows import SIDES, RowError, blocks, check_row, row_images, row_name
 from ..data.t2i_templates import CHINESE, ENGLISH
-from ..debias.questions import read_question
+from ..debias.distillation.candidates import read_question
 from ..judge.prompts import both_orders
 from ..judge.rubric import DEFAULT_RUBRIC, UNANSWERED, JudgeReply, JudgeRequest, PairwiseVerdict, Rubric
 from ..judge.store import Spending, most_spending

@@ -102,7 +102,7 @@ def audit_pool(
             Takes rows and returns what is in them; by default [`pair_contents`] without an image root.
 
     Returns:
-        `dict`: the fields of [`~trl_dt2it.debias.style_report.StyleReport`], `"before"` and, with a ledger, `"after"`.
+        `dict`: the fields of [`~trl_dt2it.debias.tables.StyleReport`], `"before"` and, with a ledger, `"after"`.
     """
     if len(pool) > MOST_AUDITED:
         pool = pool.select(np.sort(np.random.default_rng(0).choice(len(pool), MOST_AUDITED, replace=False)))

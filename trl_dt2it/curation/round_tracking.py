@@ -17,7 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.integrations import get_reporting_integration_callbacks
 
 from ..debias.audit import audit_style
-from ..debias.pair_style import parts_by
+from ..debias.style import parts_by
 from ..training.config import MultimodalRewardConfig
 from ..utils import digest
 from .callback_round import curation_metrics

@@ -1,31 +1,68 @@
-"""How an answer is written, as numbers, and nothing of what it says about the image.
-
-Counts enter as log(1 + count), so that a difference of two answers is a ratio: twice as long is as much at 50 words as
-at 500. English and Chinese are counted alike: a Han character is a word, full-width marks are marks.
-"""
+"""Style features of a response, and their differences per pair."""
 
 from __future__ import annotations
 
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import log, log1p
+from typing import Any
 
 import numpy as np
+from datasets import Dataset, Features
 
-from .lexicon import (
-    ENTHUSIASM_CHINESE,
-    ENTHUSIASM_WORDS,
-    FIRST_PERSON_CHINESE,
-    FIRST_PERSON_WORDS,
-    HEDGE_CHINESE,
-    HEDGE_PHRASES,
-    HEDGE_WORDS,
-    OPENERS,
-    REFUSAL_CHINESE,
-    REFUSAL_PHRASES,
+from ..data.columns import arrow_rows, column_of, find_json_columns, leave_images_encoded
+from ..data.rows import SIDES, blocks, row_name
+
+
+HEDGE_WORDS = frozenset(
+    "approximately apparently arguably could likely may maybe might perhaps possibly potentially presumably "
+    "probably roughly seem seemingly seems somewhat suggest suggesting suggests supposedly typically uncertain "
+    "unclear unlikely usually generally appears".split()
 )
 
+HEDGE_PHRASES = (
+    *("i think", "i believe", "i guess", "i suppose", "in my opinion", "it is possible", "it's possible"),
+    *("kind of", "sort of", "not sure", "not certain", "to some extent", "as far as i can"),
+)
+
+HEDGE_CHINESE = (
+    *("可能", "也许", "或许", "大概", "大约", "似乎", "好像", "看起来", "看上去", "应该是", "估计", "推测", "不确定"),
+    *("不太清楚", "我认为", "我觉得", "一般来说", "通常"),
+)
+
+REFUSAL_PHRASES = (
+    *("i can't", "i cannot", "i can not", "i'm unable", "i am unable", "i'm not able", "i am not able"),
+    *("i won't", "i will not", "i must decline", "i'm sorry", "i am sorry", "my apologies", "i apologize"),
+    *("i apologise", "as an ai", "as a language model", "unfortunately", "not possible for me"),
+)
+
+REFUSAL_CHINESE = (
+    *("抱歉", "对不起", "很遗憾", "无法", "我不能", "我不可以", "恕我", "作为一个人工智能", "作为人工智能"),
+    *("作为一个语言模型", "作为语言模型"),
+)
+
+FIRST_PERSON_WORDS = frozenset(
+    "i me my mine myself we us our ours ourselves i'm i've i'd i'll we're we've we'd we'll".split()
+)
+
+FIRST_PERSON_CHINESE = ("我", "咱们", "本人")
+
+# Where an answer begins: agreement and praise before anything is said.
+OPENERS = (
+    *("absolutely", "certainly", "definitely", "great question", "good question", "excellent question", "of course"),
+    *("sure", "thank you", "thanks", "what a ", "wonderful", "yes, of course", "i'd be happy", "i'd love", "happy to"),
+    *("当然", "好的", "没问题", "很好的问题", "好问题", "这是一个很好", "这是个很好", "感谢", "谢谢", "非常好"),
+)
+
+ENTHUSIASM_WORDS = frozenset(
+    "amazing awesome brilliant delightful excellent exciting fantastic fascinating glad "
+    "great happy incredible incredibly lovely magnificent perfect perfectly remarkable stunning superb thrilled "
+    "wonderful wonderfully".split()
+)
+
+ENTHUSIASM_CHINESE = ("太棒", "精彩", "美妙", "非常棒", "出色", "惊艳", "令人惊叹", "很高兴", "绝佳", "完美")
 
 # What each feature is; `log` stands for log(1 + x), "share" for a number from 0 to 1.
 DEFINITIONS = {
@@ -57,28 +94,48 @@ DEFINITIONS = {
     "prompt_overlap": "share of the different words that are in the question too; 0 without a question",
     "json": "1 if it is one JSON object or list, or holds a JSON fence, otherwise 0",
 }
+
 STYLE_FEATURES: tuple[str, ...] = tuple(DEFINITIONS)
 
 _HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+
 _WORDS_ASCII = re.compile(r"[a-z0-9]+(?:'[a-z]+)?")
+
 _WORDS = re.compile(rf"[{_HAN}]|[^\W_{_HAN}]+(?:'[^\W\d_{_HAN}]+)?")
+
 # Starting at the first mark of a run only keeps long runs from taking quadratic time.
 _SENTENCE_ENDS = re.compile(r"(?<![.!?])[.!?]++(?=[\s\"')\]*”’]|$)|[。！？…]+|\n")
+
 _EMPTY_LINES = re.compile(r"\n[ \t]*\n\s*")
+
 _HEADINGS = re.compile(r"^ {0,3}#{1,6} ", re.MULTILINE)
+
 _LIST_ITEMS = re.compile(r"^[ \t]*(?:[-*+•·] |\d{1,3}[.)、] ?(?!\d)|[（(]\d{1,3}[)）])", re.MULTILINE)
+
 _BOLD = re.compile(r"\*\*[^*\n]+\*\*|__[^_\n]+__|(?<![*\w])\*[^*\s][^*\n]*\*(?![*\w])")
+
 _CODE = re.compile(r"```|`[^`\n]+`")
+
 _TABLE_ROWS = re.compile(r"^[ \t]*\|.*\|[ \t]*$", re.MULTILINE)
+
 _LINKS = re.compile(r"\]\([^()\s]+\)|(?<!\()\bhttps?://|\bwww\.")
+
 _EMOJI = re.compile("[\U0001f000-\U0001faff\u2600-\u27bf\u2b50\u2b55\u231a\u231b]")
+
 _FULL_WIDTH_MARKS = re.compile("[。，、；：？！“”‘’（）《》〈〉【】「」『』〔〕…—～·]")  # noqa: RUF001
+
 _JSON_FENCE = "```json"
+
 _DIGITS = string.digits.encode()
+
 _UPPER = string.ascii_uppercase.encode()
+
 _LETTERS = string.ascii_letters.encode()
+
 _PUNCTUATION = string.punctuation.encode()
+
 _WHITE_SPACE = string.whitespace.encode()
+
 _WORD_KINDS = HEDGE_WORDS | FIRST_PERSON_WORDS | ENTHUSIASM_WORDS
 
 
@@ -189,3 +246,194 @@ def _features(text: str, prompt_words: frozenset[str]) -> tuple[float, ...]:
 
 def _is_han(word: str) -> bool:
     return len(word) == 1 and ("\u3400" <= word <= "\u9fff" or "\uf900" <= word <= "\ufaff")
+
+
+_BATCH = 1000
+
+
+@dataclass(frozen=True)
+class PairStyle:
+    """
+    Style of N pairs in K features.
+
+    Parameters:
+        features (`tuple[str, ...]` of length K):
+            Names.
+        difference (`np.ndarray` of shape `(N, K)` and dtype `float64`):
+            Chosen minus rejected.
+        spread (`np.ndarray` of shape `(K,)`):
+            Standard deviation of each feature among the answers, both sides pooled.
+        weight (`np.ndarray` of shape `(N,)` and dtype `float64`):
+            The column `weight`, with 1 where there is none.
+        group (`np.ndarray` of shape `(N,)` and dtype `int64`):
+            A number for each `group_id`; rows without one have a number of their own.
+    """
+
+    features: tuple[str, ...]
+    difference: np.ndarray
+    spread: np.ndarray
+    weight: np.ndarray
+    group: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.difference)
+
+    def take(self, rows: np.ndarray) -> PairStyle:
+        """Some of the pairs; `spread` stays that of all."""
+        return PairStyle(self.features, self.difference[rows], self.spread, self.weight[rows], self.group[rows])
+
+
+def read_pair_style(dataset: Dataset, features: Sequence[str] | None = None) -> PairStyle:
+    """
+    Reads the style of all pairs.
+
+    An answer is the text of the last message of a side, and its question the text of the last user message before it.
+
+    Args:
+        dataset (`Dataset`):
+            Preference rows, canonical or any others that TRL takes: with strings, or with whole conversations in
+            `chosen` and `rejected`.
+        features (`Sequence[str]`, *optional*):
+            Which of `STYLE_FEATURES`; all by default.
+
+    Returns:
+        [`PairStyle`]
+
+    Raises:
+        `ValueError`: if the set is streamed or empty, if a feature is not known, or if a row has no answer or a weight
+            that is no number >= 0.
+    """
+    if not isinstance(dataset, Dataset):
+        raise ValueError(f"Style is measured on a whole set, not on a {type(dataset).__name__}; load it first.")
+    if len(dataset) == 0:
+        raise ValueError("The data set has no rows.")
+    for side in SIDES:
+        if side not in dataset.column_names:
+            raise ValueError(f"The data set has no column `{side}`; see `trl_dt2it.data.load_preferences`.")
+    names = STYLE_FEATURES if features is None else tuple(features)
+    for name in names:
+        if name not in STYLE_FEATURES:
+            raise ValueError(f"`features` names {name!r}; the style features are {', '.join(STYLE_FEATURES)}.")
+    if not names:
+        raise ValueError("`features` is empty; name at least one, or leave it out for all.")
+    columns = [STYLE_FEATURES.index(name) for name in names]
+    difference = np.empty((len(dataset), len(names)))
+    total, squares, done = np.zeros(len(names)), np.zeros(len(names)), 0
+    for rows in _batches(dataset):
+        answers = [_answer(row, side, done + place) for side in SIDES for place, row in enumerate(rows)]
+        texts, prompts = zip(*answers, strict=True)
+        style = style_features(texts, prompts)[:, columns]
+        chosen, rejected = style[: len(rows)], style[len(rows) :]
+        difference[done : done + len(rows)] = chosen - rejected
+        total, squares = total + style.sum(0), squares + (style**2).sum(0)
+        done += len(rows)
+    mean = total / (2 * done)
+    spread = np.sqrt(np.maximum(squares / (2 * done) - mean**2, 0.0))
+    return PairStyle(names, difference, spread, read_weight(dataset), read_groups(dataset))
+
+
+def read_weight(dataset: Dataset) -> np.ndarray:
+    """The column `weight` as fp64, with 1 where there is none. One that is no number >= 0 is a `ValueError`."""
+    if "weight" not in dataset.column_names:
+        return np.ones(len(dataset))
+    weight = column_of(dataset, "weight").cast("float64").fill_null(1.0).to_numpy(zero_copy_only=False)
+    bad = np.flatnonzero(~(np.isfinite(weight) & (weight >= 0)))
+    if len(bad):
+        raise ValueError(f"Row {bad[0]} has the `weight` {weight[bad[0]]}; give a finite number that is not negative.")
+    if not weight.any():
+        raise ValueError("The column `weight` is 0 in every row.")
+    return weight
+
+
+def read_groups(dataset: Dataset) -> np.ndarray:
+    """A number for each row's `group_id`; rows without one have a number of their own."""
+    count = len(dataset)
+    if "group_id" not in dataset.column_names:
+        return np.arange(count)
+    encoded = column_of(dataset, "group_id").dictionary_encode()
+    group = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    alone = np.flatnonzero(group < 0)
+    group[alone] = len(encoded.dictionary) + np.arange(len(alone))
+    return group
+
+
+def parts_by(dataset: Dataset, column: str | None) -> dict[str, np.ndarray]:
+    """
+    Rows by the values of a column.
+
+    Args:
+        dataset (`Dataset`):
+            The data set.
+        column (`str`, *optional*):
+            A column of strings or numbers; rows where it is `None` go by the name "None".
+
+    Returns:
+        `dict[str, np.ndarray]`: row indices of each value, sorted by value; empty without a column.
+
+    Raises:
+        `ValueError`: if there is no such column.
+    """
+    if column is None:
+        return {}
+    if column not in dataset.column_names:
+        raise ValueError(f"`by` is {column!r}, but the columns are {', '.join(dataset.column_names)}.")
+    encoded = column_of(dataset, column).dictionary_encode()
+    codes = encoded.indices.fill_null(len(encoded.dictionary)).to_numpy(zero_copy_only=False)
+    names = [str(name) for name in [*encoded.dictionary.to_pylist(), None]]
+    parts = {name: np.flatnonzero(codes == code) for code, name in enumerate(names)}
+    return {name: parts[name] for name in sorted(parts) if len(parts[name])}
+
+
+def with_column(dataset: Dataset, name: str, values: Any) -> Dataset:
+    """
+    A data set with a column set or replaced, images untouched.
+
+    Args:
+        dataset (`Dataset`):
+            The data set. Rows that were selected one by one are written anew, into the cache or into memory, as
+            `Dataset.add_column` does; but images stay as they are encoded.
+        name (`str`):
+            The column. One that is there keeps its place.
+        values (`list` or `np.ndarray`):
+            A value for each row.
+
+    Returns:
+        `Dataset`
+    """
+    features = dataset.features
+    order = [*features] if name in features else [*features, name]
+    if dataset._indices is not None:
+        dataset = leave_images_encoded(dataset).flatten_indices()
+    if name in features:
+        dataset = dataset.remove_columns(name)
+    dataset = dataset.add_column(name, values)
+    dataset = dataset.select_columns(order)
+    kept = {one: features[one] for one in order if one != name}
+    dataset.info.features = Features({**dataset.features, **kept})
+    return dataset
+
+
+def _batches(dataset: Dataset):
+    columns = [name for name in ("prompt", *SIDES) if name in dataset.column_names]
+    texts = dataset.with_format(None).select_columns(columns)
+    coded = find_json_columns(texts.features)
+    for table in texts.with_format("arrow").iter(_BATCH):
+        yield list(arrow_rows(table, coded))
+
+
+def _answer(row: Mapping[str, Any], side: str, index: int) -> tuple[str, str]:
+    """Text of the answer, and of the question."""
+    given, prompt = row[side], row.get("prompt")
+    if isinstance(given, str):
+        return given, prompt if isinstance(prompt, str) else ""
+    if not given:
+        raise ValueError(
+            f"{row_name(row, index)}: `{side}` is missing; `trl_dt2it.data.validate` quarantines such rows."
+        )
+    earlier = prompt if isinstance(prompt, list) else given[:-1]
+    question = next((message for message in reversed(earlier) if message["role"] == "user"), None)
+    return _text(given[-1]), "" if question is None else _text(question)
+
+
+def _text(message: Mapping[str, Any]) -> str:
+    return "".join(block.get("text") or "" for block in blocks(message))

@@ -21,7 +21,7 @@ MOST_FEATURES = 10
 
 def read_audit(path: str | os.PathLike) -> dict[str, Any]:
     """
-    Reads what [`~trl_dt2it.debias.style_report.StyleReport.to_json`] gave.
+    Reads what [`~trl_dt2it.debias.tables.StyleReport.to_json`] gave.
 
     Args:
         path (`str` or `os.PathLike`):

@@ -25,15 +25,21 @@ from scipy import ndimage
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from ..utils import digest
+from ...utils import digest
 
 
 _MAX_ROUNDS = 500
+
 _TOLERANCE = 1e-5
+
 _SMALLEST_WEIGHT = 1e-6  # keeps a mean where all scores of a candidate look like noise
+
 _FIRST_SPREAD = 0.1  # share of the scale
+
 _SMALLEST_SPREAD = 0.01  # share of the scale
+
 _MOST_NOISE = 0.5
+
 _NUM_GROUPS = 20  # of the jackknife
 
 

@@ -1,0 +1,1 @@
+"""Distillation: preference pairs built from judged candidates of one pool."""
