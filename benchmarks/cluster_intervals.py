@@ -16,9 +16,8 @@ import sys
 import numpy as np
 from lib.report import markdown, write
 
-from trl_dt2it.evaluation.benchmark import pair_ratio, unit_ratio
-from trl_dt2it.evaluation.intervals import bootstrap_intervals
-from trl_dt2it.evaluation.metrics import Tally
+from trl_dt2it.evaluation.benchmarks.benchmark import pair_ratio, unit_ratio
+from trl_dt2it.evaluation.metrics import Tally, bootstrap_intervals
 
 
 SIZES = np.random.default_rng(0).permutation([2] * 11 + [3] * 13 + [4] * 6 + [5] * 11 + [6] * 5)

@@ -103,7 +103,7 @@ def main(args):
 
     from trl_dt2it.evaluation import evaluate, pooled, show_published
     from trl_dt2it.evaluation.benchmarks import PAPER_BENCHMARKS
-    from trl_dt2it.evaluation.cards import update_card
+    from trl_dt2it.evaluation.results import update_card
     from trl_dt2it.recipe_models import share_work
     from trl_dt2it.report import write_report
     from trl_dt2it.training.model_card import run_command

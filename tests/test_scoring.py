@@ -15,7 +15,7 @@ from trl_dt2it import MultimodalPreferenceCollator
 from trl_dt2it.data.rows import RowError
 from trl_dt2it.demo.tiny import build_tiny_tokenizer
 from trl_dt2it.evaluation import evaluate
-from trl_dt2it.evaluation.evaluating import PairScorer
+from trl_dt2it.evaluation.harness import PairScorer
 from trl_dt2it.scoring.scorer import RewardScorer
 from trl_dt2it.scoring.shards import model_fingerprint
 

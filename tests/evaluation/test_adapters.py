@@ -8,13 +8,13 @@ import pytest
 from tests.data.fixtures_as_rows import fixture
 from tests.data.source_rows import IMAGE, VIDEO, changed, expected, message, path, results, user
 from trl_dt2it.data.messages import content_group
-from trl_dt2it.evaluation.benchmark import pair_identity
-from trl_dt2it.evaluation.mm_rlhf_rewardbench import category_of, mm_rlhf_rewardbench
-from trl_dt2it.evaluation.mmrb2 import mmrb2
-from trl_dt2it.evaluation.multimodal_rewardbench import group_of as mm_group
-from trl_dt2it.evaluation.multimodal_rewardbench import multimodal_rewardbench
-from trl_dt2it.evaluation.omni_rewardbench import t2i, ti2t
-from trl_dt2it.evaluation.vl_rewardbench import group_of, vl_rewardbench
+from trl_dt2it.evaluation.benchmarks.benchmark import pair_identity
+from trl_dt2it.evaluation.benchmarks.mm_rlhf_rewardbench import category_of, mm_rlhf_rewardbench
+from trl_dt2it.evaluation.benchmarks.mmrb2 import mmrb2
+from trl_dt2it.evaluation.benchmarks.multimodal_rewardbench import group_of as mm_group
+from trl_dt2it.evaluation.benchmarks.multimodal_rewardbench import multimodal_rewardbench
+from trl_dt2it.evaluation.benchmarks.omni_rewardbench import t2i, ti2t
+from trl_dt2it.evaluation.benchmarks.vl_rewardbench import group_of, vl_rewardbench
 
 
 DESCRIBE = "Describe this image in detail."

@@ -5,9 +5,8 @@ import re
 from huggingface_hub import ModelCard, metadata_load
 from markdown_it import MarkdownIt
 
-from trl_dt2it.evaluation.cards import card_block, update_card
-from trl_dt2it.evaluation.intervals import Interval
-from trl_dt2it.evaluation.result import EvalResult
+from trl_dt2it.evaluation.metrics import Interval
+from trl_dt2it.evaluation.results import EvalResult, card_block, update_card
 
 
 CARD = """---

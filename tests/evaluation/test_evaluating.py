@@ -21,7 +21,7 @@ from trl_dt2it.evaluation import (
     read_benchmark,
     show_published,
 )
-from trl_dt2it.evaluation.intervals import wilson
+from trl_dt2it.evaluation.metrics import wilson
 
 from .benchmark_rows import mm_rlhf_rows, mm_rows, vl_rows
 

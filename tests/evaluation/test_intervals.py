@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
-from trl_dt2it.evaluation.benchmark import Ratio
 from trl_dt2it.evaluation.benchmarks import BENCHMARKS
-from trl_dt2it.evaluation.intervals import bootstrap_intervals, wilson
-from trl_dt2it.evaluation.metrics import Tally, compute_metrics, row_keys, tally
+from trl_dt2it.evaluation.benchmarks.benchmark import Ratio
+from trl_dt2it.evaluation.metrics import Tally, bootstrap_intervals, compute_metrics, row_keys, tally, wilson
 
 from .benchmark_rows import mm_rlhf_rows
 

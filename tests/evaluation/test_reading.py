@@ -16,7 +16,7 @@ from tests.hub_server import LoopbackHub
 from trl_dt2it.data import RowError, check_row
 from trl_dt2it.data.columns import leave_images_encoded
 from trl_dt2it.evaluation import BENCHMARKS, read_benchmark
-from trl_dt2it.evaluation import reading as reading_module
+from trl_dt2it.evaluation import harness as reading_module
 
 from .benchmark_rows import mm_rlhf_rows, png, vl_rows
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.data.fixtures_as_rows import fixture
 from trl_dt2it.evaluation import ScoreFile, read_benchmark, split_predictions, write_scores
-from trl_dt2it.evaluation.scores_file import rounded
+from trl_dt2it.evaluation.results import rounded
 
 from .benchmark_rows import vl_rows
 

@@ -106,7 +106,7 @@ def write_stage(run: Path, name: str, counts: dict) -> None:
 
 def evaluation_file(folder: Path) -> Path:
     """What `recipes/evaluate.py` writes, of a benchmark of ten pairs."""
-    from trl_dt2it.evaluation.intervals import wilson
+    from trl_dt2it.evaluation.metrics import wilson
 
     interval = list(wilson(7 / 10, 10))
     result = {

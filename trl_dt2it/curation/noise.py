@@ -13,7 +13,7 @@ from scipy.special import expit, log_expit, logit
 from scipy.stats import chi2
 from transformers.utils import logging
 
-from ..evaluation.intervals import wilson
+from ..evaluation.metrics import wilson
 from .combining import as_strength
 
 

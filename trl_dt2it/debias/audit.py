@@ -16,7 +16,7 @@ from sklearn.model_selection import GroupKFold
 from transformers import TrainerCallback
 
 from ..data.columns import column_of, has_transform
-from ..evaluation.intervals import Interval, clustered_interval, group_sums, wilson
+from ..evaluation.metrics import Interval, clustered_interval, group_sums, wilson
 from ..training.model_card import cell, table
 from ..training.pair_scoring import evaluating
 from ..training.trainer import MultimodalRewardTrainer

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import expit
 
-from ..evaluation.intervals import Interval, wilson
+from ..evaluation.metrics import Interval, wilson
 
 
 @dataclass(frozen=True)

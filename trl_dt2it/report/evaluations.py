@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from ..evaluation.published import published_scores
+from ..evaluation.results import published_scores
 from .page import Section, Table
 
 

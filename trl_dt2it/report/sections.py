@@ -12,7 +12,7 @@ import numpy as np
 
 from ..curation.round_data import SET_KINDS
 from ..curation.round_report import FINAL_NAMES, accuracy_table
-from ..evaluation.intervals import wilson
+from ..evaluation.metrics import wilson
 from .figures import histogram
 from .flow import STATES, Flow
 from .flow_figure import draw_flow

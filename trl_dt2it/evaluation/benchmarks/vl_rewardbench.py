@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ..data.messages import preference
-from ..data.rows import RowError
-from ..data.sources.fields import Source, image_field, literal, name_field, text_field, without_markers
+from ...data.messages import preference
+from ...data.rows import RowError
+from ...data.sources.fields import Source, image_field, literal, name_field, text_field, without_markers
 from .benchmark import Benchmark, Ratio, by_group_id, pair_identity, pair_ratio
 
 
@@ -26,6 +26,7 @@ _GROUP_OF_SOURCE = {
     "rlhf-v": "hallucination",
     "reasoning_tasks": "reasoning",
 }
+
 # What the id of a row begins with, up to the first `_` or `-`; any other beginning is VLFeedback's.
 _SOURCE_OF_PREFIX = {
     "RLAIF": "rlaif-v",

@@ -1,31 +1,102 @@
-"""Rows of a benchmark as canonical rows: from the Hub, from files, or as they are in memory."""
+"""Benchmarks read and scored by any scorer, also between the epochs of a training."""
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, Features, Value
+from datasets import Dataset, DatasetInfo, Features, Value
+from huggingface_hub import snapshot_download
 from transformers.utils import logging
 
 from .. import __version__
 from ..data.columns import batch_rows, column_of, leave_images_encoded, rows_at_once
 from ..data.convert import Conversion
-from ..data.load import named_groups, rows_by_group
+from ..data.load import named_groups, raw_rows, read_raw, rows_by_group
 from ..data.rows import summarise
 from ..data.sources.fields import FOLDER_COLUMN, JSON_COLUMN
 from ..data.t2i import reformulate_t2i
-from .benchmark import Benchmark
-from .benchmarks import find_benchmark
-from .raw_rows import BenchmarkRows, find_image_root, read_raw_rows
-from .training import with_metrics
+from ..utils import digest
+from .benchmarks import BENCHMARKS, find_benchmark
+from .benchmarks.benchmark import Benchmark
+from .metrics import CANONICAL_KEYS, as_scores, bootstrap_intervals, compute_metrics, row_keys, tally, wilson
+from .results import EvalResult, rounded, write_scores
+
+
+if TYPE_CHECKING:
+    from ..training.metrics import PairRecord
+
+
+BenchmarkRows: TypeAlias = Dataset | Iterable[Mapping[str, Any]] | str | os.PathLike
+
+
+def read_raw_rows(
+    benchmark: Benchmark, rows: BenchmarkRows | None, *, split: str, revision: str | None
+) -> tuple[Dataset | list[Mapping[str, Any]], Path | None]:
+    """Rows as the benchmark has them, images encoded, and the folder that they come from."""
+    if isinstance(rows, Dataset):
+        return leave_images_encoded(rows.with_format(None)), None
+    if rows is not None and not isinstance(rows, (str, os.PathLike)):
+        return list(rows), None
+    if rows is None and benchmark.source.hub_id is None:
+        raise ValueError(f"{benchmark.title} has no known place on the Hub; give its rows, or a file with them.")
+    place = os.fspath(rows if rows is not None else str(benchmark.source.hub_id))
+    path = Path(place).expanduser()
+    if benchmark.whole_repository and not path.exists() and not path.suffix and place.count("/") == 1:
+        path = Path(snapshot_download(place, repo_type="dataset", revision=revision))
+    if not path.exists():
+        return cast(Dataset, read_raw(benchmark.source, place, split=split, revision=revision)), None
+    folder = path if path.is_dir() else path.parent
+    if path.suffix == ".tsv":
+        return cast(Dataset, Dataset.from_csv(str(path), sep="\t", keep_default_na=False)), folder
+    if path.suffix == ".json" and (nested := _nested_pairs(path)) is not None:
+        return nested, folder
+    return cast(Dataset, read_raw(benchmark.source, path, split=split)), folder
+
+
+def _nested_pairs(path: Path) -> list[Mapping[str, Any]] | None:
+    """The rows of a JSON object that holds them under `pairs`."""
+    with path.open(encoding="utf-8-sig") as file:
+        if file.read(4096).lstrip()[:1] != "{":
+            return None
+        file.seek(0)
+        try:
+            content = json.load(file)
+        except ValueError:  # JSON lines
+            return None
+    return content.get("pairs")
+
+
+def find_image_root(raw: Dataset | list[Mapping[str, Any]], folder: Path | None) -> tuple[Path | None, str | None]:
+    """The folder that no path of an image may leave, and the folder in it that paths start from: of those that
+    benchmarks use, the one in which the first path leads to a file."""
+    if folder is None:
+        return None, None
+    paths = [
+        Path(row[column])
+        for row in _first_rows(raw)
+        for column in ("image", "Image", "video", "image_path")
+        if isinstance(row.get(column), str) and 0 < len(row[column]) < 1000
+    ]
+    for place in (folder, folder / "images", folder.parent) if paths and not paths[0].is_absolute() else ():
+        if (place / paths[0]).exists():
+            # In the cache of the Hub, files are links to others beside the snapshots.
+            is_cache = folder.parent.name == "snapshots" and (folder.parents[1] / "blobs").is_dir()
+            return (folder.parents[1], str(place.relative_to(folder.parents[1]))) if is_cache else (place, None)
+    return None, None
+
+
+def _first_rows(raw: Dataset | list[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    start = raw.select(range(min(20, len(raw)))) if isinstance(raw, Dataset) else raw[:20]
+    return iter(raw_rows(start)) if isinstance(start, Dataset) else iter(start)
 
 
 logger = logging.get_logger(__name__)
@@ -34,6 +105,7 @@ Videos: TypeAlias = Literal["auto", "images", "video", "skip"]
 
 # What a canonical row of a benchmark has besides. `row_index` is its place, which no other row has.
 _OWN = {"category": Value("string"), "row_index": Value("int64")}
+
 _NO_FRAMES = "no_frames"
 
 
@@ -275,3 +347,191 @@ def _with_unique_ids(rows: Dataset) -> Dataset:
         unique.append(one if seen[one] == 1 else f"{one}#{seen[one]}")
     named = rows.remove_columns("pair_id").add_column("pair_id", pa.array(unique, pa.string()))
     return named.select_columns(rows.column_names)
+
+
+@runtime_checkable
+class PairScorer(Protocol):
+    """What scores pairs."""
+
+    def score_pairs(self, dataset: Dataset) -> Any:
+        """The rewards of chosen and rejected, `(n, 2)`, in the order of the rows."""
+
+
+def evaluate(
+    scorer: PairScorer | Callable[[Dataset], Any],
+    name: str,
+    rows: BenchmarkRows | None = None,
+    *,
+    image_root: str | os.PathLike | None = None,
+    revision: str | None = None,
+    model: str | None = None,
+    scores_file: str | os.PathLike | None = None,
+    round: int | None = None,
+    num_resamples: int = 2000,
+    seed: int = 0,
+    **reading: Any,
+) -> EvalResult:
+    """
+    Evaluates a reward model on a benchmark.
+
+    A pair is right if the better answer scores strictly more, at full precision; ties are wrong, and counted.
+
+    Args:
+        scorer ([`PairScorer`] or `Callable`):
+            Gives the rewards of chosen and rejected of each row, `(n, 2)`, in the order of the rows: an object with
+            `score_pairs(dataset)`, a function of a data set, or a [`ScoreFile`].
+        name (`str`):
+            The benchmark, one of [`BENCHMARKS`].
+        rows (`Dataset`, `Iterable[Mapping]`, `str` or `os.PathLike`, *optional*):
+            Its rows, as in [`read_benchmark`]; by default from the Hub.
+        image_root (`str` or `os.PathLike`, *optional*):
+            Folder that the paths of images start from.
+        revision (`str`, *optional*):
+            Branch, tag or commit on the Hub.
+        model (`str`, *optional*):
+            What the model is called, for the record.
+        scores_file (`str` or `os.PathLike`, *optional*):
+            Parquet or JSON lines file for the scores, by [`write_scores`]. On several processes, give it to one.
+        round (`int`, *optional*):
+            Rounds the scores, as in [`ScoreFile`]: only to compare with numbers measured so.
+        num_resamples (`int`, *optional*, defaults to `2000`):
+            Draws of the bootstrap.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the bootstrap.
+        reading:
+            Other arguments of [`read_benchmark`], such as `videos` or `both_orders`.
+
+    Returns:
+        [`EvalResult`]
+
+    Raises:
+        `ValueError`: if the scores are not one pair of numbers for each row, or as [`read_benchmark`] says.
+    """
+    benchmark = find_benchmark(name)
+    dataset = read_benchmark(name, rows, image_root=image_root, revision=revision, **reading)
+    category, unit = row_keys(benchmark, dataset)
+    label, notes = describe(benchmark, category)
+    for note in notes:
+        logger.warning(note)
+    score = scorer.score_pairs if isinstance(scorer, PairScorer) else scorer
+    scores = as_scores(score(dataset), len(dataset))
+    if scores_file is not None:
+        write_scores(scores_file, dataset, scores)
+    if round is not None:
+        scores = rounded(scores, round)
+        notes.append(f"Scores were rounded to {round} digits, which makes ties that count as wrong.")
+    counted = tally(benchmark, category, unit, scores)
+    is_right = scores[:, 0] > scores[:, 1]
+    by_category = [float(is_right[category == one].mean()) for one in sorted(set(category.tolist()) - {""})]
+    correct = {key: int(ratio.hits.sum()) for key, ratio in counted.ratios.items()}
+    n = {key: int(ratio.total.sum()) for key, ratio in counted.ratios.items()}
+    return EvalResult(
+        name=name,
+        title=benchmark.title,
+        metrics=counted.values(),
+        micro=float(is_right.mean()),
+        macro=float(np.mean(by_category)) if by_category else None,
+        correct=correct,
+        n=n,
+        ties=counted.ties,
+        wilson={key: wilson(correct[key] / n[key], n[key]) for key in n},
+        bootstrap=bootstrap_intervals(counted, num_resamples=num_resamples, seed=seed),
+        label=label,
+        notes=tuple(notes),
+        settings={
+            "model": model,
+            "hub_id": benchmark.source.hub_id,
+            "revision": revision,
+            "rows_sha256": rows_sha256(dataset),
+            "round": round,
+            "bootstrap": {"num_resamples": num_resamples, "seed": seed, "num_prompts": int(unit.max()) + 1},
+        },
+    )
+
+
+def describe(benchmark: Benchmark, category: np.ndarray) -> tuple[str, list[str]]:
+    """
+    What rows are, if they are not the benchmark as it is known.
+
+    Args:
+        benchmark ([`Benchmark`]):
+            The benchmark.
+        category (`np.ndarray` of shape `(n,)` and type str):
+            The category of each row.
+
+    Returns:
+        `tuple[str, list[str]]`: a label, `""` for the current release; and what to say.
+    """
+    num_rows = len(category)
+    if not benchmark.sizes or num_rows == next(iter(benchmark.sizes)):
+        return "", []
+    if num_rows in benchmark.sizes:
+        what = benchmark.sizes[num_rows]
+        return f"{num_rows:,} rows", [f"{benchmark.title} has {num_rows:,} rows here: {what}."]
+    known = " or ".join(f"{size:,} ({what})" for size, what in benchmark.sizes.items())
+    if benchmark.optional_category is not None and benchmark.optional_category[0] not in category:
+        left_out, rest = benchmark.optional_category
+        return f"{rest}, {num_rows:,} rows", [
+            f"{benchmark.title} has {num_rows:,} rows here, none of the category {left_out}, and others report on "
+            f"{known}: these numbers are {rest} and cannot be compared with theirs."
+        ]
+    return f"{num_rows:,} rows", [
+        f"{benchmark.title} has {num_rows:,} rows here, and others report on {known}: the numbers cannot be compared."
+    ]
+
+
+def rows_sha256(dataset: Dataset) -> str:
+    """A hash over the ids of rows, whatever their order: the same rows have the same."""
+    ids = sorted(column_of(dataset, "pair_id").to_pylist())
+    return digest("\n".join(ids))
+
+
+class BenchmarkInfo(DatasetInfo):
+    """
+    Info of a data set that is a benchmark, whose name is in `dataset_name`.
+
+    `datasets` passes the info of a set on to what is selected, filtered, mapped or shuffled of it, so that the trainer
+    finds `measure` whatever became of the rows.
+    """
+
+    @property
+    def title(self) -> str:
+        return BENCHMARKS[str(self.dataset_name)].title
+
+    @property
+    def hub_id(self) -> str | None:
+        return BENCHMARKS[str(self.dataset_name)].source.hub_id
+
+    def measure(self, dataset: Any, records: Sequence[PairRecord]) -> dict[str, float]:
+        return training_metrics(dataset, records)
+
+
+def with_metrics(dataset: Dataset, name: str) -> Dataset:
+    """Let the canonical rows of a benchmark bring its metrics along."""
+    if isinstance(dataset.info, BenchmarkInfo):
+        return dataset
+    dataset = copy.copy(dataset)
+    dataset._info = BenchmarkInfo(**{**vars(dataset.info), "dataset_name": name})
+    return dataset
+
+
+def training_metrics(dataset: Any, records: Sequence[PairRecord]) -> dict[str, float]:
+    """
+    Metrics of a benchmark from what the trainer keeps of an evaluation.
+
+    Args:
+        dataset (`Dataset`):
+            What was evaluated on. If it is not of [`read_benchmark`], there are no metrics.
+        records (`Sequence[PairRecord]`):
+            The pairs, with their positions in the set.
+
+    Returns:
+        `dict[str, float]`: as [`compute_metrics`] gives them, or empty.
+    """
+    if not records or not isinstance(dataset.info, BenchmarkInfo):
+        return {}
+    if not set(CANONICAL_KEYS) <= set(dataset.column_names):
+        return {}
+    chosen, rejected = (np.array([getattr(record, side) for record in records]) for side in ("chosen", "rejected"))
+    rows = dataset.select_columns(list(CANONICAL_KEYS)).select([record.position for record in records])
+    return compute_metrics(str(dataset.info.dataset_name), rows, chosen, rejected)

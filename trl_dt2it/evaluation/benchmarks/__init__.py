@@ -11,8 +11,7 @@ evaluation sets of a training, cards and reports take it from here.
 from __future__ import annotations
 
 from .benchmark import Benchmark
-from .hpd import HPDV2, HPDV3_TEST
-from .image_reward import IMAGE_REWARD
+from .hpd import HPDV2, HPDV3_TEST, IMAGE_REWARD
 from .mm_rlhf_rewardbench import MM_RLHF_REWARDBENCH
 from .mmrb2 import MMRB2
 from .multimodal_rewardbench import MULTIMODAL_REWARDBENCH

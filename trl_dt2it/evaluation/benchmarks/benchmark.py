@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..data.sources.fields import Source
-from ..utils import digest
+from ...data.sources.fields import Source
+from ...utils import digest
 
 
 class Ratio(NamedTuple):

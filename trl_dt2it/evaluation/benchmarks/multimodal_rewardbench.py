@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ..data.messages import preference
-from ..data.rows import RowError
-from ..data.sources.fields import Source, image_field, name_field, text_field, without_markers
+from ...data.messages import preference
+from ...data.rows import RowError
+from ...data.sources.fields import Source, image_field, name_field, text_field, without_markers
 from .benchmark import Benchmark, Ratio, by_group_id, pair_identity, pair_ratio
 
 

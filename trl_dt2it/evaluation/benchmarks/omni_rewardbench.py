@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..data.messages import preference, t2i_pair
-from ..data.rows import RowError
-from ..data.sources.fields import Source, image_field, name_field, text_field, without_markers
+from ...data.messages import preference, t2i_pair
+from ...data.rows import RowError
+from ...data.sources.fields import Source, image_field, name_field, text_field, without_markers
 from .benchmark import Benchmark, pair_identity
 
 
@@ -83,6 +83,7 @@ OMNI_REWARDBENCH_TI2T = Benchmark(
     title="Omni-RewardBench, answers about images",
     source=Source(ti2t, licence="unknown"),
 )
+
 OMNI_REWARDBENCH_T2I = Benchmark(
     name="omni-rewardbench-t2i",
     title="Omni-RewardBench, images of captions",

@@ -1,8 +1,8 @@
-"""The test splits of HPDv2 and HPDv3: pairs of images of a caption, as questions about two images."""
+"""HPDv2, HPDv3 and ImageReward: which of two images people prefer."""
 
 from __future__ import annotations
 
-from ..data.sources.t2i import HPDV2_TEST, HPDV3
+from ...data.sources.t2i import HPDV2_TEST, HPDV3, IMAGEREWARD
 from .benchmark import Benchmark
 
 
@@ -11,8 +11,15 @@ HPDV2 = Benchmark(
     title="HPDv2, test split",
     source=HPDV2_TEST,
 )
+
 HPDV3_TEST = Benchmark(
     name="hpdv3-test",
     title="HPDv3, test split",
     source=HPDV3,
+)
+
+IMAGE_REWARD = Benchmark(
+    name="imagereward-test",
+    title="ImageRewardDB, test split",
+    source=IMAGEREWARD,
 )

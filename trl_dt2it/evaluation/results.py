@@ -1,0 +1,627 @@
+"""Results of an evaluation: pooled, beside published ones, in files and in model cards."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import huggingface_hub
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset
+from huggingface_hub import ModelCard
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ..data.columns import column_of
+from ..training.model_card import code_block, metadata, name_cell, paragraph, table
+from ..utils import digest, printable, whole_file
+from .metrics import Interval, wilson
+
+
+@dataclass(frozen=True)
+class PublishedScore:
+    """
+    A score that somebody published.
+
+    Parameters:
+        model (`str`):
+            The model.
+        benchmark (`str`):
+            Name of the benchmark, as in [`BENCHMARKS`], or `"pooled"` for the share of right pairs of all three.
+        metric (`str`):
+            Name of the metric, as in [`compute_metrics`].
+        value (`float`):
+            From 0 to 1.
+        source (`str`):
+            Who says so.
+        note (`str`, *optional*, defaults to `""`):
+            What to know of it.
+    """
+
+    model: str
+    benchmark: str
+    metric: str
+    value: float
+    source: str
+    note: str = ""
+
+
+_VL, _MM, _MMRLHF, _POOLED = "vl-rewardbench", "multimodal-rewardbench", "mm-rlhf-rewardbench", "pooled"
+
+_DT2IT = "arXiv 2604.19544, from a copy"
+
+_BASE = "arXiv 2509.16127, tables 8-10"
+
+
+def _parts(value: int) -> str:
+    return f"The paper's own groups give {value / 10:.1f} at the benchmark's group sizes."
+
+
+PUBLISHED: tuple[PublishedScore, ...] = (
+    PublishedScore("DT2IT-MRM 8B", _VL, "overall", 0.835, _DT2IT),
+    PublishedScore("DT2IT-MRM 8B", _MM, "overall", 0.793, _DT2IT),
+    PublishedScore("DT2IT-MRM 8B", _MMRLHF, "acc", 0.894, _DT2IT),
+    PublishedScore("DT2IT-MRM 8B", _POOLED, "overall", 0.805, _DT2IT),
+    PublishedScore("BaseReward 7B", _VL, "overall", 0.8216, _BASE, _parts(861)),
+    PublishedScore("BaseReward 7B", _VL, "macro", 0.8085, _BASE),
+    PublishedScore("BaseReward 7B", _MM, "overall", 0.728, _BASE),
+    PublishedScore("BaseReward 7B", _MMRLHF, "acc", 0.9176, _BASE),
+    PublishedScore("BaseReward 7B", _MMRLHF, "acc_plus", 0.8043, _BASE),
+    PublishedScore("BaseReward 7B", _POOLED, "overall", 0.752, _DT2IT),
+    PublishedScore("BaseReward, ensemble", _VL, "overall", 0.8441, _BASE, _parts(872)),
+    PublishedScore("BaseReward, ensemble", _VL, "macro", 0.8291, _BASE),
+    PublishedScore("BaseReward, ensemble", _MM, "overall", 0.736, _BASE),
+    PublishedScore("BaseReward, ensemble", _MMRLHF, "acc", 0.9294, _BASE),
+    PublishedScore("BaseReward, ensemble", _MMRLHF, "acc_plus", 0.8043, _BASE),
+    PublishedScore("Skywork-VL-Reward 7B", _VL, "overall", 0.731, "arXiv 2505.07263", "73.3 after a fix of labels."),
+    PublishedScore("Skywork-VL-Reward 7B", _VL, "macro", 0.69, "arXiv 2505.07263"),
+    PublishedScore("Skywork-VL-Reward 7B", _MM, "overall", 0.744, _DT2IT),
+    PublishedScore("Skywork-VL-Reward 7B", _MMRLHF, "acc", 0.659, _DT2IT),
+    PublishedScore("IXC-2.5-Reward 7B", _VL, "overall", 0.658, "arXiv 2501.12368"),
+    PublishedScore("IXC-2.5-Reward 7B", _VL, "macro", 0.7, "arXiv 2501.12368"),
+    PublishedScore("IXC-2.5-Reward 7B", _MM, "overall", 0.666, _BASE),
+    PublishedScore("IXC-2.5-Reward 7B", _MMRLHF, "acc", 0.7118, _BASE),
+    PublishedScore("IXC-2.5-Reward 7B", _MMRLHF, "acc_plus", 0.5, _BASE),
+    PublishedScore("MM-RLHF-Reward 7B", _VL, "overall", 0.5015, _BASE),
+    PublishedScore("MM-RLHF-Reward 7B", _VL, "macro", 0.51, _BASE),
+    PublishedScore("MM-RLHF-Reward 7B", _MM, "overall", 0.671, _BASE),
+    PublishedScore("MM-RLHF-Reward 7B", _MMRLHF, "acc", 0.82, "arXiv 2502.10391"),
+    PublishedScore("MM-RLHF-Reward 7B", _MMRLHF, "acc_plus", 0.63, "arXiv 2502.10391"),
+    PublishedScore("R1-Reward (writes verdicts)", _VL, "overall", 0.7192, _BASE, _parts(772)),
+    PublishedScore("R1-Reward (writes verdicts)", _VL, "macro", 0.714, _BASE),
+    PublishedScore("R1-Reward (writes verdicts)", _MM, "overall", 0.822, _BASE),
+    PublishedScore("R1-Reward (writes verdicts)", _MMRLHF, "acc", 0.8059, _BASE),
+    PublishedScore("R1-Reward (writes verdicts)", _MMRLHF, "acc_plus", 0.5435, _BASE),
+    PublishedScore(
+        "OmniReward",
+        _VL,
+        "overall",
+        0.763,
+        "issue 3 of OmniReward's repository",
+        "Corrected there; an author of DT2IT-MRM measured 72.0.",
+    ),
+    PublishedScore("Claude 3.7 (writes verdicts)", _MMRLHF, "acc", 0.8235, _BASE),
+    PublishedScore("Claude 3.7 (writes verdicts)", _MMRLHF, "acc_plus", 0.652, _BASE),
+    PublishedScore("GPT-5.2 (writes verdicts)", _VL, "overall", 0.702, _DT2IT),
+    PublishedScore("GPT-5.2 (writes verdicts)", _MM, "overall", 0.753, _DT2IT),
+    PublishedScore("GPT-5.2 (writes verdicts)", _MMRLHF, "acc", 0.682, _DT2IT),
+)
+
+
+def published_scores(benchmark: str, metric: str | None = None) -> list[PublishedScore]:
+    """
+    What was published about a benchmark.
+
+    Args:
+        benchmark (`str`):
+            Name of the benchmark, or `"pooled"`.
+        metric (`str`, *optional*):
+            Only this metric.
+
+    Returns:
+        `list[PublishedScore]`: the best first.
+    """
+    found = [one for one in PUBLISHED if one.benchmark == benchmark and metric in (None, one.metric)]
+    return sorted(found, key=lambda one: -one.value)
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """
+    What [`evaluate`] found.
+
+    Parameters:
+        name (`str`):
+            Name of the benchmark.
+        title (`str`):
+            What its authors call it.
+        metrics (`dict[str, float]`):
+            As [`compute_metrics`] gives them, from 0 to 1.
+        micro (`float`):
+            Share of all pairs that are right.
+        macro (`float`, *optional*):
+            Mean over the categories of the share that is right in each; `None` where there are none.
+        correct (`dict[str, int]`):
+            For each metric that is a share, how many are right.
+        n (`dict[str, int]`):
+            Of how many: pairs, or prompts of `acc_plus`.
+        ties (`dict[str, int]`):
+            For each share of pairs, how many have two equal scores. They are counted as wrong.
+        wilson (`dict[str, Interval]`):
+            95 % interval of each share, if all pairs were independent.
+        bootstrap (`dict[str, Interval]`):
+            95 % interval of each metric, prompts as the independent units, see
+            [`~trl_dt2it.evaluation.metrics.bootstrap_intervals`].
+        label (`str`, *optional*, defaults to `""`):
+            What the rows are if they are not the whole benchmark, such as `"image-only"`.
+        notes (`tuple[str, ...]`, *optional*):
+            What else a reader of the numbers has to know.
+        settings (`dict`, *optional*):
+            How it was measured: `rows_sha256` over the ids of the rows, `revision`, `round`, `model`, bootstrap.
+    """
+
+    name: str
+    title: str
+    metrics: dict[str, float]
+    micro: float
+    macro: float | None
+    correct: dict[str, int]
+    n: dict[str, int]
+    ties: dict[str, int]
+    wilson: dict[str, Interval]
+    bootstrap: dict[str, Interval]
+    label: str = ""
+    notes: tuple[str, ...] = ()
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def headline(self) -> str:
+        """The metric over all pairs."""
+        return next(iter(self.metrics))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as JSON knows it, intervals as lists."""
+        return json.loads(json.dumps(asdict(self)))
+
+    def to_json(self) -> str:
+        """The result as JSON."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False)
+
+    def show(self, console: Console | None = None) -> None:
+        """
+        Prints the result, and what was published of other models.
+
+        Args:
+            console (`rich.console.Console`, *optional*):
+                Where to; standard output by default.
+        """
+        console = console or Console()
+        label = f", {self.label}" if self.label else ""
+        table = Table("", title=Text(printable(f"{self.title}{label}: accuracy, %"), style="italic"))
+        for column in ("value", "95 %, Wilson", "95 %, prompts drawn", "n", "ties"):
+            table.add_column(column, justify="right")
+        for name, value in self.metrics.items():
+            table.add_row(
+                Text(printable(name)),
+                _percent(value),
+                _interval(self.wilson.get(name)),
+                _interval(self.bootstrap.get(name)),
+                f"{self.n[name]:,}" if name in self.n else "",
+                f"{self.ties[name]:,}" if name in self.ties else "",
+            )
+        console.print(table)
+        for note in self.notes:
+            console.print(note, markup=False)
+        show_published([self], console)
+
+    def model_index_entries(self) -> list[huggingface_hub.EvalResult]:
+        """
+        The result for a model card.
+
+        Returns:
+            `list[huggingface_hub.EvalResult]`: one for each metric, for `ModelCardData(eval_results=...)`. Their
+            values are rounded to 4 digits.
+        """
+        name = f"{self.title} ({self.label})" if self.label else self.title
+        return [
+            huggingface_hub.EvalResult(
+                task_type="text-classification",
+                task_name="Reward modeling",
+                dataset_type=self.settings.get("hub_id") or self.name,
+                dataset_name=name,
+                dataset_split="test",
+                dataset_revision=self.settings.get("revision"),
+                metric_type="accuracy",
+                metric_name=metric,
+                metric_value=round(value, 4),
+            )
+            for metric, value in self.metrics.items()
+        ]
+
+
+@dataclass(frozen=True)
+class PooledResult:
+    """
+    Several benchmarks as one.
+
+    Parameters:
+        names (`tuple[str, ...]`):
+            The benchmarks.
+        micro (`float`):
+            Share of all their pairs that are right: what the paper calls the mean overall accuracy.
+        mean (`float`):
+            Mean of their shares, each benchmark counting the same, whatever its size.
+        correct (`int`):
+            Number of pairs that are right.
+        n (`int`):
+            Number of pairs.
+        ties (`int`):
+            Number of pairs with two equal scores. They are counted as wrong.
+        wilson ([`Interval`]):
+            95 % interval of `micro`, if all pairs were independent.
+    """
+
+    names: tuple[str, ...]
+    micro: float
+    mean: float
+    correct: int
+    n: int
+    ties: int
+    wilson: Interval
+
+
+def pooled(results: Sequence[EvalResult]) -> PooledResult:
+    """
+    The share of right pairs over several benchmarks, as the paper reports it over its three.
+
+    Args:
+        results (`Sequence[EvalResult]`):
+            One result for each benchmark.
+
+    Returns:
+        [`PooledResult`]
+
+    Raises:
+        `ValueError`: if there is none, or two of one benchmark.
+    """
+    names = tuple(result.name for result in results)
+    if not results or len(set(names)) < len(names):
+        raise ValueError(f"Give one result for each benchmark to pool; got {', '.join(names) or 'none'}.")
+    correct = sum(result.correct[result.headline] for result in results)
+    n = sum(result.n[result.headline] for result in results)
+    ties = sum(result.ties[result.headline] for result in results)
+    mean = sum(result.micro for result in results) / len(results)
+    return PooledResult(names, correct / n, mean, correct, n, ties, wilson(correct / n, n))
+
+
+def show_published(results: Sequence[EvalResult], console: Console | None = None, model: str = "this model") -> None:
+    """
+    Prints results beside the published scores of other models, each with its source.
+
+    Args:
+        results (`Sequence[EvalResult]`):
+            One result for each benchmark. Of the paper's three, the share of all pairs is a column too.
+        console (`rich.console.Console`, *optional*):
+            Where to; standard output by default.
+        model (`str`, *optional*, defaults to `"this model"`):
+            What to call the model of the results.
+    """
+    from .benchmarks import PAPER_BENCHMARKS
+
+    # A column for the share of all pairs, and one for each other metric that somebody published.
+    columns: dict[tuple[str, str], float] = {}
+    for result in results:
+        metrics = {one.metric for one in published_scores(result.name)}
+        columns |= {(result.name, m): value for m, value in result.metrics.items() if m in metrics}
+    if not columns:
+        return
+    if {result.name for result in results} == set(PAPER_BENCHMARKS):
+        columns["pooled", "overall"] = pooled(results).micro
+    others: dict[str, dict[tuple[str, str], PublishedScore]] = {}
+    for benchmark, metric in columns:
+        for one in published_scores(benchmark, metric):
+            others.setdefault(one.model, {})[benchmark, metric] = one
+    table = Table("model", title="Beside published scores, %: not measured here, and not always in the same way")
+    for benchmark, metric in columns:
+        table.add_column(f"{benchmark}\n{metric}", justify="right")
+    table.add_column("source", overflow="fold")
+    own = {(result.name, result.label) for result in results if result.label}
+    labels = "; ".join(f"{name}: {label}" for name, label in sorted(own))
+    table.add_row(model, *(_percent(value) for value in columns.values()), labels, end_section=True)
+    notes: list[str] = []
+    for name, scores in others.items():
+        cells = []
+        for column in columns:
+            score = scores.get(column)
+            if score is not None and score.note and score.note not in notes:
+                notes.append(score.note)
+            mark = f" [{notes.index(score.note) + 1}]" if score is not None and score.note else ""
+            cells.append("" if score is None else f"{100 * score.value:.4g}{mark}".replace("[", "\\["))
+        table.add_row(name, *cells, "; ".join(dict.fromkeys(score.source for score in scores.values())))
+    console = console or Console()
+    console.print(table)
+    for number, note in enumerate(notes, 1):
+        console.print(f"\\[{number}] {note}")
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def _interval(value: Interval | None) -> str:
+    return "" if value is None else f"{_percent(value.low)} to {_percent(value.high)}"
+
+
+# What the two scores are called: here, and by `RewardScorer`.
+_NAMES = (("chosen", "rejected"), ("chosen_reward", "rejected_reward"))
+
+
+@dataclass(frozen=True)
+class ScoreFile:
+    """
+    Scores of a model in a file, in place of the model in [`evaluate`].
+
+    Parameters:
+        path (`str` or `os.PathLike`):
+            A Parquet or JSON lines file with `pair_id`, `chosen` and `rejected` (or `chosen_reward` and
+            `rejected_reward`), such as [`write_scores`] writes. It may have rows that are not asked for.
+        by (`str`, *optional*, defaults to `"pair_id"`):
+            `"pair_id"` finds the scores of a pair by its id. `"position"` takes line i for row i, if there are as many
+            lines as rows: for files without ids, such as LLaMA-Factory's `generated_predictions.jsonl`. Nothing tells
+            then if the rows were in another order.
+        round (`int`, *optional*):
+            Rounds the scores to so many digits, as LLaMA-Factory does to 2. That makes ties, which count as wrong:
+            only to compare with numbers measured so.
+    """
+
+    path: str | os.PathLike
+    by: Literal["pair_id", "position"] = "pair_id"
+    round: int | None = None
+
+    def __call__(self, dataset: Dataset) -> np.ndarray:
+        """
+        The scores of rows.
+
+        Args:
+            dataset (`Dataset`):
+                Rows with `pair_id`, from [`read_benchmark`].
+
+        Returns:
+            `np.ndarray` of shape `(n, 2)` and type float64: the scores of chosen and rejected.
+
+        Raises:
+            `ValueError`: if a row has no score, or two different ones, or the numbers of lines and rows differ.
+        """
+        if self.by not in ("pair_id", "position"):
+            raise ValueError(f'`by` is {self.by!r}; it must be "pair_id" or "position".')
+        table = _read(Path(self.path))
+        scores = _scores(table, self.path)
+        if self.by == "position":
+            if len(scores) != len(dataset):
+                raise ValueError(
+                    f"{self.path} has {len(scores)} lines, and there are {len(dataset)} rows: whoever wrote it left "
+                    "rows out, or has another release, so that lines and rows cannot be matched by their places."
+                )
+        else:
+            scores = scores[self._places(table, column_of(dataset, "pair_id").to_pylist(), scores)]
+        return scores if self.round is None else rounded(scores, self.round)
+
+    def _places(self, table: pa.Table, wanted: list[str], scores: np.ndarray) -> np.ndarray:
+        if "pair_id" not in table.column_names:
+            raise ValueError(
+                f"{self.path} has no `pair_id`, only {', '.join(table.column_names)}; write it beside the scores, or, "
+                'if every row has its line in the same order, set `by="position"`.'
+            )
+        places: dict[str, int] = {}
+        for place, one in enumerate(table["pair_id"].to_pylist()):
+            first = places.setdefault(one, place)
+            if not np.array_equal(scores[first], scores[place]):
+                raise ValueError(f"{self.path} has two scores for `{one}`; leave one of them.")
+        missing = [one for one in wanted if one not in places]
+        if missing:
+            raise ValueError(
+                f"{self.path} has no score for {len(missing)} of {len(wanted)} rows, the first is `{missing[0]}`; "
+                "score them, or give the release that the scores are of."
+            )
+        return np.array([places[one] for one in wanted], dtype=np.int64)
+
+
+def write_scores(path: str | os.PathLike, dataset: Dataset, scores: Any) -> None:
+    """
+    Writes scores with the ids of their pairs, at full precision.
+
+    Args:
+        path (`str` or `os.PathLike`):
+            The file; its ending says whether it is `.parquet` or `.jsonl`. It is there whole or not at all.
+        dataset (`Dataset`):
+            The rows, with `pair_id`.
+        scores (`array` of shape `(n, 2)`):
+            The scores of chosen and rejected.
+
+    Raises:
+        `ValueError`: if the ending is another, or the lengths differ.
+    """
+    path, scores = Path(path), np.asarray(scores, dtype=np.float64)
+    if scores.shape != (len(dataset), 2):
+        raise ValueError(f"The scores have the shape {scores.shape}; it must be ({len(dataset)}, 2).")
+    table = pa.table({"pair_id": column_of(dataset, "pair_id"), "chosen": scores[:, 0], "rejected": scores[:, 1]})
+    if path.suffix == ".parquet":
+        with whole_file(path) as part:
+            pq.write_table(table, part)
+    elif path.suffix == ".jsonl":
+        with whole_file(path) as part, part.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist())
+    else:
+        raise ValueError(f"{path} must end with .parquet or .jsonl.")
+
+
+def split_predictions(
+    path: str | os.PathLike, rows: Mapping[str, Dataset], *, round: int | None = None
+) -> dict[str, np.ndarray]:
+    """
+    The scores of several benchmarks in one `generated_predictions.jsonl` of LLaMA-Factory, one after the other.
+
+    The lines have no ids, and LLaMA-Factory leaves rows out without a word, after which every line would stand for the
+    row before it. So the number of lines has to be that of all rows.
+
+    Args:
+        path (`str` or `os.PathLike`):
+            The file.
+        rows (`Mapping[str, Dataset]`):
+            The benchmarks in the order of the file. The DT2IT-MRM authors' order is MM-RLHF-RewardBench,
+            VL-RewardBench, Multimodal RewardBench.
+        round (`int`, *optional*):
+            As in [`ScoreFile`].
+
+    Returns:
+        `dict[str, np.ndarray]`: for each benchmark the scores of its rows, `(n, 2)`.
+
+    Raises:
+        `ValueError`: if the numbers of lines and rows differ.
+    """
+    scores = _scores(_read(Path(path)), path)
+    sizes = {name: len(dataset) for name, dataset in rows.items()}
+    if len(scores) != sum(sizes.values()):
+        raise ValueError(
+            f"{path} has {len(scores)} lines, and there are {sum(sizes.values())} rows ("
+            + ", ".join(f"{size} of {name}" for name, size in sizes.items())
+            + "): whoever wrote it left rows out, or has another release, so that lines and rows cannot be matched."
+        )
+    scores = scores if round is None else rounded(scores, round)
+    parts = np.split(scores, np.cumsum(list(sizes.values()))[:-1])
+    return dict(zip(sizes, parts, strict=True))
+
+
+def rounded(scores: np.ndarray, digits: int) -> np.ndarray:
+    """Scores rounded one by one, as Python does: NumPy multiplies and divides, which ends elsewhere at times."""
+    return np.array([[round(score, digits) for score in pair] for pair in scores.tolist()]).reshape(-1, 2)
+
+
+def _read(path: Path) -> pa.Table:
+    if path.suffix == ".parquet":
+        return pq.read_table(path)
+    rows = []
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                rows.append(json.loads(line))
+            except ValueError as error:
+                raise ValueError(f"Line {number} of {path} is not JSON ({error}); mend the file.") from error
+            if not isinstance(rows[-1], dict):
+                raise ValueError(f"Line {number} of {path} holds no object; mend the file.")
+    return pa.Table.from_pylist(rows)
+
+
+def _scores(table: pa.Table, path: str | os.PathLike) -> np.ndarray:
+    names: Sequence[str] = next((pair for pair in _NAMES if set(pair) <= set(table.column_names)), ())
+    if not names:
+        raise ValueError(
+            f"{path} has the columns {', '.join(table.column_names)}; it needs the scores as `chosen` and `rejected`."
+        )
+    columns = [table[name] for name in names]
+    if any(column.null_count or not _is_number(column.type) for column in columns):
+        raise ValueError(f"{path} has a score that is missing or not a number; mend the file.")
+    return np.stack([column.to_numpy().astype(np.float64) for column in columns], axis=1)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_floating(kind) or pa.types.is_integer(kind)
+
+
+HEADING = "## Benchmarks"
+
+
+def update_card(
+    path: str | os.PathLike, results: Sequence[EvalResult], *, model_name: str, command: str | None = None
+) -> None:
+    """
+    Puts results into a model card. Earlier ones of the same benchmarks are replaced, and all else stays as it is.
+
+    Args:
+        path (`str` or `os.PathLike`):
+            The `README.md`.
+        results (`Sequence[EvalResult]`):
+            One result for each benchmark.
+        model_name (`str`):
+            What the metadata calls the model, if they do not say yet.
+        command (`str`, *optional*):
+            The command that measured.
+    """
+    card = ModelCard.load(Path(path))
+    new = [entry for result in results for entry in result.model_index_entries()]
+    for entry in new:
+        for name in ("dataset_type", "dataset_name", "metric_name"):
+            setattr(entry, name, metadata(getattr(entry, name)))
+    measured = {entry.dataset_name for entry in new}
+    kept = [entry for entry in card.data.eval_results or [] if entry.dataset_name not in measured]
+    card.data.model_name = card.data.model_name or metadata(model_name)
+    card.data.eval_results = [*kept, *new]
+    text = card.text
+    for result in results:
+        text = _with_block(text, result, command)
+    card.text = text
+    with whole_file(path) as part:
+        part.write_text(str(card), encoding="utf-8")
+
+
+def card_block(result: EvalResult, command: str | None = None) -> str:
+    """
+    A result as Markdown.
+
+    Args:
+        result ([`EvalResult`]):
+            The result.
+        command (`str`, *optional*):
+            The command that measured it.
+
+    Returns:
+        `str`: a heading, a table with a line for each metric, notes and the command.
+    """
+    rows = []
+    for metric, value in result.metrics.items():
+        interval, n, ties = result.bootstrap.get(metric), result.n.get(metric), result.ties.get(metric)
+        cells = (
+            name_cell(metric),
+            f"{100 * value:.1f}",
+            "" if interval is None else f"{100 * interval.low:.1f} to {100 * interval.high:.1f}",
+            "" if n is None else f"{n:,}",
+            "" if ties is None else f"{ties:,}",
+        )
+        rows.append(cells)
+    columns = ("metric", "value, %", "95 % interval", "of", "ties")
+    lines = [f"### {name_cell(_title(result))}", "", table(columns, rows)]
+    lines += ["", "Intervals by drawing prompts with replacement. Ties count as wrong."]
+    lines += map(paragraph, result.notes)
+    if command is not None:
+        lines += ["", code_block(command, "bash")]
+    return "\n".join(lines)
+
+
+def _title(result: EvalResult) -> str:
+    return f"{result.title} ({result.label})" if result.label else result.title
+
+
+def _with_block(text: str, result: EvalResult, command: str | None) -> str:
+    """The text of a card with the table of a benchmark in it, where an earlier one was or else behind all others."""
+    title = _title(result)
+    name = re.sub(r"[^\w .()]+", "-", title)  # fit for a comment
+    if re.search(r"[^\w .()-]", title):  # and no other's
+        name += f" {digest(title.encode('utf-8', 'replace'))[:8]}"
+    start, end = f"<!-- benchmark: {name} -->", f"<!-- end of benchmark: {name} -->"
+    block = f"{start}\n{card_block(result, command)}\n{end}"
+    if start in text and end in text:
+        before, rest = text.split(start, 1)
+        return before + block + rest.split(end, 1)[1]
+    marks = list(re.finditer(rf"^{HEADING}$|^<!-- end of benchmark: .* -->$", text, flags=re.MULTILINE))
+    if not marks:
+        return f"{text.rstrip()}\n\n{HEADING}\n\n{block}\n"
+    place = marks[-1].end()
+    return f"{text[:place]}\n\n{block}{text[place:]}"
