@@ -61,10 +61,8 @@ def decisions(path: Path) -> dict:
     import pyarrow.parquet as pq
 
     from trl_dt2it.curation import CurationLedger
-    from trl_dt2it.curation.combining import combine_scores
-    from trl_dt2it.curation.deciding import Flip, Keep, decide
-    from trl_dt2it.curation.noise import flip_mixture
-    from trl_dt2it.curation.rules import keep_consistent
+    from trl_dt2it.curation.noise import combine_scores, flip_mixture
+    from trl_dt2it.curation.rules import Flip, Keep, decide, keep_consistent
 
     imported, cpu, marks = peak(), time.process_time(), [time.perf_counter()]
     table = pq.read_table(path)
@@ -113,8 +111,7 @@ def more_rounds(path: Path) -> None:
     import pyarrow.parquet as pq
 
     from trl_dt2it.curation import CurationLedger
-    from trl_dt2it.curation.deciding import Keep, decide
-    from trl_dt2it.curation.rules import keep_consistent
+    from trl_dt2it.curation.rules import Keep, decide, keep_consistent
 
     ledger = CurationLedger(path.parent / "ledger")
     names = pq.read_table(path, columns=["pair_id"])["pair_id"]

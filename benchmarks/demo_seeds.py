@@ -17,7 +17,7 @@ from pathlib import Path
 import yaml
 from lib.report import markdown, wall_seconds, write
 
-from trl_dt2it.curation.round_report import GAINS, accuracy_table
+from trl_dt2it.curation.rounds.results import GAINS, accuracy_table
 
 
 ROOT = Path(__file__).parents[1]

@@ -41,7 +41,7 @@ class RoundsArguments:
     Parameters:
         base (`dict`):
             The constructed set: for each source where its rows are, as in
-            [`trl_dt2it.curation.round_data.read_sets`], or `digits` or `digits_t2i` with the arguments of
+            [`trl_dt2it.curation.rounds.config.read_sets`], or `digits` or `digits_t2i` with the arguments of
             [`trl_dt2it.demo.sets.demo_rows`].
         pool (`dict`):
             The noisy set, likewise.
@@ -50,17 +50,17 @@ class RoundsArguments:
         method (`str`, *optional*, defaults to `"mixture"`):
             `"paper"` or `"mixture"`: what the rounds are if none are given.
         rounds (`list[dict]`, *optional*):
-            The rounds, each with the keys of [`trl_dt2it.curation.round_settings.Step`], or with `steps`, a list of
+            The rounds, each with the keys of [`trl_dt2it.curation.rounds.config.Step`], or with `steps`, a list of
             such.
         folds (`int`, *optional*, defaults to `2`):
             Parts of the pool of which each is scored by models that are trained on the others.
         models (`list[dict]`, *optional*):
             Models that score, each with `model_name_or_path` and `seed`; by default the one of the configuration.
         judge (`dict`, *optional*):
-            Judges to ask about what the rules drop, as in [`trl_dt2it.curation.round_judges.read_judging`].
+            Judges to ask about what the rules drop, as in [`trl_dt2it.curation.judging.read_judging`].
         balance_style (`dict` or `bool`, *optional*):
             How the style of the constructed set is balanced before it is trained on, as in
-            [`trl_dt2it.curation.curation_run.read_balance`]; by default it is not.
+            [`trl_dt2it.curation.rounds.config.read_balance`]; by default it is not.
         final (`list[str]`, *optional*, defaults to `["curated"]`):
             Models to train at the end, on the base and: nothing (`"base"`, or `"unbalanced"`, with its style as it
             came), the pool as it is (`"uncurated"`), the
@@ -120,12 +120,11 @@ def run_or_plan(args, training_args, model_args):
     from rich.console import Console
     from trl import get_peft_config, get_quantization_config
 
-    from trl_dt2it.curation.curation_run import read_run
-    from trl_dt2it.curation.round_report import show_summary, summarise_run
-    from trl_dt2it.curation.round_training import RewardTraining
-    from trl_dt2it.curation.rounds import plan_rounds
-    from trl_dt2it.curation.run_record import record_run
-    from trl_dt2it.curation.stages import run_stages, show_plan
+    from trl_dt2it.curation.rounds.config import read_run
+    from trl_dt2it.curation.rounds.results import record_run, show_summary, summarise_run
+    from trl_dt2it.curation.rounds.run import plan_rounds
+    from trl_dt2it.curation.rounds.stages import run_stages, show_plan
+    from trl_dt2it.curation.rounds.training import RewardTraining
     from trl_dt2it.demo.sets import DEMO_LOADERS
     from trl_dt2it.models.shared_prefix import usable_attention
     from trl_dt2it.recipe_models import find_base_model

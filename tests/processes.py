@@ -31,7 +31,7 @@ IMPORTED_ONCE = [
     "trl_dt2it.training.trainer",
     "trl_dt2it.scoring.scorer",
     "trl_dt2it.curation.callback",
-    "trl_dt2it.curation.rounds",
+    "trl_dt2it.curation.rounds.run",
     "trl_dt2it.judge.client",
     "openai.resources.chat",
     "anyio._backends._asyncio",

@@ -9,8 +9,8 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
 from trl_dt2it.curation import CurationLedger, IterativeCurationCallback
-from trl_dt2it.curation.dataset_card import curation_facts, curation_section
-from trl_dt2it.curation.round_training import LedgerSection
+from trl_dt2it.curation.publish import curation_facts, curation_section
+from trl_dt2it.curation.rounds.training import LedgerSection
 from trl_dt2it.debias import StyleAuditCallback, audit_style
 from trl_dt2it.debias.audit import style_facts, style_section
 from trl_dt2it.evaluation import read_benchmark

@@ -214,7 +214,7 @@ def test_errors_that_no_sentence_explains_stay_what_they_are(folder, monkeypatch
     with pytest.raises(ValueError, match="no such file"):  # asked for
         main(["audit", "--dataset_name", "no.jsonl", "--traceback"])
     # A fault of another library, where the rows are read.
-    monkeypatch.setattr("trl_dt2it.curation.round_data.load_dataset", lambda *args, **options: [].pop())
+    monkeypatch.setattr("trl_dt2it.curation.rounds.config.load_dataset", lambda *args, **options: [].pop())
     with pytest.raises(IndexError):
         main(["audit", "--dataset_name", str(folder / "pairs.parquet")])
 

@@ -13,8 +13,8 @@ import yaml
 
 from trl_dt2it.cli import load_recipe
 from trl_dt2it.curation import CurationLedger
-from trl_dt2it.curation.round_judges import read_judging
-from trl_dt2it.curation.round_settings import read_rounds
+from trl_dt2it.curation.judging import read_judging
+from trl_dt2it.curation.rounds.config import read_rounds
 from trl_dt2it.data import SOURCES
 
 from .curation.runs import SETTINGS, arguments

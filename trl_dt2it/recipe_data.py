@@ -10,7 +10,7 @@ from datasets import Dataset, get_dataset_config_info
 from rich.console import Console
 from rich.table import Table
 
-from .curation.round_data import read_set
+from .curation.rounds.config import read_set
 from .data.images import ImageOptions
 
 

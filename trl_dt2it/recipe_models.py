@@ -19,7 +19,7 @@ from .utils import main_process_first, on_main_process, whole_weights
 if TYPE_CHECKING:
     from trl import GRPOConfig, ModelConfig, RewardConfig
 
-    from .curation.curation_run import BaseModel
+    from .curation.rounds.config import BaseModel
     from .scoring.scorer import RewardScorer
 
 
@@ -129,8 +129,8 @@ def with_tiny(name: str, output_dir: str | Path, seed: int, *, keep: bool = Fals
 
 def find_base_model(name: str, seed: int, *, sets: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> BaseModel:
     """The model that a run of rounds on these sets starts from; names of tiny models are as in [`with_tiny`]."""
-    from .curation.curation_run import BaseModel  # heavy, and not needed for `--help`
-    from .curation.stages import Stage
+    from .curation.rounds.config import BaseModel  # heavy, and not needed for `--help`
+    from .curation.rounds.stages import Stage
     from .demo.sets import texts_of
     from .demo.tiny import build_tiny_vlm
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from trl_dt2it.curation import Flip, Keep, decide, flip_negative, keep_consistent
-from trl_dt2it.curation.callback_round import Round, blend, deal_out, fold_of, round_metrics
+from trl_dt2it.curation.callback import Round, blend, deal_out, fold_of, round_metrics
 from trl_dt2it.training.pair_scoring import score_pairs
 
 from ..rows import make_dataset

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from trl_dt2it.curation import CurationLedger, Flip, Keep, decide, flip_negative, keep_consistent
-from trl_dt2it.curation.callback_state import add_round
+from trl_dt2it.curation.callback import add_round
 
 from .trainings import (
     BY_TOKENS,

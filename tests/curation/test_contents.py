@@ -10,12 +10,10 @@ from datasets import Dataset, Features, Image, List, Value, load_dataset
 from PIL import Image as PILImage
 
 from trl_dt2it.curation import CurationLedger, pair_contents
-from trl_dt2it.curation.curation_run import BaseModel, CurationRun
-from trl_dt2it.curation.round_data import SourceSets, set_digest
-from trl_dt2it.curation.round_sets import corrections, ledger_at
-from trl_dt2it.curation.round_settings import read_rounds
-from trl_dt2it.curation.round_training import RewardTraining
-from trl_dt2it.curation.stages import Stage, run_stages, show_plan
+from trl_dt2it.curation.rounds.config import BaseModel, CurationRun, SourceSets, read_rounds, set_digest
+from trl_dt2it.curation.rounds.sets import corrections, ledger_at
+from trl_dt2it.curation.rounds.stages import Stage, run_stages, show_plan
+from trl_dt2it.curation.rounds.training import RewardTraining
 from trl_dt2it.data import ImageOptions, reformulate_t2i, write_parquet
 from trl_dt2it.data.contents import CONTENT_COLUMNS
 from trl_dt2it.demo.sets import DEMO_LOADERS

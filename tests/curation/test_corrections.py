@@ -5,13 +5,11 @@ import json
 import pytest
 
 from trl_dt2it.curation import CurationLedger
-from trl_dt2it.curation.corrections import read_corrections
-from trl_dt2it.curation.curation_run import BaseModel, CurationRun
-from trl_dt2it.curation.round_data import SourceSets
-from trl_dt2it.curation.round_settings import read_rounds
-from trl_dt2it.curation.round_training import RewardTraining
-from trl_dt2it.curation.rounds import plan_rounds
-from trl_dt2it.curation.stages import stage_digests
+from trl_dt2it.curation.ledger import read_corrections
+from trl_dt2it.curation.rounds.config import BaseModel, CurationRun, SourceSets, read_rounds
+from trl_dt2it.curation.rounds.run import plan_rounds
+from trl_dt2it.curation.rounds.stages import stage_digests
+from trl_dt2it.curation.rounds.training import RewardTraining
 from trl_dt2it.demo.sets import DEMO_LOADERS
 from trl_dt2it.demo.tiny import build_tiny_vlm
 from trl_dt2it.training.config import MultimodalRewardConfig

@@ -7,9 +7,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from trl_dt2it.curation.deciding import Flip, Keep, decide
 from trl_dt2it.curation.noise import flip_mixture
-from trl_dt2it.curation.rules import flip_negative, flip_weakest_half, keep_confident, keep_consistent
+from trl_dt2it.curation.rules import (
+    Flip,
+    Keep,
+    decide,
+    flip_negative,
+    flip_weakest_half,
+    keep_confident,
+    keep_consistent,
+)
 
 
 def test_rules_follow_one_another():

@@ -13,14 +13,11 @@ import pytest
 from datasets import Dataset, concatenate_datasets
 
 from trl_dt2it.curation import CurationLedger, relabel_by_vote
-from trl_dt2it.curation.curation_run import CurationRun
-from trl_dt2it.curation.judging import judge_pairs, most_judging_cost
-from trl_dt2it.curation.round_data import SourceSets
-from trl_dt2it.curation.round_judges import read_judging
-from trl_dt2it.curation.round_settings import Step
-from trl_dt2it.curation.round_steps import ask_judges
-from trl_dt2it.curation.round_training import RewardTraining
-from trl_dt2it.curation.votes import UNREADABLE
+from trl_dt2it.curation.judging import judge_pairs, most_judging_cost, read_judging
+from trl_dt2it.curation.rounds.config import CurationRun, SourceSets, Step
+from trl_dt2it.curation.rounds.run import ask_judges
+from trl_dt2it.curation.rounds.training import RewardTraining
+from trl_dt2it.curation.rules import UNREADABLE
 from trl_dt2it.data import reformulate_t2i, write_parquet
 from trl_dt2it.data.columns import leave_images_encoded
 from trl_dt2it.data.mixing import swap_pairs

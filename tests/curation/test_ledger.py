@@ -8,9 +8,7 @@ import pyarrow as pa
 import pytest
 
 from trl_dt2it.curation import CurationLedger
-from trl_dt2it.curation.deciding import Flip, Keep, decide
-from trl_dt2it.curation.rules import flip_negative, keep_consistent
-from trl_dt2it.curation.votes import UNREADABLE, relabel_by_vote
+from trl_dt2it.curation.rules import UNREADABLE, Flip, Keep, decide, flip_negative, keep_consistent, relabel_by_vote
 
 from .ledgers import NAMES, act, orientation
 

@@ -7,9 +7,8 @@ import pytest
 from scipy.stats import norm
 
 from trl_dt2it.curation import noise
-from trl_dt2it.curation.deciding import Flip, decide
 from trl_dt2it.curation.noise import estimate_noise, flip_mixture, shared_slope
-from trl_dt2it.curation.rules import flip_negative, flip_weakest_half
+from trl_dt2it.curation.rules import Flip, decide, flip_negative, flip_weakest_half
 
 
 # Distributions of the strengths of right labels, in units of their standard deviation, before `mean` is added.

@@ -8,10 +8,16 @@ import pytest
 from datasets import Dataset, Image, List
 
 from trl_dt2it.curation import pair_ids
-from trl_dt2it.curation.combining import combine_scores
-from trl_dt2it.curation.deciding import Flip, Keep, decide
-from trl_dt2it.curation.rules import flip_weakest_half, keep_consistent
-from trl_dt2it.curation.votes import UNREADABLE, relabel_by_vote
+from trl_dt2it.curation.noise import combine_scores
+from trl_dt2it.curation.rules import (
+    UNREADABLE,
+    Flip,
+    Keep,
+    decide,
+    flip_weakest_half,
+    keep_consistent,
+    relabel_by_vote,
+)
 
 
 NUM_CASES = 400

@@ -15,8 +15,7 @@ from huggingface_hub import DatasetCard
 from PIL import Image as PILImage
 
 from trl_dt2it.curation import CurationLedger
-from trl_dt2it.curation.dataset_card import curated_card
-from trl_dt2it.curation.publishing import push_curated
+from trl_dt2it.curation.publish import curated_card, push_curated
 from trl_dt2it.data import ImageOptions, RowError
 from trl_dt2it.data.columns import leave_images_encoded
 from trl_dt2it.data.export import parquet_shards, published_features

@@ -7,14 +7,11 @@ import pytest
 from datasets import Dataset
 
 from trl_dt2it import MultimodalRewardConfig
-from trl_dt2it.curation.curation_run import BaseModel, CurationRun, read_balance
-from trl_dt2it.curation.round_balance import STAGE, balance_base, balanced_base
-from trl_dt2it.curation.round_data import SourceSets
-from trl_dt2it.curation.round_sets import training_set
-from trl_dt2it.curation.round_settings import read_rounds
-from trl_dt2it.curation.round_training import RewardTraining
-from trl_dt2it.curation.rounds import plan_rounds
-from trl_dt2it.curation.stages import stage_digests
+from trl_dt2it.curation.rounds.config import BaseModel, CurationRun, SourceSets, read_balance, read_rounds
+from trl_dt2it.curation.rounds.run import plan_rounds
+from trl_dt2it.curation.rounds.sets import STAGE, balance_base, balanced_base, training_set
+from trl_dt2it.curation.rounds.stages import stage_digests
+from trl_dt2it.curation.rounds.training import RewardTraining
 from trl_dt2it.debias.style import read_pair_style
 from trl_dt2it.demo.sets import DEMO_LOADERS
 from trl_dt2it.demo.tiny import build_tiny_vlm

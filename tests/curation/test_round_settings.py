@@ -5,11 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trl_dt2it.curation.curation_run import read_run
-from trl_dt2it.curation.round_settings import read_rounds, read_rule
-from trl_dt2it.curation.round_training import RewardTraining
-from trl_dt2it.curation.rounds import plan_rounds
-from trl_dt2it.curation.stages import Stage, run_stages, stage_digests
+from trl_dt2it.curation.rounds.config import read_rounds, read_rule, read_run
+from trl_dt2it.curation.rounds.run import plan_rounds
+from trl_dt2it.curation.rounds.stages import Stage, run_stages, stage_digests
+from trl_dt2it.curation.rounds.training import RewardTraining
 from trl_dt2it.demo.sets import DEMO_LOADERS
 from trl_dt2it.scoring.shards import record_of
 from trl_dt2it.training.config import MultimodalRewardConfig

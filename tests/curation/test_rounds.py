@@ -12,13 +12,20 @@ from datasets import Dataset
 from rich.console import Console
 
 from trl_dt2it.curation import CurationLedger, Decision, Flip, decide, pair_ids
-from trl_dt2it.curation.curation_run import BaseModel, CurationRun
-from trl_dt2it.curation.round_data import SourceSets, folds_of, read_sets, set_digest
-from trl_dt2it.curation.round_report import audit_pool, harm, label_noise, show_summary
-from trl_dt2it.curation.round_sets import fold_rows, ledger_at, training_set
-from trl_dt2it.curation.round_settings import Step, read_rounds
-from trl_dt2it.curation.round_steps import decide_step
-from trl_dt2it.curation.round_training import RewardTraining, newest_checkpoint
+from trl_dt2it.curation.rounds.config import (
+    BaseModel,
+    CurationRun,
+    SourceSets,
+    Step,
+    folds_of,
+    read_rounds,
+    read_sets,
+    set_digest,
+)
+from trl_dt2it.curation.rounds.results import audit_pool, harm, label_noise, show_summary
+from trl_dt2it.curation.rounds.run import decide_step
+from trl_dt2it.curation.rounds.sets import fold_rows, ledger_at, training_set
+from trl_dt2it.curation.rounds.training import RewardTraining, newest_checkpoint
 from trl_dt2it.curation.rules import flip_negative
 from trl_dt2it.data import check_row
 from trl_dt2it.data.columns import column_of

@@ -5,10 +5,15 @@ from functools import partial
 import numpy as np
 import pytest
 
-from trl_dt2it.curation.combining import combine_scores
-from trl_dt2it.curation.noise import flip_mixture
-from trl_dt2it.curation.rules import flip_negative, flip_weakest_half, keep_confident, keep_consistent
-from trl_dt2it.curation.votes import UNREADABLE, relabel_by_vote
+from trl_dt2it.curation.noise import combine_scores, flip_mixture
+from trl_dt2it.curation.rules import (
+    UNREADABLE,
+    flip_negative,
+    flip_weakest_half,
+    keep_confident,
+    keep_consistent,
+    relabel_by_vote,
+)
 
 
 FLIPS = {

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from trl_dt2it.curation import CurationLedger, IterativeCurationCallback
-from trl_dt2it.curation.round_data import read_sets
+from trl_dt2it.curation.rounds.config import read_sets
 from trl_dt2it.debias import StyleAuditCallback, audit_style
 from trl_dt2it.demo.sets import DEMO_LOADERS
 

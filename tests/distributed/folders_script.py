@@ -15,7 +15,7 @@ def on_another_folder(here: Path, base: str) -> dict[str, str]:
     from tests.rows import make_dataset
     from tests.trainers import config
     from trl_dt2it import MultimodalRewardTrainer, utils
-    from trl_dt2it.curation.stages import Stage, run_stages
+    from trl_dt2it.curation.rounds.stages import Stage, run_stages
     from trl_dt2it.recipe_models import share_work
     from trl_dt2it.scoring.shards import add_rewards, make_records
 

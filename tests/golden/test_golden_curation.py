@@ -22,11 +22,10 @@ from trl_dt2it.curation import (
     pair_contents,
     relabel_by_vote,
 )
-from trl_dt2it.curation.curation_run import read_run
-from trl_dt2it.curation.round_settings import METHODS, Step, read_rounds
-from trl_dt2it.curation.round_training import RewardTraining
-from trl_dt2it.curation.rounds import plan_rounds
-from trl_dt2it.curation.stages import Stage, stage_digests
+from trl_dt2it.curation.rounds.config import METHODS, Step, read_rounds, read_run
+from trl_dt2it.curation.rounds.run import plan_rounds
+from trl_dt2it.curation.rounds.stages import Stage, stage_digests
+from trl_dt2it.curation.rounds.training import RewardTraining
 from trl_dt2it.data import write_parquet
 from trl_dt2it.scoring.shards import add_rewards, score_in_shards
 from trl_dt2it.utils import digest_of

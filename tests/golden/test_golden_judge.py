@@ -4,8 +4,7 @@ import json
 from dataclasses import asdict, fields
 
 from tests.judge.server import JudgeServer
-from trl_dt2it.curation.judging import pair_requests
-from trl_dt2it.curation.round_judges import read_judging
+from trl_dt2it.curation.judging import pair_requests, read_judging
 from trl_dt2it.data import ImageOptions
 from trl_dt2it.debias.distillation.candidates import read_question
 from trl_dt2it.judge import (

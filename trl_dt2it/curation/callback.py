@@ -1,38 +1,437 @@
-"""Curation between the epochs of one training: the pairs are scored anew, and wrong labels turned or left out."""
+"""Curation between epochs: score, decide, select anew, saved and resumed with the checkpoints."""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset
+from safetensors.numpy import load_file, save_file
 from transformers import TrainerCallback
+from transformers.utils import logging
 
 from ..data.columns import column_of, has_transform
 from ..data.contents import pair_contents, pair_ids, source_fingerprint
 from ..training.pair_scoring import evaluating, score_with_trainer
+from ..training.selection import STATE_FILE, Selection
 from ..training.trainer import MultimodalRewardTrainer
-from ..utils import on_main_process, same_random_state
-from .callback_round import (
-    RoundRules,
-    deal_out,
-    decide_round,
-    fold_of,
-    round_metrics,
-    rows_of_sources,
-    takes_reference,
-)
-from .callback_state import CurationState, add_round, check_ledger, describe, fingerprint_of, load_state, save_state
-from .dataset_card import curation_section
-from .deciding import Flip, Keep
+from ..utils import digest, on_main_process, same_random_state, whole_file
 from .ledger import CurationLedger
-from .noise import MIN_PAIRS, flip_mixture
-from .rules import keep_confident
+from .noise import MIN_PAIRS, combine_scores, flip_mixture
+from .publish import curation_section
+from .rules import Decision, Flip, Keep, decide, group_by_source, keep_confident, parameters_of
+
+
+logger = logging.get_logger(__name__)
+
+ARRAYS_FILE = "curation_state.safetensors"
+
+STAGE = "epoch"
+
+
+@dataclass
+class CurationState:
+    """
+    What has been decided about the N pairs of a train set.
+
+    Parameters:
+        selection ([`Selection`]):
+            How they are read.
+        average (`np.ndarray` of shape `(N,)` and dtype `float64`):
+            Average strength over the rounds, chosen and rejected as in the data set; NaN where not scored.
+        reference (`np.ndarray` of shape `(R,)` and dtype `float64`, *optional*):
+            The same for the pairs known to be right.
+        round (`int`, *optional*, defaults to 0):
+            Number of rounds done.
+        last_epoch (`int`, *optional*, defaults to -1):
+            Number of epochs that were done at the last round.
+    """
+
+    selection: Selection
+    average: np.ndarray
+    reference: np.ndarray | None = None
+    round: int = 0
+    last_epoch: int = -1
+
+    @classmethod
+    def at_start(cls, num_pairs: int, seed: int = 0, num_references: int | None = None) -> CurationState:
+        """Nothing scored, and all pairs as they are in the data set."""
+        reference = None if num_references is None else np.full(num_references, np.nan)
+        return cls(Selection.of_all(num_pairs, seed), np.full(num_pairs, np.nan), reference)
+
+
+def save_state(folder: str | os.PathLike, state: CurationState, settings: dict[str, Any], fingerprint: str) -> None:
+    """
+    Writes the state into a checkpoint.
+
+    Args:
+        folder (`str` or `os.PathLike`):
+            The checkpoint; made if it is not there.
+        state ([`CurationState`]):
+            The state.
+        settings (`dict`):
+            What the decisions depend on, as JSON holds it.
+        fingerprint (`str`):
+            Of the train set.
+    """
+    selection = state.selection
+    arrays = {"flipped": selection.flipped, "kept": selection.kept, "average": state.average}
+    if selection.strength is not None:
+        arrays["strength"] = selection.strength
+    if state.reference is not None:
+        arrays["reference"] = state.reference
+    record = {"round": state.round, "last_epoch": state.last_epoch, "seed": selection.seed}
+    with whole_file(Path(folder) / ARRAYS_FILE) as path:
+        save_file(arrays, path)
+    with whole_file(Path(folder) / STATE_FILE) as path:
+        path.write_text(json.dumps({**record, "settings": settings, "fingerprint": fingerprint}, indent=2) + "\n")
+
+
+def load_state(folder: str | os.PathLike, settings: dict[str, Any], fingerprint: str) -> CurationState:
+    """
+    Reads the state out of a checkpoint.
+
+    Args:
+        folder, settings, fingerprint:
+            As in [`save_state`].
+
+    Returns:
+        [`CurationState`]
+
+    Raises:
+        `ValueError`: if the checkpoint holds no state, or one of another train set or of other settings.
+    """
+    file = Path(folder) / STATE_FILE
+    if not file.is_file():
+        raise ValueError(
+            f"{folder} was written without the curation callback; resume from it without the callback, or start anew."
+        )
+    record = json.loads(file.read_text(encoding="utf-8"))
+    if record["fingerprint"] != fingerprint:
+        raise ValueError(
+            f"The curation of {folder} is that of another train set: its pairs, their content, sources, strengths or "
+            "order differ; resume with the set that it was trained on, or start anew."
+        )
+    written = _with_plain_names(record["settings"])
+    for name in sorted({*settings, *written}):
+        before, now = written.get(name), settings.get(name)
+        if before != now:
+            raise ValueError(
+                f"The curation of {folder} was made with `{name}` {json.dumps(before)}, which now is "
+                f"{json.dumps(now)}; set it back, or start anew."
+            )
+    arrays = load_file(Path(folder) / ARRAYS_FILE)
+    selection = Selection(arrays["flipped"], arrays["kept"], strength=arrays.get("strength"), seed=record["seed"])
+    return CurationState(selection, arrays["average"], arrays.get("reference"), record["round"], record["last_epoch"])
+
+
+def fingerprint_of(dataset: Dataset, contents: pa.Table) -> str:
+    """A hash of a train set: the names of its pairs, what is in them, their sources and strengths, in their order."""
+    parts = [source_fingerprint(contents["pair_id"].combine_chunks()), json.dumps(contents["content"].to_pylist())]
+    for column in ("source", "strength"):
+        if column in dataset.column_names:
+            parts.append(json.dumps(column_of(dataset, column).to_pylist()))
+    return digest(parts)
+
+
+def describe(value: Any) -> Any:
+    """A rule as JSON: its function and arguments; what the package exports goes by its plain name."""
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [describe(one) for one in value]
+    if isinstance(value, np.ndarray):
+        return digest(np.ascontiguousarray(value).tobytes())
+    if isinstance(value, partial):
+        return [describe(value.func), describe(value.args), {k: describe(v) for k, v in value.keywords.items()}]
+    if is_dataclass(value) and not isinstance(value, type):
+        return [describe(type(value)), {field.name: describe(getattr(value, field.name)) for field in fields(value)}]
+    named = value if callable(value) and hasattr(value, "__qualname__") else type(value)
+    # No module of ours, which may move; a user's may well have a function of the same name.
+    is_ours = named.__module__.startswith("trl_dt2it.")
+    return named.__qualname__ if is_ours else f"{named.__module__}.{named.__qualname__}"
+
+
+def _with_plain_names(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as they are written now, out of files that name our rules with their modules."""
+    return json.loads(re.sub(r'"trl_dt2it\.[\w.]+\.(\w+)"', r'"\1"', json.dumps(settings)))
+
+
+def check_ledger(ledger: CurationLedger, settings: Mapping[str, Any]) -> None:
+    """Refuse a ledger with rounds of anything but a training with these settings."""
+    for entry in ledger.rounds:
+        if entry["stage"] != STAGE or _with_plain_names(entry["settings"]) != settings:
+            raise ValueError(
+                f"The ledger in {ledger.directory} holds rounds of something else, or of other settings (round "
+                f"{entry['round']}, stage {entry['stage']!r}); give `ledger` another directory."
+            )
+
+
+def add_round(ledger: CurationLedger, round: int, **content: Any) -> None:
+    """
+    Adds a round of the training to its ledger. A round that is there already is from before the training was resumed;
+    if it is not the same, as on devices that do not repeat their results, it is undone, with those after it.
+
+    Args:
+        ledger ([`CurationLedger`]):
+            The ledger.
+        round (`int`):
+            Number of the round, from 1.
+        content:
+            As [`CurationLedger.append`] takes it.
+    """
+    try:
+        ledger.append(round, STAGE, orientation="source", **content)
+    except ValueError:
+        rounds = ledger.summary().select(["round", "undone"]).to_pylist()
+        stale = {entry["round"] for entry in rounds if entry["round"] >= round and not entry["undone"]}
+        if round not in stale:
+            raise
+        logger.warning(f"Round {round} of the resumed training is not the one in {ledger.directory}, which is undone.")
+        for number in sorted(stale):
+            ledger.undo(number, STAGE)
+        ledger.append(round, STAGE, orientation="source", **content)
+
+
+@dataclass(frozen=True)
+class RoundRules:
+    """How scores become a decision; see [`IterativeCurationCallback`]."""
+
+    rules: Sequence[Flip | Keep]
+    min_kept: float
+    combine: Literal["raw", "zscore", "rank"]
+    momentum: float
+
+
+@dataclass(frozen=True)
+class Round:
+    """
+    What a round decided about the N pairs of a train set.
+
+    Parameters:
+        flipped, kept (`np.ndarray` of shape `(N,)` and dtype `bool`):
+            As in [`Selection`].
+        strength (`np.ndarray` of shape `(N,)` and dtype `float64`):
+            After the flips; NaN for pairs that nothing was decided about.
+        average (`np.ndarray` of shape `(N,)` and dtype `float64`):
+            As in [`CurationState`].
+        rows (`np.ndarray` of shape `(D,)`):
+            The pairs that it decided about.
+        reference (`np.ndarray` of shape `(R,)`, *optional*):
+            Average strengths of the pairs known to be right.
+        decision ([`Decision`] about D pairs):
+            The decision itself.
+        sources (`dict` of `np.ndarray`):
+            Rows of each source, of those that it decided about.
+    """
+
+    flipped: np.ndarray
+    kept: np.ndarray
+    strength: np.ndarray
+    average: np.ndarray
+    rows: np.ndarray
+    reference: np.ndarray | None
+    decision: Decision
+    sources: dict[str | None, np.ndarray]
+
+
+def decide_round(
+    rules: RoundRules,
+    state: CurationState,
+    rows: np.ndarray,
+    scores: np.ndarray,
+    reference_scores: np.ndarray | None = None,
+    *,
+    curated: np.ndarray,
+    source: pa.Array,
+) -> Round:
+    """
+    Decides about all pairs that have been scored in this round or an earlier one.
+
+    Args:
+        rules ([`RoundRules`]):
+            How.
+        state ([`CurationState`] of N pairs):
+            What holds; pairs without a score stay so.
+        rows (`np.ndarray` of shape `(n,)`):
+            The pairs that were scored now.
+        scores (`np.ndarray` of shape `(n, 2)` or `(n, 2, m)`):
+            Their rewards, chosen and rejected as in the data set.
+        reference_scores (`np.ndarray` of shape `(R, 2)` or `(R, 2, m)`, *optional*):
+            Those of the pairs known to be right; rules that take a `reference` get their strengths.
+        curated (`np.ndarray`):
+            The pairs that may be changed.
+        source (`pa.Array` of length N):
+            Source of each pair.
+
+    Returns:
+        [`Round`]
+
+    Raises:
+        `ValueError`: if the scores have another shape, or there is none at all.
+    """
+    _check_shape(scores, len(rows))
+    every = scores
+    if reference_scores is not None:
+        _check_shape(reference_scores, len(cast(np.ndarray, state.reference)))
+        every = np.concatenate([scores, reference_scores])  # on one scale, whichever it is
+    now = combine_scores(every, rules.combine)
+    average, reference = state.average.copy(), state.reference
+    average[rows] = blend(average[rows], now[: len(rows)], rules.momentum)
+    if reference is not None:
+        reference = blend(reference, now[len(rows) :], rules.momentum)
+    scored = curated[~np.isnan(average[curated])]
+    if len(scored) == 0:
+        raise ValueError("The scorer gave NaN for every pair, so that there is nothing to decide on.")
+    names = source.take(pa.array(scored))
+    bound = [_with_reference(rule, reference) for rule in rules.rules]
+    decision = decide(average[scored], bound, source=names, min_kept=rules.min_kept)
+    flipped, kept, strength = (
+        state.selection.flipped.copy(),
+        state.selection.kept.copy(),
+        np.full(len(average), np.nan),
+    )
+    flipped[scored], kept[scored], strength[scored] = decision.flip, decision.keep, decision.strength
+    sources = {name: scored[part] for name, part in group_by_source(names, len(scored)).items()}
+    return Round(flipped, kept, strength, average, scored, reference, decision, sources)
+
+
+def _check_shape(scores: np.ndarray, number: int) -> None:
+    if scores.shape[:2] != (number, 2):
+        raise ValueError(
+            f"The scorer gave an array of shape {scores.shape} for {number} pairs; give rewards of chosen and "
+            f"rejected, ({number}, 2), or those of m models, ({number}, 2, m)."
+        )
+
+
+def takes_reference(rule: Flip | Keep) -> bool:
+    """Whether a rule can be told the strengths of pairs known to be right."""
+    return "reference" in parameters_of(rule)
+
+
+def _with_reference(rule: Flip | Keep, reference: np.ndarray | None) -> Flip | Keep:
+    if reference is None or not takes_reference(rule):
+        return rule
+    return replace(rule, rule=partial(cast("Callable[..., np.ndarray]", rule.rule), reference=reference))
+
+
+def rows_of_sources(source: pa.Array, only_sources: Sequence[str] | None) -> np.ndarray:
+    """The rows of some sources, or of all."""
+    if only_sources is None:
+        return np.arange(len(source))
+    present = source.unique().to_pylist()
+    if missing := sorted(set(only_sources) - set(present)):
+        raise ValueError(
+            f"`only_sources` names {missing[0]}, which is not in the column `source` of the train set; it has "
+            f"{', '.join(sorted(str(name) for name in present))}."
+        )
+    return np.flatnonzero(pc.is_in(source, value_set=pa.array(list(only_sources))).to_numpy(zero_copy_only=False))
+
+
+def blend(before: np.ndarray, now: np.ndarray, momentum: float) -> np.ndarray:
+    """
+    Exponential average of strengths.
+
+    Args:
+        before (`np.ndarray` of shape `(N,)`):
+            Average so far, NaN where there is none.
+        now (`np.ndarray` of shape `(N,)`):
+            Strengths of this round, NaN where not scored.
+        momentum (`float`):
+            Share of the average so far.
+
+    Returns:
+        `np.ndarray` of shape `(N,)`: where one of both is NaN, the other.
+    """
+    average = momentum * before + (1 - momentum) * now
+    return np.where(np.isnan(before), now, np.where(np.isnan(now), before, average))
+
+
+def fold_of(num_pairs: int, folds: int, seed: int) -> np.ndarray:
+    """The fold of each pair, `(N,)`, drawn at random; folds differ in size by one pair at most."""
+    return np.random.default_rng([seed, num_pairs]).permutation(num_pairs) % folds
+
+
+def deal_out(raw: np.ndarray, strength: np.ndarray, sources: Mapping[Any, np.ndarray]) -> np.ndarray:
+    """
+    Gives the strengths that a source has to other pairs of it: the largest to the pair of which a model is surest.
+
+    So strengths stay in the unit of their source, and what was fitted to them still fits.
+
+    Args:
+        raw (`np.ndarray` of shape `(N,)`):
+            Strengths of the data set, NaN where unknown.
+        strength (`np.ndarray` of shape `(N,)`):
+            By how much the model prefers chosen.
+        sources (`Mapping` of `np.ndarray`):
+            Rows of each source that take part.
+
+    Returns:
+        `np.ndarray` of shape `(N,)`: rows that take no part, or of unknown strength, as before.
+    """
+    dealt = raw.copy()
+    for rows in sources.values():
+        known = rows[~np.isnan(raw[rows])]
+        dealt[known[np.argsort(strength[known], kind="stable")]] = np.sort(raw[known])
+    return dealt
+
+
+def round_metrics(done: Round) -> dict[str, float]:
+    """What is logged of a round, as [`curation_metrics`] gives it."""
+    return curation_metrics(done.flipped, done.kept, done.strength, done.rows, done.sources)
+
+
+def curation_metrics(
+    flipped: np.ndarray,
+    kept: np.ndarray,
+    strength: np.ndarray,
+    rows: np.ndarray,
+    sources: Mapping[str | None, np.ndarray],
+) -> dict[str, float]:
+    """
+    Figures of a curated set, to be logged.
+
+    Args:
+        flipped, kept (`np.ndarray` of shape `(N,)` and dtype `bool`):
+            What holds for each pair.
+        strength (`np.ndarray` of shape `(N,)`):
+            Their strengths, NaN where unknown.
+        rows (`np.ndarray`):
+            Rows to count.
+        sources (`Mapping` of `np.ndarray`):
+            Those of each source, which counts for itself too where there are several.
+
+    Returns:
+        `dict[str, float]`: `curation/kept`, `curation/dropped` and, of those that are kept, `curation/flipped`,
+        numbers of pairs; `curation/noise_rate`, the share that is flipped, dropped pairs among them; and
+        `curation/mean_strength`, over the kept pairs of known strength. Of a source as in `curation/kept/<source>`.
+    """
+
+    def of(rows: np.ndarray) -> dict[str, float]:
+        known = strength[rows[kept[rows]]]
+        known = known[~np.isnan(known)]
+        return {
+            "kept": int(kept[rows].sum()),
+            "flipped": int((flipped & kept)[rows].sum()),
+            "dropped": int((~kept[rows]).sum()),
+            "noise_rate": float(flipped[rows].mean()),
+            **({"mean_strength": float(known.mean())} if len(known) else {}),
+        }
+
+    metrics = {f"curation/{name}": value for name, value in of(rows).items()}
+    if len(sources) > 1:
+        for source, part in sources.items():
+            metrics |= {f"curation/{name}/{source}": value for name, value in of(part).items()}
+    return metrics
 
 
 Scorer = Callable[[Dataset], np.ndarray]

@@ -1,13 +1,4 @@
-"""The ledger of curation: what was decided about every pair, round by round, and how the set looks after it.
-
-```
-ledger/
-  ledger.json                     the rounds in order, a hash of each file, models, settings, what was undone
-  round-00001-flip.parquet        one row per pair, see `ledger_tables`; never changed and never deleted
-  round-00001-filter.parquet
-```
-The curated set is a function of the source set and the ledger alone.
-"""
+"""The ledger: one row per pair and round, append-only, from which the current set is computed."""
 
 from __future__ import annotations
 
@@ -15,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,15 +14,151 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from datasets import Dataset
 
 from ..data.contents import CONTENT_COLUMNS, pair_contents
-from .applying import apply_state
-from .corrections import corrective_actions, read_corrections
-from .deciding import Decision
-from .ledger_files import MANUAL, LedgerFiles, is_manual, record_event, round_key, standing_rounds
-from .ledger_tables import ACTIONS, as_names, decision_of, round_table, state_of
-from .ledger_views import difference, history_of, summarize
+from .ledger_tables import (
+    ACTIONS,
+    MANUAL,
+    LedgerFiles,
+    apply_state,
+    as_names,
+    decision_of,
+    is_manual,
+    record_event,
+    round_key,
+    round_table,
+    standing_rounds,
+    state_of,
+)
+from .rules import Decision
+
+
+_NUMBERED = re.compile(r".*_\d+")
+
+
+def history_of(files: LedgerFiles, pair_id: str) -> list[dict[str, Any]]:
+    """Return what [`CurationLedger.history`] does."""
+    record, found = files.read(), []
+    standing = set(standing_rounds(record))
+    for number, entry in enumerate(record["rounds"]):
+        for row in pq.read_table(files.verified(entry), filters=[("pair_id", "==", pair_id)]).to_pylist():
+            about = {"round": entry["round"], "stage": entry["stage"], "undone": number not in standing}
+            about |= {name: value for name, value in row.items() if not _NUMBERED.fullmatch(name)}
+            models = entry["models"] if "chosen_0" in row else []
+            scores = {name: (row[f"chosen_{place}"], row[f"rejected_{place}"]) for place, name in enumerate(models)}
+            judges = sum(name.startswith("vote_") for name in row) // 2
+            votes = [(row[f"vote_{judge}_0"], row[f"vote_{judge}_1"]) for judge in range(judges)]
+            found.append({**about, "scores": scores, "votes": votes})
+    return found
+
+
+def summarize(files: LedgerFiles) -> pa.Table:
+    """Return what [`CurationLedger.summary`] does."""
+    record = files.read()
+    standing = set(standing_rounds(record))
+    schema = pa.schema(
+        [
+            *(("round", pa.int64()), ("stage", pa.string()), ("undone", pa.bool_()), ("source", pa.string())),
+            *((name, pa.int64()) for name in ("pairs", *ACTIONS)),
+            ("mean_strength", pa.float64()),
+        ]
+    )
+    parts = [schema.empty_table()]
+    for number, entry in enumerate(record["rounds"]):
+        table = files.table(entry, ["source", "action", "strength"])
+        action = table["action"].cast(pa.string())
+        columns = {"source": table["source"].cast(pa.string()), "strength": table["strength"]}
+        columns |= {name: pc.equal(action, name).cast(pa.int64()) for name in ACTIONS}
+        found = pa.table(columns).group_by("source", use_threads=False)
+        found = found.aggregate([([], "count_all"), *((name, "sum") for name in ACTIONS), ("strength", "mean")])
+        about = {"round": entry["round"], "stage": entry["stage"], "undone": number not in standing}
+        values = [pa.array([value] * len(found)) for value in about.values()]
+        values += [column.combine_chunks() for column in found.columns]
+        parts.append(pa.table(values, schema=schema))
+    return pa.concat_tables(parts)
+
+
+def difference(first: pa.Table, second: pa.Table) -> pa.Table:
+    """Return what [`CurationLedger.diff`] does, of two states."""
+    one, other = (state["pair_id"].combine_chunks() for state in (first, second))
+    names = one if one.equals(other) else pa.concat_arrays([one, other]).unique()
+    columns: dict[str, np.ndarray] = {}
+    for side, state in zip("ab", (first, second), strict=True):
+        known = state_of(names, state)
+        columns |= {f"{name}_{side}": known[name] for name in ("flipped", "kept")}
+    differs = (columns["flipped_a"] != columns["flipped_b"]) | (columns["kept_a"] != columns["kept_b"])
+    return pa.table({"pair_id": names, **columns}).filter(pa.array(differs))
+
+
+FORMAT = "trl-dt2it corrections"
+
+VERSION = 1
+
+VERDICTS = ("accept", "wrong", "unsure")
+
+
+@dataclass(frozen=True)
+class Corrections:
+    """The content of a file of corrections."""
+
+    source_set: str | None  # its fingerprint
+    wanted: dict[str, tuple[bool, bool]]  # by `pair_id`: flipped against the source set, and kept
+    unsure: tuple[str, ...] = ()  # nothing is done about them
+
+
+def read_corrections(path: str | os.PathLike) -> Corrections:
+    """Read a file of corrections; raise a `ValueError` if it is none, or an entry is incomplete or repeated."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); export it from the report once more.") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError(f'{path} is no file of corrections: its `format` has to be "{FORMAT}".')
+    if content.get("version") != VERSION:
+        raise ValueError(f"{path} has version {content.get('version')!r}; this release reads version {VERSION}.")
+    wanted: dict[str, tuple[bool, bool]] = {}
+    unsure: list[str] = []
+    for number, entry in enumerate(content.get("corrections") or []):
+        name = _checked(path, number, entry)
+        if name in wanted or name in unsure:
+            raise ValueError(f"Correction {number} of {path} speaks of {name!r} a second time; leave one of them.")
+        if entry["verdict"] == "unsure":
+            unsure.append(name)
+        else:
+            wanted[name] = (entry["flipped"], entry["kept"])
+    return Corrections(content.get("source_set"), wanted, tuple(unsure))
+
+
+def corrective_actions(given: Corrections, state: pa.Table) -> dict[str, str | None]:
+    """Return what makes pairs stand as a person wants them: `keep`, `flip` or `drop`, seen from the present state of
+    each, or `None` where a person has decided the same before."""
+    names = pa.array(list(given.wanted), pa.string())
+    places = pc.index_in(names, value_set=state["pair_id"].combine_chunks()).to_pylist()
+    flipped, kept, stage = (state[name].to_pylist() for name in ("flipped", "kept", "stage"))
+    actions: dict[str, str | None] = {}
+    for (name, (flip, keep)), place in zip(given.wanted.items(), places, strict=True):
+        # A dropped pair has a side too, but it makes no difference which.
+        same_side = place is None or flipped[place] == flip
+        if place is not None and is_manual(stage[place]) and kept[place] == keep and (same_side or not keep):
+            actions[name] = None
+        else:
+            actions[name] = "drop" if not keep else "keep" if same_side else "flip"
+    return actions
+
+
+def _checked(path: str | os.PathLike, number: int, entry: Any) -> str:
+    where = f"Correction {number} of {path}"
+    if not isinstance(entry, dict) or not isinstance(entry.get("pair_id"), str):
+        raise ValueError(f"{where} has no `pair_id`; name the pair.")
+    if entry.get("verdict") not in VERDICTS:
+        raise ValueError(f"{where} has the verdict {entry.get('verdict')!r:.40}; give one of {', '.join(VERDICTS)}.")
+    if entry["verdict"] != "unsure":
+        for name in ("flipped", "kept"):
+            if not isinstance(entry.get(name), bool):
+                raise ValueError(f"{where} has {entry.get(name)!r:.40} as `{name}`; give true or false.")
+    return entry["pair_id"]
 
 
 _STAGE = re.compile(r"[a-z0-9][a-z0-9_-]*")
@@ -227,7 +355,7 @@ class CurationLedger:
 
         Args:
             path (`str` or `os.PathLike`):
-                The file, as in [`~trl_dt2it.curation.corrections.read_corrections`].
+                The file, as in [`~trl_dt2it.curation.ledger.read_corrections`].
 
         Returns:
             `dict[str, int]`: how many pairs are from now on to `keep` as they stand, to `flip` and to `drop`; about

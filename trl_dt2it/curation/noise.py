@@ -1,42 +1,139 @@
-"""How many labels are wrong, and which: the mirrored mixture of strengths."""
+"""How many labels are wrong: a mixture fitted to reward margins, and scores of several models combined."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, log_expit, logit
-from scipy.stats import chi2
+from scipy.stats import chi2, rankdata
 from transformers.utils import logging
 
 from ..evaluation.metrics import wilson
-from .combining import as_strength
 
+
+def combine_scores(scores: npt.ArrayLike, how: Literal["raw", "zscore", "rank"] = "raw") -> np.ndarray:
+    r"""
+    How much better the chosen answer of each pair is, by the mean of all models.
+
+    With \(d_{ij}\) the reward of chosen minus that of rejected by model \(j\), the strength of pair \(i\) is the mean
+    over \(j\) of
+
+    - `"raw"`: \(d_{ij}\), as in the paper. Rewards of different models have no common unit, so the model with the
+      widest ones decides.
+    - `"zscore"`: \(d_{ij}\) divided by the root mean square of \(d_{\cdot j}\). Nothing is subtracted: zero is where
+      a right label turns into a wrong one, and centring would move it.
+    - `"rank"`: the sign of \(d_{ij}\) times the rank of \(|d_{ij}|\) within the model, divided by the number of pairs
+      that it scored. Equal ones share their mean rank, and a difference of 0 stays 0. Outliers do not matter then.
+
+    Args:
+        scores (`np.ndarray` of shape `(N, 2, M)`):
+            Rewards of chosen and of rejected by M models, or of shape `(N, 2)` for one model; NaN where there is none.
+        how (`str`, *optional*, defaults to `"raw"`):
+            `"raw"`, `"zscore"` or `"rank"`.
+
+    Returns:
+        `np.ndarray` of shape `(N,)` and dtype `float64`: NaN for a pair that some model has not scored: a mean of
+        fewer models is not comparable.
+
+    Raises:
+        `ValueError`: if the shape is another, a score is infinite, or `how` is unknown.
+    """
+    given = np.asarray(scores, dtype=np.float64)
+    scores = given[:, :, None] if given.ndim == 2 else given
+    if scores.ndim != 3 or scores.shape[1] != 2 or scores.shape[2] == 0:
+        raise ValueError(
+            f"`scores` has shape {given.shape}; it must be (pairs, 2, models): rewards of chosen and of rejected."
+        )
+    if np.isinf(scores).any():
+        pair, _, model = np.argwhere(np.isinf(scores))[0]
+        raise ValueError(f"A score of model {model} for pair {pair} is infinite; give NaN for what has no score.")
+    if how not in _SCALES:
+        raise ValueError(f"`how` is {how!r}; give one of {', '.join(map(repr, _SCALES))}.")
+    difference = scores[:, 0] - scores[:, 1]
+    for column in difference.T:  # views, changed in place
+        is_scored = ~np.isnan(column)
+        if is_scored.any():
+            column[is_scored] = _SCALES[how](column[is_scored])
+    return difference.mean(axis=1)
+
+
+def as_strength(strength: npt.ArrayLike) -> np.ndarray:
+    """
+    Strengths as the rules want them.
+
+    Args:
+        strength (`np.ndarray` of shape `(N,)`):
+            Strengths, NaN where a pair is not scored.
+
+    Returns:
+        `np.ndarray` of shape `(N,)` and dtype `float64`
+
+    Raises:
+        `ValueError`: if the shape is another or a strength is infinite.
+    """
+    strength = np.asarray(strength, dtype=np.float64)
+    if strength.ndim != 1:
+        raise ValueError(f"`strength` has shape {strength.shape}; give one number per pair, as `combine_scores` does.")
+    if np.isinf(strength).any():
+        place = np.flatnonzero(np.isinf(strength))[0]
+        raise ValueError(f"The strength of pair {place} is infinite; give NaN for a pair that is not scored.")
+    return strength
+
+
+def _unit_root_mean_square(difference: np.ndarray) -> np.ndarray:
+    # Scaled by the largest first, so that squares neither overflow nor vanish.
+    largest = np.abs(difference).max()
+    if largest == 0:
+        return difference
+    difference = difference / largest
+    return difference / np.sqrt(np.mean(difference**2))
+
+
+def _signed_rank(difference: np.ndarray) -> np.ndarray:
+    return np.sign(difference) * rankdata(np.abs(difference)) / len(difference)
+
+
+_SCALES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "raw": lambda difference: difference,
+    "zscore": _unit_root_mean_square,
+    "rank": _signed_rank,
+}
 
 logger = logging.get_logger(__name__)
 
 MIN_PAIRS = 20
+
 # Twice the log-likelihood that a fit has to gain over coin flips: two standard errors of the mean sign.
 MIN_EVIDENCE = 4.0
+
 # What is flipped has to gain more: over a model that guesses, at the 0.01 % level (a run asks this of each source in
 # each round, and half of the labels are at stake), and over labels that are all right and a model that is less sure
 # than elsewhere, at the 5 % level.
 MIN_READING, MIN_NOISE_EVIDENCE = float(chi2.isf(0.0001, 1)), float(chi2.isf(0.05, 1))
+
 # A rate whose 95 % interval is wider is not known.
 MAX_WIDTH = 0.3
+
 _INTERVAL_DEPTH = float(chi2.isf(0.05, 1))
+
 # Most labels of a source are only called wrong where the model contradicts surely more of them than this: a model
 # that reads a source badly contradicts about half, and contradicts a few more of them by a bias of its own.
 MIN_REVERSED = 0.6
+
 # A fit sees no more than this many strengths, evenly spaced by rank, and so takes the same time for any number.
 _POINTS, _COARSE_POINTS = 4096, 512
+
 # Slopes per root mean square, from which the search starts.
 _SLOPES = np.geomspace(0.25, 64.0, 17)
+
 _LOG_SLOPES = np.linspace(math.log(_SLOPES[0]) - 3, math.log(_SLOPES[-1]) + 1, 40)
+
 # As much as one wrong and one right pair more, and a slope that is finite where no pair contradicts.
 _LOG_SLOPE, _LOG_SLOPE_SPREAD = math.log(3.0), 1.5
 

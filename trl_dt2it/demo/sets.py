@@ -17,7 +17,7 @@ def texts_of(specs: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
 
     Args:
         specs (`Mapping`):
-            For each set its sources, as in [`~trl_dt2it.curation.round_data.read_sets`].
+            For each set its sources, as in [`~trl_dt2it.curation.rounds.config.read_sets`].
 
     Returns:
         `list[str]`: the wordings of two-image questions, if there are such.
@@ -57,5 +57,5 @@ def demo_rows(kind: str, source: str, options: Mapping[str, Any]) -> Dataset:
     return reformulate_t2i(pairs, seed=given.get("seed", 42), both_orders=both_orders)
 
 
-# For [`~trl_dt2it.curation.round_data.read_sets`].
+# For [`~trl_dt2it.curation.rounds.config.read_sets`].
 DEMO_LOADERS = {kind: partial(demo_rows, kind) for kind in ("digits", "digits_t2i")}

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..curation.round_report import FINAL_NAMES
+from ..curation.rounds.results import FINAL_NAMES
 from .calibration import Calibration, calibrate
 from .evaluations import Evaluation
 from .figures import histogram, reliability

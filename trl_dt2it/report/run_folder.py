@@ -11,9 +11,8 @@ import numpy as np
 from datasets import Dataset
 
 from ..curation.ledger import CurationLedger
-from ..curation.round_data import Loaders, read_sets
-from ..curation.round_report import FINAL_NAMES
-from ..curation.run_record import read_record
+from ..curation.rounds.config import Loaders, read_sets
+from ..curation.rounds.results import FINAL_NAMES, read_record
 from ..data.contents import pair_ids
 from ..data.images import ImageOptions
 from ..data.mixing import with_columns

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ..curation.round_data import SET_KINDS
-from ..curation.round_report import FINAL_NAMES, accuracy_table
+from ..curation.rounds.config import SET_KINDS
+from ..curation.rounds.results import FINAL_NAMES, accuracy_table
 from ..evaluation.metrics import wilson
 from .figures import histogram
 from .flow import STATES, Flow

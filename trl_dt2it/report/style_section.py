@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..curation.round_balance import STAGE as BALANCE
-from ..curation.round_report import MOST_AUDITED, audit_pool
+from ..curation.rounds.results import MOST_AUDITED, audit_pool
+from ..curation.rounds.sets import STAGE as BALANCE
 from ..data.contents import pair_contents
 from .figures import bars
 from .page import Section, Table

@@ -10,7 +10,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from ..curation.round_data import Loaders
+from ..curation.rounds.config import Loaders
 from ..utils import whole_file
 from .evaluations import Evaluation, benchmarks, read_evaluation
 from .flow import Flow, read_flow

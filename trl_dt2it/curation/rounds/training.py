@@ -21,17 +21,17 @@ from transformers import BitsAndBytesConfig, TrainerCallback
 from transformers.integrations import is_wandb_available
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
-from ..debias.audit import StyleAuditCallback
-from ..models.modeling import load_processing_class, load_reward_model
-from ..models.shared_prefix import decide_share_prefix
-from ..training.collator import MultimodalPreferenceCollator
-from ..training.config import MultimodalRewardConfig
-from ..training.pair_scoring import score_pairs
-from ..training.setup import image_options
-from ..training.trainer import MultimodalRewardTrainer
-from ..utils import on_main_process, wait_for_everyone, whole_weights
-from .dataset_card import curation_section
-from .ledger import CurationLedger
+from ...debias.audit import StyleAuditCallback
+from ...models.modeling import load_processing_class, load_reward_model
+from ...models.shared_prefix import decide_share_prefix
+from ...training.collator import MultimodalPreferenceCollator
+from ...training.config import MultimodalRewardConfig
+from ...training.pair_scoring import score_pairs
+from ...training.setup import image_options
+from ...training.trainer import MultimodalRewardTrainer
+from ...utils import on_main_process, wait_for_everyone, whole_weights
+from ..ledger import CurationLedger
+from ..publish import curation_section
 
 
 # Arguments of a training that its result does not depend on.

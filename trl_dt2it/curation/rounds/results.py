@@ -1,29 +1,136 @@
-"""What came of a curation run: figures for `summary.json`, and a table."""
+"""Results of a run: its record, its metrics in trackers, and its summary."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import copy
+import os
+import platform
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
+import torch
+from accelerate import PartialState
+from accelerate.utils import patch_environment
 from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers.integrations import get_reporting_integration_callbacks
 
-from ..data.columns import column_of
-from ..data.contents import pair_contents
-from ..debias.audit import audit_style
-from ..scoring.shards import read_scores
-from ..utils import printable
-from .ledger import CurationLedger
+from ...data.columns import column_of
+from ...data.contents import pair_contents
+from ...debias.audit import audit_style
+from ...debias.style import parts_by
+from ...scoring.shards import read_scores
+from ...training.config import MultimodalRewardConfig
+from ...training.model_card import run_command
+from ...utils import digest, printable, read_json, write_json
+from ..callback import curation_metrics
+from ..ledger import CurationLedger
+from .config import CurationRun
+from .training import close_trackers
 
 
-if TYPE_CHECKING:
-    from .curation_run import CurationRun
+RUN_FILE = "run.json"
+
+PACKAGES = ("trl-dt2it", "trl", "transformers", "torch", "accelerate", "datasets", "peft")
+
+
+def record_run(run: CurationRun, argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Write `run.json` into the folder of a run, with its command line but for secrets, and return what it holds."""
+    args, earlier = run.training.args, read_record(run.output_dir)
+    record = {
+        "command": run_command(PartialState().num_processes, argv),
+        # Run again after a kill, it is still the same run.
+        "started": datetime.now(UTC).isoformat(timespec="seconds") if earlier is None else earlier["started"],
+        "machine": machine(),
+        "versions": versions(),
+        "sets": {name: dict(specs) for name, specs in run.sets.specs.items()},
+        "pairs": {name: _by_source(run.sets.raw(name)) for name in run.sets.specs},
+        "images": {"image_root": args.image_root, "max_image_pixels": args.max_image_pixels},
+        "models": [{"model_name_or_path": one.name_or_path, "seed": one.seed} for one in run.models],
+        "rounds": [[step.settings() for step in steps] for steps in run.rounds],
+        "balance_style": run.balance,
+        "training": run.training.settings(),
+    }
+    write_json(run.output_dir / RUN_FILE, record, default=str)
+    return record
+
+
+def _by_source(rows: Dataset) -> dict[str, int]:
+    return dict(Counter(map(str, column_of(rows, "source").to_pylist())).most_common())
+
+
+def read_record(directory: str | os.PathLike) -> dict[str, Any] | None:
+    """Read what [`record_run`] wrote; `None` if it has not."""
+    return read_json(Path(directory) / RUN_FILE)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that a result may depend on."""
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+def machine() -> str:
+    """Describe the hardware in a few words."""
+    count = PartialState().num_processes
+    processes = f"{count} process" + ("es" if count > 1 else "")
+    if PartialState().device.type == "cuda":
+        return f"{processes}, {torch.cuda.get_device_name()}"
+    return f"{processes}, {os.cpu_count()} CPU cores, {sys.platform} {platform.machine()}"
+
+
+_TRUTHS = ("noise_before", "noise_after", "flip_precision", "flip_recall")
+
+
+def report_decision(run: CurationRun, place: int, counts: Mapping[str, Any]) -> None:
+    """Report what the pool is like after a decision, the `place`-th from 1, and before the first what it was like, to
+    the trackers that `report_to` names."""
+    if not run.training.args.report_to:
+        return
+    entries = {0: pool_metrics(run, after=0)} if place == 1 else {}
+    entries[place] = pool_metrics(run)
+    entries[place] |= {f"curation/{name}": counts[name] for name in _TRUTHS if name in counts}
+    log_to_trackers(run, entries)
+
+
+def pool_metrics(run: CurationRun, after: int | None = None) -> dict[str, float]:
+    """Return metrics of the pool as the ledger has it, after all rounds or up to one; 0 is the pool as it came."""
+    pool, ledger = run.sets.usable("pool"), CurationLedger(run.output_dir / "ledger")
+    contents = run.sets.contents("pool")
+    known = ledger.labels(run.sets.names("pool"), after, contents=contents)
+    sources = cast("Mapping[str | None, np.ndarray]", parts_by(pool, "source"))
+    metrics = curation_metrics(known["flipped"], known["kept"], known["strength"], np.arange(len(pool)), sources)
+    return metrics | audit_style(ledger.apply(pool, after=after, contents=contents)).metrics()
+
+
+def log_to_trackers(run: CurationRun, entries: Mapping[int, Mapping[str, float]]) -> None:
+    """Hand metrics by step to the trackers."""
+    args: MultimodalRewardConfig = copy.copy(run.training.args)
+    args.run_name = f"{args.run_name or run.output_dir.name}-curation"
+    # The same run and folder again at every decision, also when the run of rounds goes on after a kill.
+    name = digest(str(run.output_dir.resolve()))[:16]
+    folder = run.output_dir / "runs" / "curation"
+    variables = {"wandb_run_id": name, "wandb_resume": "allow", "wandb_log_model": "false"}
+    with patch_environment(tensorboard_logging_dir=str(folder), **variables):
+        trackers: list[TrainerCallback] = [one() for one in get_reporting_integration_callbacks(args.report_to)]
+        control = TrainerControl()
+        for tracker in trackers:
+            tracker.on_train_begin(args, TrainerState(), control, model=None)
+            for step, metrics in entries.items():
+                tracker.on_log(args, TrainerState(global_step=step), control, model=None, logs=dict(metrics))
+            tracker.on_train_end(args, TrainerState(), control, model=None)
+        close_trackers(args)
+
 
 FINAL_NAMES = {
     "unbalanced": "base data as it came",
@@ -34,6 +141,7 @@ FINAL_NAMES = {
 }
 
 MOST_AUDITED = 20_000  # of a larger pool so many are drawn: enough for the third digit, and some seconds
+
 # Less than this, of an accuracy on one source or of a leakage, is not called harm.
 LEAST_CHANGE = 0.01
 

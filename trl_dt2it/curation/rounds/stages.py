@@ -26,9 +26,9 @@ from filelock import FileLock
 from rich.console import Console
 from rich.table import Table
 
-from .. import __version__
-from ..scoring.shards import claim, record_of
-from ..utils import (
+from ... import __version__
+from ...scoring.shards import claim, record_of
+from ...utils import (
     check_shared_folder,
     digest_of,
     move_aside,

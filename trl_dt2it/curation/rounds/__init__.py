@@ -1,0 +1,1 @@
+"""Curation in rounds, each training from the base model."""

@@ -1,0 +1,557 @@
+"""A curation run out of its configuration: settings of the rounds, and the sets that they read."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from ...data.columns import column_of, leave_images_encoded, rows_at_once
+from ...data.contents import pair_contents, source_fingerprint
+from ...data.load import load_preferences
+from ...data.mixing import concatenate, with_canonical_columns, with_columns
+from ...debias.balance import ONE_SIDED
+from ...debias.style import STYLE_FEATURES
+from ...models.modeling import load_processing_class, set_pixel_limits
+from ...training.collator import MultimodalPreferenceCollator
+from ...training.config import MultimodalRewardConfig
+from ...training.setup import image_options, prepare_dataset
+from ...utils import digest, digest_of, main_process_first, on_main_process
+from ..judging import Judging, read_judging
+from ..noise import flip_mixture
+from ..rules import Flip, Keep, flip_negative, flip_weakest_half, keep_confident, keep_consistent
+from .stages import Stage
+from .training import RewardTraining
+
+
+# What a configuration may name, with any of the function's options beside it.
+FLIP_RULES = {rule.__name__: rule for rule in (flip_weakest_half, flip_negative, flip_mixture)}
+
+KEEP_RULES = {rule.__name__: rule for rule in (keep_consistent, keep_confident)}
+
+COMBINE = ("raw", "zscore", "rank")
+
+TRAIN_ON = ("base", "current")
+
+ORIENTATIONS = ("source", "current")
+
+
+@dataclass(frozen=True)
+class Step:
+    """
+    One scoring of the pool, and what is decided by it.
+
+    Parameters:
+        name (`str`, *optional*):
+            Tells the steps of a round apart.
+        train_on (`str`, *optional*):
+            What the models that score are trained on: `"base"`, the constructed data alone, or `"current"`, these and
+            the pool as it has been curated so far. By default `"base"` in the first step and `"current"` later.
+        folds (`int`, *optional*):
+            With `"current"`, number of parts of the pool, of which each is scored by a model that is trained on the
+            others; 1 scores in sample. By default what the run says.
+        rules (`Sequence[Mapping]`):
+            Rules, one after the other: `{flip: NAME, by: source, ...}` or `{keep: NAME, by: source, ...}`, with the
+            options of the rule.
+        combine (`str`, *optional*, defaults to `"raw"`):
+            How the scores of several models become one strength, as in [`combine_scores`].
+        orientation (`str`, *optional*, defaults to `"source"`):
+            Whether labels are judged as the `"source"` has them, anew in every round, or as they are `"current"`, so
+            that what was flipped stays unless it is flipped back.
+        min_kept (`float`, *optional*, defaults to `0.1`):
+            Least share of each source that is kept.
+        judge (`bool`, *optional*, defaults to `False`):
+            Whether judges are asked about the pairs that the rules drop. Those on which they agree come back.
+    """
+
+    name: str | None = None
+    train_on: str | None = None
+    folds: int | None = None
+    rules: Sequence[Mapping[str, Any]] = ()
+    combine: str = "raw"
+    orientation: str = "source"
+    min_kept: float = 0.1
+    judge: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value, choices in (
+            ("train_on", self.train_on, (None, *TRAIN_ON)),
+            ("combine", self.combine, COMBINE),
+            ("orientation", self.orientation, ORIENTATIONS),
+        ):
+            if value not in choices:
+                raise ValueError(
+                    f"`{name}` of a round is {value!r}; choose one of {', '.join(filter(None, choices))}."
+                )
+        if self.folds is not None and self.folds < 1:
+            raise ValueError(f"`folds` of a round is {self.folds}; it must be at least 1.")
+        if not 0 <= self.min_kept <= 1:
+            raise ValueError(f"`min_kept` of a round is {self.min_kept}; it must be a share from 0 to 1.")
+        if not self.rules:
+            raise ValueError("A round has no `rules`; give at least one, such as {flip: flip_mixture}.")
+        self.read_rules()
+
+    def read_rules(self) -> list[Flip | Keep]:
+        """The rules as [`decide`] takes them."""
+        return [read_rule(rule) for rule in self.rules]
+
+    def settings(self) -> dict[str, Any]:
+        """All that a decision depends on."""
+        names = ("rules", "combine", "orientation", "min_kept")
+        return {name: value for name, value in asdict(self).items() if name in names}
+
+
+# The paper: of what the model contradicts, the worse half is flipped; a model that is trained on the result decides
+# what is consistent; judges decide on the rest. Twice.
+PAPER_ROUND = [
+    {"name": "flip", "rules": [{"flip": "flip_weakest_half"}], "orientation": "current", "min_kept": 0.0},
+    {"name": "filter", "rules": [{"keep": "keep_consistent"}], "orientation": "current", "min_kept": 0.0},
+]
+
+# Ours: what is least certain sits a round out, and all are kept at the end.
+_FLIP, _KEEP = {"flip": "flip_mixture", "by": "source"}, {"keep": "keep_confident", "share": 0.9}
+
+METHODS: dict[str, list[dict[str, Any]]] = {
+    "paper": [{"steps": PAPER_ROUND}, {"steps": PAPER_ROUND}],
+    "mixture": [{"rules": [_FLIP, _KEEP]}, {"rules": [_FLIP, _KEEP]}, {"rules": [_FLIP]}],
+}
+
+
+def read_rule(rule: Mapping[str, Any]) -> Flip | Keep:
+    """
+    A rule as [`decide`] takes it.
+
+    Args:
+        rule (`Mapping`):
+            `{flip: NAME, by: source, ...}` or `{keep: NAME, by: source, ...}`.
+
+    Returns:
+        [`Flip`] or [`Keep`]
+
+    Raises:
+        `ValueError`: if the rule or one of its options is not known.
+    """
+    options = dict(rule)
+    kinds = [kind for kind in ("flip", "keep") if kind in options]
+    if len(kinds) != 1:
+        raise ValueError(f"The rule {dict(rule)} has to have one of the keys `flip` and `keep`.")
+    kind, name = kinds[0], options.pop(kinds[0])
+    own = {key: options.pop(key) for key in ("by", "min_pairs") if key in options and (kind == "flip" or key == "by")}
+    known: Mapping[str, Any] = FLIP_RULES if kind == "flip" else KEEP_RULES
+    if name not in known:
+        raise ValueError(f"`{kind}: {name}` is no rule; choose one of {', '.join(known)}.")
+    # The first parameter is the strength, and those by name alone are for arrays.
+    allowed = [
+        one.name
+        for one in list(inspect.signature(known[name]).parameters.values())[1:]
+        if one.kind != one.KEYWORD_ONLY
+    ]
+    if unknown := [option for option in options if option not in allowed]:
+        takes = f"takes {', '.join(allowed)}" if allowed else "takes no options"
+        raise ValueError(f"The rule {name} has no option `{unknown[0]}`; it {takes}.")
+    function = partial(known[name], **options)
+    return Flip(function, **own) if kind == "flip" else Keep(function, **own)
+
+
+def read_rounds(
+    method: str, rounds: Sequence[Mapping[str, Any]] | None = None, *, folds: int = 2, judge: bool = False
+) -> list[list[Step]]:
+    """
+    The rounds of a configuration, with all defaults filled in.
+
+    Args:
+        method (`str`):
+            `"paper"` or `"mixture"`: what the rounds are if none are given.
+        rounds (`Sequence[Mapping]`, *optional*):
+            Each either the keys of a [`Step`], or `steps`, a list of such.
+        folds (`int`, *optional*, defaults to `2`):
+            `folds` of the steps that do not say.
+        judge (`bool`, *optional*, defaults to `False`):
+            Whether there is a judge. In the rounds of a method, the last step of each round then asks it.
+
+    Returns:
+        `list[list[Step]]`: the steps of each round.
+
+    Raises:
+        `ValueError`: if a key or a name is not known, or a value is out of range.
+    """
+    if method not in METHODS:
+        raise ValueError(f"`method` is {method!r}; choose one of {', '.join(METHODS)}.")
+    if rounds is not None and not rounds:
+        raise ValueError("`rounds` is empty; give at least one round, or leave it out for those of the method.")
+    read: list[list[Step]] = []
+    for number, given in enumerate(METHODS[method] if rounds is None else rounds, 1):
+        if "steps" in given and len(given) > 1:
+            raise ValueError(f"Round {number} has `steps` and other keys beside it; put these into the steps.")
+        steps = [dict(one) for one in given.get("steps", [given])]
+        if rounds is None and judge:
+            steps[-1]["judge"] = True
+        known = [field.name for field in fields(Step)]
+        for place, step in enumerate(steps):
+            if unknown := [key for key in step if key not in known]:
+                raise ValueError(f"Round {number} has the unknown key `{unknown[0]}`; known are {', '.join(known)}.")
+            step.setdefault("train_on", "current" if read or place else "base")
+            step.setdefault("folds", folds)
+        read.append([Step(**step) for step in steps])
+        names = [step.name for step in read[-1]]
+        if len(set(names)) < len(names):
+            raise ValueError(f"The steps of round {number} need a `name` each, all different.")
+        if any(step.judge for step in read[-1]) and not judge:
+            raise ValueError(f"Round {number} has `judge: true`, but there is no `judge`; say where it is.")
+    return read
+
+
+# Rows of further kinds of sources: a function of the `source` and of what stands under the key that names the kind.
+Loaders = Mapping[str, Callable[[str, Mapping[str, Any]], Dataset]]
+
+SET_KINDS = ("dataset_name", "preferences")
+
+_FILES = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+
+
+def read_sets(name: str, specs: Mapping[str, Mapping[str, Any]], loaders: Loaders | None = None) -> Dataset:
+    """
+    One set out of several sources.
+
+    Args:
+        name (`str`):
+            What the configuration calls it, for messages.
+        specs (`Mapping[str, Mapping]`):
+            For each source where its rows are: `dataset_name` (a Parquet or JSON file, a folder or a Hub id, with
+            `dataset_config`, `dataset_split` and `image_root`), or `preferences` (a name of [`load_preferences`], with
+            its arguments), or a key of `loaders`; and `max_rows`. The key is the `source` of rows that do not say
+            theirs, and of all rows of the set `test`, whose figures it names.
+        loaders (`Mapping[str, Callable]`, *optional*):
+            Functions that load further kinds of sources, such as [`trl_dt2it.demo.sets.DEMO_LOADERS`].
+
+    Returns:
+        `Dataset`: all rows, in order, with the columns of all sources; canonical rows, if sources have different ones.
+
+    Raises:
+        `ValueError`: if a key is not known, or there is nothing to read.
+    """
+    if not specs:
+        raise ValueError(f"`{name}` is empty; name at least one source.")
+    parts = {}
+    with main_process_first():  # the others find what it has downloaded and converted
+        for source, spec in specs.items():
+            rows = read_set(f"{name}.{source}", source, spec or {}, loaders)
+            if "source" not in rows.column_names or name == "test":
+                rows = with_columns(rows, {"source": pa.repeat(source, len(rows))})
+            parts[source] = leave_images_encoded(rows)
+    return concatenate(parts)
+
+
+def read_set(where: str, source: str, spec: Mapping[str, Any], loaders: Loaders | None = None) -> Dataset:
+    """The rows of one source; `where` names the setting in messages, the rest is as in [`read_sets`]."""
+    spec, loaders = dict(spec), loaders or {}
+    known = (*SET_KINDS, *loaders)
+    kinds = [kind for kind in known if kind in spec]
+    if len(kinds) != 1:
+        raise ValueError(f"`{where}` has to have one of the keys {', '.join(known)}.")
+    kind, value, most = kinds[0], spec.pop(kinds[0]), spec.pop("max_rows", None)
+    if kind == "preferences":
+        rows = load_preferences(value, **{"source": source, **spec})
+    elif kind == "dataset_name":
+        config, split = spec.pop("dataset_config", None), spec.pop("dataset_split", "train")
+        rows, root = _load(where, str(value), config, split), spec.pop("image_root", None)
+        rows = rows if root is None else with_canonical_columns(rows, image_root=root)
+    else:
+        rows = loaders[kind](source, json.loads(value) if isinstance(value, str) else value)
+    if kind != "preferences" and spec:
+        raise ValueError(f"`{where}` has the unknown key `{next(iter(spec))}`.")
+    return rows if most is None or most >= len(rows) else rows.select(range(most))
+
+
+def _load(where: str, name: str, config: str | None, split: str) -> Dataset:
+    path = Path(name).expanduser()
+    if path.suffix in _FILES:
+        if not path.is_file():
+            raise ValueError(f"`{where}` is {name}, but there is no such file.")
+        return load_dataset(_FILES[path.suffix], data_files=str(path), split=split)
+    if not path.is_dir() and (path.is_absolute() or name.startswith((".", "~"))):
+        raise ValueError(f"`{where}` is {name}, but there is no such folder.")
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        found = load_from_disk(str(path))
+        return found[split] if isinstance(found, DatasetDict) else found
+    return load_dataset(str(path) if path.is_dir() else name, config, split=split)
+
+
+def set_digest(dataset: Dataset, pair_ids: pa.Array, contents: pa.Table | None = None) -> str:
+    """
+    What tells a set from others, also on another machine.
+
+    Args:
+        dataset (`Dataset`):
+            The rows; images count by the other arguments alone.
+        pair_ids (`pa.Array`):
+            Names of the rows.
+        contents (`pa.Table`, *optional*):
+            What is in them, from [`pair_contents`].
+
+    Returns:
+        `str`: a SHA-256 of all other columns, 64 hexadecimal digits.
+    """
+    names = [name for name in dataset.column_names if name not in ("image", "images", "videos")]
+    tables = dataset.select_columns(names).with_format("arrow").iter(rows_at_once(dataset))
+    return digest(
+        (f"{name}\n" for name in pair_ids.to_pylist()),
+        (f"{content}\n" for content in ([] if contents is None else contents["content"].to_pylist())),
+        (json.dumps(row, sort_keys=True, default=str) for table in tables for row in table.to_pylist()),
+    )
+
+
+def folds_of(dataset: Dataset, pair_ids: pa.Array, number: int, seed: int = 42) -> np.ndarray:
+    """
+    Parts of a set that share no prompt.
+
+    Args:
+        dataset (`Dataset`):
+            Rows with `group_id`; a row without one is a group of its own.
+        pair_ids (`pa.Array`):
+            Names of the rows. Rows that differ by the number behind their name alone are copies, and stay together.
+        number (`int`):
+            Number of parts.
+        seed (`int`, *optional*, defaults to `42`):
+            Seed of the split.
+
+    Returns:
+        `np.ndarray` of shape `(N,)`: the part of each row, from 0; parts differ in size by little more than a group.
+    """
+    # Without its number, the name of a copy is that of the first.
+    names = pa.array([re.sub(r"#\d+$", "", name) for name in pair_ids.to_pylist()]).dictionary_encode()
+    copies = names.indices.to_numpy()
+    groups = copies
+    if "group_id" in dataset.column_names:
+        own = column_of(dataset, "group_id").dictionary_encode()
+        given = own.indices.fill_null(-1).to_numpy().astype(np.int64)
+        first = np.zeros(len(names.dictionary), dtype=np.int64)
+        first[copies[::-1]] = np.arange(len(copies))[::-1]
+        groups = np.where(given >= 0, given, len(own.dictionary) + copies)[first[copies]]
+    _, groups, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    order = np.random.default_rng(seed).permutation(len(sizes))
+    middles = np.cumsum(sizes[order]) - sizes[order] / 2
+    part = np.empty(len(sizes), dtype=np.int64)
+    part[order] = (middles * number / len(copies)).astype(np.int64)
+    return part[groups]
+
+
+@dataclass
+class SourceSets:
+    """
+    The sets of a run, read when they are first needed.
+
+    Parameters:
+        specs (`dict[str, Mapping]`):
+            For each of the sets `base`, `pool` and `test` its sources, as in [`read_sets`].
+        args ([`MultimodalRewardConfig`]):
+            `on_bad_row`, `image_check` and `max_length` say which rows can be used.
+        model_dir (`Callable`):
+            Gives the directory or Hub id of a model whose processor counts tokens and knows special ones.
+        loaders (`Mapping[str, Callable]`, *optional*):
+            As in [`read_sets`].
+    """
+
+    specs: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    args: MultimodalRewardConfig
+    model_dir: Callable[[], str]
+    loaders: Loaders | None = None
+    _raw: dict[str, Dataset] = field(default_factory=dict)
+    _digests: dict[str, str] = field(default_factory=dict)
+    _usable: dict[str, Dataset] = field(default_factory=dict)
+    _contents: dict[str, pa.Table] = field(default_factory=dict)
+
+    def raw(self, name: str) -> Dataset:
+        """All rows of a set."""
+        if name not in self._raw:
+            self._raw[name] = read_sets(name, self.specs[name], self.loaders)
+        return self._raw[name]
+
+    def digest(self, name: str) -> str:
+        """What a set depends on, and what decides which of its rows can be used."""
+        if name not in self._digests:
+            args, rows = self.args, self.raw(name)
+            limits = {"max_length": args.max_length, "min_pixels": args.min_pixels, "max_pixels": args.max_pixels}
+            contents = self.contents(name)
+            content = on_main_process(lambda: set_digest(rows, contents["pair_id"].combine_chunks(), contents))
+            self._digests[name] = digest_of([content, args.on_bad_row, args.image_check, limits])
+        return self._digests[name]
+
+    def contents(self, name: str) -> pa.Table:
+        """What is in all rows of a set, and their names, as [`pair_contents`] gives it; images are read once."""
+        if name not in self._contents:
+            rows, root = self.raw(name), self.args.image_root
+            self._contents[name] = on_main_process(
+                lambda: pair_contents(rows, image_root=root, num_proc=self.args.dataset_num_proc)
+            )
+        return self._contents[name]
+
+    def fingerprint(self, name: str) -> str:
+        """What a ledger knows a set by: the names of all its rows, whichever of them can be used."""
+        return source_fingerprint(self.contents(name)["pair_id"].combine_chunks())
+
+    def usable(self, name: str) -> Dataset:
+        """Rows of a set that can be trained on and scored; others are quarantined as in a training, once for all."""
+        if name not in self._usable:
+            model_dir, args = self.model_dir(), self.args
+            processing_class = load_processing_class(model_dir, trust_remote_code=args.trust_remote_code)
+            set_pixel_limits(processing_class, min_pixels=args.min_pixels, max_pixels=args.max_pixels)
+            collator = MultimodalPreferenceCollator(processing_class, image_options=image_options(args))
+            # Named first, so that copies are numbered the same way whatever rows are left out.
+            rows = self.raw(name)
+            rows = with_columns(rows, {"pair_id": self.contents(name)["pair_id"].combine_chunks()})
+            self._usable[name], _ = prepare_dataset(rows, name=name, collator=collator, args=args)
+        return self._usable[name]
+
+    def names(self, name: str) -> pa.Array:
+        """Names of the usable rows of a set."""
+        return column_of(self.usable(name), "pair_id")
+
+
+_BALANCE = {"by": "source", "max_weight": 10.0, "features": None}
+
+FINALS = ("unbalanced", "base", "uncurated", "curated", "oracle")
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A model to start from, and the seed of its trainings."""
+
+    name_or_path: str
+    seed: int
+    directory: str | None = field(default=None, compare=False)  # where it lies, if not under its name
+    stage: Stage | None = field(default=None, compare=False)  # what makes it, if the run does
+
+
+@dataclass
+class CurationRun:
+    """All that the stages of a run share."""
+
+    output_dir: Path
+    training: RewardTraining
+    models: Sequence[BaseModel]  # that score; the first is trained at the end
+    sets: SourceSets  # `base`, `pool`, and maybe `test`
+    rounds: Sequence[Sequence[Step]]
+    final: Sequence[str]  # of [`FINALS`]
+    judging: Judging | None = None
+    balance: dict[str, Any] | None = None  # from [`read_balance`]
+    rows_per_shard: int = 4096
+    shard: tuple[int, int] = (0, 1)  # i of n machines
+
+    def model_dir(self, model: int = 0) -> str:
+        """Return where a base model is loaded from."""
+        one = self.models[model]
+        return str(self.output_dir / one.stage.name) if one.stage is not None else one.directory or one.name_or_path
+
+    def base_stage(self, model: int) -> str | None:
+        """Return the first stage that trains a model on the base alone, if any does."""
+        steps = [(number, step) for number, steps in enumerate(self.rounds, 1) for step in steps]
+        names = [step_name(number, step) for number, step in steps if step.train_on == "base"]
+        return f"{names[0]}/train/model-{model}" if names else None
+
+    def final_stage(self, name: str) -> str:
+        """Return the stage that trains a final model: one that has scored the pool is not trained again."""
+        return (self.base_stage(0) if name == "base" else None) or f"final/{name}"
+
+
+def read_run(
+    training: RewardTraining,
+    *,
+    base: Mapping[str, Any],
+    pool: Mapping[str, Any],
+    test: Mapping[str, Any] | None = None,
+    method: str = "mixture",
+    rounds: Sequence[Mapping[str, Any]] | None = None,
+    folds: int = 2,
+    models: Sequence[Mapping[str, Any]] = ({},),
+    default_model: str | None = None,
+    judge: Mapping[str, Any] | None = None,
+    balance_style: Mapping[str, Any] | bool | None = None,
+    final: Sequence[str] = ("curated",),
+    rows_per_shard: int = 4096,
+    shard: tuple[int, int] = (0, 1),
+    find_model: Callable[[str, int], BaseModel] = BaseModel,
+    loaders: Loaders | None = None,
+) -> CurationRun:
+    """Read a run from the keys of a configuration file; raise a `ValueError` on an unknown key or a bad value.
+    `find_model` resolves a name and a seed, and `loaders` load further kinds of sources, as in [`read_sets`]."""
+    specs = {"base": base, "pool": pool, **({} if test is None else {"test": test})}
+    if unknown := [name for name in final if name not in FINALS]:
+        raise ValueError(f"`final` names {unknown[0]!r}; choose of {', '.join(FINALS)}.")
+    if "unbalanced" in final and not balance_style:
+        raise ValueError("`final` names 'unbalanced', but no style is balanced; give `balance_style`, or name 'base'.")
+    if training.args.eval_strategy != "no" and test is None:
+        raise ValueError("`eval_strategy` needs something to evaluate on; give `test`, or leave it out.")
+    if training.args.load_best_model_at_end or training.args.save_strategy == "best":
+        raise ValueError("The rounds score with the last weights of a training; leave `load_best_model_at_end` out.")
+    if is_deepspeed_zero3_enabled():
+        raise ValueError(
+            "The rounds load a whole model on each GPU to score, which DeepSpeed ZeRO-3 does not allow; launch them "
+            "with ZeRO-2, as in recipes/accelerate/deepspeed_zero2.yaml."
+        )
+    if rows_per_shard < 1:
+        raise ValueError(f"`rows_per_shard` is {rows_per_shard}; it must be at least 1.")
+    read = list[BaseModel]()
+    for one in models:
+        if unknown := [key for key in one if key not in ("model_name_or_path", "seed")]:
+            raise ValueError(f"A model has the unknown key `{unknown[0]}`; known are model_name_or_path and seed.")
+        name = one.get("model_name_or_path", default_model)
+        if name is None:
+            raise ValueError("No model is named; give `model_name_or_path`.")
+        read.append(find_model(name, one.get("seed", training.args.seed)))
+    if not read or len(set(read)) < len(read):
+        raise ValueError("`models` has to name at least one model, and none twice with one seed.")
+    run = CurationRun(
+        Path(cast(str, training.args.output_dir)),
+        training,
+        read,
+        SourceSets(specs, training.args, lambda: run.model_dir(), loaders),
+        read_rounds(method, rounds, folds=folds, judge=judge is not None),
+        tuple(final),
+        None if judge is None else read_judging(judge),
+        read_balance(balance_style),
+        rows_per_shard,
+        shard,
+    )
+    if "oracle" in final and "is_flipped" not in run.sets.raw("pool").column_names:
+        raise ValueError("`final` names 'oracle', but the pool has no column `is_flipped` that tells true labels.")
+    return run
+
+
+def read_balance(given: Mapping[str, Any] | bool | None) -> dict[str, Any] | None:
+    """Read how style is to be balanced: keys of [`~trl_dt2it.debias.balance_style`], or `True` for the defaults, by
+    source and with weights up to 10; `None` if not at all."""
+    if given is None or given is False:
+        return None
+    options = {} if given is True else given
+    if not isinstance(options, Mapping):
+        raise ValueError(f"`balance_style` is {given!r}; give true, or by, max_weight and features.")
+    if unknown := [key for key in options if key not in (*_BALANCE, "one_sided")]:
+        raise ValueError(
+            f"`balance_style` has the unknown key `{unknown[0]}`; known are {', '.join(_BALANCE)} and one_sided."
+        )
+    settings = {**_BALANCE, **options}
+    if settings["max_weight"] is not None and not settings["max_weight"] > 1:
+        raise ValueError(f"`max_weight` of `balance_style` is {settings['max_weight']}; give a number above 1.")
+    if settings.get("one_sided", "leave") not in ONE_SIDED:
+        known = ", ".join(ONE_SIDED)
+        raise ValueError(f"`one_sided` of `balance_style` is {settings['one_sided']!r}; give one of {known}.")
+    if unknown := [name for name in settings["features"] or () if name not in STYLE_FEATURES]:
+        known = ", ".join(STYLE_FEATURES)
+        raise ValueError(f"`balance_style` names the feature {unknown[0]!r}; known are {known}.")
+    return settings
+
+
+def step_name(number: int, step: Step) -> str:
+    """Return how the names of a step's stages begin."""
+    return f"round-{number}" + ("" if step.name is None else f"/{step.name}")
