@@ -7,8 +7,7 @@ from scipy.special import expit
 
 from trl_dt2it.curation import CurationLedger
 from trl_dt2it.evaluation.metrics import wilson
-from trl_dt2it.report.calibration import calibrate
-from trl_dt2it.report.flow import STATES, Flow, read_flow
+from trl_dt2it.report.figures import STATES, Flow, calibrate, read_flow
 from trl_dt2it.report.gallery import choose_pairs
 
 from .run_folder import NASTY_SOURCE, STRENGTH

@@ -15,7 +15,7 @@ from trl_dt2it.data.images import ImageOptions
 from trl_dt2it.debias import audit_style
 from trl_dt2it.demo.digits import make_digits
 from trl_dt2it.report import write_report
-from trl_dt2it.report.row_views import conversation, thumbnails
+from trl_dt2it.report.gallery import conversation, thumbnails
 
 from .run_folder import NASTY, NASTY_ID, NASTY_SOURCE, evaluation_file
 

@@ -1,1 +1,1 @@
-from .writing import write_report as write_report
+from .sections import write_report as write_report

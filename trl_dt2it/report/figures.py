@@ -1,13 +1,4 @@
-"""Figures of the report, drawn by matplotlib as SVG that takes its colours and letters from the page around it.
-
-Matplotlib, because it is the library that scientific figures are drawn with, writes SVG without a display, and adds
-some ten kilobytes a figure to the page; the script that plotly or vega put into each page is several megabytes, more
-than all the rest, and the page's own script has nothing to do with figures then. It is among the package's own
-dependencies, because `make demo` writes a report from a bare installation.
-
-Each colour below stands for a CSS variable, which replaces it in the SVG, so that figures follow light and dark.
-Letters stay text (`svg.fonttype: none`): they are searched, copied, read aloud, and set in the page's own type.
-"""
+"""Figures: where pairs went, how rewards are spread, how far probabilities can be believed."""
 
 from __future__ import annotations
 
@@ -18,18 +9,179 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
+from matplotlib.patches import PathPatch, Rectangle
+from matplotlib.path import Path
 from matplotlib.ticker import MaxNLocator
+from scipy.special import expit
 
+from ..curation.ledger import CurationLedger
+from ..evaluation.metrics import Interval, wilson
 from ..utils import printable
-from .calibration import Calibration
+
+
+# Labelled as at the source; the other way round; brought back by judges, either way; left out.
+STATES = ("kept", "flipped", "relabelled", "dropped")
+
+
+@dataclass(frozen=True)
+class Flow:
+    """The N pairs of a ledger, stage by stage."""
+
+    pair_id: pa.Array
+    steps: tuple[str, ...]  # "source", then the K stages that stand, as "round 1, flip"; those of persons last
+    states: np.ndarray  # (K + 1, N), of type int8: position in `STATES` after each stage; at the source, all are kept
+    flipped: np.ndarray  # (N,), whether it ends the other way round than its source has it, as some relabelled do
+    source: np.ndarray  # (N,), "pool" where the ledger does not say
+    strength: np.ndarray  # (N,), as the source has the pair, by the last scores; NaN where it was never scored
+
+    def counts(self) -> np.ndarray:
+        """Count the pairs in each state after each stage, `(K + 1, 4)`."""
+        return np.stack([np.bincount(states, minlength=len(STATES)) for states in self.states])
+
+    def transitions(self) -> np.ndarray:
+        """Count the pairs that go from each state into each other one, `(K, 4, 4)`."""
+        size = len(STATES)
+        steps = zip(self.states[:-1].astype(int), self.states[1:].astype(int), strict=True)
+        moves = [np.bincount(before * size + after, minlength=size**2).reshape(size, size) for before, after in steps]
+        return np.stack(moves) if moves else np.zeros((0, size, size), dtype=int)
+
+    def since(self) -> np.ndarray:
+        """Return the stage from which on a pair stands as it does at the end, `(N,)`; 0 if from the source on."""
+        changed = self.states[1:] != self.states[:-1]
+        return np.where(changed, np.arange(1, len(self.states))[:, None], 0).max(axis=0, initial=0)
+
+
+def read_flow(ledger: CurationLedger) -> Flow:
+    """Follow all pairs through a ledger, without what is undone."""
+    entries = ledger.standing
+    names = ledger.state()["pair_id"].combine_chunks()
+    states = np.zeros((len(entries) + 1, len(names)), dtype=np.int8)
+    flipped = np.zeros(len(names), dtype=bool)
+    source = np.full(len(names), "pool", dtype=object)
+    strength = np.full(len(names), np.nan)
+    for step, entry in enumerate(entries, 1):
+        table = ledger.table(entry)
+        places = pc.index_in(table["pair_id"].combine_chunks(), value_set=names).to_numpy()
+        turned = table["flipped"].to_numpy()
+        is_dropped = pc.equal(table["action"].cast(pa.string()), "drop").to_numpy()
+        judged = any(name.startswith("vote_") for name in table.column_names)
+        standing = np.where(turned, STATES.index("flipped"), STATES.index("kept"))
+        if judged:
+            standing = np.full(len(turned), STATES.index("relabelled"))
+        states[step] = states[step - 1]
+        states[step, places] = np.where(is_dropped, STATES.index("dropped"), standing)
+        flipped[places] = turned
+        told = table["source"].cast(pa.string())
+        source[places] = np.where(told.is_null().to_numpy(), source[places], told.to_numpy())
+        if "chosen_0" in table.column_names:
+            value = table["strength"].to_numpy()
+            strength[places] = np.where(turned, -value, value)
+    return Flow(names, ("source", *map(step_title, entries)), states, flipped, source, strength)
+
+
+def step_title(entry: Mapping[str, Any]) -> str:
+    """Name a stage of a round: that the scores decided goes without saying."""
+    if CurationLedger.is_manual(entry):
+        return "by hand"
+    stage = entry["stage"].removesuffix("decide").rstrip("-")
+    return f"round {entry['round']}" + (f", {stage}" if stage else "")
+
+
+@dataclass(frozen=True)
+class CalibrationBin:
+    """
+    Pairs of about the same predicted win probability.
+
+    Parameters:
+        low, high (`float`):
+            Ends of the bin, from 0.5 to 1.
+        count (`int`):
+            Number of pairs.
+        predicted (`float`, *optional*):
+            Their mean predicted probability; `None` of an empty bin.
+        observed (`float`, *optional*):
+            The share in which the answer that the model prefers is the chosen one.
+        interval ([`Interval`], *optional*):
+            The share's 95 % interval.
+    """
+
+    low: float
+    high: float
+    count: int
+    predicted: float | None = None
+    observed: float | None = None
+    interval: Interval | None = None
+
+
+@dataclass(frozen=True)
+class Calibration:
+    r"""
+    Predicted against observed.
+
+    Which answer is called chosen is no news, so each pair counts from the side that the model prefers: it predicts
+    that this answer wins with \\(p = \sigma(|r_c - r_r|)\\), and it has won if it is the chosen one.
+
+    Parameters:
+        bins (`tuple[CalibrationBin, ...]`):
+            From 0.5 to 1, of equal width.
+        error (`float`):
+            Expected calibration error: mean of |observed - predicted| over the bins, by number of pairs.
+        count (`int`):
+            Number of pairs with two different rewards.
+        ties (`int`):
+            Number of the others, which predict nothing and are left out.
+    """
+
+    bins: tuple[CalibrationBin, ...]
+    error: float
+    count: int
+    ties: int
+
+
+def calibrate(chosen: npt.ArrayLike, rejected: npt.ArrayLike, num_bins: int = 10) -> Calibration:
+    """
+    Compares what rewards predict with what is labelled.
+
+    Args:
+        chosen, rejected (`np.ndarray` of shape `(N,)`):
+            Rewards; pairs in which one is not finite do not count.
+        num_bins (`int`, *optional*, defaults to `10`):
+            Number of bins.
+
+    Returns:
+        [`Calibration`]
+    """
+    gap = np.asarray(chosen, dtype=np.float64) - np.asarray(rejected, dtype=np.float64)
+    gap = gap[np.isfinite(gap)]
+    ties = int((gap == 0).sum())
+    gap = gap[gap != 0]
+    predicted, won = expit(np.abs(gap)), gap > 0
+    edges = np.linspace(0.5, 1, num_bins + 1)
+    place = np.minimum(np.searchsorted(edges, predicted, side="right") - 1, num_bins - 1)
+    bins, error = [], 0.0
+    for number in range(num_bins):
+        inside = place == number
+        count, low, high = int(inside.sum()), float(edges[number]), float(edges[number + 1])
+        if not count:
+            bins.append(CalibrationBin(low, high, 0))
+            continue
+        hits, mean = int(won[inside].sum()), float(predicted[inside].mean())
+        bins.append(CalibrationBin(low, high, count, mean, hits / count, wilson(hits / count, count)))
+        error += abs(hits / count - mean) * count / len(gap)
+    return Calibration(tuple(bins), error, len(gap), ties)
 
 
 INK, MUTED, LINE, ACCENT, SOFT, GREY, FAINT = (f"#0{number}0{number}0{number}" for number in range(1, 8))
+
 _VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", ACCENT: "accent", SOFT: "soft", GREY: "grey", FAINT: "faint"}
+
 _STYLE: Any = {  # its keys are of a type that lists all of matplotlib's settings
     "svg.fonttype": "none",
     "text.parse_math": False,  # a name with dollar signs is no formula
@@ -50,6 +202,7 @@ _STYLE: Any = {  # its keys are of a type that lists all of matplotlib's setting
     "ytick.labelsize": 9,
     "legend.frameon": False,
 }
+
 SIZE = (3.9, 2.7)  # inches of 96 pixels: three fit beside each other on a wide page, one on a telephone
 
 
@@ -240,3 +393,87 @@ def _short(text: str, most: int = 28) -> str:
 
 def _summary(values: Sequence[float] | np.ndarray) -> str:
     return f"{len(values):,} values, mean {np.mean(values):.2f}" if len(values) else "no values"
+
+
+COLOURS = {"kept": GREY, "flipped": ACCENT, "relabelled": SOFT, "dropped": FAINT}
+
+_ORDER = ("kept", "relabelled", "flipped", "dropped")  # from top to bottom
+
+_GAP = 0.03  # between states of a stack, as a share of all pairs
+
+
+def draw_flow(flow: Flow) -> Figure:
+    """
+    Draws the flow of curation.
+
+    Args:
+        flow ([`Flow`]):
+            Where pairs stand after each stage.
+
+    Returns:
+        [`Figure`]: with a drawing for narrow screens.
+    """
+    counts = flow.counts()
+    told = [
+        f"{step}: " + ", ".join(f"{number:,} {state}" for state, number in zip(STATES, row, strict=True) if number)
+        for step, row in zip(flow.steps, counts, strict=True)
+    ]
+    wide = _draw(flow, max(9.0, 1.9 * len(flow.steps)), 3.6, "flow-wide")
+    narrow = _draw(flow, max(3.7, 0.95 * len(flow.steps)), 3.6, "flow-narrow")
+    return Figure("From stage to stage", wide, "Flow of pairs. " + "; ".join(told), narrow, is_wide=True)
+
+
+def _draw(flow: Flow, width: float, height: float, name: str) -> Markup:
+    counts, moves = flow.counts(), flow.transitions()
+    total = max(1, len(flow.pair_id))
+    tops = _tops(counts / total)
+    drawing, axes = new_drawing(width, height)
+    bar = 0.13 / width * len(flow.steps)  # of the distance between stacks
+    for step in range(len(flow.steps)):
+        for state in STATES:
+            share = counts[step, STATES.index(state)] / total
+            if not share:
+                continue
+            top = tops[step][state]
+            axes.add_patch(Rectangle((step, top - share), bar, share, color=COLOURS[state], linewidth=0, zorder=3))
+            number = f"{counts[step, STATES.index(state)]:,}"
+            axes.text(step + 1.4 * bar, top - share / 2, number, va="center", color=INK, fontsize=9, zorder=4)
+        if step < len(moves):
+            _ribbons(axes, step, bar, moves[step] / total, tops[step], tops[step + 1])
+    axes.set_xlim(-0.02, len(flow.steps) - 1 + bar + 0.42)
+    axes.set_ylim(-1 - _GAP * len(STATES), 0.02)
+    for step, title in enumerate(flow.steps):
+        axes.text(step, 0.05, title.replace(", ", "\n"), color=MUTED, fontsize=9, va="bottom")
+    axes.set_axis_off()
+    return as_svg(drawing, name)
+
+
+def _tops(shares: np.ndarray) -> list[dict[str, float]]:
+    """Where each state of each stack begins, from 0 downwards."""
+    found = []
+    for row in shares:
+        place, tops = 0.0, {}
+        for state in _ORDER:
+            share = row[STATES.index(state)]
+            tops[state] = place
+            place -= share + (_GAP if share else 0)
+        found.append(tops)
+    return found
+
+
+def _ribbons(axes, step: int, bar: float, moves: np.ndarray, left: dict, right: dict) -> None:
+    left, right = dict(left), dict(right)
+    x0, x1 = step + bar, step + 1
+    middle = (x0 + x1) / 2
+    for source in _ORDER:
+        for target in _ORDER:
+            share = moves[STATES.index(source), STATES.index(target)]
+            if not share:
+                continue
+            a, b = left[source], right[target]
+            left[source], right[target] = a - share, b - share
+            points = [(x0, a), (middle, a), (middle, b), (x1, b), (x1, b - share)]
+            points += [(middle, b - share), (middle, a - share), (x0, a - share), (x0, a)]
+            codes = [Path.MOVETO, *[Path.CURVE4] * 3, Path.LINETO, *[Path.CURVE4] * 3, Path.CLOSEPOLY]
+            # What comes back from being dropped has the colour of what it becomes.
+            axes.add_patch(PathPatch(Path(points, codes), color=COLOURS[target], alpha=0.3, linewidth=0, zorder=2))

@@ -1,4 +1,4 @@
-"""The page itself: sections of figures and tables as one HTML file that asks nobody for anything."""
+"""The page of a report, and the run folder that it reads."""
 
 from __future__ import annotations
 
@@ -6,13 +6,90 @@ import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+from datasets import Dataset
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from ..utils import digest
+from ..curation.ledger import CurationLedger
+from ..curation.rounds.config import Loaders, read_sets
+from ..curation.rounds.results import FINAL_NAMES, read_record
+from ..data.contents import pair_ids
+from ..data.images import ImageOptions
+from ..data.mixing import with_columns
+from ..scoring.shards import read_scores
+from ..utils import digest, is_aside, read_json
 from .figures import Figure
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run of rounds, or as much as there is of it."""
+
+    directory: Path
+    record: dict[str, Any] | None  # `run.json`: what the run was told
+    summary: dict[str, Any] | None  # `summary.json`, once the run has ended
+    stages: dict[str, dict[str, Any]]  # `stage.json` of each stage that is done, by its name
+    ledger: CurationLedger | None  # once it has decided about anything
+    pool: Dataset | None  # the noisy set, with the ledger's names in `pair_id`
+    problem: str | None = None  # why there is no pool
+    rewards: dict[str, np.ndarray] = field(default_factory=dict)  # (n, 2), of each final model that was tested
+
+    def image_options(self) -> ImageOptions:
+        """Return where the run's images may come from; nothing is fetched."""
+        given = {} if self.record is None else self.record["images"]
+        return ImageOptions(**{name: value for name, value in given.items() if value is not None})
+
+    def is_scored(self) -> bool:
+        """Tell a run whose ledger holds a stage."""
+        return self.ledger is not None and bool(self.ledger.rounds)
+
+
+def read_run_folder(directory: Path, pool: Dataset | None = None, loaders: Loaders | None = None) -> RunFolder:
+    """Read the folder of a run; the noisy set, with `pair_id`, too if it is not at hand, as `run.json` says."""
+    files = sorted(directory.rglob("stage.json")) if directory.is_dir() else []
+    files = [file for file in files if not is_aside(file.relative_to(directory))]
+    has_ledger = (directory / "ledger/ledger.json").is_file()
+    if not files and not has_ledger:
+        raise ValueError(f"{directory} is no folder of a run of recipes/dt2it.py: it has no stage that is done.")
+    # In the order in which they were done.
+    files.sort(key=lambda file: file.stat().st_mtime)
+    stages = {str(file.parent.relative_to(directory)): read_json(file) for file in files}
+    record, problem = read_record(directory), None
+    if pool is None:
+        pool, problem = _read_pool(record, loaders)
+    tested = {name.removeprefix("test/"): directory / name for name in stages if name.startswith("test/")}
+    rewards = {}
+    for name in sorted(tested, key=list(FINAL_NAMES).index):
+        table = read_scores(tested[name])
+        rewards[name] = np.stack([table[side].to_numpy() for side in ("chosen", "rejected")], axis=1)
+    return RunFolder(
+        directory,
+        record,
+        read_json(directory / "summary.json"),
+        stages,
+        CurationLedger(directory / "ledger") if has_ledger else None,
+        pool,
+        problem,
+        rewards,
+    )
+
+
+def _read_pool(record: Mapping[str, Any] | None, loaders: Loaders | None) -> tuple[Dataset | None, str | None]:
+    if record is None:
+        return (
+            None,
+            "the run has no run.json, as runs of older releases have none, and so does not say where its pool is",
+        )
+    try:
+        rows = read_sets("pool", record["sets"]["pool"], loaders)
+        rows = with_columns(rows, {"pair_id": pair_ids(rows)})
+    except (ValueError, OSError) as error:
+        return None, f"the pool cannot be read again: {error}"
+    return rows, None
 
 
 @dataclass(frozen=True)

@@ -1,27 +1,348 @@
-"""Sections about a run of rounds: what was trained on what, strengths, the flow of curation."""
+"""Sections of a report, and the call that writes it."""
 
 from __future__ import annotations
 
 import json
+import os
+import shlex
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
+from datasets import Dataset
 
-from ..curation.rounds.config import SET_KINDS
-from ..curation.rounds.results import FINAL_NAMES, accuracy_table
+from ..curation.rounds.config import SET_KINDS, Loaders
+from ..curation.rounds.results import FINAL_NAMES, MOST_AUDITED, accuracy_table, audit_pool
+from ..curation.rounds.sets import STAGE as BALANCE
+from ..data.contents import pair_contents
 from ..evaluation.metrics import wilson
-from .figures import histogram
-from .flow import STATES, Flow
-from .flow_figure import draw_flow
-from .page import Section, Table
-from .run_folder import RunFolder
+from ..evaluation.results import published_scores
+from ..utils import whole_file
+from .figures import STATES, Calibration, Flow, bars, calibrate, draw_flow, histogram, read_flow, reliability
+from .gallery import gallery_items
+from .page import RunFolder, Section, Table, read_run_folder, render
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """
+    Results of one model.
+
+    Parameters:
+        model (`str`):
+            Its name.
+        results (`Sequence[dict]`):
+            Each as [`~trl_dt2it.evaluation.EvalResult.to_dict`] gives it.
+        pooled (`dict`, *optional*):
+            `micro`, `mean` and `n` over all.
+        scores (`dict[str, np.ndarray]`):
+            By benchmark the scores of chosen and rejected, `(n, 2)`, where their file lies beside.
+    """
+
+    model: str
+    results: Sequence[dict[str, Any]]
+    pooled: dict[str, Any] | None
+    scores: dict[str, np.ndarray]
+
+
+def read_evaluation(path: str | os.PathLike) -> Evaluation:
+    """
+    Reads `evaluation.json`, or one result as JSON.
+
+    Args:
+        path (`str` or `os.PathLike`):
+            The file.
+
+    Returns:
+        [`Evaluation`]
+
+    Raises:
+        `ValueError`: if it is something else.
+    """
+    path = Path(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); give what recipes/evaluate.py wrote.") from error
+    results = content.get("results", [content]) if isinstance(content, dict) else []
+    needed = {"name", "title", "metrics", "n", "wilson", "bootstrap"}
+    if not results or not all(isinstance(one, dict) and needed <= set(one) for one in results):
+        raise ValueError(f"{path} holds no result of an evaluation; give the evaluation.json of recipes/evaluate.py.")
+    model = content.get("model") or results[0].get("settings", {}).get("model") or path.stem
+    scores = {}
+    for one in results:
+        file = path.parent / f"{Path(one['name']).name}.parquet"
+        if file.is_file():
+            table = pq.read_table(file, columns=["chosen", "rejected"])
+            scores[one["title"]] = np.stack([column.to_numpy() for column in table.columns], axis=1)
+    return Evaluation(str(model), results, content.get("pooled"), scores)
+
+
+def benchmarks(evaluations: Sequence[Evaluation]) -> Section:
+    """Tables of benchmarks with intervals, beside published scores."""
+    key, title = "benchmarks", "Benchmarks"
+    if not evaluations:
+        return Section(key, title, missing="no result of recipes/evaluate.py was given (`--evaluation`).")
+    tables, notes = [], []
+    for evaluation in evaluations:
+        for one in evaluation.results:
+            label = f" ({one['label']})" if one.get("label") else ""
+            rows = [
+                [
+                    name,
+                    _percent(value),
+                    *_intervals(one, name),
+                    _whole(one["n"].get(name)),
+                    _whole(one["ties"].get(name)),
+                ]
+                for name, value in one["metrics"].items()
+            ]
+            columns: tuple[str, ...] = ("metric", "%", "95 %, Wilson", "95 %, prompts drawn", "n", "ties")
+            tables.append(Table(f"{one['title']}{label}: {evaluation.model}", columns, rows))
+            published = [
+                [other.model, other.metric, _percent(other.value), other.source, other.note or ""]
+                for other in published_scores(one["name"])
+                if other.metric in one["metrics"]
+            ]
+            if published:
+                columns = ("model", "metric", "%", "source", "")
+                tables.append(Table(f"{one['title']}: published, not measured here", columns, published, "llrll"))
+            notes += [note for note in one.get("notes", ()) if note not in notes]
+        if evaluation.pooled:
+            pooled = evaluation.pooled
+            row = [evaluation.model, _percent(pooled["micro"]), _percent(pooled["mean"]), _whole(pooled["n"])]
+            columns = ("model", "% of all pairs", "mean of benchmarks, %", "pairs")
+            tables.append(Table("All of them as one", columns, [row]))
+    lead = "Share of pairs in which the chosen answer has the higher reward; a tie is wrong."
+    return Section(key, title, lead=lead, tables=tables, notes=notes)
+
+
+def _intervals(result: dict[str, Any], metric: str) -> list[str]:
+    found = (result[kind].get(metric) for kind in ("wilson", "bootstrap"))
+    return ["" if one is None else f"{_percent(one[0])} to {_percent(one[1])}" for one in found]
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def _whole(value: int | None) -> str:
+    return "" if value is None else f"{value:,}"
+
+
+WHY_NOT = "no final model of a run was scored on a test set, and no scores lie beside an evaluation."
+
+
+def scored_sets(run: RunFolder | None, evaluations: Sequence[Evaluation]) -> dict[str, np.ndarray]:
+    """
+    All rewards of which the right answer is known.
+
+    Args:
+        run ([`RunFolder`], *optional*):
+            A run, with its final models on the test set.
+        evaluations (`Sequence[Evaluation]`):
+            Evaluations, with the scores of their benchmarks.
+
+    Returns:
+        `dict[str, np.ndarray]`: rewards of chosen and rejected, `(n, 2)`, by what they are of.
+    """
+    found = {}
+    for name, rewards in ({} if run is None else run.rewards).items():
+        found[f"Test set, {FINAL_NAMES.get(name, name)}"] = rewards
+    for evaluation in evaluations:
+        model = f", {evaluation.model}" if len(evaluations) > 1 or found else ""
+        found |= {f"{benchmark}{model}": scores for benchmark, scores in evaluation.scores.items()}
+    return found
+
+
+def reward_distributions(sets: Mapping[str, np.ndarray]) -> Section:
+    """Rewards of chosen and of rejected answers."""
+    key, title = "rewards", "Rewards"
+    if not sets:
+        return Section(key, title, missing=WHY_NOT)
+    figures, rows = [], []
+    for number, (name, rewards) in enumerate(sets.items()):
+        series = {"rejected": rewards[:, 1], "chosen": rewards[:, 0]}
+        figures.append(histogram(f"rewards-{number}", name, series, xlabel="reward", zero=False))
+        right = (rewards[:, 0] > rewards[:, 1]).mean()
+        means = [f"{values.mean():+.2f} ± {values.std():.2f}" for values in (rewards[:, 0], rewards[:, 1])]
+        rows.append([name, f"{len(rewards):,}", *means, f"{right:.4f}"])
+    columns = ("rewards of", "pairs", "chosen", "rejected", "accuracy")
+    return Section(
+        key,
+        title,
+        lead="How high the models score chosen and rejected answers. Only differences between answers to one prompt "
+        "mean something.",
+        legend=(("outline", "rejected"), ("filled", "chosen")),
+        figures=figures,
+        tables=(Table("Mean and standard deviation", columns, rows),),
+    )
+
+
+def calibration(sets: Mapping[str, np.ndarray]) -> Section:
+    """Predicted win probability against the observed share."""
+    key, title = "calibration", "Calibration"
+    found = {name: calibrate(rewards[:, 0], rewards[:, 1]) for name, rewards in sets.items()}
+    found = {name: one for name, one in found.items() if one.count}
+    if not found:
+        return Section(key, title, missing=WHY_NOT)
+    figures = [reliability(f"calibration-{number}", *one) for number, one in enumerate(found.items())]
+    summary = [[name, f"{one.count:,}", f"{one.ties:,}", f"{one.error:.3f}"] for name, one in found.items()]
+    columns = ("rewards of", "pairs", "ties", "expected calibration error")
+    return Section(
+        key,
+        title,
+        lead="Of pairs in which a model gives its favourite answer a win probability of p, which is the sigmoid of "
+        "the difference of the rewards, a share of p should be labelled so. Points below the line: the model is "
+        "surer than it should be.",
+        legend=(("dot", "share of a bin, with its 95 % interval"), ("dashed", "as predicted")),
+        figures=figures,
+        tables=(Table("In short", columns, summary), *(_bins(name, one) for name, one in found.items())),
+    )
+
+
+def _bins(name: str, found: Calibration) -> Table:
+    rows = []
+    for one in found.bins:
+        if one.predicted is None or one.observed is None or one.interval is None:
+            rows.append([f"{one.low:.2f} to {one.high:.2f}", "0", "", "", ""])
+            continue
+        interval = f"{one.interval.low:.3f} to {one.interval.high:.3f}"
+        rows.append(
+            [
+                f"{one.low:.2f} to {one.high:.2f}",
+                f"{one.count:,}",
+                f"{one.predicted:.3f}",
+                f"{one.observed:.3f}",
+                interval,
+            ]
+        )
+    columns = ("predicted from", "pairs", "mean predicted", "observed", "95 %, Wilson")
+    return Table(f"Bins: {name}", columns, rows, is_folded=True)
+
+
+MOST_FEATURES = 10
+
+
+def read_audit(path: str | os.PathLike) -> dict[str, Any]:
+    """
+    Reads what [`~trl_dt2it.debias.tables.StyleReport.to_json`] gave.
+
+    Args:
+        path (`str` or `os.PathLike`):
+            The file.
+
+    Returns:
+        `dict`: `overall` and `sources`.
+
+    Raises:
+        `ValueError`: if it is something else.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); give what `StyleReport.to_json` wrote.") from error
+    if not isinstance(content, dict) or not {"overall", "sources"} <= set(content):
+        raise ValueError(f"{path} is no audit of style; give what `StyleReport.to_json` wrote.")
+    return content
+
+
+def audits_of(run: RunFolder) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """
+    Audits of a run's constructed data before and after balancing; without it, of the pool as it came and as it is now.
+
+    Args:
+        run ([`RunFolder`]):
+            The run; `style_before.json` and `style_after.json` in its folder win over both.
+
+    Returns:
+        `tuple[dict, list]`: audits by `"before"` and `"after"`, and notes on how they were made.
+    """
+    for folder, notes in ((run.directory, []), (run.directory / BALANCE, ["Of the constructed data, weighted."])):
+        files = {name: folder / f"style_{name}.json" for name in ("before", "after")}
+        if found := {name: read_audit(file) for name, file in files.items() if file.is_file()}:
+            return found, notes
+    if run.pool is None:
+        return {}, []
+    notes = []
+    if len(run.pool) > MOST_AUDITED:
+        notes.append(f"Measured on {MOST_AUDITED:,} pairs, drawn of {len(run.pool):,}.")
+    root = run.image_options().image_root
+    ledger = run.ledger if run.is_scored() else None
+    return audit_pool(run.pool, ledger, lambda pool: pair_contents(pool, image_root=root)), notes
+
+
+def style_leakage(audits: Mapping[str, Mapping[str, Any]], why_not: str, notes: list[str]) -> Section:
+    """
+    How far style tells which answer was chosen, before and after, and the features that carry it.
+
+    Args:
+        audits (`Mapping[str, Mapping]`):
+            One or two audits, by what they are called.
+        why_not (`str`):
+            Why there are none, if so.
+        notes (`list[str]`):
+            How they were made.
+
+    Returns:
+        [`Section`]
+    """
+    key, title = "style", "Style leakage"
+    if not audits:
+        return Section(key, title, missing=why_not)
+    rows = []
+    names = list(dict.fromkeys(name for audit in audits.values() for name in audit["sources"]))
+    for source in ["all pairs", *(names if len(names) > 1 else [])]:
+        for when, audit in audits.items():
+            part = audit["overall"] if source == "all pairs" else audit["sources"].get(source)
+            if part is not None:
+                rows.append([source, when, f"{part['num_pairs']:,}", *_leakage(part)])
+    columns = ("pairs of", "", "pairs", "AUC", "95 % interval", "note")
+    last = list(audits.values())[-1]["overall"]["features"]
+    first = list(audits.values())[0]["overall"]["features"]
+    telling = sorted(first | last, key=lambda name: -_most(name, first, last))[:MOST_FEATURES]
+    telling = [name for name in telling if name in first]
+    figures, legend = [], list[tuple[str, str]]()
+    if telling:
+        series = {
+            when: {name: audit["overall"]["features"][name]["auc"] for name in telling}
+            for when, audit in audits.items()
+            if audit["overall"]["features"]
+        }
+        figures = [bars("style", "What carries it", series, xlabel="chance that chosen has more", middle=0.5)]
+        # Of two, the first are marks, and the last bars.
+        legend = list(zip(("tick", "filled")[-len(series) :], series, strict=True))
+    return Section(
+        key,
+        title,
+        lead="How well style alone (length, markdown, tone, ...) tells which answer was chosen, in pairs that the "
+        "probe has not seen. 0.5 is not at all, 1 is always.",
+        legend=legend,
+        figures=figures,
+        tables=(Table("Leakage", columns, rows, "llrrrl"),),
+        notes=notes,
+    )
+
+
+def _leakage(part: Mapping[str, Any]) -> list[str]:
+    if part["auc"] is None:
+        return ["", "", part["note"] or ""]
+    low, high = part["interval"]
+    return [f"{part['auc']:.3f}", f"{low:.3f} to {high:.3f}", ""]
+
+
+def _most(name: str, *features: Mapping[str, Any]) -> float:
+    return max(abs(one[name]["auc"] - 0.5) if name in one else 0.0 for one in features)
 
 
 MOST_SOURCES = 24  # histograms; a mixture may have more sources than anyone looks at
+
 NO_RUN = "no run of rounds was given (`--run`)."
+
 NOT_DECIDED = "the run has not decided about any pair yet."
 
 
@@ -264,3 +585,125 @@ def _mean(values: np.ndarray) -> str:
 
 def _negative(values: np.ndarray) -> str:
     return f"{(values < 0).mean():.1%}" if len(values) else ""
+
+
+def write_report(
+    output: str | os.PathLike,
+    *,
+    run: str | os.PathLike | None = None,
+    evaluations: Sequence[str | os.PathLike] = (),
+    style_before: str | os.PathLike | None = None,
+    style_after: str | os.PathLike | None = None,
+    pool: Dataset | None = None,
+    loaders: Loaders | None = None,
+    gallery: int = 300,
+    title: str | None = None,
+) -> Path:
+    """
+    Writes a report: one HTML file that holds all it shows and fetches nothing.
+
+    Args:
+        output (`str` or `os.PathLike`):
+            The file.
+        run (`str` or `os.PathLike`, *optional*):
+            Folder of a run of `recipes/dt2it.py`; it need not have ended.
+        evaluations (sequence of `str` or `os.PathLike`, *optional*):
+            Files that `recipes/evaluate.py` wrote (`evaluation.json`). Scores that lie beside are shown too.
+        style_before, style_after (`str` or `os.PathLike`, *optional*):
+            Audits of style before and after curation, from `StyleReport.to_json`. By default the run's pool is
+            audited, unless `style_before.json` and `style_after.json` are in its folder.
+        pool (`Dataset`, *optional*):
+            The run's noisy set with `pair_id`, where it is at hand; by default it is read as the run has read it.
+        loaders (`Mapping[str, Callable]`, *optional*):
+            Functions that load kinds of sources that only the run's recipe knows, such as
+            [`trl_dt2it.demo.sets.DEMO_LOADERS`].
+        gallery (`int`, *optional*, defaults to `300`):
+            Most pairs in the gallery, half of them the strongest flips.
+        title (`str`, *optional*):
+            Title of the page.
+
+    Returns:
+        `Path`: the file.
+
+    Raises:
+        `ValueError`: if there is nothing to report on, or a file is not what it should be.
+
+    Example:
+
+    ```python
+    >>> from trl_dt2it.report import write_report
+
+    >>> write_report("report.html", run="outputs/dt2it_digits")
+    ```
+    """
+    if run is None and not evaluations and style_before is None and style_after is None:
+        raise ValueError("There is nothing to report on; give `run`, `evaluations`, or an audit of style.")
+    folder = None if run is None else read_run_folder(Path(run), pool, loaders)
+    read = [read_evaluation(path) for path in evaluations]
+    flow = read_flow(folder.ledger) if folder is not None and folder.ledger is not None else None
+    if flow is not None and not len(flow.pair_id):  # all of it is undone
+        flow = None
+    sets = scored_sets(folder, read)
+    items = _items(folder, flow, gallery)
+    sections = [
+        trained(folder),
+        strengths(folder, flow),
+        _style(folder, style_before, style_after),
+        curation_flow(folder, flow),
+        reward_distributions(sets),
+        calibration(sets),
+        benchmarks(read),
+        _gallery(folder, flow, items),
+    ]
+    page = render(title or _title(folder, read), sections, subtitle=_subtitle(folder, flow), gallery=items)
+    with whole_file(output) as part:
+        part.write_bytes(page.encode("utf-8", "replace"))  # JSON may hold half a character
+    return Path(output)
+
+
+def _style(run: RunFolder | None, before: Any, after: Any) -> Section:
+    if before is not None or after is not None:
+        given = {"before": before, "after": after}
+        return style_leakage({name: read_audit(path) for name, path in given.items() if path is not None}, "", [])
+    if run is None:
+        return style_leakage({}, "no audit was given (`--style_before`, `--style_after`), and no run.", [])
+    audits, notes = audits_of(run)
+    return style_leakage(audits, f"{run.problem}.", notes)
+
+
+def _items(run: RunFolder | None, flow: Flow | None, most: int) -> dict[str, Any] | None:
+    if run is None or flow is None or run.ledger is None or run.pool is None or not most:
+        return None
+    items = gallery_items(run.pool, run.ledger, flow, most=most, options=run.image_options())
+    source_set = run.ledger.source_set
+    # Verdicts in a browser are kept by what the report is of.
+    return {**items, "source_set": source_set, "report": f"{source_set} {len(run.ledger.rounds)}"}
+
+
+def _gallery(run: RunFolder | None, flow: Flow | None, items: dict[str, Any] | None) -> Section:
+    key, title = "gallery", "Pairs"
+    if run is None or flow is None:
+        return Section(key, title, missing=NO_RUN if run is None else NOT_DECIDED)
+    if items is None:
+        return Section(key, title, missing=f"{run.problem or 'no pairs were asked for (`--gallery 0`)'}.")
+    return Section(
+        key,
+        title,
+        lead="The strongest flips first. Say of each whether what became of it is right; then export the verdicts and "
+        "give them to the ledger, where a person's word stands against all rounds:",
+        command=f"python recipes/report.py --run {shlex.quote(str(run.directory))} --corrections corrections.json",
+    )
+
+
+def _title(run: RunFolder | None, evaluations: Sequence[Evaluation]) -> str:
+    if run is not None:
+        return f"Curation report: {run.directory.resolve().name}"
+    return f"Evaluation report: {Path(evaluations[0].model).name}" if evaluations else "Style report"
+
+
+def _subtitle(run: RunFolder | None, flow: Flow | None) -> str:
+    if run is None:
+        return ""
+    started = f"Run of {run.record['started'][:10]}" if run.record else "Run of unknown date"
+    rounds = "" if flow is None else f", {len(flow.pair_id):,} pairs in {len(flow.steps) - 1} stages of curation"
+    return started + rounds + ("" if run.summary else "; not ended yet")
