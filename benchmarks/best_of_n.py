@@ -24,8 +24,7 @@ from matplotlib import pyplot
 from sklearn.datasets import load_digits
 
 from trl_dt2it import RewardScorer
-from trl_dt2it.demo.digits import ANSWERS, QUESTIONS, WORDS, make_digits
-from trl_dt2it.demo.handwriting import render_strip, split_samples
+from trl_dt2it.demo.digits import ANSWERS, QUESTIONS, WORDS, make_digits, render_strip, split_samples
 from trl_dt2it.demo.tiny import build_tiny_vlm
 
 

@@ -19,8 +19,7 @@ from lib.report import markdown, write
 from lib.tiny_training import DIGITS_SETTINGS, fit
 
 from trl_dt2it.data.t2i import reformulate_t2i
-from trl_dt2it.demo.digits import make_digits, make_digits_t2i
-from trl_dt2it.demo.sets import two_image_texts
+from trl_dt2it.demo.digits import make_digits, make_digits_t2i, two_image_texts
 from trl_dt2it.demo.tiny import build_tiny_vlm
 
 

@@ -22,13 +22,13 @@ from dataclasses import dataclass, field
 
 from trl import TrlParser
 
-from trl_dt2it.recipe_data import RowArguments
+from trl_dt2it.recipe import RowArguments
 
 
 @dataclass
 class AuditArguments(RowArguments):
     """
-    Arguments of this script, besides those of [`trl_dt2it.recipe_data.RowArguments`].
+    Arguments of this script, besides those of [`trl_dt2it.recipe.RowArguments`].
 
     Parameters:
         by (`str`, *optional*, defaults to `"source"`):
@@ -61,7 +61,7 @@ def main(args):
 
     from trl_dt2it.data import validate
     from trl_dt2it.debias import audit_style
-    from trl_dt2it.recipe_data import show_dry_run
+    from trl_dt2it.recipe import show_dry_run
     from trl_dt2it.scoring.shards import REWARD_COLUMNS
     from trl_dt2it.utils import whole_file
 

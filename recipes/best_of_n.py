@@ -22,7 +22,7 @@ from pathlib import Path
 
 from trl import TrlParser
 
-from trl_dt2it.answer_arguments import SAMPLING_FLAGS, AnswerArguments
+from trl_dt2it.recipe import SAMPLING_FLAGS, AnswerArguments
 
 
 MAIN_FLAGS = SAMPLING_FLAGS
@@ -30,13 +30,13 @@ MAIN_FLAGS = SAMPLING_FLAGS
 
 @dataclass
 class BestOfNArguments(AnswerArguments):
-    """Arguments of this script: those of [`trl_dt2it.answer_arguments.AnswerArguments`]."""
+    """Arguments of this script: those of [`trl_dt2it.recipe.AnswerArguments`]."""
 
 
 def main(args):
     from rich.console import Console
 
-    from trl_dt2it.recipe_models import share_work
+    from trl_dt2it.recipe import share_work
     from trl_dt2it.utils import on_main_process, run_lock, whole_file
 
     state, output, rows = share_work(), Path(args.output_dir) / "best_of_n.jsonl", args.read()

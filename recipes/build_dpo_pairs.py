@@ -20,7 +20,7 @@ from pathlib import Path
 
 from trl import TrlParser
 
-from trl_dt2it.answer_arguments import SAMPLING_FLAGS, AnswerArguments
+from trl_dt2it.recipe import SAMPLING_FLAGS, AnswerArguments
 
 
 MAIN_FLAGS = (*SAMPLING_FLAGS, "min_gap", "pairs_per_prompt", "drop_unfinished", "output_format")
@@ -29,7 +29,7 @@ MAIN_FLAGS = (*SAMPLING_FLAGS, "min_gap", "pairs_per_prompt", "drop_unfinished",
 @dataclass
 class GapPairArguments(AnswerArguments):
     """
-    Arguments of this script, besides those of [`trl_dt2it.answer_arguments.AnswerArguments`].
+    Arguments of this script, besides those of [`trl_dt2it.recipe.AnswerArguments`].
 
     Parameters:
         min_gap (`float`, *optional*, defaults to `0.5`):
@@ -62,7 +62,7 @@ def main(args):
 
     from trl_dt2it.data import write_parquet
     from trl_dt2it.data.export import refuse_unpublishable
-    from trl_dt2it.recipe_models import share_work
+    from trl_dt2it.recipe import share_work
     from trl_dt2it.scoring.answers import build_gap_pairs
     from trl_dt2it.utils import on_main_process, run_lock, whole_file
 

@@ -42,7 +42,7 @@ class RoundsArguments:
         base (`dict`):
             The constructed set: for each source where its rows are, as in
             [`trl_dt2it.curation.rounds.config.read_sets`], or `digits` or `digits_t2i` with the arguments of
-            [`trl_dt2it.demo.sets.demo_rows`].
+            [`trl_dt2it.demo.digits.demo_rows`].
         pool (`dict`):
             The noisy set, likewise.
         test (`dict`, *optional*):
@@ -125,9 +125,9 @@ def run_or_plan(args, training_args, model_args):
     from trl_dt2it.curation.rounds.run import plan_rounds
     from trl_dt2it.curation.rounds.stages import run_stages, show_plan
     from trl_dt2it.curation.rounds.training import RewardTraining
-    from trl_dt2it.demo.sets import DEMO_LOADERS
+    from trl_dt2it.demo.digits import DEMO_LOADERS
     from trl_dt2it.models.shared_prefix import usable_attention
-    from trl_dt2it.recipe_models import find_base_model
+    from trl_dt2it.recipe import find_base_model
     from trl_dt2it.report import write_report
     from trl_dt2it.utils import on_main_process, whole_file
 

@@ -22,13 +22,13 @@ from pathlib import Path
 
 from trl import TrlParser
 
-from trl_dt2it.recipe_models import ScorerArguments
+from trl_dt2it.recipe import ScorerArguments
 
 
 @dataclass
 class EvaluateArguments(ScorerArguments):
     """
-    Arguments of this script, besides those of [`trl_dt2it.recipe_models.ScorerArguments`].
+    Arguments of this script, besides those of [`trl_dt2it.recipe.ScorerArguments`].
 
     Parameters:
         benchmarks (`list[str]`, *optional*, defaults to `["all"]`):
@@ -104,7 +104,7 @@ def main(args):
     from trl_dt2it.evaluation import evaluate, pooled, show_published
     from trl_dt2it.evaluation.benchmarks import PAPER_BENCHMARKS
     from trl_dt2it.evaluation.results import update_card
-    from trl_dt2it.recipe_models import share_work
+    from trl_dt2it.recipe import share_work
     from trl_dt2it.report import write_report
     from trl_dt2it.training.model_card import run_command
     from trl_dt2it.utils import on_main_process, whole_file
@@ -171,7 +171,7 @@ def main(args):
 def plan(args, sources, folder, console):
     """Says what would be done; rows on the Hub are not downloaded, and their number is that of the current release."""
     from trl_dt2it.evaluation import BENCHMARKS, read_benchmark
-    from trl_dt2it.recipe_data import show_dry_run
+    from trl_dt2it.recipe import show_dry_run
 
     reads = []
     for name, (rows, image_root) in sources.items():

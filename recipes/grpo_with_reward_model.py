@@ -77,7 +77,7 @@ def main(script_args, training_args, model_args):
     from accelerate import PartialState
     from trl import GRPOTrainer, get_peft_config, get_quantization_config
 
-    from trl_dt2it.recipe_models import init_kwargs, with_tiny
+    from trl_dt2it.recipe import init_kwargs, with_tiny
     from trl_dt2it.scoring.scorer import RewardScorer
 
     for name, value in (("reward_model", script_args.reward_model), ("dataset_name", script_args.dataset_name)):

@@ -58,8 +58,8 @@ def main(args):
     from rich.console import Console
 
     from trl_dt2it.curation import CurationLedger
-    from trl_dt2it.demo.sets import DEMO_LOADERS
-    from trl_dt2it.recipe_data import show_dry_run
+    from trl_dt2it.demo.digits import DEMO_LOADERS
+    from trl_dt2it.recipe import show_dry_run
     from trl_dt2it.report import write_report
     from trl_dt2it.utils import run_lock
 

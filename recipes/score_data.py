@@ -17,15 +17,14 @@ from pathlib import Path
 
 from trl import TrlParser
 
-from trl_dt2it.recipe_data import RowArguments
-from trl_dt2it.recipe_models import ScorerArguments
+from trl_dt2it.recipe import RowArguments, ScorerArguments
 
 
 @dataclass
 class ScoreArguments(RowArguments, ScorerArguments):
     """
-    Arguments of this script, besides those of [`trl_dt2it.recipe_models.ScorerArguments`] and of
-    [`trl_dt2it.recipe_data.RowArguments`].
+    Arguments of this script, besides those of [`trl_dt2it.recipe.ScorerArguments`] and of
+    [`trl_dt2it.recipe.RowArguments`].
 
     Parameters:
         output_dir (`str`, *optional*, defaults to `"outputs/scores"`):
@@ -46,8 +45,7 @@ def main(args):
 
     from trl_dt2it.data import write_parquet
     from trl_dt2it.data.export import refuse_unpublishable
-    from trl_dt2it.recipe_data import show_dry_run
-    from trl_dt2it.recipe_models import share_work
+    from trl_dt2it.recipe import share_work, show_dry_run
     from trl_dt2it.utils import on_main_process, run_lock, whole_file
 
     args.named_model()

@@ -122,7 +122,7 @@ def train(script_args, training_args, model_args, dataset_args):
 
     from trl_dt2it import MultimodalRewardTrainer
     from trl_dt2it.debias import StyleAuditCallback
-    from trl_dt2it.recipe_models import init_kwargs, with_tiny
+    from trl_dt2it.recipe import init_kwargs, with_tiny
     from trl_dt2it.utils import on_main_process
 
     model = with_tiny(model_args.model_name_or_path, training_args.output_dir, training_args.seed)
@@ -185,7 +185,7 @@ def plan(script_args, training_args, model_args, dataset_args):
     """Says what would be done; of a set on the Hub it asks for the number of rows and downloads none."""
     import math
 
-    from trl_dt2it.recipe_data import hub_rows, show_dry_run
+    from trl_dt2it.recipe import hub_rows, show_dry_run
 
     name, split = script_args.dataset_name, script_args.dataset_train_split
     if name and name != DIGITS and Path(name).suffix not in FILE_BUILDERS and not Path(name).exists():

@@ -140,7 +140,7 @@ def test_parts_of_a_run_share_a_folder_each_once(tmp_path):
 
 
 def in_two_processes(folder: str) -> None:
-    from trl_dt2it.recipe_models import share_work
+    from trl_dt2it.recipe import share_work
     from trl_dt2it.utils import wait_for_everyone
 
     state = share_work()

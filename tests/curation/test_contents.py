@@ -16,7 +16,7 @@ from trl_dt2it.curation.rounds.stages import Stage, run_stages, show_plan
 from trl_dt2it.curation.rounds.training import RewardTraining
 from trl_dt2it.data import ImageOptions, reformulate_t2i, write_parquet
 from trl_dt2it.data.contents import CONTENT_COLUMNS
-from trl_dt2it.demo.sets import DEMO_LOADERS
+from trl_dt2it.demo.digits import DEMO_LOADERS
 from trl_dt2it.training.config import MultimodalRewardConfig
 
 

@@ -10,7 +10,7 @@ from trl_dt2it.curation.rounds.config import BaseModel, CurationRun, SourceSets,
 from trl_dt2it.curation.rounds.run import plan_rounds
 from trl_dt2it.curation.rounds.stages import stage_digests
 from trl_dt2it.curation.rounds.training import RewardTraining
-from trl_dt2it.demo.sets import DEMO_LOADERS
+from trl_dt2it.demo.digits import DEMO_LOADERS
 from trl_dt2it.demo.tiny import build_tiny_vlm
 from trl_dt2it.training.config import MultimodalRewardConfig
 from trl_dt2it.utils import without_secrets

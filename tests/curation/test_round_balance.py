@@ -13,7 +13,7 @@ from trl_dt2it.curation.rounds.sets import STAGE, balance_base, balanced_base, t
 from trl_dt2it.curation.rounds.stages import stage_digests
 from trl_dt2it.curation.rounds.training import RewardTraining
 from trl_dt2it.debias.style import read_pair_style
-from trl_dt2it.demo.sets import DEMO_LOADERS
+from trl_dt2it.demo.digits import DEMO_LOADERS
 from trl_dt2it.demo.tiny import build_tiny_vlm
 
 

@@ -9,7 +9,7 @@ from trl_dt2it.curation.rounds.config import read_rounds, read_rule, read_run
 from trl_dt2it.curation.rounds.run import plan_rounds
 from trl_dt2it.curation.rounds.stages import Stage, run_stages, stage_digests
 from trl_dt2it.curation.rounds.training import RewardTraining
-from trl_dt2it.demo.sets import DEMO_LOADERS
+from trl_dt2it.demo.digits import DEMO_LOADERS
 from trl_dt2it.scoring.shards import record_of
 from trl_dt2it.training.config import MultimodalRewardConfig
 

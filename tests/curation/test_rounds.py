@@ -29,7 +29,7 @@ from trl_dt2it.curation.rounds.training import RewardTraining, newest_checkpoint
 from trl_dt2it.curation.rules import flip_negative
 from trl_dt2it.data import check_row
 from trl_dt2it.data.columns import column_of
-from trl_dt2it.demo.sets import DEMO_LOADERS
+from trl_dt2it.demo.digits import DEMO_LOADERS
 from trl_dt2it.demo.tiny import build_tiny_vlm
 from trl_dt2it.scoring.shards import gather_scores, read_scores, score_in_shards
 from trl_dt2it.training.config import MultimodalRewardConfig

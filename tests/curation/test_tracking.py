@@ -13,7 +13,7 @@ import yaml
 from trl_dt2it.curation import CurationLedger, IterativeCurationCallback
 from trl_dt2it.curation.rounds.config import read_sets
 from trl_dt2it.debias import StyleAuditCallback, audit_style
-from trl_dt2it.demo.sets import DEMO_LOADERS
+from trl_dt2it.demo.digits import DEMO_LOADERS
 
 from ..rows import make_dataset
 from ..test_reward_trainer import trainer_for

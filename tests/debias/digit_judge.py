@@ -15,8 +15,7 @@ import re
 
 from datasets import Dataset, Features, Image, List, Value
 
-from trl_dt2it.demo.digits import ANSWERS, QUESTIONS
-from trl_dt2it.demo.handwriting import render_strip, split_samples
+from trl_dt2it.demo.digits import ANSWERS, QUESTIONS, render_strip, split_samples
 from trl_dt2it.judge import DEFAULT_RUBRIC
 from trl_dt2it.judge.prompts import fenced_texts
 

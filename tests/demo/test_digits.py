@@ -10,8 +10,18 @@ from datasets import concatenate_datasets
 from sklearn.datasets import load_digits
 from trl.data_utils import is_conversational
 
-from trl_dt2it.demo.digits import ANSWERS, CAPTIONS, QUESTIONS, WORDS, flip_preferences, make_digits, make_digits_t2i
-from trl_dt2it.demo.handwriting import TILE, render_strip, split_samples
+from trl_dt2it.demo.digits import (
+    ANSWERS,
+    CAPTIONS,
+    QUESTIONS,
+    TILE,
+    WORDS,
+    flip_preferences,
+    make_digits,
+    make_digits_t2i,
+    render_strip,
+    split_samples,
+)
 
 
 LABELS = load_digits().target

@@ -16,7 +16,7 @@ def on_another_folder(here: Path, base: str) -> dict[str, str]:
     from tests.trainers import config
     from trl_dt2it import MultimodalRewardTrainer, utils
     from trl_dt2it.curation.rounds.stages import Stage, run_stages
-    from trl_dt2it.recipe_models import share_work
+    from trl_dt2it.recipe import share_work
     from trl_dt2it.scoring.shards import add_rewards, make_records
 
     rank = share_work().process_index
@@ -69,7 +69,7 @@ def once_per_machine(here: Path) -> list[str]:
         build(folder, hidden_size=32, num_layers=1, vision_hidden_size=32, vision_depth=1, **kwargs)
 
     tiny.build_tiny_vlm = building
-    from trl_dt2it.recipe_models import share_work, with_tiny
+    from trl_dt2it.recipe import share_work, with_tiny
 
     share_work()
     path = with_tiny("tiny-qwen3-vl", machine, 0)

@@ -211,7 +211,7 @@ def train_recipe(name: str, launch: str, bf16: bool, bases: dict[str, str], outp
 
     from trl_dt2it import MultimodalRewardTrainer
     from trl_dt2it.cli import load_recipe
-    from trl_dt2it.recipe_models import init_kwargs
+    from trl_dt2it.recipe import init_kwargs
 
     flags: dict[str, Any] = {
         "model_name_or_path": bases["qwen3_vl"],

@@ -1,24 +1,106 @@
-"""Real handwriting turned into preference rows whose truth is known.
+"""Preferences about real handwriting with known truth, as pairs and as sets by name."""
 
-The images are strips of one to four handwritten digits from scikit-learn's bundled `load_digits`; the answers read
-them out with a known number of wrong places. So every row carries what real preference data never tells: which answer
-is really better, by how much, and whether the label was flipped. The trainer never reads those truth columns.
-"""
-
+import io
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, DatasetInfo, Features, Image, List, Value
+from PIL import Image as PILImage
+from sklearn.datasets import load_digits
 
 from ..data.messages import MESSAGES
 from ..data.mixing import partner_column
-from .handwriting import digits_of, encoded_strip, samples_of, split_samples
+from ..data.t2i import reformulate_t2i
+from ..data.t2i_templates import ENGLISH
+
+
+SPLITS = {"train": 0.7, "validation": 0.1, "test": 0.2}
+
+TILE = 32
+
+
+@lru_cache(maxsize=1)
+def _handwriting() -> tuple[np.ndarray, np.ndarray]:
+    bunch = load_digits()
+    return np.rint(bunch.images * (255 / 16)).astype(np.uint8), bunch.target
+
+
+@lru_cache(maxsize=3)
+def split_samples(split: str) -> tuple[int, ...]:
+    """
+    The handwriting samples of a split: a fixed, class-stratified partition that no seed changes.
+
+    Args:
+        split (`str`):
+            `"train"` (70 %), `"validation"` (10 %) or `"test"` (20 %).
+
+    Returns:
+        `tuple[int, ...]`: indices into `sklearn.datasets.load_digits`, ascending.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"`split` must be one of {', '.join(SPLITS)}, got {split!r}.")
+    labels, position = _handwriting()[1], list(SPLITS).index(split)
+    bounds = np.cumsum([0.0, *SPLITS.values()])[position : position + 2]
+    members: list[int] = []
+    for digit in range(10):
+        order = np.random.RandomState(digit).permutation(np.flatnonzero(labels == digit))
+        start, stop = np.rint(bounds * len(order)).astype(int)
+        members += order[start:stop].tolist()
+    return tuple(sorted(members))
+
+
+@lru_cache(maxsize=30)
+def samples_of(split: str, digit: str) -> list[int]:
+    """The samples of a split that show a digit."""
+    return [sample for sample in split_samples(split) if str(_handwriting()[1][sample]) == digit]
+
+
+def render_strip(samples: Sequence[int]) -> PILImage.Image:
+    """
+    Place handwriting samples side by side, each enlarged from 8 x 8 to 32 x 32 pixels.
+
+    Args:
+        samples (`Sequence[int]`):
+            Indices into `sklearn.datasets.load_digits`, from left to right.
+
+    Returns:
+        `PIL.Image.Image`: an RGB image, 32 pixels high.
+    """
+    strip = PILImage.new("RGB", (TILE * len(samples), TILE))
+    for place, sample in enumerate(samples):
+        tile = PILImage.fromarray(_handwriting()[0][sample])
+        strip.paste(tile.resize((TILE, TILE), PILImage.Resampling.BICUBIC), (TILE * place, 0))
+    return strip
+
+
+def digits_of(samples: Sequence[int]) -> str:
+    """The digits that samples show, such as `"37"`."""
+    return "".join(str(_handwriting()[1][sample]) for sample in samples)
+
+
+@lru_cache(maxsize=8192)
+def encoded_strip(samples: tuple[int, ...]) -> dict[str, Any]:
+    """
+    A strip as `datasets` stores an image, as a PNG.
+
+    Args:
+        samples (`tuple[int, ...]`):
+            Indices into `sklearn.datasets.load_digits`, from left to right.
+
+    Returns:
+        `dict`: `bytes` and `path`.
+    """
+    buffer = io.BytesIO()
+    render_strip(samples).save(buffer, format="PNG")
+    return {"bytes": buffer.getvalue(), "path": None}
 
 
 STYLES = ("plain", "verbose", "markdown")
+
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 # No wording may hold a number of its own, so that the read-out stays the only thing an answer says about the image,
@@ -29,6 +111,7 @@ QUESTIONS = (
     "Read the handwriting in the image.",
     "Please tell me what you read.",
 )
+
 ANSWERS = {
     "plain": ("It is {}.", "The image shows {}.", "The answer is {}.", "I read {}."),
     "verbose": (
@@ -37,6 +120,7 @@ ANSWERS = {
     ),
     "markdown": ("**Answer:** {}", "## Reading\n\n- {}"),
 }
+
 CAPTIONS = ("the digits {} in handwriting", "a handwritten {}", "a picture of {} in ink")
 
 _TRUTH = {
@@ -50,6 +134,7 @@ _TRUTH = {
     "chosen_wrong": Value("int64"),
     "rejected_wrong": Value("int64"),
 }
+
 _FEATURES = Features(
     {
         "prompt": MESSAGES,
@@ -61,6 +146,7 @@ _FEATURES = Features(
         "style_rejected": Value("string"),
     }
 )
+
 _FEATURES_T2I = Features(
     {
         "caption": Value("string"),
@@ -317,3 +403,53 @@ def all_texts() -> list[str]:
     """
     frames = [*(frame for frames in ANSWERS.values() for frame in frames), *CAPTIONS]
     return [*QUESTIONS, *(frame.format(f"{word} {word}") for frame in frames for word in (*WORDS, *"0123456789"))]
+
+
+def texts_of(specs: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
+    """
+    What the tiny model's tokenizer must know besides the texts of the read-outs.
+
+    Args:
+        specs (`Mapping`):
+            For each set its sources, as in [`~trl_dt2it.curation.rounds.config.read_sets`].
+
+    Returns:
+        `list[str]`: the wordings of two-image questions, if there are such.
+    """
+    if not any("digits_t2i" in (spec or {}) for sources in specs.values() for spec in sources.values()):
+        return []
+    return two_image_texts()
+
+
+def two_image_texts() -> list[str]:
+    """The wordings of questions about two images."""
+    return [text for t in ENGLISH for text in (t.prompt, t.first_is_better, t.second_is_better, *t.labels)]
+
+
+def demo_rows(kind: str, source: str, options: Mapping[str, Any]) -> Dataset:
+    """
+    Canonical rows.
+
+    Args:
+        kind (`str`):
+            `"digits"` for [`make_digits`], or `"digits_t2i"` for [`make_digits_t2i`], reformulated.
+        source (`str`):
+            Their `source`.
+        options (`Mapping`):
+            Arguments of these, `split` (`"train"` by default) and `num_pairs` (1,000) included; for two images, also
+            `both_orders` of [`~trl_dt2it.data.reformulate_t2i`].
+
+    Returns:
+        `Dataset`
+    """
+    given = {"source": source, **options}
+    split, num_pairs = given.pop("split", "train"), given.pop("num_pairs", 1000)
+    if kind == "digits":
+        return make_digits(split, num_pairs, **given)
+    both_orders = given.pop("both_orders", False)
+    pairs = make_digits_t2i(split, num_pairs, **given)
+    return reformulate_t2i(pairs, seed=given.get("seed", 42), both_orders=both_orders)
+
+
+# For [`~trl_dt2it.curation.rounds.config.read_sets`].
+DEMO_LOADERS = {kind: partial(demo_rows, kind) for kind in ("digits", "digits_t2i")}

@@ -616,7 +616,7 @@ def write_report(
             The run's noisy set with `pair_id`, where it is at hand; by default it is read as the run has read it.
         loaders (`Mapping[str, Callable]`, *optional*):
             Functions that load kinds of sources that only the run's recipe knows, such as
-            [`trl_dt2it.demo.sets.DEMO_LOADERS`].
+            [`trl_dt2it.demo.digits.DEMO_LOADERS`].
         gallery (`int`, *optional*, defaults to `300`):
             Most pairs in the gallery, half of them the strongest flips.
         title (`str`, *optional*):

@@ -232,7 +232,7 @@ def read_sets(name: str, specs: Mapping[str, Mapping[str, Any]], loaders: Loader
             its arguments), or a key of `loaders`; and `max_rows`. The key is the `source` of rows that do not say
             theirs, and of all rows of the set `test`, whose figures it names.
         loaders (`Mapping[str, Callable]`, *optional*):
-            Functions that load further kinds of sources, such as [`trl_dt2it.demo.sets.DEMO_LOADERS`].
+            Functions that load further kinds of sources, such as [`trl_dt2it.demo.digits.DEMO_LOADERS`].
 
     Returns:
         `Dataset`: all rows, in order, with the columns of all sources; canonical rows, if sources have different ones.

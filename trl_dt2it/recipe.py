@@ -1,0 +1,386 @@
+"""Shared arguments of the recipes: sets and models by name, demo ones among them, and how answers are sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset, get_dataset_config_info
+from rich.console import Console
+from rich.table import Table
+
+from .curation.rounds.config import read_set
+from .data.columns import leave_images_encoded
+from .data.images import ImageOptions
+from .demo import READER, READER_DIR, TINY
+from .models.shared_prefix import usable_attention
+from .scoring.answers import Sampling
+from .utils import main_process_first, on_main_process, whole_weights
+
+
+if TYPE_CHECKING:
+    from trl import GRPOConfig, ModelConfig, RewardConfig
+
+    from .curation.rounds.config import BaseModel
+    from .scoring.answers import ScoredAnswers
+    from .scoring.scorer import RewardScorer
+
+
+@dataclass
+class RowArguments:
+    """
+    Which rows a recipe reads.
+
+    Parameters:
+        dataset_name (`str`, *optional*):
+            A Parquet, JSON or JSON lines file, a folder, or a Hub id.
+        dataset_config (`str`, *optional*):
+            Configuration of a set on the Hub.
+        dataset_split (`str`, *optional*, defaults to `"train"`):
+            Split.
+        preferences (`str`, *optional*):
+            Name of a public set or of a format that [`trl_dt2it.data.load_preferences`] knows, such as `rlaif_v`,
+            `llamafactory` or `ms_swift`; with it, `dataset_name` is its file or folder.
+        image_root (`str`, *optional*):
+            Folder that the paths of images start from, and that none may leave.
+        max_rows (`int`, *optional*):
+            Takes the first so many rows only.
+    """
+
+    dataset_name: str | None = field(default=None, metadata={"help": "Rows: a file, a folder or a Hub id."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration, on the Hub."})
+    dataset_split: str = field(default="train", metadata={"help": "Split."})
+    preferences: str | None = field(
+        default=None, metadata={"help": "Public set or format, such as rlaif_v, llamafactory or ms_swift."}
+    )
+    image_root: str | None = field(default=None, metadata={"help": "Folder that paths of images start from."})
+    max_rows: int | None = field(default=None, metadata={"help": "Take the first so many rows only."})
+
+    def read(self) -> Dataset:
+        """
+        The rows, images still encoded.
+
+        Returns:
+            `Dataset`: preference rows; where they have no column `source`, none is added.
+
+        Raises:
+            `ValueError`: if no set is named, or a file is missing.
+        """
+        spec: dict[str, Any] = {"max_rows": self.max_rows}
+        if self.preferences is not None:
+            spec |= {"preferences": self.preferences, "path_or_id": self.dataset_name, "split": self.dataset_split}
+            spec |= {"image_root": self.image_root}
+            return read_set("preferences", self.preferences, spec)
+        if self.dataset_name is None:
+            raise ValueError("Give `dataset_name`, the file, folder or Hub id of the rows.")
+        spec |= {"dataset_name": self.dataset_name, "dataset_config": self.dataset_config}
+        return read_set("dataset_name", "own", {**spec, "dataset_split": self.dataset_split})
+
+    @property
+    def image_options(self) -> ImageOptions:
+        """Where images may come from; a format has resolved its paths when it was read."""
+        return ImageOptions(image_root=None if self.preferences is not None else self.image_root)
+
+    @property
+    def published_images(self) -> ImageOptions:
+        """Where images may come from that are written into files."""
+        return ImageOptions(image_root=self.image_root)
+
+
+def hub_rows(name: str, config: str | None, split: str) -> int | None:
+    """Rows that the Hub says a split has, without downloading it; `None` where it does not say."""
+    info = get_dataset_config_info(name, config)
+    known = (info.splits or {}).get(split)
+    return None if known is None else known.num_examples
+
+
+def show_dry_run(rows: Iterable[tuple[str, object]], console: Console | None = None) -> None:
+    """
+    Prints what a recipe would read and write.
+
+    Args:
+        rows (`Iterable[tuple[str, object]]`):
+            A word and what belongs to it, one for each line; `None` leaves the line out.
+        console (`rich.console.Console`, *optional*):
+            Where to; by default the terminal.
+    """
+    table = Table(title="Dry run: nothing is written", show_header=False, title_justify="left")
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        if value is not None:
+            table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
+    (console or Console()).print(table)
+
+
+@dataclass
+class ScorerArguments:
+    """
+    Which reward model a recipe scores with.
+
+    Parameters:
+        model (`str`):
+            Directory or Hub id of a reward model or of an adapter.
+        dtype (`str`, *optional*):
+            Dtype of the weights; by default the checkpoint's.
+        attn_implementation (`str`, *optional*):
+            Attention implementation, such as `flash_attention_2`.
+        batch_tokens (`int`, *optional*, defaults to `16384`):
+            Most tokens of a batch.
+        num_workers (`int`, *optional*, defaults to `0`):
+            Worker processes that count tokens and decode images while the model computes, for each process.
+        revision (`str`, *optional*):
+            Branch, tag or commit of a model on the Hub.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether code that ships with the checkpoint may run.
+        dry_run (`bool`, *optional*, defaults to `False`):
+            Whether to say only what would be read and written.
+    """
+
+    model: str | None = field(default=None, metadata={"help": "Directory or Hub id of a reward model."})
+    dtype: str | None = field(default=None, metadata={"help": "Dtype of the weights."})
+    attn_implementation: str | None = field(default=None, metadata={"help": "Attention implementation."})
+    batch_tokens: int = field(default=16384, metadata={"help": "Most tokens of a batch."})
+    num_workers: int = field(default=0, metadata={"help": "Worker processes that decode images."})
+    revision: str | None = field(default=None, metadata={"help": "Revision of a model on the Hub."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Whether code of the checkpoint may run."})
+    dry_run: bool = field(default=False, metadata={"help": "Say only what would be read and written."})
+
+    def named_model(self) -> str:
+        """`model`, or a `ValueError` where there is none."""
+        if self.model is None:
+            raise ValueError("Give `model`, the directory or Hub id of a reward model.")
+        return self.model
+
+    def load(self, **options: Any) -> RewardScorer:
+        """
+        The reward model.
+
+        Args:
+            options:
+                Other arguments of [`RewardScorer.from_pretrained`], such as `image_options`.
+
+        Returns:
+            [`RewardScorer`]
+        """
+        from .scoring.scorer import RewardScorer  # heavy, and not needed for `--help`
+
+        return RewardScorer.from_pretrained(
+            self.named_model(),
+            dtype=self.dtype,
+            attn_implementation=usable_attention(self.attn_implementation),
+            batch_tokens=self.batch_tokens,
+            num_workers=self.num_workers,
+            revision=self.revision,
+            trust_remote_code=self.trust_remote_code,
+            **options,
+        )
+
+
+def share_work() -> PartialState:
+    """The processes that a launcher has started, also where there is no accelerator: there each would think, unless
+    told otherwise, that it is the only one. A recipe calls it before anything asks for a `PartialState`."""
+    return PartialState(cpu=not torch.accelerator.is_available())
+
+
+def with_tiny(name: str, output_dir: str | Path, seed: int, *, keep: bool = False) -> str:
+    """
+    The model that a recipe starts from; every process has to call it.
+
+    Args:
+        name (`str`):
+            Hub id or directory, or `tiny-qwen3-vl` for one that is made in `output_dir`, or `tiny-qwen3-vl-reader` for
+            the one that ships with the package.
+        output_dir (`str` or `Path`):
+            Folder of the recipe's results.
+        seed (`int`):
+            Seed of the weights of the one that is made.
+        keep (`bool`, *optional*, defaults to `False`):
+            Whether one that is there already stays as it is.
+
+    Returns:
+        `str`: Hub id or directory.
+    """
+    if name == READER:
+        return str(READER_DIR)
+    if name != TINY:
+        return name
+    from .demo.tiny import build_tiny_vlm
+
+    base = Path(output_dir) / "_base"
+    with main_process_first():
+        # The processor's file is written last. On other machines it is there if they share the folder.
+        is_there = (base / "processor_config.json").is_file()
+        if not is_there or (PartialState().is_main_process and not keep):
+            with whole_weights():
+                build_tiny_vlm(base, seed=seed)
+    return str(base)
+
+
+def find_base_model(name: str, seed: int, *, sets: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> BaseModel:
+    """The model that a run of rounds on these sets starts from; names of tiny models are as in [`with_tiny`]."""
+    from .curation.rounds.config import BaseModel  # heavy, and not needed for `--help`
+    from .curation.rounds.stages import Stage
+    from .demo.digits import texts_of
+    from .demo.tiny import build_tiny_vlm
+
+    if name != TINY:
+        return BaseModel(name, seed, str(READER_DIR) if name == READER else None)
+    texts = texts_of(sets)
+
+    def build(folder: Path) -> dict[str, Any]:
+        on_main_process(lambda: build_tiny_vlm(folder, seed=seed, extra_texts=texts))
+        return {"seed": seed}
+
+    stage = Stage(f"base-model/seed-{seed}", build, {"model": TINY, "seed": seed, "texts": texts})
+    return BaseModel(name, seed, stage=stage)
+
+
+def init_kwargs(model_args: ModelConfig, training_args: RewardConfig | GRPOConfig) -> dict[str, Any]:
+    """How the model to train is loaded: as TRL's model arguments say, but `model_init_kwargs` has the last word.
+    An attention implementation that cannot run on this machine gives way to one that can."""
+    return {
+        "revision": model_args.model_revision,
+        "attn_implementation": usable_attention(model_args.attn_implementation),
+        "dtype": model_args.dtype,
+        **(cast("dict[str, Any] | None", training_args.model_init_kwargs) or {}),  # resolved by `__post_init__`
+    }
+
+
+# The name that stands for what `trl_dt2it.demo.digits` makes.
+DIGITS = "digits"
+
+# The flags that the help of these recipes shows.
+SAMPLING_FLAGS = (
+    *("model_name_or_path", "reward_model", "dataset_name", "image_root", "max_rows", "output_dir", "num_answers"),
+    *("max_new_tokens", "temperature", "top_p", "prompts_per_batch", "normalize", "dtype", "reward_dtype", "dry_run"),
+)
+
+
+@dataclass
+class AnswerArguments(RowArguments):
+    """
+    Which prompts, who answers them, and who scores the answers; besides [`RowArguments`], of which `dataset_name` may
+    be `digits`.
+
+    Parameters:
+        model_name_or_path (`str`, *optional*):
+            Vision-language model that answers. Not needed where the rows have a column `answers`, lists of texts.
+        reward_model (`str`):
+            Directory or Hub id of the reward model.
+        output_dir (`str`):
+            Folder of the results.
+        num_answers (`int`, *optional*, defaults to `8`):
+            Answers to a prompt.
+        max_new_tokens (`int`, *optional*, defaults to `512`):
+            Longest answer, in tokens.
+        temperature (`float`, *optional*, defaults to `1.0`):
+            Temperature of the draws.
+        top_p (`float`, *optional*, defaults to `1.0`):
+            Share of the probability that tokens are drawn from.
+        prompts_per_batch (`int`, *optional*, defaults to `4`):
+            Prompts that are answered together: what a kill may cost at most.
+        normalize (`bool`, *optional*, defaults to `False`):
+            Whether rewards are in standard deviations of the reward model's training set.
+        dtype, reward_dtype (`str`, *optional*):
+            Dtype of the weights of either model; by default the checkpoint's.
+        attn_implementation (`str`, *optional*):
+            Attention implementation of both, such as `flash_attention_2`.
+        batch_tokens (`int`, *optional*, defaults to `16384`):
+            Most tokens that the reward model reads at a time.
+        num_prompts (`int`, *optional*, defaults to `100`):
+            Number of prompts of the digits set.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether code that ships with a checkpoint may run.
+        seed (`int`, *optional*, defaults to `42`):
+            Seed of the draws.
+        dry_run (`bool`, *optional*, defaults to `False`):
+            Whether to say only what would be read and written.
+    """
+
+    model_name_or_path: str | None = field(default=None, metadata={"help": "Model that answers."})
+    reward_model: str | None = field(default=None, metadata={"help": "Directory or Hub id of the reward model."})
+    output_dir: str = field(default="outputs/answers", metadata={"help": "Folder of the results."})
+    num_answers: int = field(default=8, metadata={"help": "Answers to a prompt."})
+    max_new_tokens: int = field(default=512, metadata={"help": "Longest answer, in tokens."})
+    temperature: float = field(default=1.0, metadata={"help": "Temperature of the draws."})
+    top_p: float = field(default=1.0, metadata={"help": "Share of the probability that tokens are drawn from."})
+    prompts_per_batch: int = field(default=4, metadata={"help": "Prompts that are answered together."})
+    normalize: bool = field(default=False, metadata={"help": "Rewards in standard deviations of the training set."})
+    dtype: str | None = field(default=None, metadata={"help": "Dtype of the answering model."})
+    reward_dtype: str | None = field(default=None, metadata={"help": "Dtype of the reward model."})
+    attn_implementation: str | None = field(default=None, metadata={"help": "Attention implementation."})
+    batch_tokens: int = field(default=16384, metadata={"help": "Most tokens that the reward model reads at a time."})
+    num_prompts: int = field(default=100, metadata={"help": "Number of prompts of the digits set."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Whether code of a checkpoint may run."})
+    seed: int = field(default=42, metadata={"help": "Seed of the draws."})
+    dry_run: bool = field(default=False, metadata={"help": "Say only what would be read and written."})
+
+    def read(self) -> Dataset:
+        """
+        The rows of the prompts, images still encoded.
+
+        Returns:
+            `Dataset`
+
+        Raises:
+            `ValueError`: if a model or the rows are not named, or a file is missing.
+        """
+        if self.reward_model is None:
+            raise ValueError("Give `reward_model`, the directory or Hub id of a reward model.")
+        if self.dataset_name == DIGITS:
+            from .demo.digits import make_digits
+
+            rows = make_digits("test", self.num_prompts, seed=self.seed).select_columns(
+                ["prompt", "images", "group_id"]
+            )
+        else:
+            rows = super().read()
+        if "answers" not in rows.column_names and self.model_name_or_path is None:
+            raise ValueError("Give `model_name_or_path`, the model that answers, or rows with a column `answers`.")
+        return leave_images_encoded(rows)
+
+    def answer(self, rows: Dataset, *, source: str) -> list[ScoredAnswers]:
+        """Answer the prompts of rows that [`read`] gave, and score the answers; every process has to call it."""
+        from .scoring.answers import Answering, answer_and_score  # heavy, and not needed for `--help`
+
+        folder = Path(self.output_dir)
+        # A tiny model that was made stays, for what it has answered stands under the date of its files.
+        is_given = "answers" in rows.column_names
+        model = None if is_given else with_tiny(str(self.model_name_or_path), folder, self.seed, keep=True)
+        names = ("num_answers", "max_new_tokens", "temperature", "top_p", "seed")
+        attention = usable_attention(self.attn_implementation)
+        loading = {"attn_implementation": attention, "trust_remote_code": self.trust_remote_code}
+        scoring = {"dtype": self.reward_dtype, "batch_tokens": self.batch_tokens, "normalize": self.normalize}
+        how = Answering(
+            model,
+            cast(str, self.reward_model),  # `read` has refused None
+            Sampling(**{name: getattr(self, name) for name in names}),
+            self.prompts_per_batch,
+            self.image_options,
+            {"dtype": self.dtype, **loading},
+            {**scoring, **loading},
+        )
+        return answer_and_score(how, rows, folder, source=source)
+
+    def show_plan(self, rows: Dataset, output: Path) -> None:
+        """Prints what would be read and written."""
+        has_answers = "answers" in rows.column_names
+        show_dry_run(
+            [
+                ("reads", self.dataset_name or self.preferences),
+                ("prompts", len(rows)),
+                ("answers of", "the column `answers`" if has_answers else self.model_name_or_path),
+                ("answers to a prompt", None if has_answers else self.num_answers),
+                (
+                    "tokens to write at most",
+                    None if has_answers else self.num_answers * self.max_new_tokens * len(rows),
+                ),
+                ("scored by", self.reward_model),
+                ("writes", output),
+            ]
+        )
