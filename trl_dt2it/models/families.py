@@ -6,8 +6,7 @@ To add a family:
    and `mixes_media` at their defaults; the tests say where one does not hold.
 2. Add a tiny configuration with its processor to `tests/families_models.py`, keeping what is odd about the family,
    and its chat template and special tokens to `tests/families_chat.py`.
-3. Run `python -m pytest tests/test_families.py tests/test_modeling.py tests/test_collator.py tests/test_videos.py
-   tests/test_shared_forward.py tests/test_token_counts.py`.
+3. Run `python -m pytest tests/models tests/training/test_collator.py tests/training/test_token_counts.py`.
 4. Add its row to the table of `docs/models.md`.
 
 The table holds what cannot be read off a model or a processor: pixel limits, M-RoPE, video support and the ids of

@@ -65,8 +65,8 @@ class MultimodalPreferenceCollator:
             The kinds of media that a batch of any process may hold, so that no dummy is added of another kind.
         share_prefix (`bool`, *optional*, defaults to `False`):
             Whether to lay a batch out as one row. The model has to be of a family that can read it
-            ([`~trl_dt2it.models.shared_prefix.why_not_shared`]). A batch in which the two sides of a pair differ before
-            their last image has two rows per pair all the same.
+            ([`~trl_dt2it.models.shared_prefix.why_not_shared`]). A batch in which the two sides of a pair differ
+            before their last image has two rows per pair all the same.
 
     A row is as described in [`~trl_dt2it.data.rows.check_row`], or has the columns `chosen_ids` and `rejected_ids`.
 

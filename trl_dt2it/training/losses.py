@@ -8,8 +8,8 @@ To add a loss, write a function of three arguments and enter it in `LOSSES` unde
 - `config`, the [`MultimodalRewardConfig`], which holds the settings of all losses.
 
 It returns the loss of each pair, `(B,)`. Name it in `NEEDS_STRENGTH` or `SCALED_BY_STRENGTH` where that holds, and add
-it to the tables below, in the README, `docs/training.md` and `docs/method.md`, and to `tests/test_losses.py`. A loss
-that only one training needs is passed as it is: `MultimodalRewardConfig(loss_type=my_loss)`.
+it to the tables below, in the README, `docs/training.md` and `docs/method.md`, and to `tests/training/test_losses.py`.
+A loss that only one training needs is passed as it is: `MultimodalRewardConfig(loss_type=my_loss)`.
 
 With \(\Delta = r_{chosen} - r_{rejected}\), preference strength \(s \in [0, 1]\) and \(\sigma\) the logistic function,
 the losses are

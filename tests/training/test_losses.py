@@ -1,0 +1,216 @@
+"""Every loss against values worked out by hand, at batch 3 so that a broadcast would show."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from trl_dt2it import MultimodalRewardConfig
+from trl_dt2it.training import losses
+from trl_dt2it.training.losses import LOSSES, loss_name, pair_weight
+
+from ..rows import make_dataset
+from ..trainers import config, trainer_for
+from ..trainers import losses as logged_losses
+
+
+CHOSEN = torch.tensor([1.0, 0.5, -2.0])
+REJECTED = torch.tensor([0.0, 0.5, 1.0])
+DELTA = [1.0, 0.0, -3.0]
+STRENGTH = torch.tensor([0.25, 1.0, 0.5])
+
+
+def softplus(x: float) -> float:
+    """-log sigmoid(-x)"""
+    return math.log1p(math.exp(x))
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def pairwise_loss(chosen, rejected, loss_type="bt", *, strength=None, margin=None, is_tie=None, **settings):
+    """The loss with the defaults of the configuration, but for some settings."""
+    fields = MultimodalRewardConfig.__dataclass_fields__
+    names = ("margin_scale", "label_smoothing", "tie_factor", "center_rewards_coefficient")
+    defaults = {name: fields[name].default for name in names}
+    defaults["ordinal_thresholds"] = fields["ordinal_thresholds"].default_factory()
+    batch = {"strength": strength, "margin": margin, "is_tie": is_tie}
+    return losses.pairwise_loss(
+        chosen, rejected, batch, SimpleNamespace(**{**defaults, **settings}), loss_type=loss_type
+    )
+
+
+def weight_of(loss_type, *, weight, strength=None, strength_power=1.0):
+    return pair_weight(
+        {"weight": weight, "strength": strength}, SimpleNamespace(strength_power=strength_power), loss_type
+    )
+
+
+def assert_losses(actual: torch.Tensor, expected: list[float]) -> None:
+    assert actual.shape == (3,)
+    assert actual.dtype == torch.float32
+    torch.testing.assert_close(actual, torch.tensor(expected), rtol=1e-6, atol=1e-6)
+
+
+def test_bt():
+    # softplus(-1) = 0.313262, log 2 = 0.693147, softplus(3) = 3.048587
+    assert_losses(pairwise_loss(CHOSEN, REJECTED), [0.3132617, 0.6931472, 3.0485874])
+
+
+def test_trl_margin_is_subtracted_from_the_difference():
+    loss = pairwise_loss(CHOSEN, REJECTED, margin=torch.tensor([0.5, 1.0, -1.0]))
+    assert_losses(loss, [softplus(-0.5), softplus(1.0), softplus(2.0)])
+
+
+def test_margin_grows_with_strength():
+    loss = pairwise_loss(CHOSEN, REJECTED, loss_type="margin", strength=STRENGTH, margin_scale=2.0)
+    # margins 0.5, 2 and 1
+    assert_losses(loss, [softplus(-0.5), softplus(2.0), softplus(4.0)])
+
+
+def test_scaled_weights_and_leaves_the_loss():
+    loss = pairwise_loss(CHOSEN, REJECTED, loss_type="scaled", strength=STRENGTH)
+    assert_losses(loss, [softplus(-1.0), softplus(0.0), softplus(3.0)])
+    weight = weight_of("scaled", weight=torch.tensor([2.0, 1.0, 1.0]), strength=STRENGTH, strength_power=2.0)
+    assert_losses(weight, [2 * 0.0625, 1.0, 0.25])
+
+
+def test_strength_margin_does_both():
+    loss = pairwise_loss(CHOSEN, REJECTED, loss_type="strength_margin", strength=STRENGTH)
+    assert_losses(loss, [softplus(-0.75), softplus(1.0), softplus(3.5)])
+    assert_losses(weight_of("strength_margin", weight=torch.ones(3), strength=STRENGTH), [0.25, 1.0, 0.5])
+
+
+@pytest.mark.parametrize("loss_type", ["bt", "margin", "soft", "btt", "ordinal"])
+def test_other_losses_take_the_weight_column_alone(loss_type):
+    weight = torch.tensor([2.0, 0.0, 0.5])
+    assert_losses(weight_of(loss_type, weight=weight, strength=STRENGTH), [2.0, 0.0, 0.5])
+
+
+def test_soft_with_vote_share():
+    # strength 0.25 is a vote share of 0.625
+    shares = [0.625, 1.0, 0.75]
+    expected = [z * softplus(-d) + (1 - z) * softplus(d) for z, d in zip(shares, DELTA, strict=True)]
+    assert_losses(pairwise_loss(CHOSEN, REJECTED, loss_type="soft", strength=STRENGTH), expected)
+
+
+def test_soft_with_label_smoothing():
+    expected = [0.95 * softplus(-d) + 0.05 * softplus(d) for d in DELTA]
+    assert_losses(pairwise_loss(CHOSEN, REJECTED, loss_type="soft", label_smoothing=0.1), expected)
+
+
+def test_btt():
+    k = 3.0
+    is_tie = torch.tensor([False, True, True])
+    loss = pairwise_loss(CHOSEN, REJECTED, loss_type="btt", is_tie=is_tie, tie_factor=k)
+    win = sigmoid(1.0 - math.log(k))
+    ties = [(k * k - 1) * sigmoid(d - math.log(k)) * sigmoid(-d - math.log(k)) for d in DELTA[1:]]
+    assert_losses(loss, [-math.log(win), -math.log(ties[0]), -math.log(ties[1])])
+
+
+@pytest.mark.parametrize("delta", [-4.0, -0.3, 0.0, 2.0])
+def test_btt_is_a_distribution(delta):
+    """Win, tie and loss have probabilities that add up to one (Rao and Kupper, 1967)."""
+    zero = torch.zeros(1)
+    d = torch.tensor([delta])
+    yes, no = torch.tensor([True]), torch.tensor([False])
+    win = pairwise_loss(d, zero, loss_type="btt", is_tie=no)
+    lose = pairwise_loss(zero, d, loss_type="btt", is_tie=no)
+    tie = pairwise_loss(d, zero, loss_type="btt", is_tie=yes)
+    assert (torch.exp(-win) + torch.exp(-lose) + torch.exp(-tie)).item() == pytest.approx(1.0, abs=1e-6)
+
+
+def test_ordinal():
+    # Four levels over thresholds 1, 2, 3: strength 0.25 is level 1, 1.0 is level 3, 0.5 is level 2.
+    loss = pairwise_loss(CHOSEN, REJECTED, loss_type="ordinal", strength=STRENGTH)
+    expected = [
+        -math.log(sigmoid(2 - 1.0) - sigmoid(1 - 1.0)),
+        -math.log(1 - sigmoid(3 - 0.0)),
+        -math.log(sigmoid(3 + 3.0) - sigmoid(2 + 3.0)),
+    ]
+    assert_losses(loss, expected)
+
+
+def test_ordinal_far_out_stays_finite_with_a_gradient():
+    chosen = torch.tensor([200.0, -200.0], requires_grad=True)
+    loss = pairwise_loss(chosen, torch.zeros(2), loss_type="ordinal", strength=torch.tensor([0.0, 1.0]))
+    loss.sum().backward()
+    assert torch.isfinite(loss).all()
+    # Level 0 ends at 1: far above it the loss rises with slope 1; the top level falls with slope 1.
+    torch.testing.assert_close(chosen.grad, torch.tensor([1.0, -1.0]))
+
+
+def test_centering():
+    loss = pairwise_loss(CHOSEN, REJECTED, center_rewards_coefficient=0.1)
+    expected = [softplus(-1.0) + 0.1, softplus(0.0) + 0.1, softplus(3.0) + 0.1]
+    assert_losses(loss, expected)
+
+
+@pytest.mark.parametrize("loss_type", LOSSES)
+def test_gradient_is_that_of_finite_differences(loss_type):
+    strength = torch.tensor([0.2, 0.9, 0.6])
+    is_tie = torch.tensor([False, True, False])
+
+    def total(chosen: torch.Tensor) -> torch.Tensor:
+        return pairwise_loss(chosen, REJECTED, loss_type=loss_type, strength=strength, is_tie=is_tie).sum()
+
+    chosen = CHOSEN.clone().requires_grad_()
+    total(chosen).backward()
+    step = 1e-2
+    for index in range(3):
+        shift = torch.zeros(3)
+        shift[index] = step
+        numeric = (total(CHOSEN + shift) - total(CHOSEN - shift)) / (2 * step)
+        assert chosen.grad[index].item() == pytest.approx(numeric.item(), abs=2e-3)
+
+
+def test_bf16_rewards_are_compared_in_fp32():
+    chosen, rejected = torch.tensor([1000.0]).bfloat16(), torch.tensor([996.0]).bfloat16()
+    assert pairwise_loss(chosen, rejected).item() == pytest.approx(softplus(-4.0), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["margin", "strength"])
+def test_a_column_vector_is_refused(name):
+    with pytest.raises(ValueError, match=rf"`{name}` has shape \(3, 1\), expected \(3,\)"):
+        pairwise_loss(CHOSEN, REJECTED, loss_type="margin", **{"strength": STRENGTH, name: torch.ones(3, 1)})
+    with pytest.raises(ValueError, match="expected one dimension"):
+        pairwise_loss(CHOSEN[:, None], REJECTED[:, None])
+
+
+def test_missing_strength_and_unknown_loss():
+    with pytest.raises(ValueError, match='loss_type="scaled" needs a strength'):
+        pairwise_loss(CHOSEN, REJECTED, loss_type="scaled")
+    with pytest.raises(ValueError, match="Unknown loss_type 'hinge'; choose one of bt, margin"):
+        pairwise_loss(CHOSEN, REJECTED, loss_type="hinge")
+
+
+def test_a_function_is_a_loss_as_well():
+    def hinge(delta, batch, config):
+        return (config.margin_scale * batch["strength"] - delta).clamp(min=0)
+
+    loss = pairwise_loss(CHOSEN, REJECTED, loss_type=hinge, strength=STRENGTH, margin_scale=2.0)
+    assert_losses(loss, [0.0, 2.0, 4.0])
+    assert_losses(weight_of(hinge, weight=torch.ones(3), strength=STRENGTH), [1.0, 1.0, 1.0])
+    assert [loss_name(hinge), loss_name("bt")] == ["hinge", "bt"]
+    with pytest.raises(ValueError, match=r"The loss `<lambda>` has shape \(\), expected \(3,\): one value per pair"):
+        pairwise_loss(CHOSEN, REJECTED, loss_type=lambda delta, batch, config: delta.mean())
+
+
+def test_a_function_trains_and_is_saved_by_its_name(tmp_path):
+    """`bt` under another name: the same losses, in a configuration that can be pickled and written as JSON."""
+    args = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    plain = trainer_for("qwen3_vl", tmp_path / "plain", make_dataset(4), args)
+    plain.train()
+    own = lambda delta, batch, config: LOSSES["bt"](delta, batch, config)  # noqa: E731  # which pickle refuses
+    trainer = trainer_for("qwen3_vl", tmp_path / "own", make_dataset(4), {**args, "loss_type": own})
+    trainer.train()
+    assert logged_losses(trainer) == logged_losses(plain) and len(logged_losses(trainer)) == 2
+    assert trainer.args.loss_type is trainer.loss_type is own and trainer.args.to_dict()["loss_type"] == "<lambda>"
+    saved = torch.load(tmp_path / "own" / "checkpoint-2" / "training_args.bin", weights_only=False)
+    assert saved.loss_type == "<lambda>" and saved.margin_scale == trainer.args.margin_scale
+    trainer.create_model_card()
+    assert "- loss: `<lambda>`" in (tmp_path / "own" / "README.md").read_text()
+    with pytest.raises(ValueError, match="`loss_type` is 'hinge'; choose one of auto, bt"):
+        config(tmp_path, loss_type="hinge")
