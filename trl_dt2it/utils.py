@@ -34,7 +34,8 @@ from transformers.utils import logging
 
 def digest(*contents: str | bytes | bytearray | memoryview | Iterable[str | bytes], size: int | None = None) -> str:
     """Hash texts and bytes, or streams of them, one behind the other: hexadecimal digits of SHA-256 or, with `size`,
-    of that many bytes of BLAKE2b."""
+    of that many bytes of BLAKE2b.
+    """
     state = hashlib.sha256() if size is None else hashlib.blake2b(digest_size=size)
     for content in contents:
         for part in [content] if isinstance(content, (str, bytes, bytearray, memoryview)) else content:
@@ -73,7 +74,8 @@ _groups: dict[str, Any] = {}  # the default group and the patient one that was m
 
 def on_main_process(function: Callable[[], T]) -> T:
     """Call a function on the first process and return its result on all of them, however long it takes; an error there
-    is raised on all of them. Every process has to call it."""
+    is raised on all of them. Every process has to call it.
+    """
     if PartialState().num_processes == 1:
         return function()
     outcome: list[Any] = [None]
@@ -91,7 +93,8 @@ def on_main_process(function: Callable[[], T]) -> T:
 @contextmanager
 def main_process_first() -> Iterator[None]:
     """Let the first process run the block, then the first of each other machine, which may have caches of its own, and
-    then all others, however long it takes; an error of one that goes first is raised on all of them."""
+    then all others, however long it takes; an error of one that goes first is raised on all of them.
+    """
     state = PartialState()
     if state.num_processes == 1:
         yield
@@ -125,7 +128,8 @@ def gather(value: T) -> list[T]:
 
 def raise_together(error: Exception | None) -> None:
     """Raise the error of the first process that has one on all of them, with a note that says which. Every process has
-    to call it; where none has an error it costs the sum of one number, off the accelerator."""
+    to call it; where none has an error it costs the sum of one number, off the accelerator.
+    """
     state = PartialState()
     if state.num_processes > 1:
         failures = torch.tensor([error is not None], dtype=torch.int64)
@@ -153,7 +157,8 @@ def portable(error: Exception) -> Exception:
 
 def check_shared_folder(folder: str | os.PathLike, wait: float = 10.0) -> None:
     """Raise a `ValueError` on all processes unless they all see the folder, which the first makes, within some
-    seconds. Every process has to call it."""
+    seconds. Every process has to call it.
+    """
     state = PartialState()
     if state.num_processes == 1:
         return
@@ -221,7 +226,8 @@ def _patient_group() -> dist.ProcessGroup:
 @atexit.register
 def _close_gloo() -> None:
     """Take gloo's groups down before the interpreter ends: threads that are still running abort a process that has
-    done all its work. NCCL's groups are left alone, which may wait for processes that have failed."""
+    done all its work. NCCL's groups are left alone, which may wait for processes that have failed.
+    """
     if not (dist.is_available() and dist.is_initialized()):
         return
     patient = _groups.pop("patient", None) if _groups.pop("default", None) is dist.group.WORLD else None
@@ -380,7 +386,8 @@ class RunLockedError(ValueError):
 @contextmanager
 def run_lock(folder: str | os.PathLike, shard: tuple[int, int] = (0, 1)) -> Iterator[None]:
     """Be the only run in a folder, or the only one with a part (i, n) of it; raise a [`RunLockedError`] if another is.
-    Every process of a launch has to call it."""
+    Every process of a launch has to call it.
+    """
     folder = Path(folder).absolute()
     held: list[_Held] = []
     on_main_process(lambda: held.extend(_take(folder, shard)))

@@ -40,27 +40,14 @@ STAGE = "epoch"
 
 @dataclass
 class CurationState:
-    """
-    What has been decided about the N pairs of a train set.
+    """What has been decided about the N pairs of a train set."""
 
-    Parameters:
-        selection ([`Selection`]):
-            How they are read.
-        average (`np.ndarray` of shape `(N,)` and dtype `float64`):
-            Average strength over the rounds, chosen and rejected as in the data set; NaN where not scored.
-        reference (`np.ndarray` of shape `(R,)` and dtype `float64`, *optional*):
-            The same for the pairs known to be right.
-        round (`int`, *optional*, defaults to 0):
-            Number of rounds done.
-        last_epoch (`int`, *optional*, defaults to -1):
-            Number of epochs that were done at the last round.
-    """
-
-    selection: Selection
+    selection: Selection  # How they are read
+    # (N,) float64: Average strength over the rounds, chosen and rejected as in the data set; NaN where not scored
     average: np.ndarray
-    reference: np.ndarray | None = None
-    round: int = 0
-    last_epoch: int = -1
+    reference: np.ndarray | None = None  # (R,) float64: The same for the pairs known to be right
+    round: int = 0  # Number of rounds done
+    last_epoch: int = -1  # Number of epochs that were done at the last round
 
     @classmethod
     def at_start(cls, num_pairs: int, seed: int = 0, num_references: int | None = None) -> CurationState:
@@ -70,19 +57,7 @@ class CurationState:
 
 
 def save_state(folder: str | os.PathLike, state: CurationState, settings: dict[str, Any], fingerprint: str) -> None:
-    """
-    Writes the state into a checkpoint.
-
-    Args:
-        folder (`str` or `os.PathLike`):
-            The checkpoint; made if it is not there.
-        state ([`CurationState`]):
-            The state.
-        settings (`dict`):
-            What the decisions depend on, as JSON holds it.
-        fingerprint (`str`):
-            Of the train set.
-    """
+    """Writes the state into a checkpoint."""
     selection = state.selection
     arrays = {"flipped": selection.flipped, "kept": selection.kept, "average": state.average}
     if selection.strength is not None:
@@ -97,19 +72,7 @@ def save_state(folder: str | os.PathLike, state: CurationState, settings: dict[s
 
 
 def load_state(folder: str | os.PathLike, settings: dict[str, Any], fingerprint: str) -> CurationState:
-    """
-    Reads the state out of a checkpoint.
-
-    Args:
-        folder, settings, fingerprint:
-            As in [`save_state`].
-
-    Returns:
-        [`CurationState`]
-
-    Raises:
-        `ValueError`: if the checkpoint holds no state, or one of another train set or of other settings.
-    """
+    """Reads the state out of a checkpoint."""
     file = Path(folder) / STATE_FILE
     if not file.is_file():
         raise ValueError(
@@ -177,17 +140,8 @@ def check_ledger(ledger: CurationLedger, settings: Mapping[str, Any]) -> None:
 
 
 def add_round(ledger: CurationLedger, round: int, **content: Any) -> None:
-    """
-    Adds a round of the training to its ledger. A round that is there already is from before the training was resumed;
-    if it is not the same, as on devices that do not repeat their results, it is undone, with those after it.
-
-    Args:
-        ledger ([`CurationLedger`]):
-            The ledger.
-        round (`int`):
-            Number of the round, from 1.
-        content:
-            As [`CurationLedger.append`] takes it.
+    """Adds a round of the training to its ledger. A round that is there already is from before the training was
+    resumed; if it is not the same, as on devices that do not repeat their results, it is undone, with those after it.
     """
     try:
         ledger.append(round, STAGE, orientation="source", **content)
@@ -214,34 +168,16 @@ class RoundRules:
 
 @dataclass(frozen=True)
 class Round:
-    """
-    What a round decided about the N pairs of a train set.
+    """What a round decided about the N pairs of a train set."""
 
-    Parameters:
-        flipped, kept (`np.ndarray` of shape `(N,)` and dtype `bool`):
-            As in [`Selection`].
-        strength (`np.ndarray` of shape `(N,)` and dtype `float64`):
-            After the flips; NaN for pairs that nothing was decided about.
-        average (`np.ndarray` of shape `(N,)` and dtype `float64`):
-            As in [`CurationState`].
-        rows (`np.ndarray` of shape `(D,)`):
-            The pairs that it decided about.
-        reference (`np.ndarray` of shape `(R,)`, *optional*):
-            Average strengths of the pairs known to be right.
-        decision ([`Decision`] about D pairs):
-            The decision itself.
-        sources (`dict` of `np.ndarray`):
-            Rows of each source, of those that it decided about.
-    """
-
-    flipped: np.ndarray
-    kept: np.ndarray
-    strength: np.ndarray
-    average: np.ndarray
-    rows: np.ndarray
-    reference: np.ndarray | None
-    decision: Decision
-    sources: dict[str | None, np.ndarray]
+    flipped: np.ndarray  # (N,) bool: As in `Selection`
+    kept: np.ndarray  # (N,) bool: As in `Selection`
+    strength: np.ndarray  # (N,) float64: After the flips; NaN for pairs that nothing was decided about
+    average: np.ndarray  # (N,) float64: As in `CurationState`
+    rows: np.ndarray  # (D,): The pairs that it decided about
+    reference: np.ndarray | None  # (R,): Average strengths of the pairs known to be right
+    decision: Decision  # The decision itself
+    sources: dict[str | None, np.ndarray]  # Rows of each source, of those that it decided about
 
 
 def decide_round(
@@ -254,30 +190,9 @@ def decide_round(
     curated: np.ndarray,
     source: pa.Array,
 ) -> Round:
-    """
-    Decides about all pairs that have been scored in this round or an earlier one.
+    """Decides about all pairs that have been scored in this round or an earlier one.
 
-    Args:
-        rules ([`RoundRules`]):
-            How.
-        state ([`CurationState`] of N pairs):
-            What holds; pairs without a score stay so.
-        rows (`np.ndarray` of shape `(n,)`):
-            The pairs that were scored now.
-        scores (`np.ndarray` of shape `(n, 2)` or `(n, 2, m)`):
-            Their rewards, chosen and rejected as in the data set.
-        reference_scores (`np.ndarray` of shape `(R, 2)` or `(R, 2, m)`, *optional*):
-            Those of the pairs known to be right; rules that take a `reference` get their strengths.
-        curated (`np.ndarray`):
-            The pairs that may be changed.
-        source (`pa.Array` of length N):
-            Source of each pair.
-
-    Returns:
-        [`Round`]
-
-    Raises:
-        `ValueError`: if the scores have another shape, or there is none at all.
+    Shapes: `rows` `(n,)`, `scores` `(n, 2)`, `reference_scores` `(R, 2)`.
     """
     _check_shape(scores, len(rows))
     every = scores
@@ -338,19 +253,9 @@ def rows_of_sources(source: pa.Array, only_sources: Sequence[str] | None) -> np.
 
 
 def blend(before: np.ndarray, now: np.ndarray, momentum: float) -> np.ndarray:
-    """
-    Exponential average of strengths.
+    """Exponential average of strengths.
 
-    Args:
-        before (`np.ndarray` of shape `(N,)`):
-            Average so far, NaN where there is none.
-        now (`np.ndarray` of shape `(N,)`):
-            Strengths of this round, NaN where not scored.
-        momentum (`float`):
-            Share of the average so far.
-
-    Returns:
-        `np.ndarray` of shape `(N,)`: where one of both is NaN, the other.
+    Shapes: `before` `(N,)`, `now` `(N,)`, returns `(N,)`.
     """
     average = momentum * before + (1 - momentum) * now
     return np.where(np.isnan(before), now, np.where(np.isnan(now), before, average))
@@ -362,21 +267,11 @@ def fold_of(num_pairs: int, folds: int, seed: int) -> np.ndarray:
 
 
 def deal_out(raw: np.ndarray, strength: np.ndarray, sources: Mapping[Any, np.ndarray]) -> np.ndarray:
-    """
-    Gives the strengths that a source has to other pairs of it: the largest to the pair of which a model is surest.
+    """Gives the strengths that a source has to other pairs of it: the largest to the pair of which a model is surest.
 
     So strengths stay in the unit of their source, and what was fitted to them still fits.
 
-    Args:
-        raw (`np.ndarray` of shape `(N,)`):
-            Strengths of the data set, NaN where unknown.
-        strength (`np.ndarray` of shape `(N,)`):
-            By how much the model prefers chosen.
-        sources (`Mapping` of `np.ndarray`):
-            Rows of each source that take part.
-
-    Returns:
-        `np.ndarray` of shape `(N,)`: rows that take no part, or of unknown strength, as before.
+    Shapes: `raw` `(N,)`, `strength` `(N,)`, returns `(N,)`.
     """
     dealt = raw.copy()
     for rows in sources.values():
@@ -397,23 +292,9 @@ def curation_metrics(
     rows: np.ndarray,
     sources: Mapping[str | None, np.ndarray],
 ) -> dict[str, float]:
-    """
-    Figures of a curated set, to be logged.
+    """Figures of a curated set, to be logged.
 
-    Args:
-        flipped, kept (`np.ndarray` of shape `(N,)` and dtype `bool`):
-            What holds for each pair.
-        strength (`np.ndarray` of shape `(N,)`):
-            Their strengths, NaN where unknown.
-        rows (`np.ndarray`):
-            Rows to count.
-        sources (`Mapping` of `np.ndarray`):
-            Those of each source, which counts for itself too where there are several.
-
-    Returns:
-        `dict[str, float]`: `curation/kept`, `curation/dropped` and, of those that are kept, `curation/flipped`,
-        numbers of pairs; `curation/noise_rate`, the share that is flipped, dropped pairs among them; and
-        `curation/mean_strength`, over the kept pairs of known strength. Of a source as in `curation/kept/<source>`.
+    Shapes: `flipped, kept` `(N,)` `bool`, `strength` `(N,)`.
     """
 
     def of(rows: np.ndarray) -> dict[str, float]:

@@ -41,22 +41,13 @@ _VERDICTS = [{template.first_is_better, template.second_is_better} for template 
 
 @dataclass
 class PairVotes:
-    """
-    What J judges said of N pairs.
+    """What J judges said of N pairs."""
 
-    Parameters:
-        votes (`np.ndarray` of shape `(N, J, 2)` and dtype `int8`):
-            In one order and in the other: 1 if chosen is better, -1 if rejected is, 0 for a tie, and `UNREADABLE`
-            where there is no verdict.
-        status (`np.ndarray` of shape `(N, J, 2)`, strings):
-            Status of each reply, or `"not_asked"` for a row that cannot be asked about.
-        problems (`dict[int, str]`):
-            Rows that cannot be asked about, with the reason.
-    """
-
+    # (N, J, 2) int8: In one order and in the other: 1 if chosen is better, -1 if rejected is, 0 for a tie, and
+    # `UNREADABLE` where there is no verdict
     votes: np.ndarray
-    status: np.ndarray
-    problems: dict[int, str] = field(default_factory=dict)
+    status: np.ndarray  # (N, J, 2): Status of each reply, or `"not_asked"` for a row that cannot be asked about
+    problems: dict[int, str] = field(default_factory=dict)  # Rows that cannot be asked about, with the reason
 
     @property
     def unanswered(self) -> np.ndarray:
@@ -66,7 +57,8 @@ class PairVotes:
     @property
     def answered(self) -> np.ndarray:
         """Pairs about which every judge has answered in both orders, with a verdict or without, `(N,)`; about all
-        others nothing may be concluded."""
+        others nothing may be concluded.
+        """
         return ~np.asarray(np.isin(self.status.astype(str), NO_ANSWER).any(axis=(1, 2)))
 
     def counts(self) -> dict[str, int]:
@@ -86,38 +78,10 @@ def judge_pairs(
     pairs_at_once: int = 64,
     show_progress: bool = True,
 ) -> PairVotes:
-    """
-    Asks every judge about every pair, in both orders.
+    """Asks every judge about every pair, in both orders.
 
     What is asked depends on the row alone, so a run after a kill finds the replies in the clients' stores. A row that
     is flipped asks the same two questions.
-
-    Args:
-        dataset (`Dataset`):
-            Preference rows with a prompt; images as many as they have.
-        judges (`Sequence` of [`~trl_dt2it.judge.JudgeClient`]):
-            J judges.
-        rubric ([`~trl_dt2it.judge.Rubric`], *optional*):
-            What answers are judged by.
-        swap (`str`, *optional*, defaults to `"auto"`):
-            What changes places: `"answers"`, `"images"` for rows of two images whose answers name one of them, or
-            `"auto"`: images where the answers are the two verdicts of one of this package's text-to-image templates.
-        language (`str`, *optional*):
-            Language of the instructions; by default that of each question.
-        image_root (`str` or `os.PathLike`, *optional*):
-            Folder that relative paths of images start from and that no path may leave, as in [`ImageOptions`].
-        image_options ([`ImageOptions`], *optional*):
-            Where else images may come from, and how large they may be.
-        pairs_at_once (`int`, *optional*, defaults to `64`):
-            Number of pairs whose requests are held, images included, and asked together.
-        show_progress (`bool`, *optional*, defaults to `True`):
-            Whether to show a progress bar.
-
-    Returns:
-        [`PairVotes`]
-
-    Raises:
-        [`~trl_dt2it.judge.JudgeError`]: if an endpoint cannot be used at all, or does not answer.
     """
     rows, options = leave_images_encoded(dataset), with_image_root(image_options, image_root)
     found = PairVotes(
@@ -145,24 +109,7 @@ def judge_pairs(
 def pair_requests(
     row: Mapping[str, Any], index: int, rubric: Rubric, swap: Swap, language: str | None, options: ImageOptions
 ) -> tuple[tuple[JudgeRequest, JudgeRequest], int]:
-    """
-    The two requests about a row, the same for a row that is flipped.
-
-    Args:
-        row (`Mapping`):
-            A preference row.
-        index (`int`):
-            Its place in the data set.
-        rubric, swap, language, options:
-            As in [`judge_pairs`].
-
-    Returns:
-        `tuple`: the requests, and 1 if the verdict `"first"` to the one before the other speaks for chosen, else -1;
-        to the other it says the opposite.
-
-    Raises:
-        [`RowError`]: if the row or one of its images cannot be used.
-    """
+    """The two requests about a row, the same for a row that is flipped."""
     check_row(row)
     question, images = read_question(row, index, source="", image_options=options), row_images(row)
     chosen, rejected = (_answer(row[side]) for side in SIDES)
@@ -178,18 +125,7 @@ def pair_requests(
 
 
 def vote_of(reply: JudgeReply, sign: int) -> int:
-    """
-    What a reply says of a pair.
-
-    Args:
-        reply ([`~trl_dt2it.judge.JudgeReply`]):
-            The reply.
-        sign (`int`):
-            1 if the verdict `"first"` speaks for chosen, else -1.
-
-    Returns:
-        `int`: 1 if chosen is better, -1 if rejected is, 0 for a tie, `UNREADABLE` without a verdict.
-    """
+    """What a reply says of a pair."""
     if not isinstance(reply.verdict, PairwiseVerdict):
         return UNREADABLE
     return sign * {"first": 1, "tie": 0, "second": -1}[reply.verdict.better]
@@ -204,22 +140,7 @@ def most_judging_cost(
     image_options: ImageOptions | None = None,
     sample: int = 32,
 ) -> Spending:
-    """
-    What asking about all pairs of a set takes at most, by the mean of a sample of them.
-
-    Args:
-        dataset (`Dataset`):
-            Preference rows.
-        endpoints (`Sequence` of [`~trl_dt2it.judge.Endpoint`]):
-            The judges, with prices.
-        rubric, image_root, image_options:
-            As in [`judge_pairs`].
-        sample (`int`, *optional*, defaults to `32`):
-            Number of rows to look at, evenly spread.
-
-    Returns:
-        [`~trl_dt2it.judge.store.Spending`]: calls, tokens and USD.
-    """
+    """What asking about all pairs of a set takes at most, by the mean of a sample of them."""
     rows, options = leave_images_encoded(dataset), with_image_root(image_options, image_root)
     places = np.unique(np.linspace(0, len(rows) - 1, min(sample, len(rows)), dtype=int)).tolist()
     seen, total = 0, Spending()
@@ -244,30 +165,15 @@ def _answer(side: Any) -> str:
 
 @dataclass(frozen=True)
 class Judging:
-    """
-    Who is asked about dropped pairs, and what counts.
+    """Who is asked about dropped pairs, and what counts."""
 
-    Parameters:
-        endpoints (`tuple[Endpoint, ...]`):
-            The judges.
-        client_kwargs (`tuple[dict, ...]`):
-            Other arguments of the [`~trl_dt2it.judge.JudgeClient`] of each.
-        votes (`str`, *optional*, defaults to `"unanimous"`):
-            `"unanimous"` or `"majority"`, as in [`relabel_by_vote`].
-        swap (`str`, *optional*, defaults to `"auto"`):
-            As in [`judge_pairs`].
-        language (`str`, *optional*):
-            As in [`judge_pairs`].
-        max_unanswered (`float`, *optional*, defaults to `0.0`):
-            Share of the pairs that may stay without an answer, and as they were. With more, the run stops and asks
-            about them when it is started again.
-    """
-
-    endpoints: tuple[Endpoint, ...]
-    client_kwargs: tuple[dict[str, Any], ...]
-    votes: str = "unanimous"
-    swap: Swap = "auto"
-    language: str | None = None
+    endpoints: tuple[Endpoint, ...]  # The judges
+    client_kwargs: tuple[dict[str, Any], ...]  # Other arguments of the `JudgeClient` of each
+    votes: str = "unanimous"  # `"unanimous"` or `"majority"`, as in `relabel_by_vote`
+    swap: Swap = "auto"  # As in `judge_pairs`
+    language: str | None = None  # As in `judge_pairs`
+    # Share of the pairs that may stay without an answer, and as they were. With more, the run stops and asks about
+    # them when it is started again
     max_unanswered: float = 0.0
 
     def settings(self) -> dict[str, Any]:
@@ -296,21 +202,7 @@ class Judging:
 
 
 def read_judging(given: Mapping[str, Any]) -> Judging:
-    """
-    The judges of a configuration.
-
-    Args:
-        given (`Mapping`):
-            `votes`, `swap`, `language` and `max_unanswered`, and either one judge's keys beside them or `endpoints`, a
-            list of judges. Keys of a judge are the arguments of [`~trl_dt2it.judge.Endpoint`], `max_concurrency`,
-            `max_retries`, and for its budget `max_calls`, `budget_tokens` and `max_cost`.
-
-    Returns:
-        [`Judging`]
-
-    Raises:
-        `ValueError`: if a key is not known, or a value is out of range.
-    """
+    """The judges of a configuration."""
     rest = dict(given)
     names = ("votes", "swap", "language", "max_unanswered")
     own: dict[str, Any] = {name: rest.pop(name) for name in names if name in rest}

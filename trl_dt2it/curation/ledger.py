@@ -133,7 +133,8 @@ def read_corrections(path: str | os.PathLike) -> Corrections:
 
 def corrective_actions(given: Corrections, state: pa.Table) -> dict[str, str | None]:
     """Return what makes pairs stand as a person wants them: `keep`, `flip` or `drop`, seen from the present state of
-    each, or `None` where a person has decided the same before."""
+    each, or `None` where a person has decided the same before.
+    """
     names = pa.array(list(given.wanted), pa.string())
     places = pc.index_in(names, value_set=state["pair_id"].combine_chunks()).to_pylist()
     flipped, kept, stage = (state[name].to_pylist() for name in ("flipped", "kept", "stage"))

@@ -55,7 +55,8 @@ def round_table(
     contents: pa.Table | None = None,
 ) -> pa.Table:
     """Return the table of a round about N pairs; a `ValueError` says which shape is wrong or which name is not
-    distinct."""
+    distinct.
+    """
     count = len(pair_ids)
     if len(decision) != count:
         raise ValueError(f"There are {count} pairs and a decision about {len(decision)}; give one per pair.")
@@ -121,7 +122,8 @@ def contents_of(names: pa.Array, contents: pa.Table) -> dict[str, pa.Array]:
 
 def has_changed(table: pa.Table, contents: pa.Table | None) -> np.ndarray:
     """Tell the pairs of a round that are no longer what it decided about, by their texts alone where an image could
-    not be read, then or now; what is not known has not changed."""
+    not be read, then or now; what is not known has not changed.
+    """
     if contents is None or not set(CONTENT_COLUMNS) <= set(table.column_names):
         return np.zeros(len(table), dtype=bool)
     now = contents_of(table["pair_id"].combine_chunks(), contents)
@@ -132,7 +134,8 @@ def has_changed(table: pa.Table, contents: pa.Table | None) -> np.ndarray:
 def merge_rounds(tables: Iterable[tuple[int, pa.Table]], contents: pa.Table | None = None) -> pa.Table:
     """Return the last word on every pair, of numbered rounds, the last word last: `pair_id` in order of appearance,
     `flipped`, `kept`, `strength`, `entry`, the number of the round, -1 where nothing that was said counts, and with
-    `contents` `changed`, where the last word is about other content, which does not count."""
+    `contents` `changed`, where the last word is about other content, which does not count.
+    """
     beginning = {**_BEGINNING, "entry": -1, **({} if contents is None else {"changed": False})}
     known = pa.array([], pa.string())
     values = {name: np.empty(0, dtype=np.asarray(value).dtype) for name, value in beginning.items()}
@@ -214,7 +217,8 @@ class LedgerFiles:
 
     def add(self, record: dict[str, Any], entry: dict[str, Any], table: pa.Table) -> None:
         """Write a round, its table first, so that `ledger.json`, which gets the entry, names nothing that is not
-        there."""
+        there.
+        """
         attempt = sum(round_key(other) == round_key(entry) for other in record["rounds"]) + 1
         file = f"round-{entry['round']:05d}-{entry['stage']}{'' if attempt == 1 else f'.{attempt}'}.parquet"
         with whole_file(self.directory / file) as part:

@@ -64,18 +64,9 @@ def combine_scores(scores: npt.ArrayLike, how: Literal["raw", "zscore", "rank"] 
 
 
 def as_strength(strength: npt.ArrayLike) -> np.ndarray:
-    """
-    Strengths as the rules want them.
+    """Strengths as the rules want them.
 
-    Args:
-        strength (`np.ndarray` of shape `(N,)`):
-            Strengths, NaN where a pair is not scored.
-
-    Returns:
-        `np.ndarray` of shape `(N,)` and dtype `float64`
-
-    Raises:
-        `ValueError`: if the shape is another or a strength is infinite.
+    Shapes: `strength` `(N,)`, returns `(N,)` `float64`.
     """
     strength = np.asarray(strength, dtype=np.float64)
     if strength.ndim != 1:
@@ -271,21 +262,12 @@ def estimate_noise(
 
 
 def shared_slope(parts: Sequence[np.ndarray]) -> float:
-    r"""
-    The slope of several sources whose noise rates differ, of which one by itself may tell little.
+    r"""The slope of several sources whose noise rates differ, of which one by itself may tell little.
 
     How sure a model is of a difference in rewards is a property of the model, so \(k\) is one for all sources, and
     each has its own rate \(e\): both maximise the likelihood of [`estimate_noise`], summed over the sources. A
     source of 500 pairs whose rate is near one half does not show by itself whether its labels are noise or the model
     guesses; the others do.
-
-    Args:
-        parts (`Sequence[np.ndarray]`):
-            Strengths of each source, of shape `(n,)`, all finite.
-
-    Returns:
-        `float`: log-odds per unit of strength; 0 if all signs together are no more than coin flips, or there are
-        fewer than 20 pairs.
     """
     count = sum(len(part) for part in parts)
     largest = max((float(np.abs(part).max()) for part in parts if len(part)), default=0.0)

@@ -55,30 +55,7 @@ def curated_card(
     licences: Mapping[str, str] | None = None,
     contents: pa.Table | None = None,
 ) -> DatasetCard:
-    """
-    The card of a curated data set.
-
-    Args:
-        dataset (`Dataset`):
-            The source set.
-        ledger ([`CurationLedger`]):
-            What was decided about it.
-        repo_id (`str`):
-            Where the curated set goes on the Hub.
-        columns (`Sequence[str]`):
-            Columns of the curated set.
-        split (`str`, *optional*, defaults to `"train"`):
-            Its split.
-        with_dropped (`bool`, *optional*, defaults to `False`):
-            Whether dropped pairs go up too, as a configuration of their own.
-        licences (`Mapping[str, str]`, *optional*):
-            Licences by source, for those that [`load_preferences`] does not know.
-        contents (`pa.Table`, *optional*):
-            From [`pair_contents`]; by default it is looked at.
-
-    Returns:
-        [`~huggingface_hub.DatasetCard`]
-    """
+    """The card of a curated data set."""
     contents = pair_contents(dataset) if contents is None else contents
     known = ledger.labels(contents["pair_id"].combine_chunks(), contents=contents)
     kept, flipped = known["kept"], known["flipped"]
@@ -124,16 +101,7 @@ def curated_card(
 
 
 def provenance(ledger: CurationLedger) -> list[dict[str, object]]:
-    """
-    Which models decided in each round that stands, and by which settings.
-
-    Args:
-        ledger ([`CurationLedger`]):
-            The ledger.
-
-    Returns:
-        `list[dict]`: `name`, `models` and `settings`, as JSON, in the order in which they count.
-    """
+    """Which models decided in each round that stands, and by which settings."""
     found: list[dict[str, object]] = []
     for entry in ledger.standing:
         settings = {name: value for name, value in entry["settings"].items() if name != "digest"}
@@ -163,7 +131,8 @@ def curation_facts(
     ledger: CurationLedger | None, log_history: Sequence[Mapping[str, Any]] = ()
 ) -> dict[str, Any] | None:
     """Numbers of pairs `kept`, `flipped` and `dropped`, and `rounds`, as [`ledger_lines`] gives them; without a ledger
-    what a trainer logged of its last round, and `None` without any curation."""
+    what a trainer logged of its last round, and `None` without any curation.
+    """
     if ledger is not None and len(state := ledger.state()):
         kept, flipped = (state[name].to_numpy().astype(bool) for name in ("kept", "flipped"))
         numbers, rounds = _counts(kept, flipped), ledger_lines(ledger)

@@ -225,18 +225,7 @@ def decide(
 
 
 def group_by_source(source: Any, count: int) -> dict[str | None, np.ndarray]:
-    """
-    Rows of each source, ascending.
-
-    Args:
-        source (sequence of `str`, *optional*):
-            Source of each pair, or `None` for one source of all.
-        count (`int`):
-            Number of pairs.
-
-    Returns:
-        `dict[str | None, np.ndarray]`
-    """
+    """Rows of each source, ascending."""
     if source is None:
         return {None: np.arange(count)}
     column = source if isinstance(source, (pa.Array, pa.ChunkedArray)) else pa.array(source, from_pandas=True)

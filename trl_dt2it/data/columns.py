@@ -22,7 +22,8 @@ _SLICE = 20
 
 def arrow_rows(table: pa.Table, json_columns: Features) -> Iterator[dict[str, Any]]:
     """Rows of a table of a data set in the format "arrow", images as bytes and paths; `json_columns` come from
-    [`find_json_columns`]."""
+    [`find_json_columns`].
+    """
     coded = Features({name: feature for name, feature in json_columns.items() if name in table.column_names})
     for start in range(0, len(table), _SLICE):
         for row in table.slice(start, _SLICE).to_pylist():
@@ -43,7 +44,8 @@ def look_at_all(
 ) -> pa.Table:
     """Collect what a function finds in the rows of a data set, anew at every call: files that paths point to may
     change. It takes part of the set as an Arrow table (and the places of its rows), `json_columns` for [`arrow_rows`]
-    and `kwargs`, and gives a table of as many rows with the columns `features`."""
+    and `kwargs`, and gives a table of as many rows with the columns `features`.
+    """
     return _map_anew(
         dataset.with_format("arrow"),
         function,
@@ -67,7 +69,8 @@ def look_at_rows(
     desc: str,
 ) -> pa.Table:
     """Look as [`look_at_all`] does, but a row at a time and as the data set gives it, through a transform of the
-    user's."""
+    user's.
+    """
     return _map_anew(dataset, function, features, num_proc=num_proc, desc=desc)
 
 
@@ -90,7 +93,8 @@ def _map_anew(dataset: Dataset, function: Callable[..., Any], features: Features
 def look_in_shares(dataset: Dataset, look: Callable[..., pa.Table], *, num_proc: int | None) -> pa.Table:
     """Look at a data set of which each process of a launch takes its share, and join what they find, in the order of
     the rows. Every process must call it; what one raises, all raise. `look` takes a part and `num_proc`, and waits for
-    no other process."""
+    no other process.
+    """
     state = PartialState()
     if state.num_processes == 1:
         return look(dataset, num_proc=num_proc)
@@ -143,8 +147,7 @@ def has_transform(dataset: AnyDataset) -> bool:
 
 
 def as_python(dataset: AnyDataset) -> AnyDataset:
-    """
-    Makes rows hold plain Python values instead of tensors or arrays, and only the columns that they show.
+    """Makes rows hold plain Python values instead of tensors or arrays, and only the columns that they show.
 
     A transform stays: it makes the rows.
     """
@@ -160,8 +163,7 @@ def as_python(dataset: AnyDataset) -> AnyDataset:
 
 
 def leave_images_encoded(dataset: AnyDataset) -> AnyDataset:
-    """
-    Makes rows hold bytes and paths instead of decoded images, without touching the data.
+    """Makes rows hold bytes and paths instead of decoded images, without touching the data.
 
     `datasets` decodes whatever a row points to, paths outside of the data set included; the collator's own loader
     does not. Where a transform makes the rows, they stay as they are: it may need decoded images.
@@ -213,7 +215,8 @@ def select_rows(dataset: Dataset, rows: np.ndarray) -> Dataset:
 
 def column_names(dataset: AnyDataset) -> list[str]:
     """Columns that the rows of a data set have; where a transform makes the rows, or a stream does not tell, those of
-    the first row."""
+    the first row.
+    """
     if isinstance(dataset, Dataset) and not (has_transform(dataset) and len(dataset) > 0):
         return as_python(dataset).column_names
     return (dataset.column_names if isinstance(dataset, IterableDataset) else None) or list(next(iter(dataset), {}))
@@ -237,7 +240,8 @@ def column_of(dataset: Dataset, name: str) -> pa.Array:
 
 def group_codes(values: pa.Array) -> tuple[np.ndarray, list[Any]]:
     """Number equal values from 0, in the order in which they come up, and return the values by their numbers. A null
-    is a group by itself; these come last."""
+    is a group by itself; these come last.
+    """
     encoded = (values.cast(pa.string()) if pa.types.is_null(values.type) else values).dictionary_encode()
     codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
     alone = np.flatnonzero(codes < 0)
@@ -252,7 +256,8 @@ def group_rows(codes: np.ndarray) -> list[np.ndarray]:
 
 def unify_types(datasets: Mapping[str, Dataset]) -> dict[str, Dataset]:
     """Give columns of one name one type in all sets, so that these can be joined: where types differ, numbers are
-    floats, and other values strings, in JSON where they are lists or objects. Messages and images stay as they are."""
+    floats, and other values strings, in JSON where they are lists or objects. Messages and images stay as they are.
+    """
     types: dict[str, list[Any]] = {}
     for dataset in datasets.values():
         for name, feature in dataset.features.items():
@@ -292,6 +297,7 @@ def has_images(feature: Any) -> bool:
 def rows_at_once(dataset: Dataset) -> int:
     """Number of rows of a data set to hold at once, from 20 to 1000, for a batch of some 32 MB: photographs take
     megabytes each; but of small rows, small batches are slow, and every batch that is written takes some kilobytes of
-    memory as long as its file is open."""
+    memory as long as its file is open.
+    """
     bytes_per_row = dataset.data.nbytes / max(1, len(dataset.data))
     return int(min(1000, max(20, 2**25 / max(1.0, bytes_per_row))))

@@ -22,18 +22,7 @@ from .rows import SIDES, RowError, canonical_text, content_id, image_identity, r
 
 
 class PairDigest(NamedTuple):
-    """
-    A pair in a few bytes.
-
-    Parameters:
-        key (`bytes`):
-            What it is about, without its label.
-        is_swapped (`bool`):
-            The label: whether the answer that sorts second is preferred.
-        is_mirror (`bool`):
-            Whether it asks about a text-to-image pair in the second of both orders. It is then no duplicate of the row
-            in the first order, but contradicts it as any row does.
-    """
+    """A pair in a few bytes."""
 
     key: bytes
     is_swapped: bool
@@ -41,16 +30,9 @@ class PairDigest(NamedTuple):
 
 
 class Doubles(NamedTuple):
-    """
-    Rows that may not stay because of another row.
+    """Rows that may not stay because of another row.
 
-    Parameters:
-        rows (`np.ndarray` of shape `(D,)` and type int64):
-            Their places, ascending.
-        others (`np.ndarray` of shape `(D,)` and type int64):
-            For each the place of the other row: the first equal one, or the first that prefers the other answer.
-        is_contradiction (`np.ndarray` of shape `(D,)` and type bool):
-            Whether it prefers the other answer.
+    Shapes: `rows` `(D,)`, `others` `(D,)`, `is_contradiction` `(D,)`.
     """
 
     rows: np.ndarray
@@ -59,22 +41,11 @@ class Doubles(NamedTuple):
 
 
 def pair_digest(row: Mapping[str, Any]) -> PairDigest:
-    """
-    A hash of what a pair is about, the same whichever answer is preferred.
+    """A hash of what a pair is about, the same whichever answer is preferred.
 
     It covers what [`content_id`] covers: of a text-to-image pair the caption and both images, and otherwise all that
     the model reads. A row with an explicit prompt and one with whole conversations, which a chat template renders
     alike, are the same pair. Images are the same if their bytes are, or their paths.
-
-    Args:
-        row (`Mapping[str, Any]`):
-            A row that [`check_row`] accepts.
-
-    Returns:
-        [`PairDigest`]: with a key of 16 bytes.
-
-    Raises:
-        [`RowError`]: if an image has a type without identity, or does not decode.
     """
     if (pair := t2i_identity(row)) is not None:
         images = [json.dumps(image) for image in (pair.chosen, pair.rejected)]
@@ -111,7 +82,8 @@ def find_doubles(
     """Find rows that repeat an earlier one, and all rows of which another one prefers the other answer. Of equal rows
     the first may stay. Of a contradiction none may, because nothing tells which is right. Keys come in two halves;
     rows that are bad take no part, and those of `is_mirror` are no duplicates of others. Sorting takes about 20 bytes
-    a row."""
+    a row.
+    """
     # One half of the keys leaves hardly any row that has no double, and half as much to sort.
     order = np.argsort(high, kind="stable")
     ordered = high[order]
@@ -254,16 +226,7 @@ def pair_contents(
 
 
 def source_fingerprint(names: pa.Array) -> str:
-    """
-    A short hash that tells one source set from another.
-
-    Args:
-        names (`pa.Array`):
-            What [`pair_ids`] gives for the set.
-
-    Returns:
-        `str`: 16 hexadecimal digits; the same for the same names in the same order.
-    """
+    """A short hash that tells one source set from another."""
     slices = (names.slice(start, 10_000).to_pylist() for start in range(0, len(names), 10_000))
     return digest(str(len(names)), ("\0".join(part) + "\0" for part in slices))[:16]
 

@@ -45,27 +45,14 @@ _FIRST_ROWS = 1000  # of a stream, which tell its columns
 
 @dataclass(frozen=True)
 class OwnColumns:
-    """
-    Columns of a source that its adapter does not read, and that rows keep.
+    """Columns of a source that its adapter does not read, and that rows keep."""
 
-    Parameters:
-        reads (`tuple[str, ...]`):
-            What the adapter reads, as [`~trl_dt2it.data.sources.fields.Source`] says it.
-        shared (`tuple[str, ...]`):
-            Columns that mean in the source what they mean in canonical rows.
-        names (`dict[str, str]`):
-            What each column that is kept is called then.
-        features (`dict[str, Any]`):
-            Its type, by that name, and that of `weight` where it is shared.
-        is_whole (`bool`):
-            Whether all rows were looked at, and not the first ones of a stream.
-    """
-
-    reads: tuple[str, ...] = ()
-    shared: tuple[str, ...] = ()
-    names: dict[str, str] = field(default_factory=dict)
+    reads: tuple[str, ...] = ()  # What the adapter reads, as `Source` says it
+    shared: tuple[str, ...] = ()  # Columns that mean in the source what they mean in canonical rows
+    names: dict[str, str] = field(default_factory=dict)  # What each column that is kept is called then
+    # Its type, by that name, and that of `weight` where it is shared
     features: dict[str, Any] = field(default_factory=dict)
-    is_whole: bool = True
+    is_whole: bool = True  # Whether all rows were looked at, and not the first ones of a stream
 
     def values(self, rows: list[Mapping[str, Any]]) -> dict[str, Any]:
         """What a row keeps; of several rows that a pair is made of, what they have in common."""
@@ -90,33 +77,15 @@ _SAID: set[str] = set()
 
 @dataclass(frozen=True)
 class Conversion:
-    """
-    What turns raw rows of one source into canonical rows. It can be pickled, for worker processes.
+    """What turns raw rows of one source into canonical rows. It can be pickled, for worker processes."""
 
-    Parameters:
-        source ([`Source`]):
-            The source.
-        name (`str`):
-            What the column `source` says, and the beginning of `pair_id` and `group_id`.
-        options (`dict`, *optional*):
-            Options of the adapter.
-        image_root (`str`, *optional*):
-            Folder that relative image paths start from, and that no path may leave.
-        max_frames (`int`, *optional*, defaults to `32`):
-            Most frames of a video, taken evenly from its folder.
-        overrides (`bool`, *optional*, defaults to `False`):
-            Whether `name` stands in place of a `source` that rows bring.
-        own ([`OwnColumns`], *optional*):
-            Columns of the source that rows keep; by default none.
-    """
-
-    source: Source
-    name: str
-    options: dict[str, Any] = field(default_factory=dict)
-    image_root: str | None = None
-    max_frames: int = 32
-    overrides: bool = False
-    own: OwnColumns = field(default_factory=OwnColumns)
+    source: Source  # The source
+    name: str  # What the column `source` says, and the beginning of `pair_id` and `group_id`
+    options: dict[str, Any] = field(default_factory=dict)  # Options of the adapter
+    image_root: str | None = None  # Folder that relative image paths start from, and that no path may leave
+    max_frames: int = 32  # Most frames of a video, taken evenly from its folder
+    overrides: bool = False  # Whether `name` stands in place of a `source` that rows bring
+    own: OwnColumns = field(default_factory=OwnColumns)  # Columns of the source that rows keep; by default none
 
     @property
     def features(self) -> Features:
@@ -126,25 +95,14 @@ class Conversion:
     @property
     def caching(self) -> dict[str, Any]:
         """Arguments of `Dataset.map` that keep it from answering out of its cache where files on disk decide: where
-        links under `image_root` lead, and which frames of a video are there."""
+        links under `image_root` lead, and which frames of a video are there.
+        """
         if self.image_root is None and not self.source.has_videos:
             return {}
         return {"load_from_cache_file": False, "new_fingerprint": generate_random_fingerprint()}
 
     def convert(self, raw: Mapping[str, Any], index: int) -> Iterator[dict[str, Any]]:
-        """
-        The canonical rows that a raw row holds.
-
-        Args:
-            raw (`Mapping`):
-                The row as [`read_raw`] gives it, or `{"group": [...]}` of a grouped source.
-            index (`int`):
-                Its place in the source.
-
-        Yields:
-            `dict`: the columns of `features`. Of a pair that cannot be used, all but the verdict and what names it
-            are `None`.
-        """
+        """The canonical rows that a raw row holds."""
         made, nothing = list(self._pairs(raw)), dict.fromkeys([*_columns(self.source), *self.own.features])
         for number, pair in enumerate(made):
             place = f"{index}-{number}" if len(made) > 1 else str(index)
@@ -232,18 +190,7 @@ class Conversion:
 
 
 def find_own_columns(raw: AnyDataset, conversion: Conversion) -> OwnColumns:
-    """
-    The columns of a source that its adapter does not read.
-
-    Args:
-        raw (`Dataset` or `IterableDataset`):
-            All rows as [`read_raw`] gives them.
-        conversion ([`Conversion`]):
-            How they are converted.
-
-    Returns:
-        [`OwnColumns`]: of a stream of JSON those of its first rows. Columns without any value are not among them.
-    """
+    """The columns of a source that its adapter does not read."""
     is_whole = True
     paths = {path for path in conversion.options.values() if isinstance(path, str) and "." in path}
     if JSON_COLUMN not in column_names(raw):
@@ -293,8 +240,7 @@ def _features(raw: AnyDataset) -> dict[str, Any]:
 
 
 def _json_columns(lines: Iterable[str], paths: Collection[str]) -> dict[str, Any]:
-    """
-    The types of all keys in rows of JSON without some paths: numbers, strings and lists of them as they are, others
+    """The types of all keys in rows of JSON without some paths: numbers, strings and lists of them as they are, others
     as JSON text.
     """
     kinds: dict[str, set[str]] = {}

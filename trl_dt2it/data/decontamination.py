@@ -38,16 +38,8 @@ HASH_WORDS = -(-HASH_BITS // 64)
 
 
 def normalise(text: str) -> str:
-    """
-    A question without what people change when they copy one: case, punctuation, white space, width of characters,
+    """A question without what people change when they copy one: case, punctuation, white space, width of characters,
     image markers.
-
-    Args:
-        text (`str`):
-            The question.
-
-    Returns:
-        `str`: letters, digits, combining marks and symbols.
     """
     text = unicodedata.normalize("NFKC", text.replace(IMAGE_MARKER, " ")).casefold()
     kept = _ignored().sub("", unicodedata.normalize("NFKC", text))
@@ -55,16 +47,8 @@ def normalise(text: str) -> str:
 
 
 def row_questions(row: Mapping[str, Any]) -> list[str]:
-    """
-    The questions that a row asks, normalised: what its user says in all turns together, and in each turn; and the
+    """The questions that a row asks, normalised: what its user says in all turns together, and in each turn; and the
     caption of a question about a text-to-image pair, told by the column `t2i_caption` or by a known wording.
-
-    Args:
-        row (`Mapping[str, Any]`):
-            A preference row, or any row with `question` or `caption`.
-
-    Returns:
-        `list[str]`: different ones. Empty if the row has none; a prompt of images alone asks `""`.
     """
     given = next((row[name] for name in ("prompt", "question", "caption") if row.get(name) is not None), None)
     if isinstance(given, str):
@@ -96,32 +80,18 @@ def all_images(row: Mapping[str, Any]) -> list[Any]:
 
 
 def perceptual_hash(image: Image.Image) -> np.ndarray:
-    """
-    A hash that images share, but for some bits, if they look alike.
+    """A hash that images share, but for some bits, if they look alike.
 
-    Args:
-        image (`PIL.Image.Image`):
-            An image from [`load_image`].
-
-    Returns:
-        `np.ndarray` of shape `(HASH_WORDS,)` and type uint64.
+    Shapes: returns `(HASH_WORDS,)`.
     """
     bits = imagehash.phash(image, hash_size=_SIDE).hash.ravel()
     return np.packbits(np.pad(bits, (0, 64 * HASH_WORDS - HASH_BITS))).view(np.uint64)
 
 
 def distances(hashes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """
-    Numbers of bits in which hashes differ.
+    """Numbers of bits in which hashes differ.
 
-    Args:
-        hashes (`np.ndarray` of shape `(N, HASH_WORDS)` and type uint64):
-            Hashes.
-        others (`np.ndarray` of shape `(M, HASH_WORDS)` and type uint64):
-            Other hashes.
-
-    Returns:
-        `np.ndarray` of shape `(N, M)` and type int64.
+    Shapes: `hashes` `(N, HASH_WORDS)`, `others` `(M, HASH_WORDS)`, returns `(N, M)`.
     """
     return np.bitwise_count(hashes[:, None] ^ others[None]).sum(axis=-1, dtype=np.int64)
 
@@ -150,23 +120,14 @@ _COMPARISONS = 4_000_000  # of hashes at once
 
 @dataclass(frozen=True)
 class Benchmark:
-    """
-    Rows that must not be trained on.
+    """Rows that must not be trained on."""
 
-    Parameters:
-        names (`list[str]`):
-            What each row is called.
-        by_question (`dict[str, list[int]]`):
-            Places of the rows that ask a question, normalised.
-        hashes (`np.ndarray` of shape `(H, HASH_WORDS)` and type uint64):
-            Hashes of all images, in the order of their rows.
-        owners (`np.ndarray` of shape `(H,)` and type int64):
-            Place of the row that an image is of, ascending.
-    """
-
-    names: list[str] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)  # What each row is called
+    # Places of the rows that ask a question, normalised
     by_question: dict[str, list[int]] = field(default_factory=dict)
+    # (H, HASH_WORDS): Hashes of all images, in the order of their rows
     hashes: np.ndarray = field(default_factory=lambda: np.zeros((0, HASH_WORDS), dtype=np.uint64))
+    # (H,): Place of the row that an image is of, ascending
     owners: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     def hashes_of(self, place: int) -> np.ndarray:
@@ -225,44 +186,17 @@ def read_benchmarks(
 
 @dataclass(frozen=True)
 class Search:
-    """
-    What makes a row one of a benchmark. It can be pickled, for worker processes.
+    """What makes a row one of a benchmark. It can be pickled, for worker processes."""
 
-    Parameters:
-        benchmark ([`Benchmark`]):
-            The rows to look for.
-        match (`str`):
-            `"both"`, `"image"` or `"question"`.
-        max_distance (`int`):
-            Most bits in which the hashes of one image may differ.
-        ids (`dict[str, set[str]]`):
-            Ids of rows that are in a benchmark, by `source`.
-        options ([`ImageOptions`]):
-            Where images may come from.
-    """
-
-    benchmark: Benchmark
-    match: Match
-    max_distance: int
-    ids: dict[str, set[str]]
-    options: ImageOptions
+    benchmark: Benchmark  # The rows to look for
+    match: Match  # `"both"`, `"image"` or `"question"`
+    max_distance: int  # Most bits in which the hashes of one image may differ
+    ids: dict[str, set[str]]  # Ids of rows that are in a benchmark, by `source`
+    options: ImageOptions  # Where images may come from
 
 
 def search_table(table: pa.Table, search: Search, json_columns: Features) -> pa.Table:
-    """
-    Looks for the rows of a table in benchmarks.
-
-    Args:
-        table (`pa.Table`):
-            Part of a data set in the format "arrow".
-        search ([`Search`]):
-            What to look for.
-        json_columns (`Features`):
-            Columns of the data set that hold JSON.
-
-    Returns:
-        `pa.Table`: with the columns of [`FOUND`].
-    """
+    """Looks for the rows of a table in benchmarks."""
     texts = [name for name in _TEXTS if name in table.column_names]
     if "prompt" not in texts or table["prompt"].null_count:
         texts += [name for name in ("chosen",) if name in table.column_names]

@@ -40,7 +40,8 @@ _ROW_GROUP = 100
 
 def published_features(features: Features) -> Features:
     """Features of rows as those have them who load what is published: images decode, and paths in `image` and `images`
-    have become images. A `ValueError` if videos are paths."""
+    have become images. A `ValueError` if videos are paths.
+    """
     found = {}
     for name, feature in with_image_columns(features).items():
         if name == "videos" and _is_text(feature.feature if isinstance(feature, List) else feature):
@@ -57,23 +58,7 @@ def with_image_columns(features: Features) -> Features:
 
 
 def parquet_shards(dataset: Dataset, options: ImageOptions, max_bytes: int) -> Iterator[bytes]:
-    """
-    Rows as Parquet files, with their images in them, undecoded.
-
-    Args:
-        dataset (`Dataset`):
-            The rows.
-        options ([`ImageOptions`]):
-            Where images may come from, as in [`embedded_tables`].
-        max_bytes (`int`):
-            A file ends with the row group of 100 rows with which it has reached this size.
-
-    Yields:
-        `bytes`: a whole file; one without rows, if there are none.
-
-    Raises:
-        [`RowError`]: if an image may not be read or is not there; the message names the row.
-    """
+    """Rows as Parquet files, with their images in them, undecoded."""
     features = published_features(dataset.features)
     schema, sink, writer, is_empty = features.arrow_schema, BytesIO(), None, True
     for table in embedded_tables(dataset, features, options):
@@ -89,25 +74,9 @@ def parquet_shards(dataset: Dataset, options: ImageOptions, max_bytes: int) -> I
 
 
 def embedded_tables(dataset: Dataset, features: Features, options: ImageOptions) -> Iterator[pa.Table]:
-    """
-    Rows with the bytes of all images in them, undecoded, a row group at a time.
+    """Rows with the bytes of all images in them, undecoded, a row group at a time.
 
     All that writes rows for others goes through here.
-
-    Args:
-        dataset (`Dataset`):
-            The rows.
-        features ([`~datasets.Features`]):
-            Their features as they are written; a column of paths that is one of images there gets their bytes.
-        options ([`ImageOptions`]):
-            Where images may come from. What is not within the rows has to be inside `image_root`, or on an allowed
-            host.
-
-    Yields:
-        `pa.Table`: at most 100 rows, with the schema of `features`.
-
-    Raises:
-        [`RowError`]: if an image may not be read, is not there or is none; the message names the row.
     """
     schema, start = features.arrow_schema, 0
     pictured = [name for name, feature in features.items() if has_images(feature)]
@@ -122,21 +91,10 @@ def embedded_tables(dataset: Dataset, features: Features, options: ImageOptions)
 
 
 def check_publishable(image: Any, options: ImageOptions) -> None:
-    """
-    Refuse an image whose bytes must not get into what others will read: Parquet files, reports, what is pushed.
+    """Refuse an image whose bytes must not get into what others will read: Parquet files, reports, what is pushed.
 
     A row of somebody else's may name any file of this machine. In a training its content stays here, so that without
     `image_root` paths are read as they are; it must not go out.
-
-    Args:
-        image (`Any`):
-            An image as a row holds it.
-        options ([`ImageOptions`]):
-            Where images may come from.
-
-    Raises:
-        [`RowError`]: `image_outside_root` for a path without `image_root` or out of it, `image_url` for an address
-            that is not on an allowed host. Nothing is opened.
     """
     if isinstance(image, Mapping):
         image = image.get("path") if image.get("bytes") is None else image["bytes"]
@@ -157,20 +115,7 @@ def check_publishable(image: Any, options: ImageOptions) -> None:
 def find_unpublishable(
     dataset: Dataset, options: ImageOptions, *, paths_are_images: bool = False
 ) -> dict[int, RowError]:
-    """
-    Look at all paths of images, without opening one: what [`embedded_tables`] would refuse by where it is.
-
-    Args:
-        dataset (`Dataset`):
-            The rows.
-        options ([`ImageOptions`]):
-            Where images may come from.
-        paths_are_images (`bool`, *optional*, defaults to `False`):
-            Whether texts in `image` and `images` will be images where they are written, as in [`published_features`].
-
-    Returns:
-        `dict[int, RowError]`: the first error of each row that has one, by its index.
-    """
+    """Look at all paths of images, without opening one: what [`embedded_tables`] would refuse by where it is."""
     features = with_image_columns(dataset.features) if paths_are_images else dataset.features
     pictured = [name for name, feature in features.items() if has_images(feature)]
     if not pictured:
@@ -192,12 +137,7 @@ def find_unpublishable(
 
 
 def refuse_unpublishable(dataset: Dataset, options: ImageOptions, *, paths_are_images: bool = False) -> None:
-    """
-    Raise what [`find_unpublishable`] finds, before hours of work whose result could not be written.
-
-    Raises:
-        [`RowError`]: of the first row, which it names, with the number of such rows.
-    """
+    """Raise what [`find_unpublishable`] finds, before hours of work whose result could not be written."""
     errors = find_unpublishable(dataset, options, paths_are_images=paths_are_images)
     if errors:
         index, error = next(iter(errors.items()))

@@ -60,21 +60,7 @@ class ImageOptions:
 
 
 def with_image_root(options: ImageOptions | None, image_root: str | os.PathLike | None) -> ImageOptions:
-    """
-    Image options with the folder that a caller named by `image_root`.
-
-    Args:
-        options ([`ImageOptions`], *optional*):
-            Other options; the defaults by default.
-        image_root (`str` or `os.PathLike`, *optional*):
-            The folder, as in [`ImageOptions`]; that of `options` by default.
-
-    Returns:
-        [`ImageOptions`]
-
-    Raises:
-        `ValueError`: if there is no such folder, or if `options` names another one.
-    """
+    """Image options with the folder that a caller named by `image_root`."""
     options = options or ImageOptions()
     if image_root is None:
         return options

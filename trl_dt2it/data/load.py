@@ -62,29 +62,7 @@ def read_raw(
     streaming: bool = False,
     revision: str | None = None,
 ) -> AnyDataset:
-    """
-    The rows of a source as it has them.
-
-    Args:
-        source ([`Source`]):
-            Says where it is and which of its files hold rows.
-        path_or_id (`str` or `os.PathLike`, *optional*):
-            A file (Parquet, JSON lines, a JSON list, a JSON object with a list of rows, CSV, TSV, or MMPR's
-            `meta.json`), a folder of such files, a folder that `datasets` saved, or a Hub id; by default the source's
-            own Hub id.
-        split (`str`, *optional*, defaults to `"train"`):
-            Split, on the Hub or in the name of a file.
-        streaming (`bool`, *optional*, defaults to `False`):
-            Whether to read while iterating.
-        revision (`str`, *optional*):
-            Branch, tag or commit on the Hub.
-
-    Returns:
-        `Dataset` or `IterableDataset`: its rows as they are, or with one column `_json` each, images encoded.
-
-    Raises:
-        `ValueError`: if there is nothing to read, or something that has to be unpacked first.
-    """
+    """The rows of a source as it has them."""
     if path_or_id is None and source.hub_id is None:
         raise ValueError("This is a format and not a data set; give `path_or_id`.")
     path_or_id = os.fspath(path_or_id or str(source.hub_id))
@@ -127,7 +105,8 @@ def _from_disk(path: Path, split: str, streaming: bool) -> AnyDataset:
 
 def _files_of(folder: Path, patterns: list[str], split: str) -> list[Path]:
     """The files that a source's patterns name, or else all of the first kind that is there; of the split, if the
-    names of files tell splits."""
+    names of files tell splits.
+    """
     if not patterns and (folder / "dataset_info.json").is_file():  # LLaMA-Factory's
         raise ValueError(f"dataset_info.json tells which files of {folder} hold rows; give one of them.")
     files = sorted({file for pattern in patterns for file in folder.rglob(pattern) if file.suffix in _SUFFIXES})
@@ -284,17 +263,7 @@ def _mmpr_annotations(file: Path, meta: dict[str, Any]) -> list[tuple[Path, str]
 def raw_files(
     source: Source, path_or_id: str | os.PathLike | None, *, split: str = "train"
 ) -> list[tuple[str, int, int]]:
-    """
-    What tells whether the files of a set were changed since they were read.
-
-    Args:
-        source, path_or_id, split:
-            As in [`read_raw`].
-
-    Returns:
-        `list[tuple[str, int, int]]`: of each file that is read its path, its size in bytes, and when it was changed
-        last, in ns; empty for a Hub id and where there is nothing to read.
-    """
+    """What tells whether the files of a set were changed since they were read."""
     if path_or_id is None or not (path := Path(path_or_id).expanduser()).exists():
         return []
     if path.is_file():
@@ -308,7 +277,8 @@ def raw_files(
 
 def rows_by_group(raw: Dataset, column: str) -> list[np.ndarray]:
     """Rows of each group of equal values in a column, groups in the order of their first rows; a row without a value
-    is a group of its own, of which the adapter says what is wrong."""
+    is a group of its own, of which the adapter says what is wrong.
+    """
     if JSON_COLUMN in raw.column_names:
         keys = pa.array([_key(text.as_py(), column) for text in column_of(raw, JSON_COLUMN)], pa.string())
     elif column in raw.column_names:

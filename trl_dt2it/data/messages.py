@@ -59,36 +59,7 @@ def preference(
     group: str | None = None,
     source_id: str | int | None = None,
 ) -> dict[str, Any]:
-    """
-    A canonical row, made of what a source has.
-
-    Args:
-        prompt (`str` or `Sequence[tuple[str, str]]`):
-            The question, or the turns of a conversation as pairs of role and text, the last by the user. Each
-            `<image>` in a user's text becomes an image block; without any, the images come first.
-        chosen (`str`):
-            The better answer.
-        rejected (`str`):
-            The worse answer.
-        images (`Sequence`, *optional*):
-            Encoded images, paths, or dicts of both, in reading order.
-        videos (`Sequence`, *optional*):
-            Videos, each as a list of frames or a folder of them. They come first in the prompt.
-        strength (`float`, *optional*):
-            How much better `chosen` is, in the unit of the source.
-        group (`str`, *optional*):
-            What all pairs about one prompt have in common; by default a hash of prompt, images and videos.
-        source_id (`str` or `int`, *optional*):
-            The source's own name of the row.
-
-    Returns:
-        `dict`: the columns of [`FEATURES`] but `pair_id` and `source`, which the loader knows, and `videos` if there
-        are any.
-
-    Raises:
-        [`RowError`]: `placeholder_count` if there are markers, but not as many as images; `not_conversational` if a
-            text is no string.
-    """
+    """A canonical row, made of what a source has."""
     turns = [("user", prompt)] if isinstance(prompt, str) else list(prompt)
     for field, text in (*(("prompt", text) for _, text in turns), ("chosen", chosen), ("rejected", rejected)):
         if not isinstance(text, str):
@@ -116,29 +87,7 @@ def t2i_pair(
     group: str | None = None,
     source_id: str | int | None = None,
 ) -> dict[str, Any]:
-    """
-    A text-to-image pair, made of what a source has.
-
-    Args:
-        caption (`str`):
-            What both images were to show.
-        chosen_image (`bytes`, `str` or `dict`):
-            The better image.
-        rejected_image (`bytes`, `str` or `dict`):
-            The worse image.
-        strength (`float`, *optional*):
-            How much better the chosen image is, in the unit of the source.
-        group (`str`, *optional*):
-            What all pairs about one caption have in common; by default a hash of the caption.
-        source_id (`str` or `int`, *optional*):
-            The source's own name of the row.
-
-    Returns:
-        `dict`: the columns of [`T2I_FEATURES`] but `pair_id` and `source`, which the loader knows.
-
-    Raises:
-        [`RowError`]: `not_conversational` if the caption is no string.
-    """
+    """A text-to-image pair, made of what a source has."""
     if not isinstance(caption, str):
         raise RowError("not_conversational", f"the caption is of type {type(caption).__name__}; give a string.")
     return {
@@ -205,54 +154,20 @@ def _text(text: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Prompt:
-    """
-    What a row asks.
+    """What a row asks."""
 
-    Parameters:
-        row (`int`):
-            Place of the row in its data set.
-        name (`str`):
-            How messages name the row.
-        messages (`list[dict]`):
-            Messages with `role` and `content`, blocks with `type` and `text`, the last by the user.
-        images (`list`):
-            Its images, one for each image block, still encoded.
-        content (`str`):
-            A hash of messages and images.
-        group_id (`str`):
-            What all pairs about the prompt have in common.
-        source_id (`str`, *optional*):
-            The row's own name.
-    """
-
-    row: int
-    name: str
+    row: int  # Place of the row in its data set
+    name: str  # How messages name the row
+    # Messages with `role` and `content`, blocks with `type` and `text`, the last by the user
     messages: list[dict[str, Any]]
-    images: list[Any]
-    content: str
-    group_id: str
-    source_id: str | None
+    images: list[Any]  # Its images, one for each image block, still encoded
+    content: str  # A hash of messages and images
+    group_id: str  # What all pairs about the prompt have in common
+    source_id: str | None  # The row's own name
 
 
 def read_prompt(row: Mapping[str, Any], index: int, *, source: str) -> Prompt:
-    """
-    What a row asks.
-
-    Args:
-        row (`Mapping`):
-            A row with `prompt` (messages, or a string) or `question` (with `<image>` where an image belongs, or with
-            all images first), `images` or `image`, and optionally `group_id` and `source_id`.
-        index (`int`):
-            Its place in the data set.
-        source (`str`):
-            Beginning of a `group_id` that the row does not have.
-
-    Returns:
-        [`Prompt`]
-
-    Raises:
-        [`RowError`]: if the prompt is no prompt. Images are not looked at.
-    """
+    """What a row asks."""
     prompt = row.get("prompt")
     prompt = row.get("question") if prompt is None else prompt
     images = [as_image(image) for image in row_images(row)]
@@ -286,7 +201,8 @@ def read_prompt(row: Mapping[str, Any], index: int, *, source: str) -> Prompt:
 
 def with_image_blocks(messages: Sequence[Mapping[str, Any]], num_images: int) -> list[dict[str, Any]]:
     """Messages with all contents as blocks of `type` and `text`. Where they were strings, the images come first, as in
-    TRL."""
+    TRL.
+    """
     made = [
         {
             **{key: value for key, value in one.items() if value is not None},

@@ -35,18 +35,7 @@ from .sources.trl_rows import as_canonical
 
 
 def partner_column(name: str, columns: Collection[str]) -> str | None:
-    """
-    The column that changes places with this one when a pair is swapped.
-
-    Args:
-        name (`str`):
-            A column, such as `"chosen"` or `"style_rejected"`.
-        columns (`Collection[str]`):
-            All columns.
-
-    Returns:
-        `str`, *optional*: `"rejected"` or `"style_chosen"`, or `None` if the name has no such partner among them.
-    """
+    """The column that changes places with this one when a pair is swapped."""
     for here, there in (("chosen", "rejected"), ("rejected", "chosen")):
         if here in name:
             partner = name.replace(here, there)
@@ -55,23 +44,10 @@ def partner_column(name: str, columns: Collection[str]) -> str | None:
 
 
 def swap_pairs(dataset: Dataset, swapped: npt.ArrayLike, rows: npt.ArrayLike | None = None) -> Dataset:
-    """
-    Swaps chosen and rejected of some pairs. No cell is copied, decoded or written: the rows of the result point to the
-    same data, under exchanged names where they are swapped.
+    """Swaps chosen and rejected of some pairs. No cell is copied, decoded or written: the rows of the result point to
+    the same data, under exchanged names where they are swapped.
 
-    Args:
-        dataset (`Dataset`):
-            Pairs.
-        swapped (`np.ndarray` of shape `(N,)` and dtype `bool`):
-            Which rows to swap.
-        rows (`np.ndarray` of shape `(R,)` and an integer dtype, *optional*):
-            Rows of the result, in its order; all by default.
-
-    Returns:
-        `Dataset`: every column with a [`partner_column`] has changed places with it in the swapped rows.
-
-    Raises:
-        `ValueError`: if there is nothing to swap in the columns, or two partners hold different types.
+    Shapes: `swapped` `(N,)` `bool`, `rows` `(R,)`.
     """
     count, names = len(dataset), dataset.column_names
     swapped = np.asarray(swapped, dtype=bool)
@@ -97,18 +73,8 @@ def swap_pairs(dataset: Dataset, swapped: npt.ArrayLike, rows: npt.ArrayLike | N
 
 
 def with_columns(dataset: Dataset, columns: Mapping[str, Any]) -> Dataset:
-    """
-    A data set with columns set or replaced. Rows that were selected one by one stay where they are: their images are
-    not written anew, unless a row was selected twice.
-
-    Args:
-        dataset (`Dataset`):
-            The data set.
-        columns (`Mapping[str, array]`):
-            Arrow or NumPy arrays with a value for each row.
-
-    Returns:
-        `Dataset`: columns that were there keep their place, the others come last.
+    """A data set with columns set or replaced. Rows that were selected one by one stay where they are: their images
+    are not written anew, unless a row was selected twice.
     """
     order = list(dict.fromkeys([*dataset.column_names, *columns]))
     features = dataset.features
@@ -199,20 +165,7 @@ def mix(
 
 
 def concatenate(datasets: Mapping[str, Dataset]) -> Dataset:
-    """
-    Put preference sets one behind the other, whatever shape their rows have.
-
-    Args:
-        datasets (`Mapping[str, Dataset]`):
-            The sets by name. Columns that only some of them have are `None` in the others, but `margin` is 0.0; other
-            columns whose types differ become floats or strings.
-
-    Returns:
-        `Dataset`: all rows, as they are if all sets have the same columns, and otherwise canonical.
-
-    Raises:
-        `ValueError`: if there is no set, or a row cannot become canonical.
-    """
+    """Put preference sets one behind the other, whatever shape their rows have."""
     parts = dict(datasets)
     if not parts:
         raise ValueError("There is no set; pass at least one.")

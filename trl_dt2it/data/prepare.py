@@ -195,23 +195,7 @@ def prepare_shard(
 
 
 def read_shards(output_dir: str | os.PathLike, key: str, num_shards: int) -> Dataset:
-    """
-    The clean rows of a source, of all shards, memory-mapped.
-
-    Args:
-        output_dir (`str` or `os.PathLike`):
-            Folder of the mixture.
-        key (`str`):
-            Name of the source in the mixture.
-        num_shards (`int`):
-            Number of its shards.
-
-    Returns:
-        `Dataset`
-
-    Raises:
-        `ValueError`: if a shard is not there.
-    """
+    """The clean rows of a source, of all shards, memory-mapped."""
     files = shard_files(output_dir, key, num_shards)
     missing = [file for file in files if not file.with_suffix(".json").is_file()]
     if missing:
@@ -388,17 +372,7 @@ def _move_other_aside(output_dir: Path, made_by: str) -> None:
 
 
 def write_splits(splits: Mapping[str, Dataset], folder: Path, rows_per_file: int) -> None:
-    """
-    Writes splits as `{split}-00000-of-00002.parquet` into a folder, which is replaced only when all is written.
-
-    Args:
-        splits (`Mapping[str, Dataset]`):
-            The rows by split.
-        folder (`Path`):
-            The folder; `datasets.load_dataset` reads it.
-        rows_per_file (`int`):
-            Rows of a file.
-    """
+    """Writes splits as `{split}-00000-of-00002.parquet` into a folder, which is replaced only when all is written."""
     with whole_folder(folder) as part:
         for split, rows in splits.items():
             num_files = max(1, -(-len(rows) // rows_per_file))

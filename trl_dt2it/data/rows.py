@@ -449,19 +449,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 class T2IIdentity(NamedTuple):
-    """
-    A text-to-image pair, however it is asked about.
-
-    Parameters:
-        caption (`str`):
-            What both images were to show, white space collapsed.
-        chosen (`list`):
-            Identity of the better image, as [`image_identity`] gives it.
-        rejected (`list`):
-            Identity of the worse image.
-        order (`str`, *optional*):
-            `"ab"` or `"ba"` if the pair is asked about in both orders on request, each in a row of its own.
-    """
+    """A text-to-image pair, however it is asked about."""
 
     caption: str
     chosen: list[Any]
@@ -502,23 +490,12 @@ def content_id(row: Mapping[str, Any]) -> str:
 
 
 def t2i_identity(row: Mapping[str, Any]) -> T2IIdentity | None:
-    """
-    Read the text-to-image pair that a row is about.
+    """Read the text-to-image pair that a row is about.
 
     A row is known to be one by its columns `caption`, `chosen_image` and `rejected_image`; or, with two images in its
     only question, by the columns of [`~trl_dt2it.data.messages.T2I_IDENTITY`]; or, without these, by a wording and
     verdicts that [`find_caption`] and [`prefers_first`] know. In rows without these columns, a `pair_id` that ends
     with `-ab` or `-ba` tells that the pair was asked about in both orders.
-
-    Args:
-        row (`Mapping[str, Any]`):
-            Any row.
-
-    Returns:
-        [`T2IIdentity`] or `None`: `None` if the row is about something else, or its two images are one.
-
-    Raises:
-        [`RowError`]: as [`image_identity`] does.
     """
     caption, images = row.get("caption"), [row.get("chosen_image"), row.get("rejected_image")]
     if isinstance(caption, str) and row.get("chosen") is None and not any(image is None for image in images):
@@ -552,7 +529,8 @@ def t2i_identity(row: Mapping[str, Any]) -> T2IIdentity | None:
 
 def _only_question(row: Mapping[str, Any]) -> tuple[str, int] | None:
     """The text of the only user turn, images as white space, and how many messages of both answers it takes; `None` if
-    there are other turns than a system prompt."""
+    there are other turns than a system prompt.
+    """
     prompt, length = row.get("prompt"), 0
     if prompt is None and isinstance(row.get("chosen"), (list, tuple)):  # whole conversations
         prompt = row["chosen"][:-1]

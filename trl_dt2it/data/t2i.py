@@ -150,21 +150,9 @@ def canonical_rows(row: Mapping[str, Any], plan: Plan, chosen_first: bool | None
 
 
 def shows_chosen_first(seed: int, source: str | None, index: int) -> bool:
-    """
-    Whether a row shows the better image first.
+    """Whether a row shows the better image first.
 
     Rows 2k and 2k + 1 of a source show it in different places, and a coin says which row shows it first.
-
-    Args:
-        seed (`int`):
-            The seed.
-        source (`str`, *optional*):
-            The row's source.
-        index (`int`):
-            How many good rows of the source come before it.
-
-    Returns:
-        `bool`
     """
     block, place = divmod(index, 2)
     return (_draw(seed, "position", source, block) + place) % 2 == 0
@@ -187,8 +175,7 @@ def _name(value: Any) -> str | None:
 
 
 def _as_struct(image: Any) -> Any:
-    """
-    An encoded image as `{"bytes": ..., "path": ...}` with one of the two, or `None`; anything else as it is.
+    """An encoded image as `{"bytes": ..., "path": ...}` with one of the two, or `None`; anything else as it is.
 
     A path beside bytes goes, because `datasets` would read the file of that name in the working directory instead of
     the bytes, if there is one.

@@ -135,33 +135,12 @@ CHINESE = (
 
 
 def is_chinese(caption: str) -> bool:
-    """
-    Whether a caption is asked about in Chinese: if it has a Han character.
-
-    Args:
-        caption (`str`):
-            The caption.
-
-    Returns:
-        `bool`
-    """
+    """Whether a caption is asked about in Chinese: if it has a Han character."""
     return _HAN.search(caption) is not None
 
 
 def as_templates(template: str | T2ITemplate | Sequence[str | T2ITemplate] | None) -> tuple[T2ITemplate, ...] | None:
-    """
-    What a user gives as `template`, checked.
-
-    Args:
-        template (`str`, [`T2ITemplate`] or a sequence of them, *optional*):
-            One wording, or several to draw from. A string is the `prompt` of a [`T2ITemplate`].
-
-    Returns:
-        `tuple[T2ITemplate, ...]`, or `None` for `None`: the built-in wordings in the caption's language.
-
-    Raises:
-        `ValueError`: if there is no wording, or as [`T2ITemplate`] says.
-    """
+    """What a user gives as `template`, checked."""
     if template is None:
         return None
     given = (template,) if isinstance(template, (str, T2ITemplate)) else tuple(template)
@@ -176,20 +155,8 @@ def collapse(text: str) -> str:
 
 
 def find_caption(text: str, clean: Callable[[str], str] = collapse, cleaned: str | None = None) -> str | None:
-    """
-    Find the caption in a question of a known wording: a built-in one, in any language and with or without the labels
-    of its images, or that of DT2IT-MRM's script or of UnifiedReward.
-
-    Args:
-        text (`str`):
-            The question, with white space where its images are.
-        clean (`Callable[[str], str]`, *optional*):
-            Brings texts that count as equal into one form; by default [`collapse`].
-        cleaned (`str`, *optional*):
-            The text in this form, where it is known.
-
-    Returns:
-        `str` or `None`: the caption in this form; `None` if the wording is not known.
+    """Find the caption in a question of a known wording: a built-in one, in any language and with or without the
+    labels of its images, or that of DT2IT-MRM's script or of UnifiedReward.
     """
     cleaned = clean(text) if cleaned is None else cleaned
     for before, after in _edges(clean):
@@ -201,16 +168,7 @@ def find_caption(text: str, clean: Callable[[str], str] = collapse, cleaned: str
 
 
 def prefers_first(answer: str) -> bool | None:
-    """
-    Read the verdict in an answer to a two-image question.
-
-    Args:
-        answer (`str`):
-            The answer; thoughts in `<think>` tags before it and `<answer>` tags around it do not count.
-
-    Returns:
-        `bool` or `None`: whether it prefers the image shown first; `None` if the wording is not known.
-    """
+    """Read the verdict in an answer to a two-image question."""
     verdict = collapse(_ANSWER_TAG.sub(" ", answer.rpartition("</think>")[2])).rstrip(".。").casefold()
     known = _verdicts()
     if verdict in known:

@@ -59,24 +59,12 @@ _ROW_GROUP = 100  # rows that a reader of a file holds at once; each may have im
 
 @dataclass(frozen=True)
 class ReasonSummary:
-    """
-    The rows of one reason.
+    """The rows of one reason."""
 
-    Parameters:
-        count (`int`):
-            How many there are.
-        share (`float`):
-            Their share of the rows that came in, from 0 to 1.
-        example (`str`):
-            Name of the first one.
-        message (`str`):
-            What is wrong with it.
-    """
-
-    count: int
-    share: float
-    example: str
-    message: str
+    count: int  # How many there are
+    share: float  # Their share of the rows that came in, from 0 to 1
+    example: str  # Name of the first one
+    message: str  # What is wrong with it
 
 
 @dataclass(frozen=True)
@@ -188,7 +176,8 @@ def quarantined_rows(
     dataset: Dataset, rows: np.ndarray, notes: Mapping[str, Any], features: Features = NOTES
 ) -> Dataset:
     """Select rows of a data set with notes beside them, a list or array for each of the `features`. Their images stay
-    encoded, because some do not decode."""
+    encoded, because some do not decode.
+    """
     encoded = leave_images_encoded(dataset.with_format(None))
     every = Features({**encoded.features, **features})
     if len(rows) == 0:  # which `concatenate_datasets` would leave without the notes
@@ -215,9 +204,8 @@ def take_out(
     advice: str = "",
     show: bool = True,
 ) -> Dataset:
-    """
-    Take bad rows out of a data set, list their notes (`pair_id`, `row`, `reason`, `message`) in a JSON lines file and
-    warn, where `show` says so; or raise a `ValueError`, with `on_bad_row="raise"` or if no other row is left.
+    """Take bad rows out of a data set, list their notes (`pair_id`, `row`, `reason`, `message`) in a JSON lines file
+    and warn, where `show` says so; or raise a `ValueError`, with `on_bad_row="raise"` or if no other row is left.
 
     Messages call the set by `name`, with the kind of its rows, such as `"pair of povid"`; an error ends with `advice`.
     """
@@ -297,27 +285,14 @@ class TokenCounter:
 
 @dataclass(frozen=True)
 class RowChecks:
-    """
-    What is checked about a row. It can be pickled, for worker processes.
+    """What is checked about a row. It can be pickled, for worker processes."""
 
-    Parameters:
-        image_options ([`ImageOptions`]):
-            Where images may come from and how large they may be.
-        image_check (`str`):
-            `"full"` decodes every image, `"header"` reads its header, `"none"` leaves it alone.
-        special_tokens (`re.Pattern`, *optional*):
-            What no text may contain.
-        token_counter ([`TokenCounter`], *optional*):
-            Finds answers that are one to the model, and counts tokens.
-        max_length (`int`, *optional*):
-            Most tokens of a conversation, image tokens included.
-    """
-
-    image_options: ImageOptions
+    image_options: ImageOptions  # Where images may come from and how large they may be
+    # `"full"` decodes every image, `"header"` reads its header, `"none"` leaves it alone
     image_check: ImageCheck = "header"
-    special_tokens: re.Pattern | None = None
-    token_counter: TokenCounter | None = None
-    max_length: int | None = None
+    special_tokens: re.Pattern | None = None  # What no text may contain
+    token_counter: TokenCounter | None = None  # Finds answers that are one to the model, and counts tokens
+    max_length: int | None = None  # Most tokens of a conversation, image tokens included
 
     def fault(self, row: Mapping[str, Any], is_checked: bool = False) -> RowError | None:
         """The first reason why a row cannot be used, or `None`; [`check_row`] may have passed it before."""
@@ -371,7 +346,8 @@ def find_faults(
     dataset: Dataset, checks: RowChecks, duplicates: bool, num_proc: int | None, num_checked: int = 0
 ) -> pa.Table:
     """Check all rows of a data set but the first `num_checked`, which are known to be good: for each row `reason` and
-    `message`, "" if nothing is wrong, and what [`pair_digest`] gave, the key in two halves, `high` and `low`."""
+    `message`, "" if nothing is wrong, and what [`pair_digest`] gave, the key in two halves, `high` and `low`.
+    """
     return look_at_all(
         dataset,
         _check_table,
@@ -417,7 +393,8 @@ def _verdict(row: Mapping[str, Any], error: RowError | None, duplicates: bool) -
 @dataclass
 class StreamChecks:
     """The checks of a stream, with a memory of its rows: they are compared if `duplicates`, and bad ones logged if
-    `show`."""
+    `show`.
+    """
 
     checks: RowChecks
     duplicates: bool

@@ -37,33 +37,18 @@ _BALANCED = 0.01
 
 @dataclass(frozen=True)
 class ProbeScores:
-    """
-    Scores of N pairs by probes that have not seen their groups.
+    """Scores of N pairs by probes that have not seen their groups."""
 
-    Parameters:
-        score (`np.ndarray` of shape `(N,)`):
-            Log odds that the chosen answer is the better one, by its style: the mean over repeats.
-        won (`np.ndarray` of shape `(N,)`):
-            Share of the repeats in which the score is positive, ties counted half.
-        variance (`float`):
-            Variance of the weighted mean of `won` about the accuracy, on new pairs, of the probe fitted on all pairs.
-    """
-
-    score: np.ndarray
-    won: np.ndarray
+    score: np.ndarray  # (N,): Log odds that the chosen answer is the better one, by its style: the mean over repeats
+    won: np.ndarray  # (N,): Share of the repeats in which the score is positive, ties counted half
+    # Variance of the weighted mean of `won` about the accuracy, on new pairs, of the probe fitted on all pairs
     variance: float
 
 
 def fit_probe(style: PairStyle) -> np.ndarray:
-    """
-    Fits the probe under the pairs' weights.
+    """Fits the probe under the pairs' weights.
 
-    Args:
-        style ([`PairStyle`]):
-            At least two pairs.
-
-    Returns:
-        `np.ndarray` of shape `(K,)`: log odds per unit of each feature, 0 for a feature that never differs.
+    Shapes: returns `(K,)`.
     """
     scale = root_mean_square(style)
     return _coefficients(style.difference / scale, style.weight / style.weight.mean()) / scale
@@ -89,8 +74,7 @@ def folds(group: np.ndarray, num_folds: int, seed: int) -> list[tuple[np.ndarray
 
 
 def held_out_scores(style: PairStyle, num_folds: int, seed: int) -> ProbeScores:
-    r"""
-    Scores every pair by probes that were fitted on other folds, over several divisions into folds.
+    r"""Scores every pair by probes that were fitted on other folds, over several divisions into folds.
 
     The variance has two parts. Groups \(g\) vary: \(\sum_g u_g^2\), with \(u_g\) what the group adds to the error.
     And groups of different folds influence each other's probes. Leaving \(h\) out of the probe that scores \(g\)
@@ -99,17 +83,6 @@ def held_out_scores(style: PairStyle, num_folds: int, seed: int) -> ProbeScores:
     whose score is about 0, where a small change turns it. The covariance is the sum over pairs of groups of
     \(a_g^T H_g^{-1} b_h \cdot a_h^T H_h^{-1} b_g\), which is a trace of K x K matrices. In a set without leakage this
     adds about two thirds to the first part; where style tells much, nothing.
-
-    Args:
-        style ([`PairStyle`]):
-            Pairs of at least `num_folds` groups.
-        num_folds (`int`):
-            Number of folds.
-        seed (`int`):
-            Seed of the assignment of groups to folds.
-
-    Returns:
-        [`ProbeScores`]
     """
     count = len(style)
     share, x, start = style.weight / style.weight.sum(), style.difference / root_mean_square(style), fit_probe(style)
@@ -137,19 +110,9 @@ def held_out_scores(style: PairStyle, num_folds: int, seed: int) -> ProbeScores:
 
 
 def learning_noise(style: PairStyle, scores: ProbeScores, effect: np.ndarray) -> np.ndarray:
-    """
-    What each pair adds to the error of an estimate by what the probe learned from it.
+    """What each pair adds to the error of an estimate by what the probe learned from it.
 
-    Args:
-        style ([`PairStyle`]):
-            The pairs.
-        scores ([`ProbeScores`]):
-            Their scores when held out.
-        effect (`np.ndarray` of shape `(N,)`):
-            Derivative of the estimate by the score of each pair.
-
-    Returns:
-        `np.ndarray` of shape `(N,)`
+    Shapes: `effect` `(N,)`, returns `(N,)`.
     """
     scale = root_mean_square(style)
     x, weight, against = style.difference / scale, style.weight / style.weight.mean(), expit(-scores.score)
@@ -204,8 +167,7 @@ def wins(score: np.ndarray) -> np.ndarray:
 
 
 def auc_of(scores: ProbeScores, style: PairStyle) -> tuple[float, Interval]:
-    """
-    AUC of pairs against their mirrors, with an interval.
+    """AUC of pairs against their mirrors, with an interval.
 
     A pair's mirror, its sides swapped, has the negative score. The AUC is the chance that a pair scores above its own
     mirror, P(s > -s), ties counted half: the accuracy of the probe in naming the chosen answer. Comparing each pair
@@ -216,15 +178,6 @@ def auc_of(scores: ProbeScores, style: PairStyle) -> tuple[float, Interval]:
     wrong more often than not. Where the mean style is nearer to 0 than in 99 of 100 samples of pairs without leakage,
     the distance of the AUC from 0.5 is taken off in proportion. At a mean of 0 the probe of all pairs is 0 and the AUC
     0.5, as it is for any new pairs; the interval is that of the coin that such a probe amounts to, at least.
-
-    Args:
-        scores ([`ProbeScores`]):
-            Scores of the pairs when held out.
-        style ([`PairStyle`]):
-            The pairs.
-
-    Returns:
-        `tuple`: the AUC, and its 95 % interval, Wilson's for so many independent pairs as have that variance.
     """
     share, unbalanced, variance = style.weight / style.weight.sum(), _unbalanced(style), scores.variance
     auc = 0.5 + (float(share @ scores.won) - 0.5) * unbalanced
@@ -254,20 +207,9 @@ def _unbalanced(style: PairStyle) -> float:
 
 
 def read_rewards(dataset: Dataset, scorer: Callable[[Dataset], Any] | Sequence[str]) -> np.ndarray:
-    """
-    Reward gaps of all pairs.
+    """Reward gaps of all pairs.
 
-    Args:
-        dataset (`Dataset`):
-            Preference rows.
-        scorer (`Callable` or `Sequence[str]`):
-            A function from the data set to the rewards of the chosen and of the rejected answers, or two columns.
-
-    Returns:
-        `np.ndarray` of shape `(N,)` and dtype `float64`: reward of chosen minus reward of rejected.
-
-    Raises:
-        `ValueError`: if a column is missing, or if rewards are not finite or not as many as rows.
+    Shapes: returns `(N,)` `float64`.
     """
     if callable(scorer):
         chosen, rejected = (np.asarray(rewards, dtype=np.float64) for rewards in scorer(dataset))
@@ -296,8 +238,7 @@ def read_rewards(dataset: Dataset, scorer: Callable[[Dataset], Any] | Sequence[s
 def audit_rewards(
     style: PairStyle, gap: np.ndarray, votes: np.ndarray | None, scores: ProbeScores, *, num_folds: int, seed: int
 ) -> RewardStyle:
-    """
-    Measures how far reward gaps follow style beyond the label.
+    """Measures how far reward gaps follow style beyond the label.
 
     Every pair has its chosen side first, so that the label is the same for all, and what the gaps have in common is
     what they owe to it. Only how gaps differ from their mean is put down to style. That style can also go with how
@@ -306,23 +247,7 @@ def audit_rewards(
     Where the pairs themselves say what style votes for, the intervals count how uncertain that is too: of pairs
     without leakage, any vote is chance, and so is the sign of what a model seems to make of it.
 
-    Args:
-        style ([`PairStyle`]):
-            Style of N pairs.
-        gap (`np.ndarray` of shape `(N,)`):
-            Rewards of chosen minus rewards of rejected.
-        votes (`np.ndarray` of shape `(N,)`, *optional*):
-            Positive where style speaks for the chosen answer, negative where against, as other pairs say; by default
-            what these pairs say of each other.
-        scores ([`~trl_dt2it.debias.audit.ProbeScores`]):
-            What these pairs say of each other.
-        num_folds (`int`):
-            Number of folds.
-        seed (`int`):
-            Seed of the folds.
-
-    Returns:
-        [`RewardStyle`]
+    Shapes: `gap` `(N,)`, `votes` `(N,)`.
     """
     share, group, won = style.weight / style.weight.sum(), style.group, wins(gap)
     vote = scores.score if votes is None else votes
@@ -472,25 +397,9 @@ def leakage(
     seed: int = 42,
     min_pairs: int = 200,
 ) -> StyleLeakage:
-    """
-    Leakage of some pairs, as [`audit_style`] measures it.
+    """Leakage of some pairs, as [`audit_style`] measures it.
 
-    Args:
-        style ([`PairStyle`]):
-            The pairs.
-        gap (`np.ndarray` of shape `(N,)`, *optional*):
-            Rewards of chosen minus rewards of rejected.
-        votes (`np.ndarray` of shape `(N,)`, *optional*):
-            What style votes for, where it is not the probe's own score.
-        num_folds (`int`, *optional*, defaults to `10`):
-            Most folds.
-        seed (`int`, *optional*, defaults to `42`):
-            Seed of the folds.
-        min_pairs (`int`, *optional*, defaults to `200`):
-            Fewest pairs that get a number.
-
-    Returns:
-        [`StyleLeakage`]
+    Shapes: `gap` `(N,)`, `votes` `(N,)`.
     """
     num_groups = len(np.unique(style.group))
     note = None

@@ -30,15 +30,9 @@ class NotBalanced(Exception):
 
 
 def whiten(columns: np.ndarray) -> np.ndarray:
-    """
-    Orthogonal directions that span the columns, each of mean square 1: without what is constant 0 or collinear.
+    """Orthogonal directions that span the columns, each of mean square 1: without what is constant 0 or collinear.
 
-    Args:
-        columns (`np.ndarray` of shape `(N, K)`):
-            Differences of style.
-
-    Returns:
-        `np.ndarray` of shape `(N, R)`: R at most K, and at most N.
+    Shapes: `columns` `(N, K)`, returns `(N, R)`.
     """
     size = np.sqrt((columns**2).mean(0))
     columns = columns[:, size > 0] / size[size > 0]
@@ -49,23 +43,12 @@ def whiten(columns: np.ndarray) -> np.ndarray:
 
 
 def balance(directions: np.ndarray, base: np.ndarray) -> np.ndarray:
-    """
-    Balanced weights without a bound.
+    """Balanced weights without a bound.
 
     scipy's trust-region Newton method goes to where rounding hides that the objective still falls, at gradients of
     about 1e-8; from there MINPACK's `hybrj`, which looks at the gradient alone, goes to 1e-12.
 
-    Args:
-        directions (`np.ndarray` of shape `(N, R)`):
-            From [`whiten`].
-        base (`np.ndarray` of shape `(N,)`):
-            Weights to stay near to, all above 0.
-
-    Returns:
-        `np.ndarray` of shape `(N,)`: weights with the sum of `base`.
-
-    Raises:
-        [`NotBalanced`]: if a weighted mean stays above the tolerance.
+    Shapes: `directions` `(N, R)`, `base` `(N,)`, returns `(N,)`.
     """
     log_base = np.log(base)
 
@@ -98,27 +81,12 @@ def balance(directions: np.ndarray, base: np.ndarray) -> np.ndarray:
 def balance_bounded(
     directions: np.ndarray, base: np.ndarray, bound: float, *, ridge: float = 0.0
 ) -> tuple[np.ndarray, float]:
-    r"""
-    Balanced weights that are at most `bound`.
+    r"""Balanced weights that are at most `bound`.
 
     The dual has one unknown more, \(\mu\), which keeps the sum: it minimises the mean of \(\phi_i(\lambda f_i + \mu)\)
     less \(\mu\), where \(\phi_i\) goes on as a straight line from where its slope, the weight, reaches the bound.
 
-    Args:
-        directions (`np.ndarray` of shape `(N, R)`):
-            From [`whiten`].
-        base (`np.ndarray` of shape `(N,)`):
-            Weights to stay near to, all above 0, of mean 1.
-        bound (`float`):
-            Largest weight, above 1.
-        ridge (`float`, *optional*, defaults to `0.0`):
-            Price of coefficients. Above 0 there is always a solution; it leaves an imbalance of `ridge` times them.
-
-    Returns:
-        `tuple[np.ndarray, float]`: weights of mean 1 of shape `(N,)`, and the largest weighted mean of a direction.
-
-    Raises:
-        [`NotBalanced`]: if the solver stops elsewhere.
+    Shapes: `directions` `(N, R)`, `base` `(N,)`, returns `(N,)`.
     """
     count = len(base)
     columns = np.column_stack([directions, np.ones(count)])
@@ -163,17 +131,9 @@ def _polish(gradient, hessian, point: np.ndarray) -> np.ndarray:
 
 
 def one_sided_combination(columns: np.ndarray, candidates: np.ndarray) -> np.ndarray | None:
-    """
-    Finds a combination that is at least 0 in every pair and above 0 in some: these lose all weight in a balance.
+    """Finds a combination that is at least 0 in every pair and above 0 in some: these lose all weight in a balance.
 
-    Args:
-        columns (`np.ndarray` of shape `(N, K)`):
-            Differences of style.
-        candidates (`np.ndarray` of shape `(N,)` and dtype `bool`):
-            Pairs that may lose all weight. In the others, which a balance gives weight, the combination is 0.
-
-    Returns:
-        `np.ndarray` of shape `(K,)`, *optional*: its coefficients; `None` if there is none.
+    Shapes: `columns` `(N, K)`, `candidates` `(N,)` `bool`, returns `(K,)`.
     """
     size = np.sqrt((columns**2).mean(0))
     scaled = columns / np.where(size > 0, size, 1.0)
@@ -194,18 +154,9 @@ def one_sided_combination(columns: np.ndarray, candidates: np.ndarray) -> np.nda
 
 
 def separating_features(columns: np.ndarray, names: Sequence[str]) -> list[str]:
-    """
-    Names the features that keep 0 out of the convex hull: a combination of them is above 0 in every pair.
+    """Names the features that keep 0 out of the convex hull: a combination of them is above 0 in every pair.
 
-    Args:
-        columns (`np.ndarray` of shape `(N, K)`):
-            Differences of style.
-        names (`Sequence[str]` of length K):
-            Features.
-
-    Returns:
-        `list[str]`: a single feature if one does it alone, otherwise the parts of a sparse combination, the weightiest
-        first; empty if there is none, and 0 is in the hull.
+    Shapes: `columns` `(N, K)`.
     """
     size = np.sqrt((columns**2).mean(0))
     used = np.flatnonzero(size > 0)
@@ -565,19 +516,9 @@ def match_style(
 
 
 def find_couples(directions: np.ndarray, caliper: float, seed: int) -> np.ndarray:
-    """
-    Joins rows to couples, greedily: of all candidates the nearest first.
+    """Joins rows to couples, greedily: of all candidates the nearest first.
 
-    Args:
-        directions (`np.ndarray` of shape `(N, R)`):
-            From [`~trl_dt2it.debias.balance.whiten`].
-        caliper (`float`):
-            Furthest distance, root mean square over directions.
-        seed (`int`):
-            Seed of the choice among equals.
-
-    Returns:
-        `np.ndarray` of shape `(C, 2)`: rows of each couple.
+    Shapes: `directions` `(N, R)`, returns `(C, 2)`.
     """
     num_rows, num_directions = directions.shape
     if num_directions == 0:  # no pair has any style, and each is any other's mirror

@@ -253,27 +253,13 @@ _BATCH = 1000
 
 @dataclass(frozen=True)
 class PairStyle:
-    """
-    Style of N pairs in K features.
+    """Style of N pairs in K features."""
 
-    Parameters:
-        features (`tuple[str, ...]` of length K):
-            Names.
-        difference (`np.ndarray` of shape `(N, K)` and dtype `float64`):
-            Chosen minus rejected.
-        spread (`np.ndarray` of shape `(K,)`):
-            Standard deviation of each feature among the answers, both sides pooled.
-        weight (`np.ndarray` of shape `(N,)` and dtype `float64`):
-            The column `weight`, with 1 where there is none.
-        group (`np.ndarray` of shape `(N,)` and dtype `int64`):
-            A number for each `group_id`; rows without one have a number of their own.
-    """
-
-    features: tuple[str, ...]
-    difference: np.ndarray
-    spread: np.ndarray
-    weight: np.ndarray
-    group: np.ndarray
+    features: tuple[str, ...]  # Names
+    difference: np.ndarray  # (N, K) float64: Chosen minus rejected
+    spread: np.ndarray  # (K,): Standard deviation of each feature among the answers, both sides pooled
+    weight: np.ndarray  # (N,) float64: The column `weight`, with 1 where there is none
+    group: np.ndarray  # (N,) int64: A number for each `group_id`; rows without one have a number of their own
 
     def __len__(self) -> int:
         return len(self.difference)
@@ -284,24 +270,9 @@ class PairStyle:
 
 
 def read_pair_style(dataset: Dataset, features: Sequence[str] | None = None) -> PairStyle:
-    """
-    Reads the style of all pairs.
+    """Reads the style of all pairs.
 
     An answer is the text of the last message of a side, and its question the text of the last user message before it.
-
-    Args:
-        dataset (`Dataset`):
-            Preference rows, canonical or any others that TRL takes: with strings, or with whole conversations in
-            `chosen` and `rejected`.
-        features (`Sequence[str]`, *optional*):
-            Which of `STYLE_FEATURES`; all by default.
-
-    Returns:
-        [`PairStyle`]
-
-    Raises:
-        `ValueError`: if the set is streamed or empty, if a feature is not known, or if a row has no answer or a weight
-            that is no number >= 0.
     """
     if not isinstance(dataset, Dataset):
         raise ValueError(f"Style is measured on a whole set, not on a {type(dataset).__name__}; load it first.")
@@ -358,21 +329,7 @@ def read_groups(dataset: Dataset) -> np.ndarray:
 
 
 def parts_by(dataset: Dataset, column: str | None) -> dict[str, np.ndarray]:
-    """
-    Rows by the values of a column.
-
-    Args:
-        dataset (`Dataset`):
-            The data set.
-        column (`str`, *optional*):
-            A column of strings or numbers; rows where it is `None` go by the name "None".
-
-    Returns:
-        `dict[str, np.ndarray]`: row indices of each value, sorted by value; empty without a column.
-
-    Raises:
-        `ValueError`: if there is no such column.
-    """
+    """Rows by the values of a column."""
     if column is None:
         return {}
     if column not in dataset.column_names:
@@ -385,21 +342,7 @@ def parts_by(dataset: Dataset, column: str | None) -> dict[str, np.ndarray]:
 
 
 def with_column(dataset: Dataset, name: str, values: Any) -> Dataset:
-    """
-    A data set with a column set or replaced, images untouched.
-
-    Args:
-        dataset (`Dataset`):
-            The data set. Rows that were selected one by one are written anew, into the cache or into memory, as
-            `Dataset.add_column` does; but images stay as they are encoded.
-        name (`str`):
-            The column. One that is there keeps its place.
-        values (`list` or `np.ndarray`):
-            A value for each row.
-
-    Returns:
-        `Dataset`
-    """
+    """A data set with a column set or replaced, images untouched."""
     features = dataset.features
     order = [*features] if name in features else [*features, name]
     if dataset._indices is not None:

@@ -20,92 +20,44 @@ _BLUE, _GREY = "#2b6cb0", "#718096"
 
 @dataclass(frozen=True)
 class FeatureLeakage:
-    """
-    What one feature of style tells by itself.
+    """What one feature of style tells by itself."""
 
-    Parameters:
-        auc (`float`):
-            Chance that the chosen answer has more of it, ties counted half; from 0 to 1, 0.5 tells nothing.
-        difference (`float`):
-            Mean of chosen minus rejected, in standard deviations of the feature among all answers.
-        coefficient (`float`):
-            Of the probe that sees all features, fitted on all pairs: log odds per root mean square of the difference.
-    """
-
-    auc: float
-    difference: float
+    auc: float  # Chance that the chosen answer has more of it, ties counted half; from 0 to 1, 0.5 tells nothing
+    difference: float  # Mean of chosen minus rejected, in standard deviations of the feature among all answers
+    # Of the probe that sees all features, fitted on all pairs: log odds per root mean square of the difference
     coefficient: float
 
 
 @dataclass(frozen=True)
 class RewardStyle:
-    """
-    How far the rewards of a model follow style beyond the label.
+    """How far the rewards of a model follow style beyond the label."""
 
-    Parameters:
-        accuracy (`float`):
-            Share of pairs whose chosen answer has the higher reward, ties counted half.
-        r_squared (`float`, *optional*):
-            Share of the variance of the reward gap that style explains in held-out pairs; about 0, or below, is none.
-        follows (`float`, *optional*):
-            Correlation of the reward gap with what style votes for, from -1 to 1.
-        follows_interval (`tuple[float, float]`, *optional*):
-            Its 95 % interval.
-        agree_share (`float`):
-            Share of the pairs in which style votes for the chosen answer.
-        agree_accuracy (`float`, *optional*):
-            Accuracy on them.
-        disagree_share (`float`):
-            Share of the pairs in which style votes for the rejected answer.
-        disagree_accuracy (`float`, *optional*):
-            Accuracy on them.
-        accuracy_gap (`float`, *optional*):
-            The first accuracy less the second: 0 for a model that style does not sway.
-        accuracy_gap_interval (`tuple[float, float]`, *optional*):
-            Its 95 % interval.
-    """
-
-    accuracy: float
+    accuracy: float  # Share of pairs whose chosen answer has the higher reward, ties counted half
+    # Share of the variance of the reward gap that style explains in held-out pairs; about 0, or below, is none
     r_squared: float | None
-    follows: float | None
-    follows_interval: tuple[float, float] | None
-    agree_share: float
-    agree_accuracy: float | None
-    disagree_share: float
-    disagree_accuracy: float | None
-    accuracy_gap: float | None
-    accuracy_gap_interval: tuple[float, float] | None
+    follows: float | None  # Correlation of the reward gap with what style votes for, from -1 to 1
+    follows_interval: tuple[float, float] | None  # Its 95 % interval
+    agree_share: float  # Share of the pairs in which style votes for the chosen answer
+    agree_accuracy: float | None  # Accuracy on them
+    disagree_share: float  # Share of the pairs in which style votes for the rejected answer
+    disagree_accuracy: float | None  # Accuracy on them
+    accuracy_gap: float | None  # The first accuracy less the second: 0 for a model that style does not sway
+    accuracy_gap_interval: tuple[float, float] | None  # Its 95 % interval
 
 
 @dataclass(frozen=True)
 class StyleLeakage:
-    """
-    What style tells about the labels of some pairs.
+    """What style tells about the labels of some pairs."""
 
-    Parameters:
-        num_pairs (`int`):
-            Number of pairs.
-        num_groups (`int`):
-            Number of different `group_id`s among them.
-        auc (`float`, *optional*):
-            Leakage, from 0 to 1; 0.5 tells nothing. `None` where `note` says why there is no number.
-        interval (`tuple[float, float]`, *optional*):
-            Its 95 % interval, with groups as independent units: of what the probe of all pairs reaches on new ones.
-        features (`dict[str, FeatureLeakage]`):
-            Each feature by itself.
-        reward ([`RewardStyle`], *optional*):
-            How far a scored model follows style.
-        note (`str`, *optional*):
-            Why there is no number.
-    """
-
-    num_pairs: int
-    num_groups: int
+    num_pairs: int  # Number of pairs
+    num_groups: int  # Number of different `group_id`s among them
+    # Leakage, from 0 to 1; 0.5 tells nothing. `None` where `note` says why there is no number
     auc: float | None = None
+    # Its 95 % interval, with groups as independent units: of what the probe of all pairs reaches on new ones
     interval: tuple[float, float] | None = None
-    features: dict[str, FeatureLeakage] = field(default_factory=dict)
-    reward: RewardStyle | None = None
-    note: str | None = None
+    features: dict[str, FeatureLeakage] = field(default_factory=dict)  # Each feature by itself
+    reward: RewardStyle | None = None  # How far a scored model follows style
+    note: str | None = None  # Why there is no number
 
     def top_features(self, count: int = 8) -> list[str]:
         """Names of the features that tell most by themselves, the first the most."""
@@ -262,24 +214,12 @@ _ACTIONS = {
 
 @dataclass(frozen=True)
 class OneSidedStyle:
-    """
-    Style that leans one way in some pairs and the other way in none, so that no weights but 0 balance them.
+    """Style that leans one way in some pairs and the other way in none, so that no weights but 0 balance them."""
 
-    Parameters:
-        features (`tuple[str, ...]`):
-            A feature, or several of which a combination leans so.
-        side (`str`):
-            The side that has more of it: `"chosen"` or `"rejected"`; `"one"` of a combination.
-        num_pairs (`int`):
-            Number of these pairs.
-        examples (`list[str]`):
-            The first of them, by `pair_id` or else by row.
-    """
-
-    features: tuple[str, ...]
-    side: str
-    num_pairs: int
-    examples: list[str]
+    features: tuple[str, ...]  # A feature, or several of which a combination leans so
+    side: str  # The side that has more of it: `"chosen"` or `"rejected"`; `"one"` of a combination
+    num_pairs: int  # Number of these pairs
+    examples: list[str]  # The first of them, by `pair_id` or else by row
 
     def __str__(self) -> str:
         names = ", ".join(f"`{name}`" for name in self.features)
@@ -396,23 +336,9 @@ def summarize(
     one_sided: dict[str, list[OneSidedStyle]],
     action: str,
 ) -> BalanceReport:
-    """
-    Sums up what weights do.
+    """Sums up what weights do.
 
-    Args:
-        style ([`PairStyle`]):
-            Style of N pairs, with the weights that they came with.
-        weight (`np.ndarray` of shape `(N,)`):
-            The new weights.
-        parts (`dict[str, np.ndarray]`):
-            Rows of each part to sum up by itself, by name.
-        one_sided (`dict[str, list[OneSidedStyle]]`):
-            Style that leans one way, by part.
-        action (`str`):
-            What was done about it.
-
-    Returns:
-        [`BalanceReport`]
+    Shapes: `weight` `(N,)`.
     """
     total = float(weight.sum())
     share = weight / total if total > 0 else weight

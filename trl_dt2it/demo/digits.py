@@ -31,16 +31,7 @@ def _handwriting() -> tuple[np.ndarray, np.ndarray]:
 
 @lru_cache(maxsize=3)
 def split_samples(split: str) -> tuple[int, ...]:
-    """
-    The handwriting samples of a split: a fixed, class-stratified partition that no seed changes.
-
-    Args:
-        split (`str`):
-            `"train"` (70 %), `"validation"` (10 %) or `"test"` (20 %).
-
-    Returns:
-        `tuple[int, ...]`: indices into `sklearn.datasets.load_digits`, ascending.
-    """
+    """The handwriting samples of a split: a fixed, class-stratified partition that no seed changes."""
     if split not in SPLITS:
         raise ValueError(f"`split` must be one of {', '.join(SPLITS)}, got {split!r}.")
     labels, position = _handwriting()[1], list(SPLITS).index(split)
@@ -60,16 +51,7 @@ def samples_of(split: str, digit: str) -> list[int]:
 
 
 def render_strip(samples: Sequence[int]) -> PILImage.Image:
-    """
-    Place handwriting samples side by side, each enlarged from 8 x 8 to 32 x 32 pixels.
-
-    Args:
-        samples (`Sequence[int]`):
-            Indices into `sklearn.datasets.load_digits`, from left to right.
-
-    Returns:
-        `PIL.Image.Image`: an RGB image, 32 pixels high.
-    """
+    """Place handwriting samples side by side, each enlarged from 8 x 8 to 32 x 32 pixels."""
     strip = PILImage.new("RGB", (TILE * len(samples), TILE))
     for place, sample in enumerate(samples):
         tile = PILImage.fromarray(_handwriting()[0][sample])
@@ -84,16 +66,7 @@ def digits_of(samples: Sequence[int]) -> str:
 
 @lru_cache(maxsize=8192)
 def encoded_strip(samples: tuple[int, ...]) -> dict[str, Any]:
-    """
-    A strip as `datasets` stores an image, as a PNG.
-
-    Args:
-        samples (`tuple[int, ...]`):
-            Indices into `sklearn.datasets.load_digits`, from left to right.
-
-    Returns:
-        `dict`: `bytes` and `path`.
-    """
+    """A strip as `datasets` stores an image, as a PNG."""
     buffer = io.BytesIO()
     render_strip(samples).save(buffer, format="PNG")
     return {"bytes": buffer.getvalue(), "path": None}
@@ -215,39 +188,10 @@ def make_digits(
     style_bias: float | None = None,
     source: str = "digits",
 ) -> Dataset:
-    """
-    Preference pairs of read-outs: which of two answers reads the handwritten digits of an image better?
+    """Preference pairs of read-outs: which of two answers reads the handwritten digits of an image better?
 
     The same arguments give the same rows, byte for byte. Changing `noise` alone changes nothing but which rows are
     flipped, and changing `style_bias` alone nothing but wording and style.
-
-    Args:
-        split (`str`):
-            `"train"`, `"validation"` or `"test"`; no handwriting sample is in two of them.
-        num_pairs (`int`):
-            Number of rows.
-        seed (`int`, *optional*, defaults to `42`):
-            Seed of the rows. Two sources with the same seed have different rows.
-        num_digits (`Sequence[int]`, *optional*, defaults to `(1,)`):
-            Strip lengths, from 1 to 4, drawn evenly.
-        max_wrong (`int`, *optional*, defaults to `3`):
-            Most wrong places in an answer; never more than the strip has digits.
-        numerals (`str`, *optional*, defaults to `"words"`):
-            `"words"` reads out "three seven", `"figures"` reads out "37".
-        noise (`float`, *optional*, defaults to `0.0`):
-            Probability that chosen and rejected are swapped (`is_flipped`). `strength` stays positive, as a mistaken
-            annotator's would, and `true_strength` turns negative.
-        style_bias (`float`, *optional*):
-            `None` makes every answer plain. Otherwise exactly one answer of each pair is verbose or markdown, and it
-            is the truly better one with this probability: 1.0 is a perfect shortcut, 0.5 is style that tells nothing,
-            0.0 is the shortcut reversed. Flips come afterwards.
-        source (`str`, *optional*, defaults to `"digits"`):
-            Written to the column `source`, and part of `pair_id`: name the sources that you mean to join apart.
-
-    Returns:
-        [`~datasets.Dataset`]: canonical rows (`prompt`, `chosen`, `rejected`, `images`, `strength`, `pair_id`,
-        `group_id`, `source`) with the truth beside them (`true_strength`, `is_flipped`, `digits`, `chosen_wrong`,
-        `rejected_wrong`, `style_chosen`, `style_rejected`).
     """
     _check(num_pairs, num_digits, max_wrong, noise)
     if numerals not in ("words", "figures"):
@@ -299,32 +243,10 @@ def make_digits_t2i(
     noise: float = 0.0,
     source: str = "digits_t2i",
 ) -> Dataset:
-    """
-    Preference pairs of images: which of two images shows what the caption says?
+    """Preference pairs of images: which of two images shows what the caption says?
 
     These are raw pairs, one caption and two images, as text-to-image preference sets hold them. The preferred image
     renders the caption; the other has wrong digits, in other people's handwriting throughout.
-
-    Args:
-        split (`str`):
-            `"train"`, `"validation"` or `"test"`; no handwriting sample is in two of them.
-        num_pairs (`int`):
-            Number of rows.
-        seed (`int`, *optional*, defaults to `42`):
-            Seed of the rows.
-        num_digits (`Sequence[int]`, *optional*, defaults to `(1,)`):
-            Strip lengths, from 1 to 4, drawn evenly.
-        max_wrong (`int`, *optional*, defaults to `3`):
-            Most wrong digits in the worse image; never more than the strip has digits.
-        noise (`float`, *optional*, defaults to `0.0`):
-            Probability that the two images are swapped (`is_flipped`), as in [`make_digits`].
-        source (`str`, *optional*, defaults to `"digits_t2i"`):
-            Written to the column `source`, and part of `pair_id`: name the sources that you mean to join apart.
-
-    Returns:
-        [`~datasets.Dataset`]: `caption`, `chosen_image`, `rejected_image`, `strength`, `pair_id`, `group_id` and
-        `source`, with the truth beside them (`true_strength`, `is_flipped`, `digits` of the caption, `chosen_digits`
-        and `rejected_digits` of the images, `chosen_wrong`, `rejected_wrong`).
     """
     _check(num_pairs, num_digits, max_wrong, noise)
     split_samples(split)  # refuses an unknown split before any work is done
@@ -355,22 +277,10 @@ def make_digits_t2i(
 
 
 def flip_preferences(dataset: Dataset, rate: float, seed: int = 42) -> Dataset:
-    """
-    Swap the label of an exact share of the pairs, to plant mistakes whose places are known.
+    """Swap the label of an exact share of the pairs, to plant mistakes whose places are known.
 
     Every column with `chosen` in its name changes place with its `rejected` counterpart. `is_flipped` is toggled (and
     added where it is missing), `true_strength` changes its sign, and `strength` stays as it is.
-
-    Args:
-        dataset ([`~datasets.Dataset`]):
-            Preference pairs, from this module or elsewhere.
-        rate (`float`):
-            Share of the rows to flip, between 0 and 1; `floor(rate * len(dataset))` rows are.
-        seed (`int`, *optional*, defaults to `42`):
-            Seed of the choice of rows.
-
-    Returns:
-        [`~datasets.Dataset`]: the same rows in the same order.
     """
     if not 0.0 <= rate <= 1.0:
         raise ValueError(f"`rate` must be between 0 and 1, got {rate}.")
@@ -395,27 +305,13 @@ def flip_preferences(dataset: Dataset, rate: float, seed: int = 42) -> Dataset:
 
 
 def all_texts() -> list[str]:
-    """
-    Every wording of this module around every digit: what a tokenizer for these rows must know.
-
-    Returns:
-        `list[str]`: questions, answers and captions.
-    """
+    """Every wording of this module around every digit: what a tokenizer for these rows must know."""
     frames = [*(frame for frames in ANSWERS.values() for frame in frames), *CAPTIONS]
     return [*QUESTIONS, *(frame.format(f"{word} {word}") for frame in frames for word in (*WORDS, *"0123456789"))]
 
 
 def texts_of(specs: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
-    """
-    What the tiny model's tokenizer must know besides the texts of the read-outs.
-
-    Args:
-        specs (`Mapping`):
-            For each set its sources, as in [`~trl_dt2it.curation.rounds.config.read_sets`].
-
-    Returns:
-        `list[str]`: the wordings of two-image questions, if there are such.
-    """
+    """What the tiny model's tokenizer must know besides the texts of the read-outs."""
     if not any("digits_t2i" in (spec or {}) for sources in specs.values() for spec in sources.values()):
         return []
     return two_image_texts()
@@ -427,21 +323,7 @@ def two_image_texts() -> list[str]:
 
 
 def demo_rows(kind: str, source: str, options: Mapping[str, Any]) -> Dataset:
-    """
-    Canonical rows.
-
-    Args:
-        kind (`str`):
-            `"digits"` for [`make_digits`], or `"digits_t2i"` for [`make_digits_t2i`], reformulated.
-        source (`str`):
-            Their `source`.
-        options (`Mapping`):
-            Arguments of these, `split` (`"train"` by default) and `num_pairs` (1,000) included; for two images, also
-            `both_orders` of [`~trl_dt2it.data.reformulate_t2i`].
-
-    Returns:
-        `Dataset`
-    """
+    """Canonical rows."""
     given = {"source": source, **options}
     split, num_pairs = given.pop("split", "train"), given.pop("num_pairs", 1000)
     if kind == "digits":

@@ -72,20 +72,7 @@ CHAT_TEMPLATE = """\
 def build_tiny_tokenizer(
     vocab_size: int = 1024, extra_texts: Sequence[str] = (), model_max_length: int = 4096
 ) -> PreTrainedTokenizerFast:
-    """
-    Train a byte-level BPE tokenizer with Qwen's special tokens on the texts of the digits set.
-
-    Args:
-        vocab_size (`int`, *optional*, defaults to `1024`):
-            Most tokens, special ones included. All 256 bytes are among them, so that any text can be encoded.
-        extra_texts (`Sequence[str]`, *optional*, defaults to `()`):
-            Further texts to learn words from.
-        model_max_length (`int`, *optional*, defaults to `4096`):
-            Longest input that the tokenizer accepts without a warning.
-
-    Returns:
-        [`~transformers.PreTrainedTokenizerFast`]: the tokenizer, with its chat template.
-    """
+    """Train a byte-level BPE tokenizer with Qwen's special tokens on the texts of the digits set."""
     smallest = 256 + len(SPECIAL_TOKENS)
     if vocab_size < smallest:
         raise ValueError(f"`vocab_size` must be at least {smallest} to hold every byte, got {vocab_size}.")
@@ -128,33 +115,7 @@ def build_tiny_vlm(
     vocab_size: int = 1024,
     extra_texts: Sequence[str] = (),
 ) -> str:
-    """
-    Build a tiny Qwen3-VL with random weights and its processor, and save both.
-
-    Args:
-        output_dir (`str` or `os.PathLike`):
-            Where the checkpoint goes, in safetensors, with everything `from_pretrained` needs.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the weights. The global random state is left as it was.
-        hidden_size (`int`, *optional*, defaults to `128`):
-            Width of the language model, a multiple of 32.
-        num_layers (`int`, *optional*, defaults to `3`):
-            Layers of the language model.
-        vision_hidden_size (`int`, *optional*, defaults to `64`):
-            Width of the vision tower, a multiple of 16.
-        vision_depth (`int`, *optional*, defaults to `3`):
-            Layers of the vision tower. All but the last feed DeepStack, as far as the language model has layers.
-        patch_size (`int`, *optional*, defaults to `8`):
-            Side of an image patch in pixels. Four patches make one image token, so that a digit takes four tokens;
-            with 4 it takes sixteen and is learned far more slowly.
-        vocab_size (`int`, *optional*, defaults to `1024`):
-            Most tokens of the tokenizer.
-        extra_texts (`Sequence[str]`, *optional*, defaults to `()`):
-            Further texts for the tokenizer to learn words from.
-
-    Returns:
-        `str`: `output_dir`.
-    """
+    """Build a tiny Qwen3-VL with random weights and its processor, and save both."""
     if hidden_size % 32 or vision_hidden_size % 16:
         raise ValueError(
             f"`hidden_size` must be a multiple of 32 and `vision_hidden_size` of 16, got {hidden_size} and "
@@ -224,22 +185,7 @@ _COLUMNS = ["prompt", "chosen", "rejected", "images", "pair_id", "source"]
 
 
 def train_tiny_reader(output_dir: str | Path, *, seed: int = 42, seeing_epochs: int = 4, epochs: int = 8) -> str:
-    """
-    Trains the tiny model to read a digit and to compare two images, and saves what is behind the reward head.
-
-    Args:
-        output_dir (`str` or `Path`):
-            Where the checkpoint goes, a native Qwen3-VL in bfloat16 (2 MB) with its processor.
-        seed (`int`, *optional*, defaults to `42`):
-            Seed of data, weights and order.
-        seeing_epochs (`int`, *optional*, defaults to `4`):
-            Epochs on read-outs alone, without which comparing is not learned.
-        epochs (`int`, *optional*, defaults to `8`):
-            Epochs on read-outs and pairs of images.
-
-    Returns:
-        `str`: `output_dir`.
-    """
+    """Trains the tiny model to read a digit and to compare two images, and saves what is behind the reward head."""
     read_outs = make_digits("train", PAIRS, seed=seed).select_columns(_COLUMNS)
     images = make_digits_t2i("train", PAIRS, seed=seed)
     images = reformulate_t2i(images, seed=seed).select_columns(_COLUMNS)

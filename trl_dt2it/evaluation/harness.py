@@ -77,7 +77,8 @@ def _nested_pairs(path: Path) -> list[Mapping[str, Any]] | None:
 
 def find_image_root(raw: Dataset | list[Mapping[str, Any]], folder: Path | None) -> tuple[Path | None, str | None]:
     """The folder that no path of an image may leave, and the folder in it that paths start from: of those that
-    benchmarks use, the one in which the first path leads to a file."""
+    benchmarks use, the one in which the first path leads to a file.
+    """
     if folder is None:
         return None, None
     paths = [
@@ -450,17 +451,9 @@ def evaluate(
 
 
 def describe(benchmark: Benchmark, category: np.ndarray) -> tuple[str, list[str]]:
-    """
-    What rows are, if they are not the benchmark as it is known.
+    """What rows are, if they are not the benchmark as it is known.
 
-    Args:
-        benchmark ([`Benchmark`]):
-            The benchmark.
-        category (`np.ndarray` of shape `(n,)` and type str):
-            The category of each row.
-
-    Returns:
-        `tuple[str, list[str]]`: a label, `""` for the current release; and what to say.
+    Shapes: `category` `(n,)`.
     """
     num_rows = len(category)
     if not benchmark.sizes or num_rows == next(iter(benchmark.sizes)):
@@ -487,8 +480,7 @@ def rows_sha256(dataset: Dataset) -> str:
 
 
 class BenchmarkInfo(DatasetInfo):
-    """
-    Info of a data set that is a benchmark, whose name is in `dataset_name`.
+    """Info of a data set that is a benchmark, whose name is in `dataset_name`.
 
     `datasets` passes the info of a set on to what is selected, filtered, mapped or shuffled of it, so that the trainer
     finds `measure` whatever became of the rows.

@@ -20,21 +20,11 @@ CANONICAL_KEYS = ("category", "group_id")
 
 @dataclass(frozen=True)
 class Tally:
-    """
-    What was counted.
+    """What was counted."""
 
-    Parameters:
-        ratios (`dict[str, Ratio]`):
-            Metrics as ratios of sums over units, those without any row left out.
-        averages (`dict[str, tuple[str, ...]]`):
-            Metrics that are the mean of ratios, those of which one is missing left out.
-        ties (`dict[str, int]`):
-            For each ratio over pairs, how many have two equal scores. They are counted as wrong.
-    """
-
-    ratios: dict[str, Ratio]
-    averages: dict[str, tuple[str, ...]]
-    ties: dict[str, int]
+    ratios: dict[str, Ratio]  # Metrics as ratios of sums over units, those without any row left out
+    averages: dict[str, tuple[str, ...]]  # Metrics that are the mean of ratios, those of which one is missing left out
+    ties: dict[str, int]  # For each ratio over pairs, how many have two equal scores. They are counted as wrong
 
     def values(self) -> dict[str, float]:
         """The metrics, from 0 to 1; means follow the first ratio, over all pairs."""
@@ -89,20 +79,9 @@ def compute_metrics(
 
 
 def as_scores(scores: Any, num_rows: int) -> np.ndarray:
-    """
-    Scores of pairs, checked.
+    """Scores of pairs, checked.
 
-    Args:
-        scores (`array` of shape `(n, 2)`):
-            The scores of chosen and rejected.
-        num_rows (`int`):
-            The number of pairs that there are.
-
-    Returns:
-        `np.ndarray` of shape `(n, 2)` and type float64.
-
-    Raises:
-        `ValueError`: if the shape is another, or a score is not a number.
+    Shapes: `scores` `(n, 2)`, returns `(n, 2)`.
     """
     scores = np.asarray(scores, dtype=np.float64)
     if scores.shape != (num_rows, 2):
@@ -118,22 +97,7 @@ def as_scores(scores: Any, num_rows: int) -> np.ndarray:
 
 
 def row_keys(benchmark: Benchmark, rows: Dataset | Iterable[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-    """
-    What each row counts for.
-
-    Args:
-        benchmark ([`Benchmark`]):
-            The benchmark.
-        rows (`Dataset` or `Iterable[Mapping]`):
-            Its rows, raw or canonical.
-
-    Returns:
-        `tuple`: the category of each row, `(n,)` str, and its unit, `(n,)` int64 from 0 on: rows about one prompt have
-        the same; a row that does not tell its prompt has one of its own.
-
-    Raises:
-        `ValueError`: if a row does not say what it belongs to.
-    """
+    """What each row counts for."""
     if isinstance(rows, Dataset):
         wanted = CANONICAL_KEYS if set(CANONICAL_KEYS) <= set(rows.column_names) else benchmark.key_columns
         encoded = cast(Dataset, leave_images_encoded(rows)).with_format(None)
@@ -155,22 +119,9 @@ def row_keys(benchmark: Benchmark, rows: Dataset | Iterable[Mapping[str, Any]]) 
 
 
 def tally(benchmark: Benchmark, category: np.ndarray, unit: np.ndarray, scores: np.ndarray) -> Tally:
-    """
-    Counts what is right.
+    """Counts what is right.
 
-    Args:
-        benchmark ([`Benchmark`]):
-            The benchmark.
-        category (`np.ndarray` of shape `(n,)` and type str), unit (`np.ndarray` of shape `(n,)` and type int64):
-            From [`row_keys`].
-        scores (`np.ndarray` of shape `(n, 2)` and type float64):
-            The scores of chosen and rejected.
-
-    Returns:
-        [`Tally`]
-
-    Raises:
-        `ValueError`: if there is no row.
+    Shapes: `category` `(n,)`, `scores` `(n, 2)`.
     """
     if len(scores) == 0:
         raise ValueError(f"There is no row of {benchmark.title} to evaluate.")
@@ -197,22 +148,7 @@ class Interval(NamedTuple):
 
 
 def wilson(share: float, count: float, confidence: float = 0.95, freedom: float = np.inf) -> Interval:
-    """
-    Wilson's score interval of a share.
-
-    Args:
-        share (`float`):
-            The share, from 0 to 1.
-        count (`float`):
-            Number of independent trials that say as much, any number above 0.
-        confidence (`float`, *optional*, defaults to `0.95`):
-            How often such an interval holds the true share.
-        freedom (`float`, *optional*):
-            Degrees of freedom with which `count` was estimated; infinite where it is known.
-
-    Returns:
-        [`Interval`]
-    """
+    """Wilson's score interval of a share."""
     # `scipy.stats.binomtest` and `statsmodels` have it for whole counts, or without Student's quantile.
     quantile = _quantile(confidence, freedom)
     center = (share + quantile**2 / (2 * count)) / (1 + quantile**2 / count)
@@ -224,21 +160,9 @@ def wilson(share: float, count: float, confidence: float = 0.95, freedom: float 
 def clustered_interval(
     value: float, influence: np.ndarray, group: np.ndarray, confidence: float = 0.95
 ) -> tuple[float, float]:
-    """
-    Interval of an estimate that is no share, such as a correlation, with groups as the independent units.
+    """Interval of an estimate that is no share, such as a correlation, with groups as the independent units.
 
-    Args:
-        value (`float`):
-            The estimate.
-        influence (`np.ndarray` of shape `(N,)`):
-            What each pair adds to its error.
-        group (`np.ndarray` of shape `(N,)`):
-            Group of each pair.
-        confidence (`float`, *optional*, defaults to `0.95`):
-            How often such an interval holds the true value.
-
-    Returns:
-        `tuple[float, float]`
+    Shapes: `influence` `(N,)`, `group` `(N,)`.
     """
     sums = group_sums(influence, group)
     variance = float((sums**2).sum()) * len(sums) / max(len(sums) - 1, 1)
@@ -256,26 +180,12 @@ def group_sums(values: np.ndarray, group: np.ndarray) -> np.ndarray:
 def bootstrap_intervals(
     tally: Tally, *, num_resamples: int = 2000, seed: int = 0, confidence: float = 0.95
 ) -> dict[str, Interval]:
-    """
-    Intervals of all metrics, with prompts as the independent units.
+    """Intervals of all metrics, with prompts as the independent units.
 
     Prompts are drawn with replacement, the pairs of a prompt together. The draws say how much each metric varies and
     which vary together; the ends are Wilson's for so many effective pairs, with Student's quantile for so many
     prompts. Percentiles of the draws would do for many prompts; of six, all of which are right, they are 100 % to
     100 %. A mean of metrics has the interval of a share of as many trials as its parts together are worth.
-
-    Args:
-        tally ([`Tally`]):
-            What was counted.
-        num_resamples (`int`, *optional*, defaults to `2000`):
-            Number of draws.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the draws; the same seed draws the same prompts.
-        confidence (`float`, *optional*, defaults to `0.95`):
-            How often such an interval holds the true value.
-
-    Returns:
-        `dict[str, Interval]`: for each ratio and mean. Draws in which a metric has no row do not count for it.
     """
     names, drawn = list(tally.ratios), _draw(tally, num_resamples, seed)
     evidence = {
@@ -313,8 +223,7 @@ def _draw(tally: Tally, num_resamples: int, seed: int) -> np.ndarray:
 
 
 def _evidence(hits: np.ndarray, total: np.ndarray, variance: float) -> _Evidence:
-    """
-    What units of several pairs each say about a share, given its variance over draws of units.
+    """What units of several pairs each say about a share, given its variance over draws of units.
 
     With r the correlation of pairs of a unit, the design effect is 1 + (m - 1) r, where m is the mean size of a unit
     as its pairs see it. Pairs that are nearly all right, or nearly all wrong, do not show r: it is drawn to 1, the
@@ -335,8 +244,7 @@ def _evidence(hits: np.ndarray, total: np.ndarray, variance: float) -> _Evidence
 
 
 def _pool(parts: Sequence[_Evidence], correlation: np.ndarray) -> _Evidence:
-    """
-    What shares say about their mean.
+    """What shares say about their mean.
 
     A part in which all are right seems not to vary: each counts with the variance of a share as large as the mean, at
     least. The degrees of freedom are Satterthwaite's.

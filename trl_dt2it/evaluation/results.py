@@ -387,18 +387,9 @@ class ScoreFile:
     round: int | None = None
 
     def __call__(self, dataset: Dataset) -> np.ndarray:
-        """
-        The scores of rows.
+        """The scores of rows.
 
-        Args:
-            dataset (`Dataset`):
-                Rows with `pair_id`, from [`read_benchmark`].
-
-        Returns:
-            `np.ndarray` of shape `(n, 2)` and type float64: the scores of chosen and rejected.
-
-        Raises:
-            `ValueError`: if a row has no score, or two different ones, or the numbers of lines and rows differ.
+        Shapes: returns `(n, 2)`.
         """
         if self.by not in ("pair_id", "position"):
             raise ValueError(f'`by` is {self.by!r}; it must be "pair_id" or "position".')
@@ -542,19 +533,7 @@ HEADING = "## Benchmarks"
 def update_card(
     path: str | os.PathLike, results: Sequence[EvalResult], *, model_name: str, command: str | None = None
 ) -> None:
-    """
-    Puts results into a model card. Earlier ones of the same benchmarks are replaced, and all else stays as it is.
-
-    Args:
-        path (`str` or `os.PathLike`):
-            The `README.md`.
-        results (`Sequence[EvalResult]`):
-            One result for each benchmark.
-        model_name (`str`):
-            What the metadata calls the model, if they do not say yet.
-        command (`str`, *optional*):
-            The command that measured.
-    """
+    """Put results into a model card, replacing earlier ones of the same benchmarks and nothing else."""
     card = ModelCard.load(Path(path))
     new = [entry for result in results for entry in result.model_index_entries()]
     for entry in new:
@@ -573,18 +552,7 @@ def update_card(
 
 
 def card_block(result: EvalResult, command: str | None = None) -> str:
-    """
-    A result as Markdown.
-
-    Args:
-        result ([`EvalResult`]):
-            The result.
-        command (`str`, *optional*):
-            The command that measured it.
-
-    Returns:
-        `str`: a heading, a table with a line for each metric, notes and the command.
-    """
+    """A result as Markdown."""
     rows = []
     for metric, value in result.metrics.items():
         interval, n, ties = result.bootstrap.get(metric), result.n.get(metric), result.ties.get(metric)

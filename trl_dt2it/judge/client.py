@@ -38,39 +38,21 @@ _MOST_ALIKE = 64
 
 @dataclass
 class Run:
-    """
-    The state of a run.
+    """The state of a run."""
 
-    Parameters:
-        endpoint ([`Endpoint`]), store ([`JudgeStore`]), budget ([`Budget`]):
-            As in [`JudgeClient`]. The store is open.
-        create (`Callable`):
-            Makes one call: `chat.completions.create` of the `openai` client.
-        secret (`str`, *optional*):
-            The key, to be kept out of all messages.
-        max_concurrency, max_retries, max_reasks (`int`), retry_delay, max_retry_delay (`float`):
-            As in [`JudgeClient`].
-        on_reply (`Callable`):
-            Is called with each key and its reply.
-        stop_early (`bool`, *optional*, defaults to `False`):
-            As in [`JudgeClient.ask`].
-        silent (`int`, *optional*, defaults to `0`):
-            Requests in a row whose tries all failed, those of the run before among them.
-    """
-
-    endpoint: Endpoint
+    endpoint: Endpoint  # As in `JudgeClient`. The store is open
     store: JudgeStore
     budget: Budget
-    create: Callable[..., Any] = field(repr=False)
-    secret: str | None = field(repr=False)
-    max_concurrency: int
-    max_retries: int
-    max_reasks: int
+    create: Callable[..., Any] = field(repr=False)  # Makes one call: `chat.completions.create` of the `openai` client
+    secret: str | None = field(repr=False)  # The key, to be kept out of all messages
+    max_concurrency: int  # As in `JudgeClient`
+    max_retries: int  # As in `JudgeClient`
+    max_reasks: int  # As in `JudgeClient`
     retry_delay: float
     max_retry_delay: float
-    on_reply: Callable[[str, JudgeReply], None]
-    stop_early: bool = False
-    silent: int = 0
+    on_reply: Callable[[str, JudgeReply], None]  # Is called with each key and its reply
+    stop_early: bool = False  # As in `ask`
+    silent: int = 0  # Requests in a row whose tries all failed, those of the run before among them
     fatal: JudgeError | None = None
     _name: str = field(default_factory=lambda: secrets.token_hex(4))
     _calls: int = 0
@@ -87,16 +69,7 @@ class Run:
     _settled: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def ask_all(self, pending: dict[str, JudgeRequest]) -> None:
-        """
-        Asks all requests, or stops at the first error that concerns all of them.
-
-        Args:
-            pending (`dict[str, JudgeRequest]`):
-                Requests by key.
-
-        Raises:
-            [`JudgeError`]: if the run cannot go on; calls under way are waited for and kept.
-        """
+        """Asks all requests, or stops at the first error that concerns all of them."""
         queue = iter(pending.items())
         workers = [self._work(queue) for _ in range(min(self.max_concurrency, len(pending)))]
         await asyncio.gather(*workers)

@@ -45,29 +45,14 @@ def import_error(name: str) -> ImportError:
 
 @dataclass(frozen=True)
 class Failure:
-    """
-    A call without a usable reply.
+    """A call without a usable reply."""
 
-    Parameters:
-        kind (`str`):
-            What is to be done.
-        message (`str`):
-            What happened, in one sentence, without secrets.
-        retry_after (`float`, *optional*):
-            Seconds that the endpoint asks to wait.
-        may_be_billed (`bool`, *optional*, defaults to `False`):
-            Whether the endpoint may have done the work all the same.
-        parameter (`str`, *optional*):
-            The parameter that the endpoint does not take.
-        most_tries (`int`, *optional*):
-            Most calls for one question that may fail like this, where each may have to be paid.
-    """
-
-    kind: Kind
-    message: str
-    retry_after: float | None = None
-    may_be_billed: bool = False
-    parameter: str | None = None
+    kind: Kind  # What is to be done
+    message: str  # What happened, in one sentence, without secrets
+    retry_after: float | None = None  # Seconds that the endpoint asks to wait
+    may_be_billed: bool = False  # Whether the endpoint may have done the work all the same
+    parameter: str | None = None  # The parameter that the endpoint does not take
+    # Most calls for one question that may fail like this, where each may have to be paid
     most_tries: int | None = None
 
 
@@ -77,22 +62,7 @@ def redacted(text: str, secret: str | None) -> str:
 
 
 def classify(error: Exception, sent: dict[str, Any], secret: str | None, key_name: str | None) -> Failure:
-    """
-    Says what an error of the `openai` client means.
-
-    Args:
-        error (`Exception`):
-            The error.
-        sent (`dict`):
-            The parameters of the call.
-        secret (`str`, *optional*):
-            The key, to be kept out of the message.
-        key_name (`str`, *optional*):
-            The environment variable of the key.
-
-    Returns:
-        [`Failure`]
-    """
+    """Says what an error of the `openai` client means."""
     from openai import APIConnectionError, APIStatusError, APITimeoutError
 
     if isinstance(error, (APITimeoutError, asyncio.TimeoutError)):
@@ -167,24 +137,7 @@ def _retry_after(error: Any) -> float | None:
 
 
 def delay(tries: int, key: str, retry_after: float | None, first: float, longest: float) -> float:
-    """
-    Seconds until the next try: twice as many each time, spread by a hash so that calls do not come back in step.
-
-    Args:
-        tries (`int`):
-            Tries that failed, at least 1.
-        key (`str`):
-            The key of the request.
-        retry_after (`float`, *optional*):
-            What the endpoint asks for, at least.
-        first (`float`):
-            Seconds after the first failure, at most.
-        longest (`float`):
-            Most seconds, unless the endpoint asks for more.
-
-    Returns:
-        `float`
-    """
+    """Seconds until the next try: twice as many each time, spread by a hash so that calls do not come back in step."""
     step = min(first * 2.0 ** min(tries - 1, 60), longest)
     fraction = int(digest(f"{key}:{tries}")[:8], 16) / 2**32
     if retry_after is not None:
@@ -308,13 +261,7 @@ class _Redact(logging.Filter):
 
 @contextmanager
 def redacted_logs(secret: str | None) -> Iterator[None]:
-    """
-    Takes the key out of log records for as long as it lasts.
-
-    Args:
-        secret (`str`, *optional*):
-            The key.
-    """
+    """Takes the key out of log records for as long as it lasts."""
     if secret is None:
         yield
         return

@@ -19,36 +19,22 @@ from .rubric import DEFAULT_RUBRIC, JudgeReply, JudgeRequest, PairwiseVerdict, R
 
 @dataclass(frozen=True)
 class Wording:
-    """
-    The words of one language.
+    """The words of one language."""
 
-    Parameters:
-        role, criterion, fences (`str`):
-            Parts of the system message.
-        listwise, pointwise, with_reference, pairwise (`str`):
-            The task and the form of the verdict.
-        question, reference, answer, first, second (`str`):
-            Names of fences.
-        request (`str`):
-            The last line, behind all that is fenced.
-        reminder (`str`):
-            What is added when a verdict could not be read.
-    """
-
-    role: str
-    criterion: str
-    fences: str
-    listwise: str
-    pointwise: str
-    with_reference: str
-    pairwise: str
-    question: str
-    reference: str
-    answer: str
-    first: str
-    second: str
-    request: str
-    reminder: str
+    role: str  # Parts of the system message
+    criterion: str  # Parts of the system message
+    fences: str  # Parts of the system message
+    listwise: str  # The task and the form of the verdict
+    pointwise: str  # The task and the form of the verdict
+    with_reference: str  # The task and the form of the verdict
+    pairwise: str  # The task and the form of the verdict
+    question: str  # Names of fences
+    reference: str  # Names of fences
+    answer: str  # Names of fences
+    first: str  # Names of fences
+    second: str  # Names of fences
+    request: str  # The last line, behind all that is fenced
+    reminder: str  # What is added when a verdict could not be read
 
 
 ENGLISH = Wording(
@@ -174,34 +160,19 @@ _FENCED = re.compile(
 
 
 def neutralise(text: str) -> str:
-    """
-    Breaks what could act as a control token, as a role header or as a fence, visibly.
+    """Breaks what could act as a control token, as a role header or as a fence, visibly.
 
     A backslash goes behind the first character of a token (`<\\|im_start|>`, `[\\INST]`, `<\\image>`) and in front of
     a role header that begins a line (`\\### System:`). Characters that nobody sees, such as tag characters, are
     written as `\\u{e0041}`. All else stays.
-
-    Args:
-        text (`str`):
-            A question, an answer or a reference.
-
-    Returns:
-        `str`: the text, safe to put into a message.
     """
     text = _HIDDEN.sub(lambda match: f"\\u{{{ord(match[0]):x}}}", text)
     return _PLACES.sub("\\\\", text)
 
 
 def mark_of(contents: Sequence[str]) -> str:
-    """
-    The mark of the fences around some texts: it looks random, is the same for the same texts, and is in none of them.
-
-    Args:
-        contents (`Sequence[str]`):
-            All texts that are fenced in one message, neutralised.
-
-    Returns:
-        `str`: 16 hexadecimal digits.
+    """The mark of the fences around some texts: it looks random, is the same for the same texts, and is in none of
+    them.
     """
     parts = [f"{len(content.encode())}:{content}" for content in contents]
     while any(digest(parts)[:MARK_LENGTH] in content.lower() for content in contents):
@@ -210,34 +181,12 @@ def mark_of(contents: Sequence[str]) -> str:
 
 
 def fenced(name: str, content: str, mark: str) -> str:
-    """
-    A text between the two lines that fence it.
-
-    Args:
-        name (`str`):
-            What the text is, such as `"ANSWER 1"`.
-        content (`str`):
-            The text, neutralised.
-        mark (`str`):
-            The mark of [`mark_of`].
-
-    Returns:
-        `str`
-    """
+    """A text between the two lines that fence it."""
     return f"<<<{name} | {mark}>>>\n{content}\n<<<END OF {name} | {mark}>>>"
 
 
 def fenced_texts(messages: Sequence[Mapping[str, Any]]) -> list[str]:
-    """
-    All that is fenced in some chat messages.
-
-    Args:
-        messages (`Sequence[Mapping]`):
-            Chat messages.
-
-    Returns:
-        `list[str]`: the texts, in order.
-    """
+    """All that is fenced in some chat messages."""
     found = []
     for message in messages:
         content = message["content"]
@@ -377,17 +326,9 @@ def pairwise_messages(
 
 
 def reminded(messages: Sequence[Mapping[str, Any]]) -> list[dict]:
-    """
-    The same messages with one more line that asks for the form of the verdict again.
+    """The same messages with one more line that asks for the form of the verdict again.
 
     The unread reply is not quoted: it may repeat what an answer smuggled into it.
-
-    Args:
-        messages (`Sequence[Mapping]`):
-            Chat messages, of which the last is the user's.
-
-    Returns:
-        `list[dict]`
     """
     *head, last = messages
     content = last["content"]

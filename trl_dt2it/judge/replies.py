@@ -59,19 +59,10 @@ class Unreadable(ValueError):
 
 
 def read_answer(text: str) -> tuple[str, str | None]:
-    """
-    Take a reply without the thoughts of the model.
+    """Take a reply without the thoughts of the model.
 
     What stands before the last end of thoughts is left out. A marker inside of a JSON object or between backticks is
     quoted and marks nothing.
-
-    Args:
-        text (`str`):
-            What the model wrote.
-
-    Returns:
-        `tuple[str, str]`: the answer; and the marker of thoughts that never end, or `None`. With such a marker there
-        is no answer, and the text is empty.
     """
     markers = list(_markers(text)) if _MARKER.search(text) else []
     begin = place = 0
@@ -116,27 +107,7 @@ def parse_verdict(
     rubric: Rubric | None = None,
     untrusted: Sequence[str] = (),
 ) -> BaseModel:
-    """
-    Reads a verdict.
-
-    Args:
-        text (`str`):
-            The reply.
-        schema (`type[BaseModel]`):
-            The kind of verdict.
-        num_scores (`int`, *optional*):
-            The number of scores of a [`ListwiseVerdict`].
-        rubric ([`Rubric`], *optional*):
-            Scale and names of the scores; by default `DEFAULT_RUBRIC`.
-        untrusted (`Sequence[str]`, *optional*):
-            The texts that were judged. A verdict that stands in one of them is not taken from the reply.
-
-    Returns:
-        `BaseModel`: an instance of `schema`.
-
-    Raises:
-        [`Unreadable`]: if there is none.
-    """
+    """Reads a verdict."""
     context = {"num_scores": num_scores, "rubric": rubric}
     answer, open_marker = read_answer(text)
     if open_marker is not None:
@@ -263,7 +234,8 @@ _DECLINED = "The model or a filter declined to reply."
 @dataclass(frozen=True)
 class _Reading:
     """What a record of a reply says: its status, its verdict, its text (without thoughts if it is `"ok"`), and why the
-    status is not `"ok"`."""
+    status is not `"ok"`.
+    """
 
     status: Status
     verdict: Any
@@ -274,24 +246,7 @@ class _Reading:
 def read_completion(
     completion: Any, request: JudgeRequest, endpoint: Endpoint, most: Spending, secret: str | None
 ) -> dict[str, Any] | Failure:
-    """
-    The part of a record that says what came back.
-
-    Args:
-        completion (`ChatCompletion`):
-            What the `openai` client returned, which checks nothing.
-        request ([`JudgeRequest`]):
-            What was asked.
-        endpoint ([`Endpoint`]):
-            For the prices.
-        most ([`Spending`]):
-            What counts where the endpoint does not say how many tokens there were.
-        secret (`str`, *optional*):
-            The key, to be kept out of the record.
-
-    Returns:
-        `dict` or [`Failure`]
-    """
+    """The part of a record that says what came back."""
     choices = getattr(completion, "choices", None)
     choice = choices[0] if isinstance(choices, list) and choices else None
     message = getattr(choice, "message", None)
@@ -403,24 +358,10 @@ def _sums(records: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
 def conclude(
     request: JudgeRequest, endpoint: Endpoint, records: Sequence[Mapping[str, Any]], max_reasks: int
 ) -> JudgeReply | None:
-    """
-    The reply that the records of a request amount to.
+    """The reply that the records of a request amount to.
 
     A reply that an earlier version took for a verdict and that is none does not count, so that it is asked for again.
     What is cut is not: with the same `max_tokens` it would be cut again.
-
-    Args:
-        request ([`JudgeRequest`]):
-            What was asked.
-        endpoint ([`Endpoint`]):
-            Who was asked.
-        records (`Sequence[Mapping]`):
-            The store's records of replies to it, in order.
-        max_reasks (`int`):
-            How often a reply that cannot be read is asked for again, if another one may come back.
-
-    Returns:
-        [`JudgeReply`], *optional*: `None` as long as it has to be asked again. It counts as cached.
     """
     tokens = _sums(records)
     malformed = list[_Reading]()
@@ -442,19 +383,6 @@ def conclude(
 
 
 def unanswered(status: Status, records: Sequence[Mapping[str, Any]], error: str) -> JudgeReply:
-    """
-    The reply to a request that could not be asked to the end, and will be asked again by the next run.
-
-    Args:
-        status (`str`):
-            `"transport"` or `"over_budget"`.
-        records (`Sequence[Mapping]`):
-            The store's records of replies to it, none of which can be read.
-        error (`str`):
-            Why.
-
-    Returns:
-        [`JudgeReply`]
-    """
+    """The reply to a request that could not be asked to the end, and will be asked again by the next run."""
     tokens = _sums(records)
     return JudgeReply(status, None, records[-1]["text"] if records else None, *tokens, False, error)

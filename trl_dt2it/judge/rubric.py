@@ -342,20 +342,7 @@ class PairwiseVerdict(BaseModel):
 
 
 def verdict_schema(schema: type[BaseModel], num_scores: int | None = None, rubric: Rubric | None = None) -> dict:
-    """
-    The JSON schema that an endpoint is asked to keep to.
-
-    Args:
-        schema (`type[BaseModel]`):
-            A verdict of this module, or a model of the user's.
-        num_scores (`int`, *optional*):
-            The number of scores of a [`ListwiseVerdict`].
-        rubric ([`Rubric`], *optional*):
-            Scale and names of the scores; by default `DEFAULT_RUBRIC`.
-
-    Returns:
-        `dict`: without titles and docstrings, so that no rewording of ours makes a new request of an old one.
-    """
+    """The JSON schema that an endpoint is asked to keep to."""
     rubric = rubric or DEFAULT_RUBRIC
     score = {"type": "number", "minimum": rubric.low, "maximum": rubric.high}
     if schema is ListwiseVerdict:

@@ -48,21 +48,11 @@ class Budget:
 
 @dataclass(frozen=True)
 class Spending:
-    """
-    What calls took, or may take.
+    """What calls took, or may take."""
 
-    Parameters:
-        calls (`int`):
-            Number of calls.
-        tokens (`int`):
-            Tokens of prompts and replies.
-        cost (`float`):
-            USD.
-    """
-
-    calls: int = 0
-    tokens: int = 0
-    cost: float = 0.0
+    calls: int = 0  # Number of calls
+    tokens: int = 0  # Tokens of prompts and replies
+    cost: float = 0.0  # USD
 
     def __add__(self, other: Spending) -> Spending:
         return Spending(self.calls + other.calls, self.tokens + other.tokens, self.cost + other.cost)
@@ -78,18 +68,10 @@ class Spending:
 
 
 def prompt_tokens(messages: Sequence[Mapping[str, Any]]) -> int:
-    """
-    Most tokens that messages can have.
+    """Most tokens that messages can have.
 
     A token of text is at least one byte. What an image becomes depends on the model: up to one token for 16 x 16
     pixels, and a fixed part for those that cut every image into tiles.
-
-    Args:
-        messages (`Sequence[Mapping]`):
-            Chat messages.
-
-    Returns:
-        `int`
     """
     tokens = 64  # the chat template's own
     for message in messages:
@@ -116,18 +98,7 @@ def _image_tokens(part: Mapping[str, Any]) -> int:
 
 
 def most_spending(endpoint: Endpoint, messages: Sequence[Mapping[str, Any]]) -> Spending:
-    """
-    What one call may take at most.
-
-    Args:
-        endpoint ([`Endpoint`]):
-            Its limit on replies, and its prices.
-        messages (`Sequence[Mapping]`):
-            Chat messages.
-
-    Returns:
-        [`Spending`]
-    """
+    """What one call may take at most."""
     tokens = prompt_tokens(messages)
     return Spending(1, tokens + endpoint.max_tokens, endpoint.cost(tokens, endpoint.max_tokens))
 
@@ -139,22 +110,7 @@ _OTHERS = ("max_concurrency", "max_retries")
 
 
 def read_endpoint(role: str, given: Mapping[str, Any] | str) -> tuple[Endpoint, dict[str, Any]]:
-    """
-    An endpoint, and the other arguments of its client.
-
-    Args:
-        role (`str`):
-            What the configuration calls it, such as `"judge"`, for messages.
-        given (`Mapping` or `str`):
-            The arguments of [`Endpoint`]; for its budget `max_calls`, `budget_tokens` and `max_cost`; and
-            `max_concurrency` and `max_retries`. As a mapping, or as JSON.
-
-    Returns:
-        `tuple[Endpoint, dict]`: the endpoint, and keywords of [`JudgeClient`], `budget` among them.
-
-    Raises:
-        `ValueError`: if a key is not known, `base_url` or `model` is missing, or a value is out of range.
-    """
+    """An endpoint, and the other arguments of its client."""
     rest = dict(json.loads(given) if isinstance(given, str) else given)
     names = {one.name for one in dataclasses.fields(Endpoint)}
     if unknown := sorted(set(rest) - names - set(_BUDGET) - set(_OTHERS)):
@@ -172,13 +128,7 @@ SYNC_EVERY = 16  # records between two waits for the disk
 
 
 class JudgeStore:
-    """
-    The file of a store.
-
-    Args:
-        path (`str` or `os.PathLike`):
-            The file. It is made, with its folder, when the first call is.
-    """
+    """The file of a store."""
 
     def __init__(self, path: str | os.PathLike) -> None:
         self.path = Path(path)
@@ -232,16 +182,7 @@ class JudgeStore:
                 self._read += len(line)
 
     def replies(self, key: str) -> list[dict[str, Any]]:
-        """
-        The replies to a request, in order.
-
-        Args:
-            key (`str`):
-                The key of the request.
-
-        Returns:
-            `list[dict]`
-        """
+        """The replies to a request, in order."""
         offsets = self._replies.get(key, [])
         if not offsets:
             return []
@@ -253,16 +194,7 @@ class JudgeStore:
         return records
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """
-        Writes a record; once this returns, only a failing disk or a power cut can lose it.
-
-        Args:
-            record (`Mapping`):
-                The record.
-
-        Raises:
-            [`JudgeError`]: if the disk does not take it.
-        """
+        """Writes a record; once this returns, only a failing disk or a power cut can lose it."""
         if self._file is None:
             raise JudgeError("The store is not open for writing.")
         line = json.dumps(record, ensure_ascii=True).encode() + b"\n"

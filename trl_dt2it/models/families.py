@@ -85,7 +85,8 @@ _AUTO_MODULE = "transformers.models.auto.modeling_auto"
 
 def register_auto_classes() -> None:
     """Let `AutoModelForSequenceClassification` find the reward model classes of all families: now if transformers'
-    Auto classes are loaded, otherwise once they are. To load them takes several times as long as `import trl`."""
+    Auto classes are loaded, otherwise once they are. To load them takes several times as long as `import trl`.
+    """
     if (module := sys.modules.get(_AUTO_MODULE)) is not None:
         _register(module)
     else:
@@ -102,7 +103,8 @@ def _register(auto_module: Any) -> None:
 
 class _OurModule:
     """The module of the classes, imported when transformers looks up a name, which it takes from its own if this fails
-    with an `AttributeError`."""
+    with an `AttributeError`.
+    """
 
     def __getattr__(self, name: str) -> Any:
         return getattr(import_module(".modeling", __package__), name)
@@ -129,8 +131,7 @@ class _AutoModuleFinder:
 
 
 class PatchProjection(nn.Conv3d):
-    """
-    A 3-D convolution that is computed as one matrix product where its input is as large as its kernel.
+    """A 3-D convolution that is computed as one matrix product where its input is as large as its kernel.
 
     Image processors of these families hand over patches that are already cut out, and the tower convolves each with
     a kernel of its own size. That is a product of two matrices, which torch does not notice: on a CPU it takes three
@@ -139,12 +140,8 @@ class PatchProjection(nn.Conv3d):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         r"""
-        Args:
-            input (`torch.Tensor` of shape `(N, C, T, H, W)`):
-                N patches.
 
-        Returns:
-            `torch.Tensor` of shape `(N, D, 1, 1, 1)`, or whatever the convolution makes of a larger input.
+        Shapes: `input` `(N, C, T, H, W)`, returns `(N, D, 1, 1, 1)`.
         """
         if input.shape[2:] != self.kernel_size:
             return super().forward(input)
@@ -152,13 +149,7 @@ class PatchProjection(nn.Conv3d):
 
 
 def project_patches_by_matrix_product(model: nn.Module) -> None:
-    """
-    Makes every plain 3-D convolution of a model a [`PatchProjection`], in place. Parameters and their names stay.
-
-    Args:
-        model (`torch.nn.Module`):
-            Any model.
-    """
+    """Make every plain 3-D convolution of a model a [`PatchProjection`], in place; parameters keep their names."""
     for module in model.modules():
         # The class alone changes, and not `forward` of the instance, which may be wrapped (offloading) or be so later.
         if type(module) is nn.Conv3d and (module.groups, module.padding) == (1, (0, 0, 0)):
@@ -173,23 +164,7 @@ _KINDS = (("image", "pixel_values", "get_image_features"), ("video", "pixel_valu
 
 
 def refuse_unseen(config: PreTrainedConfig, input_ids: torch.Tensor, inputs: dict[str, Any], training: bool) -> None:
-    """
-    Refuse placeholders of images or videos that come without pixels, which a model scores as if they were words.
-
-    Args:
-        config ([`~transformers.PreTrainedConfig`]):
-            Configuration of the reward model, with the ids of placeholders.
-        input_ids (`torch.Tensor`):
-            Token ids.
-        inputs (`dict`):
-            What the base model takes besides tokens.
-        training (`bool`):
-            Whether the model is trained. Then, on an accelerator, a batch with some pixels is taken as it is: to look
-            at its tokens would make the host wait for the device at each step.
-
-    Raises:
-        `ValueError`: if there are such placeholders.
-    """
+    """Refuse placeholders of images or videos that come without pixels, which a model scores as if they were words."""
     ready = inputs.get("mm_encoder_outputs") or {}
     is_seen = {kind: inputs.get(pixels) is not None or ready.get(kind) is not None for kind, pixels, _ in _KINDS}
     is_costly = training and input_ids.device.type != "cpu" and any(is_seen.values())
@@ -212,20 +187,7 @@ def _placeholder_ids(config: PreTrainedConfig, kind: str, like: torch.Tensor) ->
 
 
 def encode_once(base: PreTrainedModel, inputs: dict[str, Any], repeats: int) -> dict[str, Any]:
-    """
-    Encodes the images and videos of a batch and gives the inputs of a batch that shows them `repeats` times.
-
-    Args:
-        base ([`~transformers.PreTrainedModel`]):
-            Base model of a reward model.
-        inputs (`dict`):
-            What the base model takes besides tokens, with the images of the first `1 / repeats` of the rows.
-        repeats (`int`):
-            How often the rows, as one block after the other, show these images.
-
-    Returns:
-        `dict`: `inputs` with features in place of pixels.
-    """
+    """Encodes the images and videos of a batch and gives the inputs of a batch that shows them `repeats` times."""
     inputs = dict(inputs)
     outputs = {}
     for kind, pixels, method in _KINDS:

@@ -36,16 +36,7 @@ def is_head(name: str) -> bool:
 
 
 def part_of(name: str) -> str:
-    """
-    The part of a vision-language model that a parameter or module belongs to.
-
-    Args:
-        name (`str`):
-            Dotted path, such as `model.visual.blocks.0.attn.qkv.weight`.
-
-    Returns:
-        `str`: `"projector"`, `"vision_tower"` or `"language_model"` (the head included).
-    """
+    """The part of a vision-language model that a parameter or module belongs to."""
     components = set(name.split("."))
     if components & set(PROJECTOR_NAMES):
         return "projector"
@@ -55,23 +46,7 @@ def part_of(name: str) -> str:
 
 
 def freeze(model: nn.Module, *, vision_tower: bool = False, projector: bool = False) -> int:
-    """
-    Stops the gradient of the named parts.
-
-    Args:
-        model (`nn.Module`):
-            Reward model of a supported family.
-        vision_tower (`bool`, *optional*, defaults to `False`):
-            Whether to freeze the vision tower.
-        projector (`bool`, *optional*, defaults to `False`):
-            Whether to freeze what lies between vision tower and language model.
-
-    Returns:
-        `int`: number of parameters frozen.
-
-    Raises:
-        `ValueError`: if a part is to be frozen that the model does not have.
-    """
+    """Stops the gradient of the named parts."""
     total = 0
     for part, wanted in (("vision_tower", vision_tower), ("projector", projector)):
         if not wanted:
@@ -88,21 +63,7 @@ def freeze(model: nn.Module, *, vision_tower: bool = False, projector: bool = Fa
 def with_reward_head(
     peft_config: PeftConfig, *, keep_out_of_vision_tower: bool = False, keep_out_of_projector: bool = False
 ) -> PeftConfig:
-    """
-    A copy of a PEFT configuration that trains and saves the `score` head with the adapters.
-
-    Args:
-        peft_config ([`~peft.PeftConfig`]):
-            The user's configuration, left as it is.
-        keep_out_of_vision_tower (`bool`, *optional*, defaults to `False`):
-            Whether adapters stay out of the vision tower, which `target_modules="all-linear"` would adapt. A
-            user's own `exclude_modules` goes before.
-        keep_out_of_projector (`bool`, *optional*, defaults to `False`):
-            The same for the projector.
-
-    Returns:
-        [`~peft.PeftConfig`]
-    """
+    """A copy of a PEFT configuration that trains and saves the `score` head with the adapters."""
     config: Any = copy.deepcopy(peft_config)  # the attributes below are those of most, not of all configurations
     config.task_type = "SEQ_CLS"
     config.inference_mode = False  # as a configuration that was read from a saved adapter does not say
@@ -123,23 +84,7 @@ def with_reward_head(
 
 
 def with_new_tokens(peft_config: PeftConfig, model: PreTrainedModel, new_tokens: Sequence[int]) -> PeftConfig:
-    """
-    Let adapters train, and save, the embeddings of tokens that a chat template brings.
-
-    Args:
-        peft_config ([`~peft.PeftConfig`]):
-            Changed in place, unless it trains or saves all embeddings anyway.
-        model ([`~transformers.PreTrainedModel`]):
-            The model that gets the adapters.
-        new_tokens (`Sequence[int]`):
-            Ids of the tokens.
-
-    Returns:
-        [`~peft.PeftConfig`]: `peft_config`.
-
-    Raises:
-        `ValueError`: if this kind of adapter trains no single tokens, or stands on the embeddings.
-    """
+    """Let adapters train, and save, the embeddings of tokens that a chat template brings."""
     if not new_tokens:
         return peft_config
     name = embedding_name(model).rsplit(".", 1)[-1]
@@ -176,21 +121,7 @@ def num_embeddings(model: PreTrainedModel) -> int:
 
 
 def num_tokens_of_adapter(base: PreTrainedModel, peft_config: Any, shapes: Mapping[str, Sequence[int]]) -> int | None:
-    """
-    Tell how many token embeddings a base model has to have for an adapter, if that is another number than it has.
-
-    Args:
-        base ([`~transformers.PreTrainedModel`]):
-            The base model as it was loaded.
-        peft_config ([`~peft.PeftConfig`]):
-            Configuration of the adapter.
-        shapes (`Mapping[str, Sequence[int]]`):
-            Shapes of the adapter's weights as they are saved.
-
-    Returns:
-        `int` or `None`: as many as the adapter's copy of the embeddings has, or else more by the tokens that it
-        trains alone.
-    """
+    """Number of token embeddings that a base model needs for an adapter, or `None` if it has them."""
     path, current = embedding_name(base), num_embeddings(base)
     found = [shape[0] for key, shape in shapes.items() if f".{path}." in key and key.endswith("weight")]
     indices = getattr(peft_config, "trainable_token_indices", None) or {}
@@ -201,16 +132,8 @@ def num_tokens_of_adapter(base: PreTrainedModel, peft_config: Any, shapes: Mappi
 
 
 def with_trained_head(model: Any) -> None:
-    """
-    Let a model that has adapters train its `score` head, which PEFT freezes unless it was told of it, and save it with
-    them: a new head would stay random, and what is saved could not be loaded.
-
-    Args:
-        model ([`~peft.PeftModel`]):
-            Changed in place.
-
-    Raises:
-        `ValueError`: if an adapter stands on the head.
+    """Let a model that has adapters train its `score` head, which PEFT freezes unless it was told of it, and save it
+    with them: a new head would stay random, and what is saved could not be loaded.
     """
     base, name = model.get_base_model(), model.active_adapters[0]
     head = base.score
@@ -230,13 +153,8 @@ def with_trained_head(model: Any) -> None:
 
 
 def let_gradients_into_checkpoints(model: nn.Module) -> None:
-    """
-    Let what enters checkpointed layers require gradients. Reentrant checkpointing gives the weights of a layer none
+    """Let what enters checkpointed layers require gradients. Reentrant checkpointing gives the weights of a layer none
     otherwise: those of an adapter in a vision tower, or of layers above frozen embeddings, would never move.
-
-    Args:
-        model (`nn.Module`):
-            The model to train, adapters included.
     """
     for module in model.modules():
         if not isinstance(module, PreTrainedModel):
@@ -280,15 +198,7 @@ def set_reward_statistics(config: PreTrainedConfig, statistics: dict[str, float]
 
 
 def write_beside_adapter(config: PreTrainedConfig, folder: str | os.PathLike) -> None:
-    """
-    Writes the mean and the standard deviation that a configuration holds into an adapter's directory.
-
-    Args:
-        config ([`~transformers.PreTrainedConfig`]):
-            Configuration of the base model in training.
-        folder (`str` or `os.PathLike`):
-            Where the adapter is. A file of an earlier training is removed if there are no values now.
-    """
+    """Writes the mean and the standard deviation that a configuration holds into an adapter's directory."""
     path = Path(folder) / STATISTICS_FILE
     values = {name: vars(config)[name] for name in STATISTICS if name in vars(config)}
     if values:
@@ -298,20 +208,8 @@ def write_beside_adapter(config: PreTrainedConfig, folder: str | os.PathLike) ->
 
 
 def read_beside_adapter(config: PreTrainedConfig, name_or_path: str | os.PathLike, revision: str | None) -> None:
-    """
-    Puts an adapter's mean and standard deviation into the configuration of its base model, whose own are of other
+    """Puts an adapter's mean and standard deviation into the configuration of its base model, whose own are of other
     rewards.
-
-    Args:
-        config ([`~transformers.PreTrainedConfig`]):
-            Configuration of the base model, changed in place.
-        name_or_path (`str` or `os.PathLike`):
-            Hub id or directory of the adapter.
-        revision (`str`, *optional*):
-            Branch, tag or commit on the Hub.
-
-    Raises:
-        `ValueError`: if the file holds anything else.
     """
     path = cached_file(name_or_path, STATISTICS_FILE, revision=revision, _raise_exceptions_for_missing_entries=False)
     values = None

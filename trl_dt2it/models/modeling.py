@@ -63,8 +63,7 @@ else:
 
 
 class RewardHead(nn.Linear):
-    """
-    A linear head whose weights stay in fp32, and which computes in fp32, whatever the dtype of the body.
+    """A linear head whose weights stay in fp32, and which computes in fp32, whatever the dtype of the body.
 
     bf16 has 8 bits: around 25, rewards would be an eighth apart, and a learning rate of 1e-5 would move hardly a
     weight of the head.
@@ -75,12 +74,8 @@ class RewardHead(nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         r"""
-        Args:
-            input (`torch.Tensor` of shape `(..., H)`):
-                Hidden states, of any floating dtype.
 
-        Returns:
-            `torch.Tensor` of shape `(..., 1)` and dtype `float32`.
+        Shapes: `input` `(..., H)`, returns `(..., 1)` `float32`.
         """
         bias = None if self.bias is None else self.bias.float()
         with torch.autocast(input.device.type, enabled=False):
@@ -98,12 +93,8 @@ class RewardHead(nn.Linear):
 
 
 def keep_head_in_fp32(model: nn.Module) -> None:
-    """
-    Makes every `score` head of a model a [`RewardHead`], in place, copies in an adapter's `modules_to_save` included.
-
-    Args:
-        model (`nn.Module`):
-            Reward model of any family, text models of transformers included, or a [`~peft.PeftModel`].
+    """Makes every `score` head of a model a [`RewardHead`], in place, copies in an adapter's `modules_to_save`
+    included.
     """
     for name, module in model.named_modules():
         # The class alone changes: parameters, their names and hooks stay. Quantized heads have other classes.
@@ -113,9 +104,8 @@ def keep_head_in_fp32(model: nn.Module) -> None:
 
 
 class GenericRewardModel(_Base):
-    """
-    What the reward model classes of all families share: the reward is read at the last real token of each row, found
-    from the attention mask and never from the pad id, and weights that are not in the checkpoint are an error.
+    """What the reward model classes of all families share: the reward is read at the last real token of each row,
+    found from the attention mask and never from the pad id, and weights that are not in the checkpoint are an error.
     """
 
     # Read by `from_pretrained`: the head keeps its fp32 weights beside a body in another dtype.
@@ -141,30 +131,8 @@ class GenericRewardModel(_Base):
         **kwargs: Any,
     ) -> SequenceClassifierOutputWithPast | tuple:
         r"""
-        Args:
-            input_ids (`torch.LongTensor` of shape `(R, L)`):
-                Token ids of R conversations, padded on either side; or, with `pair_layout`, of shape `(1, T)`, all
-                conversations in one row.
-            attention_mask (`torch.Tensor` of shape `(R, L)`, *optional*):
-                1 for real tokens, 0 for padding. Without it, every token is real.
-            labels (`torch.Tensor` of shape `(R,)`, *optional*):
-                Target rewards; the loss is then the mean squared error of `problem_type="regression"`.
-            pair_layout (`torch.Tensor` of shape `(G, 1 + N)`, *optional*):
-                The row holds G groups of conversations that begin alike: the number of tokens that a group shares,
-                and of those that each of its N conversations goes on with, 0 for one that is not there. R is the
-                number of conversations, and `logits` holds the first of every group, the second of every group, ...
-            image_repeats (`int`, *optional*, defaults to 1):
-                The rows come in this many blocks that show the same images, which are given, and encoded, once.
-            kwargs:
-                Everything else that the family's base model takes: `pixel_values`, `image_grid_thw`, ...
 
-        Returns:
-            [`~transformers.modeling_outputs.SequenceClassifierOutputWithPast`]: `logits` has shape `(R, 1)` and dtype
-            `float32`.
-
-        Raises:
-            `ValueError`: if there is a `pair_layout` and the model cannot read one row per pair, or if the tokens hold
-                placeholders of images or videos that are not given.
+        Shapes: `input_ids` `(R, L)`, `attention_mask` `(R, L)`, `labels` `(R,)`, `pair_layout` `(G, 1 + N)`.
         """
         if input_ids is not None:
             refuse_unseen(self.config, input_ids, kwargs, self.training)
@@ -193,7 +161,8 @@ class GenericRewardModel(_Base):
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info=False, **kwargs):
         """As [`~transformers.PreTrainedModel.from_pretrained`], but a weight that is missing, left over or of another
         shape raises `ValueError`: a reward model with a random head or language model gives numbers all the same.
-        Pickled weights are refused unless `use_safetensors=None` is given."""
+        Pickled weights are refused unless `use_safetensors=None` is given.
+        """
         kwargs = {"use_safetensors": True, **kwargs}
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         # A pair, because of `output_loading_info=True`; the annotation knows the model alone.
@@ -205,20 +174,15 @@ class GenericRewardModel(_Base):
         """As [`~transformers.PreTrainedModel.save_pretrained`], but weights keep the names they have in the model.
 
         The names that a family's old checkpoints had are not those that vLLM expects under a reward model, and a
-        [`~transformers.Trainer`] that resumes from such names goes on with other weights and only warns."""
+        [`~transformers.Trainer`] that resumes from such names goes on with other weights and only warns.
+        """
         super().save_pretrained(save_directory, *args, **{"save_original_format": False, **kwargs})
 
 
 def last_real_token(attention_mask: torch.Tensor) -> torch.Tensor:
-    """
-    Column of the last real token of each row.
+    """Column of the last real token of each row.
 
-    Args:
-        attention_mask (`torch.Tensor` of shape `(R, L)`):
-            1 for real tokens, 0 for padding on the left, on the right or on both sides.
-
-    Returns:
-        `torch.Tensor` of shape `(R,)` and dtype `int64`.
+    Shapes: `attention_mask` `(R, L)`, returns `(R,)` `int64`.
     """
     length = attention_mask.shape[1]
     return length - 1 - attention_mask.flip(1).to(torch.int8).argmax(1)
@@ -226,19 +190,8 @@ def last_real_token(attention_mask: torch.Tensor) -> torch.Tensor:
 
 @functools.cache
 def reward_model_class(config_class: type[PreTrainedConfig]) -> type[PreTrainedModel]:
-    """
-    The reward model class of a vision-language family, registered with
+    """The reward model class of a vision-language family, registered with
     [`~transformers.AutoModelForSequenceClassification`].
-
-    Args:
-        config_class (`type[PreTrainedConfig]`):
-            The family's configuration class, such as [`~transformers.Qwen3VLConfig`].
-
-    Returns:
-        `type[PreTrainedModel]`: the class `XForSequenceClassification`, always the same one for a family.
-
-    Raises:
-        `ValueError`: if the family has no image-text-to-text model that is a decoder.
     """
     model_type = config_class.model_type
     if config_class not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
@@ -393,8 +346,7 @@ def _head_kept_in_fp32(cls: Any) -> Iterator[None]:
 
 
 def mark_as_reward_model(config: PreTrainedConfig) -> None:
-    """
-    Writes into `config`, and into its text configuration, what makes vLLM serve the raw reward: one label, and
+    """Writes into `config`, and into its text configuration, what makes vLLM serve the raw reward: one label, and
     `problem_type="regression"` (without it vLLM applies a sigmoid; older releases read the text configuration alone).
     """
     for part in {id(config): config, id(text := config.get_text_config()): text}.values():
@@ -415,7 +367,8 @@ def _replace_head(native: PreTrainedModel, cls: type[PreTrainedModel], score: Re
     """Moves the base model of `native` under the reward class, and with it the marks of quantisation and dispatch.
 
     Loading the native class and taking its base over is the one way that needs no table of key renames: under a class
-    of ours transformers applies none, and Qwen2-VL and Qwen2.5-VL would keep a random language model."""
+    of ours transformers applies none, and Qwen2-VL and Qwen2.5-VL would keep a random language model.
+    """
     mark_as_reward_model(native.config)
     with whole_weights(), torch.device("meta"):
         model = cls(native.config)
@@ -523,8 +476,7 @@ def _takes_positions(base: Any) -> bool:
 
 @contextmanager
 def pad_id_as_saved(model: Any) -> Iterator[None]:
-    """
-    Take a pad id that is the end token's out of the configuration of a text model while it is saved.
+    """Take a pad id that is the end token's out of the configuration of a text model while it is saved.
 
     transformers finds the last token by its id, and with such an id it would read every conversation one token early,
     without a word. Without an id it reads a single conversation right and refuses a batch.
@@ -546,15 +498,9 @@ def _end_ids(config: PreTrainedConfig) -> list[int]:
 
 
 def read_last_real_token(model: Any) -> None:
-    """
-    Makes a text model of transformers read its reward at the last real token of each row, found from the attention
+    """Makes a text model of transformers read its reward at the last real token of each row, found from the attention
     mask, as our own classes do and as vLLM does. transformers' class finds it by the pad token's id: one token early
     where the pad token is the end token, and not at all in batches where there is none.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            Changed in place: its class becomes a subclass, of the same name, of the class that it has. A model that
-            reads otherwise (an encoder, a class of the user's own with its own forward pass) is left as it is.
     """
     model = getattr(model, "get_base_model", lambda: model)()  # of an adapter
     stock: Any = type(model)
@@ -593,20 +539,8 @@ def _new_by_mask(stock: Any) -> PreTrainedModel:
 def language_head_weights(
     config: PreTrainedConfig, name_or_path: str | os.PathLike, *, revision: str | None = None
 ) -> set[str]:
-    """
-    Names of the weights that the causal language model of a text family has outside of its base model: `lm_head` in
+    """Names of the weights that the causal language model of a text family has outside of its base model: `lm_head` in
     most families, `embed_out` in GPT-NeoX, with or without bias, tied or not.
-
-    Args:
-        config ([`~transformers.PreTrainedConfig`]):
-            Configuration of the checkpoint.
-        name_or_path (`str` or `os.PathLike`):
-            Where code that ships with it is.
-        revision (`str`, *optional*):
-            Branch, tag or commit on the Hub.
-
-    Returns:
-        `set[str]`: none if the family has no causal language model.
     """
     remote = (getattr(config, "auto_map", None) or {}).get("AutoModelForCausalLM")
     if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
@@ -637,25 +571,7 @@ def load_for_training(
     init_kwargs: dict[str, Any],
     quantization_config: BitsAndBytesConfig | None = None,
 ) -> PreTrainedModel:
-    """
-    Loads a model to train, in fp32 unless told otherwise, as TRL does.
-
-    Args:
-        name_or_path (`str`):
-            Hub id or directory.
-        args ([`~trl.RewardConfig`]):
-            `seed`, which a new head depends on, and `trust_remote_code` are read.
-        init_kwargs (`dict[str, Any]`):
-            `args.model_init_kwargs`, passed on to [`load_reward_model`].
-        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
-            Quantisation.
-
-    Returns:
-        [`~transformers.PreTrainedModel`]
-
-    Raises:
-        `ValueError`: if the quantisation is given twice, or as [`load_reward_model`] says.
-    """
+    """Loads a model to train, in fp32 unless told otherwise, as TRL does."""
     kwargs = {"dtype": "float32", "trust_remote_code": args.trust_remote_code, "is_trainable": True, **init_kwargs}
     if quantization_config is not None:
         if "quantization_config" in kwargs:
@@ -666,18 +582,10 @@ def load_for_training(
 
 
 def refuse_spoiled_weights(model: PreTrainedModel) -> None:
-    """
-    Refuses to train on 4-bit weights that bitsandbytes would spoil.
+    """Refuses to train on 4-bit weights that bitsandbytes would spoil.
 
     On a CPU it packs them when an evaluation reads them and unpacks them when the model is saved, but does not put the
     scales of the blocks back unless these are quantised, too. The next step would go on with another model.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            The model to train, on its device.
-
-    Raises:
-        `ValueError`: if it is in 4 bits, on a CPU, without double quantisation.
     """
     found = getattr(model.config, "quantization_config", None)
     if not isinstance(found, BitsAndBytesConfig) or not found.load_in_4bit or found.bnb_4bit_use_double_quant:
@@ -691,15 +599,8 @@ def refuse_spoiled_weights(model: PreTrainedModel) -> None:
 
 
 def agree_on_compute_dtype(model: PreTrainedModel, args: RewardConfig) -> None:
-    """
-    Let 4-bit weights compute in the half precision that the rest of the model computes in. They do not see autocast,
-    and bitsandbytes' default is fp32, which is several times slower.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            The model to train; changed in place. Another dtype than the default is left as it is.
-        args ([`~trl.RewardConfig`]):
-            `bf16` and `fp16` are read.
+    """Let 4-bit weights compute in the half precision that the rest of the model computes in. They do not see
+    autocast, and bitsandbytes' default is fp32, which is several times slower.
     """
     found = getattr(model.config, "quantization_config", None)
     half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
@@ -718,20 +619,7 @@ def agree_on_compute_dtype(model: PreTrainedModel, args: RewardConfig) -> None:
 def load_processing_class(
     name_or_path: str | os.PathLike, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> ProcessingClass:
-    """
-    The processor of a vision-language model, or the tokenizer of a text model.
-
-    Args:
-        name_or_path (`str` or `os.PathLike`):
-            Hub id or directory; of an adapter that lies alone, the base model's is taken.
-        revision (`str`, *optional*):
-            Branch, tag or commit on the Hub.
-        trust_remote_code (`bool`, *optional*, defaults to `False`):
-            Whether code that ships with the checkpoint may run.
-
-    Returns:
-        [`~transformers.ProcessorMixin`] or [`~transformers.PreTrainedTokenizerBase`]
-    """
+    """The processor of a vision-language model, or the tokenizer of a text model."""
     if find_adapter_config_file(str(name_or_path), revision=revision) is not None and not cached_file(
         name_or_path, "tokenizer_config.json", revision=revision, _raise_exceptions_for_missing_entries=False
     ):
@@ -745,20 +633,7 @@ def load_processing_class(
 def set_pixel_limits(
     processing_class: ProcessingClass, *, min_pixels: int | None = None, max_pixels: int | None = None
 ) -> None:
-    """
-    Sets the smallest and largest number of pixels to which the processor scales an image. They are saved with it.
-
-    Args:
-        processing_class ([`~transformers.ProcessorMixin`]):
-            Changed in place.
-        min_pixels (`int`, *optional*):
-            Smallest number of pixels; `None` leaves the processor's own.
-        max_pixels (`int`, *optional*):
-            Largest number of pixels.
-
-    Raises:
-        `ValueError`: if the processor has no such limits, as those that scale every image to one size.
-    """
+    """Set the least and most pixels to which the processor scales an image; they are saved with it."""
     if min_pixels is None and max_pixels is None:
         return
     # In the families with pixel limits the class's default size has these two keys, and they hold areas, not edges, in

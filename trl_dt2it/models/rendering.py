@@ -24,24 +24,12 @@ ProcessingClass = PreTrainedTokenizerBase | ProcessorMixin
 
 @dataclass
 class Rendered:
-    """
-    One row, rendered.
+    """One row, rendered."""
 
-    Parameters:
-        texts (`list[str]`):
-            Full text of each branch: prompt and answer.
-        images (`list[PIL.Image.Image]`):
-            The images that the texts' placeholders stand for, in reading order.
-        add_special_tokens (`bool`):
-            Whether the tokenizer still has to add its own special tokens.
-        videos (`list[Video]`):
-            The videos, likewise, with decoded frames.
-    """
-
-    texts: list[str]
-    images: list[Image.Image]
-    add_special_tokens: bool = False
-    videos: list[Video] = field(default_factory=list)
+    texts: list[str]  # Full text of each branch: prompt and answer
+    images: list[Image.Image]  # The images that the texts' placeholders stand for, in reading order
+    add_special_tokens: bool = False  # Whether the tokenizer still has to add its own special tokens
+    videos: list[Video] = field(default_factory=list)  # The videos, likewise, with decoded frames
 
 
 def get_tokenizer(processing_class: ProcessingClass) -> PreTrainedTokenizerBase:
@@ -63,26 +51,7 @@ def render_branches(
     processing_class: ProcessingClass,
     videos: Sequence[Video] = (),
 ) -> Rendered:
-    """
-    Renders both conversations of a preference row with the chat template.
-
-    Args:
-        row (`Mapping[str, Any]`):
-            Preference row, conversational or plain, with explicit or implicit prompt; checked before by
-            [`~trl_dt2it.data.rows.check_row`].
-        images (`list[PIL.Image.Image]`):
-            The row's decoded images.
-        processing_class (`ProcessorMixin` or `PreTrainedTokenizerBase`):
-            Processor of a vision-language model, or tokenizer of a text model.
-        videos (`Sequence[Video]`, *optional*, defaults to `()`):
-            The row's videos, with decoded frames.
-
-    Returns:
-        [`Rendered`]: with the chosen branch first.
-
-    Raises:
-        [`~trl_dt2it.data.rows.RowError`]: `not_conversational`, if the chat template refuses the conversation.
-    """
+    """Renders both conversations of a preference row with the chat template."""
     prompt = row.get("prompt")
     if not is_conversational(cast("dict[str, Any]", row)):
         eos = get_tokenizer(processing_class).eos_token or ""
@@ -106,19 +75,9 @@ def render_branches(
 
 
 def check_difference(row: Mapping[str, Any], processing_class: ProcessingClass) -> None:
-    """
-    Refuse a row whose two answers are one to the model, because its chat template drops what they differ in (thoughts,
-    fields of a message that it does not know) or its tokenizer normalizes it away. Images are not looked at.
-
-    Args:
-        row (`Mapping[str, Any]`):
-            Preference row, as in [`render_branches`].
-        processing_class (`ProcessorMixin` or `PreTrainedTokenizerBase`):
-            Processor or tokenizer.
-
-    Raises:
-        [`~trl_dt2it.data.rows.RowError`]: `equal_answers`, or `not_conversational` if the template refuses the
-            conversation.
+    """Refuse a row whose two answers are one to the model, because its chat template drops what they differ in
+    (thoughts, fields of a message that it does not know) or its tokenizer normalizes it away. Images are not looked
+    at.
     """
     rendered = render_branches(row, cast(Any, row_images(row)), processing_class)  # only their number counts
     if len(set(map(_folded, rendered.texts))) > 1:  # no tokenizer makes these equal, so it need not be asked
@@ -145,19 +104,9 @@ def _folded(text: str) -> str:
 
 
 def lacks_special_tokens(text: str, processing_class: ProcessingClass) -> bool:
-    """
-    Whether the tokenizer has to add its special tokens to a text that a chat template wrote, by the rule of
+    """Whether the tokenizer has to add its special tokens to a text that a chat template wrote, by the rule of
     `apply_chat_template(tokenize=True)`: a tokenizer's template writes them all, a processor's may leave the first
     out.
-
-    Args:
-        text (`str`):
-            Rendered conversation.
-        processing_class (`ProcessorMixin` or `PreTrainedTokenizerBase`):
-            Processor or tokenizer.
-
-    Returns:
-        `bool`
     """
     if not isinstance(processing_class, ProcessorMixin):
         return False
@@ -168,23 +117,7 @@ def lacks_special_tokens(text: str, processing_class: ProcessingClass) -> bool:
 def render_conversation(
     messages: Sequence[Mapping[str, Any]], images: Sequence[Any], processing_class: ProcessingClass, **kwargs: Any
 ) -> str:
-    """
-    Renders one conversation, answer included, as text with one placeholder an image.
-
-    Args:
-        messages (`Sequence[Mapping[str, Any]]`):
-            Messages with `role` and `content`, a string or blocks.
-        images (`Sequence`):
-            Only their number counts: where all contents are strings, the placeholders go before the text of the first
-            user turn.
-        processing_class (`ProcessorMixin` or `PreTrainedTokenizerBase`):
-            Its chat template is used.
-        kwargs:
-            Passed on to the template.
-
-    Returns:
-        `str`: the text.
-    """
+    """Renders one conversation, answer included, as text with one placeholder an image."""
     clean = [_clean(message) for message in messages]
     if not isinstance(processing_class, ProcessorMixin):
         flat = [{**message, "content": _flatten(message["content"])} for message in clean]
@@ -214,21 +147,9 @@ def _flatten(content: Any) -> Any:
 def encode_branches(
     rows: Sequence[Rendered], processing_class: ProcessingClass
 ) -> tuple[list[list[dict[str, torch.Tensor]]], dict[str, torch.Tensor]]:
-    """
-    Tokenises all branches of several rows and preprocesses each image once.
+    """Tokenises all branches of several rows and preprocesses each image once.
 
-    Args:
-        rows (`Sequence[Rendered]` of length B):
-            Rows with K branches each.
-        processing_class (`ProcessorMixin` or `PreTrainedTokenizerBase`):
-            Processor or tokenizer.
-
-    Returns:
-        `tuple`:
-            - a list of K lists of B dicts: the unpadded token vectors of a branch, `input_ids` and what else the
-              processor gives per token (`mm_token_type_ids`, ...), each of shape `(L,)` and dtype `int64`;
-            - a dict of the image tensors (`pixel_values`, `image_grid_thw`, ...) of the rows with images, in the order
-              of the rows, once for all branches.
+    Shapes: returns `(L,)` `int64`.
     """
     num_branches = len(rows[0].texts)
     tokens: list[list[dict[str, torch.Tensor]]] = [[{} for _ in rows] for _ in range(num_branches)]
@@ -298,7 +219,8 @@ def _metadata(video: Video) -> VideoMetadata:
 
 def join_images(parts: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """One batch of the image tensors of several rows. Rows with fewer tiles are filled up with zeros, as processors
-    do in a batch of their own."""
+    do in a batch of their own.
+    """
     parts = [part for part in parts if part]
     if len(parts) == 1:
         return parts[0]
@@ -320,7 +242,8 @@ class _Replay:
     """An image or video processor that works once and then gives the same answer again.
 
     All branches of a batch have the same images in the same order, so that what the processor computes from them (the
-    pixels, and the number of placeholder tokens) is the same in every call."""
+    pixels, and the number of placeholder tokens) is the same in every call.
+    """
 
     def __init__(self, image_processor: Any) -> None:
         self._image_processor = image_processor

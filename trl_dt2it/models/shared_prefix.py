@@ -31,17 +31,10 @@ class Segment(NamedTuple):
 
 
 class SharedPrefix:
-    """
-    Where the parts of a packed row lie, in the forms that the attention implementations need.
+    """Where the parts of a packed row lie, in the forms that the attention implementations need.
 
     A plain class, because it travels among the arguments of sharded layers: to cast them, torch rebuilds every
     dataclass it finds there, and finds no tensors in anything else.
-
-    Args:
-        lengths (`list[list[int]]` of G lists of length 1 + N):
-            For each group the number of tokens of its prefix and of its N branches; 0 for a branch that is not there.
-        device (`torch.device`):
-            Where the row is.
     """
 
     def __init__(self, lengths: list[list[int]], device: torch.device) -> None:
@@ -77,15 +70,9 @@ class SharedPrefix:
         return [length for lengths in self.lengths for length in (lengths[0], *filter(None, lengths[1:]))]
 
     def gather(self, parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """
-        The keys or values that each segment sees.
+        """The keys or values that each segment sees.
 
-        Args:
-            parts (`Sequence[torch.Tensor]`):
-                Those of each prefix and each branch, as [`part_lengths`] cuts them, of shape `(1, heads, length, D)`.
-
-        Returns:
-            `list[torch.Tensor]`: one a segment, of shape `(1, heads, prefix + length, D)`.
+        Shapes: returns `(1, heads, prefix + length, D)`.
         """
         seen, remaining = [], iter(parts)
         for lengths in self.lengths:
@@ -121,23 +108,17 @@ class SharedPrefix:
 
     def mask(self, num_queries: int, num_prefix: int) -> torch.Tensor:
         """Which keys a branch sees, its prefix first; bool of shape `(num_queries, num_prefix + num_queries)`, built
-        once for all layers."""
+        once for all layers.
+        """
         shape = (num_queries, num_prefix + num_queries)
         if shape not in self._masks:
             self._masks[shape] = torch.ones(shape, dtype=torch.bool, device=self.device).tril(num_prefix)
         return self._masks[shape]
 
     def position_ids(self, prefix_positions: Sequence[torch.Tensor] | None = None) -> torch.Tensor:
-        """
-        Positions of all tokens: those of a branch start where its prefix ends.
+        """Positions of all tokens: those of a branch start where its prefix ends.
 
-        Args:
-            prefix_positions (`Sequence[torch.Tensor]`, *optional*):
-                For each group the positions of its prefix and of one token after it, of shape `(A, 1 + prefix)` for A
-                axes (3 for M-RoPE). By default 0, 1, 2, ...
-
-        Returns:
-            `torch.Tensor` of shape `(1, T)`, or `(A, 1, T)` with `prefix_positions`.
+        Shapes: returns `(1, T)`.
         """
         parts = []
         longest = max(max(lengths) for lengths in self.lengths)
@@ -151,16 +132,7 @@ class SharedPrefix:
 
 
 def common_prefix_length(branches: Sequence[torch.Tensor]) -> int:
-    """
-    Length of the longest common prefix of token rows that leaves each at least one token of its own.
-
-    Args:
-        branches (`Sequence[torch.Tensor]` of vectors):
-            Token ids of the full conversations.
-
-    Returns:
-        `int`
-    """
+    """Length of the longest common prefix of token rows that leaves each at least one token of its own."""
     limit = min(len(branch) for branch in branches) - 1
     same = torch.ones(limit, dtype=torch.bool)
     for branch in branches[1:]:
@@ -169,19 +141,9 @@ def common_prefix_length(branches: Sequence[torch.Tensor]) -> int:
 
 
 def pack_branches(groups: Sequence[Sequence[dict[str, torch.Tensor]]], unshared_ids: set[int]) -> dict | None:
-    """
-    Lays groups of conversations that begin alike into one row.
+    """Lays groups of conversations that begin alike into one row.
 
-    Args:
-        groups (`Sequence[Sequence[dict[str, torch.Tensor]]]`):
-            For each of G groups its conversations, each a dict of vectors of shape `(L,)` with `input_ids` and what
-            else there is per token. A group with less than N of them, the most that a group has, holds the last ones.
-        unshared_ids (`set[int]`):
-            Tokens that only a prefix may hold: those that stand for pieces of an image or a video.
-
-    Returns:
-        `dict` or `None`: `pair_layout` of shape `(G, 1 + N)` and dtype `int64`, and the vectors of all parts, joined,
-        of shape `(1, T)`; `None` if a conversation has such a token behind what it shares.
+    Shapes: returns `(G, 1 + N)` `int64`.
     """
     keys = sorted({key for group in groups for branch in group for key in branch})
     layout: list[list[int]] = []
@@ -209,16 +171,7 @@ SHARED_PREFIX = "shared_prefix_"
 
 
 def usable_attention(implementation: str | None) -> str | None:
-    """
-    The wished attention implementation where it can run, and `"sdpa"`, with a warning, where it cannot.
-
-    Args:
-        implementation (`str`, *optional*):
-            Such as `"flash_attention_2"`; `None` leaves the choice to transformers.
-
-    Returns:
-        `str` or `None`
-    """
+    """The wished attention implementation where it can run, and `"sdpa"`, with a warning, where it cannot."""
     is_available = {"flash_attention_2": is_flash_attn_2_available, "flash_attention_3": is_flash_attn_3_available}
     if implementation not in is_available:
         return implementation
@@ -233,17 +186,7 @@ def usable_attention(implementation: str | None) -> str | None:
 
 
 def register_shared_prefix_attention(implementation: str) -> str:
-    """
-    Makes the form of an attention implementation that also reads shared prefixes known to transformers.
-
-    Args:
-        implementation (`str`):
-            `"sdpa"`, or a FlashAttention implementation: `"flash_attention_2"`, `"flash_attention_3"` or a kernel of
-            the Hub.
-
-    Returns:
-        `str`: its name, for `set_attn_implementation`.
-    """
+    """Makes the form of an attention implementation that also reads shared prefixes known to transformers."""
     name = SHARED_PREFIX + implementation.replace("/", "--")  # a slash would be taken for a kernel of the Hub
     if implementation == "sdpa":
         AttentionInterface.register(name, sdpa_attention)
@@ -263,26 +206,10 @@ def sdpa_attention(
     shared_prefix: SharedPrefix | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """
-    torch's scaled dot-product attention, one call a segment; on CUDA in half precision, where torch has a kernel for
-    segments of different lengths, one call a row.
+    """torch's scaled dot-product attention, one call a segment; on CUDA in half precision, where torch has a kernel
+    for segments of different lengths, one call a row.
 
-    Args:
-        module (`nn.Module`):
-            The attention layer.
-        query (`torch.Tensor` of shape `(1, heads, T, D)`):
-            Queries of a packed row.
-        key, value (`torch.Tensor` of shape `(1, key-value heads, T, D)`):
-            Keys and values.
-        attention_mask (`torch.Tensor`, *optional*):
-            Read without `shared_prefix` only.
-        shared_prefix ([`~trl_dt2it.models.shared_prefix.SharedPrefix`], *optional*):
-            Layout of the row.
-        kwargs:
-            Passed on.
-
-    Returns:
-        `tuple`: the result, of shape `(1, T, heads, D)`, and `None`.
+    Shapes: `query` `(1, heads, T, D)`, `key, value` `(1, key-value heads, T, D)`, returns `(1, T, heads, D)`.
     """
     attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
     if shared_prefix is None:
@@ -307,7 +234,8 @@ def sdpa_attention(
 
 def _has_varlen_kernel(query: torch.Tensor, options: dict[str, Any]) -> bool:
     """Whether torch's own build of FlashAttention's kernel for rows of unequal lengths takes these queries. The calls
-    for each segment are small, and a CPU may not launch them as fast as a GPU computes them."""
+    for each segment are small, and a CPU may not launch them as fast as a GPU computes them.
+    """
     return (
         query.is_cuda
         and torch.version.cuda is not None
@@ -362,26 +290,10 @@ def flash_attention(
     is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """
-    FlashAttention, one call a row: queries and keys of all segments with their own lengths, where the causal mask is
-    aligned to the bottom right.
+    """FlashAttention, one call a row: queries and keys of all segments with their own lengths, where the causal mask
+    is aligned to the bottom right.
 
-    Args:
-        module, query, key, value, attention_mask, shared_prefix:
-            As in [`sdpa_attention`].
-        implementation (`str`):
-            The FlashAttention implementation.
-        scaling (`float`, *optional*):
-            Factor of the scores.
-        dropout (`float`, *optional*, defaults to `0.0`):
-            Dropout of the attention weights.
-        is_causal (`bool`, *optional*):
-            Read without `shared_prefix` only.
-        kwargs:
-            Passed on.
-
-    Returns:
-        `tuple`: the result, of shape `(1, T, heads, D)`, and `None`.
+    Shapes: returns `(1, T, heads, D)`.
     """
     query, key, value = (states.transpose(1, 2) for states in (query, key, value))
     if shared_prefix is not None:
@@ -408,16 +320,7 @@ def flash_attention(
 
 
 def why_not_shared(model: Any) -> str | None:
-    """
-    Why a model cannot read one row per pair.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            The reward model.
-
-    Returns:
-        `str` or `None`: the end of a sentence that begins with the model, or `None` if it can.
-    """
+    """Why a model cannot read one row per pair."""
     model = getattr(model, "get_base_model", lambda: model)()  # of an adapter
     model_type = model.config.model_type
     proven = [name for name, family in FAMILIES.items() if family.shares_prefix]
@@ -436,21 +339,7 @@ def why_not_shared(model: Any) -> str | None:
 
 
 def decide_share_prefix(wish: str, model: Any) -> bool:
-    """
-    Whether a model shall read one row per pair.
-
-    Args:
-        wish (`str`):
-            `"auto"`, `"true"` or `"false"`.
-        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            The reward model.
-
-    Returns:
-        `bool`
-
-    Raises:
-        `ValueError`: if it shall and cannot; the message says why.
-    """
+    """Whether a model shall read one row per pair."""
     if wish == "false":
         return False
     reason = why_not_shared(model)
@@ -462,16 +351,7 @@ def decide_share_prefix(wish: str, model: Any) -> bool:
 
 
 def use_shared_prefix(model: Any) -> None:
-    """
-    Lets a model's language model read several branches behind one prefix. Rows without a layout are read as before.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`]):
-            Changed in place; doing it twice is the same as doing it once.
-
-    Raises:
-        `ValueError`: if the model cannot; the message says why.
-    """
+    """Let a model's language model read several completions behind one prefix; rows without a layout are read as before."""
     decoder = model.model.get_decoder()
     attention = decoder.config._attn_implementation
     if attention.startswith(SHARED_PREFIX):
@@ -484,8 +364,7 @@ def use_shared_prefix(model: Any) -> None:
 
 
 def _leave_out_unread_tokens(layer: Any) -> None:
-    """
-    Lets the feed-forward part of the last layer run on the tokens alone at which a reward is read.
+    """Lets the feed-forward part of the last layer run on the tokens alone at which a reward is read.
 
     Behind the attention of the last layer no token looks at another, so what it makes of the others is never used.
     Their result is left at what attention made of them. The hooks find the layout among the arguments of the layer's
@@ -517,24 +396,9 @@ def _leave_out_unread_tokens(layer: Any) -> None:
 
 
 def last_hidden_states(base: Any, input_ids: torch.Tensor, pair_layout: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-    """
-    What the language model makes of the last token of each branch.
+    """What the language model makes of the last token of each branch.
 
-    Args:
-        base ([`~transformers.PreTrainedModel`]):
-            Base model of a reward model that went through [`use_shared_prefix`].
-        input_ids (`torch.Tensor` of shape `(1, T)`):
-            The packed row.
-        pair_layout (`torch.Tensor` of shape `(G, 1 + N)`):
-            Number of tokens of the prefix and of the branches of each group.
-        kwargs:
-            What else the base model takes, images among it.
-
-    Returns:
-        `torch.Tensor` of shape `(R, H)` for R branches: first branch of every group, second of every group, ...
-
-    Raises:
-        `ValueError`: if the layout is not that of the row.
+    Shapes: `input_ids` `(1, T)`, `pair_layout` `(G, 1 + N)`, returns `(R, H)`.
     """
     layout = SharedPrefix(pair_layout.tolist(), input_ids.device)
     num_tokens = sum(map(sum, layout.lengths))

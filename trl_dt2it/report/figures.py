@@ -96,67 +96,34 @@ def step_title(entry: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class CalibrationBin:
-    """
-    Pairs of about the same predicted win probability.
+    """Pairs of about the same predicted win probability."""
 
-    Parameters:
-        low, high (`float`):
-            Ends of the bin, from 0.5 to 1.
-        count (`int`):
-            Number of pairs.
-        predicted (`float`, *optional*):
-            Their mean predicted probability; `None` of an empty bin.
-        observed (`float`, *optional*):
-            The share in which the answer that the model prefers is the chosen one.
-        interval ([`Interval`], *optional*):
-            The share's 95 % interval.
-    """
-
-    low: float
-    high: float
-    count: int
-    predicted: float | None = None
-    observed: float | None = None
-    interval: Interval | None = None
+    low: float  # Ends of the bin, from 0.5 to 1
+    high: float  # Ends of the bin, from 0.5 to 1
+    count: int  # Number of pairs
+    predicted: float | None = None  # Their mean predicted probability; `None` of an empty bin
+    observed: float | None = None  # The share in which the answer that the model prefers is the chosen one
+    interval: Interval | None = None  # The share's 95 % interval
 
 
 @dataclass(frozen=True)
 class Calibration:
-    r"""
-    Predicted against observed.
+    r"""Predicted against observed.
 
     Which answer is called chosen is no news, so each pair counts from the side that the model prefers: it predicts
     that this answer wins with \\(p = \sigma(|r_c - r_r|)\\), and it has won if it is the chosen one.
-
-    Parameters:
-        bins (`tuple[CalibrationBin, ...]`):
-            From 0.5 to 1, of equal width.
-        error (`float`):
-            Expected calibration error: mean of |observed - predicted| over the bins, by number of pairs.
-        count (`int`):
-            Number of pairs with two different rewards.
-        ties (`int`):
-            Number of the others, which predict nothing and are left out.
     """
 
-    bins: tuple[CalibrationBin, ...]
-    error: float
-    count: int
-    ties: int
+    bins: tuple[CalibrationBin, ...]  # From 0.5 to 1, of equal width
+    error: float  # Expected calibration error: mean of |observed - predicted| over the bins, by number of pairs
+    count: int  # Number of pairs with two different rewards
+    ties: int  # Number of the others, which predict nothing and are left out
 
 
 def calibrate(chosen: npt.ArrayLike, rejected: npt.ArrayLike, num_bins: int = 10) -> Calibration:
-    """
-    Compares what rewards predict with what is labelled.
+    """Compares what rewards predict with what is labelled.
 
-    Args:
-        chosen, rejected (`np.ndarray` of shape `(N,)`):
-            Rewards; pairs in which one is not finite do not count.
-        num_bins (`int`, *optional*, defaults to `10`):
-            Number of bins.
-
-    Returns:
-        [`Calibration`]
+    Shapes: `chosen, rejected` `(N,)`.
     """
     gap = np.asarray(chosen, dtype=np.float64) - np.asarray(rejected, dtype=np.float64)
     gap = gap[np.isfinite(gap)]
@@ -208,27 +175,13 @@ SIZE = (3.9, 2.7)  # inches of 96 pixels: three fit beside each other on a wide 
 
 @dataclass(frozen=True)
 class Figure:
-    """
-    A figure of the page.
+    """A figure of the page."""
 
-    Parameters:
-        title (`str`):
-            What stands above it.
-        svg (`Markup`):
-            The drawing.
-        label (`str`):
-            What it shows, for whoever does not see it.
-        narrow (`Markup`, *optional*):
-            Another drawing for narrow screens.
-        is_wide (`bool`, *optional*, defaults to `False`):
-            Whether it takes the whole width of the page.
-    """
-
-    title: str
-    svg: Markup
-    label: str
-    narrow: Markup | None = None
-    is_wide: bool = False
+    title: str  # What stands above it
+    svg: Markup  # The drawing
+    label: str  # What it shows, for whoever does not see it
+    narrow: Markup | None = None  # Another drawing for narrow screens
+    is_wide: bool = False  # Whether it takes the whole width of the page
 
 
 def new_drawing(width: float = SIZE[0], height: float = SIZE[1]) -> tuple[Drawing, Axes]:
@@ -242,18 +195,7 @@ def new_drawing(width: float = SIZE[0], height: float = SIZE[1]) -> tuple[Drawin
 
 
 def as_svg(drawing: Drawing, name: str) -> Markup:
-    """
-    A drawing as an element of the page.
-
-    Args:
-        drawing (`matplotlib.figure.Figure`):
-            The drawing.
-        name (`str`):
-            Makes the ids inside differ from those of other figures.
-
-    Returns:
-        `Markup`: an `<svg>` element with CSS variables for colours.
-    """
+    """A drawing as an element of the page."""
     out = io.StringIO()
     with rc_context({**_STYLE, "svg.hashsalt": name}):
         drawing.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
@@ -274,24 +216,7 @@ def as_svg(drawing: Drawing, name: str) -> Markup:
 
 
 def histogram(name: str, title: str, series: Mapping[str, np.ndarray], *, xlabel: str, zero: bool = True) -> Figure:
-    """
-    Two distributions over each other: the first an outline, the second filled.
-
-    Args:
-        name (`str`):
-            Makes ids unique.
-        title (`str`):
-            Title.
-        series (`Mapping[str, np.ndarray]`):
-            Names and values; of an empty one there is nothing to see.
-        xlabel (`str`):
-            What the values are.
-        zero (`bool`, *optional*, defaults to `True`):
-            Whether 0 gets a line.
-
-    Returns:
-        [`Figure`]
-    """
+    """Two distributions over each other: the first an outline, the second filled."""
     values = np.concatenate([np.asarray(one, dtype=np.float64) for one in series.values()])
     # Single values far out would leave no room for the others; they count in the outermost bins.
     low, high = np.quantile(values, [0.001, 0.999]) if len(values) else (0.0, 1.0)
@@ -315,20 +240,7 @@ def histogram(name: str, title: str, series: Mapping[str, np.ndarray], *, xlabel
 
 
 def reliability(name: str, title: str, found: Calibration) -> Figure:
-    """
-    Predicted win probability against the observed share, with the number of pairs of each bin below.
-
-    Args:
-        name (`str`):
-            Makes ids unique.
-        title (`str`):
-            Title.
-        found ([`Calibration`]):
-            The bins.
-
-    Returns:
-        [`Figure`]
-    """
+    """Predicted win probability against the observed share, with the number of pairs of each bin below."""
     drawing, axes = new_drawing(SIZE[0], 3.4)
     axes.plot([0.5, 1], [0.5, 1], color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)), zorder=1)
     lowest = 0.5
@@ -348,24 +260,7 @@ def reliability(name: str, title: str, found: Calibration) -> Figure:
 
 
 def bars(name: str, title: str, series: Mapping[str, Mapping[str, float]], *, xlabel: str, middle: float) -> Figure:
-    """
-    For each name one bar from the middle for the last series, and a mark for the first.
-
-    Args:
-        name (`str`):
-            Makes ids unique.
-        title (`str`):
-            Title.
-        series (`Mapping[str, Mapping[str, float]]`):
-            One or two series, each with values by name; names of the first count.
-        xlabel (`str`):
-            What the values are.
-        middle (`float`):
-            Where bars begin.
-
-    Returns:
-        [`Figure`]
-    """
+    """For each name one bar from the middle for the last series, and a mark for the first."""
     names = list(next(iter(series.values())))
     drawing, axes = new_drawing(SIZE[0], 0.9 + 0.24 * max(3, len(names)))
     values = list(series.values())
@@ -403,16 +298,7 @@ _GAP = 0.03  # between states of a stack, as a share of all pairs
 
 
 def draw_flow(flow: Flow) -> Figure:
-    """
-    Draws the flow of curation.
-
-    Args:
-        flow ([`Flow`]):
-            Where pairs stand after each stage.
-
-    Returns:
-        [`Figure`]: with a drawing for narrow screens.
-    """
+    """Draws the flow of curation."""
     counts = flow.counts()
     told = [
         f"{step}: " + ", ".join(f"{number:,} {state}" for state, number in zip(STATES, row, strict=True) if number)

@@ -32,17 +32,7 @@ MOST_CHARACTERS = 6000
 
 
 def conversation(row: Mapping[str, Any]) -> dict[str, str]:
-    """
-    The texts of a row.
-
-    Args:
-        row (`Mapping`):
-            A preference row.
-
-    Returns:
-        `dict`: `prompt`, `chosen` and `rejected`, shortened where they are very long. What both sides of a row with
-        an implicit prompt begin with is the prompt.
-    """
+    """The texts of a row."""
     prompt, chosen, rejected = row.get("prompt"), row["chosen"], row["rejected"]
     if not prompt and not isinstance(chosen, str):
         same = 0
@@ -56,20 +46,7 @@ def conversation(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def thumbnails(row: Mapping[str, Any], options: ImageOptions, images: dict[str, str]) -> list[Any]:
-    """
-    Small pictures of a row's images, of a video its first frame.
-
-    Args:
-        row (`Mapping`):
-            A preference row.
-        options ([`ImageOptions`]):
-            Where images may come from and how large they may be. Hosts are not asked.
-        images (`dict[str, str]`):
-            Thumbnails by hash; gets the new ones.
-
-    Returns:
-        `list`: for each image its place among `images`, or why it is not shown.
-    """
+    """Small pictures of a row's images, of a video its first frame."""
     options = replace(options, allowed_hosts=())
     try:
         values = [*row_images(row), *(video.frames[0] for video in row_videos(row))]
@@ -132,7 +109,8 @@ def _shortened(text: str) -> str:
 
 def choose_pairs(flow: Flow, strength: np.ndarray, most: int) -> np.ndarray:
     """Choose the pairs to show: of each state those most worth a look, half of them the strongest flips. Flips come
-    first, the strongest before others, then relabelled, dropped and kept pairs, the weakest first."""
+    first, the strongest before others, then relabelled, dropped and kept pairs, the weakest first.
+    """
     final = flow.states[-1]
     known = np.nan_to_num(strength, nan=0.0)
     order = {
@@ -156,7 +134,8 @@ def gallery_items(
     pool: Dataset, ledger: CurationLedger, flow: Flow, *, most: int, options: ImageOptions
 ) -> dict[str, Any]:
     """Return what the page's script shows: `pairs`, each with texts, images, state and history, as the source has it,
-    and `images`, thumbnails as `data:` addresses. The pool has the ledger's names in `pair_id`."""
+    and `images`, thumbnails as `data:` addresses. The pool has the ledger's names in `pair_id`.
+    """
     state = ledger.state()
     strength = state["strength"].to_numpy()
     rows = pc.index_in(flow.pair_id, value_set=column_of(pool, "pair_id").cast(pa.string()))

@@ -94,27 +94,14 @@ def _read_pool(record: Mapping[str, Any] | None, loaders: Loaders | None) -> tup
 
 @dataclass(frozen=True)
 class Table:
-    """
-    A table of the page.
+    """A table of the page."""
 
-    Parameters:
-        title (`str`):
-            What stands above it.
-        columns (`Sequence[str]`):
-            Heads.
-        rows (`Sequence[Sequence[str]]`):
-            Cells.
-        align (`str`, *optional*):
-            `l` or `r` for each column; by default the first is text, on the left, and the others are numbers.
-        is_folded (`bool`, *optional*, defaults to `False`):
-            Whether it opens by a click only.
-    """
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    title: str  # What stands above it
+    columns: Sequence[str]  # Heads
+    rows: Sequence[Sequence[str]]  # Cells
+    # `l` or `r` for each column; by default the first is text, on the left, and the others are numbers
     align: str = ""
-    is_folded: bool = False
+    is_folded: bool = False  # Whether it opens by a click only
 
     def classes(self) -> list[str]:
         """The class of the cells of each column."""
@@ -124,66 +111,25 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """
-    A section of the page.
+    """A section of the page."""
 
-    Parameters:
-        key (`str`):
-            Its name in addresses.
-        title (`str`):
-            Its title.
-        lead (`str`, *optional*):
-            What one sees, in a sentence or two.
-        warnings (`Sequence[str]`, *optional*):
-            What went wrong, in red, above all else.
-        missing (`str`, *optional*):
-            Why there is nothing to see.
-        command (`str`, *optional*):
-            A command line that goes with it.
-        legend (`Sequence[tuple[str, str]]`, *optional*):
-            Class of a mark, and what it stands for.
-        figures (`Sequence[Figure]`, *optional*):
-            Figures.
-        tables (`Sequence[Table]`, *optional*):
-            Tables.
-        facts (`Sequence[tuple[str, str]]`, *optional*):
-            Names and values, above all else.
-        notes (`Sequence[str]`, *optional*):
-            What else a reader has to know.
-    """
-
-    key: str
-    title: str
-    lead: str = ""
-    warnings: Sequence[str] = ()
-    missing: str | None = None
-    command: str = ""
-    legend: Sequence[tuple[str, str]] = ()
-    figures: Sequence[Figure] = ()
-    tables: Sequence[Table] = ()
-    facts: Sequence[tuple[str, str]] = ()
-    notes: Sequence[str] = field(default_factory=tuple)
+    key: str  # Its name in addresses
+    title: str  # Its title
+    lead: str = ""  # What one sees, in a sentence or two
+    warnings: Sequence[str] = ()  # What went wrong, in red, above all else
+    missing: str | None = None  # Why there is nothing to see
+    command: str = ""  # A command line that goes with it
+    legend: Sequence[tuple[str, str]] = ()  # Class of a mark, and what it stands for
+    figures: Sequence[Figure] = ()  # Figures
+    tables: Sequence[Table] = ()  # Tables
+    facts: Sequence[tuple[str, str]] = ()  # Names and values, above all else
+    notes: Sequence[str] = field(default_factory=tuple)  # What else a reader has to know
 
 
 def render(
     title: str, sections: Sequence[Section], *, subtitle: str = "", gallery: Mapping[str, Any] | None = None
 ) -> str:
-    """
-    The page as text.
-
-    Args:
-        title (`str`):
-            Title.
-        sections (`Sequence[Section]`):
-            Sections, in order. The gallery stands in the one whose key is `"gallery"`.
-        subtitle (`str`, *optional*):
-            What stands below the title.
-        gallery (`Mapping`, *optional*):
-            Pairs and images for the gallery, and what its corrections are called.
-
-    Returns:
-        `str`: HTML. Whatever comes from data or settings is text in it, never markup.
-    """
+    """The page as text."""
     loader = PackageLoader("trl_dt2it.report")
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True

@@ -29,40 +29,17 @@ from .page import RunFolder, Section, Table, read_run_folder, render
 
 @dataclass(frozen=True)
 class Evaluation:
-    """
-    Results of one model.
+    """Results of one model."""
 
-    Parameters:
-        model (`str`):
-            Its name.
-        results (`Sequence[dict]`):
-            Each as [`~trl_dt2it.evaluation.EvalResult.to_dict`] gives it.
-        pooled (`dict`, *optional*):
-            `micro`, `mean` and `n` over all.
-        scores (`dict[str, np.ndarray]`):
-            By benchmark the scores of chosen and rejected, `(n, 2)`, where their file lies beside.
-    """
-
-    model: str
-    results: Sequence[dict[str, Any]]
-    pooled: dict[str, Any] | None
+    model: str  # Its name
+    results: Sequence[dict[str, Any]]  # Each as `to_dict` gives it
+    pooled: dict[str, Any] | None  # `micro`, `mean` and `n` over all
+    # By benchmark the scores of chosen and rejected, `(n, 2)`, where their file lies beside
     scores: dict[str, np.ndarray]
 
 
 def read_evaluation(path: str | os.PathLike) -> Evaluation:
-    """
-    Reads `evaluation.json`, or one result as JSON.
-
-    Args:
-        path (`str` or `os.PathLike`):
-            The file.
-
-    Returns:
-        [`Evaluation`]
-
-    Raises:
-        `ValueError`: if it is something else.
-    """
+    """Reads `evaluation.json`, or one result as JSON."""
     path = Path(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -138,18 +115,7 @@ WHY_NOT = "no final model of a run was scored on a test set, and no scores lie b
 
 
 def scored_sets(run: RunFolder | None, evaluations: Sequence[Evaluation]) -> dict[str, np.ndarray]:
-    """
-    All rewards of which the right answer is known.
-
-    Args:
-        run ([`RunFolder`], *optional*):
-            A run, with its final models on the test set.
-        evaluations (`Sequence[Evaluation]`):
-            Evaluations, with the scores of their benchmarks.
-
-    Returns:
-        `dict[str, np.ndarray]`: rewards of chosen and rejected, `(n, 2)`, by what they are of.
-    """
+    """All rewards of which the right answer is known."""
     found = {}
     for name, rewards in ({} if run is None else run.rewards).items():
         found[f"Test set, {FINAL_NAMES.get(name, name)}"] = rewards
@@ -229,19 +195,7 @@ MOST_FEATURES = 10
 
 
 def read_audit(path: str | os.PathLike) -> dict[str, Any]:
-    """
-    Reads what [`~trl_dt2it.debias.tables.StyleReport.to_json`] gave.
-
-    Args:
-        path (`str` or `os.PathLike`):
-            The file.
-
-    Returns:
-        `dict`: `overall` and `sources`.
-
-    Raises:
-        `ValueError`: if it is something else.
-    """
+    """Reads what [`~trl_dt2it.debias.tables.StyleReport.to_json`] gave."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
@@ -252,15 +206,8 @@ def read_audit(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def audits_of(run: RunFolder) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """
-    Audits of a run's constructed data before and after balancing; without it, of the pool as it came and as it is now.
-
-    Args:
-        run ([`RunFolder`]):
-            The run; `style_before.json` and `style_after.json` in its folder win over both.
-
-    Returns:
-        `tuple[dict, list]`: audits by `"before"` and `"after"`, and notes on how they were made.
+    """Audits of a run's constructed data before and after balancing; without it, of the pool as it came and as it is
+    now.
     """
     for folder, notes in ((run.directory, []), (run.directory / BALANCE, ["Of the constructed data, weighted."])):
         files = {name: folder / f"style_{name}.json" for name in ("before", "after")}
@@ -277,20 +224,7 @@ def audits_of(run: RunFolder) -> tuple[dict[str, dict[str, Any]], list[str]]:
 
 
 def style_leakage(audits: Mapping[str, Mapping[str, Any]], why_not: str, notes: list[str]) -> Section:
-    """
-    How far style tells which answer was chosen, before and after, and the features that carry it.
-
-    Args:
-        audits (`Mapping[str, Mapping]`):
-            One or two audits, by what they are called.
-        why_not (`str`):
-            Why there are none, if so.
-        notes (`list[str]`):
-            How they were made.
-
-    Returns:
-        [`Section`]
-    """
+    """How far style tells which answer was chosen, before and after, and the features that carry it."""
     key, title = "style", "Style leakage"
     if not audits:
         return Section(key, title, missing=why_not)

@@ -35,27 +35,13 @@ from .shards import REWARD_COLUMNS, make_records, model_fingerprint, processor_s
 
 @dataclass(frozen=True)
 class Sampling:
-    """
-    How answers are sampled.
+    """How answers are sampled."""
 
-    Parameters:
-        num_answers (`int`, *optional*, defaults to `8`):
-            Answers to a prompt.
-        max_new_tokens (`int`, *optional*, defaults to `512`):
-            Longest answer, in tokens; what is longer is cut.
-        temperature (`float`, *optional*, defaults to `1.0`):
-            0 takes the likeliest token each time, so that all answers are one.
-        top_p (`float`, *optional*, defaults to `1.0`):
-            Share of the probability that tokens are drawn from.
-        seed (`int`, *optional*, defaults to `42`):
-            Seed of the draws.
-    """
-
-    num_answers: int = 8
-    max_new_tokens: int = 512
-    temperature: float = 1.0
-    top_p: float = 1.0
-    seed: int = 42
+    num_answers: int = 8  # Answers to a prompt
+    max_new_tokens: int = 512  # Longest answer, in tokens; what is longer is cut
+    temperature: float = 1.0  # 0 takes the likeliest token each time, so that all answers are one
+    top_p: float = 1.0  # Share of the probability that tokens are drawn from
+    seed: int = 42  # Seed of the draws
 
     def __post_init__(self) -> None:
         allowed = {
@@ -85,28 +71,9 @@ def sample_answers(
     *,
     image_options: ImageOptions,
 ) -> list[list[Answer]]:
-    """
-    Answers to several prompts, in one batch.
+    """Answers to several prompts, in one batch.
 
     The same prompts together give the same answers again. torch's global generators stay as they are.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`]):
-            Vision-language or language model, on its device.
-        processing_class ([`~transformers.ProcessorMixin`] or [`~transformers.PreTrainedTokenizerBase`]):
-            Its processor, or the tokenizer of a language model.
-        prompts (`Sequence[Prompt]` of length B):
-            The prompts.
-        sampling ([`Sampling`]):
-            How. The draws depend on its seed and on the row of the first prompt.
-        image_options ([`ImageOptions`]):
-            Where images may come from and how large they may be.
-
-    Returns:
-        `list[list[Answer]]`: for each prompt `num_answers` answers. Special tokens are not part of their text.
-
-    Raises:
-        [`~trl_dt2it.data.RowError`]: if an image cannot be used; the message names the row.
     """
     tokenizer = get_tokenizer(processing_class)
     encoded = _encode(prompts, processing_class, sampling.num_answers, image_options)
@@ -147,22 +114,7 @@ def load_generator(
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """
-    A vision-language model, or a language model, that writes, on this process's device.
-
-    Args:
-        name_or_path (`str`):
-            Hub id or directory. Pickled weights are refused.
-        dtype (`str`, *optional*):
-            Dtype of the weights; by default the checkpoint's.
-        attn_implementation (`str`, *optional*):
-            Attention implementation.
-        trust_remote_code (`bool`, *optional*, defaults to `False`):
-            Whether code that ships with the checkpoint may run.
-
-    Returns:
-        [`~transformers.PreTrainedModel`]
-    """
+    """A vision-language model, or a language model, that writes, on this process's device."""
     config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
     is_vlm = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     auto_class = AutoModelForImageTextToText if is_vlm else AutoModelForCausalLM
@@ -179,7 +131,8 @@ def load_generator(
 
 def _encode(prompts: Sequence[Prompt], processing_class: ProcessingClass, times: int, options: ImageOptions) -> Any:
     """All prompts, each so many times in turn: `num_return_sequences` would mix up the images of prompts that have
-    several, in families whose `generate` does not know which image belongs to which row."""
+    several, in families whose `generate` does not know which image belongs to which row.
+    """
     texts: list[str] = []
     images: list[list[Any]] = []
     for prompt in prompts:
@@ -230,7 +183,8 @@ class ScoredAnswers:
 def answer_and_score(how: Answering, rows: Dataset, output_dir: Path, *, source: str) -> list[ScoredAnswers]:
     """Answer all prompts, unless the rows have answers, and score them, resuming from `answers.jsonl` and
     `rewards.jsonl` in `output_dir`. Every process has to call it, and gets the answers to all rows, in order; a
-    `group_id` that a row does not have begins with `source`."""
+    `group_id` that a row does not have begins with `source`.
+    """
     read = partial(_read, rows, source=source)
     prompts = []
     for row in range(len(rows)):
@@ -352,45 +306,20 @@ GAP_FEATURES.update({name: Value("float64") for name in REWARD_COLUMNS})
 
 @dataclass
 class GapReport:
-    """
-    What became of the answers.
+    """What became of the answers."""
 
-    Parameters:
-        prompts, answers, pairs (`int`):
-            How many there were, and how many pairs came of them.
-        prompts_without_pair (`int`):
-            Prompts whose answers lie too close together, or are too few.
-        left_out (`dict[str, int]`):
-            Answers that were dropped before pairing, by reason: `empty`, `unfinished`, `unscored` or `equal`; and
-            `unusable`, pairs that [`~trl_dt2it.data.check_row`] refuses.
-        gaps (`list[float]`):
-            Difference of the rewards of each pair.
-    """
-
-    prompts: int = 0
-    answers: int = 0
-    pairs: int = 0
-    prompts_without_pair: int = 0
+    prompts: int = 0  # How many there were, and how many pairs came of them
+    answers: int = 0  # How many there were, and how many pairs came of them
+    pairs: int = 0  # How many there were, and how many pairs came of them
+    prompts_without_pair: int = 0  # Prompts whose answers lie too close together, or are too few
+    # Answers that were dropped before pairing, by reason: `empty`, `unfinished`, `unscored` or `equal`; and
+    # `unusable`, pairs that `check_row` refuses
     left_out: dict[str, int] = field(default_factory=dict)
-    gaps: list[float] = field(default_factory=list)
+    gaps: list[float] = field(default_factory=list)  # Difference of the rewards of each pair
 
 
 def gap_pairs(rewards: Sequence[float], *, min_gap: float, max_pairs: int | None) -> list[tuple[int, int]]:
-    """
-    Which answers to a prompt make pairs.
-
-    Args:
-        rewards (`Sequence[float]` of length N):
-            Reward of each answer.
-        min_gap (`float`):
-            Smallest difference of the rewards of a pair; pairs without any difference are never made.
-        max_pairs (`int`, *optional*):
-            Most pairs; `None` for no limit.
-
-    Returns:
-        `list[tuple[int, int]]`: the places of the better and the worse answer, the largest gap first. Of equal rewards
-        the earlier answer counts as better.
-    """
+    """Which answers to a prompt make pairs."""
     order = sorted(range(len(rewards)), key=lambda place: -rewards[place])
     pairs = list(zip(order, reversed(order), strict=True))[: len(order) // 2]
     wide = [(a, b) for a, b in pairs if rewards[a] - rewards[b] >= min_gap and rewards[a] > rewards[b]]
@@ -407,26 +336,7 @@ def build_gap_pairs(
     image_options: ImageOptions,
     drop_unfinished: bool = True,
 ) -> tuple[Dataset, GapReport]:
-    """
-    Preference rows out of the scored answers of a data set of prompts.
-
-    Args:
-        rows (`Dataset`):
-            The rows of the prompts, which have the images.
-        scored (`Sequence[ScoredAnswers]`):
-            Their answers and rewards.
-        min_gap, pairs_per_prompt:
-            As `min_gap` and `max_pairs` of [`gap_pairs`].
-        source (`str`):
-            What the column `source` says, and the beginning of `pair_id`.
-        image_options ([`ImageOptions`]):
-            Says where relative paths start from; the pairs have them whole.
-        drop_unfinished (`bool`, *optional*, defaults to `True`):
-            Whether to drop answers that were cut: a policy would learn to stop in the middle.
-
-    Returns:
-        `tuple[Dataset, GapReport]`: pairs with the columns of [`GAP_FEATURES`], and what became of the answers.
-    """
+    """Preference rows out of the scored answers of a data set of prompts."""
     report, left_out = GapReport(prompts=len(scored)), Counter[str]()
     places: list[int] = []
     columns: list[dict[str, Any]] = []

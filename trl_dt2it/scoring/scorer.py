@@ -41,51 +41,18 @@ from .shards import add_rewards, model_fingerprint, processor_settings
 
 @dataclass
 class Candidates:
-    """
-    A prompt and the answers to score.
+    """A prompt and the answers to score."""
 
-    Parameters:
-        prompt (`str` or `list[dict]`):
-            Text, or messages with `{"type": "image"}` in place of each image.
-        responses (`list`):
-            N answers, all strings if the prompt is one, and otherwise all lists of messages.
-        images (`list`):
-            The images of the prompt, as [`~trl_dt2it.data.images.load_image`] takes them.
-        name (`str`, *optional*, defaults to `""`):
-            What errors call it, such as `"prompt 3"`.
-    """
-
-    prompt: Any
-    responses: list[Any]
-    images: list[Any] = field(default_factory=list)
-    name: str = ""
+    prompt: Any  # Text, or messages with `{"type": "image"}` in place of each image
+    responses: list[Any]  # N answers, all strings if the prompt is one, and otherwise all lists of messages
+    images: list[Any] = field(default_factory=list)  # The images of the prompt, as `load_image` takes them
+    name: str = ""  # What errors call it, such as `"prompt 3"`
 
 
 def as_candidates(
     prompt: Any, responses: Sequence[Any], images: Any, processing_class: ProcessingClass, name: str = ""
 ) -> Candidates:
-    """
-    Brings a prompt and its answers to one form.
-
-    Args:
-        prompt (`str` or `Sequence[dict]`):
-            Text, which is a user's message if there is a chat template, or messages. Their image blocks may hold the
-            image, under `image`.
-        responses (`Sequence`):
-            Answers: texts, lists of messages, or single messages.
-        images (`list` or a single image, *optional*):
-            The images of the prompt. If given, those in its blocks do not count: TRL's trainers give both.
-        processing_class (`ProcessorMixin` or `PreTrainedTokenizerBase`):
-            Processor or tokenizer.
-        name (`str`, *optional*, defaults to `""`):
-            What errors call it.
-
-    Returns:
-        [`Candidates`]
-
-    Raises:
-        `ValueError`: if the answers are one string, or messages where there is no chat template.
-    """
+    """Brings a prompt and its answers to one form."""
     if isinstance(responses, (str, Mapping)):
         raise ValueError("`responses` is a single answer; give a list of answers.")
     answers = [[one] if isinstance(one, Mapping) else one for one in responses]
@@ -117,12 +84,7 @@ def take_out_images(messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[st
 
 
 def check_prompt(candidates: Candidates, special_tokens: re.Pattern | None) -> None:
-    """
-    Checks everything about a prompt but the images themselves.
-
-    Raises:
-        [`~trl_dt2it.data.rows.RowError`]: for the first problem.
-    """
+    """Checks everything about a prompt but the images themselves."""
     try:
         _check(candidates, "" if isinstance(candidates.prompt, str) else [{"role": "assistant"}], special_tokens)
     except RowError as error:
@@ -130,12 +92,7 @@ def check_prompt(candidates: Candidates, special_tokens: re.Pattern | None) -> N
 
 
 def check_response(candidates: Candidates, index: int, special_tokens: re.Pattern | None) -> None:
-    """
-    Checks an answer. An empty one is fine, since a policy may well give one.
-
-    Raises:
-        [`~trl_dt2it.data.rows.RowError`]: for the first problem.
-    """
+    """Checks an answer. An empty one is fine, since a policy may well give one."""
     try:
         _check(candidates, candidates.responses[index], special_tokens)
     except RowError as error:
@@ -177,7 +134,8 @@ def _as_list(images: Any) -> list[Any]:
 @dataclass
 class _Piece:
     """Some candidates of a prompt, encoded: which they are (several where answers are equal), their tokens, and the
-    images once."""
+    images once.
+    """
 
     group: int
     branches: list[list[int]]
@@ -193,26 +151,7 @@ def score_candidates(
     *,
     batch_tokens: int,
 ) -> list[list[float]]:
-    """
-    Rewards of the candidates of several prompts.
-
-    Args:
-        model (`nn.Module`):
-            Reward model, on its device.
-        groups (`Iterable[Candidates]`):
-            The prompts with their candidates, checked before.
-        collator ([`~trl_dt2it.training.collator.MultimodalPreferenceCollator`]):
-            Has the processor, what images may be, and whether prompts are shared.
-        batch_tokens (`int`):
-            Most tokens of a batch, padding included. A candidate that is longer has a batch of its own.
-
-    Returns:
-        `list[list[float]]`: for each prompt the rewards of its candidates.
-
-    Raises:
-        [`~trl_dt2it.data.rows.RowError`]: if an image cannot be used.
-        `ValueError`: if a reward is not finite.
-    """
+    """Rewards of the candidates of several prompts."""
     groups = list(groups)
     rewards = [[0.0] * len(group.responses) for group in groups]
     pieces = (
@@ -688,22 +627,7 @@ def make_reward_func(
     name: str,
     invalid_reward: float | None,
 ) -> Callable[..., list[float | None]]:
-    """
-    Makes the function that [`RewardScorer.as_reward_func`] gives.
-
-    Args:
-        score (`Callable`):
-            Gives for each of several prompts the rewards of its candidates.
-        collator ([`~trl_dt2it.training.collator.MultimodalPreferenceCollator`]):
-            Knows the processor.
-        name (`str`):
-            Name of the function.
-        invalid_reward (`float`, *optional*):
-            Reward of a completion that cannot be scored.
-
-    Returns:
-        `Callable`: takes `prompts`, `completions` and the columns of the data set.
-    """
+    """Makes the function that [`RewardScorer.as_reward_func`] gives."""
 
     def reward_func(prompts: list[Any], completions: list[Any], **kwargs: Any) -> list[float | None]:
         images = kwargs.get("images")

@@ -43,7 +43,8 @@ _SCHEMA = pa.schema({"row": pa.int64(), "pair_id": pa.string(), "chosen": pa.flo
 
 def claim(mark: Path, digest: str, settings: Mapping[str, Any] | None = None, files: str = "*") -> Path | None:
     """Claim the folder of a mark for parts with a digest. Parts with another digest are refused where the mark names
-    their settings, and else moved aside, to the path returned; `files` without a mark are refused."""
+    their settings, and else moved aside, to the path returned; `files` without a mark are refused.
+    """
     folder, known = mark.parent, read_json(mark)
     if known is not None and known["digest"] == digest:
         return None
@@ -79,7 +80,8 @@ def add_rewards(
     rows_per_shard: int = 512,
 ) -> Dataset:
     """Add the columns `chosen_reward` and `rejected_reward` to preference rows, from files of [`score_in_shards`] in
-    `output_dir` where one is given; `settings` are what rewards depend on besides the rows. Every process calls it."""
+    `output_dir` where one is given; `settings` are what rewards depend on besides the rows. Every process calls it.
+    """
     if taken := [name for name in REWARD_COLUMNS if name in dataset.column_names]:
         raise ValueError(f"The data set has a column `{taken[0]}` already; remove or rename it.")
     if output_dir is None or len(dataset) == 0:
@@ -110,7 +112,8 @@ def score_in_shards(
 ) -> dict[str, Any] | None:
     """Score rows, given ascending or all, into `scores-00000-of-00003.parquet`, ..., where these are missing. All
     processes score a file together, and call `score(rows, title) -> (n, 2)`; machine i of `shard` (i, n) makes every
-    n-th file. Return the number of `pairs` and `files`, or `None` if other machines still have files to make."""
+    n-th file. Return the number of `pairs` and `files`, or `None` if other machines still have files to make.
+    """
     rows = np.arange(len(dataset)) if rows is None else rows
     count = -(-len(rows) // rows_per_shard)
     files = [folder / f"scores-{number:05d}-of-{count:05d}.parquet" for number in range(count)]
@@ -139,7 +142,8 @@ def read_scores(folder: Path) -> pa.Table:
 
 def gather_scores(folders: list[list[Path]], num_rows: int) -> np.ndarray:
     """Gather the scores `(N, 2, M)` of M models from folders of [`score_in_shards`], each with other rows; NaN where a
-    row has none."""
+    row has none.
+    """
     scores = np.full((num_rows, 2, len(folders)), np.nan, dtype=np.float32)
     for model, parts in enumerate(folders):
         for table in map(read_scores, parts):
@@ -159,7 +163,8 @@ def make_records(
 ) -> list[dict[str, Any]]:
     """Make a record of every row that has none in a file of JSON lines, in batches of which each process takes its
     turn, and return all on every process, each with its `row` and the `key`, a digest, on which it depends. Until all
-    are made, each process appends to a file of its own, `answers.jsonl.0`, ..., beside `answers.jsonl`."""
+    are made, each process appends to a file of its own, `answers.jsonl.0`, ..., beside `answers.jsonl`.
+    """
     state = PartialState()
     check_shared_folder(path.parent)
     known = _read_records(path, keys)
@@ -238,7 +243,8 @@ def rows_fingerprint(dataset: Dataset, names: pa.Array) -> str:
 
 def model_fingerprint(model: nn.Module, per_tensor: int = 64) -> str:
     """Hash names, shapes and dtypes of a model's tensors, and some numbers of each, spread evenly over it: training
-    moves all of them. It is the same on every device."""
+    moves all of them. It is the same on every device.
+    """
     parts: list[str | bytes] = []
     for name, tensor in model.state_dict().items():
         parts.append(f"{name} {tuple(tensor.shape)} {tensor.dtype}")

@@ -48,7 +48,8 @@ UNCOUNTED_TOKENS = {
 
 class PairTokens(NamedTuple):
     """Tokens of the chosen and of the rejected conversation, and how many one row per pair shares: as many as both
-    have in common from their start, or -1 if the pair needs two rows because the two differ before an image."""
+    have in common from their start, or -1 if the pair needs two rows because the two differ before an image.
+    """
 
     chosen: int
     rejected: int
@@ -61,24 +62,7 @@ _COUNTS = Features({name: Value("int64") for name in PairTokens._fields})
 def count_tokens(
     row: Mapping[str, Any], collator: MultimodalPreferenceCollator, is_checked: bool = False
 ) -> PairTokens:
-    """
-    Counts the tokens of a preference row, nothing truncated.
-
-    Args:
-        row (`Mapping[str, Any]`):
-            As the collator takes it.
-        collator ([`~trl_dt2it.training.collator.MultimodalPreferenceCollator`]):
-            The collator that the row is for.
-        is_checked (`bool`, *optional*, defaults to `False`):
-            Whether [`~trl_dt2it.data.rows.check_row`] has passed the row before.
-
-    Returns:
-        [`PairTokens`]
-
-    Raises:
-        [`~trl_dt2it.data.rows.RowError`]: if the row cannot be used; the message names it. Where the images need not
-        be decoded, they are not, and a truncated one passes.
-    """
+    """Counts the tokens of a preference row, nothing truncated."""
     processor = collator.processing_class
     if "chosen_ids" in row:
         return _compare([row["chosen_ids"], row["rejected_ids"]], set())
@@ -144,18 +128,8 @@ def _compare(branches: list[list[int]], image_ids: set[int], extra: list[int] | 
 
 
 def pair_size(tokens: PairTokens, collator: MultimodalPreferenceCollator) -> int:
-    """
-    Number of tokens that a pair adds to a batch: with one row per pair what it shares once and both answers, with two
-    rows twice the longer one, padding to a multiple included.
-
-    Args:
-        tokens ([`PairTokens`]):
-            What [`count_tokens`] gave.
-        collator ([`~trl_dt2it.training.collator.MultimodalPreferenceCollator`]):
-            Knows how the pair will be laid out.
-
-    Returns:
-        `int`
+    """Number of tokens that a pair adds to a batch: with one row per pair what it shares once and both answers, with
+    two rows twice the longer one, padding to a multiple included.
     """
     if collator.share_prefix and tokens.shared >= 0:
         return tokens.chosen + tokens.rejected - tokens.shared
@@ -172,22 +146,8 @@ def needs_lengths(args: MultimodalRewardConfig) -> bool:
 def count_pairs(
     dataset: Dataset, *, name: str, collator: MultimodalPreferenceCollator, num_proc: int | None = None
 ) -> Dataset:
-    """
-    Counts the tokens of all pairs of a data set, which is left as it is. No process waits for another, and nothing is
-    kept for the next run: an image file may change.
-
-    Args:
-        dataset (`Dataset`):
-            Checked rows.
-        name (`str`):
-            Name of the set in messages.
-        collator ([`MultimodalPreferenceCollator`]):
-            The collator that the rows are for.
-        num_proc (`int`, *optional*):
-            Number of processes.
-
-    Returns:
-        `Dataset`: with the columns of [`~trl_dt2it.training.batching.PairTokens`], in the same order.
+    """Counts the tokens of all pairs of a data set, which is left as it is. No process waits for another, and nothing
+    is kept for the next run: an image file may change.
     """
     counts = look_at_rows(
         dataset,
@@ -202,25 +162,7 @@ def count_pairs(
 def pair_sizes(
     dataset: Dataset, counts: Dataset | None, *, collator: MultimodalPreferenceCollator, args: MultimodalRewardConfig
 ) -> list[int]:
-    """
-    Number of tokens that each pair of the training set adds to a batch.
-
-    Args:
-        dataset (`Dataset`):
-            Prepared rows; a column `args.length_column_name` wins over what was counted.
-        counts (`Dataset`, *optional*):
-            What [`count_pairs`] gave for them.
-        collator ([`MultimodalPreferenceCollator`]):
-            Knows how the pairs will be laid out.
-        args ([`MultimodalRewardConfig`]):
-            `length_column_name` and `max_tokens_per_batch` are read.
-
-    Returns:
-        `list[int]`
-
-    Raises:
-        `ValueError`: if the column holds anything but positive integers.
-    """
+    """Number of tokens that each pair of the training set adds to a batch."""
     name = args.length_column_name
     if name in dataset.column_names:
         sizes = dataset.with_format(None)[name][:]
@@ -250,53 +192,21 @@ _WINDOW = 1 / 32
 
 @dataclass
 class BatchPlan:
-    """
-    Which window each place of each batch takes its pair from.
+    """Which window each place of each batch takes its pair from."""
 
-    Parameters:
-        rows (`np.ndarray` of shape `(N,)`):
-            Indices of all pairs, longest first; those of a window are neighbours.
-        window (`np.ndarray` of shape `(N,)`):
-            Number of the window of each.
-        batches (`list[np.ndarray]`):
-            For each batch the positions in `rows`, every position once. `world_size` batches that follow each other
-            make up a step and are of similar size.
-        world_size (`int`):
-            Number of processes.
-        num_too_long (`int`):
-            Number of pairs that alone exceed the cap; each has a batch of its own.
-    """
-
-    rows: np.ndarray
-    window: np.ndarray
+    rows: np.ndarray  # (N,): Indices of all pairs, longest first; those of a window are neighbours
+    window: np.ndarray  # (N,): Number of the window of each
+    # For each batch the positions in `rows`, every position once. `world_size` batches that follow each other make up
+    # a step and are of similar size
     batches: list[np.ndarray]
-    world_size: int
-    num_too_long: int
+    world_size: int  # Number of processes
+    num_too_long: int  # Number of pairs that alone exceed the cap; each has a batch of its own
 
 
 def plan_batches(
     sizes: Sequence[int] | np.ndarray, max_tokens: int, *, world_size: int = 1, padded: bool = False
 ) -> BatchPlan:
-    """
-    Plans the batches of an epoch.
-
-    Args:
-        sizes (`Sequence[int]` of length N):
-            Number of tokens of each pair.
-        max_tokens (`int`):
-            Largest size of a batch of more than one pair.
-        world_size (`int`, *optional*, defaults to 1):
-            Number of processes.
-        padded (`bool`, *optional*, defaults to `False`):
-            Whether a batch of n pairs costs n times its longest pair, instead of the sum of its pairs.
-
-    Returns:
-        [`BatchPlan`]: as few batches as packing finds, filled evenly; their number is a multiple of `world_size`.
-
-    Raises:
-        `ValueError`: if there are fewer pairs than processes, or if `max_tokens` leaves nearly each pair a batch of
-        its own, so that their number cannot be made a multiple of `world_size`.
-    """
+    """Plans the batches of an epoch."""
     lengths = np.asarray(sizes, dtype=np.int64)
     if len(lengths) < world_size:
         raise ValueError(f"{len(lengths)} pairs are too few for {world_size} processes; start at most as many.")
@@ -346,7 +256,8 @@ def _windows(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _pack(planned: np.ndarray, cap: int) -> list[np.ndarray]:
     """First-fit decreasing, a batch at a time: the longest pair left, then always the longest that still fits. Equal
-    sizes are taken together and equal batches are made together, so that it takes no time a pair."""
+    sizes are taken together and equal batches are made together, so that it takes no time a pair.
+    """
     sizes, starts, counts = np.unique(-planned, return_index=True, return_counts=True)
     keys, left, position = sizes.tolist(), counts.tolist(), starts.tolist()  # keys are negative sizes, rising
     batches: list[np.ndarray] = []
@@ -406,19 +317,10 @@ def _round_up(number: int, multiple: int) -> int:
 
 
 class TokenBatchSampler(BatchRebalanceSampler):
-    """
-    Gives one process its batches of a plan.
+    """Gives one process its batches of a plan.
 
     It is a `BatchRebalanceSampler` in name alone: the trainer takes that for a sampler that knows its process, and
     hands it to the data loader as it is.
-
-    Args:
-        plan ([`BatchPlan`]):
-            The plan, the same on every process.
-        rank (`int`, *optional*, defaults to 0):
-            Which process this is.
-        seed (`int`, *optional*, defaults to 0):
-            Seed of the epochs' permutations.
     """
 
     def __init__(self, plan: BatchPlan, *, rank: int = 0, seed: int = 0) -> None:
@@ -439,7 +341,8 @@ class TokenBatchSampler(BatchRebalanceSampler):
 
 class EpochLengthGroupedSampler(LengthGroupedSampler):
     """transformers' sampler for `group_by_length`, with an order that follows from seed and epoch: it draws from
-    torch's global generator, so that a resumed run would go on with other pairs."""
+    torch's global generator, so that a resumed run would go on with other pairs.
+    """
 
     def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
         super().__init__(batch_size, lengths=lengths)
@@ -456,7 +359,8 @@ class EpochLengthGroupedSampler(LengthGroupedSampler):
 
 class SetEpoch(TrainerCallback):
     """Tells the sampler of the training data the epoch: through the wrappers of a resumed run, or of several
-    processes, the trainer does not reach it."""
+    processes, the trainer does not reach it.
+    """
 
     def __init__(self) -> None:
         self.sampler: Any = None
@@ -467,20 +371,7 @@ class SetEpoch(TrainerCallback):
 
 
 def training_sampler(sizes: list[int], plan: BatchPlan | None, args: MultimodalRewardConfig) -> Sampler | None:
-    """
-    The sampler of the training pairs that ours is needed for.
-
-    Args:
-        sizes (`list[int]`):
-            Number of tokens of each pair.
-        plan ([`BatchPlan`], *optional*):
-            What [`plan_training`] gave.
-        args ([`MultimodalRewardConfig`]):
-            `train_sampling_strategy`, the seeds, the batch size and the process are read.
-
-    Returns:
-        `Sampler`, *optional*: `None` where transformers' own will do.
-    """
+    """The sampler of the training pairs that ours is needed for."""
     seed = args.seed if args.data_seed is None else args.data_seed
     if plan is not None:
         return TokenBatchSampler(plan, rank=args.process_index, seed=seed)
@@ -492,7 +383,8 @@ def training_sampler(sizes: list[int], plan: BatchPlan | None, args: MultimodalR
 
 class Place(NamedTuple):
     """The position of a row in its set, -1 where the row only fills a batch, and how to read it: by its index, or, in
-    a stream, the row itself."""
+    a stream, the row itself.
+    """
 
     position: int
     row: Any
@@ -518,21 +410,10 @@ class EvaluationRows(TorchDataset):
 
 
 class EvaluationBatches(Sampler[list[Place]]):
-    """
-    The batches of one process: of all batches of the set, in their order, every `num_processes`-th.
+    """The batches of one process: of all batches of the set, in their order, every `num_processes`-th.
 
     A stream is read by the main process of each rank, whole, and its rows are sent to the workers, which decode and
     collate them. Otherwise `datasets` would spread the files over the workers and number the rows anew in each.
-
-    Args:
-        dataset (`Dataset` or `IterableDataset`):
-            The evaluation set.
-        batch_size (`int`):
-            Pairs per batch.
-        process_index (`int`):
-            Index of this process.
-        num_processes (`int`):
-            Number of processes.
     """
 
     def __init__(self, dataset: AnyDataset, batch_size: int, process_index: int, num_processes: int) -> None:
@@ -592,24 +473,10 @@ def evaluation_loader(
     args: MultimodalRewardConfig,
     accelerator: Accelerator,
 ) -> DataLoader:
-    """
-    A data loader that gives every pair of a set once.
+    """A data loader that gives every pair of a set once.
 
     It does not follow `dataloader_drop_last`, `dataloader_in_order`, `dataloader_persistent_workers` and, of
     `accelerator_config`, `even_batches` and `dispatch_batches`: they choose between ways to repeat or to drop pairs.
-
-    Args:
-        dataset (`Dataset` or `IterableDataset`):
-            Prepared rows.
-        collator (`Callable`):
-            Makes batches with `pairs`, as [`MultimodalPreferenceCollator`] does.
-        args ([`MultimodalRewardConfig`]):
-            The batch size and the settings of data loaders are read.
-        accelerator ([`~accelerate.Accelerator`]):
-            Knows the processes, and whether they split a batch of the given size.
-
-    Returns:
-        `DataLoader`: registered with accelerate while it is read, but not split by it.
     """
     copies = num_copies(accelerator)
     num_processes = accelerator.num_processes // copies
@@ -636,13 +503,7 @@ def num_copies(accelerator: Accelerator) -> int:
 
 
 class Evaluation:
-    """
-    What an evaluation keeps of its pairs, each process of its own, and what it gathers of every batch.
-
-    Args:
-        accelerator ([`~accelerate.Accelerator`]):
-            Knows the processes.
-    """
+    """What an evaluation keeps of its pairs, each process of its own, and what it gathers of every batch."""
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
@@ -664,7 +525,8 @@ class Evaluation:
 
     def gather(self, data: Any) -> Any:
         """Gather a batch of tensors from all processes, without those of batches that only fill the last step. It
-        stands in for `gather_for_metrics`."""
+        stands in for `gather_for_metrics`.
+        """
         if self._losses is not None:
             # The first that Trainer gathers of a step is the mean of the losses, as often as a full batch has pairs.
             data, self._losses = self._losses, None
@@ -682,13 +544,7 @@ class Evaluation:
         return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
     def records(self, loader: DataLoader) -> list[PairRecord]:
-        """
-        The records of all processes, in the order of the set; every process must call it.
-
-        Raises:
-            `ValueError`: if the processes have read a stream in different orders, so that some pairs were counted
-                twice and others not at all.
-        """
+        """The records of all processes, in the order of the set; every process must call it."""
         if len(set(gather_object([getattr(loader.batch_sampler, "digest", 0)]))) > 1:
             raise ValueError(
                 "The processes have read the streamed evaluation set in different orders; pass a `seed` to its "

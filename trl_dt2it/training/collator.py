@@ -207,7 +207,8 @@ class MultimodalPreferenceCollator:
 
     def _has_tower_call(self, kind: str) -> bool:
         """Whether media of a kind go through the vision tower in a call of their own. A family may read no videos, or
-        read frames as images."""
+        read frames as images.
+        """
         if kind not in self._dummies:
             self._dummies[kind] = self._encode_dummy(kind)
         return _PIXELS[kind] in self._dummies[kind][1]

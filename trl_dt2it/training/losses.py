@@ -82,7 +82,8 @@ def rao_kupper(delta: torch.Tensor, batch: Mapping[str, Any], config: LossSettin
 def ordinal(delta: torch.Tensor, batch: Mapping[str, Any], config: LossSettings) -> torch.Tensor:
     """Cumulative-logit likelihood of the level that the strength falls into.
 
-    σ(a) - σ(b) = σ(a) σ(-b) (1 - exp(b - a)) keeps the difference exact where both are close to 0 or to 1."""
+    σ(a) - σ(b) = σ(a) σ(-b) (1 - exp(b - a)) keeps the difference exact where both are close to 0 or to 1.
+    """
     cuts = torch.tensor([0.0, *config.ordinal_thresholds, float("inf")], device=delta.device)
     num_levels = len(config.ordinal_thresholds) + 1
     level = (batch["strength"].float() * num_levels).long().clamp(max=num_levels - 1)
@@ -128,27 +129,9 @@ def pairwise_loss(
     *,
     loss_type: str | LossFunction = "bt",
 ) -> torch.Tensor:
-    """
-    Loss of each pair, in fp32.
+    """Loss of each pair, in fp32.
 
-    Args:
-        rewards_chosen (`torch.Tensor` of shape `(B,)`):
-            Rewards of the preferred answers, of any float dtype.
-        rewards_rejected (`torch.Tensor` of shape `(B,)`):
-            Rewards of the others.
-        batch (`Mapping`, *optional*):
-            Vectors `(B,)` of what is known of the pairs: `strength`, `margin`, `is_tie`.
-        config ([`MultimodalRewardConfig`], *optional*):
-            Settings of the loss; `"bt"` and `"scaled"` do without.
-        loss_type (`str` or `Callable`, *optional*, defaults to `"bt"`):
-            One of `LOSSES`, or a function like theirs.
-
-    Returns:
-        `torch.Tensor` of shape `(B,)` and dtype `float32`.
-
-    Raises:
-        `ValueError`: if a vector does not have shape `(B,)`, if `loss_type` is unknown, or if it needs a strength and
-        none is given.
+    Shapes: `rewards_chosen` `(B,)`, `rewards_rejected` `(B,)`, returns `(B,)` `float32`.
     """
     batch = batch or {}
     vectors = {"rewards_rejected": rewards_rejected, "strength": batch.get("strength"), "margin": batch.get("margin")}
@@ -183,7 +166,8 @@ def pair_weight(
     batch: Mapping[str, torch.Tensor], config: LossSettings, loss_type: str | LossFunction
 ) -> torch.Tensor:
     """Weight of each pair in the average, `(B,)` fp32: the `weight` column, and strength^power for losses scaled by
-    it."""
+    it.
+    """
     weight = batch["weight"].float()
     if loss_type in SCALED_BY_STRENGTH and batch.get("strength") is not None:
         weight = weight * batch["strength"].float() ** config.strength_power
@@ -195,37 +179,19 @@ STRENGTH_NORMALIZATIONS = ("rank", "quantile", "none")
 
 @dataclass(frozen=True)
 class StrengthNormalizer:
-    """
-    Maps raw strengths to [0, 1], per source, after what was seen by [`fit_strength`].
+    """Maps raw strengths to [0, 1], per source, after what was seen by [`fit_strength`]."""
 
-    Parameters:
-        how (`str`):
-            `"rank"`: the share of the source's pairs that are weaker, ties counted half, so that the mean is 0.5.
-            `"quantile"`: the strength over the 0.95 quantile of its source, cut at 1. `"none"`: left as it is; it
-            must lie in [0, 1].
-        neutral (`float`):
-            What a pair of unknown strength gets.
-        seen (`dict[str, np.ndarray]`):
-            Sorted strengths of each source, fp64.
-    """
-
+    # `"rank"`: the share of the source's pairs that are weaker, ties counted half, so that the mean is 0.5.
+    # `"quantile"`: the strength over the 0.95 quantile of its source, cut at 1. `"none"`: left as it is; it must lie
+    # in [0, 1]
     how: str
-    neutral: float = 0.5
-    seen: dict[str, np.ndarray] = field(default_factory=dict)
+    neutral: float = 0.5  # What a pair of unknown strength gets
+    seen: dict[str, np.ndarray] = field(default_factory=dict)  # Sorted strengths of each source, fp64
 
     def __call__(self, strength: Sequence[float | None], source: Sequence[str | None]) -> np.ndarray:
         """
-        Args:
-            strength (`Sequence[float | None]` of length N):
-                Raw strengths, `None` or NaN where unknown.
-            source (`Sequence[str | None]` of length N):
-                Data set of each pair.
 
-        Returns:
-            `np.ndarray` of shape `(N,)` and dtype `float64`, in [0, 1].
-
-        Raises:
-            `ValueError`: if `how` is `"none"` and a strength lies outside [0, 1].
+        Shapes: returns `(N,)` `float64`.
         """
         raw = np.array([np.nan if s is None else s for s in strength], dtype=np.float64)
         result = np.full(len(raw), self.neutral)
@@ -252,22 +218,7 @@ class StrengthNormalizer:
 def fit_strength(
     strength: Sequence[float | None], source: Sequence[str | None] | None, *, how: str, neutral: float = 0.5
 ) -> StrengthNormalizer:
-    """
-    Looks at a training set's strengths, per source, and returns the map that puts them on a common scale.
-
-    Args:
-        strength (`Sequence[float | None]` of length N):
-            Raw strengths, `None` or NaN where unknown.
-        source (`Sequence[str | None]` of length N, *optional*):
-            Data set of each pair; without it, all pairs are one source.
-        how (`str`):
-            `"rank"`, `"quantile"` or `"none"`, see [`StrengthNormalizer`].
-        neutral (`float`, *optional*, defaults to `0.5`):
-            What a pair of unknown strength, or of a source not seen here, gets.
-
-    Returns:
-        [`StrengthNormalizer`]
-    """
+    """Looks at a training set's strengths, per source, and returns the map that puts them on a common scale."""
     raw = np.array([np.nan if s is None else s for s in strength], dtype=np.float64)
     names = np.array([_name(s) for s in (source if source is not None else [None] * len(raw))], dtype=object)
     known = ~np.isnan(raw)
@@ -276,23 +227,7 @@ def fit_strength(
 
 
 def fit_dataset_strength(dataset: Dataset | IterableDataset, *, how: str, neutral: float = 0.5) -> StrengthNormalizer:
-    """
-    As [`fit_strength`], for the columns `strength` and `source` of a data set.
-
-    Args:
-        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
-            Training set with a `strength` column.
-        how (`str`):
-            `"rank"`, `"quantile"` or `"none"`.
-        neutral (`float`, *optional*, defaults to `0.5`):
-            What a pair of unknown strength gets.
-
-    Returns:
-        [`StrengthNormalizer`]
-
-    Raises:
-        `ValueError`: if the set is streamed and `how` has to see all of it.
-    """
+    """As [`fit_strength`], for the columns `strength` and `source` of a data set."""
     if not isinstance(dataset, IterableDataset):
         sources = dataset["source"] if "source" in dataset.column_names else None
         return fit_strength(dataset["strength"], sources, how=how, neutral=neutral)

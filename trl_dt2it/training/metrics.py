@@ -18,18 +18,9 @@ from .losses import LossFunction, pair_weight, pairwise_loss
 
 
 class BatchLoss(NamedTuple):
-    """
-    What came out of a batch of B pairs.
+    """What came out of a batch of B pairs.
 
-    Parameters:
-        loss (`torch.Tensor`):
-            The mean with the weights, a scalar in fp32, to go backward from.
-        rewards (`torch.Tensor` of shape `(B, 2)` and dtype `float32`):
-            Rewards of chosen and rejected, without gradient.
-        losses (`torch.Tensor` of shape `(B,)` and dtype `float32`):
-            Loss of each pair, without gradient.
-        weights (`torch.Tensor` of shape `(B,)` and dtype `float32`):
-            Weight of each pair.
+    Shapes: `rewards` `(B, 2)` `float32`, `losses` `(B,)` `float32`, `weights` `(B,)` `float32`.
     """
 
     loss: torch.Tensor
@@ -47,24 +38,7 @@ def batch_loss(
     total_weight: torch.Tensor | int | None = None,
     num_processes: int = 1,
 ) -> BatchLoss:
-    """
-    Loss of a batch of B pairs, averaged with the weights.
-
-    Args:
-        model, inputs:
-            As in [`MultimodalRewardTrainer.compute_loss`].
-        loss_type (`str` or `Callable`):
-            As in [`pairwise_loss`].
-        args ([`MultimodalRewardConfig`]):
-            The settings of the loss.
-        total_weight (`torch.Tensor` or `int`, *optional*):
-            Weight of all pairs of the optimisation step over all processes; the batch's own without it.
-        num_processes (`int`, *optional*, defaults to `1`):
-            Number of the processes over which `total_weight` is a sum.
-
-    Returns:
-        [`BatchLoss`]
-    """
+    """Loss of a batch of B pairs, averaged with the weights."""
     pairs = inputs["pairs"]
     num_pairs = len(pairs["weight"])
     rewards = pair_rewards(model, {key: value for key, value in inputs.items() if key != "pairs"}, num_pairs)
@@ -80,22 +54,9 @@ def batch_loss(
 
 
 def pair_rewards(model: nn.Module, tensors: dict[str, torch.Tensor], num_pairs: int) -> torch.Tensor:
-    """
-    Rewards that a model gives the answers of B pairs, and of D dummies.
+    """Rewards that a model gives the answers of B pairs, and of D dummies.
 
-    Args:
-        model (`nn.Module`):
-            The model, wrapped or not.
-        tensors (`dict[str, torch.Tensor]`):
-            A batch of the collator without `pairs`, on the model's device.
-        num_pairs (`int`):
-            B.
-
-    Returns:
-        `torch.Tensor` of shape `(2, B + D)` and dtype `float32`: chosen and rejected, dummies last.
-
-    Raises:
-        `ValueError`: if the model gives anything else.
+    Shapes: returns `(2, B + D)` `float32`.
     """
     logits = model(**tensors, use_cache=False).logits
     if logits.shape[-1] != 1 or len(logits) % 2 or not 0 <= len(logits) // 2 - num_pairs <= 2:
@@ -104,16 +65,11 @@ def pair_rewards(model: nn.Module, tensors: dict[str, torch.Tensor], num_pairs: 
 
 
 class EmbeddingNoise:
-    """
-    NEFTune's noise on the embeddings of a batch, uniform in +-alpha / sqrt(length * dim).
+    """NEFTune's noise on the embeddings of a batch, uniform in +-alpha / sqrt(length * dim).
 
     transformers takes for the length that of the padded batch, so that the noise shrinks with the conversations that
     happen to be in it, and in one row per pair with their number. Here it is that of the longer conversation of the
     token's own pair, in every batch and layout: what transformers' is with one pair a batch.
-
-    Args:
-        alpha (`float`):
-            `neftune_noise_alpha`.
     """
 
     def __init__(self, alpha: float) -> None:
@@ -188,13 +144,7 @@ class TrainMetrics:
         self.high = torch.maximum(self.high.to(both), both.max())
 
     def collect(self, accelerator: Accelerator) -> tuple[dict[str, float], int]:
-        """
-        Metrics over all processes since the last call, and the number of tokens; all processes must call it.
-
-        Returns:
-            `tuple[dict[str, float], int]`: `min_reward`, `mean_reward`, `max_reward`, `accuracy` and `margin`, or an
-            empty dict when there was no pair; tokens of all processes.
-        """
+        """Metrics over all processes since the last call, and the number of tokens; all processes must call it."""
         if self.sums is None:  # here, but perhaps not on other processes
             dtype = torch.float32 if accelerator.device.type == "mps" else torch.float64
             self.sums = torch.zeros(5, dtype=dtype, device=accelerator.device)
@@ -221,18 +171,7 @@ def pair_records(positions: Sequence[int], pairs: Mapping[str, Any], found: Batc
 
 
 def evaluation_metrics(records: Sequence[PairRecord]) -> dict[str, float]:
-    """
-    Metrics of an evaluation set from one record per pair.
-
-    Args:
-        records (`Sequence[PairRecord]`):
-            The pairs, each of them once.
-
-    Returns:
-        `dict[str, float]`: `loss` (averaged with the weights), `min_reward`, `mean_reward`, `max_reward`, `accuracy`
-        (share with r_chosen > r_rejected; a tie counts as wrong), `margin`, and `accuracy/<source>` where pairs have
-        a source. Empty without records.
-    """
+    """Metrics of an evaluation set from one record per pair."""
     if not records:
         return {}
     chosen = np.array([r.chosen for r in records])

@@ -78,16 +78,7 @@ def metadata(value: Any) -> Any:
 
 
 def source_counts(dataset: Any) -> dict[str, int]:
-    """
-    Pairs of each source.
-
-    Args:
-        dataset (`Any`):
-            What was trained on.
-
-    Returns:
-        `dict[str, int]`: the largest first; rows that do not say theirs as `""`. Empty for a streamed set.
-    """
+    """Pairs of each source."""
     if not isinstance(dataset, Dataset) or len(dataset) == 0:
         return {}
     if "source" not in dataset.column_names:
@@ -97,18 +88,7 @@ def source_counts(dataset: Any) -> dict[str, int]:
 
 
 def licence_of(source: str, licences: Mapping[str, str] | None = None) -> str:
-    """
-    The licence of a source.
-
-    Args:
-        source (`str`):
-            What the column `source` says.
-        licences (`Mapping[str, str]`, *optional*):
-            Licences by source, where they are known otherwise.
-
-    Returns:
-        `str`: what is given, or what the publisher of a set of [`load_preferences`] says, or `"unknown"`.
-    """
+    """The licence of a source."""
     if licences is not None and source in licences:
         return licences[source]
     return SOURCES[source].licence if source in SOURCES else "unknown"
@@ -121,18 +101,7 @@ def hub_ids(sources: Sequence[str]) -> list[str]:
 
 
 def source_lines(counts: Mapping[str, int], licences: Mapping[str, str] | None = None) -> list[tuple[str, str, str]]:
-    """
-    A table of sources.
-
-    Args:
-        counts (`Mapping[str, int]`):
-            Pairs by source.
-        licences (`Mapping[str, str]`, *optional*):
-            As in [`licence_of`].
-
-    Returns:
-        `list[tuple[str, str, str]]`: source with a link where it is public, pairs, licence.
-    """
+    """A table of sources."""
     lines = []
     for name, pairs in counts.items():
         hub_id = SOURCES[name].hub_id if name in SOURCES else None
@@ -147,7 +116,8 @@ def evaluation_entries(
 ) -> list[EvalResult]:
     """Accuracy of each evaluation set for the metadata of a card, from the newest metrics under the trainer's names. A
     set may have `title` and `hub_id` in its `info`; where there is one set, pairs held out of `dataset_name` are
-    meant."""
+    meant.
+    """
     sets = eval_dataset if isinstance(eval_dataset, Mapping) else {}
     entries = []
     for key, value in metrics.items():
@@ -170,19 +140,7 @@ def evaluation_entries(
 
 
 def run_command(num_processes: int, argv: Sequence[str] | None = None) -> str | None:
-    """
-    The command that started this process, for whoever wants to repeat it.
-
-    Args:
-        num_processes (`int`):
-            Number of processes; several are launched by accelerate.
-        argv (`Sequence[str]`, *optional*):
-            The command line; this process's by default.
-
-    Returns:
-        `str`, *optional*: without what may be secret, and with the last part only of paths that start at the root.
-        `None` where it is neither a script nor `trl-dt2it`, such as in a notebook.
-    """
+    """The command that started this process, for whoever wants to repeat it."""
     script, *words = sys.argv if argv is None else argv
     path = Path(script)
     if path.name == "trl-dt2it":
@@ -258,21 +216,10 @@ def write_model_card(
     dataset_name: str | None = None,
     tags: Sequence[str] = (),
 ) -> None:
-    """
-    Writes the card of a trainer's model to `README.md` in its output directory.
+    """Writes the card of a trainer's model to `README.md` in its output directory.
 
     A callback of the trainer may have a method `model_card_section(trainer)` that gives a section of Markdown on the
     data, or `None`.
-
-    Args:
-        trainer ([`MultimodalRewardTrainer`]):
-            The trainer, before, in or after training.
-        model_name (`str`, *optional*):
-            Heading of the card; by default the name of the output directory.
-        dataset_name (`str`, *optional*):
-            Hub id of the training set; by default those of the public sets among its sources.
-        tags (`Sequence[str]`, *optional*):
-            Tags of the card besides those of the trainer.
     """
     output_dir = Path(cast(str, trainer.args.output_dir))  # `__post_init__` replaces None
     model_name = model_name or output_dir.name
@@ -339,7 +286,8 @@ def push_model(
 ) -> Any:
     """Saves a trainer's model, writes its card and uploads `MODEL_FILES`; see [`MultimodalRewardTrainer.push_to_hub`].
 
-    Trainer's own uploads the whole output directory, pickled training arguments (with tokens in clear) included."""
+    Trainer's own uploads the whole output directory, pickled training arguments (with tokens in clear) included.
+    """
     trainer.callback_handler.on_push_begin(trainer.args, trainer.state, trainer.control)
     token = token or trainer.args.hub_token
     if trainer.hub_model_id is None:
@@ -368,18 +316,7 @@ def push_model(
 
 
 def push_checkpoint(trainer: RewardTrainer, checkpoint: str) -> list[Any]:
-    """
-    Uploads the model files of a checkpoint, and the card, without waiting.
-
-    Args:
-        trainer ([`MultimodalRewardTrainer`]):
-            The trainer; its `hub_strategy` says whether the checkpoint itself goes up too.
-        checkpoint (`str`):
-            Folder of the checkpoint.
-
-    Returns:
-        `list`: a future for each upload.
-    """
+    """Uploads the model files of a checkpoint, and the card, without waiting."""
     hub: dict[str, Any] = {
         "repo_id": trainer.hub_model_id,
         "token": trainer.args.hub_token,

@@ -53,42 +53,12 @@ def score_pairs(
     desc: str = "Scoring",
     show_progress: bool = True,
 ) -> np.ndarray:
-    """
-    Rewards of chosen and rejected of N pairs.
+    """Rewards of chosen and rejected of N pairs.
 
     Every process has to call it; they share the pairs out among them, and before that the counting of their tokens.
     The random generators stay as they are, and so does the mode, training or evaluation, of each module of the model.
 
-    Args:
-        model (`nn.Module`):
-            Reward model, wrapped or not, on its device.
-        dataset (`Dataset` or `Sequence[dict]`):
-            Preference rows, as the collator takes them.
-        collator ([`MultimodalPreferenceCollator`]):
-            The trainer's, or one that gives what that gives; with `share_prefix` the model has to be of a family that
-            can read it.
-        accelerator ([`~accelerate.Accelerator`], *optional*):
-            Knows the processes. Without it, they are taken from [`~accelerate.PartialState`].
-        batch_size (`int`, *optional*, defaults to `8`):
-            Pairs per batch of a process.
-        max_tokens_per_batch (`int`, *optional*):
-            Packs each batch with as many pairs as have at most this many tokens together, in place of `batch_size`.
-        lengths (`Sequence[int]` of length N, *optional*):
-            Number of tokens of each pair, for `max_tokens_per_batch`; counted if not given.
-        num_workers (`int`, *optional*, defaults to `0`):
-            Number of worker processes, for each process, that count tokens, decode images and preprocess them while
-            the model computes.
-        desc (`str`, *optional*, defaults to `"Scoring"`):
-            What the progress bar says.
-        show_progress (`bool`, *optional*, defaults to `True`):
-            Whether the first process shows a progress bar.
-
-    Returns:
-        `np.ndarray` of shape `(N, 2)` and dtype `float32`: rewards of chosen and of rejected, in the order of the
-        rows, the same on every process.
-
-    Raises:
-        [`~trl_dt2it.data.rows.RowError`]: if a row cannot be used, on every process; the message names it.
+    Shapes: returns `(N, 2)` `float32`.
     """
     state = accelerator or PartialState()
     if isinstance(dataset, Dataset):
@@ -135,18 +105,10 @@ def score_with_trainer(
     batch_size: int,
     desc: str = "Scoring",
 ) -> np.ndarray:
-    """
-    Rewards of N pairs by a trainer's model, as [`score_pairs`] gives them, with the trainer's collator, processes and
-    settings.
+    """Rewards of N pairs by a trainer's model, as [`score_pairs`] gives them, with the trainer's collator, processes
+    and settings.
 
-    Args:
-        trainer ([`MultimodalRewardTrainer`]):
-            The trainer, in training or after it.
-        dataset, lengths, batch_size, desc:
-            As in [`score_pairs`].
-
-    Returns:
-        `np.ndarray` of shape `(N, 2)` and dtype `float32`.
+    Shapes: returns `(N, 2)` `float32`.
     """
     args = cast(MultimodalRewardConfig, trainer.args)
     return score_pairs(
@@ -164,20 +126,11 @@ def score_with_trainer(
 
 
 def measure_reward_statistics(trainer: Trainer) -> dict[str, float] | None:
-    """
-    Mean and standard deviation of the rewards that a trainer's model gives both answers of its training pairs, as many
-    of them as `reward_statistics_pairs` says.
+    """Mean and standard deviation of the rewards that a trainer's model gives both answers of its training pairs, as
+    many of them as `reward_statistics_pairs` says.
 
     Every process has to call it, after training. The random generators stay as they are. The training is done, and
     nothing that goes wrong here may cost it: an error on any process becomes a warning on all of them.
-
-    Args:
-        trainer ([`MultimodalRewardTrainer`]):
-            The trainer.
-
-    Returns:
-        `dict[str, float]`, *optional*: `reward_mean` and `reward_std`, the same on every process; the latter is 0 if
-        all rewards are equal. `None` if no pair is to be scored, a pair cannot be scored, or a reward is not finite.
     """
     try:
         return _measure(trainer)
@@ -253,7 +206,8 @@ class _Task(NamedTuple):
 @dataclass(frozen=True)
 class _Attempts(TorchDataset):
     """Items of a data loader, each made of some rows; or in its place the error, because an error that is raised in a
-    worker comes back as another, and one that is raised on a process leaves the other processes waiting."""
+    worker comes back as another, and one that is raised on a process leaves the other processes waiting.
+    """
 
     rows: Any
     collator: Any
@@ -305,7 +259,8 @@ def _as_it_is(item: Any) -> Any:
 
 def _count_sizes(loader: _Loader, number: int, collator: Any, most: int, *, disable: bool) -> list[int]:
     """Count what each pair adds to a batch; each process counts its share. A pair that differs before its last image
-    fills a batch, to be alone: it would give all of its batch two rows per pair."""
+    fills a batch, to be alone: it would give all of its batch two rows per pair.
+    """
     state = PartialState()
     chunks = _ranges(number, ROWS_COUNTED_TOGETHER)
     mine = chunks[state.process_index :: state.num_processes]

@@ -38,36 +38,17 @@ class Draw(NamedTuple):
 
 @dataclass
 class Selection:
-    """
-    The N pairs of a training set in this epoch.
+    """The N pairs of a training set in this epoch."""
 
-    Parameters:
-        flipped (`np.ndarray` of shape `(N,)` and dtype `bool`):
-            Whether chosen and rejected change places, against the data set.
-        kept (`np.ndarray` of shape `(N,)` and dtype `bool`):
-            Whether the pair stays in the set.
-        held_out (`np.ndarray` of shape `(N,)` and dtype `bool`, *optional*):
-            Whether the pair is left out of this one epoch.
-        strength (`np.ndarray` of shape `(N,)` and dtype `float64`, *optional*):
-            Strengths in place of those of the data set, NaN where unknown.
-        seed (`int`, *optional*, defaults to 0):
-            Seed of the order; the trainer sets its own.
-        epoch (`int`, *optional*, defaults to 0):
-            Number of epochs done.
-        save (`Callable`, *optional*):
-            Writes into a checkpoint, on the process that saves, what a resumed run needs: [`STATE_FILE`] at least.
-        checkpoint (`str`, *optional*):
-            What training resumes from; the trainer says so before `on_train_begin`.
-    """
-
-    flipped: np.ndarray
-    kept: np.ndarray
-    held_out: np.ndarray | None = None
-    strength: np.ndarray | None = None
-    seed: int = 0
-    epoch: int = 0
+    flipped: np.ndarray  # (N,) bool: Whether chosen and rejected change places, against the data set
+    kept: np.ndarray  # (N,) bool: Whether the pair stays in the set
+    held_out: np.ndarray | None = None  # (N,) bool: Whether the pair is left out of this one epoch
+    strength: np.ndarray | None = None  # (N,) float64: Strengths in place of those of the data set, NaN where unknown
+    seed: int = 0  # Seed of the order; the trainer sets its own
+    epoch: int = 0  # Number of epochs done
+    # Writes into a checkpoint, on the process that saves, what a resumed run needs: `STATE_FILE` at least
     save: Callable[[Path], None] | None = None
-    checkpoint: str | None = None
+    checkpoint: str | None = None  # What training resumes from; the trainer says so before `on_train_begin`
 
     @classmethod
     def of_all(cls, num_pairs: int, seed: int = 0) -> Selection:
@@ -89,19 +70,12 @@ class Selection:
 
 
 class SelectionSampler(Sampler[Draw]):
-    """
-    Gives as many draws an epoch as the data set has pairs, all of pairs that are kept.
+    """Gives as many draws an epoch as the data set has pairs, all of pairs that are kept.
 
     Where fewer are kept, it goes through them again, in another order, until the epoch is full; so the number of steps
     and the learning rates stay, and no kept pair is seen more than once more often than another. The order follows
     from seed, epoch and selection alone, and with all pairs kept it is that of accelerate's `SeedableRandomSampler`,
     which the trainer uses otherwise.
-
-    Args:
-        selection ([`Selection`]):
-            What to draw from; read when an epoch begins.
-        shuffle (`bool`, *optional*, defaults to `True`):
-            Whether to shuffle, or to take the pairs in their order.
     """
 
     def __init__(self, selection: Selection, shuffle: bool = True) -> None:
@@ -125,17 +99,10 @@ class SelectionSampler(Sampler[Draw]):
 
 
 class PlannedSampler(Sampler[Draw]):
-    """
-    Gives what another sampler gives, as draws.
+    """Gives what another sampler gives, as draws.
 
     For an order that was planned over all pairs, such as groups of similar length: a pair that is dropped keeps its
     place, and [`SelectedRows`] gives it the weight 0.
-
-    Args:
-        sampler (`Sampler`):
-            Gives numbers of rows.
-        selection ([`Selection`]):
-            How to read them.
     """
 
     def __init__(self, sampler: Sampler, selection: Selection) -> None:
@@ -208,7 +175,8 @@ def selected(sampler: Sampler | None, selection: Selection, data_seed: int | Non
 
 def resume_selection(selection: Selection | None, checkpoint: str | bool | None, output_dir: str) -> None:
     """Tell a selection what training resumes from, as [`~transformers.Trainer.train`] takes it, and refuse to forget
-    that of a checkpoint."""
+    that of a checkpoint.
+    """
     found = get_last_checkpoint(output_dir) if checkpoint is True else cast("str | None", checkpoint or None)
     if selection is not None:
         selection.checkpoint = found

@@ -76,28 +76,9 @@ def image_options(args: MultimodalRewardConfig) -> ImageOptions:
 def prepare_dataset(
     dataset: AnyDataset, *, name: str, collator: MultimodalPreferenceCollator, args: MultimodalRewardConfig
 ) -> tuple[AnyDataset, Dataset | None]:
-    """
-    Makes a data set ready for the collator: every row checked, long ones dropped, images left encoded.
+    """Makes a data set ready for the collator: every row checked, long ones dropped, images left encoded.
 
     Doing it twice is the same as doing it once.
-
-    Args:
-        dataset (`Dataset` or `IterableDataset`):
-            Preference rows.
-        name (`str`):
-            Name of the set in messages and files; `"train"` is the one to train on.
-        collator ([`MultimodalPreferenceCollator`]):
-            The collator that the rows are for.
-        args ([`MultimodalRewardConfig`]):
-            `on_bad_row`, `image_check`, `max_length`, `max_tokens_per_batch`, `train_sampling_strategy`,
-            `length_column_name`, `dataset_num_proc` and `output_dir` are read.
-
-    Returns:
-        `tuple`: the data set, and its numbers of tokens as [`count_pairs`] gives them, if anything asks for them.
-
-    Raises:
-        `ValueError`: if columns are missing, if there are images and the model reads text only, or as
-        [`quarantine_bad_rows`] and [`drop_long_rows`] say.
     """
     dataset = rename_old_columns(leave_images_encoded(as_python(dataset)))
     columns = set(column_names(dataset))
@@ -171,7 +152,8 @@ def _is_conversational(dataset: AnyDataset) -> bool:
 
 def rename_old_columns(dataset: AnyDataset) -> AnyDataset:
     """Tokenized rows under the names that TRL gave them once, `chosen_input_ids` and `rejected_input_ids`, under those
-    that it gives them today. Both sets of names may be there; today's count."""
+    that it gives them today. Both sets of names may be there; today's count.
+    """
     columns = set(column_names(dataset))
     old = {f"{side}_input_ids": f"{side}_ids" for side in ("chosen", "rejected")}
     if not set(old) <= columns or set(old.values()) <= columns:
@@ -196,7 +178,8 @@ def quarantine_bad_rows(
     num_proc: int | None = None,
 ) -> AnyDataset:
     """Check every row of a data set, or of a stream as it streams, and return those that can be trained on; a
-    `ValueError` if a row is bad and `on_bad_row="raise"`, or if no good row is left."""
+    `ValueError` if a row is bad and `on_bad_row="raise"`, or if no good row is left.
+    """
 
     reader = token_counter(collator.processing_class)
     checks = make_checks(reader, collator.image_options, cast(ImageCheck, image_check), None)
@@ -252,7 +235,8 @@ def drop_long_rows(
     is_checked: bool = True,
 ) -> tuple[AnyDataset, Dataset | None]:
     """Drop the pairs of which one side has more than `max_length` tokens, image tokens included, and their `counts`;
-    rows of a stream are counted here, and `is_checked` tells whether they were checked before."""
+    rows of a stream are counted here, and `is_checked` tells whether they were checked before.
+    """
     if counts is None:
         return dataset.filter(lambda row: max(count_tokens(row, collator, is_checked)[:2]) <= max_length), None
     longest = np.maximum(counts["chosen"][:], counts["rejected"][:])
@@ -279,20 +263,7 @@ def plain_columns(dataset: AnyDataset, names: Sequence[str]) -> AnyDataset:
 
 
 def check_setup(args: MultimodalRewardConfig, train_dataset: Any, eval_dataset: Any) -> None:
-    """
-    Refuse what would end in an error about something else, before a model is loaded.
-
-    Args:
-        args ([`MultimodalRewardConfig`]):
-            The trainer's configuration.
-        train_dataset, eval_dataset:
-            As the trainer takes them; TRL says what is wrong with another kind of train set.
-
-    Raises:
-        `TypeError`: if the configuration or an evaluation set is of another type.
-        `ValueError`: if a set has no rows, if batches are to be dispatched from one process, or if lengths are needed
-            of a stream.
-    """
+    """Refuse what would end in an error about something else, before a model is loaded."""
     if not isinstance(args, MultimodalRewardConfig):
         raise TypeError(
             f"`args` is a {type(args).__name__}; pass a `MultimodalRewardConfig`, which has its fields too."
@@ -341,32 +312,8 @@ def set_up_model(
     quantization_config: BitsAndBytesConfig | None = None,
     peft_config: PeftConfig | None = None,
 ) -> tuple[PreTrainedModel, ProcessingClass, PeftConfig | None]:
-    """
-    A reward model, its processor and its adapter's configuration, loaded where they are not given, with the chat
+    """A reward model, its processor and its adapter's configuration, loaded where they are not given, with the chat
     template, frozen parts and limits of pixels that the arguments ask for.
-
-    Args:
-        model (`str` or [`~transformers.PreTrainedModel`]):
-            Hub id or directory, or a model that has one label, which is changed in place.
-        processing_class ([`~transformers.ProcessorMixin`] or [`~transformers.PreTrainedTokenizerBase`], *optional*):
-            Its processor or tokenizer, changed in place; by default the one that lies beside the model.
-        args ([`MultimodalRewardConfig`]):
-            What to freeze, the limits of pixels, `seed` and `trust_remote_code` are read.
-        init_kwargs (`dict[str, Any]`):
-            `args.model_init_kwargs`.
-        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
-            Quantisation of a model that is loaded.
-        peft_config ([`~peft.PeftConfig`], *optional*):
-            The user's configuration of new adapters, left as it is.
-
-    Returns:
-        `tuple`: the model, its processor or tokenizer, and a copy of the PEFT configuration with the `score` head and
-        new tokens, without the parts that are frozen.
-
-    Raises:
-        `ValueError`: if the model has other than one label, lacks a part that is to be frozen or has no parameter that
-        is trained, if it is an adapter and new adapters are asked for, if the processor has no limits of pixels and
-        some are set, or as [`refuse_spoiled_weights`] and [`use_chat_template`] say.
     """
     name_or_path = model if isinstance(model, str) else model.config._name_or_path
     if isinstance(model, str):
@@ -411,27 +358,10 @@ def set_up_model(
 
 
 def use_chat_template(model: PreTrainedModel, processing_class: ProcessingClass, path: str) -> list[int]:
-    """
-    Set the chat template of a processor and its tokenizer, before anything is rendered with it.
+    """Set the chat template of a processor and its tokenizer, before anything is rendered with it.
 
     Unlike [`~trl.clone_chat_template`], it leaves the embeddings alone where they have room for the new tokens, so
     that an adapter still fits its base model, and does not cut off the rows that a checkpoint holds in reserve.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`]):
-            The reward model, whose embeddings grow in place if they are too small.
-        processing_class ([`~transformers.ProcessorMixin`] or [`~transformers.PreTrainedTokenizerBase`]):
-            Changed in place.
-        path (`str`):
-            A Jinja file, or a Hub id or directory of a tokenizer, whose added tokens and end-of-sequence token come
-            along.
-
-    Returns:
-        `list[int]`: ids of the tokens that are new.
-
-    Raises:
-        `ValueError`: if a tokenizer adds tokens and the model has adapters, which do not train them, or embeddings
-            that cannot grow.
     """
     tokenizer = get_tokenizer(processing_class)
     new_tokens: list[int] = []
@@ -465,22 +395,10 @@ def use_chat_template(model: PreTrainedModel, processing_class: ProcessingClass,
 
 
 def use_liger_kernels(model: PreTrainedModel, args: MultimodalRewardConfig) -> None:
-    """
-    Puts Liger's kernels into the language model's layers, if `args.use_liger_kernel` is set.
+    """Puts Liger's kernels into the language model's layers, if `args.use_liger_kernel` is set.
 
     transformers would hand Liger the whole model, whose forward pass Liger replaces by that of a language model, or
     which it does not know. Norms, feed-forward layers and rotary embeddings are all that a reward model can use.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            Changed in place.
-        args ([`MultimodalRewardConfig`]):
-            `use_liger_kernel`, `liger_kernel_config` and the device are read.
-
-    Raises:
-        `ValueError`: if there is no GPU for the kernels, Liger has none for the family, or `liger_kernel_config` asks
-            for one that is not there.
-        `ImportError`: if Liger is not installed.
     """
     if not args.use_liger_kernel:
         return
@@ -498,8 +416,7 @@ def use_liger_kernels(model: PreTrainedModel, args: MultimodalRewardConfig) -> N
 
 
 def patch_backbone(model: Any, kernels: dict[str, bool]) -> None:
-    """
-    Let Liger patch the language model of a reward model, and nothing else of the process.
+    """Let Liger patch the language model of a reward model, and nothing else of the process.
 
     Besides the layers of the model that it is given, Liger replaces the classes that other models of the family are
     made of; these are put back. Its rotary embedding can only be had for all of them, so that it is off unless asked
@@ -543,20 +460,7 @@ def patch_backbone(model: Any, kernels: dict[str, bool]) -> None:
 def make_collator(
     model: PreTrainedModel, processing_class: ProcessingClass, args: MultimodalRewardConfig
 ) -> MultimodalPreferenceCollator:
-    """
-    The collator that a trainer's arguments describe.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`]):
-            The reward model, which says whether one row per pair is possible.
-        processing_class ([`~transformers.ProcessorMixin`] or [`~transformers.PreTrainedTokenizerBase`]):
-            Its processor or tokenizer.
-        args ([`MultimodalRewardConfig`]):
-            Where images may come from, `pad_to_multiple_of` and `share_prefix` are read.
-
-    Returns:
-        [`MultimodalPreferenceCollator`]
-    """
+    """The collator that a trainer's arguments describe."""
     return MultimodalPreferenceCollator(
         processing_class,
         image_options=image_options(args),
@@ -571,7 +475,8 @@ def as_trainers(
     given: MultimodalPreferenceCollator, own: MultimodalPreferenceCollator
 ) -> MultimodalPreferenceCollator:
     """A copy of a user's collator that does as the trainer's in what follows from the sets and the processes: without
-    its dummies some processes would wait for others forever."""
+    its dummies some processes would wait for others forever.
+    """
     collator = copy.copy(given)
     collator.add_dummy_image, collator.media = own.add_dummy_image, own.media
     collator.normalizer = given.normalizer or own.normalizer
@@ -581,20 +486,7 @@ def as_trainers(
 def set_up_arguments(
     args: MultimodalRewardConfig, processing_class: ProcessingClass, datasets: Iterable[object], *, has_adapters: bool
 ) -> None:
-    """
-    Sets what several processes need to train on rows with images, or on a stream.
-
-    Args:
-        args ([`MultimodalRewardConfig`]):
-            Changed in place: `ddp_find_unused_parameters`, `accelerator_config` and, for adapters under ZeRO-3, the
-            settings of gradient checkpointing.
-        processing_class ([`~transformers.ProcessorMixin`] or [`~transformers.PreTrainedTokenizerBase`]):
-            The processor of the model, or the tokenizer of one that reads text only.
-        datasets (`Iterable`):
-            The sets to train and to evaluate on.
-        has_adapters (`bool`):
-            Whether adapters are trained.
-    """
+    """Sets what several processes need to train on rows with images, or on a stream."""
     plugin: Any = args.deepspeed_plugin
     if has_adapters and args.gradient_checkpointing and plugin is not None and plugin.zero_stage == 3:
         # Without it, torch finds frozen weights divided that were whole in the forward pass. TRL sets the old name of
@@ -620,7 +512,8 @@ def set_up_arguments(
 
 def exact_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """What is trained of a quantized model, before TRL rounds it to bf16: an adapter that goes on would start from
-    other weights than it has. Empty for other models."""
+    other weights than it has. Empty for other models.
+    """
     if not (getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)):
         return {}
     return {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
@@ -628,7 +521,8 @@ def exact_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 
 def put_back_exact(trainer: Trainer, exact: dict[str, torch.Tensor]) -> None:
     """Undo TRL's rounding of quantized models: what [`exact_weights`] kept comes back, the head's new copies too, and
-    new adapters are in fp32. DeepSpeed, which takes weights of one dtype, keeps what TRL makes."""
+    new adapters are in fp32. DeepSpeed, which takes weights of one dtype, keeps what TRL makes.
+    """
     if not exact or trainer.is_deepspeed_enabled:
         return
     for name, parameter in cast(nn.Module, trainer.model).named_parameters():
@@ -640,7 +534,8 @@ def put_back_exact(trainer: Trainer, exact: dict[str, torch.Tensor]) -> None:
 
 def refuse_no_batch(trainer: Trainer) -> None:
     """Refuse a train set of which `dataloader_drop_last` leaves nothing; the trainer would take no step and say so to
-    nobody."""
+    nobody.
+    """
     args, dataset = trainer.args, trainer.train_dataset
     size = args.train_batch_size * args.world_size
     if args.dataloader_drop_last and isinstance(dataset, Dataset) and len(dataset) < size:
@@ -652,7 +547,8 @@ def refuse_no_batch(trainer: Trainer) -> None:
 
 def refuse_uneven_batches(trainer: Trainer) -> None:
     """Raise where, by `even_batches: false`, some processes would train on fewer batches than others and wait for them
-    forever. Evaluation does not need even batches."""
+    forever. Evaluation does not need even batches.
+    """
     accelerator, args = trainer.accelerator, trainer.args
     if accelerator.even_batches or accelerator.num_processes == 1 or not isinstance(trainer.train_dataset, Dataset):
         return

@@ -34,7 +34,8 @@ def is_sharded(trainer: RewardTrainer) -> bool:
 
 def needs_equal_calls(trainer: RewardTrainer) -> bool:
     """Tell whether all processes have to run each module equally often: always where the model is sharded, and under
-    DDP where it does not look for unused parameters."""
+    DDP where it does not look for unused parameters.
+    """
     if trainer.accelerator.num_processes == 1:
         return False
     return is_sharded(trainer) or not trainer.args.ddp_find_unused_parameters
@@ -47,7 +48,8 @@ def needs_all_gradients(trainer: RewardTrainer) -> bool:
 
 def refuse_reentrant_twice(trainer: RewardTrainer) -> None:
     """Refuse reentrant checkpoints where a step may run the vision tower twice, for images and for videos: DDP and
-    DeepSpeed reduce each gradient as soon as it is there, and it would be there twice."""
+    DeepSpeed reduce each gradient as soon as it is there, and it would be there twice.
+    """
     checkpointing = cast("dict[str, Any] | None", trainer.args.gradient_checkpointing_kwargs) or {}
     if (
         trainer.accelerator.num_processes > 1
@@ -72,15 +74,15 @@ def vision_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 def leave_vision_alone(trainer: RewardTrainer) -> None:
     """Let the coming optimizer step pass the vision tower by: dummy images have given it gradients of zeros, by which
-    weight decay and momentum would move it."""
+    weight decay and momentum would move it.
+    """
     if not trainer.is_deepspeed_enabled:  # whose optimizer was told, see `split_vision_groups`
         for parameter in vision_parameters(_model(trainer)):
             parameter.grad = None
 
 
 def split_vision_groups(trainer: RewardTrainer) -> None:
-    """
-    Give the parameters of the vision tower groups of their own in the optimizer, before DeepSpeed flattens each.
+    """Give the parameters of the vision tower groups of their own in the optimizer, before DeepSpeed flattens each.
 
     DeepSpeed steps on whole groups, gradients or not. A group of the tower has the key `is_vision`.
     """
@@ -97,15 +99,7 @@ def split_vision_groups(trainer: RewardTrainer) -> None:
 
 
 def skip_idle_groups(optimizer: Any, is_idle: Callable[[], bool]) -> None:
-    """
-    Let DeepSpeed's optimizer of ZeRO-1, 2 or 3 pass the groups of the vision tower by.
-
-    Args:
-        optimizer (`Any`):
-            The engine's optimizer, changed in place.
-        is_idle (`Callable`):
-            Whether the step that is being taken has no image or video on any process.
-    """
+    """Let DeepSpeed's optimizer of ZeRO-1, 2 or 3 pass the groups of the vision tower by."""
     step = getattr(optimizer, "_optimizer_step", None)
     if step is None:  # ZeRO-0 has no groups of its own
         return
@@ -121,7 +115,8 @@ def skip_idle_groups(optimizer: Any, is_idle: Callable[[], bool]) -> None:
 
 def shard_head(trainer: RewardTrainer) -> None:
     """Make the `score` head a unit of its own under FSDP2, in fp32: a unit has one dtype, and the head would be cast
-    with the norm and the embeddings."""
+    with the norm and the embeddings.
+    """
     if not _is_fsdp2(trainer):
         return
     plugin = trainer.accelerator.state.fsdp_plugin
@@ -146,8 +141,7 @@ def _is_fsdp2(trainer: RewardTrainer) -> bool:
 
 @contextmanager
 def evaluable(trainer: RewardTrainer) -> Iterator[None]:
-    """
-    Let a model be evaluated that no training has prepared.
+    """Let a model be evaluated that no training has prepared.
 
     Below ZeRO-3 every process has the whole model, and transformers refuses to make an engine for inference;
     accelerate prepares a model for FSDP2 with an optimizer only.
@@ -171,7 +165,8 @@ def evaluable(trainer: RewardTrainer) -> Iterator[None]:
 def take_back_preparation(trainer: RewardTrainer) -> None:
     """Let a trainer prepare its model anew. An evaluation before training marks the bare model as prepared, so that
     training would not wrap it in DDP: each process would train by itself, without a word. Under ZeRO-3 it leaves an
-    engine without an optimizer."""
+    engine without an optimizer.
+    """
     if trainer.is_fsdp_enabled:
         return
     if trainer.is_deepspeed_enabled and trainer.deepspeed is not None:
@@ -185,22 +180,23 @@ def take_back_preparation(trainer: RewardTrainer) -> None:
 
 def name_groups(trainer: RewardTrainer) -> list[list[str]]:
     """Names of the parameters of each group of the optimizer, to be given to [`point_groups_at`] after FSDP2 has put
-    other parameters in their places."""
+    other parameters in their places.
+    """
     names = {id(parameter): name for name, parameter in _model(trainer).named_parameters()}
     return [[names[id(p)] for p in group["params"]] for group in cast(Any, trainer.optimizer).param_groups]
 
 
 def point_groups_at(trainer: RewardTrainer, groups: list[list[str]]) -> None:
     """Put the parameters of the sharded model into the optimizer. accelerate finds them by the address of their data,
-    which is 0 for every parameter that has nothing on this process."""
+    which is 0 for every parameter that has nothing on this process.
+    """
     named = fsdp2_canonicalize_names(dict(_model(trainer).named_parameters()))
     for group, names in zip(cast(Any, trainer.optimizer).param_groups, groups, strict=True):
         group["params"] = [named[name] for name in names]
 
 
 def keep_trained_in_fp32(trainer: RewardTrainer) -> None:
-    """
-    Give trainable weights in half precision an fp32 copy where nobody else does: bf16 has 8 bits, so that a step of
+    """Give trainable weights in half precision an fp32 copy where nobody else does: bf16 has 8 bits, so that a step of
     1e-5 of a weight would be rounded away.
 
     DeepSpeed in half precision keeps such a copy. Otherwise the weights themselves become fp32, and autocast computes
@@ -232,12 +228,8 @@ def keep_trained_in_fp32(trainer: RewardTrainer) -> None:
 
 
 def exact_head(trainer: RewardTrainer) -> dict[str, torch.Tensor]:
-    """
-    The weights of the trained `score` head in fp32, by name, where DeepSpeed keeps them apart from the model's own;
+    """The weights of the trained `score` head in fp32, by name, where DeepSpeed keeps them apart from the model's own;
     every process has to call it.
-
-    Returns:
-        `dict[str, torch.Tensor]`: on the CPU; empty where the model's own weights are exact.
     """
     engine = getattr(trainer, "deepspeed", None)
     if engine is None or trainer.optimizer is None or trainer.accelerator.mixed_precision == "no":
@@ -256,20 +248,7 @@ def exact_head(trainer: RewardTrainer) -> dict[str, torch.Tensor]:
 def with_dtypes(
     state_dict: dict[str, torch.Tensor], head: dict[str, torch.Tensor], dtype: torch.dtype | None
 ) -> dict[str, torch.Tensor]:
-    """
-    Weights as they are to be saved.
-
-    Args:
-        state_dict (`dict[str, torch.Tensor]`):
-            Weights of the whole model, or of its adapters.
-        head (`dict[str, torch.Tensor]`):
-            What [`exact_head`] gave.
-        dtype (`torch.dtype`, *optional*):
-            Dtype of the body; `None` leaves it.
-
-    Returns:
-        `dict[str, torch.Tensor]`: a new one, with the head in fp32.
-    """
+    """Weights as they are to be saved."""
     found = {}
     for name, weight in state_dict.items():
         if name in head:

@@ -449,7 +449,8 @@ class MultimodalRewardTrainer(RewardTrainer):
     def _fill_up(self, batches: list, num_batches: int) -> list:
         """Batches of a whole optimizer step, where a stream ends within one, on this process or on another: batches
         without weight take the place of those that are missing, until all processes are at their end. transformers
-        would leave the gradient of a step that is cut short to the next epoch, and processes out of step."""
+        would leave the gradient of a step that is cut short to the next epoch, and processes out of step.
+        """
         is_first = self._filler is None  # on all processes alike
         if batches:
             pairs = {**batches[-1]["pairs"], "is_filler": True}

@@ -48,39 +48,24 @@ ORIENTATIONS = ("source", "current")
 
 @dataclass(frozen=True)
 class Step:
-    """
-    One scoring of the pool, and what is decided by it.
+    """One scoring of the pool, and what is decided by it."""
 
-    Parameters:
-        name (`str`, *optional*):
-            Tells the steps of a round apart.
-        train_on (`str`, *optional*):
-            What the models that score are trained on: `"base"`, the constructed data alone, or `"current"`, these and
-            the pool as it has been curated so far. By default `"base"` in the first step and `"current"` later.
-        folds (`int`, *optional*):
-            With `"current"`, number of parts of the pool, of which each is scored by a model that is trained on the
-            others; 1 scores in sample. By default what the run says.
-        rules (`Sequence[Mapping]`):
-            Rules, one after the other: `{flip: NAME, by: source, ...}` or `{keep: NAME, by: source, ...}`, with the
-            options of the rule.
-        combine (`str`, *optional*, defaults to `"raw"`):
-            How the scores of several models become one strength, as in [`combine_scores`].
-        orientation (`str`, *optional*, defaults to `"source"`):
-            Whether labels are judged as the `"source"` has them, anew in every round, or as they are `"current"`, so
-            that what was flipped stays unless it is flipped back.
-        min_kept (`float`, *optional*, defaults to `0.1`):
-            Least share of each source that is kept.
-        judge (`bool`, *optional*, defaults to `False`):
-            Whether judges are asked about the pairs that the rules drop. Those on which they agree come back.
-    """
-
-    name: str | None = None
+    name: str | None = None  # Tells the steps of a round apart
+    # What the models that score are trained on: `"base"`, the constructed data alone, or `"current"`, these and the
+    # pool as it has been curated so far. By default `"base"` in the first step and `"current"` later
     train_on: str | None = None
+    # With `"current"`, number of parts of the pool, of which each is scored by a model that is trained on the others;
+    # 1 scores in sample. By default what the run says
     folds: int | None = None
+    # Rules, one after the other: `{flip: NAME, by: source, ...}` or `{keep: NAME, by: source, ...}`, with the options
+    # of the rule
     rules: Sequence[Mapping[str, Any]] = ()
-    combine: str = "raw"
+    combine: str = "raw"  # How the scores of several models become one strength, as in `combine_scores`
+    # Whether labels are judged as the `"source"` has them, anew in every round, or as they are `"current"`, so that
+    # what was flipped stays unless it is flipped back
     orientation: str = "source"
-    min_kept: float = 0.1
+    min_kept: float = 0.1  # Least share of each source that is kept
+    # Whether judges are asked about the pairs that the rules drop. Those on which they agree come back
     judge: bool = False
 
     def __post_init__(self) -> None:
@@ -128,19 +113,7 @@ METHODS: dict[str, list[dict[str, Any]]] = {
 
 
 def read_rule(rule: Mapping[str, Any]) -> Flip | Keep:
-    """
-    A rule as [`decide`] takes it.
-
-    Args:
-        rule (`Mapping`):
-            `{flip: NAME, by: source, ...}` or `{keep: NAME, by: source, ...}`.
-
-    Returns:
-        [`Flip`] or [`Keep`]
-
-    Raises:
-        `ValueError`: if the rule or one of its options is not known.
-    """
+    """A rule as [`decide`] takes it."""
     options = dict(rule)
     kinds = [kind for kind in ("flip", "keep") if kind in options]
     if len(kinds) != 1:
@@ -166,25 +139,7 @@ def read_rule(rule: Mapping[str, Any]) -> Flip | Keep:
 def read_rounds(
     method: str, rounds: Sequence[Mapping[str, Any]] | None = None, *, folds: int = 2, judge: bool = False
 ) -> list[list[Step]]:
-    """
-    The rounds of a configuration, with all defaults filled in.
-
-    Args:
-        method (`str`):
-            `"paper"` or `"mixture"`: what the rounds are if none are given.
-        rounds (`Sequence[Mapping]`, *optional*):
-            Each either the keys of a [`Step`], or `steps`, a list of such.
-        folds (`int`, *optional*, defaults to `2`):
-            `folds` of the steps that do not say.
-        judge (`bool`, *optional*, defaults to `False`):
-            Whether there is a judge. In the rounds of a method, the last step of each round then asks it.
-
-    Returns:
-        `list[list[Step]]`: the steps of each round.
-
-    Raises:
-        `ValueError`: if a key or a name is not known, or a value is out of range.
-    """
+    """The rounds of a configuration, with all defaults filled in."""
     if method not in METHODS:
         raise ValueError(f"`method` is {method!r}; choose one of {', '.join(METHODS)}.")
     if rounds is not None and not rounds:
@@ -220,26 +175,7 @@ _FILES = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 
 def read_sets(name: str, specs: Mapping[str, Mapping[str, Any]], loaders: Loaders | None = None) -> Dataset:
-    """
-    One set out of several sources.
-
-    Args:
-        name (`str`):
-            What the configuration calls it, for messages.
-        specs (`Mapping[str, Mapping]`):
-            For each source where its rows are: `dataset_name` (a Parquet or JSON file, a folder or a Hub id, with
-            `dataset_config`, `dataset_split` and `image_root`), or `preferences` (a name of [`load_preferences`], with
-            its arguments), or a key of `loaders`; and `max_rows`. The key is the `source` of rows that do not say
-            theirs, and of all rows of the set `test`, whose figures it names.
-        loaders (`Mapping[str, Callable]`, *optional*):
-            Functions that load further kinds of sources, such as [`trl_dt2it.demo.digits.DEMO_LOADERS`].
-
-    Returns:
-        `Dataset`: all rows, in order, with the columns of all sources; canonical rows, if sources have different ones.
-
-    Raises:
-        `ValueError`: if a key is not known, or there is nothing to read.
-    """
+    """One set out of several sources."""
     if not specs:
         raise ValueError(f"`{name}` is empty; name at least one source.")
     parts = {}
@@ -288,20 +224,7 @@ def _load(where: str, name: str, config: str | None, split: str) -> Dataset:
 
 
 def set_digest(dataset: Dataset, pair_ids: pa.Array, contents: pa.Table | None = None) -> str:
-    """
-    What tells a set from others, also on another machine.
-
-    Args:
-        dataset (`Dataset`):
-            The rows; images count by the other arguments alone.
-        pair_ids (`pa.Array`):
-            Names of the rows.
-        contents (`pa.Table`, *optional*):
-            What is in them, from [`pair_contents`].
-
-    Returns:
-        `str`: a SHA-256 of all other columns, 64 hexadecimal digits.
-    """
+    """What tells a set from others, also on another machine."""
     names = [name for name in dataset.column_names if name not in ("image", "images", "videos")]
     tables = dataset.select_columns(names).with_format("arrow").iter(rows_at_once(dataset))
     return digest(
@@ -312,21 +235,9 @@ def set_digest(dataset: Dataset, pair_ids: pa.Array, contents: pa.Table | None =
 
 
 def folds_of(dataset: Dataset, pair_ids: pa.Array, number: int, seed: int = 42) -> np.ndarray:
-    """
-    Parts of a set that share no prompt.
+    """Parts of a set that share no prompt.
 
-    Args:
-        dataset (`Dataset`):
-            Rows with `group_id`; a row without one is a group of its own.
-        pair_ids (`pa.Array`):
-            Names of the rows. Rows that differ by the number behind their name alone are copies, and stay together.
-        number (`int`):
-            Number of parts.
-        seed (`int`, *optional*, defaults to `42`):
-            Seed of the split.
-
-    Returns:
-        `np.ndarray` of shape `(N,)`: the part of each row, from 0; parts differ in size by little more than a group.
+    Shapes: returns `(N,)`.
     """
     # Without its number, the name of a copy is that of the first.
     names = pa.array([re.sub(r"#\d+$", "", name) for name in pair_ids.to_pylist()]).dictionary_encode()
@@ -348,24 +259,14 @@ def folds_of(dataset: Dataset, pair_ids: pa.Array, number: int, seed: int = 42) 
 
 @dataclass
 class SourceSets:
-    """
-    The sets of a run, read when they are first needed.
+    """The sets of a run, read when they are first needed."""
 
-    Parameters:
-        specs (`dict[str, Mapping]`):
-            For each of the sets `base`, `pool` and `test` its sources, as in [`read_sets`].
-        args ([`MultimodalRewardConfig`]):
-            `on_bad_row`, `image_check` and `max_length` say which rows can be used.
-        model_dir (`Callable`):
-            Gives the directory or Hub id of a model whose processor counts tokens and knows special ones.
-        loaders (`Mapping[str, Callable]`, *optional*):
-            As in [`read_sets`].
-    """
-
+    # For each of the sets `base`, `pool` and `test` its sources, as in `read_sets`
     specs: Mapping[str, Mapping[str, Mapping[str, Any]]]
-    args: MultimodalRewardConfig
+    args: MultimodalRewardConfig  # `on_bad_row`, `image_check` and `max_length` say which rows can be used
+    # Gives the directory or Hub id of a model whose processor counts tokens and knows special ones
     model_dir: Callable[[], str]
-    loaders: Loaders | None = None
+    loaders: Loaders | None = None  # As in `read_sets`
     _raw: dict[str, Dataset] = field(default_factory=dict)
     _digests: dict[str, str] = field(default_factory=dict)
     _usable: dict[str, Dataset] = field(default_factory=dict)
@@ -484,7 +385,8 @@ def read_run(
     loaders: Loaders | None = None,
 ) -> CurationRun:
     """Read a run from the keys of a configuration file; raise a `ValueError` on an unknown key or a bad value.
-    `find_model` resolves a name and a seed, and `loaders` load further kinds of sources, as in [`read_sets`]."""
+    `find_model` resolves a name and a seed, and `loaders` load further kinds of sources, as in [`read_sets`].
+    """
     specs = {"base": base, "pool": pool, **({} if test is None else {"test": test})}
     if unknown := [name for name in final if name not in FINALS]:
         raise ValueError(f"`final` names {unknown[0]!r}; choose of {', '.join(FINALS)}.")
@@ -530,7 +432,8 @@ def read_run(
 
 def read_balance(given: Mapping[str, Any] | bool | None) -> dict[str, Any] | None:
     """Read how style is to be balanced: keys of [`~trl_dt2it.debias.balance_style`], or `True` for the defaults, by
-    source and with weights up to 10; `None` if not at all."""
+    source and with weights up to 10; `None` if not at all.
+    """
     if given is None or given is False:
         return None
     options = {} if given is True else given

@@ -94,7 +94,8 @@ _TRUTHS = ("noise_before", "noise_after", "flip_precision", "flip_recall")
 
 def report_decision(run: CurationRun, place: int, counts: Mapping[str, Any]) -> None:
     """Report what the pool is like after a decision, the `place`-th from 1, and before the first what it was like, to
-    the trackers that `report_to` names."""
+    the trackers that `report_to` names.
+    """
     if not run.training.args.report_to:
         return
     entries = {0: pool_metrics(run, after=0)} if place == 1 else {}
@@ -149,18 +150,9 @@ GAINS = (("gain by balancing style", "base", "unbalanced"), ("gain by curation",
 
 
 def label_noise(pool: Dataset, flipped: np.ndarray, kept: np.ndarray) -> dict[str, float]:
-    """
-    How many labels of a pool are wrong, where the truth is known.
+    """How many labels of a pool are wrong, where the truth is known.
 
-    Args:
-        pool (`Dataset`):
-            The rows as their sources label them, N of them.
-        flipped, kept (`np.ndarray` of shape `(N,)` and dtype `bool`):
-            What the ledger says of them.
-
-    Returns:
-        `dict`: `noise_before` and `noise_after`, shares of wrong labels among all and among kept pairs, and
-        `flip_precision` and `flip_recall`; nothing without the column `is_flipped`.
+    Shapes: `flipped, kept` `(N,)` `bool`.
     """
     if "is_flipped" not in pool.column_names:
         return {}
@@ -175,18 +167,7 @@ def label_noise(pool: Dataset, flipped: np.ndarray, kept: np.ndarray) -> dict[st
 
 
 def accuracy(folder: Path, dataset: Dataset) -> dict[str, float]:
-    """
-    Share of pairs whose chosen answer has the higher reward; a tie is wrong.
-
-    Args:
-        folder (`Path`):
-            Where the scores are.
-        dataset (`Dataset`):
-            The rows that were scored.
-
-    Returns:
-        `dict`: `accuracy`, and `accuracy/SOURCE` where there are several sources.
-    """
+    """Share of pairs whose chosen answer has the higher reward; a tie is wrong."""
     table = read_scores(folder)
     right = table["chosen"].to_numpy() > table["rejected"].to_numpy()
     source = column_of(dataset, "source").take(table["row"]).to_numpy(zero_copy_only=False)
@@ -198,20 +179,7 @@ def accuracy(folder: Path, dataset: Dataset) -> dict[str, float]:
 def audit_pool(
     pool: Dataset, ledger: CurationLedger | None, contents: Callable[[Dataset], pa.Table] = pair_contents
 ) -> dict[str, dict[str, Any]]:
-    """
-    Audit the style of a pool as its sources label it, and as a ledger has it.
-
-    Args:
-        pool (`Dataset`):
-            The rows; of more than 20,000, so many are drawn.
-        ledger ([`CurationLedger`], *optional*):
-            The ledger of the pool.
-        contents (`Callable`, *optional*):
-            Takes rows and returns what is in them; by default [`pair_contents`] without an image root.
-
-    Returns:
-        `dict`: the fields of [`~trl_dt2it.debias.tables.StyleReport`], `"before"` and, with a ledger, `"after"`.
-    """
+    """Audit the style of a pool as its sources label it, and as a ledger has it."""
     if len(pool) > MOST_AUDITED:
         pool = pool.select(np.sort(np.random.default_rng(0).choice(len(pool), MOST_AUDITED, replace=False)))
     audits = {"before": asdict(audit_style(pool))}
@@ -221,19 +189,8 @@ def audit_pool(
 
 
 def harm(final: Mapping[str, Mapping[str, Any]], audits: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """
-    Name what the curated pool has made worse: the test accuracy, of all pairs or of a source, below that of the base
-    alone; or the style leakage of a source.
-
-    Args:
-        final (`Mapping`):
-            `final` of [`summarise_run`].
-        audits (`Mapping`):
-            What [`audit_pool`] returns.
-
-    Returns:
-        `list[str]`: a sentence each. Of a source, the accuracy has fallen and the leakage risen by more than 0.01, and
-        the 95 % interval of the leakage after curation is above what it was before.
+    """Name what the curated pool has made worse: the test accuracy, of all pairs or of a source, below that of the
+    base alone; or the style leakage of a source.
     """
     found = []
     base, curated = (final.get(name, {}) for name in ("base", "curated"))
@@ -261,20 +218,7 @@ def harm(final: Mapping[str, Mapping[str, Any]], audits: Mapping[str, Mapping[st
 
 
 def summarise_run(run: CurationRun, records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """
-    Figures of a finished run.
-
-    Args:
-        run ([`CurationRun`]):
-            The run.
-        records (`Mapping[str, Mapping]`):
-            What [`run_stages`] gave.
-
-    Returns:
-        `dict`: `rounds`, what each decision did; `final`, each model with its directory and its accuracy on the test
-        set; `style`, the leakage of each source of the pool before and after; `harm`, as [`harm`] names it;
-        `seconds`.
-    """
+    """Figures of a finished run."""
     counts = {name: record["counts"] for name, record in records.items()}
     rounds = {name: one for name, one in counts.items() if name.endswith(("/decide", "/judge"))}
     final = {}
@@ -307,15 +251,7 @@ def summarise_run(run: CurationRun, records: Mapping[str, Mapping[str, Any]]) ->
 
 
 def show_summary(summary: Mapping[str, Any], console: Console | None = None) -> None:
-    """
-    Prints what came of a run.
-
-    Args:
-        summary (`Mapping`):
-            From [`summarise_run`].
-        console (`rich.console.Console`, *optional*):
-            Where to; standard output by default.
-    """
+    """Prints what came of a run."""
     console = console or Console()
     rounds = list(summary["rounds"].items())
     has_truth = "noise_after" in rounds[0][1]
@@ -352,17 +288,7 @@ def show_summary(summary: Mapping[str, Any], console: Console | None = None) -> 
 
 
 def accuracy_table(models: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """
-    Test accuracies of final models, over all pairs and by source, and what was gained.
-
-    Args:
-        models (`Mapping`):
-            `final` of [`summarise_run`].
-
-    Returns:
-        `tuple[list, list]`: heads, and rows of cells: one a model, and below them one for each two models of which one
-        shows what a stage gained over the other.
-    """
+    """Test accuracies of final models, over all pairs and by source, and what was gained."""
     measured = [name for one in list(models.values())[:1] for name in one if name.startswith("accuracy")]
     heads = ["trained on", *("all" if name == "accuracy" else name.removeprefix("accuracy/") for name in measured)]
     rows = [[FINAL_NAMES[name], *(f"{one[key]:.4f}" for key in measured)] for name, one in models.items()]

@@ -45,7 +45,8 @@ def decide_step(
     run: CurationRun, folder: Path, *, number: int, step: Step, scored: Sequence[Sequence[str]], before: Entries
 ) -> dict[str, Any]:
     """Decide about all pairs of the pool by the scores of the stages of each model, write it into the ledger, which
-    holds `before` by now, and return counts."""
+    holds `before` by now, and return counts.
+    """
     digest, entry = _digest(folder), (number, ledger_stage(step, "decide"))
     ledger = ledger_at(run, before, next_entry=entry, digest=digest)
     pool, names = run.sets.usable("pool"), run.sets.names("pool")
@@ -78,7 +79,8 @@ def decide_step(
 def ask_judges(run: CurationRun, folder: Path, *, number: int, step: Step, before: Entries) -> dict[str, Any]:
     """Ask judges about the pairs that the last decision dropped, write into the ledger those that come back, and
     return counts. A pair without a clear verdict stays dropped; while more pairs than `max_unanswered` have no answer,
-    a [`~trl_dt2it.judge.JudgeError`] is raised, and the next run asks about the rest."""
+    a [`~trl_dt2it.judge.JudgeError`] is raised, and the next run asks about the rest.
+    """
     digest, entry = _digest(folder), (number, ledger_stage(step, "judge"))
     ledger = ledger_at(run, before, next_entry=entry, digest=digest)
     pool, names = run.sets.usable("pool"), run.sets.names("pool")
@@ -197,16 +199,7 @@ class _Plan:
 
 
 def plan_rounds(run: CurationRun) -> list[Stage]:
-    """
-    What a run consists of.
-
-    Args:
-        run ([`CurationRun`]):
-            The run.
-
-    Returns:
-        `list[Stage]`: for [`run_stages`] and [`show_plan`].
-    """
+    """What a run consists of."""
     plan = _Plan(run)
     plan.stages += [one.stage for one in run.models if one.stage is not None]
     if run.balance is not None:

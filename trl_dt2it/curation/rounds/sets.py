@@ -30,7 +30,8 @@ _WEIGHTS = "weights.parquet"
 
 def balance_base(run: CurationRun, folder: Path) -> dict[str, Any]:
     """Find the weights of the base as `balance` says, write them and audits of style without and with them into the
-    folder of the stage, and return counts."""
+    folder of the stage, and return counts.
+    """
     rows = run.sets.usable("base")
 
     def work() -> dict[str, Any]:
@@ -68,7 +69,8 @@ def training_set(
 ) -> Dataset:
     """Return the rows of a training: the base, alone (`"base"`) and without the weights of its style (`"unbalanced"`),
     or with the pool as it is (`"uncurated"`), as the ledger has it after `entries` (`"curated"`), or with its true
-    labels (`"oracle"`), but for part i of n, `fold`."""
+    labels (`"oracle"`), but for part i of n, `fold`.
+    """
     if kind == "unbalanced":
         return run.sets.usable("base")
     base = balanced_base(run)
@@ -100,7 +102,8 @@ def ledger_at(
 ) -> CurationLedger:
     """Return the ledger as it is at a point of the run, where `entries` count, and `next_entry` if the stage with the
     `digest` has written it before a kill. What an earlier run with other settings wrote later is undone; a ledger of
-    another pool is moved aside. Every process has to call it."""
+    another pool is moved aside. Every process has to call it.
+    """
     folder, own = run.output_dir / "ledger", run.sets.fingerprint("pool")
 
     def rewind() -> None:

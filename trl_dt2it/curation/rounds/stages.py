@@ -76,7 +76,8 @@ def run_stages(
     console: Console | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Do what is not done yet, on all processes together, up to a stage whose name begins with `stop_before`; with
-    `only_shared`, as one of several machines, up to one that is not shared. Return the records of finished stages."""
+    `only_shared`, as one of several machines, up to one that is not shared. Return the records of finished stages.
+    """
     check_shared_folder(output_dir)
     # Machines that share a folder hold their parts of it, which is up to whoever knows which part.
     with nullcontext() if only_shared else run_lock(output_dir):

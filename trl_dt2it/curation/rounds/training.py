@@ -45,24 +45,13 @@ _WITHOUT_EFFECT = (
 
 @dataclass(frozen=True)
 class RewardTraining:
-    """
-    How all models of a run are trained.
+    """How all models of a run are trained."""
 
-    Parameters:
-        args ([`MultimodalRewardConfig`]):
-            Configuration. Output directory and seed are replaced for each training.
-        init_kwargs (`dict`, *optional*):
-            Passed on to [`load_reward_model`]: `dtype`, `attn_implementation`, `revision`.
-        peft_config ([`~peft.PeftConfig`], *optional*):
-            Trains adapters.
-        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
-            Quantisation of the base model.
-    """
-
-    args: MultimodalRewardConfig
+    args: MultimodalRewardConfig  # Configuration. Output directory and seed are replaced for each training
+    # Passed on to `load_reward_model`: `dtype`, `attn_implementation`, `revision`
     init_kwargs: dict[str, Any] = field(default_factory=dict)
-    peft_config: PeftConfig | None = None
-    quantization_config: BitsAndBytesConfig | None = None
+    peft_config: PeftConfig | None = None  # Trains adapters
+    quantization_config: BitsAndBytesConfig | None = None  # Quantisation of the base model
 
     def settings(self) -> dict[str, Any]:
         """All that a trained model depends on, besides data, base model and seed."""
@@ -81,13 +70,7 @@ class RewardTraining:
 
 
 class WholeCheckpoints(TrainerCallback):
-    """
-    Says of each checkpoint that all processes have written their part of it: a killed run resumes from no other.
-
-    Args:
-        limit (`int`, *optional*):
-            Most checkpoints to keep. The trainer itself would make room before the new one is whole.
-    """
+    """Says of each checkpoint that all processes have written their part of it: a killed run resumes from no other."""
 
     def __init__(self, limit: int | None) -> None:
         self.limit = limit
@@ -134,32 +117,7 @@ def train_model(
     audit_style: bool = False,
     ledger: CurationLedger | None = None,
 ) -> dict[str, Any]:
-    """
-    Trains a model from the start, or on from its newest whole checkpoint, and saves it.
-
-    Args:
-        folder (`Path`):
-            Where checkpoints, the model, its processor and its card go.
-        dataset (`Dataset`):
-            Preference rows.
-        training ([`RewardTraining`]):
-            How.
-        model (`str`):
-            Hub id or directory of the base model.
-        seed (`int`):
-            Seed of the new head and of the order of the data.
-        eval_dataset (`Dataset`, *optional*):
-            Rows for `eval_strategy`.
-        push_to_hub (`bool`, *optional*, defaults to `False`):
-            Whether `push_to_hub` of the configuration counts.
-        audit_style (`bool`, *optional*, defaults to `False`):
-            Whether to audit the style of the rows, for log and card.
-        ledger ([`CurationLedger`], *optional*):
-            What was decided about the rows, for the card.
-
-    Returns:
-        `dict`: `pairs` and `steps`.
-    """
+    """Trains a model from the start, or on from its newest whole checkpoint, and saves it."""
     args = copy.deepcopy(training.args)
     args.output_dir, args.seed, args.run_name = str(folder), seed, folder.name
     args.push_to_hub = args.push_to_hub and push_to_hub
@@ -219,18 +177,7 @@ def newest_checkpoint(folder: Path) -> str | None:
 
 @contextmanager
 def scorer(folder: Path, training: RewardTraining) -> Iterator[Callable[[Dataset, str], np.ndarray]]:
-    """
-    A trained model that scores, loaded when it is first needed and freed afterwards.
-
-    Args:
-        folder (`Path`):
-            Directory of the model.
-        training ([`RewardTraining`]):
-            How it was trained.
-
-    Yields:
-        `Callable`: gets rows and what to call them, and gives `(n, 2)`: rewards of chosen and rejected.
-    """
+    """A trained model that scores, loaded when it is first needed and freed afterwards."""
     loaded: list[tuple[torch.nn.Module, MultimodalPreferenceCollator]] = []
 
     def score(dataset: Dataset, desc: str) -> np.ndarray:
@@ -257,18 +204,7 @@ def scorer(folder: Path, training: RewardTraining) -> Iterator[Callable[[Dataset
 
 
 def load_scorer(folder: Path, training: RewardTraining) -> tuple[torch.nn.Module, MultimodalPreferenceCollator]:
-    """
-    A trained model on this process's device, and the collator for it.
-
-    Args:
-        folder (`Path`):
-            Directory of the model.
-        training ([`RewardTraining`]):
-            How it was trained.
-
-    Returns:
-        `tuple`
-    """
+    """A trained model on this process's device, and the collator for it."""
     args = training.args
     kwargs = {key: value for key, value in training.init_kwargs.items() if key in ("dtype", "attn_implementation")}
     with whole_weights():

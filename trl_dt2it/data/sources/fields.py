@@ -87,17 +87,7 @@ Turns = list[tuple[str, str]]  # role and text
 
 
 class Tags(NamedTuple):
-    """
-    How a layout writes messages down.
-
-    Parameters:
-        role_keys, content_keys (`tuple[str, ...]`):
-            Keys of a message that may hold its role and its content, the first first.
-        roles (`Mapping[str, str]`):
-            What each of its roles is here.
-        calls (`tuple[str, ...]`):
-            Its roles of tools, whose calls and results are no answers.
-    """
+    """How a layout writes messages down."""
 
     role_keys: tuple[str, ...]
     content_keys: tuple[str, ...]
@@ -286,8 +276,7 @@ def image_field(row: Mapping[str, Any], *fields: str) -> list[Any]:
 
 
 def turns_field(row: Mapping[str, Any], field: str, tags: Tags = TAGS, images: list[Any] | None = None) -> Turns:
-    """
-    The messages of a conversation as pairs of role and text.
+    """The messages of a conversation as pairs of role and text.
 
     Where contents may be blocks, `images` collects the images that these hold, and each leaves a marker in the text.
     """

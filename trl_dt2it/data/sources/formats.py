@@ -68,30 +68,8 @@ _WHOLE = ("chosen_messages", "rejected_messages")
 def llamafactory(
     row: Mapping[str, Any], *, columns: Mapping[str, str] | None = None, tags: Mapping[str, str] | None = None
 ) -> Iterator[dict[str, Any] | RowError]:
-    """
-    A ranking row of LLaMA-Factory: in ShareGPT's layout, OpenAI's, Alpaca's, or two whole conversations. All images
+    """A ranking row of LLaMA-Factory: in ShareGPT's layout, OpenAI's, Alpaca's, or two whole conversations. All images
     belong to the prompt.
-
-    Args:
-        row (`Mapping`):
-            `conversations` or `messages` (with `from` and `value`, or `role` and `content`), or `instruction`, `input`
-            and `history`; `chosen` and `rejected` (messages or strings), or both in `output`; `images`, `system`. Or
-            two conversations that differ in their last answer: `chosen_messages` and `rejected_messages`, whose
-            content blocks hold images, or `chosen` and `rejected` alone.
-        columns (`Mapping[str, str]`, *optional*):
-            The `columns` of the set's entry in `dataset_info.json`, such as `{"messages": "dialogue"}`.
-        tags (`Mapping[str, str]`, *optional*):
-            The `tags` of this entry, such as `{"role_tag": "speaker", "user_tag": "customer"}`.
-
-    Yields:
-        `dict`: the pair. `id` becomes `source_id`.
-
-    Raises:
-        [`RowError`]: `image_in_answer` if an answer has the placeholder of an image, or is one; `video_type` if there
-            are videos or sounds; `placeholder_count` if the markers are not as many as the images;
-            `not_conversational` if there are tools, their calls or results, or a KTO label; or if a part is missing or
-            of another type.
-        `ValueError`: if `columns` or `tags` has a key that is none of LLaMA-Factory's.
     """
     if unknown := (columns or {}).keys() - _COLUMNS.keys():
         raise ValueError(f"`columns` has the keys {sorted(unknown)}; it may have {', '.join(_COLUMNS)}.")
@@ -194,25 +172,7 @@ _OBJECT = re.compile("<ref-object>|<bbox>")
 
 
 def ms_swift(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
-    """
-    A preference row of ms-swift: a conversation that ends with the better answer, and the worse one.
-
-    Args:
-        row (`Mapping`):
-            `messages` (`conversation`, `conversations`), or `query`, `response` and `history`, under any name that
-            ms-swift takes for them; `rejected_response` (a string, or a message in a list) or `rejected_messages` (the
-            conversation with the worse answer); `images` or `image`; `objects`, which fill `<ref-object>` and
-            `<bbox>`; `margin`, which becomes the strength; `system`.
-
-    Yields:
-        `dict`: the pair. `id` becomes `source_id`.
-
-    Raises:
-        [`RowError`]: `image_in_answer` if `rejected_images` are other images, or if an answer has the placeholder of
-            one, or is one; `video_type` if there are videos or sounds; `bad_strength`; `not_conversational` if the
-            conversations differ before their last answer, or if there are tools, their calls or results, settings of
-            a template, or boxes in pixels; or if a part is missing or of another type.
-    """
+    """A preference row of ms-swift: a conversation that ends with the better answer, and the worse one."""
     _check_media(row, "videos", "video", "audios", "audio", "rejected_videos", "rejected_audios")
     _check_media(row, "ref_audios", "audio_codes")
     _check_tools(row, "tools", "rejected_tools")
@@ -481,22 +441,10 @@ _COCO_FOLDER = "./data/coco/"
 
 
 def povid(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
-    """
-    A row of YiyangAiLab/POVID_preference_data_for_VLLMs: two conversations that differ in their last answer.
+    """A row of YiyangAiLab/POVID_preference_data_for_VLLMs: two conversations that differ in their last answer.
 
     Images are files of COCO's train2014, named `./data/coco/COCO_train2014_....jpg`; the folder is removed, so that
     the image root is the folder that holds the pictures. No strength.
-
-    Args:
-        row (`Mapping`):
-            `conversations` (with the better answer), `rejected_conversations`, `image`, `id`.
-
-    Yields:
-        `dict`: the pair.
-
-    Raises:
-        [`RowError`]: `not_conversational` if the conversations differ before their last answer or are none; or if a
-            part is missing.
     """
     names = ("conversations", "rejected_conversations")
     (prompt, chosen), (other_prompt, rejected) = (answered_field(row, name) for name in names)
@@ -508,21 +456,7 @@ def povid(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
 
 
 def wildvision_battle(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
-    """
-    A row of WildVision/wildvision-battle: a user's vote on the answers of two models; no strength.
-
-    Args:
-        row (`Mapping`):
-            `conversation_a`, `conversation_b`, `winner`, `image`, `question_id`.
-
-    Yields:
-        `dict`: the pair.
-
-    Raises:
-        [`RowError`]: `tie` if neither won; `unparsed_verdict` if `winner` is something else; `not_conversational` if
-            the models have answered differently before, so that the user has seen two prompts; or if a part is
-            missing.
-    """
+    """A row of WildVision/wildvision-battle: a user's vote on the answers of two models; no strength."""
     winner = row.get("winner")
     if winner in ("tie", "tie (bothbad)"):
         raise RowError("tie", f"`winner` is {winner!r}; drop the row, neither answer is better.")
@@ -536,20 +470,7 @@ def wildvision_battle(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowEr
 
 
 def llava_human_preference(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
-    """
-    A row of zhiqings/LLaVA-Human-Preference-10K: two answers at the end of a conversation; no strength.
-
-    Args:
-        row (`Mapping`):
-            `conversations`, `output_1`, `output_2`, `preference` (1 or 2), `image` (a file of COCO's train2017), `id`.
-
-    Yields:
-        `dict`: the pair.
-
-    Raises:
-        [`RowError`]: `unparsed_verdict` if `preference` is neither 1 nor 2; or if a part is missing or of another
-            type.
-    """
+    """A row of zhiqings/LLaVA-Human-Preference-10K: two answers at the end of a conversation; no strength."""
     verdict = row.get("preference")
     if isinstance(verdict, bool) or verdict not in (1, 2):
         raise RowError("unparsed_verdict", f"`preference` is {verdict!r:.40}; it has to be 1 or 2.")

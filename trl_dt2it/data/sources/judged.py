@@ -24,37 +24,14 @@ from .formats import llamafactory, or_llamafactory
 
 
 def rlaif_v(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
-    """
-    A row of openbmb/RLAIF-V-Dataset: everything in columns of its own, no strength.
-
-    Args:
-        row (`Mapping`):
-            `question`, `chosen`, `rejected`, `image`, `idx`.
-
-    Yields:
-        `dict`: the pair.
-
-    Raises:
-        [`RowError`]: if a text or the image is missing or of another type.
-    """
+    """A row of openbmb/RLAIF-V-Dataset: everything in columns of its own, no strength."""
     yield _pair(row, text_field(row, "question"), image_field(row, "image"), source_id=name_field(row, "idx"))
 
 
 def rlhf_v(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
-    """
-    A row of openbmb/RLHF-V-Dataset, or of llamafactory/RLHF-V in ShareGPT's layout; no strength.
+    """A row of openbmb/RLHF-V-Dataset, or of llamafactory/RLHF-V in ShareGPT's layout; no strength.
 
     Chosen is a correction of rejected, so that both are nearly the same text.
-
-    Args:
-        row (`Mapping`):
-            `text` (a JSON string of `question`, `chosen` and `rejected`), `image`, `idx`; or as in [`llamafactory`].
-
-    Yields:
-        `dict`: the pair.
-
-    Raises:
-        [`RowError`]: `unparsed_verdict` if `text` is not such a string, or if a text or the image is missing.
     """
     if row.get("conversations") is not None:
         yield from llamafactory(row)
@@ -66,21 +43,10 @@ def rlhf_v(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
 
 
 def spa_vl(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
-    """
-    A row of sqrti/SPA-VL: safety, no strength.
+    """A row of sqrti/SPA-VL: safety, no strength.
 
     A question may have a marker anywhere, which is where the image goes. Where there are several, all are removed
     and the image comes first.
-
-    Args:
-        row (`Mapping`):
-            `question`, `chosen`, `rejected`, `image`.
-
-    Yields:
-        `dict`: the pair.
-
-    Raises:
-        [`RowError`]: if a text or the image is missing or of another type.
     """
     question = text_field(row, "question")
     if question.count(IMAGE_MARKER) > 1:
@@ -89,42 +55,15 @@ def spa_vl(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
 
 
 def mmpr(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
-    """
-    A row of the OpenGVLab/MMPR family: one image, several, or none; no strength.
-
-    Args:
-        row (`Mapping`):
-            `question`, `chosen`, `rejected` and, if there are images, `image` (a path or a list of them, relative to
-            the `root` that `meta.json` gives for the file).
-
-    Yields:
-        `dict`: the pair.
-
-    Raises:
-        [`RowError`]: `placeholder_count` if the question has markers, but not one for each image; or if a text is
-            missing or of another type.
-    """
+    """A row of the OpenGVLab/MMPR family: one image, several, or none; no strength."""
     yield _pair(row, text_field(row, "question"), images_field(row, "image"), source_id=name_field(row, "id"))
 
 
 def mm_rlhf(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
-    """
-    A row of `dpo_pairs.jsonl` of yifanzhang114/MM-RLHF: an image or a video.
+    """A row of `dpo_pairs.jsonl` of yifanzhang114/MM-RLHF: an image or a video.
 
     The human scores are in another file (`data.jsonl`), whose fields are not documented; `ls_factor` smooths the
     labels of one training run. So there is no strength.
-
-    Args:
-        row (`Mapping`):
-            `prompt` (of which `<image>` is removed), `chosen`, `rejected`, `id`, and `image` or `video` (a folder of
-            frames), relative to where the archives are unpacked.
-
-    Yields:
-        `dict`: the pair, with the folder as its only item of `videos`.
-
-    Raises:
-        [`RowError`]: `tie` if `is_tie` is set; `image_missing`, `image_type` or `video_type` if there is not exactly
-            one of image and video; or if a text is missing or of another type.
     """
     if row.get("is_tie") not in (None, False, 0):
         raise RowError("tie", "`is_tie` is set; drop the row, neither answer is better.")
@@ -282,17 +221,7 @@ _SENTENCE_END = re.compile(r"(?<=[.!?]) ")
 
 
 def parse_comparison(text: str) -> Comparison | None:
-    """
-    Finds a question and two answers in a judge's prompt.
-
-    Args:
-        text (`str`):
-            The prompt, in one of the layouts of LLaVA-Critic-113k: `Question: [...]` with two bracketed responses,
-            MT-bench's with `<|User Prompt|>`, or LLaVA-bench's with `[Assistant 1]`.
-
-    Returns:
-        [`Comparison`] or `None`: `None` if no layout fits, or if its headers occur more than once.
-    """
+    """Finds a question and two answers in a judge's prompt."""
     found = [parts for headers in (*_BRACKETED, *_ENCLOSED) if (parts := _between(text, headers)) is not None]
     if len(found) != 1:
         return None
@@ -303,15 +232,8 @@ def parse_comparison(text: str) -> Comparison | None:
 
 
 def parse_headed_comparison(text: str) -> Comparison | None:
-    """
-    Finds a question and two answers under the headers `#### [Question]:`, `#### [Response 1]:`, `#### [Response 2]:`.
-
-    Args:
-        text (`str`):
-            The prompt, in the layout of R1-Reward-RL. The instructions after the second answer are dropped.
-
-    Returns:
-        [`Comparison`] or `None`: `None` if a header is missing or occurs more than once.
+    """Finds a question and two answers under the headers `#### [Question]:`, `#### [Response 1]:`, `#### [Response
+    2]:`.
     """
     parts = _between(text, _HEADED)
     if parts is None:
@@ -323,19 +245,7 @@ def parse_headed_comparison(text: str) -> Comparison | None:
 
 
 def parse_verdict(text: str) -> Verdict | None:
-    """
-    Reads which of two answers a judge prefers.
-
-    Args:
-        text (`str`):
-            Its reply. It may hold `[[A>>B]]` or the like (strength 1, or 2 for `>>`), `The better response: [1]`, or
-            two scores from 1 to 10 as its first line (strength is their difference). Without any of these, a whole
-            sentence such as "The first response is better because ..." or "The two responses are equally good."
-            counts, if nothing else in the text speaks against it.
-
-    Returns:
-        [`Verdict`] or `None`: `None` if nothing can be read, or if it is contradictory.
-    """
+    """Reads which of two answers a judge prefers."""
     # What the judge cites from an answer is not what it says.
     paragraphs = [" ".join(_QUOTED.sub("it", part).split()) for part in _PARAGRAPH_END.split(text)]
     sentences = [sentence for paragraph in paragraphs for sentence in _SENTENCE_END.split(paragraph)]
@@ -416,22 +326,10 @@ _ANSWER_TAG = re.compile(r"\s*<answer>\s*([12])\s*</answer>\s*")
 
 
 def llava_critic(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
-    """
-    A row of lmms-lab/LLaVA-Critic-113k: question, answers and verdict are all in the text.
+    """A row of lmms-lab/LLaVA-Critic-113k: question, answers and verdict are all in the text.
 
     Strength is the gap of two scores, or 1 or 2 for `[[A>B]]` and `[[A>>B]]`; where the judge only names the better
     answer, there is none.
-
-    Args:
-        row (`Mapping`):
-            `conversations` (the judge's prompt and its reply), `image`, `id`.
-
-    Yields:
-        `dict`: the pair.
-
-    Raises:
-        [`RowError`]: `tie`; `unparsed_verdict` if the answers or the preference cannot be read without doubt, as in
-            the rows with one answer and a score; or if a part is missing or of another type.
     """
     turns = turns_field(row, "conversations")
     if [role for role, _ in turns] != ["user", "assistant"]:
@@ -458,23 +356,10 @@ def llava_critic(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
 
 
 def r1_reward_rl(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
-    """
-    A row of yifanzhang114/R1-Reward-RL: the answers are in the prompt of a judge, the preference in its answer.
+    """A row of yifanzhang114/R1-Reward-RL: the answers are in the prompt of a judge, the preference in its answer.
 
     Images are named by the publisher's paths, of which the last part is kept: the image root is the one folder that
     holds all pictures. No strength.
-
-    Args:
-        row (`Mapping`):
-            `message` (a JSON string of messages with content blocks), `question`, `answer` (a list of
-            `<answer>1</answer>` or `<answer>2</answer>`).
-
-    Yields:
-        `dict`: the pair.
-
-    Raises:
-        [`RowError`]: `unparsed_verdict` if the answers or the preference cannot be read without doubt; `image_missing`
-            or `video_type` if the prompt shows something else than images.
     """
     answer = row.get("answer")
     texts = answer if isinstance(answer, (list, tuple)) else [answer]
@@ -535,27 +420,10 @@ ASPECTS = ("Helpfulness", "Ethical Considerations", "Visual Faithfulness")
 
 
 def vlfeedback(row: Mapping[str, Any], *, aspects: Sequence[str] = ASPECTS) -> Iterator[dict[str, Any] | RowError]:
-    """
-    A row of MMInstruction/VLFeedback, or of Zhihui/VLFeedback in ShareGPT's layout.
+    """A row of MMInstruction/VLFeedback, or of Zhihui/VLFeedback in ShareGPT's layout.
 
     An answer's score is the mean of its ratings, and the strength of a pair the gap between two scores: from 0 to 4
     in thirds if all three ratings count.
-
-    Args:
-        row (`Mapping`):
-            `prompt`, `completions` (a list of dicts, or a dict of lists as `datasets` has it), `id`, and the image in
-            `image`, `img_path` or, with neither, in the file `merged_images/{id}.jpg`; or as in [`llamafactory`].
-        aspects (`Sequence[str]`, *optional*):
-            Ratings that count. By default all three.
-
-    Yields:
-        `dict` or [`RowError`]: all pairs of answers in their order, with `tie` where two scores are equal; before
-            them, once for each answer that cannot be used, `bad_rating` if a rating is not a number, or
-            `missing_column` or `not_conversational` if there is no text.
-
-    Raises:
-        [`RowError`]: if prompt or image are missing, or fewer than two answers are there.
-        `ValueError`: if `aspects` is empty.
     """
     if not aspects:
         raise ValueError("`aspects` is empty; name at least one rating.")

@@ -18,16 +18,7 @@ HPDV2_CORRUPT = frozenset({"00006811.jpg", "00168743.jpg", "00331911.jpg", "0031
 
 
 def hpdv2_train(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
-    """
-    The pair of a row of HPDv2's train split. It has no strength.
-
-    Args:
-        row (`Mapping`):
-            `prompt`, two file names in `file_path` or `image_path`, and `human_preference`, 1 for the better image.
-
-    Yields:
-        `dict` or [`RowError`]: the pair, or why there is none.
-    """
+    """The pair of a row of HPDv2's train split. It has no strength."""
     files = row.get("file_path") or row.get("image_path")
     preference = row.get("human_preference")
     if not is_list(files, 2):
@@ -57,26 +48,7 @@ HPDV2_TRAIN = Source(
 def hpdv3(
     row: Mapping[str, Any], *, min_confidence: float = 0.0, strength: Literal["confidence", "votes"] = "confidence"
 ) -> Iterator[dict[str, Any] | RowError]:
-    """
-    The pair of a row of HPDv3, where `path1` is always the better image.
-
-    Args:
-        row (`Mapping`):
-            `prompt`, `path1` and `path2`, and, where they are known, `confidence` and `choice_dist`, two numbers of
-            votes.
-        min_confidence (`float`, *optional*, defaults to `0.0`):
-            Pairs of which the confidence is lower count as ties, and those of which it is not known too, unless this
-            is 0. HPSv3 was trained on 0.95 and more.
-        strength (`str`, *optional*, defaults to `"confidence"`):
-            `"confidence"`, or `"votes"`: the difference of the two numbers of votes over their sum. Unknown where the
-            row does not tell.
-
-    Yields:
-        `dict` or [`RowError`]: the pair, or why there is none.
-
-    Raises:
-        `ValueError`: if `strength` is something else.
-    """
+    """The pair of a row of HPDv3, where `path1` is always the better image."""
     if strength not in ("confidence", "votes"):
         raise ValueError(f'`strength` is {strength!r}; choose "confidence" or "votes".')
     confidence, votes = to_number(row.get("confidence")), row.get("choice_dist")
@@ -103,17 +75,7 @@ HPDV3 = Source(
 
 
 def pickapic(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
-    """
-    The pair of a row of Pick-a-Pic. It has no strength.
-
-    Args:
-        row (`Mapping`):
-            `caption`, the images in `jpg_0` and `jpg_1` or else their addresses in `image_0_url` and `image_1_url`,
-            `label_0` and `label_1` (1 for the better image, 0.5 for both of a tie), `has_label`, `are_different`.
-
-    Yields:
-        `dict` or [`RowError`]: the pair, or why there is none.
-    """
+    """The pair of a row of Pick-a-Pic. It has no strength."""
     labels = [to_number(row.get(f"label_{index}")) for index in range(2)]
     if row.get("has_label") is False:
         yield RowError("unparsed_verdict", "`has_label` is False: nobody compared the two images.")
@@ -145,16 +107,7 @@ PICKAPIC_V2 = Source(
 
 
 def imagereward_pairs(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
-    """
-    The pair of a row of ImageRewardDB's configurations `*_pair`. It has no strength.
-
-    Args:
-        row (`Mapping`):
-            `prompt`, `img_better`, `img_worse`, `prompt_id`.
-
-    Yields:
-        `dict` or [`RowError`]: the pair, or why there is none.
-    """
+    """The pair of a row of ImageRewardDB's configurations `*_pair`. It has no strength."""
     yield pair(row.get("prompt"), row.get("img_better"), row.get("img_worse"), source_id=row.get("prompt_id"))
 
 
@@ -171,18 +124,8 @@ IMAGEREWARD_PAIRS = Source(
 def rapidata(
     row: Mapping[str, Any], *, criterion: Literal["preference", "coherence", "alignment"] = "preference"
 ) -> Iterator[dict[str, Any] | RowError]:
-    """
-    The pair of a row of Rapidata's image sets. Its strength is the difference of the two weighted vote shares, in
+    """The pair of a row of Rapidata's image sets. Its strength is the difference of the two weighted vote shares, in
     [0, 1].
-
-    Args:
-        row (`Mapping`):
-            `prompt`, `image1`, `image2`, `weighted_results_image1_<criterion>` and the same of `image2`.
-        criterion (`str`, *optional*, defaults to `"preference"`):
-            What the annotators were asked: `"preference"`, `"coherence"` or `"alignment"`. Not every set has all.
-
-    Yields:
-        `dict` or [`RowError`]: the pair, or why there is none.
     """
     names = [f"weighted_results_image{index}_{criterion}" for index in (1, 2)]
     shares = [to_number(row.get(name)) for name in names]
@@ -228,20 +171,11 @@ _TOLERANCE = 1e-9
 
 
 def hpdv2_test(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
-    """
-    All pairs of a row of HPDv2's test split.
+    """All pairs of a row of HPDv2's test split.
 
     The strength is the share of the annotators that rank the better image above the worse one, minus the share that
     rank it below, in [0, 1]: 1 if all agree with the row's own ranking, and 0 if no more than half of those who see a
     difference do. It is unknown if the row does not tell what each annotator said.
-
-    Args:
-        row (`Mapping`):
-            `prompt`, file names in `image_path` or `file_path`, `rank` (lower is better) and, optionally,
-            `raw_annotations`: the `rank` of each annotator.
-
-    Yields:
-        `dict` or [`RowError`]: for each two images the pair, or why there is none.
     """
     files = row.get("image_path") or row.get("file_path")
     if not isinstance(files, (list, tuple)) or len(files) < 2:
@@ -282,26 +216,9 @@ def evalmuse(
     min_gap: float = 0.0,
     pairs: Literal["all", "extremes", "adjacent"] = "all",
 ) -> Iterator[dict[str, Any] | RowError]:
-    """
-    Pairs of EvalMuse's images of one caption.
+    """Pairs of EvalMuse's images of one caption.
 
     The strength is the gap of their mean scores, in points of a scale from 1 to 5.
-
-    Args:
-        rows (`Sequence[Mapping]`):
-            All rows with one `prompt_id`: `prompt`, `img_path`, `total_score` and `promt_meaningless` (so spelled),
-            these two a number for each annotator, or their mean. More than half of the annotators calling the prompt
-            meaningless leave the caption out.
-        min_gap (`float`, *optional*, defaults to `0.0`):
-            Pairs with a smaller gap count as ties; equal means always do.
-        pairs (`str`, *optional*, defaults to `"all"`):
-            `"all"` pairs of images; `"extremes"`: best against worst; `"adjacent"`: each against the next best.
-
-    Yields:
-        `dict` or [`RowError`]: the pairs; for each that cannot be used, why; for an image without ratings, why.
-
-    Raises:
-        `ValueError`: if `pairs` is something else.
     """
     _check_id(rows)
     verdicts = [verdict for row in rows for verdict in _each(row.get("promt_meaningless"))]
@@ -347,18 +264,10 @@ EVALMUSE = Source(
 
 
 def imagereward(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any] | RowError]:
-    """
-    All pairs of ImageRewardDB's images of one caption.
+    """All pairs of ImageRewardDB's images of one caption.
 
     The strength is the gap of the overall ratings, on a scale from 1 to 7; it is unknown where a rating is missing or
     speaks against the ranks.
-
-    Args:
-        rows (`Sequence[Mapping]`):
-            All rows with one `prompt_id`: `prompt`, `image` or `image_path`, `rank` (1 is best), `overall_rating`.
-
-    Yields:
-        `dict` or [`RowError`]: for each two images the pair, or why there is none.
     """
     _check_id(rows)
     for first, second in combinations(rows, 2):
@@ -394,16 +303,7 @@ IMAGEREWARD = Source(
 
 
 def imagereward_rankings(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
-    """
-    All pairs of a row of ImageReward's own training files. They have no strength.
-
-    Args:
-        row (`Mapping`):
-            `prompt`, `generations` (paths) and `ranking`, a number for each of them, lower is better.
-
-    Yields:
-        `dict` or [`RowError`]: for each two images the pair, or why there is none.
-    """
+    """All pairs of a row of ImageReward's own training files. They have no strength."""
     files = row.get("generations")
     if not isinstance(files, (list, tuple)) or len(files) < 2:
         yield RowError(
@@ -480,32 +380,9 @@ def t2i(
     source_id: str | None = None,
     group: str | None = None,
 ) -> Iterator[dict[str, Any] | RowError]:
-    """
-    The pair of a row of any table with a caption, a better and a worse image.
+    """The pair of a row of any table with a caption, a better and a worse image.
 
     All options are names of columns, as in [`~trl_dt2it.data.reformulate_t2i`].
-
-    Args:
-        row (`Mapping`):
-            The row. `pair_id`, `group_id` and `source` are kept where it has them.
-        caption (`str`, *optional*, defaults to `"caption"`):
-            What both images were to show.
-        chosen_image (`str`, *optional*, defaults to `"chosen_image"`):
-            The better image: a path, bytes, or a dict of both.
-        rejected_image (`str`, *optional*, defaults to `"rejected_image"`):
-            The worse image.
-        strength (`str`, *optional*, defaults to `"strength"`):
-            How much better the chosen image is: a number that is not negative, or `None`. It may be absent.
-        source_id (`str`, *optional*):
-            The table's own name of the row; by default `source_id` where it is there.
-        group (`str`, *optional*):
-            What all pairs about one caption have in common; by default `group_id`, or a hash of the caption.
-
-    Yields:
-        `dict` or [`RowError`]: the pair, or why there is none.
-
-    Raises:
-        [`RowError`]: `missing_column` if a column is not there; `bad_strength`.
     """
     for name in filter(None, (caption, chosen_image, rejected_image, source_id, group)):
         if name not in row:
@@ -542,21 +419,10 @@ T2I = Source(
 
 
 def per_answer_images(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
-    """
-    The pair of a ShareGPT row whose first image belongs to `chosen` and whose second to `rejected`: the input of
+    """The pair of a ShareGPT row whose first image belongs to `chosen` and whose second to `rejected`: the input of
     DT2IT-MRM's reformulation, and the text-to-image part of OmniRewardData.
 
     The caption is what both answers say, or, where they say nothing, the last human turn.
-
-    Args:
-        row (`Mapping`):
-            `chosen` and `rejected` with a `value`, `images`, and `conversations` if the caption is there.
-
-    Yields:
-        `dict` or [`RowError`]: the pair, or why there is none.
-
-    Raises:
-        [`RowError`]: if an answer is missing, or if a text is no string.
     """
     images = row.get("images")
     values = [answer_field(row, side) for side in ("chosen", "rejected")]
@@ -592,16 +458,7 @@ PER_ANSWER_IMAGES = Source(
 
 
 def llava_reward(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
-    """
-    The pair of a row of LLaVA-Reward. Its strength is the difference of the two ratings.
-
-    Args:
-        row (`Mapping`):
-            `prompt`, a caption or two equal ones, `chosen_path`, `c_rate`, `reject_path`, `r_rate`, `prompt_id`.
-
-    Yields:
-        `dict` or [`RowError`]: the pair, or why there is none.
-    """
+    """The pair of a row of LLaVA-Reward. Its strength is the difference of the two ratings."""
     captions = row.get("prompt")
     captions = list(captions) if isinstance(captions, (list, tuple)) else [captions]
     ratings = [to_number(row.get(name)) for name in ("c_rate", "r_rate")]

@@ -39,26 +39,7 @@ def trl(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
 
 
 def as_canonical(row: Mapping[str, Any], is_checked: bool = False) -> dict[str, Any]:
-    """
-    A preference row of TRL, canonical rows included.
-
-    Args:
-        row (`Mapping`):
-            `prompt`, `chosen` and `rejected` as messages, with strings or blocks as content, or as plain strings; or
-            whole conversations in `chosen` and `rejected`. A `prompt` may be a string beside answers of messages, too.
-            `images` or `image`, and `videos` as lists of frames.
-            `strength`, `weight`, `pair_id`, `group_id`, `source` and `source_id` are kept. A `margin` becomes the
-            strength where there is none.
-        is_checked (`bool`, *optional*, defaults to `False`):
-            Whether [`check_row`] has passed the row before.
-
-    Returns:
-        `dict`: the pair, all contents as blocks. Images come first where the prompt is of strings, as in TRL.
-
-    Raises:
-        [`RowError`]: `bad_strength` or `bad_weight`; as [`check_row`] says; or if the row has what canonical rows
-            cannot hold, such as tools.
-    """
+    """A preference row of TRL, canonical rows included."""
     strength = strength_field(row, "strength" if row.get("strength") is not None else "margin")
     weight = strength_field(row, "weight", "bad_weight")
     for field in ("video", "audio", "audios"):
@@ -83,7 +64,8 @@ def as_canonical(row: Mapping[str, Any], is_checked: bool = False) -> dict[str, 
 
 def _with_messages(row: Mapping[str, Any], videos: list[list[Any]]) -> Mapping[str, Any]:
     """A row with a string as prompt and messages as answers, with the prompt as messages; without it, if the answers
-    are whole conversations that the prompt is a part of."""
+    are whole conversations that the prompt is a part of.
+    """
     for side in SIDES:
         if row.get(side) is None:
             raise RowError("missing_column", f"`{side}` is missing or None; a preference row needs both answers.")
@@ -238,51 +220,10 @@ def columns(
     group: str | None = None,
     system: str | None = None,
 ) -> Iterator[dict[str, Any] | RowError]:
-    """
-    A row of any table with a question and two answers, of which two columns, or a label, say which is better.
+    """A row of any table with a question and two answers, of which two columns, or a label, say which is better.
 
     All options but `labels` are names of columns. `"a.b"` is the field `b` in the column `a`, unless a column has that
     very name.
-
-    Args:
-        row (`Mapping`):
-            The row.
-        question (`str`):
-            The question, or a list of messages that ends with the user's. `<image>` is where an image goes.
-        chosen (`str`, *optional*):
-            The better answer, or the message that holds it.
-        rejected (`str`, *optional*):
-            The worse answer, or the message that holds it.
-        first (`str`, *optional*):
-            In place of `chosen` and `rejected`, with `second` and `label`: one of two answers.
-        second (`str`, *optional*):
-            The other answer.
-        label (`str`, *optional*):
-            Which of them is better: A, B, `model_a`, "second", the name of its column; tie, "both bad" and the like.
-        labels (`Mapping`, *optional*):
-            What other labels say, numbers above all: `{0: "first", 1: "second", 2: "tie"}`.
-        image (`str`, *optional*):
-            The image; a row without is an error.
-        images (`str`, *optional*):
-            A list of images, which may be empty or `None`.
-        strength (`str`, *optional*):
-            How much better the chosen answer is: a number that is not negative, or `None`.
-        source_id (`str`, *optional*):
-            The table's own name of the row.
-        group (`str`, *optional*):
-            What all pairs about one prompt have in common; by default a hash of prompt and images.
-        system (`str`, *optional*):
-            A system prompt, which may be empty or `None`.
-
-    Yields:
-        `dict`: the pair.
-
-    Raises:
-        [`RowError`]: `missing_column` if a column is not there; `tie` if the label prefers neither answer, and
-            `unparsed_verdict` if it is none that is known; `image_in_answer` if the answers are images, or names of
-            image files; `image_missing`, or `video_type` if the row has images, videos or sounds that no option names;
-            `bad_strength`; or if a text is of another type.
-        `ValueError`: if options are missing or exclude each other, or if `labels` has another value.
     """
     known = {_word(first): "first", _word(second): "second", **_verdicts(labels)}
     sides = (first, second) if label else (chosen, rejected)

@@ -26,49 +26,25 @@ UNKNOWN_GENERATOR = "unknown"
 
 @dataclass(frozen=True)
 class Candidate:
-    """
-    An answer that may become a side of a pair.
+    """An answer that may become a side of a pair."""
 
-    Parameters:
-        text (`str`):
-            The answer.
-        origin (`str`):
-            `"given"` in the row, `"generated"` by the endpoint, `"corrupted"` from another candidate, or
-            `"rewritten"` from the reference answer.
-    """
-
-    text: str
+    text: str  # The answer
+    # `"given"` in the row, `"generated"` by the endpoint, `"corrupted"` from another candidate, or `"rewritten"` from
+    # the reference answer
     origin: Origin
 
 
 @dataclass
 class Pool:
-    """
-    The candidates of one prompt by one model.
+    """The candidates of one prompt by one model."""
 
-    Parameters:
-        question ([`Question`]):
-            The prompt.
-        generator (`str`):
-            Name of the model.
-        candidates (`list[Candidate]`, *optional*):
-            Its answers, no two alike.
-        num_equal (`int`, *optional*, defaults to `0`):
-            How many more were equal to one of them.
-        num_empty (`int`, *optional*, defaults to `0`):
-            How many more were empty.
-        num_unfinished (`int`, *optional*, defaults to `0`):
-            How many more were thoughts that never end.
-
-    `key` is the same for the same prompt, images, model and given answers, wherever the row stands: all draws depend
-    on it.
-    """
-
-    question: Question
-    generator: str
-    candidates: list[Candidate] = field(default_factory=list)
-    num_equal: int = 0
-    num_empty: int = 0
+    question: Question  # The prompt
+    generator: str  # Name of the model
+    candidates: list[Candidate] = field(default_factory=list)  # Its answers, no two alike
+    num_equal: int = 0  # How many more were equal to one of them
+    num_empty: int = 0  # How many more were empty
+    # How many more were thoughts that never end. `key` is the same for the same prompt, images, model and given
+    # answers, wherever the row stands: all draws depend on it
     num_unfinished: int = 0
 
     def __post_init__(self) -> None:
@@ -89,7 +65,8 @@ class Pool:
 
     def add(self, text: str, origin: Origin) -> bool:
         """Adds an answer without the model's thoughts, unless it is empty, unfinished, or equal to another but for
-        white space, and says whether it did."""
+        white space, and says whether it did.
+        """
         text, open_marker = read_answer(text)
         if open_marker is not None:
             self.num_unfinished += 1
@@ -106,21 +83,7 @@ class Pool:
 
 
 def read_pools(question: Question, candidates: Sequence[Mapping[str, Any]] | None) -> list[Pool]:
-    """
-    The given candidates of a row by generator.
-
-    Args:
-        question ([`Question`]):
-            The prompt.
-        candidates (`Sequence[Mapping]`, *optional*):
-            Answers, each with `text` and `generator`.
-
-    Returns:
-        `list[Pool]`: one for each generator, in the order of their names; empty without candidates.
-
-    Raises:
-        [`RowError`]: `not_conversational` if a candidate is something else.
-    """
+    """The given candidates of a row by generator."""
     texts: dict[str, list[str]] = {}
     for place, given in enumerate(candidates or []):
         text = given.get("text") if isinstance(given, Mapping) else None
@@ -135,36 +98,16 @@ def read_pools(question: Question, candidates: Sequence[Mapping[str, Any]] | Non
 
 @dataclass(frozen=True)
 class Question:
-    """
-    What a row asks, without its candidates.
+    """What a row asks, without its candidates."""
 
-    Parameters:
-        row (`int`):
-            Place of the row in its data set.
-        name (`str`):
-            How messages name the row.
-        prompt (`list[dict]`):
-            Messages with image blocks.
-        image_blocks (`list[dict]`):
-            Its images as parts of a chat message, which all requests about it share.
-        reference (`str`, *optional*):
-            A correct answer.
-        group_id (`str`):
-            What all pairs about the prompt have in common.
-        source_id (`str`, *optional*):
-            The row's own name.
-        content (`str`):
-            A hash of prompt and images.
-    """
-
-    row: int
-    name: str
-    prompt: list[dict[str, Any]]
-    image_blocks: list[dict[str, Any]]
-    reference: str | None
-    group_id: str
-    source_id: str | None
-    content: str
+    row: int  # Place of the row in its data set
+    name: str  # How messages name the row
+    prompt: list[dict[str, Any]]  # Messages with image blocks
+    image_blocks: list[dict[str, Any]]  # Its images as parts of a chat message, which all requests about it share
+    reference: str | None  # A correct answer
+    group_id: str  # What all pairs about the prompt have in common
+    source_id: str | None  # The row's own name
+    content: str  # A hash of prompt and images
 
     @property
     def text(self) -> str:
@@ -176,26 +119,7 @@ class Question:
 
 
 def read_question(row: Mapping[str, Any], index: int, *, source: str, image_options: ImageOptions) -> Question:
-    """
-    What a row asks.
-
-    Args:
-        row (`Mapping`):
-            A row with `prompt` (messages, or a string) or `question` (with `<image>` where an image belongs, or with
-            all images first), `images`, and optionally `reference`, `group_id` and `source_id`.
-        index (`int`):
-            Its place in the data set.
-        source (`str`):
-            Beginning of a `group_id` that the row does not have.
-        image_options ([`ImageOptions`]):
-            Where images may come from and how large they may be.
-
-    Returns:
-        [`Question`]
-
-    Raises:
-        [`RowError`]: if the prompt is no prompt, or an image cannot be read.
-    """
+    """What a row asks."""
     reference, prompt = row.get("reference"), read_prompt(row, index, source=source)
     if reference is not None and not isinstance(reference, str):
         raise RowError(
@@ -214,16 +138,7 @@ def read_question(row: Mapping[str, Any], index: int, *, source: str, image_opti
 
 
 def generation_messages(question: Question) -> list[dict[str, Any]]:
-    """
-    The prompt as chat messages, images in their places.
-
-    Args:
-        question ([`Question`]):
-            The prompt.
-
-    Returns:
-        `list[dict]`: one message for each of the prompt's.
-    """
+    """The prompt as chat messages, images in their places."""
     images = iter(question.image_blocks)
     messages = []
     for message in question.prompt:
@@ -294,20 +209,7 @@ INSTRUCTIONS: dict[Need, dict[str, str]] = {
 
 
 def needed_candidate(scores: Sequence[float], *, min_spread: float, middle: float) -> Need | None:
-    """
-    Which candidate a prompt needs, if it needs one.
-
-    Args:
-        scores (`Sequence[float]`):
-            Score of each candidate, in points.
-        min_spread (`float`):
-            Distance of the best from the worst below which candidates are alike, in points.
-        middle (`float`):
-            Middle of the scale: a mean of at least as much is good.
-
-    Returns:
-        `str`: `"corrupted"` if all are good, `"rewritten"` if all are bad, `None` if they differ.
-    """
+    """Which candidate a prompt needs, if it needs one."""
     values = np.asarray(scores, dtype=np.float64)
     if values.max() - values.min() >= min_spread:
         return None
@@ -323,26 +225,7 @@ def candidate_messages(
     reference: str | None,
     language: str | None = None,
 ) -> list[dict[str, Any]]:
-    """
-    What a generator is asked for one more candidate.
-
-    Args:
-        need (`str`):
-            `"corrupted"` or `"rewritten"`.
-        question (`str`):
-            The question.
-        image_blocks (`Sequence[dict]`):
-            Its images, as parts of a chat message.
-        candidate (`str`):
-            The answer to corrupt, or the one whose style is to be taken.
-        reference (`str`, *optional*):
-            The correct answer, which a rewriting needs.
-        language (`str`, *optional*):
-            Language of the instructions, `"en"` or `"zh"`; by default Chinese if a Han character is in the question.
-
-    Returns:
-        `list[dict]`: chat messages.
-    """
+    """What a generator is asked for one more candidate."""
     if need == "corrupted":
         sections = {"QUESTION": question, "ANSWER": candidate}
     else:

@@ -26,21 +26,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AgreementCounts:
-    """
-    What became of the pairs of candidates.
+    """What became of the pairs of candidates."""
 
-    Parameters:
-        agreed (`int`, *optional*, defaults to `0`):
-            Pairs in the same order by both.
-        opposed (`int`, *optional*, defaults to `0`):
-            Pairs in opposite orders.
-        close (`int`, *optional*, defaults to `0`):
-            Pairs of which one gap or both are too small to tell an order.
-    """
-
-    agreed: int = 0
-    opposed: int = 0
-    close: int = 0
+    agreed: int = 0  # Pairs in the same order by both
+    opposed: int = 0  # Pairs in opposite orders
+    close: int = 0  # Pairs of which one gap or both are too small to tell an order
 
     def __add__(self, other: AgreementCounts) -> AgreementCounts:
         return AgreementCounts(self.agreed + other.agreed, self.opposed + other.opposed, self.close + other.close)
@@ -225,68 +215,38 @@ def _line(title: str, counts: Mapping[str, int]) -> Text:
 
 @dataclass(frozen=True)
 class ListScores:
-    """
-    One list as the judge scored it.
+    """One list as the judge scored it."""
 
-    Parameters:
-        order (`list[int]`):
-            The candidates from the first place to the last.
-        scores (`list[float]`):
-            Their scores, in this order.
-    """
-
-    order: list[int]
-    scores: list[float]
+    order: list[int]  # The candidates from the first place to the last
+    scores: list[float]  # Their scores, in this order
 
 
 @dataclass
 class JudgedPool:
-    """
-    A pool and what was said of it.
+    """A pool and what was said of it."""
 
-    Parameters:
-        pool ([`Pool`]):
-            The pool.
-        rounds (`list[list[ListScores]]`, *optional*):
-            Lists that were scored, for each round of asking; the second has one more candidate.
-        criteria (`dict[int, dict[str, float]]`, *optional*):
-            Scores of each candidate by criterion.
-        generation_status (`str`, *optional*):
-            Status of the last reply of the generator that was no candidate.
-        pointwise_status (`str`, *optional*):
-            Status of the last reply about a single candidate that was not `"ok"`.
-        unanswered (`str`, *optional*):
-            Stage and status of a question about it that nobody has answered yet, so that nothing may be concluded from
-            there being no pair.
-        failure (`str`, *optional*):
-            Why no pair can be made of it.
-    """
-
-    pool: Pool
+    pool: Pool  # The pool
+    # Lists that were scored, for each round of asking; the second has one more candidate
     rounds: list[list[ListScores]] = field(default_factory=list)
-    criteria: dict[int, dict[str, float]] = field(default_factory=dict)
-    generation_status: str | None = None
-    pointwise_status: str | None = None
+    criteria: dict[int, dict[str, float]] = field(default_factory=dict)  # Scores of each candidate by criterion
+    generation_status: str | None = None  # Status of the last reply of the generator that was no candidate
+    pointwise_status: str | None = None  # Status of the last reply about a single candidate that was not `"ok"`
+    # Stage and status of a question about it that nobody has answered yet, so that nothing may be concluded from there
+    # being no pair
     unanswered: str | None = None
-    failure: str | None = None
+    failure: str | None = None  # Why no pair can be made of it
 
 
 @dataclass(frozen=True)
 class JudgingSettings:
-    """
-    How pools are judged.
+    """How pools are judged."""
 
-    Parameters:
-        num_candidates, num_shuffles, rubric, min_spread, language, seed:
-            As in [`distill`].
-    """
-
-    num_candidates: int
-    num_shuffles: int
-    rubric: Rubric
-    min_spread: float
-    language: str | None
-    seed: int
+    num_candidates: int  # As in `distill`
+    num_shuffles: int  # As in `distill`
+    rubric: Rubric  # As in `distill`
+    min_spread: float  # As in `distill`
+    language: str | None  # As in `distill`
+    seed: int  # As in `distill`
 
     @property
     def middle(self) -> float:
@@ -392,24 +352,7 @@ def judge_pools(
     generator: JudgeClient | None,
     report: DistillReport,
 ) -> list[JudgedPool]:
-    """
-    Generates, judges, and where all candidates are alike adds one and judges again.
-
-    Args:
-        pools (`Sequence[Pool]`):
-            The pools; those without candidates get some.
-        settings ([`JudgingSettings`]):
-            How.
-        judge ([`~trl_dt2it.judge.JudgeClient`]):
-            The judge.
-        generator ([`~trl_dt2it.judge.JudgeClient`], *optional*):
-            Writes candidates.
-        report ([`DistillReport`]):
-            Counts replies and candidates.
-
-    Returns:
-        `list[JudgedPool]`: one for each pool.
-    """
+    """Generates, judges, and where all candidates are alike adds one and judges again."""
     judged = [JudgedPool(pool) for pool in pools]
     empty = [one for one in judged if not one.pool.candidates and not one.pool.num_empty + one.pool.num_unfinished]
     if generator is not None and empty:

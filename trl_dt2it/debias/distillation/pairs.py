@@ -21,24 +21,12 @@ from .position_bias import PositionBias, fit_positions
 
 @dataclass(frozen=True)
 class AgreedPair:
-    """
-    Two candidates of one prompt that both ways of judging order alike.
+    """Two candidates of one prompt that both ways of judging order alike."""
 
-    Parameters:
-        better (`int`):
-            The candidate with the higher scores.
-        worse (`int`):
-            The other one.
-        listwise_gap (`float`):
-            By how many points its listwise score is higher.
-        pointwise_gap (`float`):
-            By how many points its pointwise score is higher.
-    """
-
-    better: int
-    worse: int
-    listwise_gap: float
-    pointwise_gap: float
+    better: int  # The candidate with the higher scores
+    worse: int  # The other one
+    listwise_gap: float  # By how many points its listwise score is higher
+    pointwise_gap: float  # By how many points its pointwise score is higher
 
     @property
     def strength(self) -> float:
@@ -48,24 +36,12 @@ class AgreedPair:
 
 @dataclass
 class JudgedPair:
-    """
-    A pair that both scores agree on.
+    """A pair that both scores agree on."""
 
-    Parameters:
-        one ([`JudgedPool`]):
-            Where it comes from.
-        agreed ([`AgreedPair`]):
-            Its sides and gaps.
-        listwise (`dict[int, float]`):
-            Listwise scores of all candidates of the pool.
-        counts ([`AgreementCounts`]):
-            What became of all pairs of the pool.
-    """
-
-    one: JudgedPool
-    agreed: AgreedPair
-    listwise: dict[int, float]
-    counts: AgreementCounts
+    one: JudgedPool  # Where it comes from
+    agreed: AgreedPair  # Its sides and gaps
+    listwise: dict[int, float]  # Listwise scores of all candidates of the pool
+    counts: AgreementCounts  # What became of all pairs of the pool
 
     @property
     def key(self) -> str:
@@ -77,18 +53,7 @@ class JudgedPair:
 def listwise_scores(
     judged: Sequence[JudgedPool], rubric: Rubric
 ) -> tuple[dict[int, dict[int, float]], list[PositionBias]]:
-    """
-    Listwise scores without position bias.
-
-    Args:
-        judged (`Sequence[JudgedPool]`):
-            The pools.
-        rubric ([`Rubric`]):
-            The scale.
-
-    Returns:
-        `tuple`: for each pool, by its place, the score of each candidate; and the bias for each length of lists.
-    """
+    """Listwise scores without position bias."""
     # All rounds tell about the judge; the last one that came back holds all candidates.
     lists: dict[int, list[tuple[int, int, ListScores]]] = defaultdict(list)
     for place, one in enumerate(judged):
@@ -146,24 +111,7 @@ def agreed_pairs(
     min_gap: float,
     report: DistillReport,
 ) -> list[JudgedPair]:
-    """
-    The pairs that both scores agree on. Pools without one are settled in the report.
-
-    Args:
-        judged (`Sequence[JudgedPool]`):
-            The pools.
-        listwise (`Mapping[int, dict[int, float]]`):
-            What [`listwise_scores`] gave.
-        rubric ([`Rubric`]):
-            Weights of the criteria.
-        min_gap (`float`):
-            Smallest gap of either score, in points.
-        report ([`DistillReport`]):
-            Counts.
-
-    Returns:
-        `list[JudgedPair]`
-    """
+    """The pairs that both scores agree on. Pools without one are settled in the report."""
     pairs = []
     for place, one in enumerate(judged):
         report.candidates["equal"] += one.pool.num_equal
@@ -196,21 +144,9 @@ DRAWN, PROMPT_IS_FULL, BIN_IS_FULL = 0, 1, 2
 
 
 def strength_bins(strengths: np.ndarray, *, num_bins: int, low: float, high: float) -> np.ndarray:
-    """
-    The bin of each strength, of bins of one width.
+    """The bin of each strength, of bins of one width.
 
-    Args:
-        strengths (`np.ndarray` of shape `(n,)`):
-            Strengths, in points.
-        num_bins (`int`):
-            Number of bins.
-        low (`float`):
-            Where the first bin begins.
-        high (`float`):
-            Where the last bin ends. What lies outside belongs to the first or last bin.
-
-    Returns:
-        `np.ndarray` of type int64 and shape `(n,)`: from 0, the weakest.
+    Shapes: `strengths` `(n,)`.
     """
     edges = np.linspace(low, high, num_bins + 1)[1:-1]
     return np.searchsorted(edges, strengths, side="right")
@@ -226,32 +162,11 @@ def draw_pairs(
     max_pairs: int | None = None,
     seed: int = 42,
 ) -> np.ndarray:
-    """
-    Draws pairs as evenly over the bins as they allow, for each generator on its own.
+    """Draws pairs as evenly over the bins as they allow, for each generator on its own.
 
     Bins take turns, those with the fewest pairs so far first, each the next pair in a drawn order whose prompt may
     give one more. Then no bin of a generator keeps more than the median of its bins has, bins without a pair left out;
     one bin keeps all. What is drawn does not depend on the order of the pairs.
-
-    Args:
-        bins (`np.ndarray` of type int64 and shape `(n,)`):
-            Bin of each pair.
-        prompts (`Sequence[str]`):
-            Prompt of each pair.
-        generators (`Sequence[str]`):
-            Which model wrote both answers.
-        keys (`Sequence[str]`):
-            Name of each pair, no two alike.
-        pairs_per_prompt (`int`, *optional*):
-            Most pairs of one prompt; `None` for no limit.
-        max_pairs (`int`, *optional*):
-            Most pairs in all.
-        seed (`int`, *optional*, defaults to `42`):
-            Seed of the draw.
-
-    Returns:
-        `np.ndarray` of type int8 and shape `(n,)`: for each pair 0 if it is drawn, 1 if its prompt gave enough
-        others, 2 if its bin is full.
     """
     found = np.full(len(keys), BIN_IS_FULL, dtype=np.int8)
     strata: dict[tuple[str, int], list[int]] = {}
@@ -320,26 +235,7 @@ def pair_row(
     rubric: Rubric,
     effects: Mapping[int, Sequence[float]],
 ) -> dict[str, Any]:
-    """
-    All columns of a pair but its images.
-
-    Args:
-        pair ([`JudgedPair`]):
-            The pair.
-        strength_bin (`int`):
-            Its bin.
-        source (`str`):
-            What the column `source` says, and the beginning of `pair_id`.
-        about (`Mapping[str, str]`):
-            What the provenance says of the judge.
-        rubric ([`Rubric`]):
-            Weights of the criteria.
-        effects (`Mapping[int, Sequence[float]]`):
-            What positions are worth, by the length of lists.
-
-    Returns:
-        `dict`: the columns of [`DISTILLED_FEATURES`] without `images`.
-    """
+    """All columns of a pair but its images."""
     one, question = pair.one, pair.one.pool.question
     sides = {"chosen": pair.agreed.better, "rejected": pair.agreed.worse}
     counts = {name: getattr(pair.counts, name) for name in ("agreed", "opposed", "close")}

@@ -45,30 +45,15 @@ _NUM_GROUPS = 20  # of the jackknife
 
 @dataclass(frozen=True)
 class PositionBias:
-    """
-    Points that each position of a list is worth to a judge.
+    """Points that each position of a list is worth to a judge."""
 
-    Parameters:
-        num_candidates (`int`):
-            Length of the lists.
-        num_lists (`int`):
-            Number of lists that the estimate rests on.
-        effects (`tuple[float, ...]`):
-            For each place, by how many points of the scale it raises a score; they sum to 0.
-        standard_errors (`tuple[float, ...]`, *optional*):
-            Their standard errors, by a jackknife over prompts; `None` if there is a single prompt.
-        noise_rate (`float`):
-            Estimated share of scores that have nothing to do with the answer, from 0 to 0.5.
-        spread (`float`):
-            Standard deviation of the other scores around candidate and position, in points.
-    """
-
-    num_candidates: int
-    num_lists: int
-    effects: tuple[float, ...]
+    num_candidates: int  # Length of the lists
+    num_lists: int  # Number of lists that the estimate rests on
+    effects: tuple[float, ...]  # For each place, by how many points of the scale it raises a score; they sum to 0
+    # Their standard errors, by a jackknife over prompts; `None` if there is a single prompt
     standard_errors: tuple[float, ...] | None
-    noise_rate: float
-    spread: float
+    noise_rate: float  # Estimated share of scores that have nothing to do with the answer, from 0 to 0.5
+    spread: float  # Standard deviation of the other scores around candidate and position, in points
 
     @property
     def intervals(self) -> tuple[tuple[float, float], ...] | None:
@@ -80,23 +65,10 @@ class PositionBias:
 
 
 def balanced_orders(num_candidates: int, num_shuffles: int, seed: str) -> list[list[int]]:
-    """
-    Orders to show candidates in, balanced over places.
+    """Orders to show candidates in, balanced over places.
 
     Every `num_candidates` orders are a cyclic Latin square over a drawn permutation: each candidate is in each place
     once. Fewer orders are a part of one, with each candidate in as many different places.
-
-    Args:
-        num_candidates (`int`):
-            Number of candidates.
-        num_shuffles (`int`):
-            Number of orders.
-        seed (`str`):
-            What the draw depends on.
-
-    Returns:
-        `list[list[int]]`: for each order, the candidates from the first place to the last; no two orders are equal, so
-        that there are at most `num_candidates` factorial.
     """
     rng = np.random.default_rng(list(bytes.fromhex(digest(seed))))
     steps = [step for step in range(1, num_candidates + 1) if math.gcd(step, num_candidates) == 1]
@@ -119,28 +91,9 @@ def fit_positions(
     low: float,
     high: float,
 ) -> tuple[np.ndarray, PositionBias | None]:
-    """
-    Qualities of candidates, and what positions are worth, from the scores of lists of one length.
+    """Qualities of candidates, and what positions are worth, from the scores of lists of one length.
 
-    Args:
-        scores (`np.ndarray` of shape `(n,)`):
-            Scores, each of one candidate in one list.
-        candidates (`np.ndarray` of type int64 and shape `(n,)`):
-            Whose score it is, from 0 to the number of candidates of all prompts - 1, each at least once.
-        positions (`np.ndarray` of type int64 and shape `(n,)`):
-            The place that the candidate had, from 0.
-        prompts (`np.ndarray` of type int64 and shape `(n,)`):
-            Which prompt it belongs to; prompts are what the standard errors take as independent.
-        num_positions (`int`):
-            Length of the lists.
-        low (`float`):
-            Lowest score of the scale.
-        high (`float`):
-            Highest score of the scale.
-
-    Returns:
-        `tuple[np.ndarray, PositionBias]`: for each candidate its score without the effect of positions, in points;
-        and the effects, or `None` if the orders do not tell them apart, such as with one order for each prompt.
+    Shapes: `scores` `(n,)`.
     """
     linked = _links_all(candidates, positions, num_positions)
     fit = _Fit(scores, candidates, positions, num_positions if linked else 1, high - low)

@@ -39,19 +39,7 @@ PAPER_BENCHMARKS = ("vl-rewardbench", "multimodal-rewardbench", "mm-rlhf-rewardb
 
 
 def find_benchmark(name: str) -> Benchmark:
-    """
-    A benchmark by its name.
-
-    Args:
-        name (`str`):
-            One of [`BENCHMARKS`].
-
-    Returns:
-        [`Benchmark`]
-
-    Raises:
-        `ValueError`: if it is not known.
-    """
+    """A benchmark by its name."""
     if name not in BENCHMARKS:
         raise ValueError(f"`{name}` is no known benchmark. Known are {', '.join(BENCHMARKS)}.")
     return BENCHMARKS[name]

@@ -14,16 +14,9 @@ from ...utils import digest
 
 
 class Ratio(NamedTuple):
-    """
-    A metric as a ratio of two sums over units, which are drawn as wholes when it is bootstrapped.
+    """A metric as a ratio of two sums over units, which are drawn as wholes when it is bootstrapped.
 
-    Parameters:
-        hits (`np.ndarray` of shape `(U,)` and type float64):
-            How much of each unit is right.
-        total (`np.ndarray` of shape `(U,)` and type float64):
-            How much each unit counts.
-        over (`str`, *optional*, defaults to `"pairs"`):
-            What is counted: `"pairs"`, or `"prompts"`.
+    Shapes: `hits` `(U,)`, `total` `(U,)`.
     """
 
     hits: np.ndarray
@@ -36,19 +29,9 @@ Counting = Callable[[np.ndarray, np.ndarray, np.ndarray], dict[str, Ratio]]
 
 
 def pair_ratio(correct: np.ndarray, unit: np.ndarray, where: np.ndarray | None = None) -> Ratio:
-    """
-    The share of pairs that are right.
+    """The share of pairs that are right.
 
-    Args:
-        correct (`np.ndarray` of shape `(n,)` and type bool):
-            Whether the chosen answer of a pair has the higher score.
-        unit (`np.ndarray` of shape `(n,)` and type int64):
-            The unit of each pair, from 0 on.
-        where (`np.ndarray` of shape `(n,)` and type bool, *optional*):
-            The pairs that count; all by default.
-
-    Returns:
-        [`Ratio`]
+    Shapes: `correct` `(n,)`, `unit` `(n,)`, `where` `(n,)`.
     """
     counts = np.ones(len(unit), dtype=bool) if where is None else where
     num_units = int(unit.max(initial=-1)) + 1
@@ -73,19 +56,7 @@ def by_category(correct: np.ndarray, category: np.ndarray, unit: np.ndarray) -> 
 
 
 def pair_identity(name: Any, *parts: Any) -> str:
-    """
-    An id of a pair that no other pair has, whatever the rows are called, and whatever order they come in.
-
-    Args:
-        name (`str`, *optional*):
-            What the benchmark calls the row, which need not be unique.
-        parts:
-            The question, the chosen and the rejected answer. A label that a later release corrects makes another id,
-            so that scores of the one never count for the other.
-
-    Returns:
-        `str`: the name and 12 hexadecimal digits.
-    """
+    """An id of a pair that no other pair has, whatever the rows are called, and whatever order they come in."""
     short = digest(json.dumps(parts, ensure_ascii=False, default=str))[:12]
     return short if name is None or name == "" else f"{name}-{short}"
 
@@ -102,50 +73,27 @@ def own_category(row: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """
-    A benchmark of preference pairs.
+    """A benchmark of preference pairs."""
 
-    Parameters:
-        name (`str`):
-            What users call it.
-        title (`str`):
-            What its authors call it.
-        source ([`~trl_dt2it.data.sources.Source`]):
-            Where it is, under which licence, and its adapter, which gives rows with a `pair_id` of their own and
-            their `category`.
-        category_of (`Callable`, *optional*):
-            The category of a row, raw or canonical; by default its column `category`.
-        unit_of (`Callable`, *optional*):
-            What a row has in common with the other rows about the same prompt; `None` if the row does not tell. By
-            default its `group_id`.
-        count (`Callable`, *optional*):
-            The ratios that are its metrics; by default the share of right pairs, overall and by category.
-        averages (`Mapping[str, tuple[str, ...]]`, *optional*):
-            Metrics that are the mean of others.
-        headline (`str`, *optional*, defaults to `"overall"`):
-            The ratio over all pairs.
-        sizes (`Mapping[int, str]`, *optional*):
-            Known numbers of rows, and which release has them, the current first.
-        key_columns (`tuple[str, ...]`, *optional*, defaults to `("category",)`):
-            Columns of a raw row that `category_of` and `unit_of` read.
-        optional_category (`tuple[str, str]`, *optional*):
-            A category that may be left out as a whole, and what the rest is called then.
-        whole_repository (`bool`, *optional*, defaults to `False`):
-            Whether images lie beside the rows in the repository on the Hub.
-        both_orders (`bool`, *optional*, defaults to `False`):
-            Whether text-to-image pairs are asked about in both orders, unless the user says otherwise.
-    """
-
-    name: str
-    title: str
+    name: str  # What users call it
+    title: str  # What its authors call it
+    # Where it is, under which licence, and its adapter, which gives rows with a `pair_id` of their own and their
+    # `category`
     source: Source
+    # The category of a row, raw or canonical; by default its column `category`
     category_of: Callable[[Mapping[str, Any]], str] = own_category
+    # What a row has in common with the other rows about the same prompt; `None` if the row does not tell. By default
+    # its `group_id`
     unit_of: Callable[[Mapping[str, Any]], Any] = by_group_id
+    # The ratios that are its metrics; by default the share of right pairs, overall and by category
     count: Counting = by_category
-    averages: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    headline: str = "overall"
+    averages: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # Metrics that are the mean of others
+    headline: str = "overall"  # The ratio over all pairs
+    # Known numbers of rows, and which release has them, the current first
     sizes: Mapping[int, str] = field(default_factory=dict)
-    key_columns: tuple[str, ...] = ("category",)
+    key_columns: tuple[str, ...] = ("category",)  # Columns of a raw row that `category_of` and `unit_of` read
+    # A category that may be left out as a whole, and what the rest is called then
     optional_category: tuple[str, str] | None = None
-    whole_repository: bool = False
+    whole_repository: bool = False  # Whether images lie beside the rows in the repository on the Hub
+    # Whether text-to-image pairs are asked about in both orders, unless the user says otherwise
     both_orders: bool = False

@@ -18,19 +18,7 @@ CATEGORIES = ("mcq", "long", "short", "safety", "video")
 
 
 def category_of(row: Mapping[str, Any]) -> str:
-    """
-    The category of a row: the folder of its image or video.
-
-    Args:
-        row (`Mapping`):
-            A row with a path in `image` or `video`, or a canonical one with `category`.
-
-    Returns:
-        `str`: one of [`CATEGORIES`].
-
-    Raises:
-        `ValueError`: if the row tells none.
-    """
+    """The category of a row: the folder of its image or video."""
     path = _path(row)
     folders = re.split(r"[/\\]", path)[:-1]
     for parts in (folders, [path]):  # a folder of that name, or else the name anywhere in the path
@@ -61,19 +49,7 @@ def prompt_of(row: Mapping[str, Any]) -> Any:
 
 
 def mm_rlhf_rewardbench(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
-    """
-    The pair of a row.
-
-    Args:
-        row (`Mapping`):
-            `id`, `prompt`, `chosen`, `rejected`, and `image` or `video`, this as a folder of frames or a list of them.
-
-    Yields:
-        `dict`: the pair, with `pair_id` and `category`; a video is the only item of `videos`.
-
-    Raises:
-        [`RowError`]: if a field is missing or of another type.
-    """
+    """The pair of a row."""
     name = name_field(row, "id")
     question = without_markers(text_field(row, "prompt"))
     chosen, rejected = text_field(row, "chosen"), text_field(row, "rejected")

@@ -16,21 +16,7 @@ _ONLY = "only pairs of the text-to-image part, a caption and one image for each 
 
 
 def mmrb2(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
-    """
-    The pair of a row.
-
-    Args:
-        row (`Mapping`):
-            The Hub's columns: `pair_id`, `prompt_text`, `response_a_images`, `response_b_images`, `chosen` ("A" or
-            "B", in either case); or an entry of `pairs` in the authors' files: `id`, `prompt_content`, `response_a`
-            and `response_b` with `response_content`, these as lists of kind and value.
-
-    Yields:
-        `dict`: the text-to-image pair, with `pair_id`.
-
-    Raises:
-        [`RowError`]: if a field is missing, or the row is of another part.
-    """
+    """The pair of a row."""
     name = name_field(row, "pair_id") or name_field(row, "id")
     if row.get("prompt_content") is not None or any(isinstance(row.get(f"response_{x}"), Mapping) for x in "ab"):
         if row.get("prompt_content") is None:

@@ -20,22 +20,10 @@ _CODING_FOLDERS = {"emma-coding", "image2struct"}
 
 
 def group_of(row: Mapping[str, Any]) -> str:
-    """
-    The group of a row: its category, with `reasoning` parted into mathematics and coding.
+    """The group of a row: its category, with `reasoning` parted into mathematics and coding.
 
     Mathematics are the rows whose `ID` begins with "math" (so the benchmark's own script) or whose image is in the
     folder `mathvista` (so the paper's). Any other row of `reasoning` is coding, so that none is lost.
-
-    Args:
-        row (`Mapping`):
-            A row with `Category` (or `category`), and for `reasoning` with `ID` or the path of its image; or a
-            canonical one.
-
-    Returns:
-        `str`: one of [`GROUPS`].
-
-    Raises:
-        `ValueError`: if the category is not known, or `reasoning` cannot be parted.
     """
     row = row.get("Meta") if isinstance(row.get("Meta"), Mapping) else row  # type: ignore[assignment]
     category = str(row.get("Category") or row.get("category") or "").lower()
@@ -66,20 +54,7 @@ def _path(row: Mapping[str, Any]) -> str:
 
 
 def multimodal_rewardbench(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
-    """
-    The pair of a row.
-
-    Args:
-        row (`Mapping`):
-            `ID`, `Image` (or `image`), `Category`, `Text`, `Output1`, `Output2`, and `Better`, which names one of the
-            two; or a line of a judge's answers, which holds such a row in `Meta`.
-
-    Yields:
-        `dict`: the pair, with `pair_id` and `category`.
-
-    Raises:
-        [`RowError`]: if a field is missing. `Text` is, until the benchmark's download script has filled it in.
-    """
+    """The pair of a row."""
     row = row["Meta"] if isinstance(row.get("Meta"), Mapping) else row
     name = name_field(row, "ID")
     question = without_markers(text_field(row, "Text"))

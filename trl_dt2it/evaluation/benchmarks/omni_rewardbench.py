@@ -12,23 +12,7 @@ from .benchmark import Benchmark, pair_identity
 
 
 def ti2t(row: Mapping[str, Any], *, criteria: bool = True) -> Iterator[dict[str, Any] | RowError]:
-    """
-    The pair of a row about an image.
-
-    Args:
-        row (`Mapping`):
-            `id`, `prompt`, `image`, `response1`, `response2`, `criteria`, and `criteria_preference`: `"response1"`,
-            `"response2"` or `"tie"`.
-        criteria (`bool`, *optional*, defaults to `True`):
-            Whether the criterion follows the question. The same two answers may be ranked one way by one criterion and
-            the other way by another.
-
-    Yields:
-        `dict`: the pair, with `pair_id`.
-
-    Raises:
-        [`RowError`]: `tie` if people prefer neither, or if a field is missing.
-    """
+    """The pair of a row about an image."""
     name, first_is_better = name_field(row, "id"), _first_is_better(row)
     question = without_markers(text_field(row, "prompt"))
     if criteria and row.get("criteria"):
@@ -40,22 +24,7 @@ def ti2t(row: Mapping[str, Any], *, criteria: bool = True) -> Iterator[dict[str,
 
 
 def t2i(row: Mapping[str, Any], *, criteria: bool = True) -> Iterator[dict[str, Any] | RowError]:
-    """
-    The text-to-image pair of a row.
-
-    Args:
-        row (`Mapping`):
-            As in [`ti2t`], with images in `response1` and `response2` (or paths in `response1_path` and
-            `response2_path`), and no `image`.
-        criteria (`bool`, *optional*, defaults to `True`):
-            Whether the criterion follows the caption.
-
-    Yields:
-        `dict`: the pair, with `pair_id`.
-
-    Raises:
-        [`RowError`]: `tie` if people prefer neither, or if a field is missing.
-    """
+    """The text-to-image pair of a row."""
     name, first_is_better = name_field(row, "id"), _first_is_better(row)
     caption = text_field(row, "prompt")
     if criteria and row.get("criteria"):

@@ -39,19 +39,7 @@ _SOURCE_OF_PREFIX = {
 
 
 def group_of(row: Mapping[str, Any]) -> str:
-    """
-    The group of a row.
-
-    Args:
-        row (`Mapping`):
-            A row with `id`, or a canonical one with `category`.
-
-    Returns:
-        `str`: `"general"`, `"hallucination"` or `"reasoning"`.
-
-    Raises:
-        `ValueError`: if the row has neither.
-    """
+    """The group of a row."""
     known = str(row.get("category") or "").lower()
     if (name := row.get("id")) is None:
         if known in GROUPS:
@@ -66,22 +54,7 @@ def group_of(row: Mapping[str, Any]) -> str:
 
 
 def vl_rewardbench(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
-    """
-    The pair of a row.
-
-    Args:
-        row (`Mapping`):
-            `id`, `query`, two answers in `response`, `image` (`image_path` in the authors' own file), and
-            `human_ranking`, the rank of each answer, 0 for the better one. VLMEvalKit's file has `index`, `question`,
-            `answer` (the ranking) and `category`, lists as text and images as base64. R1-Reward's file has `id`,
-            `prompt`, `chosen` and `rejected`.
-
-    Yields:
-        `dict`: the pair, with `pair_id` and `category`.
-
-    Raises:
-        [`RowError`]: if a field is missing, or the ranking prefers neither answer.
-    """
+    """The pair of a row."""
     name = name_field(row, "id") or name_field(row, "index")
     asked = next((field for field in ("query", "question", "prompt") if row.get(field) is not None), "query")
     question = without_markers(text_field(row, asked))
