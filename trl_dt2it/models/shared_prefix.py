@@ -351,7 +351,7 @@ def decide_share_prefix(wish: str, model: Any) -> bool:
 
 
 def use_shared_prefix(model: Any) -> None:
-    """Let a model's language model read several completions behind one prefix; rows without a layout are read as before."""
+    """Let a language model read several completions behind one prefix; rows without a layout are read as before."""
     decoder = model.model.get_decoder()
     attention = decoder.config._attn_implementation
     if attention.startswith(SHARED_PREFIX):
