@@ -52,10 +52,11 @@ test-newest:  ## Run the tests with the newest releases of all dependencies, in 
 	tools/test_versions.sh newest
 
 .PHONY: check
-check: install-dev  ## Lint, formatting, types and spelling
+check: install-dev  ## Lint, formatting, types, layers and spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/typos
 
 .PHONY: format
@@ -92,4 +93,4 @@ bench-vllm: install-dev  ## Compare rewards with a real vLLM server, which is in
 
 .PHONY: clean
 clean:  ## Remove what the other targets made, but for the virtual environment
-	rm -rf outputs site build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf outputs site build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
