@@ -37,8 +37,8 @@ def test_the_files_that_the_page_names_are_there():
 
 def test_the_layers_are_those_that_are_checked():
     contract = re.search(r"^layers = \[(.*?)^\]", (ROOT / "pyproject.toml").read_text(), flags=re.M | re.S)
-    (shown,) = re.findall(r"^cli ─► .*$", PAGE, flags=re.M)
-    assert shown.split(" ─► ") == [line.replace(" : ", ", ") for line in re.findall(r'"(.+)"', contract[1])]
+    (shown,) = re.findall(r"^```text\n(cli .*?)\n```$", PAGE, flags=re.M | re.S)
+    assert re.split(r"\s+─► ", shown) == [line.replace(" : ", ", ") for line in re.findall(r'"(.+)"', contract[1])]
 
 
 def test_the_way_of_a_pair_is_what_is_traced():
