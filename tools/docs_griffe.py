@@ -24,9 +24,9 @@ def plain(text: str) -> str:
 
 
 class Plain(Extension):
-    """Griffe calls it for every object that it has read."""
+    """An extension that griffe calls for every object that it has read."""
 
     def on_object(self, *, obj: Object, **kwargs: Any) -> None:
-        """Rewrites the docstring of an object."""
+        """Rewrite the docstring of an object."""
         if obj.docstring is not None:
             obj.docstring.value = plain(obj.docstring.value)

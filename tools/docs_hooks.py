@@ -1,4 +1,4 @@
-"""What the site has beyond its pages: every benchmark table, the API from `__all__`, and no link that leads nowhere.
+"""Content of the site beyond its pages: every benchmark table, the API from the stubs, and no link that leads nowhere.
 
 MkDocs calls the functions named `on_...` (see `hooks` in mkdocs.yml). Tables and names are read at each build, so that
 no page can say something else than the repository does.
@@ -55,7 +55,7 @@ def all_results() -> str:
 
 
 def head_of(path: str) -> str:
-    """What the comment at the top of a YAML file says of it."""
+    """The comment at the top of a YAML file."""
     lines = []
     for line in (ROOT / path).read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
@@ -80,7 +80,7 @@ def names_of(package: str) -> str:
 
 
 def with_links(text: str, source: str) -> str:
-    """Links out of docs/ as what the site has: a table, or the name alone of a file that is in the repository only."""
+    """Turn links out of docs/ into links to tables of the site, or into plain names of files in the repository."""
     depth = source.count("/")
     up = "../" * depth
 
@@ -95,7 +95,7 @@ def with_links(text: str, source: str) -> str:
 
 
 def on_page_markdown(markdown: str, page, **_) -> str:
-    """Fills in what stands in the repository, and changes links."""
+    """Fill in tables, heads and names from the repository, and rewrite links."""
     text = with_links(markdown, page.file.src_uri)
     text = HEADS_MARKER.sub(lambda match: heads_of(match[1]), text)
     text = NAMES_MARKER.sub(lambda match: names_of(match[1]), text)
@@ -103,7 +103,7 @@ def on_page_markdown(markdown: str, page, **_) -> str:
 
 
 def on_files(files, config, **_):
-    """Adds the pictures beside the tables."""
+    """Add the pictures beside the tables."""
     for path in sorted(RESULTS.glob("*.png")):
         files.append(File.generated(config, f"results/{path.name}", abs_src_path=str(path)))
     return files

@@ -1,4 +1,4 @@
-"""Prints the lower bound of each dependency in pyproject.toml, extras given as arguments included, as `name==bound`.
+"""Print the lower bound of each dependency in pyproject.toml, extras given as arguments included, as `name==bound`.
 
 python tools/lowest_versions.py dev > constraints.txt
 pip install --constraint constraints.txt --editable '.[dev]'
@@ -16,19 +16,7 @@ PYPROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
 
 
 def lowest_versions(requirements: list[str]) -> dict[str, str]:
-    """
-    Lower bounds of requirements.
-
-    Args:
-        requirements (`list[str]`):
-            As in pyproject.toml, such as `"trl>=1.16,<2"`.
-
-    Returns:
-        `dict[str, str]`: by name, in order; of a name that is there twice the higher one.
-
-    Raises:
-        `ValueError`: if a requirement has no lower bound.
-    """
+    """Lower bounds of requirements such as `"trl>=1.16,<2"`, by name; of a name that is there twice the higher one."""
     bounds: dict[str, str] = {}
     for text in requirements:
         requirement = Requirement(text)

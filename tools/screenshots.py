@@ -21,7 +21,7 @@ from playwright.sync_api import Browser, sync_playwright
 
 
 ROOT = Path(__file__).parents[1]
-# Name, section, width, colour scheme, most pixels of its height.
+# Name, section, width, color scheme, most pixels of its height.
 REPORT_SHOTS = (
     ("report-flow", "flow", 1280, "light", 730),
     ("report-style", "style", 1280, "light", 900),
