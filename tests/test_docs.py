@@ -1,6 +1,7 @@
 """The documents: README's examples run, its links and commands exist, and every family has its row."""
 
 import json
+import pydoc
 import re
 from pathlib import Path
 
@@ -145,6 +146,13 @@ def test_every_relative_link_and_named_file_exists():
         own = re.sub(r"^\| [\w.-]+/[\w.-]+@\w{8} .*$", "", text, flags=re.MULTILINE)
         for place in re.findall(r"\b(?:recipes|tests|trl_dt2it)/[\w/]+(?:\.py|\.yaml)?\b", own):
             assert (ROOT / place).exists(), f"{document}: {place}"
+
+
+def test_every_name_of_the_package_exists():
+    for document in DOCUMENTS:
+        text = (ROOT / document).read_text(encoding="utf-8")
+        for name in re.findall(r"\btrl_dt2it(?:\.\w+)+", text):
+            assert pydoc.locate(name) is not None, f"{document}: {name}"
 
 
 def table_of_families() -> dict[str, list[str]]:

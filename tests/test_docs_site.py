@@ -194,19 +194,19 @@ def test_the_building_blocks_run_and_print_what_is_shown(tmp_path, monkeypatch, 
         printed.append(capsys.readouterr().out)
     inside = r"((?:(?!```).*\n)+)```"
     shown = re.findall(rf"^```python\n{inside}\n\n```text\n{inside}$", page, flags=re.MULTILINE)
-    assert len(shown) == 4
+    assert len(shown) == 5
     for block, text in shown:
         assert text in printed[code_blocks("python", page).index(block)]
-    rows, ids = printed[4].splitlines()[-2:]
+    rows, ids = printed[5].splitlines()[-2:]
     assert rows == "10" and ids == "{'rlaif_v': {'7'}}"
-    assert printed[5].splitlines()[-2:] in (
+    assert printed[6].splitlines()[-2:] in (
         ["1 ['empty_caption']", "The first."],
         ["1 ['empty_caption']", "The second."],
     )
-    flips, counts = printed[6].splitlines()
+    flips, counts = printed[7].splitlines()
     assert flips == "[False False  True False] [False False  True False] [ True False False  True]"
     assert names["relabel_by_vote"](names["votes"]).counts()
-    assert printed[7].splitlines()[:3] == ["True [False, True]", "['system', 'user']", "first"]
+    assert printed[8].splitlines()[:3] == ["True [False, True]", "['system', 'user']", "first"]
 
 
 def test_the_settings_that_the_pages_name_exist():
