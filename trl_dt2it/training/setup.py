@@ -40,13 +40,12 @@ from ..data.rows import RowError, row_name
 from ..data.validation import ImageCheck, make_checks, take_out
 from ..models.freezing import freeze, num_embeddings, with_new_tokens, with_reward_head, with_trained_head
 from ..models.modeling import (
-    agree_on_compute_dtype,
     load_for_training,
     load_processing_class,
     mark_as_reward_model,
     read_last_real_token,
-    refuse_spoiled_weights,
     set_pixel_limits,
+    set_up_4bit_weights,
 )
 from ..models.rendering import ProcessingClass, equal_when_rendered, get_tokenizer
 from ..models.shared_prefix import decide_share_prefix
@@ -329,8 +328,7 @@ def set_up_model(
             "`num_labels=1`; load it with `trl_dt2it.load_reward_model`, or give its name or directory as `model`."
         )
     read_last_real_token(model)
-    refuse_spoiled_weights(model)
-    agree_on_compute_dtype(model, args)
+    set_up_4bit_weights(model, args)
     if processing_class is None:
         processing_class = load_processing_class(
             name_or_path, revision=init_kwargs.get("revision"), trust_remote_code=args.trust_remote_code
@@ -340,15 +338,11 @@ def set_up_model(
     new_tokens = []
     if args.chat_template_path is not None:
         new_tokens = use_chat_template(model, processing_class, args.chat_template_path)
-    if args.freeze_vision_tower or args.freeze_projector:
-        freeze(model, vision_tower=args.freeze_vision_tower, projector=args.freeze_projector)
+    frozen = [part for part in ("vision_tower", "projector") if getattr(args, f"freeze_{part}")]
+    for part in frozen:
+        freeze(model, part)
     if isinstance(peft_config, PeftConfig):  # TRL refuses anything else
-        peft_config = with_reward_head(
-            peft_config,
-            keep_out_of_vision_tower=args.freeze_vision_tower,
-            keep_out_of_projector=args.freeze_projector,
-        )
-        peft_config = with_new_tokens(peft_config, model, new_tokens)
+        peft_config = with_new_tokens(with_reward_head(peft_config, frozen), model, new_tokens)
     if not any(parameter.requires_grad for parameter in model.parameters()) and peft_config is None:
         advice = "load the adapter with `is_trainable=True`" if is_peft_model(model) else "let some require gradients"
         raise ValueError(f"No parameter of the {type(model).__name__} is trained; {advice}.")

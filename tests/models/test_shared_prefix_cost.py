@@ -89,8 +89,8 @@ def test_the_named_mask_under_autocast(monkeypatch):
     with torch.autocast("cpu", torch.bfloat16):
         expected, expected_gradients = rewards_and_gradients(model, batch)
         monkeypatch.setattr(
-            shared_prefix,
-            "_lower_right_mask",
+            shared_prefix.SharedPrefix,
+            "mask",
             lambda _, queries, prefix: causal_lower_right(queries, prefix + queries),
         )
         rewards, gradients = rewards_and_gradients(model, batch)
