@@ -19,7 +19,6 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import is_peft_model
 from datasets import Dataset, Features, IterableDataset, Value
-from datasets.table import InMemoryTable
 from peft import PeftConfig
 from torch import nn
 from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, ProcessorMixin, Trainer
@@ -118,11 +117,7 @@ def prepare_dataset(
     counts = None
     needed = name == "train" and needs_lengths(args) and args.length_column_name not in columns
     if isinstance(dataset, Dataset) and (needed or args.max_length is not None):
-        count = partial(count_pairs, name=name, collator=collator)
-        table = look_in_shares(
-            dataset, lambda part, num_proc: count(part, num_proc=num_proc).data.table, num_proc=args.dataset_num_proc
-        )
-        counts = Dataset(InMemoryTable(table))
+        counts = count_pairs(dataset, name=name, collator=collator, num_proc=args.dataset_num_proc)
     if args.max_length is not None:
         dataset, counts = drop_long_rows(
             dataset,
