@@ -1,4 +1,4 @@
-"""The table of supported model families, their Auto class registration and the encoding of their images.
+"""The table of supported model families, and their registration with the Auto classes.
 
 To add a family:
 
@@ -10,12 +10,11 @@ To add a family:
 4. Add its row to the table of `docs/models.md`.
 
 The table holds only what cannot be read off a model or a processor, as pixel limits, M-RoPE, video support and
-placeholder ids can. Importing this module loads no model code of transformers.
+placeholder ids can. Importing this module imports nothing of torch or transformers.
 """
 
 from __future__ import annotations
 
-import inspect
 import sys
 from dataclasses import dataclass
 from importlib import import_module
@@ -23,10 +22,6 @@ from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
-
-import torch
-from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -130,72 +125,3 @@ class _AutoModuleFinder:
 
         spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]  # on this one loader
         return spec
-
-
-class PatchProjection(nn.Conv3d):
-    """3-D convolution computed as one matrix product where its input is as large as its kernel."""
-
-    # Image processors hand over patches already cut out, and the tower convolves each with a kernel of the same size.
-    # torch does not notice that this is a matrix product: on a CPU it takes three times as long, and on a GPU in bf16
-    # some releases of cuDNN take far longer.
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Convolve an `input` `(N, C, T, H, W)` to `(N, D, 1, 1, 1)` if it is one kernel large."""
-        if input.shape[2:] != self.kernel_size:
-            return super().forward(input)
-        return nn.functional.linear(input.flatten(1), self.weight.flatten(1), self.bias)[..., None, None, None]
-
-
-def project_patches_by_matrix_product(model: nn.Module) -> None:
-    """Turn every plain 3-D convolution of a model into a [`PatchProjection`], in place."""
-    for module in model.modules():
-        # Changing the class keeps the instance's `forward`, which offloading may have wrapped.
-        if type(module) is nn.Conv3d and (module.groups, module.padding) == (1, (0, 0, 0)):
-            module.__class__ = PatchProjection
-
-
-def refuse_unseen(config: PreTrainedConfig, input_ids: torch.Tensor, inputs: dict[str, Any], training: bool) -> None:
-    """Refuse image or video placeholders without pixels, which a model would score as if they were words."""
-    ready = inputs.get("mm_encoder_outputs") or {}
-    has_pixels = {kind: inputs.get(name) is not None or ready.get(kind) is not None for kind, name in PIXELS.items()}
-    is_costly = training and input_ids.device.type != "cpu" and any(has_pixels.values())  # a wait for the device
-    if all(has_pixels.values()) or is_costly or torch.compiler.is_compiling():
-        return
-    is_shown = {kind: bool(torch.isin(input_ids, _placeholder_ids(config, kind, input_ids)).any()) for kind in PIXELS}
-    if has_pixels["video"] and not is_shown["video"]:  # a family that writes frames as images
-        return
-    for kind, name in PIXELS.items():
-        if is_shown[kind] and not has_pixels[kind]:
-            raise ValueError(
-                f"The tokens hold placeholders of {kind}s without `{name}` to put in their place; pass all that the "
-                "processor returns (in GRPO and RLOO, `RewardScorer(...).as_reward_func()` in place of the model)."
-            )
-
-
-def _placeholder_ids(config: PreTrainedConfig, kind: str, like: torch.Tensor) -> torch.Tensor:
-    ids = (getattr(config, f"{kind}_token_{end}", None) for end in ("id", "index"))
-    return like.new_tensor([token_id for token_id in ids if token_id is not None])
-
-
-def encode_once(base: PreTrainedModel, inputs: dict[str, Any], repeats: int) -> dict[str, Any]:
-    """Encode the images and videos of a batch and return the inputs of a batch that shows them `repeats` times."""
-    inputs = dict(inputs)
-    outputs = {}
-    for kind, pixels in PIXELS.items():
-        if inputs.get(pixels) is None:
-            continue
-        encode = getattr(base, f"get_{kind}_features")
-        accepted = {name: inputs[name] for name in inspect.signature(encode).parameters if name in inputs}
-        features = encode(**accepted, return_dict=True)
-        features.pooler_output = _repeat(features.pooler_output, repeats)
-        if features.get("deepstack_features") is not None:  # one tensor per layer
-            features.deepstack_features = [_repeat(layer, repeats) for layer in features.deepstack_features]
-        outputs[kind] = features
-        del inputs[pixels]
-    inputs |= {name: torch.cat([inputs[name]] * repeats) for name in ROPE_INPUTS if name in inputs}
-    return {**inputs, "mm_encoder_outputs": outputs} if outputs else inputs
-
-
-def _repeat(features: torch.Tensor | list | tuple, repeats: int) -> torch.Tensor | list:
-    """Repeat the features of all images: one tensor, or a list of one per image."""
-    return torch.cat([features] * repeats) if isinstance(features, torch.Tensor) else list(features) * repeats

@@ -43,10 +43,10 @@ from transformers.utils import cached_file, find_adapter_config_file, logging
 from trl import RewardConfig
 
 from ..utils import whole_weights
-from .families import FAMILIES, encode_once, project_patches_by_matrix_product, refuse_unseen
+from .families import FAMILIES, PIXELS
 from .freezing import is_head, num_tokens_of_adapter, read_beside_adapter
 from .rendering import ProcessingClass
-from .shared_prefix import last_hidden_states, use_shared_prefix
+from .shared_prefix import encode_once, last_hidden_states, use_shared_prefix
 
 
 logger = logging.get_logger(__name__)
@@ -93,6 +93,28 @@ def keep_head_in_fp32(model: nn.Module) -> None:
         if type(module) is nn.Linear and is_head(name):
             module.__class__ = RewardHead
             module.float()
+
+
+class PatchProjection(nn.Conv3d):
+    """3-D convolution computed as one matrix product where its input is as large as its kernel."""
+
+    # Image processors hand over patches already cut out, and the tower convolves each with a kernel of the same size.
+    # torch does not notice that this is a matrix product: on a CPU it takes three times as long, and on a GPU in bf16
+    # some releases of cuDNN take far longer.
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Convolve an `input` `(N, C, T, H, W)` to `(N, D, 1, 1, 1)` if it is one kernel large."""
+        if input.shape[2:] != self.kernel_size:
+            return super().forward(input)
+        return nn.functional.linear(input.flatten(1), self.weight.flatten(1), self.bias)[..., None, None, None]
+
+
+def project_patches_by_matrix_product(model: nn.Module) -> None:
+    """Turn every plain 3-D convolution of a model into a [`PatchProjection`], in place."""
+    for module in model.modules():
+        # Changing the class keeps the instance's `forward`, which offloading may have wrapped.
+        if type(module) is nn.Conv3d and (module.groups, module.padding) == (1, (0, 0, 0)):
+            module.__class__ = PatchProjection
 
 
 class GenericRewardModel(_Base):
@@ -168,6 +190,29 @@ def last_real_token(attention_mask: torch.Tensor) -> torch.Tensor:
     """Return the index `(R,)` of each row's last real token in an `attention_mask` `(R, L)`."""
     length = attention_mask.shape[1]
     return length - 1 - attention_mask.flip(1).to(torch.int8).argmax(1)
+
+
+def refuse_unseen(config: PreTrainedConfig, input_ids: torch.Tensor, inputs: dict[str, Any], training: bool) -> None:
+    """Refuse image or video placeholders without pixels, which a model would score as if they were words."""
+    ready = inputs.get("mm_encoder_outputs") or {}
+    has_pixels = {kind: inputs.get(name) is not None or ready.get(kind) is not None for kind, name in PIXELS.items()}
+    is_costly = training and input_ids.device.type != "cpu" and any(has_pixels.values())  # a wait for the device
+    if all(has_pixels.values()) or is_costly or torch.compiler.is_compiling():
+        return
+    is_shown = {kind: bool(torch.isin(input_ids, _placeholder_ids(config, kind, input_ids)).any()) for kind in PIXELS}
+    if has_pixels["video"] and not is_shown["video"]:  # a family that writes frames as images
+        return
+    for kind, name in PIXELS.items():
+        if is_shown[kind] and not has_pixels[kind]:
+            raise ValueError(
+                f"The tokens hold placeholders of {kind}s without `{name}` to put in their place; pass all that the "
+                "processor returns (in GRPO and RLOO, `RewardScorer(...).as_reward_func()` in place of the model)."
+            )
+
+
+def _placeholder_ids(config: PreTrainedConfig, kind: str, like: torch.Tensor) -> torch.Tensor:
+    ids = (getattr(config, f"{kind}_token_{end}", None) for end in ("id", "index"))
+    return like.new_tensor([token_id for token_id in ids if token_id is not None])
 
 
 @functools.cache

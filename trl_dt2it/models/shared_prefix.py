@@ -1,7 +1,8 @@
-"""One row per pair: the layout of prompts and completions in a row, its attention and its forward pass."""
+"""Prompts and images encoded once per pair: the layout, attention and forward pass of one row, and image features."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from functools import cached_property, partial
 from typing import Any, NamedTuple, cast
@@ -11,14 +12,14 @@ from torch import nn
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.flash_attention import get_target_dtype
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_flash_attention_utils import _flash_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available, logging
 
-from .families import FAMILIES, ROPE_INPUTS
+from .families import FAMILIES, PIXELS, ROPE_INPUTS
 
 
 logger = logging.get_logger(__name__)
@@ -408,3 +409,27 @@ def _rope_positions(
         **grids,
     )  # (3, G, 1 + longest prefix)
     return [positions[:, index, :length] for index, length in enumerate(known)]
+
+
+def encode_once(base: PreTrainedModel, inputs: dict[str, Any], repeats: int) -> dict[str, Any]:
+    """Encode the images and videos of a batch and return the inputs of a batch that shows them `repeats` times."""
+    inputs = dict(inputs)
+    outputs = {}
+    for kind, pixels in PIXELS.items():
+        if inputs.get(pixels) is None:
+            continue
+        encode = getattr(base, f"get_{kind}_features")
+        accepted = {name: inputs[name] for name in inspect.signature(encode).parameters if name in inputs}
+        features = encode(**accepted, return_dict=True)
+        features.pooler_output = _repeat(features.pooler_output, repeats)
+        if features.get("deepstack_features") is not None:  # one tensor per layer
+            features.deepstack_features = [_repeat(layer, repeats) for layer in features.deepstack_features]
+        outputs[kind] = features
+        del inputs[pixels]
+    inputs |= {name: torch.cat([inputs[name]] * repeats) for name in ROPE_INPUTS if name in inputs}
+    return {**inputs, "mm_encoder_outputs": outputs} if outputs else inputs
+
+
+def _repeat(features: torch.Tensor | list | tuple, repeats: int) -> torch.Tensor | list:
+    """Repeat the features of all images: one tensor, or a list of one per image."""
+    return torch.cat([features] * repeats) if isinstance(features, torch.Tensor) else list(features) * repeats
