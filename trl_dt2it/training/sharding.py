@@ -15,8 +15,9 @@ from accelerate.utils import fsdp2_prepare_model, is_peft_model
 from accelerate.utils.fsdp_utils import fsdp2_canonicalize_names
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from transformers import TrainingArguments
 from transformers.utils import logging
-from trl import RewardConfig, RewardTrainer
+from trl import RewardTrainer
 
 from ..models.freezing import is_head, part_of
 from ..models.modeling import RewardHead
@@ -48,7 +49,7 @@ def needs_all_gradients(trainer: RewardTrainer) -> bool:
     return needs_equal_calls(trainer) and not is_sharded(trainer) and bool(vision_parameters(_model(trainer)))
 
 
-def is_reentrant(args: RewardConfig) -> bool:
+def is_reentrant(args: TrainingArguments) -> bool:
     """Tell whether gradient checkpoints are set to be reentrant."""
     options = cast("dict[str, Any] | None", args.gradient_checkpointing_kwargs) or {}  # `__post_init__` resolved it
     return bool(options.get("use_reentrant"))

@@ -536,7 +536,8 @@ class MultimodalRewardTrainer(RewardTrainer):
         if pairs.get("is_filler"):
             pass
         elif self.model.training:
-            self._train_metrics.add(*batch.rewards.T, pairs["num_tokens"].sum())
+            chosen, rejected = batch.rewards.T
+            self._train_metrics.add(chosen, rejected, pairs["num_tokens"].sum())
         elif self._evaluation is not None:
             self._evaluation.add(pairs, batch)
         return (batch.loss, {"logits": batch.rewards}) if return_outputs else batch.loss
