@@ -310,12 +310,12 @@ def why_not_shared(model: Any) -> str | None:
     return None
 
 
-def decide_share_prefix(wish: str, model: Any) -> bool:
+def decide_share_prefix(setting: str, model: Any) -> bool:
     """Decide whether a model reads one row per pair, by `share_prefix` of the configuration."""
-    if wish == "false":
+    if setting == "false":
         return False
     reason = why_not_shared(model)
-    if wish == "true" and reason is not None:
+    if setting == "true" and reason is not None:
         raise ValueError(
             f'`share_prefix=True`, but the model {reason}. Set `share_prefix="auto"` to give it two rows per pair.'
         )

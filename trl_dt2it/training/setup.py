@@ -306,7 +306,7 @@ def set_up_model(
     if model.config.num_labels != 1:
         raise ValueError(
             f"{type(model).__name__} has `num_labels={model.config.num_labels}`, but reward models require "
-            "`num_labels=1`; load it with `trl_dt2it.load_reward_model`, or give its name or directory as `model`."
+            "`num_labels=1`; load it with `trl_dt2it.load_reward_model`, or pass its name or directory as `model`."
         )
     read_last_real_token(model)
     set_up_4bit_weights(model, args)
