@@ -1,4 +1,4 @@
-"""What cards say of a run: sources, curation and style, each by hand, and the card of a real training."""
+"""The contents of cards: sources, curation and style, each by hand, and the card of a real training."""
 
 import random
 import re

@@ -1,4 +1,4 @@
-"""What is trained is settled at start: adapters that go on, their head, new tokens, templates before lengths."""
+"""Setup of what is trained: adapters that go on, their head, new tokens, templates before lengths."""
 
 import functools
 import json

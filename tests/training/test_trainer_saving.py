@@ -1,4 +1,4 @@
-"""What the trainer saves: full models, adapters and checkpoints give the same rewards, and go on as they were."""
+"""Saves of the trainer: full models, adapters and checkpoints give the same rewards, and go on as they were."""
 
 import pytest
 import torch
