@@ -1,4 +1,4 @@
-"""The files that stock vLLM reads of a directory that it serves with `--runner pooling`; read from its sources, release 0.32.
+"""The files that stock vLLM reads of a directory under `--runner pooling`; from the sources of release 0.32.
 
 `benchmarks/vllm_parity.py` starts the real server; this file notices at once when the directory changes.
 """

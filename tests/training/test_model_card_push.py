@@ -1,4 +1,4 @@
-"""The files that are saved and that reach the Hub: the model, its processor and a card that works, and nothing else."""
+"""The files that are saved and reach the Hub: the model, its processor and a card that works, and nothing else."""
 
 import io
 import json
