@@ -21,7 +21,7 @@ from accelerate.utils import is_peft_model
 from datasets import Dataset, Features, IterableDataset, Value
 from peft import PeftConfig
 from torch import nn
-from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, ProcessorMixin, Trainer
+from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, ProcessorMixin, Trainer, TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.utils import is_liger_kernel_available, logging
 
@@ -51,7 +51,6 @@ from ..models.shared_prefix import decide_share_prefix
 from .batching import count_pairs, count_tokens, needs_lengths, token_counter
 from .collator import MultimodalPreferenceCollator
 from .config import MultimodalRewardConfig
-from .sharding import is_reentrant
 
 
 logger = logging.get_logger(__name__)
@@ -471,6 +470,12 @@ def set_up_arguments(
     if is_streamed and accelerator_config.dispatch_batches is None:  # TRL takes a given `True` back with a warning
         # Otherwise accelerate joins batches of several processes, which does not work with strings.
         accelerator_config.dispatch_batches = False
+
+
+def is_reentrant(args: TrainingArguments) -> bool:
+    """Tell whether gradient checkpoints are set to be reentrant."""
+    options = cast("dict[str, Any] | None", args.gradient_checkpointing_kwargs) or {}  # `__post_init__` resolved it
+    return bool(options.get("use_reentrant"))
 
 
 def exact_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:

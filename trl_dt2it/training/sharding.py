@@ -15,12 +15,12 @@ from accelerate.utils import fsdp2_prepare_model, is_peft_model
 from accelerate.utils.fsdp_utils import fsdp2_canonicalize_names
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from transformers import TrainingArguments
 from transformers.utils import logging
 from trl import RewardTrainer
 
 from ..models.freezing import is_head, part_of
 from ..models.modeling import RewardHead
+from .setup import is_reentrant
 
 
 logger = logging.get_logger(__name__)
@@ -47,12 +47,6 @@ def needs_equal_calls(trainer: RewardTrainer) -> bool:
 def needs_all_gradients(trainer: RewardTrainer) -> bool:
     """Tell whether DDP waits for gradients of a vision tower even if no set has images."""
     return needs_equal_calls(trainer) and not is_sharded(trainer) and bool(vision_parameters(_model(trainer)))
-
-
-def is_reentrant(args: TrainingArguments) -> bool:
-    """Tell whether gradient checkpoints are set to be reentrant."""
-    options = cast("dict[str, Any] | None", args.gradient_checkpointing_kwargs) or {}  # `__post_init__` resolved it
-    return bool(options.get("use_reentrant"))
 
 
 def refuse_reentrant_twice(trainer: RewardTrainer) -> None:
