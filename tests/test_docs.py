@@ -18,7 +18,7 @@ from trl_dt2it.training.losses import LOSSES
 from trl_dt2it.training.model_card import PAPER
 
 from .families import example_images, family_dir
-from .models.test_videos import VIDEO_FAMILIES
+from .models.test_rendering_videos import VIDEO_FAMILIES
 
 
 ROOT = Path(__file__).parent.parent

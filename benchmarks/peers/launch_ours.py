@@ -14,7 +14,7 @@ from transformers import AutoProcessor
 from two_rows import TwoRowCollator
 
 from trl_dt2it import MultimodalRewardConfig, MultimodalRewardTrainer
-from trl_dt2it.models.families import PatchProjection
+from trl_dt2it.models.modeling import PatchProjection
 
 
 def main(rows: str, model: str, pairs: str, output: str, settings: str) -> None:

@@ -16,7 +16,7 @@ from trl_dt2it.debias import StyleAuditCallback, audit_style
 from trl_dt2it.demo.digits import DEMO_LOADERS
 
 from ..rows import make_dataset
-from ..training.test_reward_trainer import trainer_for
+from ..training.test_trainer import trainer_for
 from .runs import arguments, start
 
 

@@ -35,8 +35,8 @@ def test_layout_of_two_pairs():
     assert layout.mask(2, 3) is layout.mask(2, 3)
 
 
-def test_absent_branches_and_an_empty_prefix():
-    """The second group has its second branch alone, as a dummy image has; the third shares nothing."""
+def test_absent_completions_and_an_empty_prefix():
+    """The second group has its second completion alone, as a dummy image has; the third shares nothing."""
     layout = SharedPrefix([[2, 1, 1], [2, 0, 1], [0, 2, 1]], CPU)
     assert [tuple(segment) for segment in layout.segments] == [
         (0, 3, 0, 0),
@@ -63,7 +63,7 @@ def test_positions_with_axes_go_on_where_the_prefix_ends():
 
 
 @pytest.mark.parametrize(
-    ("branches", "expected"),
+    ("rows", "expected"),
     [
         (((1, 2, 3), (1, 2, 4)), 2),
         (((1, 2, 3), (1, 2, 3, 4)), 2),  # each keeps a token of its own
@@ -73,8 +73,8 @@ def test_positions_with_axes_go_on_where_the_prefix_ends():
         (((1, 2, 3),), 2),
     ],
 )
-def test_common_prefix_length(branches, expected):
-    assert common_prefix_length([torch.tensor(branch) for branch in branches]) == expected
+def test_common_prefix_length(rows, expected):
+    assert common_prefix_length([torch.tensor(row) for row in rows]) == expected
 
 
 def test_packed_row():
@@ -103,7 +103,7 @@ TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=6)
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.lists(TOKENS, min_size=3, max_size=3), min_size=1, max_size=4))
-def test_every_branch_reads_its_whole_conversation(groups):
+def test_every_completion_reads_its_whole_conversation(groups):
     """Following the segments gives back each conversation, token by token, with positions 0, 1, 2, ..."""
     packed = pack_branches([[ids(*tokens) for tokens in group] for group in groups], set())
     layout = SharedPrefix(packed["pair_layout"].tolist(), CPU)
@@ -116,7 +116,7 @@ def test_every_branch_reads_its_whole_conversation(groups):
         position_rows.append(positions[index].tolist())
     assert read == [tokens for group in groups for tokens in group]
     assert all(line == list(range(len(line))) for line in position_rows)
-    branch_major = [group[branch][-1] for branch in range(3) for group in groups]
-    assert row[layout.read_at].tolist() == branch_major
+    by_completion = [group[index][-1] for index in range(3) for group in groups]
+    assert row[layout.read_at].tolist() == by_completion
     lengths = layout.varlen["cu_seq_lens_k"].diff().tolist()
     assert [part.tolist() for part in row[layout.key_index].split(lengths)] == read

@@ -1,4 +1,4 @@
-"""What an epoch draws: the plain order while all are kept, kept pairs in turns otherwise, and rows as drawn."""
+"""The draws of an epoch: the plain order while all are kept, kept pairs in turns otherwise, and rows as drawn."""
 
 import pickle
 

@@ -1,21 +1,20 @@
-"""Supported model families: one table of what differs between them, and their registration with the Auto classes.
+"""The table of supported model families, and their registration with the Auto classes.
 
 To add a family:
 
 1. Add its row to `FAMILIES`. `print(model)` shows the names of its parts. Leave `shares_prefix`, `uncounted_tokens`
    and `mixes_media` at their defaults; the tests say where one does not hold.
-2. Add a tiny configuration with its processor to `tests/families_models.py`, keeping what is odd about the family,
-   and its chat template and special tokens to `tests/families_chat.py`.
-3. Run `python -m pytest tests/models tests/training/test_collator.py tests/training/test_token_counts.py`.
+2. Add a tiny configuration with its processor to `tests/families_models.py`, keeping the family's peculiarities, and
+   its chat template and special tokens to `tests/families_chat.py`.
+3. Run `python -m pytest tests/models tests/training/test_collator.py tests/training/test_batching_counts.py`.
 4. Add its row to the table of `docs/models.md`.
 
-The table holds what cannot be read off a model or a processor: pixel limits, M-RoPE, video support and the ids of
-placeholders are. Importing this module imports nothing of transformers.
+The table holds only what cannot be read off a model or a processor, as pixel limits, M-RoPE, video support and
+placeholder ids can. Importing this module imports nothing of torch or transformers.
 """
 
 from __future__ import annotations
 
-import inspect
 import sys
 from dataclasses import dataclass
 from importlib import import_module
@@ -24,30 +23,25 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
-import torch
-from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
-
 
 @dataclass(frozen=True)
 class Family:
-    """What differs between model families of transformers."""
+    """The traits of one model family of transformers."""
 
     prefix: str  # of its classes: `{prefix}Config`, `{prefix}ForConditionalGeneration`
     processor: str  # class name
-    vision_tower: str = "vision_tower"  # name of the module, one component of a parameter's path
-    # Names of what leads from the vision tower to the language model, which may lie inside the tower.
+    vision_tower: str = "vision_tower"  # module name, one component of a parameter's path
+    # Modules between the vision tower and the language model; they may lie inside the tower.
     projector: tuple[str, ...] = ("multi_modal_projector",)
-    # Whether one row per pair gives the rewards and gradients of two: each answer is read causally after its prompt.
+    # One row per pair gives the rewards and gradients of two: each answer is read causally after its prompt.
     shares_prefix: bool = True
-    # Special tokens around an image that the processor's count of its tokens, made from its size, leaves out; `None`
-    # where pixels have to be seen for the count.
+    # Special tokens around an image that the processor's count from the image's size misses; `None` where counting
+    # takes the pixels.
     uncounted_tokens: int | None = 0
-    # Whether a batch may hold images and videos: the family writes them with different tokens.
-    mixes_media: bool = True
+    mixes_media: bool = True  # one batch may hold images and videos: their tokens differ
 
 
-# By `model_type`. The tests prove loading, saving, scoring and training of each (`docs/models.md`).
+# By `model_type`. The tests load, save, score and train each of them (`docs/models.md`).
 FAMILIES = {
     # Sliding layers.
     "aya_vision": Family("AyaVision", "AyaVisionProcessor", shares_prefix=False),
@@ -56,13 +50,13 @@ FAMILIES = {
     "gemma4": Family(
         "Gemma4", "Gemma4Processor", projector=("embed_vision",), shares_prefix=False, uncounted_tokens=2
     ),
-    # transformers does not tell images from videos, which have the same token.
+    # Images and videos have the same token, and transformers does not tell them apart.
     "glm4v": Family("Glm4v", "Glm4vProcessor", "visual", ("merger",), mixes_media=False),
     "idefics3": Family("Idefics3", "Idefics3Processor", "vision_model", ("connector",)),
     "internvl": Family("InternVL", "InternVLProcessor"),
     "llava": Family("Llava", "LlavaProcessor"),
     "llava_next": Family("LlavaNext", "LlavaNextProcessor", projector=("image_newline", "multi_modal_projector")),
-    # The count forgets that several images come without tiles.
+    # The count ignores that several images are not tiled.
     "llava_onevision": Family(
         "LlavaOnevision",
         "LlavaOnevisionProcessor",
@@ -80,13 +74,18 @@ FAMILIES = {
     "smolvlm": Family("SmolVLM", "SmolVLMProcessor", "vision_model", ("connector",), uncounted_tokens=None),
 }
 
+# The input that holds the pixels of each kind of media.
+PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
+
+# Besides tokens, the inputs of M-RoPE positions: one entry per image or video.
+ROPE_INPUTS = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
+
 _AUTO_MODULE = "transformers.models.auto.modeling_auto"
 
 
 def register_auto_classes() -> None:
-    """Let `AutoModelForSequenceClassification` find the reward model classes of all families: now if transformers'
-    Auto classes are loaded, otherwise once they are. To load them takes several times as long as `import trl`.
-    """
+    """Register all reward model classes with `AutoModelForSequenceClassification`, now or once it is loaded."""
+    # Loading the Auto classes here would take several times as long as `import trl`.
     if (module := sys.modules.get(_AUTO_MODULE)) is not None:
         _register(module)
     else:
@@ -94,7 +93,7 @@ def register_auto_classes() -> None:
 
 
 def _register(auto_module: Any) -> None:
-    """Add the classes to transformers' table of names, which it looks up in a module when one is asked for."""
+    """Add the classes to transformers' table of names and of the modules to look them up in."""
     for model_type, family in FAMILIES.items():
         name = f"{family.prefix}ForSequenceClassification"
         auto_module.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES[model_type] = name
@@ -102,9 +101,7 @@ def _register(auto_module: Any) -> None:
 
 
 class _OurModule:
-    """The module of the classes, imported when transformers looks up a name, which it takes from its own if this fails
-    with an `AttributeError`.
-    """
+    """Stand-in for the module of the classes, imported at the first lookup."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(import_module(".modeling", __package__), name)
@@ -128,86 +125,3 @@ class _AutoModuleFinder:
 
         spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]  # on this one loader
         return spec
-
-
-class PatchProjection(nn.Conv3d):
-    """A 3-D convolution that is computed as one matrix product where its input is as large as its kernel.
-
-    Image processors of these families hand over patches that are already cut out, and the tower convolves each with
-    a kernel of its own size. That is a product of two matrices, which torch does not notice: on a CPU it takes three
-    times as long, and on a GPU in bf16 some releases of cuDNN take far longer.
-    """
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        r"""
-
-        Shapes: `input` `(N, C, T, H, W)`, returns `(N, D, 1, 1, 1)`.
-        """
-        if input.shape[2:] != self.kernel_size:
-            return super().forward(input)
-        return nn.functional.linear(input.flatten(1), self.weight.flatten(1), self.bias)[..., None, None, None]
-
-
-def project_patches_by_matrix_product(model: nn.Module) -> None:
-    """Make every plain 3-D convolution of a model a [`PatchProjection`], in place; parameters keep their names."""
-    for module in model.modules():
-        # The class alone changes, and not `forward` of the instance, which may be wrapped (offloading) or be so later.
-        if type(module) is nn.Conv3d and (module.groups, module.padding) == (1, (0, 0, 0)):
-            module.__class__ = PatchProjection
-
-
-# What M-RoPE positions are computed from, besides tokens: one entry an image or video.
-ROPE_INPUTS = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
-
-# What a model takes per kind, and the method that encodes it.
-_KINDS = (("image", "pixel_values", "get_image_features"), ("video", "pixel_values_videos", "get_video_features"))
-
-
-def refuse_unseen(config: PreTrainedConfig, input_ids: torch.Tensor, inputs: dict[str, Any], training: bool) -> None:
-    """Refuse placeholders of images or videos that come without pixels, which a model scores as if they were words."""
-    ready = inputs.get("mm_encoder_outputs") or {}
-    is_seen = {kind: inputs.get(pixels) is not None or ready.get(kind) is not None for kind, pixels, _ in _KINDS}
-    is_costly = training and input_ids.device.type != "cpu" and any(is_seen.values())
-    if all(is_seen.values()) or is_costly or torch.compiler.is_compiling():
-        return
-    found = {kind: bool(torch.isin(input_ids, _placeholder_ids(config, kind, input_ids)).any()) for kind in is_seen}
-    if is_seen["video"] and not found["video"]:  # a family that writes frames as images
-        return
-    for kind, pixels, _ in _KINDS:
-        if found[kind] and not is_seen[kind]:
-            raise ValueError(
-                f"The tokens hold placeholders of {kind}s without `{pixels}` to put in their place; pass all that the "
-                "processor gives (in GRPO and RLOO, `RewardScorer(...).as_reward_func()` in place of the model)."
-            )
-
-
-def _placeholder_ids(config: PreTrainedConfig, kind: str, like: torch.Tensor) -> torch.Tensor:
-    ids = (getattr(config, f"{kind}_token_{end}", None) for end in ("id", "index"))
-    return like.new_tensor([token_id for token_id in ids if token_id is not None])
-
-
-def encode_once(base: PreTrainedModel, inputs: dict[str, Any], repeats: int) -> dict[str, Any]:
-    """Encodes the images and videos of a batch and gives the inputs of a batch that shows them `repeats` times."""
-    inputs = dict(inputs)
-    outputs = {}
-    for kind, pixels, method in _KINDS:
-        if inputs.get(pixels) is None:
-            continue
-        encode = getattr(base, method)
-        wanted = {name: inputs[name] for name in inspect.signature(encode).parameters if name in inputs}
-        features = encode(**wanted, return_dict=True)
-        features.pooler_output = _repeat(features.pooler_output, repeats)
-        if features.get("deepstack_features") is not None:  # of several layers
-            features.deepstack_features = [_repeat(layer, repeats) for layer in features.deepstack_features]
-        outputs[kind] = features
-        del inputs[pixels]
-    for name in set(ROPE_INPUTS) & set(inputs):
-        inputs[name] = torch.cat([inputs[name]] * repeats)
-    return {**inputs, "mm_encoder_outputs": outputs} if outputs else inputs
-
-
-def _repeat(features: torch.Tensor | list | tuple, repeats: int) -> torch.Tensor | list:
-    """Features of all images in one tensor, or one tensor an image."""
-    if isinstance(features, torch.Tensor):
-        return torch.cat([features] * repeats)
-    return list(features) * repeats

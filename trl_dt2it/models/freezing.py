@@ -1,4 +1,4 @@
-"""Parts of a model: what is frozen or trained, and what is saved beside an adapter."""
+"""Parts of a model: freezing them, training them with adapters, and what is saved beside an adapter."""
 
 from __future__ import annotations
 
@@ -26,17 +26,19 @@ logger = logging.get_logger(__name__)
 
 # Names of modules, each one component of a parameter's path.
 PROJECTOR_NAMES = sorted({name for family in FAMILIES.values() for name in family.projector})
-
 VISION_TOWER_NAMES = sorted({family.vision_tower for family in FAMILIES.values()})
+
+STATISTICS_FILE = "reward_statistics.json"
+STATISTICS = ("reward_mean", "reward_std")
 
 
 def is_head(name: str) -> bool:
-    """Tell whether a parameter or module is the `score` head or belongs to it, in an adapter's wrapper too."""
+    """Tell whether a parameter or module belongs to the `score` head, in an adapter's wrapper too."""
     return "score" in name.split(".")
 
 
 def part_of(name: str) -> str:
-    """The part of a vision-language model that a parameter or module belongs to."""
+    """Return the part of a model that a parameter or module belongs to."""
     components = set(name.split("."))
     if components & set(PROJECTOR_NAMES):
         return "projector"
@@ -45,46 +47,35 @@ def part_of(name: str) -> str:
     return "language_model"
 
 
-def freeze(model: nn.Module, *, vision_tower: bool = False, projector: bool = False) -> int:
-    """Stops the gradient of the named parts."""
-    total = 0
-    for part, wanted in (("vision_tower", vision_tower), ("projector", projector)):
-        if not wanted:
-            continue
-        parameters = [parameter for name, parameter in model.named_parameters() if part_of(name) == part]
-        if not parameters:
-            raise ValueError(f"`freeze_{part}=True`, but {type(model).__name__} has no {part.replace('_', ' ')}.")
-        for parameter in parameters:
-            parameter.requires_grad_(False)
-        total += sum(parameter.numel() for parameter in parameters)
-    return total
+def freeze(model: nn.Module, part: str) -> None:
+    """Stop the gradients of `"vision_tower"` or `"projector"`."""
+    parameters = [parameter for name, parameter in model.named_parameters() if part_of(name) == part]
+    if not parameters:
+        raise ValueError(f"`freeze_{part}=True`, but {type(model).__name__} has no {part.replace('_', ' ')}.")
+    for parameter in parameters:
+        parameter.requires_grad_(False)
 
 
-def with_reward_head(
-    peft_config: PeftConfig, *, keep_out_of_vision_tower: bool = False, keep_out_of_projector: bool = False
-) -> PeftConfig:
-    """A copy of a PEFT configuration that trains and saves the `score` head with the adapters."""
+def with_reward_head(peft_config: PeftConfig, frozen: Sequence[str] = ()) -> PeftConfig:
+    """Copy a PEFT configuration, to train and save the `score` head too and keep adapters out of frozen parts."""
     config: Any = copy.deepcopy(peft_config)  # the attributes below are those of most, not of all configurations
     config.task_type = "SEQ_CLS"
-    config.inference_mode = False  # as a configuration that was read from a saved adapter does not say
+    config.inference_mode = False  # a configuration read from a saved adapter has it set
     modules = list(getattr(config, "modules_to_save", None) or [])
     config.modules_to_save = modules if "score" in modules else [*modules, "score"]
-    parts = (keep_out_of_vision_tower, keep_out_of_projector)
-    if not any(parts) or getattr(config, "exclude_modules", None) is not None:
+    if not frozen or getattr(config, "exclude_modules", None) is not None:
         return config
     is_projector = rf".*\b({'|'.join(map(re.escape, PROJECTOR_NAMES))})\b.*"
     is_vision = rf".*\b({'|'.join(map(re.escape, VISION_TOWER_NAMES))})\b.*"
-    patterns = {
-        (True, True): f"({is_projector}|{is_vision})",
-        (False, True): is_projector,
-        (True, False): f"(?!{is_projector}){is_vision}",
-    }
-    config.exclude_modules = patterns[parts]
+    if "projector" not in frozen:
+        config.exclude_modules = f"(?!{is_projector}){is_vision}"
+    else:
+        config.exclude_modules = f"({is_projector}|{is_vision})" if "vision_tower" in frozen else is_projector
     return config
 
 
 def with_new_tokens(peft_config: PeftConfig, model: PreTrainedModel, new_tokens: Sequence[int]) -> PeftConfig:
-    """Let adapters train, and save, the embeddings of tokens that a chat template brings."""
+    """Have adapters train and save the embeddings of the tokens that a chat template adds."""
     if not new_tokens:
         return peft_config
     name = embedding_name(model).rsplit(".", 1)[-1]
@@ -110,31 +101,30 @@ def with_new_tokens(peft_config: PeftConfig, model: PreTrainedModel, new_tokens:
 
 
 def embedding_name(model: PreTrainedModel) -> str:
-    """The dotted path of a model's token embeddings."""
+    """Return the dotted path of a model's token embeddings."""
     embeddings = model.get_input_embeddings()
     return next(name for name, module in model.named_modules() if module is embeddings)
 
 
 def num_embeddings(model: PreTrainedModel) -> int:
-    """How many token embeddings a model has."""
+    """Count the token embeddings of a model."""
     return cast(torch.Tensor, model.get_input_embeddings().weight).shape[0]
 
 
 def num_tokens_of_adapter(base: PreTrainedModel, peft_config: Any, shapes: Mapping[str, Sequence[int]]) -> int | None:
-    """Number of token embeddings that a base model needs for an adapter, or `None` if it has them."""
+    """Return the number of token embeddings that an adapter needs, or `None` if its base model has as many."""
     path, current = embedding_name(base), num_embeddings(base)
-    found = [shape[0] for key, shape in shapes.items() if f".{path}." in key and key.endswith("weight")]
+    saved = [shape[0] for key, shape in shapes.items() if f".{path}." in key and key.endswith("weight")]
     indices = getattr(peft_config, "trainable_token_indices", None) or {}
     if isinstance(indices, dict):
         indices = indices.get(path.rsplit(".", 1)[-1], [])
-    needed = max(found, default=max([current - 1, *indices]) + 1)
+    needed = max(saved, default=max([current - 1, *indices]) + 1)
     return None if needed == current else needed
 
 
 def with_trained_head(model: Any) -> None:
-    """Let a model that has adapters train its `score` head, which PEFT freezes unless it was told of it, and save it
-    with them: a new head would stay random, and what is saved could not be loaded.
-    """
+    """Train and save the `score` head of a model with adapters, in place."""
+    # PEFT freezes a head that is not in `modules_to_save`: a new one would stay random and be missing from the files.
     base, name = model.get_base_model(), model.active_adapters[0]
     head = base.score
     if isinstance(head, ModulesToSaveWrapper) and any(parameter.requires_grad for parameter in head.parameters()):
@@ -153,9 +143,9 @@ def with_trained_head(model: Any) -> None:
 
 
 def let_gradients_into_checkpoints(model: nn.Module) -> None:
-    """Let what enters checkpointed layers require gradients. Reentrant checkpointing gives the weights of a layer none
-    otherwise: those of an adapter in a vision tower, or of layers above frozen embeddings, would never move.
-    """
+    """Have the inputs of checkpointed layers require gradients."""
+    # Reentrant checkpointing gives the weights of a layer none otherwise: those of an adapter in a vision tower, or of
+    # layers above frozen embeddings, would never move.
     for module in model.modules():
         if not isinstance(module, PreTrainedModel):
             continue
@@ -175,7 +165,7 @@ def _require_gradient_of_output(module: nn.Module, args: Any, output: torch.Tens
 
 
 def _require_gradient_of_input(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """A copy of the arguments whose first tensor of floats, the pixels, requires a gradient."""
+    """Copy the arguments and have the first tensor of floats, the pixels, require a gradient."""
     named: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
     for name, value in named.items():
         if isinstance(value, torch.Tensor) and value.is_floating_point():
@@ -184,21 +174,15 @@ def _require_gradient_of_input(module: nn.Module, args: tuple, kwargs: dict[str,
     return tuple(named[index] for index in range(len(args))), {name: named[name] for name in kwargs}
 
 
-STATISTICS_FILE = "reward_statistics.json"
-
-STATISTICS = ("reward_mean", "reward_std")
-
-
 def set_reward_statistics(config: PreTrainedConfig, statistics: dict[str, float] | None) -> None:
-    """Writes `reward_mean` and `reward_std` into a configuration, or takes out what is there."""
+    """Set `reward_mean` and `reward_std` of a configuration, or remove them."""
     for name in STATISTICS:
         vars(config).pop(name, None)
-    for name, value in (statistics or {}).items():
-        setattr(config, name, value)
+    vars(config).update(statistics or {})
 
 
 def write_beside_adapter(config: PreTrainedConfig, folder: str | os.PathLike) -> None:
-    """Writes the mean and the standard deviation that a configuration holds into an adapter's directory."""
+    """Write the mean and standard deviation of a configuration into an adapter's directory."""
     path = Path(folder) / STATISTICS_FILE
     values = {name: vars(config)[name] for name in STATISTICS if name in vars(config)}
     if values:
@@ -208,21 +192,17 @@ def write_beside_adapter(config: PreTrainedConfig, folder: str | os.PathLike) ->
 
 
 def read_beside_adapter(config: PreTrainedConfig, name_or_path: str | os.PathLike, revision: str | None) -> None:
-    """Puts an adapter's mean and standard deviation into the configuration of its base model, whose own are of other
-    rewards.
-    """
+    """Set the mean and standard deviation of an adapter's rewards in its base model's configuration."""
     path = cached_file(name_or_path, STATISTICS_FILE, revision=revision, _raise_exceptions_for_missing_entries=False)
-    values = None
-    if path is not None:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-        if (
-            not isinstance(values, dict)
-            or sorted(values) != sorted(STATISTICS)
-            or not all(map(_is_finite, values.values()))
-        ):
-            raise ValueError(f"{path} does not hold the finite numbers {' and '.join(STATISTICS)}; delete it.")
+    values = None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+    if path is not None and not _are_statistics(values):
+        raise ValueError(f"{path} does not hold the finite numbers {' and '.join(STATISTICS)}; delete it.")
     set_reward_statistics(config, values)
 
 
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+def _are_statistics(values: Any) -> bool:
+    return (
+        isinstance(values, dict)
+        and sorted(values) == sorted(STATISTICS)
+        and all(isinstance(value, (int, float)) and math.isfinite(value) for value in values.values())
+    )

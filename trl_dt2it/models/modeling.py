@@ -1,8 +1,8 @@
-"""Any vision-language model of transformers with one linear `score` head: classes, loading and registration.
+"""Reward models: any vision-language model of transformers with one linear `score` head.
 
-The classes follow transformers' own pattern, `XForSequenceClassification(GenericForSequenceClassification,
-XPreTrainedModel)`, so that a saved directory loads with [`~transformers.AutoModelForSequenceClassification`] and is
-served by stock vLLM (`--runner pooling`). They are made on demand from the family's native class.
+The classes follow transformers' pattern, `XForSequenceClassification(GenericForSequenceClassification,
+XPreTrainedModel)`, so that a saved directory loads with [`~transformers.AutoModelForSequenceClassification`] and in
+stock vLLM (`--runner pooling`). They are made on demand from the family's native class.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from peft import PeftConfig
+from peft import PeftConfig, PeftModel
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 from torch import nn
 from transformers import (
@@ -42,20 +43,19 @@ from transformers.utils import cached_file, find_adapter_config_file, logging
 from trl import RewardConfig
 
 from ..utils import whole_weights
-from .families import FAMILIES, encode_once, project_patches_by_matrix_product, refuse_unseen
+from .families import FAMILIES, PIXELS
 from .freezing import is_head, num_tokens_of_adapter, read_beside_adapter
 from .rendering import ProcessingClass
-from .shared_prefix import last_hidden_states, use_shared_prefix
+from .shared_prefix import encode_once, last_hidden_states, use_shared_prefix
 
 
 logger = logging.get_logger(__name__)
 
 _NATIVE_SUFFIX = "ForConditionalGeneration"
-
 _REWARD_SUFFIX = "ForSequenceClassification"
 
 if TYPE_CHECKING:
-    # Each class that is made of it has the family's pretrained model as its second base.
+    # Each class made from it has the family's pretrained model as its second base.
     class _Base(GenericForSequenceClassification, PreTrainedModel):
         model: nn.Module
 else:
@@ -63,26 +63,20 @@ else:
 
 
 class RewardHead(nn.Linear):
-    """A linear head whose weights stay in fp32, and which computes in fp32, whatever the dtype of the body.
+    """A linear head that stays and computes in fp32, whatever the dtype of the body."""
 
-    bf16 has 8 bits: around 25, rewards would be an eighth apart, and a learning rate of 1e-5 would move hardly a
-    weight of the head.
-    """
-
-    # DeepSpeed in half precision takes weights of one dtype only, and keeps its own fp32 copy.
+    # bf16 has 8 bits: around 25, rewards would be an eighth apart, and a learning rate of 1e-5 would hardly move a
+    # weight of the head. DeepSpeed in half precision takes weights of one dtype only, and keeps its own fp32 copy.
     keeps_fp32 = True
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        r"""
-
-        Shapes: `input` `(..., H)`, returns `(..., 1)` `float32`.
-        """
+        """Map an `input` `(..., H)` to rewards `(..., 1)` fp32."""
         bias = None if self.bias is None else self.bias.float()
         with torch.autocast(input.device.type, enabled=False):
             return nn.functional.linear(input.float(), self.weight.float(), bias)
 
     def _apply(self, fn: Any, recurse: bool = True) -> nn.Module:
-        # `model.to(torch.bfloat16)` and `model.half()` come here; a move to another device does, too.
+        # Called by `model.to(torch.bfloat16)` and `model.half()`, and by a move to another device.
         exact = {name: parameter.detach() for name, parameter in self.named_parameters(recurse=False)}
         super()._apply(fn, recurse)
         for name, parameter in self.named_parameters(recurse=False):
@@ -93,27 +87,45 @@ class RewardHead(nn.Linear):
 
 
 def keep_head_in_fp32(model: nn.Module) -> None:
-    """Makes every `score` head of a model a [`RewardHead`], in place, copies in an adapter's `modules_to_save`
-    included.
-    """
+    """Turn every `score` head of a model, an adapter's copies included, into a [`RewardHead`], in place."""
     for name, module in model.named_modules():
-        # The class alone changes: parameters, their names and hooks stay. Quantized heads have other classes.
+        # Changing the class keeps parameters, their names and hooks. Quantized heads have other classes.
         if type(module) is nn.Linear and is_head(name):
             module.__class__ = RewardHead
             module.float()
 
 
+class PatchProjection(nn.Conv3d):
+    """3-D convolution computed as one matrix product where its input is as large as its kernel."""
+
+    # Image processors hand over patches already cut out, and the tower convolves each with a kernel of the same size.
+    # torch does not notice that this is a matrix product: on a CPU it takes three times as long, and on a GPU in bf16
+    # some releases of cuDNN take far longer.
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Convolve an `input` `(N, C, T, H, W)` to `(N, D, 1, 1, 1)` if it is one kernel large."""
+        if input.shape[2:] != self.kernel_size:
+            return super().forward(input)
+        return nn.functional.linear(input.flatten(1), self.weight.flatten(1), self.bias)[..., None, None, None]
+
+
+def project_patches_by_matrix_product(model: nn.Module) -> None:
+    """Turn every plain 3-D convolution of a model into a [`PatchProjection`], in place."""
+    for module in model.modules():
+        # Changing the class keeps the instance's `forward`, which offloading may have wrapped.
+        if type(module) is nn.Conv3d and (module.groups, module.padding) == (1, (0, 0, 0)):
+            module.__class__ = PatchProjection
+
+
 class GenericRewardModel(_Base):
-    """What the reward model classes of all families share: the reward is read at the last real token of each row,
-    found from the attention mask and never from the pad id, and weights that are not in the checkpoint are an error.
-    """
+    """The common base of the reward models: rewards at the last real token by mask, and no missing weights."""
 
     # Read by `from_pretrained`: the head keeps its fp32 weights beside a body in another dtype.
     _keep_in_fp32_modules_strict = {"score"}
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
-        # Towers name layers that they have in other models only, and accelerate looks for each to shard it.
+        # Towers name layers that they have in other models only, and accelerate looks for each of them to shard it.
         present = {type(module).__name__ for module in self.modules()}
         self._no_split_modules = sorted(present & set(self._no_split_modules or ()))
         keep_head_in_fp32(self)
@@ -130,9 +142,8 @@ class GenericRewardModel(_Base):
         image_repeats: int = 1,
         **kwargs: Any,
     ) -> SequenceClassifierOutputWithPast | tuple:
-        r"""
-
-        Shapes: `input_ids` `(R, L)`, `attention_mask` `(R, L)`, `labels` `(R,)`, `pair_layout` `(G, 1 + N)`.
+        """Compute rewards `(R, 1)` of `input_ids` and `attention_mask` `(R, L)`, or of the one row `(1, T)` that
+        `pair_layout` `(G, 1 + N)` describes: G prompts with up to N completions each, in R rewards.
         """
         if input_ids is not None:
             refuse_unseen(self.config, input_ids, kwargs, self.training)
@@ -150,7 +161,7 @@ class GenericRewardModel(_Base):
                 last_hidden = hidden_states[:, -1]
             else:
                 last_hidden = hidden_states[torch.arange(len(hidden_states)), last_real_token(attention_mask)]
-        logits = self.score(last_hidden)  # (R, 1): the head runs on the tokens that are read, not on all
+        logits = self.score(last_hidden)  # (R, 1): the head runs on the last tokens alone
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, pooled_logits=logits, config=self.config)
@@ -159,60 +170,74 @@ class GenericRewardModel(_Base):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info=False, **kwargs):
-        """As [`~transformers.PreTrainedModel.from_pretrained`], but a weight that is missing, left over or of another
-        shape raises `ValueError`: a reward model with a random head or language model gives numbers all the same.
-        Pickled weights are refused unless `use_safetensors=None` is given.
+        """As in [`~transformers.PreTrainedModel`], but raises on missing, surplus or misshapen weights, and on pickled
+        ones unless `use_safetensors=None` is passed.
         """
         kwargs = {"use_safetensors": True, **kwargs}
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
-        # A pair, because of `output_loading_info=True`; the annotation knows the model alone.
         model, info = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
         _raise_on_incomplete(info, pretrained_model_name_or_path)
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """As [`~transformers.PreTrainedModel.save_pretrained`], but weights keep the names they have in the model.
-
-        The names that a family's old checkpoints had are not those that vLLM expects under a reward model, and a
-        [`~transformers.Trainer`] that resumes from such names goes on with other weights and only warns.
-        """
+        """As in [`~transformers.PreTrainedModel`], with the weights' names in the model."""
+        # vLLM does not expect the names of a family's old checkpoints under a reward model, and a Trainer that resumes
+        # from them goes on with other weights and only warns.
         super().save_pretrained(save_directory, *args, **{"save_original_format": False, **kwargs})
 
 
 def last_real_token(attention_mask: torch.Tensor) -> torch.Tensor:
-    """Column of the last real token of each row.
-
-    Shapes: `attention_mask` `(R, L)`, returns `(R,)` `int64`.
-    """
+    """Return the index `(R,)` of each row's last real token in an `attention_mask` `(R, L)`."""
     length = attention_mask.shape[1]
     return length - 1 - attention_mask.flip(1).to(torch.int8).argmax(1)
 
 
+def refuse_unseen(config: PreTrainedConfig, input_ids: torch.Tensor, inputs: dict[str, Any], training: bool) -> None:
+    """Refuse image or video placeholders without pixels, which a model would score as if they were words."""
+    ready = inputs.get("mm_encoder_outputs") or {}
+    has_pixels = {kind: inputs.get(name) is not None or ready.get(kind) is not None for kind, name in PIXELS.items()}
+    is_costly = training and input_ids.device.type != "cpu" and any(has_pixels.values())  # a wait for the device
+    if all(has_pixels.values()) or is_costly or torch.compiler.is_compiling():
+        return
+    is_shown = {kind: bool(torch.isin(input_ids, _placeholder_ids(config, kind, input_ids)).any()) for kind in PIXELS}
+    if has_pixels["video"] and not is_shown["video"]:  # a family that writes frames as images
+        return
+    for kind, name in PIXELS.items():
+        if is_shown[kind] and not has_pixels[kind]:
+            raise ValueError(
+                f"The tokens hold placeholders of {kind}s without `{name}` to put in their place; pass all that the "
+                "processor returns (in GRPO and RLOO, `RewardScorer(...).as_reward_func()` in place of the model)."
+            )
+
+
+def _placeholder_ids(config: PreTrainedConfig, kind: str, like: torch.Tensor) -> torch.Tensor:
+    ids = (getattr(config, f"{kind}_token_{end}", None) for end in ("id", "index"))
+    return like.new_tensor([token_id for token_id in ids if token_id is not None])
+
+
 @functools.cache
 def reward_model_class(config_class: type[PreTrainedConfig]) -> type[PreTrainedModel]:
-    """The reward model class of a vision-language family, registered with
-    [`~transformers.AutoModelForSequenceClassification`].
-    """
+    """Make the reward model class of a vision-language family and register it with the Auto class."""
     model_type = config_class.model_type
     if config_class not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         raise ValueError(_unsupported(model_type, "has no image-text-to-text model in transformers"))
-    # One class; the annotation of the mapping speaks of pairs, which it has for tokenizers.
     native = cast("type[PreTrainedModel]", MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[config_class])
     if not native.__name__.endswith(_NATIVE_SUFFIX):
         raise ValueError(_unsupported(model_type, f"has the model class `{native.__name__}`, which is not a decoder"))
     base = next(c for c in native.__mro__ if c.__name__.endswith("PreTrainedModel") and c is not PreTrainedModel)
     name = native.__name__.removesuffix(_NATIVE_SUFFIX) + _REWARD_SUFFIX
-    # transformers finds out from the source of a class's module whether attention and experts can be switched; the
-    # modules in question are the native class's.
-    switches = {
+    attributes = {
+        "__module__": __name__,
+        "__qualname__": name,
+        "__doc__": f"[`~transformers.{native.__name__}`] with one linear `score` head in place of the language head.",
+        "config_class": config_class,
+        # transformers reads from the source of a class's module whether attention and experts can be switched; here
+        # the native class's module counts.
         "_can_set_attn_implementation_cached_value": native._can_set_attn_implementation(),
         "_can_set_experts_implementation_cached_value": native._can_set_experts_implementation(),
     }
-    attributes = {"__module__": __name__, "__qualname__": name, **switches}
     cls = cast("type[PreTrainedModel]", type(name, (GenericRewardModel, base), attributes))
-    cls.__doc__ = f"[`~transformers.{native.__name__}`] with one linear `score` head in place of the language head."
-    cls.config_class = config_class
-    # `exist_ok`: without it, registering a class for one of transformers' own configurations does nothing at all.
+    # Without `exist_ok`, registering a class for one of transformers' own configurations does nothing at all.
     AutoModelForSequenceClassification.register(config_class, cls, exist_ok=True)
     globals()[name] = cls  # so that the class can be imported and pickled by name
     return cls
@@ -230,10 +255,10 @@ def load_reward_model(
     **kwargs: Any,
 ) -> PreTrainedModel:
     """
-    Loads a reward model, or makes one from a vision-language (or text) model by giving it a new `score` head.
+    Load a reward model, or make one of a vision-language (or text) model by adding a new `score` head.
 
-    The base weights arrive complete or not at all: a weight that is missing (but for the new head) or left over (but
-    for the language-modelling head) raises.
+    Every weight is accounted for: missing weights (but for the new head) and surplus ones (but for the language head)
+    are an error.
 
     Args:
         name_or_path (`str` or `os.PathLike`):
@@ -248,12 +273,12 @@ def load_reward_model(
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether code that ships with the checkpoint may run.
         allow_new_head (`bool`, *optional*, defaults to `True`):
-            Whether a checkpoint without a `score` head gets a newly initialised one, to be trained. With `False`, as
-            for inference, it is an error.
+            Whether to add a newly initialized `score` head to a checkpoint without one. With `False`, as for
+            inference, such a checkpoint is an error.
         is_trainable (`bool`, *optional*, defaults to `False`):
-            Whether an adapter and its head are loaded to be trained on; other weights are trainable in any case.
+            Whether to load an adapter and its head for further training; other weights are trainable in any case.
         kwargs:
-            Passed on to `from_pretrained`, such as `device_map` or `quantization_config`. Pickled weights are refused
+            Passed to `from_pretrained`, such as `device_map` or `quantization_config`. Pickled weights are refused
             unless `use_safetensors=None` is among them.
 
     Returns:
@@ -263,7 +288,7 @@ def load_reward_model(
 
     Raises:
         `ValueError`: if there is no such directory, if the family is not supported (the message lists those that
-        are), if weights are missing or left over, if the checkpoint has more than one label, or if it has no head and
+        are), if weights are missing or surplus, if the checkpoint has more than one label, or if it has no head and
         `allow_new_head=False`.
     """
     is_path = os.path.isabs(name_or_path) or str(name_or_path).startswith((".", "~"))
@@ -293,7 +318,8 @@ def load_reward_model(
             )
         if is_reward_model:
             return cls.from_pretrained(name_or_path, **{**load_kwargs, "output_loading_info": False})
-        _raise_without_head(name_or_path, allow_new_head)
+        if not allow_new_head:
+            raise ValueError(_no_head(name_or_path))
         score = _new_head(config)
         loaded = AutoModelForImageTextToText.from_pretrained(name_or_path, **load_kwargs)
         native, info = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
@@ -301,21 +327,17 @@ def load_reward_model(
         return _replace_head(native, cls, score)
 
     ships_own_code = "AutoModelForSequenceClassification" in (getattr(config, "auto_map", None) or {})
-    if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING or ships_own_code:  # a text model
-        return _load_text_model(name_or_path, config, is_reward_model, allow_new_head, load_kwargs)
+    if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING or ships_own_code:
+        if not (is_reward_model or allow_new_head):
+            raise ValueError(_no_head(name_or_path))
+        return _load_text_model(name_or_path, config, is_reward_model, load_kwargs)
     raise ValueError(_unsupported(config.model_type, "has no image-text-to-text model in transformers"))
 
 
 def _load_text_model(
-    name_or_path: str | os.PathLike,
-    config: PreTrainedConfig,
-    is_reward_model: bool,
-    allow_new_head: bool,
-    load_kwargs: dict[str, Any],
+    name_or_path: str | os.PathLike, config: PreTrainedConfig, is_reward_model: bool, load_kwargs: dict[str, Any]
 ) -> PreTrainedModel:
-    """A text model: transformers, or the checkpoint, has the class."""
-    if not is_reward_model:
-        _raise_without_head(name_or_path, allow_new_head)
+    """Load a text model, whose class transformers or the checkpoint has."""
     if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         cls: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
     else:
@@ -336,7 +358,7 @@ def _load_text_model(
 
 @contextmanager
 def _head_kept_in_fp32(cls: Any) -> Iterator[None]:
-    """Let a text model of transformers load with its head in fp32, and nobody else's model of that class."""
+    """Load the head of a text model of transformers in fp32, without changing its class for others."""
     known = cls._keep_in_fp32_modules_strict
     cls._keep_in_fp32_modules_strict = [*(known or ()), "score"]
     try:
@@ -346,16 +368,15 @@ def _head_kept_in_fp32(cls: Any) -> Iterator[None]:
 
 
 def mark_as_reward_model(config: PreTrainedConfig) -> None:
-    """Writes into `config`, and into its text configuration, what makes vLLM serve the raw reward: one label, and
-    `problem_type="regression"` (without it vLLM applies a sigmoid; older releases read the text configuration alone).
-    """
+    """Set one label and a regression in a configuration and its text configuration, as vLLM needs it."""
+    # Otherwise vLLM applies a sigmoid to the reward; older releases read the text configuration alone.
     for part in {id(config): config, id(text := config.get_text_config()): text}.values():
         part.num_labels = 1
         part.problem_type = "regression"
 
 
 def _new_head(config: PreTrainedConfig) -> RewardHead:
-    """Draw a new head, before the base model is loaded: what loading draws depends on how weights are distributed."""
+    """Draw a new head; before the base model is loaded, which draws more or less as its weights are distributed."""
     text_config = config.get_text_config()
     with torch.device("cpu"):
         score = RewardHead(text_config.hidden_size, 1, bias=False, dtype=torch.float32)
@@ -364,39 +385,33 @@ def _new_head(config: PreTrainedConfig) -> RewardHead:
 
 
 def _replace_head(native: PreTrainedModel, cls: type[PreTrainedModel], score: RewardHead) -> PreTrainedModel:
-    """Moves the base model of `native` under the reward class, and with it the marks of quantisation and dispatch.
-
-    Loading the native class and taking its base over is the one way that needs no table of key renames: under a class
-    of ours transformers applies none, and Qwen2-VL and Qwen2.5-VL would keep a random language model.
-    """
+    """Move the base model of `native` under the reward class, its marks of quantization and dispatch included."""
+    # Loading the native class needs no table of key renames: under a class of ours transformers applies none, and
+    # Qwen2-VL and Qwen2.5-VL would keep a random language model.
     mark_as_reward_model(native.config)
     with whole_weights(), torch.device("meta"):
         model = cls(native.config)
     model.model = native.model
     project_patches_by_matrix_product(model)
     model.score = score.to(native.get_output_embeddings().weight.device)
-    for name in ("hf_quantizer", "is_quantized", "quantization_method", "is_loaded_in_4bit", "is_loaded_in_8bit"):
-        if name in native.__dict__:
-            setattr(model, name, native.__dict__[name])
-    if "hf_device_map" in native.__dict__:
-        model.hf_device_map = native.hf_device_map
+    marks = ("hf_quantizer", "is_quantized", "quantization_method", "is_loaded_in_4bit", "is_loaded_in_8bit")
+    for name in (*marks, "hf_device_map"):
+        if name in vars(native):
+            setattr(model, name, vars(native)[name])
     return model.eval()
 
 
 def _load_adapter(
     name_or_path: str | os.PathLike, *, revision: str, trust_remote_code: bool, is_trainable: bool, **kwargs: Any
 ):
-    """Loads a PEFT adapter on its base model; the head must come with the adapter or with the base."""
-    from peft import PeftConfig, PeftModel
-    from peft.utils import SAFETENSORS_WEIGHTS_NAME
-
+    """Load a PEFT adapter on its base model; the head comes with the adapter or with the base."""
     peft_config = PeftConfig.from_pretrained(str(name_or_path), revision=revision)
     # PEFT would take a pickle if there were no safetensors, and only warn if the head were not among the weights.
     weights = cached_file(name_or_path, SAFETENSORS_WEIGHTS_NAME, revision=revision)
     with safe_open(weights, "pt") as file:
         shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}
-    has_head = any(map(is_head, shapes))
-    if not has_head and "score" in (peft_config.modules_to_save or []):
+    saves_head = "score" in (peft_config.modules_to_save or [])
+    if saves_head and not any(map(is_head, shapes)):
         raise ValueError(
             f"The adapter {name_or_path} has no `score` head among its weights; its rewards would be random."
         )
@@ -404,7 +419,7 @@ def _load_adapter(
         peft_config.base_model_name_or_path,
         revision=peft_config.revision,
         trust_remote_code=trust_remote_code,
-        allow_new_head="score" in (peft_config.modules_to_save or []),
+        allow_new_head=saves_head,
         **kwargs,
     )
     read_beside_adapter(base.config, name_or_path, revision)
@@ -413,12 +428,11 @@ def _load_adapter(
     return PeftModel.from_pretrained(base, name_or_path, revision=revision, is_trainable=is_trainable).eval()
 
 
-def _raise_without_head(name_or_path: str | os.PathLike, allow_new_head: bool) -> None:
-    if not allow_new_head:
-        raise ValueError(
-            f"{name_or_path} has no trained `score` head, so its rewards would be random; load a reward model, or "
-            "pass `allow_new_head=True` to train one."
-        )
+def _no_head(name_or_path: str | os.PathLike) -> str:
+    return (
+        f"{name_or_path} has no trained `score` head, so its rewards would be random; load a reward model, or "
+        "pass `allow_new_head=True` to train one."
+    )
 
 
 def _raise_on_incomplete(
@@ -432,13 +446,12 @@ def _raise_on_incomplete(
         "unexpected": set(info["unexpected_keys"]) - set(unexpected_allowed),
         "of another shape": {key[0] for key in info["mismatched_keys"]},
     }
-    for what, keys in problems.items():
+    for problem, keys in problems.items():
         if keys:
             shown = ", ".join(sorted(keys)[:5]) + (", ..." if len(keys) > 5 else "")
-            hint = ""
             if any(key.endswith("score.weight") for key in keys):
-                hint = " It has no trained head; start a new one with `trl_dt2it.load_reward_model`."
-            raise ValueError(f"{len(keys)} weights of {name_or_path} are {what}: {shown}.{hint}")
+                shown += ". It has no trained head; start a new one with `trl_dt2it.load_reward_model`"
+            raise ValueError(f"{len(keys)} weights of {name_or_path} are {problem}: {shown}.")
 
 
 def _unsupported(model_type: str, why: str) -> str:
@@ -449,19 +462,19 @@ def _unsupported(model_type: str, why: str) -> str:
 
 
 class _TextRewardModel(GenericRewardModel):
-    """A text model of transformers that reads its reward by the attention mask and is saved as transformers does."""
+    """A text model of transformers that reads its reward by the attention mask and is saved in its own names."""
 
     def forward(self, input_ids=None, attention_mask=None, **kwargs):  # type: ignore[override]  # all else is passed on
-        """As in [`GenericRewardModel`]. Positions count real tokens, also behind padding on the left."""
+        """As in [`GenericRewardModel`], with positions that count real tokens, behind left padding too."""
         counts = attention_mask is not None and attention_mask.ndim == 2 and kwargs.get("position_ids") is None
         if counts and _takes_positions(cast(Any, type(self.base_model))):
             kwargs["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
         return super().forward(input_ids, attention_mask, **kwargs)
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """As [`~transformers.PreTrainedModel.save_pretrained`], without a pad id that is the end token's."""
+        """As in [`~transformers.PreTrainedModel`], without a pad id that is the end token's."""
         with pad_id_as_saved(self):
-            # In transformers' own names: vLLM and the Auto class know these for text models.
+            # vLLM and the Auto class know transformers' own names for text models.
             super().save_pretrained(save_directory, *args, **{"save_original_format": True, **kwargs})
 
     def __reduce_ex__(self, protocol):
@@ -476,13 +489,11 @@ def _takes_positions(base: Any) -> bool:
 
 @contextmanager
 def pad_id_as_saved(model: Any) -> Iterator[None]:
-    """Take a pad id that is the end token's out of the configuration of a text model while it is saved.
-
-    transformers finds the last token by its id, and with such an id it would read every conversation one token early,
-    without a word. Without an id it reads a single conversation right and refuses a batch.
-    """
+    """Remove a pad id that is the end token's from the configuration of a text model while it is saved."""
+    # By such an id transformers would read every conversation one token early, without a warning. Without an id it
+    # reads a single conversation right and refuses a batch.
     configs = [model.config, model.config.get_text_config()] if isinstance(model, _TextRewardModel) else []
-    pads = [(config, config.pad_token_id) for config in configs if config.pad_token_id in _end_ids(config)]
+    pads = [(config, config.pad_token_id) for config in configs if _pads_with_end_token(config)]
     for config, _ in pads:
         config.pad_token_id = None
     try:
@@ -492,16 +503,16 @@ def pad_id_as_saved(model: Any) -> Iterator[None]:
             config.pad_token_id = pad_token_id
 
 
-def _end_ids(config: PreTrainedConfig) -> list[int]:
+def _pads_with_end_token(config: PreTrainedConfig) -> bool:
     ids: Any = getattr(config, "eos_token_id", None)
-    return list(ids) if isinstance(ids, (list, tuple)) else [] if ids is None else [ids]
+    pad = config.pad_token_id
+    return pad is not None and pad in (ids if isinstance(ids, (list, tuple)) else [ids])
 
 
 def read_last_real_token(model: Any) -> None:
-    """Makes a text model of transformers read its reward at the last real token of each row, found from the attention
-    mask, as our own classes do and as vLLM does. transformers' class finds it by the pad token's id: one token early
-    where the pad token is the end token, and not at all in batches where there is none.
-    """
+    """Have a text model of transformers read rewards at the last real token by mask, as our classes and vLLM do."""
+    # transformers finds the token by the pad id: one token early where the pad token is the end token, and not at all
+    # in batches without a pad id.
     model = getattr(model, "get_base_model", lambda: model)()  # of an adapter
     stock: Any = type(model)
     if isinstance(model, GenericRewardModel) or not _reads_by_pad_id(model):
@@ -514,7 +525,7 @@ def _reads_by_pad_id(model: Any) -> bool:
         return False
     if type(model).forward is GenericForSequenceClassification.forward:
         return True
-    # The families that are older than the generic class find the token in the same way, in a forward of their own.
+    # Families older than the generic class find the token in the same way, in their own forward.
     if MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(model.config), None) is not type(model):
         return False
     score = getattr(model, "score", None)
@@ -523,15 +534,15 @@ def _reads_by_pad_id(model: Any) -> bool:
 
 @functools.cache
 def _class_by_mask(stock: Any) -> type[PreTrainedModel]:
-    # transformers looks at the module of a class to find out what it can do, how its weights are called, and where the
-    # code is that ships with a checkpoint; all that is the stock class's.
+    # transformers reads from the module of a class what it can do, what its weights are called, and where the code of
+    # a checkpoint lies: all of the stock class.
     names = ("__doc__", "__module__", "__qualname__", "base_model_prefix")
     attributes = {name: getattr(stock, name) for name in names}
     return cast("type[PreTrainedModel]", type(stock.__name__, (_TextRewardModel, stock), attributes))
 
 
 def _new_by_mask(stock: Any) -> PreTrainedModel:
-    """An object to fill, for pickle, which finds the stock class under the name."""
+    """Make an empty model for pickle, which finds the stock class under the name."""
     cls = _class_by_mask(stock)
     return cls.__new__(cls)
 
@@ -539,9 +550,8 @@ def _new_by_mask(stock: Any) -> PreTrainedModel:
 def language_head_weights(
     config: PreTrainedConfig, name_or_path: str | os.PathLike, *, revision: str | None = None
 ) -> set[str]:
-    """Names of the weights that the causal language model of a text family has outside of its base model: `lm_head` in
-    most families, `embed_out` in GPT-NeoX, with or without bias, tied or not.
-    """
+    """Return the names of the language head's weights of a text family, in the model and in the checkpoint."""
+    # `lm_head` in most families, `embed_out` in GPT-NeoX, with or without bias, tied or not.
     remote = (getattr(config, "auto_map", None) or {}).get("AutoModelForCausalLM")
     if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
         native: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
@@ -552,13 +562,13 @@ def language_head_weights(
     with whole_weights(), torch.device("meta"):
         model = native(config)
     heads = {k: v for k, v in model.state_dict().items() if not k.startswith(f"{model.base_model_prefix}.")}
-    return {*heads, *revert_weight_conversion(model, heads)}  # in the model and in the checkpoint
+    return {*heads, *revert_weight_conversion(model, heads)}
 
 
 if not TYPE_CHECKING:  # which would take every name for one of this module
 
     def __getattr__(name: str) -> Any:
-        """The reward model class of a supported family, by its name, as pickle asks for it."""
+        """Return the reward model class of a supported family by its name, as pickle needs it."""
         for model_type, family in FAMILIES.items():
             if name == family.prefix + _REWARD_SUFFIX:
                 return reward_model_class(CONFIG_MAPPING[model_type])
@@ -571,45 +581,35 @@ def load_for_training(
     init_kwargs: dict[str, Any],
     quantization_config: BitsAndBytesConfig | None = None,
 ) -> PreTrainedModel:
-    """Loads a model to train, in fp32 unless told otherwise, as TRL does."""
+    """Load a model for training, in fp32 by default, as TRL does."""
     kwargs = {"dtype": "float32", "trust_remote_code": args.trust_remote_code, "is_trainable": True, **init_kwargs}
     if quantization_config is not None:
         if "quantization_config" in kwargs:
-            raise ValueError("Give `quantization_config` to the trainer or in `model_init_kwargs`, not both.")
+            raise ValueError("Pass `quantization_config` to the trainer or in `model_init_kwargs`, not both.")
         kwargs["quantization_config"] = quantization_config
     set_seed(args.seed)
     return load_reward_model(name_or_path, **kwargs)
 
 
-def refuse_spoiled_weights(model: PreTrainedModel) -> None:
-    """Refuses to train on 4-bit weights that bitsandbytes would spoil.
-
-    On a CPU it packs them when an evaluation reads them and unpacks them when the model is saved, but does not put the
-    scales of the blocks back unless these are quantised, too. The next step would go on with another model.
-    """
-    found = getattr(model.config, "quantization_config", None)
-    if not isinstance(found, BitsAndBytesConfig) or not found.load_in_4bit or found.bnb_4bit_use_double_quant:
+def set_up_4bit_weights(model: PreTrainedModel, args: RewardConfig) -> None:
+    """Refuse 4-bit weights that bitsandbytes would spoil; have others compute in the model's half precision."""
+    config = getattr(model.config, "quantization_config", None)
+    if not isinstance(config, BitsAndBytesConfig) or not config.load_in_4bit:
         return
-    if model.device.type == "cpu":
+    if model.device.type == "cpu" and not config.bnb_4bit_use_double_quant:
+        # bitsandbytes packs them when an evaluation reads them and unpacks them when the model is saved, but restores
+        # the scales of the blocks only if these are quantized too. The next step would go on with another model.
         raise ValueError(
-            "On a CPU, 4-bit weights need double quantisation, because bitsandbytes spoils others when the model is "
+            "On a CPU, 4-bit weights need double quantization, because bitsandbytes spoils others when the model is "
             "saved after an evaluation; set `use_bnb_nested_quant`, or `bnb_4bit_use_double_quant=True` in the "
             "`BitsAndBytesConfig`."
         )
-
-
-def agree_on_compute_dtype(model: PreTrainedModel, args: RewardConfig) -> None:
-    """Let 4-bit weights compute in the half precision that the rest of the model computes in. They do not see
-    autocast, and bitsandbytes' default is fp32, which is several times slower.
-    """
-    found = getattr(model.config, "quantization_config", None)
     half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-    if half is None or not isinstance(found, BitsAndBytesConfig) or not found.load_in_4bit:
+    if half is None or config.bnb_4bit_compute_dtype != torch.float32:
         return
-    if found.bnb_4bit_compute_dtype != torch.float32:
-        return
+    # They bypass autocast, and bitsandbytes' default of fp32 is several times slower.
     logger.warning(f"The 4-bit weights compute in {half}, as the model does, and not in their default of float32.")
-    model.config.quantization_config = copy.deepcopy(found)  # the user's own stays as it is
+    model.config.quantization_config = copy.deepcopy(config)  # the user's own stays as it is
     model.config.quantization_config.bnb_4bit_compute_dtype = half
     for module in model.modules():
         if hasattr(module, "compute_dtype"):
@@ -619,7 +619,7 @@ def agree_on_compute_dtype(model: PreTrainedModel, args: RewardConfig) -> None:
 def load_processing_class(
     name_or_path: str | os.PathLike, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> ProcessingClass:
-    """The processor of a vision-language model, or the tokenizer of a text model."""
+    """Load the processor of a vision-language model, or the tokenizer of a text model."""
     if find_adapter_config_file(str(name_or_path), revision=revision) is not None and not cached_file(
         name_or_path, "tokenizer_config.json", revision=revision, _raise_exceptions_for_missing_entries=False
     ):
@@ -633,11 +633,11 @@ def load_processing_class(
 def set_pixel_limits(
     processing_class: ProcessingClass, *, min_pixels: int | None = None, max_pixels: int | None = None
 ) -> None:
-    """Set the least and most pixels to which the processor scales an image; they are saved with it."""
+    """Set the fewest and most pixels to which the processor scales an image; they are saved with it."""
     if min_pixels is None and max_pixels is None:
         return
-    # In the families with pixel limits the class's default size has these two keys, and they hold areas, not edges, in
-    # spite of their names. The others name one edge, or height and width.
+    # With pixel limits the class's default size has these two keys, which hold areas in spite of their names. Other
+    # families name one edge, or height and width.
     image_processor = processing_class.image_processor if isinstance(processing_class, ProcessorMixin) else None
     if image_processor is None or set(type(image_processor).size or ()) != {"shortest_edge", "longest_edge"}:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Rows rendered by a chat template and encoded by a processor, one prompt with its completions."""
+"""Rendering of rows with the chat template, and their encoding by the processor, each image once per row."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ ProcessingClass = PreTrainedTokenizerBase | ProcessorMixin
 
 @dataclass
 class Rendered:
-    """One row, rendered."""
+    """One row as text: a prompt with its completions."""
 
-    texts: list[str]  # Full text of each branch: prompt and answer
-    images: list[Image.Image]  # The images that the texts' placeholders stand for, in reading order
-    add_special_tokens: bool = False  # Whether the tokenizer still has to add its own special tokens
-    videos: list[Video] = field(default_factory=list)  # The videos, likewise, with decoded frames
+    texts: list[str]  # prompt and completion, per completion
+    images: list[Image.Image]  # of the texts' placeholders, in reading order
+    add_special_tokens: bool = False  # the tokenizer still has to add its own
+    videos: list[Video] = field(default_factory=list)  # of the texts' placeholders, with decoded frames
 
 
 def get_tokenizer(processing_class: ProcessingClass) -> PreTrainedTokenizerBase:
-    """The tokenizer of a processor, or the tokenizer itself."""
+    """Return the tokenizer of a processor, or the tokenizer itself."""
     return processing_class.tokenizer if isinstance(processing_class, ProcessorMixin) else processing_class
 
 
 def image_token_ids(processing_class: ProcessingClass) -> set[int]:
-    """Ids of the tokens that stand for pieces of an image or a video; none for a tokenizer."""
+    """Return the ids of image and video placeholders; none for a tokenizer."""
     if not isinstance(processing_class, ProcessorMixin):
         return set()
     ids = (getattr(processing_class, f"{kind}_token_id", None) for kind in ("image", "video"))
@@ -51,7 +51,7 @@ def render_branches(
     processing_class: ProcessingClass,
     videos: Sequence[Video] = (),
 ) -> Rendered:
-    """Renders both conversations of a preference row with the chat template."""
+    """Render both conversations of a preference row."""
     prompt = row.get("prompt")
     if not is_conversational(cast("dict[str, Any]", row)):
         eos = get_tokenizer(processing_class).eos_token or ""
@@ -75,22 +75,18 @@ def render_branches(
 
 
 def check_difference(row: Mapping[str, Any], processing_class: ProcessingClass) -> None:
-    """Refuse a row whose two answers are one to the model, because its chat template drops what they differ in
-    (thoughts, fields of a message that it does not know) or its tokenizer normalizes it away. Images are not looked
-    at.
-    """
+    """Refuse a row whose two answers are the same to the model, whatever its images."""
+    # A chat template may drop the difference (thoughts, unknown fields of a message), a tokenizer normalize it away.
     rendered = render_branches(row, cast(Any, row_images(row)), processing_class)  # only their number counts
-    if len(set(map(_folded, rendered.texts))) > 1:  # no tokenizer makes these equal, so it need not be asked
-        return
-    chosen, rejected = (
-        get_tokenizer(processing_class)(text, add_special_tokens=False)["input_ids"] for text in rendered.texts
-    )
+    if len({"".join(unicodedata.normalize("NFKC", text).casefold().split()) for text in rendered.texts}) > 1:
+        return  # no tokenizer makes these equal, so it need not be asked
+    chosen, rejected = get_tokenizer(processing_class)(rendered.texts, add_special_tokens=False)["input_ids"]
     if chosen == rejected:
         raise equal_when_rendered()
 
 
 def equal_when_rendered() -> RowError:
-    """The error about a row whose two answers are the same tokens."""
+    """Return the error for a row whose two answers are the same tokens."""
     return RowError(
         "equal_answers",
         "`chosen` and `rejected` are equal as the model reads them, because the chat template or the tokenizer drops "
@@ -98,16 +94,10 @@ def equal_when_rendered() -> RowError:
     )
 
 
-def _folded(text: str) -> str:
-    """A text without what tokenizers normalize: compatible characters, case, white space."""
-    return "".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
 def lacks_special_tokens(text: str, processing_class: ProcessingClass) -> bool:
-    """Whether the tokenizer has to add its special tokens to a text that a chat template wrote, by the rule of
-    `apply_chat_template(tokenize=True)`: a tokenizer's template writes them all, a processor's may leave the first
-    out.
-    """
+    """Tell whether the tokenizer has to add its special tokens to a text of the chat template."""
+    # The rule of `apply_chat_template(tokenize=True)`: a tokenizer's template writes them all, a processor's may omit
+    # the first.
     if not isinstance(processing_class, ProcessorMixin):
         return False
     bos_token = get_tokenizer(processing_class).bos_token
@@ -117,70 +107,65 @@ def lacks_special_tokens(text: str, processing_class: ProcessingClass) -> bool:
 def render_conversation(
     messages: Sequence[Mapping[str, Any]], images: Sequence[Any], processing_class: ProcessingClass, **kwargs: Any
 ) -> str:
-    """Renders one conversation, answer included, as text with one placeholder an image."""
+    """Render one conversation, answer included, with one placeholder per image."""
     clean = [_clean(message) for message in messages]
     if not isinstance(processing_class, ProcessorMixin):
-        flat = [{**message, "content": _flatten(message["content"])} for message in clean]
+        flat = [{**message, "content": _text_of(message["content"])} for message in clean]
         return cast(str, processing_class.apply_chat_template(flat, tokenize=False, **kwargs))
     prepared = prepare_multimodal_messages(clean, list(images))
     return processing_class.apply_chat_template(prepared, tokenize=False, **kwargs)
 
 
 def _clean(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message without the keys that other messages brought; `content` stays, also where there is none."""
+    """Drop the keys that a message got from others; `content` stays, also where it is missing."""
     return {"content": None, **_without_none(message)}
 
 
 def _without_none(value: Any) -> Any:
-    """Arrow gives every dict the keys of all, with None where there was none, and templates test for the key alone."""
+    """Drop the `None` that Arrow writes for the keys of other dicts; templates test for the key alone."""
     if isinstance(value, Mapping):
         return {key: _without_none(part) for key, part in value.items() if part is not None}
     return [_without_none(part) for part in value] if isinstance(value, list) else value
 
 
-def _flatten(content: Any) -> Any:
-    if not isinstance(content, list):
-        return content
-    return "".join(block["text"] for block in content if block["type"] == "text")
+def _text_of(content: Any) -> Any:
+    is_list = isinstance(content, list)
+    return "".join(block["text"] for block in content if block["type"] == "text") if is_list else content
 
 
 def encode_branches(
     rows: Sequence[Rendered], processing_class: ProcessingClass
 ) -> tuple[list[list[dict[str, torch.Tensor]]], dict[str, torch.Tensor]]:
-    """Tokenises all branches of several rows and preprocesses each image once.
+    """Tokenize all completions of R rows and preprocess each image once.
 
-    Shapes: returns `(L,)` `int64`.
+    Returns the vectors `(L,)` of each token input, as `[completion][row]`, and the image tensors of all rows.
     """
-    num_branches = len(rows[0].texts)
-    tokens: list[list[dict[str, torch.Tensor]]] = [[{} for _ in rows] for _ in range(num_branches)]
+    tokens: list[list[dict[str, torch.Tensor]]] = [[{} for _ in rows] for _ in rows[0].texts]
     tokenizer = get_tokenizer(processing_class)
-    visual = []
-    for index, row in enumerate(rows):
-        if row.images or row.videos:
-            visual.append(index)
-            continue
-        for branch, text in enumerate(row.texts):
-            ids = tokenizer(text, add_special_tokens=row.add_special_tokens)["input_ids"]
-            tokens[branch][index] = {"input_ids": torch.tensor(ids)}
+    visual = [index for index, row in enumerate(rows) if row.images or row.videos]
+    for index in sorted({*range(len(rows))} - {*visual}):
+        encoded = tokenizer(rows[index].texts, add_special_tokens=rows[index].add_special_tokens)["input_ids"]
+        for by_row, ids in zip(tokens, encoded, strict=True):
+            by_row[index] = {"input_ids": torch.tensor(ids)}
 
-    # Processors sort images and videos of a batch apart, though in some families frames are images; one row at a time
-    # keeps the order.
-    together = [visual] if not any(row.videos for row in rows) else [[index] for index in visual]
+    # Processors separate the images and videos of a batch, though frames are images in some families; one row at a
+    # time keeps the order.
+    batches = [visual] if not any(row.videos for row in rows) else [[index] for index in visual]
     parts = []
-    for indices in filter(None, together):
+    for indices in filter(None, batches):
         # A tokenizer's rows have no images.
         encoded, tensors = _encode_visual([rows[index] for index in indices], cast(ProcessorMixin, processing_class))
         parts.append(tensors)
-        for branch in range(num_branches):
-            for index, vectors in zip(indices, encoded[branch], strict=True):
-                tokens[branch][index] = vectors
+        for by_row, vectors in zip(tokens, encoded, strict=True):
+            for index, of_row in zip(indices, vectors, strict=True):
+                by_row[index] = of_row
     return tokens, join_images(parts)
 
 
 def _encode_visual(
     rows: Sequence[Rendered], processor: ProcessorMixin
 ) -> tuple[list[list[dict[str, torch.Tensor]]], dict[str, torch.Tensor]]:
-    """[`encode_branches`] for rows that all have images, or for one row with videos."""
+    """Encode rows that all have images, or one row with videos."""
     inputs: dict[str, Any] = {}
     if any(row.images for row in rows):
         inputs["images"] = [row.images for row in rows]
@@ -189,13 +174,13 @@ def _encode_visual(
         if getattr(processor, "video_processor", None) is None:
             raise ValueError(f"The row has a video, but {type(processor).__name__} reads none; use another model.")
         inputs["videos"] = [video.frames for video in videos]
-        inputs["videos_kwargs"] = {"do_sample_frames": False, "video_metadata": [_metadata(video) for video in videos]}
+        inputs["videos_kwargs"] = {"do_sample_frames": False, "video_metadata": list(map(_metadata, videos))}
     replaying = _replaying(processor)
     tokens: list[list[dict[str, torch.Tensor]]] = []
     tensors: dict[str, torch.Tensor] = {}
-    for branch in range(len(rows[0].texts)):
+    for texts in zip(*(row.texts for row in rows), strict=True):
         batch = replaying(
-            text=[row.texts[branch] for row in rows],
+            text=list(texts),
             padding=True,
             padding_side="right",
             add_special_tokens=rows[0].add_special_tokens,
@@ -205,7 +190,7 @@ def _encode_visual(
         shape = batch["input_ids"].shape
         is_real = batch.pop("attention_mask").bool()
         per_token = [key for key, value in batch.items() if value.shape == shape]
-        tokens.append([{key: batch[key][index][is_real[index]] for key in per_token} for index in range(len(rows))])
+        tokens.append([{key: batch[key][row][is_real[row]] for key in per_token} for row in range(len(rows))])
         tensors = tensors or {key: value for key, value in batch.items() if key not in per_token}
     return tokens, tensors
 
@@ -218,9 +203,7 @@ def _metadata(video: Video) -> VideoMetadata:
 
 
 def join_images(parts: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """One batch of the image tensors of several rows. Rows with fewer tiles are filled up with zeros, as processors
-    do in a batch of their own.
-    """
+    """Join the image tensors of several rows; zeros fill rows with fewer tiles, as processors do within a batch."""
     parts = [part for part in parts if part]
     if len(parts) == 1:
         return parts[0]
@@ -239,11 +222,10 @@ def join_images(parts: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]
 
 
 class _Replay:
-    """An image or video processor that works once and then gives the same answer again.
+    """An image or video processor that works once and then repeats its result."""
 
-    All branches of a batch have the same images in the same order, so that what the processor computes from them (the
-    pixels, and the number of placeholder tokens) is the same in every call.
-    """
+    # All completions of a batch have the same images in the same order, so that the pixels and the numbers of
+    # placeholder tokens are the same in every call.
 
     def __init__(self, image_processor: Any) -> None:
         self._image_processor = image_processor
@@ -259,9 +241,9 @@ class _Replay:
 
 
 def _replaying(processor: ProcessorMixin) -> ProcessorMixin:
-    """A shallow copy of the processor that preprocesses its images once, however often it is called."""
+    """Copy a processor so that it preprocesses images once, however often it is called."""
     replaying = copy.copy(processor)
-    replaying.image_processor = _Replay(processor.image_processor)
-    if getattr(processor, "video_processor", None) is not None:
-        replaying.video_processor = _Replay(processor.video_processor)
+    for name in ("image_processor", "video_processor"):
+        if getattr(processor, name, None) is not None:
+            setattr(replaying, name, _Replay(getattr(processor, name)))
     return replaying

@@ -1,4 +1,4 @@
-"""Lengths of pairs, batches by number of tokens, and evaluation batches that hold every pair once."""
+"""Batching: token counts of pairs, batches by number of tokens, and evaluation batches with every pair once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice, starmap
+from itertools import islice
 from typing import Any, NamedTuple, cast
 
 import datasets
@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import gather_object, recursively_apply
-from datasets import Dataset, Features, Value
+from datasets import Dataset, Features, IterableDataset, Value
 from datasets.table import InMemoryTable
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
@@ -26,7 +26,7 @@ from transformers import TrainerCallback
 from transformers.trainer_pt_utils import BatchRebalanceSampler, LengthGroupedSampler
 from transformers.utils import logging
 
-from ..data.columns import AnyDataset, look_at_rows
+from ..data.columns import AnyDataset, look_at_rows, look_in_shares
 from ..data.images import ImageOptions, check_image
 from ..data.rows import RowError, check_row, row_images, row_name
 from ..data.validation import TokenCounter
@@ -35,21 +35,23 @@ from ..models.rendering import ProcessingClass, check_difference, encode_branche
 from ..models.shared_prefix import common_prefix_length
 from .collator import MultimodalPreferenceCollator
 from .config import MultimodalRewardConfig
-from .metrics import BatchLoss, PairRecord, pair_records
+from .metrics import BatchLoss, PairRecord
 
 
 logger = logging.get_logger(__name__)
 
-# Of the processors that tell the number of an image's tokens from its size; the others have to see the pixels.
+# By processors that count an image's tokens from its size; the others need the pixels.
 UNCOUNTED_TOKENS = {
     family.processor: family.uncounted_tokens for family in FAMILIES.values() if family.uncounted_tokens is not None
 }
 
+# Lengths within a window differ by up to this share of the longest: more lets an epoch mix pairs more freely, less
+# leaves less room unused.
+_WINDOW = 1 / 32
+
 
 class PairTokens(NamedTuple):
-    """Tokens of the chosen and of the rejected conversation, and how many one row per pair shares: as many as both
-    have in common from their start, or -1 if the pair needs two rows because the two differ before an image.
-    """
+    """Numbers of tokens of both conversations, and of their common start; -1 if they differ before an image."""
 
     chosen: int
     rejected: int
@@ -62,14 +64,14 @@ _COUNTS = Features({name: Value("int64") for name in PairTokens._fields})
 def count_tokens(
     row: Mapping[str, Any], collator: MultimodalPreferenceCollator, is_checked: bool = False
 ) -> PairTokens:
-    """Counts the tokens of a preference row, nothing truncated."""
+    """Count the tokens of a preference row, nothing truncated."""
     processor = collator.processing_class
     if "chosen_ids" in row:
         return _compare([row["chosen_ids"], row["rejected_ids"]], set())
     images = row_images(row)
     if row.get("videos") or (images and type(processor).__name__ not in UNCOUNTED_TOKENS):
         tokens, _ = encode_branches([collator.render(row, is_checked=is_checked)], processor)
-        return _compare([branch[0]["input_ids"].tolist() for branch in tokens], collator.image_token_ids)
+        return _compare([side["input_ids"].tolist() for (side,) in tokens], collator.image_token_ids)
     try:
         if not is_checked:
             check_row(row, special_tokens=collator.special_tokens)
@@ -79,20 +81,19 @@ def count_tokens(
 
     rendered = render_branches(row, cast(Any, sizes), processor)  # of the images, only the number counts
     tokenizer = get_tokenizer(processor)
-    branches = tokenizer(rendered.texts, add_special_tokens=rendered.add_special_tokens)["input_ids"]
+    ids = tokenizer(rendered.texts, add_special_tokens=rendered.add_special_tokens)["input_ids"]
     if not images:
-        return _compare(branches, set())
-    counting = cast(Any, processor)  # ProcessorMixin does not have what follows, the listed ones do
+        return _compare(ids, set())
+    counting = cast(Any, processor)  # ProcessorMixin lacks what follows, the listed processors have it
     counted = counting._get_num_multimodal_tokens(image_sizes=[(height, width) for width, height in sizes])
     uncounted = UNCOUNTED_TOKENS[type(processor).__name__]
     extra = [number + uncounted - 1 for number in counted["num_image_tokens"]]  # beyond the placeholder
-    placeholder = cast(int, tokenizer.convert_tokens_to_ids(counting.image_token))
-    return _compare(branches, {placeholder}, extra)
+    return _compare(ids, {cast(int, tokenizer.convert_tokens_to_ids(counting.image_token))}, extra)
 
 
 def token_counter(processing_class: ProcessingClass) -> TokenCounter:
     """
-    Make what [`~trl_dt2it.data.validate`] asks about special tokens, equal answers and lengths.
+    Make the reader with which [`~trl_dt2it.data.validate`] checks special tokens, equal answers and lengths.
 
     Args:
         processing_class (`ProcessorMixin` or `PreTrainedTokenizerBase`):
@@ -117,28 +118,28 @@ def _count(
     return count_tokens(row, collator, is_checked=True)[:2]
 
 
-def _compare(branches: list[list[int]], image_ids: set[int], extra: list[int] | None = None) -> PairTokens:
-    """Measures two token lists; `extra` says for each image by how much its one placeholder is too short."""
-    shared = common_prefix_length([torch.tensor(ids) for ids in branches])
-    inside = sum(token in image_ids for token in branches[0][:shared])
-    behind = any(token in image_ids for ids in branches for token in ids[shared:])
-    total = sum(extra or [])
-    own = shared + (sum(extra[:inside]) if extra else 0)
-    return PairTokens(len(branches[0]) + total, len(branches[1]) + total, -1 if behind else own)
+def _compare(sides: list[list[int]], image_ids: set[int], extra: list[int] | None = None) -> PairTokens:
+    """Measure two token lists, in which each image's placeholder lacks `extra` tokens."""
+    shared = common_prefix_length([torch.tensor(ids) for ids in sides])
+    num_inside = sum(token in image_ids for token in sides[0][:shared])
+    is_behind = any(token in image_ids for ids in sides for token in ids[shared:])
+    extra = extra or []
+    chosen, rejected = (len(ids) + sum(extra) for ids in sides)
+    return PairTokens(chosen, rejected, -1 if is_behind else shared + sum(extra[:num_inside]))
 
 
-def pair_size(tokens: PairTokens, collator: MultimodalPreferenceCollator) -> int:
-    """Number of tokens that a pair adds to a batch: with one row per pair what it shares once and both answers, with
-    two rows twice the longer one, padding to a multiple included.
-    """
+def pair_size(tokens: PairTokens, collator: MultimodalPreferenceCollator, cap: int = 0) -> int:
+    """Return the number of tokens that a pair adds to a batch of at most `cap`, padding to a multiple included."""
     if collator.share_prefix and tokens.shared >= 0:
         return tokens.chosen + tokens.rejected - tokens.shared
     multiple = collator.pad_to_multiple_of or 1
-    return 2 * -(-max(tokens.chosen, tokens.rejected) // multiple) * multiple
+    size = 2 * -(-max(tokens.chosen, tokens.rejected) // multiple) * multiple
+    # Among pairs that share, it would give all of its batch two rows per pair, so it fills a batch alone.
+    return max(size, cap) if collator.share_prefix else size
 
 
 def needs_lengths(args: MultimodalRewardConfig) -> bool:
-    """Whether the batches of training depend on how long the pairs are."""
+    """Tell whether the batches of training depend on the lengths of the pairs."""
     by_length = args.train_sampling_strategy in ("group_by_length", "batch_rebalance")
     return by_length or args.max_tokens_per_batch is not None
 
@@ -146,23 +147,21 @@ def needs_lengths(args: MultimodalRewardConfig) -> bool:
 def count_pairs(
     dataset: Dataset, *, name: str, collator: MultimodalPreferenceCollator, num_proc: int | None = None
 ) -> Dataset:
-    """Counts the tokens of all pairs of a data set, which is left as it is. No process waits for another, and nothing
-    is kept for the next run: an image file may change.
-    """
-    counts = look_at_rows(
-        dataset,
-        lambda row: count_tokens(row, collator, True)._asdict(),
-        _COUNTS,
-        num_proc=num_proc,
+    """Count the tokens of all pairs of a data set; each process counts its share."""
+    # Nothing is kept for the next run: an image file may change.
+    look = partial(
+        look_at_rows,
+        function=lambda row: count_tokens(row, collator, True)._asdict(),
+        features=_COUNTS,
         desc=f"Counting tokens of {name} dataset",
     )
-    return Dataset(InMemoryTable(counts))
+    return Dataset(InMemoryTable(look_in_shares(dataset, look, num_proc=num_proc)))
 
 
 def pair_sizes(
     dataset: Dataset, counts: Dataset | None, *, collator: MultimodalPreferenceCollator, args: MultimodalRewardConfig
 ) -> list[int]:
-    """Number of tokens that each pair of the training set adds to a batch."""
+    """Return the number of tokens that each pair of the training set adds to a batch."""
     name = args.length_column_name
     if name in dataset.column_names:
         sizes = dataset.with_format(None)[name][:]
@@ -174,39 +173,27 @@ def pair_sizes(
             )
         logger.warning(f"The lengths of the pairs are taken from the column `{name}` of the train set.")
         return sizes
-    sizes = []
     columns = [cast(Dataset, counts)[field][:] for field in PairTokens._fields]
-    for tokens in map(PairTokens._make, zip(*columns, strict=True)):
-        size = pair_size(tokens, collator)
-        if collator.share_prefix and tokens.shared < 0:
-            # It would give all of its batch two rows per pair, so it has to be alone.
-            size = max(size, args.max_tokens_per_batch or 0)
-        sizes.append(size)
-    return sizes
-
-
-# Within a window lengths differ by up to this share of the longest: more lets an epoch mix pairs more freely, and less
-# leaves less room unused.
-_WINDOW = 1 / 32
+    tokens = map(PairTokens._make, zip(*columns, strict=True))
+    return [pair_size(pair, collator, args.max_tokens_per_batch or 0) for pair in tokens]
 
 
 @dataclass
 class BatchPlan:
-    """Which window each place of each batch takes its pair from."""
+    """The batches of every epoch; an epoch shuffles the pairs of each window."""
 
-    rows: np.ndarray  # (N,): Indices of all pairs, longest first; those of a window are neighbours
-    window: np.ndarray  # (N,): Number of the window of each
-    # For each batch the positions in `rows`, every position once. `world_size` batches that follow each other make up
-    # a step and are of similar size
+    rows: np.ndarray  # (N,): indices of all pairs, longest first; those of a window are neighbors
+    window: np.ndarray  # (N,): number of the window of each
+    # Positions in `rows` of each batch, every position once; `world_size` batches of similar size in a row make a step
     batches: list[np.ndarray]
-    world_size: int  # Number of processes
-    num_too_long: int  # Number of pairs that alone exceed the cap; each has a batch of its own
+    world_size: int  # number of processes
+    num_too_long: int  # pairs that exceed the cap alone; each has its own batch
 
 
 def plan_batches(
     sizes: Sequence[int] | np.ndarray, max_tokens: int, *, world_size: int = 1, padded: bool = False
 ) -> BatchPlan:
-    """Plans the batches of an epoch."""
+    """Plan the batches of an epoch: of at most `max_tokens`, and equally many on each process."""
     lengths = np.asarray(sizes, dtype=np.int64)
     if len(lengths) < world_size:
         raise ValueError(f"{len(lengths)} pairs are too few for {world_size} processes; start at most as many.")
@@ -221,7 +208,7 @@ def plan_batches(
             f"`max_tokens_per_batch={max_tokens}` makes {fewest} batches of {len(lengths)} pairs, which {world_size} "
             "processes cannot share evenly; raise it."
         )
-    # The smallest cap that does not need more batches fills them evenly; otherwise the last ones would be left small.
+    # The smallest cap that needs no more batches fills them evenly; otherwise the last would be small.
     low, high = int(planned.sum()) // wanted, max_tokens
     while high - low > max_tokens // 512 + 1:
         middle = (low + high) // 2
@@ -233,7 +220,7 @@ def plan_batches(
 
 
 def plan_training(sizes: Sequence[int], max_tokens: int, *, world_size: int, padded: bool) -> BatchPlan:
-    """As [`plan_batches`], telling on screen what became of the pairs."""
+    """Plan the batches of training, and report long pairs on screen."""
     plan = plan_batches(sizes, max_tokens, world_size=world_size, padded=padded)
     if plan.num_too_long:
         logger.warning(
@@ -245,8 +232,8 @@ def plan_training(sizes: Sequence[int], max_tokens: int, *, world_size: int, pad
 
 
 def _windows(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Number of the window, and length of the window's longest pair, for lengths that do not rise."""
-    starts, rising = [0], -lengths  # searching needs what rises
+    """Return the window's number and its longest length for each of some falling lengths."""
+    starts, rising = [0], -lengths  # as `searchsorted` needs
     while starts[-1] < len(lengths):
         shortest = lengths[starts[-1]] * (1 - _WINDOW)
         starts.append(int(np.searchsorted(rising, -shortest, side="right")))
@@ -255,18 +242,17 @@ def _windows(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _pack(planned: np.ndarray, cap: int) -> list[np.ndarray]:
-    """First-fit decreasing, a batch at a time: the longest pair left, then always the longest that still fits. Equal
-    sizes are taken together and equal batches are made together, so that it takes no time a pair.
-    """
+    """Pack by first-fit decreasing: the longest pair left, then always the longest that still fits."""
+    # Equal sizes are taken together, and equal batches are made together.
     sizes, starts, counts = np.unique(-planned, return_index=True, return_counts=True)
     keys, left, position = sizes.tolist(), counts.tolist(), starts.tolist()  # keys are negative sizes, rising
     batches: list[np.ndarray] = []
     first = 0
     while first < len(keys):
-        content: list[tuple[int, int]] = []  # of which size, and how many
+        content: list[tuple[int, int]] = []  # index of a size, number of pairs
         room, index = cap, first
         while index < len(keys):
-            # A pair that is too long has a batch of its own.
+            # A pair that is too long has its own batch.
             number = min(left[index], max(room // -keys[index], int(not content)))
             if number:
                 content.append((index, number))
@@ -285,7 +271,7 @@ def _pack(planned: np.ndarray, cap: int) -> list[np.ndarray]:
 
 
 def _pack_padded(planned: np.ndarray, cap: int) -> list[np.ndarray]:
-    """Neighbours, as many as fit with the longest of them."""
+    """Pack neighbors, as many as fit when padded to the longest of them."""
     sizes = planned.tolist()
     batches, start = [], 0
     while start < len(sizes):
@@ -301,7 +287,7 @@ def _cost(batch: np.ndarray, planned: np.ndarray, padded: bool) -> int:
 
 
 def _split_largest(batches: list[np.ndarray], planned: np.ndarray, number: int, padded: bool) -> None:
-    """Halves the largest batches of more than one pair until there are `number`; changes the list."""
+    """Halve the largest batches of more than one pair until there are `number`, in place."""
     while len(batches) < number:
         several = [index for index, batch in enumerate(batches) if len(batch) > 1]
         largest = batches.pop(max(several, key=lambda index: _cost(batches[index], planned, padded)))
@@ -317,11 +303,9 @@ def _round_up(number: int, multiple: int) -> int:
 
 
 class TokenBatchSampler(BatchRebalanceSampler):
-    """Gives one process its batches of a plan.
+    """The batches of one process of a plan, in the order of an epoch."""
 
-    It is a `BatchRebalanceSampler` in name alone: the trainer takes that for a sampler that knows its process, and
-    hands it to the data loader as it is.
-    """
+    # In name a `BatchRebalanceSampler`, because the trainer passes these to the data loader as they are.
 
     def __init__(self, plan: BatchPlan, *, rank: int = 0, seed: int = 0) -> None:
         self.plan = plan
@@ -340,9 +324,9 @@ class TokenBatchSampler(BatchRebalanceSampler):
 
 
 class EpochLengthGroupedSampler(LengthGroupedSampler):
-    """transformers' sampler for `group_by_length`, with an order that follows from seed and epoch: it draws from
-    torch's global generator, so that a resumed run would go on with other pairs.
-    """
+    """transformers' sampler for `group_by_length`, with an order that follows from seed and epoch."""
+
+    # transformers draws from torch's global generator, so that a resumed run would go on with other pairs.
 
     def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
         super().__init__(batch_size, lengths=lengths)
@@ -358,9 +342,9 @@ class EpochLengthGroupedSampler(LengthGroupedSampler):
 
 
 class SetEpoch(TrainerCallback):
-    """Tells the sampler of the training data the epoch: through the wrappers of a resumed run, or of several
-    processes, the trainer does not reach it.
-    """
+    """A callback that sets the epoch of the training sampler."""
+
+    # The trainer does not reach the sampler through the wrappers of a resumed run or of several processes.
 
     def __init__(self) -> None:
         self.sampler: Any = None
@@ -371,7 +355,7 @@ class SetEpoch(TrainerCallback):
 
 
 def training_sampler(sizes: list[int], plan: BatchPlan | None, args: MultimodalRewardConfig) -> Sampler | None:
-    """The sampler of the training pairs that ours is needed for."""
+    """Return the sampler of the training pairs, `None` where the trainer's own serves."""
     seed = args.seed if args.data_seed is None else args.data_seed
     if plan is not None:
         return TokenBatchSampler(plan, rank=args.process_index, seed=seed)
@@ -381,17 +365,8 @@ def training_sampler(sizes: list[int], plan: BatchPlan | None, args: MultimodalR
     return None
 
 
-class Place(NamedTuple):
-    """The position of a row in its set, -1 where the row only fills a batch, and how to read it: by its index, or, in
-    a stream, the row itself.
-    """
-
-    position: int
-    row: Any
-
-
 class EvaluationRows(TorchDataset):
-    """Rows of an evaluation set with their positions, read by [`Place`]."""
+    """An evaluation set read by batches of positions with row indices, or of a stream's positions with its rows."""
 
     def __init__(self, dataset: AnyDataset) -> None:
         self.dataset = dataset
@@ -399,22 +374,18 @@ class EvaluationRows(TorchDataset):
     def __len__(self) -> int:
         return len(cast(datasets.Dataset, self.dataset))  # a TypeError for a stream, which has no length
 
-    def __getitem__(self, place: Place) -> tuple[int, dict[str, Any]]:
-        return self.__getitems__([place])[0]
-
-    def __getitems__(self, places: Sequence[Place]) -> list[tuple[int, dict[str, Any]]]:
-        rows = [place.row for place in places]
+    def __getitems__(self, batch: Sequence[tuple[int, Any]]) -> list[tuple[int, dict[str, Any]]]:
+        positions, rows = zip(*batch, strict=True)
         if isinstance(self.dataset, datasets.Dataset):
-            rows = self.dataset.__getitems__(rows)
-        return list(zip((place.position for place in places), rows, strict=True))
+            rows = self.dataset.__getitems__(list(rows))
+        return list(zip(positions, rows, strict=True))
 
 
-class EvaluationBatches(Sampler[list[Place]]):
-    """The batches of one process: of all batches of the set, in their order, every `num_processes`-th.
+class EvaluationBatches(Sampler[list[tuple[int, Any]]]):
+    """Every `num_processes`-th batch of a set, as positions and row indices, or rows of a stream."""
 
-    A stream is read by the main process of each rank, whole, and its rows are sent to the workers, which decode and
-    collate them. Otherwise `datasets` would spread the files over the workers and number the rows anew in each.
-    """
+    # Each rank's main process reads a stream whole and sends its rows to the workers, which decode and collate them.
+    # Otherwise `datasets` would spread the files over the workers and number the rows anew in each.
 
     def __init__(self, dataset: AnyDataset, batch_size: int, process_index: int, num_processes: int) -> None:
         self.dataset = dataset
@@ -424,29 +395,24 @@ class EvaluationBatches(Sampler[list[Place]]):
         self.digest = 0  # of a stream, in the order in which it was read
 
     def __len__(self) -> int:
-        batches = math.ceil(len(cast(datasets.Dataset, self.dataset)) / self.size)
-        return math.ceil(batches / self.num_processes)
+        return math.ceil(len(cast(datasets.Dataset, self.dataset)) / self.size / self.num_processes)
 
-    def __iter__(self) -> Iterator[list[Place]]:
-        places = starmap(Place, enumerate(self._rows()))
+    def __iter__(self) -> Iterator[list[tuple[int, Any]]]:
+        is_stream = not isinstance(self.dataset, datasets.Dataset)
+        rows = enumerate(self._stream() if is_stream else range(len(cast(datasets.Dataset, self.dataset))))
         first, count = None, 0
-        while batch := list(islice(places, self.size)):
+        while batch := list(islice(rows, self.size)):
             first = first or batch[0]
             if count % self.num_processes == self.process_index:
                 yield batch
             count += 1
         if first is not None and 0 < count % self.num_processes <= self.process_index:
-            # Where the model is sharded, every process has to take part in each forward pass.
-            yield [Place(-1, first.row)]
-
-    def _rows(self) -> Iterator[Any]:
-        if isinstance(self.dataset, datasets.Dataset):
-            return iter(range(len(self.dataset)))
-        return self._stream()
+            # Where the model is sharded, every process has to take part in each forward pass. -1 marks a filler.
+            yield [(-1, first[1])]
 
     def _stream(self) -> Iterator[Any]:
-        whole, self.digest = self.dataset, 0
-        if whole._distributed is not None:  # a user's `split_dataset_by_node`: the set itself is needed here
+        whole, self.digest = cast(IterableDataset, self.dataset), 0
+        if whole._distributed is not None:  # a user's `split_dataset_by_node`: the whole set is needed here
             whole = copy.copy(whole)
             whole._distributed = None
         for row in whole:
@@ -455,29 +421,22 @@ class EvaluationBatches(Sampler[list[Place]]):
             yield row
 
 
-@dataclass
-class PositionedCollator:
-    """A collator that adds `positions` `(B,)` int64 to the `pairs` of another's batches."""
-
-    collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
-
-    def __call__(self, rows: Sequence[tuple[int, dict[str, Any]]]) -> dict[str, Any]:
-        batch = self.collator([row for _, row in rows])
-        batch["pairs"]["positions"] = torch.tensor([position for position, _ in rows])
-        return batch
+def _collate_positioned(collator: Callable[[list[Any]], dict[str, Any]], rows: Sequence[tuple[int, Any]]) -> Any:
+    """Collate rows and add their `positions` `(B,)` int64 to the `pairs` of the batch."""
+    batch = collator([row for _, row in rows])
+    batch["pairs"]["positions"] = torch.tensor([position for position, _ in rows])
+    return batch
 
 
 def evaluation_loader(
     dataset: AnyDataset,
-    collator: Callable[[list[dict[str, Any]]], dict[str, Any]],
+    collator: Callable[[list[Any]], dict[str, Any]],
     args: MultimodalRewardConfig,
     accelerator: Accelerator,
 ) -> DataLoader:
-    """A data loader that gives every pair of a set once.
-
-    It does not follow `dataloader_drop_last`, `dataloader_in_order`, `dataloader_persistent_workers` and, of
-    `accelerator_config`, `even_batches` and `dispatch_batches`: they choose between ways to repeat or to drop pairs.
-    """
+    """Make a data loader that yields every pair of a set once."""
+    # `dataloader_drop_last`, `dataloader_in_order`, `dataloader_persistent_workers` and, of `accelerator_config`,
+    # `even_batches` and `dispatch_batches` do not count here: they choose between ways to repeat or drop pairs.
     copies = num_copies(accelerator)
     num_processes = accelerator.num_processes // copies
     size = args.eval_batch_size
@@ -486,7 +445,7 @@ def evaluation_loader(
     loader = DataLoader(
         EvaluationRows(dataset),
         batch_sampler=EvaluationBatches(dataset, size, accelerator.process_index // copies, num_processes),
-        collate_fn=PositionedCollator(collator),
+        collate_fn=partial(_collate_positioned, collator),
         num_workers=args.dataloader_num_workers,
         pin_memory=args.dataloader_pin_memory,
         multiprocessing_context=args.dataloader_multiprocessing_context,
@@ -496,14 +455,14 @@ def evaluation_loader(
 
 
 def num_copies(accelerator: Accelerator) -> int:
-    """How many processes read the same batch, as under tensor parallelism; 1 under data parallelism alone."""
+    """Count the processes that read the same batch: 1 but under tensor and the like parallelism."""
     mesh = accelerator.torch_device_mesh
     names = () if mesh is None else mesh.mesh_dim_names
     return math.prod(mesh[name].size() for name in names if not name.startswith("dp"))
 
 
 class Evaluation:
-    """What an evaluation keeps of its pairs, each process of its own, and what it gathers of every batch."""
+    """The records of an evaluation, each process of its own pairs, and the gathering of its batches."""
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
@@ -512,23 +471,23 @@ class Evaluation:
         self._is_kept = True
         self._losses: torch.Tensor | None = None
 
-    def add(self, pairs: Mapping[str, Any], found: BatchLoss) -> None:
-        """Keep the records of a batch, of its `pairs` and of what [`batch_loss`] gave for them."""
+    def add(self, pairs: Mapping[str, Any], batch: BatchLoss) -> None:
+        """Keep the records of a batch, from its `pairs` and its loss."""
         if "positions" in pairs:
             positions = pairs["positions"].tolist()
-        else:  # a loader that is not of [`evaluation_loader`]
-            positions = range(len(self._records), len(self._records) + len(found.losses))
+        else:  # not of [`evaluation_loader`]
+            positions = range(len(self._records), len(self._records) + len(batch.losses))
         self._is_kept = min(positions) >= 0 and not self._is_copy
-        self._losses = found.losses
+        self._losses = batch.losses
         if self._is_kept:
-            self._records += pair_records(positions, pairs, found)
+            rewards = batch.rewards.T.tolist()
+            losses, weights = batch.losses.tolist(), batch.weights.tolist()
+            self._records += map(PairRecord, positions, *rewards, losses, weights, pairs["source"])
 
     def gather(self, data: Any) -> Any:
-        """Gather a batch of tensors from all processes, without those of batches that only fill the last step. It
-        stands in for `gather_for_metrics`.
-        """
+        """Gather tensors of a batch from all processes, in place of `gather_for_metrics`, without fillers."""
         if self._losses is not None:
-            # The first that Trainer gathers of a step is the mean of the losses, as often as a full batch has pairs.
+            # First Trainer gathers the mean loss of a step, repeated as often as a full batch has pairs.
             data, self._losses = self._losses, None
         return recursively_apply(self._gather, data)
 
@@ -544,7 +503,7 @@ class Evaluation:
         return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
     def records(self, loader: DataLoader) -> list[PairRecord]:
-        """The records of all processes, in the order of the set; every process must call it."""
+        """Return the records of all processes, in the order of the set; every process must call it."""
         if len(set(gather_object([getattr(loader.batch_sampler, "digest", 0)]))) > 1:
             raise ValueError(
                 "The processes have read the streamed evaluation set in different orders; pass a `seed` to its "

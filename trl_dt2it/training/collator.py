@@ -1,4 +1,4 @@
-"""From preference rows to one batch: images decoded and preprocessed once per pair, tokens in one row or in two."""
+"""The collator: preference rows to a batch, each image preprocessed once, tokens in one row per pair or in two."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers import ProcessorMixin
 
 from ..data.images import ImageOptions, load_image
 from ..data.rows import RowError, Video, check_row, row_images, row_name, row_videos, special_token_pattern
-from ..models.families import FAMILIES
+from ..models.families import FAMILIES, PIXELS
 from ..models.rendering import (
     ProcessingClass,
     Rendered,
@@ -30,11 +30,8 @@ from ..models.shared_prefix import pack_branches
 from .losses import StrengthNormalizer
 
 
-# Chosen and rejected, and their image tensors.
+# Tokens of chosen and rejected, and their image tensors.
 EncodedPair: TypeAlias = tuple[list[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
-
-# The tensor that a kind of media has where it goes through the vision tower in a call of its own.
-_PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 
 _ONE_KIND_A_BATCH = {family.processor for family in FAMILIES.values() if not family.mixes_media}
 
@@ -42,49 +39,48 @@ _ONE_KIND_A_BATCH = {family.processor for family in FAMILIES.values() if not fam
 @dataclass
 class MultimodalPreferenceCollator:
     """
-    Makes a batch of B preference rows.
+    Data collator for B preference rows.
 
     Without `share_prefix` the batch holds 2B padded token rows: first all chosen, then all rejected, as in TRL. With
-    it, the batch is one row without padding in which each prompt stands once. Either way an image is decoded and
-    preprocessed, and then encoded, once per pair.
+    it, the batch is one row without padding that holds each prompt once. Either way an image is decoded, preprocessed
+    and encoded once per pair.
 
     Args:
         processing_class ([`~transformers.ProcessorMixin`] or [`~transformers.PreTrainedTokenizerBase`]):
             Processor of the model, or the tokenizer of a text model.
         image_options ([`~trl_dt2it.data.images.ImageOptions`], *optional*):
-            Where images may come from and how large they may be.
+            Allowed origins and sizes of images.
         normalizer ([`~trl_dt2it.training.losses.StrengthNormalizer`], *optional*):
-            Brings `strength` to [0, 1]. Without it, the batch holds no strength.
+            Map of `strength` to [0, 1]. Without it, the batch holds no strength.
         pad_to_multiple_of (`int`, *optional*):
-            Pads rows to a multiple of this length; one row per pair needs no padding.
+            If set, rows are padded to a multiple of this length; one row per pair needs no padding.
         add_dummy_image (`bool`, *optional*, defaults to `False`):
-            Whether a batch without any image gets one more pair with a blank image, and one without any video a pair
-            with a blank video, whose rewards count for nothing. Where the model is sharded over processes (FSDP,
-            DeepSpeed), all have to run the vision tower equally often.
-        media (`tuple[str, ...]`, *optional*, defaults to `("image", "video")`):
-            The kinds of media that a batch of any process may hold, so that no dummy is added of another kind.
+            Whether to add a pair with a blank image to a batch without images, and a pair with a blank video to one
+            without videos; their rewards do not count. Where the model is sharded over processes (FSDP, DeepSpeed),
+            all have to run the vision tower equally often.
         share_prefix (`bool`, *optional*, defaults to `False`):
-            Whether to lay a batch out as one row. The model has to be of a family that can read it
+            Whether to lay a batch out as one row, which the model's family has to support
             ([`~trl_dt2it.models.shared_prefix.why_not_shared`]). A batch in which the two sides of a pair differ
             before their last image has two rows per pair all the same.
+        media (`tuple[str, ...]`, *optional*, defaults to `("image", "video")`):
+            Kinds of media that a batch of any process may hold; no dummy of another kind is added.
 
     A row is as described in [`~trl_dt2it.data.rows.check_row`], or has the columns `chosen_ids` and `rejected_ids`.
 
     Returns a dict with
         - `pairs`: `weight` `(B,)` fp32; `strength` `(B,)` fp32 and `is_tie` `(B,)` bool, with a normalizer; `margin`
           `(B,)` fp32, with that column; `row_index` `(B,)` int64, with that column of integers; `num_tokens`
-          `(B,)` int64, of both conversations; `has_media` `(B,)` bool, whether it shows an image or a video; `source`,
-          a list of B strings or `None`;
-        - with one row per pair: `pair_layout` `(B + D, 3)` int64, the number of tokens that a pair shares, of chosen's
-          and of rejected's own; `input_ids` `(1, T)` int64, and what else the processor gives per token;
-        - with two: `input_ids` and `attention_mask` `(2 * (B + D), L)` int64, what else the processor gives per token,
+          `(B,)` int64, of both conversations; `has_media` `(B,)` bool; `source`, a list of B strings or `None`;
+        - with one row per pair: `pair_layout` `(B + D, 3)` int64, the numbers of tokens shared, only in chosen and
+          only in rejected; `input_ids` `(1, T)` int64, and the processor's other tensors per token;
+        - with two: `input_ids` and `attention_mask` `(2 * (B + D), L)` int64, the processor's other tensors per token,
           and, if there are images, `image_repeats`, 2;
         - the image tensors of the processor, each image once.
-        The D dummies, 0 to 2, are the last pairs; both sides of one are alike.
+        The D dummies, 0 to 2, come last; both sides of a dummy are equal.
 
     Raises:
         [`~trl_dt2it.data.rows.RowError`]: if a row or one of its images cannot be used; the message names the row.
-        `ValueError`: if the batch holds both images and videos, and the family reads one kind in a batch.
+        `ValueError`: if the batch holds images and videos, of which the family reads one kind per batch.
     """
 
     processing_class: ProcessingClass
@@ -110,22 +106,22 @@ class MultimodalPreferenceCollator:
             ]
         else:
             rendered = [self.render(example, index) for index, example in enumerate(examples)]
-            branches, images = encode_branches(rendered, self.processing_class)
-            rows = [list(pair) for pair in zip(*branches, strict=True)]
+            sides, images = encode_branches(rendered, self.processing_class)
+            rows = [list(pair) for pair in zip(*sides, strict=True)]
             has_media = [bool(row.images or row.videos) for row in rendered]
-        for index, (chosen, rejected) in enumerate(rows):  # their order would be decided by rounding
+        for index, (chosen, rejected) in enumerate(rows):  # rounding would decide their order
             if torch.equal(chosen["input_ids"], rejected["input_ids"]):
                 error = equal_when_rendered()
                 raise RowError(error.reason, f"{row_name(examples[index], index)}: {error}")
         dummies = self._missing_media(images)
         images = join_images([images, *(tensors for _, tensors in dummies)])
-        if len(_PIXELS.values() & images.keys()) > 1 and type(self.processing_class).__name__ in _ONE_KIND_A_BATCH:
+        if len(PIXELS.values() & images.keys()) > 1 and type(self.processing_class).__name__ in _ONE_KIND_A_BATCH:
             raise ValueError(
                 f"A batch holds both images and videos, and {type(self.processing_class).__name__} reads one kind in "
                 "a batch; train on a set that has images or videos alone."
             )
 
-        # `pairs` comes first, and in it a vector of length B: Trainer takes the batch size from the first tensor.
+        # First `pairs`, and in it a vector of length B: Trainer takes the batch size from the first tensor.
         batch: dict[str, Any] = {"pairs": self._pairs(examples)}
         batch["pairs"]["num_tokens"] = torch.tensor([sum(len(side["input_ids"]) for side in row) for row in rows])
         batch["pairs"]["has_media"] = torch.tensor(has_media)
@@ -140,7 +136,7 @@ class MultimodalPreferenceCollator:
 
     def render(self, example: Mapping[str, Any], index: int | None = None, *, is_checked: bool = False) -> Rendered:
         """
-        Checks a row, unless that was done before, decodes its images and renders its two conversations.
+        Check a row, unless it `is_checked`, decode its images and render its two conversations.
 
         Raises:
             [`~trl_dt2it.data.rows.RowError`]: with the row's name in front of the reason.
@@ -160,11 +156,11 @@ class MultimodalPreferenceCollator:
             raise RowError(error.reason, f"{row_name(example, index)}: {error}") from error
 
     def lengths(self, example: Mapping[str, Any]) -> tuple[int, int]:
-        """Number of tokens of the chosen and of the rejected row, image tokens included and nothing truncated."""
+        """Return the numbers of tokens of both conversations, image tokens included, nothing truncated."""
         if "chosen_ids" in example:
             return len(example["chosen_ids"]), len(example["rejected_ids"])
-        tokens, _ = encode_branches([self.render(example)], self.processing_class)
-        return len(tokens[0][0]["input_ids"]), len(tokens[1][0]["input_ids"])
+        ((chosen,), (rejected,)), _ = encode_branches([self.render(example)], self.processing_class)
+        return len(chosen["input_ids"]), len(rejected["input_ids"])
 
     def _pairs(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         weights = [1.0 if e.get("weight") is None else e["weight"] for e in examples]
@@ -176,14 +172,14 @@ class MultimodalPreferenceCollator:
             pairs["is_tie"] = torch.tensor([s == 0 for s in raw])
         if any("margin" in e for e in examples):
             pairs["margin"] = torch.tensor([e["margin"] for e in examples], dtype=torch.float32)
-        # Only for who wants to follow a row into its batch: nothing here reads it, so that it may hold anything.
+        # To follow a row into its batch; nothing here reads it, so that it may hold anything.
         if all(type(e.get("row_index")) is int and -(2**63) <= e["row_index"] < 2**63 for e in examples):
             pairs["row_index"] = torch.tensor([e["row_index"] for e in examples])
         pairs["source"] = sources
         return pairs
 
     def _pad(self, token_rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """Pads the token vectors of R rows on the right to `(R, L)`."""
+        """Pad the token vectors of R rows on the right to `(R, L)`."""
         length = max(len(row["input_ids"]) for row in token_rows)
         if self.pad_to_multiple_of is not None:
             length = -(-length // self.pad_to_multiple_of) * self.pad_to_multiple_of
@@ -199,19 +195,15 @@ class MultimodalPreferenceCollator:
         return padded
 
     def _missing_media(self, images: Mapping[str, torch.Tensor]) -> list[EncodedPair]:
-        """Dummies of the kinds that a batch lacks, encoded once in the life of the collator."""
+        """Return dummies of the kinds that a batch lacks, encoded once per collator."""
         if not self.add_dummy_image or not isinstance(self.processing_class, ProcessorMixin):
             return []
-        missing = [kind for kind in self.media if _PIXELS[kind] not in images]
-        return [self._dummies[kind] for kind in missing if self._has_tower_call(kind)]
-
-    def _has_tower_call(self, kind: str) -> bool:
-        """Whether media of a kind go through the vision tower in a call of their own. A family may read no videos, or
-        read frames as images.
-        """
-        if kind not in self._dummies:
-            self._dummies[kind] = self._encode_dummy(kind)
-        return _PIXELS[kind] in self._dummies[kind][1]
+        missing = [kind for kind in self.media if PIXELS[kind] not in images]
+        for kind in missing:
+            if kind not in self._dummies:
+                self._dummies[kind] = self._encode_dummy(kind)
+        # A dummy has no pixels if its family reads no videos, or reads frames as images.
+        return [self._dummies[kind] for kind in missing if PIXELS[kind] in self._dummies[kind][1]]
 
     def _encode_dummy(self, kind: str) -> EncodedPair:
         processor = cast(ProcessorMixin, self.processing_class)
@@ -223,5 +215,5 @@ class MultimodalPreferenceCollator:
         messages = [{"role": "user", "content": [{"type": kind}, {"type": "text", "text": "."}]}]
         text = render_conversation(messages, images, processor)
         row = Rendered([text, text], images, lacks_special_tokens(text, processor), videos)
-        branches, tensors = encode_branches([row], processor)
-        return [side for (side,) in branches], tensors
+        sides, tensors = encode_branches([row], processor)
+        return [side for (side,) in sides], tensors

@@ -2,14 +2,15 @@ r"""The pairwise losses: Bradley-Terry, with margin, scaled by strength, soft, w
 
 To add a loss, write a function of three arguments and enter it in `LOSSES` under its `loss_type`:
 
-- `delta` `(B,)` fp32, the difference of the rewards of chosen and rejected, less TRL's `margin` where there is one;
+- `delta` `(B,)` fp32, the reward margin of each pair, less TRL's `margin` column where there is one;
 - `batch`, the `pairs` of a batch of the collator: vectors `(B,)`, such as `weight`, and `strength` (in [0, 1]) and
   `is_tie` where the set has strengths;
 - `config`, the [`MultimodalRewardConfig`], which holds the settings of all losses.
 
-It returns the loss of each pair, `(B,)`. Name it in `NEEDS_STRENGTH` or `SCALED_BY_STRENGTH` where that holds, and add
-it to the tables below, in the README, `docs/training.md` and `docs/method.md`, and to `tests/training/test_losses.py`.
-A loss that only one training needs is passed as it is: `MultimodalRewardConfig(loss_type=my_loss)`.
+It returns the loss of each pair, `(B,)`. List it in `NEEDS_STRENGTH` or `SCALED_BY_STRENGTH` where that holds, add it
+to the table below and to those of the README, `docs/training.md` and `docs/method.md`, and test it in
+`tests/training/test_losses.py`. A loss for a single training is passed as it is:
+`MultimodalRewardConfig(loss_type=my_loss)`.
 
 With \(\Delta = r_{chosen} - r_{rejected}\), preference strength \(s \in [0, 1]\) and \(\sigma\) the logistic function,
 the losses are
@@ -24,8 +25,7 @@ the losses are
 | `btt` | -log σ(Δ - log k); for ties below | 1 | Rao and Kupper, 1967 |
 | `ordinal` | -log[σ(θ_{j+1} - Δ) - σ(θ_j - Δ)] | 1 | McCullagh, 1980; arXiv 2603.02232 |
 
-with c = `margin_scale`, p = `strength_power`. TRL's own `margin` column, where there is one, is subtracted from Δ
-before any of this, so it keeps its meaning.
+with c = `margin_scale`, p = `strength_power`. TRL's `margin` column keeps its meaning: it is first subtracted from Δ.
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ class LossSettings(Protocol):
 
 
 LossFunction = Callable[[torch.Tensor, Mapping[str, Any], LossSettings], torch.Tensor]
+
+STRENGTH_NORMALIZATIONS = ("rank", "quantile", "none")
 
 
 def bradley_terry(delta: torch.Tensor, batch: Mapping[str, Any], config: LossSettings) -> torch.Tensor:
@@ -80,10 +82,8 @@ def rao_kupper(delta: torch.Tensor, batch: Mapping[str, Any], config: LossSettin
 
 
 def ordinal(delta: torch.Tensor, batch: Mapping[str, Any], config: LossSettings) -> torch.Tensor:
-    """Cumulative-logit likelihood of the level that the strength falls into.
-
-    σ(a) - σ(b) = σ(a) σ(-b) (1 - exp(b - a)) keeps the difference exact where both are close to 0 or to 1.
-    """
+    """Cumulative-logit likelihood of the level that the strength falls into."""
+    # σ(a) - σ(b) = σ(a) σ(-b) (1 - exp(b - a)) keeps the difference exact where both are close to 0 or to 1.
     cuts = torch.tensor([0.0, *config.ordinal_thresholds, float("inf")], device=delta.device)
     num_levels = len(config.ordinal_thresholds) + 1
     level = (batch["strength"].float() * num_levels).long().clamp(max=num_levels - 1)
@@ -103,12 +103,11 @@ LOSSES: dict[str, LossFunction] = {
 }
 
 NEEDS_STRENGTH = ("margin", "scaled", "strength_margin", "ordinal")
-
 SCALED_BY_STRENGTH = ("scaled", "strength_margin")
 
 
 def loss_type_for(loss_type: str | LossFunction, *, has_strength: bool) -> str | LossFunction:
-    """Resolve `"auto"`, and refuse a loss that means nothing without strengths where the training set has none."""
+    """Resolve `"auto"`, and refuse a loss that needs strengths where the training set has none."""
     if loss_type == "auto":
         return "strength_margin" if has_strength else "bt"
     if loss_type in NEEDS_STRENGTH and not has_strength:
@@ -117,7 +116,7 @@ def loss_type_for(loss_type: str | LossFunction, *, has_strength: bool) -> str |
 
 
 def loss_name(loss_type: str | LossFunction) -> str:
-    """Name of a loss, for logs and files; a function goes by its own."""
+    """Return the name of a loss, or of its function, for logs and files."""
     return loss_type if isinstance(loss_type, str) else getattr(loss_type, "__name__", type(loss_type).__name__)
 
 
@@ -129,10 +128,7 @@ def pairwise_loss(
     *,
     loss_type: str | LossFunction = "bt",
 ) -> torch.Tensor:
-    """Loss of each pair, in fp32.
-
-    Shapes: `rewards_chosen` `(B,)`, `rewards_rejected` `(B,)`, returns `(B,)` `float32`.
-    """
+    """Compute the loss `(B,)` fp32 of each pair from its rewards `(B,)`."""
     batch = batch or {}
     vectors = {"rewards_rejected": rewards_rejected, "strength": batch.get("strength"), "margin": batch.get("margin")}
     for name, vector in vectors.items():
@@ -148,8 +144,8 @@ def pairwise_loss(
 
     chosen, rejected = rewards_chosen.float(), rewards_rejected.float()
     delta = chosen - rejected
-    if vectors["margin"] is not None:
-        delta = delta - vectors["margin"].float()
+    if batch.get("margin") is not None:
+        delta = delta - batch["margin"].float()
     function = LOSSES[loss_type] if isinstance(loss_type, str) else loss_type
     loss = function(delta, batch, cast(LossSettings, config))
     if loss.shape != delta.shape:
@@ -165,36 +161,26 @@ def pairwise_loss(
 def pair_weight(
     batch: Mapping[str, torch.Tensor], config: LossSettings, loss_type: str | LossFunction
 ) -> torch.Tensor:
-    """Weight of each pair in the average, `(B,)` fp32: the `weight` column, and strength^power for losses scaled by
-    it.
-    """
+    """Return the weight `(B,)` fp32 of each pair: its `weight`, times strength^power for losses scaled by it."""
     weight = batch["weight"].float()
     if loss_type in SCALED_BY_STRENGTH and batch.get("strength") is not None:
         weight = weight * batch["strength"].float() ** config.strength_power
     return weight
 
 
-STRENGTH_NORMALIZATIONS = ("rank", "quantile", "none")
-
-
 @dataclass(frozen=True)
 class StrengthNormalizer:
-    """Maps raw strengths to [0, 1], per source, after what was seen by [`fit_strength`]."""
+    """A map of raw strengths to [0, 1], per source, relative to the training set's."""
 
     # `"rank"`: the share of the source's pairs that are weaker, ties counted half, so that the mean is 0.5.
-    # `"quantile"`: the strength over the 0.95 quantile of its source, cut at 1. `"none"`: left as it is; it must lie
-    # in [0, 1]
+    # `"quantile"`: the strength over the 0.95 quantile of its source, at most 1. `"none"`: the strength, in [0, 1].
     how: str
-    neutral: float = 0.5  # What a pair of unknown strength gets
-    seen: dict[str, np.ndarray] = field(default_factory=dict)  # Sorted strengths of each source, fp64
+    neutral: float = 0.5  # of a pair of unknown strength
+    seen: dict[str, np.ndarray] = field(default_factory=dict)  # sorted strengths of each source, fp64
 
     def __call__(self, strength: Sequence[float | None], source: Sequence[str | None]) -> np.ndarray:
-        """
-
-        Shapes: returns `(N,)` `float64`.
-        """
-        raw = np.array([np.nan if s is None else s for s in strength], dtype=np.float64)
-        result = np.full(len(raw), self.neutral)
+        """Map N strengths to `(N,)` fp64."""
+        raw, names = _arrays(strength, source)
         known = ~np.isnan(raw)
         if self.how == "none":
             outside = known & ((raw < 0) | (raw > 1))
@@ -203,31 +189,29 @@ class StrengthNormalizer:
                     f"The strength {raw[outside][0]} lies outside [0, 1]; set `strength_normalization` to "
                     '"rank" or "quantile", or scale the column.'
                 )
-            result[known] = raw[known]
-            return result
-        names = np.array([_name(s) for s in source], dtype=object)
+            return np.where(known, raw, self.neutral)
+        result = np.full(len(raw), self.neutral)
+        normalize = _rank if self.how == "rank" else _quantile
         for name in set(names[known].tolist()):
-            rows = known & (names == name)
             reference = self.seen.get(name)
-            if reference is None or len(reference) == 0:  # a source that training has not seen
-                continue
-            result[rows] = _rank(raw[rows], reference) if self.how == "rank" else _quantile(raw[rows], reference)
+            if reference is not None and len(reference) > 0:  # otherwise training has not seen the source
+                rows = known & (names == name)
+                result[rows] = normalize(raw[rows], reference)
         return result
 
 
 def fit_strength(
     strength: Sequence[float | None], source: Sequence[str | None] | None, *, how: str, neutral: float = 0.5
 ) -> StrengthNormalizer:
-    """Looks at a training set's strengths, per source, and returns the map that puts them on a common scale."""
-    raw = np.array([np.nan if s is None else s for s in strength], dtype=np.float64)
-    names = np.array([_name(s) for s in (source if source is not None else [None] * len(raw))], dtype=object)
+    """Fit the normalizer to a training set's strengths, per source."""
+    raw, names = _arrays(strength, source if source is not None else [None] * len(strength))
     known = ~np.isnan(raw)
     seen = {name: np.sort(raw[known & (names == name)]) for name in sorted(set(names.tolist()))}
     return StrengthNormalizer(how=how, neutral=neutral, seen=seen)
 
 
 def fit_dataset_strength(dataset: Dataset | IterableDataset, *, how: str, neutral: float = 0.5) -> StrengthNormalizer:
-    """As [`fit_strength`], for the columns `strength` and `source` of a data set."""
+    """Fit the normalizer to the columns `strength` and `source` of a data set."""
     if not isinstance(dataset, IterableDataset):
         sources = dataset["source"] if "source" in dataset.column_names else None
         return fit_strength(dataset["strength"], sources, how=how, neutral=neutral)
@@ -239,8 +223,10 @@ def fit_dataset_strength(dataset: Dataset | IterableDataset, *, how: str, neutra
     return StrengthNormalizer(how=how, neutral=neutral)
 
 
-def _name(source: str | None) -> str:
-    return "" if source is None else source
+def _arrays(strength: Sequence[float | None], source: Sequence[str | None]) -> tuple[np.ndarray, np.ndarray]:
+    """Strengths as fp64, NaN where unknown, and the names of their sources, empty where unknown."""
+    raw = np.array([np.nan if s is None else s for s in strength], dtype=np.float64)
+    return raw, np.array(["" if s is None else s for s in source], dtype=object)
 
 
 def _rank(values: np.ndarray, reference: np.ndarray) -> np.ndarray:

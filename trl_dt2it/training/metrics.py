@@ -1,4 +1,4 @@
-"""The loss of a batch and the metrics that TRL logs, exact on uneven batches and several processes."""
+"""The loss of a batch, and the metrics that TRL logs, exact on uneven batches and several processes."""
 
 from __future__ import annotations
 
@@ -18,10 +18,7 @@ from .losses import LossFunction, pair_weight, pairwise_loss
 
 
 class BatchLoss(NamedTuple):
-    """What came out of a batch of B pairs.
-
-    Shapes: `rewards` `(B, 2)` `float32`, `losses` `(B,)` `float32`, `weights` `(B,)` `float32`.
-    """
+    """The loss of a batch of B pairs: a scalar, `rewards` `(B, 2)`, `losses` `(B,)` and `weights` `(B,)`, fp32."""
 
     loss: torch.Tensor
     rewards: torch.Tensor
@@ -38,7 +35,7 @@ def batch_loss(
     total_weight: torch.Tensor | int | None = None,
     num_processes: int = 1,
 ) -> BatchLoss:
-    """Loss of a batch of B pairs, averaged with the weights."""
+    """Compute the loss of a batch of B pairs, averaged with the weights."""
     pairs = inputs["pairs"]
     num_pairs = len(pairs["weight"])
     rewards = pair_rewards(model, {key: value for key, value in inputs.items() if key != "pairs"}, num_pairs)
@@ -46,31 +43,27 @@ def batch_loss(
     losses = pairwise_loss(chosen, rejected, pairs, args, loss_type=loss_type)
     weights = pair_weight(pairs, args, loss_type)
     total = weights.sum() if total_weight is None else torch.as_tensor(total_weight)
-    # DDP, FSDP and DeepSpeed average over processes what is here divided by a sum over processes.
+    # The weight is summed over processes, and DDP, FSDP and DeepSpeed average the loss over them.
     factor = 1 if total_weight is None else num_processes
     loss = (weights * losses).sum() * factor / total.clamp(min=torch.finfo(torch.float32).tiny)
-    loss = loss + 0.0 * rewards[:, num_pairs:].sum()  # dummies, if any, take part with nothing
+    loss = loss + 0.0 * rewards[:, num_pairs:].sum()  # dummies take part without effect
     return BatchLoss(loss, torch.stack([chosen, rejected], dim=1).detach().float(), losses.detach(), weights)
 
 
 def pair_rewards(model: nn.Module, tensors: dict[str, torch.Tensor], num_pairs: int) -> torch.Tensor:
-    """Rewards that a model gives the answers of B pairs, and of D dummies.
-
-    Shapes: returns `(2, B + D)` `float32`.
-    """
+    """Compute the rewards `(2, B + D)` fp32 of B pairs and D dummies."""
     logits = model(**tensors, use_cache=False).logits
     if logits.shape[-1] != 1 or len(logits) % 2 or not 0 <= len(logits) // 2 - num_pairs <= 2:
-        raise ValueError(f"The model gave logits of shape {tuple(logits.shape)} for {num_pairs} pairs.")
+        raise ValueError(f"The model returned logits of shape {tuple(logits.shape)} for {num_pairs} pairs.")
     return logits.float().reshape(2, -1)
 
 
 class EmbeddingNoise:
-    """NEFTune's noise on the embeddings of a batch, uniform in +-alpha / sqrt(length * dim).
+    """NEFTune's noise on the embeddings of a batch, uniform in +-alpha / sqrt(length * dim)."""
 
-    transformers takes for the length that of the padded batch, so that the noise shrinks with the conversations that
-    happen to be in it, and in one row per pair with their number. Here it is that of the longer conversation of the
-    token's own pair, in every batch and layout: what transformers' is with one pair a batch.
-    """
+    # transformers takes the length of the padded batch, so that the noise shrinks with the conversations that happen
+    # to be in it, and in one row per pair with their number. Here it is that of the longer conversation of the token's
+    # pair, in every batch and layout: transformers' noise with one pair per batch.
 
     def __init__(self, alpha: float) -> None:
         self.alpha = alpha
@@ -78,7 +71,7 @@ class EmbeddingNoise:
 
     @contextmanager
     def on(self, model: Any) -> Iterator[None]:
-        """Add the noise to what a model reads while it trains; `see` tells what comes next."""
+        """Add noise while a model trains, of the batches passed to `see`."""
         base = model.get_base_model() if is_peft_model(model) else model
         handle = base.get_input_embeddings().register_forward_hook(self._add)
         try:
@@ -87,17 +80,17 @@ class EmbeddingNoise:
             handle.remove()
 
     def see(self, inputs: Mapping[str, Any]) -> None:
-        """Take the lengths out of a batch of the collator, before the model reads it."""
+        """Take the lengths of a batch, before the model reads it."""
         if (layout := inputs.get("pair_layout")) is not None:
             longest = layout[:, 0] + layout[:, 1:].amax(dim=1)
             self._lengths = longest.repeat_interleave(layout.sum(dim=1))[None]  # (1, T)
             return
         mask = inputs["attention_mask"]
-        longest = mask.sum(dim=1).view(2, -1).amax(dim=0)  # the chosen of all pairs, then the rejected of all pairs
+        longest = mask.sum(dim=1).view(2, -1).amax(dim=0)  # all chosen come before all rejected
         self._lengths = longest.repeat(2)[:, None].expand(mask.shape)  # (R, L)
 
     def _add(self, module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor | None:
-        # Some families look single tokens up besides the batch.
+        # Some families also look up single tokens.
         if not module.training or self._lengths is None or output.shape[:2] != self._lengths.shape:
             return None
         scale = self.alpha / (self._lengths * output.shape[-1]).sqrt()
@@ -105,7 +98,7 @@ class EmbeddingNoise:
 
 
 class PairRecord(NamedTuple):
-    """What evaluation keeps of a pair. `position` is its index in the evaluation set."""
+    """The evaluation of one pair; `position` is its index in the set."""
 
     position: int
     chosen: float
@@ -117,40 +110,33 @@ class PairRecord(NamedTuple):
 
 @dataclass
 class TrainMetrics:
-    """Running sums over the pairs and tokens since the last log, kept on the device so that no step waits for them."""
+    """Sums over the pairs and tokens since the last log, on the device so that no step waits for them."""
 
-    sums: torch.Tensor | None = None  # (5,) fp64: pairs, wins of chosen, sum of differences, sum of rewards, tokens
+    sums: torch.Tensor | None = None  # (5,) fp64: pairs, wins of chosen, summed margins, summed rewards, tokens
     low: torch.Tensor = field(default_factory=lambda: torch.tensor(float("inf")))
     high: torch.Tensor = field(default_factory=lambda: torch.tensor(float("-inf")))
 
     @torch.no_grad()
     def add(self, chosen: torch.Tensor, rejected: torch.Tensor, num_tokens: torch.Tensor) -> None:
-        """Adds a batch: rewards of shape `(B,)`, and its number of tokens, a scalar."""
+        """Add a batch: rewards `(B,)` and its number of tokens, a scalar."""
         # MPS has no fp64; the counts of one logging window fit fp32 there.
         dtype = torch.float32 if chosen.device.type == "mps" else torch.float64
-        chosen, rejected = chosen.to(dtype), rejected.to(dtype)
-        batch = torch.stack(
-            [
-                torch.tensor(len(chosen), dtype=dtype, device=chosen.device),
-                (chosen > rejected).sum().to(dtype),
-                (chosen - rejected).sum(),
-                (chosen + rejected).sum(),
-                num_tokens.to(dtype),
-            ]
-        )
-        both = torch.cat([chosen, rejected])
+        both = torch.stack([chosen, rejected]).to(dtype)
+        wins, margins = both[0] > both[1], both[0] - both[1]
+        sums = (torch.ones_like(margins), wins, margins, both[0] + both[1], num_tokens)
+        batch = torch.stack([values.sum().to(dtype) for values in sums])
         self.sums = batch if self.sums is None else self.sums + batch
         self.low = torch.minimum(self.low.to(both), both.min())
         self.high = torch.maximum(self.high.to(both), both.max())
 
     def collect(self, accelerator: Accelerator) -> tuple[dict[str, float], int]:
-        """Metrics over all processes since the last call, and the number of tokens; all processes must call it."""
-        if self.sums is None:  # here, but perhaps not on other processes
+        """Return the metrics and number of tokens of all processes since the last call; all must call it."""
+        if self.sums is None:  # perhaps not on other processes
             dtype = torch.float32 if accelerator.device.type == "mps" else torch.float64
             self.sums = torch.zeros(5, dtype=dtype, device=accelerator.device)
         bounds = torch.stack([self.low.to(self.sums), self.high.to(self.sums)])
         everywhere = accelerator.gather(torch.cat([self.sums, bounds])[None])  # (processes, 7)
-        pairs, wins, differences, rewards, tokens = everywhere[:, :5].sum(0).tolist()
+        pairs, wins, margins, rewards, tokens = everywhere[:, :5].sum(0).tolist()
         low, high = everywhere[:, 5].min().item(), everywhere[:, 6].max().item()
         self.sums, self.low, self.high = None, torch.tensor(float("inf")), torch.tensor(float("-inf"))
         if pairs == 0:
@@ -160,24 +146,15 @@ class TrainMetrics:
             "mean_reward": rewards / (2 * pairs),
             "max_reward": high,
             "accuracy": wins / pairs,
-            "margin": differences / pairs,
+            "margin": margins / pairs,
         }, int(tokens)
 
 
-def pair_records(positions: Sequence[int], pairs: Mapping[str, Any], found: BatchLoss) -> list[PairRecord]:
-    """What evaluation keeps of a batch, of its `pairs` and of what [`batch_loss`] gave for them."""
-    columns = (positions, *found.rewards.T.tolist(), found.losses.tolist(), found.weights.tolist(), pairs["source"])
-    return [PairRecord(*values) for values in zip(*columns, strict=True)]
-
-
 def evaluation_metrics(records: Sequence[PairRecord]) -> dict[str, float]:
-    """Metrics of an evaluation set from one record per pair."""
+    """Compute the metrics of an evaluation set from one record per pair."""
     if not records:
         return {}
-    chosen = np.array([r.chosen for r in records])
-    rejected = np.array([r.rejected for r in records])
-    loss = np.array([r.loss for r in records])
-    weight = np.array([r.weight for r in records])
+    _, chosen, rejected, loss, weight = np.array([record[:5] for record in records], dtype=np.float64).T
     wins = chosen > rejected
     metrics = {
         "loss": float(np.average(loss, weights=weight)) if weight.sum() > 0 else 0.0,
@@ -187,6 +164,6 @@ def evaluation_metrics(records: Sequence[PairRecord]) -> dict[str, float]:
         "accuracy": float(wins.mean()),
         "margin": float((chosen - rejected).mean()),
     }
-    for source in sorted({r.source for r in records if r.source is not None}):
-        metrics[f"accuracy/{source}"] = float(wins[[r.source == source for r in records]].mean())
+    for source in sorted({record.source for record in records if record.source is not None}):
+        metrics[f"accuracy/{source}"] = float(wins[[record.source == source for record in records]].mean())
     return metrics

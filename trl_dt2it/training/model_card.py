@@ -1,4 +1,4 @@
-"""The model card and the push to the Hub."""
+"""The model card, the Markdown of all cards and reports, and the push to the Hub."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from accelerate.utils import is_peft_model
 from datasets import Dataset
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, upload_file, upload_folder
 from peft import LoraConfig
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel, ProcessorMixin, is_wandb_available
 from trl import RewardTrainer
 
 from ..data.columns import column_of
@@ -26,136 +26,6 @@ from ..data.sources import SOURCES
 from ..utils import on_main_process, printable, whole_file, without_secrets
 from .config import MultimodalRewardConfig
 from .losses import loss_name
-
-
-def cell(text: object) -> str:
-    """Text from a data set as a cell of a Markdown table: one line, and no markup of its own."""
-    plain = printable(text, instead=" ")
-    return "".join(f"\\{char}" if char in "\\`*_[]|<>#~$&" else char for char in plain)
-
-
-def name_cell(text: object) -> str:
-    """As [`cell`], for names such as `eval_accuracy`: an underscore within a word is no markup."""
-    return re.sub(r"(?<=[^\W_])\\_(?=[^\W_])", "_", cell(text))
-
-
-def paragraph(text: object) -> str:
-    """Text from a data set at the beginning of a line of Markdown: no list, no rule, and no code by its indent."""
-    return re.sub(r"^(\d*)([-+=.)])", r"\1\\\2", cell(text).strip())
-
-
-def code_span(text: object) -> str:
-    """Text from a data set as code within a line of Markdown, not of a table."""
-    plain = printable(text, instead=" ").strip()
-    ticks = "`" * (1 + max(map(len, re.findall("`+", plain)), default=0))
-    space = " " if len(ticks) > 1 else ""
-    return f"{ticks}{space}{plain}{space}{ticks}" if plain else ""
-
-
-def code_block(text: str, language: str) -> str:
-    """Lines of code as a block of Markdown that none of them ends."""
-    lines = "\n".join(printable(line, instead=" ") for line in text.splitlines())
-    ticks = "`" * max(3, 1 + max(map(len, re.findall("`+", lines)), default=0))
-    return f"{ticks}{language}\n{lines}\n{ticks}"
-
-
-def table(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A Markdown table, of cells that are Markdown already."""
-    rows = [f"| {' | '.join(line)} |" for line in lines]
-    return "\n".join([f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *rows])
-
-
-def hub_link(repo_id: str, kind: str = "") -> str:
-    """A link to a repository on the Hub; `kind` is `"datasets/"` for a data set."""
-    return f"[{cell(repo_id)}](https://huggingface.co/{kind}{quote(repo_id, safe='/')})"
-
-
-def metadata(value: Any) -> Any:
-    """Text for the metadata of a card, which YAML can hold whatever it is, but for half a character."""
-    if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode().replace("\x85", "\n")  # which YAML reads as a line break
-    return [metadata(one) for one in value] if isinstance(value, list) else value
-
-
-def source_counts(dataset: Any) -> dict[str, int]:
-    """Pairs of each source."""
-    if not isinstance(dataset, Dataset) or len(dataset) == 0:
-        return {}
-    if "source" not in dataset.column_names:
-        return {"": len(dataset)}
-    names = column_of(dataset, "source").fill_null("").to_pylist()
-    return dict(Counter(names).most_common())
-
-
-def licence_of(source: str, licences: Mapping[str, str] | None = None) -> str:
-    """The licence of a source."""
-    if licences is not None and source in licences:
-        return licences[source]
-    return SOURCES[source].licence if source in SOURCES else "unknown"
-
-
-def hub_ids(sources: Sequence[str]) -> list[str]:
-    """Where the public sets among some sources are on the Hub."""
-    found = [SOURCES[name].hub_id for name in sources if name in SOURCES]
-    return list(dict.fromkeys(one for one in found if one))
-
-
-def source_lines(counts: Mapping[str, int], licences: Mapping[str, str] | None = None) -> list[tuple[str, str, str]]:
-    """A table of sources."""
-    lines = []
-    for name, pairs in counts.items():
-        hub_id = SOURCES[name].hub_id if name in SOURCES else None
-        shown = cell(name) or "not named"
-        linked = f"[{shown}](https://huggingface.co/datasets/{hub_id})" if hub_id else shown
-        lines.append((linked, f"{pairs:,}", cell(licence_of(name, licences))))
-    return lines
-
-
-def evaluation_entries(
-    metrics: Mapping[str, float], dataset_name: str | None, eval_dataset: object = None
-) -> list[EvalResult]:
-    """Accuracy of each evaluation set for the metadata of a card, from the newest metrics under the trainer's names. A
-    set may have `title` and `hub_id` in its `info`; where there is one set, pairs held out of `dataset_name` are
-    meant.
-    """
-    sets = eval_dataset if isinstance(eval_dataset, Mapping) else {}
-    entries = []
-    for key, value in metrics.items():
-        if not key.endswith("_accuracy"):
-            continue
-        name = metadata(key.removeprefix("eval_").removesuffix("accuracy").rstrip("_"))
-        info = getattr(sets.get(name), "info", None)
-        entries.append(
-            EvalResult(
-                task_type="text-classification",
-                task_name="Reward modeling",
-                dataset_type=getattr(info, "hub_id", None) or name or dataset_name or "held-out-pairs",
-                dataset_name=getattr(info, "title", None) or name or dataset_name or "held-out pairs",
-                metric_type="accuracy",
-                metric_name="pair accuracy",
-                metric_value=round(value, 4),
-            )
-        )
-    return entries
-
-
-def run_command(num_processes: int, argv: Sequence[str] | None = None) -> str | None:
-    """The command that started this process, for whoever wants to repeat it."""
-    script, *words = sys.argv if argv is None else argv
-    path = Path(script)
-    if path.name == "trl-dt2it":
-        start = ["trl-dt2it"]
-    elif path.suffix == ".py" and not path.name.startswith("__") and "site-packages" not in path.parts:
-        place = f"recipes/{path.name}" if path.parent.name == "recipes" else path.name
-        start = [*(("accelerate", "launch") if num_processes > 1 else ("python",)), place]
-    else:
-        return None
-    return shlex.join([*start, *map(_without_root, without_secrets(words))])
-
-
-def _without_root(word: str) -> str:
-    flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-    return flag + equals + (Path(value).name if Path(value).is_absolute() else value)
 
 
 PROJECT_URL = "https://pypi.org/project/trl-dt2it"
@@ -184,7 +54,7 @@ TRL_CITATION = """\
     year    = {2020},
 }"""
 
-# What makes up a model on the Hub: weights, configuration, processor, tokenizer and card. No pickle is among them.
+# The files of a model on the Hub: weights, configuration, processor, tokenizer and card; no pickle.
 MODEL_FILES = [
     "README.md",
     "*.safetensors",
@@ -209,6 +79,138 @@ MODEL_FILES = [
 _NESTED = ["checkpoint-*/*", "_*/*"]  # a pattern such as `*.safetensors` reaches into folders too
 
 
+def cell(text: object) -> str:
+    """Escape text from a data set as a cell of a Markdown table."""
+    plain = printable(text, instead=" ")
+    return "".join(f"\\{char}" if char in "\\`*_[]|<>#~$&" else char for char in plain)
+
+
+def name_cell(text: object) -> str:
+    """Escape a name such as `eval_accuracy` as a cell; an underscore within a word is no markup."""
+    return re.sub(r"(?<=[^\W_])\\_(?=[^\W_])", "_", cell(text))
+
+
+def paragraph(text: object) -> str:
+    """Escape text from a data set at the beginning of a line of Markdown, where it could start a list or a rule."""
+    return re.sub(r"^(\d*)([-+=.)])", r"\1\\\2", cell(text).strip())
+
+
+def code_span(text: object) -> str:
+    """Quote text from a data set as code within a line of Markdown, outside of tables."""
+    plain = printable(text, instead=" ").strip()
+    ticks = _fence(plain, 1)
+    space = " " if len(ticks) > 1 else ""
+    return f"{ticks}{space}{plain}{space}{ticks}" if plain else ""
+
+
+def code_block(text: str, language: str) -> str:
+    """Quote lines as a code block of Markdown that none of them ends."""
+    lines = "\n".join(printable(line, instead=" ") for line in text.splitlines())
+    ticks = _fence(lines, 3)
+    return f"{ticks}{language}\n{lines}\n{ticks}"
+
+
+def _fence(text: str, least: int) -> str:
+    return "`" * max([least, *(len(ticks) + 1 for ticks in re.findall("`+", text))])
+
+
+def table(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """Make a Markdown table of cells that are Markdown already."""
+    rows = [f"| {' | '.join(line)} |" for line in lines]
+    return "\n".join([f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *rows])
+
+
+def hub_link(repo_id: str, kind: str = "") -> str:
+    """Link to a repository on the Hub; `kind` is `"datasets/"` for a data set."""
+    return f"[{cell(repo_id)}](https://huggingface.co/{kind}{quote(repo_id, safe='/')})"
+
+
+def metadata(value: Any) -> Any:
+    """Replace in text for a card's metadata what YAML cannot hold."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode().replace("\x85", "\n")  # which YAML reads as a line break
+    return list(map(metadata, value)) if isinstance(value, list) else value
+
+
+def source_counts(dataset: Any) -> dict[str, int]:
+    """Count the pairs of each source, most frequent first."""
+    if not isinstance(dataset, Dataset) or len(dataset) == 0:
+        return {}
+    if "source" not in dataset.column_names:
+        return {"": len(dataset)}
+    names = column_of(dataset, "source").fill_null("").to_pylist()
+    return dict(Counter(names).most_common())
+
+
+def licence_of(source: str, licences: Mapping[str, str] | None = None) -> str:
+    """Return the license of a source."""
+    if licences is not None and source in licences:
+        return licences[source]
+    return SOURCES[source].licence if source in SOURCES else "unknown"
+
+
+def hub_ids(sources: Sequence[str]) -> list[str]:
+    """Return the Hub ids of the public sets among some sources."""
+    ids = (SOURCES[name].hub_id for name in sources if name in SOURCES)
+    return list(dict.fromkeys(filter(None, ids)))
+
+
+def source_lines(counts: Mapping[str, int], licences: Mapping[str, str] | None = None) -> list[tuple[str, str, str]]:
+    """Return a line for each source of a table: its linked name, its number of pairs and its license."""
+    lines = []
+    for name, pairs in counts.items():
+        hub_id = SOURCES[name].hub_id if name in SOURCES else None
+        shown = cell(name) or "not named"
+        linked = f"[{shown}](https://huggingface.co/datasets/{hub_id})" if hub_id else shown
+        lines.append((linked, f"{pairs:,}", cell(licence_of(name, licences))))
+    return lines
+
+
+def evaluation_entries(
+    metrics: Mapping[str, float], dataset_name: str | None, eval_dataset: object = None
+) -> list[EvalResult]:
+    """Make the metadata of each evaluation set's accuracy, from metrics under the trainer's names."""
+    # A set may have `title` and `hub_id` in its `info`. A single set is taken for pairs held out of `dataset_name`.
+    sets = eval_dataset if isinstance(eval_dataset, Mapping) else {}
+    entries = []
+    for key, value in metrics.items():
+        if not key.endswith("_accuracy"):
+            continue
+        name = metadata(key.removeprefix("eval_").removesuffix("accuracy").rstrip("_"))
+        info = getattr(sets.get(name), "info", None)
+        entries.append(
+            EvalResult(
+                task_type="text-classification",
+                task_name="Reward modeling",
+                dataset_type=getattr(info, "hub_id", None) or name or dataset_name or "held-out-pairs",
+                dataset_name=getattr(info, "title", None) or name or dataset_name or "held-out pairs",
+                metric_type="accuracy",
+                metric_name="pair accuracy",
+                metric_value=round(value, 4),
+            )
+        )
+    return entries
+
+
+def run_command(num_processes: int, argv: Sequence[str] | None = None) -> str | None:
+    """Return the command that started this process, without secrets, or `None` if it is not reproducible."""
+    script, *words = sys.argv if argv is None else argv
+    path = Path(script)
+    if path.name == "trl-dt2it":
+        start = ["trl-dt2it"]
+    elif path.suffix == ".py" and not path.name.startswith("__") and "site-packages" not in path.parts:
+        place = f"recipes/{path.name}" if path.parent.name == "recipes" else path.name
+        start = [*(("accelerate", "launch") if num_processes > 1 else ("python",)), place]
+    else:
+        return None
+    return shlex.join([*start, *map(_without_root, without_secrets(words))])
+
+
+def _without_root(word: str) -> str:
+    flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return flag + equals + (Path(value).name if Path(value).is_absolute() else value)
+
+
 def write_model_card(
     trainer: RewardTrainer,
     *,
@@ -216,18 +218,14 @@ def write_model_card(
     dataset_name: str | None = None,
     tags: Sequence[str] = (),
 ) -> None:
-    """Writes the card of a trainer's model to `README.md` in its output directory.
-
-    A callback of the trainer may have a method `model_card_section(trainer)` that gives a section of Markdown on the
-    data, or `None`.
-    """
+    """Write the card of a trainer's model, with the `model_card_section(trainer)` of each callback that has one."""
     output_dir = Path(cast(str, trainer.args.output_dir))  # `__post_init__` replaces None
     model_name = model_name or output_dir.name
     name_or_path = cast(PreTrainedModel, trainer.model).config._name_or_path
     base_model = name_or_path if name_or_path and not os.path.isdir(name_or_path) else None
     metrics, counts = last_evaluation(trainer.state.log_history), source_counts(trainer.train_dataset)
-    asked = [getattr(one, "model_card_section", None) for one in trainer.callback_handler.callbacks]
-    sections = [ask(trainer) for ask in asked if ask is not None]
+    writers = [getattr(callback, "model_card_section", None) for callback in trainer.callback_handler.callbacks]
+    sections = [write(trainer) for write in writers if write is not None]
     hub_model_id = cast(str, trainer.hub_model_id or trainer.args.hub_model_id or trainer.args.output_dir)
     card_data = ModelCardData(
         base_model=base_model,
@@ -252,7 +250,7 @@ def write_model_card(
         metrics=[(name_cell(name), f"{value:.4g}") for name, value in metrics.items()],
         model_name=name_cell(model_name),
         project_url=PROJECT_URL,
-        sections=[section for section in sections if section],
+        sections=list(filter(None, sections)),
         serve=code_span(f"vllm serve {shlex.quote(hub_model_id)} --runner pooling"),
         sources=source_lines(counts),
         training=_training_figures(trainer),
@@ -265,12 +263,10 @@ def write_model_card(
 
 
 def last_evaluation(log_history: list[dict[str, Any]]) -> dict[str, float]:
-    """The newest value of each evaluation metric in a trainer's log, without the timings."""
-    metrics: dict[str, float] = {}
-    for entry in log_history:
-        metrics.update({name: value for name, value in entry.items() if name.startswith("eval_")})
+    """Return the newest value of each evaluation metric in a trainer's log, without timings."""
+    logged = (item for entry in log_history for item in entry.items() if item[0].startswith("eval_"))
     skipped = ("_runtime", "_per_second", "_num_tokens")
-    return {name: value for name, value in metrics.items() if not name.endswith(skipped)}
+    return {name: value for name, value in logged if not name.endswith(skipped)}
 
 
 def push_model(
@@ -284,10 +280,8 @@ def push_model(
     model_name: str | None = None,
     **card: Any,
 ) -> Any:
-    """Saves a trainer's model, writes its card and uploads `MODEL_FILES`; see [`MultimodalRewardTrainer.push_to_hub`].
-
-    Trainer's own uploads the whole output directory, pickled training arguments (with tokens in clear) included.
-    """
+    """Save a trainer's model, write its card and upload `MODEL_FILES`; see [`MultimodalRewardTrainer.push_to_hub`]."""
+    # transformers uploads the whole output directory, pickled training arguments (with tokens in clear) included.
     trainer.callback_handler.on_push_begin(trainer.args, trainer.state, trainer.control)
     token = token or trainer.args.hub_token
     if trainer.hub_model_id is None:
@@ -316,7 +310,7 @@ def push_model(
 
 
 def push_checkpoint(trainer: RewardTrainer, checkpoint: str) -> list[Any]:
-    """Uploads the model files of a checkpoint, and the card, without waiting."""
+    """Upload the model files of a checkpoint, and the card, without waiting."""
     hub: dict[str, Any] = {
         "repo_id": trainer.hub_model_id,
         "token": trainer.args.hub_token,
@@ -329,7 +323,7 @@ def push_checkpoint(trainer: RewardTrainer, checkpoint: str) -> list[Any]:
     if card.is_file():
         jobs.append(upload_file(path_or_fileobj=card, path_in_repo="README.md", **hub))
     if trainer.args.hub_strategy in ("checkpoint", "all_checkpoints"):
-        # Asked for in so many words: optimizer and scheduler go up, to resume from. Secrets do not.
+        # Requested explicitly: optimizer and scheduler are uploaded, to resume from. Secrets are not.
         path = "last-checkpoint" if trainer.args.hub_strategy == "checkpoint" else Path(checkpoint).name
         jobs.append(
             upload_folder(folder_path=checkpoint, path_in_repo=path, ignore_patterns=["training_args.bin"], **hub)
@@ -344,7 +338,7 @@ def _training_figures(trainer: RewardTrainer) -> list[tuple[str, str]]:
         ("loss", code_span(loss_name(getattr(trainer, "loss_type", args.loss_type)))),
         ("pairs a step", str(batch) if args.max_tokens_per_batch is None else "as many as fit the tokens of a batch"),
         ("epochs", f"{trainer.state.epoch or args.num_train_epochs:g}"),
-        ("optimiser steps", str(trainer.state.global_step)),
+        ("optimizer steps", str(trainer.state.global_step)),
         ("learning rate", f"{args.learning_rate:g}, {str(args.lr_scheduler_type).split('.')[-1].lower()}"),
         ("warm-up", f"{args.warmup_steps:g}" + (" of all steps" if 0 < args.warmup_steps < 1 else " steps")),
         ("weight decay", f"{args.weight_decay:g}"),
@@ -372,12 +366,11 @@ def _training_figures(trainer: RewardTrainer) -> list[tuple[str, str]]:
 
 
 def _tracker_urls() -> dict[str, str | None]:
-    from transformers import is_wandb_available
     from trl.trainer.utils import get_trackio_space_url
 
-    wandb_url = None
+    run = None
     if is_wandb_available():
         import wandb
 
-        wandb_url = wandb.run.url if wandb.run is not None else None
-    return {"wandb_url": wandb_url, "trackio_url": get_trackio_space_url()}
+        run = wandb.run
+    return {"wandb_url": run and run.url, "trackio_url": get_trackio_space_url()}

@@ -1,9 +1,9 @@
-"""Rewards of both answers of every pair of a data set, as training computes them: one row per pair, without gradient.
+"""Scoring of every pair of a data set as in training: one row per pair, without gradients.
 
-Which pairs share a batch depends on the data set alone, and processes take turns with the batches; so each pair has
-the same rewards on one process and on many. Tokens are counted and images decoded in the workers of a data loader. A
-row that cannot be read on one process is an error on all of them, and before each batch they make sure that all have
-theirs: none is left alone in a forward pass that all have to take part in.
+The data set alone decides which pairs share a batch, and processes take turns with the batches; so a pair has the same
+rewards on one process and on many. The workers of a data loader count tokens and decode images. A row that cannot be
+read on one process is an error on all, which agree before each batch: none is left alone in a forward pass that all
+have to take part in.
 """
 
 from __future__ import annotations
@@ -53,13 +53,8 @@ def score_pairs(
     desc: str = "Scoring",
     show_progress: bool = True,
 ) -> np.ndarray:
-    """Rewards of chosen and rejected of N pairs.
-
-    Every process has to call it; they share the pairs out among them, and before that the counting of their tokens.
-    The random generators stay as they are, and so does the mode, training or evaluation, of each module of the model.
-
-    Shapes: returns `(N, 2)` `float32`.
-    """
+    """Compute the rewards `(N, 2)` fp32 of chosen and rejected of N pairs; every process has to call it."""
+    # Random generators and the mode of each module, training or evaluation, stay as they are.
     state = accelerator or PartialState()
     if isinstance(dataset, Dataset):
         dataset = leave_images_encoded(dataset)
@@ -74,26 +69,27 @@ def score_pairs(
             lengths = _count_sizes(loader, len(dataset), collator, max_tokens_per_batch, disable=hidden)
         plan = plan_batches(lengths, max_tokens_per_batch, padded=not cast(Any, collator).share_prefix)
         batches = [plan.rows[batch].tolist() for batch in plan.batches]
-    turns = -(-len(batches) // state.num_processes)
-    # Where the model is sharded, all processes have to take part in as many forward passes.
-    mine = [batches[min(turn * state.num_processes + state.process_index, len(batches) - 1)] for turn in range(turns)]
+    # Where the model is sharded, all processes have to take part in equally many forward passes.
+    step = state.num_processes
+    turns = range(state.process_index, -(-len(batches) // step) * step, step)
+    mine = [batches[min(turn, len(batches) - 1)] for turn in turns]
     device = next(model.parameters()).device
     rewards = torch.zeros(len(dataset), 2)
     failure: Exception | None = None
     with torch.no_grad(), evaluating(model), tqdm(total=len(dataset), desc=desc, disable=hidden) as bar:
-        for turn, (inputs, problem) in enumerate(loader.load(mine, is_batch=True)):
+        for turn, indices, (inputs, problem) in zip(turns, mine, loader.load(mine, is_batch=True), strict=True):
             raise_together(failure or problem)
             number = len(inputs["pairs"]["weight"])
             try:
                 tensors = send_to_device({name: value for name, value in inputs.items() if name != "pairs"}, device)
-                found = pair_rewards(model, tensors, number)
-                if turn * state.num_processes + state.process_index < len(batches):
-                    rewards[mine[turn]] = found[:, :number].T.cpu()
+                scores = pair_rewards(model, tensors, number)
+                if turn < len(batches):
+                    rewards[indices] = scores[:, :number].T.cpu()
             except Exception as error:  # the others hear of it before their next batch
                 failure = error
-            bar.update(min(number * state.num_processes, len(dataset) - bar.n))
+            bar.update(min(number * step, len(dataset) - bar.n))
         raise_together(failure)
-    # Each row stands on one process alone, so that the sum is exact.
+    # Each row is nonzero on one process alone, so that the sum is exact.
     return reduce(rewards.to(state.device), "sum").cpu().numpy()
 
 
@@ -105,11 +101,7 @@ def score_with_trainer(
     batch_size: int,
     desc: str = "Scoring",
 ) -> np.ndarray:
-    """Rewards of N pairs by a trainer's model, as [`score_pairs`] gives them, with the trainer's collator, processes
-    and settings.
-
-    Shapes: returns `(N, 2)` `float32`.
-    """
+    """Compute the rewards `(N, 2)` fp32 of N pairs with a trainer's model, collator, processes and settings."""
     args = cast(MultimodalRewardConfig, trainer.args)
     return score_pairs(
         trainer.model_wrapped,
@@ -126,12 +118,8 @@ def score_with_trainer(
 
 
 def measure_reward_statistics(trainer: Trainer) -> dict[str, float] | None:
-    """Mean and standard deviation of the rewards that a trainer's model gives both answers of its training pairs, as
-    many of them as `reward_statistics_pairs` says.
-
-    Every process has to call it, after training. The random generators stay as they are. The training is done, and
-    nothing that goes wrong here may cost it: an error on any process becomes a warning on all of them.
-    """
+    """Compute mean and standard deviation of the rewards of a sample of a trainer's pairs; all processes call it."""
+    # Nothing that goes wrong here may cost the finished training: an error on any process becomes a warning on all.
     try:
         return _measure(trainer)
     except Exception as error:
@@ -154,17 +142,17 @@ def _measure(trainer: Trainer) -> dict[str, float] | None:
         return None
     mean, std = float(rewards.mean()), float(rewards.std())
     if std <= 1e-6 * max(1.0, abs(mean)):  # equal, but for the rounding of different batches
-        logger.warning(f"All rewards of the training set are {mean:g}; they cannot be normalised.")
+        logger.warning(f"All rewards of the training set are {mean:g}; they cannot be normalized.")
         std = 0.0
     return dict(zip(STATISTICS, (mean, std), strict=True))
 
 
 def _sample(trainer: Trainer) -> tuple[Sequence[Any] | Dataset, Any]:
-    """Pairs to score, and their numbers of tokens if they are known."""
+    """Return pairs to score, and their numbers of tokens if known."""
     args, dataset = cast(MultimodalRewardConfig, trainer.args), trainer.train_dataset
     most = args.reward_statistics_pairs
     if isinstance(dataset, IterableDataset):
-        # Rows that were read before: a later one may be bad, and a training that is over must not fail by it.
+        # Rows that training has read: a later one may be bad.
         step = trainer._train_batch_size * args.gradient_accumulation_steps * args.world_size
         rows, failure = [], None
         try:
@@ -172,7 +160,7 @@ def _sample(trainer: Trainer) -> tuple[Sequence[Any] | Dataset, Any]:
         except Exception as error:
             failure = error
         raise_together(failure)
-        # Where the stream was split over the processes, they may have different numbers of rows.
+        # Parts of a stream that was split over the processes may differ in length.
         return rows[: min(gather(len(rows)))], None
     dataset = cast("Dataset", dataset)
     counted = cast(Any, trainer)._lengths
@@ -186,7 +174,7 @@ def _sample(trainer: Trainer) -> tuple[Sequence[Any] | Dataset, Any]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Sets a model to evaluation, and afterwards each of its modules back to the mode that it had."""
+    """Set a model to evaluation, and afterwards each of its modules to its former mode."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -197,7 +185,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 class _Task(NamedTuple):
-    """What a worker makes of some rows: a batch, or their numbers of tokens."""
+    """Rows of which a worker makes a batch, or else counts the tokens."""
 
     indices: list[int]
     is_batch: bool
@@ -205,9 +193,9 @@ class _Task(NamedTuple):
 
 @dataclass(frozen=True)
 class _Attempts(TorchDataset):
-    """Items of a data loader, each made of some rows; or in its place the error, because an error that is raised in a
-    worker comes back as another, and one that is raised on a process leaves the other processes waiting.
-    """
+    """Items of a data loader, each a result with `None`, or `None` with an error."""
+
+    # An error raised in a worker comes back as another, and raised on a process it leaves the others waiting.
 
     rows: Any
     collator: Any
@@ -220,13 +208,13 @@ class _Attempts(TorchDataset):
             return None, portable(error)
 
     def _named(self, index: int) -> dict[str, Any]:
-        """The row, which an error calls by its index in the set where it has no `pair_id`, not by that in a batch."""
+        """Return a row that errors name by its `pair_id` or its index in the set, not that in a batch."""
         row = self.rows[index]
         return {**row, "pair_id": row_name(row, index)}
 
 
 class _Loader:
-    """A data loader whose workers stay from the counting of tokens to the last batch."""
+    """A data loader whose workers live from the counting of tokens to the last batch."""
 
     def __init__(self, items: _Attempts, num_workers: int) -> None:
         self._tasks: list[_Task] = []
@@ -234,14 +222,14 @@ class _Loader:
             items,
             batch_size=None,
             sampler=self._tasks,
-            collate_fn=_as_it_is,
+            collate_fn=_identity,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
-            generator=torch.Generator(),  # without one of its own it would draw a seed from the global generator
+            generator=torch.Generator(),  # otherwise it would draw a seed from the global generator
         )
 
     def load(self, indices: list[list[int]], *, is_batch: bool) -> Iterator[tuple[Any, Exception | None]]:
-        """Give the items in their order; a worker that dies is an error in the place of its item."""
+        """Yield the items in order; the death of a worker is an error in place of its item."""
         self._tasks[:] = [_Task(some, is_batch) for some in indices]
         loaded = None
         for _ in indices:
@@ -253,14 +241,12 @@ class _Loader:
             yield item
 
 
-def _as_it_is(item: Any) -> Any:
+def _identity(item: Any) -> Any:
     return item
 
 
-def _count_sizes(loader: _Loader, number: int, collator: Any, most: int, *, disable: bool) -> list[int]:
-    """Count what each pair adds to a batch; each process counts its share. A pair that differs before its last image
-    fills a batch, to be alone: it would give all of its batch two rows per pair.
-    """
+def _count_sizes(loader: _Loader, number: int, collator: Any, cap: int, *, disable: bool) -> list[int]:
+    """Count the tokens that each pair adds to a batch; each process counts its share."""
     state = PartialState()
     chunks = _ranges(number, ROWS_COUNTED_TOGETHER)
     mine = chunks[state.process_index :: state.num_processes]
@@ -271,17 +257,12 @@ def _count_sizes(loader: _Loader, number: int, collator: Any, most: int, *, disa
             if problem is not None:
                 failure = problem
                 break
-            sizes = [pair_size(tokens, collator) for tokens in counted]
-            alone = [collator.share_prefix and tokens.shared < 0 for tokens in counted]
-            own.append([max(size, most) if one else size for size, one in zip(sizes, alone, strict=True)])
-            bar.update(min(len(sizes) * state.num_processes, number - bar.n))
+            own.append([pair_size(tokens, collator, cap) for tokens in counted])
+            bar.update(min(len(counted) * state.num_processes, number - bar.n))
     raise_together(failure)
     shares = gather(own)
-    return [
-        size
-        for place in range(len(chunks))
-        for size in shares[place % state.num_processes][place // state.num_processes]
-    ]
+    in_turn = (share[turn] for turn in range(len(shares[0])) for share in shares if turn < len(share))
+    return [size for sizes in in_turn for size in sizes]
 
 
 def _ranges(number: int, size: int) -> list[list[int]]:

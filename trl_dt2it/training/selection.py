@@ -1,10 +1,9 @@
-"""The rows of a training set that an epoch reads, and their orientation, while data loader and number of steps stay.
+"""Selection: the rows of a training set that an epoch reads, and their orientation.
 
-A callback fills `trainer.selection` and changes it between epochs; the trainer asks it for the sampler, tells it when
-to save, and from which checkpoint to resume. All that changes lives in a [`Selection`] in the main process. A sampler
-gives, in place of a bare row number, a [`Draw`] that says how to read the row; it reaches the workers of the data
-loader with the batch that it belongs to, so that nothing is out of date there, whether they persist or have fetched
-ahead.
+A callback fills `trainer.selection` and changes it between epochs; data loader and number of steps stay. All state
+lives in a [`Selection`] in the main process: its samplers yield a [`Draw`] in place of a row index, which says how to
+read the row and reaches the data loader's workers with its batch. So nothing is stale in workers, whether they persist
+or prefetch.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ STATE_FILE = "curation_state.json"  # in a checkpoint whose rows were selected
 
 
 class Draw(NamedTuple):
-    """A pair and how to read it. Without `strength` the row's own holds; NaN is an unknown one."""
+    """A row and how to read it; without `strength` the row's own holds, and NaN is an unknown one."""
 
     row: int
     is_flipped: bool
@@ -38,21 +37,21 @@ class Draw(NamedTuple):
 
 @dataclass
 class Selection:
-    """The N pairs of a training set in this epoch."""
+    """The reading of the N pairs of a training set in an epoch."""
 
-    flipped: np.ndarray  # (N,) bool: Whether chosen and rejected change places, against the data set
-    kept: np.ndarray  # (N,) bool: Whether the pair stays in the set
-    held_out: np.ndarray | None = None  # (N,) bool: Whether the pair is left out of this one epoch
-    strength: np.ndarray | None = None  # (N,) float64: Strengths in place of those of the data set, NaN where unknown
-    seed: int = 0  # Seed of the order; the trainer sets its own
-    epoch: int = 0  # Number of epochs done
-    # Writes into a checkpoint, on the process that saves, what a resumed run needs: `STATE_FILE` at least
+    flipped: np.ndarray  # (N,) bool: chosen and rejected are swapped, compared to the data set
+    kept: np.ndarray  # (N,) bool: the pair stays in the set
+    held_out: np.ndarray | None = None  # (N,) bool: the pair is skipped in this epoch
+    strength: np.ndarray | None = None  # (N,) fp64: in place of the data set's, NaN where unknown
+    seed: int = 0  # of the order; the trainer sets it
+    epoch: int = 0  # number of epochs done
+    # Writes into a checkpoint, on the process that saves, all that a resumed run needs: `STATE_FILE` at least.
     save: Callable[[Path], None] | None = None
-    checkpoint: str | None = None  # What training resumes from; the trainer says so before `on_train_begin`
+    checkpoint: str | None = None  # that training resumes from, set before `on_train_begin`
 
     @classmethod
     def of_all(cls, num_pairs: int, seed: int = 0) -> Selection:
-        """All pairs, as they are in the data set."""
+        """Select all pairs, as they are in the data set."""
         return cls(np.zeros(num_pairs, dtype=bool), np.ones(num_pairs, dtype=bool), seed=seed)
 
     def __len__(self) -> int:
@@ -60,23 +59,22 @@ class Selection:
 
     @property
     def drawn(self) -> np.ndarray:
-        """Whether the pair is trained on in this epoch, `(N,)` bool."""
+        """Mask `(N,)` of the pairs that this epoch trains on."""
         return self.kept if self.held_out is None else self.kept & ~self.held_out
 
     def draw(self, row: int) -> Draw:
+        """Return the reading of a row."""
         is_drawn = self.kept[row] and (self.held_out is None or not self.held_out[row])
         strength = None if self.strength is None else float(self.strength[row])
         return Draw(row, bool(self.flipped[row]), bool(is_drawn), strength)
 
 
 class SelectionSampler(Sampler[Draw]):
-    """Gives as many draws an epoch as the data set has pairs, all of pairs that are kept.
+    """A sampler of as many draws per epoch as the data set has pairs, all of kept pairs."""
 
-    Where fewer are kept, it goes through them again, in another order, until the epoch is full; so the number of steps
-    and the learning rates stay, and no kept pair is seen more than once more often than another. The order follows
-    from seed, epoch and selection alone, and with all pairs kept it is that of accelerate's `SeedableRandomSampler`,
-    which the trainer uses otherwise.
-    """
+    # Where fewer are kept, it goes through them again in another order, so that the number of steps and the learning
+    # rates stay, and no kept pair comes more than once more often than another. The order follows from seed, epoch and
+    # selection alone; with all pairs kept it is that of accelerate's `SeedableRandomSampler`, the trainer's default.
 
     def __init__(self, selection: Selection, shuffle: bool = True) -> None:
         self.selection = selection
@@ -99,11 +97,9 @@ class SelectionSampler(Sampler[Draw]):
 
 
 class PlannedSampler(Sampler[Draw]):
-    """Gives what another sampler gives, as draws.
+    """The draws of a sampler whose order was planned over all pairs, such as groups of similar length."""
 
-    For an order that was planned over all pairs, such as groups of similar length: a pair that is dropped keeps its
-    place, and [`SelectedRows`] gives it the weight 0.
-    """
+    # A dropped pair keeps its position, and [`SelectedRows`] gives it the weight 0.
 
     def __init__(self, sampler: Sampler, selection: Selection) -> None:
         self.sampler = sampler
@@ -117,7 +113,7 @@ class PlannedSampler(Sampler[Draw]):
 
 
 class PlannedBatchSampler(BatchRebalanceSampler):
-    """The same for a sampler of batches; a `BatchRebalanceSampler` in name alone, as [`TokenBatchSampler`] is."""
+    """As [`PlannedSampler`], for batches; in name a `BatchRebalanceSampler`, as [`TokenBatchSampler`]."""
 
     def __init__(self, sampler: Any, selection: Selection) -> None:
         self.sampler = sampler
@@ -135,7 +131,7 @@ class PlannedBatchSampler(BatchRebalanceSampler):
 
 
 class SelectedRows(Dataset):
-    """A training set that is read by draws; its rows stay as they are."""
+    """A training set read by draws."""
 
     def __init__(self, dataset: datasets.Dataset) -> None:
         self.dataset = dataset
@@ -152,7 +148,7 @@ class SelectedRows(Dataset):
 
 
 def as_drawn(row: dict[str, Any], draw: Draw) -> dict[str, Any]:
-    """A row as it is trained on: with its sides changed, with weight 0, or with another strength."""
+    """Apply a draw to a row: swap its sides, set its weight to 0, or replace its strength."""
     if draw.is_flipped:
         row = {name: row[partner_column(name, row.keys()) or name] for name in row}
     if not draw.is_drawn:
@@ -163,9 +159,8 @@ def as_drawn(row: dict[str, Any], draw: Draw) -> dict[str, Any]:
 
 
 def selected(sampler: Sampler | None, selection: Selection, data_seed: int | None = None) -> Sampler:
-    """Draw from a selection in place of the sampler that the trainer would have without it."""
-    # As accelerate's `SeedableRandomSampler` has it.
-    selection.seed = torch.random.initial_seed() if data_seed is None else data_seed
+    """Make the sampler of a selection in place of the trainer's own."""
+    selection.seed = torch.random.initial_seed() if data_seed is None else data_seed  # as accelerate seeds its sampler
     if isinstance(sampler, BatchRebalanceSampler):
         return PlannedBatchSampler(sampler, selection)
     if isinstance(sampler, (RandomSampler, SequentialSampler)):
@@ -174,14 +169,12 @@ def selected(sampler: Sampler | None, selection: Selection, data_seed: int | Non
 
 
 def resume_selection(selection: Selection | None, checkpoint: str | bool | None, output_dir: str) -> None:
-    """Tell a selection what training resumes from, as [`~transformers.Trainer.train`] takes it, and refuse to forget
-    that of a checkpoint.
-    """
-    found = get_last_checkpoint(output_dir) if checkpoint is True else cast("str | None", checkpoint or None)
+    """Set the checkpoint that a selection resumes from; refuse to resume without the selection of a checkpoint."""
+    folder = get_last_checkpoint(output_dir) if checkpoint is True else cast("str | None", checkpoint or None)
     if selection is not None:
-        selection.checkpoint = found
-    elif found is not None and (Path(found) / STATE_FILE).is_file():
+        selection.checkpoint = folder
+    elif folder is not None and (Path(folder) / STATE_FILE).is_file():
         raise ValueError(
-            f"{found} was written with the curation callback, whose flips would be forgotten; add the callback "
+            f"{folder} was written with the curation callback, whose flips would be forgotten; add the callback "
             f"before you resume, or delete its `{STATE_FILE}` to go on without."
         )

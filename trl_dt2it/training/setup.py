@@ -1,4 +1,4 @@
-"""Model, processor, collator and rows, made ready and checked before the first step."""
+"""Setup of a training: model, processor, collator and rows are prepared and checked before the first step."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import is_peft_model
 from datasets import Dataset, Features, IterableDataset, Value
-from datasets.table import InMemoryTable
 from peft import PeftConfig
 from torch import nn
-from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, ProcessorMixin, Trainer
+from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, ProcessorMixin, Trainer, TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.utils import is_liger_kernel_available, logging
 
@@ -40,13 +39,12 @@ from ..data.rows import RowError, row_name
 from ..data.validation import ImageCheck, make_checks, take_out
 from ..models.freezing import freeze, num_embeddings, with_new_tokens, with_reward_head, with_trained_head
 from ..models.modeling import (
-    agree_on_compute_dtype,
     load_for_training,
     load_processing_class,
     mark_as_reward_model,
     read_last_real_token,
-    refuse_spoiled_weights,
     set_pixel_limits,
+    set_up_4bit_weights,
 )
 from ..models.rendering import ProcessingClass, equal_when_rendered, get_tokenizer
 from ..models.shared_prefix import decide_share_prefix
@@ -57,18 +55,18 @@ from .config import MultimodalRewardConfig
 
 logger = logging.get_logger(__name__)
 
-# What training and evaluation read of a row; the trainer takes off all other columns.
+# The columns that training and evaluation read; the trainer drops all others.
 COLUMNS = [
     *("prompt", "chosen", "rejected", "image", "images", "videos", "tools", "chat_template_kwargs"),
     *("strength", "weight", "margin", "source", "pair_id", "group_id", "category", "row_index", "chosen_ids"),
     "rejected_ids",
 ]
 
-_FOUND = Features({"reason": Value("string"), "message": Value("string")})
+_FAULTS = Features({"reason": Value("string"), "message": Value("string")})
 
 
 def image_options(args: MultimodalRewardConfig) -> ImageOptions:
-    """Where images may come from and how large they may be, as a configuration says."""
+    """Return the allowed origins and sizes of images of a configuration."""
     hosts = tuple(args.allowed_image_hosts or ())
     return ImageOptions(args.image_root, max_image_pixels=args.max_image_pixels, allowed_hosts=hosts)
 
@@ -76,9 +74,9 @@ def image_options(args: MultimodalRewardConfig) -> ImageOptions:
 def prepare_dataset(
     dataset: AnyDataset, *, name: str, collator: MultimodalPreferenceCollator, args: MultimodalRewardConfig
 ) -> tuple[AnyDataset, Dataset | None]:
-    """Makes a data set ready for the collator: every row checked, long ones dropped, images left encoded.
+    """Check the rows of a data set, drop long pairs and leave images encoded; returns token counts if needed.
 
-    Doing it twice is the same as doing it once.
+    A second time changes nothing.
     """
     dataset = rename_old_columns(leave_images_encoded(as_python(dataset)))
     columns = set(column_names(dataset))
@@ -119,11 +117,7 @@ def prepare_dataset(
     counts = None
     needed = name == "train" and needs_lengths(args) and args.length_column_name not in columns
     if isinstance(dataset, Dataset) and (needed or args.max_length is not None):
-        count = partial(count_pairs, name=name, collator=collator)
-        table = look_in_shares(
-            dataset, lambda part, num_proc: count(part, num_proc=num_proc).data.table, num_proc=args.dataset_num_proc
-        )
-        counts = Dataset(InMemoryTable(table))
+        counts = count_pairs(dataset, name=name, collator=collator, num_proc=args.dataset_num_proc)
     if args.max_length is not None:
         dataset, counts = drop_long_rows(
             dataset,
@@ -137,7 +131,7 @@ def prepare_dataset(
 
 
 def token_fault(row: Mapping[str, Any]) -> RowError | None:
-    """The first reason why a row of tokens cannot be used, or `None`."""
+    """Return the first reason why a row of tokens cannot be used, or `None`."""
     for side in ("chosen_ids", "rejected_ids"):
         if not row[side]:
             return RowError("empty_answer", f"`{side}` holds no tokens; drop the row.")
@@ -145,18 +139,16 @@ def token_fault(row: Mapping[str, Any]) -> RowError | None:
 
 
 def _is_conversational(dataset: AnyDataset) -> bool:
-    """Tell from the type of a column whether rows hold messages; `False` for a stream that does not know its types."""
+    """Tell whether rows hold messages; `False` for a stream of unknown types."""
     feature = (dataset.features or {}).get("chosen")
     return feature is not None and not isinstance(feature, Value)
 
 
 def rename_old_columns(dataset: AnyDataset) -> AnyDataset:
-    """Tokenized rows under the names that TRL gave them once, `chosen_input_ids` and `rejected_input_ids`, under those
-    that it gives them today. Both sets of names may be there; today's count.
-    """
+    """Rename the columns of tokens from TRL's old names, `chosen_input_ids` and `rejected_input_ids`."""
     columns = set(column_names(dataset))
     old = {f"{side}_input_ids": f"{side}_ids" for side in ("chosen", "rejected")}
-    if not set(old) <= columns or set(old.values()) <= columns:
+    if not set(old) <= columns or set(old.values()) <= columns:  # with both, today's names count
         return dataset
     warnings.warn(
         "The columns `chosen_input_ids` and `rejected_input_ids` are deprecated and will not be supported in v1 of "
@@ -177,10 +169,7 @@ def quarantine_bad_rows(
     output_dir: str,
     num_proc: int | None = None,
 ) -> AnyDataset:
-    """Check every row of a data set, or of a stream as it streams, and return those that can be trained on; a
-    `ValueError` if a row is bad and `on_bad_row="raise"`, or if no good row is left.
-    """
-
+    """Check every row of a data set, or of a stream as it streams, and raise on bad ones or drop them."""
     reader = token_counter(collator.processing_class)
     checks = make_checks(reader, collator.image_options, cast(ImageCheck, image_check), None)
 
@@ -193,24 +182,20 @@ def quarantine_bad_rows(
             return dataset
 
         def keep(row: dict[str, Any]) -> bool:
-            found = check(row)
-            if found["reason"]:
-                logger.warning(f"Dropped from the {name} set: {row_name(row)}, {found['reason']}: {found['message']}")
-            return not found["reason"]
+            fault = check(row)
+            if fault["reason"]:
+                logger.warning(f"Dropped from the {name} set: {row_name(row)}, {fault['reason']}: {fault['message']}")
+            return not fault["reason"]
 
         return dataset.filter(keep)
 
-    look = partial(look_at_rows, function=check, features=_FOUND, desc=f"Checking {name} dataset")
-    # Anew in each run: a file that an image is in may have been replaced.
-    found = look_in_shares(dataset, look, num_proc=num_proc).to_pydict()
-    bad = [index for index, reason in enumerate(found["reason"]) if reason]
+    look = partial(look_at_rows, function=check, features=_FAULTS, desc=f"Checking {name} dataset")
+    # Without a cache: the file of an image may have changed since the last run.
+    faults = look_in_shares(dataset, look, num_proc=num_proc).to_pydict()
+    bad = [index for index, reason in enumerate(faults["reason"]) if reason]
     notes = [
-        {
-            "row": index,
-            "pair_id": dataset[index].get("pair_id"),
-            **{column: values[index] for column, values in found.items()},
-        }
-        for index in bad
+        {"row": i, "pair_id": dataset[i].get("pair_id"), **{name: values[i] for name, values in faults.items()}}
+        for i in bad
     ]
     return take_out(
         dataset,
@@ -234,36 +219,32 @@ def drop_long_rows(
     max_length: int,
     is_checked: bool = True,
 ) -> tuple[AnyDataset, Dataset | None]:
-    """Drop the pairs of which one side has more than `max_length` tokens, image tokens included, and their `counts`;
-    rows of a stream are counted here, and `is_checked` tells whether they were checked before.
-    """
+    """Drop the pairs with a side of more than `max_length` tokens, and their counts."""
     if counts is None:
         return dataset.filter(lambda row: max(count_tokens(row, collator, is_checked)[:2]) <= max_length), None
-    longest = np.maximum(counts["chosen"][:], counts["rejected"][:])
-    fitting = np.flatnonzero(longest <= max_length)
-    kept = dataset.select(fitting)
-    if len(kept) < len(dataset):
-        message = f"Dropped {len(dataset) - len(kept)} of {len(dataset)} pairs of the {name} set: longer than "
-        message += f"{max_length} tokens."
-        if len(kept) == 0:
-            raise ValueError(message + " None is left; raise `max_length`, or lower `max_pixels`.")
-        logger.warning(message)
-        return kept, counts.select(fitting)
-    return dataset, counts
+    fitting = np.flatnonzero(np.maximum(counts["chosen"][:], counts["rejected"][:]) <= max_length)
+    if len(fitting) == len(dataset):
+        return dataset, counts
+    num_long = len(dataset) - len(fitting)
+    message = f"Dropped {num_long} of {len(dataset)} pairs of the {name} set: longer than {max_length} tokens."
+    if len(fitting) == 0:
+        raise ValueError(message + " None is left; raise `max_length`, or lower `max_pixels`.")
+    logger.warning(message)
+    return dataset.select(fitting), counts.select(fitting)
 
 
 def plain_columns(dataset: AnyDataset, names: Sequence[str]) -> AnyDataset:
-    """A data set of which columns can be read: where a transform makes the rows, what it gave under these names."""
+    """Return a data set whose columns can be read; of one with a transform, its rows under these names."""
     if not has_transform(dataset):
         return dataset
-    there = [name for name in names if name in column_names(dataset)]
-    # Every row is made for this, images and all.
-    rows = [{name: row[name] for name in there} for row in cast(Dataset, dataset)] if there else []
+    present = [name for name in names if name in column_names(dataset)]
+    # This makes every row, images included.
+    rows = [{name: row[name] for name in present} for row in cast(Dataset, dataset)] if present else []
     return Dataset.from_list(rows)
 
 
 def check_setup(args: MultimodalRewardConfig, train_dataset: Any, eval_dataset: Any) -> None:
-    """Refuse what would end in an error about something else, before a model is loaded."""
+    """Refuse settings and sets that would fail later, before a model is loaded."""
     if not isinstance(args, MultimodalRewardConfig):
         raise TypeError(
             f"`args` is a {type(args).__name__}; pass a `MultimodalRewardConfig`, which has its fields too."
@@ -281,20 +262,20 @@ def check_setup(args: MultimodalRewardConfig, train_dataset: Any, eval_dataset: 
         )
     if isinstance(eval_dataset, dict) and not eval_dataset:
         raise ValueError("`eval_dataset` is a dict without any set; pass `None`, or the sets to evaluate on.")
-    sets = {f"eval set `{key}`": one for key, one in eval_dataset.items()} if isinstance(eval_dataset, dict) else {}
-    if not sets and eval_dataset is not None:
-        sets = {"eval set": eval_dataset}
-    for name, one in sets.items():
-        if not isinstance(one, (Dataset, IterableDataset)):
-            raise TypeError(f"The {name} is a {type(one).__name__}; pass a `Dataset` or an `IterableDataset`.")
-    for name, one in {"train set": train_dataset, **sets}.items():
-        if isinstance(one, Dataset) and len(one) == 0:
+    sets = {} if eval_dataset is None else {"eval set": eval_dataset}
+    if isinstance(eval_dataset, dict):
+        sets = {f"eval set `{key}`": dataset for key, dataset in eval_dataset.items()}
+    for name, dataset in sets.items():
+        if not isinstance(dataset, (Dataset, IterableDataset)):
+            raise TypeError(f"The {name} is a {type(dataset).__name__}; pass a `Dataset` or an `IterableDataset`.")
+    for name, dataset in {"train set": train_dataset, **sets}.items():
+        if isinstance(dataset, Dataset) and len(dataset) == 0:
             raise ValueError(f"The {name} has no rows; check the split and the filters that it comes from.")
 
 
 @contextmanager
 def with_values(args: MultimodalRewardConfig, **values: object) -> Iterator[None]:
-    """Give fields other values while TRL or transformers read them, and put them back whatever comes."""
+    """Override fields while TRL or transformers read them."""
     before = {name: getattr(args, name) for name in values}
     vars(args).update(values)
     try:
@@ -312,9 +293,7 @@ def set_up_model(
     quantization_config: BitsAndBytesConfig | None = None,
     peft_config: PeftConfig | None = None,
 ) -> tuple[PreTrainedModel, ProcessingClass, PeftConfig | None]:
-    """A reward model, its processor and its adapter's configuration, loaded where they are not given, with the chat
-    template, frozen parts and limits of pixels that the arguments ask for.
-    """
+    """Load a reward model, its processor and its adapter's configuration where not passed, and set them up."""
     name_or_path = model if isinstance(model, str) else model.config._name_or_path
     if isinstance(model, str):
         model = load_for_training(model, args, init_kwargs, quantization_config)
@@ -326,11 +305,10 @@ def set_up_model(
     if model.config.num_labels != 1:
         raise ValueError(
             f"{type(model).__name__} has `num_labels={model.config.num_labels}`, but reward models require "
-            "`num_labels=1`; load it with `trl_dt2it.load_reward_model`, or give its name or directory as `model`."
+            "`num_labels=1`; load it with `trl_dt2it.load_reward_model`, or pass its name or directory as `model`."
         )
     read_last_real_token(model)
-    refuse_spoiled_weights(model)
-    agree_on_compute_dtype(model, args)
+    set_up_4bit_weights(model, args)
     if processing_class is None:
         processing_class = load_processing_class(
             name_or_path, revision=init_kwargs.get("revision"), trust_remote_code=args.trust_remote_code
@@ -340,15 +318,11 @@ def set_up_model(
     new_tokens = []
     if args.chat_template_path is not None:
         new_tokens = use_chat_template(model, processing_class, args.chat_template_path)
-    if args.freeze_vision_tower or args.freeze_projector:
-        freeze(model, vision_tower=args.freeze_vision_tower, projector=args.freeze_projector)
+    frozen = [part for part in ("vision_tower", "projector") if getattr(args, f"freeze_{part}")]
+    for part in frozen:
+        freeze(model, part)
     if isinstance(peft_config, PeftConfig):  # TRL refuses anything else
-        peft_config = with_reward_head(
-            peft_config,
-            keep_out_of_vision_tower=args.freeze_vision_tower,
-            keep_out_of_projector=args.freeze_projector,
-        )
-        peft_config = with_new_tokens(peft_config, model, new_tokens)
+        peft_config = with_new_tokens(with_reward_head(peft_config, frozen), model, new_tokens)
     if not any(parameter.requires_grad for parameter in model.parameters()) and peft_config is None:
         advice = "load the adapter with `is_trainable=True`" if is_peft_model(model) else "let some require gradients"
         raise ValueError(f"No parameter of the {type(model).__name__} is trained; {advice}.")
@@ -358,11 +332,9 @@ def set_up_model(
 
 
 def use_chat_template(model: PreTrainedModel, processing_class: ProcessingClass, path: str) -> list[int]:
-    """Set the chat template of a processor and its tokenizer, before anything is rendered with it.
-
-    Unlike [`~trl.clone_chat_template`], it leaves the embeddings alone where they have room for the new tokens, so
-    that an adapter still fits its base model, and does not cut off the rows that a checkpoint holds in reserve.
-    """
+    """Set the chat template of a processor and its tokenizer, and return the tokens that it adds."""
+    # Unlike [`~trl.clone_chat_template`], this keeps the embeddings if they have room for the new tokens, so that an
+    # adapter still fits its base model, and keeps the rows that a checkpoint holds in reserve.
     tokenizer = get_tokenizer(processing_class)
     new_tokens: list[int] = []
     if Path(path).is_file() and path.endswith((".jinja", ".j2")):
@@ -382,9 +354,8 @@ def use_chat_template(model: PreTrainedModel, processing_class: ProcessingClass,
         tokenizer.eos_token = source.eos_token
         model.config.get_text_config().eos_token_id = tokenizer.eos_token_id
         if new_tokens and max(new_tokens) >= num_embeddings(model):
-            if getattr(
-                model.config.get_text_config(), "hidden_size_per_layer_input", 0
-            ):  # a second table, of each layer
+            text_config = model.config.get_text_config()
+            if getattr(text_config, "hidden_size_per_layer_input", 0):  # each layer has its own table
                 raise ValueError(
                     f"`chat_template_path` adds {len(added)} tokens, such as {added[0].content!r}, and the embeddings "
                     f"of `{model.config.model_type}` cannot grow; take a template whose tokens it knows."
@@ -395,11 +366,9 @@ def use_chat_template(model: PreTrainedModel, processing_class: ProcessingClass,
 
 
 def use_liger_kernels(model: PreTrainedModel, args: MultimodalRewardConfig) -> None:
-    """Puts Liger's kernels into the language model's layers, if `args.use_liger_kernel` is set.
-
-    transformers would hand Liger the whole model, whose forward pass Liger replaces by that of a language model, or
-    which it does not know. Norms, feed-forward layers and rotary embeddings are all that a reward model can use.
-    """
+    """Have Liger patch the layers of the language model, if `args.use_liger_kernel` is set."""
+    # transformers would hand Liger the whole model, whose forward pass Liger replaces by that of a language model, or
+    # which it does not know. Norms, feed-forward layers and rotary embeddings are all that a reward model can use.
     if not args.use_liger_kernel:
         return
     if args.device.type in ("cpu", "mps"):
@@ -416,19 +385,16 @@ def use_liger_kernels(model: PreTrainedModel, args: MultimodalRewardConfig) -> N
 
 
 def patch_backbone(model: Any, kernels: dict[str, bool]) -> None:
-    """Let Liger patch the language model of a reward model, and nothing else of the process.
-
-    Besides the layers of the model that it is given, Liger replaces the classes that other models of the family are
-    made of; these are put back. Its rotary embedding can only be had for all of them, so that it is off unless asked
-    for.
-    """
+    """Have Liger patch the language model of a reward model, and nothing else of the process."""
+    # Besides the layers of the model, Liger replaces the classes that other models of the family are made of; these
+    # are restored. Its rotary embedding exists for all of them alone, so that it is off by default.
     from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
 
     model = getattr(model, "get_base_model", lambda: model)()  # of an adapter
     decoder = model.base_model.get_decoder()
     types = [config.model_type for config in (decoder.config, model.config)]
     # Liger lists some families by their language model, and some as a whole.
-    patch = next((MODEL_TYPE_TO_APPLY_LIGER_FN[name] for name in types if name in MODEL_TYPE_TO_APPLY_LIGER_FN), None)
+    patch = MODEL_TYPE_TO_APPLY_LIGER_FN.get(types[0]) or MODEL_TYPE_TO_APPLY_LIGER_FN.get(types[1])
     if patch is None:
         raise ValueError(
             f"`use_liger_kernel=True`, but Liger {version('liger-kernel')} has no kernels for `{types[0]}`; leave it "
@@ -460,7 +426,7 @@ def patch_backbone(model: Any, kernels: dict[str, bool]) -> None:
 def make_collator(
     model: PreTrainedModel, processing_class: ProcessingClass, args: MultimodalRewardConfig
 ) -> MultimodalPreferenceCollator:
-    """The collator that a trainer's arguments describe."""
+    """Make the collator of a trainer's arguments."""
     return MultimodalPreferenceCollator(
         processing_class,
         image_options=image_options(args),
@@ -474,9 +440,8 @@ def make_collator(
 def as_trainers(
     given: MultimodalPreferenceCollator, own: MultimodalPreferenceCollator
 ) -> MultimodalPreferenceCollator:
-    """A copy of a user's collator that does as the trainer's in what follows from the sets and the processes: without
-    its dummies some processes would wait for others forever.
-    """
+    """Copy a user's collator, with the dummies and strengths of the trainer's own where it needs them."""
+    # Without the dummies some processes would wait for others forever.
     collator = copy.copy(given)
     collator.add_dummy_image, collator.media = own.add_dummy_image, own.media
     collator.normalizer = given.normalizer or own.normalizer
@@ -486,23 +451,20 @@ def as_trainers(
 def set_up_arguments(
     args: MultimodalRewardConfig, processing_class: ProcessingClass, datasets: Iterable[object], *, has_adapters: bool
 ) -> None:
-    """Sets what several processes need to train on rows with images, or on a stream."""
+    """Set what several processes need to train on rows with images, or on a stream."""
     plugin: Any = args.deepspeed_plugin
     if has_adapters and args.gradient_checkpointing and plugin is not None and plugin.zero_stage == 3:
-        # Without it, torch finds frozen weights divided that were whole in the forward pass. TRL sets the old name of
-        # the setting alone, which transformers reads no more.
-        reentrant_kwargs = {**(cast("dict[str, Any] | None", args.gradient_checkpointing_kwargs) or {})}
-        reentrant_kwargs["use_reentrant"] = True
+        # Otherwise torch finds frozen weights divided that were whole in the forward pass. TRL sets only the old name
+        # of the setting, which transformers no longer reads.
+        options = cast("dict[str, Any] | None", args.gradient_checkpointing_kwargs) or {}
         for name in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
             if name in args.__dataclass_fields__:
-                setattr(args, name, reentrant_kwargs)
-    # TRL's DPO trainer does the same: rows without images leave the vision tower without gradients, and some towers
-    # have layers that are never read. A tower that no process has used keeps its weights, as on one process.
-    checkpointing = cast("dict[str, Any] | None", args.gradient_checkpointing_kwargs) or {}
-    reentrant = checkpointing.get("use_reentrant")
+                setattr(args, name, {**options, "use_reentrant": True})
+    # As in TRL's DPO trainer: rows without images leave the vision tower without gradients, and some towers have
+    # layers that are never read. A tower that no process has used keeps its weights, as on one process.
     if isinstance(processing_class, ProcessorMixin) and args.ddp_find_unused_parameters is None:
         # A layer computed again by a reentrant checkpoint would be marked twice; there blank images take part instead.
-        args.ddp_find_unused_parameters = not reentrant
+        args.ddp_find_unused_parameters = not is_reentrant(args)
     accelerator_config = cast(AcceleratorConfig, args.accelerator_config)
     is_streamed = any(isinstance(dataset, IterableDataset) for dataset in datasets)
     if is_streamed and accelerator_config.dispatch_batches is None:  # TRL takes a given `True` back with a warning
@@ -510,19 +472,23 @@ def set_up_arguments(
         accelerator_config.dispatch_batches = False
 
 
+def is_reentrant(args: TrainingArguments) -> bool:
+    """Tell whether gradient checkpoints are set to be reentrant."""
+    options = cast("dict[str, Any] | None", args.gradient_checkpointing_kwargs) or {}  # `__post_init__` resolved it
+    return bool(options.get("use_reentrant"))
+
+
 def exact_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """What is trained of a quantized model, before TRL rounds it to bf16: an adapter that goes on would start from
-    other weights than it has. Empty for other models.
-    """
+    """Copy the trainable weights of a quantized model before TRL rounds them to bf16; empty for other models."""
+    # An adapter that goes on training would otherwise start from other weights than it has.
     if not (getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)):
         return {}
     return {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
 
 
 def put_back_exact(trainer: Trainer, exact: dict[str, torch.Tensor]) -> None:
-    """Undo TRL's rounding of quantized models: what [`exact_weights`] kept comes back, the head's new copies too, and
-    new adapters are in fp32. DeepSpeed, which takes weights of one dtype, keeps what TRL makes.
-    """
+    """Undo TRL's rounding of quantized models with the copies of [`exact_weights`]; new adapters are in fp32."""
+    # DeepSpeed, which takes weights of one dtype, keeps what TRL makes.
     if not exact or trainer.is_deepspeed_enabled:
         return
     for name, parameter in cast(nn.Module, trainer.model).named_parameters():
@@ -533,9 +499,7 @@ def put_back_exact(trainer: Trainer, exact: dict[str, torch.Tensor]) -> None:
 
 
 def refuse_no_batch(trainer: Trainer) -> None:
-    """Refuse a train set of which `dataloader_drop_last` leaves nothing; the trainer would take no step and say so to
-    nobody.
-    """
+    """Refuse a train set of which `dataloader_drop_last` leaves nothing; the trainer would silently take no step."""
     args, dataset = trainer.args, trainer.train_dataset
     size = args.train_batch_size * args.world_size
     if args.dataloader_drop_last and isinstance(dataset, Dataset) and len(dataset) < size:
@@ -546,9 +510,8 @@ def refuse_no_batch(trainer: Trainer) -> None:
 
 
 def refuse_uneven_batches(trainer: Trainer) -> None:
-    """Raise where, by `even_batches: false`, some processes would train on fewer batches than others and wait for them
-    forever. Evaluation does not need even batches.
-    """
+    """Refuse `even_batches: false` where some processes would train on fewer batches and wait forever."""
+    # Evaluation does not need even batches.
     accelerator, args = trainer.accelerator, trainer.args
     if accelerator.even_batches or accelerator.num_processes == 1 or not isinstance(trainer.train_dataset, Dataset):
         return

@@ -1,5 +1,8 @@
-"""What several processes, DeepSpeed and FSDP ask of a reward model: that every process runs the vision tower equally
-often, that a step without images leaves the tower alone all the same, and that what is trained has an fp32 copy."""
+"""Reward models on several processes, under DeepSpeed and under FSDP.
+
+Every process runs the vision tower equally often, a step without images leaves the tower alone all the same, and what
+is trained has an fp32 copy.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,14 @@ from trl import RewardTrainer
 
 from ..models.freezing import is_head, part_of
 from ..models.modeling import RewardHead
+from .setup import is_reentrant
 
 
 logger = logging.get_logger(__name__)
 
 
 def _model(trainer: RewardTrainer) -> nn.Module:
-    """The model, of which transformers says that there may be none."""
+    """Return the model, which transformers annotates as optional."""
     return cast(nn.Module, trainer.model)
 
 
@@ -33,29 +37,26 @@ def is_sharded(trainer: RewardTrainer) -> bool:
 
 
 def needs_equal_calls(trainer: RewardTrainer) -> bool:
-    """Tell whether all processes have to run each module equally often: always where the model is sharded, and under
-    DDP where it does not look for unused parameters.
-    """
+    """Tell whether all processes have to run each module equally often."""
+    # Always where the model is sharded, and under DDP where it does not look for unused parameters.
     if trainer.accelerator.num_processes == 1:
         return False
     return is_sharded(trainer) or not trainer.args.ddp_find_unused_parameters
 
 
 def needs_all_gradients(trainer: RewardTrainer) -> bool:
-    """Tell whether DDP waits for gradients of a vision tower also where no set can show it anything."""
+    """Tell whether DDP waits for gradients of a vision tower even if no set has images."""
     return needs_equal_calls(trainer) and not is_sharded(trainer) and bool(vision_parameters(_model(trainer)))
 
 
 def refuse_reentrant_twice(trainer: RewardTrainer) -> None:
-    """Refuse reentrant checkpoints where a step may run the vision tower twice, for images and for videos: DDP and
-    DeepSpeed reduce each gradient as soon as it is there, and it would be there twice.
-    """
-    checkpointing = cast("dict[str, Any] | None", trainer.args.gradient_checkpointing_kwargs) or {}
+    """Refuse reentrant checkpoints where a step may run the vision tower twice, for images and for videos."""
+    # DDP and DeepSpeed reduce each gradient as soon as it is there, and it would be there twice.
     if (
         trainer.accelerator.num_processes > 1
         and not trainer.is_fsdp_enabled
         and trainer.args.gradient_checkpointing
-        and checkpointing.get("use_reentrant")
+        and is_reentrant(trainer.args)
         and len(cast(Any, trainer)._collator.media) > 1
         and any(part_of(name) == "vision_tower" for name, p in _model(trainer).named_parameters() if p.requires_grad)
     ):
@@ -67,25 +68,23 @@ def refuse_reentrant_twice(trainer: RewardTrainer) -> None:
 
 
 def vision_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Trainable parameters that get a gradient from images and videos alone."""
+    """Return the trainable parameters that only images and videos give a gradient."""
     named = model.named_parameters()
     return [parameter for name, parameter in named if parameter.requires_grad and part_of(name) != "language_model"]
 
 
 def leave_vision_alone(trainer: RewardTrainer) -> None:
-    """Let the coming optimizer step pass the vision tower by: dummy images have given it gradients of zeros, by which
-    weight decay and momentum would move it.
-    """
-    if not trainer.is_deepspeed_enabled:  # whose optimizer was told, see `split_vision_groups`
+    """Have the coming optimizer step skip the vision tower."""
+    # Dummy images have given it gradients of zeros, by which weight decay and momentum would move it. DeepSpeed's
+    # optimizer skips it by itself, see [`split_vision_groups`].
+    if not trainer.is_deepspeed_enabled:
         for parameter in vision_parameters(_model(trainer)):
             parameter.grad = None
 
 
 def split_vision_groups(trainer: RewardTrainer) -> None:
-    """Give the parameters of the vision tower groups of their own in the optimizer, before DeepSpeed flattens each.
-
-    DeepSpeed steps on whole groups, gradients or not. A group of the tower has the key `is_vision`.
-    """
+    """Split the vision tower into its own groups of the optimizer, with the key `is_vision`."""
+    # Before DeepSpeed flattens each group. It steps on whole groups, gradients or not.
     optimizer = cast(Any, trainer.optimizer)
     vision = {id(parameter) for parameter in vision_parameters(_model(trainer))}
     groups = []
@@ -99,9 +98,9 @@ def split_vision_groups(trainer: RewardTrainer) -> None:
 
 
 def skip_idle_groups(optimizer: Any, is_idle: Callable[[], bool]) -> None:
-    """Let DeepSpeed's optimizer of ZeRO-1, 2 or 3 pass the groups of the vision tower by."""
+    """Have DeepSpeed's optimizer of ZeRO-1, 2 or 3 skip the groups of the vision tower while `is_idle()`."""
     step = getattr(optimizer, "_optimizer_step", None)
-    if step is None:  # ZeRO-0 has no groups of its own
+    if step is None:  # ZeRO-0 does not divide groups
         return
     of_group = getattr(optimizer, "sub_group_to_group_id", None)
 
@@ -114,9 +113,8 @@ def skip_idle_groups(optimizer: Any, is_idle: Callable[[], bool]) -> None:
 
 
 def shard_head(trainer: RewardTrainer) -> None:
-    """Make the `score` head a unit of its own under FSDP2, in fp32: a unit has one dtype, and the head would be cast
-    with the norm and the embeddings.
-    """
+    """Make the `score` head an FSDP2 unit of its own, in fp32."""
+    # A unit has one dtype, and the head would be cast with the norm and the embeddings.
     if not _is_fsdp2(trainer):
         return
     plugin = trainer.accelerator.state.fsdp_plugin
@@ -141,11 +139,9 @@ def _is_fsdp2(trainer: RewardTrainer) -> bool:
 
 @contextmanager
 def evaluable(trainer: RewardTrainer) -> Iterator[None]:
-    """Let a model be evaluated that no training has prepared.
-
-    Below ZeRO-3 every process has the whole model, and transformers refuses to make an engine for inference;
-    accelerate prepares a model for FSDP2 with an optimizer only.
-    """
+    """Prepare a model for an evaluation before training."""
+    # Below ZeRO-3 every process has the whole model, and transformers refuses to make an engine for inference;
+    # accelerate prepares a model for FSDP2 with an optimizer only.
     accelerator = trainer.accelerator
     plugin: Any = getattr(accelerator.state, "deepspeed_plugin", None)
     if trainer.is_deepspeed_enabled and trainer.deepspeed is None and plugin.zero_stage != 3:
@@ -163,10 +159,9 @@ def evaluable(trainer: RewardTrainer) -> Iterator[None]:
 
 
 def take_back_preparation(trainer: RewardTrainer) -> None:
-    """Let a trainer prepare its model anew. An evaluation before training marks the bare model as prepared, so that
-    training would not wrap it in DDP: each process would train by itself, without a word. Under ZeRO-3 it leaves an
-    engine without an optimizer.
-    """
+    """Undo the preparation of an evaluation before training."""
+    # It marks the bare model as prepared, so that training would not wrap it in DDP: each process would silently train
+    # by itself. Under ZeRO-3 it leaves an engine without an optimizer.
     if trainer.is_fsdp_enabled:
         return
     if trainer.is_deepspeed_enabled and trainer.deepspeed is not None:
@@ -179,29 +174,24 @@ def take_back_preparation(trainer: RewardTrainer) -> None:
 
 
 def name_groups(trainer: RewardTrainer) -> list[list[str]]:
-    """Names of the parameters of each group of the optimizer, to be given to [`point_groups_at`] after FSDP2 has put
-    other parameters in their places.
-    """
+    """Return the names of each optimizer group's parameters, before FSDP2 replaces the parameters."""
     names = {id(parameter): name for name, parameter in _model(trainer).named_parameters()}
     return [[names[id(p)] for p in group["params"]] for group in cast(Any, trainer.optimizer).param_groups]
 
 
 def point_groups_at(trainer: RewardTrainer, groups: list[list[str]]) -> None:
-    """Put the parameters of the sharded model into the optimizer. accelerate finds them by the address of their data,
-    which is 0 for every parameter that has nothing on this process.
-    """
+    """Put the parameters of the sharded model into the optimizer groups of [`name_groups`]."""
+    # accelerate finds them by the address of their data, which is 0 for every parameter without data on this process.
     named = fsdp2_canonicalize_names(dict(_model(trainer).named_parameters()))
     for group, names in zip(cast(Any, trainer.optimizer).param_groups, groups, strict=True):
         group["params"] = [named[name] for name in names]
 
 
 def keep_trained_in_fp32(trainer: RewardTrainer) -> None:
-    """Give trainable weights in half precision an fp32 copy where nobody else does: bf16 has 8 bits, so that a step of
-    1e-5 of a weight would be rounded away.
-
-    DeepSpeed in half precision keeps such a copy. Otherwise the weights themselves become fp32, and autocast computes
-    in half precision; without autocast, frozen weights become fp32 too, so that all dtypes agree.
-    """
+    """Give trainable weights in half precision an fp32 copy where nothing else does."""
+    # bf16 has 8 bits, so that a step of 1e-5 of a weight would be rounded away. DeepSpeed in half precision keeps such
+    # a copy. Otherwise the weights themselves become fp32, and autocast computes in half precision; without autocast,
+    # frozen weights become fp32 too, so that all dtypes agree.
     is_mixed = trainer.accelerator.mixed_precision != "no"
     if trainer.is_deepspeed_enabled and is_mixed:
         dtype = torch.float16 if trainer.accelerator.mixed_precision == "fp16" else torch.bfloat16
@@ -214,23 +204,19 @@ def keep_trained_in_fp32(trainer: RewardTrainer) -> None:
     trained = [parameter for parameter in _model(trainer).parameters() if parameter.requires_grad]
     if not any(parameter.dtype in half for parameter in trained):
         return
-    if is_mixed:
-        chosen = trained
-    else:
-        chosen = list(_model(trainer).parameters())
+    if not is_mixed:
+        trained = list(_model(trainer).parameters())
         logger.warning(
             "The model was loaded in half precision, but `bf16` and `fp16` are off, so that it trains in float32; set "
             "`bf16=True` to compute in half precision."
         )
-    for parameter in chosen:
+    for parameter in trained:
         if parameter.dtype in half:
             parameter.data = parameter.data.float()
 
 
 def exact_head(trainer: RewardTrainer) -> dict[str, torch.Tensor]:
-    """The weights of the trained `score` head in fp32, by name, where DeepSpeed keeps them apart from the model's own;
-    every process has to call it.
-    """
+    """Gather the fp32 weights of the trained `score` head that DeepSpeed keeps apart; every process has to call it."""
     engine = getattr(trainer, "deepspeed", None)
     if engine is None or trainer.optimizer is None or trainer.accelerator.mixed_precision == "no":
         return {}
@@ -248,8 +234,8 @@ def exact_head(trainer: RewardTrainer) -> dict[str, torch.Tensor]:
 def with_dtypes(
     state_dict: dict[str, torch.Tensor], head: dict[str, torch.Tensor], dtype: torch.dtype | None
 ) -> dict[str, torch.Tensor]:
-    """Weights as they are to be saved."""
-    found = {}
+    """Return the weights to save: the exact head, the head in fp32, and the body in `dtype`."""
+    saved = {}
     for name, weight in state_dict.items():
         if name in head:
             weight = head[name].reshape(weight.shape)
@@ -257,11 +243,11 @@ def with_dtypes(
             weight = weight.float()
         elif dtype is not None and weight.dtype == torch.float32:
             weight = weight.to(dtype)
-        found[name] = weight
-    return found
+        saved[name] = weight
+    return saved
 
 
 def half_precision_of(model: nn.Module) -> torch.dtype | None:
-    """The half-precision dtype in which a full model was loaded, and will be saved; `None` for fp32 and adapters."""
+    """Return the half precision in which a full model was loaded and is saved; `None` for fp32 and adapters."""
     dtype = cast(Any, model).dtype
     return dtype if dtype in (torch.float16, torch.bfloat16) and not is_peft_model(model) else None

@@ -61,6 +61,7 @@ from .setup import (
     as_trainers,
     check_setup,
     exact_weights,
+    is_reentrant,
     make_collator,
     plain_columns,
     prepare_dataset,
@@ -94,10 +95,10 @@ from .sharding import (
 
 class MultimodalRewardTrainer(RewardTrainer):
     """
-    Trainer for reward models that read images, a prompt and an answer.
+    Trainer for multimodal reward models.
 
-    It takes what [`~trl.RewardTrainer`] takes, and rows with images besides. With a text model and text rows it gives
-    TRL's own losses and gradients.
+    It accepts all that [`~trl.RewardTrainer`] does, and rows with images. With a text model and text rows, losses and
+    gradients are those of TRL.
 
     Example:
 
@@ -112,30 +113,30 @@ class MultimodalRewardTrainer(RewardTrainer):
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            Hub id or directory, loaded with [`load_reward_model`] and `args.model_init_kwargs`, or a model that has
-            one label. An adapter goes on training, its `score` head too.
+            Hub id or directory, loaded with [`load_reward_model`] and `args.model_init_kwargs`, or a model with one
+            label. An adapter is trained further, with its `score` head.
         args ([`MultimodalRewardConfig`], *optional*):
             Configuration. By default, one with the output directory `<model>-Reward`.
         data_collator (`DataCollator`, *optional*):
-            By default [`MultimodalPreferenceCollator`]; another one has to give what that gives.
+            By default [`MultimodalPreferenceCollator`], whose batches any other collator has to return too.
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`] or `dict` or `list` of the former):
-            Preference rows: conversational or plain, with explicit or implicit prompt; `images` or `image`; and, if
-            wanted, `strength`, `weight`, `margin`, `source` and `pair_id`. Several sets may differ in these
-            shapes; they are trained on together.
+            Preference rows: conversational or plain, with explicit or implicit prompt; `images` or `image`; and
+            optionally `strength`, `weight`, `margin`, `source` and `pair_id`. Several sets, which may differ in these
+            shapes, are concatenated.
         eval_dataset ([`~datasets.Dataset`], [`~datasets.IterableDataset`] or `dict` of them, *optional*):
-            Rows to evaluate on. Where the `info` of a set has a method `measure(dataset, records)`, as that of a
+            Rows to evaluate on. If the `info` of a set has a method `measure(dataset, records)`, as that of a
             benchmark has, its metrics are logged too.
         processing_class ([`~transformers.ProcessorMixin`] or [`~transformers.PreTrainedTokenizerBase`], *optional*):
             Processor, or the tokenizer of a text model. By default the model's own.
         compute_metrics (`Callable`, *optional*):
-            Receives an [`~transformers.EvalPrediction`] whose `predictions` have shape `(N, 2)`: the reward of chosen
-            and of rejected, one row per pair.
+            Receives an [`~transformers.EvalPrediction`] with `predictions` of shape `(N, 2)`: the rewards of chosen
+            and rejected, one row per pair.
         callbacks, optimizers, optimizer_cls_and_kwargs, preprocess_logits_for_metrics:
             As in [`~transformers.Trainer`].
         quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
-            Quantisation of a model given as string.
+            Quantization of a model passed as string.
         peft_config ([`~peft.PeftConfig`], *optional*):
-            Trains adapters; the `score` head joins `modules_to_save` by itself.
+            Adapters to train; the `score` head is added to `modules_to_save`.
 
     Raises:
         `ValueError`: at start, if a row cannot be trained on (the message names the first and counts the rest), if
@@ -143,7 +144,7 @@ class MultimodalRewardTrainer(RewardTrainer):
         no rows, or if no parameter would be trained.
     """
 
-    # `compute_loss` divides by the weight of all pairs of the optimisation step.
+    # `compute_loss` divides by the weight of all pairs of the optimization step.
     loss_is_scaled_for_ga = True
 
     _tag_names = ["trl", "reward-trainer", "trl-dt2it"]
@@ -174,11 +175,11 @@ class MultimodalRewardTrainer(RewardTrainer):
             name = model if isinstance(model, str) else model.config._name_or_path
             args = MultimodalRewardConfig(f"{name.split('/')[-1]}-Reward")
         if isinstance(train_dataset, (list, tuple)):
-            train_dataset = {f"set {number}": one for number, one in enumerate(train_dataset)}
+            train_dataset = {f"set {number}": dataset for number, dataset in enumerate(train_dataset)}
         if isinstance(train_dataset, dict) and not isinstance(train_dataset, (DatasetDict, IterableDatasetDict)):
             train_dataset = concatenate(train_dataset)
         check_setup(args, train_dataset, eval_dataset)
-        self.selection: Selection | None = None  # without one, every row is trained on as it is
+        self.selection: Selection | None = None  # by default, every row is trained on as it is
         self._lengths: list[int] | None = None
         self._plan: BatchPlan | None = None
         self._set_epoch = SetEpoch()
@@ -206,7 +207,7 @@ class MultimodalRewardTrainer(RewardTrainer):
         set_up_arguments(args, processing_class, [train_dataset, *sets], has_adapters=has_adapters)
 
         exact = exact_weights(model)
-        # Both are used above. RewardTrainer warns that it ignores the first, and gives the second to a tokenizer.
+        # Both are used above. RewardTrainer warns that it ignores the first, and applies the second to a tokenizer.
         with with_values(args, model_init_kwargs=None, chat_template_path=None):
             super().__init__(
                 model=model,
@@ -231,7 +232,7 @@ class MultimodalRewardTrainer(RewardTrainer):
         self._collator.add_dummy_image = needs_equal_calls(self)
         if self._collator.add_dummy_image and not self._collator.media and needs_all_gradients(self):
             self._collator.media = ("image",)
-        # DeepSpeed steps on parameters that got no gradient as if it were zero, also on one process.
+        # DeepSpeed steps on parameters without a gradient as if it were zero, also on one process.
         self._leaves_vision_alone = self._collator.add_dummy_image or self.is_deepspeed_enabled
         if isinstance(data_collator, MultimodalPreferenceCollator):
             self.data_collator = as_trainers(data_collator, self._collator)
@@ -244,10 +245,9 @@ class MultimodalRewardTrainer(RewardTrainer):
         self._exact_head: dict[str, torch.Tensor] = {}
         self._body_dtype: torch.dtype | None = None
         refuse_no_batch(self)
-        checkpointing = cast("dict[str, Any] | None", self.args.gradient_checkpointing_kwargs) or {}
-        if self.args.gradient_checkpointing and checkpointing.get("use_reentrant"):  # TRL sets it for ZeRO-3
+        if self.args.gradient_checkpointing and is_reentrant(self.args):  # TRL sets it for ZeRO-3
             let_gradients_into_checkpoints(self.model)
-        # Taken over: transformers' own noise depends on the batch.
+        # In place of transformers' noise, which depends on the batch.
         alpha, self.neftune_noise_alpha = self.neftune_noise_alpha, None
         self._noise = None if alpha is None else EmbeddingNoise(alpha)
         self._train_metrics = TrainMetrics()
@@ -262,34 +262,35 @@ class MultimodalRewardTrainer(RewardTrainer):
     ) -> Dataset | IterableDataset:
         if dataset in self._prepared:
             return dataset
-        args = cast(MultimodalRewardConfig, args)
+        args, columns = cast(MultimodalRewardConfig, args), set(column_names(dataset))
         if dataset_name == "train":
-            self.loss_type = loss_type_for(args.loss_type, has_strength="strength" in column_names(dataset))
-        columns = {"image": {"image", "images"}, "video": {"videos"}}
-        shown = {kind for kind, names in columns.items() if names & set(column_names(dataset))}
-        self._collator.media = tuple(kind for kind in columns if kind in {*self._collator.media, *shown})
+            self.loss_type = loss_type_for(args.loss_type, has_strength="strength" in columns)
+        names = {"image": {"image", "images"}, "video": {"videos"}}
+        self._collator.media = tuple(k for k in names if k in self._collator.media or names[k] & columns)
         dataset, counts = prepare_dataset(dataset, name=dataset_name, collator=self._collator, args=args)
-        if dataset_name == "train" and needs_lengths(args):
+        self._prepared.add(dataset)
+        if dataset_name != "train":
+            return dataset
+        if needs_lengths(args):
             sized = cast(Dataset, plain_columns(dataset, (args.length_column_name,)))
             self._lengths = pair_sizes(sized, counts, collator=self._collator, args=args)
             if (cap := args.max_tokens_per_batch) is not None:
                 padded = not self._collator.share_prefix
                 self._plan = plan_training(self._lengths, cap, world_size=args.world_size, padded=padded)
-        if dataset_name == "train" and "strength" in column_names(dataset):
+        if "strength" in column_names(dataset):
             self._collator.normalizer = fit_dataset_strength(
                 plain_columns(dataset, ("strength", "source")),
                 how=args.strength_normalization,
                 neutral=args.neutral_strength,
             )
-        self._prepared.add(dataset)
         return dataset
 
     def _remove_unused_columns(self, dataset: Dataset, description: str | None = None) -> Dataset:
-        # A transform reads what columns it likes, and what it gives is not what the columns are called.
+        # A transform may read any column, and its rows have other columns than the set.
         return dataset if has_transform(dataset) else super()._remove_unused_columns(dataset, description)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
-        # The lengths stand beside the data: a column would have the whole set, images and all, written anew.
+        # The lengths are kept beside the data: as a column they would have the whole set written anew.
         if self._lengths is None:
             return super()._get_train_sampler(train_dataset)
         if len(self._lengths) != len(cast(Dataset, self.train_dataset if train_dataset is None else train_dataset)):
@@ -324,8 +325,8 @@ class MultimodalRewardTrainer(RewardTrainer):
         super()._save_checkpoint(model, trial)
 
     def get_eval_dataloader(self, eval_dataset: str | AnyDataset | None = None) -> DataLoader:
-        """As in [`~transformers.Trainer`], with every pair once, in the order of the set, on any number of processes
-        and workers. A set that was not passed at start is prepared as those were."""
+        """As in [`~transformers.Trainer`], with every pair once, in the order of the set. A set that was not passed at
+        start is prepared like those."""
         name = eval_dataset if isinstance(eval_dataset, str) else "eval"
         if eval_dataset is None:
             eval_dataset = self.eval_dataset
@@ -352,7 +353,7 @@ class MultimodalRewardTrainer(RewardTrainer):
         metric_key_prefix: str = "test",
     ) -> PredictionOutput | dict[str, PredictionOutput]:
         """
-        Rewards of every pair of a set, which is prepared as the sets that are passed at start.
+        Compute the rewards of every pair of a set, which is prepared like those passed at start.
 
         Args:
             test_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`] or `dict` of them):
@@ -360,7 +361,7 @@ class MultimodalRewardTrainer(RewardTrainer):
             ignore_keys (`list[str]`, *optional*):
                 As in [`~transformers.Trainer.predict`].
             metric_key_prefix (`str`, *optional*, defaults to `"test"`):
-                Prefix of the metrics; of the sets of a `dict`, their names come after it.
+                Prefix of the metrics, followed by the name of a set of a `dict`.
 
         Returns:
             [`~transformers.trainer_utils.PredictionOutput`] or `dict` of them: `predictions` of shape `(N, 2)`, the
@@ -368,8 +369,8 @@ class MultimodalRewardTrainer(RewardTrainer):
         """
         if isinstance(test_dataset, dict):
             return {
-                name: cast(PredictionOutput, self.predict(one, ignore_keys, f"{metric_key_prefix}_{name}"))
-                for name, one in test_dataset.items()
+                name: cast(PredictionOutput, self.predict(dataset, ignore_keys, f"{metric_key_prefix}_{name}"))
+                for name, dataset in test_dataset.items()
             }
         return super().predict(test_dataset, ignore_keys, metric_key_prefix)
 
@@ -378,8 +379,8 @@ class MultimodalRewardTrainer(RewardTrainer):
             self._signature_columns = COLUMNS  # type: ignore[assignment]  # known to mypy as None, its first value
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As in [`~transformers.Trainer`], also after an evaluation on several processes. At the end, the mean and the
-        standard deviation of the rewards are written into the model's configuration; see `reward_statistics_pairs`."""
+        """As in [`~transformers.Trainer`], also after an evaluation on several processes. The model's configuration
+        gets the mean and standard deviation of the rewards, see `reward_statistics_pairs`."""
         refuse_uneven_batches(self)
         take_back_preparation(self)
         if not is_sharded(self):
@@ -387,7 +388,7 @@ class MultimodalRewardTrainer(RewardTrainer):
         resume = kwargs.get("resume_from_checkpoint", args[0] if args else None)
         resume_selection(self.selection, resume, cast(str, self.args.output_dir))
         set_reward_statistics(self.model.config, None)  # those of the model that training starts from
-        # Liger is at work already; transformers would hand it the whole model.
+        # Liger is applied already; transformers would hand it the whole model.
         noise = nullcontext() if self._noise is None else self._noise.on(self.model)
         with with_values(self.args, use_liger_kernel=False), noise:
             output = super().train(*args, **kwargs)
@@ -399,8 +400,8 @@ class MultimodalRewardTrainer(RewardTrainer):
         return output
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As in [`~transformers.Trainer`], with the `score` head in fp32 beside a body in the dtype in which the model
-        was loaded. Checkpoints hold the fp32 weights that training goes on with."""
+        """As in [`~transformers.Trainer`], with the `score` head in fp32 and the body in the dtype in which the model
+        was loaded. Checkpoints hold the fp32 weights of training."""
         self._exact_head = exact_head(self)
         # A checkpoint is an internal call, but so are the saves of `push_to_hub` and of the recipe.
         folder = Path(output_dir or cast(str, self.args.output_dir))
@@ -413,44 +414,45 @@ class MultimodalRewardTrainer(RewardTrainer):
             state_dict = self.model.state_dict()
         if state_dict and self.args.should_save:  # empty where DeepSpeed saves in its own format
             state_dict = with_dtypes(state_dict, self._exact_head, self._body_dtype)
-        with with_values(self.args, loss_type=loss_name(self.args.loss_type)):  # pickled, as many functions cannot be
+        with with_values(
+            self.args, loss_type=loss_name(self.args.loss_type)
+        ):  # it is pickled, as many functions cannot be
             super()._save(output_dir, state_dict)
+        folder = output_dir or cast(str, self.args.output_dir)
         if self.args.should_save and self._body_dtype is not None:
-            # `save_pretrained` has written the dtype in memory, which readers would load the weights into.
+            # `save_pretrained` has written the dtype in memory, which readers would load the weights in.
             model = self.accelerator.unwrap_model(self.model)
             model.config.dtype = self._body_dtype
             with pad_id_as_saved(model):
-                model.config.save_pretrained(output_dir or cast(str, self.args.output_dir))
+                model.config.save_pretrained(folder)
         if self.args.should_save and is_peft_model(self.model):
-            write_beside_adapter(self.model.config, output_dir or cast(str, self.args.output_dir))
+            write_beside_adapter(self.model.config, folder)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, torch.Tensor | int | None]:
-        """Besides the micro-batches of an optimisation step, gives the weight of its pairs over all processes: with
-        it the step does not depend on how the pairs are cut into batches and spread over processes."""
+        """As in [`~transformers.Trainer`], with the weight of the step's pairs over all processes, so that the step
+        does not depend on their division into batches and processes."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if isinstance(self.train_dataset, IterableDataset):
             batches = self._fill_up(batches, num_batches)
         if not batches:
             return batches, None
-        weights = [pair_weight(batch["pairs"], self.args, self.loss_type).sum() for batch in batches]
-        is_mixed = self._leaves_vision_alone and bool(self._collator.media)
-        if not is_mixed and self._filler is None:
+        weight = sum(pair_weight(batch["pairs"], self.args, self.loss_type).sum() for batch in batches)
+        local = cast(torch.Tensor, weight).to(device)
+        if self._filler is None and not (self._leaves_vision_alone and self._collator.media):
             self._shows_nothing = self._leaves_vision_alone
-            local = cast(torch.Tensor, sum(weights))
-            return batches, self.accelerator.reduce(local.to(device), "sum")
-        shown = [batch["pairs"]["has_media"].sum() for batch in batches]
-        local = torch.stack([cast(torch.Tensor, sum(weights)), cast(torch.Tensor, sum(shown)).float()])
-        total, num_shown = self.accelerator.reduce(local.to(device), "sum")
+            return batches, self.accelerator.reduce(local, "sum")
+        shown = sum(batch["pairs"]["has_media"].sum() for batch in batches)
+        local = torch.stack([local, cast(torch.Tensor, shown).to(device).float()])
+        total, num_shown = self.accelerator.reduce(local, "sum")
         self._shows_nothing = num_shown.item() == 0
         return batches, total
 
     def _fill_up(self, batches: list, num_batches: int) -> list:
-        """Batches of a whole optimizer step, where a stream ends within one, on this process or on another: batches
-        without weight take the place of those that are missing, until all processes are at their end. transformers
-        would leave the gradient of a step that is cut short to the next epoch, and processes out of step.
-        """
+        """Complete the optimizer step within which a stream ends with batches without weight, on all processes."""
+        # transformers would leave the gradient of a step that is cut short to the next epoch, and processes out of
+        # step. `[]` says that all processes are at their end.
         is_first = self._filler is None  # on all processes alike
         if batches:
             pairs = {**batches[-1]["pairs"], "is_filler": True}
@@ -467,15 +469,14 @@ class MultimodalRewardTrainer(RewardTrainer):
         return [*batches, *[self._filler] * (num_batches - len(batches))]
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """As in [`~transformers.Trainer`]; a step in which no process has shown an image leaves the vision tower as it
-        is, as on one process."""
+        """As in [`~transformers.Trainer`]; a step without an image on any process leaves the vision tower alone."""
         loss = super().training_step(*args, **kwargs)
         if self._shows_nothing and self.accelerator.sync_gradients:
             leave_vision_alone(self)
         return loss
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """As in [`~transformers.Trainer`], before DeepSpeed or FSDP2 takes the parameters over."""
+        """As in [`~transformers.Trainer`], prepared for DeepSpeed or FSDP2 to take over the parameters."""
         shard_head(self)
         optimizer = super().create_optimizer(model)
         if self.is_deepspeed_enabled:
@@ -504,27 +505,27 @@ class MultimodalRewardTrainer(RewardTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """
-        Loss of a batch of B pairs, averaged with the weights.
+        Compute the loss of a batch of B pairs, averaged with the weights.
 
         Args:
             model (`nn.Module`):
-                The model, wrapped or not.
+                Model, wrapped or not.
             inputs (`dict`):
-                A batch of the collator.
+                Batch of the collator.
             return_outputs (`bool`, *optional*, defaults to `False`):
                 Whether to return the rewards too.
             num_items_in_batch (`torch.Tensor` or `int`, *optional*):
-                Weight of all pairs of the optimisation step over all processes; the batch's own without it.
+                Weight of all pairs of the optimization step over all processes. By default the batch's own.
 
         Returns:
-            `torch.Tensor` or `tuple`: the loss, a scalar in fp32, and a dict with `logits` of shape `(B, 2)`, the
+            `torch.Tensor` or `tuple`: the loss, an fp32 scalar, and a dict with `logits` of shape `(B, 2)`, the
             rewards of chosen and rejected.
         """
         pairs = inputs["pairs"]
-        inputs.pop("skip_logits", None)  # Trainer's word to Liger's language models
+        inputs.pop("skip_logits", None)  # Trainer's option for Liger's language models
         if self._noise is not None:
             self._noise.see(inputs)
-        found = batch_loss(
+        batch = batch_loss(
             model,
             inputs,
             loss_type=self.loss_type,
@@ -535,10 +536,11 @@ class MultimodalRewardTrainer(RewardTrainer):
         if pairs.get("is_filler"):
             pass
         elif self.model.training:
-            self._train_metrics.add(found.rewards[:, 0], found.rewards[:, 1], pairs["num_tokens"].sum())
+            chosen, rejected = batch.rewards.T
+            self._train_metrics.add(chosen, rejected, pairs["num_tokens"].sum())
         elif self._evaluation is not None:
-            self._evaluation.add(pairs, found)
-        return (found.loss, {"logits": found.rewards}) if return_outputs else found.loss
+            self._evaluation.add(pairs, batch)
+        return (batch.loss, {"logits": batch.rewards}) if return_outputs else batch.loss
 
     def evaluation_loop(
         self,
@@ -565,7 +567,7 @@ class MultimodalRewardTrainer(RewardTrainer):
         if (measure := getattr(getattr(dataset, "info", None), "measure", None)) is not None:
             metrics |= measure(dataset, records)
         metrics["num_tokens"] = self._total_train_tokens
-        total = cast("dict[str, float]", output.metrics)  # None only where it is made by hand
+        total = cast("dict[str, float]", output.metrics)  # None only in outputs made by hand
         total.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output._replace(num_samples=len(records))
 
@@ -574,7 +576,7 @@ class MultimodalRewardTrainer(RewardTrainer):
             metrics, num_tokens = self._train_metrics.collect(self.accelerator)
             self._total_train_tokens += num_tokens // self._tp_size
             if metrics:
-                # RewardTrainer averages these lists; with one entry each they stay what they are.
+                # RewardTrainer averages these lists, of one entry each.
                 self._metrics["train"].update({name: [value] for name, value in metrics.items()})
                 self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
         super().log(logs, start_time)
@@ -583,8 +585,8 @@ class MultimodalRewardTrainer(RewardTrainer):
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
         """
-        Writes `README.md` into the output directory: how to use the model with an image, what it was trained on, and
-        the figures of training and evaluation.
+        Write `README.md` into the output directory: usage with an image, training data, and the figures of training
+        and evaluation.
 
         Args:
             model_name (`str`, *optional*):
@@ -592,7 +594,7 @@ class MultimodalRewardTrainer(RewardTrainer):
             dataset_name (`str`, *optional*):
                 Hub id of the training set.
             tags (`str` or `list[str]`, *optional*):
-                Tags besides the trainer's own.
+                Tags in addition to the trainer's.
         """
         if self.is_world_process_zero():
             extra = [tags] if isinstance(tags, str) else list(tags or [])
@@ -608,7 +610,7 @@ class MultimodalRewardTrainer(RewardTrainer):
         **kwargs: Any,
     ) -> Any:
         """
-        Pushes the model, its processor and its card to the Hub, and nothing else of the output directory.
+        Push the model, its processor and its card to the Hub, and nothing else of the output directory.
 
         Args:
             commit_message (`str`, *optional*, defaults to `"End of training"`):
@@ -618,7 +620,7 @@ class MultimodalRewardTrainer(RewardTrainer):
             token, revision, private:
                 As in [`~transformers.Trainer`].
             kwargs:
-                Passed on to [`~MultimodalRewardTrainer.create_model_card`], such as `dataset_name`.
+                Passed to [`~MultimodalRewardTrainer.create_model_card`], such as `dataset_name`.
 
         Returns:
             [`~huggingface_hub.CommitInfo`], or a future of it with `blocking=False`; `None` on the other processes.

@@ -1,4 +1,4 @@
-"""What `benchmarks/trl_suite.py` makes of outcomes, and that its list of differences is that of the docs."""
+"""The outcomes that `benchmarks/trl_suite.py` reports, and that its list of differences is that of the docs."""
 
 import re
 from pathlib import Path

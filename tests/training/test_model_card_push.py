@@ -1,4 +1,4 @@
-"""What is saved and what reaches the Hub: the model, its processor and a card that works, and nothing else."""
+"""The files that are saved and reach the Hub: the model, its processor and a card that works, and nothing else."""
 
 import io
 import json
@@ -127,7 +127,7 @@ def test_card_tells_what_happened(trained):
     assert card.data.eval_results[0].metric_value == round(metrics["eval_accuracy"], 4)
     text = card.text
     assert f"| eval_accuracy | {metrics['eval_accuracy']:.4g} |" in text
-    for figure in ("- loss: `bt`", "- pairs: 4", "- optimiser steps: 6", "- seed: 7", "- frozen: vision tower"):
+    for figure in ("- loss: `bt`", "- pairs: 4", "- optimizer steps: 6", "- seed: 7", "- frozen: vision tower"):
         assert figure in text, figure
     assert "2604.19544" in text and "vonwerra2020trl" in text
     assert "{%" not in text and "{{ " not in text and "None" not in text

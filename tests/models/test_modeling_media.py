@@ -5,7 +5,7 @@ import torch
 
 from ..pairs import SHARING_FAMILIES, collate, model_of
 from ..rows import make_rows, video_rows
-from .test_videos import VIDEO_FAMILIES
+from .test_rendering_videos import VIDEO_FAMILIES
 
 
 PIXELS = ("pixel_values", "pixel_values_videos")

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import AutoModelForImageTextToText
 
 from trl_dt2it import load_reward_model
-from trl_dt2it.models.families import PatchProjection, project_patches_by_matrix_product
+from trl_dt2it.models.modeling import PatchProjection, project_patches_by_matrix_product
 
 from ..families import family_dir
 

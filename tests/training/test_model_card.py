@@ -1,4 +1,4 @@
-"""What cards say of a run: sources, curation and style, each by hand, and the card of a real training."""
+"""The contents of cards: sources, curation and style, each by hand, and the card of a real training."""
 
 import random
 import re
@@ -30,7 +30,7 @@ from trl_dt2it.training.model_card import (
 
 from ..evaluation.benchmark_rows import vl_rows
 from ..rows import make_dataset
-from .test_reward_trainer import trainer_for
+from .test_trainer import trainer_for
 
 
 def test_a_cell_is_one_line_without_markup():

@@ -1,4 +1,4 @@
-"""What the trainer refuses or leaves out at start: options, columns, rows, lengths and paths."""
+"""Refusals and drops of the trainer at start: options, columns, rows, lengths and paths."""
 
 import json
 from contextlib import nullcontext

@@ -1,4 +1,4 @@
-"""What one row per pair computes, and how often: attention calls, pixels, tokens behind the last layer."""
+"""The work of one row per pair: attention calls, pixels, tokens behind the last layer."""
 
 from inspect import signature
 
@@ -44,7 +44,7 @@ def test_flash_attention_varlen_call(family, monkeypatch):
 
 @pytest.mark.parametrize("family", SHARING_FAMILIES)
 def test_torch_varlen_call(family, monkeypatch):
-    """What `sdpa` does on CUDA in half precision, on the CPU: one call a layer, through an exact stand-in."""
+    """The path of `sdpa` on CUDA in half precision, on the CPU: one call a layer, through an exact stand-in."""
     calls = []
 
     def varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, window_size, enable_gqa):
@@ -89,8 +89,8 @@ def test_the_named_mask_under_autocast(monkeypatch):
     with torch.autocast("cpu", torch.bfloat16):
         expected, expected_gradients = rewards_and_gradients(model, batch)
         monkeypatch.setattr(
-            shared_prefix,
-            "_lower_right_mask",
+            shared_prefix.SharedPrefix,
+            "mask",
             lambda _, queries, prefix: causal_lower_right(queries, prefix + queries),
         )
         rewards, gradients = rewards_and_gradients(model, batch)

@@ -1,4 +1,4 @@
-"""What is trained is settled at start: adapters that go on, their head, new tokens, templates before lengths."""
+"""Setup of what is trained: adapters that go on, their head, new tokens, templates before lengths."""
 
 import functools
 import json
@@ -18,7 +18,7 @@ from trl_dt2it.demo.tiny import CHAT_TEMPLATE, build_tiny_tokenizer
 from ..families import family_dir
 from ..rows import make_dataset, make_rows, text_rows
 from ..trainers import config, text_model, trainer_for, weights
-from .test_reward_trainer_saving import rewards_of
+from .test_trainer_saving import rewards_of
 
 
 LORA = {"r": 4, "target_modules": "all-linear"}

@@ -1,4 +1,4 @@
-"""What stock vLLM reads of a directory that it serves with `--runner pooling`; read from its sources, release 0.32.
+"""The files that stock vLLM reads of a directory under `--runner pooling`; from the sources of release 0.32.
 
 `benchmarks/vllm_parity.py` starts the real server; this file notices at once when the directory changes.
 """
@@ -55,7 +55,7 @@ def check_model(directory: Path, family: str) -> None:
 
 
 def check_processor(directory: Path, family: str) -> None:
-    """What becomes of a request."""
+    """The outcome of a request."""
     # `AutoProcessor` of the directory is what vLLM calls on images and texts.
     processor = AutoProcessor.from_pretrained(directory)
     trained = processor_of(family)

@@ -181,7 +181,7 @@ ONLY_TRAINING = {"reward_statistics_pairs": 0}
 
 
 def recorded(trainer) -> list[dict]:
-    """What the trainer's collator makes from now on."""
+    """The batches of the trainer's collator from now on."""
     collate, batches = trainer.data_collator, []
 
     def record(examples):
@@ -288,7 +288,7 @@ def test_groups_of_similar_length(tmp_path):
     lengths = [trainer._lengths[row] for row in order]
     assert lengths == sorted(lengths, reverse=True)
 
-    # What is evaluated stays in its order.
+    # Evaluation keeps the order.
     assert [len(batch["pairs"]["weight"]) for batch in trainer.get_eval_dataloader(data)] == [2] * 4
     order = [row for batch in trainer.get_eval_dataloader(data) for row in batch["pairs"]["row_index"].tolist()]
     assert order == list(range(8))

@@ -1,4 +1,4 @@
-"""What the trainer saves: full models, adapters and checkpoints give the same rewards, and go on as they were."""
+"""Saves of the trainer: full models, adapters and checkpoints give the same rewards, and go on as they were."""
 
 import pytest
 import torch
@@ -145,7 +145,7 @@ def test_the_head_of_a_quantized_reward_model_is_not_rounded(tmp_path):
 def test_bitsandbytes_spoils_a_packed_layer_that_is_saved(is_double):
     """A forward pass without gradients packs 4-bit weights on CPUs with AVX-512-bf16, and saving unpacks them, but
     leaves the scales of blocks transposed unless these are quantized, too. An evaluation and a save then spoil the
-    model in memory. If this fails without double quantization, it is mended, and [`refuse_spoiled_weights`] can go."""
+    model in memory. Once this fails without double quantization, [`set_up_4bit_weights`] may let it pass."""
     torch.manual_seed(0)
     weight = torch.randn(128, 256) * torch.logspace(-1, 1, 128)[:, None]  # scales that differ from block to block
     layer = Linear4bit(256, 128, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4")
@@ -169,7 +169,7 @@ def test_four_bits_on_a_cpu_are_refused_without_double_quantization(tmp_path):
     data, lora = make_dataset(2), LoraConfig(r=2, target_modules="all-linear")
     single = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
     loaded = load_reward_model(base, quantization_config=single)  # only to score it will do
-    message = "On a CPU, 4-bit weights need double quantisation.*; set `use_bnb_nested_quant`, or"
+    message = "On a CPU, 4-bit weights need double quantization.*; set `use_bnb_nested_quant`, or"
     for model, init_kwargs, quantization in (
         (base, {}, single),
         (base, {"quantization_config": single}, None),
