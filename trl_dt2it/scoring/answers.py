@@ -241,7 +241,7 @@ def _sample(
             for some in sampled
         ]
 
-    # What tells a model on disk from another in the same folder.
+    # They tell a model on disk from another in the same folder.
     folder = Path(name)
     files = sorted(folder.glob("*.*")) if folder.is_dir() else []
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
