@@ -96,7 +96,7 @@ class Endpoint:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("`base_url` must be an address such as 'http://localhost:8000/v1'.")
         if "@" in parts.netloc or parts.query or parts.fragment:
-            raise ValueError("`base_url` must not hold a user, a password or a query; give the key by `api_key_env`.")
+            raise ValueError("`base_url` must not hold a user, a password or a query; pass the key by `api_key_env`.")
         if self.api_key_env is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,63}", self.api_key_env):
             raise ValueError(
                 "`api_key_env` must be the name of an environment variable in capitals, not the key itself."

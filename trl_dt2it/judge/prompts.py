@@ -219,7 +219,7 @@ def listwise_messages(
         `ValueError`: if there is no answer or the language is unknown.
     """
     if not candidates:
-        raise ValueError("`candidates` is empty; give at least one answer.")
+        raise ValueError("`candidates` is empty; pass at least one answer.")
     language, words = _wording(question, language)
     task = words.listwise.format(count=len(candidates), low=rubric.low, high=rubric.high)
     answers = [(words.answer.format(number=n), text) for n, text in enumerate(candidates, 1)]

@@ -32,7 +32,7 @@ _THOUGHTS: tuple[tuple[str, str, bool], ...] = (
     (r"<\|inner_prefix\|>", r"<\|inner_suffix\|>", True),  # Apertus
     (r"<\|channel>(?:thought)?", r"<channel\|>", True),  # Gemma 4
     (r"<\|channel\|>(?:analysis|commentary)\b", r"<\|channel\|>final\b[^\n]{0,60}?<\|message\|>", True),  # gpt-oss
-    (r"\A\s*analysis(?=[A-Z])", r"assistantfinal(?=\S)", False),  # gpt-oss, its control tokens left out
+    (r"\A\s*analysis(?=[A-Z])", r"assistantfinal(?=\S)", False),  # gpt-oss, without its control tokens
 )
 _MARKER = re.compile("|".join(f"(?P<o{n}>{one[0]})|(?P<c{n}>{one[1]})" for n, one in enumerate(_THOUGHTS)), re.I)
 

@@ -123,7 +123,7 @@ class JudgeStore:
     def __init__(self, path: str | os.PathLike) -> None:
         self.path = Path(path)
         if self.path.is_dir():
-            raise ValueError(f"The store {str(self.path)!r} is a folder; give the path of a file such as judge.jsonl.")
+            raise ValueError(f"The store {str(self.path)!r} is a folder; pass the path of a file such as judge.jsonl.")
         self.settled = Spending()  # calls whose price is known
         self.unsettled: dict[str, Spending] = {}  # by call, sent without a price that came back
         self.input_tokens = 0

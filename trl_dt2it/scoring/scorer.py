@@ -227,7 +227,7 @@ class RewardScorer:
         if not len(prompt) == len(responses) == len(images):
             raise ValueError(
                 f"There are {len(prompt)} prompts, {len(responses)} lists of responses and {len(images)} of images; "
-                "give as many of each."
+                "pass as many of each."
             )
         given = zip(prompt, responses, images, strict=True)
         return self._score([self._candidates(*one, name=f"prompt {index}") for index, one in enumerate(given)])
@@ -388,7 +388,7 @@ class RewardScorer:
             response = candidates.responses[index]
         try:
             if not isinstance(response, str) and not (response and all(isinstance(one, Mapping) for one in response)):
-                problem = "`chosen` is neither a string nor a list of messages; give one of them."
+                problem = "`chosen` is neither a string nor a list of messages; pass one of them."
                 raise RowError("not_conversational", problem)
             # Two answers that are neither empty nor equal, whatever the response is.
             sides = {"chosen": _marked(response, "."), "rejected": _marked(response, ",")}
@@ -431,7 +431,7 @@ def as_candidates(
 ) -> Candidates:
     """Bring a prompt and its answers to one form."""
     if isinstance(responses, (str, Mapping)):
-        raise ValueError("`responses` is a single answer; give a list of answers.")
+        raise ValueError("`responses` is a single answer; pass a list of answers.")
     answers = [[one] if isinstance(one, Mapping) else one for one in responses]
     if images is not None:
         images = list(images) if isinstance(images, (list, tuple)) else [images]
@@ -549,9 +549,10 @@ def _encode(
         equal.setdefault(text, []).append(index)
     rendered.texts, members = list(equal), list(equal.values())
     encoded, images = encode_branches([rendered], collator.processing_class)
-    tokens = [branch[0] for branch in encoded]
-    lengths = [len(branch["input_ids"]) for branch in tokens]
-    prefix = common_prefix_length([branch["input_ids"] for branch in tokens]) if collator.share_prefix else 0
+    tokens = [answer[0] for answer in encoded]
+    ids = [answer["input_ids"] for answer in tokens]
+    lengths = list(map(len, ids))
+    prefix = common_prefix_length(ids) if collator.share_prefix else 0
     first, size = 0, prefix
     for index, length in enumerate(lengths):
         # Without sharing every candidate takes as much room as the longest.
