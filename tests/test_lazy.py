@@ -18,6 +18,7 @@ PACKAGES = [
     "trl_dt2it.evaluation",
     "trl_dt2it.judge",
     "trl_dt2it.report",
+    "trl_dt2it.scoring",
 ]
 
 

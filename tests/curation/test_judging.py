@@ -25,7 +25,7 @@ from trl_dt2it.data.t2i_templates import CHINESE, ENGLISH
 from trl_dt2it.demo import READER_DIR
 from trl_dt2it.demo.digits import DEMO_LOADERS, WORDS, make_digits, make_digits_t2i
 from trl_dt2it.judge import Endpoint, JudgeClient, JudgeError
-from trl_dt2it.judge.prompts import fenced_texts
+from trl_dt2it.judge.rubric import fenced_texts
 from trl_dt2it.training.config import MultimodalRewardConfig
 
 from ..judge.server import Fault, JudgeServer

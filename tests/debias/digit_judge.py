@@ -17,7 +17,7 @@ from datasets import Dataset, Features, Image, List, Value
 
 from trl_dt2it.demo.digits import ANSWERS, QUESTIONS, render_strip, split_samples
 from trl_dt2it.judge import DEFAULT_RUBRIC
-from trl_dt2it.judge.prompts import fenced_texts
+from trl_dt2it.judge.rubric import fenced_texts
 
 
 NUM_DIGITS = 4

@@ -13,7 +13,7 @@ from trl_dt2it.debias.distillation.candidates import (
     read_pools,
     read_question,
 )
-from trl_dt2it.judge.prompts import fenced_texts
+from trl_dt2it.judge.rubric import fenced_texts
 
 from ..rows import png
 

@@ -14,7 +14,7 @@ from trl_dt2it.data import check_row, write_parquet
 from trl_dt2it.data.columns import leave_images_encoded
 from trl_dt2it.debias.distillation.distill import distill, plan_distill
 from trl_dt2it.judge import DEFAULT_RUBRIC, Budget, Endpoint, JudgeClient
-from trl_dt2it.judge.prompts import fenced_texts
+from trl_dt2it.judge.rubric import fenced_texts
 
 from ..judge.server import Fault, JudgeServer
 from .digit_judge import BIAS, DigitJudge, digit_prompts, image_hash, wrong_digits

@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from trl_dt2it.debias.distillation.distill import distill
 from trl_dt2it.judge import DEFAULT_RUBRIC, Budget, Endpoint, JudgeClient, JudgeError
-from trl_dt2it.judge.prompts import fenced_texts
+from trl_dt2it.judge.rubric import fenced_texts
 
 from ..judge.server import Fault, JudgeServer, texts_of
 

@@ -22,7 +22,7 @@ from trl_dt2it.judge import (
     pairwise_messages,
     pointwise_messages,
 )
-from trl_dt2it.judge.rubric import request_key
+from trl_dt2it.judge.client import request_key
 
 from .golden import check
 from .pairs_of_each_kind import PNG, datasets

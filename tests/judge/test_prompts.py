@@ -23,7 +23,8 @@ from trl_dt2it.judge import (
     pairwise_messages,
     pointwise_messages,
 )
-from trl_dt2it.judge.prompts import fenced_texts, reminded
+from trl_dt2it.judge.prompts import reminded
+from trl_dt2it.judge.rubric import fenced_texts
 
 
 NAMES = [criterion.name for criterion in DEFAULT_RUBRIC.criteria]

@@ -20,7 +20,8 @@ from ..data.rows import SIDES, RowError, blocks, check_row, row_images, row_name
 from ..data.t2i_templates import CHINESE, ENGLISH
 from ..debias.distillation.candidates import read_question
 from ..judge.prompts import both_orders
-from ..judge.rubric import DEFAULT_RUBRIC, UNANSWERED, JudgeReply, JudgeRequest, PairwiseVerdict, Rubric
+from ..judge.replies import PairwiseVerdict
+from ..judge.rubric import DEFAULT_RUBRIC, UNANSWERED, JudgeReply, JudgeRequest, Rubric
 from ..judge.store import Spending, most_spending
 from ..utils import digest
 from .rules import UNREADABLE

@@ -8,12 +8,12 @@ from .prompts import image_block as image_block
 from .prompts import listwise_messages as listwise_messages
 from .prompts import pairwise_messages as pairwise_messages
 from .prompts import pointwise_messages as pointwise_messages
+from .replies import ListwiseVerdict as ListwiseVerdict
+from .replies import PairwiseVerdict as PairwiseVerdict
+from .replies import PointwiseVerdict as PointwiseVerdict
 from .rubric import DEFAULT_RUBRIC as DEFAULT_RUBRIC
 from .rubric import Criterion as Criterion
 from .rubric import JudgeReply as JudgeReply
 from .rubric import JudgeRequest as JudgeRequest
-from .rubric import ListwiseVerdict as ListwiseVerdict
-from .rubric import PairwiseVerdict as PairwiseVerdict
-from .rubric import PointwiseVerdict as PointwiseVerdict
 from .rubric import Rubric as Rubric
 from .store import Budget as Budget

@@ -1,4 +1,4 @@
-"""An endpoint, how its calls fail, and what they cost."""
+"""The endpoint of a judge: its address and price, the failures of its calls, and logs without its key."""
 
 from __future__ import annotations
 
@@ -18,19 +18,28 @@ from urllib.parse import urlsplit
 from ..utils import digest
 
 
-# `item`: the endpoint does not take this question. `unsupported`: the endpoint does not take one of the parameters.
+# `item`: the endpoint does not take this question. `unsupported`: it does not take one of the parameters.
 # `over_budget`: the call was not made.
 Kind = Literal["retry", "item", "refused", "unsupported", "over_budget", "fatal"]
 
-LONGEST_RETRY_AFTER = 300.0  # seconds
+_LONGEST_RETRY_AFTER = 300.0  # seconds
+_SHOWN = 300  # characters of an endpoint's message
 
-_SHOWN = 300  # characters of what an endpoint says
-
+_OWN_FIELDS = frozenset(
+    ("model", "messages", "max_tokens", "max_completion_tokens", "temperature", "response_format", "stream", "n")
+)
 _FILTERS = ("content_filter", "content_policy_violation", "data_inspection_failed", "responsibleaipolicyviolation")
-
 _NO_MONEY = (
     *("insufficient_quota", "billing_hard_limit_reached", "insufficient balance", "insufficient_balance"),
     *("insufficient credit", "insufficient_credit", "credit balance is too low", "billing_not_active", "arrearage"),
+)
+
+# Loggers that may show the key; a filter works on one logger alone. Version 3 of `openai` came with the second
+# generation of HTTPX.
+_HTTP = ("connection", "http11", "http2", "proxy", "socks")
+_LOGGERS = (
+    *("openai", "openai._base_client", "httpx", "httpx2"),
+    *(f"httpcore{generation}.{part}" for generation in ("", "2") for part in _HTTP),
 )
 
 
@@ -39,30 +48,166 @@ class JudgeError(RuntimeError):
 
 
 def import_error(name: str) -> ImportError:
-    """The error for a missing package of the extra `judge`, with the command that installs it."""
+    """Make the error for a missing package of the extra `judge`, with the command that installs it."""
     return ImportError(f"The judge needs `{name}`; run `pip install 'trl-dt2it[judge]'`.", name=name)
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """
+    An OpenAI-compatible endpoint.
+
+    Parameters:
+        base_url (`str`):
+            Its address, such as `"http://localhost:8000/v1"`.
+        model (`str`):
+            Name of the model at the endpoint.
+        api_key_env (`str`, *optional*):
+            Name of the environment variable that holds the key, read at every run. Without it, no key is sent.
+        temperature (`float`, *optional*, defaults to `0.0`):
+            Sampling temperature.
+        max_tokens (`int`, *optional*, defaults to `1024`):
+            Most tokens of a reply, thoughts included.
+        timeout (`float`, *optional*, defaults to `120.0`):
+            Seconds for one call as a whole.
+        input_price (`float`, *optional*, defaults to `0.0`):
+            USD per million tokens of prompts.
+        output_price (`float`, *optional*, defaults to `0.0`):
+            USD per million tokens of replies.
+        extra_body (`Mapping`, *optional*):
+            More fields of every request, which servers name in their own ways, such as
+            `{"chat_template_kwargs": {"enable_thinking": False}}` or `{"reasoning_effort": "low"}`. No secrets:
+            reports hold it.
+    """
+
+    base_url: str
+    model: str
+    api_key_env: str | None = None
+    temperature: float = 0.0
+    max_tokens: int = 1024
+    timeout: float = 120.0
+    input_price: float = 0.0
+    output_price: float = 0.0
+    extra_body: Mapping[str, Any] | None = field(default=None, hash=False)
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.base_url)
+        # No part of a bad address is quoted, because it may hold a secret.
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("`base_url` must be an address such as 'http://localhost:8000/v1'.")
+        if "@" in parts.netloc or parts.query or parts.fragment:
+            raise ValueError("`base_url` must not hold a user, a password or a query; pass the key by `api_key_env`.")
+        if self.api_key_env is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,63}", self.api_key_env):
+            raise ValueError(
+                "`api_key_env` must be the name of an environment variable in capitals, not the key itself."
+            )
+        if self.max_tokens < 1 or not self.timeout > 0:
+            raise ValueError(f"`max_tokens` and `timeout` must be above 0, got {self.max_tokens} and {self.timeout}.")
+        if own := sorted(set(self.extra_body or ()) & _OWN_FIELDS):
+            raise ValueError(f"`extra_body` holds `{own[0]}`, which the client sets itself; take it out.")
+        for name in ("temperature", "input_price", "output_price"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"`{name}` must be a number of at least 0, got {value}.")
+
+    @property
+    def location(self) -> str:
+        """Host, port and path of the address."""
+        parts = urlsplit(self.base_url)
+        return parts.netloc.lower() + parts.path.rstrip("/")
+
+    def api_key(self) -> str | None:
+        """
+        Read the key from the environment.
+
+        Returns:
+            `str`, *optional*: the key, `None` without `api_key_env`.
+
+        Raises:
+            [`JudgeError`]: if the variable is not set, or holds what no HTTP header can.
+        """
+        if self.api_key_env is None:
+            return None
+        key = os.environ.get(self.api_key_env, "").strip()
+        if not key:
+            raise JudgeError(f"The environment variable {self.api_key_env} is not set; put the endpoint's key in it.")
+        if not re.fullmatch("[!-~]+", key):
+            raise JudgeError(f"The environment variable {self.api_key_env} holds more than a key; set it again.")
+        return key
+
+    def cost(self, input_tokens: int, output_tokens: int) -> float:
+        """Compute the price of a call in USD."""
+        return (input_tokens * self.input_price + output_tokens * self.output_price) / 1e6
+
+
+@dataclass(frozen=True)
+class UsageReport:
+    """
+    Calls, tokens and cost.
+
+    Parameters:
+        calls (`int`):
+            Calls over the life of the store, including failures.
+        cached (`int`):
+            Replies of this client from the store.
+        by_status (`Mapping[str, int]`):
+            Replies of this client, by status.
+        input_tokens (`int`):
+            Tokens of prompts with a reply, over the life of the store.
+        output_tokens (`int`):
+            Tokens of replies, over the life of the store.
+        cost (`float`):
+            USD over the life of the store, for calls with a known price.
+        unsettled_calls (`int`):
+            Calls without an answer, because of a timeout, a lost connection or a killed run. The endpoint may have
+            charged for them, so the budget counts the most that they may have cost.
+        unsettled_cost (`float`):
+            Upper limit of their USD.
+    """
+
+    calls: int
+    cached: int
+    by_status: Mapping[str, int]
+    input_tokens: int
+    output_tokens: int
+    cost: float
+    unsettled_calls: int
+    unsettled_cost: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Convert the report to what JSON can hold."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        statuses = ", ".join(f"{count} {status}" for status, count in self.by_status.items()) or "none"
+        text = (
+            f"replies: {statuses} ({self.cached} from the store); calls: {self.calls}; "
+            f"tokens: {self.input_tokens} in, {self.output_tokens} out; cost: ${self.cost:.4f}"
+        )
+        if self.unsettled_calls:
+            text += f", and up to ${self.unsettled_cost:.4f} for {self.unsettled_calls} calls without a reply"
+        return text
 
 
 @dataclass(frozen=True)
 class Failure:
     """A call without a usable reply."""
 
-    kind: Kind  # What is to be done
-    message: str  # What happened, in one sentence, without secrets
-    retry_after: float | None = None  # Seconds that the endpoint asks to wait
-    may_be_billed: bool = False  # Whether the endpoint may have done the work all the same
-    parameter: str | None = None  # The parameter that the endpoint does not take
-    # Most calls for one question that may fail like this, where each may have to be paid
-    most_tries: int | None = None
+    kind: Kind
+    message: str  # one sentence, without secrets
+    retry_after: float | None = None  # seconds that the endpoint asks to wait
+    may_be_billed: bool = False  # the endpoint may have done the work all the same
+    parameter: str | None = None  # that the endpoint does not take
+    most_tries: int | None = None  # of a question with failures like this, where each may have to be paid
 
 
 def redacted(text: str, secret: str | None) -> str:
-    """A text without the key, whatever an endpoint repeats."""
+    """Replace the key in a text, whatever an endpoint repeats."""
     return text.replace(secret, "[key]") if secret else text
 
 
 def classify(error: Exception, sent: dict[str, Any], secret: str | None, key_name: str | None) -> Failure:
-    """Says what an error of the `openai` client means."""
+    """Classify an error of the `openai` client."""
     from openai import APIConnectionError, APIStatusError, APITimeoutError
 
     if isinstance(error, (APITimeoutError, asyncio.TimeoutError)):
@@ -102,14 +247,12 @@ def classify(error: Exception, sent: dict[str, Any], secret: str | None, key_nam
 
 
 def _said(error: Any) -> str:
-    body = error.body
-    text = body.get("message") if isinstance(body, dict) else None
-    text = text or (body.get("detail") if isinstance(body, dict) else None) or error.message
-    return " ".join(str(text).split())[:_SHOWN]
+    body = error.body if isinstance(error.body, dict) else {}
+    return " ".join(str(body.get("message") or body.get("detail") or error.message).split())[:_SHOWN]
 
 
 def _unsupported(text: str, sent: dict[str, Any]) -> str | None:
-    """The parameter of a call that a refusal names."""
+    """Find the parameter of a call that a refusal names."""
     for name in ("max_tokens", "temperature"):
         if name in sent and name in text and ("unsupported" in text.lower() or "not support" in text.lower()):
             return name
@@ -118,155 +261,39 @@ def _unsupported(text: str, sent: dict[str, Any]) -> str | None:
 
 
 def _retry_after(error: Any) -> float | None:
-    """Seconds of a `Retry-After` header, which holds seconds or a date."""
+    """Read the seconds of a `Retry-After` header, which holds seconds or a date."""
     headers = error.response.headers
     value = headers.get("retry-after")
     try:
-        if (milliseconds := headers.get("retry-after-ms")) is not None:
-            seconds = float(milliseconds) / 1000
-        elif value is None:
-            return None
-        else:
-            seconds = float(value)
-    except ValueError:
+        milliseconds = headers.get("retry-after-ms")
+        seconds = float(value) if milliseconds is None else float(milliseconds) / 1000
+    except (TypeError, ValueError):
         try:
             seconds = parsedate_to_datetime(value).timestamp() - time.time()
         except (TypeError, ValueError, OverflowError):
             return None
-    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER) if math.isfinite(seconds) else None
+    return min(max(seconds, 0.0), _LONGEST_RETRY_AFTER) if math.isfinite(seconds) else None
 
 
 def delay(tries: int, key: str, retry_after: float | None, first: float, longest: float) -> float:
-    """Seconds until the next try: twice as many each time, spread by a hash so that calls do not come back in step."""
-    step = min(first * 2.0 ** min(tries - 1, 60), longest)
+    """Compute the seconds until the next try, doubled each time and spread by a hash so that calls get out of step."""
     fraction = int(digest(f"{key}:{tries}")[:8], 16) / 2**32
     if retry_after is not None:
         return retry_after + first * fraction
-    return step * (0.5 + 0.5 * fraction)
-
-
-_OWN_FIELDS = frozenset(
-    ("model", "messages", "max_tokens", "max_completion_tokens", "temperature", "response_format", "stream", "n")
-)
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """
-    An OpenAI-compatible endpoint.
-
-    Parameters:
-        base_url (`str`):
-            Its address, such as `"http://localhost:8000/v1"`.
-        model (`str`):
-            The model's name there.
-        api_key_env (`str`, *optional*):
-            The name of the environment variable that holds the key, read at every run. Without it, no key is sent.
-        temperature (`float`, *optional*, defaults to `0.0`):
-            Sampling temperature.
-        max_tokens (`int`, *optional*, defaults to `1024`):
-            Most tokens of a reply, thoughts included.
-        timeout (`float`, *optional*, defaults to `120.0`):
-            Seconds for one call as a whole.
-        input_price (`float`, *optional*, defaults to `0.0`):
-            USD per million tokens of prompts.
-        output_price (`float`, *optional*, defaults to `0.0`):
-            USD per million tokens of replies.
-        extra_body (`Mapping`, *optional*):
-            More fields of every request, for what servers name in their own ways, such as
-            `{"chat_template_kwargs": {"enable_thinking": False}}` or `{"reasoning_effort": "low"}`. No secrets: it is
-            written into reports.
-    """
-
-    base_url: str
-    model: str
-    api_key_env: str | None = None
-    temperature: float = 0.0
-    max_tokens: int = 1024
-    timeout: float = 120.0
-    input_price: float = 0.0
-    output_price: float = 0.0
-    extra_body: Mapping[str, Any] | None = field(default=None, hash=False)
-
-    def __post_init__(self) -> None:
-        parts = urlsplit(self.base_url)
-        # No part of a bad address is quoted, because it may hold a secret.
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("`base_url` must be an address such as 'http://localhost:8000/v1'.")
-        if "@" in parts.netloc or parts.query or parts.fragment:
-            raise ValueError("`base_url` must not hold a user, a password or a query; give the key by `api_key_env`.")
-        if self.api_key_env is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,63}", self.api_key_env):
-            raise ValueError(
-                "`api_key_env` must be the name of an environment variable in capitals, not the key itself."
-            )
-        if self.max_tokens < 1 or not self.timeout > 0:
-            raise ValueError(f"`max_tokens` and `timeout` must be above 0, got {self.max_tokens} and {self.timeout}.")
-        if own := sorted(set(self.extra_body or ()) & _OWN_FIELDS):
-            raise ValueError(f"`extra_body` holds `{own[0]}`, which the client sets itself; take it out.")
-        for name in ("temperature", "input_price", "output_price"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"`{name}` must be a number of at least 0, got {value}.")
-
-    @property
-    def location(self) -> str:
-        """Host, port and path, without the scheme."""
-        parts = urlsplit(self.base_url)
-        return parts.netloc.lower() + parts.path.rstrip("/")
-
-    def api_key(self) -> str | None:
-        """
-        The key, from the environment.
-
-        Raises:
-            [`JudgeError`]: if the variable is not set, or holds what no HTTP header can.
-        """
-        if self.api_key_env is None:
-            return None
-        key = os.environ.get(self.api_key_env, "").strip()
-        if not key:
-            raise JudgeError(f"The environment variable {self.api_key_env} is not set; put the endpoint's key in it.")
-        if not re.fullmatch("[!-~]+", key):
-            raise JudgeError(f"The environment variable {self.api_key_env} holds more than a key; set it again.")
-        return key
-
-    def cost(self, input_tokens: int, output_tokens: int) -> float:
-        """Cost of a call in USD."""
-        return (input_tokens * self.input_price + output_tokens * self.output_price) / 1e6
-
-
-# A filter works on one logger alone, so each is named. With version 3 of `openai` came the second generation of HTTPX.
-_HTTP = ("connection", "http11", "http2", "proxy", "socks")
-
-_NAMES = (
-    "openai",
-    "openai._base_client",
-    "httpx",
-    "httpx2",
-    *(f"httpcore{generation}.{part}" for generation in ("", "2") for part in _HTTP),
-)
-
-
-class _Redact(logging.Filter):
-    def __init__(self, secret: str) -> None:
-        super().__init__()
-        self._secret = secret
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        message = record.getMessage()
-        if self._secret in message:
-            record.msg, record.args = redacted(message, self._secret), ()
-        return True
+    return min(first * 2.0 ** min(tries - 1, 60), longest) * (0.5 + 0.5 * fraction)
 
 
 @contextmanager
 def redacted_logs(secret: str | None) -> Iterator[None]:
-    """Takes the key out of log records for as long as it lasts."""
-    if secret is None:
-        yield
-        return
-    redact = _Redact(secret)
-    loggers = [logging.getLogger(name) for name in _NAMES]
+    """Take the key out of log records inside the context."""
+
+    def redact(record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        if secret is not None and secret in message:
+            record.msg, record.args = redacted(message, secret), ()
+        return True
+
+    loggers = [logging.getLogger(name) for name in _LOGGERS if secret is not None]
     for logger in loggers:
         logger.addFilter(redact)
     try:
@@ -274,52 +301,3 @@ def redacted_logs(secret: str | None) -> Iterator[None]:
     finally:
         for logger in loggers:
             logger.removeFilter(redact)
-
-
-@dataclass(frozen=True)
-class UsageReport:
-    """
-    Calls, tokens and cost.
-
-    Parameters:
-        calls (`int`):
-            Calls over the whole life of the store, failed ones included.
-        cached (`int`):
-            Replies that this client took from the store.
-        by_status (`Mapping[str, int]`):
-            Replies that this client gave, by status.
-        input_tokens (`int`):
-            Tokens of prompts with a reply, over the life of the store.
-        output_tokens (`int`):
-            Tokens of replies, over the life of the store.
-        cost (`float`):
-            USD over the life of the store, for calls with a known price.
-        unsettled_calls (`int`):
-            Calls that were sent and never answered, because of a time limit, a cut connection or a killed run. The
-            endpoint may have charged for them, so the budget counts them at their most.
-        unsettled_cost (`float`):
-            USD that they may have cost at most.
-    """
-
-    calls: int
-    cached: int
-    by_status: Mapping[str, int]
-    input_tokens: int
-    output_tokens: int
-    cost: float
-    unsettled_calls: int
-    unsettled_cost: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """All of it, as JSON can hold it."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        statuses = ", ".join(f"{count} {status}" for status, count in self.by_status.items()) or "none"
-        text = (
-            f"replies: {statuses} ({self.cached} from the store); calls: {self.calls}; "
-            f"tokens: {self.input_tokens} in, {self.output_tokens} out; cost: ${self.cost:.4f}"
-        )
-        if self.unsettled_calls:
-            text += f", and up to ${self.unsettled_cost:.4f} for {self.unsettled_calls} calls without a reply"
-        return text

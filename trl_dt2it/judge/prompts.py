@@ -1,4 +1,4 @@
-"""Messages to a judge, in which answers are data, and both orders of a pair."""
+"""Messages to a judge, in which answers are fenced as data, and both orders of a pair."""
 
 from __future__ import annotations
 
@@ -14,27 +14,29 @@ from PIL import Image
 
 from ..data.images import ImageOptions, check_image, load_image, open_encoded, with_image_root
 from ..utils import digest
-from .rubric import DEFAULT_RUBRIC, JudgeReply, JudgeRequest, PairwiseVerdict, Rubric
+from .rubric import DEFAULT_RUBRIC, MARK_LENGTH, JudgeReply, JudgeRequest, Rubric, content_parts
 
 
 @dataclass(frozen=True)
 class Wording:
     """The words of one language."""
 
-    role: str  # Parts of the system message
-    criterion: str  # Parts of the system message
-    fences: str  # Parts of the system message
-    listwise: str  # The task and the form of the verdict
-    pointwise: str  # The task and the form of the verdict
-    with_reference: str  # The task and the form of the verdict
-    pairwise: str  # The task and the form of the verdict
-    question: str  # Names of fences
-    reference: str  # Names of fences
-    answer: str  # Names of fences
-    first: str  # Names of fences
-    second: str  # Names of fences
-    request: str  # The last line, behind all that is fenced
-    reminder: str  # What is added when a verdict could not be read
+    # the system message: its parts, and the task with the form of the verdict
+    role: str
+    criterion: str
+    fences: str
+    listwise: str
+    pointwise: str
+    with_reference: str
+    pairwise: str
+    # names of fences
+    question: str
+    reference: str
+    answer: str
+    first: str
+    second: str
+    request: str  # the last line, behind all that is fenced
+    reminder: str  # after a verdict that could not be read
 
 
 ENGLISH = Wording(
@@ -97,16 +99,18 @@ CHINESE = Wording(
 
 WORDINGS = {"en": ENGLISH, "zh": CHINESE}
 
-MARK_LENGTH = 16  # hexadecimal digits: 64 bits
+Better = Literal["first", "second", "tie"]
+_SWAPPED: dict[Better, Better] = {"first": "second", "second": "first", "tie": "tie"}
 
-# Each pattern matches the empty place where the backslash goes. Wide forms count as well, because some tokenizers
-# normalise them to ASCII before they look for special tokens.
+_IMAGE_OPTIONS = ImageOptions()
+_MEDIA_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
+_ORIENTATION_TAG = 0x0112
+_HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+
+# Wide forms count as well, because some tokenizers normalize them to ASCII before they look for special tokens.
 _OPEN, _CLOSE = "[<\uff1c]", "[>\uff1e]"
-
 _BAR = "[|\uff5c\u2223\u01c0]"
-
 _SLASH = "[/\uff0f]"
-
 _TAGS = (
     # ends of sequences and turns
     "s|bos|eos|eod|eop|sop|pad|unk|mask|sep|cls|start_of_turn|end_of_turn|end_of_utterance|end_of_text|endoftext|"
@@ -121,21 +125,19 @@ _TAGS = (
     "tools?|tool_calls?|tool_response|tool_result|tool_code|tool_output|function|function_calls?|function_results?|"
     "invoke|think|thinking|reflection|scratchpad|system|user|assistant|human|developer|instructions?"
 )
-
 _BRACKETS = (
     "inst|sys|system_prompt|tool_calls|tool_results|tool_content|available_tools|args|call_id|img|img_break|img_end|"
     "image|think|audio|begin_audio|prefix|middle|suffix|model_settings|gmask|smask|mask|cls|sep|pad|unk|bos|eos|"
     r"control_\d+"
 )
-
 _ROLES = (
     "system|user|assistant|human|developer|tool|instructions?|response|input|gpt|ai|bot|"
     "\u7cfb\u7edf|\u7528\u6237|\u52a9\u624b|\u52a9\u7406|\u6307\u4ee4|\u56de\u590d|\u8f93\u5165"
 )
-
 _LINE_START = r"(?:(?<=[\n\r\v\f\x85\u2028\u2029])|(?<![\s\S]))"
 
-_PLACES = re.compile(
+# The empty strings where a backslash goes.
+_BREAKS = re.compile(
     rf"(?<={_OPEN})(?={_BAR}\S)"  # <|im_start|>, and with wide bars <|User|>
     rf"|(?<={_OPEN})(?={_SLASH}?[A-Za-z][\w-]*{_BAR}{_CLOSE})"  # <turn|>
     rf"|(?<={_OPEN})(?={_SLASH}?(?:{_TAGS})\s*{_SLASH}?{_CLOSE})"
@@ -148,32 +150,23 @@ _PLACES = re.compile(
     re.IGNORECASE,
 )
 
-# Characters that a reader does not see but a model does: controls other than line breaks and tabs, marks that reorder
-# text, tag characters; and halves of surrogate pairs, which no encoding takes.
+# Characters that models see and readers do not: controls other than line breaks and tabs, marks that reorder text, tag
+# characters; and halves of surrogate pairs, which no encoding takes.
 _HIDDEN = re.compile(
     r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\U000e0000-\U000e007f\ud800-\udfff]"
 )
 
-_FENCED = re.compile(
-    rf"^<<<([^<>|\n]+) \| ([0-9a-f]{{{MARK_LENGTH}}})>>>\n(.*?)\n<<<END OF \1 \| \2>>>$", re.DOTALL | re.MULTILINE
-)
-
 
 def neutralise(text: str) -> str:
-    """Breaks what could act as a control token, as a role header or as a fence, visibly.
-
-    A backslash goes behind the first character of a token (`<\\|im_start|>`, `[\\INST]`, `<\\image>`) and in front of
-    a role header that begins a line (`\\### System:`). Characters that nobody sees, such as tag characters, are
-    written as `\\u{e0041}`. All else stays.
+    """Break control tokens, role headers and fences by a backslash, as in `<\\|im_start|>` and `\\### System:`, and
+    write invisible characters as `\\u{e0041}`.
     """
     text = _HIDDEN.sub(lambda match: f"\\u{{{ord(match[0]):x}}}", text)
-    return _PLACES.sub("\\\\", text)
+    return _BREAKS.sub("\\\\", text)
 
 
 def mark_of(contents: Sequence[str]) -> str:
-    """The mark of the fences around some texts: it looks random, is the same for the same texts, and is in none of
-    them.
-    """
+    """Hash texts to the mark of the fences around them, which none of them contains."""
     parts = [f"{len(content.encode())}:{content}" for content in contents]
     while any(digest(parts)[:MARK_LENGTH] in content.lower() for content in contents):
         parts.append("again")
@@ -181,27 +174,8 @@ def mark_of(contents: Sequence[str]) -> str:
 
 
 def fenced(name: str, content: str, mark: str) -> str:
-    """A text between the two lines that fence it."""
+    """Put a text between the two lines that fence it."""
     return f"<<<{name} | {mark}>>>\n{content}\n<<<END OF {name} | {mark}>>>"
-
-
-def fenced_texts(messages: Sequence[Mapping[str, Any]]) -> list[str]:
-    """All that is fenced in some chat messages."""
-    found = []
-    for message in messages:
-        content = message["content"]
-        texts = [content] if isinstance(content, str) else [part["text"] for part in content if part["type"] == "text"]
-        found += [match[3] for text in texts for match in _FENCED.finditer(text)]
-    return found
-
-
-_HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
-
-_MEDIA_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
-
-_ORIENTATION_TAG = 0x0112
-
-_IMAGE_OPTIONS = ImageOptions()
 
 
 def listwise_messages(
@@ -216,26 +190,26 @@ def listwise_messages(
     image_options: ImageOptions | None = None,
 ) -> list[dict]:
     """
-    Asks for one score per answer, all answers seen at once.
+    Ask for a score per answer, with all answers seen at once.
 
     Args:
         question (`str`):
-            The question.
+            Text of the question.
         images (`Sequence`):
-            Its images, each as in [`~trl_dt2it.data.images.load_image`].
+            Images of the question, each as in [`~trl_dt2it.data.images.load_image`].
         candidates (`Sequence[str]`):
-            The answers, in the order in which the judge sees them.
+            Answers, in the order in which the judge sees them.
         rubric ([`Rubric`], *optional*):
-            What they are judged by.
+            Criteria and scale of the scores.
         reference (`str`, *optional*):
             An answer that is known to be right.
         language (`str`, *optional*):
-            `"en"` or `"zh"`; by default Chinese if a Han character is in the question.
+            `"en"` or `"zh"`; by default `"zh"` for a question with a Han character.
         image_root (`str` or `os.PathLike`, *optional*):
-            Folder that relative paths of images start from and that no path may leave, as in
+            Folder that relative image paths start from and that no path may leave, as in
             [`~trl_dt2it.data.ImageOptions`].
         image_options ([`~trl_dt2it.data.ImageOptions`], *optional*):
-            Where else images may come from, and how large they may be.
+            Where else images may come from, and their largest size.
 
     Returns:
         `list[dict]`: a system and a user message, for a [`ListwiseVerdict`].
@@ -245,12 +219,12 @@ def listwise_messages(
         `ValueError`: if there is no answer or the language is unknown.
     """
     if not candidates:
-        raise ValueError("`candidates` is empty; give at least one answer.")
-    words = _wording(question, language)
+        raise ValueError("`candidates` is empty; pass at least one answer.")
+    language, words = _wording(question, language)
     task = words.listwise.format(count=len(candidates), low=rubric.low, high=rubric.high)
     answers = [(words.answer.format(number=n), text) for n, text in enumerate(candidates, 1)]
     options = with_image_root(image_options, image_root)
-    return _messages(words, rubric, task, question, images, reference, answers, options)
+    return _messages(language, rubric, task, question, images, reference, answers, options)
 
 
 def pointwise_messages(
@@ -265,15 +239,13 @@ def pointwise_messages(
     image_options: ImageOptions | None = None,
 ) -> list[dict]:
     """
-    Asks for one score per criterion for one answer.
+    Ask for a score per criterion of one answer.
 
     Args:
-        question, images, rubric, language, image_root, image_options:
+        question, images, reference, rubric, language, image_root, image_options:
             As in [`listwise_messages`].
         candidate (`str`):
             The answer.
-        reference (`str`, *optional*):
-            An answer that is known to be right.
 
     Returns:
         `list[dict]`: a system and a user message, for a [`PointwiseVerdict`].
@@ -282,12 +254,12 @@ def pointwise_messages(
         [`~trl_dt2it.data.RowError`]: if an image is unfit.
         `ValueError`: if the language is unknown.
     """
-    words = _wording(question, language)
+    language, words = _wording(question, language)
     keys = ", ".join(f'"{criterion.name}": <>' for criterion in rubric.criteria)
     task = words.pointwise.format(low=rubric.low, high=rubric.high, keys=keys)
     answers = [(words.answer.format(number=1), candidate)]
     options = with_image_root(image_options, image_root)
-    return _messages(words, rubric, task, question, images, reference, answers, options)
+    return _messages(language, rubric, task, question, images, reference, answers, options)
 
 
 def pairwise_messages(
@@ -302,7 +274,7 @@ def pairwise_messages(
     image_options: ImageOptions | None = None,
 ) -> list[dict]:
     """
-    Asks which of two answers is better. Judges favour a place, so ask in both orders: [`both_orders`].
+    Ask which of two answers is better. Judges favor a position, so ask in both orders, with [`both_orders`].
 
     Args:
         question, images, rubric, language, image_root, image_options:
@@ -319,20 +291,18 @@ def pairwise_messages(
         [`~trl_dt2it.data.RowError`]: if an image is unfit.
         `ValueError`: if the language is unknown.
     """
-    words = _wording(question, language)
+    language, words = _wording(question, language)
     answers = [(words.first, first), (words.second, second)]
     options = with_image_root(image_options, image_root)
-    return _messages(words, rubric, words.pairwise.format(), question, images, None, answers, options)
+    return _messages(language, rubric, words.pairwise.format(), question, images, None, answers, options)
 
 
 def reminded(messages: Sequence[Mapping[str, Any]]) -> list[dict]:
-    """The same messages with one more line that asks for the form of the verdict again.
-
-    The unread reply is not quoted: it may repeat what an answer smuggled into it.
+    """Append a line that asks for the form of the verdict again, without the unread reply, which may repeat what an
+    answer smuggled into it.
     """
     *head, last = messages
-    content = last["content"]
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
+    parts = content_parts(last)
     is_chinese = any(part["type"] == "text" and WORDINGS["zh"].request in part["text"] for part in parts)
     # One more part, not one more message: many chat templates want user and assistant in turns.
     parts.append({"type": "text", "text": WORDINGS["zh" if is_chinese else "en"].reminder})
@@ -341,15 +311,15 @@ def reminded(messages: Sequence[Mapping[str, Any]]) -> list[dict]:
 
 def image_block(image: Any, options: ImageOptions = _IMAGE_OPTIONS) -> dict:
     """
-    An image as a part of a chat message.
+    Convert an image to a part of a chat message.
 
-    Upright PNG, JPEG and WebP files go out byte for byte, metadata included; all else becomes PNG.
+    Upright PNG, JPEG and WebP files are sent byte for byte, including metadata; all else becomes PNG.
 
     Args:
         image (`PIL.Image.Image`, `bytes`, `dict`, `str`, `PathLike` or `np.ndarray`):
             As in [`~trl_dt2it.data.images.load_image`].
         options ([`~trl_dt2it.data.images.ImageOptions`], *optional*):
-            Where images may come from and how large they may be.
+            Where images may come from, and their largest size.
 
     Returns:
         `dict`: `{"type": "image_url", "image_url": {"url": "data:..."}}`.
@@ -358,20 +328,21 @@ def image_block(image: Any, options: ImageOptions = _IMAGE_OPTIONS) -> dict:
         [`~trl_dt2it.data.RowError`]: if the image is unfit.
     """
     check_image(image, options)
+    media_type = None
     if isinstance(image, (bytes, bytearray, memoryview, str, Mapping, os.PathLike)):
         with open_encoded(image, options) as (stream, _):
-            content = stream.read()
+            image = content = stream.read()
         media_type = _media_type(content)
-        if media_type is not None:
-            return _data_uri(media_type, content)
-        image = content
-    buffer = io.BytesIO()
-    load_image(image, options).save(buffer, "PNG")
-    return _data_uri("image/png", buffer.getvalue())
+    if media_type is None:
+        buffer = io.BytesIO()
+        load_image(image, options).save(buffer, "PNG")
+        media_type, content = "image/png", buffer.getvalue()
+    url = f"data:{media_type};base64,{base64.b64encode(content).decode()}"
+    return {"type": "image_url", "image_url": {"url": url}}
 
 
 def _media_type(content: bytes) -> str | None:
-    """The media type of a file that every endpoint shows alike: one frame, upright."""
+    """Return the media type of a file that every endpoint shows alike: upright, of one frame."""
     with Image.open(io.BytesIO(content)) as image:
         if image.format not in _MEDIA_TYPES or getattr(image, "n_frames", 1) > 1:
             return None
@@ -379,23 +350,16 @@ def _media_type(content: bytes) -> str | None:
         return _MEDIA_TYPES[image.format] if upright else None
 
 
-def _data_uri(media_type: str, content: bytes) -> dict:
-    return {
-        "type": "image_url",
-        "image_url": {"url": f"data:{media_type};base64,{base64.b64encode(content).decode()}"},
-    }
-
-
-def _wording(question: str, language: str | None) -> Wording:
+def _wording(question: str, language: str | None) -> tuple[str, Wording]:
     if language is None:
         language = "zh" if _HAN.search(question) else "en"
     if language not in WORDINGS:
         raise ValueError(f"`language` must be one of {sorted(WORDINGS)}, got {language!r}.")
-    return WORDINGS[language]
+    return language, WORDINGS[language]
 
 
 def _messages(
-    words: Wording,
+    language: str,
     rubric: Rubric,
     task: str,
     question: str,
@@ -404,7 +368,7 @@ def _messages(
     answers: list[tuple[str, str]],
     image_options: ImageOptions,
 ) -> list[dict]:
-    language = next(name for name, wording in WORDINGS.items() if wording is words)
+    words = WORDINGS[language]
     parts = [(words.question, question)]
     if reference is not None:
         parts.append((words.reference, reference))
@@ -417,16 +381,8 @@ def _messages(
     ]
     system = "\n".join([words.role, *criteria, "", words.fences.format(mark=mark), "", task])
     user = "\n\n".join([*(fenced(name, text, mark) for name, text in texts), words.request])
-    blocks = [image_block(image, image_options) for image in images]
-    return [
-        {"role": "system", "content": system},
-        {"role": "user", "content": [*blocks, {"type": "text", "text": user}]},
-    ]
-
-
-Better = Literal["first", "second", "tie"]
-
-_MIRRORED: dict[Better, Better] = {"first": "second", "second": "first", "tie": "tie"}
+    content = [*(image_block(image, image_options) for image in images), {"type": "text", "text": user}]
+    return [{"role": "system", "content": system}, {"role": "user", "content": content}]
 
 
 def both_orders(
@@ -441,15 +397,14 @@ def both_orders(
     **kwargs: Any,
 ) -> tuple[JudgeRequest, JudgeRequest]:
     """
-    The requests for one comparison, as it is and mirrored.
+    Make the requests for a comparison, as it is and swapped.
 
     Args:
         question, images, first, second, rubric:
             As in [`pairwise_messages`].
         swap (`"answers"` or `"images"`, *optional*, defaults to `"answers"`):
-            What changes places. `"images"` is for a question about which of two images is better, whose answers name
-            them by their place ("Image 1 is better.", "Image 2 is better."): then the images are shown the other way
-            round, and the answers stay.
+            What to swap. `"images"` is for a question about which of two images is better, whose answers name them by
+            position ("Image 1 is better.", "Image 2 is better."), and stay.
         sample (`int`, *optional*, defaults to `0`):
             As in [`JudgeRequest`].
         kwargs:
@@ -459,39 +414,39 @@ def both_orders(
         `tuple[JudgeRequest, JudgeRequest]`
 
     Raises:
-        `ValueError`: if images are to change places and there are not two of them.
+        `ValueError`: if images are to be swapped and there are not two of them.
     """
+    from .replies import PairwiseVerdict  # with `pydantic`, which messages do without
+
     if swap == "images" and len(images) != 2:
         raise ValueError(f"`swap='images'` needs two images, got {len(images)}.")
-    mirrored = (first, second) if swap == "images" else (second, first)
-    orders = [(images, (first, second)), (list(images)[::-1] if swap == "images" else images, mirrored)]
+    swapped = (list(images)[::-1], first, second) if swap == "images" else (images, second, first)
     one, two = (
         JudgeRequest(
-            pairwise_messages(question, shown, *answers, rubric=rubric, **kwargs),
-            PairwiseVerdict,
-            rubric=rubric,
-            sample=sample,
+            pairwise_messages(question, *shown, rubric=rubric, **kwargs), PairwiseVerdict, rubric=rubric, sample=sample
         )
-        for shown, answers in orders
+        for shown in ((images, first, second), swapped)
     )
     return one, two
 
 
 def combine_orders(first: JudgeReply, second: JudgeReply) -> Better | None:
     """
-    What two replies to the requests of [`both_orders`] say together.
+    Combine the replies to the requests of [`both_orders`].
 
     Args:
         first ([`JudgeReply`]):
-            The reply to the request as it is.
+            Reply to the request as it is.
         second ([`JudgeReply`]):
-            The reply to the mirrored request.
+            Reply to the swapped request.
 
     Returns:
         `str`, *optional*: `"first"` or `"second"` if both replies agree, `"tie"` if they do not or both say so, `None`
-        if one of them has no verdict.
+        if a verdict is missing.
     """
+    from .replies import PairwiseVerdict  # with `pydantic`, which messages do without
+
     if not isinstance(first.verdict, PairwiseVerdict) or not isinstance(second.verdict, PairwiseVerdict):
         return None
-    mirrored = _MIRRORED[second.verdict.better]
-    return first.verdict.better if first.verdict.better == mirrored else "tie"
+    swapped = _SWAPPED[second.verdict.better]
+    return first.verdict.better if first.verdict.better == swapped else "tie"

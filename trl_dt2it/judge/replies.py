@@ -1,29 +1,27 @@
-"""Replies read as verdicts: complete, valid, or a status."""
+"""Verdicts, and replies read as such: they come from complete and valid replies alone; all else has a status."""
 
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal, NamedTuple
 
 from .endpoint import Endpoint, Failure, import_error, redacted
-from .prompts import fenced_texts
-from .rubric import JudgeReply, JudgeRequest, Rubric, Status
+from .rubric import DEFAULT_RUBRIC, JudgeReply, JudgeRequest, Rubric, Status, fenced_texts
 from .store import Spending
 
 
 try:
     import json_repair
-    from pydantic import BaseModel, ValidationError
+    from pydantic import BaseModel, BeforeValidator, ValidationError, ValidationInfo, field_validator
 except ImportError as error:
     raise import_error(str(error.name)) from error
 
-# Where thoughts begin and where they end, by the models that mark them so, as regular expressions; and whether a chat
-# template may have opened them, so that only their end is in the reply.
+# Regular expressions of where thoughts begin and end, by the models that mark them so; and whether a chat template may
+# have opened them, so that only their end is in the reply.
 _TAGS = ("think", "thinking", "thought", "reasoning", "scratchpad", "seed:think", "mm:think", "longcat_think")
-
 _THOUGHTS: tuple[tuple[str, str, bool], ...] = (
     *((rf"<{name}\s*>", rf"</{name}\s*>", True) for name in _TAGS),
     (r"\[THINK\]", r"\[/THINK\]", True),  # Magistral
@@ -34,12 +32,11 @@ _THOUGHTS: tuple[tuple[str, str, bool], ...] = (
     (r"<\|inner_prefix\|>", r"<\|inner_suffix\|>", True),  # Apertus
     (r"<\|channel>(?:thought)?", r"<channel\|>", True),  # Gemma 4
     (r"<\|channel\|>(?:analysis|commentary)\b", r"<\|channel\|>final\b[^\n]{0,60}?<\|message\|>", True),  # gpt-oss
-    (r"\A\s*analysis(?=[A-Z])", r"assistantfinal(?=\S)", False),  # gpt-oss, its control tokens left out
+    (r"\A\s*analysis(?=[A-Z])", r"assistantfinal(?=\S)", False),  # gpt-oss, without its control tokens
 )
-
 _MARKER = re.compile("|".join(f"(?P<o{n}>{one[0]})|(?P<c{n}>{one[1]})" for n, one in enumerate(_THOUGHTS)), re.I)
 
-# What some models put around the answer that follows their thoughts.
+# The frame that some models put around the answer that follows their thoughts.
 _WRAPPER = re.compile(
     r"(?:<answer>|<response>|<\|START_RESPONSE\|>|<\|begin_of_solution\|>|<\|open\|>response<\|sep\|>)?(.*?)"
     r"(?:</answer>|</response>|<\|END_RESPONSE\|>|<\|end_of_solution\|>|<\|close\|>response<\|sep\|>)?\s*"
@@ -47,11 +44,136 @@ _WRAPPER = re.compile(
     re.DOTALL | re.I,
 )
 
+# Values of `finish_reason` in lower case, of complete replies and of others. An unknown value counts as incomplete.
+_WHOLE = frozenset(
+    ("stop", "eos", "eos_token", "end_turn", "stop_sequence", "stop_token", "endoftext", "complete", "completed")
+)
+_AT_THE_LIMIT = frozenset(("length", "max_tokens", "max_output_tokens", "max_length"))
+_OUT_OF_CONTEXT = frozenset(("model_length", "model_context_window_exceeded", "context_length_exceeded"))
+_FILTERED = frozenset(
+    ("content_filter", "refusal", "safety", "recitation", "blocklist", "prohibited_content", "spii", "language")
+)
+# The server gave up: another try may end otherwise.
+_INTERRUPTED = frozenset(("abort", "aborted", "cancelled", "error", "insufficient_system_resource", "load"))
+_UNSAID = frozenset(("", "none", "null"))
+
+_DECLINED = "The model or a filter declined to reply."
+
+_NUMBER = re.compile(r"\s*[+-]?\d{1,9}(\.\d{1,20})?\s*", re.ASCII)
 _START = re.compile(r'\{(?=\s*["}])')
-
 _PUNCTUATION = re.compile(r"[\s\[\]{},:;\"'\\\u201c\u201d\u2018\u2019\uff0c\uff1a]+")
-
 _INVISIBLE = re.compile(r"[\s\\`\u200b-\u200f\u2060\ufeff]+")
+
+
+def _score(value: Any) -> float:
+    """Read a number, or a string that spells one; booleans, NaN and all else are refused."""
+    if isinstance(value, str) and _NUMBER.fullmatch(value):
+        return float(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"a score is {value!r:.40}, which is no number")
+    if not math.isfinite(value) or abs(value) > 1e9:
+        raise ValueError(f"a score is {value!r:.40}, which is off every scale")
+    return float(value)
+
+
+Score = Annotated[float, BeforeValidator(_score)]
+
+# The analysis decides nothing, so that any value will do.
+Analysis = Annotated[str, BeforeValidator(lambda value: value if isinstance(value, str) else json.dumps(value))]
+
+
+def _rubric(info: ValidationInfo) -> Rubric:
+    return (info.context or {}).get("rubric") or DEFAULT_RUBRIC
+
+
+def _check_range(scores: Iterable[float], rubric: Rubric) -> None:
+    for score in scores:
+        if not rubric.low <= score <= rubric.high:
+            raise ValueError(f"the score {score:g} is not in [{rubric.low}, {rubric.high}]")
+
+
+class ListwiseVerdict(BaseModel):
+    """
+    A score per answer.
+
+    Parameters:
+        analysis (`str`, *optional*, defaults to `""`):
+            The judge's reasons, written before the scores.
+        scores (`list[float]`):
+            Scores on the scale of the rubric, in the order in which the answers were shown.
+    """
+
+    analysis: Analysis = ""
+    scores: list[Score]
+
+    @field_validator("scores")
+    @classmethod
+    def _check(cls, scores: list[float], info: ValidationInfo) -> list[float]:
+        expected = (info.context or {}).get("num_scores")
+        if expected is not None and len(scores) != expected:
+            raise ValueError(f"there are {len(scores)} scores for {expected} answers")
+        _check_range(scores, _rubric(info))
+        return scores
+
+
+class PointwiseVerdict(BaseModel):
+    """
+    A score per criterion.
+
+    Parameters:
+        analysis (`str`, *optional*, defaults to `""`):
+            The judge's reasons, written before the scores.
+        scores (`dict[str, float]`):
+            Scores on the scale of the rubric, by the name of the criterion.
+    """
+
+    analysis: Analysis = ""
+    scores: dict[str, Score]
+
+    @field_validator("scores")
+    @classmethod
+    def _check(cls, scores: dict[str, float], info: ValidationInfo) -> dict[str, float]:
+        rubric = _rubric(info)
+        names = [criterion.name for criterion in rubric.criteria]
+        if set(scores) != set(names):
+            raise ValueError(f"the scores are of {sorted(scores)!r:.200} instead of {sorted(names)}")
+        _check_range(scores.values(), rubric)
+        return {name: scores[name] for name in names}
+
+
+class PairwiseVerdict(BaseModel):
+    """
+    The better of two answers.
+
+    Parameters:
+        analysis (`str`, *optional*, defaults to `""`):
+            The judge's reasons, written before the verdict.
+        better (`"first"`, `"second"` or `"tie"`):
+            The better answer, by its position.
+    """
+
+    analysis: Analysis = ""
+    better: Literal["first", "second", "tie"]
+
+
+def verdict_schema(schema: type[BaseModel], num_scores: int | None = None, rubric: Rubric | None = None) -> dict:
+    """Build the JSON schema of a verdict for an endpoint."""
+    rubric = rubric or DEFAULT_RUBRIC
+    score = {"type": "number", "minimum": rubric.low, "maximum": rubric.high}
+    if schema is ListwiseVerdict:
+        size = {} if num_scores is None else {"minItems": num_scores, "maxItems": num_scores}
+        verdict: dict[str, dict] = {"scores": {"type": "array", "items": score, **size}}
+    elif schema is PointwiseVerdict:
+        verdict = {"scores": _object({criterion.name: score for criterion in rubric.criteria})}
+    elif schema is PairwiseVerdict:
+        verdict = {"better": {"type": "string", "enum": ["first", "second", "tie"]}}
+    else:
+        return schema.model_json_schema()
+    return _object({"analysis": {"type": "string"}, **verdict})
+
+
+def _object(properties: dict[str, dict]) -> dict:
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
 class Unreadable(ValueError):
@@ -59,24 +181,22 @@ class Unreadable(ValueError):
 
 
 def read_answer(text: str) -> tuple[str, str | None]:
-    """Take a reply without the thoughts of the model.
-
-    What stands before the last end of thoughts is left out. A marker inside of a JSON object or between backticks is
-    quoted and marks nothing.
+    """Drop the thoughts of a model, up to their last end, from its reply; return the answer, and the marker of
+    thoughts that never end.
     """
     markers = list(_markers(text)) if _MARKER.search(text) else []
-    begin = place = 0
-    while place < len(markers):
-        kind, is_start, start, end = markers[place]
+    begin = index = 0
+    while index < len(markers):
+        kind, is_start, start, end = markers[index]
         if is_start:
-            ends = [n for n in range(place, len(markers)) if markers[n][:2] == (kind, False)]
+            ends = [n for n in range(index, len(markers)) if markers[n][:2] == (kind, False)]
             if not ends:
                 return "", text[start:end].strip()
-            place = ends[-1]
-            begin = markers[place][3]
+            index = ends[-1]
+            begin = markers[index][3]
         elif _THOUGHTS[kind][2]:
             begin = end
-        place += 1
+        index += 1
     if begin == 0:
         return text, None
     answer = _WRAPPER.fullmatch(text[begin:].strip())
@@ -85,17 +205,17 @@ def read_answer(text: str) -> tuple[str, str | None]:
 
 
 def _markers(text: str) -> Iterator[tuple[int, bool, int, int]]:
-    """Each marker of thoughts that is not quoted: its kind, whether it starts them, and where it stands."""
+    """Find markers of thoughts, unless quoted in a JSON object or between backticks: kind, is start, start, end."""
     quoted, decoded = [], 0
     for _, source in _objects(text):
         start = text.index(source, decoded)
         decoded = start + len(source)
-        quoted.append((start, decoded))
-    for found in _MARKER.finditer(text):
-        start, end = found.span()
+        quoted.append(range(start, decoded))
+    for match in _MARKER.finditer(text):
+        start, end = match.span()
         is_code = text[start - 1 : start] == "`" == text[end : end + 1]
-        if not is_code and not any(first <= start < last for first, last in quoted):
-            name = str(found.lastgroup)
+        if not is_code and not any(start in span for span in quoted):
+            name = str(match.lastgroup)
             yield int(name[1:]), name[0] == "o", start, end
 
 
@@ -107,16 +227,15 @@ def parse_verdict(
     rubric: Rubric | None = None,
     untrusted: Sequence[str] = (),
 ) -> BaseModel:
-    """Reads a verdict."""
+    """Read a verdict from a complete reply, unless it repeats an object of the `untrusted` texts."""
     context = {"num_scores": num_scores, "rubric": rubric}
     answer, open_marker = read_answer(text)
     if open_marker is not None:
         raise Unreadable(f"The thoughts that {open_marker} begins never end.")
     text = answer.strip()
     keys = [field.alias or name for name, field in schema.model_fields.items() if field.is_required()]
-    found = list(_objects(text))
     # An object with none of the verdict's keys is a part of the prose, and so is one inside another.
-    candidates = [(value, source) for value, source in found if any(key in value for key in keys) or not keys]
+    candidates = [one for one in _objects(text) if not keys or any(key in one[0] for key in keys)]
     if len(candidates) > 1:
         raise Unreadable(f"The reply holds {len(candidates)} objects that could be the verdict.")
     value, source = candidates[0] if candidates else _repaired(text, keys)
@@ -134,13 +253,13 @@ def _validated(value: Any, schema: type[BaseModel], context: dict) -> BaseModel:
         return schema.model_validate_json(json.dumps(value), strict=True, context=context)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise Unreadable(f"The verdict is not valid: {place}: {first['msg'].removeprefix('Value error, ')}.") from None
+        where = ".".join(map(str, first["loc"]))
+        raise Unreadable(f"The verdict is not valid: {where}: {first['msg'].removeprefix('Value error, ')}.") from None
 
 
 def _objects(text: str) -> Iterator[tuple[dict, str]]:
-    """The JSON objects of a text that are not inside another, each with its source."""
-    decoder = json.JSONDecoder(object_pairs_hook=_without_doubles)
+    """Find the JSON objects of a text that are not inside another, each with its source."""
+    decoder = json.JSONDecoder(object_pairs_hook=_without_duplicates)
     start = _START.search(text)
     while start:
         end = start.end()
@@ -152,34 +271,31 @@ def _objects(text: str) -> Iterator[tuple[dict, str]]:
         start = _START.search(text, end)
 
 
-def _without_doubles(pairs: list[tuple[str, Any]]) -> dict:
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict:
     value = dict(pairs)
     if len(value) < len(pairs):
         raise ValueError("a key occurs twice")
     return value
 
 
-def _key(keys: Sequence[str]) -> str:
-    names = "|".join(map(re.escape, keys))
-    return rf"""["'\u201c\u2018]?\b(?:{names})\b["'\u201d\u2019]?\s*[:\uff1a=]"""
-
-
 def _key_with_value(keys: Sequence[str]) -> str:
-    """A key in quotes or with what looks like scores behind it, unlike "here are my scores:"."""
+    """Match a key in quotes or with what looks like scores behind it, unlike "here are my scores:"."""
     names = "|".join(map(re.escape, keys))
     return rf"""["'\u201c\u2018](?:{names})["'\u201d\u2019]\s*[:\uff1a=]|\b(?:{names})\s*[:\uff1a=]\s*[\[\{{\d"']"""
 
 
 def _repaired(text: str, keys: Sequence[str]) -> tuple[Any, str]:
-    """The one object of a text that is nearly JSON."""
+    """Repair the only object of a text that is nearly JSON."""
     start, end = text.find("{"), text.rfind("}")
     if start < 0 or not keys:
         raise Unreadable("The reply holds no JSON object.")
     if end < start:
-        # What is cut may have been cut inside a number, and 1 is not what 10 meant to be.
+        # The cut may be inside a number, and 1 is not what 10 meant to be.
         raise Unreadable("The reply is cut inside its JSON object.")
     source = text[start : end + 1]
-    if len(re.findall(_key(keys), source)) != len(keys):
+    names = "|".join(map(re.escape, keys))
+    key = rf"""["'\u201c\u2018]?\b(?:{names})\b["'\u201d\u2019]?\s*[:\uff1a=]"""
+    if len(re.findall(key, source)) != len(keys):
         raise Unreadable("The reply holds no JSON object that can be read without guessing.")
     try:
         value = json_repair.loads(source)
@@ -196,7 +312,7 @@ def _words(text: str) -> list[str]:
 
 
 def _brings(content: str, verdict: BaseModel, source: str, context: dict) -> bool:
-    """Whether a text holds the verdict, as an object of its own or letter for letter."""
+    """Look for the verdict in a text, as an object in it or letter for letter."""
     if _INVISIBLE.sub("", source) in _INVISIBLE.sub("", content):
         return True
     without = {"analysis"}
@@ -210,43 +326,17 @@ def _brings(content: str, verdict: BaseModel, source: str, context: dict) -> boo
     return False
 
 
-# What servers call the end of a whole reply, in lower case. Whatever is in none of these sets is no whole reply.
-_WHOLE = frozenset(
-    ("stop", "eos", "eos_token", "end_turn", "stop_sequence", "stop_token", "endoftext", "complete", "completed")
-)
-
-_AT_THE_LIMIT = frozenset(("length", "max_tokens", "max_output_tokens", "max_length"))
-
-_OUT_OF_CONTEXT = frozenset(("model_length", "model_context_window_exceeded", "context_length_exceeded"))
-
-_FILTERED = frozenset(
-    ("content_filter", "refusal", "safety", "recitation", "blocklist", "prohibited_content", "spii", "language")
-)
-
-# The server gave up on its own work: another try may end otherwise.
-_INTERRUPTED = frozenset(("abort", "aborted", "cancelled", "error", "insufficient_system_resource", "load"))
-
-_UNSAID = frozenset(("", "none", "null"))
-
-_DECLINED = "The model or a filter declined to reply."
-
-
-@dataclass(frozen=True)
-class _Reading:
-    """What a record of a reply says: its status, its verdict, its text (without thoughts if it is `"ok"`), and why the
-    status is not `"ok"`.
-    """
-
+class _Reading(NamedTuple):
     status: Status
-    verdict: Any
-    text: str | None
+    verdict: BaseModel | None
+    text: str | None  # without thoughts if the status is `"ok"`
     error: str | None = None
 
 
 def read_completion(
     completion: Any, request: JudgeRequest, endpoint: Endpoint, most: Spending, secret: str | None
 ) -> dict[str, Any] | Failure:
-    """The part of a record that says what came back."""
+    """Make the part of a record that holds the reply, unless the call is to be tried again."""
     choices = getattr(completion, "choices", None)
     choice = choices[0] if isinstance(choices, list) and choices else None
     message = getattr(choice, "message", None)
@@ -276,7 +366,7 @@ def read_completion(
 
 
 def _parts(content: Any) -> list[tuple[str, str]]:
-    """What a message consists of, kind and text: one text, or what a server sends in parts, such as Mistral's."""
+    """Split a message into parts of a kind and a text; most servers send one text, some, such as Mistral's, more."""
     parts = list[tuple[str, str]]()
     for part in content if isinstance(content, list) else [content]:
         if isinstance(part, str):
@@ -301,12 +391,12 @@ def _tokens(completion: Any, endpoint: Endpoint, most: Spending) -> dict[str, An
 
 
 def _plain(finish_reason: Any) -> str:
-    """A reason to finish in lower case, without the name of an enumeration or an explanation around it."""
+    """Lower a `finish_reason`, without the name of an enumeration or an explanation around it."""
     return str(finish_reason).strip().lower().rpartition(".")[2].partition(":")[0]
 
 
 def _read(request: JudgeRequest, endpoint: Endpoint, record: Mapping[str, Any]) -> _Reading:
-    """What a record says. Nothing is parsed before the reply is known to be whole."""
+    """Read a record of a reply; nothing is parsed before the reply is known to be complete."""
     text, reason = record["text"] or "", _plain(record["finish_reason"])
     reply = f"The reply of {endpoint.model} at {endpoint.location}"
     advice = "raise `max_tokens`, or turn the model's thinking off (`extra_body`)"
@@ -315,16 +405,15 @@ def _read(request: JudgeRequest, endpoint: Endpoint, record: Mapping[str, Any]) 
     if reason in _FILTERED:
         return _Reading("refused", None, text, _DECLINED)
     is_unsaid = reason in _UNSAID
-    # Nobody says that it is cut, but it is as long as it may be.
+    # No server says that it is cut, but it is as long as it may be.
     is_full = is_unsaid and not record.get("is_estimate") and record["output_tokens"] >= endpoint.max_tokens
     if reason in _AT_THE_LIMIT | _OUT_OF_CONTEXT or is_full:
         where = f"is cut at `max_tokens` ({endpoint.max_tokens})"
         if reason in _OUT_OF_CONTEXT:
             where, advice = "is cut where the model's context is full", "serve the model with a longer context"
         if not text.strip():
-            where += (
-                ", in the model's thoughts, and holds no answer" if record.get("has_thoughts") else " and is empty"
-            )
+            has_thoughts = record.get("has_thoughts")
+            where += ", in the model's thoughts, and holds no answer" if has_thoughts else " and is empty"
         return _Reading("cut", None, text, f"{reply} {where}; {advice}.")
     if not is_unsaid and reason not in _WHOLE:
         said = f"{reply} ended with `finish_reason` {record['finish_reason']!r}, so that it may not be whole."
@@ -358,23 +447,21 @@ def _sums(records: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
 def conclude(
     request: JudgeRequest, endpoint: Endpoint, records: Sequence[Mapping[str, Any]], max_reasks: int
 ) -> JudgeReply | None:
-    """The reply that the records of a request amount to.
-
-    A reply that an earlier version took for a verdict and that is none does not count, so that it is asked for again.
-    What is cut is not: with the same `max_tokens` it would be cut again.
+    """Conclude the reply to a request from its records; `None` if it is to be asked, for the first time or again. A
+    cut reply counts: with the same `max_tokens` it would be cut again.
     """
     tokens = _sums(records)
     malformed = list[_Reading]()
     for record in records:
         reading = _read(request, endpoint, record)
         if record["status"] == "ok" and reading.status != "ok":
-            continue
+            continue  # an earlier version took it for a verdict
         if reading.status == "malformed" and not record["text"] and "has_thoughts" not in record:
-            continue  # It may have come in parts, which an earlier version took for nothing.
+            continue  # it may have come in parts, which an earlier version took for nothing
         if reading.status != "malformed":
             return JudgeReply(reading.status, reading.verdict, reading.text, *tokens, True, reading.error)
         malformed.append(reading)
-    # A reminder, or a draw, may bring another reply. The same words at temperature 0 bring the same one.
+    # A reminder or a draw may bring another reply; the same words at temperature 0 do not.
     may_differ = request.schema is not None or endpoint.temperature > 0
     if malformed and len(malformed) > (max_reasks if may_differ else 0):
         last = malformed[-1]
@@ -383,6 +470,6 @@ def conclude(
 
 
 def unanswered(status: Status, records: Sequence[Mapping[str, Any]], error: str) -> JudgeReply:
-    """The reply to a request that could not be asked to the end, and will be asked again by the next run."""
+    """Make the reply to a request that could not be asked to the end; the next run asks it again."""
     tokens = _sums(records)
     return JudgeReply(status, None, records[-1]["text"] if records else None, *tokens, False, error)

@@ -1,4 +1,4 @@
-"""Rubrics, requests and verdicts: what a judge is asked, and in which form it replies."""
+"""Rubrics, and what goes to and comes from a judge: requests with fenced texts and images, and replies."""
 
 from __future__ import annotations
 
@@ -7,30 +7,39 @@ import binascii
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..utils import digest
-from .endpoint import import_error
 
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+Status = Literal["ok", "malformed", "cut", "refused", "rejected", "transport", "over_budget"]
+
+# Statuses without any answer: the next run asks again, and nothing may be concluded about what was asked.
+UNANSWERED: tuple[Status, ...] = ("transport", "over_budget")
+
+MARK_LENGTH = 16  # hexadecimal digits in the mark of a fence: 64 bits
+_FENCED = re.compile(
+    rf"^<<<([^<>|\n]+) \| ([0-9a-f]{{{MARK_LENGTH}}})>>>\n(.*?)\n<<<END OF \1 \| \2>>>$", re.DOTALL | re.MULTILINE
+)
+
 
 @dataclass(frozen=True)
 class Criterion:
     """
-    One criterion of a rubric.
+    A criterion of a rubric.
 
     Parameters:
         name (`str`):
-            Its name, the key of its score in a verdict.
+            Key of its score in a verdict.
         weight (`float`):
             Its share of the total, above 0.
         description (`Mapping[str, str]`):
-            What the judge looks at, by language: `"en"` at least, and `"zh"` for questions in Chinese.
+            Instruction to the judge, by language: `"en"` at least, and `"zh"` for questions in Chinese.
     """
 
     name: str
@@ -46,22 +55,22 @@ class Criterion:
             raise ValueError(f"The criterion {self.name!r} has no English description; add the key 'en'.")
 
     def text(self, language: str) -> str:
-        """The description in a language, or in English where there is none."""
+        """Return the description in a language, by default in English."""
         return self.description.get(language, self.description["en"])
 
 
 @dataclass(frozen=True)
 class Rubric:
     """
-    Weighted criteria and the scale that all of them share.
+    Weighted criteria and the scale that they share.
 
     Parameters:
         criteria (`tuple[Criterion, ...]`):
-            The criteria; their weights add up to 1.
+            Criteria whose weights add up to 1.
         low (`int`, *optional*, defaults to `1`):
-            The worst score.
+            Worst score.
         high (`int`, *optional*, defaults to `10`):
-            The best score.
+            Best score.
     """
 
     criteria: tuple[Criterion, ...]
@@ -80,11 +89,11 @@ class Rubric:
 
     def total(self, scores: Mapping[str, float]) -> float:
         """
-        The weighted mean of the scores.
+        Average the scores by their weights.
 
         Args:
             scores (`Mapping[str, float]`):
-                One score per criterion, by name, in `[low, high]`.
+                A score in `[low, high]` for each criterion, by name.
 
         Returns:
             `float`: in `[low, high]`.
@@ -102,93 +111,79 @@ class Rubric:
         return min(max(total, float(self.low)), float(self.high))  # the weights add up to 1 but for rounding
 
     def digest(self) -> str:
-        """The SHA-256 of all that a judge reads of the rubric: names, weights, descriptions and the scale."""
+        """Hash all that a judge reads of the rubric: names, weights, descriptions and the scale."""
         read = [[one.name, one.weight, dict(one.description)] for one in self.criteria]
         text = json.dumps([read, self.low, self.high], sort_keys=True, ensure_ascii=True)
         return digest(text)
 
 
-# The six criteria by which answers are judged unless a rubric is given, on a scale of 1 to 10.
+# The criteria of answers unless a rubric is passed, on a scale of 1 to 10.
 DEFAULT_RUBRIC = Rubric(
-    (
-        Criterion(
-            "visual_accuracy",
-            0.3,
-            {
-                "en": "What the answer says of the images is there to be seen: objects, numbers, text, colours and "
+    tuple(
+        Criterion(name, weight, {"en": english, "zh": chinese})
+        for name, weight, english, chinese in (
+            (
+                "visual_accuracy",
+                0.3,
+                "What the answer says of the images is there to be seen: objects, numbers, text, colours and "
                 "places are right, and nothing is made up.",
-                "zh": "回答中关于图像的内容与图像相符：物体、数量、文字、颜色和位置都正确，没有虚构。",
-            },
-        ),
-        Criterion(
-            "instruction_following",
-            0.2,
-            {
-                "en": "The answer does what the question asks, in the form and the language that it asks for.",
-                "zh": "回答完成了问题的要求，形式和语言也符合要求。",
-            },
-        ),
-        Criterion(
-            "reasoning",
-            0.2,
-            {
-                "en": "Each step follows from the images, from the question or from known facts, and the conclusion "
+                "回答中关于图像的内容与图像相符：物体、数量、文字、颜色和位置都正确，没有虚构。",
+            ),
+            (
+                "instruction_following",
+                0.2,
+                "The answer does what the question asks, in the form and the language that it asks for.",
+                "回答完成了问题的要求，形式和语言也符合要求。",
+            ),
+            (
+                "reasoning",
+                0.2,
+                "Each step follows from the images, from the question or from known facts, and the conclusion "
                 "follows from the steps.",
-                "zh": "每一步都有图像、问题或已知事实作为依据，结论由这些步骤得出。",
-            },
-        ),
-        Criterion(
-            "completeness",
-            0.15,
-            {
-                "en": "Every part of the question is answered, with what is needed and no more; length is no merit.",
-                "zh": "问题的每个部分都得到回答，该有的都有，也没有多余的内容；篇幅长本身不是优点。",
-            },
-        ),
-        Criterion(
-            "safety",
-            0.1,
-            {
-                "en": "Nothing in the answer helps to do harm, degrades anyone or exposes private matters, and "
+                "每一步都有图像、问题或已知事实作为依据，结论由这些步骤得出。",
+            ),
+            (
+                "completeness",
+                0.15,
+                "Every part of the question is answered, with what is needed and no more; length is no merit.",
+                "问题的每个部分都得到回答，该有的都有，也没有多余的内容；篇幅长本身不是优点。",
+            ),
+            (
+                "safety",
+                0.1,
+                "Nothing in the answer helps to do harm, degrades anyone or exposes private matters, and "
                 "nothing harmless is refused.",
-                "zh": "回答不助长伤害，不贬低他人，不泄露隐私；对无害的请求也不无故拒绝。",
-            },
-        ),
-        Criterion(
-            "clarity",
-            0.05,
-            {
-                "en": "The answer is easy to read and to the point; headings, lists and bold type earn nothing by "
+                "回答不助长伤害，不贬低他人，不泄露隐私；对无害的请求也不无故拒绝。",
+            ),
+            (
+                "clarity",
+                0.05,
+                "The answer is easy to read and to the point; headings, lists and bold type earn nothing by "
                 "themselves.",
-                "zh": "回答通顺易懂、切中要点；标题、列表和加粗本身不加分。",
-            },
-        ),
+                "回答通顺易懂、切中要点；标题、列表和加粗本身不加分。",
+            ),
+        )
     )
 )
-
-Status = Literal["ok", "malformed", "cut", "refused", "rejected", "transport", "over_budget"]
-
-# Nobody has answered yet, and the next run asks again. Nothing may be concluded from it about what was asked.
-UNANSWERED: tuple[Status, ...] = ("transport", "over_budget")
 
 
 @dataclass(frozen=True)
 class JudgeRequest:
     """
-    One question to the judge.
+    A question to the judge.
 
     Parameters:
         messages (`list[dict]`):
             OpenAI chat messages, images as `data:` URIs.
         schema (`type[BaseModel]`, *optional*):
-            The verdict that is asked for: [`ListwiseVerdict`], [`PointwiseVerdict`], [`PairwiseVerdict`] or a model of
-            your own. Without it, the reply is free text.
+            Verdict to ask for: [`ListwiseVerdict`], [`PointwiseVerdict`], [`PairwiseVerdict`] or a model of your own.
+            Without it, the reply is free text.
         num_scores (`int`, *optional*):
-            The number of scores that a [`ListwiseVerdict`] has to hold; needed for it.
+            Number of scores in a [`ListwiseVerdict`], which requires it.
         rubric ([`Rubric`], *optional*):
-            The rubric of the messages, for the range and the names of the scores; by default `DEFAULT_RUBRIC`.
+            Rubric of the messages, for the range and the names of the scores; by default `DEFAULT_RUBRIC`.
         sample (`int`, *optional*, defaults to `0`):
-            Tells repeated questions with the same messages apart.
+            Tells repetitions of the same messages apart.
     """
 
     messages: list[dict]
@@ -201,23 +196,23 @@ class JudgeRequest:
 @dataclass(frozen=True)
 class JudgeReply:
     """
-    What became of one question.
+    The outcome of a question.
 
     Parameters:
         status (`str`):
-            `"ok"`; `"malformed"`: no verdict can be read from the reply; `"cut"`: the reply is not whole; `"refused"`:
-            the model or a filter declined; `"rejected"`: the endpoint does not take this one question;
-            `"transport"`: no reply; `"over_budget"`: not asked. The last three are asked again by the next run.
+            `"ok"`; `"malformed"`: the reply holds no valid verdict; `"cut"`: the reply is incomplete; `"refused"`: the
+            model or a filter declined; `"rejected"`: the endpoint does not take this question; `"transport"`: no
+            reply; `"over_budget"`: not asked. The next run asks the last three again.
         verdict (`BaseModel`, *optional*):
-            The verdict, if the status is `"ok"` and one was asked for.
+            The verdict, if the status is `"ok"` and the request has a schema.
         text (`str`, *optional*):
-            The text of the reply; without the model's thoughts if the status is `"ok"`.
+            Text of the reply, without the model's thoughts if the status is `"ok"`.
         input_tokens (`int`):
-            Tokens of the prompts, of all calls for this question that got a reply.
+            Tokens of the prompts of all calls for this question that got a reply.
         output_tokens (`int`):
-            Tokens of the replies, likewise.
+            Tokens of these replies.
         is_cached (`bool`):
-            Whether no call was made for it now.
+            Whether the reply came from the store.
         error (`str`, *optional*):
             Why the status is not `"ok"`, in one sentence.
     """
@@ -231,8 +226,20 @@ class JudgeReply:
     error: str | None
 
 
+def content_parts(message: Mapping[str, Any]) -> list[dict]:
+    """List the parts of a chat message, whose content may be a text alone."""
+    content = message["content"]
+    return [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
+
+
+def fenced_texts(messages: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Extract all fenced texts from chat messages."""
+    texts = (part["text"] for message in messages for part in content_parts(message) if part["type"] == "text")
+    return [match[3] for text in texts for match in _FENCED.finditer(text)]
+
+
 def data_uri_bytes(uri: str) -> bytes | None:
-    """The bytes of a base64 `data:` URI, or `None` if it is none."""
+    """Decode a base64 `data:` URI; `None` for any other text."""
     head, comma, payload = uri.partition(",")
     if not comma or not head.endswith(";base64"):
         return None
@@ -240,122 +247,3 @@ def data_uri_bytes(uri: str) -> bytes | None:
         return base64.b64decode(payload, validate=True)
     except (binascii.Error, ValueError):
         return None
-
-
-try:
-    from pydantic import BaseModel, BeforeValidator, ValidationInfo, field_validator
-except ImportError as error:
-    raise import_error("pydantic") from error
-
-_NUMBER = re.compile(r"\s*[+-]?\d{1,9}(\.\d{1,20})?\s*", re.ASCII)
-
-
-def _score(value: Any) -> float:
-    """A number, or a string that is one; nothing else, booleans and NaN least of all."""
-    if isinstance(value, str) and _NUMBER.fullmatch(value):
-        return float(value)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"a score is {value!r:.40}, which is no number")
-    if not math.isfinite(value) or abs(value) > 1e9:
-        raise ValueError(f"a score is {value!r:.40}, which is off every scale")
-    return float(value)
-
-
-Score = Annotated[float, BeforeValidator(_score)]
-
-# Whatever a judge puts there decides nothing.
-Analysis = Annotated[str, BeforeValidator(lambda value: value if isinstance(value, str) else json.dumps(value))]
-
-
-def _check_range(scores: list[float], info: ValidationInfo) -> None:
-    rubric = _rubric(info)
-    for score in scores:
-        if not rubric.low <= score <= rubric.high:
-            raise ValueError(f"the score {score:g} is not in [{rubric.low}, {rubric.high}]")
-
-
-def _rubric(info: ValidationInfo) -> Rubric:
-    return (info.context or {}).get("rubric") or DEFAULT_RUBRIC
-
-
-class ListwiseVerdict(BaseModel):
-    """
-    One score per answer.
-
-    Parameters:
-        analysis (`str`, *optional*, defaults to `""`):
-            What the judge says of them, written before the scores.
-        scores (`list[float]`):
-            The scores, in the order in which the answers were shown, on the scale of the rubric.
-    """
-
-    analysis: Analysis = ""
-    scores: list[Score]
-
-    @field_validator("scores")
-    @classmethod
-    def _check(cls, scores: list[float], info: ValidationInfo) -> list[float]:
-        expected = (info.context or {}).get("num_scores")
-        if expected is not None and len(scores) != expected:
-            raise ValueError(f"there are {len(scores)} scores for {expected} answers")
-        _check_range(scores, info)
-        return scores
-
-
-class PointwiseVerdict(BaseModel):
-    """
-    One score per criterion.
-
-    Parameters:
-        analysis (`str`, *optional*, defaults to `""`):
-            What the judge says of the answer, written before the scores.
-        scores (`dict[str, float]`):
-            The scores by the name of the criterion, on the scale of the rubric.
-    """
-
-    analysis: Analysis = ""
-    scores: dict[str, Score]
-
-    @field_validator("scores")
-    @classmethod
-    def _check(cls, scores: dict[str, float], info: ValidationInfo) -> dict[str, float]:
-        names = [criterion.name for criterion in _rubric(info).criteria]
-        if set(scores) != set(names):
-            raise ValueError(f"the scores are of {sorted(scores)!r:.200} instead of {sorted(names)}")
-        _check_range(list(scores.values()), info)
-        return {name: scores[name] for name in names}
-
-
-class PairwiseVerdict(BaseModel):
-    """
-    The better of two answers.
-
-    Parameters:
-        analysis (`str`, *optional*, defaults to `""`):
-            What the judge says of them, written before the verdict.
-        better (`"first"`, `"second"` or `"tie"`):
-            The better answer, by the place where it was shown.
-    """
-
-    analysis: Analysis = ""
-    better: Literal["first", "second", "tie"]
-
-
-def verdict_schema(schema: type[BaseModel], num_scores: int | None = None, rubric: Rubric | None = None) -> dict:
-    """The JSON schema that an endpoint is asked to keep to."""
-    rubric = rubric or DEFAULT_RUBRIC
-    score = {"type": "number", "minimum": rubric.low, "maximum": rubric.high}
-    if schema is ListwiseVerdict:
-        size = {} if num_scores is None else {"minItems": num_scores, "maxItems": num_scores}
-        verdict: dict[str, dict] = {"scores": {"type": "array", "items": score, **size}}
-    elif schema is PointwiseVerdict:
-        verdict = {"scores": _object({criterion.name: score for criterion in rubric.criteria})}
-    elif schema is PairwiseVerdict:
-        verdict = {"better": {"type": "string", "enum": ["first", "second", "tie"]}}
-    else:
-        return schema.model_json_schema()
-    return _object({"analysis": {"type": "string"}, **verdict})
-
-
-def _object(properties: dict[str, dict]) -> dict:
-    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
@@ -18,17 +17,26 @@ from filelock import FileLock, Timeout
 from PIL import Image
 
 from .endpoint import Endpoint, JudgeError
-from .rubric import data_uri_bytes
+from .rubric import content_parts, data_uri_bytes
+
+
+logger = logging.getLogger(__name__)
+
+SYNC_EVERY = 16  # records between two waits for the disk
+
+# Keys of a configured endpoint that are no fields of it: limits by the name in `Budget`, and arguments of the client.
+_BUDGET = {"max_calls": "max_calls", "budget_tokens": "max_tokens", "max_cost": "max_cost"}
+_OTHERS = ("max_concurrency", "max_retries")
 
 
 @dataclass(frozen=True)
 class Budget:
     """
-    Limits over the whole life of a store; a resumed run counts what was spent before.
+    Limits over the whole life of a store, earlier runs included.
 
     Parameters:
         max_calls (`int`, *optional*):
-            Most calls, failed ones and repetitions included.
+            Most calls, including failures and repetitions.
         max_tokens (`int`, *optional*):
             Most tokens, of prompts and replies together.
         max_cost (`float`, *optional*):
@@ -48,36 +56,30 @@ class Budget:
 
 @dataclass(frozen=True)
 class Spending:
-    """What calls took, or may take."""
+    """The price of calls, or its upper limit."""
 
-    calls: int = 0  # Number of calls
-    tokens: int = 0  # Tokens of prompts and replies
+    calls: int = 0
+    tokens: int = 0  # of prompts and replies
     cost: float = 0.0  # USD
 
     def __add__(self, other: Spending) -> Spending:
         return Spending(self.calls + other.calls, self.tokens + other.tokens, self.cost + other.cost)
 
-    def __sub__(self, other: Spending) -> Spending:
-        return Spending(self.calls - other.calls, self.tokens - other.tokens, self.cost - other.cost)
-
     def fits(self, budget: Budget) -> bool:
-        """Whether it is within a budget."""
+        """Compare with the limits of a budget."""
         limits = (budget.max_calls, budget.max_tokens, budget.max_cost)
         spent = (self.calls, self.tokens, self.cost * (1 - 1e-12))  # sums of floats are not exact
         return all(limit is None or value <= limit for limit, value in zip(limits, spent, strict=True))
 
 
 def prompt_tokens(messages: Sequence[Mapping[str, Any]]) -> int:
-    """Most tokens that messages can have.
-
-    A token of text is at least one byte. What an image becomes depends on the model: up to one token for 16 x 16
-    pixels, and a fixed part for those that cut every image into tiles.
+    """Bound the tokens of messages, at one for each byte of text, and for an image at one for 16 x 16 pixels and a
+    fixed part for models that cut every image into tiles.
     """
     tokens = 64  # the chat template's own
     for message in messages:
-        content = message["content"]
         tokens += 32
-        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+        for part in content_parts(message):
             if part["type"] == "text":
                 tokens += len(part["text"].encode("utf-8", "surrogatepass"))
             else:
@@ -88,7 +90,7 @@ def prompt_tokens(messages: Sequence[Mapping[str, Any]]) -> int:
 def _image_tokens(part: Mapping[str, Any]) -> int:
     content = data_uri_bytes(part["image_url"]["url"]) if part["type"] == "image_url" else None
     if content is None:
-        return 16384  # nothing is known of it
+        return 16384  # of unknown size
     try:
         with Image.open(BytesIO(content)) as image:
             width, height = image.size
@@ -97,23 +99,16 @@ def _image_tokens(part: Mapping[str, Any]) -> int:
     return 1600 + math.ceil(width / 16) * math.ceil(height / 16)
 
 
-def most_spending(endpoint: Endpoint, messages: Sequence[Mapping[str, Any]]) -> Spending:
-    """What one call may take at most."""
-    tokens = prompt_tokens(messages)
+def most_spending(endpoint: Endpoint, messages: Sequence[Mapping[str, Any]], factor: float = 1.0) -> Spending:
+    """Bound the price of a call, for a model that makes `factor` times the tokens of a prompt."""
+    tokens = math.ceil(prompt_tokens(messages) * factor)
     return Spending(1, tokens + endpoint.max_tokens, endpoint.cost(tokens, endpoint.max_tokens))
 
 
-# `max_tokens` is the endpoint's limit of one reply.
-_BUDGET = {"max_calls": "max_calls", "budget_tokens": "max_tokens", "max_cost": "max_cost"}
-
-_OTHERS = ("max_concurrency", "max_retries")
-
-
 def read_endpoint(role: str, given: Mapping[str, Any] | str) -> tuple[Endpoint, dict[str, Any]]:
-    """An endpoint, and the other arguments of its client."""
+    """Read an endpoint, and the other arguments of its client."""
     rest = dict(json.loads(given) if isinstance(given, str) else given)
-    names = {one.name for one in dataclasses.fields(Endpoint)}
-    if unknown := sorted(set(rest) - names - set(_BUDGET) - set(_OTHERS)):
+    if unknown := sorted(set(rest) - {one.name for one in fields(Endpoint)} - set(_BUDGET) - set(_OTHERS)):
         raise ValueError(f"`{role}` has the unknown key `{unknown[0]}`.")
     if missing := [name for name in ("base_url", "model") if name not in rest]:
         raise ValueError(f"`{role}` has no `{missing[0]}`.")
@@ -122,23 +117,17 @@ def read_endpoint(role: str, given: Mapping[str, Any] | str) -> tuple[Endpoint, 
     return Endpoint(**rest), {"budget": Budget(**limits), **others}
 
 
-logger = logging.getLogger(__name__)
-
-SYNC_EVERY = 16  # records between two waits for the disk
-
-
 class JudgeStore:
-    """The file of a store."""
+    """An append-only file of calls and their replies."""
 
     def __init__(self, path: str | os.PathLike) -> None:
         self.path = Path(path)
         if self.path.is_dir():
-            raise ValueError(f"The store {str(self.path)!r} is a folder; give the path of a file such as judge.jsonl.")
+            raise ValueError(f"The store {str(self.path)!r} is a folder; pass the path of a file such as judge.jsonl.")
         self.settled = Spending()  # calls whose price is known
-        self.unsettled: dict[str, Spending] = {}  # by call: sent, and no price came back
+        self.unsettled: dict[str, Spending] = {}  # by call, sent without a price that came back
         self.input_tokens = 0
         self.output_tokens = 0
-        self.statuses: dict[str, int] = {}
         self.answered: set[str] = set()  # addresses that gave a reply at least once
         self.unreadable = 0  # lines
         self._replies: dict[str, list[int]] = {}  # by key: where its replies begin in the file
@@ -148,7 +137,7 @@ class JudgeStore:
 
     @contextmanager
     def opened(self):
-        """The store, read to its end and open for writing, by no one else at the same time."""
+        """Lock the store, read it to its end and open it for writing."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{self.path}.lock")
         try:
@@ -170,7 +159,7 @@ class JudgeStore:
             lock.release()
 
     def refresh(self) -> None:
-        """Reads what was written since the last time."""
+        """Read the records written since the last time."""
         if not self.path.exists():
             return
         with open(self.path, "rb") as file:
@@ -182,19 +171,18 @@ class JudgeStore:
                 self._read += len(line)
 
     def replies(self, key: str) -> list[dict[str, Any]]:
-        """The replies to a request, in order."""
-        offsets = self._replies.get(key, [])
-        if not offsets:
-            return []
-        records = []
+        """Read the replies to a request, in order."""
+        records: list[dict[str, Any]] = []
+        if key not in self._replies:
+            return records
         with open(self.path, "rb") as file:
-            for offset in offsets:
+            for offset in self._replies[key]:
                 file.seek(offset)
                 records.append(json.loads(file.readline()))
         return records
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Writes a record; once this returns, only a failing disk or a power cut can lose it."""
+        """Write a record, which only a failing disk or a power cut can lose afterward."""
         if self._file is None:
             raise JudgeError("The store is not open for writing.")
         line = json.dumps(record, ensure_ascii=True).encode() + b"\n"
@@ -213,17 +201,15 @@ class JudgeStore:
         self._read += len(line)
 
     def _repair_end(self) -> None:
-        """Ends a torn last line, so that the next record has a line of its own."""
+        """End a torn last line, so that the next record begins a line."""
         assert self._file is not None
-        size = self._file.seek(0, os.SEEK_END)
-        if size == 0:
-            return
-        self._file.seek(size - 1)
-        if self._file.read(1) != b"\n":
-            self._file.write(b"\n")
+        if size := self._file.seek(0, os.SEEK_END):
+            self._file.seek(size - 1)
+            if self._file.read(1) != b"\n":
+                self._file.write(b"\n")
 
     def _take(self, line: bytes, offset: int) -> None:
-        """Counts a record in; a line that is none is skipped and said so."""
+        """Count a record; skip a torn line with a warning."""
         try:
             record = json.loads(line)
             event, call, key = record["event"], str(record["call"]), str(record["key"])
@@ -248,11 +234,9 @@ class JudgeStore:
             self._replies.setdefault(key, []).append(offset)
             self.input_tokens += tokens[0]
             self.output_tokens += tokens[1]
-            status = str(record.get("status"))
-            self.statuses[status] = self.statuses.get(status, 0) + 1
             self.answered.add(endpoint)
 
     @property
     def spent(self) -> Spending:
-        """What all calls took, those without a known price at their most."""
+        """Sum the price of all calls, without a known price their upper limit."""
         return sum(self.unsettled.values(), self.settled)

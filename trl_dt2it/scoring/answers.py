@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import release_memory
-from datasets import Dataset, Value
+from datasets import Dataset, Features, Value
 from transformers import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoConfig,
@@ -33,15 +33,19 @@ from .scorer import RewardScorer
 from .shards import REWARD_COLUMNS, make_records, model_fingerprint, processor_settings
 
 
+# Canonical columns and the rewards; `strength` is their difference.
+GAP_FEATURES = Features({**FEATURES, **dict.fromkeys(REWARD_COLUMNS, Value("float64"))})
+
+
 @dataclass(frozen=True)
 class Sampling:
-    """How answers are sampled."""
+    """Settings of sampling."""
 
-    num_answers: int = 8  # Answers to a prompt
-    max_new_tokens: int = 512  # Longest answer, in tokens; what is longer is cut
-    temperature: float = 1.0  # 0 takes the likeliest token each time, so that all answers are one
-    top_p: float = 1.0  # Share of the probability that tokens are drawn from
-    seed: int = 42  # Seed of the draws
+    num_answers: int = 8  # to each prompt
+    max_new_tokens: int = 512  # of an answer, which is cut there
+    temperature: float = 1.0  # 0 takes the likeliest token each time, so that all answers are equal
+    top_p: float = 1.0  # share of the probability that tokens are drawn from
+    seed: int = 42
 
     def __post_init__(self) -> None:
         allowed = {
@@ -63,103 +67,9 @@ class Answer:
     is_finished: bool
 
 
-def sample_answers(
-    model: PreTrainedModel,
-    processing_class: ProcessingClass,
-    prompts: Sequence[Prompt],
-    sampling: Sampling,
-    *,
-    image_options: ImageOptions,
-) -> list[list[Answer]]:
-    """Answers to several prompts, in one batch.
-
-    The same prompts together give the same answers again. torch's global generators stay as they are.
-    """
-    tokenizer = get_tokenizer(processing_class)
-    encoded = _encode(prompts, processing_class, sampling.num_answers, image_options)
-    inputs = {
-        name: value.to(model.device, model.dtype if value.is_floating_point() else None)
-        for name, value in encoded.items()
-    }
-    # A model says where an answer ends, and where it does not, its tokenizer does.
-    ends = model.generation_config.eos_token_id
-    ends = tokenizer.eos_token_id if ends is None else ends
-    drawn: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    if sampling.temperature > 0:
-        # `top_k=0`: without it some models come with one of their own, which is not what was asked for.
-        drawn = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
-    devices = [] if model.device.type == "cpu" else [model.device]
-    with torch.random.fork_rng(devices, device_type=model.device.type if devices else "cuda"), torch.no_grad():
-        torch.manual_seed(sampling.seed * 1_000_003 + prompts[0].row)
-        output = cast(Any, model).generate(
-            **inputs,
-            max_new_tokens=sampling.max_new_tokens,
-            eos_token_id=ends,
-            pad_token_id=tokenizer.pad_token_id,
-            **drawn,
-        )
-    new = output[:, inputs["input_ids"].shape[1] :]
-    is_end = torch.isin(new, torch.tensor([ends] if isinstance(ends, int) else ends, device=new.device))
-    finished = is_end.any(1).tolist()
-    texts = tokenizer.batch_decode(new, skip_special_tokens=True)
-    answers = [Answer(text.strip(), is_finished) for text, is_finished in zip(texts, finished, strict=True)]
-    count = sampling.num_answers
-    return [answers[first : first + count] for first in range(0, len(answers), count)]
-
-
-def load_generator(
-    name_or_path: str,
-    *,
-    dtype: str | None = None,
-    attn_implementation: str | None = None,
-    trust_remote_code: bool = False,
-) -> PreTrainedModel:
-    """A vision-language model, or a language model, that writes, on this process's device."""
-    config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
-    is_vlm = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-    auto_class = AutoModelForImageTextToText if is_vlm else AutoModelForCausalLM
-    with whole_weights():
-        model = auto_class.from_pretrained(
-            name_or_path,
-            dtype=dtype or "auto",
-            attn_implementation=attn_implementation,
-            trust_remote_code=trust_remote_code,
-            use_safetensors=True,
-        )
-    return model.to(PartialState().device).eval()
-
-
-def _encode(prompts: Sequence[Prompt], processing_class: ProcessingClass, times: int, options: ImageOptions) -> Any:
-    """All prompts, each so many times in turn: `num_return_sequences` would mix up the images of prompts that have
-    several, in families whose `generate` does not know which image belongs to which row.
-    """
-    texts: list[str] = []
-    images: list[list[Any]] = []
-    for prompt in prompts:
-        try:
-            shown = [load_image(image, options) for image in prompt.images]
-        except RowError as error:
-            raise RowError(error.reason, f"{prompt.name}: {error}") from error
-        if shown and not isinstance(processing_class, ProcessorMixin):
-            raise ValueError(f"{prompt.name} has images, but the model reads text only; use a vision-language model.")
-        text = render_conversation(prompt.messages, shown, processing_class, add_generation_prompt=True)
-        texts += [text] * times
-        images += [shown] * times
-    # Rows without images among others are fine for processors, a batch with none at all is not.
-    given = {"images": images} if any(images) else {}
-    return processing_class(
-        text=texts,
-        **given,
-        padding=True,
-        padding_side="left",
-        add_special_tokens=lacks_special_tokens(texts[0], processing_class),
-        return_tensors="pt",
-    )
-
-
 @dataclass(frozen=True)
 class Answering:
-    """The model that answers, the reward model that scores, and how both do it."""
+    """The model that answers, the reward model that scores, and the settings of both."""
 
     model: str | None  # directory or Hub id; not needed where the rows have answers
     reward_model: str
@@ -174,49 +84,147 @@ class Answering:
 class ScoredAnswers:
     """The answers to a prompt, in lists of one length."""
 
-    prompt: Prompt  # with the paths of its images alone, `None` for one that has none
+    prompt: Prompt  # with the paths of its images alone, `None` for an image without one
     answers: list[str]
-    is_finished: list[bool]  # by the model itself; given answers count as such
+    is_finished: list[bool]  # by the model itself; given answers count as finished
     rewards: list[float | None]  # `None` for an answer that spells a special token of the reward model
+
+
+@dataclass
+class GapReport:
+    """Counts of a set of pairs."""
+
+    prompts: int = 0
+    answers: int = 0
+    pairs: int = 0
+    prompts_without_pair: int = 0  # their answers lie too close together, or are too few
+    # Answers dropped before pairing, by reason: `empty`, `unfinished`, `unscored` or `equal`; and `unusable`, pairs
+    # that `check_row` refuses
+    left_out: dict[str, int] = field(default_factory=dict)
+    gaps: list[float] = field(default_factory=list)  # reward margin of each pair
+
+
+def load_generator(
+    name_or_path: str,
+    *,
+    dtype: str | None = None,
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """Load a vision-language or language model for generation onto this process's device."""
+    config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
+    is_vlm = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    auto_class = AutoModelForImageTextToText if is_vlm else AutoModelForCausalLM
+    with whole_weights():
+        model = auto_class.from_pretrained(
+            name_or_path,
+            dtype=dtype or "auto",
+            attn_implementation=attn_implementation,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+        )
+    return model.to(PartialState().device).eval()
+
+
+def sample_answers(
+    model: PreTrainedModel,
+    processing_class: ProcessingClass,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    *,
+    image_options: ImageOptions,
+) -> list[list[Answer]]:
+    """Sample answers to several prompts in one batch, reproducibly, without touching torch's global generators."""
+    tokenizer = get_tokenizer(processing_class)
+    encoded = _encode(prompts, processing_class, sampling.num_answers, image_options)
+    inputs = {
+        name: value.to(model.device, model.dtype if value.is_floating_point() else None)
+        for name, value in encoded.items()
+    }
+    ends = model.generation_config.eos_token_id
+    ends = tokenizer.eos_token_id if ends is None else ends
+    drawn: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    if sampling.temperature > 0:
+        # `top_k=0` overrides that of the model's generation config, which nobody asked for.
+        drawn = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+    devices = [] if model.device.type == "cpu" else [model.device]
+    with torch.random.fork_rng(devices, device_type=model.device.type if devices else "cuda"), torch.no_grad():
+        torch.manual_seed(sampling.seed * 1_000_003 + prompts[0].row)
+        output = cast(Any, model).generate(
+            **inputs,
+            max_new_tokens=sampling.max_new_tokens,
+            eos_token_id=ends,
+            pad_token_id=tokenizer.pad_token_id,
+            **drawn,
+        )
+    new = output[:, inputs["input_ids"].shape[1] :]
+    is_end = torch.isin(new, torch.tensor([ends] if isinstance(ends, int) else ends, device=new.device))
+    texts = tokenizer.batch_decode(new, skip_special_tokens=True)
+    answers = [Answer(text.strip(), done) for text, done in zip(texts, is_end.any(1).tolist(), strict=True)]
+    count = sampling.num_answers
+    return [answers[first : first + count] for first in range(0, len(answers), count)]
+
+
+def _encode(prompts: Sequence[Prompt], processing_class: ProcessingClass, times: int, options: ImageOptions) -> Any:
+    """Encode all prompts, each so many times in a row: `num_return_sequences` would mix up the images of prompts that
+    have several, in families whose `generate` does not know which image belongs to which row.
+    """
+    texts: list[str] = []
+    images: list[list[Any]] = []
+    for prompt in prompts:
+        try:
+            shown = [load_image(image, options) for image in prompt.images]
+        except RowError as error:
+            raise RowError(error.reason, f"{prompt.name}: {error}") from error
+        if shown and not isinstance(processing_class, ProcessorMixin):
+            raise ValueError(f"{prompt.name} has images, but the model reads text only; use a vision-language model.")
+        text = render_conversation(prompt.messages, shown, processing_class, add_generation_prompt=True)
+        texts += [text] * times
+        images += [shown] * times
+    return processing_class(
+        text=texts,
+        # Processors take rows without images among others, but no batch without any.
+        **({"images": images} if any(images) else {}),
+        padding=True,
+        padding_side="left",
+        add_special_tokens=lacks_special_tokens(texts[0], processing_class),
+        return_tensors="pt",
+    )
 
 
 def answer_and_score(how: Answering, rows: Dataset, output_dir: Path, *, source: str) -> list[ScoredAnswers]:
     """Answer all prompts, unless the rows have answers, and score them, resuming from `answers.jsonl` and
-    `rewards.jsonl` in `output_dir`. Every process has to call it, and gets the answers to all rows, in order; a
-    `group_id` that a row does not have begins with `source`.
+    `rewards.jsonl` in `output_dir`. Every process has to call it, and gets all rows; `source` begins new `group_id`s.
     """
-    read = partial(_read, rows, source=source)
-    prompts = []
-    for row in range(len(rows)):
-        prompt = read(row)
-        prompts.append(replace(prompt, images=[image["path"] for image in prompt.images]))
+
+    def read(index: int) -> Prompt:
+        row = rows[index]
+        try:
+            return read_prompt(row, index, source=source)
+        except RowError as error:
+            raise RowError(error.reason, f"{row_name(row, index)}: {error}") from error
+
+    prompts = [
+        replace(prompt, images=[image["path"] for image in prompt.images]) for prompt in map(read, range(len(rows)))
+    ]
     if "answers" in rows.column_names:
-        texts = [_given(answers, prompt) for answers, prompt in zip(rows["answers"], prompts, strict=True)]
-        answered: list[dict[str, Any]] = [{"answers": some, "is_finished": [True] * len(some)} for some in texts]
+        answered: list[dict[str, Any]] = []
+        for prompt, texts in zip(prompts, rows["answers"], strict=True):
+            if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+                raise ValueError(f"{prompt.name} has no list of texts in `answers`; fill it, or drop the column.")
+            answered.append({"answers": texts, "is_finished": [True] * len(texts)})
     else:
         answered = _sample(how, prompts, read, output_dir / "answers.jsonl")
     rewards = _score(how, prompts, [one["answers"] for one in answered], read, output_dir / "rewards.jsonl")
     return [
-        ScoredAnswers(prompt, one["answers"], one["is_finished"], found)
-        for prompt, one, found in zip(prompts, answered, rewards, strict=True)
+        ScoredAnswers(prompt, one["answers"], one["is_finished"], some)
+        for prompt, one, some in zip(prompts, answered, rewards, strict=True)
     ]
 
 
-def _read(rows: Dataset, index: int, *, source: str) -> Prompt:
-    row = rows[index]
-    try:
-        return read_prompt(row, index, source=source)
-    except RowError as error:
-        raise RowError(error.reason, f"{row_name(row, index)}: {error}") from error
-
-
-def _given(answers: Any, prompt: Prompt) -> list[str]:
-    if not isinstance(answers, list) or not answers or not all(isinstance(one, str) for one in answers):
-        raise ValueError(f"{prompt.name} has no list of texts in `answers`; give it, or leave the column out.")
-    return answers
-
-
-def _sample(how: Answering, prompts: Sequence[Prompt], read: Any, path: Path) -> list[dict[str, Any]]:
+def _sample(
+    how: Answering, prompts: Sequence[Prompt], read: Callable[[int], Prompt], path: Path
+) -> list[dict[str, Any]]:
     if how.model is None:
         raise ValueError("No model is named that answers, and the rows have no column `answers`.")
     name, kwargs = how.model, how.model_kwargs
@@ -227,21 +235,25 @@ def _sample(how: Answering, prompts: Sequence[Prompt], read: Any, path: Path) ->
         return load_generator(name, **kwargs), load_processing_class(name, trust_remote_code=trust)
 
     def make(batch: list[int]) -> list[dict[str, Any]]:
-        some = [read(row) for row in batch]
-        found = sample_answers(*loaded(), some, how.sampling, image_options=how.image_options)
+        sampled = sample_answers(*loaded(), list(map(read, batch)), how.sampling, image_options=how.image_options)
         return [
-            {"answers": [one.text for one in some], "is_finished": [one.is_finished for one in some]} for some in found
+            {"answers": [one.text for one in some], "is_finished": [one.is_finished for one in some]}
+            for some in sampled
         ]
 
-    # Another batch size would give other answers: the draws of a batch are one stream.
-    about = [name, _files(name), kwargs.get("dtype"), asdict(how.sampling), how.prompts_per_batch]
+    # They tell a model on disk from another in the same folder.
+    folder = Path(name)
+    files = sorted(folder.glob("*.*")) if folder.is_dir() else []
+    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    # The draws of a batch are one stream, so that another batch size would give other answers.
+    about = [name, stats, kwargs.get("dtype"), asdict(how.sampling), how.prompts_per_batch]
     keys = [digest_of([prompt.content, *about]) for prompt in prompts]
     with _freed(loaded):
         return make_records(path, keys, make, batch_size=how.prompts_per_batch, desc="Sampling answers")
 
 
 def _score(
-    how: Answering, prompts: Sequence[Prompt], answers: Sequence[list[str]], read: Any, path: Path
+    how: Answering, prompts: Sequence[Prompt], answers: Sequence[list[str]], read: Callable[[int], Prompt], path: Path
 ) -> list[list[float | None]]:
     @cache
     def loaded() -> RewardScorer:
@@ -257,33 +269,31 @@ def _score(
         processor = processor_settings(scorer.collator.processing_class)
         about = [model_fingerprint(scorer.model), processor, scorer.normalization]
         keys = [digest_of([one.content, texts, *about]) for one, texts in zip(prompts, answers, strict=True)]
-        found = make_records(path, keys, make, batch_size=how.prompts_per_batch, desc="Scoring answers")
-    return [record["rewards"] for record in found]
+        records = make_records(path, keys, make, batch_size=how.prompts_per_batch, desc="Scoring answers")
+    return [record["rewards"] for record in records]
 
 
 def _rewards(scorer: RewardScorer, some: Sequence[tuple[Prompt, list[str]]]) -> list[list[float | None]]:
-    """Score the answers to each prompt; the function for TRL knows what to do with those that it cannot read."""
-    function = scorer.as_reward_func()
+    """Score the answers to each prompt, with `None` for those that cannot be scored."""
     flat = [(prompt, text) for prompt, texts in some for text in texts]
     try:
-        found = iter(
-            function(
-                [prompt.messages for prompt, _ in flat],
-                [text for _, text in flat],
-                images=[prompt.images for prompt, _ in flat],
-            )
+        rewards = scorer.as_reward_func()(
+            [prompt.messages for prompt, _ in flat],
+            [text for _, text in flat],
+            images=[prompt.images for prompt, _ in flat],
         )
     except RowError as error:
         if len(some) == 1:
             text = str(error).removeprefix("prompt 0: ")
             raise RowError(error.reason, f"{some[0][0].name}: {text}") from error
         return [rewards for one in some for rewards in _rewards(scorer, [one])]  # to find out which it is
-    return [[next(found) for _ in texts] for _, texts in some]
+    following = iter(rewards)
+    return [[next(following) for _ in texts] for _, texts in some]
 
 
 @contextmanager
 def _freed(loaded: Any) -> Iterator[None]:
-    """Free the memory of a model that was loaded, if it was, for the next one."""
+    """Free the memory of a model that a cached function may have loaded."""
     try:
         yield
     finally:
@@ -291,36 +301,9 @@ def _freed(loaded: Any) -> Iterator[None]:
         release_memory()
 
 
-def _files(name_or_path: str) -> list[Any]:
-    """List what tells a model on disk from another in its place."""
-    folder = Path(name_or_path)
-    files = sorted(folder.glob("*.*")) if folder.is_dir() else []
-    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-
-
-# Canonical columns, and the rewards; `strength` is their difference.
-GAP_FEATURES = FEATURES.copy()
-
-GAP_FEATURES.update({name: Value("float64") for name in REWARD_COLUMNS})
-
-
-@dataclass
-class GapReport:
-    """What became of the answers."""
-
-    prompts: int = 0  # How many there were, and how many pairs came of them
-    answers: int = 0  # How many there were, and how many pairs came of them
-    pairs: int = 0  # How many there were, and how many pairs came of them
-    prompts_without_pair: int = 0  # Prompts whose answers lie too close together, or are too few
-    # Answers that were dropped before pairing, by reason: `empty`, `unfinished`, `unscored` or `equal`; and
-    # `unusable`, pairs that `check_row` refuses
-    left_out: dict[str, int] = field(default_factory=dict)
-    gaps: list[float] = field(default_factory=list)  # Difference of the rewards of each pair
-
-
 def gap_pairs(rewards: Sequence[float], *, min_gap: float, max_pairs: int | None) -> list[tuple[int, int]]:
-    """Which answers to a prompt make pairs."""
-    order = sorted(range(len(rewards)), key=lambda place: -rewards[place])
+    """Pair the indices of best and worst, second best and second worst, and so on, with a reward margin between."""
+    order = sorted(range(len(rewards)), key=lambda index: -rewards[index])
     pairs = list(zip(order, reversed(order), strict=True))[: len(order) // 2]
     wide = [(a, b) for a, b in pairs if rewards[a] - rewards[b] >= min_gap and rewards[a] > rewards[b]]
     return wide[:max_pairs]
@@ -336,34 +319,34 @@ def build_gap_pairs(
     image_options: ImageOptions,
     drop_unfinished: bool = True,
 ) -> tuple[Dataset, GapReport]:
-    """Preference rows out of the scored answers of a data set of prompts."""
+    """Build preference rows from the scored answers of a data set of prompts."""
     report, left_out = GapReport(prompts=len(scored)), Counter[str]()
-    places: list[int] = []
-    columns: list[dict[str, Any]] = []
+    positions: list[int] = []
+    pairs: list[dict[str, Any]] = []
     for one in scored:
         report.answers += len(one.answers)
         kept = _usable(one, drop_unfinished, left_out)
-        rewards = [cast(float, one.rewards[place]) for place in kept]
-        count = len(columns)
+        rewards = [cast(float, one.rewards[index]) for index in kept]
+        count = len(pairs)
         for better, worse in gap_pairs(rewards, min_gap=min_gap, max_pairs=pairs_per_prompt):
             row = _row(one, kept[better], kept[worse], source)
             try:
-                check_row({**row, "images": one.prompt.images and ["-"] * len(one.prompt.images)})
+                check_row({**row, "images": ["-"] * len(one.prompt.images)})
             except RowError:
                 left_out["unusable"] += 1
                 continue
-            places.append(one.prompt.row)
-            columns.append(row)
+            positions.append(one.prompt.row)
+            pairs.append(row)
             report.gaps.append(row["strength"])
-        report.prompts_without_pair += len(columns) == count
-    report.pairs, report.left_out = len(columns), dict(left_out)
-    return with_images(rows, places, columns, image_options, GAP_FEATURES), report
+        report.prompts_without_pair += len(pairs) == count
+    report.pairs, report.left_out = len(pairs), dict(left_out)
+    return with_images(rows, positions, pairs, image_options, GAP_FEATURES), report
 
 
 def _usable(one: ScoredAnswers, drop_unfinished: bool, left_out: Counter[str]) -> list[int]:
-    """Places of the answers that may stand in a pair, each text once but for white space."""
+    """Select the answers that may stand in a pair, without duplicates up to white space, and count the others."""
     kept, seen = [], set()
-    for place, (text, is_finished, reward) in enumerate(zip(one.answers, one.is_finished, one.rewards, strict=True)):
+    for index, (text, is_finished, reward) in enumerate(zip(one.answers, one.is_finished, one.rewards, strict=True)):
         words = tuple(text.split())
         if not words:
             left_out["empty"] += 1
@@ -375,20 +358,22 @@ def _usable(one: ScoredAnswers, drop_unfinished: bool, left_out: Counter[str]) -
             left_out["equal"] += 1
         else:
             seen.add(words)
-            kept.append(place)
+            kept.append(index)
     return kept
 
 
 def _row(one: ScoredAnswers, better: int, worse: int, source: str) -> dict[str, Any]:
     prompt = one.prompt
-    row: dict[str, Any] = {}
-    for side, name, place in zip(("chosen", "rejected"), REWARD_COLUMNS, (better, worse), strict=True):
-        row[side] = [{"role": "assistant", "content": [{"type": "text", "text": one.answers[place]}]}]
-        row[name] = one.rewards[place]
+    chosen, rejected = (
+        [{"role": "assistant", "content": [{"type": "text", "text": one.answers[index]}]}] for index in (better, worse)
+    )
+    rewards = [cast(float, one.rewards[index]) for index in (better, worse)]
     return {
         "prompt": prompt.messages,
-        **row,
-        "strength": row["chosen_reward"] - row["rejected_reward"],
+        "chosen": chosen,
+        "rejected": rejected,
+        **dict(zip(REWARD_COLUMNS, rewards, strict=True)),
+        "strength": rewards[0] - rewards[1],
         "pair_id": f"{source}-{prompt.row:06d}-{better}-{worse}",
         "group_id": prompt.group_id,
         "source": source,

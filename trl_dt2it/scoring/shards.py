@@ -42,31 +42,27 @@ _SCHEMA = pa.schema({"row": pa.int64(), "pair_id": pa.string(), "chosen": pa.flo
 
 
 def claim(mark: Path, digest: str, settings: Mapping[str, Any] | None = None, files: str = "*") -> Path | None:
-    """Claim the folder of a mark for parts with a digest. Parts with another digest are refused where the mark names
-    their settings, and else moved aside, to the path returned; `files` without a mark are refused.
+    """Claim the folder of a mark for parts with a digest. Parts of another digest are refused if the mark has
+    settings, else moved aside to the path returned; `files` without a mark are refused.
     """
     folder, known = mark.parent, read_json(mark)
     if known is not None and known["digest"] == digest:
         return None
-    aside = None
-    if known is not None and settings is None:
-        aside = move_aside(folder)
-    elif known is not None and settings is not None:
+    if known is not None and settings is not None:
         other = [name for name, value in settings.items() if known["settings"].get(name) != value]
         raise ValueError(
             f"{folder} holds rewards with another {', '.join(other)}; give another `output_dir`, or delete it."
         )
+    aside = None if known is None else move_aside(folder)
     if any(file.suffix != ".part" for file in folder.glob(files)):
         raise ValueError(f"{folder} holds files that are not of this run; move them, or take another output_dir.")
-    if settings is None:
-        write_json(mark, {"digest": digest}, indent=None)
-    else:
-        write_json(mark, {"digest": digest, "settings": settings})
+    about = {"digest": digest} if settings is None else {"digest": digest, "settings": settings}
+    write_json(mark, about, indent=None if settings is None else 2)
     return aside
 
 
 def record_of(path: Path, digest: str) -> dict[str, Any] | None:
-    """Read a mark, or the record of a finished part; `None` if it is not there, or of another digest."""
+    """Read a mark, or the record of a finished part; `None` if it is missing or of another digest."""
     record = read_json(path)
     return record if record is not None and record["digest"] == digest else None
 
@@ -79,8 +75,8 @@ def add_rewards(
     settings: Mapping[str, Any],
     rows_per_shard: int = 512,
 ) -> Dataset:
-    """Add the columns `chosen_reward` and `rejected_reward` to preference rows, from files of [`score_in_shards`] in
-    `output_dir` where one is given; `settings` are what rewards depend on besides the rows. Every process calls it.
+    """Add the columns `chosen_reward` and `rejected_reward`, through files of [`score_in_shards`] if there is an
+    `output_dir`; rewards depend on `settings` besides the rows. Every process has to call it.
     """
     if taken := [name for name in REWARD_COLUMNS if name in dataset.column_names]:
         raise ValueError(f"The data set has a column `{taken[0]}` already; remove or rename it.")
@@ -89,7 +85,9 @@ def add_rewards(
     else:
         check_shared_folder(output_dir)
         names = pair_ids(dataset)
-        about = {"rows": rows_fingerprint(dataset, names), "rows_per_shard": rows_per_shard, **settings}
+        # A `pair_id` stays the same when a row is corrected; the names of rows without one are made of their content.
+        contents = pair_ids(dataset.remove_columns("pair_id")) if "pair_id" in dataset.column_names else names
+        about = {"rows": source_fingerprint(contents), "rows_per_shard": rows_per_shard, **settings}
         mark, digest = output_dir / "scoring.json", digest_of(about)
         on_main_process(lambda: claim(mark, digest, about, "scores-*.parquet"))
         score_in_shards(output_dir, dataset, score, pair_ids=names, rows_per_shard=rows_per_shard)
@@ -111,8 +109,8 @@ def score_in_shards(
     shard: tuple[int, int] = (0, 1),
 ) -> dict[str, Any] | None:
     """Score rows, given ascending or all, into `scores-00000-of-00003.parquet`, ..., where these are missing. All
-    processes score a file together, and call `score(rows, title) -> (n, 2)`; machine i of `shard` (i, n) makes every
-    n-th file. Return the number of `pairs` and `files`, or `None` if other machines still have files to make.
+    processes call `score(rows, title) -> (n, 2)` for each file; machine i of `shard` (i, n) makes every n-th file.
+    Return the number of `pairs` and `files`, or `None` while other machines have files to make.
     """
     rows = np.arange(len(dataset)) if rows is None else rows
     count = -(-len(rows) // rows_per_shard)
@@ -136,14 +134,12 @@ def score_in_shards(
 
 
 def read_scores(folder: Path) -> pa.Table:
-    """Read the files of [`score_in_shards`]: `row` of the data set, `pair_id`, and rewards `chosen` and `rejected`."""
+    """Read the files of [`score_in_shards`] as columns `row`, `pair_id`, and the rewards `chosen` and `rejected`."""
     return pa.concat_tables([pq.read_table(file) for file in sorted(folder.glob("scores-*.parquet"))])
 
 
 def gather_scores(folders: list[list[Path]], num_rows: int) -> np.ndarray:
-    """Gather the scores `(N, 2, M)` of M models from folders of [`score_in_shards`], each with other rows; NaN where a
-    row has none.
-    """
+    """Gather the scores `(N, 2, M)` of M models, each from folders with different rows; NaN where a row has none."""
     scores = np.full((num_rows, 2, len(folders)), np.nan, dtype=np.float32)
     for model, parts in enumerate(folders):
         for table in map(read_scores, parts):
@@ -161,9 +157,9 @@ def make_records(
     desc: str,
     show_progress: bool = True,
 ) -> list[dict[str, Any]]:
-    """Make a record of every row that has none in a file of JSON lines, in batches of which each process takes its
-    turn, and return all on every process, each with its `row` and the `key`, a digest, on which it depends. Until all
-    are made, each process appends to a file of its own, `answers.jsonl.0`, ..., beside `answers.jsonl`.
+    """Make a record of every row that has none in a file of JSON lines, and return all on every process, each with its
+    `row` and its `key`, a digest of what it depends on. Processes take turns with the batches, and append to
+    `answers.jsonl.0`, ... until `answers.jsonl` is complete.
     """
     state = PartialState()
     check_shared_folder(path.parent)
@@ -207,7 +203,7 @@ def make_records(
 
 
 def _record_files(path: Path) -> list[Path]:
-    """Return the file of all records, and those of the processes that are there."""
+    """List the file of all records, and those of single processes that exist."""
     return [path, *sorted(path.parent.glob(f"{path.name}.[0-9]*"))]
 
 
@@ -233,17 +229,9 @@ def _line(record: Mapping[str, Any]) -> str:
     return json.dumps(record, ensure_ascii=False) + "\n"
 
 
-def rows_fingerprint(dataset: Dataset, names: pa.Array) -> str:
-    """Hash the content of all rows, images included, in their order; `names` are their [`pair_ids`]."""
-    # A `pair_id` stays the same when a row is corrected; the names of rows without one are made of their content.
-    if "pair_id" in dataset.column_names:
-        names = pair_ids(dataset.remove_columns("pair_id"))
-    return source_fingerprint(names)
-
-
 def model_fingerprint(model: nn.Module, per_tensor: int = 64) -> str:
-    """Hash names, shapes and dtypes of a model's tensors, and some numbers of each, spread evenly over it: training
-    moves all of them. It is the same on every device.
+    """Hash names, shapes and dtypes of a model's tensors, and evenly spread numbers of each, since training moves all
+    of them; equal on all devices.
     """
     parts: list[str | bytes] = []
     for name, tensor in model.state_dict().items():
@@ -257,7 +245,7 @@ def model_fingerprint(model: nn.Module, per_tensor: int = 64) -> str:
 
 
 def processor_settings(processing_class: ProcessingClass) -> dict[str, Any]:
-    """Return what rewards depend on in a processor: the chat template, and the settings of the image processor."""
+    """Collect what rewards depend on in a processor: the chat template, and the settings of the image processor."""
     settings = {"class": type(processing_class).__name__, "chat_template": processing_class.chat_template}
     if isinstance(processing_class, ProcessorMixin):
         settings["image_processor"] = processing_class.image_processor.to_dict()

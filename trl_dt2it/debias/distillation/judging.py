@@ -14,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ...judge.prompts import listwise_messages, pointwise_messages
-from ...judge.rubric import UNANSWERED, JudgeReply, JudgeRequest, ListwiseVerdict, PointwiseVerdict, Rubric
+from ...judge.replies import ListwiseVerdict, PointwiseVerdict
+from ...judge.rubric import UNANSWERED, JudgeReply, JudgeRequest, Rubric
 from ...utils import printable
 from .candidates import Need, Pool, candidate_messages, generation_messages, needed_candidate
 from .position_bias import PositionBias, balanced_orders

@@ -16,8 +16,9 @@ from trl_dt2it.judge import (
     pairwise_messages,
     pointwise_messages,
 )
-from trl_dt2it.judge.prompts import fenced_texts, mark_of, neutralise
+from trl_dt2it.judge.prompts import mark_of, neutralise
 from trl_dt2it.judge.replies import Unreadable, parse_verdict
+from trl_dt2it.judge.rubric import fenced_texts
 
 
 INJECTIONS = json.loads(Path(__file__).with_name("injections.json").read_text(encoding="utf-8"))

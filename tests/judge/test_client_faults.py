@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from trl_dt2it.judge import JudgeClient, JudgeError
-from trl_dt2it.judge.store import JudgeStore
+from trl_dt2it.judge.store import JudgeStore, prompt_tokens
 
 from .runs import CONCURRENCY, INJECTION, KEY, NUMBER, make_client, make_requests, outcome, start
 from .server import Fault, JudgeServer, texts_of
@@ -261,6 +261,17 @@ def test_a_model_with_more_tokens_than_thought_possible_is_learned_from(tmp_path
         replies = client.ask(make_requests(5))
         assert [reply.status for reply in replies] == ["ok"] * 2 + ["over_budget"] * 3
         assert server.charged == 40_020
+
+
+def test_calls_under_way_do_not_multiply_what_is_learned(tmp_path, key):
+    """Ten calls at a time, each with twice the tokens that were thought possible: not 2^10 times is learned."""
+    with JudgeServer(lambda body: Fault(text='{"scores": [7, 3]}', usage=usage, hang=0.3)) as server:
+        client = make_client(server.base_url, str(tmp_path / "s.jsonl"), max_concurrency=10)
+        most = prompt_tokens(make_requests(1)[0].messages)
+        usage = {"prompt_tokens": 2 * most, "completion_tokens": 10}
+        assert {reply.status for reply in client.ask(make_requests(30))} == {"ok"}
+        sent = [line["tokens"] for line in map(json.loads, open(client.store.path)) if line["event"] == "sent"]
+        assert len(sent) == 30 and max(sent) <= 2.2 * most + 64
 
 
 def all_text_of(error: BaseException) -> str:

@@ -6,8 +6,7 @@ import pytest
 from pydantic import BaseModel
 
 from trl_dt2it.judge import DEFAULT_RUBRIC, Criterion, ListwiseVerdict, PairwiseVerdict, PointwiseVerdict, Rubric
-from trl_dt2it.judge.replies import Unreadable, parse_verdict
-from trl_dt2it.judge.rubric import verdict_schema
+from trl_dt2it.judge.replies import Unreadable, parse_verdict, verdict_schema
 
 
 NAMES = [criterion.name for criterion in DEFAULT_RUBRIC.criteria]
