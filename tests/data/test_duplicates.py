@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.data.validation_rows import BLANK, PICTURES, answer, check, row, swapped
-from trl_dt2it.data.contents import find_doubles, pair_digest
+from trl_dt2it.data.contents import find_duplicates, pair_digest
 from trl_dt2it.data.messages import preference
 
 
@@ -109,5 +109,5 @@ def test_doubles_are_those_of_a_plain_search(drawn):
             same = [other for other in same if mirrors is None or drawn[other][4] == mirror]
             if not bad and (against or same[0] < place):
                 expected.append((place, (against or same)[0], bool(against)))
-        doubles = find_doubles(high, low, labels, is_bad, mirrors)
+        doubles = find_duplicates(high, low, labels, is_bad, mirrors)
         assert list(zip(*(part.tolist() for part in doubles), strict=True)) == expected
