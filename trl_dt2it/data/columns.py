@@ -81,8 +81,8 @@ def look_at_all(
     with_indices: bool = False,
     **kwargs: Any,
 ) -> pa.Table:
-    """Collect the results of `function`, uncached, as a table with one row per row and the columns `features`. It takes
-    part of the set as an Arrow table (and the indices of its rows), `json_columns` for [`arrow_rows`] and `kwargs`.
+    """Collect the results of `function`, uncached: a table with the columns `features` and a row for every row. It
+    takes an Arrow table (and the indices of its rows), `json_columns` for [`arrow_rows`] and `kwargs`.
     """
     return _map_anew(
         dataset.with_format("arrow"),
@@ -121,8 +121,9 @@ def _map_anew(dataset: Dataset, function: Callable[..., Any], features: Features
 
 
 def look_in_shares(dataset: Dataset, look: Callable[..., pa.Table], *, num_proc: int | None) -> pa.Table:
-    """Divide a data set among the processes of a launch, and join their results in the order of the rows. Every process
-    must call it; an error of one is raised by all. `look` takes a part and `num_proc`, and waits for no other process.
+    """Divide a data set among the processes of a launch, and join their results in the order of the rows. Every
+    process must call it; an error of one is raised by all. `look` takes a part and `num_proc`, and waits for no other
+    process.
     """
     state = PartialState()
     if state.num_processes == 1:
@@ -186,7 +187,7 @@ def leave_images_encoded(dataset: AnyDataset) -> AnyDataset:
 
 
 def mark_checked(dataset: Data, before: AnyDataset | None = None) -> Data:
-    """Note on a data set that its rows have passed [`check_row`]; with `before`, only if that data set has the note."""
+    """Note that the rows of a data set have passed [`check_row`]; with `before`, only if that set has the note."""
     if before is None or is_checked(before):
         dataset._checked = getattr(dataset, "_fingerprint", None)
     return dataset

@@ -84,8 +84,8 @@ def find_duplicates(
     is_bad: np.ndarray,
     is_mirror: np.ndarray | None = None,
 ) -> Duplicates:
-    """Find rows that repeat an earlier row, and all rows of contradictions, of which nothing tells which is right. Keys
-    come in two halves; bad rows are skipped, and those of `is_mirror` are no duplicates of others.
+    """Find rows that repeat an earlier row, and all rows of contradictions, of which nothing tells which is right.
+    Keys come in two halves; bad rows are skipped, and those of `is_mirror` are no duplicates of others.
     """
     # One half of the keys leaves hardly any row without a duplicate, and half as much to sort: some 20 bytes a row.
     order = np.argsort(high, kind="stable")

@@ -246,8 +246,8 @@ def _features(raw: AnyDataset) -> dict[str, Any]:
 
 
 def _json_columns(lines: Iterable[str], paths: Collection[str]) -> dict[str, Any]:
-    """Collect the types of all keys in rows of JSON, apart from `paths`: numbers, strings and lists of them as they are,
-    others as JSON text.
+    """Collect the types of all keys in rows of JSON, apart from `paths`: numbers, strings and lists of them as they
+    are, others as JSON text.
     """
     kinds: dict[str, set[str]] = {}
     for line in lines:

@@ -78,8 +78,8 @@ def _ignored() -> re.Pattern:
 
 
 def row_questions(row: Mapping[str, Any]) -> list[str]:
-    """List the questions of a row, normalized: all turns of its user together, each turn, and the caption of a question
-    about a text-to-image pair, known by the column `t2i_caption` or by its wording.
+    """List the questions of a row, normalized: all turns of its user together, each turn, and the caption of a
+    question about a text-to-image pair, known by the column `t2i_caption` or by its wording.
     """
     given = next((row[name] for name in ("prompt", "question", "caption") if row.get(name) is not None), None)
     if isinstance(given, str):
@@ -281,8 +281,8 @@ def decontaminate(
     Quarantine the training rows that are in a benchmark.
 
     Questions are the same if they differ in nothing but case, punctuation and white space. The question of a
-    text-to-image pair, before or after [`reformulate_t2i`], is its caption, whatever the wording, language and order on
-    either side. Images are the same if their perceptual hashes (144 bits) differ in at most `max_distance` bits: an
+    text-to-image pair, before or after [`reformulate_t2i`], is its caption, whatever the wording, language and order
+    on either side. Images are the same if their perceptual hashes (144 bits) differ in at most `max_distance` bits: an
     image may be encoded again, scaled, and cropped by some percent. Frames of videos are not compared.
 
     Args:
@@ -304,8 +304,8 @@ def decontaminate(
             same, whatever the question; decodes every image. `"question"`: the question is the same, whatever the
             images.
         source_ids (`Mapping[str, Collection]`, *optional*):
-            Ids by `source` of rows to quarantine in any case: their `source_id`, or the number in their `pair_id`, such
-            as `7` in `"povid-7"`. See [`vl_rewardbench_source_ids`].
+            Ids by `source` of rows to quarantine in any case: their `source_id`, or the number in their `pair_id`,
+            such as `7` in `"povid-7"`. See [`vl_rewardbench_source_ids`].
         num_proc (`int`, *optional*):
             Number of processes.
         dropped_file (`str` or `os.PathLike`, *optional*):

@@ -69,7 +69,7 @@ def parquet_shards(dataset: Dataset, options: ImageOptions, max_bytes: int) -> I
 
 
 def embedded_tables(dataset: Dataset, features: Features, options: ImageOptions) -> Iterator[pa.Table]:
-    """Yield rows with the bytes of all images, undecoded, a row group at a time; whatever writes rows for others uses it."""
+    """Yield rows with the bytes of all images, undecoded, a row group at a time, for whatever others will read."""
     schema, start = features.arrow_schema, 0
     pictured = [name for name, feature in features.items() if holds(feature, Image)]
     for table in leave_images_encoded(dataset).with_format("arrow").iter(ROW_GROUP):

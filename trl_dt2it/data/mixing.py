@@ -361,8 +361,8 @@ def split_by_group(dataset: Dataset, test_size: float | int, *, seed: int = 42) 
     """
     Split a set so that no group is in both parts.
 
-    Groups are taken into the test set in the order of a hash of their names. So nearly all groups of a test set stay in
-    a test set of the same share when rows are added.
+    Groups are taken into the test set in the order of a hash of their names. So nearly all groups of a test set stay
+    in a test set of the same share when rows are added.
 
     Args:
         dataset (`Dataset`):

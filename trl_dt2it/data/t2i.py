@@ -75,8 +75,8 @@ def reformulate_t2i(
     Turn text-to-image preferences into canonical rows: a question about a caption and two images, and two verdicts.
 
     Of the good rows with the same `source`, half show the better image first; of an odd number, the seed decides which
-    half is larger by one. The wording is drawn from the seed and the row's `pair_id`, apart from the position. Captions
-    arrive unchanged in one text block, `{braces}` and `<image>` included. No image is decoded.
+    half is larger by one. The wording is drawn from the seed and the row's `pair_id`, apart from the position.
+    Captions arrive unchanged in one text block, `{braces}` and `<image>` included. No image is decoded.
 
     Args:
         dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
@@ -263,7 +263,7 @@ def _checked_image(name: str, image: Any) -> Any:
 
 def _as_struct(image: Any) -> Any:
     """Reduce an encoded image to `{"bytes": ..., "path": ...}` with one of the two, or to `None` if it has neither."""
-    # A path beside bytes goes: `datasets` would read a file of that name in the working directory instead of the bytes.
+    # A path beside bytes goes: `datasets` would read a file of that name in the working directory instead.
     if isinstance(image, Mapping) and isinstance(image.get("bytes"), _BYTES) and not len(image["bytes"]):
         image = image.get("path")
     image = encoded_content(image)

@@ -33,9 +33,9 @@ class T2ITemplate:
 
     Parameters:
         prompt (`str`):
-            Question with `{images}` and `{caption}` once each, in either order. `{images}` becomes the two images, each
-            after its label, and `{caption}` the caption as it is. All else is literal, further braces and `<image>`
-            included.
+            Question with `{images}` and `{caption}` once each, in either order. `{images}` becomes the two images,
+            each after its label, and `{caption}` the caption as it is. All else is literal, further braces and
+            `<image>` included.
         first_is_better (`str`, *optional*, defaults to `"Image 1 is better than Image 2."`):
             Answer that prefers the image shown first.
         second_is_better (`str`, *optional*, defaults to `"Image 2 is better than Image 1."`):

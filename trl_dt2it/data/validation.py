@@ -202,7 +202,7 @@ def check_free(columns: Sequence[str], features: Features) -> None:
 def quarantined_rows(
     dataset: Dataset, rows: np.ndarray, notes: Mapping[str, Any], features: Features = NOTES
 ) -> Dataset:
-    """Select rows, images encoded since some do not decode, with a list or array of notes for each of the `features`."""
+    """Select rows, images encoded since some do not decode, with a list or array for each of the `features`."""
     encoded = leave_images_encoded(dataset.with_format(None))
     every = Features({**encoded.features, **features})
     if len(rows) == 0:  # which `concatenate_datasets` would leave without the notes
@@ -229,8 +229,8 @@ def take_out(
     advice: str = "",
     show: bool = True,
 ) -> Dataset:
-    """Take bad rows out of a data set, with a warning and a JSON lines file of their notes where `show` is true; or raise
-    a `ValueError`, with `on_bad_row="raise"` or if no row is left. `name` is of the form `"pair of povid"`.
+    """Take bad rows out of a data set, with a warning and a JSON lines file of their notes where `show` is true; or
+    raise a `ValueError`, with `on_bad_row="raise"` or if no row is left. `name` is of the form `"pair of povid"`.
     """
     if len(rows) == 0:
         return dataset
@@ -448,8 +448,8 @@ def validate(
         image_options ([`ImageOptions`], *optional*):
             Other limits on where images may come from, and how large they may be.
         image_check (`str`, *optional*, defaults to `"header"`):
-            `"full"` decodes every image, which finds truncated files and takes long; `"header"` reads headers; `"none"`
-            ignores images.
+            `"full"` decodes every image, which finds truncated files and takes long; `"header"` reads headers;
+            `"none"` ignores images.
         max_length (`int`, *optional*):
             Most tokens of prompt and answer, image tokens included. Needs `token_counter`.
         duplicates (`bool`, *optional*, defaults to `True`):
