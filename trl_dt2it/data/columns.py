@@ -71,7 +71,7 @@ def uncached() -> dict[str, Any]:
     return {"load_from_cache_file": False, "new_fingerprint": generate_random_fingerprint()}
 
 
-def look_at_all(
+def map_tables(
     dataset: Dataset,
     function: Callable[..., pa.Table],
     features: Features,
@@ -84,7 +84,7 @@ def look_at_all(
     """Collect the results of `function`, uncached: a table with the columns `features` and a row for every row. It
     takes an Arrow table (and the indices of its rows), `json_columns` for [`arrow_rows`] and `kwargs`.
     """
-    return _map_anew(
+    return look_at_rows(
         dataset.with_format("arrow"),
         function,
         features,
@@ -98,19 +98,8 @@ def look_at_all(
     )
 
 
-def look_at_rows(
-    dataset: Dataset,
-    function: Callable[[Mapping[str, Any]], dict[str, Any]],
-    features: Features,
-    *,
-    num_proc: int | None,
-    desc: str,
-) -> pa.Table:
-    """Collect as [`look_at_all`] does, but row by row and through the transform of a user, if there is one."""
-    return _map_anew(dataset, function, features, num_proc=num_proc, desc=desc)
-
-
-def _map_anew(dataset: Dataset, function: Callable[..., Any], features: Features, **options: Any) -> pa.Table:
+def look_at_rows(dataset: Dataset, function: Callable[..., Any], features: Features, **options: Any) -> pa.Table:
+    """Collect as [`map_tables`] does, but row by row, through a transform of the user's; `options` are of `map`."""
     if len(dataset) == 0:
         return features.arrow_schema.empty_table()
     columns = dataset.column_names

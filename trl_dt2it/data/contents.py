@@ -16,7 +16,7 @@ from datasets import Dataset, Features, Value
 from transformers.utils import logging
 
 from ..utils import digest
-from .columns import arrow_rows, column_of, leave_images_encoded, look_at_all
+from .columns import arrow_rows, column_of, leave_images_encoded, map_tables
 from .images import ImageOptions, is_address, open_encoded
 from .messages import T2I_IDENTITY
 from .rows import SIDES, RowError, canonical_text, content_id, encoded_content, media_identity, t2i_identity
@@ -163,7 +163,7 @@ def pair_ids(dataset: Dataset, *, num_proc: int | None = None) -> pa.Array:
         rows = leave_images_encoded(rows.with_format(None))
         rows = rows.select_columns([name for name in _CONTENT if name in rows.column_names])
         features = Features({"pair_id": Value("string")})
-        table = look_at_all(rows, _content_ids, features, num_proc=num_proc, desc="Naming pairs")
+        table = map_tables(rows, _content_ids, features, num_proc=num_proc, desc="Naming pairs")
         hashes = table["pair_id"].combine_chunks()
         names = hashes if len(unnamed) == len(dataset) else pc.replace_with_mask(names, names.is_null(), hashes)
     return _distinct(names)
@@ -200,7 +200,7 @@ def pair_contents(
     rows = rows.select_columns([name for name in (*_CONTENT, "pair_id", FLIPPED) if name in rows.column_names])
     features = Features(dict.fromkeys(CONTENT_COLUMNS, Value("string")))
     options = ImageOptions(image_root=None if image_root is None else os.fspath(image_root))
-    table = look_at_all(rows, _contents, features, num_proc=num_proc, desc="Hashing pairs", options=options)
+    table = map_tables(rows, _contents, features, num_proc=num_proc, desc="Hashing pairs", options=options)
     return pa.table({"pair_id": names, **{name: table[name].combine_chunks() for name in CONTENT_COLUMNS}})
 
 

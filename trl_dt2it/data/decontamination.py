@@ -18,7 +18,7 @@ from datasets import Dataset, Features, Value
 from PIL import Image
 from transformers.utils import logging
 
-from .columns import arrow_rows, leave_images_encoded, look_at_all, select_rows
+from .columns import arrow_rows, leave_images_encoded, map_tables, select_rows
 from .images import ImageOptions, load_image, with_image_root
 from .messages import IMAGE_MARKER
 from .rows import RowError, blocks, row_images
@@ -292,10 +292,9 @@ def decontaminate(
             Rows of one benchmark, or of several by name: preference rows, or rows with `question` and `image` or
             `images`.
         image_root (`str` or `os.PathLike`, *optional*):
-            Folder that relative paths of images start from and that no path may leave, as in [`ImageOptions`], on both
-            sides.
+            Folder of the images on both sides, as in [`ImageOptions`].
         image_options ([`ImageOptions`], *optional*):
-            Other limits on where images may come from, on both sides.
+            Other limits on images, on both sides.
         max_distance (`int`, *optional*, defaults to `32`):
             Most bits, from 0 to 144, in which the hashes of one image may differ.
         match (`str`, *optional*, defaults to `"both"`):
@@ -330,7 +329,7 @@ def decontaminate(
     benchmark = _read_benchmarks(named, match, image_options)
     ids = {source: set(map(str, given)) for source, given in (source_ids or {}).items()}
     search = Search(benchmark, match, max_distance, ids, image_options)
-    results = look_at_all(
+    results = map_tables(
         train, _search_table, _RESULT, num_proc=num_proc, desc="Looking for benchmark rows", search=search
     )
 

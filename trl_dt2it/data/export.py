@@ -213,10 +213,9 @@ def to_dpo(
         dataset (`Dataset`):
             Preference rows as for [`MultimodalRewardTrainer`], without videos.
         image_root (`str` or `os.PathLike`, *optional*):
-            Folder that relative paths of images start from and that no path may leave, as in [`ImageOptions`]; they
-            become absolute.
+            Folder of the images, as in [`ImageOptions`]; relative paths become absolute.
         image_options ([`ImageOptions`], *optional*):
-            Other limits on where images may come from, and how large they may be. Images of allowed hosts are fetched.
+            Other limits on images. Those of allowed hosts are fetched.
 
     Returns:
         `Dataset`: the same rows in their order, with the columns `prompt`, `chosen` and `rejected`: messages whose

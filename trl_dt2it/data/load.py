@@ -68,7 +68,7 @@ def read_raw(
 ) -> AnyDataset:
     """Read the rows of a source as they are, images encoded."""
     if path_or_id is None and source.hub_id is None:
-        raise ValueError("This is a format and not a data set; give `path_or_id`.")
+        raise ValueError("This is a format and not a data set; pass `path_or_id`.")
     path_or_id = os.fspath(path_or_id or str(source.hub_id))
     path = Path(path_or_id).expanduser()
     if path.exists():
@@ -129,7 +129,7 @@ def _files_of(folder: Path, source: Source, split: str) -> list[Path]:
     """
     patterns = [pattern.format(split=split) for pattern in source.files]
     if not patterns and (folder / "dataset_info.json").is_file():  # LLaMA-Factory's
-        raise ValueError(f"dataset_info.json tells which files of {folder} hold rows; give one of them.")
+        raise ValueError(f"dataset_info.json tells which files of {folder} hold rows; pass one of them.")
     files = sorted({file for pattern in patterns for file in folder.rglob(pattern) if file.suffix in _SUFFIXES})
     for suffix in () if files else _SUFFIXES:
         files = sorted(folder.rglob(f"*{suffix}"))
@@ -345,15 +345,13 @@ def load_preferences(
         split (`str`, *optional*, defaults to `"train"`):
             Split to load.
         image_root (`str` or `os.PathLike`, *optional*):
-            Folder that relative paths of images start from and that no path may leave, as in [`ImageOptions`]: a path
-            that leaves it makes its row a bad one.
+            Folder of the images, as in [`ImageOptions`]; a row with a path that leaves it is bad.
         streaming (`bool`, *optional*, defaults to `False`):
             Whether rows are made while they are read.
         on_bad_row (`str`, *optional*, defaults to `"quarantine"`):
             `"raise"` makes the first bad row an error.
         quarantine_file (`str` or `os.PathLike`, *optional*):
-            JSON lines file that lists the bad rows: `pair_id`, `row` of the source, `reason`, `message`. Not of a
-            streamed set.
+            JSON lines file for the `pair_id`, `row`, `reason` and `message` of bad rows. Not of a streamed set.
         source (`str`, *optional*):
             Value of the column `source`, and beginning of `pair_id` and `group_id`. By default the `source` of the
             rows, if they have one, or else `name`; with this argument theirs is kept as `original_source`.

@@ -63,7 +63,7 @@ def swap_pairs(dataset: Dataset, swapped: npt.ArrayLike, rows: npt.ArrayLike | N
     swapped = np.asarray(swapped, dtype=bool)
     indices = np.arange(count) if rows is None else np.asarray(rows, dtype=np.int64)
     if swapped.shape != (count,):
-        raise ValueError(f"`swapped` has shape {swapped.shape} for {count} rows; give one truth value per row.")
+        raise ValueError(f"`swapped` has shape {swapped.shape} for {count} rows; pass one truth value per row.")
     if swapped.any():
         partners = {name: partner for name in names if (partner := partner_column(name, names))}
         if not partners:
@@ -213,19 +213,17 @@ def _is_empty(feature: Any) -> bool:
 
 def with_canonical_columns(dataset: Dataset, *, image_root: str | os.PathLike | None = None) -> Dataset:
     """
-    Cast the columns of preference rows to their canonical types; columns that have them are not copied.
+    Cast the columns of preference rows to their canonical types; other columns stay.
 
     `prompt`, `chosen` and `rejected` become messages with blocks as contents, as in `load_preferences("trl", ...)`:
     images come first where the prompt is of strings, a common beginning of two conversations becomes the prompt, and a
     plain string a message. `image` and paths in `images` become a list of images, numbers floats, and names strings.
-    Other columns stay.
 
     Args:
         dataset (`Dataset`):
             Preference rows.
         image_root (`str` or `os.PathLike`, *optional*):
-            Folder that relative paths of images start from and that no path may leave, as in [`ImageOptions`]; they
-            become absolute.
+            Folder of the images, as in [`ImageOptions`]; relative paths become absolute.
 
     Returns:
         `Dataset`: the same rows in their order.
@@ -413,7 +411,9 @@ def _check_arguments(
     if weights is not None:
         for name in datasets:
             if not weights.get(name, 0) > 0 or weights[name] == float("inf"):
-                raise ValueError(f"`weights` has {weights.get(name)} for {name!r}; give a number above 0 to each set.")
+                raise ValueError(
+                    f"`weights` has {weights.get(name)} for {name!r}; pass a number above 0 for each set."
+                )
     caps = max_per_source.values() if isinstance(max_per_source, Mapping) else [max_per_source]
     for option, number in (("size", size), ("max_per_group", max_per_group), *(("max_per_source", c) for c in caps)):
         if number is not None and number < 1:

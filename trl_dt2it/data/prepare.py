@@ -219,11 +219,10 @@ def write_parquet(
         path (`str` or `os.PathLike`):
             File to write.
         image_root (`str` or `os.PathLike`, *optional*):
-            Folder that relative paths of images start from and that no path may leave, as in [`ImageOptions`]. Columns
-            of such paths, `image` and `images`, become images. Without it, images have to be within the rows: somebody
-            else's row may name any file of this machine, which would go out with it.
+            Folder of the images, as in [`ImageOptions`]. Columns of paths in it, `image` and `images`, become images.
+            Without it, images have to be within the rows: somebody else's row may name any file of this machine.
         image_options ([`ImageOptions`], *optional*):
-            Other limits on where images may come from; columns of paths stay such.
+            Other limits on images; columns of paths stay such.
 
     Raises:
         [`RowError`]: if an image may not be read, is missing or is not an image; the message names the row, and no
@@ -356,9 +355,9 @@ def read_benchmarks(benchmarks: Mapping[str, Mapping[str, Any]]) -> dict[str, li
         benchmarks (`Mapping[str, Mapping]`):
             Settings by benchmark: `path_or_id`, `split` (`"test"` by default), `image_root` as in
             [`load_preferences`], and the names of the columns `question` (by default the first of `question`,
-            `prompt` and `caption` that is there) and `image`, a string or a list (by default those of `image`,
-            `images`, `chosen_image` and `rejected_image` that are there). Or, for a benchmark in the layout of a
-            public set, such as the test split of HPDv3, its `name` and the arguments of [`load_preferences`].
+            `prompt` and `caption`) and `image`, a string or a list (by default `image`, `images`, `chosen_image` and
+            `rejected_image`). Or, for a benchmark in the layout of a public set, such as the test split of HPDv3, its
+            `name` and the arguments of [`load_preferences`].
 
     Returns:
         `dict[str, list[dict]]`: rows with `question` and `images`, by benchmark.

@@ -403,12 +403,12 @@ def check_special_tokens(row: Mapping[str, Any], pattern: re.Pattern) -> None:
         is_text = isinstance(value, str)
         for index, message in enumerate([value] if is_text else value or []):
             for text in _strings(message):
-                if found := pattern.search(text):
-                    token = found.group()
+                if match := pattern.search(text):
+                    token = match.group()
                     where = f"`{field}`" if is_text else f"`{field}` message {index}"
                     advice = "remove or spell it differently"
                     if token == "<image>":
-                        advice = 'put an {"type": "image"} block in its place'
+                        advice = 'put an {"type": "image"} block there'
                     raise RowError("special_token", f"{where} contains the special token {token!r}; {advice}.")
 
 

@@ -105,8 +105,7 @@ def reformulate_t2i(
             `"quarantine"` drops bad rows and counts them on screen by reason, of a stream when it ends; `"raise"`
             raises an error for the first.
         image_root (`str` or `os.PathLike`, *optional*):
-            Folder that relative paths of images start from and that no path may leave, as in [`ImageOptions`]; they
-            become absolute.
+            Folder of the images, as in [`ImageOptions`]; relative paths become absolute.
         num_proc (`int`, *optional*):
             Number of processes, for a set in memory.
 

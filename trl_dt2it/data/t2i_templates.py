@@ -141,7 +141,7 @@ def as_templates(template: str | T2ITemplate | Sequence[str | T2ITemplate] | Non
         return None
     given = (template,) if isinstance(template, (str, T2ITemplate)) else tuple(template)
     if not given:
-        raise ValueError("`template` is empty; give one wording or more, or None for the built-in ones.")
+        raise ValueError("`template` is empty; pass at least one wording, or None for the built-in wordings.")
     return tuple(T2ITemplate(item) if isinstance(item, str) else item for item in given)
 
 

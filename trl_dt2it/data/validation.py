@@ -30,7 +30,7 @@ from .columns import (
     column_of,
     is_checked,
     leave_images_encoded,
-    look_at_all,
+    map_tables,
     mark_checked,
     select_rows,
 )
@@ -249,7 +249,7 @@ def take_out(
                 lines.writelines(json.dumps(note, ensure_ascii=False) + "\n" for note in notes)
             listed = f"; listed in {file}"
         logger.warning(f"Quarantined {len(rows)} of {len(dataset)} {kind}s {of} ({summary}){listed}. {first}")
-    return select_rows(dataset, np.setdiff1d(np.arange(len(dataset)), rows))
+    return select_rows(dataset, np.delete(np.arange(len(dataset)), rows))
 
 
 @dataclass(frozen=True)
@@ -324,7 +324,7 @@ def make_checks(
         raise ValueError(f"`max_length` is {max_length}; it must be at least 1.")
     if token_counter is None:
         if max_length is not None:
-            raise ValueError("`max_length` counts tokens; give the model's processor in a `token_counter` too.")
+            raise ValueError("`max_length` counts tokens; pass the model's processor in a `token_counter` too.")
         return RowChecks(image_options, image_check)
     special_tokens = special_token_pattern(token_counter.tokenizer)
     return RowChecks(image_options, image_check, special_tokens, token_counter, max_length)
@@ -444,9 +444,9 @@ def validate(
             Model as a reader of rows, from [`~trl_dt2it.token_counter`]. With it, no text may contain a special token,
             and the chat template may not make the two answers of a pair equal.
         image_root (`str` or `os.PathLike`, *optional*):
-            Folder that relative paths of images start from and that no path may leave, as in [`ImageOptions`].
+            Folder of the images, as in [`ImageOptions`].
         image_options ([`ImageOptions`], *optional*):
-            Other limits on where images may come from, and how large they may be.
+            Other limits on images.
         image_check (`str`, *optional*, defaults to `"header"`):
             `"full"` decodes every image, which finds truncated files and takes long; `"header"` reads headers;
             `"none"` ignores images.
@@ -462,7 +462,7 @@ def validate(
         quarantine_file (`str` or `os.PathLike`, *optional*):
             Parquet file for the bad rows, images as they are. Not of a streamed set.
         show (`bool`, *optional*, defaults to `True`):
-            Whether to print the report; for a streamed set, whether to log bad rows.
+            Whether to print the report, or to log bad rows of a streamed set.
 
     Returns:
         `tuple[Dataset, Dataset]` or `tuple[IterableDataset, IterableDataset]`: the good rows, in their order and with
@@ -515,10 +515,8 @@ def readmit(
             Good rows of [`validate`]. They are not checked again, but a fixed row may equal or contradict one of them.
         repaired (`Dataset`):
             Rows of the quarantine, or of its Parquet file, after they were fixed.
-        token_counter, image_root, image_options, image_check, max_length (*optional*):
-            As in [`validate`].
-        duplicates, num_proc, report_file, quarantine_file, show (*optional*):
-            As in [`validate`].
+        token_counter, image_root, image_options, image_check, max_length, duplicates (*optional*):
+            As in [`validate`], and so for `num_proc`, `report_file`, `quarantine_file` and `show`.
 
     Returns:
         `tuple[Dataset, Dataset]`: `clean` and behind it the rows that are good now, and the others. Their `row` is the
@@ -552,14 +550,14 @@ def _check_columns(dataset: AnyDataset, checks: RowChecks) -> None:
     check_free(columns, NOTES)
     if checks.token_counter is not None and checks.max_length is not None and {"image", "images"} & set(columns):
         if not isinstance(checks.token_counter.processing_class, ProcessorMixin):
-            raise ValueError("`max_length` counts image tokens; give the processor, and not only its tokenizer.")
+            raise ValueError("`max_length` counts image tokens; pass the processor, and not only its tokenizer.")
 
 
 def _divide(
     dataset: Dataset, checks: RowChecks, duplicates: bool, num_proc: int | None, num_checked: int = 0
 ) -> tuple[Dataset, Dataset]:
     """Divide a data set into good rows and quarantine; the first `num_checked` rows are known to be good."""
-    results = look_at_all(
+    results = map_tables(
         dataset,
         _check_table,
         _RESULT,
