@@ -498,7 +498,8 @@ def t2i_identity(row: Mapping[str, Any]) -> T2IIdentity | None:
         return None
     if any(row.get(field) for field in ("videos", "tools", "chat_template_kwargs")):
         return None
-    prompt, answers = row.get("prompt"), [row.get(side) for side in SIDES]
+    prompt = row.get("prompt")
+    answers: list[Any] = [row.get(side) for side in SIDES]
     if not all(isinstance(answer, (list, tuple)) and answer for answer in answers):
         return None
     if prompt is None and answers[0][:-1] == answers[1][:-1]:  # whole conversations
