@@ -126,14 +126,14 @@ def show(report, output, console):
     """What came of how many answers."""
     from statistics import fmean
 
-    from trl_dt2it.data.rows import summarise
+    from trl_dt2it.data.rows import summarize
 
     console.print(
         f"{report.pairs:,} pairs out of {report.answers:,} answers to {report.prompts:,} prompts; "
         f"{report.prompts_without_pair:,} prompts gave none."
     )
     if report.left_out:
-        console.print(f"Dropped: {summarise(report.left_out)}.")
+        console.print(f"Dropped: {summarize(report.left_out)}.")
     if report.gaps:
         console.print(
             f"Gap of the rewards: {min(report.gaps):.3f} to {max(report.gaps):.3f}, mean {fmean(report.gaps):.3f}."

@@ -1,4 +1,4 @@
-"""Every kind of bad row, with its reason. Files are those that `test_bad_rows.py` puts under the image root."""
+"""Every kind of bad row, with its reason. `test_validation_bad_rows.py` puts the files under the image root."""
 
 import math
 

@@ -19,7 +19,7 @@ from trl_dt2it.data.decontamination import (
     HASH_WORDS,
     decontaminate,
     distances,
-    normalise,
+    normalize,
     perceptual_hash,
     row_questions,
     vl_rewardbench_source_ids,
@@ -293,18 +293,18 @@ def test_text_to_image_pairs():
     ],
 )
 def test_the_same_question(same, other):
-    assert normalise(same) == normalise(other) != ""
+    assert normalize(same) == normalize(other) != ""
 
 
 def test_other_questions():
     questions = ["2 + 2", "2 = 2", "2 < 2", "22", "कि", "की", "Is it red?", "Is it read?", "x²y", "$5", "€5"]
-    assert len({normalise(question) for question in questions}) == len(questions)
+    assert len({normalize(question) for question in questions}) == len(questions)
 
 
 @given(st.text())
 def test_normalising_twice_is_normalising_once(text):
-    once = normalise(text)
-    assert normalise(once) == once
+    once = normalize(text)
+    assert normalize(once) == once
     assert not any(unicodedata.category(char)[0] in "PZ" or char.isspace() for char in once)
 
 

@@ -197,7 +197,7 @@ def test_a_folder_of_llamafactory_is_no_folder_of_datasets(tmp_path):
     (tmp_path / "mine.json").write_text(json.dumps(fixture("llamafactory_sharegpt")))
     pairs = load_preferences("llamafactory", tmp_path / "mine.json")
     assert len(pairs) == 3
-    with pytest.raises(ValueError, match="dataset_info.json tells which files of .* hold rows; give one of them"):
+    with pytest.raises(ValueError, match="dataset_info.json tells which files of .* hold rows; pass one of them"):
         load_preferences("llamafactory", tmp_path)
 
 
@@ -460,7 +460,7 @@ def test_pairs_of_several_rows_keep_what_these_have_in_common(tmp_path):
         ("povid", {"min_confidence": 0.5}, "`povid` has no option `min_confidence`; it takes no options"),
         ("hpdv3", {"min_confidenc": 0.5}, "it takes .*min_confidence"),
         ("columns", {"question": "q"}, "`columns` needs the options chosen, rejected"),
-        ("trl", {}, "This is a format and not a data set; give `path_or_id`"),
+        ("trl", {}, "This is a format and not a data set; pass `path_or_id`"),
         ("povid", {"path_or_id": "./nowhere.json"}, "There is no file or folder ./nowhere.json"),
         ("povid", {"path_or_id": "/nowhere"}, "There is no file or folder /nowhere"),
         ("povid", {"image_root": "/nowhere"}, "`image_root` is /nowhere, but there is no such folder"),

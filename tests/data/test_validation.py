@@ -171,7 +171,7 @@ def test_special_tokens_are_those_of_the_tokenizer_or_processor():
 @pytest.mark.parametrize(
     ("options", "part"),
     [
-        ({"max_length": 9}, "give the model's processor"),
+        ({"max_length": 9}, "pass the model's processor"),
         ({"max_length": 0}, "at least 1"),
         ({"image_check": "all"}, "`image_check` is 'all'"),
     ],

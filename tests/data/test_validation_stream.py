@@ -42,7 +42,7 @@ def test_of_a_contradiction_in_a_stream_the_later_row_is_set_aside():
     ]
 
 
-def test_two_readers_of_a_stream_do_not_take_each_other_s_rows_for_doubles():
+def test_two_readers_of_a_stream_do_not_take_each_other_s_rows_for_duplicates():
     good, _ = validate(stream_of([row(number) for number in range(6)]), show=False)
     first, second = iter(good), iter(good)
     ahead = [next(first) for _ in range(4)]

@@ -1,4 +1,4 @@
-"""Pairs handed on: Parquet with images inside for the Hub, and rows for DPO."""
+"""Pairs for others: Parquet files with images inside for the Hub, and rows for DPO."""
 
 from __future__ import annotations
 
@@ -14,51 +14,46 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, Image, LargeList, List, Value
-from datasets.fingerprint import generate_random_fingerprint
 from trl import extract_prompt
 
-from .columns import column_of, has_images, leave_images_encoded
+from .columns import column_of, holds, leave_images_encoded, retype_images, uncached
 from .images import (
     ImageOptions,
     allowed_path,
+    as_image,
     check_address,
     check_image,
-    embedded_url,
     is_address,
     open_encoded,
     placed_image,
     with_image_root,
 )
-from .messages import MESSAGES, as_image, with_image_blocks
-from .mixing import with_columns
-from .rows import SIDES, RowError, blocks, check_row, row_images, row_name, row_videos
+from .messages import MESSAGES, with_image_blocks
+from .mixing import TEXTS, with_columns
+from .rows import SIDES, RowError, blocks, check_row, encoded_content, row_images, row_name, row_videos
+from .validation import ROW_GROUP
 
 
-# Rows of a row group, the least that a reader of the file holds at once. Each may have images of some megabytes.
-_ROW_GROUP = 100
+_PASSED_ON = ("tools", "chat_template_kwargs")  # to DPO
 
 
 def published_features(features: Features) -> Features:
-    """Features of rows as those have them who load what is published: images decode, and paths in `image` and `images`
-    have become images. A `ValueError` if videos are paths.
-    """
-    found = {}
-    for name, feature in with_image_columns(features).items():
-        if name == "videos" and _is_text(feature.feature if isinstance(feature, List) else feature):
-            raise ValueError("The column `videos` holds paths, which nobody else has; give their frames as images.")
-        found[name] = _decoding(feature)
-    return Features(found)
+    """Features of published rows: images decode, and paths in `image` and `images` have become images."""
+    features = with_image_columns(features)
+    videos = features.get("videos")
+    if _is_text(videos.feature if isinstance(videos, List) else videos):
+        raise ValueError("The column `videos` holds paths, which nobody else has; give their frames as images.")
+    return Features({name: retype_images(feature, Image()) for name, feature in features.items()})
 
 
 def with_image_columns(features: Features) -> Features:
-    """Features in which paths in `image` and `images` are images."""
-    return Features(
-        {name: _with_images(one) if name in ("image", "images") else one for name, one in features.items()}
-    )
+    """Turn paths in `image` and `images` into images."""
+    columns = {name: _with_images(features[name]) for name in ("image", "images") if name in features}
+    return Features({**features, **columns})
 
 
 def parquet_shards(dataset: Dataset, options: ImageOptions, max_bytes: int) -> Iterator[bytes]:
-    """Rows as Parquet files, with their images in them, undecoded."""
+    """Yield rows as Parquet files of some `max_bytes`, with their images inside, undecoded."""
     features = published_features(dataset.features)
     schema, sink, writer, is_empty = features.arrow_schema, BytesIO(), None, True
     for table in embedded_tables(dataset, features, options):
@@ -74,30 +69,31 @@ def parquet_shards(dataset: Dataset, options: ImageOptions, max_bytes: int) -> I
 
 
 def embedded_tables(dataset: Dataset, features: Features, options: ImageOptions) -> Iterator[pa.Table]:
-    """Rows with the bytes of all images in them, undecoded, a row group at a time.
-
-    All that writes rows for others goes through here.
-    """
+    """Yield rows with the bytes of all images, undecoded, a row group at a time, for whatever others will read."""
     schema, start = features.arrow_schema, 0
-    pictured = [name for name, feature in features.items() if has_images(feature)]
-    for table in leave_images_encoded(dataset).with_format("arrow").iter(_ROW_GROUP):
+    pictured = [name for name, feature in features.items() if holds(feature, Image)]
+    for table in leave_images_encoded(dataset).with_format("arrow").iter(ROW_GROUP):
         rows = table.select([name for name in table.column_names if name in (*pictured, "pair_id")]).to_pylist()
         for name in pictured:
-            values = [_embedded(row[name], features[name], options, row, start + at) for at, row in enumerate(rows)]
-            index = table.column_names.index(name)
-            table = table.set_column(index, name, pa.array(values, schema.field(name).type))
+            values = []
+            for index, row in enumerate(rows, start):
+                try:
+                    values.append(_embedded(row[name], features[name], options))
+                except RowError as error:
+                    raise RowError(error.reason, f"{row_name(row, index)}: {error}") from error
+            position = table.column_names.index(name)
+            table = table.set_column(position, name, pa.array(values, schema.field(name).type))
         yield table.cast(schema)
         start += len(table)
 
 
 def check_publishable(image: Any, options: ImageOptions) -> None:
-    """Refuse an image whose bytes must not get into what others will read: Parquet files, reports, what is pushed.
+    """Refuse an image whose bytes must not get into Parquet files, reports and whatever else others will read.
 
-    A row of somebody else's may name any file of this machine. In a training its content stays here, so that without
-    `image_root` paths are read as they are; it must not go out.
+    Somebody else's row may name any file of this machine. Its content stays here in training, which reads any path
+    without an `image_root`, but must not go out.
     """
-    if isinstance(image, Mapping):
-        image = image.get("path") if image.get("bytes") is None else image["bytes"]
+    image = encoded_content(image)
     if not isinstance(image, (str, os.PathLike)):
         return
     text = os.fsdecode(image)
@@ -115,9 +111,9 @@ def check_publishable(image: Any, options: ImageOptions) -> None:
 def find_unpublishable(
     dataset: Dataset, options: ImageOptions, *, paths_are_images: bool = False
 ) -> dict[int, RowError]:
-    """Look at all paths of images, without opening one: what [`embedded_tables`] would refuse by where it is."""
+    """Find the images that [`embedded_tables`] would refuse by their path, by row, without opening one."""
     features = with_image_columns(dataset.features) if paths_are_images else dataset.features
-    pictured = [name for name, feature in features.items() if has_images(feature)]
+    pictured = [name for name, feature in features.items() if holds(feature, Image)]
     if not pictured:
         return {}
     errors, start = dict[int, RowError](), 0
@@ -137,7 +133,7 @@ def find_unpublishable(
 
 
 def refuse_unpublishable(dataset: Dataset, options: ImageOptions, *, paths_are_images: bool = False) -> None:
-    """Raise what [`find_unpublishable`] finds, before hours of work whose result could not be written."""
+    """Raise the first error of [`find_unpublishable`], before hours of work whose result could not be written."""
     errors = find_unpublishable(dataset, options, paths_are_images=paths_are_images)
     if errors:
         index, error = next(iter(errors.items()))
@@ -149,7 +145,7 @@ def refuse_unpublishable(dataset: Dataset, options: ImageOptions, *, paths_are_i
 
 
 def _paths(array: pa.Array, feature: Any, rows: np.ndarray) -> Iterator[tuple[int, str]]:
-    """The images of a column that are paths, each with its row. Bytes are not touched."""
+    """Yield the paths among the images of a column, each with its row, without touching bytes."""
     if isinstance(feature, (List, LargeList)):
         parents = pc.list_parent_indices(array).to_numpy()
         yield from _paths(pc.list_flatten(array), feature.feature, rows[parents])
@@ -160,53 +156,34 @@ def _paths(array: pa.Array, feature: Any, rows: np.ndarray) -> Iterator[tuple[in
         if pa.types.is_struct(array.type):
             is_path = pc.is_null(pc.struct_field(array, "bytes"))
             array = pc.if_else(is_path, pc.struct_field(array, "path"), None)
-        places = np.flatnonzero(array.is_valid().to_numpy(zero_copy_only=False))
-        yield from zip(rows[places].tolist(), array.drop_null().to_pylist(), strict=True)
+        is_path = array.is_valid().to_numpy(zero_copy_only=False)
+        yield from zip(rows[is_path].tolist(), array.drop_null().to_pylist(), strict=True)
 
 
-def _embedded(value: Any, feature: Any, options: ImageOptions, row: Mapping[str, Any], index: int) -> Any:
-    """A value with the bytes of its images."""
+def _embedded(value: Any, feature: Any, options: ImageOptions) -> Any:
+    """Read the bytes of the images in a value."""
     if value is None:
         return None
     if isinstance(feature, (List, LargeList)):
-        return [_embedded(one, feature.feature, options, row, index) for one in value]
+        return [_embedded(item, feature.feature, options) for item in value]
     if isinstance(feature, dict):
-        return {name: _embedded(value[name], part, options, row, index) for name, part in feature.items()}
+        return {name: _embedded(value[name], part, options) for name, part in feature.items()}
     if not isinstance(feature, Image):
         return value
-    given = {"bytes": None, "path": value} if isinstance(value, str) else value
-    name = None if given["path"] is None else Path(given["path"]).name
-    if given["bytes"] is not None:
-        return {"bytes": given["bytes"], "path": name}
-    try:
-        check_publishable(given, options)
-        with open_encoded(given, options) as (stream, shown):
+    image = as_image(value)
+    content, name = image["bytes"], None if image["path"] is None else Path(image["path"]).name
+    if content is None:
+        check_publishable(image, options)
+        with open_encoded(image, options) as (stream, shown):
             content = stream.read()
-        _check_is_image(content, shown, options)
-    except RowError as error:
-        raise RowError(error.reason, f"{row_name(row, index)}: {error}") from error
+        try:
+            check_image(content, options)
+        except RowError as error:
+            if error.reason == "image_corrupt":  # of any size: that is for whoever reads it to limit
+                raise RowError(
+                    "image_corrupt", f"{shown} is not an image, and is not published; replace it."
+                ) from error
     return {"bytes": content, "path": name}
-
-
-def _check_is_image(content: bytes, name: str, options: ImageOptions) -> None:
-    """Of any size: how large images may be is for whoever reads them."""
-    try:
-        check_image(content, options)
-    except RowError as error:
-        if error.reason == "image_corrupt":
-            raise RowError("image_corrupt", f"{name} is not an image, and is not published; replace it.") from error
-
-
-def _decoding(feature: Any) -> Any:
-    if isinstance(feature, Image):
-        return Image()
-    if isinstance(feature, List):
-        return List(_decoding(feature.feature), length=feature.length)
-    if isinstance(feature, LargeList):
-        return LargeList(_decoding(feature.feature))
-    if isinstance(feature, dict):
-        return {name: _decoding(part) for name, part in feature.items()}
-    return feature
 
 
 def _with_images(feature: Any) -> Any:
@@ -221,11 +198,6 @@ def _is_text(feature: Any) -> bool:
     return isinstance(feature, Value) and feature.dtype in ("string", "large_string")
 
 
-_TEXTS = ("prompt", *SIDES)
-
-_PASSED_ON = ("tools", "chat_template_kwargs")
-
-
 def to_dpo(
     dataset: Dataset,
     *,
@@ -233,28 +205,17 @@ def to_dpo(
     image_options: ImageOptions | None = None,
 ) -> Dataset:
     """
-    Turns preference rows into those that [`~trl.DPOTrainer`] takes.
+    Turn preference rows into rows for [`~trl.DPOTrainer`].
 
-    What the model reads stays the same: messages, texts, and images, whose bytes are kept.
-
-    Example:
-
-    ```python
-    >>> from trl import DPOConfig, DPOTrainer
-    >>> from trl_dt2it.data import to_dpo
-
-    >>> args = DPOConfig("dpo", max_length=None)  # a truncated image would be an error
-    >>> trainer = DPOTrainer("Qwen/Qwen3-VL-2B-Instruct", args=args, train_dataset=to_dpo(pairs))
-    ```
+    The model reads the same messages, texts and images, whose bytes are kept.
 
     Args:
         dataset (`Dataset`):
-            Rows as [`MultimodalRewardTrainer`] takes them, without videos.
+            Preference rows as for [`MultimodalRewardTrainer`], without videos.
         image_root (`str` or `os.PathLike`, *optional*):
-            Folder that relative paths of images start from and that no path may leave, as in [`ImageOptions`]; they
-            become absolute.
+            Folder of the images, as in [`ImageOptions`]; relative paths become absolute.
         image_options ([`ImageOptions`], *optional*):
-            Where else images may come from, and how large they may be. Images of allowed hosts are fetched.
+            Other limits on images. Those of allowed hosts are fetched.
 
     Returns:
         `Dataset`: the same rows in their order, with the columns `prompt`, `chosen` and `rejected`: messages whose
@@ -265,6 +226,16 @@ def to_dpo(
     Raises:
         `ValueError`: if a column is missing.
         [`RowError`]: for the first row that cannot be used, named in the message.
+
+    Example:
+
+    ```python
+    >>> from trl import DPOConfig, DPOTrainer
+    >>> from trl_dt2it.data import to_dpo
+
+    >>> args = DPOConfig("dpo", max_length=None)  # a truncated image would be an error
+    >>> trainer = DPOTrainer("Qwen/Qwen3-VL-2B-Instruct", args=args, train_dataset=to_dpo(pairs))
+    ```
     """
     names = dataset.column_names
     if missing := [side for side in SIDES if side not in names]:
@@ -289,10 +260,9 @@ def to_dpo(
         fn_kwargs={"options": options, "as_blocks": has_images, "columns": list(features)},
         features=Features(features),
         remove_columns=names,
-        load_from_cache_file=False,
-        new_fingerprint=generate_random_fingerprint(),
         writer_batch_size=100,
         desc="Converting pairs",
+        **uncached(),
     )
     if kept:
         columns = {name: result.data.column(name).combine_chunks() for name in features}
@@ -303,20 +273,20 @@ def to_dpo(
 
 
 def _text_features(dataset: Dataset) -> dict[str, Any]:
-    """Features of prompt and answers: those that they have, but with contents as strings or as blocks."""
-    found: dict[str, Any] = {}
-    for name in _TEXTS:
+    """Features of prompt and answers, with the contents of messages as strings or as blocks."""
+    features: dict[str, Any] = {}
+    for name in TEXTS:
         feature = dataset.features.get(name, dataset.features["chosen"])
         if isinstance(feature, (List, LargeList)) and isinstance(feature.feature, dict):
             has_images = bool({"image", "images"} & set(dataset.column_names))
             content = MESSAGES.feature["content"] if has_images else Value("string")
             feature = List({**feature.feature, "content": content})
-        found[name] = feature  # otherwise plain strings, or JSON, which holds anything
-    return found
+        features[name] = feature  # otherwise plain strings, or JSON, which holds anything
+    return features
 
 
 def _can_stay(dataset: Dataset, options: ImageOptions) -> bool:
-    """Whether the column of images can be used as it is, without a copy: lists in every row, with nothing to place."""
+    """Tell whether the column of images needs no copy: lists in every row, and no path or address to resolve."""
     if options.image_root is not None or options.allowed_hosts or "image" in dataset.column_names:
         return False
     return dataset.features["images"] == List(Image(decode=False)) and not dataset.data.column("images").null_count
@@ -331,19 +301,18 @@ def _converted(
         for image in images:
             check_image(image, options)
         if row_videos(row):
-            raise RowError("video_type", "there is a video, which TRL's DPO trainer cannot read; leave the row out.")
-        texts: dict[str, Any] = {name: row.get(name) for name in _TEXTS}
+            raise RowError("video_type", "there is a video, which TRL's DPO trainer cannot read; drop the row.")
+        texts: dict[str, Any] = {name: row.get(name) for name in TEXTS}
         if texts["prompt"] is None:
-            sides = {side: row[side] for side in SIDES}
-            texts = dict(extract_prompt(sides))
+            texts = dict(extract_prompt({side: row[side] for side in SIDES}))
             # Both may begin with other prompts, and then images would stand in an answer.
             check_row({**texts, "images": images})
         if not isinstance(texts["chosen"], str):
-            texts = {name: with_image_blocks(texts[name], len(images) if name == "prompt" else 0) for name in _TEXTS}
-        if not as_blocks and not isinstance(texts["chosen"], str):
-            texts = {name: [_flat(message) for message in texts[name]] for name in _TEXTS}
+            texts = {name: with_image_blocks(texts[name], len(images) if name == "prompt" else 0) for name in TEXTS}
+            if not as_blocks:
+                texts = {name: [_flat(message) for message in texts[name]] for name in TEXTS}
         if "images" in columns:
-            texts["images"] = [embedded_url(placed_image(as_image(image), options), options) for image in images]
+            texts["images"] = [_fetched(placed_image(image, options), options) for image in images]
     except RowError as error:
         raise RowError(error.reason, f"{row_name(row, index)}: {error}") from error
     return {name: texts[name] for name in columns}
@@ -351,3 +320,10 @@ def _converted(
 
 def _flat(message: Mapping[str, Any]) -> dict[str, Any]:
     return {**message, "content": "".join(block["text"] for block in blocks(message))}
+
+
+def _fetched(image: Any, options: ImageOptions) -> Any:
+    if image["bytes"] is not None or not is_address(image["path"]):
+        return image
+    with open_encoded(image, options) as (stream, _):
+        return {"bytes": stream.read(), "path": None}

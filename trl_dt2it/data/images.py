@@ -19,23 +19,39 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from .rows import RowError
+from .rows import RowError, encoded_content
 
+
+# Raster formats of photographs and screenshots. Pillow reads some forty more, EPS through an external program. MPO, of
+# which phones make JPEG files with two pictures, goes with JPEG.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 # Two letters at least, because `C:` is a drive.
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
+
+_ORIENTATION_TAG = 0x0112
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @dataclass(frozen=True)
 class ImageOptions:
     """
-    Where images may come from and how large they may be.
+    Limits on where images may come from and how large they may be.
 
     Parameters:
         image_root (`str`, *optional*):
             Folder that relative paths start from. With it, no file outside of the folder is read, be it through `..`,
-            an absolute path or a symbolic link. Without it, paths are taken as they are, because a user's own files
-            lie anywhere; only relative paths with `..` are refused, which no one needs.
+            an absolute path or a symbolic link. Without it, only relative paths with `..` are refused, because a
+            user's own files lie anywhere.
         max_image_pixels (`int`, *optional*, defaults to `67108864`):
             Largest width times height, read from the header before anything is decoded. The default is 8192 x 8192:
             more than cameras make, 192 MiB as RGB, and less than the size at which Pillow warns.
@@ -59,8 +75,11 @@ class ImageOptions:
     max_aspect_ratio: float = 200.0
 
 
+_DEFAULTS = ImageOptions()
+
+
 def with_image_root(options: ImageOptions | None, image_root: str | os.PathLike | None) -> ImageOptions:
-    """Image options with the folder that a caller named by `image_root`."""
+    """Set `image_root` in image options, after a check that it is a folder and the only one."""
     options = options or ImageOptions()
     if image_root is None:
         return options
@@ -73,12 +92,10 @@ def with_image_root(options: ImageOptions | None, image_root: str | os.PathLike 
 
 @contextmanager
 def open_encoded(value: Any, options: ImageOptions) -> Iterator[tuple[BinaryIO, str]]:
-    """The encoded image as a stream, of which no more was read than needed, and how to call it in an error."""
-    if isinstance(value, Mapping):
-        content, path = value.get("bytes"), value.get("path")
-        value = path if content is None else content
-        if value is not None and not isinstance(value, (bytes, bytearray, memoryview, str, os.PathLike)):
-            raise RowError("image_type", f"an image dict holds a {type(value).__name__}; give bytes or a path.")
+    """Open an encoded image as a stream, with a name for it in errors."""
+    is_dict, value = isinstance(value, Mapping), encoded_content(value)
+    if is_dict and not isinstance(value, (bytes, bytearray, memoryview, str, os.PathLike, type(None))):
+        raise RowError("image_type", f"an image dict holds a {type(value).__name__}; give bytes or a path.")
     if value is None:
         raise RowError("image_missing", "an image is None; give it, or remove it from the row.")
     if isinstance(value, (bytes, bytearray, memoryview)):
@@ -112,25 +129,31 @@ def _check_bytes(size: int, name: str, options: ImageOptions) -> None:
         )
 
 
+def as_image(image: Any) -> Any:
+    """Turn an encoded image or a path into `{"bytes": ..., "path": ...}`, as Arrow holds it; any other image stays."""
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        return {"bytes": bytes(image), "path": None}
+    if isinstance(image, str):
+        return {"bytes": None, "path": image}
+    if isinstance(image, Mapping):
+        return {"bytes": image.get("bytes"), "path": image.get("path")}
+    return image
+
+
 def placed_image(image: Any, options: ImageOptions) -> Any:
-    """An image as `{"bytes": ..., "path": ...}` with a relative path made whole, so that it needs no `image_root`."""
-    if options.image_root is None or image["bytes"] is not None or _SCHEME.match(image["path"] or ""):
+    """Make a relative path absolute, so that it needs no `image_root`, in the form of [`as_image`]."""
+    image = as_image(image)
+    if options.image_root is None or not isinstance(image, Mapping) or image["bytes"] is not None:
         return image
     if not image["path"]:
         raise RowError("image_missing", "an image has neither bytes nor a path; give it, or remove it from the row.")
+    if is_address(image["path"]):
+        return image
     return {"bytes": None, "path": str(allowed_path(image["path"], options))}
 
 
-def embedded_url(image: Any, options: ImageOptions) -> Any:
-    """The same with the bytes of what is an address, on an allowed host."""
-    if image["bytes"] is not None or not _SCHEME.match(image["path"]):
-        return image
-    with open_encoded(image, options) as (stream, _):
-        return {"bytes": stream.read(), "path": None}
-
-
 def allowed_path(text: str, options: ImageOptions) -> Path:
-    """A path as it is to be opened, or [`RowError`] if it leaves `image_root`."""
+    """Resolve a path to open; [`RowError`] if it leaves `image_root`."""
     path = Path(text)
     if options.image_root is None:
         if ".." in path.parts and not path.is_absolute():
@@ -154,7 +177,7 @@ def is_address(text: str) -> bool:
 
 
 class _NoRedirect(HTTPRedirectHandler):
-    """Makes a redirect an error: it could lead from an allowed host to any other."""
+    """Handler that makes a redirect an error: it could lead from an allowed host to any other."""
 
     def redirect_request(self, *args: Any, **kwargs: Any) -> None:
         return None
@@ -207,48 +230,29 @@ def _fetch(url: str, options: ImageOptions) -> bytes:
 
 
 def _shown_url(url: str) -> str:
-    """A URL without what may be secret (user, query) and without the data of a `data:` URL."""
+    """Show a URL without secrets (user, query) and without the data of a `data:` URL."""
     scheme, rest = url.split(":", 1)
     if not rest.startswith("//") or "@" in rest:
         return f"'{scheme}:...'"
     return repr(f"{scheme}:{re.split('[?#]', rest)[0]}"[:200])
 
 
-# Raster formats of photographs and screenshots. Pillow reads some forty more, EPS through an external program. MPO, of
-# which phones make JPEG files with two pictures, goes with JPEG.
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-
-_ORIENTATION_TAG = 0x0112
-
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-_DEFAULTS = ImageOptions()
-
-
 def load_image(value: Any, options: ImageOptions = _DEFAULTS) -> Image.Image:
     """
-    Reads an image: the first frame, upright, as RGB.
+    Read an image: the first frame, upright, as RGB.
 
-    Transparent images are laid on white. Grey of more than 8 bits is scaled to 8, not clipped. The orientation is the
+    Transparent images are laid on white. Gray of more than 8 bits is scaled to 8, not clipped. The orientation is the
     one stored ahead of the pixels, and no metadata is kept, so that nothing turns the image a second time.
 
     Args:
         value (`PIL.Image.Image`, `bytes`, `dict`, `str`, `PathLike` or `np.ndarray`):
-            The image, an encoded image, `{"bytes": ..., "path": ...}` as `datasets` gives it (the bytes win), a path,
-            a URL on an allowed host, or a `uint8` array of shape `(height, width)` or `(height, width, 3)`.
+            Decoded or encoded image, `{"bytes": ..., "path": ...}` as in `datasets` (the bytes win), path, URL on an
+            allowed host, or `uint8` array of shape `(height, width)` or `(height, width, 3)`.
         options ([`ImageOptions`], *optional*):
-            What is allowed.
+            Limits on origin and size.
 
     Returns:
-        `PIL.Image.Image`: in mode `"RGB"`, independent of `value`.
+        `PIL.Image.Image` in mode `"RGB"`, independent of `value`.
 
     Raises:
         [`RowError`]: with one of the reasons `image_missing`, `image_corrupt`, `image_too_large`,
@@ -256,33 +260,29 @@ def load_image(value: Any, options: ImageOptions = _DEFAULTS) -> Image.Image:
     """
     with _opened(value, options) as (image, name):
         orientation = _orientation(image)
-        try:
+        with _decoding(name):
             rgb = _to_rgb(image)
             if orientation in _UPRIGHT:
                 rgb = rgb.transpose(_UPRIGHT[orientation])
-        except MemoryError:
-            raise
-        except Exception as error:  # on hostile bytes, Pillow's plugins raise nearly anything
-            raise RowError("image_corrupt", f"{name} does not decode ({error}); replace it.") from error
     rgb.info.clear()
     return rgb
 
 
 def check_image(value: Any, options: ImageOptions = _DEFAULTS) -> tuple[int, int]:
     """
-    Applies the checks of [`load_image`] to all but the pixels, which stay undecoded.
+    Apply the checks of [`load_image`] to all but the pixels, which stay undecoded.
 
     Args:
         value (`PIL.Image.Image`, `bytes`, `dict`, `str`, `PathLike` or `np.ndarray`):
-            As in [`load_image`]. A URL is fetched.
+            Image as in [`load_image`]. A URL is fetched.
         options ([`ImageOptions`], *optional*):
-            What is allowed.
+            Limits on origin and size.
 
     Returns:
         `tuple[int, int]`: width and height of the upright image.
 
     Raises:
-        [`RowError`]: as in [`load_image`]; a truncated image passes, as long as its header is whole.
+        [`RowError`]: as in [`load_image`]; a truncated image with a whole header passes.
     """
     with _opened(value, options) as (image, _):
         width, height = image.size
@@ -291,27 +291,35 @@ def check_image(value: Any, options: ImageOptions = _DEFAULTS) -> tuple[int, int
 
 @contextmanager
 def _opened(value: Any, options: ImageOptions) -> Iterator[tuple[Image.Image, str]]:
-    """The image with its header read and its size checked, and how to call it in an error."""
+    """Read the header of an image, check its size, and yield it with a name for it in errors."""
     if isinstance(value, (Image.Image, np.ndarray)):
         image, name = (value, "the image") if isinstance(value, Image.Image) else (_from_array(value), "the array")
         _check_size(image, name, options)
         yield image, name
         return
     with open_encoded(value, options) as (stream, name):
-        try:
-            image = Image.open(stream, formats=FORMATS)
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            # Far above its own limit, Pillow does not even tell the size.
-            raise RowError("image_too_large", f"{name} is too large ({error}); scale it down.") from error
-        except UnidentifiedImageError as error:
-            kinds = ", ".join(FORMATS)
-            raise RowError("image_corrupt", f"{name} is not an image in a known format ({kinds}).") from error
-        except MemoryError:
-            raise
-        except Exception as error:  # on hostile bytes, Pillow's plugins raise nearly anything
-            raise RowError("image_corrupt", f"{name} does not decode ({error}); replace it.") from error
+        with _decoding(name):
+            try:
+                image = Image.open(stream, formats=FORMATS)
+            except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+                # Far above its own limit, Pillow does not even tell the size.
+                raise RowError("image_too_large", f"{name} is too large ({error}); scale it down.") from error
+            except UnidentifiedImageError as error:
+                kinds = ", ".join(FORMATS)
+                raise RowError("image_corrupt", f"{name} is not an image in a known format ({kinds}).") from error
         _check_size(image, name, options)
         yield image, name
+
+
+@contextmanager
+def _decoding(name: str) -> Iterator[None]:
+    """Turn errors of Pillow's plugins, which raise nearly anything on hostile bytes, into a [`RowError`]."""
+    try:
+        yield
+    except (MemoryError, RowError):
+        raise
+    except Exception as error:
+        raise RowError("image_corrupt", f"{name} does not decode ({error}); replace it.") from error
 
 
 def _check_size(image: Image.Image, name: str, options: ImageOptions) -> None:
@@ -333,7 +341,7 @@ def _check_size(image: Image.Image, name: str, options: ImageOptions) -> None:
 
 
 def _orientation(image: Image.Image) -> int:
-    if image.format == "TIFF":  # Pillow turns the pixels itself, and says so in the size from the start
+    if image.format == "TIFF":  # Pillow turns the pixels itself, and the size from the start
         return 1
     try:
         # Not the override of PNG files, which decodes them in search of more metadata behind the pixels.
@@ -359,7 +367,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     image.load()
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return Image.fromarray(_to_8_bit(np.asarray(image))).convert("RGB")
-    if image.mode == "La":  # Pillow converts premultiplied grey to nothing but LA
+    if image.mode == "La":  # Pillow converts premultiplied gray to nothing but LA
         image = image.convert("LA")
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -367,18 +375,18 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _to_8_bit(grey: np.ndarray) -> np.ndarray:
-    """Pillow clips grey of more than 8 bits, so that most of a depth map or an X-ray would become white."""
-    if grey.dtype.itemsize == 2:
-        return (grey >> 8).astype(np.uint8)
-    if not np.isfinite(grey).all():
+def _to_8_bit(gray: np.ndarray) -> np.ndarray:
+    """Scale gray of more than 8 bits, which Pillow clips: most of a depth map or an X-ray would become white."""
+    if gray.dtype.itemsize == 2:
+        return (gray >> 8).astype(np.uint8)
+    if not np.isfinite(gray).all():
         raise ValueError("a pixel is not finite")
     # 32 bits have no fixed range; take the smallest customary one that holds all values.
-    low, high = float(grey.min()), float(grey.max())
-    if low >= 0 and high <= 1 and grey.dtype.kind == "f":
-        return np.rint(grey * 255).astype(np.uint8)
+    low, high = float(gray.min()), float(gray.max())
+    if low >= 0 and high <= 1 and gray.dtype.kind == "f":
+        return np.rint(gray * 255).astype(np.uint8)
     if low >= 0 and high <= 255:
-        return grey.astype(np.uint8)
+        return gray.astype(np.uint8)
     if low >= 0 and high <= 65535:
-        return (grey.astype(np.uint16) >> 8).astype(np.uint8)
-    return np.rint((grey.astype(np.float64) - low) * (255 / ((high - low) or 1))).astype(np.uint8)
+        return (gray.astype(np.uint16) >> 8).astype(np.uint8)
+    return np.rint((gray.astype(np.float64) - low) * (255 / ((high - low) or 1))).astype(np.uint8)

@@ -1,8 +1,9 @@
-"""Raw files and Hub sets read as canonical rows, one call per source."""
+"""Loading of raw files and Hub sets as canonical rows, by one call for every source."""
 
 from __future__ import annotations
 
 import codecs
+import contextlib
 import inspect
 import json
 import os
@@ -42,16 +43,19 @@ from .t2i import reformulate_t2i
 from .validation import take_out
 
 
+logger = logging.get_logger(__name__)
+
 _JSON_ROWS = Features({JSON_COLUMN: Value("string")})
 
 _SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".tsv")
 
-# Where an object holds its rows, as in `{"data": [...]}`.
-_LISTS = ("data", "rows", "pairs", "examples", "train")
+_LISTS = ("data", "rows", "pairs", "examples", "train")  # keys of the rows in an object, as in `{"data": [...]}`
 
 _BYTE_ORDERS = (b"\xff\xfe", b"\xfe\xff")
 
-_LOOKED_AT = 1 << 20  # bytes at the beginning of a file that tell what it is
+_HEAD = 1 << 20  # bytes at the beginning of a file that tell its kind
+
+_BATCH = 100  # rows of a stream at a time; each may hold images of some megabytes
 
 
 def read_raw(
@@ -62,31 +66,47 @@ def read_raw(
     streaming: bool = False,
     revision: str | None = None,
 ) -> AnyDataset:
-    """The rows of a source as it has them."""
+    """Read the rows of a source as they are, images encoded."""
     if path_or_id is None and source.hub_id is None:
-        raise ValueError("This is a format and not a data set; give `path_or_id`.")
+        raise ValueError("This is a format and not a data set; pass `path_or_id`.")
     path_or_id = os.fspath(path_or_id or str(source.hub_id))
     path = Path(path_or_id).expanduser()
-    patterns = [pattern.format(split=split) for pattern in source.files]
-    if path.is_file():
-        return leave_images_encoded(_read_files([path], streaming))
-    if path.is_dir():
-        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-            return leave_images_encoded(_from_disk(path, split, streaming))
-        return leave_images_encoded(_read_files(_files_of(path, patterns, split), streaming))
-    if path.is_absolute() or path_or_id.startswith((".", "~")) or path.suffix in (*_SUFFIXES, ".zip"):
+    if path.exists():
+        is_saved, files = _local_files(path, source, split)
+        raw = _from_disk(path, split, streaming) if is_saved else _read_files(files, streaming)
+    elif path.is_absolute() or path_or_id.startswith((".", "~")) or path.suffix in (*_SUFFIXES, ".zip"):
         raise ValueError(f"There is no file or folder {path_or_id} to read preferences from.")
-    if patterns:
+    elif source.files:
         # The repository has a loading script, which `datasets` no longer runs, or holds more than its rows.
+        patterns = [pattern.format(split=split) for pattern in source.files]
         folder = snapshot_download(path_or_id, repo_type="dataset", revision=revision, allow_patterns=patterns)
-        return leave_images_encoded(_read_files(_files_of(Path(folder), patterns, split), streaming))
-    return leave_images_encoded(
-        load_dataset(path_or_id, source.config, split=split, streaming=streaming, revision=revision)
-    )
+        raw = _read_files(_files_of(Path(folder), source, split), streaming)
+    else:
+        raw = load_dataset(path_or_id, source.config, split=split, streaming=streaming, revision=revision)
+    return leave_images_encoded(raw)
+
+
+def raw_files(
+    source: Source, path_or_id: str | os.PathLike | None, *, split: str = "train"
+) -> list[tuple[str, int, int]]:
+    """List the files of a local set with their sizes and times, which tell whether they have changed."""
+    if path_or_id is None or not (path := Path(path_or_id).expanduser()).exists():
+        return []
+    _, files = _local_files(path, source, split)
+    return [(str(file), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
+
+
+def _local_files(path: Path, source: Source, split: str) -> tuple[bool, list[Path]]:
+    """Tell whether a path is a set that `datasets` has saved, and list its files."""
+    if not path.is_dir():
+        return False, [path]
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        return True, sorted(path.rglob("*.arrow"))
+    return False, _files_of(path, source, split)
 
 
 def raw_rows(raw: AnyDataset) -> Iterator[dict[str, Any]]:
-    """Rows as the source has them, those that are kept as JSON parsed, without blank lines."""
+    """Yield rows as the source has them, JSON lines parsed, without blank lines."""
     for row in raw:
         if JSON_COLUMN not in row:
             yield row
@@ -100,15 +120,16 @@ def _from_disk(path: Path, split: str, streaming: bool) -> AnyDataset:
         if split not in loaded:
             raise ValueError(f"{path} has the splits {', '.join(loaded)}, and not {split!r}.")
         loaded = loaded[split]
-    return loaded.to_iterable_dataset() if streaming else loaded
+    return _as_asked(loaded, streaming)
 
 
-def _files_of(folder: Path, patterns: list[str], split: str) -> list[Path]:
-    """The files that a source's patterns name, or else all of the first kind that is there; of the split, if the
+def _files_of(folder: Path, source: Source, split: str) -> list[Path]:
+    """List the files that a source's patterns name, or else all of the first kind that is there; of the split, if the
     names of files tell splits.
     """
+    patterns = [pattern.format(split=split) for pattern in source.files]
     if not patterns and (folder / "dataset_info.json").is_file():  # LLaMA-Factory's
-        raise ValueError(f"dataset_info.json tells which files of {folder} hold rows; give one of them.")
+        raise ValueError(f"dataset_info.json tells which files of {folder} hold rows; pass one of them.")
     files = sorted({file for pattern in patterns for file in folder.rglob(pattern) if file.suffix in _SUFFIXES})
     for suffix in () if files else _SUFFIXES:
         files = sorted(folder.rglob(f"*{suffix}"))
@@ -134,7 +155,7 @@ def _read_files(files: list[Path], streaming: bool) -> AnyDataset:
 
 
 def _table(file: Path, streaming: bool) -> list[AnyDataset]:
-    """A table with a header. All is text: an answer may be a number, or `NA`."""
+    """Read a table with a header. All is text: an answer may be a number, or `NA`."""
     separator = "\t" if file.suffix == ".tsv" else ","
     try:
         frame = pd.read_csv(file, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
@@ -153,7 +174,7 @@ def _in_one_line(error: Exception) -> str:
 
 def _json_parts(file: Path, streaming: bool) -> list[AnyDataset]:
     with file.open("rb") as stream:
-        start = stream.read(_LOOKED_AT)
+        start = stream.read(_HEAD)
     if start.startswith(_BYTE_ORDERS):
         raise ValueError(f"{file} is in UTF-16 and not in UTF-8; save it as UTF-8.")
     try:
@@ -165,7 +186,7 @@ def _json_parts(file: Path, streaming: bool) -> list[AnyDataset]:
         raise ValueError(f"{file} is empty; there is no row in it.")
     if start.startswith(b"["):
         state = file.stat()
-        # Size and time are there for the cache of `datasets`, which would otherwise know the file by its name alone.
+        # Size and time are for the cache of `datasets`, which would otherwise know the file by its name alone.
         kwargs = {"file": str(file), "state": f"{state.st_size} {state.st_mtime_ns}"}
         make = IterableDataset.from_generator if streaming else Dataset.from_generator
         return [_built(file, lambda: make(_json_list, gen_kwargs=kwargs, features=_JSON_ROWS))]
@@ -188,7 +209,7 @@ def _json_parts(file: Path, streaming: bool) -> list[AnyDataset]:
 
 
 def _built(file: Path, build: Callable[[], AnyDataset]) -> AnyDataset:
-    """What `datasets` builds, with the sentence of what is wrong with the file in place of its own."""
+    """Build a data set, with errors that tell what is wrong with the file."""
     try:
         return build()
     except DatasetGenerationError as error:
@@ -204,18 +225,25 @@ def _not_utf8(file: Path, error: UnicodeDecodeError) -> ValueError:
 
 
 def _json_object(file: Path, *, must_be: bool) -> dict[str, Any] | None:
-    """The one object that a file holds; `None` if it holds several, in lines."""
+    """Parse the one object of a file; `None` if it holds several, in lines."""
     try:
-        content = json.loads(file.read_bytes().decode("utf-8-sig"))
-    except ValueError as error:
+        content = _parsed(file)
+    except ValueError:
         if must_be:
-            raise ValueError(f"{file} is not JSON ({_in_one_line(error)}); fix the file.") from error
+            raise
         return None
     return content if isinstance(content, dict) else None
 
 
+def _parsed(file: Path) -> Any:
+    try:
+        return json.loads(file.read_bytes().decode("utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON ({_in_one_line(error)}); fix the file.") from error
+
+
 def _rows_of(file: Path, content: dict[str, Any]) -> list[Any]:
-    """The list of rows in an object, also as the data viewer of the Hub gives it, or else the object as a row."""
+    """Take the list of rows out of an object, also of the Hub's data viewer, or else the object as a row."""
     names = [name for name in _LISTS if isinstance(content.get(name), list)]
     if len(names) > 1:
         shown = ", ".join(f"`{name}`" for name in names)
@@ -236,49 +264,28 @@ def _json_list(file: str, state: str) -> Iterator[dict[str, str]]:
                 yield {JSON_COLUMN: json.dumps(row, ensure_ascii=False)}
                 count += 1
     except ijson.JSONError:
-        # `json` reads what Python writes, NaN among it, and says in which line a file is damaged.
-        try:
-            content = json.loads(Path(file).read_bytes().decode("utf-8-sig"))
-        except ValueError as error:
-            raise ValueError(f"{file} is not JSON ({_in_one_line(error)}); fix the file.") from error
-        for row in content[count:]:
+        # `json` reads whatever Python writes, NaN included, and names the line where a file is damaged.
+        for row in _parsed(Path(file))[count:]:
             yield {JSON_COLUMN: json.dumps(row, ensure_ascii=False)}
 
 
 def _mmpr_annotations(file: Path, meta: dict[str, Any]) -> list[tuple[Path, str]]:
-    """Annotation files and image folders of a `meta.json`: paths in it start from its own folder or the one above."""
+    """List annotation files and image folders of a `meta.json`, relative to its own folder or the one above."""
     entries = list(meta.values())
     if not entries or not all(isinstance(entry, dict) and "annotation" in entry for entry in entries):
         return []
-    found = []
+    annotations = []
     for entry in entries:
-        places = [base / entry["annotation"] for base in (file.parent, file.parent.parent)]
-        annotation = next((place for place in places if place.is_file()), None)
+        paths = [base / entry["annotation"] for base in (file.parent, file.parent.parent)]
+        annotation = next((path for path in paths if path.is_file()), None)
         if annotation is None:
-            raise ValueError(f"{file} names the annotations {entry['annotation']}, but there is no file {places[0]}.")
-        found.append((annotation, entry.get("root", "")))
-    return found
-
-
-def raw_files(
-    source: Source, path_or_id: str | os.PathLike | None, *, split: str = "train"
-) -> list[tuple[str, int, int]]:
-    """What tells whether the files of a set were changed since they were read."""
-    if path_or_id is None or not (path := Path(path_or_id).expanduser()).exists():
-        return []
-    if path.is_file():
-        files = [path]
-    elif (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        files = sorted(path.rglob("*.arrow"))
-    else:
-        files = _files_of(path, [pattern.format(split=split) for pattern in source.files], split)
-    return [(str(file), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
+            raise ValueError(f"{file} names the annotations {entry['annotation']}, but there is no file {paths[0]}.")
+        annotations.append((annotation, entry.get("root", "")))
+    return annotations
 
 
 def rows_by_group(raw: Dataset, column: str) -> list[np.ndarray]:
-    """Rows of each group of equal values in a column, groups in the order of their first rows; a row without a value
-    is a group of its own, of which the adapter says what is wrong.
-    """
+    """List the rows of each group of equal values in a column, as [`named_groups`] does."""
     if JSON_COLUMN in raw.column_names:
         keys = pa.array([_key(text.as_py(), column) for text in column_of(raw, JSON_COLUMN)], pa.string())
     elif column in raw.column_names:
@@ -289,7 +296,7 @@ def rows_by_group(raw: Dataset, column: str) -> list[np.ndarray]:
 
 
 def named_groups(names: pa.Array) -> list[np.ndarray]:
-    """Rows of each group in the order of its first row; those without a name are groups by themselves."""
+    """List the rows of each group, in the order of their first rows; rows without a name are groups of their own."""
     if pa.types.is_string(names.type) or pa.types.is_large_string(names.type):
         names = pc.if_else(pc.equal(names, ""), None, names)
     return sorted(group_rows(group_codes(names)[0]), key=lambda rows: rows[0]) if len(names) else []
@@ -301,12 +308,6 @@ def _key(text: str, column: str) -> str | None:
     except (ValueError, KeyError, TypeError):
         return None
     return None if value is None else str(value)
-
-
-logger = logging.get_logger(__name__)
-
-# Rows that are held at once. Each may hold images of some megabytes.
-_BATCH = 100
 
 
 def load_preferences(
@@ -330,41 +331,35 @@ def load_preferences(
     **options: Any,
 ) -> AnyDataset:
     """
-    Loads a public preference set, or a file in a known format, as canonical rows.
+    Load a public preference set, or a file in a known format, as canonical rows.
 
     Pairs that cannot be used, such as ties, are quarantined: counted by reason in a warning, and listed in
-    `quarantine_file`. Images are neither decoded nor opened; [`validate`] looks at them.
+    `quarantine_file`. Images are neither decoded nor opened; [`validate`] checks them.
 
     Args:
         name (`str`):
             Name of the set or format, one of [`SOURCES`], such as `"rlaif_v"`, `"hpdv3"`, `"llamafactory"`,
             `"columns"` (any table of questions and answers) or `"t2i"` (any table of captions and images).
         path_or_id (`str` or `os.PathLike`, *optional*):
-            A file or folder with the set's rows, or a Hub id; by default the set's own place on the Hub.
+            File or folder with the set's rows, or Hub id; by default that of the set.
         split (`str`, *optional*, defaults to `"train"`):
-            Split.
+            Split to load.
         image_root (`str` or `os.PathLike`, *optional*):
-            Folder that relative paths of images start from and that no path may leave, as in [`ImageOptions`]: a path
-            that leaves it makes its row a bad one.
+            Folder of the images, as in [`ImageOptions`]; a row with a path that leaves it is bad.
         streaming (`bool`, *optional*, defaults to `False`):
             Whether rows are made while they are read.
         on_bad_row (`str`, *optional*, defaults to `"quarantine"`):
             `"raise"` makes the first bad row an error.
         quarantine_file (`str` or `os.PathLike`, *optional*):
-            JSON lines file that lists the bad rows: `pair_id`, `row` of the source, `reason`, `message`. Not of a
-            streamed set.
+            JSON lines file for the `pair_id`, `row`, `reason` and `message` of bad rows. Not of a streamed set.
         source (`str`, *optional*):
-            What the column `source` says, and the beginning of `pair_id` and `group_id`. By default what the rows say
-            in a `source` of their own, or else `name`; with this argument theirs is kept as `original_source`.
+            Value of the column `source`, and beginning of `pair_id` and `group_id`. By default the `source` of the
+            rows, if they have one, or else `name`; with this argument theirs is kept as `original_source`.
         reformulate (`bool`, *optional*, defaults to `True`):
             Whether text-to-image pairs become two-image questions, by [`reformulate_t2i`]. Otherwise they keep the
             columns `caption`, `chosen_image` and `rejected_image`.
-        seed (`int`, *optional*, defaults to `42`):
-            Seed of the reformulation.
-        template (`str`, *optional*):
-            Template of the reformulation.
-        both_orders (`bool`, *optional*, defaults to `False`):
-            Whether the reformulation gives each pair in both orders.
+        seed, template, both_orders (*optional*):
+            As in [`reformulate_t2i`].
         max_frames (`int`, *optional*, defaults to `32`):
             Most frames of a video.
         shard (`tuple[int, int]`, *optional*):
@@ -378,8 +373,8 @@ def load_preferences(
 
     Returns:
         `Dataset` or `IterableDataset`: rows with the columns of [`FEATURES`], `videos` or `weight` where the source
-        has such, and all columns that its adapter does not read. One with a name that rows have already is kept as
-        `original_` and this name, which a warning says; one without any value is not kept.
+        has such, and all columns with any value that its adapter does not read. A name that rows have already becomes
+        `original_` and the name, with a warning.
 
     Raises:
         `ValueError`: if the name or an option is not known, if there is nothing to read, if no pair can be used, or
@@ -424,12 +419,8 @@ def _conversion(
     needed = [parameter.name for parameter in parameters if parameter.default is parameter.empty]
     if missing := sorted(set(needed) - set(options)):
         raise ValueError(f"`{name}` needs the options {', '.join(missing)}.")
-    try:
-        list(
-            known.convert([] if known.group_by else {}, **options)
-        )  # options that do not fit, before anything is read
-    except RowError:
-        pass
+    with contextlib.suppress(RowError):  # options that do not fit raise another error, before anything is read
+        list(known.convert([] if known.group_by else {}, **options))
     if image_root is not None and not Path(image_root).is_dir():
         raise ValueError(f"`image_root` is {image_root}, but there is no such folder.")
     root = None if image_root is None else str(Path(image_root).resolve())
@@ -445,9 +436,7 @@ def _convert(
     num_proc: int | None,
 ) -> Dataset:
     name, first = conversion.name, 0
-    groups = None
-    if conversion.source.group_by is not None:
-        groups = rows_by_group(raw, conversion.source.group_by)
+    groups = None if conversion.source.group_by is None else rows_by_group(raw, conversion.source.group_by)
     count = len(raw) if groups is None else len(groups)
     if shard is not None:
         first, last = (count * end // shard[1] for end in (shard[0], shard[0] + 1))
@@ -460,7 +449,7 @@ def _convert(
         if groups is None:
             rows = batch_rows(batch)
         else:
-            rows = [{"group": [raw[int(index)] for index in groups[place]]} for place in indices]
+            rows = [{"group": [raw[int(row)] for row in groups[index]]} for index in indices]
         made = [
             pair for row, index in zip(rows, indices, strict=True) for pair in conversion.convert(row, first + index)
         ]
@@ -481,15 +470,10 @@ def _convert(
         desc=f"Reading {name}",
         **conversion.caching,
     )
-    return _without_bad(converted, name, on_bad_row, quarantine_file)
-
-
-def _without_bad(converted: Dataset, name: str, on_bad_row: str, quarantine_file: str | os.PathLike | None) -> Dataset:
-    is_bad = pc.not_equal(column_of(converted, "reason"), "").to_numpy(zero_copy_only=False)
-    bad = converted.select(np.flatnonzero(is_bad)).select_columns(["pair_id", *VERDICT])
+    rows = np.flatnonzero(pc.not_equal(column_of(converted, "reason"), "").to_numpy(zero_copy_only=False))
+    notes = list(converted.select(rows).select_columns(["pair_id", *VERDICT]))
     kept = converted.remove_columns(list(VERDICT))
-    rows = np.flatnonzero(is_bad)
-    return take_out(kept, rows, list(bad), name=f"pair of {name}", on_bad_row=on_bad_row, file=quarantine_file)
+    return take_out(kept, rows, notes, name=f"pair of {name}", on_bad_row=on_bad_row, file=quarantine_file)
 
 
 def _stream(

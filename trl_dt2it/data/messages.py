@@ -8,43 +8,37 @@ from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset, Features, Image, List, Value
-from datasets.fingerprint import generate_random_fingerprint
 
 from ..utils import digest
-from .images import ImageOptions, placed_image
-from .rows import RowError, blocks, check_row, image_identity, row_images, row_name
+from .columns import uncached
+from .images import ImageOptions, as_image, placed_image
+from .rows import SIDES, RowError, blocks, check_row, image_identity, row_images, row_name
 
 
 IMAGE_MARKER = "<image>"
 
 MESSAGES = List({"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})})
 
-_PROVENANCE = {
-    "strength": Value("float64"),
-    "pair_id": Value("string"),
-    "group_id": Value("string"),
-    "source": Value("string"),
-    "source_id": Value("string"),
-}
+PROVENANCE = ("pair_id", "group_id", "source", "source_id")  # `source_id` is the source's own name for the row
 
-# What `load_preferences` gives, whatever the source. `source_id` is the name that the source itself has for the row.
-FEATURES = Features(
-    {"prompt": MESSAGES, "chosen": MESSAGES, "rejected": MESSAGES, "images": List(Image()), **_PROVENANCE}
-)
+_ANNOTATIONS = {"strength": Value("float64"), **dict.fromkeys(PROVENANCE, Value("string"))}
+
+# Canonical rows, whatever the source.
+FEATURES = Features({**dict.fromkeys(("prompt", *SIDES), MESSAGES), "images": List(Image()), **_ANNOTATIONS})
 
 VIDEO_FEATURES = Features({**FEATURES, "videos": List(List(Image()))})  # of the sources that have videos
 
-# What a two-image question is about, whatever its wording and the order of its images: the caption, the answer that
+# The pair behind a two-image question, whatever its wording and the order of its images: the caption, the answer that
 # prefers the image shown first, and, of a pair that is asked about in both orders on request, "ab" where the better
 # image came first when the row was made, and "ba" where it came second.
-T2I_IDENTITY = Features({"t2i_caption": Value("string"), "t2i_first": Value("string"), "t2i_order": Value("string")})
+T2I_IDENTITY = Features(dict.fromkeys(("t2i_caption", "t2i_first", "t2i_order"), Value("string")))
 
-# What `reformulate_t2i` makes of a text-to-image pair.
+# A text-to-image pair after `reformulate_t2i`.
 REFORMULATED_FEATURES = Features({**FEATURES, **T2I_IDENTITY})
 
 # A text-to-image pair before `reformulate_t2i`: each image is an answer to the caption.
 T2I_FEATURES = Features(
-    {"caption": Value("string"), "chosen_image": Image(), "rejected_image": Image(), **_PROVENANCE}
+    {"caption": Value("string"), "chosen_image": Image(), "rejected_image": Image(), **_ANNOTATIONS}
 )
 
 
@@ -59,7 +53,7 @@ def preference(
     group: str | None = None,
     source_id: str | int | None = None,
 ) -> dict[str, Any]:
-    """A canonical row, made of what a source has."""
+    """Make a canonical row of a question with its turns, two answers, images and videos."""
     turns = [("user", prompt)] if isinstance(prompt, str) else list(prompt)
     for field, text in (*(("prompt", text) for _, text in turns), ("chosen", chosen), ("rejected", rejected)):
         if not isinstance(text, str):
@@ -68,8 +62,8 @@ def preference(
     messages = _messages(turns, len(images), len(videos))
     row = {
         "prompt": messages,
-        "chosen": [_message("assistant", [_text(chosen)])],
-        "rejected": [_message("assistant", [_text(rejected)])],
+        "chosen": [text_message("assistant", chosen)],
+        "rejected": [text_message("assistant", rejected)],
         "images": images,
         "strength": strength,
         "group_id": group or content_group(messages, images, videos),
@@ -87,7 +81,7 @@ def t2i_pair(
     group: str | None = None,
     source_id: str | int | None = None,
 ) -> dict[str, Any]:
-    """A text-to-image pair, made of what a source has."""
+    """Make a text-to-image pair of a caption and two images."""
     if not isinstance(caption, str):
         raise RowError("not_conversational", f"the caption is of type {type(caption).__name__}; give a string.")
     return {
@@ -100,19 +94,18 @@ def t2i_pair(
     }
 
 
-def as_image(image: Any) -> Any:
-    """An encoded image or a path as `{"bytes": ..., "path": ...}`, the way that Arrow holds it; others as they are."""
-    if isinstance(image, (bytes, bytearray, memoryview)):
-        return {"bytes": bytes(image), "path": None}
-    if isinstance(image, str):
-        return {"bytes": None, "path": image}
-    if isinstance(image, Mapping):
-        return {"bytes": image.get("bytes"), "path": image.get("path")}
-    return image
+def text_message(role: str, text: str) -> dict[str, Any]:
+    """Make a message of one text block."""
+    return {"role": role, "content": [text_block(text)]}
+
+
+def text_block(text: str) -> dict[str, Any]:
+    """Make a text block."""
+    return {"type": "text", "text": text}
 
 
 def content_group(prompt: Any, images: Sequence[Any], videos: Sequence[Any]) -> str:
-    """A short hash of what all pairs about one prompt have in common."""
+    """Hash the content that all pairs about one prompt share."""
     content = [prompt, [None if image is None else image_identity(image) for image in images], list(videos)]
     return digest(json.dumps(content, default=str))[:16]
 
@@ -139,35 +132,26 @@ def _messages(turns: Sequence[tuple[str, str]], num_images: int, num_videos: int
             if index:
                 content.append({"type": "image", "text": None})
             if piece:
-                content.append(_text(piece))
-        messages.append(_message(role, content))
+                content.append(text_block(piece))
+        messages.append({"role": role, "content": content})
     return messages
-
-
-def _message(role: str, content: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"role": role, "content": content}
-
-
-def _text(text: str) -> dict[str, Any]:
-    return {"type": "text", "text": text}
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a row asks."""
+    """The prompt of a row."""
 
-    row: int  # Place of the row in its data set
-    name: str  # How messages name the row
-    # Messages with `role` and `content`, blocks with `type` and `text`, the last by the user
-    messages: list[dict[str, Any]]
-    images: list[Any]  # Its images, one for each image block, still encoded
-    content: str  # A hash of messages and images
-    group_id: str  # What all pairs about the prompt have in common
-    source_id: str | None  # The row's own name
+    row: int  # index of the row in its data set
+    name: str  # of the row, in errors and logs
+    messages: list[dict[str, Any]]  # contents as blocks of `type` and `text`; the last message is the user's
+    images: list[Any]  # still encoded, one for each image block
+    content: str  # hash of messages and images
+    group_id: str  # shared by all pairs about the prompt
+    source_id: str | None
 
 
 def read_prompt(row: Mapping[str, Any], index: int, *, source: str) -> Prompt:
-    """What a row asks."""
+    """Read and check the prompt of a row, from `prompt` or `question`."""
     prompt = row.get("prompt")
     prompt = row.get("question") if prompt is None else prompt
     images = [as_image(image) for image in row_images(row)]
@@ -177,10 +161,10 @@ def read_prompt(row: Mapping[str, Any], index: int, *, source: str) -> Prompt:
         if not prompt.strip():
             raise RowError("missing_column", "the question is empty; give one.")
         prompt = preference(prompt, "a", "b", images)["prompt"]
-    sides = {side: [{"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
+    sides = {side: [{"role": "assistant", "content": side}] for side in SIDES}
     check_row({"prompt": prompt, **sides, "images": images})
     messages = [
-        {"role": message["role"], "content": message["content"]} for message in with_image_blocks(prompt, len(images))
+        {key: message[key] for key in ("role", "content")} for message in with_image_blocks(prompt, len(images))
     ]
     if messages[-1]["role"] != "user":
         raise RowError(
@@ -200,18 +184,16 @@ def read_prompt(row: Mapping[str, Any], index: int, *, source: str) -> Prompt:
 
 
 def with_image_blocks(messages: Sequence[Mapping[str, Any]], num_images: int) -> list[dict[str, Any]]:
-    """Messages with all contents as blocks of `type` and `text`. Where they were strings, the images come first, as in
-    TRL.
-    """
+    """Turn all contents into blocks of `type` and `text`; the images of strings come first, as in TRL."""
     made = [
         {
-            **{key: value for key, value in one.items() if value is not None},
-            "content": [{"type": block["type"], "text": block.get("text")} for block in blocks(one)],
+            **{key: value for key, value in message.items() if value is not None},
+            "content": [{"type": block["type"], "text": block.get("text")} for block in blocks(message)],
         }
-        for one in messages
+        for message in messages
     ]
-    if num_images and not any(block["type"] == "image" for one in made for block in one["content"]):
-        user = next(one for one in made if one["role"] == "user")
+    if num_images and not any(block["type"] == "image" for message in made for block in message["content"]):
+        user = next(message for message in made if message["role"] == "user")
         user["content"][:0] = [{"type": "image", "text": None} for _ in range(num_images)]
     return made
 
@@ -223,15 +205,12 @@ def with_images(
     image_options: ImageOptions,
     features: Features,
 ) -> Dataset:
-    """Pairs, by their other columns, with the images of the rows at these positions, copied a few at a time."""
+    """Make a data set of pairs out of their other columns and the images of the rows at these positions."""
     if not columns:
         return Dataset.from_dict({name: [] for name in features}, features=features)
 
     def pair(row: dict[str, Any], index: int) -> dict[str, Any]:
-        return {
-            **columns[index],
-            "images": [placed_image(as_image(image), image_options) for image in row_images(row)],
-        }
+        return {**columns[index], "images": [placed_image(image, image_options) for image in row_images(row)]}
 
     kept = [name for name in ("images", "image") if name in rows.column_names]
     # Without a column, `map` would not know how many rows there are.
@@ -241,8 +220,7 @@ def with_images(
         with_indices=True,
         remove_columns=chosen.column_names,
         features=features,
-        load_from_cache_file=False,
-        new_fingerprint=generate_random_fingerprint(),
         writer_batch_size=100,
         desc="Writing pairs",
+        **uncached(),
     )

@@ -1,4 +1,4 @@
-"""Several sets mixed into one: proportions, caps, splits by group, sides swapped."""
+"""Mixtures of several sets: proportions, caps, splits by group, swapped pairs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from datasets import Dataset, DatasetDict, Features, Image, List, Value, concatenate_datasets
-from datasets.fingerprint import generate_random_fingerprint
 
 from ..utils import digest
 from .columns import (
@@ -26,17 +25,29 @@ from .columns import (
     mark_checked,
     rows_at_once,
     select_rows,
+    uncached,
     unify_types,
 )
 from .images import ImageOptions, placed_image, with_image_root
-from .messages import MESSAGES, T2I_IDENTITY, as_image, with_image_blocks
+from .messages import MESSAGES, PROVENANCE, T2I_IDENTITY, with_image_blocks
 from .rows import SIDES, RowError, blocks, row_images, row_name
 from .sources.trl_rows import as_canonical
 
 
+TEXTS = ("prompt", *SIDES)
+
+# Types of the columns that mean something in canonical rows, but for images.
+_KNOWN = {
+    **dict.fromkeys(TEXTS, MESSAGES),
+    **dict.fromkeys(("strength", "weight", "margin"), Value("float64")),
+    **dict.fromkeys(PROVENANCE, Value("string")),
+    **T2I_IDENTITY,
+}
+
+
 def partner_column(name: str, columns: Collection[str]) -> str | None:
-    """The column that changes places with this one when a pair is swapped."""
-    for here, there in (("chosen", "rejected"), ("rejected", "chosen")):
+    """Find the column to exchange with this one when a pair is swapped."""
+    for here, there in (SIDES, SIDES[::-1]):
         if here in name:
             partner = name.replace(here, there)
             return partner if partner in columns else None
@@ -44,16 +55,15 @@ def partner_column(name: str, columns: Collection[str]) -> str | None:
 
 
 def swap_pairs(dataset: Dataset, swapped: npt.ArrayLike, rows: npt.ArrayLike | None = None) -> Dataset:
-    """Swaps chosen and rejected of some pairs. No cell is copied, decoded or written: the rows of the result point to
-    the same data, under exchanged names where they are swapped.
+    """Swap chosen and rejected of some pairs, without copying, decoding or writing a cell, and select `rows`.
 
     Shapes: `swapped` `(N,)` `bool`, `rows` `(R,)`.
     """
     count, names = len(dataset), dataset.column_names
     swapped = np.asarray(swapped, dtype=bool)
-    places = np.arange(count) if rows is None else np.asarray(rows, dtype=np.int64)
+    indices = np.arange(count) if rows is None else np.asarray(rows, dtype=np.int64)
     if swapped.shape != (count,):
-        raise ValueError(f"`swapped` has shape {swapped.shape} for {count} rows; give one truth value per row.")
+        raise ValueError(f"`swapped` has shape {swapped.shape} for {count} rows; pass one truth value per row.")
     if swapped.any():
         partners = {name: partner for name in names if (partner := partner_column(name, names))}
         if not partners:
@@ -66,16 +76,14 @@ def swap_pairs(dataset: Dataset, swapped: npt.ArrayLike, rows: npt.ArrayLike | N
                 )
         mirrored = dataset.rename_columns(partners).select_columns(names)
         dataset = concatenate_datasets([dataset, mirrored])
-        places = places + np.where(swapped[places], count, 0)
+        indices = indices + np.where(swapped[indices], count, 0)
     elif rows is None:
         return dataset
-    return dataset.select(places)
+    return dataset.select(indices)
 
 
 def with_columns(dataset: Dataset, columns: Mapping[str, Any]) -> Dataset:
-    """A data set with columns set or replaced. Rows that were selected one by one stay where they are: their images
-    are not written anew, unless a row was selected twice.
-    """
+    """Set or replace columns, without writing the images of selected rows anew, unless a row was selected twice."""
     order = list(dict.fromkeys([*dataset.column_names, *columns]))
     features = dataset.features
     base = dataset.remove_columns([name for name in columns if name in features])
@@ -85,29 +93,19 @@ def with_columns(dataset: Dataset, columns: Mapping[str, Any]) -> Dataset:
         joined = {**features, **new.features}
         return Dataset.from_dict({name: [] for name in order}, Features({name: joined[name] for name in order}))
     # Through its public interface, `datasets` writes selected rows anew, images and all, before it adds a column.
-    places = None if base._indices is None else base._indices.column(0).to_numpy().astype(np.int64)
-    if places is not None and len(np.unique(places)) < len(places):
+    selected = None if base._indices is None else base._indices.column(0).to_numpy().astype(np.int64)
+    if selected is not None and len(np.unique(selected)) < len(selected):
         features_before = base.features
-        base, places = leave_images_encoded(base).flatten_indices(), None
+        base, selected = leave_images_encoded(base).flatten_indices(), None
         base.info.features = features_before
-    if places is not None:
-        nowhere = np.full(len(base.data), -1)
-        nowhere[places] = np.arange(len(places))
-        taken = pa.array(nowhere, mask=nowhere < 0)
+    if selected is not None:
+        positions = np.full(len(base.data), -1)
+        positions[selected] = np.arange(len(selected))
+        taken = pa.array(positions, mask=positions < 0)
         new = Dataset(pa.table({name: column.take(taken) for name, column in values.items()}))
         base = Dataset(base.data, info=base.info.copy(), split=base.split, fingerprint=f"{base._fingerprint}-all")
     added = concatenate_datasets([base, new], axis=1).select_columns(order)
-    return added if places is None else added.select(places)
-
-
-_TEXTS = ("prompt", *SIDES)
-
-_KNOWN = {
-    **dict.fromkeys(_TEXTS, MESSAGES),
-    **dict.fromkeys(("strength", "weight", "margin"), Value("float64")),
-    **dict.fromkeys(("pair_id", "group_id", "source", "source_id"), Value("string")),
-    **T2I_IDENTITY,
-}
+    return added if selected is None else added.select(selected)
 
 
 def mix(
@@ -120,21 +118,21 @@ def mix(
     seed: int = 42,
 ) -> Dataset:
     """
-    Mixes preference sets.
+    Mix preference sets.
 
     Without `weights`, all rows that the caps leave are taken. With them, sources are drawn from in these proportions,
-    without repeating a row: as many rows as the scarcest source allows, or `size`. Which rows of a source are drawn
-    does not depend on the other sources.
+    without repeating a row: as many rows as the scarcest source allows, or `size`. The rows drawn from a source do not
+    depend on the other sources.
 
     Args:
         datasets (`Mapping[str, Dataset]`):
-            The sets by name. Columns that only some of them have are `None` in the others, but `margin` is 0.0. Sets
-            of different shape, such as contents as strings in one and as blocks in another, become canonical rows; see
+            Sets by name. Columns that only some of them have are `None` in the others, but `margin` is 0.0. Sets of
+            different shape, such as contents as strings in one and as blocks in another, become canonical rows; see
             [`with_canonical_columns`]. Other columns whose types differ become floats or strings.
         weights (`Mapping[str, float]`, *optional*):
             A number above 0 for each set; only their proportions matter.
         size (`int`, *optional*):
-            Number of rows of the mixture; all that there are by default.
+            Number of rows of the mixture; all by default.
         max_per_source (`int` or `Mapping[str, int]`, *optional*):
             Most rows of a set, before proportions.
         max_per_group (`int`, *optional*):
@@ -155,7 +153,11 @@ def mix(
         most = max_per_source.get(name) if isinstance(max_per_source, Mapping) else max_per_source
         order = _rng(seed, name).permutation(len(dataset))
         if max_per_group is not None:
-            order = order[_place_in_group(_groups(dataset)[0][order]) < max_per_group]
+            codes = _groups(dataset)[0][order]
+            number = np.empty(len(codes), dtype=np.int64)  # of each row in its group
+            for rows in group_rows(codes):
+                number[rows] = np.arange(len(rows))
+            order = order[number < max_per_group]
         drawn[name] = order[:most]
     available = {name: len(order) for name, order in drawn.items()}
     counts = _shares(available, weights, size)
@@ -165,7 +167,7 @@ def mix(
 
 
 def concatenate(datasets: Mapping[str, Dataset]) -> Dataset:
-    """Put preference sets one behind the other, whatever shape their rows have."""
+    """Concatenate preference sets, whatever shape their rows have."""
     parts = dict(datasets)
     if not parts:
         raise ValueError("There is no set; pass at least one.")
@@ -179,8 +181,10 @@ def concatenate(datasets: Mapping[str, Dataset]) -> Dataset:
             except RowError as error:
                 raise RowError(error.reason, f"{name}, {error}") from error
         parts = unify_types(parts)
-    if any("margin" in part.column_names for part in parts.values()):
-        parts = {name: _with_margin(part) for name, part in parts.items()}
+    if any("margin" in part.column_names for part in parts.values()):  # where 0.0 is none, and `None` an error
+        for name, part in parts.items():
+            if "margin" not in part.column_names:
+                parts[name] = with_columns(part, {"margin": pa.repeat(0.0, len(part))})
     if _first_conflict(parts) is not None:  # maybe only that some decode their images
         parts = {name: leave_images_encoded(part) for name, part in parts.items()}
     if (conflict := _first_conflict(parts)) is not None:
@@ -189,15 +193,8 @@ def concatenate(datasets: Mapping[str, Dataset]) -> Dataset:
     return mark_checked(joined) if all(map(is_checked, datasets.values())) else joined
 
 
-def _with_margin(dataset: Dataset) -> Dataset:
-    """The rows of a set that asks for no reward margin: one of 0.0, because `None` is no margin."""
-    if "margin" in dataset.column_names:
-        return dataset
-    return with_columns(dataset, {"margin": pa.repeat(0.0, len(dataset))})
-
-
 def _first_conflict(datasets: Mapping[str, Dataset]) -> str | None:
-    """The first column that has two types, and which; `None` if there is none."""
+    """Describe the first column that has two types, if there is one."""
     first: dict[str, tuple[str, Any]] = {}
     for name, dataset in datasets.items():
         for column, feature in dataset.features.items():
@@ -210,25 +207,23 @@ def _first_conflict(datasets: Mapping[str, Dataset]) -> str | None:
 
 
 def _is_empty(feature: Any) -> bool:
-    """Tell a type of nothing but `None`, in lists or not, which goes with any other."""
+    """Tell a type of nothing but `None`, in lists or not, which fits any other."""
     return _is_empty(feature.feature) if isinstance(feature, List) else feature == Value("null")
 
 
 def with_canonical_columns(dataset: Dataset, *, image_root: str | os.PathLike | None = None) -> Dataset:
     """
-    Give the columns that have a meaning their canonical types; columns that have them are not copied.
+    Cast the columns of preference rows to their canonical types; other columns stay.
 
-    `prompt`, `chosen` and `rejected` become messages with blocks as contents, as `load_preferences("trl", ...)` makes
-    them: images come first where the prompt is of strings, a common beginning of two conversations becomes the prompt,
-    and a plain string a message. `image` and paths in `images` become a list of images, numbers floats, and names
-    strings. Other columns stay.
+    `prompt`, `chosen` and `rejected` become messages with blocks as contents, as in `load_preferences("trl", ...)`:
+    images come first where the prompt is of strings, a common beginning of two conversations becomes the prompt, and a
+    plain string a message. `image` and paths in `images` become a list of images, numbers floats, and names strings.
 
     Args:
         dataset (`Dataset`):
             Preference rows.
         image_root (`str` or `os.PathLike`, *optional*):
-            Folder that relative paths of images start from and that no path may leave, as in [`ImageOptions`]; they
-            become absolute.
+            Folder of the images, as in [`ImageOptions`]; relative paths become absolute.
 
     Returns:
         `Dataset`: the same rows in their order.
@@ -257,10 +252,10 @@ def with_canonical_columns(dataset: Dataset, *, image_root: str | os.PathLike | 
     changed = {name: feature for name, feature in features.items() if _differs(encoded.features.get(name), feature)}
     if options.image_root is not None and "images" in features:
         changed.setdefault("images", dataset.features.get("images"))
-    if set(_TEXTS) & set(changed):  # a prompt that both answers begin with leaves them
-        changed |= {name: features[name] for name in _TEXTS if name in features}
-    # What is not changed keeps its images as they are, decoded or not when they are looked at.
-    final = Features({**{name: dataset.features.get(name, one) for name, one in features.items()}, **changed})
+    if set(TEXTS) & set(changed):  # a prompt that both answers begin with leaves them
+        changed |= {name: features[name] for name in TEXTS if name in features}
+    # Unchanged columns keep their images as they are, decoded on access or not.
+    final = Features({name: dataset.features.get(name, feature) for name, feature in features.items()} | changed)
     if not changed:
         return dataset
     if len(dataset) == 0:
@@ -279,9 +274,8 @@ def with_canonical_columns(dataset: Dataset, *, image_root: str | os.PathLike | 
             "json": find_json_columns(encoded.features),
             "is_checked": was_checked,
         },
-        load_from_cache_file=False,
-        new_fingerprint=generate_random_fingerprint(),
         desc="Making rows canonical",
+        **uncached(),
     )
     if kept:
         columns = {name: made.data.column(name).combine_chunks() for name in changed}
@@ -292,17 +286,16 @@ def with_canonical_columns(dataset: Dataset, *, image_root: str | os.PathLike | 
 
 
 def _canonical_features(features: Features) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    canonical: dict[str, Any] = {}
     for name, feature in features.items():
         if name in ("image", "images"):
-            found["images"] = List(Image()) if name == "image" or _differs(feature, List(Image())) else feature
-        elif name not in _TEXTS and not isinstance(feature, Value):
-            found[name] = feature
+            canonical["images"] = List(Image()) if name == "image" or _differs(feature, List(Image())) else feature
+        elif name in TEXTS or isinstance(feature, Value):
+            canonical[name] = _KNOWN.get(name, feature)
         else:
-            found[name] = _KNOWN.get(name, feature)
-    if set(SIDES) <= set(features):  # both may begin with the prompt
-        found = {"prompt": MESSAGES, **found}
-    return found
+            canonical[name] = feature
+    # Both sides may begin with the prompt.
+    return {"prompt": MESSAGES, **canonical} if set(SIDES) <= set(features) else canonical
 
 
 def _differs(feature: Any, wanted: Any) -> bool:
@@ -322,23 +315,24 @@ def _convert_table(
 
 
 def _converted(row: Mapping[str, Any], features: Features, options: ImageOptions, is_checked: bool) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    made: dict[str, Any] = {}
     for name, feature in features.items():
         if isinstance(feature, Value) and row.get(name) is not None:
-            found[name] = float(row[name]) if feature.dtype == "float64" else str(row[name])
-    images = [image and placed_image(as_image(image), options) for image in row_images(row)]
-    if set(_TEXTS) & set(features):
-        texts = {name: row.get(name) for name in _TEXTS}
+            made[name] = float(row[name]) if feature.dtype == "float64" else str(row[name])
+    images = [image and placed_image(image, options) for image in row_images(row)]
+    if set(TEXTS) & set(features):
+        texts = {name: row.get(name) for name in TEXTS}
         try:
-            # Whatever is wrong with a row besides is for its checks to find.
+            # Whatever else is wrong with a row is for its checks to find.
             pair = as_canonical({**texts, "images": images, "videos": row.get("videos")}, is_checked)
-            texts = {name: pair[name] for name in _TEXTS}
+            texts = {name: pair[name] for name in TEXTS}
         except RowError as error:
-            places = len(images) if _is_of_strings(texts["prompt"]) else 0
+            num_leading = len(images) if _is_of_strings(texts["prompt"]) else 0
             texts = {name: _blocked(messages, error) for name, messages in texts.items()}
-            texts["prompt"] = with_image_blocks(texts["prompt"] or [], places) if places else texts["prompt"]
-        found |= texts
-    return {**found, "images": images} if "images" in features else found
+            if num_leading:
+                texts["prompt"] = with_image_blocks(texts["prompt"] or [], num_leading)
+        made |= texts
+    return {**made, "images": images} if "images" in features else made
 
 
 def _is_of_strings(prompt: Any) -> bool:
@@ -349,33 +343,30 @@ def _is_of_strings(prompt: Any) -> bool:
 
 
 def _blocked(messages: Any, error: RowError) -> list[dict[str, Any]] | None:
-    """Messages with blocks of type and text as contents; `error` if they hold more than that."""
+    """Turn contents into blocks of type and text; raise `error` if the messages hold anything else."""
+    if messages is None:
+        return None
     if isinstance(messages, str):
         raise error
-    made = []
-    for message in messages or []:
-        content = blocks(message)
-        fields = [(message, ("role", "content")), *((block, ("type", "text")) for block in content)]
-        if any(value for one, known in fields for key, value in one.items() if key not in known):
+    for message in messages:
+        fields = [(message, ("role", "content")), *((block, ("type", "text")) for block in blocks(message))]
+        if any(value for part, known in fields for key, value in part.items() if key not in known):
             raise error
-        content = [{"type": block["type"], "text": block.get("text")} for block in content]
-        made.append({"role": message["role"], "content": content})
-    return None if messages is None else made
+    return [{key: message[key] for key in ("role", "content")} for message in with_image_blocks(messages, 0)]
 
 
 def split_by_group(dataset: Dataset, test_size: float | int, *, seed: int = 42) -> DatasetDict:
     """
-    Splits a set so that no group is in both parts.
+    Split a set so that no group is in both parts.
 
-    Groups are taken into the test set in the order of a hash of their names. So a group that was in the test set stays
-    in a test set of the same share when rows are added, but for those at the edge.
+    Groups are taken into the test set in the order of a hash of their names. So nearly all groups of a test set stay
+    in a test set of the same share when rows are added.
 
     Args:
         dataset (`Dataset`):
             Rows with `group_id`; a row without one is a group of its own.
         test_size (`float` or `int`):
-            Share of the rows between 0 and 1, or number of rows, of the test set. It has this size or, because groups
-            stay together, up to a group more.
+            Share of the rows between 0 and 1, or number of rows, of the test set, which has up to a group more.
         seed (`int`, *optional*, defaults to `42`):
             Seed of the hash.
 
@@ -420,7 +411,9 @@ def _check_arguments(
     if weights is not None:
         for name in datasets:
             if not weights.get(name, 0) > 0 or weights[name] == float("inf"):
-                raise ValueError(f"`weights` has {weights.get(name)} for {name!r}; give a number above 0 to each set.")
+                raise ValueError(
+                    f"`weights` has {weights.get(name)} for {name!r}; pass a number above 0 for each set."
+                )
     caps = max_per_source.values() if isinstance(max_per_source, Mapping) else [max_per_source]
     for option, number in (("size", size), ("max_per_group", max_per_group), *(("max_per_source", c) for c in caps)):
         if number is not None and number < 1:
@@ -428,11 +421,11 @@ def _check_arguments(
 
 
 def _shares(available: dict[str, int], weights: Mapping[str, float] | None, size: int | None) -> dict[str, int]:
-    """Rows of each source. Fractions go to the largest remainders, so that the numbers add up to `size`."""
+    """Compute the number of rows of each source. Fractions go to the largest remainders, so that the sum is `size`."""
     if weights is None:
-        weights = available if size is not None else None
-    if weights is None:
-        return available
+        if size is None:
+            return available
+        weights = available
     total = sum(weights[name] for name in available)
     if total == 0:
         raise ValueError("No row is left to mix.")
@@ -452,16 +445,8 @@ def _shares(available: dict[str, int], weights: Mapping[str, float] | None, size
     return counts
 
 
-def _place_in_group(codes: np.ndarray) -> np.ndarray:
-    """For each row, how many rows before it have the same code."""
-    places = np.empty(len(codes), dtype=np.int64)
-    for rows in group_rows(codes):
-        places[rows] = np.arange(len(rows))
-    return places
-
-
 def _groups(dataset: Dataset) -> tuple[np.ndarray, list[str]]:
-    """A code for each row's group, from 0, and what the groups are called; rows without one have one of their own."""
+    """Number the groups of the rows from 0, and name them; a row without a group is a group of its own."""
     count = len(dataset)
     if "group_id" not in dataset.column_names:
         return np.arange(count), [f"row {row}" for row in range(count)]

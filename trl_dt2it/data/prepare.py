@@ -1,11 +1,11 @@
-"""A training mixture prepared in resumable shards: validated, deduplicated, decontaminated, mixed."""
+"""Preparation of a training mixture in resumable shards: validated, deduplicated, decontaminated, mixed."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,12 @@ from datasets import Dataset, load_dataset
 from transformers.utils import logging
 
 from .. import __version__
-from ..utils import digest_of, move_aside, whole_file, whole_folder
+from ..utils import digest_of, move_aside, read_json, whole_file, whole_folder, write_json
 from .columns import column_of, leave_images_encoded, mark_checked, select_rows
 from .decontamination import decontaminate
 from .export import embedded_tables, find_unpublishable, with_image_columns
 from .images import ImageOptions, placed_image, with_image_root
 from .load import load_preferences, raw_files, raw_rows, read_raw
-from .messages import as_image
 from .mixing import concatenate, mix, split_by_group
 from .rows import RowError
 from .sources import SOURCES
@@ -33,21 +32,23 @@ from .validation import ImageCheck, TokenCounter, quarantine_report, take_out, v
 
 logger = logging.get_logger(__name__)
 
+_QUESTIONS, _SIDES = ("question", "prompt", "caption"), ("chosen_image", "rejected_image")  # columns of benchmarks
+
 
 @dataclass
 class SourceSettings:
     """
-    One source of a mixture.
+    Settings of one source of a mixture.
 
     Parameters:
         name (`str`):
             Name of the set or format, as in [`load_preferences`].
         weight (`float`, *optional*):
-            Its share in the mixture. Either all sources have one or none.
+            Share in the mixture, above 0. Either all sources have one or none.
         max_rows (`int`, *optional*):
-            Most of its rows in the mixture.
+            Most rows of the source in the mixture.
         num_shards (`int`, *optional*, defaults to `1`):
-            Number of parts that it is prepared in.
+            Number of shards to prepare the source in.
         load (`dict`, *optional*):
             Other arguments of [`load_preferences`]: `path_or_id`, `split`, `image_root`, `seed`, ...
     """
@@ -61,18 +62,19 @@ class SourceSettings:
 
 def read_settings(sources: Mapping[str, Mapping[str, Any] | None]) -> dict[str, SourceSettings]:
     """
-    Settings of the sources of a mixture, out of a configuration file.
+    Read the settings of the sources of a mixture from a configuration.
 
     Args:
         sources (`Mapping[str, Mapping]`):
-            For each source its settings: those of [`SourceSettings`], and the arguments of [`load_preferences`]
-            beside them. Its key is its `name`, unless it has one.
+            Settings by source: those of [`SourceSettings`], and the arguments of [`load_preferences`] beside them. The
+            key is the `name`, unless there is one.
 
     Returns:
         `dict[str, SourceSettings]`
 
     Raises:
-        `ValueError`: if there is no source, one is not known, a value is out of range, or only some have a weight.
+        `ValueError`: if there is no source, if a source is not known, if a value is out of range, or if only some
+            sources have a weight.
     """
     if not sources:
         raise ValueError("`sources` is empty; name at least one preference set.")
@@ -88,8 +90,8 @@ def read_settings(sources: Mapping[str, Mapping[str, Any] | None]) -> dict[str, 
             )
         if settings[key].num_shards < 1:
             raise ValueError(f"`num_shards` of {key} is {settings[key].num_shards}; it must be at least 1.")
-    if len({one.weight is None for one in settings.values()}) > 1:
-        without = [key for key, one in settings.items() if one.weight is None]
+    without = [key for key, source in settings.items() if source.weight is None]
+    if 0 < len(without) < len(settings):
         raise ValueError(
             f"{', '.join(without)} has no `weight`, but others have; give one to every source or to none."
         )
@@ -109,23 +111,23 @@ def prepare_shard(
     num_proc: int | None = None,
 ) -> tuple[dict[str, Any], bool]:
     """
-    Loads, validates and writes one shard of a source, unless it is there already, made in the same way from the same
-    files.
+    Load, validate and write one shard of a source, unless it is there already, made of the same files and settings.
 
     Args:
         output_dir (`str` or `os.PathLike`):
             Folder of the mixture.
         key (`str`):
-            Name of the source in the mixture, and what its column `source` says.
+            Name of the source in the mixture, and in the column `source`.
         settings ([`SourceSettings`]):
-            The source.
+            Settings of the source.
         shard (`int`):
-            Which shard, from 0.
+            Index of the shard, from 0.
         image_options, image_check, token_counter, max_length, num_proc (*optional*):
             As in [`validate`].
 
     Returns:
-        `tuple[dict, bool]`: what happened, and whether it happened now.
+        `tuple[dict, bool]`: the record of the shard, with the numbers of its `pairs`, of those `clean` and of
+        `reasons`, and whether it was made now.
 
     Raises:
         `ValueError`: as [`load_preferences`] and [`validate`] do.
@@ -144,9 +146,9 @@ def prepare_shard(
     }
     digest = digest_of(made_by)
     done = stem.with_suffix(".json")
-    if done.is_file() and (record := json.loads(done.read_text()))["made_by"] == digest:
-        return record, False
-    if done.is_file():  # whole, and made in another way
+    if (record := read_json(done)) is not None:
+        if record["made_by"] == digest:
+            return record, False
         made = (done, *(stem.with_suffix(f".{end}") for end in ("parquet", "quarantine.parquet", "refused.jsonl")))
         aside = [move_aside(file) for file in made if file.is_file()]
         logger.warning(f"{stem} was made with other settings or of other files; it is now {aside[1].name} beside it.")
@@ -160,10 +162,16 @@ def prepare_shard(
         quarantine_file=refused,
         **settings.load,
     )
-    # Shards hold the images, and go to others: what a row may name is as in `write_parquet`.
+    # Shards hold the images, and go to others: rows may name the same images as in `write_parquet`.
     options = image_options or ImageOptions()
     options = replace(options, image_root=settings.load.get("image_root") or options.image_root)
-    rows = _without_unpublishable(rows, options, key, refused)
+    errors = find_unpublishable(rows, options)
+    names = rows.select_columns("pair_id").select(list(errors))["pair_id"]
+    notes = [
+        {"pair_id": name, "row": row, "reason": error.reason, "message": str(error)}
+        for name, (row, error) in zip(names, errors.items(), strict=True)
+    ]
+    rows = take_out(rows, list(errors), notes, name=f"row of {key}", file=refused, appends=True)
     clean, quarantine = validate(
         rows,
         image_options=options,
@@ -181,32 +189,18 @@ def prepare_shard(
         example = f"{summary.example}: {summary.message}"
         raise ValueError(f"No row of {key} can be used; {summary.count} have {reason}. The first, {example}")
     write_parquet(clean, stem.with_suffix(".parquet"), image_options=options)
-    before = [json.loads(line)["reason"] for line in _lines(refused)]
-    reasons = Counter(report.counts) + Counter(before)
+    before: Counter[str] = Counter()
+    if refused.is_file():
+        with refused.open(encoding="utf-8") as lines:
+            before.update(json.loads(line)["reason"] for line in lines)
     record = {
         "made_by": digest,
-        "pairs": report.rows_in + len(before),
+        "pairs": report.rows_in + before.total(),
         "clean": report.rows_out,
-        "reasons": dict(reasons.most_common()),
+        "reasons": dict((Counter(report.counts) + before).most_common()),
     }
-    with whole_file(done) as part:
-        part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_json(done, record)
     return record, True
-
-
-def read_shards(output_dir: str | os.PathLike, key: str, num_shards: int) -> Dataset:
-    """The clean rows of a source, of all shards, memory-mapped."""
-    files = shard_files(output_dir, key, num_shards)
-    missing = [file for file in files if not file.with_suffix(".json").is_file()]
-    if missing:
-        raise ValueError(f"{len(missing)} of {num_shards} shards of {key} are not there yet, {missing[0]} the first.")
-    return load_dataset("parquet", data_files=list(map(str, files)), split="train")
-
-
-def shard_files(output_dir: str | os.PathLike, key: str, num_shards: int) -> list[Path]:
-    """Where the clean rows of each shard of a source are."""
-    folder = Path(output_dir) / "shards" / key
-    return [folder / f"{shard:05d}-of-{num_shards:05d}.parquet" for shard in range(num_shards)]
 
 
 def write_parquet(
@@ -217,52 +211,28 @@ def write_parquet(
     image_options: ImageOptions | None = None,
 ) -> None:
     """
-    Writes rows with their images embedded, undecoded, into a Parquet file that needs no other; whole or not at all.
+    Write rows with their images embedded, undecoded, into a Parquet file, whole or not at all.
 
     Args:
         dataset (`Dataset`):
-            The rows.
+            Rows of any kind.
         path (`str` or `os.PathLike`):
             File to write.
         image_root (`str` or `os.PathLike`, *optional*):
-            Folder that relative paths of images start from and that no path may leave, as in [`ImageOptions`]. Columns
-            of such paths, `image` and `images`, become images. Without it, images have to be within the rows: a row
-            of somebody else's may name any file of this machine, which would go out with it.
+            Folder of the images, as in [`ImageOptions`]. Columns of paths in it, `image` and `images`, become images.
+            Without it, images have to be within the rows: somebody else's row may name any file of this machine.
         image_options ([`ImageOptions`], *optional*):
-            Where else images may come from; columns of paths stay such.
+            Other limits on images; columns of paths stay such.
 
     Raises:
-        [`RowError`]: if an image may not be read, is not there or is none; the message names the row. Then no file is
-            written.
+        [`RowError`]: if an image may not be read, is missing or is not an image; the message names the row, and no
+            file is written.
     """
     options = with_image_root(image_options, image_root)
     features = dataset.features if image_root is None else with_image_columns(dataset.features)
     with whole_file(path) as part, pq.ParquetWriter(part, schema=features.arrow_schema) as writer:
         for table in embedded_tables(dataset, features, options):
             writer.write_table(table)
-
-
-def _without_unpublishable(rows: Dataset, options: ImageOptions, key: str, refused: Path) -> Dataset:
-    """Rows without those whose images must not go out; these are added to the file of the refused."""
-    errors = find_unpublishable(rows, options)
-    if not errors:
-        return rows
-    names = rows.select_columns("pair_id").select(list(errors))["pair_id"]
-    notes = [
-        {"pair_id": name, "row": row, "reason": error.reason, "message": str(error)}
-        for name, (row, error) in zip(names, errors.items(), strict=True)
-    ]
-    return take_out(rows, list(errors), notes, name=f"row of {key}", file=refused, appends=True)
-
-
-def _lines(path: Path) -> Iterator[str]:
-    if path.is_file():
-        with path.open(encoding="utf-8") as file:
-            yield from file
-
-
-# Where a benchmark's rows keep what they ask about, unless the user says otherwise.
-_QUESTIONS, _SIDES = ("question", "prompt", "caption"), ("chosen_image", "rejected_image")
 
 
 def build_mixture(
@@ -278,15 +248,14 @@ def build_mixture(
     num_proc: int | None = None,
 ) -> dict[str, Any]:
     """
-    Puts prepared shards together: duplicates and benchmark rows quarantined, mixed, split, written as Parquet files.
+    Put prepared shards together: duplicates and benchmark rows quarantined, mixed, split, written as Parquet files.
 
     Args:
         output_dir (`str` or `os.PathLike`):
             Folder with the shards. The set goes into its folder `mixture`, which is replaced as a whole, and the
-            report into `report.json`. A mixture that was made of other shards or settings is moved aside, with its
-            report.
+            report into `report.json`. A mixture of other shards or settings is moved aside, with its report.
         settings (`Mapping[str, SourceSettings]`):
-            The sources by name.
+            Settings of the sources by name.
         benchmarks (`Mapping[str, list[dict]]`, *optional*):
             Rows with `question` and `images` that must not be trained on, by benchmark.
         max_per_group, size, seed (*optional*):
@@ -299,33 +268,45 @@ def build_mixture(
             Number of processes.
 
     Returns:
-        `dict`: for each source, the number of its pairs at every stage and the reasons of those that were quarantined.
+        `dict`: the report: for each source, the number of its pairs at every stage and the reasons of those
+        quarantined.
 
     Raises:
         `ValueError`: if a shard is missing, or as [`mix`] and [`split_by_group`] do.
     """
     output_dir = Path(output_dir)
-    shards = {key: read_shards(output_dir, key, one.num_shards) for key, one in settings.items()}
+    files = {key: _shard_files(output_dir, key, source.num_shards) for key, source in settings.items()}
+    shards = {key: load_dataset("parquet", data_files=list(map(str, files[key])), split="train") for key in settings}
+    records = {key: [read_json(file.with_suffix(".json")) for file in files[key]] for key in settings}
     clean, duplicates = validate(mark_checked(concatenate(shards)), image_check="none", num_proc=num_proc, show=False)
     contaminated: Dataset = clean.select([])
     if benchmarks:
         clean, contaminated = decontaminate(clean, benchmarks, num_proc=num_proc)
     origin = column_of(clean, "source").to_numpy(zero_copy_only=False)  # `prepare_shard` has put the names there
-    weights = {key: one.weight for key, one in settings.items() if one.weight is not None}
+    weights = {key: source.weight for key, source in settings.items() if source.weight is not None}
     mixture = mix(
         {key: select_rows(clean, np.flatnonzero(origin == key)) for key in shards},
         weights=weights or None,
         size=size,
-        max_per_source={key: one.max_rows for key, one in settings.items() if one.max_rows is not None},
+        max_per_source={key: source.max_rows for key, source in settings.items() if source.max_rows is not None},
         max_per_group=max_per_group,
         seed=seed,
     )
     splits = dict(split_by_group(mixture, test_size, seed=seed)) if test_size else {"train": mixture}
-    made_by = _made_by(
-        output_dir, settings, benchmarks, [max_per_group, size, test_size, rows_per_file, seed, __version__]
+    made_by = digest_of(
+        [
+            [record["made_by"] for key in settings for record in records[key]],
+            {key: [source.weight, source.max_rows] for key, source in settings.items()},
+            {name: len(rows) for name, rows in (benchmarks or {}).items()},
+            [max_per_group, size, test_size, rows_per_file, seed, __version__],
+        ]
     )
-    _move_other_aside(output_dir, made_by)
-    write_splits(splits, output_dir / "mixture", rows_per_file)
+    folder, report_file = output_dir / "mixture", output_dir / "report.json"
+    before = read_json(report_file)
+    if folder.is_dir() and before is not None and before.get("made_by") != made_by:
+        move_aside(report_file)
+        logger.warning(f"{folder} was made with other settings or of other shards; it is now {move_aside(folder)}.")
+    _write_splits(splits, folder, rows_per_file)
 
     stages = {
         "duplicates": duplicates,
@@ -336,43 +317,28 @@ def build_mixture(
     }
     counts = {stage: Counter(column_of(rows, "source").to_pylist()) for stage, rows in stages.items()}
     report: dict[str, Any] = {"version": __version__, "made_by": made_by, "seed": seed, "sources": {}}
-    for key, one in settings.items():
-        before = _over_shards(output_dir, key, one.num_shards)
-        report["sources"][key] = {**before, **{stage: counts[stage][key] for stage in stages}}
-    with whole_file(output_dir / "report.json") as part:
-        part.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    for key in settings:
+        reasons = sum((Counter(record["reasons"]) for record in records[key]), Counter[str]())
+        report["sources"][key] = {
+            **{number: sum(record[number] for record in records[key]) for number in ("pairs", "clean")},
+            "reasons": dict(reasons.most_common()),
+            **{stage: counts[stage][key] for stage in stages},
+        }
+    write_json(report_file, report, ensure_ascii=False)
     return report
 
 
-def _made_by(
-    output_dir: Path,
-    settings: Mapping[str, SourceSettings],
-    benchmarks: Mapping[str, list[dict[str, Any]]] | None,
-    others: list[Any],
-) -> str:
-    """A hash of all that a mixture depends on."""
-    shards = [
-        json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))["made_by"]
-        for key, one in settings.items()
-        for file in shard_files(output_dir, key, one.num_shards)
-    ]
-    mixed = {key: [one.weight, one.max_rows] for key, one in settings.items()}
-    kept_out = {name: len(rows) for name, rows in (benchmarks or {}).items()}
-    return digest_of([shards, mixed, kept_out, others])
+def _shard_files(output_dir: Path, key: str, num_shards: int) -> list[Path]:
+    """List the files of clean rows of a source, all of which have to be there."""
+    folder = output_dir / "shards" / key
+    files = [folder / f"{shard:05d}-of-{num_shards:05d}.parquet" for shard in range(num_shards)]
+    if missing := [file for file in files if not file.with_suffix(".json").is_file()]:
+        raise ValueError(f"{len(missing)} of {num_shards} shards of {key} are not there yet, {missing[0]} the first.")
+    return files
 
 
-def _move_other_aside(output_dir: Path, made_by: str) -> None:
-    """Move a mixture that was made in another way aside, with its report."""
-    folder, report = output_dir / "mixture", output_dir / "report.json"
-    if not (folder.is_dir() and report.is_file()):
-        return
-    if json.loads(report.read_text(encoding="utf-8")).get("made_by") != made_by:
-        aside = [move_aside(one) for one in (report, folder)]
-        logger.warning(f"{folder} was made with other settings or of other shards; it is now {aside[1]}.")
-
-
-def write_splits(splits: Mapping[str, Dataset], folder: Path, rows_per_file: int) -> None:
-    """Writes splits as `{split}-00000-of-00002.parquet` into a folder, which is replaced only when all is written."""
+def _write_splits(splits: Mapping[str, Dataset], folder: Path, rows_per_file: int) -> None:
+    """Write splits as `{split}-00000-of-00002.parquet` into a folder, which is replaced only when all is written."""
     with whole_folder(folder) as part:
         for split, rows in splits.items():
             num_files = max(1, -(-len(rows) // rows_per_file))
@@ -383,18 +349,18 @@ def write_splits(splits: Mapping[str, Dataset], folder: Path, rows_per_file: int
 
 def read_benchmarks(benchmarks: Mapping[str, Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """
-    Questions and images of benchmarks, for [`decontaminate`].
+    Read the questions and images of benchmarks, for [`decontaminate`].
 
     Args:
         benchmarks (`Mapping[str, Mapping]`):
-            For each benchmark `path_or_id`, `split` (`"test"` by default), `image_root` as in [`load_preferences`],
-            and the columns `question` (by default the first of `question`, `prompt` and `caption` that is there) and
-            `image`, one name or a list of them (by default those of `image`, `images`, `chosen_image` and
-            `rejected_image` that are there). Or, for a benchmark in the layout of a public set, such as the test split
-            of HPDv3, its `name` and the arguments of [`load_preferences`] beside it.
+            Settings by benchmark: `path_or_id`, `split` (`"test"` by default), `image_root` as in
+            [`load_preferences`], and the names of the columns `question` (by default the first of `question`,
+            `prompt` and `caption`) and `image`, a string or a list (by default `image`, `images`, `chosen_image` and
+            `rejected_image`). Or, for a benchmark in the layout of a public set, such as the test split of HPDv3, its
+            `name` and the arguments of [`load_preferences`].
 
     Returns:
-        `dict[str, list[dict]]`: rows with `question` and `images`.
+        `dict[str, list[dict]]`: rows with `question` and `images`, by benchmark.
 
     Raises:
         `ValueError`: if a setting is not known, a benchmark has no such column, or an image leaves `image_root`.
@@ -425,36 +391,22 @@ def _benchmark_rows(
         rows = raw_rows(read_raw(Source(columns, "unknown"), path_or_id, split=split))
     root = with_image_root(None, image_root)
     named = [image] if isinstance(image, str) else image
-    found, seen = list[dict[str, Any]](), set[str]()
+    made, seen = list[dict[str, Any]](), set[str]()
     for index, row in enumerate(rows):
         seen |= set(row)
-        asks = next((one for one in _QUESTIONS if one in row), "question") if question is None else question
+        asks = next((name for name in _QUESTIONS if name in row), "question") if question is None else question
         if asks not in row:
             raise ValueError(f"The benchmark {benchmark} has no column `{asks}`; its columns are {', '.join(row)}.")
         cells = [row.get(column) for column in (("image", "images", *_SIDES) if named is None else named)]
-        images = [one for cell in cells for one in (cell if isinstance(cell, list) else [cell]) if one]
+        images = [item for cell in cells for item in (cell if isinstance(cell, list) else [cell]) if item]
         try:
-            images = [placed_image(as_image(one), root) for one in images]
+            images = [placed_image(item, root) for item in images]
         except RowError as error:
             raise ValueError(f"Row {index} of the benchmark {benchmark} cannot be read: {error}") from error
-        found.append({"question": row[asks], "t2i_caption": row.get("t2i_caption"), "images": images})
+        made.append({"question": row[asks], "t2i_caption": row.get("t2i_caption"), "images": images})
     there = f"its columns are {', '.join(sorted(seen))}."
     if missing := sorted(set(named or ()) - seen):
         raise ValueError(f"The benchmark {benchmark} has no column `{missing[0]}`; {there}")
-    if not any(row["images"] for row in found):
+    if not any(row["images"] for row in made):
         logger.warning(f"The benchmark {benchmark} has no images; if it should, name their column by `image`: {there}")
-    return found
-
-
-def _over_shards(output_dir: Path, key: str, num_shards: int) -> dict[str, Any]:
-    """What the records of all shards of a source say together."""
-    files = shard_files(output_dir, key, num_shards)
-    records = [json.loads(file.with_suffix(".json").read_text(encoding="utf-8")) for file in files]
-    reasons: Counter[str] = Counter()
-    for record in records:
-        reasons.update(record["reasons"])
-    return {
-        "pairs": sum(record["pairs"] for record in records),
-        "clean": sum(record["clean"] for record in records),
-        "reasons": dict(reasons.most_common()),
-    }
+    return made

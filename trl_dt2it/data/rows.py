@@ -52,19 +52,34 @@ Reason = Literal[
 REASONS: tuple[str, ...] = get_args(Reason)
 
 
-def summarise(counts: Mapping[str, int]) -> str:
-    """Numbers of rows by reason in one line, the largest first."""
+SIDES = ("chosen", "rejected")
+
+DEFAULT_FPS = 2.0
+
+_ROLES = ("system", "user", "assistant", "tool")
+
+# White space, and characters that show nothing at all: controls, joiners, marks of direction, fillers.
+_BLANK = re.compile(
+    r"[\s\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
+    r"\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\U000e0000-\U000e0fff]*"
+)
+
+_LARGEST = 3.4028234663852886e38  # of float32, in which the loss is computed: anything larger becomes infinite
+
+
+def summarize(counts: Mapping[str, int]) -> str:
+    """Write the numbers of rows by reason in one line, the largest first."""
     return ", ".join(f"{count} {reason}" for reason, count in Counter(counts).most_common())
 
 
 def is_milestone(count: int) -> bool:
-    """Whether to say how many it were so far: at 1, 10, 100, ..., because a stream has no end to count up to."""
+    """Tell when to log a count: at 1, 10, 100, ..., because a stream has no end to count up to."""
     return str(count).strip("0") == "1"
 
 
 class RowError(ValueError):
     """
-    A row that cannot be used.
+    Error of a row that cannot be used.
 
     The message is one sentence without the row's name; whoever knows the row puts [`row_name`] in front.
 
@@ -72,7 +87,7 @@ class RowError(ValueError):
         reason (`str`):
             One of [`REASONS`].
         message (`str`):
-            What is wrong, in which field, and what to do.
+            Problem, field and remedy.
     """
 
     def __init__(self, reason: Reason, message: str) -> None:
@@ -84,20 +99,15 @@ class RowError(ValueError):
         return self.args[1]
 
 
-SIDES = ("chosen", "rejected")
-
-DEFAULT_FPS = 2.0
-
-
 class Video(NamedTuple):
     """
     A video as its frames.
 
     Parameters:
         frames (`list`):
-            The frames in their order, each as an image may be given.
+            Frames in order, each in any form that an image may have.
         fps (`float`):
-            How many of them make a second; above 0.
+            Frames per second, above 0.
     """
 
     frames: list[Any]
@@ -106,11 +116,11 @@ class Video(NamedTuple):
 
 def row_images(row: Mapping[str, Any]) -> list[Any]:
     """
-    The row's images, from `images` or `image`, as they are.
+    Get the images of a row, from `images` or `image`, as they are.
 
     Args:
         row (`Mapping[str, Any]`):
-            The row.
+            Row of any kind.
 
     Returns:
         `list`: empty if the row has none.
@@ -134,18 +144,18 @@ def row_images(row: Mapping[str, Any]) -> list[Any]:
 
 def row_videos(row: Mapping[str, Any]) -> list[Video]:
     """
-    The row's videos, which are given as frames: decoding and sampling a file is left to who makes the data set.
+    Get the videos of a row as frames: decoding and sampling a file is left to whoever makes the data set.
 
     Args:
         row (`Mapping[str, Any]`):
-            The row. A video in `videos` is a list of frames, which come `2` a second, or a dict
+            Row in whose `videos` a video is a list of frames, at 2 frames per second, or a dict
             `{"frames": [...], "fps": ...}`.
 
     Returns:
         `list[Video]`: empty if the row has none.
 
     Raises:
-        [`RowError`]: `video_type` if `videos` is no list, or a video is something else.
+        [`RowError`]: `video_type` if `videos` is not a list, or a video is neither of the two.
     """
     given, videos = row.get("videos") or [], []
     if not isinstance(given, (list, tuple)):
@@ -167,16 +177,16 @@ def row_videos(row: Mapping[str, Any]) -> list[Video]:
 
 def row_name(row: Mapping[str, Any], index: int | None = None) -> str:
     """
-    How an error names a row.
+    Name a row in an error.
 
     Args:
         row (`Mapping[str, Any]`):
-            The row.
+            Row of any kind.
         index (`int`, *optional*):
-            Its place in the data set.
+            Index of the row in the data set.
 
     Returns:
-        `str`: the row's `pair_id` if it has one, otherwise `"row {index}"`, or `"row"` where the place is not known.
+        `str`: the row's `pair_id` if it has one, otherwise `"row {index}"`, or `"row"` without an index.
     """
     pair_id = row.get("pair_id")
     if pair_id is not None and pair_id != "":
@@ -185,28 +195,16 @@ def row_name(row: Mapping[str, Any], index: int | None = None) -> str:
 
 
 def blocks(message: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The content of a message as blocks; a string is one text block."""
+    """Return the content of a message as blocks; a string is one text block."""
     content = message.get("content")
     if content is None:
         return []
     return [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
 
 
-_ROLES = ("system", "user", "assistant", "tool")
-
-# White space, and characters that show nothing at all: controls, joiners, marks of direction, fillers.
-_BLANK = re.compile(
-    r"[\s\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
-    r"\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\U000e0000-\U000e0fff]*"
-)
-
-# What is larger becomes infinite in the loss, which is computed in float32.
-_LARGEST = 3.4028234663852886e38
-
-
 def check_row(row: Mapping[str, Any], *, special_tokens: re.Pattern | None = None) -> None:
     """
-    Checks everything about a row but the images themselves, and returns if nothing is wrong.
+    Check everything about a row but the images themselves.
 
     A row has an explicit prompt (`prompt`, `chosen`, `rejected`) or an implicit one (whole conversations in `chosen`
     and `rejected`), as messages or as plain strings. Images are in `images` or `image`, videos in `videos`. Keys that
@@ -214,9 +212,9 @@ def check_row(row: Mapping[str, Any], *, special_tokens: re.Pattern | None = Non
 
     Args:
         row (`Mapping[str, Any]`):
-            The row.
+            Preference row.
         special_tokens (`re.Pattern`, *optional*):
-            What no text may contain, from [`special_token_pattern`].
+            Pattern that no text may contain, from [`special_token_pattern`].
 
     Raises:
         [`RowError`]: for the first problem.
@@ -250,14 +248,14 @@ def check_row(row: Mapping[str, Any], *, special_tokens: re.Pattern | None = Non
 
 def special_token_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern | None:
     """
-    A pattern that finds the special tokens of a tokenizer in a text.
+    Compile a pattern that finds the special tokens of a tokenizer in a text.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`):
-            The tokenizer.
+            Tokenizer of the model.
 
     Returns:
-        `re.Pattern` or `None`: an alternation, longest token first; `None` if the tokenizer has no special token.
+        `re.Pattern`, or `None` if the tokenizer has no special token.
     """
     tokens = {str(token) for token in tokenizer.all_special_tokens}
     tokens |= {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
@@ -279,14 +277,14 @@ def _check_plain(row: Mapping[str, Any], prompt: Any, *, has_images: bool) -> No
             '{"type": "image"} block for each image in the prompt.',
         )
     for field in ("prompt", *SIDES):
-        _check_unicode(f"`{field}`", row.get(field))
+        check_unicode(f"`{field}`", row.get(field))
     for side in SIDES:
         if _BLANK.fullmatch(row[side]):
             raise RowError("empty_answer", f"`{side}` is empty; drop the row.")
 
 
 def check_messages(field: str, messages: Any) -> None:
-    """Refuse what is no list of messages with blocks or strings as contents."""
+    """Refuse anything but a list of messages whose contents are blocks or strings."""
     if not isinstance(messages, (list, tuple)):
         raise RowError(
             "not_conversational",
@@ -302,9 +300,9 @@ def check_messages(field: str, messages: Any) -> None:
         if isinstance(content, (list, tuple)):
             for block in content:
                 _check_block(where, message["role"], block)
-                _check_unicode(where, block.get("text"))
+                check_unicode(where, block.get("text"))
         elif isinstance(content, str):
-            _check_unicode(where, content)
+            check_unicode(where, content)
         elif not (content is None and message["role"] == "assistant"):
             raise RowError(
                 "not_conversational",
@@ -312,8 +310,8 @@ def check_messages(field: str, messages: Any) -> None:
             )
 
 
-def _check_unicode(where: str, text: str | None) -> None:
-    """Half of a surrogate pair, as JSON may have where a text was cut, fits into no file and no tokenizer."""
+def check_unicode(where: str, text: str | None) -> None:
+    """Refuse half a surrogate pair, as JSON has where a text was cut: it fits into no file and no tokenizer."""
     try:
         (text or "").encode()
     except UnicodeEncodeError:
@@ -370,7 +368,7 @@ def check_answer(side: str, messages: Any, *, prompt_is_explicit: bool) -> None:
 
 
 def _stripped(answer: Any) -> Any:
-    """An answer without the white space around its last message, which is nothing to prefer."""
+    """Strip the white space around the last message of an answer, which is nothing to prefer."""
     if isinstance(answer, str):
         return answer.strip()
     *others, last = answer
@@ -378,7 +376,7 @@ def _stripped(answer: Any) -> Any:
 
 
 def _check_placeholders(field: str, messages: Any, kind: str, given: int) -> None:
-    """TRL puts the images before the first user turn that is a string, and otherwise counts the blocks."""
+    """Refuse a number of blocks other than that of the images or videos; in strings, TRL adds the image blocks."""
     count = sum(block["type"] == kind for message in messages for block in blocks(message))
     all_strings = all(not isinstance(message.get("content"), (list, tuple)) for message in messages)
     user_strings = any(message["role"] == "user" and isinstance(message["content"], str) for message in messages)
@@ -405,12 +403,12 @@ def check_special_tokens(row: Mapping[str, Any], pattern: re.Pattern) -> None:
         is_text = isinstance(value, str)
         for index, message in enumerate([value] if is_text else value or []):
             for text in _strings(message):
-                if found := pattern.search(text):
-                    token = found.group()
+                if match := pattern.search(text):
+                    token = match.group()
                     where = f"`{field}`" if is_text else f"`{field}` message {index}"
                     advice = "remove or spell it differently"
                     if token == "<image>":
-                        advice = 'put an {"type": "image"} block in its place'
+                        advice = 'put an {"type": "image"} block there'
                     raise RowError("special_token", f"{where} contains the special token {token!r}; {advice}.")
 
 
@@ -418,25 +416,26 @@ def _check_numbers(row: Mapping[str, Any]) -> None:
     checks: tuple[tuple[str, Reason], ...] = (("strength", "bad_strength"), ("weight", "bad_weight"))
     for field, reason in checks:
         value = row.get(field)
-        if value is not None and not (_is_finite(value) and value >= 0):
+        if value is not None and not (is_finite(value) and value >= 0):
             raise RowError(
                 reason, f"`{field}` is {value!r:.40}; give a finite number that is not negative, or None if unknown."
             )
-    if "margin" in row and not _is_finite(row["margin"]):
+    if "margin" in row and not is_finite(row["margin"]):
         raise RowError(
             "bad_margin", f"`margin` is {row['margin']!r:.40}; give a finite number (0.0 for none) or drop the column."
         )
 
 
-def _is_finite(value: Any) -> bool:
+def is_finite(value: Any, largest: float = _LARGEST) -> bool:
+    """Tell whether a value is a number from `-largest` to `largest`."""
     try:
-        return isinstance(value, Real) and not isinstance(value, bool) and abs(float(value)) <= _LARGEST
+        return isinstance(value, Real) and not isinstance(value, bool) and abs(float(value)) <= largest
     except OverflowError:  # an integer beyond the floats
         return False
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """All strings in a message, those in tool calls included: templates write them all."""
+    """Yield all strings in a message, those in tool calls included: templates write them all."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -459,19 +458,18 @@ class T2IIdentity(NamedTuple):
 
 def content_id(row: Mapping[str, Any]) -> str:
     """
-    A stable identity of a row: a hash of what it is about.
+    Hash the content of a row, as its stable identity.
 
-    It covers the messages (roles, texts, block types, tool calls), `tools`, `chat_template_kwargs`, images and videos;
-    not `strength`, `source` and the like. A string content and one text block are the same. Bytes and paths survive an
-    Arrow round trip; a decoded image is another image than the bytes that it came from.
+    The hash covers the messages (roles, texts, block types, tool calls), `tools`, `chat_template_kwargs`, images and
+    videos; not `strength`, `source` and the like. A string content and one text block are the same. Bytes and paths
+    survive an Arrow round trip; a decoded image is another image than the bytes that it came from.
 
     A text-to-image pair is its caption, its better and its worse image, before and after [`reformulate_t2i`], whatever
-    the wording, its language and the order of the images; [`t2i_identity`] says which rows are known to be such. The
-    two rows of a pair in both orders are two rows.
+    the wording, its language and the order of the images. The two rows of a pair in both orders are two rows.
 
     Args:
         row (`Mapping[str, Any]`):
-            A row that [`check_row`] accepts, or a text-to-image pair.
+            Row that [`check_row`] accepts, or text-to-image pair.
 
     Returns:
         `str`: 64 hexadecimal digits.
@@ -481,21 +479,15 @@ def content_id(row: Mapping[str, Any]) -> str:
     """
     if (pair := t2i_identity(row)) is not None:
         return digest(_to_json(pair))
-    content: dict[str, Any] = {field: _canonical(row.get(field)) for field in ("prompt", *SIDES)}
-    content["images"] = [image_identity(image) for image in row_images(row)]
-    content["videos"] = [[video.fps, *map(image_identity, video.frames)] for video in row_videos(row)]
+    content: dict[str, Any] = {field: _canonical(row.get(field)) for field in ("prompt", *SIDES)} | media_identity(row)
     for field in ("tools", "chat_template_kwargs"):
         content[field] = _without_empty(row.get(field)) or None
     return digest(_to_json(content))
 
 
 def t2i_identity(row: Mapping[str, Any]) -> T2IIdentity | None:
-    """Read the text-to-image pair that a row is about.
-
-    A row is known to be one by its columns `caption`, `chosen_image` and `rejected_image`; or, with two images in its
-    only question, by the columns of [`~trl_dt2it.data.messages.T2I_IDENTITY`]; or, without these, by a wording and
-    verdicts that [`find_caption`] and [`prefers_first`] know. In rows without these columns, a `pair_id` that ends
-    with `-ab` or `-ba` tells that the pair was asked about in both orders.
+    """Read the text-to-image pair that a row is about: from the columns of such a pair; or, of a question about two
+    images, from the columns of `T2I_IDENTITY`, or else from a wording, verdicts and the end of a `pair_id` as known.
     """
     caption, images = row.get("caption"), [row.get("chosen_image"), row.get("rejected_image")]
     if isinstance(caption, str) and row.get("chosen") is None and not any(image is None for image in images):
@@ -506,18 +498,25 @@ def t2i_identity(row: Mapping[str, Any]) -> T2IIdentity | None:
         return None
     if any(row.get(field) for field in ("videos", "tools", "chat_template_kwargs")):
         return None
-    question = _only_question(row)
-    if question is None:
+    prompt = row.get("prompt")
+    answers: list[Any] = [row.get(side) for side in SIDES]
+    if not all(isinstance(answer, (list, tuple)) and answer for answer in answers):
         return None
-    better, worse = (_only_text(row.get(side), question[1]) for side in SIDES)
-    if better is None or worse is None:
+    if prompt is None and answers[0][:-1] == answers[1][:-1]:  # whole conversations
+        prompt, answers = answers[0][:-1], [answer[-1:] for answer in answers]
+    if not isinstance(prompt, (list, tuple)) or any(len(answer) != 1 for answer in answers):
         return None
+    turns = [message for message in prompt if message.get("role") != "system"]
+    if len(turns) != 1 or turns[0].get("role") != "user":
+        return None
+    better, worse = ("".join(block.get("text") or "" for block in blocks(answer[0])) for answer in answers)
     caption, first = row.get("t2i_caption"), row.get("t2i_first")
     is_marked = isinstance(caption, str) and isinstance(first, str)
     if is_marked and first in (better, worse) and better != worse:
         is_first: bool | None = better == first
     else:  # by the words: of a row without the columns, or of which somebody rewrote the verdicts
-        caption = caption if is_marked else find_caption(question[0])
+        if not is_marked:
+            caption = find_caption(" ".join(block.get("text") or "" for block in blocks(turns[0])))
         is_first = prefers_first(better)
         if not isinstance(caption, str) or is_first is None or prefers_first(worse) is not (not is_first):
             return None
@@ -527,36 +526,12 @@ def t2i_identity(row: Mapping[str, Any]) -> T2IIdentity | None:
     return None if chosen == rejected else T2IIdentity(collapse(str(caption)), chosen, rejected, order)
 
 
-def _only_question(row: Mapping[str, Any]) -> tuple[str, int] | None:
-    """The text of the only user turn, images as white space, and how many messages of both answers it takes; `None` if
-    there are other turns than a system prompt.
-    """
-    prompt, length = row.get("prompt"), 0
-    if prompt is None and isinstance(row.get("chosen"), (list, tuple)):  # whole conversations
-        prompt = row["chosen"][:-1]
-        length = len(prompt)
-        if prompt != (row.get("rejected") or [])[:-1]:
-            return None
-    if not isinstance(prompt, (list, tuple)):
-        return None
-    turns = [message for message in prompt if message.get("role") != "system"]
-    if len(turns) != 1 or turns[0].get("role") != "user":
-        return None
-    return " ".join(block.get("text") or "" for block in blocks(turns[0])), length
-
-
-def _only_text(answer: Any, start: int) -> str | None:
-    if not isinstance(answer, (list, tuple)) or len(answer) != start + 1:
-        return None
-    return "".join(block.get("text") or "" for block in blocks(answer[-1]))
-
-
 def canonical_text(value: Any) -> str:
+    """Write messages, or a plain string, as JSON that does not depend on their form."""
     return _to_json(_canonical(value))
 
 
 def _canonical(value: Any) -> Any:
-    """Messages with their blocks as lists and without what Arrow adds; a string stays a string."""
     if value is None or isinstance(value, str):
         return value
     return [{**_without_empty(message), "content": _without_empty(blocks(message))} for message in value]
@@ -568,17 +543,29 @@ def _to_json(value: Any) -> str:
 
 
 def _without_empty(value: Any) -> Any:
-    # Arrow turns a missing key into None and an empty struct into either, so that none of the three may count.
+    # Arrow turns a missing key into None and an empty struct into either; none of the three may count.
     if isinstance(value, Mapping):
         items = {key: _without_empty(item) for key, item in value.items()}
         return {key: item for key, item in items.items() if item is not None and item != {} and item != []}
     return [_without_empty(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
+def encoded_content(image: Any) -> Any:
+    """Take the bytes of an encoded image, or else its path; any other image stays."""
+    if isinstance(image, Mapping):
+        return image.get("path") if image.get("bytes") is None else image["bytes"]
+    return image
+
+
+def media_identity(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Identify the images and videos of a row."""
+    videos = [[video.fps, *map(image_identity, video.frames)] for video in row_videos(row)]
+    return {"images": [image_identity(image) for image in row_images(row)], "videos": videos}
+
+
 def image_identity(image: Any) -> list[Any]:
-    """What tells an image from others: its bytes, its path, or its pixels, in this order; see [`content_id`]."""
-    if isinstance(image, Mapping):  # the bytes win, as in `load_image`
-        image = image.get("path") if image.get("bytes") is None else image["bytes"]
+    """Identify an image by its bytes, its path, or its pixels, in this order; see [`content_id`]."""
+    image = encoded_content(image)
     if isinstance(image, (bytes, bytearray, memoryview)):
         return ["bytes", digest(image)]
     if isinstance(image, (str, os.PathLike)):

@@ -7,33 +7,37 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import repeat
-from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Features, IterableDataset, List, Value, concatenate_datasets
-from datasets.fingerprint import generate_random_fingerprint
 from PIL import Image
 from transformers.utils import logging
 
 from ..utils import digest
-from .columns import AnyDataset, batch_rows, column_of, leave_images_encoded, rows_at_once
-from .images import ImageOptions, placed_image, with_image_root
-from .messages import REFORMULATED_FEATURES, as_image, content_group
-from .rows import RowError, image_identity, row_name, summarise
+from .columns import AnyDataset, batch_rows, column_of, leave_images_encoded, rows_at_once, uncached
+from .images import ImageOptions, as_image, placed_image, with_image_root
+from .messages import PROVENANCE, REFORMULATED_FEATURES, content_group, text_message
+from .rows import RowError, check_unicode, encoded_content, image_identity, is_finite, row_name, summarize
 from .t2i_templates import CHINESE, ENGLISH, T2ITemplate, as_templates, is_chinese
 
 
+logger = logging.get_logger(__name__)
+
 _BYTES = (bytes, bytearray, memoryview)
 
-_DEFAULTS = ImageOptions()
+_VERDICT = Features({"reason": Value("string"), "message": Value("string")})
+
+# Columns that mean something else in a canonical row.
+_RESERVED = {"image", "videos", "tools", "chat_template_kwargs", "chosen_ids", "rejected_ids", "row_index", *_VERDICT}
+
+_BATCH_SIZE = 100  # rows of a stream at a time: two photographs each, held three times over
 
 
 class Columns(NamedTuple):
-    """Where a set keeps its pairs."""
+    """Names of the columns that hold the pairs of a set."""
 
     caption: str
     chosen_image: str
@@ -43,165 +47,14 @@ class Columns(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """How pairs become rows."""
+    """Settings by which pairs become rows."""
 
     columns: Columns
     seed: int
     templates: tuple[T2ITemplate, ...] | None
     both_orders: bool
-    extras: tuple[str, ...]
+    extras: tuple[str, ...]  # columns kept besides the canonical ones
     options: ImageOptions = field(default_factory=ImageOptions)
-
-
-def find_bad_pair(row: Mapping[str, Any], columns: Columns, options: ImageOptions = _DEFAULTS) -> RowError | None:
-    """The reason why a pair cannot be used, or `None`. With an `image_root`, no path may leave it."""
-    try:
-        _check_caption(columns.caption, row.get(columns.caption))
-        names = (columns.chosen_image, columns.rejected_image)
-        images = [_placed(_checked_image(name, row.get(name)), options) for name in names]
-        if all(isinstance(image, Mapping) for image in images):
-            are_equal = images[0] == images[1]
-        else:
-            are_equal = image_identity(images[0]) == image_identity(images[1])
-        if are_equal:
-            raise RowError(
-                "equal_images",
-                f"`{columns.chosen_image}` and `{columns.rejected_image}` are one image; drop the row, there is "
-                "nothing to prefer.",
-            )
-        if columns.strength is not None:
-            _check_strength(columns.strength, row.get(columns.strength))
-    except RowError as error:
-        return error
-    return None
-
-
-def _check_caption(name: str, caption: Any) -> None:
-    if caption is not None and not isinstance(caption, str):
-        raise RowError("not_conversational", f"`{name}` is of type {type(caption).__name__}; give a string.")
-    if caption is None or not caption.strip():
-        raise RowError("empty_caption", f"`{name}` is empty; give the caption or drop the row.")
-    try:
-        caption.encode()
-    except UnicodeEncodeError:
-        message = f"`{name}` holds half a surrogate pair, which is no character; mend the text."
-        raise RowError("not_conversational", message) from None
-
-
-def _checked_image(name: str, image: Any) -> Any:
-    image = _as_struct(image)
-    if image is None:
-        raise RowError("image_missing", f"`{name}` is missing or empty; give the image or drop the row.")
-    if not isinstance(image, (Mapping, Image.Image)):
-        raise RowError("image_type", f"`{name}` is of type {type(image).__name__}; give bytes, a path or a PIL image.")
-    return image
-
-
-def _placed(image: Any, options: ImageOptions) -> Any:
-    """A path made whole by the image root; anything else as it is."""
-    return placed_image(image, options) if isinstance(image, Mapping) else image
-
-
-def _check_strength(name: str, value: Any) -> None:
-    is_number = isinstance(value, Real) and not isinstance(value, bool)
-    if value is not None and not (is_number and 0 <= value <= sys.float_info.max):
-        raise RowError(
-            "bad_strength",
-            f"`{name}` is {value!r:.40}; give a finite number that is not negative, or None if unknown.",
-        )
-
-
-def canonical_rows(row: Mapping[str, Any], plan: Plan, chosen_first: bool | None) -> list[dict[str, Any]]:
-    """The row of a good pair, or its two rows with `both_orders`."""
-    columns = plan.columns
-    caption = row[columns.caption]
-    sides = (columns.chosen_image, columns.rejected_image)
-    chosen, rejected = (_placed(_as_struct(row[side]), plan.options) for side in sides)
-    strength = None if columns.strength is None else row.get(columns.strength)
-    pair_id = _name(row.get("pair_id")) or content_group(caption, [chosen, rejected], [])
-    templates = plan.templates or (CHINESE if is_chinese(caption) else ENGLISH)
-    template = templates[_draw(plan.seed, "wording", pair_id) % len(templates)]
-    common = {
-        "prompt": [{"role": "user", "content": template.question(caption)}],
-        "strength": None if strength is None else float(strength),
-        "group_id": _name(row.get("group_id")) or content_group(caption, [], []),
-        "source": _name(row.get("source")),
-        "source_id": _name(row.get("source_id")),
-        "t2i_caption": caption,
-        "t2i_first": template.first_is_better,
-        **{name: row.get(name) for name in plan.extras},
-    }
-    rows = []
-    for is_first in (True, False) if plan.both_orders else (chosen_first,):
-        verdicts = (template.first_is_better, template.second_is_better)
-        better, worse = verdicts if is_first else verdicts[::-1]
-        order = "ab" if is_first else "ba"
-        rows.append(
-            {
-                **common,
-                "chosen": [{"role": "assistant", "content": [{"type": "text", "text": better}]}],
-                "rejected": [{"role": "assistant", "content": [{"type": "text", "text": worse}]}],
-                "images": [chosen, rejected] if is_first else [rejected, chosen],
-                "pair_id": f"{pair_id}-{order}" if plan.both_orders else pair_id,
-                "t2i_order": order if plan.both_orders else None,
-            }
-        )
-    return rows
-
-
-def shows_chosen_first(seed: int, source: str | None, index: int) -> bool:
-    """Whether a row shows the better image first.
-
-    Rows 2k and 2k + 1 of a source show it in different places, and a coin says which row shows it first.
-    """
-    block, place = divmod(index, 2)
-    return (_draw(seed, "position", source, block) + place) % 2 == 0
-
-
-def next_position(seed: int, source: Any, seen: Counter[str | None]) -> bool:
-    """Whether the next good row shows the better image first; `seen` counts the rows of each source."""
-    name = _name(source)
-    seen[name] += 1
-    return shows_chosen_first(seed, name, seen[name] - 1)
-
-
-def _draw(*parts: Any) -> int:
-    """An integer of 64 bits that looks random and depends on nothing but `parts`."""
-    return int(digest(repr(parts))[:16], 16)
-
-
-def _name(value: Any) -> str | None:
-    return None if value is None or value == "" else str(value)
-
-
-def _as_struct(image: Any) -> Any:
-    """An encoded image as `{"bytes": ..., "path": ...}` with one of the two, or `None`; anything else as it is.
-
-    A path beside bytes goes, because `datasets` would read the file of that name in the working directory instead of
-    the bytes, if there is one.
-    """
-    if isinstance(image, Mapping):
-        content = image.get("bytes")
-        is_empty = content is None or (isinstance(content, _BYTES) and len(content) == 0)
-        image = image.get("path") if is_empty else content
-    if isinstance(image, os.PathLike):
-        image = os.fspath(image)
-    if isinstance(image, (*_BYTES, str)):
-        return as_image(image) if len(image) else None
-    return image
-
-
-logger = logging.get_logger(__name__)
-
-_PROVENANCE = ("pair_id", "group_id", "source", "source_id")
-
-_VERDICT = Features({"reason": Value("string"), "message": Value("string")})
-
-# Columns that mean something else in a canonical row.
-_RESERVED = {"image", "videos", "tools", "chat_template_kwargs", "chosen_ids", "rejected_ids", "row_index", *_VERDICT}
-
-# Rows at a time: two photographs each, held three times over.
-_BATCH_SIZE = 100
 
 
 def reformulate_t2i(
@@ -219,11 +72,11 @@ def reformulate_t2i(
     num_proc: int | None = None,
 ) -> AnyDataset:
     """
-    Turns text-to-image preferences into canonical rows: a question about a caption and two images, and two verdicts.
+    Turn text-to-image preferences into canonical rows: a question about a caption and two images, and two verdicts.
 
-    Of n good rows with the same `source`, half show the better image first; of an odd n, the seed decides which half
-    is larger by one. The wording is drawn from the seed and the row's `pair_id`, apart from the position. Captions are
-    data: they arrive unchanged in one text block, `{braces}` and `<image>` included. No image is decoded.
+    Of the good rows with the same `source`, half show the better image first; of an odd number, the seed decides which
+    half is larger by one. The wording is drawn from the seed and the row's `pair_id`, apart from the position.
+    Captions arrive unchanged in one text block, `{braces}` and `<image>` included. No image is decoded.
 
     Args:
         dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
@@ -232,37 +85,36 @@ def reformulate_t2i(
             strings, and lists and objects of them are kept too, of a stream only if it knows its features; a warning
             names those that are not.
         caption (`str`, *optional*, defaults to `"caption"`):
-            Column of what both images were to show.
+            Column of the caption that both images were to show.
         chosen_image (`str`, *optional*, defaults to `"chosen_image"`):
             Column of the better image.
         rejected_image (`str`, *optional*, defaults to `"rejected_image"`):
             Column of the worse image.
         strength (`str`, *optional*, defaults to `"strength"`):
-            Column of how much better the chosen image is, >= 0, in the source's own unit; where it is absent, the
-            strength is unknown. `None` reads none.
+            Column of how much better the chosen image is, >= 0, in the source's own unit; may be absent. `None` reads
+            none.
         seed (`int`, *optional*, defaults to `42`):
             Seed of positions and wordings.
         template (`str`, [`T2ITemplate`] or a sequence of them, *optional*):
-            The question, with `{images}` and `{caption}` once each; all else is literal. With several, each row draws
-            one. By default one of three English wordings, or of three Chinese ones if the caption has a Han character.
+            Question with `{images}` and `{caption}` once each; all else is literal. Each row draws one of several. By
+            default one of three English wordings, or of three Chinese ones if the caption has a Han character.
         both_orders (`bool`, *optional*, defaults to `False`):
             Whether every pair gives two rows in the same wording: the better image first (`pair_id` ends with `-ab`)
             and second (`-ba`).
         on_bad_row (`str`, *optional*, defaults to `"quarantine"`):
-            `"quarantine"` drops bad rows and counts them on screen by reason, of a stream when it ends;
-            `"raise"` an error for the first.
+            `"quarantine"` drops bad rows and counts them on screen by reason, of a stream when it ends; `"raise"`
+            raises an error for the first.
         image_root (`str` or `os.PathLike`, *optional*):
-            Folder that relative paths of images start from and that no path may leave, as in [`ImageOptions`]; they
-            become absolute.
+            Folder of the images, as in [`ImageOptions`]; relative paths become absolute.
         num_proc (`int`, *optional*):
             Number of processes, for a set in memory.
 
     Returns:
         [`~datasets.Dataset`] or [`~datasets.IterableDataset`]: canonical rows in the order of the pairs, with the
-        columns of [`~trl_dt2it.data.messages.REFORMULATED_FEATURES`] and those kept. `t2i_caption`, `t2i_first` and
-        `t2i_order` among them tell which pair a row is about, whatever it looks like, to [`validate`],
-        [`decontaminate`] and the ledgers of curation. A stream starts from the first row in every
-        epoch and resumes from its `state_dict`, each time reading the rows before it again.
+        columns of [`~trl_dt2it.data.messages.REFORMULATED_FEATURES`] and those kept. By `t2i_caption`, `t2i_first` and
+        `t2i_order`, [`validate`], [`decontaminate`] and the ledgers of curation tell which pair a row is about. A
+        stream starts from the first row in every epoch and resumes from its `state_dict`, each time reading the rows
+        before it again.
 
     Raises:
         `ValueError`: if a column is missing, or if a template is wrong.
@@ -299,7 +151,7 @@ def reformulate_t2i(
             rows += canonical_rows(row, plan, None if positions is None else bool(positions[index]))
         return pa.Table.from_pylist(rows, schema=features.arrow_schema)
 
-    read = [name for name in dict.fromkeys((*columns, *_PROVENANCE, *extras)) if name in dataset.column_names]
+    read = [name for name in dict.fromkeys((*columns, *PROVENANCE, *extras)) if name in dataset.column_names]
     made = dataset.select_columns(read).with_format("arrow")
     # In Arrow format, `map` neither decodes an image nor encodes one.
     made = made.map(
@@ -310,7 +162,7 @@ def reformulate_t2i(
         features=features,
         num_proc=num_proc,
         desc="Reformulating pairs",
-        **_caching(options),
+        **({} if options.image_root is None else uncached()),
     )
     return made.with_format(None)
 
@@ -326,7 +178,7 @@ def split_t2i(
     num_proc: int | None = None,
 ) -> tuple[AnyDataset, AnyDataset]:
     """
-    Parts the pairs that [`reformulate_t2i`] uses from those that it drops.
+    Split pairs into those that [`reformulate_t2i`] uses and those that it drops.
 
     To use a bad pair after all, fix it, remove the columns `reason` and `message`, and put it back with
     [`~datasets.concatenate_datasets`].
@@ -338,8 +190,8 @@ def split_t2i(
             As in [`reformulate_t2i`].
 
     Returns:
-        `tuple`: the good pairs, as they are, and the bad ones, with the columns `reason` (one of
-        [`~trl_dt2it.data.REASONS`]) and `message` besides. Each pair is in one of the two.
+        `tuple`: the good pairs as they are, and the bad pairs with the columns `reason` (one of
+        [`~trl_dt2it.data.REASONS`]) and `message` besides.
 
     Raises:
         `ValueError`: if a column is missing.
@@ -352,16 +204,129 @@ def split_t2i(
         stream = leave_images_encoded(dataset).with_format(None)
         kwargs = {"dataset": stream, "columns": columns, "options": options}
         return (
-            IterableDataset.from_generator(_stream_good, features=features, gen_kwargs=kwargs),
-            IterableDataset.from_generator(_stream_bad, features=bad_features, gen_kwargs=kwargs),
+            IterableDataset.from_generator(_stream_half, features=features, gen_kwargs=kwargs | {"is_good": True}),
+            IterableDataset.from_generator(
+                _stream_half, features=bad_features, gen_kwargs=kwargs | {"is_good": False}
+            ),
         )
     faults = _find_faults(dataset, columns, options, num_proc)
     is_good = _is_good(faults)
     bad = np.flatnonzero(~is_good)
     before = dataset.remove_columns([name for name in _VERDICT if name in dataset.column_names])
-    return dataset.select(np.flatnonzero(is_good)), concatenate_datasets(
-        [before.select(bad), faults.select(bad)], axis=1
-    )
+    quarantine = concatenate_datasets([before.select(bad), faults.select(bad)], axis=1)
+    return dataset.select(np.flatnonzero(is_good)), quarantine
+
+
+def find_bad_pair(row: Mapping[str, Any], columns: Columns, options: ImageOptions) -> RowError | None:
+    """Find the reason why a pair cannot be used, if there is one."""
+    try:
+        _check_caption(columns.caption, row.get(columns.caption))
+        names = (columns.chosen_image, columns.rejected_image)
+        images = [placed_image(_checked_image(name, row.get(name)), options) for name in names]
+        are_encoded = all(isinstance(image, Mapping) for image in images)
+        chosen, rejected = images if are_encoded else map(image_identity, images)
+        if chosen == rejected:
+            raise RowError(
+                "equal_images",
+                f"`{names[0]}` and `{names[1]}` are one image; drop the row, there is nothing to prefer.",
+            )
+        strength = None if columns.strength is None else row.get(columns.strength)
+        # Of any size that a float may have: `check_row` knows what is too large to train with.
+        if strength is not None and not (is_finite(strength, sys.float_info.max) and strength >= 0):
+            raise RowError(
+                "bad_strength",
+                f"`{columns.strength}` is {strength!r:.40}; give a finite number that is not negative, or None if "
+                "unknown.",
+            )
+    except RowError as error:
+        return error
+    return None
+
+
+def _check_caption(name: str, caption: Any) -> None:
+    if caption is not None and not isinstance(caption, str):
+        raise RowError("not_conversational", f"`{name}` is of type {type(caption).__name__}; give a string.")
+    if caption is None or not caption.strip():
+        raise RowError("empty_caption", f"`{name}` is empty; give the caption or drop the row.")
+    check_unicode(f"`{name}`", caption)
+
+
+def _checked_image(name: str, image: Any) -> Any:
+    image = _as_struct(image)
+    if image is None:
+        raise RowError("image_missing", f"`{name}` is missing or empty; give the image or drop the row.")
+    if not isinstance(image, (Mapping, Image.Image)):
+        raise RowError("image_type", f"`{name}` is of type {type(image).__name__}; give bytes, a path or a PIL image.")
+    return image
+
+
+def _as_struct(image: Any) -> Any:
+    """Reduce an encoded image to `{"bytes": ..., "path": ...}` with one of the two, or to `None` if it has neither."""
+    # A path beside bytes goes: `datasets` would read a file of that name in the working directory instead.
+    if isinstance(image, Mapping) and isinstance(image.get("bytes"), _BYTES) and not len(image["bytes"]):
+        image = image.get("path")
+    image = encoded_content(image)
+    if isinstance(image, os.PathLike):
+        image = os.fspath(image)
+    if isinstance(image, (*_BYTES, str)):
+        return as_image(image) if len(image) else None
+    return image
+
+
+def canonical_rows(row: Mapping[str, Any], plan: Plan, chosen_first: bool | None) -> list[dict[str, Any]]:
+    """Make the row of a good pair, or its two rows with `both_orders`."""
+    columns = plan.columns
+    caption = row[columns.caption]
+    sides = (columns.chosen_image, columns.rejected_image)
+    chosen, rejected = (placed_image(_as_struct(row[side]), plan.options) for side in sides)
+    strength = None if columns.strength is None else row.get(columns.strength)
+    names = {name: _name(row.get(name)) for name in PROVENANCE}
+    pair_id = names["pair_id"] or content_group(caption, [chosen, rejected], [])
+    templates = plan.templates or (CHINESE if is_chinese(caption) else ENGLISH)
+    template = templates[_draw(plan.seed, "wording", pair_id) % len(templates)]
+    common = {
+        "prompt": [{"role": "user", "content": template.question(caption)}],
+        "strength": None if strength is None else float(strength),
+        **names,
+        "group_id": names["group_id"] or content_group(caption, [], []),
+        "t2i_caption": caption,
+        "t2i_first": template.first_is_better,
+        **{name: row.get(name) for name in plan.extras},
+    }
+    rows = []
+    for is_first in (True, False) if plan.both_orders else (chosen_first,):
+        verdicts = (template.first_is_better, template.second_is_better)
+        better, worse = verdicts if is_first else verdicts[::-1]
+        order = "ab" if is_first else "ba"
+        rows.append(
+            {
+                **common,
+                "chosen": [text_message("assistant", better)],
+                "rejected": [text_message("assistant", worse)],
+                "images": [chosen, rejected] if is_first else [rejected, chosen],
+                "pair_id": f"{pair_id}-{order}" if plan.both_orders else pair_id,
+                "t2i_order": order if plan.both_orders else None,
+            }
+        )
+    return rows
+
+
+def _next_position(seed: int, source: Any, seen: Counter[str | None]) -> bool:
+    """Draw whether the next good row shows the better image first; `seen` counts the rows of each source."""
+    # Rows 2k and 2k + 1 of a source show it in different positions, and a coin decides which row shows it first.
+    name = _name(source)
+    block, second = divmod(seen[name], 2)
+    seen[name] += 1
+    return (_draw(seed, "position", name, block) + second) % 2 == 0
+
+
+def _draw(*parts: Any) -> int:
+    """Draw an integer of 64 bits that depends on nothing but `parts`."""
+    return int(digest(repr(parts))[:16], 16)
+
+
+def _name(value: Any) -> str | None:
+    return None if value is None or value == "" else str(value)
 
 
 def _check_columns(dataset: AnyDataset, columns: Columns) -> None:
@@ -375,10 +340,10 @@ def _check_columns(dataset: AnyDataset, columns: Columns) -> None:
 
 
 def _extra_features(features: Features | None, columns: Columns) -> dict[str, Any]:
-    """Columns to keep besides the canonical ones: those of numbers, strings, and lists and objects of them."""
-    others = {name: one for name, one in (features or {}).items() if name not in {*columns, *_PROVENANCE, "strength"}}
-    taken = {*REFORMULATED_FEATURES, *_RESERVED}
-    kept = {name: one for name, one in others.items() if name not in taken and _is_plain(one)}
+    """Select the columns to keep besides the canonical ones: numbers, strings, and lists and objects of them."""
+    read, taken = {*columns, *PROVENANCE, "strength"}, {*REFORMULATED_FEATURES, *_RESERVED}
+    others = {name: feature for name, feature in (features or {}).items() if name not in read}
+    kept = {name: feature for name, feature in others.items() if name not in taken and _is_plain(feature)}
     if dropped := [f"`{name}`" for name in others if name not in kept]:
         logger.warning(
             f"Columns that questions about two images cannot have are dropped: {', '.join(dropped)}; to keep one that "
@@ -396,15 +361,8 @@ def _is_plain(feature: Any) -> bool:
     return isinstance(feature, (Value, ClassLabel)) and "binary" not in feature.dtype
 
 
-def _caching(options: ImageOptions) -> dict[str, Any]:
-    """Arguments of `Dataset.map` that keep it from answering out of its cache where links on disk decide."""
-    if options.image_root is None:
-        return {}
-    return {"load_from_cache_file": False, "new_fingerprint": generate_random_fingerprint()}
-
-
 def _find_faults(dataset: Dataset, columns: Columns, options: ImageOptions, num_proc: int | None) -> Dataset:
-    """Reason and message of every pair, `None` where it is good."""
+    """Find the reason and message of every bad pair; both are `None` for good pairs."""
     if len(dataset) == 0:
         return Dataset.from_dict({"reason": [], "message": []}, features=_VERDICT)
 
@@ -414,16 +372,16 @@ def _find_faults(dataset: Dataset, columns: Columns, options: ImageOptions, num_
         return pa.Table.from_pylist(verdicts, schema=_VERDICT.arrow_schema)
 
     read = dataset.select_columns([name for name in dict.fromkeys(columns) if name in dataset.column_names])
-    found = read.with_format("arrow").map(
+    faults = read.with_format("arrow").map(
         check,
         batched=True,
         batch_size=rows_at_once(dataset),
         features=_VERDICT,
         num_proc=num_proc,
         desc="Checking pairs",
-        **_caching(options),
+        **({} if options.image_root is None else uncached()),
     )
-    return found.with_format(None)
+    return faults.with_format(None)
 
 
 def _is_good(faults: Dataset) -> np.ndarray:
@@ -431,12 +389,13 @@ def _is_good(faults: Dataset) -> np.ndarray:
 
 
 def _all_positions(dataset: Dataset, seed: int) -> np.ndarray:
-    """Whether each row shows the better image first, `(N,)` bool."""
-    has_sources = "source" in dataset.column_names
-    sources = column_of(dataset, "source") if has_sources else repeat(pa.scalar(None), len(dataset))
+    """Draw whether each row shows the better image first.
+
+    Shapes: returns `(N,)` `bool`.
+    """
+    sources = column_of(dataset, "source") if "source" in dataset.column_names else pa.nulls(len(dataset))
     seen: Counter[str | None] = Counter()
-    positions = (next_position(seed, source.as_py(), seen) for source in sources)
-    return np.fromiter(positions, dtype=bool, count=len(dataset))
+    return np.fromiter((_next_position(seed, source.as_py(), seen) for source in sources), dtype=bool)
 
 
 def _rows_of(dataset: IterableDataset) -> Iterator[dict[str, Any]]:
@@ -453,7 +412,7 @@ def _stream_rows(dataset: IterableDataset, plan: Plan, on_bad_row: str) -> Itera
     for index, row in enumerate(_rows_of(dataset)):
         error = find_bad_pair(row, plan.columns, plan.options)
         if error is None:
-            position = None if plan.both_orders else next_position(plan.seed, row.get("source"), seen)
+            position = None if plan.both_orders else _next_position(plan.seed, row.get("source"), seen)
             yield from canonical_rows(row, plan, position)
         elif on_bad_row == "raise":
             _raise(error, row, index)
@@ -463,14 +422,15 @@ def _stream_rows(dataset: IterableDataset, plan: Plan, on_bad_row: str) -> Itera
         _warn(dropped, index + 1)
 
 
-def _stream_good(dataset: IterableDataset, columns: Columns, options: ImageOptions) -> Iterator[dict[str, Any]]:
-    return (row for row in _rows_of(dataset) if find_bad_pair(row, columns, options) is None)
-
-
-def _stream_bad(dataset: IterableDataset, columns: Columns, options: ImageOptions) -> Iterator[dict[str, Any]]:
+def _stream_half(
+    dataset: IterableDataset, columns: Columns, options: ImageOptions, is_good: bool
+) -> Iterator[dict[str, Any]]:
+    """Yield the good pairs of a stream, or the bad pairs with reason and message."""
     for row in _rows_of(dataset):
         error = find_bad_pair(row, columns, options)
-        if error is not None:
+        if is_good and error is None:
+            yield row
+        elif not is_good and error is not None:
             yield {**row, "reason": error.reason, "message": str(error)}
 
 
@@ -480,5 +440,5 @@ def _raise(error: RowError, row: Mapping[str, Any], index: int) -> None:
 
 def _warn(dropped: Counter[str], total: int) -> None:
     logger.warning(
-        f"Dropped {dropped.total()} of {total} pairs ({summarise(dropped)}); `split_t2i` gives them for repair."
+        f"Dropped {dropped.total()} of {total} pairs ({summarize(dropped)}); `split_t2i` gives them for repair."
     )

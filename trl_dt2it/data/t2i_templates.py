@@ -1,5 +1,5 @@
-"""The wordings of a two-image question: what is asked about a caption and two images, the two verdicts, and how both
-are recognized in rows that somebody else wrote."""
+"""Wordings of questions about a caption and two images, with their two verdicts, written and recognized in rows of
+others."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ _HAN = re.compile(
     "[\u2e80-\u2fd5\u3005\u3007\u3021-\u3029\u3038-\u303b\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
 )
 
-
 # Wordings of others, white space collapsed: DT2IT-MRM's own script and UnifiedReward put the caption into brackets.
 _BRACKETED = re.compile(
     r"(?:image [12]: ?){0,2}(?:you are )?given a (?:text )?caption\b.*?\bcaption ?: ?\[(.*)\]", re.IGNORECASE
@@ -30,17 +29,17 @@ _ANSWER_TAG = re.compile(r"</?answer>", re.IGNORECASE)
 @dataclass(frozen=True)
 class T2ITemplate:
     """
-    A wording of a two-image question.
+    Wording of a two-image question.
 
     Parameters:
         prompt (`str`):
-            The question, with `{images}` and `{caption}` once each, in either order. `{images}` becomes the two
-            images, each after its label, and `{caption}` the caption as it is. All else is literal, further braces and
+            Question with `{images}` and `{caption}` once each, in either order. `{images}` becomes the two images,
+            each after its label, and `{caption}` the caption as it is. All else is literal, further braces and
             `<image>` included.
         first_is_better (`str`, *optional*, defaults to `"Image 1 is better than Image 2."`):
-            The answer that prefers the image shown first.
+            Answer that prefers the image shown first.
         second_is_better (`str`, *optional*, defaults to `"Image 2 is better than Image 1."`):
-            The answer that prefers the image shown second.
+            Answer that prefers the image shown second.
         labels (`tuple[str, str]`, *optional*, defaults to `("Image 1: ", "\\nImage 2: ")`):
             Text ahead of the first and of the second image.
 
@@ -68,29 +67,26 @@ class T2ITemplate:
 
     def question(self, caption: str) -> list[dict[str, Any]]:
         """
-        The content of the question.
+        Write the content of the question.
 
         Args:
             caption (`str`):
-                What both images were to show.
+                Text that both images were to show.
 
         Returns:
-            `list[dict]`: text and image blocks, two of the latter; the caption is whole in one text block.
+            `list[dict]`: text blocks and two image blocks; the caption is whole in one text block.
         """
-        content: list[dict[str, Any]] = []
+        blocks: list[dict[str, Any]] = []
         text = ""
         for piece in _PLACEHOLDERS.split(self.prompt):
             if piece == IMAGES:
                 for label in self.labels:
-                    content += [*_text(text + label), {"type": "image", "text": None}]
+                    blocks += [{"type": "text", "text": text + label}, {"type": "image", "text": None}]
                     text = ""
             else:
                 text += caption if piece == CAPTION else piece
-        return content + _text(text)
-
-
-def _text(text: str) -> list[dict[str, Any]]:
-    return [{"type": "text", "text": text}] if text else []
+        blocks.append({"type": "text", "text": text})
+        return [block for block in blocks if block["text"] != ""]
 
 
 ENGLISH = (
@@ -135,17 +131,17 @@ CHINESE = (
 
 
 def is_chinese(caption: str) -> bool:
-    """Whether a caption is asked about in Chinese: if it has a Han character."""
+    """Tell whether to ask about a caption in Chinese: it has a Han character."""
     return _HAN.search(caption) is not None
 
 
 def as_templates(template: str | T2ITemplate | Sequence[str | T2ITemplate] | None) -> tuple[T2ITemplate, ...] | None:
-    """What a user gives as `template`, checked."""
+    """Read the `template` argument; `None` stands for the built-in wordings."""
     if template is None:
         return None
     given = (template,) if isinstance(template, (str, T2ITemplate)) else tuple(template)
     if not given:
-        raise ValueError("`template` is empty; give one wording or more, or None for the built-in ones.")
+        raise ValueError("`template` is empty; pass at least one wording, or None for the built-in wordings.")
     return tuple(T2ITemplate(item) if isinstance(item, str) else item for item in given)
 
 
@@ -155,43 +151,44 @@ def collapse(text: str) -> str:
 
 
 def find_caption(text: str, clean: Callable[[str], str] = collapse, cleaned: str | None = None) -> str | None:
-    """Find the caption in a question of a known wording: a built-in one, in any language and with or without the
-    labels of its images, or that of DT2IT-MRM's script or of UnifiedReward.
+    """Find the caption in a question of a built-in wording, with or without the labels of its images, or in one of
+    DT2IT-MRM's script or of UnifiedReward. `cleaned` is `clean(text)`, where the caller has it.
     """
     cleaned = clean(text) if cleaned is None else cleaned
     for before, after in _edges(clean):
         if cleaned.startswith(before) and cleaned.endswith(after) and len(before) + len(after) <= len(cleaned):
             return cleaned[len(before) : len(cleaned) - len(after)].strip()
     # The last character first: without it, the pattern would try every bracket of a text of any length.
-    found = _BRACKETED.fullmatch(collapse(text)) if text.rstrip().endswith("]") else None
-    return None if found is None else clean(found[1])
+    bracketed = _BRACKETED.fullmatch(collapse(text)) if text.rstrip().endswith("]") else None
+    return bracketed and clean(bracketed[1])
 
 
 def prefers_first(answer: str) -> bool | None:
     """Read the verdict in an answer to a two-image question."""
-    verdict = collapse(_ANSWER_TAG.sub(" ", answer.rpartition("</think>")[2])).rstrip(".。").casefold()
-    known = _verdicts()
-    if verdict in known:
-        return known[verdict]
-    found = _BETTER.fullmatch(verdict)
-    return None if found is None else found[1] == "1"
+    verdict = _plain(_ANSWER_TAG.sub(" ", answer.rpartition("</think>")[2]))
+    if verdict in _VERDICTS:
+        return _VERDICTS[verdict]
+    match = _BETTER.fullmatch(verdict)
+    return None if match is None else match[1] == "1"
+
+
+def _plain(verdict: str) -> str:
+    return collapse(verdict).rstrip(".。").casefold()
+
+
+_VERDICTS = {
+    _plain(text): is_first
+    for template in (*ENGLISH, *CHINESE)
+    for text, is_first in ((template.first_is_better, True), (template.second_is_better, False))
+}
 
 
 @lru_cache
 def _edges(clean: Callable[[str], str]) -> list[tuple[str, str]]:
-    """What stands before and after the caption in each built-in wording."""
+    """List the texts before and after the caption in each built-in wording."""
     templates, edges = (*ENGLISH, *CHINESE), []
     for template in templates:
-        for labels in {("", ""), *(one.labels for one in templates)}:
+        for labels in {("", ""), *(other.labels for other in templates)}:
             before, after = template.prompt.replace(IMAGES, " ".join((*labels, ""))).split(CAPTION)
             edges.append((clean(before), clean(after)))
     return edges
-
-
-@lru_cache
-def _verdicts() -> dict[str, bool]:
-    known = {}
-    for template in (*ENGLISH, *CHINESE):
-        for text, is_first in ((template.first_is_better, True), (template.second_is_better, False)):
-            known[collapse(text).rstrip(".。").casefold()] = is_first
-    return known

@@ -1,4 +1,4 @@
-"""The quarantine: rows checked in memory or as a stream, the bad ones kept apart with a reason and a count."""
+"""Quarantine: rows checked in memory or as a stream, bad rows kept apart with a reason and a count."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from operator import not_
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,11 +30,11 @@ from .columns import (
     column_of,
     is_checked,
     leave_images_encoded,
-    look_at_all,
+    map_tables,
     mark_checked,
     select_rows,
 )
-from .contents import contradiction_error, duplicate_error, find_doubles, pair_digest
+from .contents import duplicate_error, find_duplicates, pair_digest
 from .images import ImageOptions, check_image, load_image, with_image_root
 from .rows import (
     SIDES,
@@ -45,40 +46,54 @@ from .rows import (
     row_name,
     row_videos,
     special_token_pattern,
-    summarise,
+    summarize,
 )
 
 
 logger = logging.get_logger(__name__)
 
-# What a quarantined row has besides its own columns.
+# Columns of a quarantined row besides its own.
 NOTES = Features({"row": Value("int64"), "reason": Value("string"), "message": Value("string")})
 
-_ROW_GROUP = 100  # rows that a reader of a file holds at once; each may have images of some megabytes
+ROW_GROUP = 100  # rows of a Parquet file that its reader holds at once; each may have images of some megabytes
+
+# Result of the checks of a row: its fault, "" if it has none, and its `pair_digest`, the key in two halves.
+_RESULT = Features(
+    {
+        "reason": Value("string"),
+        "message": Value("string"),
+        "high": Value("uint64"),
+        "low": Value("uint64"),
+        "is_swapped": Value("bool"),
+        "is_mirror": Value("bool"),
+    }
+)
+
+ImageCheck = Literal["header", "full", "none"]
 
 
 @dataclass(frozen=True)
 class ReasonSummary:
-    """The rows of one reason."""
+    """Rows quarantined for one reason."""
 
-    count: int  # How many there are
-    share: float  # Their share of the rows that came in, from 0 to 1
-    example: str  # Name of the first one
-    message: str  # What is wrong with it
+    count: int
+    share: float  # of the rows that came in, from 0 to 1
+    example: str  # name of the first row
+    message: str  # of the first row
 
 
 @dataclass(frozen=True)
 class ValidationReport:
     """
-    What came in, what went out, and why the rest did not.
+    Numbers of rows that came in, went out and were quarantined.
 
     Parameters:
         rows_in (`int`):
-            Number of rows that were looked at.
+            Number of rows checked.
         rows_out (`int`):
-            Number of those that can be used.
+            Number of rows that can be used.
         reasons (`dict[str, ReasonSummary]`):
-            The others by reason, the most frequent first.
+            Quarantined rows by reason, the most frequent first.
         sources (`dict[str, dict[str, int]]`):
             For each value of the column `source`, `rows_in`, `rows_out` and the number of rows of each reason; empty
             without such a column.
@@ -95,16 +110,16 @@ class ValidationReport:
         return {reason: summary.count for reason, summary in self.reasons.items()}
 
     def to_json(self) -> str:
-        """The report as JSON."""
+        """Write the report as JSON."""
         return json.dumps({**asdict(self), "counts": self.counts}, indent=2, ensure_ascii=False)
 
     def show(self, console: Console | None = None) -> None:
         """
-        Prints the report.
+        Print the report.
 
         Args:
             console (`rich.console.Console`, *optional*):
-                Where to; standard output by default.
+                Console to print to; standard output by default.
         """
         console = console or Console()
         title = f"{self.rows_out} of {self.rows_in} rows can be used"
@@ -134,13 +149,13 @@ class ValidationReport:
 
 def quarantine_report(clean: Dataset, quarantine: Dataset) -> ValidationReport:
     """
-    Sums up what [`validate`] or [`decontaminate`] gave.
+    Summarize the result of [`validate`] or [`decontaminate`].
 
     Args:
         clean (`Dataset`):
-            The rows that can be used.
+            Rows that can be used.
         quarantine (`Dataset`):
-            The others, with `row`, `reason` and `message`.
+            Other rows, with `row`, `reason` and `message`.
 
     Returns:
         [`ValidationReport`]
@@ -152,19 +167,31 @@ def quarantine_report(clean: Dataset, quarantine: Dataset) -> ValidationReport:
         # Codes are given in the order of first appearance.
         codes, firsts, counts = np.unique(encoded.indices.to_numpy(), return_index=True, return_counts=True)
         notes = quarantine.select_columns([*NOTES, *({"pair_id"} & set(quarantine.column_names))])
-        for place in np.argsort(-counts, kind="stable"):
-            first = notes[int(firsts[place])]
-            reasons[encoded.dictionary[int(codes[place])].as_py()] = ReasonSummary(
-                count=int(counts[place]),
-                share=int(counts[place]) / rows_in,
-                example=row_name(first, first["row"]),
-                message=first["message"],
+        for position in np.argsort(-counts, kind="stable"):
+            first, count = notes[int(firsts[position])], int(counts[position])
+            reasons[encoded.dictionary[int(codes[position])].as_py()] = ReasonSummary(
+                count, count / rows_in, row_name(first, first["row"]), first["message"]
             )
     return ValidationReport(rows_in, len(clean), reasons, _by_source(clean, quarantine))
 
 
+def _by_source(clean: Dataset, quarantine: Dataset) -> dict[str, dict[str, int]]:
+    if "source" not in quarantine.column_names:
+        return {}
+    kept = Counter(column_of(clean, "source").to_pylist())
+    lost: dict[str | None, Counter[str]] = {source: Counter() for source in kept}
+    for source, reason in zip(
+        *(column_of(quarantine, name).to_pylist() for name in ("source", "reason")), strict=True
+    ):
+        lost.setdefault(source, Counter())[reason] += 1
+    return {
+        str(source): {"rows_in": kept[source] + reasons.total(), "rows_out": kept[source], **reasons}
+        for source, reasons in lost.items()
+    }
+
+
 def check_free(columns: Sequence[str], features: Features) -> None:
-    """Raises a `ValueError` if one of the `features` that notes will have is a column already."""
+    """Refuse a data set that has one of the columns of notes already."""
     if taken := [name for name in features if name in columns]:
         raise ValueError(
             f"The set has a column `{taken[0]}`, where what is wrong with a row is to be written; rename it, or use "
@@ -175,9 +202,7 @@ def check_free(columns: Sequence[str], features: Features) -> None:
 def quarantined_rows(
     dataset: Dataset, rows: np.ndarray, notes: Mapping[str, Any], features: Features = NOTES
 ) -> Dataset:
-    """Select rows of a data set with notes beside them, a list or array for each of the `features`. Their images stay
-    encoded, because some do not decode.
-    """
+    """Select rows, images encoded since some do not decode, with a list or array for each of the `features`."""
     encoded = leave_images_encoded(dataset.with_format(None))
     every = Features({**encoded.features, **features})
     if len(rows) == 0:  # which `concatenate_datasets` would leave without the notes
@@ -189,7 +214,7 @@ def quarantined_rows(
 def write_quarantine(quarantine: Dataset, path: str | os.PathLike) -> None:
     """Write rows into a Parquet file, whole or not at all, images as they are: bytes as bytes, paths as paths."""
     with whole_file(path) as part:
-        quarantine.to_parquet(part, batch_size=_ROW_GROUP)
+        quarantine.to_parquet(part, batch_size=ROW_GROUP)
 
 
 def take_out(
@@ -204,15 +229,13 @@ def take_out(
     advice: str = "",
     show: bool = True,
 ) -> Dataset:
-    """Take bad rows out of a data set, list their notes (`pair_id`, `row`, `reason`, `message`) in a JSON lines file
-    and warn, where `show` says so; or raise a `ValueError`, with `on_bad_row="raise"` or if no other row is left.
-
-    Messages call the set by `name`, with the kind of its rows, such as `"pair of povid"`; an error ends with `advice`.
+    """Take bad rows out of a data set, with a warning and a JSON lines file of their notes where `show` is true; or
+    raise a `ValueError`, with `on_bad_row="raise"` or if no row is left. `name` is of the form `"pair of povid"`.
     """
     if len(rows) == 0:
         return dataset
     kind, of = name.split(" ", 1)
-    summary = summarise(Counter(one["reason"] for one in notes))
+    summary = summarize(Counter(note["reason"] for note in notes))
     first = f"The first, {row_name(notes[0], notes[0]['row'])}: {notes[0]['message']}"
     if on_bad_row == "raise":
         raise ValueError(f"{len(rows)} of {len(dataset)} {kind}s {of} cannot be used ({summary}). {first}{advice}")
@@ -223,54 +246,25 @@ def take_out(
         if file is not None:
             Path(file).parent.mkdir(parents=True, exist_ok=True)
             with open(file, "a" if appends else "w", encoding="utf-8") as lines:
-                lines.writelines(json.dumps(one, ensure_ascii=False) + "\n" for one in notes)
+                lines.writelines(json.dumps(note, ensure_ascii=False) + "\n" for note in notes)
             listed = f"; listed in {file}"
         logger.warning(f"Quarantined {len(rows)} of {len(dataset)} {kind}s {of} ({summary}){listed}. {first}")
-    return select_rows(dataset, np.setdiff1d(np.arange(len(dataset)), rows))
-
-
-def _by_source(clean: Dataset, quarantine: Dataset) -> dict[str, dict[str, int]]:
-    if "source" not in quarantine.column_names:
-        return {}
-    counts = column_of(clean, "source").value_counts().to_pylist()
-    kept: Counter[str | None] = Counter({one["values"]: one["counts"] for one in counts})
-    lost: dict[str | None, Counter[str]] = {source: Counter() for source in kept}
-    bad = pa.table({name: column_of(quarantine, name) for name in ("source", "reason")})
-    for one in bad.group_by(["source", "reason"]).aggregate([([], "count_all")]).to_pylist():
-        lost.setdefault(one["source"], Counter())[one["reason"]] = one["count_all"]
-    return {
-        str(source): {"rows_in": kept[source] + reasons.total(), "rows_out": kept[source], **reasons}
-        for source, reasons in lost.items()
-    }
-
-
-_FOUND = Features(
-    {
-        "reason": Value("string"),
-        "message": Value("string"),
-        "high": Value("uint64"),
-        "low": Value("uint64"),
-        "is_swapped": Value("bool"),
-        "is_mirror": Value("bool"),
-    }
-)
-
-ImageCheck = Literal["header", "full", "none"]
+    return select_rows(dataset, np.delete(np.arange(len(dataset)), rows))
 
 
 @dataclass(frozen=True)
 class TokenCounter:
     """
-    A model as a reader of rows; [`~trl_dt2it.token_counter`] makes it.
+    Model as a reader of rows, made by [`~trl_dt2it.token_counter`].
 
     Parameters:
         processing_class (`ProcessorMixin` or `PreTrainedTokenizerBase`):
-            Its processor or tokenizer, whose special tokens no text may contain.
+            Processor or tokenizer, whose special tokens no text may contain.
         check (`Callable`):
-            Takes a row, and raises a [`RowError`] if its two answers are one to the model.
+            Function of a row that raises a [`RowError`] if its two answers are equal to the model.
         count (`Callable`):
-            Takes a row and [`ImageOptions`], and gives the numbers of tokens of prompt and chosen, and of prompt and
-            rejected, image tokens included.
+            Function of a row and [`ImageOptions`] that returns the numbers of tokens of prompt and chosen, and of
+            prompt and rejected, image tokens included.
     """
 
     processing_class: ProcessorMixin | PreTrainedTokenizerBase
@@ -279,23 +273,22 @@ class TokenCounter:
 
     @property
     def tokenizer(self) -> Any:
-        """The tokenizer, of a processor too."""
+        """The tokenizer itself, or that of the processor."""
         return getattr(self.processing_class, "tokenizer", self.processing_class)
 
 
 @dataclass(frozen=True)
 class RowChecks:
-    """What is checked about a row. It can be pickled, for worker processes."""
+    """Checks of a row. Picklable, for worker processes."""
 
-    image_options: ImageOptions  # Where images may come from and how large they may be
-    # `"full"` decodes every image, `"header"` reads its header, `"none"` leaves it alone
-    image_check: ImageCheck = "header"
-    special_tokens: re.Pattern | None = None  # What no text may contain
-    token_counter: TokenCounter | None = None  # Finds answers that are one to the model, and counts tokens
-    max_length: int | None = None  # Most tokens of a conversation, image tokens included
+    image_options: ImageOptions
+    image_check: ImageCheck = "header"  # `"full"` decodes every image, `"header"` reads headers
+    special_tokens: re.Pattern | None = None  # that no text may contain
+    token_counter: TokenCounter | None = None
+    max_length: int | None = None  # most tokens of a conversation, image tokens included
 
     def fault(self, row: Mapping[str, Any], is_checked: bool = False) -> RowError | None:
-        """The first reason why a row cannot be used, or `None`; [`check_row`] may have passed it before."""
+        """Find the first reason why a row cannot be used; `is_checked` if it has passed [`check_row`] before."""
         try:
             if not is_checked:
                 check_row(row, special_tokens=self.special_tokens)
@@ -308,58 +301,33 @@ class RowChecks:
             if self.token_counter is not None:
                 self.token_counter.check(row)
                 if self.max_length is not None:
-                    self._check_length(row, self.token_counter, self.max_length)
+                    for side, count in zip(SIDES, self.token_counter.count(row, self.image_options), strict=True):
+                        if count > self.max_length:
+                            raise RowError(
+                                "too_long",
+                                f"prompt and `{side}` have {count} tokens, more than {self.max_length}; shorten the "
+                                "text.",
+                            )
         except RowError as error:
-            return error
+            # A token counter names the row, as the quarantine does.
+            return RowError(error.reason, str(error).removeprefix(f"{row_name(row)}: "))
         return None
-
-    def _check_length(self, row: Mapping[str, Any], token_counter: TokenCounter, max_length: int) -> None:
-        try:
-            counts = token_counter.count(row, self.image_options)
-        except RowError as error:
-            # It names the row, which the quarantine does too.
-            raise RowError(error.reason, str(error).removeprefix(f"{row_name(row)}: ")) from error
-        for side, count in zip(SIDES, counts, strict=True):
-            if count > max_length:
-                raise RowError(
-                    "too_long", f"prompt and `{side}` have {count} tokens, more than {max_length}; shorten the text."
-                )
 
 
 def make_checks(
     token_counter: TokenCounter | None, image_options: ImageOptions, image_check: ImageCheck, max_length: int | None
 ) -> RowChecks:
-    """Make the checks that the options of [`validate`] ask for; a `ValueError` says which do not fit."""
+    """Make the checks that the options of [`validate`] ask for, after a check of the options."""
     if image_check not in ("header", "full", "none"):
         raise ValueError(f'`image_check` is {image_check!r}; it must be "header", "full" or "none".')
     if max_length is not None and max_length < 1:
         raise ValueError(f"`max_length` is {max_length}; it must be at least 1.")
     if token_counter is None:
         if max_length is not None:
-            raise ValueError("`max_length` counts tokens; give the model's processor in a `token_counter` too.")
+            raise ValueError("`max_length` counts tokens; pass the model's processor in a `token_counter` too.")
         return RowChecks(image_options, image_check)
     special_tokens = special_token_pattern(token_counter.tokenizer)
     return RowChecks(image_options, image_check, special_tokens, token_counter, max_length)
-
-
-def find_faults(
-    dataset: Dataset, checks: RowChecks, duplicates: bool, num_proc: int | None, num_checked: int = 0
-) -> pa.Table:
-    """Check all rows of a data set but the first `num_checked`, which are known to be good: for each row `reason` and
-    `message`, "" if nothing is wrong, and what [`pair_digest`] gave, the key in two halves, `high` and `low`.
-    """
-    return look_at_all(
-        dataset,
-        _check_table,
-        _FOUND,
-        num_proc=num_proc,
-        desc="Checking rows",
-        with_indices=True,
-        checks=checks,
-        duplicates=duplicates,
-        num_checked=num_checked,
-        has_form=is_checked(dataset),
-    )
 
 
 def _check_table(
@@ -371,16 +339,14 @@ def _check_table(
     has_form: bool,
     json_columns: Features,
 ) -> pa.Table:
-    verdicts = []
+    results = []
     for row, index in zip(arrow_rows(table, json_columns), indices, strict=True):
         error = None if index < num_checked else checks.fault(row, has_form)
-        verdicts.append(_verdict(row, error, duplicates))
-    columns = zip(*verdicts, strict=True)
-    return pa.table(list(map(list, columns)), schema=_FOUND.arrow_schema)
+        results.append(_result(row, error, duplicates))
+    return pa.table(list(map(list, zip(*results, strict=True))), schema=_RESULT.arrow_schema)
 
 
-def _verdict(row: Mapping[str, Any], error: RowError | None, duplicates: bool) -> tuple[Any, ...]:
-    """The values of the columns of `_FOUND`."""
+def _result(row: Mapping[str, Any], error: RowError | None, duplicates: bool) -> tuple[Any, ...]:
     if error is None and duplicates:
         try:
             key, *flags = pair_digest(row)
@@ -392,19 +358,17 @@ def _verdict(row: Mapping[str, Any], error: RowError | None, duplicates: bool) -
 
 @dataclass
 class StreamChecks:
-    """The checks of a stream, with a memory of its rows: they are compared if `duplicates`, and bad ones logged if
-    `show`.
-    """
+    """Checks of a stream, with a memory of its rows."""
 
     checks: RowChecks
-    duplicates: bool
-    show: bool
+    duplicates: bool  # compares rows with those before them
+    show: bool  # logs bad rows
     is_checked: bool
     _seen: dict[tuple[bytes, bool], tuple[int, bool, str]] = field(default_factory=dict)
     _counts: Counter[str] = field(default_factory=Counter)
 
     def __call__(self, row: Mapping[str, Any], index: int) -> dict[str, Any]:
-        """The notes about a row: its place, and its reason and message, or twice "" if nothing is wrong."""
+        """Write the notes about a row; reason and message are "" for a good row."""
         if index == 0:  # the stream begins anew
             self._seen.clear()
             self._counts.clear()
@@ -426,17 +390,17 @@ class StreamChecks:
         except RowError as error:
             return error
         # A row in the other of both orders is no duplicate, but may contradict.
-        place, was_swapped, name = self._seen.get((key, not is_mirror), (index, is_swapped, ""))
-        if place < index and was_swapped != is_swapped:
-            return contradiction_error(name)
+        earlier, was_swapped, name = self._seen.get((key, not is_mirror), (index, is_swapped, ""))
+        if earlier < index and was_swapped != is_swapped:
+            return duplicate_error(name, is_contradiction=True)
         own = (index, is_swapped, row_name(row, index))
-        place, was_swapped, name = self._seen.setdefault((key, is_mirror), own)
-        if place >= index:  # the row itself, or one that a second iterator over the same stream has read ahead
+        earlier, was_swapped, name = self._seen.setdefault((key, is_mirror), own)
+        if earlier >= index:  # the row itself, or one that a second iterator over the same stream has read ahead
             return None
-        return duplicate_error(name) if was_swapped == is_swapped else contradiction_error(name)
+        return duplicate_error(name, is_contradiction=was_swapped != is_swapped)
 
 
-def divide_stream(
+def _divide_stream(
     dataset: IterableDataset, checks: RowChecks, duplicates: bool, show: bool
 ) -> tuple[IterableDataset, IterableDataset]:
     """Divide a stream into good rows with their features, and bad rows with notes."""
@@ -445,18 +409,10 @@ def divide_stream(
     halves = []
     for is_good in (True, False):
         stream_checks = StreamChecks(checks, duplicates, show and is_good, is_checked(dataset))
-        judged = encoded.map(stream_checks, with_indices=True, features=noted)
-        halves.append(judged.filter(_has_no_reason if is_good else _has_reason, input_columns=["reason"]))
+        checked = encoded.map(stream_checks, with_indices=True, features=noted)
+        halves.append(checked.filter(not_ if is_good else bool, input_columns=["reason"]))
     good = halves[0].remove_columns(list(NOTES))
     return mark_checked(good if features is None else good.cast(features)), halves[1]
-
-
-def _has_no_reason(reason: str) -> bool:
-    return not reason
-
-
-def _has_reason(reason: str) -> bool:
-    return bool(reason)
 
 
 def validate(
@@ -474,50 +430,48 @@ def validate(
     show: bool = True,
 ) -> tuple[Data, Data]:
     """
-    Checks every row of a preference set and quarantines bad ones.
-
-    Rows are read once, and images stay encoded. What is kept of a row is its verdict and a hash of 16 bytes.
+    Check every row of a preference set and quarantine bad rows.
 
     A streamed set is divided while it streams; each of the two results reads the stream for itself. There, of two
-    contradictory rows the later one is quarantined, because the earlier one has gone out by then. A row is compared
-    with those before it that the same process has read since the stream began: not with all, if a `DataLoader` has
-    several workers, or if the stream was resumed. This takes some 300 bytes of memory a row.
+    contradictory rows the later is quarantined, because the earlier has gone out by then. A row is compared with those
+    before it that the same process has read since the stream began: not with all, if a `DataLoader` has several
+    workers, or if the stream was resumed. This takes some 300 bytes of memory a row.
 
     Args:
         dataset (`Dataset` or `IterableDataset`):
             Preference rows, as [`check_row`] describes them.
         token_counter ([`TokenCounter`], *optional*):
-            The model as a reader of rows, from [`~trl_dt2it.token_counter`]. With it, no text may contain a special
-            token, and the chat template may not make the two answers of a pair equal.
+            Model as a reader of rows, from [`~trl_dt2it.token_counter`]. With it, no text may contain a special token,
+            and the chat template may not make the two answers of a pair equal.
         image_root (`str` or `os.PathLike`, *optional*):
-            Folder that relative paths of images start from and that no path may leave, as in [`ImageOptions`].
+            Folder of the images, as in [`ImageOptions`].
         image_options ([`ImageOptions`], *optional*):
-            Where else images may come from, and how large they may be.
+            Other limits on images.
         image_check (`str`, *optional*, defaults to `"header"`):
             `"full"` decodes every image, which finds truncated files and takes long; `"header"` reads headers;
-            `"none"` does not look at images.
+            `"none"` ignores images.
         max_length (`int`, *optional*):
             Most tokens of prompt and answer, image tokens included. Needs `token_counter`.
         duplicates (`bool`, *optional*, defaults to `True`):
-            Whether a row that equals an earlier one is quarantined, and all rows that differ from another in nothing
-            but which answer is preferred.
+            Whether to quarantine rows that equal an earlier row, and all rows that differ from another in nothing but
+            the preferred answer.
         num_proc (`int`, *optional*):
-            Number of processes. A streamed set is checked by whoever iterates it.
+            Number of processes, of a set in memory.
         report_file (`str` or `os.PathLike`, *optional*):
             JSON file for the report. Not of a streamed set.
         quarantine_file (`str` or `os.PathLike`, *optional*):
             Parquet file for the bad rows, images as they are. Not of a streamed set.
         show (`bool`, *optional*, defaults to `True`):
-            Whether to print the report; for a streamed set, whether to log bad rows.
+            Whether to print the report, or to log bad rows of a streamed set.
 
     Returns:
         `tuple[Dataset, Dataset]` or `tuple[IterableDataset, IterableDataset]`: the good rows, in their order and with
-        their features, and the bad rows with all their columns, images encoded, and three more: `row` (the place in
+        their features, and the bad rows with all their columns, images encoded, and three more: `row` (the index in
         `dataset`), `reason` (one of [`REASONS`]) and `message`.
 
     Raises:
-        `ValueError`: if the set has no `chosen` and `rejected`, or a column named as one of the three, or if options
-            do not fit.
+        `ValueError`: if the set has no `chosen` and `rejected`, or has one of the three columns, or if options do not
+            fit.
 
     Example:
 
@@ -532,8 +486,8 @@ def validate(
     if isinstance(dataset, IterableDataset):
         if report_file is not None or quarantine_file is not None:
             raise ValueError("Nothing is known of a streamed set before it is read; it has no report and no file.")
-        return divide_stream(dataset, checks, duplicates, show)
-    clean, quarantine = _divide(dataset, find_faults(dataset, checks, duplicates, num_proc), duplicates)
+        return _divide_stream(dataset, checks, duplicates, show)
+    clean, quarantine = _divide(dataset, checks, duplicates, num_proc)
     _report(clean, quarantine, report_file, quarantine_file, show)
     return clean, quarantine
 
@@ -554,21 +508,19 @@ def readmit(
     show: bool = True,
 ) -> tuple[Dataset, Dataset]:
     """
-    Lets fixed rows of a quarantine in again, after the same checks, duplicates and contradictions included.
+    Readmit fixed rows of a quarantine, after the same checks, duplicates and contradictions included.
 
     Args:
         clean (`Dataset`):
-            What [`validate`] found good. It is not checked again, but a fixed row may equal or contradict one of it.
+            Good rows of [`validate`]. They are not checked again, but a fixed row may equal or contradict one of them.
         repaired (`Dataset`):
             Rows of the quarantine, or of its Parquet file, after they were fixed.
-        token_counter, image_root, image_options, image_check, max_length (*optional*):
-            As in [`validate`].
-        duplicates, num_proc, report_file, quarantine_file, show (*optional*):
-            As in [`validate`].
+        token_counter, image_root, image_options, image_check, max_length, duplicates (*optional*):
+            As in [`validate`], and so for `num_proc`, `report_file`, `quarantine_file` and `show`.
 
     Returns:
         `tuple[Dataset, Dataset]`: `clean` and behind it the rows that are good now, and the others. Their `row` is the
-        place in the two sets joined, so that the first fixed row has the number `len(clean)`.
+        index in the two sets joined, so that of the first fixed row is `len(clean)`.
 
     Raises:
         `ValueError`: if the columns of the two sets differ, or if options do not fit.
@@ -581,8 +533,7 @@ def readmit(
     if repaired.features != clean.features:
         repaired = repaired.with_format(None).cast(clean.features)
     joined = concatenate_datasets([clean, repaired.with_format(**clean.format)])
-    num_checked = len(clean)
-    clean, quarantine = _divide(joined, find_faults(joined, checks, duplicates, num_proc, num_checked), duplicates)
+    clean, quarantine = _divide(joined, checks, duplicates, num_proc, num_checked=len(clean))
     _report(clean, quarantine, report_file, quarantine_file, show)
     return clean, quarantine
 
@@ -599,27 +550,41 @@ def _check_columns(dataset: AnyDataset, checks: RowChecks) -> None:
     check_free(columns, NOTES)
     if checks.token_counter is not None and checks.max_length is not None and {"image", "images"} & set(columns):
         if not isinstance(checks.token_counter.processing_class, ProcessorMixin):
-            raise ValueError("`max_length` counts image tokens; give the processor, and not only its tokenizer.")
+            raise ValueError("`max_length` counts image tokens; pass the processor, and not only its tokenizer.")
 
 
-def _divide(dataset: Dataset, found: pa.Table, duplicates: bool) -> tuple[Dataset, Dataset]:
-    is_bad = pc.not_equal(found["reason"], "").to_numpy()
+def _divide(
+    dataset: Dataset, checks: RowChecks, duplicates: bool, num_proc: int | None, num_checked: int = 0
+) -> tuple[Dataset, Dataset]:
+    """Divide a data set into good rows and quarantine; the first `num_checked` rows are known to be good."""
+    results = map_tables(
+        dataset,
+        _check_table,
+        _RESULT,
+        num_proc=num_proc,
+        desc="Checking rows",
+        with_indices=True,
+        checks=checks,
+        duplicates=duplicates,
+        num_checked=num_checked,
+        has_form=is_checked(dataset),
+    )
+    is_bad = pc.not_equal(results["reason"], "").to_numpy()
     rows = np.flatnonzero(is_bad)
-    reasons, messages = (found[name].take(pa.array(rows)).to_pylist() for name in ("reason", "message"))
+    reasons, messages = (results[name].take(pa.array(rows)).to_pylist() for name in ("reason", "message"))
     if duplicates:
         names = ("high", "low", "is_swapped", "is_mirror")
-        high, low, is_swapped, is_mirror = (found[name].to_numpy() for name in names)
-        del found  # the largest thing in memory, if the set is large
-        doubles = find_doubles(high, low, is_swapped, is_bad, is_mirror)
-        others = _names(dataset, doubles.others)
-        for is_contradiction, name in zip(doubles.is_contradiction, others, strict=True):
-            error = contradiction_error(name) if is_contradiction else duplicate_error(name)
-            reasons.append(error.reason)
-            messages.append(str(error))
-        rows = np.concatenate([rows, doubles.rows])
-        is_bad[doubles.rows] = True
+        high, low, is_swapped, is_mirror = (results[name].to_numpy() for name in names)
+        del results  # the largest thing in memory, if the set is large
+        repeats = find_duplicates(high, low, is_swapped, is_bad, is_mirror)
+        others = _names(dataset, repeats.others)
+        errors = [duplicate_error(*pair) for pair in zip(others, repeats.is_contradiction, strict=True)]
+        reasons += [error.reason for error in errors]
+        messages += map(str, errors)
+        rows = np.concatenate([rows, repeats.rows])
+        is_bad[repeats.rows] = True
     order = np.argsort(rows)
-    notes = {"reason": [reasons[place] for place in order], "message": [messages[place] for place in order]}
+    notes = {"reason": [reasons[index] for index in order], "message": [messages[index] for index in order]}
     quarantine = quarantined_rows(dataset, rows[order], notes)
     return mark_checked(dataset.select(np.flatnonzero(~is_bad)) if len(rows) else dataset), quarantine
 

@@ -21,7 +21,7 @@ from .. import __version__
 from ..data.columns import batch_rows, column_of, leave_images_encoded, rows_at_once
 from ..data.convert import Conversion
 from ..data.load import named_groups, raw_rows, read_raw, rows_by_group
-from ..data.rows import summarise
+from ..data.rows import summarize
 from ..data.sources.fields import FOLDER_COLUMN, JSON_COLUMN
 from ..data.t2i import reformulate_t2i
 from ..utils import digest
@@ -312,12 +312,12 @@ def _without_bad(converted: Dataset, benchmark: Benchmark, videos: Videos, on_ba
         way_out = "" if len(bad) == len(converted) else ', or set `on_bad_row="leave_out"`'
         raise ValueError(
             f"{len(bad)} of {len(converted)} pairs of {benchmark.title} cannot be used "
-            f"({summarise(Counter(reasons[bad]))}). The first, {first['pair_id']}: {first['message']} Fix the rows"
+            f"({summarize(Counter(reasons[bad]))}). The first, {first['pair_id']}: {first['message']} Fix the rows"
             f"{way_out}."
         )
     if dropped := Counter(reason for reason in reasons if reason):
         logger.warning(
-            f"Dropped {dropped.total()} of {len(converted)} pairs of {benchmark.title} ({summarise(dropped)})."
+            f"Dropped {dropped.total()} of {len(converted)} pairs of {benchmark.title} ({summarize(dropped)})."
         )
     rows = converted.remove_columns(["reason", "message"])
     return rows if keep.all() else rows.select(np.flatnonzero(keep))

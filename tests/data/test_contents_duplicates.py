@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.data.validation_rows import BLANK, PICTURES, answer, check, row, swapped
-from trl_dt2it.data.contents import find_doubles, pair_digest
+from trl_dt2it.data.contents import find_duplicates, pair_digest
 from trl_dt2it.data.messages import preference
 
 
@@ -84,21 +84,21 @@ def test_what_is_the_same_pair():
     assert all(len(pair_digest(other).key) == 16 for other in others)
 
 
-def test_a_bad_row_is_no_one_s_double():
+def test_a_bad_row_is_no_one_s_duplicate():
     bad = row(0, strength=-1.0)
     kept, found = check([bad, row(0), swapped(bad)])
     assert kept == [1]
     assert [reason for _, reason, _ in found] == ["bad_strength", "bad_strength"]
 
 
-def test_doubles_are_left_alone_if_asked():
+def test_duplicates_are_left_alone_if_asked():
     rows = [row(0), row(0), swapped(row(0))]
     assert check(rows, duplicates=False) == ([0, 1, 2], [])
 
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 1), *[st.booleans()] * 3), max_size=30))
-def test_doubles_are_those_of_a_plain_search(drawn):
+def test_duplicates_are_those_of_a_plain_search(drawn):
     high, low = (np.array([one[half] for one in drawn], dtype=np.uint64) for half in (0, 1))
     labels, is_bad, is_mirror = (np.array([one[part] for one in drawn], dtype=bool) for part in (2, 3, 4))
     for mirrors in (is_mirror, None):
@@ -109,5 +109,5 @@ def test_doubles_are_those_of_a_plain_search(drawn):
             same = [other for other in same if mirrors is None or drawn[other][4] == mirror]
             if not bad and (against or same[0] < place):
                 expected.append((place, (against or same)[0], bool(against)))
-        doubles = find_doubles(high, low, labels, is_bad, mirrors)
-        assert list(zip(*(part.tolist() for part in doubles), strict=True)) == expected
+        repeats = find_duplicates(high, low, labels, is_bad, mirrors)
+        assert list(zip(*(part.tolist() for part in repeats), strict=True)) == expected

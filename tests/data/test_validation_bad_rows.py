@@ -73,10 +73,10 @@ def test_the_row_that_all_are_made_of_is_good(folder):
 @pytest.mark.parametrize(("rows", "reason"), [pytest.param(*kind[1:], id=kind[0]) for kind in KINDS])
 def test_a_bad_row_is_set_aside_with_its_reason(folder, rows, reason):
     num_good, found, streamed = check(rows, folder)
-    doubles = {"duplicate_pair": 1, "contradictory_pair": 0}
-    assert num_good == doubles.get(reason, 0)
+    repeats = {"duplicate_pair": 1, "contradictory_pair": 0}
+    assert num_good == repeats.get(reason, 0)
     assert found == [reason] * (len(rows) - num_good if isinstance(rows, list) else 1)
-    assert streamed == found if reason not in doubles else streamed  # of those, a stream lets the first one pass
+    assert streamed == found if reason not in repeats else streamed  # of those, a stream lets the first one pass
 
 
 @pytest.mark.parametrize("image_check", ["header", "none"])
