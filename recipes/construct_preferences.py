@@ -1,4 +1,4 @@
-"""Build preference pairs out of prompts with images: both answers by one model, judged twice over.
+"""Build preference pairs from prompts with images: both answers by one model, judged twice over.
 
     # Calls and cost at most, without a call
     trl-dt2it construct --config construct_preferences --dry_run
@@ -23,7 +23,7 @@ from trl import TrlParser
 @dataclass
 class ConstructArguments:
     """
-    Arguments of this script. Those without a word here are the ones of [`trl_dt2it.debias.distill`].
+    Arguments of this script; those that are not listed are arguments of [`trl_dt2it.debias.distill`].
 
     Parameters:
         dataset_name (`str`):
@@ -35,11 +35,11 @@ class ConstructArguments:
             The judge: the arguments of [`trl_dt2it.judge.Endpoint`] and [`trl_dt2it.judge.Budget`], and
             `max_concurrency` and `max_retries`.
         generator (`dict`, *optional*):
-            What writes candidates, likewise.
+            The model that writes candidates, likewise.
         dataset_split (`str`, *optional*, defaults to `"train"`):
             Split, on the Hub.
         max_prompts (`int`, *optional*):
-            Take only so many prompts, the first.
+            Takes the first so many prompts only.
         image_root (`str`, *optional*):
             Folder that the paths of images start from, and that none may leave.
         max_image_pixels (`int`, *optional*):
@@ -50,7 +50,7 @@ class ConstructArguments:
 
     dataset_name: str = field(metadata={"help": "Prompts: a file, a folder or a Hub id."})
     output_dir: str = field(metadata={"help": "Folder of pairs, report and replies."})
-    # Not a required one: of these, the parser would take no JSON.
+    # Not required: the parser takes JSON for optional fields alone.
     judge: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Endpoint and budget of the judge, mapping or JSON."}
     )
@@ -122,7 +122,7 @@ def main(args):
 
 
 def read_prompts(name, split):
-    """Rows of a file, of a folder or of the Hub."""
+    """Read rows of a file, of a folder or of the Hub."""
     from datasets import load_dataset
 
     path = Path(name).expanduser()
@@ -146,5 +146,4 @@ def make_parser():
 
 
 if __name__ == "__main__":
-    (arguments,) = make_parser().parse_args_and_config(fail_with_unknown_args=True)
-    main(arguments)
+    main(*make_parser().parse_args_and_config())
