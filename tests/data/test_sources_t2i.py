@@ -359,7 +359,7 @@ def test_imagereward_rankings():
     assert reasons(imagereward_rankings({**row, "ranking": [1, 2]})) == ["bad_rating"]
     assert reasons(imagereward_rankings({**row, "ranking": None})) == ["bad_rating"]
     assert reasons(imagereward_rankings({**row, "generations": "abc"})) == ["bad_rating"]
-    (error,) = imagereward_rankings({**row, "generations": None})
+    (error,) = with_raised(imagereward_rankings({**row, "generations": None}))
     assert "`generations`" in str(error)
 
 
