@@ -220,11 +220,11 @@ def images_field(row: Mapping[str, Any], field: str) -> list[Any]:
     """Read the images of a field that holds one, a list of them, or none."""
     value = row.get(field)
     if not isinstance(value, (list, tuple)):
-        return [] if _is_missing(value) else [_decoded(value, field)]
+        return [] if _is_missing(value) else [_decoded(value, f"`{field}`")]
     for index, image in enumerate(value):
         if _is_missing(image):
             raise RowError("image_missing", f"`{field}[{index}]` is None or empty; give the image or drop the row.")
-    return [_decoded(image, f"{field}[{index}]") for index, image in enumerate(value)]
+    return [_decoded(image, f"`{field}[{index}]`") for index, image in enumerate(value)]
 
 
 def image_field(row: Mapping[str, Any], *fields: str) -> list[Any]:
@@ -368,7 +368,7 @@ def _decoded(image: Any, where: str) -> Any:
     if isinstance(image, Mapping) and isinstance(image.get("bytes"), str):
         content = _from_base64(image["bytes"])
         if content is None:
-            raise RowError("image_type", f"`{where}` has `bytes` that are text and no base64 of an image; fix it.")
+            raise RowError("image_type", f"{where} has `bytes` that are text and no base64 of an image; fix it.")
         return {**image, "bytes": content}
     if isinstance(image, Mapping) and image.get("bytes") is None and _is_missing(image.get("path")):
         image = image["url"]  # given, or the image would be missing
@@ -377,7 +377,7 @@ def _decoded(image: Any, where: str) -> Any:
     if not image.startswith("data:"):
         return _from_base64(image) or image
     if (content := _from_base64(image.partition(",")[2])) is None:
-        raise RowError("image_corrupt", f"`{where}` is a `data:` address without an image in base64; fix it.")
+        raise RowError("image_corrupt", f"{where} is a `data:` address without an image in base64; fix it.")
     return content
 
 

@@ -167,8 +167,8 @@ _OBJECT = re.compile("<ref-object>|<bbox>")
 
 def ms_swift(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
     """Read a preference row of ms-swift: a conversation that ends with the better answer, and the worse answer."""
-    _check_media(row, "videos", "video", "audios", "audio", "rejected_videos", "rejected_audios")
-    _check_media(row, "ref_audios", "audio_codes")
+    media = ("videos", "video", "audios", "audio", "rejected_videos", "rejected_audios", "ref_audios", "audio_codes")
+    _check_media(row, *media)
     _check_tools(row, "tools", "rejected_tools")
     for field in ("chat_template_kwargs", *_LISTS_OF_SAMPLES):
         if is_given(row.get(field)):
@@ -217,7 +217,7 @@ def _swift_conversation(row: Mapping[str, Any], inside: list[Any]) -> tuple[Turn
         if row.get(name) is not None:
             return *_swift_answered(row, name, inside), name
     if row.get("query") is None and row.get("instruction") is not None and row.get("input") is not None:
-        query = "\n".join(text for name in ("instruction", "input") if (text := text_field(row, name)))
+        query = _joined(row, "instruction", "input")
         answer = "output" if row.get("output") is not None else _only_field(row, _RESPONSES)
     else:
         query, answer = text_field(row, _only_field(row, _QUERIES)), _only_field(row, _RESPONSES)
@@ -315,15 +315,14 @@ def _filled(texts: Sequence[str], objects: Any, field: str, *, is_exact: bool) -
             'write them into the texts, or give shares of the image and `bbox_type` "norm1".',
         )
     fillings = {"<ref-object>": list(objects.get("ref") or []), "<bbox>": [_box(box, field) for box in boxes]}
-    left = {placeholder: iter(values) for placeholder, values in fillings.items()}
-    counts = {placeholder: sum(text.count(placeholder) for text in texts) for placeholder in fillings}
     for placeholder, values in fillings.items():
-        count, given = counts[placeholder], len(values)
+        count, given = sum(text.count(placeholder) for text in texts), len(values)
         if count > given or (is_exact and count < given) or not all(isinstance(value, str) for value in values):
             raise RowError(
                 "placeholder_count",
                 f"the texts have {count} `{placeholder}` placeholders, but `{field}` has {given} for them; fix it.",
             )
+    left = {placeholder: iter(values) for placeholder, values in fillings.items()}
     return [_OBJECT.sub(lambda match: next(left[match[0]]), text) for text in texts]
 
 
@@ -353,17 +352,19 @@ def _only_images(row: Mapping[str, Any], fields: Sequence[str], inside: list[Any
 
 
 def _alpaca_turns(row: Mapping[str, Any], names: Mapping[str, str]) -> Turns:
-    parts = [text_field(row, names["prompt"])]
-    if row.get(names["query"]):
-        parts.append(text_field(row, names["query"]))
-    return [*_history(row, names["history"]), ("user", "\n".join(part for part in parts if part))]
+    fields = [names["prompt"], *([names["query"]] if row.get(names["query"]) else [])]
+    return [*_history(row, names["history"]), ("user", _joined(row, *fields))]
+
+
+def _joined(row: Mapping[str, Any], *fields: str) -> str:
+    return "\n".join(filter(None, (text_field(row, field) for field in fields)))
 
 
 def _history(row: Mapping[str, Any], field: str) -> Turns:
+    """Read earlier turns, as a list of pairs of strings or a string that holds it."""
     turns: Turns = []
     history = row.get(field) or []
-    if isinstance(history, str):
-        history = literal(history)
+    history = literal(history) if isinstance(history, str) else history
     for exchange in history if isinstance(history, (list, tuple)) else [history]:
         is_pair = isinstance(exchange, (list, tuple)) and len(exchange) == 2
         if not (is_pair and all(isinstance(text, str) for text in exchange)):
