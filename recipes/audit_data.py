@@ -20,9 +20,11 @@ model follows style. The same keys may stand in a YAML file, given with `--confi
 
 from dataclasses import dataclass, field
 
+from rich.console import Console
 from trl import TrlParser
 
 from trl_dt2it.recipe import RowArguments, show_dry_run, show_paths
+from trl_dt2it.utils import whole_file
 
 
 @dataclass
@@ -57,12 +59,9 @@ class AuditArguments(RowArguments):
 
 
 def main(args):
-    from rich.console import Console
-
     from trl_dt2it.data import validate
     from trl_dt2it.debias import audit_style
     from trl_dt2it.scoring.shards import REWARD_COLUMNS
-    from trl_dt2it.utils import whole_file
 
     console, rows = Console(), args.read()
     is_scored = set(REWARD_COLUMNS) <= set(rows.column_names)

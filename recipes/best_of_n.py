@@ -20,9 +20,11 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.console import Console
 from trl import TrlParser
 
 from trl_dt2it.recipe import SAMPLING_FLAGS, AnswerArguments, share_work, show_paths
+from trl_dt2it.utils import on_main_process, run_lock, whole_file
 
 
 MAIN_FLAGS = SAMPLING_FLAGS
@@ -34,10 +36,6 @@ class BestOfNArguments(AnswerArguments):
 
 
 def main(args):
-    from rich.console import Console
-
-    from trl_dt2it.utils import on_main_process, run_lock, whole_file
-
     state, output, rows = share_work(), Path(args.output_dir) / "best_of_n.jsonl", args.read()
     if args.dry_run:
         args.show_plan(rows, output)

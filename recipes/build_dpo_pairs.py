@@ -17,9 +17,11 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from rich.console import Console
 from trl import TrlParser
 
 from trl_dt2it.recipe import SAMPLING_FLAGS, AnswerArguments, share_work, show_paths
+from trl_dt2it.utils import on_main_process, run_lock, whole_file, write_json
 
 
 MAIN_FLAGS = (*SAMPLING_FLAGS, "min_gap", "pairs_per_prompt", "drop_unfinished", "output_format")
@@ -57,12 +59,9 @@ class GapPairArguments(AnswerArguments):
 
 
 def main(args):
-    from rich.console import Console
-
     from trl_dt2it.data import write_parquet
     from trl_dt2it.data.export import refuse_unpublishable
     from trl_dt2it.scoring.answers import build_gap_pairs
-    from trl_dt2it.utils import on_main_process, run_lock, write_json
 
     state, folder, rows = share_work(), Path(args.output_dir), args.read()
     output = folder / "pairs" / f"train.{args.output_format}"
@@ -111,7 +110,6 @@ def check_paths(rows):
 def write_lines(pairs, path):
     """Write pairs as JSON lines, their images as paths."""
     from trl_dt2it.data.columns import leave_images_encoded
-    from trl_dt2it.utils import whole_file
 
     with whole_file(path) as part, part.open("w", encoding="utf-8") as file:
         for row in leave_images_encoded(pairs):

@@ -17,7 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from trl import TrlParser
+
+from trl_dt2it.utils import run_lock, whole_file
 
 
 @dataclass
@@ -81,14 +84,11 @@ PASSED_ON_TO_DISTILL = (
 
 
 def main(args):
-    from rich.console import Console
-
     from trl_dt2it.data import ImageOptions, write_parquet
     from trl_dt2it.data.export import refuse_unpublishable
     from trl_dt2it.debias.distillation.distill import distill, plan_distill
     from trl_dt2it.judge import JudgeClient
     from trl_dt2it.judge.store import read_endpoint
-    from trl_dt2it.utils import run_lock, whole_file
 
     if not args.judge:
         raise ValueError("Give `judge`, the endpoint of the judge.")

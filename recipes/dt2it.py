@@ -25,11 +25,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from accelerate import PartialState
+from rich.console import Console
 from trl import ModelConfig, TrlParser
 
 from trl_dt2it import MultimodalRewardConfig
 from trl_dt2it.recipe import find_base_model, from_json, loading_options, show_paths
-from trl_dt2it.utils import parse_shard
+from trl_dt2it.utils import on_main_process, parse_shard, run_lock, wait_for_everyone, write_json
 
 
 @dataclass
@@ -98,11 +100,8 @@ class RoundsArguments:
 
 
 def main(args, training_args, model_args):
-    from accelerate import PartialState
     from datasets import disable_progress_bars
     from transformers.utils.logging import disable_progress_bar
-
-    from trl_dt2it.utils import run_lock, wait_for_everyone
 
     state = PartialState()
     if training_args.disable_tqdm:
@@ -116,8 +115,6 @@ def main(args, training_args, model_args):
 
 def run_or_plan(args, training_args, model_args):
     """Run the stages that are not done yet, or show what they would do."""
-    from accelerate import PartialState
-    from rich.console import Console
     from trl import get_peft_config, get_quantization_config
 
     from trl_dt2it.curation.rounds.config import read_run
@@ -127,7 +124,6 @@ def run_or_plan(args, training_args, model_args):
     from trl_dt2it.curation.rounds.training import RewardTraining
     from trl_dt2it.demo.digits import DEMO_LOADERS
     from trl_dt2it.report import write_report
-    from trl_dt2it.utils import on_main_process, write_json
 
     state, console = PartialState(), Console()
     training = RewardTraining(

@@ -20,9 +20,11 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rich.console import Console
 from trl import TrlParser
 
 from trl_dt2it.recipe import ScorerArguments, share_work, show_dry_run, show_paths
+from trl_dt2it.utils import on_main_process, write_json
 
 
 @dataclass
@@ -96,14 +98,11 @@ def mapping(name, value):
 
 
 def main(args):
-    from rich.console import Console
-
     from trl_dt2it.evaluation import evaluate, pooled, show_published
     from trl_dt2it.evaluation.benchmarks import PAPER_BENCHMARKS
     from trl_dt2it.evaluation.results import update_card
     from trl_dt2it.report import write_report
     from trl_dt2it.training.model_card import run_command
-    from trl_dt2it.utils import on_main_process, write_json
 
     args.named_model()
     is_local = Path(args.model).is_dir()

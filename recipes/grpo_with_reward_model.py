@@ -20,6 +20,7 @@ yet:
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from accelerate import PartialState
 from trl import GRPOConfig, ModelConfig, ScriptArguments, TrlParser
 
 from trl_dt2it.recipe import DIGITS, init_kwargs, with_tiny
@@ -72,7 +73,6 @@ def load_prompts(script_args, seed):
 
 
 def main(script_args, training_args, model_args):
-    from accelerate import PartialState
     from trl import GRPOTrainer, get_peft_config, get_quantization_config
 
     from trl_dt2it.scoring.scorer import RewardScorer

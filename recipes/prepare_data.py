@@ -18,9 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 from trl import TrlParser
 
 from trl_dt2it.recipe import from_json
+from trl_dt2it.utils import parse_shard, run_lock
 
 
 @dataclass
@@ -84,12 +88,10 @@ class PrepareArguments:
 
 
 def main(args):
-    from rich.console import Console
     from transformers import AutoProcessor
 
     from trl_dt2it import token_counter
     from trl_dt2it.data import ImageOptions, build_mixture, prepare_shard, read_benchmarks, read_settings
-    from trl_dt2it.utils import parse_shard, run_lock
 
     console = Console()
     if not args.sources:
@@ -143,8 +145,6 @@ def main(args):
 
 def plan(settings, todo, args):
     """Make a table of the sources and of the shards that this run would write."""
-    from rich.table import Table
-
     from trl_dt2it.data import SOURCES
 
     table = Table("source", "from", "licence", "shards here", "weight", title=f"Would be written to {args.output_dir}")
@@ -158,9 +158,6 @@ def plan(settings, todo, args):
 
 def summary(report):
     """Make a table of the pairs of every source, and of why pairs were dropped."""
-    from rich.table import Table
-    from rich.text import Text
-
     names = ("pairs", "clean", "duplicates", "contaminated", "mixed", "train", "test")
     table = Table("source", *names, caption_justify="left")
     dropped = []

@@ -16,9 +16,11 @@ gallery go into the ledger of the run, where they override all rounds; the repor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rich.console import Console
 from trl import TrlParser
 
 from trl_dt2it.recipe import show_dry_run, show_paths
+from trl_dt2it.utils import run_lock
 
 
 @dataclass
@@ -57,12 +59,9 @@ class ReportArguments:
 
 
 def main(args):
-    from rich.console import Console
-
     from trl_dt2it.curation import CurationLedger
     from trl_dt2it.demo.digits import DEMO_LOADERS
     from trl_dt2it.report import write_report
-    from trl_dt2it.utils import run_lock
 
     evaluations = args.evaluation or []
     for name, paths in (("run", [args.run]), ("corrections", [args.corrections]), ("evaluation", evaluations)):

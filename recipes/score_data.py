@@ -14,9 +14,12 @@ OUTPUT_DIR/summary.json. Run it again after a kill: what is scored is not scored
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rich.console import Console
+from rich.table import Table
 from trl import TrlParser
 
 from trl_dt2it.recipe import RowArguments, ScorerArguments, share_work, show_dry_run, show_paths
+from trl_dt2it.utils import on_main_process, run_lock, write_json
 
 
 @dataclass
@@ -40,11 +43,8 @@ class ScoreArguments(RowArguments, ScorerArguments):
 
 
 def main(args):
-    from rich.console import Console
-
     from trl_dt2it.data import write_parquet
     from trl_dt2it.data.export import refuse_unpublishable
-    from trl_dt2it.utils import on_main_process, run_lock, write_json
 
     args.named_model()
     state, folder, rows = share_work(), Path(args.output_dir), args.read()
@@ -103,8 +103,6 @@ def summarize(scored):
 
 def show(parts, console):
     """Print the figures of every part as a table."""
-    from rich.table import Table
-
     table = Table("", "pairs", "chosen above rejected", "ties", "mean gap", title="Rewards")
     for name, part in parts.items():
         figures = (f"{part['pairs']:,}", f"{part['accuracy']:.1%}", str(part["ties"]), f"{part['mean_gap']:+.3f}")

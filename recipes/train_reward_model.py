@@ -25,10 +25,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+from rich.console import Console
+from rich.table import Table
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser
 
 from trl_dt2it import MultimodalRewardConfig
 from trl_dt2it.recipe import DIGITS, from_json, init_kwargs, show_dry_run, show_paths, with_tiny
+from trl_dt2it.utils import on_main_process, run_lock, whole_weights, write_json
 
 
 # Flags that `trl-dt2it train --help` shows.
@@ -97,10 +101,6 @@ def load_data(script_args, dataset_args, seed):
 
 
 def main(script_args, training_args, model_args, dataset_args):
-    from accelerate import PartialState
-
-    from trl_dt2it.utils import run_lock
-
     state = PartialState()
     if script_args.dry_run:
         if state.is_main_process:
@@ -116,7 +116,6 @@ def train(script_args, training_args, model_args, dataset_args):
 
     from trl_dt2it import MultimodalRewardTrainer
     from trl_dt2it.debias import StyleAuditCallback
-    from trl_dt2it.utils import on_main_process, write_json
 
     model = with_tiny(model_args.model_name_or_path, training_args.output_dir, training_args.seed)
     training_args.model_init_kwargs = init_kwargs(model_args, training_args)
@@ -219,7 +218,6 @@ def score_again(trainer):
     from transformers import AutoModelForSequenceClassification, AutoProcessor
 
     from trl_dt2it import MultimodalPreferenceCollator
-    from trl_dt2it.utils import whole_weights
 
     row, model_dir = trainer.eval_dataset[0], trainer.args.output_dir  # checked by the trainer, images still encoded
     with whole_weights():
@@ -238,9 +236,6 @@ def score_again(trainer):
 
 def report(summary, path):
     """Print how it went, and where everything is."""
-    from rich.console import Console
-    from rich.table import Table
-
     table = Table(title="Reward model trained", show_header=False)
     if "eval_accuracy" in summary:
         table.add_row("held-out pair accuracy", f"{summary['eval_accuracy']:.4f}")

@@ -1,6 +1,4 @@
-"""Arguments and helpers that recipes share: rows, models and answers by name, demo ones among them, and what is
-printed.
-"""
+"""Arguments that recipes share, their sets and models by name, demo ones among them, and their output on screen."""
 
 from __future__ import annotations
 
@@ -16,21 +14,19 @@ from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
 
-from .curation.rounds.config import read_set
+from .curation.rounds.config import BaseModel, read_set
+from .curation.rounds.stages import Stage
 from .data.columns import leave_images_encoded
 from .data.images import ImageOptions
 from .demo import READER, READER_DIR, TINY
 from .models.shared_prefix import usable_attention
-from .scoring.answers import Sampling
+from .scoring.answers import Answering, Sampling, ScoredAnswers, answer_and_score
+from .scoring.scorer import RewardScorer
 from .utils import main_process_first, on_main_process, whole_weights
 
 
 if TYPE_CHECKING:
     from trl import GRPOConfig, ModelConfig, RewardConfig
-
-    from .curation.rounds.config import BaseModel
-    from .scoring.answers import ScoredAnswers
-    from .scoring.scorer import RewardScorer
 
 
 DIGITS = "digits"  # as `dataset_name`, the set that `trl_dt2it.demo.digits` makes
@@ -45,7 +41,7 @@ SAMPLING_FLAGS = (
 @dataclass
 class RowArguments:
     """
-    Which rows a recipe reads.
+    Rows that a recipe reads.
 
     Parameters:
         dataset_name (`str`, *optional*):
@@ -122,7 +118,7 @@ def show_paths(paths: Mapping[str, object], console: Console) -> None:
 @dataclass
 class ScorerArguments:
     """
-    Which reward model a recipe scores with.
+    Reward model that a recipe scores with.
 
     Parameters:
         model (`str`):
@@ -160,8 +156,6 @@ class ScorerArguments:
 
     def load(self, **options: Any) -> RewardScorer:
         """Load the reward model, with more options of [`RewardScorer.from_pretrained`]."""
-        from .scoring.scorer import RewardScorer  # heavy, and not needed for `--help`
-
         names = ("dtype", "batch_tokens", "num_workers", "revision", "trust_remote_code")
         options |= {name: getattr(self, name) for name in names}
         attention = usable_attention(self.attn_implementation)
@@ -183,7 +177,7 @@ def with_tiny(name: str, output_dir: str | Path, seed: int, *, keep: bool = Fals
         return str(READER_DIR)
     if name != TINY:
         return name
-    from .demo.tiny import build_tiny_vlm
+    from .demo.tiny import build_tiny_vlm  # imports transformers' Qwen3-VL
 
     base = Path(output_dir) / "_base"
     with main_process_first():
@@ -197,8 +191,6 @@ def with_tiny(name: str, output_dir: str | Path, seed: int, *, keep: bool = Fals
 
 def find_base_model(name: str, seed: int, *, sets: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> BaseModel:
     """Resolve the name of the model that rounds on these sets start from, as [`with_tiny`]."""
-    from .curation.rounds.config import BaseModel  # heavy, and not needed for `--help`
-    from .curation.rounds.stages import Stage
     from .demo.digits import texts_of
     from .demo.tiny import build_tiny_vlm
 
@@ -232,8 +224,8 @@ def init_kwargs(model_args: ModelConfig, training_args: RewardConfig | GRPOConfi
 @dataclass
 class AnswerArguments(RowArguments):
     """
-    Which prompts, who answers them, and who scores the answers; besides [`RowArguments`], of which `dataset_name` may
-    be `digits`.
+    Prompts, and the models that answer them and score the answers; besides [`RowArguments`], of which `dataset_name`
+    may be `digits`.
 
     Parameters:
         model_name_or_path (`str`, *optional*):
@@ -251,7 +243,7 @@ class AnswerArguments(RowArguments):
         top_p (`float`, *optional*, defaults to `1.0`):
             Share of the probability that tokens are drawn from.
         prompts_per_batch (`int`, *optional*, defaults to `4`):
-            Prompts that are answered together: what a kill may cost at most.
+            Prompts that are answered together, the most that a kill may cost.
         normalize (`bool`, *optional*, defaults to `False`):
             Whether rewards are in standard deviations of the reward model's training set.
         dtype, reward_dtype (`str`, *optional*):
@@ -305,8 +297,6 @@ class AnswerArguments(RowArguments):
 
     def answer(self, rows: Dataset, *, source: str) -> list[ScoredAnswers]:
         """Sample answers to the prompts, and score them; every process has to call it."""
-        from .scoring.answers import Answering, answer_and_score  # heavy, and not needed for `--help`
-
         folder = Path(self.output_dir)
         # A tiny model that was made stays: its answers are stored under the date of its files.
         has_answers = "answers" in rows.column_names
