@@ -20,6 +20,7 @@ r"""Train a multimodal reward model with TRL, from a command line or a YAML file
 Flags of the command line override the YAML file. A key that no option has is an error.
 """
 
+import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -175,8 +176,6 @@ def train(script_args, training_args, model_args, dataset_args):
 
 def plan(script_args, training_args, model_args, dataset_args):
     """Show what would be done; the Hub is asked for the number of rows, and none is downloaded."""
-    import math
-
     from datasets import get_dataset_config_info
 
     name, split = script_args.dataset_name, script_args.dataset_train_split

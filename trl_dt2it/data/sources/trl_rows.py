@@ -92,8 +92,9 @@ def _with_messages(row: Mapping[str, Any], videos: list[list[Any]]) -> Mapping[s
         if row.get(side) is None:
             raise RowError("missing_column", f"`{side}` is missing or None; a preference row needs both answers.")
         if not isinstance(row[side], (list, tuple)):
-            problem = f"`{side}` is of type {type(row[side]).__name__}; give both answers as strings or as lists of"
-            raise RowError("not_conversational", f"{problem} messages.")
+            kind = type(row[side]).__name__
+            problem = f"`{side}` is of type {kind}; give both answers as strings or as lists of messages."
+            raise RowError("not_conversational", problem)
         check_messages(side, row[side])
     for side in SIDES:
         check_answer(side, row[side], prompt_is_explicit=True)
