@@ -455,8 +455,8 @@ def wildvision_battle(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowEr
     if winner not in ("model_a", "model_b"):
         raise RowError("unparsed_verdict", f"`winner` is {winner!r:.40}; it has to be model_a, model_b or a tie.")
     prompt, *answers = _two_conversations(row, ("conversation_a", "conversation_b"))
-    ordered = answers if winner == "model_a" else answers[::-1]
-    yield preference(prompt, *ordered, image_field(row, "image"), source_id=name_field(row, "question_id"))
+    chosen, rejected = answers if winner == "model_a" else answers[::-1]
+    yield preference(prompt, chosen, rejected, image_field(row, "image"), source_id=name_field(row, "question_id"))
 
 
 WILDVISION_BATTLE = Source(
@@ -473,8 +473,8 @@ def llava_human_preference(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | 
     if isinstance(verdict, bool) or verdict not in (1, 2):
         raise RowError("unparsed_verdict", f"`preference` is {verdict!r:.40}; it has to be 1 or 2.")
     prompt, sides = prompt_field(row, "conversations"), ("output_1", "output_2")
-    answers = (answer_field(row, side) for side in (sides if verdict == 1 else sides[::-1]))
-    yield preference(prompt, *answers, image_field(row, "image"), source_id=name_field(row, "id"))
+    chosen, rejected = (answer_field(row, side) for side in (sides if verdict == 1 else sides[::-1]))
+    yield preference(prompt, chosen, rejected, image_field(row, "image"), source_id=name_field(row, "id"))
 
 
 LLAVA_HUMAN_PREFERENCE = Source(

@@ -145,9 +145,9 @@ def llava_critic(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
     if verdict.winner == 0:
         raise RowError("tie", "the judge finds both answers equally good; drop the row.")
     question, *answers = comparison
-    ordered = answers if verdict.winner == 1 else answers[::-1]
+    chosen, rejected = answers if verdict.winner == 1 else answers[::-1]
     images, name = image_field(row, "image"), name_field(row, "id")
-    yield preference(question, *ordered, images, strength=verdict.strength, source_id=name)
+    yield preference(question, chosen, rejected, images, strength=verdict.strength, source_id=name)
 
 
 LLAVA_CRITIC = Source(
@@ -183,8 +183,8 @@ def r1_reward_rl(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
         raise RowError("image_missing", "`message` has no path in its image block, or no such block; drop the row.")
     question, *answers = comparison
     question = row["question"] if isinstance(row.get("question"), str) else question
-    ordered = answers if match[1] == "1" else answers[::-1]
-    yield preference(question, *ordered, images, source_id=name_field(row, "id"))
+    chosen, rejected = answers if match[1] == "1" else answers[::-1]
+    yield preference(question, chosen, rejected, images, source_id=name_field(row, "id"))
 
 
 R1_REWARD_RL = Source(
