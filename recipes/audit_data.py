@@ -1,4 +1,4 @@
-"""Look at a data set before training on it: which rows can be used, and does style alone tell the chosen answer?
+"""Check a data set before training on it: which rows can be used, and does style alone tell the chosen answer?
 
     # Your own pairs
     trl-dt2it audit --dataset_name pairs.jsonl --image_root photos
@@ -9,7 +9,7 @@
     # A file of LLaMA-Factory as it is
     trl-dt2it audit --preferences llamafactory --dataset_name dpo.json --image_root images
 
-    # What a model makes of style
+    # How far a model follows style
     trl-dt2it audit --dataset_name outputs/scores/scored.parquet --image_root photos
 
 The first table counts the rows that can be used and those that cannot, by reason. The second says how well a
@@ -20,9 +20,11 @@ model follows style. The same keys may stand in a YAML file, given with `--confi
 
 from dataclasses import dataclass, field
 
+from rich.console import Console
 from trl import TrlParser
 
-from trl_dt2it.recipe import RowArguments
+from trl_dt2it.recipe import RowArguments, show_dry_run, show_paths
+from trl_dt2it.utils import whole_file
 
 
 @dataclass
@@ -57,13 +59,9 @@ class AuditArguments(RowArguments):
 
 
 def main(args):
-    from rich.console import Console
-
     from trl_dt2it.data import validate
     from trl_dt2it.debias import audit_style
-    from trl_dt2it.recipe import show_dry_run
     from trl_dt2it.scoring.shards import REWARD_COLUMNS
-    from trl_dt2it.utils import whole_file
 
     console, rows = Console(), args.read()
     is_scored = set(REWARD_COLUMNS) <= set(rows.column_names)
@@ -74,10 +72,9 @@ def main(args):
                 ("rows", len(rows)),
                 ("columns", ", ".join(rows.column_names)),
                 ("looks at images", args.image_check),
-                ("measures", "style of the answers" + (", and what the rewards make of it" if is_scored else "")),
+                ("measures", "style of the answers" + (", and how far rewards follow it" if is_scored else "")),
                 ("writes", args.output_file or "nothing"),
-            ],
-            console,
+            ]
         )
         return
     clean, _ = validate(rows, image_options=args.image_options, image_check=args.image_check)
@@ -95,7 +92,7 @@ def main(args):
     if args.output_file is not None:
         with whole_file(args.output_file) as part:
             part.write_text(report.to_json() + "\n", encoding="utf-8")
-        console.print(f"Figures: {args.output_file}", soft_wrap=True, highlight=False)
+        show_paths({"Figures": args.output_file}, console)
 
 
 def make_parser():

@@ -20,9 +20,11 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.console import Console
 from trl import TrlParser
 
-from trl_dt2it.recipe import SAMPLING_FLAGS, AnswerArguments
+from trl_dt2it.recipe import SAMPLING_FLAGS, AnswerArguments, share_work, show_paths
+from trl_dt2it.utils import on_main_process, run_lock, whole_file
 
 
 MAIN_FLAGS = SAMPLING_FLAGS
@@ -34,52 +36,45 @@ class BestOfNArguments(AnswerArguments):
 
 
 def main(args):
-    from rich.console import Console
-
-    from trl_dt2it.recipe import share_work
-    from trl_dt2it.utils import on_main_process, run_lock, whole_file
-
     state, output, rows = share_work(), Path(args.output_dir) / "best_of_n.jsonl", args.read()
     if args.dry_run:
-        if state.is_main_process:
-            args.show_plan(rows, output)
+        args.show_plan(rows, output)
         return
     with run_lock(args.output_dir):
-        scored = args.answer(rows, source="prompts")
-        lines = [best_of(one) for one in scored]
+        lines = [best_of(scored) for scored in args.answer(rows, source="prompts")]
 
         def finish():
-            with whole_file(output) as part:
-                part.write_text(
-                    "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8"
-                )
-            show(lines, output, Console())
+            with whole_file(output) as part, part.open("w", encoding="utf-8") as file:
+                file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            show(lines, Console())
+            show_paths({"Best answers": output}, Console())
 
         on_main_process(finish)
     state.destroy_process_group()
 
 
-def best_of(one):
-    """A line of the output. Of equal rewards the first answer is the best; without any reward there is none."""
-    found = [(-reward, place) for place, reward in enumerate(one.rewards) if reward is not None]
-    best = min(found)[1] if found else None
+def best_of(scored):
+    """Make a line of the output. Of equal rewards the first answer is the best; without any reward there is none."""
+    rewards = scored.rewards
+    ranked = [(-reward, index) for index, reward in enumerate(rewards) if reward is not None]
+    best = min(ranked)[1] if ranked else None
     return {
-        "row": one.prompt.row,
-        "group_id": one.prompt.group_id,
-        "source_id": one.prompt.source_id,
-        "prompt": one.prompt.messages,
-        "images": one.prompt.images,
-        "answers": one.answers,
-        "is_finished": one.is_finished,
-        "rewards": one.rewards,
+        "row": scored.prompt.row,
+        "group_id": scored.prompt.group_id,
+        "source_id": scored.prompt.source_id,
+        "prompt": scored.prompt.messages,
+        "images": scored.prompt.images,
+        "answers": scored.answers,
+        "is_finished": scored.is_finished,
+        "rewards": rewards,
         "best": best,
-        "answer": None if best is None else one.answers[best],
-        "reward": None if best is None else one.rewards[best],
+        "answer": None if best is None else scored.answers[best],
+        "reward": None if best is None else rewards[best],
     }
 
 
-def show(lines, output, console):
-    """How much the best answer is better than an answer drawn at random."""
+def show(lines, console):
+    """Compare the best answers with answers drawn at random."""
     from statistics import fmean
 
     picked = [line for line in lines if line["best"] is not None]
@@ -88,7 +83,6 @@ def show(lines, output, console):
         mean = fmean(fmean(reward for reward in line["rewards"] if reward is not None) for line in picked)
         best = fmean(line["reward"] for line in picked)
         console.print(f"Mean reward {mean:+.3f}, of the best answers {best:+.3f}.")
-    console.print(f"Best answers: {output}", soft_wrap=True, highlight=False)
 
 
 def make_parser():

@@ -13,14 +13,15 @@ OUTPUT_DIR/report.json. `trl_dt2it.data.to_dpo` makes rows for TRL's `DPOTrainer
 `answers`, a list of texts, are not sampled. Run it again after a kill: what is sampled and scored stays.
 """
 
-import dataclasses
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from rich.console import Console
 from trl import TrlParser
 
-from trl_dt2it.recipe import SAMPLING_FLAGS, AnswerArguments
+from trl_dt2it.recipe import SAMPLING_FLAGS, AnswerArguments, share_work, show_paths
+from trl_dt2it.utils import on_main_process, run_lock, whole_file, write_json
 
 
 MAIN_FLAGS = (*SAMPLING_FLAGS, "min_gap", "pairs_per_prompt", "drop_unfinished", "output_format")
@@ -58,19 +59,14 @@ class GapPairArguments(AnswerArguments):
 
 
 def main(args):
-    from rich.console import Console
-
     from trl_dt2it.data import write_parquet
     from trl_dt2it.data.export import refuse_unpublishable
-    from trl_dt2it.recipe import share_work
     from trl_dt2it.scoring.answers import build_gap_pairs
-    from trl_dt2it.utils import on_main_process, run_lock, whole_file
 
     state, folder, rows = share_work(), Path(args.output_dir), args.read()
     output = folder / "pairs" / f"train.{args.output_format}"
     if args.dry_run:
-        if state.is_main_process:
-            args.show_plan(rows, output)
+        args.show_plan(rows, output)
         return
     with run_lock(args.output_dir):
         if args.output_format == "jsonl":
@@ -93,16 +89,16 @@ def main(args):
                 write_parquet(pairs, output, image_options=args.published_images)
             else:
                 write_lines(pairs, output)
-            with whole_file(folder / "report.json") as part:
-                part.write_text(json.dumps(dataclasses.asdict(report), indent=2) + "\n", encoding="utf-8")
-            show(report, output, Console())
+            write_json(folder / "report.json", asdict(report))
+            show(report, Console())
+            show_paths({"Pairs": output}, Console())
 
         on_main_process(finish)
     state.destroy_process_group()
 
 
 def check_paths(rows):
-    """JSON cannot hold an image."""
+    """Refuse images without a file, which JSON cannot hold."""
     from trl_dt2it.data.messages import as_image
     from trl_dt2it.data.rows import row_images, row_name
 
@@ -112,9 +108,8 @@ def check_paths(rows):
 
 
 def write_lines(pairs, path):
-    """Pairs with their images as paths."""
+    """Write pairs as JSON lines, their images as paths."""
     from trl_dt2it.data.columns import leave_images_encoded
-    from trl_dt2it.utils import whole_file
 
     with whole_file(path) as part, part.open("w", encoding="utf-8") as file:
         for row in leave_images_encoded(pairs):
@@ -122,8 +117,8 @@ def write_lines(pairs, path):
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def show(report, output, console):
-    """What came of how many answers."""
+def show(report, console):
+    """Count answers, pairs, and why answers were dropped."""
     from statistics import fmean
 
     from trl_dt2it.data.rows import summarize
@@ -138,7 +133,6 @@ def show(report, output, console):
         console.print(
             f"Gap of the rewards: {min(report.gaps):.3f} to {max(report.gaps):.3f}, mean {fmean(report.gaps):.3f}."
         )
-    console.print(f"Pairs: {output}", soft_wrap=True, highlight=False)
 
 
 def make_parser():

@@ -1,4 +1,4 @@
-"""Build preference pairs out of prompts with images: both answers by one model, judged twice over.
+"""Build preference pairs from prompts with images: both answers by one model, judged twice over.
 
     # Calls and cost at most, without a call
     trl-dt2it construct --config construct_preferences --dry_run
@@ -17,13 +17,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from trl import TrlParser
+
+from trl_dt2it.utils import run_lock, whole_file
 
 
 @dataclass
 class ConstructArguments:
     """
-    Arguments of this script. Those without a word here are the ones of [`trl_dt2it.debias.distill`].
+    Arguments of this script; those that are not listed are arguments of [`trl_dt2it.debias.distill`].
 
     Parameters:
         dataset_name (`str`):
@@ -35,11 +38,11 @@ class ConstructArguments:
             The judge: the arguments of [`trl_dt2it.judge.Endpoint`] and [`trl_dt2it.judge.Budget`], and
             `max_concurrency` and `max_retries`.
         generator (`dict`, *optional*):
-            What writes candidates, likewise.
+            The model that writes candidates, likewise.
         dataset_split (`str`, *optional*, defaults to `"train"`):
             Split, on the Hub.
         max_prompts (`int`, *optional*):
-            Take only so many prompts, the first.
+            Takes the first so many prompts only.
         image_root (`str`, *optional*):
             Folder that the paths of images start from, and that none may leave.
         max_image_pixels (`int`, *optional*):
@@ -50,7 +53,7 @@ class ConstructArguments:
 
     dataset_name: str = field(metadata={"help": "Prompts: a file, a folder or a Hub id."})
     output_dir: str = field(metadata={"help": "Folder of pairs, report and replies."})
-    # Not a required one: of these, the parser would take no JSON.
+    # Not required: the parser takes JSON for optional fields alone.
     judge: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Endpoint and budget of the judge, mapping or JSON."}
     )
@@ -81,14 +84,11 @@ PASSED_ON_TO_DISTILL = (
 
 
 def main(args):
-    from rich.console import Console
-
     from trl_dt2it.data import ImageOptions, write_parquet
     from trl_dt2it.data.export import refuse_unpublishable
     from trl_dt2it.debias.distillation.distill import distill, plan_distill
     from trl_dt2it.judge import JudgeClient
     from trl_dt2it.judge.store import read_endpoint
-    from trl_dt2it.utils import run_lock, whole_file
 
     if not args.judge:
         raise ValueError("Give `judge`, the endpoint of the judge.")
@@ -122,7 +122,7 @@ def main(args):
 
 
 def read_prompts(name, split):
-    """Rows of a file, of a folder or of the Hub."""
+    """Read rows of a file, of a folder or of the Hub."""
     from datasets import load_dataset
 
     path = Path(name).expanduser()
@@ -146,5 +146,4 @@ def make_parser():
 
 
 if __name__ == "__main__":
-    (arguments,) = make_parser().parse_args_and_config(fail_with_unknown_args=True)
-    main(arguments)
+    main(*make_parser().parse_args_and_config())

@@ -13,23 +13,25 @@
     trl-dt2it curate --config dt2it_qwen3_vl_8b --shard 0/4
 
 Run it again after a kill, and it goes on where it was: what is done is not done again, a training resumes from
-its newest checkpoint if there are such, and no call to a judge is paid for twice. Several machines with a
-common folder can score together: stop before the stages that score with `--stop_before round-1/flip/score`, run
-each machine's part with `--shard`, and then go on.
+its newest checkpoint if there is one, and no call to a judge is paid for twice. Several machines with a common
+folder can score together: stop before the stages that score with `--stop_before round-1/flip/score`, run each
+machine's part with `--shard`, and then go on.
 
-What the flags of the command line say wins over the YAML file. A key that no option has is an error.
+Flags of the command line override the YAML file. A key that no option has is an error.
 """
 
-import json
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from accelerate import PartialState
+from rich.console import Console
 from trl import ModelConfig, TrlParser
 
 from trl_dt2it import MultimodalRewardConfig
-from trl_dt2it.utils import parse_shard
+from trl_dt2it.recipe import find_base_model, from_json, loading_options, show_paths
+from trl_dt2it.utils import on_main_process, parse_shard, run_lock, wait_for_everyone, write_json
 
 
 @dataclass
@@ -48,7 +50,7 @@ class RoundsArguments:
         test (`dict`, *optional*):
             A set to measure the final models on, likewise. Figures are given by the names of its sources here.
         method (`str`, *optional*, defaults to `"mixture"`):
-            `"paper"` or `"mixture"`: what the rounds are if none are given.
+            `"paper"` or `"mixture"`: the rounds if none are given.
         rounds (`list[dict]`, *optional*):
             The rounds, each with the keys of [`trl_dt2it.curation.rounds.config.Step`], or with `steps`, a list of
             such.
@@ -59,12 +61,12 @@ class RoundsArguments:
         judge (`dict`, *optional*):
             Judges to ask about what the rules drop, as in [`trl_dt2it.curation.judging.read_judging`].
         balance_style (`dict` or `bool`, *optional*):
-            How the style of the constructed set is balanced before it is trained on, as in
-            [`trl_dt2it.curation.rounds.config.read_balance`]; by default it is not.
+            Balances the style of the constructed set before it is trained on, as in
+            [`trl_dt2it.curation.rounds.config.read_balance`]; by default it is not balanced.
         final (`list[str]`, *optional*, defaults to `["curated"]`):
             Models to train at the end, on the base and: nothing (`"base"`, or `"unbalanced"`, with its style as it
-            came), the pool as it is (`"uncurated"`), the
-            curated pool (`"curated"`), the pool with its true labels (`"oracle"`, where `is_flipped` tells them).
+            came), the pool as it is (`"uncurated"`), the curated pool (`"curated"`), or the pool with its true labels
+            (`"oracle"`, where `is_flipped` tells them).
         rows_per_shard (`int`, *optional*, defaults to `4096`):
             Pairs that are scored and written together.
         shard (`str`, *optional*):
@@ -77,7 +79,7 @@ class RoundsArguments:
             Whether to show the plan only.
     """
 
-    # Not required ones: of these, the parser would take no JSON.
+    # Not required: the parser takes JSON for optional fields alone.
     base: dict[str, Any] | str | None = field(default=None, metadata={"help": "The constructed set."})
     pool: dict[str, Any] | str | None = field(default=None, metadata={"help": "The noisy set."})
     test: dict[str, Any] | str | None = field(default=None, metadata={"help": "A set to measure on."})
@@ -98,11 +100,8 @@ class RoundsArguments:
 
 
 def main(args, training_args, model_args):
-    from accelerate import PartialState
     from datasets import disable_progress_bars
     from transformers.utils.logging import disable_progress_bar
-
-    from trl_dt2it.utils import run_lock, wait_for_everyone
 
     state = PartialState()
     if training_args.disable_tqdm:
@@ -115,9 +114,7 @@ def main(args, training_args, model_args):
 
 
 def run_or_plan(args, training_args, model_args):
-    """Does what is not done yet, or shows what would be done."""
-    from accelerate import PartialState
-    from rich.console import Console
+    """Run the stages that are not done yet, or show what they would do."""
     from trl import get_peft_config, get_quantization_config
 
     from trl_dt2it.curation.rounds.config import read_run
@@ -126,35 +123,29 @@ def run_or_plan(args, training_args, model_args):
     from trl_dt2it.curation.rounds.stages import run_stages, show_plan
     from trl_dt2it.curation.rounds.training import RewardTraining
     from trl_dt2it.demo.digits import DEMO_LOADERS
-    from trl_dt2it.models.shared_prefix import usable_attention
-    from trl_dt2it.recipe import find_base_model
     from trl_dt2it.report import write_report
-    from trl_dt2it.utils import on_main_process, whole_file
 
     state, console = PartialState(), Console()
     training = RewardTraining(
         training_args,
-        {
-            "revision": model_args.model_revision,
-            "attn_implementation": usable_attention(model_args.attn_implementation),
-            "dtype": model_args.dtype,
-        },
+        loading_options(model_args),
         get_peft_config(model_args),
         get_quantization_config(model_args),
     )
-    base, pool, test = as_value(args.base) or {}, as_value(args.pool) or {}, as_value(args.test)
-    sets = {"base": base, "pool": pool, **({} if test is None else {"test": test})}
+    sets = {"base": from_json(args.base) or {}, "pool": from_json(args.pool) or {}}
+    if (test := from_json(args.test)) is not None:
+        sets["test"] = test
     run = read_run(
         training,
         **sets,
         method=args.method,
-        rounds=as_value(args.rounds),
+        rounds=from_json(args.rounds),
         folds=args.folds,
-        models=as_value(args.models) or [{}],
+        models=from_json(args.models) or [{}],
         default_model=model_args.model_name_or_path,
-        judge=as_value(args.judge),
-        balance_style=as_value(args.balance_style),
-        final=as_value(args.final) or ["curated"],
+        judge=from_json(args.judge),
+        balance_style=from_json(args.balance_style),
+        final=from_json(args.final) or ["curated"],
         rows_per_shard=args.rows_per_shard,
         shard=parse_shard(args.shard),
         find_model=partial(find_base_model, sets=sets),
@@ -164,41 +155,35 @@ def run_or_plan(args, training_args, model_args):
     if args.dry_run:
         if state.is_main_process:
             show_plan(stages, run.output_dir, console)
-    else:
-        if args.shard is None:
-            on_main_process(partial(record_run, run))
-        records = run_stages(
-            stages,
-            run.output_dir,
-            only_shared=args.shard is not None,
-            stop_before=args.stop_before,
-            console=console,
-        )
-        is_done = len(records) == len(stages)
-        # Read by all processes together, where nothing was left to do that needed it.
-        pool = run.sets.usable("pool") if is_done else None
+        return
+    if args.shard is None:
+        on_main_process(partial(record_run, run))
+    records = run_stages(
+        stages,
+        run.output_dir,
+        only_shared=args.shard is not None,
+        stop_before=args.stop_before,
+        console=console,
+    )
+    if len(records) < len(stages):
+        return
+    pool = run.sets.usable("pool")  # read by all processes together, unless a stage has read it
 
-        def finish():
-            path = run.output_dir / "summary.json"
-            summary = summarise_run(run, records)
-            with whole_file(path) as part:
-                part.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-            show_summary(summary, console)
-            console.print(f"Models:  {run.output_dir / 'final'}", soft_wrap=True, highlight=False)
-            console.print(f"Ledger:  {run.output_dir / 'ledger'}", soft_wrap=True, highlight=False)
-            console.print(f"Figures: {path}", soft_wrap=True, highlight=False)
-            report = write_report(run.output_dir / "report.html", run=run.output_dir, pool=pool)
-            console.print(f"Report:  {report}", soft_wrap=True, highlight=False)
-            if args.hub_dataset_id is not None:
-                pushed = push_pool(run, args.hub_dataset_id)
-                console.print(f"Pushed:  {pushed.repo_url}", soft_wrap=True, highlight=False)
+    def finish():
+        folder, summary = run.output_dir, summarise_run(run, records)
+        write_json(folder / "summary.json", summary)
+        show_summary(summary, console)
+        paths = {"Models": folder / "final", "Ledger": folder / "ledger", "Figures": folder / "summary.json"}
+        paths["Report"] = write_report(folder / "report.html", run=folder, pool=pool)
+        show_paths(paths, console)
+        if args.hub_dataset_id is not None:
+            show_paths({"Pushed": push_pool(run, args.hub_dataset_id).repo_url}, console)
 
-        if is_done:
-            on_main_process(finish)
+    on_main_process(finish)
 
 
 def push_pool(run, repo_id):
-    """Pushes the curated pool; as private as the model, and with images out of `image_root` alone."""
+    """Push the curated pool, as private as the model, and with images out of `image_root` alone."""
     from trl_dt2it.curation import CurationLedger, push_curated
 
     args = run.training.args
@@ -212,12 +197,7 @@ def push_pool(run, repo_id):
     )
 
 
-def as_value(value):
-    return json.loads(value) if isinstance(value, str) else value
-
-
 def make_parser():
-    # Without `allow_abbrev=False`, `--fold` would be taken for `--folds`.
     return TrlParser((RoundsArguments, MultimodalRewardConfig, ModelConfig), allow_abbrev=False)
 
 

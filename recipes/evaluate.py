@@ -20,9 +20,11 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rich.console import Console
 from trl import TrlParser
 
-from trl_dt2it.recipe import ScorerArguments
+from trl_dt2it.recipe import ScorerArguments, share_work, show_dry_run, show_paths
+from trl_dt2it.utils import on_main_process, write_json
 
 
 @dataclass
@@ -43,7 +45,7 @@ class EvaluateArguments(ScorerArguments):
         min_pixels, max_pixels (`int`, *optional*):
             Smallest and largest number of pixels of an image; by default those of training.
         videos (`str`, *optional*, defaults to `"auto"`):
-            What becomes of rows about a video: `auto`, `images`, `video` or `skip`.
+            Treatment of rows about a video: `auto`, `images`, `video` or `skip`.
         on_bad_row (`str`, *optional*, defaults to `"raise"`):
             `leave_out` drops rows that cannot be used, and says how many.
         round (`int`, *optional*):
@@ -65,19 +67,15 @@ class EvaluateArguments(ScorerArguments):
 
 
 def resolve(args):
-    """Names of the benchmarks, and for each its rows and the folder of its images; wrong names fail here."""
+    """Return rows and the folder of images of each benchmark, by name; wrong names fail here."""
     from trl_dt2it.evaluation.benchmarks import PAPER_BENCHMARKS, find_benchmark
 
-    names = [one for name in args.benchmarks for one in (PAPER_BENCHMARKS if name == "all" else [name])]
-    names = list(dict.fromkeys(names))
+    names = dict.fromkeys(n for name in args.benchmarks for n in (PAPER_BENCHMARKS if name == "all" else [name]))
     for name in names:
         find_benchmark(name)
-    rows = mapping("rows", args.rows)
-    roots = args.image_root
-    if not isinstance(roots, str) or roots.lstrip().startswith("{"):
-        roots = mapping("image_root", roots)
-    else:
-        roots = dict.fromkeys(names, roots)
+    rows, roots = mapping("rows", args.rows), args.image_root
+    is_for_all = isinstance(roots, str) and not roots.lstrip().startswith("{")
+    roots = dict.fromkeys(names, roots) if is_for_all else mapping("image_root", roots)
     for field_name, given in (("rows", rows), ("image_root", roots)):
         if unknown := sorted(set(given) - set(names)):
             raise ValueError(f"`{field_name}` names {unknown[0]}, which is not among {', '.join(names)}.")
@@ -88,6 +86,7 @@ def resolve(args):
 
 
 def mapping(name, value):
+    """Read a setting by benchmark, as a mapping or as JSON."""
     if isinstance(value, str):
         try:
             value = json.loads(value)
@@ -99,15 +98,11 @@ def mapping(name, value):
 
 
 def main(args):
-    from rich.console import Console
-
     from trl_dt2it.evaluation import evaluate, pooled, show_published
     from trl_dt2it.evaluation.benchmarks import PAPER_BENCHMARKS
     from trl_dt2it.evaluation.results import update_card
-    from trl_dt2it.recipe import share_work
     from trl_dt2it.report import write_report
     from trl_dt2it.training.model_card import run_command
-    from trl_dt2it.utils import on_main_process, whole_file
 
     args.named_model()
     is_local = Path(args.model).is_dir()
@@ -118,7 +113,7 @@ def main(args):
     folder = Path(args.output_dir or (Path(args.model) / "evaluation" if is_local else "evaluation"))
     if args.dry_run:
         if state.is_main_process:
-            plan(args, sources, folder, console)
+            plan(args, sources, folder)
         return
     scorer = args.load(min_pixels=args.min_pixels, max_pixels=args.max_pixels)
     folder.mkdir(parents=True, exist_ok=True)
@@ -141,49 +136,45 @@ def main(args):
             result.show(console)
 
     def finish():
-        total = pooled(results) if len(results) > 1 else None
+        total = None
         if len(results) > 1:
+            total = pooled(results)
             show_published(results, console, model=name)
-        if total is not None and set(total.names) == set(PAPER_BENCHMARKS):
-            console.print(
-                f"{total.correct:,} of {total.n:,} pairs, the paper's mean overall accuracy: {total.micro:.2%}"
-            )
+            if set(total.names) == set(PAPER_BENCHMARKS):
+                share = f"the paper's mean overall accuracy: {total.micro:.2%}"
+                console.print(f"{total.correct:,} of {total.n:,} pairs, {share}")
         content = {
             "model": args.model,
             "dtype": str(next(scorer.model.parameters()).dtype),
             "results": [result.to_dict() for result in results],
             "pooled": None if total is None else {"micro": total.micro, "mean": total.mean, "n": total.n},
         }
-        with whole_file(folder / "evaluation.json") as part:
-            part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        file = folder / "evaluation.json"
+        write_json(file, content, ensure_ascii=False)
         if args.model_card:
-            update_card(
-                Path(args.model) / "README.md", results, model_name=name, command=run_command(state.num_processes)
-            )
-        console.print(f"Results: {folder / 'evaluation.json'}", soft_wrap=True, highlight=False)
-        report = write_report(folder / "report.html", evaluations=[folder / "evaluation.json"])
-        console.print(f"Report:  {report}", soft_wrap=True, highlight=False)
+            command = run_command(state.num_processes)
+            update_card(Path(args.model) / "README.md", results, model_name=name, command=command)
+        show_paths({"Results": file, "Report": write_report(folder / "report.html", evaluations=[file])}, console)
 
     on_main_process(finish)
     state.destroy_process_group()
 
 
-def plan(args, sources, folder, console):
-    """Says what would be done; rows on the Hub are not downloaded, and their number is that of the current release."""
+def plan(args, sources, folder):
+    """Show what would be done; rows on the Hub are not downloaded, and counted as in the current release."""
     from trl_dt2it.evaluation import BENCHMARKS, read_benchmark
-    from trl_dt2it.recipe import show_dry_run
 
     reads = []
     for name, (rows, image_root) in sources.items():
         if rows is not None and Path(rows).exists():
-            number = f"{len(read_benchmark(name, rows, image_root=image_root)):,} pairs"
+            count = len(read_benchmark(name, rows, image_root=image_root))
         else:
-            sizes = list(BENCHMARKS[name].sizes)
-            number = f"{sizes[0]:,} pairs" if sizes else "as many pairs as there are"
+            count = next(iter(BENCHMARKS[name].sizes), None)
+        number = "as many pairs as there are" if count is None else f"{count:,} pairs"
         reads.append((name, f"{rows or BENCHMARKS[name].source.hub_id}, {number}"))
     card = f", and the model card {Path(args.model) / 'README.md'}" if args.model_card else ""
     writes = f"{folder / 'evaluation.json'}, and scores beside it{card}"
-    show_dry_run([("model", args.model), *reads, ("writes", writes)], console)
+    show_dry_run([("model", args.model), *reads, ("writes", writes)])
 
 
 def make_parser():

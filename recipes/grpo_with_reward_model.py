@@ -5,8 +5,8 @@
         --dataset_name HuggingFaceH4/rlaif-v_formatted --use_peft --lora_target_modules all-linear \
         --output_dir outputs/qwen3-vl-2b-grpo
 
-The data set has a column `prompt` of messages and `images` or `image`; what else it has is left out. TRL gives images
-to reward functions alone, not to reward models, so the model goes in as a function. For RLOO replace `GRPOConfig` and
+The data set has a column `prompt` of messages and `images` or `image`; other columns are dropped. TRL passes images to
+reward functions alone, not to reward models, so the model goes in as a function. For RLOO replace `GRPOConfig` and
 `GRPOTrainer`; the function is the same.
 
 To try it, after `recipes/train_reward_model.py --config recipes/configs/digits.yaml`, on a model that can say nothing
@@ -20,11 +20,10 @@ yet:
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from accelerate import PartialState
 from trl import GRPOConfig, ModelConfig, ScriptArguments, TrlParser
 
-
-# The name that stands for what `trl_dt2it.demo.digits` makes.
-DIGITS = "digits"
+from trl_dt2it.recipe import DIGITS, init_kwargs, with_tiny
 
 
 @dataclass
@@ -56,7 +55,7 @@ class GRPOScriptArguments(ScriptArguments):
 
 
 def load_prompts(script_args, seed):
-    """Prompts and images, and nothing else of the rows."""
+    """Read prompts and images, without other columns."""
     from datasets import load_dataset
 
     if script_args.dataset_name == DIGITS:
@@ -70,14 +69,12 @@ def load_prompts(script_args, seed):
         raise ValueError(
             f"{script_args.dataset_name} has no column `prompt`; it has {', '.join(dataset.column_names)}."
         )
-    return dataset.select_columns([one for one in ("prompt", "images", "image") if one in dataset.column_names])
+    return dataset.select_columns([name for name in ("prompt", "images", "image") if name in dataset.column_names])
 
 
 def main(script_args, training_args, model_args):
-    from accelerate import PartialState
     from trl import GRPOTrainer, get_peft_config, get_quantization_config
 
-    from trl_dt2it.recipe import init_kwargs, with_tiny
     from trl_dt2it.scoring.scorer import RewardScorer
 
     for name, value in (("reward_model", script_args.reward_model), ("dataset_name", script_args.dataset_name)):

@@ -1,4 +1,4 @@
-"""Build a training set out of public preference sets, without the rows of the benchmarks.
+"""Build a training set from public preference sets, without the rows of the benchmarks.
 
     # What would be read and written
     trl-dt2it prepare --config data_dt2it --dry_run
@@ -14,12 +14,17 @@ Several machines with a common folder take shards each, with `--shard 0/4` and s
 `--shard`, puts the mixture together. Train on the result with `--dataset_name OUTPUT_DIR/mixture`.
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 from trl import TrlParser
+
+from trl_dt2it.recipe import from_json
+from trl_dt2it.utils import parse_shard, run_lock
 
 
 @dataclass
@@ -63,7 +68,7 @@ class PrepareArguments:
     """
 
     output_dir: str = field(metadata={"help": "Folder of shards, mixture and reports."})
-    # Not a required one: of these, the parser would take no JSON.
+    # Not required: the parser takes JSON for optional fields alone.
     sources: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Preference sets with their settings, mapping or JSON."}
     )
@@ -83,19 +88,17 @@ class PrepareArguments:
 
 
 def main(args):
-    from rich.console import Console
     from transformers import AutoProcessor
 
     from trl_dt2it import token_counter
-    from trl_dt2it.data import ImageOptions, prepare_shard, read_settings
-    from trl_dt2it.utils import parse_shard, run_lock
+    from trl_dt2it.data import ImageOptions, build_mixture, prepare_shard, read_benchmarks, read_settings
 
     console = Console()
     if not args.sources:
         raise ValueError("Give `sources`, the preference sets by name.")
-    settings = read_settings(as_mapping(args.sources))
+    settings = read_settings(from_json(args.sources))
     part, parts = parse_shard(args.shard)
-    todo = [(key, shard) for key, one in settings.items() for shard in range(one.num_shards)][part::parts]
+    todo = [(key, shard) for key, setting in settings.items() for shard in range(setting.num_shards)][part::parts]
     if args.dry_run:
         console.print(plan(settings, todo, args))
         return
@@ -125,52 +128,36 @@ def main(args):
             console.print("Run it without `--shard` when all shards are there, to put the mixture together.")
             return
         with console.status("Putting the mixture together"):
-            report = merge(args, settings)
+            report = build_mixture(
+                args.output_dir,
+                settings,
+                benchmarks=read_benchmarks(from_json(args.benchmarks) or {}),
+                max_per_group=args.max_per_group,
+                size=args.size,
+                test_size=args.test_size,
+                rows_per_file=args.rows_per_file,
+                seed=args.seed,
+                num_proc=args.num_proc,
+            )
         console.print(summary(report))
         console.print(f"Train on it with --dataset_name {Path(args.output_dir) / 'mixture'}", soft_wrap=True)
 
 
-def merge(args, settings):
-    """Puts the mixture together and returns its report."""
-    from trl_dt2it.data import build_mixture, read_benchmarks
-
-    return build_mixture(
-        args.output_dir,
-        settings,
-        benchmarks=read_benchmarks(as_mapping(args.benchmarks)),
-        max_per_group=args.max_per_group,
-        size=args.size,
-        test_size=args.test_size,
-        rows_per_file=args.rows_per_file,
-        seed=args.seed,
-        num_proc=args.num_proc,
-    )
-
-
-def as_mapping(value):
-    return json.loads(value) if isinstance(value, str) else dict(value or {})
-
-
 def plan(settings, todo, args):
-    from rich.table import Table
-
+    """Make a table of the sources and of the shards that this run would write."""
     from trl_dt2it.data import SOURCES
 
     table = Table("source", "from", "licence", "shards here", "weight", title=f"Would be written to {args.output_dir}")
-    for key, one in settings.items():
-        source = SOURCES[one.name]
-        origin = str(one.load.get("path_or_id") or source.hub_id)
-        here = sum(1 for other, _ in todo if other == key)
-        weight = "" if one.weight is None else f"{one.weight:g}"
-        table.add_row(key, origin, source.licence, f"{here} of {one.num_shards}", weight)
+    for key, setting in settings.items():
+        source, here = SOURCES[setting.name], sum(other == key for other, _ in todo)
+        origin = str(setting.load.get("path_or_id") or source.hub_id)
+        weight = "" if setting.weight is None else f"{setting.weight:g}"
+        table.add_row(key, origin, source.licence, f"{here} of {setting.num_shards}", weight)
     return table
 
 
 def summary(report):
-    """A table of what became of every source, and below it why pairs were dropped."""
-    from rich.table import Table
-    from rich.text import Text
-
+    """Make a table of the pairs of every source, and of why pairs were dropped."""
     names = ("pairs", "clean", "duplicates", "contaminated", "mixed", "train", "test")
     table = Table("source", *names, caption_justify="left")
     dropped = []
@@ -184,7 +171,6 @@ def summary(report):
 
 
 def make_parser():
-    # Without `allow_abbrev=False`, `--test` would be taken for `--test_size`.
     return TrlParser(PrepareArguments, allow_abbrev=False)
 
 

@@ -9,14 +9,18 @@
     # Corrections that were exported from the page's gallery, into the ledger
     trl-dt2it report --run outputs/dt2it_digits --corrections corrections.json
 
-`recipes/dt2it.py` and `recipes/evaluate.py` write theirs by themselves. What people have judged in the gallery
-and exported goes into the ledger of the run, where it overrides all rounds; the report is then written anew.
+`recipes/dt2it.py` and `recipes/evaluate.py` write their own. Corrections that people have exported from the
+gallery go into the ledger of the run, where they override all rounds; the report is then written anew.
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rich.console import Console
 from trl import TrlParser
+
+from trl_dt2it.recipe import show_dry_run, show_paths
+from trl_dt2it.utils import run_lock
 
 
 @dataclass
@@ -55,13 +59,9 @@ class ReportArguments:
 
 
 def main(args):
-    from rich.console import Console
-
     from trl_dt2it.curation import CurationLedger
     from trl_dt2it.demo.digits import DEMO_LOADERS
-    from trl_dt2it.recipe import show_dry_run
     from trl_dt2it.report import write_report
-    from trl_dt2it.utils import run_lock
 
     evaluations = args.evaluation or []
     for name, paths in (("run", [args.run]), ("corrections", [args.corrections]), ("evaluation", evaluations)):
@@ -83,15 +83,14 @@ def main(args):
                 *(("evaluation", path) for path in evaluations),
                 ("corrections, into the ledger", args.corrections),
                 ("writes", output),
-            ],
-            console,
+            ]
         )
         return
     if args.corrections is not None:
         with run_lock(args.run):  # a ledger has one writer
             counts = CurationLedger(ledger).correct_from(args.corrections)
-        told = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
-        console.print(f"Corrections: {told or 'none'}", highlight=False)
+        shown = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
+        console.print(f"Corrections: {shown or 'none'}", highlight=False)
     path = write_report(
         output,
         run=args.run,
@@ -102,7 +101,7 @@ def main(args):
         gallery=args.gallery,
         title=args.title,
     )
-    console.print(f"Report: {path}", soft_wrap=True, highlight=False)
+    show_paths({"Report": path}, console)
 
 
 def make_parser():

@@ -11,13 +11,15 @@ OUTPUT_DIR/summary.json. Run it again after a kill: what is scored is not scored
 `accelerate launch` share the rows out. The same keys may stand in a YAML file, given with `--config`.
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rich.console import Console
+from rich.table import Table
 from trl import TrlParser
 
-from trl_dt2it.recipe import RowArguments, ScorerArguments
+from trl_dt2it.recipe import RowArguments, ScorerArguments, share_work, show_dry_run, show_paths
+from trl_dt2it.utils import on_main_process, run_lock, write_json
 
 
 @dataclass
@@ -37,33 +39,27 @@ class ScoreArguments(RowArguments, ScorerArguments):
 
     output_dir: str = field(default="outputs/scores", metadata={"help": "Folder of the results."})
     rows_per_shard: int = field(default=512, metadata={"help": "Pairs of a file: what a kill may cost."})
-    normalize: bool = field(default=False, metadata={"help": "Whether rewards are normalised."})
+    normalize: bool = field(default=False, metadata={"help": "Whether rewards are normalized."})
 
 
 def main(args):
-    from rich.console import Console
-
     from trl_dt2it.data import write_parquet
     from trl_dt2it.data.export import refuse_unpublishable
-    from trl_dt2it.recipe import share_work, show_dry_run
-    from trl_dt2it.utils import on_main_process, run_lock, whole_file
 
     args.named_model()
-    state, console, folder = share_work(), Console(), Path(args.output_dir)
-    rows = args.read()
+    state, folder, rows = share_work(), Path(args.output_dir), args.read()
+    output = folder / "scored.parquet"
     if args.dry_run:
-        if state.is_main_process:
-            show_dry_run(
-                [
-                    ("model", args.model),
-                    ("reads", args.dataset_name or args.preferences),
-                    ("rows", len(rows)),
-                    ("columns", ", ".join(rows.column_names)),
-                    ("processes", state.num_processes),
-                    ("writes", folder / "scored.parquet"),
-                ],
-                console,
-            )
+        show_dry_run(
+            [
+                ("model", args.model),
+                ("reads", args.dataset_name or args.preferences),
+                ("rows", len(rows)),
+                ("columns", ", ".join(rows.column_names)),
+                ("processes", state.num_processes),
+                ("writes", output),
+            ]
+        )
         return
     with run_lock(args.output_dir):
         refuse_unpublishable(rows, args.published_images)  # before hours of scoring
@@ -71,20 +67,18 @@ def main(args):
         scored = scorer.score_dataset(rows, folder / "rewards", rows_per_shard=args.rows_per_shard)
 
         def finish():
-            write_parquet(scored, folder / "scored.parquet", image_options=args.published_images)
-            found = summary(scored)
-            with whole_file(folder / "summary.json") as part:
-                part.write_text(json.dumps({"model": args.model, **found}, indent=2) + "\n", encoding="utf-8")
-            show(found, console)
-            console.print(f"Rows:    {folder / 'scored.parquet'}", soft_wrap=True, highlight=False)
-            console.print(f"Figures: {folder / 'summary.json'}", soft_wrap=True, highlight=False)
+            write_parquet(scored, output, image_options=args.published_images)
+            parts = summarize(scored)
+            write_json(folder / "summary.json", {"model": args.model, "parts": parts})
+            show(parts, Console())
+            show_paths({"Rows": output, "Figures": folder / "summary.json"}, Console())
 
         on_main_process(finish)
     state.destroy_process_group()
 
 
-def summary(scored):
-    """How often and how far chosen is above rejected: of all pairs, and of each source."""
+def summarize(scored):
+    """Accuracy and mean reward gap of all pairs, and of each source."""
     import numpy as np
 
     from trl_dt2it.scoring.shards import REWARD_COLUMNS
@@ -97,26 +91,22 @@ def summary(scored):
         names = sorted({name for name in source if name is not None})
         parts |= {name: source == name for name in names if len(names) > 1}
     return {
-        "parts": {
-            name: {
-                "pairs": int(part.sum()),
-                "accuracy": float((gap[part] > 0).mean()),
-                "ties": int((gap[part] == 0).sum()),
-                "mean_gap": float(gap[part].mean()),
-            }
-            for name, part in parts.items()
+        name: {
+            "pairs": int(part.sum()),
+            "accuracy": float((gap[part] > 0).mean()),
+            "ties": int((gap[part] == 0).sum()),
+            "mean_gap": float(gap[part].mean()),
         }
+        for name, part in parts.items()
     }
 
 
-def show(found, console):
-    from rich.table import Table
-
+def show(parts, console):
+    """Print the figures of every part as a table."""
     table = Table("", "pairs", "chosen above rejected", "ties", "mean gap", title="Rewards")
-    for name, part in found["parts"].items():
-        table.add_row(
-            name, f"{part['pairs']:,}", f"{part['accuracy']:.1%}", str(part["ties"]), f"{part['mean_gap']:+.3f}"
-        )
+    for name, part in parts.items():
+        figures = (f"{part['pairs']:,}", f"{part['accuracy']:.1%}", str(part["ties"]), f"{part['mean_gap']:+.3f}")
+        table.add_row(name, *figures)
     console.print(table)
 
 

@@ -17,23 +17,26 @@ r"""Train a multimodal reward model with TRL, from a command line or a YAML file
     # 8 GPUs
     trl-dt2it train --config qwen3_vl_8b --accelerate_config deepspeed_zero2
 
-What the flags of the command line say wins over the YAML file. A key that no option has is an error.
+Flags of the command line override the YAML file. A key that no option has is an error.
 """
 
-import json
+import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+from rich.console import Console
+from rich.table import Table
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser
 
 from trl_dt2it import MultimodalRewardConfig
+from trl_dt2it.recipe import DIGITS, from_json, init_kwargs, show_dry_run, show_paths, with_tiny
+from trl_dt2it.utils import on_main_process, run_lock, whole_weights, write_json
 
 
-# The name that stands for what `trl_dt2it.demo.digits` makes instead of for something on the Hub or on disk.
-DIGITS = "digits"
-# The flags that `trl-dt2it train --help` shows.
+# Flags that `trl-dt2it train --help` shows.
 MAIN_FLAGS = (
     *("model_name_or_path", "dataset_name", "dataset_train_split", "dataset_test_split", "image_root"),
     *("output_dir", "learning_rate", "num_train_epochs", "per_device_train_batch_size"),
@@ -71,16 +74,14 @@ class RewardScriptArguments(ScriptArguments):
 
 
 def load_data(script_args, dataset_args, seed):
-    """The splits as a dict of datasets."""
+    """Load the splits, by name."""
     from datasets import load_dataset, load_from_disk
     from trl import get_dataset
 
     if script_args.dataset_name == DIGITS:
         from trl_dt2it.demo.digits import make_digits
 
-        options = (
-            json.loads(script_args.digits) if isinstance(script_args.digits, str) else dict(script_args.digits or {})
-        )
+        options = from_json(script_args.digits) or {}
         clean = {name: value for name, value in options.items() if name not in ("noise", "style_bias")}
         return {
             script_args.dataset_train_split: make_digits("train", script_args.num_train_pairs, seed=seed, **options),
@@ -88,25 +89,19 @@ def load_data(script_args, dataset_args, seed):
         }
     if dataset_args.datasets:
         return get_dataset(dataset_args)
-    if not script_args.dataset_name:
+    name, streaming = script_args.dataset_name, script_args.dataset_streaming
+    if not name:
         raise ValueError("Give `dataset_name` (a Hub id, a directory or a file), or a mixture under `datasets`.")
-    builder = FILE_BUILDERS.get(Path(script_args.dataset_name).suffix)
-    if builder is not None:
-        if not Path(script_args.dataset_name).is_file():
-            raise ValueError(f"`dataset_name` is {script_args.dataset_name}, but there is no such file.")
-        return load_dataset(builder, data_files=script_args.dataset_name, streaming=script_args.dataset_streaming)
-    if (Path(script_args.dataset_name) / "dataset_dict.json").is_file():
-        return load_from_disk(script_args.dataset_name)
-    return load_dataset(
-        script_args.dataset_name, name=script_args.dataset_config, streaming=script_args.dataset_streaming
-    )
+    if (builder := FILE_BUILDERS.get(Path(name).suffix)) is not None:
+        if not Path(name).is_file():
+            raise ValueError(f"`dataset_name` is {name}, but there is no such file.")
+        return load_dataset(builder, data_files=name, streaming=streaming)
+    if (Path(name) / "dataset_dict.json").is_file():
+        return load_from_disk(name)
+    return load_dataset(name, name=script_args.dataset_config, streaming=streaming)
 
 
 def main(script_args, training_args, model_args, dataset_args):
-    from accelerate import PartialState
-
-    from trl_dt2it.utils import run_lock
-
     state = PartialState()
     if script_args.dry_run:
         if state.is_main_process:
@@ -117,16 +112,13 @@ def main(script_args, training_args, model_args, dataset_args):
 
 
 def train(script_args, training_args, model_args, dataset_args):
-    """Trains, saves, measures and says how it went."""
+    """Train, save, measure and report."""
     from trl import get_peft_config, get_quantization_config
 
     from trl_dt2it import MultimodalRewardTrainer
     from trl_dt2it.debias import StyleAuditCallback
-    from trl_dt2it.recipe import init_kwargs, with_tiny
-    from trl_dt2it.utils import on_main_process
 
     model = with_tiny(model_args.model_name_or_path, training_args.output_dir, training_args.seed)
-
     training_args.model_init_kwargs = init_kwargs(model_args, training_args)
     dataset = load_data(script_args, dataset_args, training_args.seed)
     train_dataset = dataset[script_args.dataset_train_split]
@@ -148,7 +140,7 @@ def train(script_args, training_args, model_args, dataset_args):
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     train_seconds = time.perf_counter() - start
-    # First of all: whatever fails from here on does not cost the training. What is pushed goes up at the end.
+    # First of all: what fails from here on does not cost the training. The push comes at the end.
     trainer.save_model(training_args.output_dir, _internal_call=True)
     metrics = trainer.evaluate() if eval_dataset is not None else {}
 
@@ -169,11 +161,12 @@ def train(script_args, training_args, model_args, dataset_args):
             "steps": trainer.state.global_step,
             **{name: value for name, value in metrics.items() if not name.endswith(("_runtime", "_per_second"))},
         }
-        save_summary(summary)
+        path = Path(training_args.output_dir) / "summary.json"
+        write_json(path, summary)
         if eval_dataset is not None and not script_args.dataset_streaming and not model_args.use_peft:
             summary["example"] = score_again(trainer)
-            save_summary(summary)
-        report(summary)
+            write_json(path, summary)
+        report(summary, path)
 
     on_main_process(finish)
     if training_args.push_to_hub:
@@ -182,23 +175,21 @@ def train(script_args, training_args, model_args, dataset_args):
 
 
 def plan(script_args, training_args, model_args, dataset_args):
-    """Says what would be done; of a set on the Hub it asks for the number of rows and downloads none."""
-    import math
-
-    from trl_dt2it.recipe import hub_rows, show_dry_run
+    """Show what would be done; the Hub is asked for the number of rows, and none is downloaded."""
+    from datasets import get_dataset_config_info
 
     name, split = script_args.dataset_name, script_args.dataset_train_split
     if name and name != DIGITS and Path(name).suffix not in FILE_BUILDERS and not Path(name).exists():
-        count = {
-            one: hub_rows(name, script_args.dataset_config, one) for one in (split, script_args.dataset_test_split)
-        }
+        known = get_dataset_config_info(name, script_args.dataset_config).splits or {}
+        splits = (split, script_args.dataset_test_split)
+        counts = {key: known[key].num_examples if key in known else None for key in splits}
         columns = None
     else:
         dataset = load_data(script_args, dataset_args, training_args.seed)
         is_counted = not (script_args.dataset_streaming or dataset_args.streaming)
-        count = {one: len(rows) if is_counted else None for one, rows in dataset.items()}
+        counts = {key: len(rows) if is_counted else None for key, rows in dataset.items()}
         columns = ", ".join(dataset[split].column_names or ["not known before it streams"])
-    pairs = count[split]
+    pairs = counts[split]
     if script_args.max_train_pairs is not None and pairs is not None:
         pairs = min(pairs, script_args.max_train_pairs)
     batch = training_args.train_batch_size * training_args.world_size * training_args.gradient_accumulation_steps
@@ -210,7 +201,7 @@ def plan(script_args, training_args, model_args, dataset_args):
             ("base model", model_args.model_name_or_path),
             ("trains", "LoRA adapters and the head" if model_args.use_peft else "the weights"),
             ("reads", name or "a mixture"),
-            *((f"rows, {one}", "not known" if rows is None else rows) for one, rows in count.items()),
+            *((f"rows, {key}", "not known" if count is None else count) for key, count in counts.items()),
             ("trains on", pairs),
             ("columns", columns),
             ("pairs a step", f"{batch:,} on {training_args.world_size} processes"),
@@ -221,63 +212,39 @@ def plan(script_args, training_args, model_args, dataset_args):
 
 
 def score_again(trainer):
-    """Reloads what was saved as anybody would, whole and on this process alone, and scores one held-out pair."""
+    """Reload the saved model as a user would, whole and on this process alone, and score one held-out pair."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoProcessor
 
     from trl_dt2it import MultimodalPreferenceCollator
-    from trl_dt2it.utils import whole_weights
 
-    # The trainer's rows and places: checked, with the images still encoded and found under `image_root`.
-    row, model_dir = trainer.eval_dataset[0], trainer.args.output_dir
+    row, model_dir = trainer.eval_dataset[0], trainer.args.output_dir  # checked by the trainer, images still encoded
     with whole_weights():
         model = AutoModelForSequenceClassification.from_pretrained(model_dir).eval()
     processor = AutoProcessor.from_pretrained(model_dir)
     batch = MultimodalPreferenceCollator(processor, image_options=trainer.data_collator.image_options)([row])
     del batch["pairs"]
     with torch.no_grad():
-        chosen, rejected = model(**batch).logits[:, 0].tolist()
-    text = {}
-    for side in ("chosen", "rejected"):
+        rewards = model(**batch).logits[:, 0].tolist()
+    example = {}
+    for side, reward in zip(("chosen", "rejected"), rewards, strict=True):
         answer = row[side] if isinstance(row[side], str) else row[side][-1]["content"]
-        text[side] = answer if isinstance(answer, str) else answer[0]["text"]
-    return {
-        "chosen": text["chosen"],
-        "chosen_reward": chosen,
-        "rejected": text["rejected"],
-        "rejected_reward": rejected,
-    }
+        example |= {side: answer if isinstance(answer, str) else answer[0]["text"], f"{side}_reward": reward}
+    return example
 
 
-def save_summary(summary):
-    """Writes `summary.json` beside the model."""
-    from trl_dt2it.utils import whole_file
-
-    with whole_file(Path(summary["model_dir"]) / "summary.json") as part:
-        part.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-
-
-def report(summary):
-    """Says on screen how it went and where everything is."""
-    from rich.console import Console
-    from rich.table import Table
-
-    path = Path(summary["model_dir"]) / "summary.json"
-    console = Console()
+def report(summary, path):
+    """Print how it went, and where everything is."""
     table = Table(title="Reward model trained", show_header=False)
     if "eval_accuracy" in summary:
         table.add_row("held-out pair accuracy", f"{summary['eval_accuracy']:.4f}")
-    table.add_row(
-        "training", f"{summary['train_seconds']:.0f} s, {summary['steps']} steps, loss {summary['loss_type']}"
-    )
-    if "example" in summary:
-        example = summary["example"]
-        table.add_row("reloaded, chosen", f"{example['chosen_reward']:+.3f}  {example['chosen']}")
-        table.add_row("reloaded, rejected", f"{example['rejected_reward']:+.3f}  {example['rejected']}")
-    console.print(table)
-    # Outside of the table, where a long path is not cut.
-    console.print(f"Model, processor and card: {path.parent}", soft_wrap=True, highlight=False)
-    console.print(f"Figures:                   {path}", soft_wrap=True, highlight=False)
+    seconds, steps = f"{summary['train_seconds']:.0f} s", f"{summary['steps']} steps"
+    table.add_row("training", f"{seconds}, {steps}, loss {summary['loss_type']}")
+    if (example := summary.get("example")) is not None:
+        for side in ("chosen", "rejected"):
+            table.add_row(f"reloaded, {side}", f"{example[f'{side}_reward']:+.3f}  {example[side]}")
+    Console().print(table)
+    show_paths({"Model, processor and card": path.parent, "Figures": path}, Console())
 
 
 def make_parser():

@@ -46,7 +46,7 @@ VERBS = {
 
 
 class Misuse(Exception):
-    """What the user has to change, in one sentence."""
+    """An error that tells the user in one sentence what to change."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def make_parser() -> ArgumentParser:
-    """The parser of the overview: a subcommand per verb, whose own flags are left to its recipe."""
+    """Make the parser of the overview: a subcommand per verb, whose flags are its recipe's."""
     about = "Multimodal reward models, from preference pairs to a report."
     first = "Train on real handwriting, in two minutes on 2 cores:\n\n  trl-dt2it train --config digits"
     parser = ArgumentParser("trl-dt2it", description=about, epilog=first, formatter_class=FORMATTER)
@@ -89,16 +89,16 @@ def make_parser() -> ArgumentParser:
 
 
 def make_help(name: str) -> ArgumentParser:
-    """The short help of a verb: the flags that matter, then the recipe's docstring with its examples."""
+    """Make the short help of a verb: its main flags, then the recipe's docstring with its examples."""
     recipe = load_recipe(VERBS[name].recipe)
     kinds = recipe.make_parser().dataclass_types
-    helps = {one.name: one.metadata.get("help", "") for kind in reversed(kinds) for one in fields(kind)}
-    main_flags = getattr(recipe, "MAIN_FLAGS", None) or [one.name for one in fields(kinds[0])]
+    helps = {flag.name: flag.metadata.get("help", "") for kind in reversed(kinds) for flag in fields(kind)}
+    main_flags = getattr(recipe, "MAIN_FLAGS", None) or [flag.name for flag in fields(kinds[0])]
     shown = {flag: re.split(r"(?<=[.])\s", helps[flag])[0] for flag in main_flags}
-    shown["config"] = "YAML file with such keys, or the name of one that comes with the package."
+    shown["config"] = "YAML file with such keys, or the name of a file that comes with the package."
     if VERBS[name].is_launched:
         shown["num_processes N"] = f"Processes, as with accelerate launch --num_processes N -m trl_dt2it.cli {name}."
-        shown["accelerate_config"] = "YAML file for accelerate launch, or the name of one likewise."
+        shown["accelerate_config"] = "YAML file for accelerate launch, or such a name."
     shown |= {"help_all": f"Show all {len(helps)} flags.", "traceback": "Show where an error came from."}
     about, _, examples = (recipe.__doc__ or "").partition("\n\n")
     page = ArgumentParser(f"trl-dt2it {name}", "%(prog)s [flags]", about, examples, formatter_class=FORMATTER)
@@ -117,7 +117,7 @@ def load_recipe(name: str) -> Any:
 
 
 def parser_of(recipe: Any, program: str) -> Any:
-    """The recipe's parser, whose complaints are [`Misuse`]."""
+    """Make the recipe's parser, which raises [`Misuse`]."""
 
     def error(message: str) -> NoReturn:
         raise Misuse(f"{message[0].upper()}{message[1:]}.")
@@ -128,7 +128,7 @@ def parser_of(recipe: Any, program: str) -> Any:
 
 
 def split_flags(flags: list[str]) -> tuple[list[str], list[str]]:
-    """Split off what goes to `accelerate launch`, and resolve names of YAML files that come with the package."""
+    """Split off flags of `accelerate launch`, and resolve names of YAML files that come with the package."""
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     for option in ("config", "num_processes", "accelerate_config"):
         parser.add_argument(*{f"--{option}", f"--{option.replace('_', '-')}"}, dest=option, nargs="?", const="")
@@ -145,7 +145,7 @@ def split_flags(flags: list[str]) -> tuple[list[str], list[str]]:
 
 
 def find_yaml(option: str, given: str, kind: str) -> str:
-    """The YAML file at this path, or else the one of this name in `recipes/configs` or `recipes/accelerate`."""
+    """Return the YAML file at this path, or else of this name in `recipes/configs` or `recipes/accelerate`."""
     known = {path.stem: str(path) for path in sorted((RECIPES / kind).glob("*.yaml"))}
     if not given:
         raise Misuse(f"`--{option}` needs a YAML file, or the name of a configuration that comes with the package.")
@@ -155,9 +155,9 @@ def find_yaml(option: str, given: str, kind: str) -> str:
 
 
 def run(name: str, launcher: list[str], flags: list[str]) -> None:
-    """Run the verb's recipe in this process, or have `accelerate launch` run the verb in this one's place."""
+    """Run the verb's recipe in this process, or replace this process by `accelerate launch` of the verb."""
     if launcher:
-        import torch  # without an accelerator, the launcher starts several processes only if told that there is one
+        import torch  # without an accelerator, the launcher starts several processes only with `--multi_gpu`
 
         if not VERBS[name].is_launched:
             raise Misuse(f"{name} runs in one process.")
@@ -175,19 +175,19 @@ def run(name: str, launcher: list[str], flags: list[str]) -> None:
 
 
 def explain(error: Exception, parser: Any) -> str:
-    """The parser's message, or, if it is about an unknown flag or key, a sentence that names the likely one."""
+    """Return the parser's message or, about an unknown flag or key, a sentence that names a similar name."""
     message = f"The configuration is no YAML: {error}" if isinstance(error, YAMLError) else str(error)
     found = re.match(r"(Some specified arguments|Unknown arguments from config).*?'(-*)(.+?)'", message)
     if found is None:
         return message
-    what, dashes = ("flag", found[2]) if found[1].startswith("Some") else ("key in the YAML file", "")
-    known = [one.name for kind in parser.dataclass_types for one in fields(kind)]
+    noun, dashes = ("flag", found[2]) if found[1].startswith("Some") else ("key in the YAML file", "")
+    known = [flag.name for kind in parser.dataclass_types for flag in fields(kind)]
     near = get_close_matches(found[3].replace("-", "_"), known, n=1)
-    return f"There is no {what} {dashes}{found[3]}" + (f"; did you mean {dashes}{near[0]}?" if near else ".")
+    return f"There is no {noun} {dashes}{found[3]}" + (f"; did you mean {dashes}{near[0]}?" if near else ".")
 
 
 def is_for_users(error: Exception) -> bool:
-    """Whether the message says what to do: errors of this package and its recipes, and of files and of the Hub."""
+    """Tell errors of this package, its recipes, files and the Hub, whose messages say what to do, from others."""
     if isinstance(error, OSError) or type(error).__module__.split(".")[0] in ("datasets", "huggingface_hub"):
         return True
     raised_in = Path(extract_tb(error.__traceback__)[-1].filename).resolve()

@@ -1,7 +1,8 @@
-"""Shared arguments of the recipes: sets and models by name, demo ones among them, and how answers are sampled."""
+"""Arguments that recipes share, their sets and models by name, demo ones among them, and their output on screen."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,31 +10,38 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from accelerate import PartialState
-from datasets import Dataset, get_dataset_config_info
+from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
 
-from .curation.rounds.config import read_set
+from .curation.rounds.config import BaseModel, read_set
+from .curation.rounds.stages import Stage
 from .data.columns import leave_images_encoded
 from .data.images import ImageOptions
 from .demo import READER, READER_DIR, TINY
 from .models.shared_prefix import usable_attention
-from .scoring.answers import Sampling
+from .scoring.answers import Answering, Sampling, ScoredAnswers, answer_and_score
+from .scoring.scorer import RewardScorer
 from .utils import main_process_first, on_main_process, whole_weights
 
 
 if TYPE_CHECKING:
     from trl import GRPOConfig, ModelConfig, RewardConfig
 
-    from .curation.rounds.config import BaseModel
-    from .scoring.answers import ScoredAnswers
-    from .scoring.scorer import RewardScorer
+
+DIGITS = "digits"  # as `dataset_name`, the set that `trl_dt2it.demo.digits` makes
+
+# Flags that the help of the recipes that sample answers shows.
+SAMPLING_FLAGS = (
+    *("model_name_or_path", "reward_model", "dataset_name", "image_root", "max_rows", "output_dir", "num_answers"),
+    *("max_new_tokens", "temperature", "top_p", "prompts_per_batch", "normalize", "dtype", "reward_dtype", "dry_run"),
+)
 
 
 @dataclass
 class RowArguments:
     """
-    Which rows a recipe reads.
+    Rows that a recipe reads.
 
     Parameters:
         dataset_name (`str`, *optional*):
@@ -61,66 +69,56 @@ class RowArguments:
     max_rows: int | None = field(default=None, metadata={"help": "Take the first so many rows only."})
 
     def read(self) -> Dataset:
-        """
-        The rows, images still encoded.
-
-        Returns:
-            `Dataset`: preference rows; where they have no column `source`, none is added.
-
-        Raises:
-            `ValueError`: if no set is named, or a file is missing.
-        """
-        spec: dict[str, Any] = {"max_rows": self.max_rows}
+        """Read the rows, images still encoded; rows without a column `source` get none."""
         if self.preferences is not None:
-            spec |= {"preferences": self.preferences, "path_or_id": self.dataset_name, "split": self.dataset_split}
-            spec |= {"image_root": self.image_root}
+            spec: dict[str, Any] = {"preferences": self.preferences, "path_or_id": self.dataset_name}
+            spec |= {"split": self.dataset_split, "image_root": self.image_root, "max_rows": self.max_rows}
             return read_set("preferences", self.preferences, spec)
         if self.dataset_name is None:
             raise ValueError("Give `dataset_name`, the file, folder or Hub id of the rows.")
-        spec |= {"dataset_name": self.dataset_name, "dataset_config": self.dataset_config}
-        return read_set("dataset_name", "own", {**spec, "dataset_split": self.dataset_split})
+        names = ("dataset_name", "dataset_config", "dataset_split", "max_rows")
+        return read_set("dataset_name", "own", {name: getattr(self, name) for name in names})
 
     @property
     def image_options(self) -> ImageOptions:
-        """Where images may come from; a format has resolved its paths when it was read."""
+        """Options of reading images; the paths of a format were resolved when it was read."""
         return ImageOptions(image_root=None if self.preferences is not None else self.image_root)
 
     @property
     def published_images(self) -> ImageOptions:
-        """Where images may come from that are written into files."""
+        """Options of reading images that are written into files."""
         return ImageOptions(image_root=self.image_root)
 
 
-def hub_rows(name: str, config: str | None, split: str) -> int | None:
-    """Rows that the Hub says a split has, without downloading it; `None` where it does not say."""
-    info = get_dataset_config_info(name, config)
-    known = (info.splits or {}).get(split)
-    return None if known is None else known.num_examples
+def from_json(value: Any) -> Any:
+    """Parse a setting that a YAML file has as it is, and a command line as JSON."""
+    return json.loads(value) if isinstance(value, str) else value
 
 
-def show_dry_run(rows: Iterable[tuple[str, object]], console: Console | None = None) -> None:
-    """
-    Prints what a recipe would read and write.
-
-    Args:
-        rows (`Iterable[tuple[str, object]]`):
-            A word and what belongs to it, one for each line; `None` leaves the line out.
-        console (`rich.console.Console`, *optional*):
-            Where to; by default the terminal.
-    """
+def show_dry_run(rows: Iterable[tuple[str, object]]) -> None:
+    """Print what a recipe would read and write, a line for each name with a value that is not `None`."""
+    if not PartialState().is_main_process:
+        return
     table = Table(title="Dry run: nothing is written", show_header=False, title_justify="left")
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows:
         if value is not None:
             table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
-    (console or Console()).print(table)
+    Console().print(table)
+
+
+def show_paths(paths: Mapping[str, object], console: Console) -> None:
+    """Print where results are, a line each and outside of tables, where a long path is not cut."""
+    width = max(map(len, paths)) + 1
+    for name, path in paths.items():
+        console.print(f"{name + ':':<{width}} {path}", soft_wrap=True, highlight=False)
 
 
 @dataclass
 class ScorerArguments:
     """
-    Which reward model a recipe scores with.
+    Reward model that a recipe scores with.
 
     Parameters:
         model (`str`):
@@ -151,65 +149,35 @@ class ScorerArguments:
     dry_run: bool = field(default=False, metadata={"help": "Say only what would be read and written."})
 
     def named_model(self) -> str:
-        """`model`, or a `ValueError` where there is none."""
+        """Return `model`, and refuse a missing one."""
         if self.model is None:
             raise ValueError("Give `model`, the directory or Hub id of a reward model.")
         return self.model
 
     def load(self, **options: Any) -> RewardScorer:
-        """
-        The reward model.
-
-        Args:
-            options:
-                Other arguments of [`RewardScorer.from_pretrained`], such as `image_options`.
-
-        Returns:
-            [`RewardScorer`]
-        """
-        from .scoring.scorer import RewardScorer  # heavy, and not needed for `--help`
-
-        return RewardScorer.from_pretrained(
-            self.named_model(),
-            dtype=self.dtype,
-            attn_implementation=usable_attention(self.attn_implementation),
-            batch_tokens=self.batch_tokens,
-            num_workers=self.num_workers,
-            revision=self.revision,
-            trust_remote_code=self.trust_remote_code,
-            **options,
-        )
+        """Load the reward model, with more options of [`RewardScorer.from_pretrained`]."""
+        names = ("dtype", "batch_tokens", "num_workers", "revision", "trust_remote_code")
+        options |= {name: getattr(self, name) for name in names}
+        attention = usable_attention(self.attn_implementation)
+        return RewardScorer.from_pretrained(self.named_model(), attn_implementation=attention, **options)
 
 
 def share_work() -> PartialState:
-    """The processes that a launcher has started, also where there is no accelerator: there each would think, unless
-    told otherwise, that it is the only one. A recipe calls it before anything asks for a `PartialState`."""
+    """Return the state of all processes of the launcher; a recipe calls it before anything asks for a `PartialState`,
+    which without an accelerator would take its process for the only one.
+    """
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def with_tiny(name: str, output_dir: str | Path, seed: int, *, keep: bool = False) -> str:
-    """
-    The model that a recipe starts from; every process has to call it.
-
-    Args:
-        name (`str`):
-            Hub id or directory, or `tiny-qwen3-vl` for one that is made in `output_dir`, or `tiny-qwen3-vl-reader` for
-            the one that ships with the package.
-        output_dir (`str` or `Path`):
-            Folder of the recipe's results.
-        seed (`int`):
-            Seed of the weights of the one that is made.
-        keep (`bool`, *optional*, defaults to `False`):
-            Whether one that is there already stays as it is.
-
-    Returns:
-        `str`: Hub id or directory.
+    """Resolve the name of a model: `tiny-qwen3-vl` is made in `output_dir`, unless `keep` finds it there, and
+    `tiny-qwen3-vl-reader` ships with the package. Every process has to call it.
     """
     if name == READER:
         return str(READER_DIR)
     if name != TINY:
         return name
-    from .demo.tiny import build_tiny_vlm
+    from .demo.tiny import build_tiny_vlm  # imports transformers' Qwen3-VL
 
     base = Path(output_dir) / "_base"
     with main_process_first():
@@ -222,9 +190,7 @@ def with_tiny(name: str, output_dir: str | Path, seed: int, *, keep: bool = Fals
 
 
 def find_base_model(name: str, seed: int, *, sets: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> BaseModel:
-    """The model that a run of rounds on these sets starts from; names of tiny models are as in [`with_tiny`]."""
-    from .curation.rounds.config import BaseModel  # heavy, and not needed for `--help`
-    from .curation.rounds.stages import Stage
+    """Resolve the name of the model that rounds on these sets start from, as [`with_tiny`]."""
     from .demo.digits import texts_of
     from .demo.tiny import build_tiny_vlm
 
@@ -240,32 +206,26 @@ def find_base_model(name: str, seed: int, *, sets: Mapping[str, Mapping[str, Map
     return BaseModel(name, seed, stage=stage)
 
 
-def init_kwargs(model_args: ModelConfig, training_args: RewardConfig | GRPOConfig) -> dict[str, Any]:
-    """How the model to train is loaded: as TRL's model arguments say, but `model_init_kwargs` has the last word.
-    An attention implementation that cannot run on this machine gives way to one that can."""
+def loading_options(model_args: ModelConfig) -> dict[str, Any]:
+    """Arguments of `from_pretrained`, with an attention implementation that can run on this machine."""
     return {
         "revision": model_args.model_revision,
         "attn_implementation": usable_attention(model_args.attn_implementation),
         "dtype": model_args.dtype,
-        **(cast("dict[str, Any] | None", training_args.model_init_kwargs) or {}),  # resolved by `__post_init__`
     }
 
 
-# The name that stands for what `trl_dt2it.demo.digits` makes.
-DIGITS = "digits"
-
-# The flags that the help of these recipes shows.
-SAMPLING_FLAGS = (
-    *("model_name_or_path", "reward_model", "dataset_name", "image_root", "max_rows", "output_dir", "num_answers"),
-    *("max_new_tokens", "temperature", "top_p", "prompts_per_batch", "normalize", "dtype", "reward_dtype", "dry_run"),
-)
+def init_kwargs(model_args: ModelConfig, training_args: RewardConfig | GRPOConfig) -> dict[str, Any]:
+    """Arguments of `from_pretrained` for the model to train, of which `model_init_kwargs` overrides others."""
+    own = cast("dict[str, Any] | None", training_args.model_init_kwargs)  # resolved by `__post_init__`
+    return {**loading_options(model_args), **(own or {})}
 
 
 @dataclass
 class AnswerArguments(RowArguments):
     """
-    Which prompts, who answers them, and who scores the answers; besides [`RowArguments`], of which `dataset_name` may
-    be `digits`.
+    Prompts, and the models that answer them and score the answers; besides [`RowArguments`], of which `dataset_name`
+    may be `digits`.
 
     Parameters:
         model_name_or_path (`str`, *optional*):
@@ -283,7 +243,7 @@ class AnswerArguments(RowArguments):
         top_p (`float`, *optional*, defaults to `1.0`):
             Share of the probability that tokens are drawn from.
         prompts_per_batch (`int`, *optional*, defaults to `4`):
-            Prompts that are answered together: what a kill may cost at most.
+            Prompts that are answered together, the most that a kill may cost.
         normalize (`bool`, *optional*, defaults to `False`):
             Whether rewards are in standard deviations of the reward model's training set.
         dtype, reward_dtype (`str`, *optional*):
@@ -321,23 +281,14 @@ class AnswerArguments(RowArguments):
     dry_run: bool = field(default=False, metadata={"help": "Say only what would be read and written."})
 
     def read(self) -> Dataset:
-        """
-        The rows of the prompts, images still encoded.
-
-        Returns:
-            `Dataset`
-
-        Raises:
-            `ValueError`: if a model or the rows are not named, or a file is missing.
-        """
+        """Read the prompts, images still encoded."""
         if self.reward_model is None:
             raise ValueError("Give `reward_model`, the directory or Hub id of a reward model.")
         if self.dataset_name == DIGITS:
             from .demo.digits import make_digits
 
-            rows = make_digits("test", self.num_prompts, seed=self.seed).select_columns(
-                ["prompt", "images", "group_id"]
-            )
+            rows = make_digits("test", self.num_prompts, seed=self.seed)
+            rows = rows.select_columns(["prompt", "images", "group_id"])
         else:
             rows = super().read()
         if "answers" not in rows.column_names and self.model_name_or_path is None:
@@ -345,18 +296,16 @@ class AnswerArguments(RowArguments):
         return leave_images_encoded(rows)
 
     def answer(self, rows: Dataset, *, source: str) -> list[ScoredAnswers]:
-        """Answer the prompts of rows that [`read`] gave, and score the answers; every process has to call it."""
-        from .scoring.answers import Answering, answer_and_score  # heavy, and not needed for `--help`
-
+        """Sample answers to the prompts, and score them; every process has to call it."""
         folder = Path(self.output_dir)
-        # A tiny model that was made stays, for what it has answered stands under the date of its files.
-        is_given = "answers" in rows.column_names
-        model = None if is_given else with_tiny(str(self.model_name_or_path), folder, self.seed, keep=True)
+        # A tiny model that was made stays: its answers are stored under the date of its files.
+        has_answers = "answers" in rows.column_names
+        model = None if has_answers else with_tiny(str(self.model_name_or_path), folder, self.seed, keep=True)
         names = ("num_answers", "max_new_tokens", "temperature", "top_p", "seed")
         attention = usable_attention(self.attn_implementation)
         loading = {"attn_implementation": attention, "trust_remote_code": self.trust_remote_code}
         scoring = {"dtype": self.reward_dtype, "batch_tokens": self.batch_tokens, "normalize": self.normalize}
-        how = Answering(
+        answering = Answering(
             model,
             cast(str, self.reward_model),  # `read` has refused None
             Sampling(**{name: getattr(self, name) for name in names}),
@@ -365,21 +314,19 @@ class AnswerArguments(RowArguments):
             {"dtype": self.dtype, **loading},
             {**scoring, **loading},
         )
-        return answer_and_score(how, rows, folder, source=source)
+        return answer_and_score(answering, rows, folder, source=source)
 
     def show_plan(self, rows: Dataset, output: Path) -> None:
-        """Prints what would be read and written."""
+        """Print what would be read and written."""
         has_answers = "answers" in rows.column_names
+        most_tokens = self.num_answers * self.max_new_tokens * len(rows)
         show_dry_run(
             [
                 ("reads", self.dataset_name or self.preferences),
                 ("prompts", len(rows)),
                 ("answers of", "the column `answers`" if has_answers else self.model_name_or_path),
                 ("answers to a prompt", None if has_answers else self.num_answers),
-                (
-                    "tokens to write at most",
-                    None if has_answers else self.num_answers * self.max_new_tokens * len(rows),
-                ),
+                ("tokens to write at most", None if has_answers else most_tokens),
                 ("scored by", self.reward_model),
                 ("writes", output),
             ]

@@ -1,9 +1,10 @@
-"""Files written whole, one run per folder, main-process helpers, digests, text fit for a terminal, shards."""
+"""Digests, printable text, shards, coordination of processes, files written whole, and one run per folder."""
 
 from __future__ import annotations
 
 import atexit
 import hashlib
+import itertools
 import json
 import os
 import pickle
@@ -17,24 +18,44 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from errno import ENOLCK, ENOSYS, ENOTSUP, EOPNOTSUPP
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
+from accelerate.utils import patch_environment
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 from transformers.integrations import deepspeed
 from transformers.utils import logging
 
 
+logger = logging.get_logger(__name__)
+
+T = TypeVar("T")
+
+PATIENCE = timedelta(days=30)  # the longest wait of processes for each other
+
+VARIABLE = "TRL_DT2IT_RUN"  # the environment variable that tells child processes the token of their run
+
+WAIT = 3.0  # seconds that a process which was just killed may take to be gone
+
+_FSDP_LOADING = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+
+_UNFINISHED = re.compile(r".*\.(?P<host>[\w-]+)-(?P<pid>\d+)-[0-9a-f]{8}\.part")
+
+_NO_LOCKS = {ENOSYS, ENOLCK, ENOTSUP, EOPNOTSUPP}  # errors of file systems without `flock`
+
+_groups: dict[str, Any] = {}  # the default group, and the patient group that was made beside it
+
+
 def digest(*contents: str | bytes | bytearray | memoryview | Iterable[str | bytes], size: int | None = None) -> str:
-    """Hash texts and bytes, or streams of them, one behind the other: hexadecimal digits of SHA-256 or, with `size`,
-    of that many bytes of BLAKE2b.
+    """Hash texts and bytes, or streams of them, one after the other; return hexadecimal digits of SHA-256 or, with
+    `size`, of that many bytes of BLAKE2b.
     """
     state = hashlib.sha256() if size is None else hashlib.blake2b(digest_size=size)
     for content in contents:
@@ -44,7 +65,7 @@ def digest(*contents: str | bytes | bytearray | memoryview | Iterable[str | byte
 
 
 def digest_of(value: Any) -> str:
-    """Hash what JSON can hold, whatever the order of its keys."""
+    """Hash a JSON value, whatever the order of its keys."""
     return digest(json.dumps(value, sort_keys=True, default=str))
 
 
@@ -63,18 +84,9 @@ def parse_shard(text: str | None) -> tuple[int, int]:
     return int(part), int(parts)
 
 
-T = TypeVar("T")
-
-PATIENCE = timedelta(days=30)
-
-_FSDP_LOADING = "FSDP_CPU_RAM_EFFICIENT_LOADING"
-
-_groups: dict[str, Any] = {}  # the default group and the patient one that was made beside it
-
-
 def on_main_process(function: Callable[[], T]) -> T:
-    """Call a function on the first process and return its result on all of them, however long it takes; an error there
-    is raised on all of them. Every process has to call it.
+    """Call a function on the first process, however long it takes; return its result, or raise its error, on all of
+    them. Every process has to call it.
     """
     if PartialState().num_processes == 1:
         return function()
@@ -92,8 +104,8 @@ def on_main_process(function: Callable[[], T]) -> T:
 
 @contextmanager
 def main_process_first() -> Iterator[None]:
-    """Let the first process run the block, then the first of each other machine, which may have caches of its own, and
-    then all others, however long it takes; an error of one that goes first is raised on all of them.
+    """Let the first process run the block, then the first of each other machine, which may have its own caches, then
+    all others, however long it takes; an error of one of the first is raised on all of them.
     """
     state = PartialState()
     if state.num_processes == 1:
@@ -113,12 +125,12 @@ def main_process_first() -> Iterator[None]:
 
 
 def wait_for_everyone() -> None:
-    """Wait until all processes are here, however long the slowest takes."""
+    """Wait for all processes, however long the slowest takes."""
     raise_together(None)
 
 
 def gather(value: T) -> list[T]:
-    """Return the values of all processes, in their order, on each of them; the slowest may take its time."""
+    """Return the values of all processes, in their order, on each of them, however long the slowest takes."""
     if PartialState().num_processes == 1:
         return [value]
     values: list[Any] = [None] * PartialState().num_processes
@@ -127,8 +139,8 @@ def gather(value: T) -> list[T]:
 
 
 def raise_together(error: Exception | None) -> None:
-    """Raise the error of the first process that has one on all of them, with a note that says which. Every process has
-    to call it; where none has an error it costs the sum of one number, off the accelerator.
+    """Raise the first process's error on all of them, with a note that names the process. Every process has to call
+    it; without an error it costs the sum of one number, off the accelerator.
     """
     state = PartialState()
     if state.num_processes > 1:
@@ -136,27 +148,25 @@ def raise_together(error: Exception | None) -> None:
         dist.all_reduce(failures, group=_patient_group())
         if int(failures) == 0:
             return
-        found = gather(None if error is None else portable(error))
-        rank = next(rank for rank, one in enumerate(found) if one is not None)
+        errors = gather(None if error is None else portable(error))
+        rank, first = next((rank, error) for rank, error in enumerate(errors) if error is not None)
         if rank != state.process_index:
-            error = cast(Exception, found[rank])
+            error = first
             error.add_note(f"It was raised on process {rank} of {state.num_processes}.")
     if error is not None:
         raise error
 
 
 def portable(error: Exception) -> Exception:
-    """Return an error as it may be sent to another process."""
-    try:
+    """Return an error that can be sent to another process."""
+    with suppress(Exception):
         if str(pickle.loads(pickle.dumps(error))) == str(error):
             return error
-    except Exception:
-        pass
     return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def check_shared_folder(folder: str | os.PathLike, wait: float = 10.0) -> None:
-    """Raise a `ValueError` on all processes unless they all see the folder, which the first makes, within some
+    """Make a folder on the first process, and raise a `ValueError` on all of them unless all see it within `wait`
     seconds. Every process has to call it.
     """
     state = PartialState()
@@ -176,36 +186,32 @@ def check_shared_folder(folder: str | os.PathLike, wait: float = 10.0) -> None:
     seen = gather((is_seen, str(folder), f"process {state.process_index} on {socket.gethostname()}"))
     if state.is_main_process:
         marker.unlink()
-    blind = [(place, name) for is_seen, place, name in seen if not is_seen]
-    if blind:
-        place, name = blind[0]
+    if blind := [(path, name) for is_seen, path, name in seen if not is_seen]:
+        path, name = blind[0]
         raise ValueError(
             f"{len(blind)} of {len(seen)} processes do not see what the first writes in {seen[0][1]}, such as {name}, "
-            f"which looks in {place}; pass a folder on a file system that all machines share."
+            f"which looks in {path}; pass a folder on a file system that all machines share."
         )
 
 
 @contextmanager
 def whole_weights() -> Iterator[None]:
     """Have `from_pretrained` load the whole model on the process that calls it, and on no other."""
-    # With ZeRO-3, transformers would divide the weights of any model among all processes, which have to load it
-    # together; with FSDP's `cpu_ram_efficient_loading`, only the first process of a machine may get weights.
-    config, efficient = deepspeed._hf_deepspeed_config_weak_ref, os.environ.get(_FSDP_LOADING)
+    # With ZeRO-3, transformers would shard the weights of any model among all processes, which have to load it
+    # together; with FSDP's `cpu_ram_efficient_loading`, only the first process of a machine would get weights.
+    config = deepspeed._hf_deepspeed_config_weak_ref
     deepspeed.unset_hf_deepspeed_config()
-    if efficient is not None:
-        os.environ[_FSDP_LOADING] = "false"
     try:
-        yield
+        with patch_environment(**{_FSDP_LOADING: "false"}):
+            yield
     finally:
         if config is not None and (alive := config()) is not None:
             deepspeed.set_hf_deepspeed_config(alive)
-        if efficient is not None:
-            os.environ[_FSDP_LOADING] = efficient
 
 
 @contextmanager
 def same_random_state() -> Iterator[None]:
-    """Leave the random generators of Python, NumPy and torch as they were."""
+    """Restore the random generators of Python, NumPy and torch at the end."""
     python, numpy = random.getstate(), np.random.get_state()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     try:
@@ -217,7 +223,7 @@ def same_random_state() -> Iterator[None]:
 
 
 def _patient_group() -> dist.ProcessGroup:
-    """Return the group to wait in, which every process makes at the first call, and anew after the default group."""
+    """Return the group to wait in, made by every process at the first call, and anew with a new default group."""
     if _groups.get("default") is not dist.group.WORLD:
         _groups.update(default=dist.group.WORLD, patient=dist.new_group(backend="gloo", timeout=PATIENCE))
     return _groups["patient"]
@@ -225,8 +231,8 @@ def _patient_group() -> dist.ProcessGroup:
 
 @atexit.register
 def _close_gloo() -> None:
-    """Take gloo's groups down before the interpreter ends: threads that are still running abort a process that has
-    done all its work. NCCL's groups are left alone, which may wait for processes that have failed.
+    """Destroy gloo's groups before the interpreter ends: their threads would abort a process that has done its work.
+    NCCL's groups are left alone, since they may wait for processes that have failed.
     """
     if not (dist.is_available() and dist.is_initialized()):
         return
@@ -238,13 +244,10 @@ def _close_gloo() -> None:
         dist.destroy_process_group()
 
 
-_UNFINISHED = re.compile(r".*\.(?P<host>[\w-]+)-(?P<pid>\d+)-[0-9a-f]{8}\.part")
-
-
 @contextmanager
 def whole_file(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a path to write to, which replaces `path` once all is on the disk, or is removed if writing fails."""
-    # Several processes and machines may write one file at a time: each writes to its own path, and the last wins.
+    """Yield a path to write to, which replaces `path` once all is on disk, or is removed if writing fails."""
+    # Several processes and machines may write a file at a time: each writes to its own path, and the last wins.
     path = Path(path)
     part = _unfinished(path)
     try:
@@ -271,7 +274,7 @@ def read_json(path: str | os.PathLike) -> Any:
 
 @contextmanager
 def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield an empty folder to write into, which replaces `path` once all of it is on the disk, as [`whole_file`]."""
+    """Yield an empty folder to write into, which replaces `path` once all is on disk, as [`whole_file`]."""
     path = Path(path)
     part = _unfinished(path)
     part.mkdir()
@@ -280,7 +283,7 @@ def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
         for file in part.rglob("*"):
             _sync(file)
         _sync(part)
-        if path.is_dir():  # a folder takes no other's place
+        if path.is_dir():  # a folder cannot replace another
             before = _unfinished(path)
             os.replace(path, before)
             os.replace(part, path)
@@ -294,22 +297,16 @@ def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def move_aside(path: Path) -> Path:
-    """Move a file or folder to the first free of `NAME.old-1`, `NAME.old-2`, ..., beside it, and return that path."""
-    number = 1
-    while (place := path.with_name(f"{path.name}.old-{number}")).exists():
-        number += 1
-    path.rename(place)
-    return place
+    """Move a file or folder to the first free of `NAME.old-1`, `NAME.old-2` and so on, and return that path."""
+    aside = (path.with_name(f"{path.name}.old-{number}") for number in itertools.count(1))
+    return path.rename(next(new for new in aside if not new.exists()))
 
 
 def moved_aside(path: Path) -> list[Path]:
     """Return the paths to which [`move_aside`] has moved a path, the newest first."""
-    found = {}
-    for place in path.parent.glob(f"{path.name}.old-*"):
-        number = place.name.removeprefix(f"{path.name}.old-")
-        if number.isdecimal():
-            found[int(number)] = place
-    return [found[number] for number in sorted(found, reverse=True)]
+    numbers = (old.name.removeprefix(f"{path.name}.old-") for old in path.parent.glob(f"{path.name}.old-*"))
+    newest_first = sorted((int(number) for number in numbers if number.isdecimal()), reverse=True)
+    return [path.with_name(f"{path.name}.old-{number}") for number in newest_first]
 
 
 def is_aside(path: Path) -> bool:
@@ -318,7 +315,7 @@ def is_aside(path: Path) -> bool:
 
 
 def remove_unfinished(folder: Path) -> int:
-    """Remove what dead processes of this machine have left unfinished in a folder, however deep; return its count."""
+    """Remove unfinished files and folders of dead processes of this machine, however deep; return their number."""
     removed = 0
     for part in list(folder.rglob("*.part")):
         match = _UNFINISHED.fullmatch(part.name)
@@ -344,10 +341,9 @@ def is_alive(pid: int) -> bool:
 
 
 def _unfinished(path: Path) -> Path:
-    """Return a name that no other process or machine takes, which ends in whose it is."""
+    """Return a path that no other process or machine takes, named after this process."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # File systems take names of 255 bytes.
-    stem = os.fsdecode(os.fsencode(path.name)[:160])
+    stem = os.fsdecode(os.fsencode(path.name)[:160])  # file systems take names of 255 bytes
     return path.with_name(f"{stem}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.part")
 
 
@@ -356,7 +352,7 @@ def _host() -> str:
 
 
 def _sync(path: Path) -> None:
-    """Wait until the disk has a file, or the names in a folder; some file systems cannot tell of folders."""
+    """Wait until a file, or the names in a folder, are on disk; some file systems cannot sync folders."""
     try:
         file = os.open(path, os.O_RDONLY)
     except PermissionError:
@@ -370,76 +366,48 @@ def _sync(path: Path) -> None:
         os.close(file)
 
 
-logger = logging.get_logger(__name__)
-
-VARIABLE = "TRL_DT2IT_RUN"
-
-_NO_LOCKS = {ENOSYS, ENOLCK, ENOTSUP, EOPNOTSUPP}  # what file systems without `flock` say
-
-WAIT = 3.0  # seconds: how long a process that was just killed may take to be gone
-
-
 class RunLockedError(ValueError):
     """Another run is at work in the folder."""
 
 
 @contextmanager
 def run_lock(folder: str | os.PathLike, shard: tuple[int, int] = (0, 1)) -> Iterator[None]:
-    """Be the only run in a folder, or the only one with a part (i, n) of it; raise a [`RunLockedError`] if another is.
+    """Be the only run in a folder, or with the part (i, n) of it; raise a [`RunLockedError`] if another is at work.
     Every process of a launch has to call it.
     """
     folder = Path(folder).absolute()
-    held: list[_Held] = []
-    on_main_process(lambda: held.extend(_take(folder, shard)))
-    try:
+    with ExitStack() as held:
+        on_main_process(lambda: _take(folder, shard, held))
         yield
-    finally:
-        for one in held:
-            one.release()
 
 
-class _Held:
-    """A lock that this process holds, with its record."""
-
-    def __init__(self, lock: BaseFileLock, record: Path, token: str) -> None:
-        self.lock, self.record, self.token = lock, record, token
-        self.before = os.environ.get(VARIABLE)
-        os.environ[VARIABLE] = token
-
-    def release(self) -> None:
-        if (_read(self.record) or {}).get("token") == self.token:
-            self.record.unlink(missing_ok=True)
-        self.lock.release()
-        os.environ.pop(VARIABLE, None)
-        if self.before is not None:
-            os.environ[VARIABLE] = self.before
-
-
-def _take(folder: Path, shard: tuple[int, int]) -> list[_Held]:
-    """Take the lock of a run, unless the run that this process belongs to has it."""
+def _take(folder: Path, shard: tuple[int, int], held: ExitStack) -> None:
+    """Hold the lock of a run until `held` is closed, unless the run that this process belongs to has it."""
     folder.mkdir(parents=True, exist_ok=True)
     is_part = shard != (0, 1)
     name = f"running-{shard[0]}-of-{shard[1]}" if is_part else "running"
     record = folder / f"{name}.json"
-    others = [folder / "running.json"] if is_part else [one for one in _records(folder) if one != record]
+    others = [folder / "running.json"] if is_part else [other for other in _records(folder) if other != record]
     own = os.environ.get(VARIABLE)
-    if own and any((_read(one) or {}).get("token") == own for one in (record, *others)):
-        return []
-    lock = _acquire(record, WAIT)
-    try:
-        for other in others:  # after its own is taken, so that of two that start at once at most one goes on
-            if other.with_suffix(".lock").exists() or other.exists():
-                taken = _acquire(other, 0)
-                other.unlink(missing_ok=True)
-                taken.release()
-        token = secrets.token_hex(16)
-        write_json(record, _about(token))
-        if not is_part:
-            remove_unfinished(folder)
-    except BaseException:
-        lock.release()
-        raise
-    return [_Held(lock, record, token)]
+    if own and any((_read(path) or {}).get("token") == own for path in (record, *others)):
+        return
+    held.callback(_acquire(record, WAIT).release)
+    for other in others:  # after its own, so that of two that start at once at most one goes on
+        if other.with_suffix(".lock").exists() or other.exists():
+            lock = _acquire(other, 0)
+            other.unlink(missing_ok=True)
+            lock.release()
+    token = secrets.token_hex(16)
+    write_json(record, _about(token))
+    held.callback(_remove_record, record, token)
+    held.enter_context(patch_environment(**{VARIABLE: token}))
+    if not is_part:
+        remove_unfinished(folder)
+
+
+def _remove_record(record: Path, token: str) -> None:
+    if (_read(record) or {}).get("token") == token:
+        record.unlink(missing_ok=True)
 
 
 def _acquire(record: Path, wait: float) -> BaseFileLock:
@@ -470,11 +438,11 @@ def _acquire(record: Path, wait: float) -> BaseFileLock:
 
 def _records(folder: Path) -> list[Path]:
     """List the records of all runs, and of all locks, of a folder."""
-    return sorted({one.with_suffix(".json") for end in ("lock", "json") for one in folder.glob(f"running*.{end}")})
+    return sorted({path.with_suffix(".json") for end in ("lock", "json") for path in folder.glob(f"running*.{end}")})
 
 
 def _told(record: Path, is_or_was: str = "is") -> str:
-    """Begin a sentence with who is at work in a folder."""
+    """Begin a sentence about the run that is or was at work in a folder."""
     about = _read(record) or {}
     pid, host = about.get("pid"), about.get("host")
     if not isinstance(pid, int) or (host == socket.gethostname() and not is_alive(pid) and is_or_was == "is"):
@@ -508,20 +476,20 @@ def without_secrets(command: Sequence[str]) -> list[str]:
 
 
 def _job() -> list[Any] | None:
-    """Return the job of Slurm that this is, and how often it was started anew."""
+    """Return the id of this job of Slurm, and the number of its restarts."""
     number = os.environ.get("SLURM_JOB_ID")
     return None if number is None else [number, int(os.environ.get("SLURM_RESTART_COUNT", "0"))]
 
 
 def _is_requeued(about: Mapping[str, Any]) -> bool:
-    """Tell whether this is the job that left a record, started anew by Slurm after it had ended."""
+    """Tell whether Slurm has restarted the job that left a record, as this job."""
     before, now = about.get("job"), _job()
     return bool(before and now and before[0] == now[0] and before[1] < now[1])
 
 
 def _read(record: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(record.read_text(encoding="utf-8"))
+        about = json.loads(record.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else {}
+    return about if isinstance(about, dict) else {}

@@ -1,4 +1,4 @@
-"""Preferences about real handwriting with known truth, as pairs and as sets by name."""
+"""Preference pairs about real handwriting, with known truth."""
 
 import io
 import random
@@ -20,64 +20,13 @@ from ..data.t2i_templates import ENGLISH
 
 SPLITS = {"train": 0.7, "validation": 0.1, "test": 0.2}
 
-TILE = 32
-
-
-@lru_cache(maxsize=1)
-def _handwriting() -> tuple[np.ndarray, np.ndarray]:
-    bunch = load_digits()
-    return np.rint(bunch.images * (255 / 16)).astype(np.uint8), bunch.target
-
-
-@lru_cache(maxsize=3)
-def split_samples(split: str) -> tuple[int, ...]:
-    """The handwriting samples of a split: a fixed, class-stratified partition that no seed changes."""
-    if split not in SPLITS:
-        raise ValueError(f"`split` must be one of {', '.join(SPLITS)}, got {split!r}.")
-    labels, position = _handwriting()[1], list(SPLITS).index(split)
-    bounds = np.cumsum([0.0, *SPLITS.values()])[position : position + 2]
-    members: list[int] = []
-    for digit in range(10):
-        order = np.random.RandomState(digit).permutation(np.flatnonzero(labels == digit))
-        start, stop = np.rint(bounds * len(order)).astype(int)
-        members += order[start:stop].tolist()
-    return tuple(sorted(members))
-
-
-@lru_cache(maxsize=30)
-def samples_of(split: str, digit: str) -> list[int]:
-    """The samples of a split that show a digit."""
-    return [sample for sample in split_samples(split) if str(_handwriting()[1][sample]) == digit]
-
-
-def render_strip(samples: Sequence[int]) -> PILImage.Image:
-    """Place handwriting samples side by side, each enlarged from 8 x 8 to 32 x 32 pixels."""
-    strip = PILImage.new("RGB", (TILE * len(samples), TILE))
-    for place, sample in enumerate(samples):
-        tile = PILImage.fromarray(_handwriting()[0][sample])
-        strip.paste(tile.resize((TILE, TILE), PILImage.Resampling.BICUBIC), (TILE * place, 0))
-    return strip
-
-
-def digits_of(samples: Sequence[int]) -> str:
-    """The digits that samples show, such as `"37"`."""
-    return "".join(str(_handwriting()[1][sample]) for sample in samples)
-
-
-@lru_cache(maxsize=8192)
-def encoded_strip(samples: tuple[int, ...]) -> dict[str, Any]:
-    """A strip as `datasets` stores an image, as a PNG."""
-    buffer = io.BytesIO()
-    render_strip(samples).save(buffer, format="PNG")
-    return {"bytes": buffer.getvalue(), "path": None}
-
+TILE = 32  # pixels of a digit's side
 
 STYLES = ("plain", "verbose", "markdown")
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
-# No wording may hold a number of its own, so that the read-out stays the only thing an answer says about the image,
-# whatever its style.
+# No wording holds a number, so that the read-out alone speaks about the image, whatever the style.
 QUESTIONS = (
     "What is written here?",
     "Which digits are shown, from left to right?",
@@ -132,48 +81,53 @@ _FEATURES_T2I = Features(
 )
 
 
-def _message(role: str, text: str, with_image: bool = False) -> list[dict[str, Any]]:
-    blocks = [{"type": "image", "text": None}] if with_image else []
-    return [{"role": role, "content": [*blocks, {"type": "text", "text": text}]}]
+@lru_cache(maxsize=1)
+def _handwriting() -> tuple[np.ndarray, np.ndarray]:
+    bunch = load_digits()
+    return np.rint(bunch.images * (255 / 16)).astype(np.uint8), bunch.target
 
 
-def _read_out(digits: str, numerals: str) -> str:
-    return digits if numerals == "figures" else " ".join(WORDS[int(digit)] for digit in digits)
+@lru_cache(maxsize=3)
+def split_samples(split: str) -> tuple[int, ...]:
+    """Return the handwriting samples of a split: a fixed, class-stratified partition, whatever the seed."""
+    if split not in SPLITS:
+        raise ValueError(f"`split` must be one of {', '.join(SPLITS)}, got {split!r}.")
+    labels, position = _handwriting()[1], list(SPLITS).index(split)
+    bounds = np.cumsum([0.0, *SPLITS.values()])[position : position + 2]
+    members: list[int] = []
+    for digit in range(10):
+        order = np.random.RandomState(digit).permutation(np.flatnonzero(labels == digit))
+        start, stop = np.rint(bounds * len(order)).astype(int)
+        members += order[start:stop].tolist()
+    return tuple(sorted(members))
 
 
-def _corrupt(digits: str, wrong: int, rng: random.Random) -> str:
-    places = set(rng.sample(range(len(digits)), wrong))
-    return "".join(
-        rng.choice([other for other in "0123456789" if other != digit]) if place in places else digit
-        for place, digit in enumerate(digits)
-    )
+@lru_cache(maxsize=30)
+def samples_of(split: str, digit: str) -> list[int]:
+    """Return the samples of a split that show a digit."""
+    return [sample for sample in split_samples(split) if str(_handwriting()[1][sample]) == digit]
 
 
-def _check(num_pairs: int, num_digits: Sequence[int], max_wrong: int, noise: float) -> None:
-    if num_pairs < 1:
-        raise ValueError(f"`num_pairs` must be at least 1, got {num_pairs}.")
-    if not num_digits or not set(num_digits) <= {1, 2, 3, 4}:
-        raise ValueError(f"`num_digits` must hold lengths from 1 to 4, got {tuple(num_digits)}.")
-    if max_wrong < 1:
-        raise ValueError(f"`max_wrong` must be at least 1, got {max_wrong}.")
-    if not 0.0 <= noise <= 1.0:
-        raise ValueError(f"`noise` must be between 0 and 1, got {noise}.")
+def render_strip(samples: Sequence[int]) -> PILImage.Image:
+    """Place handwriting samples side by side, each enlarged from 8 x 8 to 32 x 32 pixels."""
+    strip = PILImage.new("RGB", (TILE * len(samples), TILE))
+    for index, sample in enumerate(samples):
+        tile = PILImage.fromarray(_handwriting()[0][sample])
+        strip.paste(tile.resize((TILE, TILE), PILImage.Resampling.BICUBIC), (TILE * index, 0))
+    return strip
 
 
-def _table(
-    make_row: Callable[[], dict[str, Any]], features: Features, num_pairs: int, noise: float, key: str
-) -> Dataset:
-    """Collect the rows of `make_row`, number them, and swap the labels of some."""
-    coin = random.Random(f"{key}-noise")
-    columns: dict[str, list[Any]] = {name: [] for name in features}
-    for index in range(num_pairs):
-        row = make_row() | {"pair_id": f"{key}-{index:06d}", "is_flipped": coin.random() < noise}
-        # The annotator reports how large the difference is; a flip is a mistake about its direction only.
-        row["strength"] = float(row["rejected_wrong"] - row["chosen_wrong"])
-        row["true_strength"] = -row["strength"] if row["is_flipped"] else row["strength"]
-        for name in features:
-            columns[name].append(row[partner_column(name, features) or name] if row["is_flipped"] else row[name])
-    return Dataset.from_dict(columns, features=features)
+def digits_of(samples: Sequence[int]) -> str:
+    """Return the digits that samples show, such as `"37"`."""
+    return "".join(str(_handwriting()[1][sample]) for sample in samples)
+
+
+@lru_cache(maxsize=8192)
+def encoded_strip(samples: tuple[int, ...]) -> dict[str, Any]:
+    """Encode a strip as PNG, in the form in which `datasets` stores images."""
+    buffer = io.BytesIO()
+    render_strip(samples).save(buffer, format="PNG")
+    return {"bytes": buffer.getvalue(), "path": None}
 
 
 def make_digits(
@@ -188,10 +142,10 @@ def make_digits(
     style_bias: float | None = None,
     source: str = "digits",
 ) -> Dataset:
-    """Preference pairs of read-outs: which of two answers reads the handwritten digits of an image better?
+    """Make preference pairs of read-outs: which of two answers reads the handwritten digits of an image better?
 
-    The same arguments give the same rows, byte for byte. Changing `noise` alone changes nothing but which rows are
-    flipped, and changing `style_bias` alone nothing but wording and style.
+    The same arguments make the same rows, byte for byte. `noise` changes only which rows are flipped, and `style_bias`
+    only wording and style.
     """
     _check(num_pairs, num_digits, max_wrong, noise)
     if numerals not in ("words", "figures"):
@@ -243,10 +197,9 @@ def make_digits_t2i(
     noise: float = 0.0,
     source: str = "digits_t2i",
 ) -> Dataset:
-    """Preference pairs of images: which of two images shows what the caption says?
+    """Make raw text-to-image pairs: which of two images shows the digits of the caption?
 
-    These are raw pairs, one caption and two images, as text-to-image preference sets hold them. The preferred image
-    renders the caption; the other has wrong digits, in other people's handwriting throughout.
+    The preferred image renders the caption; the other has wrong digits, and other handwriting throughout.
     """
     _check(num_pairs, num_digits, max_wrong, noise)
     split_samples(split)  # refuses an unknown split before any work is done
@@ -276,11 +229,55 @@ def make_digits_t2i(
     return _table(make_row, _FEATURES_T2I, num_pairs, noise, key)
 
 
-def flip_preferences(dataset: Dataset, rate: float, seed: int = 42) -> Dataset:
-    """Swap the label of an exact share of the pairs, to plant mistakes whose places are known.
+def _message(role: str, text: str, with_image: bool = False) -> list[dict[str, Any]]:
+    blocks = [{"type": "image", "text": None}] if with_image else []
+    return [{"role": role, "content": [*blocks, {"type": "text", "text": text}]}]
 
-    Every column with `chosen` in its name changes place with its `rejected` counterpart. `is_flipped` is toggled (and
-    added where it is missing), `true_strength` changes its sign, and `strength` stays as it is.
+
+def _read_out(digits: str, numerals: str) -> str:
+    return digits if numerals == "figures" else " ".join(WORDS[int(digit)] for digit in digits)
+
+
+def _corrupt(digits: str, wrong: int, rng: random.Random) -> str:
+    """Replace so many digits by other digits."""
+    positions = set(rng.sample(range(len(digits)), wrong))
+    return "".join(
+        rng.choice([other for other in "0123456789" if other != digit]) if index in positions else digit
+        for index, digit in enumerate(digits)
+    )
+
+
+def _check(num_pairs: int, num_digits: Sequence[int], max_wrong: int, noise: float) -> None:
+    if num_pairs < 1:
+        raise ValueError(f"`num_pairs` must be at least 1, got {num_pairs}.")
+    if not num_digits or not set(num_digits) <= {1, 2, 3, 4}:
+        raise ValueError(f"`num_digits` must hold lengths from 1 to 4, got {tuple(num_digits)}.")
+    if max_wrong < 1:
+        raise ValueError(f"`max_wrong` must be at least 1, got {max_wrong}.")
+    if not 0.0 <= noise <= 1.0:
+        raise ValueError(f"`noise` must be between 0 and 1, got {noise}.")
+
+
+def _table(
+    make_row: Callable[[], dict[str, Any]], features: Features, num_pairs: int, noise: float, key: str
+) -> Dataset:
+    """Collect the rows of `make_row`, number them, and flip the labels of some."""
+    coin, rows = random.Random(f"{key}-noise"), []
+    partners = {name: partner_column(name, features) or name for name in features}
+    for index in range(num_pairs):
+        row = make_row() | {"pair_id": f"{key}-{index:06d}", "is_flipped": coin.random() < noise}
+        # The annotator reports the size of the difference; a flip is a mistake about its direction only.
+        row["strength"] = float(row["rejected_wrong"] - row["chosen_wrong"])
+        row["true_strength"] = -row["strength"] if row["is_flipped"] else row["strength"]
+        rows.append({name: row[partner if row["is_flipped"] else name] for name, partner in partners.items()})
+    return Dataset.from_list(rows, features=features)
+
+
+def flip_preferences(dataset: Dataset, rate: float, seed: int = 42) -> Dataset:
+    """Flip the label of an exact share of the pairs, to plant mistakes at known positions.
+
+    Columns with `chosen` in their names are swapped with their `rejected` counterparts, `is_flipped` is toggled (and
+    added where it is missing), `true_strength` changes its sign, and `strength` stays.
     """
     if not 0.0 <= rate <= 1.0:
         raise ValueError(f"`rate` must be between 0 and 1, got {rate}.")
@@ -288,7 +285,7 @@ def flip_preferences(dataset: Dataset, rate: float, seed: int = 42) -> Dataset:
     flipped = np.zeros(count, dtype=bool)
     # The tolerance keeps 0.29 * 100 = 28.999999999999996 from losing a row.
     flipped[np.random.default_rng(seed).permutation(count)[: int(rate * count + 1e-9)]] = True
-    # Whole Arrow columns are moved, so that no image is decoded and encoded again.
+    # Arrow columns are moved whole, so that no image is decoded and encoded again.
     table: pa.Table = dataset.with_format("arrow")[:]
     rows = pa.array(np.arange(count) + np.where(flipped, count, 0))
     columns = {name: table[name] for name in table.column_names}
@@ -305,33 +302,30 @@ def flip_preferences(dataset: Dataset, rate: float, seed: int = 42) -> Dataset:
 
 
 def all_texts() -> list[str]:
-    """Every wording of this module around every digit: what a tokenizer for these rows must know."""
+    """List every wording of this module around every digit, for a tokenizer of these rows."""
     frames = [*(frame for frames in ANSWERS.values() for frame in frames), *CAPTIONS]
     return [*QUESTIONS, *(frame.format(f"{word} {word}") for frame in frames for word in (*WORDS, *"0123456789"))]
 
 
 def texts_of(specs: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
-    """What the tiny model's tokenizer must know besides the texts of the read-outs."""
-    if not any("digits_t2i" in (spec or {}) for sources in specs.values() for spec in sources.values()):
-        return []
-    return two_image_texts()
+    """List the texts besides read-outs that a tokenizer of these sets must know."""
+    has_images = any("digits_t2i" in (spec or {}) for sources in specs.values() for spec in sources.values())
+    return two_image_texts() if has_images else []
 
 
 def two_image_texts() -> list[str]:
-    """The wordings of questions about two images."""
+    """List the wordings of questions about two images."""
     return [text for t in ENGLISH for text in (t.prompt, t.first_is_better, t.second_is_better, *t.labels)]
 
 
 def demo_rows(kind: str, source: str, options: Mapping[str, Any]) -> Dataset:
-    """Canonical rows."""
-    given = {"source": source, **options}
-    split, num_pairs = given.pop("split", "train"), given.pop("num_pairs", 1000)
+    """Make canonical rows of `digits` or `digits_t2i`, with the options of a configuration."""
+    given = {"source": source, "split": "train", "num_pairs": 1000, **options}
     if kind == "digits":
-        return make_digits(split, num_pairs, **given)
+        return make_digits(**given)
     both_orders = given.pop("both_orders", False)
-    pairs = make_digits_t2i(split, num_pairs, **given)
-    return reformulate_t2i(pairs, seed=given.get("seed", 42), both_orders=both_orders)
+    return reformulate_t2i(make_digits_t2i(**given), seed=given.get("seed", 42), both_orders=both_orders)
 
 
-# For [`~trl_dt2it.curation.rounds.config.read_sets`].
+# Loaders of [`~trl_dt2it.curation.rounds.config.read_sets`].
 DEMO_LOADERS = {kind: partial(demo_rows, kind) for kind in ("digits", "digits_t2i")}

@@ -23,22 +23,15 @@ from ..data.t2i import reformulate_t2i
 from .digits import TILE, all_texts, make_digits, make_digits_t2i, two_image_texts
 
 
+PAIRS = 3000  # of each kind, which the reader learns from
+
 SPECIAL_TOKENS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|object_ref_start|>",
-    "<|object_ref_end|>",
-    "<|box_start|>",
-    "<|box_end|>",
-    "<|quad_start|>",
-    "<|quad_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>"),
+    *("<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>"),
+    *("<|image_pad|>", "<|video_pad|>"),
 )
+
+_COLUMNS = ["prompt", "chosen", "rejected", "images", "pair_id", "source"]
 
 # Words stay with their leading space and figures stay single, as in Qwen's own tokenizer.
 _PIECES = (
@@ -77,12 +70,9 @@ def build_tiny_tokenizer(
     if vocab_size < smallest:
         raise ValueError(f"`vocab_size` must be at least {smallest} to hold every byte, got {vocab_size}.")
     backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_PIECES), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    pieces = pre_tokenizers.Split(Regex(_PIECES), behavior="isolated")
+    as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([pieces, as_bytes])
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(SPECIAL_TOKENS),
@@ -117,10 +107,8 @@ def build_tiny_vlm(
 ) -> str:
     """Build a tiny Qwen3-VL with random weights and its processor, and save both."""
     if hidden_size % 32 or vision_hidden_size % 16:
-        raise ValueError(
-            f"`hidden_size` must be a multiple of 32 and `vision_hidden_size` of 16, got {hidden_size} and "
-            f"{vision_hidden_size}."
-        )
+        sizes = f"{hidden_size} and {vision_hidden_size}"
+        raise ValueError(f"`hidden_size` must be a multiple of 32 and `vision_hidden_size` of 16, got {sizes}.")
     tokenizer = build_tiny_tokenizer(vocab_size, extra_texts)
     token_id = dict(tokenizer.get_added_vocab())
     config = Qwen3VLConfig(
@@ -140,7 +128,7 @@ def build_tiny_vlm(
                 "mrope_section": [6, 5, 5],
                 "mrope_interleaved": True,
             },
-            # Qwen's 0.02 is meant for wide layers; in narrow ones the signal would start out too weak.
+            # Qwen's 0.02 is meant for wide layers; in narrow layers the signal would start out too weak.
             "initializer_range": hidden_size**-0.5 / 2,
             "pad_token_id": token_id["<|endoftext|>"],
             "eos_token_id": token_id["<|im_end|>"],
@@ -179,22 +167,18 @@ def build_tiny_vlm(
     return str(output_dir)
 
 
-PAIRS = 3000
-
-_COLUMNS = ["prompt", "chosen", "rejected", "images", "pair_id", "source"]
-
-
 def train_tiny_reader(output_dir: str | Path, *, seed: int = 42, seeing_epochs: int = 4, epochs: int = 8) -> str:
-    """Trains the tiny model to read a digit and to compare two images, and saves what is behind the reward head."""
+    """Train the tiny model to read a digit and to compare two images, and save it without the reward head."""
+    from ..models.modeling import load_reward_model  # heavy, and not needed by `build_tiny_vlm`
+
     read_outs = make_digits("train", PAIRS, seed=seed).select_columns(_COLUMNS)
-    images = make_digits_t2i("train", PAIRS, seed=seed)
-    images = reformulate_t2i(images, seed=seed).select_columns(_COLUMNS)
+    images = reformulate_t2i(make_digits_t2i("train", PAIRS, seed=seed), seed=seed).select_columns(_COLUMNS)
     with tempfile.TemporaryDirectory() as folder:
         base = build_tiny_vlm(f"{folder}/base", seed=seed, extra_texts=two_image_texts())
         seeing = _train(base, read_outs, f"{folder}/seeing", seed, seeing_epochs)
         trained = _train(seeing, concatenate_datasets([images, read_outs]), f"{folder}/comparing", seed, epochs)
         reader = Qwen3VLForConditionalGeneration.from_pretrained(base, dtype=torch.float32)
-        reader.model.load_state_dict(_backbone(trained))
+        reader.model.load_state_dict(load_reward_model(trained, dtype="float32").model.state_dict())
         reader.bfloat16().save_pretrained(output_dir)
         AutoProcessor.from_pretrained(base).save_pretrained(output_dir)
     return str(output_dir)
@@ -225,12 +209,6 @@ def _train(model: str, rows: Dataset, output_dir: str, seed: int, epochs: int) -
     trainer.train()
     trainer.save_model()
     return output_dir
-
-
-def _backbone(directory: str) -> dict[str, torch.Tensor]:
-    from ..models.modeling import load_reward_model
-
-    return load_reward_model(directory, dtype="float32").model.state_dict()
 
 
 if __name__ == "__main__":

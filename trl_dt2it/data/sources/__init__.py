@@ -3,14 +3,14 @@
 To add a set, such as `my_set`:
 
 1. Write its adapter, in the module of the sets that are most like it. An adapter is a generator that takes a row as
-   the source has it, and yields [`preference`] or [`t2i_pair`] of what it reads there. Its keyword arguments are
-   options of `load_preferences`. For a pair that cannot be used, it raises a [`RowError`] with a reason, or yields it
-   if the row holds other pairs, too. `fields` reads what sets have in common, and refuses what is missing or odd.
-2. Describe the set beside the adapter: `MY_SET = Source(my_set, licence=..., hub_id=..., reads=(...))`. Fields that
+   the source has it and yields a [`preference`] or a [`t2i_pair`]. Its keyword arguments are options of
+   `load_preferences`. For a pair that cannot be used it raises a [`RowError`] with a reason, or yields the error if
+   the row holds other pairs too. `fields` reads what sets have in common.
+2. Describe the set below the adapter: `MY_SET = Source(my_set, licence=..., hub_id=..., reads=(...))`. Fields that
    are not in `reads` stay columns.
-3. Enter it below as `"my_set": MY_SET`. Identity, paths, frames, checks and the quarantine are the loader's.
-4. Put sample rows into `tests/data/fixtures`, say by hand in a test what becomes of every field of them, and of a row
-   for every reason, and add the set to the table in `docs/data.md`.
+3. Enter it here as `"my_set": MY_SET`. Identity, paths, frames, checks and the quarantine are the loader's.
+4. Put sample rows into `tests/data/fixtures`. State in a test the expected value of each of their fields, and a row
+   for each reason. Add the set to the table in `docs/data.md`.
 """
 
 from .fields import Adapter, Source
@@ -35,9 +35,8 @@ from .trl_rows import COLUMNS, TRL
 
 __all__ = ["SOURCES", "Adapter", "Source"]
 
-# Every public set and format that `load_preferences` knows, by its name there.
 SOURCES: dict[str, Source] = {
-    # Answers about images.
+    # Answers about images
     "llava_critic": LLAVA_CRITIC,
     "llava_human_preference": LLAVA_HUMAN_PREFERENCE,
     "mm_rlhf": MM_RLHF,
@@ -49,7 +48,7 @@ SOURCES: dict[str, Source] = {
     "spa_vl": SPA_VL,
     "vlfeedback": VLFEEDBACK,
     "wildvision_battle": WILDVISION_BATTLE,
-    # Images made from captions.
+    # Images made from captions
     "evalmuse": EVALMUSE,
     "hpdv2": HPDV2_TRAIN,
     "hpdv2_test": HPDV2_TEST,
@@ -59,7 +58,7 @@ SOURCES: dict[str, Source] = {
     "imagereward_rankings": IMAGEREWARD_RANKINGS,
     "pickapic_v2": PICKAPIC_V2,
     "rapidata": RAPIDATA,
-    # Formats.
+    # Formats
     "columns": COLUMNS,
     "dt2it_t2i": PER_ANSWER_IMAGES,
     "llamafactory": LLAMAFACTORY,

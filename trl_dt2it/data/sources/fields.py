@@ -1,4 +1,4 @@
-"""A source, and the fields that its rows are read by."""
+"""Description of a source, and readers of the fields of its rows, which refuse what is missing or malformed."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import ast
 import base64
 import binascii
 import json
+import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -15,91 +17,54 @@ from ..messages import IMAGE_MARKER
 from ..rows import Reason, RowError
 
 
-# The column that holds a raw row as JSON, and the one that holds the folder that its image paths start from.
-JSON_COLUMN = "_json"
+JSON_COLUMN = "_json"  # column of a raw row as JSON
 
-FOLDER_COLUMN = "_folder"
+FOLDER_COLUMN = "_folder"  # column of the folder that a row's image paths start from
 
-# An adapter takes a row as the source has it (of a grouped source, all rows of a group) and its options as keywords.
-# It gives canonical rows, and a `RowError` for each pair that the source holds and that cannot be used.
+# A function of a row as the source has it (of a grouped source, of all rows of a group), with options as keywords. It
+# yields canonical rows, and a `RowError` for each pair that the source holds and that cannot be used.
 Adapter: TypeAlias = Callable[..., Iterator[dict[str, Any] | RowError]]
 
-# Of the fields that a set has, and with these options, those that its adapter reads or refuses.
+# A function of the fields that a set has and of the options: the fields among them that the adapter reads or refuses.
 Reads: TypeAlias = Callable[[Collection[str], Mapping[str, Any]], set[str]]
+
+Turns = list[tuple[str, str]]  # role and text
+
+_CALLS = ("function_call", "function_response", "observation", "tool", "tool_call", "tool_response")
 
 
 @dataclass(frozen=True)
 class Source:
-    """
-    A public preference set.
-
-    Parameters:
-        convert (`Callable`):
-            Its adapter.
-        licence (`str`):
-            SPDX identifier as the publisher gives it, or `"unknown"`.
-        hub_id (`str`, *optional*):
-            Where it is on the Hub. A format has none.
-        is_non_commercial (`bool`, *optional*, defaults to `False`):
-            Whether the licence forbids commercial use.
-        is_t2i (`bool`, *optional*, defaults to `False`):
-            Whether the adapter gives text-to-image pairs.
-        group_by (`str`, *optional*):
-            Column whose equal values make a group, where pairs are formed from several rows.
-        has_videos (`bool`, *optional*, defaults to `False`):
-            Whether some rows have videos.
-        has_weights (`bool`, *optional*, defaults to `False`):
-            Whether rows may have a `weight`.
-        reads (`tuple[str, ...]` or `Callable`, *optional*, defaults to `()`):
-            Fields that the adapter reads or refuses, `"a.b"` for the field `b` of the field `a`; or a function of the
-            fields that a set has, and of the options. All other fields stay columns.
-        is_checked (`bool`, *optional*, defaults to `False`):
-            Whether the adapter calls [`check_row`], which others leave to the loader.
-        has_parts (`bool`, *optional*, defaults to `False`):
-            Whether the published rows have a `source`, which names the part of the set that a row is from. The set
-            itself, by whose name licences and rows of benchmarks are found, stays the source.
-        config (`str`, *optional*):
-            Configuration to load.
-        files (`tuple[str, ...]`, *optional*, defaults to `()`):
-            Patterns of the files that hold the rows, in a repository that needs a loading script or holds other files
-            too. `{split}` stands for the split.
-        note (`str`, *optional*, defaults to `""`):
-            What a user has to know: images that are not shipped, unclear terms.
-    """
+    """A public preference set, or a format: its adapter, and the facts that the loader needs."""
 
     convert: Adapter
-    licence: str
-    hub_id: str | None = None
+    licence: str  # SPDX identifier as the publisher states it, or "unknown"
+    hub_id: str | None = None  # repository on the Hub; a format has none
     is_non_commercial: bool = False
-    is_t2i: bool = False
-    group_by: str | None = None
+    is_t2i: bool = False  # the adapter yields text-to-image pairs
+    group_by: str | None = None  # column whose equal values make a group, where pairs are formed from several rows
     has_videos: bool = False
-    has_weights: bool = False
+    has_weights: bool = False  # rows may have a `weight`
+    # Fields that the adapter reads or refuses, "a.b" for the field b of the field a. All other fields stay columns.
     reads: tuple[str, ...] | Reads = ()
-    is_checked: bool = False
+    is_checked: bool = False  # the adapter calls [`check_row`], which others leave to the loader
+    # Published rows have a `source` that names a part of the set. The set's own name, by which licences and rows of
+    # benchmarks are found, stays the source.
     has_parts: bool = False
-    config: str | None = None
+    config: str | None = None  # configuration to load
+    # Patterns of the files that hold the rows, in a repository that needs a loading script or holds other files too;
+    # "{split}" stands for the split.
     files: tuple[str, ...] = ()
-    note: str = ""
-
-
-Turns = list[tuple[str, str]]  # role and text
+    note: str = ""  # for users: images that are not shipped, unclear terms
 
 
 class Tags(NamedTuple):
-    """How a layout writes messages down."""
+    """Keys and roles of the messages of a layout, and the roles of calls and results of tools, which are refused."""
 
     role_keys: tuple[str, ...]
     content_keys: tuple[str, ...]
     roles: Mapping[str, str]
-    calls: tuple[str, ...] = (
-        "function_call",
-        "function_response",
-        "observation",
-        "tool",
-        "tool_call",
-        "tool_response",
-    )
+    calls: tuple[str, ...] = _CALLS
 
 
 # ShareGPT's names and OpenAI's.
@@ -109,7 +74,7 @@ TAGS = Tags(
     {"human": "user", "user": "user", "system": "system", **dict.fromkeys(("gpt", "bot", "assistant"), "assistant")},
 )
 
-# What a message may carry besides its text, and a canonical one cannot hold.
+# Fields of messages, besides the text, that a canonical message cannot hold.
 _MESSAGE_EXTRAS = {
     *("tool_calls", "tool_call_id", "function_call", "reasoning_content", "reasoning", "thinking", "tools"),
     *(f"{kind}{ending}" for kind in ("image", "video", "audio") for ending in ("", "s", "_url")),
@@ -127,7 +92,7 @@ _IMAGE_FILE = re.compile(
 
 
 def text_field(row: Mapping[str, Any], field: str) -> str:
-    """A field that has to be a string."""
+    """Read a string, which must not be missing."""
     value = row.get(field)
     if value is None:
         raise RowError("missing_column", f"`{field}` is missing or None; give it, or drop the row.")
@@ -137,7 +102,7 @@ def text_field(row: Mapping[str, Any], field: str) -> str:
 
 
 def answer_field(row: Mapping[str, Any], field: str, tags: Tags = TAGS) -> str:
-    """An answer: a string, or a message, alone or in a list; not a user's, and no call or result of a tool."""
+    """Read an answer: a string, or a message of the assistant, alone or in a list."""
     value = row.get(field)
     if isinstance(value, (list, tuple)) and len(value) == 1 and isinstance(value[0], Mapping):
         value = value[0]
@@ -149,18 +114,17 @@ def answer_field(row: Mapping[str, Any], field: str, tags: Tags = TAGS) -> str:
     _check_extras(value, f"`{field}`")
     content = _first(value, tags.content_keys)
     if content is None and is_given(value):
-        raise RowError(
-            "missing_column", f"`{field}` is a message without {' or '.join(tags.content_keys)}; give its text."
-        )
+        keys = " or ".join(tags.content_keys)
+        raise RowError("missing_column", f"`{field}` is a message without {keys}; give its text.")
     if isinstance(content, (list, tuple)):
         content = _text_of_blocks(content, f"`{field}`", [])
     return text_field({field: content}, field)
 
 
 def check_is_text(row: Mapping[str, Any], fields: Sequence[str], how: str) -> None:
-    """Refuses answers that are images, or the names of image files: a text-to-image pair is not read as text."""
-    values = [row.get(field) for field in fields]
-    for field, value in zip(fields, values, strict=True):
+    """Refuse answers that are images or names of image files: a text-to-image pair is not read as text."""
+    for field in fields:
+        value = row.get(field)
         items = value if isinstance(value, (list, tuple)) else [value]
         is_image = any(
             isinstance(item, (bytes, bytearray, memoryview))
@@ -170,8 +134,8 @@ def check_is_text(row: Mapping[str, Any], fields: Sequence[str], how: str) -> No
         )
         if is_image:
             raise RowError("image_in_answer", f"`{field}` holds an image: this is a text-to-image pair; {how}")
-    texts = [value.strip() for value in values if isinstance(value, str)]
-    if len(texts) == len(values) and all(map(_is_image_file, texts)):
+    texts = [str(row.get(field)).strip() for field in fields]
+    if all(map(_is_image_file, texts)):
         names = " and ".join(f"`{field}`" for field in fields)
         raise RowError(
             "image_in_answer",
@@ -184,7 +148,7 @@ def _is_image_file(text: str) -> bool:
 
 
 def check_placeholders(turns: Turns, answers: Mapping[str, str], placeholders: Sequence[str] = _PLACEHOLDERS) -> None:
-    """Refuses placeholders of images anywhere but in what the user says, and of videos and sounds anywhere."""
+    """Refuse placeholders of images outside of user messages, and of videos and sounds anywhere."""
     parts = [("the prompt", text, role == "user") for role, text in turns]
     for name, text, is_user in (*parts, *((f"`{field}`", text, False) for field, text in answers.items())):
         if len(placeholders) > 1 and (found := _IMAGE_IN_TEXT.search(text)):
@@ -210,7 +174,7 @@ def check_placeholders(turns: Turns, answers: Mapping[str, str], placeholders: S
 
 
 def json_field(row: Mapping[str, Any], field: str) -> Any:
-    """What a string field holds as JSON; a field that is parsed already comes as it is."""
+    """Parse a field that holds JSON, or return it where it is parsed already."""
     value = row.get(field)
     if isinstance(value, (Mapping, list)):
         return value
@@ -223,13 +187,13 @@ def json_field(row: Mapping[str, Any], field: str) -> Any:
 
 
 def name_field(row: Mapping[str, Any], field: str) -> str | None:
-    """A name or a number as a string, for columns that only say where a row comes from."""
+    """Read a name or a number as a string, for columns that only tell where a row comes from."""
     value = row.get(field)
     return str(value) if isinstance(value, (str, int, float)) and value != "" else None
 
 
 def strength_field(row: Mapping[str, Any], field: str, reason: Reason = "bad_strength") -> float | None:
-    """A finite number that is not negative, also in a string; `None` if it is not known."""
+    """Read a finite number that is not negative, also in a string; `None` if it is unknown."""
     value = row.get(field)
     if value is None:
         return None
@@ -242,29 +206,29 @@ def strength_field(row: Mapping[str, Any], field: str, reason: Reason = "bad_str
 
 
 def to_number(value: Any) -> float | None:
-    """A finite number, also in a string; `None` for anything else."""
+    """Convert to a finite number, also from a string; `None` for anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     try:
         number = float(value)
     except (ValueError, OverflowError):
         return None
-    return number if abs(number) < float("inf") else None  # which not-a-number is not, either
+    return number if math.isfinite(number) else None
 
 
 def images_field(row: Mapping[str, Any], field: str) -> list[Any]:
-    """The images of a field that holds one, a list of them, or none."""
+    """Read the images of a field that holds one, a list of them, or none."""
     value = row.get(field)
     if not isinstance(value, (list, tuple)):
-        return [] if _is_missing(value) else [_decoded(value, field)]
+        return [] if _is_missing(value) else [_decoded(value, f"`{field}`")]
     for index, image in enumerate(value):
         if _is_missing(image):
             raise RowError("image_missing", f"`{field}[{index}]` is None or empty; give the image or drop the row.")
-    return [_decoded(image, f"{field}[{index}]") for index, image in enumerate(value)]
+    return [_decoded(image, f"`{field}[{index}]`") for index, image in enumerate(value)]
 
 
 def image_field(row: Mapping[str, Any], *fields: str) -> list[Any]:
-    """The one image of a row, as a list, from the first of some fields that holds any."""
+    """Read the single image of a row, as a list, from the first field that holds any."""
     for field in fields:
         images = images_field(row, field)
         if len(images) > 1:
@@ -276,9 +240,8 @@ def image_field(row: Mapping[str, Any], *fields: str) -> list[Any]:
 
 
 def turns_field(row: Mapping[str, Any], field: str, tags: Tags = TAGS, images: list[Any] | None = None) -> Turns:
-    """The messages of a conversation as pairs of role and text.
-
-    Where contents may be blocks, `images` collects the images that these hold, and each leaves a marker in the text.
+    """Read the messages of a conversation as pairs of role and text. Where contents may be blocks, `images` collects
+    their images, each of which leaves a marker in the text.
     """
     messages = row.get(field)
     if messages is None:
@@ -302,49 +265,38 @@ def turns_field(row: Mapping[str, Any], field: str, tags: Tags = TAGS, images: l
 
 
 def prompt_field(row: Mapping[str, Any], field: str, tags: Tags = TAGS, images: list[Any] | None = None) -> Turns:
-    """A conversation that waits for an answer."""
+    """Read a conversation that ends with a user message."""
     turns = turns_field(row, field, tags, images)
-    check_prompt(turns, field)
+    _check_prompt(turns, field)
     return turns
 
 
 def answered_field(
     row: Mapping[str, Any], field: str, tags: Tags = TAGS, images: list[Any] | None = None
 ) -> tuple[Turns, str]:
-    """A whole conversation as its prompt and the answer at its end."""
+    """Read a whole conversation as its prompt and the answer at its end."""
     *turns, (role, answer) = turns_field(row, field, tags, images)
     if role != "assistant":
         raise RowError("not_conversational", f"`{field}` ends with a {role} message; end it with the answer.")
-    check_prompt(turns, field)
+    _check_prompt(turns, field)
     return turns, answer
 
 
-def check_prompt(turns: Turns, field: str) -> None:
-    """A prompt ends with what the user says."""
+def _check_prompt(turns: Turns, field: str) -> None:
+    """Refuse a prompt that does not end with a user message."""
     if not turns or turns[-1][0] != "user":
         raise RowError("not_conversational", f"`{field}` has no user message right before the answer; add it.")
 
 
 def with_system(turns: Turns, row: Mapping[str, Any], field: str) -> Turns:
-    """The turns with a row's system prompt in front, unless they begin with their own."""
+    """Put a row's system prompt in front of turns, unless they begin with their own."""
     if row.get(field) is None or row[field] == "" or turns[0][0] == "system":
         return turns
     return [("system", text_field(row, field)), *turns]
 
 
-def same_prompt(first: Turns, second: Turns, names: Sequence[str]) -> Turns:
-    """The prompt of two conversations, which has to be the same: both answers are compared as answers to it."""
-    if first != second:
-        raise RowError(
-            "not_conversational",
-            f"`{names[0]}` and `{names[1]}` differ before their last answer, so that there is no common prompt; drop "
-            "the row.",
-        )
-    return first
-
-
 def without_markers(text: str) -> str:
-    """A text without its image markers and the line breaks that go with them."""
+    """Remove image markers and the line breaks that go with them."""
     for marker in ("<image>\n", "\n<image>", "<image>"):
         text = text.replace(marker, "")
     return text
@@ -357,7 +309,7 @@ def _is_missing(image: Any) -> bool:
 
 
 def is_given(value: Any) -> bool:
-    """Whether a field holds anything: `None`, an empty string, list or object, and a list of these, hold nothing."""
+    """Tell a field that holds anything from `None`, an empty string, list or object, and a list of these."""
     if value is None or isinstance(value, str):
         return bool(value)
     if isinstance(value, (list, tuple)):
@@ -366,12 +318,10 @@ def is_given(value: Any) -> bool:
 
 
 def literal(text: str) -> Any:
-    """What a string holds, in JSON or as Python prints it; `None` if it is neither."""
+    """Parse JSON, or a value as Python prints it; `None` if it is neither."""
     for parse in (json.loads, ast.literal_eval):
-        try:
+        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
             return parse(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
     return None
 
 
@@ -386,7 +336,7 @@ def _check_extras(message: Mapping[str, Any], where: str) -> None:
 
 
 def _text_of_blocks(blocks: Sequence[Any], where: str, images: list[Any]) -> str:
-    """The text of content blocks as OpenAI, Anthropic, ms-swift or LLaMA-Factory write them, with image markers."""
+    """Join the text of content blocks of OpenAI, Anthropic, ms-swift or LLaMA-Factory, with image markers."""
     parts = []
     for block in blocks:
         kind = block.get("type") if isinstance(block, Mapping) else type(block).__name__
@@ -406,7 +356,7 @@ def _text_of_blocks(blocks: Sequence[Any], where: str, images: list[Any]) -> str
 
 
 def _image_of_block(block: Mapping[str, Any]) -> Any:
-    """The image in a block; `None` of a bare placeholder."""
+    """Return the image of a block; `None` of a bare placeholder."""
     value = _first(block, ("image", "image_url", "value", "source", "url", "path", "base64", "bytes"))
     if isinstance(value, Mapping) and not {"bytes", "path"} & set(value):
         return _first(value, ("url", "data"))
@@ -414,26 +364,25 @@ def _image_of_block(block: Mapping[str, Any]) -> Any:
 
 
 def _decoded(image: Any, where: str) -> Any:
-    """An image that is base64, alone, in a `data:` address or where bytes belong, as bytes; others as they are."""
+    """Decode an image in base64, alone, in a `data:` address or in place of bytes; return others as they are."""
     if isinstance(image, Mapping) and isinstance(image.get("bytes"), str):
         content = _from_base64(image["bytes"])
         if content is None:
-            raise RowError("image_type", f"`{where}` has `bytes` that are text and no base64 of an image; fix it.")
+            raise RowError("image_type", f"{where} has `bytes` that are text and no base64 of an image; fix it.")
         return {**image, "bytes": content}
     if isinstance(image, Mapping) and image.get("bytes") is None and _is_missing(image.get("path")):
-        image = image["url"]  # which is there, or the image would be missing
+        image = image["url"]  # given, or the image would be missing
     if not isinstance(image, str):
         return image
     if not image.startswith("data:"):
-        return image if (content := _from_base64(image)) is None else content
-    content = _from_base64(image.partition(",")[2])
-    if content is None:
-        raise RowError("image_corrupt", f"`{where}` is a `data:` address without an image in base64; fix it.")
+        return _from_base64(image) or image
+    if (content := _from_base64(image.partition(",")[2])) is None:
+        raise RowError("image_corrupt", f"{where} is a `data:` address without an image in base64; fix it.")
     return content
 
 
 def _from_base64(text: str) -> bytes | None:
-    """The bytes of an image in base64, or `None` if the text is something else, such as a path."""
+    """Decode an image in base64; `None` if the text is something else, such as a path."""
     try:
         content = base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError):

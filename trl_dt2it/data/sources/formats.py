@@ -1,4 +1,4 @@
-"""Adapters for the formats of LLaMA-Factory, ms-swift, RLAIF-V and other pairs of conversations."""
+"""Adapters of the formats of LLaMA-Factory and ms-swift, and of sets of two conversations."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ from .fields import (
     literal,
     name_field,
     prompt_field,
-    same_prompt,
     strength_field,
     text_field,
     with_system,
@@ -34,24 +33,15 @@ from .fields import (
 
 _AS_T2I = "make a question about two images of each such pair with `reformulate_t2i`."
 
-# What each column is called where `dataset_info.json` does not say so.
-_COLUMNS = {
-    "messages": "conversations",
-    "prompt": "instruction",
-    "query": "input",
-    "response": "output",
-    "history": "history",
-    "system": "system",
-    "chosen": "chosen",
-    "rejected": "rejected",
-    "images": "images",
-    "videos": "videos",
-    "audios": "audios",
-    "tools": "tools",
-    "kto_tag": "kto_tag",
+# Names of columns that `dataset_info.json` may override.
+_COLUMNS = {"messages": "conversations", "prompt": "instruction", "query": "input", "response": "output"}
+
+_COLUMNS |= {
+    name: name
+    for name in ("history", "system", "chosen", "rejected", "images", "videos", "audios", "tools", "kto_tag")
 }
 
-# What each tag of `dataset_info.json` is where it does not say so. Calls and results of tools are refused.
+# Tags that `dataset_info.json` may override. Calls and results of tools are refused.
 _TAGS: dict[str, str | None] = {
     "role_tag": None,
     "content_tag": None,
@@ -68,8 +58,8 @@ _WHOLE = ("chosen_messages", "rejected_messages")
 def llamafactory(
     row: Mapping[str, Any], *, columns: Mapping[str, str] | None = None, tags: Mapping[str, str] | None = None
 ) -> Iterator[dict[str, Any] | RowError]:
-    """A ranking row of LLaMA-Factory: in ShareGPT's layout, OpenAI's, Alpaca's, or two whole conversations. All images
-    belong to the prompt.
+    """Read a ranking row of LLaMA-Factory: ShareGPT's layout, OpenAI's, Alpaca's, or two whole conversations. All
+    images belong to the prompt.
     """
     if unknown := (columns or {}).keys() - _COLUMNS.keys():
         raise ValueError(f"`columns` has the keys {sorted(unknown)}; it may have {', '.join(_COLUMNS)}.")
@@ -84,7 +74,7 @@ def llamafactory(
     fields, inside = (names["chosen"], names["rejected"]), list[Any]()
     both = row.get(names["response"])
     if isinstance(both, (list, tuple)) and len(both) == 2 and not any(is_given(row.get(field)) for field in fields):
-        row = {**row, **dict(zip(fields, both, strict=True))}  # a file of old: the better answer and the worse one
+        row = {**row, **dict(zip(fields, both, strict=True))}  # an old file: the better answer and the worse one
     elif is_given(both) and not any(row.get(field) is not None for field in (*fields, *_WHOLE)):
         raise RowError(
             "missing_column",
@@ -122,7 +112,7 @@ def llamafactory(
 
 
 def _llamafactory_fields(present: Collection[str], options: Mapping[str, Any]) -> set[str]:
-    """Fields that [`llamafactory`] reads or refuses, of a set that has these."""
+    """List the fields that [`llamafactory`] reads or refuses."""
     names = {**_COLUMNS, **(options.get("columns") or {})}
     layouts = [set(_WHOLE), {names["messages"]}, {names["prompt"], names["query"]}, {"messages"}]
     layout = next((fields for fields in layouts if fields & set(present)), set[str]())
@@ -136,7 +126,7 @@ def _llamafactory_fields(present: Collection[str], options: Mapping[str, Any]) -
 
 
 def or_llamafactory(*fields: str) -> Reads:
-    """These fields, and, of a set in LLaMA-Factory's layout, those that [`llamafactory`] reads."""
+    """Make a function that lists these fields and, of a set in LLaMA-Factory's layout, those of [`llamafactory`]."""
     return partial(_fields_or_llamafactory, fields)
 
 
@@ -144,7 +134,11 @@ def _fields_or_llamafactory(fields: Collection[str], present: Collection[str], o
     return {*fields, *(_llamafactory_fields(present, {}) if "conversations" in present else ())}
 
 
-# Where a row of ms-swift may have its conversation, or else question and answer: several names, the first one winning.
+LLAMAFACTORY = Source(
+    llamafactory, licence="unknown", reads=_llamafactory_fields, note="The licence is that of your data set."
+)
+
+# Columns of a conversation, or of question and answer, in ms-swift's order of preference.
 _CONVERSATIONS = ("messages", "conversation", "conversations")
 
 _SYSTEMS = ("system", "system_prompt")
@@ -172,9 +166,9 @@ _OBJECT = re.compile("<ref-object>|<bbox>")
 
 
 def ms_swift(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
-    """A preference row of ms-swift: a conversation that ends with the better answer, and the worse one."""
-    _check_media(row, "videos", "video", "audios", "audio", "rejected_videos", "rejected_audios")
-    _check_media(row, "ref_audios", "audio_codes")
+    """Read a preference row of ms-swift: a conversation that ends with the better answer, and the worse answer."""
+    media = ("videos", "video", "audios", "audio", "rejected_videos", "rejected_audios", "ref_audios", "audio_codes")
+    _check_media(row, *media)
     _check_tools(row, "tools", "rejected_tools")
     for field in ("chat_template_kwargs", *_LISTS_OF_SAMPLES):
         if is_given(row.get(field)):
@@ -200,18 +194,12 @@ def ms_swift(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
         raise RowError("not_conversational", "`system` and `system_prompt` differ; keep one of them.")
     prompt = with_system(prompt, row, systems[0]) if systems else prompt
     check_placeholders(prompt, answers)
-    yield preference(
-        prompt,
-        chosen,
-        rejected,
-        images,
-        strength=strength_field(row, "margin"),
-        source_id=name_field(row, "id"),
-    )
+    strength = strength_field(row, "margin")
+    yield preference(prompt, chosen, rejected, images, strength=strength, source_id=name_field(row, "id"))
 
 
 def _ms_swift_fields(present: Collection[str], options: Mapping[str, Any]) -> set[str]:
-    """Fields that [`ms_swift`] reads or refuses, of a set that has these."""
+    """List the fields that [`ms_swift`] reads or refuses."""
     if (messages := next((name for name in _CONVERSATIONS if name in present), None)) is not None:
         return _SWIFT_FIELDS | {messages}
     fields = _SWIFT_FIELDS | {"history"}
@@ -220,13 +208,16 @@ def _ms_swift_fields(present: Collection[str], options: Mapping[str, Any]) -> se
     return fields | ({"instruction", "input", "output"} if {"instruction", "input"} <= set(present) else set())
 
 
+MS_SWIFT = Source(ms_swift, licence="unknown", reads=_ms_swift_fields, note="The licence is that of your data set.")
+
+
 def _swift_conversation(row: Mapping[str, Any], inside: list[Any]) -> tuple[Turns, str, str]:
-    """The prompt without the field of a system prompt, the better answer, and the field that holds it."""
+    """Read the prompt without the system field, the better answer, and the name of the field that holds it."""
     for name in _CONVERSATIONS:
         if row.get(name) is not None:
             return *_swift_answered(row, name, inside), name
     if row.get("query") is None and row.get("instruction") is not None and row.get("input") is not None:
-        query = "\n".join(text for name in ("instruction", "input") if (text := text_field(row, name)))
+        query = _joined(row, "instruction", "input")
         answer = "output" if row.get("output") is not None else _only_field(row, _RESPONSES)
     else:
         query, answer = text_field(row, _only_field(row, _QUERIES)), _only_field(row, _RESPONSES)
@@ -234,7 +225,7 @@ def _swift_conversation(row: Mapping[str, Any], inside: list[Any]) -> tuple[Turn
 
 
 def _only_field(row: Mapping[str, Any], names: Sequence[str]) -> str:
-    """Which of several names for one thing a row has."""
+    """Pick the one of several names for the same thing that a row has."""
     given = [name for name in names if row.get(name) is not None]
     if names[0] in given:
         return names[0]
@@ -247,6 +238,7 @@ def _only_field(row: Mapping[str, Any], names: Sequence[str]) -> str:
 
 
 def _swift_answered(row: Mapping[str, Any], field: str, inside: list[Any]) -> tuple[Turns, str]:
+    """Read a conversation, also as a string or as ShareGPT's exchanges."""
     messages = row[field]
     if isinstance(messages, str) and (messages := literal(row[field])) is None:
         raise RowError("not_conversational", f"`{field}` is a string that holds no list of messages; give the list.")
@@ -257,7 +249,7 @@ def _swift_answered(row: Mapping[str, Any], field: str, inside: list[Any]) -> tu
 
 
 def _exchange(exchange: Any, field: str) -> list[dict[str, Any]]:
-    """A question and its answer of ShareGPT's first layout, as two messages."""
+    """Convert a question with its answer, in ShareGPT's first layout, to two messages."""
     exchange = exchange if isinstance(exchange, Mapping) else {}
     given = {key: value for key, value in exchange.items() if value is not None}
     keys = [[key for key in names if key in given] for names in (("user", "human"), ("assistant", "gpt", "bot"))]
@@ -268,41 +260,39 @@ def _exchange(exchange: Any, field: str) -> list[dict[str, Any]]:
 
 
 def _swift_rejected(row: Mapping[str, Any], prompt: Turns, field: str, images: Sequence[Any]) -> str:
-    """The worse answer to the same prompt."""
+    """Read the worse answer, which has to be to the same prompt."""
     given, conversation = row.get("rejected_response"), row.get("rejected_messages")
     if conversation is not None and not is_given(given):
         given = None
-    if conversation is None and given is None and is_given(row.get("rejected_images")):
-        raise RowError(
-            "image_in_answer",
-            f"the row has `rejected_images` and no `rejected_response`, so that it compares two images; {_AS_T2I}",
-        )
-    if conversation is None and given is None and row.get("label") is not None:
-        raise RowError(
-            "missing_column",
-            "the row has `label` and no `rejected_response`, so that it judges one answer (KTO) and is no pair; drop "
-            "the row.",
-        )
     if isinstance(given, (list, tuple)) and len(given) > 1:
         raise RowError(
             "not_conversational", f"`rejected_response` has {len(given)} messages, and one is read; drop the row."
         )
-    if conversation is None or given is not None:
-        answer = answer_field({"rejected_response": given}, "rejected_response", _SWIFT_TAGS)
     if conversation is None:
-        return answer
+        if given is None and is_given(row.get("rejected_images")):
+            raise RowError(
+                "image_in_answer",
+                f"the row has `rejected_images` and no `rejected_response`, so that it compares two images; {_AS_T2I}",
+            )
+        if given is None and row.get("label") is not None:
+            raise RowError(
+                "missing_column",
+                "the row has `label` and no `rejected_response`, so that it judges one answer (KTO) and is no pair; "
+                "drop the row.",
+            )
+        return answer_field(row, "rejected_response", _SWIFT_TAGS)
     inside = list[Any]()
     other, rejected = _swift_answered(row, "rejected_messages", inside)
-    same_prompt(prompt, other, (field, "rejected_messages"))
+    _check_same_prompt(prompt, other, (field, "rejected_messages"))
     if inside and not _are_same(inside, images):
         raise RowError("image_in_answer", f"`rejected_messages` shows other images than `{field}`; drop the row.")
-    if given is not None and answer != rejected:
+    if given is not None and answer_field(row, "rejected_response", _SWIFT_TAGS) != rejected:
         raise RowError("not_conversational", "`rejected_response` and `rejected_messages` differ; keep one of them.")
     return rejected
 
 
 def _with_objects(row: Mapping[str, Any], prompt: Turns, chosen: str, rejected: str) -> tuple[Turns, str, str]:
-    """The texts with `<ref-object>` and `<bbox>` filled from `objects`, as ms-swift does."""
+    """Fill `<ref-object>` and `<bbox>` from `objects`, as ms-swift does."""
     texts, has_own = [text for _, text in prompt], is_given(row.get("rejected_objects"))
     *turns, better = _filled([*texts, chosen], row.get("objects"), "objects", is_exact=True)
     name = "rejected_objects" if has_own else "objects"
@@ -313,7 +303,7 @@ def _with_objects(row: Mapping[str, Any], prompt: Turns, chosen: str, rejected: 
 
 
 def _filled(texts: Sequence[str], objects: Any, field: str, *, is_exact: bool) -> list[str]:
-    """Texts with their placeholders filled in order; `is_exact` if nothing may be left over."""
+    """Fill placeholders in order; with `is_exact`, none of `objects` may be left over."""
     objects = literal(objects) if isinstance(objects, str) else objects or {}
     if not isinstance(objects, Mapping):
         raise RowError("not_conversational", f"`{field}` is no object with `ref` and `bbox`; fix it.")
@@ -325,22 +315,21 @@ def _filled(texts: Sequence[str], objects: Any, field: str, *, is_exact: bool) -
             'write them into the texts, or give shares of the image and `bbox_type` "norm1".',
         )
     fillings = {"<ref-object>": list(objects.get("ref") or []), "<bbox>": [_box(box, field) for box in boxes]}
-    left = {placeholder: iter(values) for placeholder, values in fillings.items()}
-    counts = {placeholder: sum(text.count(placeholder) for text in texts) for placeholder in fillings}
     for placeholder, values in fillings.items():
-        count, given = counts[placeholder], len(values)
+        count, given = sum(text.count(placeholder) for text in texts), len(values)
         if count > given or (is_exact and count < given) or not all(isinstance(value, str) for value in values):
             raise RowError(
                 "placeholder_count",
                 f"the texts have {count} `{placeholder}` placeholders, but `{field}` has {given} for them; fix it.",
             )
+    left = {placeholder: iter(values) for placeholder, values in fillings.items()}
     return [_OBJECT.sub(lambda match: next(left[match[0]]), text) for text in texts]
 
 
 def _box(box: Any, field: str) -> str:
-    """A point or a box in thousandths of the image, as ms-swift writes it unless a model has a form of its own."""
+    """Write a point or a box in thousandths of the image, as ms-swift does for most models."""
     numbers = list(box) if isinstance(box, (list, tuple)) else []
-    if len(numbers) not in (2, 4) or not all(isinstance(one, (int, float)) and 0 <= one <= 1 for one in numbers):
+    if len(numbers) not in (2, 4) or not all(isinstance(x, (int, float)) and 0 <= x <= 1 for x in numbers):
         raise RowError("not_conversational", f"`{field}` has the box {box!r:.60}; give 2 or 4 numbers from 0 to 1.")
     points = list(zip(numbers[::2], numbers[1::2], strict=True))
     corners = [[pick(axis) for axis in zip(*points, strict=True)] for pick in (min, max)][: len(points)]
@@ -352,7 +341,7 @@ def _are_same(first: Sequence[Any], second: Sequence[Any]) -> bool:
 
 
 def _only_images(row: Mapping[str, Any], fields: Sequence[str], inside: list[Any], messages: str) -> list[Any]:
-    """The images of a row, from one of some fields or from the blocks of its messages."""
+    """Read the images of a row, from one of some fields or from the blocks of its messages."""
     found = {field: images for field in dict.fromkeys(fields) if (images := images_field(row, field))}
     found |= {messages: inside} if inside else {}
     (name, images), *others = found.items() or [("", [])]
@@ -363,43 +352,51 @@ def _only_images(row: Mapping[str, Any], fields: Sequence[str], inside: list[Any
 
 
 def _alpaca_turns(row: Mapping[str, Any], names: Mapping[str, str]) -> Turns:
-    parts = [text_field(row, names["prompt"])]
-    if row.get(names["query"]):
-        parts.append(text_field(row, names["query"]))
-    return [*_history(row, names["history"]), ("user", "\n".join(part for part in parts if part))]
+    fields = [names["prompt"], *([names["query"]] if row.get(names["query"]) else [])]
+    return [*_history(row, names["history"]), ("user", _joined(row, *fields))]
+
+
+def _joined(row: Mapping[str, Any], *fields: str) -> str:
+    return "\n".join(filter(None, (text_field(row, field) for field in fields)))
 
 
 def _history(row: Mapping[str, Any], field: str) -> Turns:
+    """Read earlier turns, as a list of pairs of strings or a string that holds it."""
     turns: Turns = []
     history = row.get(field) or []
-    if isinstance(history, str):
-        history = literal(history)
+    history = literal(history) if isinstance(history, str) else history
     for exchange in history if isinstance(history, (list, tuple)) else [history]:
-        if (
-            not isinstance(exchange, (list, tuple))
-            or len(exchange) != 2
-            or not all(isinstance(text, str) for text in exchange)
-        ):
+        is_pair = isinstance(exchange, (list, tuple)) and len(exchange) == 2
+        if not (is_pair and all(isinstance(text, str) for text in exchange)):
             raise RowError("not_conversational", f"`{field}` is no list of pairs of strings; fix it.")
         turns += [("user", exchange[0]), ("assistant", exchange[1])]
     return turns
 
 
 def _two_conversations(
-    row: Mapping[str, Any], fields: tuple[str, str], tags: Tags, inside: list[Any]
+    row: Mapping[str, Any], fields: tuple[str, str], tags: Tags = TAGS, inside: list[Any] | None = None
 ) -> tuple[Turns, str, str]:
-    """The prompt and the last answers of two conversations, and the images in their blocks."""
-    other_inside = list[Any]()
+    """Read the common prompt of two conversations and their last answers; `inside` collects images of blocks."""
+    other_inside = None if inside is None else list[Any]()
     prompt, chosen = answered_field(row, fields[0], tags, inside)
     other, rejected = answered_field(row, fields[1], tags, other_inside)
-    same_prompt(prompt, other, fields)
-    if not _are_same(inside, other_inside):
+    _check_same_prompt(prompt, other, fields)
+    if not _are_same(inside or (), other_inside or ()):
         raise RowError("image_in_answer", f"`{fields[0]}` and `{fields[1]}` show different images; drop the row.")
     return prompt, chosen, rejected
 
 
+def _check_same_prompt(first: Turns, second: Turns, fields: Sequence[str]) -> None:
+    if first != second:
+        raise RowError(
+            "not_conversational",
+            f"`{fields[0]}` and `{fields[1]}` differ before their last answer, so that there is no common prompt; "
+            "drop the row.",
+        )
+
+
 def _read_tags(tags: Mapping[str, str] | None) -> Tags:
-    """How messages are written down, by the `tags` of `dataset_info.json`."""
+    """Read the `tags` of `dataset_info.json`."""
     if unknown := (tags or {}).keys() - _TAGS.keys():
         raise ValueError(f"`tags` has the keys {sorted(unknown)}; it may have {', '.join(_TAGS)}.")
     if not tags:
@@ -431,57 +428,14 @@ def _check_tools(row: Mapping[str, Any], *fields: str) -> None:
             raise RowError("not_conversational", f"the row has `{field}`, which are not read; drop the row.")
 
 
-LLAMAFACTORY = Source(
-    llamafactory, licence="unknown", reads=_llamafactory_fields, note="The licence is that of your data set."
-)
-
-MS_SWIFT = Source(ms_swift, licence="unknown", reads=_ms_swift_fields, note="The licence is that of your data set.")
-
-_COCO_FOLDER = "./data/coco/"
-
-
 def povid(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
-    """A row of YiyangAiLab/POVID_preference_data_for_VLLMs: two conversations that differ in their last answer.
-
-    Images are files of COCO's train2014, named `./data/coco/COCO_train2014_....jpg`; the folder is removed, so that
-    the image root is the folder that holds the pictures. No strength.
+    """Read a row of YiyangAiLab/POVID_preference_data_for_VLLMs; no strength. Image paths lose COCO's folder, so that
+    the image root is the folder that holds the pictures.
     """
-    names = ("conversations", "rejected_conversations")
-    (prompt, chosen), (other_prompt, rejected) = (answered_field(row, name) for name in names)
-    prompt = same_prompt(prompt, other_prompt, names)
-    images = [
-        image.removeprefix(_COCO_FOLDER) if isinstance(image, str) else image for image in image_field(row, "image")
-    ]
-    yield preference(prompt, chosen, rejected, images, source_id=name_field(row, "id"))
-
-
-def wildvision_battle(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
-    """A row of WildVision/wildvision-battle: a user's vote on the answers of two models; no strength."""
-    winner = row.get("winner")
-    if winner in ("tie", "tie (bothbad)"):
-        raise RowError("tie", f"`winner` is {winner!r}; drop the row, neither answer is better.")
-    if winner not in ("model_a", "model_b"):
-        raise RowError("unparsed_verdict", f"`winner` is {winner!r:.40}; it has to be model_a, model_b or a tie.")
-    names = ("conversation_a", "conversation_b")
-    (prompt, answer_a), (other_prompt, answer_b) = (answered_field(row, name) for name in names)
-    prompt = same_prompt(prompt, other_prompt, names)
-    chosen, rejected = (answer_a, answer_b) if winner == "model_a" else (answer_b, answer_a)
-    yield preference(prompt, chosen, rejected, image_field(row, "image"), source_id=name_field(row, "question_id"))
-
-
-def llava_human_preference(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
-    """A row of zhiqings/LLaVA-Human-Preference-10K: two answers at the end of a conversation; no strength."""
-    verdict = row.get("preference")
-    if isinstance(verdict, bool) or verdict not in (1, 2):
-        raise RowError("unparsed_verdict", f"`preference` is {verdict!r:.40}; it has to be 1 or 2.")
-    chosen, rejected = ("output_1", "output_2") if verdict == 1 else ("output_2", "output_1")
-    yield preference(
-        prompt_field(row, "conversations"),
-        answer_field(row, chosen),
-        answer_field(row, rejected),
-        image_field(row, "image"),
-        source_id=name_field(row, "id"),
-    )
+    prompt, chosen, rejected = _two_conversations(row, ("conversations", "rejected_conversations"))
+    (image,) = image_field(row, "image")
+    image = image.removeprefix("./data/coco/") if isinstance(image, str) else image
+    yield preference(prompt, chosen, rejected, [image], source_id=name_field(row, "id"))
 
 
 POVID = Source(
@@ -492,12 +446,36 @@ POVID = Source(
     note="Images are not shipped: give the folder of COCO's train2014 as `image_root`.",
 )
 
+
+def wildvision_battle(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
+    """Read a row of WildVision/wildvision-battle, a user's vote on the answers of two models; no strength."""
+    winner = row.get("winner")
+    if winner in ("tie", "tie (bothbad)"):
+        raise RowError("tie", f"`winner` is {winner!r}; drop the row, neither answer is better.")
+    if winner not in ("model_a", "model_b"):
+        raise RowError("unparsed_verdict", f"`winner` is {winner!r:.40}; it has to be model_a, model_b or a tie.")
+    prompt, *answers = _two_conversations(row, ("conversation_a", "conversation_b"))
+    chosen, rejected = answers if winner == "model_a" else answers[::-1]
+    yield preference(prompt, chosen, rejected, image_field(row, "image"), source_id=name_field(row, "question_id"))
+
+
 WILDVISION_BATTLE = Source(
     wildvision_battle,
     licence="ODC-BY",
     hub_id="WildVision/wildvision-battle",
     reads=("conversation_a", "conversation_b", "winner", "image", "question_id"),
 )
+
+
+def llava_human_preference(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
+    """Read a row of zhiqings/LLaVA-Human-Preference-10K, two answers to a conversation; no strength."""
+    verdict = row.get("preference")
+    if isinstance(verdict, bool) or verdict not in (1, 2):
+        raise RowError("unparsed_verdict", f"`preference` is {verdict!r:.40}; it has to be 1 or 2.")
+    prompt, sides = prompt_field(row, "conversations"), ("output_1", "output_2")
+    chosen, rejected = (answer_field(row, side) for side in (sides if verdict == 1 else sides[::-1]))
+    yield preference(prompt, chosen, rejected, image_field(row, "image"), source_id=name_field(row, "id"))
+
 
 LLAVA_HUMAN_PREFERENCE = Source(
     llava_human_preference,

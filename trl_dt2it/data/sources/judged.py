@@ -1,10 +1,11 @@
-"""Adapters for sets of judged answers: scores, ranks and verdicts become pairs."""
+"""Adapters of sets of judged answers, and a parser of judges' prompts and verdicts."""
 
 from __future__ import annotations
 
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from ..messages import IMAGE_MARKER, preference
@@ -24,64 +25,8 @@ from .formats import llamafactory, or_llamafactory
 
 
 def rlaif_v(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
-    """A row of openbmb/RLAIF-V-Dataset: everything in columns of its own, no strength."""
+    """Read a row of openbmb/RLAIF-V-Dataset; no strength."""
     yield _pair(row, text_field(row, "question"), image_field(row, "image"), source_id=name_field(row, "idx"))
-
-
-def rlhf_v(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
-    """A row of openbmb/RLHF-V-Dataset, or of llamafactory/RLHF-V in ShareGPT's layout; no strength.
-
-    Chosen is a correction of rejected, so that both are nearly the same text.
-    """
-    if row.get("conversations") is not None:
-        yield from llamafactory(row)
-        return
-    content = json_field(row, "text")
-    if not isinstance(content, Mapping):
-        raise RowError("unparsed_verdict", "`text` is JSON, but no object with `question`, `chosen` and `rejected`.")
-    yield _pair(content, text_field(content, "question"), image_field(row, "image"), source_id=name_field(row, "idx"))
-
-
-def spa_vl(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
-    """A row of sqrti/SPA-VL: safety, no strength.
-
-    A question may have a marker anywhere, which is where the image goes. Where there are several, all are removed
-    and the image comes first.
-    """
-    question = text_field(row, "question")
-    if question.count(IMAGE_MARKER) > 1:
-        question = without_markers(question)
-    yield _pair(row, question, image_field(row, "image"), source_id=name_field(row, "id"))
-
-
-def mmpr(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
-    """A row of the OpenGVLab/MMPR family: one image, several, or none; no strength."""
-    yield _pair(row, text_field(row, "question"), images_field(row, "image"), source_id=name_field(row, "id"))
-
-
-def mm_rlhf(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
-    """A row of `dpo_pairs.jsonl` of yifanzhang114/MM-RLHF: an image or a video.
-
-    The human scores are in another file (`data.jsonl`), whose fields are not documented; `ls_factor` smooths the
-    labels of one training run. So there is no strength.
-    """
-    if row.get("is_tie") not in (None, False, 0):
-        raise RowError("tie", "`is_tie` is set; drop the row, neither answer is better.")
-    prompt, video = without_markers(text_field(row, "prompt")), row.get("video")
-    if video is None or video == "":
-        yield _pair(row, prompt, image_field(row, "image", "video"), source_id=name_field(row, "id"))
-        return
-    if images_field(row, "image"):
-        raise RowError("image_type", "the row has both `image` and `video`; leave the one that the question is about.")
-    if not isinstance(video, str):
-        raise RowError(
-            "video_type", f"`video` is of type {type(video).__name__}; give the path of a folder of frames."
-        )
-    yield _pair(row, prompt, [], videos=[video], source_id=name_field(row, "id"))
-
-
-def _pair(row: Mapping[str, Any], question: str, images: list[Any], **kwargs: Any) -> dict[str, Any]:
-    return preference(question, text_field(row, "chosen"), text_field(row, "rejected"), images, **kwargs)
 
 
 RLAIF_V = Source(
@@ -92,6 +37,18 @@ RLAIF_V = Source(
     reads=("question", "chosen", "rejected", "image", "idx"),
 )
 
+
+def rlhf_v(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
+    """Read a row of openbmb/RLHF-V-Dataset, or of llamafactory/RLHF-V in ShareGPT's layout; no strength."""
+    if row.get("conversations") is not None:
+        yield from llamafactory(row)
+        return
+    content = json_field(row, "text")
+    if not isinstance(content, Mapping):
+        raise RowError("unparsed_verdict", "`text` is JSON, but no object with `question`, `chosen` and `rejected`.")
+    yield _pair(content, text_field(content, "question"), image_field(row, "image"), source_id=name_field(row, "idx"))
+
+
 RLHF_V = Source(
     rlhf_v,
     licence="CC-BY-NC-4.0",
@@ -100,6 +57,15 @@ RLHF_V = Source(
     reads=or_llamafactory("text", "image", "idx"),
 )
 
+
+def spa_vl(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
+    """Read a row of sqrti/SPA-VL; no strength."""
+    question = text_field(row, "question")
+    if question.count(IMAGE_MARKER) > 1:  # of one image, which then comes first
+        question = without_markers(question)
+    yield _pair(row, question, image_field(row, "image"), source_id=name_field(row, "id"))
+
+
 SPA_VL = Source(
     spa_vl,
     licence="CC-BY-4.0",
@@ -107,6 +73,12 @@ SPA_VL = Source(
     config="default",
     reads=("question", "chosen", "rejected", "image", "id"),
 )
+
+
+def mmpr(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
+    """Read a row of the OpenGVLab/MMPR family, with any number of images; no strength."""
+    yield _pair(row, text_field(row, "question"), images_field(row, "image"), source_id=name_field(row, "id"))
+
 
 MMPR = Source(
     mmpr,
@@ -117,6 +89,25 @@ MMPR = Source(
     note="The Hub has zip archives, in parts: unpack annotations and images, and give the path of `meta.json`, with "
     "its folder as `image_root`.",
 )
+
+
+def mm_rlhf(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
+    """Read a row of `dpo_pairs.jsonl` of yifanzhang114/MM-RLHF, about an image or a video. It has no strength: human
+    scores are in another file, `data.jsonl`, and `ls_factor` smooths the labels of one training run.
+    """
+    if row.get("is_tie") not in (None, False, 0):
+        raise RowError("tie", "`is_tie` is set; drop the row, neither answer is better.")
+    prompt, video = without_markers(text_field(row, "prompt")), row.get("video")
+    if video is None or video == "":
+        yield _pair(row, prompt, image_field(row, "image", "video"), source_id=name_field(row, "id"))
+        return
+    if images_field(row, "image"):
+        raise RowError("image_type", "the row has both `image` and `video`; leave the one that the question is about.")
+    if not isinstance(video, str):
+        kind = type(video).__name__
+        raise RowError("video_type", f"`video` is of type {kind}; give the path of a folder of frames.")
+    yield _pair(row, prompt, [], videos=[video], source_id=name_field(row, "id"))
+
 
 MM_RLHF = Source(
     mm_rlhf,
@@ -130,6 +121,166 @@ MM_RLHF = Source(
 )
 
 
+def _pair(row: Mapping[str, Any], question: str, images: list[Any], **kwargs: Any) -> dict[str, Any]:
+    return preference(question, text_field(row, "chosen"), text_field(row, "rejected"), images, **kwargs)
+
+
+_ANSWER_TAG = re.compile(r"\s*<answer>\s*([12])\s*</answer>\s*")
+
+
+def llava_critic(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
+    """Read a row of lmms-lab/LLaVA-Critic-113k, with question, answers and verdict in its text. Strength is the gap of
+    two scores, or 1 or 2 for `[[A>B]]` and `[[A>>B]]`; where the judge only names the better answer, there is none.
+    """
+    turns = turns_field(row, "conversations")
+    if [role for role, _ in turns] != ["user", "assistant"]:
+        raise RowError("unparsed_verdict", "`conversations` is not a judge's prompt and its reply; drop the row.")
+    (_, prompt), (_, reply) = turns
+    comparison = parse_comparison(prompt)
+    if comparison is None:
+        raise RowError("unparsed_verdict", "a question and two answers cannot be read from the judge's prompt.")
+    verdict = parse_verdict(reply)
+    if verdict is None:
+        raise RowError("unparsed_verdict", "the better answer cannot be read from the judge's reply.")
+    if verdict.winner == 0:
+        raise RowError("tie", "the judge finds both answers equally good; drop the row.")
+    question, *answers = comparison
+    chosen, rejected = answers if verdict.winner == 1 else answers[::-1]
+    images, name = image_field(row, "image"), name_field(row, "id")
+    yield preference(question, chosen, rejected, images, strength=verdict.strength, source_id=name)
+
+
+LLAVA_CRITIC = Source(
+    llava_critic,
+    licence="Apache-2.0",
+    hub_id="lmms-lab/LLaVA-Critic-113k",
+    config="pairwise",
+    reads=("conversations", "image", "id"),
+    has_parts=True,
+    note="Rows whose verdict cannot be read without doubt are counted as `unparsed_verdict`. Some rows have a "
+    "strength in one of two units, others none. The `pointwise` configuration has pairs among its rows, too.",
+)
+
+
+def r1_reward_rl(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
+    """Read a row of yifanzhang114/R1-Reward-RL, with answers in a judge's prompt and the preference in its reply; no
+    strength. Of the publisher's image paths the last part is kept: the image root holds all pictures in one folder.
+    """
+    answer = row.get("answer")
+    texts = answer if isinstance(answer, (list, tuple)) else [answer]
+    match = _ANSWER_TAG.fullmatch(texts[0]) if len(texts) == 1 and isinstance(texts[0], str) else None
+    if match is None:
+        raise RowError("unparsed_verdict", f"`answer` is {answer!r:.60}; it has to hold <answer>1</answer> or 2.")
+    blocks = _blocks(json_field(row, "message"))
+    if any(block.get("type") == "video" for block in blocks):
+        raise RowError("video_type", "`message` shows a video, which is not read; drop the row.")
+    text = "\n".join(block["text"] for block in blocks if isinstance(block.get("text"), str))
+    comparison = parse_headed_comparison(text)
+    if comparison is None:
+        raise RowError("unparsed_verdict", "a question and two answers cannot be read from `message`.")
+    images = [_last_part(block.get("image")) for block in blocks if block.get("type") == "image"]
+    if not images or None in images:
+        raise RowError("image_missing", "`message` has no path in its image block, or no such block; drop the row.")
+    question, *answers = comparison
+    question = row["question"] if isinstance(row.get("question"), str) else question
+    chosen, rejected = answers if match[1] == "1" else answers[::-1]
+    yield preference(question, chosen, rejected, images, source_id=name_field(row, "id"))
+
+
+R1_REWARD_RL = Source(
+    r1_reward_rl,
+    licence="unknown",
+    hub_id="yifanzhang114/R1-Reward-RL",
+    reads=("message", "question", "answer", "id"),
+    note="The terms are not clear. Images are not shipped: they come from the sets that this one was made of. Give "
+    "the one folder that holds them all as `image_root`.",
+)
+
+
+def _blocks(messages: Any) -> list[Mapping[str, Any]]:
+    """Collect the content blocks of all messages; a string is one block of text."""
+    blocks: list[Any] = []
+    for message in messages if isinstance(messages, list) else []:
+        content = message.get("content") if isinstance(message, Mapping) else None
+        if isinstance(content, str):
+            blocks.append({"type": "text", "text": content})
+        elif isinstance(content, list):
+            blocks += content
+    return [block for block in blocks if isinstance(block, Mapping)]
+
+
+def _last_part(path: Any) -> str | None:
+    return path.replace("\\", "/").rsplit("/", 1)[-1] or None if isinstance(path, str) else None
+
+
+ASPECTS = ("Helpfulness", "Ethical Considerations", "Visual Faithfulness")
+
+
+def vlfeedback(row: Mapping[str, Any], *, aspects: Sequence[str] = ASPECTS) -> Iterator[dict[str, Any] | RowError]:
+    """Read a row of MMInstruction/VLFeedback, or of Zhihui/VLFeedback in ShareGPT's layout. Strength is the gap of two
+    answers' mean ratings, from 0 to 4.
+    """
+    if not aspects:
+        raise ValueError("`aspects` is empty; name at least one rating.")
+    if row.get("conversations") is not None:
+        yield from llamafactory(row)
+        return
+    prompt, answers = text_field(row, "prompt"), _answers(row.get("completions"))
+    name = name_field(row, "id")
+    by_name = None if name is None else f"merged_images/{name}.jpg"
+    images = image_field({**row, "id": by_name}, "image", "img_path", "id")
+    rated = []
+    for index, answer in enumerate(answers):
+        try:
+            rated.append((_total(answer, index, aspects), text_field(answer, "response")))
+        except RowError as error:
+            yield error
+    for two in itertools.combinations(rated, 2):
+        (high, chosen), (low, rejected) = sorted(two, key=itemgetter(0), reverse=True)
+        if high == low:
+            yield RowError("tie", f"two answers are rated {high / len(aspects):g}; neither is better.")
+        else:
+            strength = (high - low) / len(aspects)
+            yield preference(prompt, chosen, rejected, images, strength=strength, source_id=name)
+
+
+VLFEEDBACK = Source(
+    vlfeedback,
+    licence="unknown",
+    hub_id="MMInstruction/VLFeedback",
+    files=("vlfeedback_80k.jsonl",),
+    reads=or_llamafactory("prompt", "completions", "image", "img_path", "id"),
+    note="The publisher states no licence. Unpack `merged_images.zip` and give the folder that holds `merged_images` "
+    "as `image_root`.",
+)
+
+
+def _answers(completions: Any) -> list[Mapping[str, Any]]:
+    """List the completions, which the Hub has as a mapping of columns."""
+    if isinstance(completions, Mapping):
+        columns = {field: completions.get(field) for field in ("annotations", "response")}
+        lengths = {len(column) if isinstance(column, (list, tuple)) else None for column in columns.values()}
+        if len(lengths) > 1 or None in lengths:
+            raise RowError("missing_column", "`completions` has not as many `annotations` as `response`s; fix it.")
+        completions = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    if not isinstance(completions, (list, tuple)) or len(completions) < 2:
+        raise RowError("missing_column", "`completions` has fewer than two answers, which make no pair; drop the row.")
+    return [answer if isinstance(answer, Mapping) else {} for answer in completions]
+
+
+def _total(answer: Mapping[str, Any], index: int, aspects: Sequence[str]) -> float:
+    """Sum up the ratings; sums of equal ratings are equal, which means are not."""
+    annotations, total = answer.get("annotations"), 0.0
+    for aspect in aspects:
+        annotation = annotations.get(aspect) if isinstance(annotations, Mapping) else None
+        rating = annotation.get("Rating") if isinstance(annotation, Mapping) else None
+        number = to_number(rating)
+        if number is None:
+            raise RowError("bad_rating", f"answer {index} has {rating!r:.40} as its rating of {aspect}; no number.")
+        total += number
+    return total
+
+
 class Comparison(NamedTuple):
     """A question and two answers to it, as a judge was shown them."""
 
@@ -139,7 +290,7 @@ class Comparison(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """The better answer (1 or 2, 0 for a tie), and how much better it is, where the judge says so."""
+    """The better answer (1 or 2, 0 for a tie), and by how much, where the judge says so."""
 
     winner: int
     strength: float | None = None
@@ -168,7 +319,7 @@ _HEADED = tuple(rf"(?m:^)[ \t]*#{{2,6}} \[{name}\]:" for name in ("Question", "R
 
 _OUTPUT_FORMAT = re.compile(r"^[ \t]*#{2,6} \*\*Output Format", re.MULTILINE)
 
-# How a judge is told to reply. In an answer, it means that the instructions were taken for a part of it.
+# Forms that a judge is told to reply in. An answer that holds one has taken in the instructions.
 _FORM = re.compile(r"better response: ?\[|\[\[[AB][<>=]|<answer>", re.IGNORECASE)
 
 _SIDES = {"1": 1, "first": 1, "a": 1, "2": 2, "second": 2, "b": 2}
@@ -221,7 +372,7 @@ _SENTENCE_END = re.compile(r"(?<=[.!?]) ")
 
 
 def parse_comparison(text: str) -> Comparison | None:
-    """Finds a question and two answers in a judge's prompt."""
+    """Find a question and two answers in a judge's prompt."""
     found = [parts for headers in (*_BRACKETED, *_ENCLOSED) if (parts := _between(text, headers)) is not None]
     if len(found) != 1:
         return None
@@ -232,9 +383,7 @@ def parse_comparison(text: str) -> Comparison | None:
 
 
 def parse_headed_comparison(text: str) -> Comparison | None:
-    """Finds a question and two answers under the headers `#### [Question]:`, `#### [Response 1]:`, `#### [Response
-    2]:`.
-    """
+    """Find a question and two answers under the headers `#### [Question]:`, `#### [Response 1]:` and so on."""
     parts = _between(text, _HEADED)
     if parts is None:
         return None
@@ -245,12 +394,12 @@ def parse_headed_comparison(text: str) -> Comparison | None:
 
 
 def parse_verdict(text: str) -> Verdict | None:
-    """Reads which of two answers a judge prefers."""
-    # What the judge cites from an answer is not what it says.
+    """Read the answer that a judge prefers; `None` where that is in doubt."""
+    # Quotations are an answer's words and not the judge's.
     paragraphs = [" ".join(_QUOTED.sub("it", part).split()) for part in _PARAGRAPH_END.split(text)]
     sentences = [sentence for paragraph in paragraphs for sentence in _SENTENCE_END.split(paragraph)]
     if formal := _formal_verdicts(text):
-        # Praise in passing does not matter here. A whole sentence that calls it a tie does.
+        # Praise in passing does not matter here, but a whole sentence that calls it a tie does.
         ties = [Verdict(0) for sentence in sentences if _TIE.fullmatch(sentence)]
         return formal[0] if len({*formal, *ties}) == 1 else None
     claims = {_claimed(match) for paragraph in paragraphs for match in _CLAIM.finditer(paragraph)}
@@ -265,7 +414,7 @@ def parse_verdict(text: str) -> Verdict | None:
 
 
 def _formal_verdicts(text: str) -> list[Verdict | None]:
-    """What the forms say that a judge is told to use; `None` for one that is not filled in as it should be."""
+    """Read the forms that a judge is told to fill in; `None` for one that is not filled in properly."""
     verdicts = [_MARKS.get("".join(mark.split())) for mark in _MARK.findall(text)]
     verdicts += [
         Verdict(_SIDES[name]) if (name := found.lower()) in _SIDES else None for found in _BETTER.findall(text)
@@ -279,7 +428,7 @@ def _formal_verdicts(text: str) -> list[Verdict | None]:
 
 
 def _claimed(claim: re.Match[str]) -> int:
-    """The answer that a claim calls better, or the one that it does not call worse; 0 if it is denied."""
+    """Return the answer that a claim calls better, or the other of the one it calls worse; 0 if it is denied."""
     side = next(_SIDES[word] for word in claim["answer"].lower().split() if word in _SIDES)
     if _DENIAL.search(claim["between"]):
         return 0
@@ -287,7 +436,7 @@ def _claimed(claim: re.Match[str]) -> int:
 
 
 def _bracketed(question: str, first: str, rest: str) -> Comparison | None:
-    """The parts of a comparison, of which the last has the second answer, its closing bracket, and what follows."""
+    """Split the second answer from its closing bracket and from what follows."""
     second, bracket, tail = rest.rpartition("]")
     has_tail = bool(tail.strip()) and tail.strip() != "ASSISTANT:"
     # Behind further instructions, the last bracket may be any: it has to end its line and to close what was opened.
@@ -298,7 +447,7 @@ def _bracketed(question: str, first: str, rest: str) -> Comparison | None:
 
 
 def _may_end(answer: str) -> bool:
-    """Whether a bracket at the end of a line closes what was not opened in the answer: the answer may end there."""
+    """Tell whether a line ends with a bracket that closes none of the answer's own: the answer may end there."""
     depth = 0
     for line in answer.splitlines():
         for character in line:
@@ -310,7 +459,7 @@ def _may_end(answer: str) -> bool:
 
 
 def _between(text: str, headers: Sequence[str]) -> list[str] | None:
-    """What stands behind each of the headers, if each occurs exactly once and in this order."""
+    """Split a text behind each of its headers, if each occurs exactly once and in this order."""
     parts, end = [], None
     for header in headers:
         matches = list(re.finditer(header, text))
@@ -320,166 +469,3 @@ def _between(text: str, headers: Sequence[str]) -> list[str] | None:
             parts.append(text[end : matches[0].start()])
         end = matches[0].end()
     return [*parts, text[end:]]
-
-
-_ANSWER_TAG = re.compile(r"\s*<answer>\s*([12])\s*</answer>\s*")
-
-
-def llava_critic(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
-    """A row of lmms-lab/LLaVA-Critic-113k: question, answers and verdict are all in the text.
-
-    Strength is the gap of two scores, or 1 or 2 for `[[A>B]]` and `[[A>>B]]`; where the judge only names the better
-    answer, there is none.
-    """
-    turns = turns_field(row, "conversations")
-    if [role for role, _ in turns] != ["user", "assistant"]:
-        raise RowError("unparsed_verdict", "`conversations` is not a judge's prompt and its reply; drop the row.")
-    (_, prompt), (_, reply) = turns
-    comparison = parse_comparison(prompt)
-    if comparison is None:
-        raise RowError("unparsed_verdict", "a question and two answers cannot be read from the judge's prompt.")
-    verdict = parse_verdict(reply)
-    if verdict is None:
-        raise RowError("unparsed_verdict", "the better answer cannot be read from the judge's reply.")
-    if verdict.winner == 0:
-        raise RowError("tie", "the judge finds both answers equally good; drop the row.")
-    question, first, second = comparison
-    chosen, rejected = (first, second) if verdict.winner == 1 else (second, first)
-    yield preference(
-        question,
-        chosen,
-        rejected,
-        image_field(row, "image"),
-        strength=verdict.strength,
-        source_id=name_field(row, "id"),
-    )
-
-
-def r1_reward_rl(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
-    """A row of yifanzhang114/R1-Reward-RL: the answers are in the prompt of a judge, the preference in its answer.
-
-    Images are named by the publisher's paths, of which the last part is kept: the image root is the one folder that
-    holds all pictures. No strength.
-    """
-    answer = row.get("answer")
-    texts = answer if isinstance(answer, (list, tuple)) else [answer]
-    match = _ANSWER_TAG.fullmatch(texts[0]) if len(texts) == 1 and isinstance(texts[0], str) else None
-    if match is None:
-        raise RowError("unparsed_verdict", f"`answer` is {answer!r:.60}; it has to hold <answer>1</answer> or 2.")
-    blocks = _blocks(json_field(row, "message"))
-    if any(block.get("type") == "video" for block in blocks):
-        raise RowError("video_type", "`message` shows a video, which is not read; drop the row.")
-    text = "\n".join(block["text"] for block in blocks if isinstance(block.get("text"), str))
-    comparison = parse_headed_comparison(text)
-    if comparison is None:
-        raise RowError("unparsed_verdict", "a question and two answers cannot be read from `message`.")
-    images = [_last_part(block.get("image")) for block in blocks if block.get("type") == "image"]
-    if not images or None in images:
-        raise RowError("image_missing", "`message` has no path in its image block, or no such block; drop the row.")
-    question = row["question"] if isinstance(row.get("question"), str) else comparison.question
-    _, first, second = comparison
-    chosen, rejected = (first, second) if match[1] == "1" else (second, first)
-    yield preference(question, chosen, rejected, images, source_id=name_field(row, "id"))
-
-
-def _blocks(messages: Any) -> list[Mapping[str, Any]]:
-    """All content blocks of all messages; a string is one block of text."""
-    blocks = []
-    for message in messages if isinstance(messages, list) else []:
-        content = message.get("content") if isinstance(message, Mapping) else None
-        content = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        blocks += [block for block in content or [] if isinstance(block, Mapping)] if isinstance(content, list) else []
-    return blocks
-
-
-def _last_part(path: Any) -> str | None:
-    return path.replace("\\", "/").rsplit("/", 1)[-1] or None if isinstance(path, str) else None
-
-
-LLAVA_CRITIC = Source(
-    llava_critic,
-    licence="Apache-2.0",
-    hub_id="lmms-lab/LLaVA-Critic-113k",
-    config="pairwise",
-    reads=("conversations", "image", "id"),
-    has_parts=True,
-    note="Rows whose verdict cannot be read without doubt are counted as `unparsed_verdict`. Some rows have a "
-    "strength in one of two units, others none. The `pointwise` configuration has pairs among its rows, too.",
-)
-
-R1_REWARD_RL = Source(
-    r1_reward_rl,
-    licence="unknown",
-    hub_id="yifanzhang114/R1-Reward-RL",
-    reads=("message", "question", "answer", "id"),
-    note="The terms are not clear. Images are not shipped: they come from the sets that this one was made of. Give "
-    "the one folder that holds them all as `image_root`.",
-)
-
-ASPECTS = ("Helpfulness", "Ethical Considerations", "Visual Faithfulness")
-
-
-def vlfeedback(row: Mapping[str, Any], *, aspects: Sequence[str] = ASPECTS) -> Iterator[dict[str, Any] | RowError]:
-    """A row of MMInstruction/VLFeedback, or of Zhihui/VLFeedback in ShareGPT's layout.
-
-    An answer's score is the mean of its ratings, and the strength of a pair the gap between two scores: from 0 to 4
-    in thirds if all three ratings count.
-    """
-    if not aspects:
-        raise ValueError("`aspects` is empty; name at least one rating.")
-    if row.get("conversations") is not None:
-        yield from llamafactory(row)
-        return
-    prompt, answers = text_field(row, "prompt"), _answers(row.get("completions"))
-    name = name_field(row, "id")
-    by_name = None if name is None else f"merged_images/{name}.jpg"
-    images = image_field({**row, "id": by_name}, "image", "img_path", "id")
-    rated = []
-    for index, answer in enumerate(answers):
-        try:
-            rated.append((_total(answer, index, aspects), text_field(answer, "response")))
-        except RowError as error:
-            yield error
-    for (first_total, first), (second_total, second) in itertools.combinations(rated, 2):
-        if first_total == second_total:
-            yield RowError("tie", f"two answers are rated {first_total / len(aspects):g}; neither is better.")
-            continue
-        chosen, rejected = (first, second) if first_total > second_total else (second, first)
-        strength = abs(first_total - second_total) / len(aspects)
-        yield preference(prompt, chosen, rejected, images, strength=strength, source_id=name)
-
-
-def _answers(completions: Any) -> list[Mapping[str, Any]]:
-    if isinstance(completions, Mapping):
-        columns = {field: completions.get(field) for field in ("annotations", "response")}
-        lengths = {len(column) if isinstance(column, (list, tuple)) else None for column in columns.values()}
-        if len(lengths) > 1 or None in lengths:
-            raise RowError("missing_column", "`completions` has not as many `annotations` as `response`s; fix it.")
-        completions = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-    if not isinstance(completions, (list, tuple)) or len(completions) < 2:
-        raise RowError("missing_column", "`completions` has fewer than two answers, which make no pair; drop the row.")
-    return [answer if isinstance(answer, Mapping) else {} for answer in completions]
-
-
-def _total(answer: Mapping[str, Any], index: int, aspects: Sequence[str]) -> float:
-    """The sum of the ratings, which compares exactly where the mean does not."""
-    annotations, total = answer.get("annotations"), 0.0
-    for aspect in aspects:
-        annotation = annotations.get(aspect) if isinstance(annotations, Mapping) else None
-        rating = annotation.get("Rating") if isinstance(annotation, Mapping) else None
-        number = to_number(rating)
-        if number is None:
-            raise RowError("bad_rating", f"answer {index} has {rating!r:.40} as its rating of {aspect}; no number.")
-        total += number
-    return total
-
-
-VLFEEDBACK = Source(
-    vlfeedback,
-    licence="unknown",
-    hub_id="MMInstruction/VLFeedback",
-    files=("vlfeedback_80k.jsonl",),
-    reads=or_llamafactory("prompt", "completions", "image", "img_path", "id"),
-    note="The publisher states no licence. Unpack `merged_images.zip` and give the folder that holds `merged_images` "
-    "as `image_root`.",
-)

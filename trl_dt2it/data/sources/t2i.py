@@ -1,36 +1,39 @@
-"""Adapters for text-to-image sets: pairs of images, and groups of ranked ones."""
+"""Adapters of text-to-image sets: pairs of images, and groups of ranked or rated images."""
 
 from __future__ import annotations
 
 import posixpath
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations, pairwise
+from operator import itemgetter
 from statistics import fmean
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal, TypeGuard, cast
 
 from ..messages import IMAGE_MARKER, t2i_pair
 from ..rows import RowError
 from .fields import Source, answer_field, name_field, strength_field, to_number, turns_field
 
 
-# In the archive of HPDv2's train split, these do not decode.
+# Images of the archive of HPDv2's train split that do not decode.
 HPDV2_CORRUPT = frozenset({"00006811.jpg", "00168743.jpg", "00331911.jpg", "00310087.jpg"})
+
+_TOLERANCE = 1e-9  # means of the same ratings may differ in their last digits
 
 
 def hpdv2_train(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
-    """The pair of a row of HPDv2's train split. It has no strength."""
+    """Read a row of HPDv2's train split; no strength."""
     files = row.get("file_path") or row.get("image_path")
     preference = row.get("human_preference")
-    if not is_list(files, 2):
+    if not _is_list(files, 2):
         yield RowError("image_missing", "neither `file_path` nor `image_path` holds two file names; drop the row.")
-    elif not is_list(preference, 2) or not all(value in (0, 1) for value in preference):
+    elif not _is_list(preference, 2) or not all(value in (0, 1) for value in preference):
         yield RowError("unparsed_verdict", f"`human_preference` is {preference!r:.40}; it must be two of 0 and 1.")
     elif preference[0] == preference[1]:
         yield RowError("tie", f"`human_preference` is {preference!r}, which prefers neither image.")
     elif corrupt := [file for file in files if posixpath.basename(str(file)) in HPDV2_CORRUPT]:
         yield RowError("image_corrupt", f"`{corrupt[0]}` is known not to decode; drop the row.")
     else:
-        yield pair(row.get("prompt"), *better_first(files, preference[0] > preference[1]))
+        yield _pair(row.get("prompt"), *_better_first(files, preference[0] > preference[1]))
 
 
 HPDV2_TRAIN = Source(
@@ -48,18 +51,17 @@ HPDV2_TRAIN = Source(
 def hpdv3(
     row: Mapping[str, Any], *, min_confidence: float = 0.0, strength: Literal["confidence", "votes"] = "confidence"
 ) -> Iterator[dict[str, Any] | RowError]:
-    """The pair of a row of HPDv3, where `path1` is always the better image."""
+    """Read a row of HPDv3, where `path1` is always the better image."""
     if strength not in ("confidence", "votes"):
         raise ValueError(f'`strength` is {strength!r}; choose "confidence" or "votes".')
     confidence, votes = to_number(row.get("confidence")), row.get("choice_dist")
     if (confidence or 0.0) < min_confidence:
-        yield RowError("tie", f"`confidence` is {row.get('confidence')!r:.40}, less than {min_confidence}.")
-        return
+        raise RowError("tie", f"`confidence` is {row.get('confidence')!r:.40}, less than {min_confidence}.")
     value = confidence
     if strength == "votes":
-        numbers = [to_number(count) or 0.0 for count in votes] if is_list(votes, 2) else [0.0, 0.0]
+        numbers = [to_number(count) or 0.0 for count in votes] if _is_list(votes, 2) else [0.0, 0.0]
         value = abs(numbers[0] - numbers[1]) / sum(numbers) if sum(numbers) > 0 else None
-    yield pair(row.get("prompt"), row.get("path1"), row.get("path2"), strength=value)
+    yield _pair(row.get("prompt"), row.get("path1"), row.get("path2"), strength=value)
 
 
 HPDV3 = Source(
@@ -75,7 +77,7 @@ HPDV3 = Source(
 
 
 def pickapic(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
-    """The pair of a row of Pick-a-Pic. It has no strength."""
+    """Read a row of Pick-a-Pic; no strength."""
     labels = [to_number(row.get(f"label_{index}")) for index in range(2)]
     if row.get("has_label") is False:
         yield RowError("unparsed_verdict", "`has_label` is False: nobody compared the two images.")
@@ -88,8 +90,8 @@ def pickapic(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
         yield RowError("unparsed_verdict", f"`label_0` and `label_1` are {shown}; one must be 1 and the other 0.")
     else:
         images = [row.get(f"jpg_{index}") or row.get(f"image_{index}_url") for index in range(2)]
-        ordered = better_first(images, labels[0] == 1.0)
-        yield pair(row.get("caption"), *ordered, source_id=row.get("ranking_id"))
+        ordered = _better_first(images, labels[0] == 1.0)
+        yield _pair(row.get("caption"), *ordered, source_id=row.get("ranking_id"))
 
 
 PICKAPIC_V2 = Source(
@@ -107,8 +109,8 @@ PICKAPIC_V2 = Source(
 
 
 def imagereward_pairs(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
-    """The pair of a row of ImageRewardDB's configurations `*_pair`. It has no strength."""
-    yield pair(row.get("prompt"), row.get("img_better"), row.get("img_worse"), source_id=row.get("prompt_id"))
+    """Read a row of ImageRewardDB's configurations `*_pair`; no strength."""
+    yield _pair(row.get("prompt"), row.get("img_better"), row.get("img_worse"), source_id=row.get("prompt_id"))
 
 
 IMAGEREWARD_PAIRS = Source(
@@ -124,18 +126,16 @@ IMAGEREWARD_PAIRS = Source(
 def rapidata(
     row: Mapping[str, Any], *, criterion: Literal["preference", "coherence", "alignment"] = "preference"
 ) -> Iterator[dict[str, Any] | RowError]:
-    """The pair of a row of Rapidata's image sets. Its strength is the difference of the two weighted vote shares, in
-    [0, 1].
-    """
+    """Read a row of Rapidata's image sets. Strength is the difference of weighted vote shares, in [0, 1]."""
     names = [f"weighted_results_image{index}_{criterion}" for index in (1, 2)]
-    shares = [to_number(row.get(name)) for name in names]
-    if shares[0] is None or shares[1] is None:
+    first, second = (to_number(row.get(name)) for name in names)
+    if first is None or second is None:
         yield RowError("bad_rating", f"`{names[0]}` or `{names[1]}` is no number; choose a criterion of this set.")
-    elif shares[0] == shares[1]:
+    elif first == second:
         yield RowError("tie", f"`{names[0]}` and `{names[1]}` are equal.")
     else:
-        images = better_first([row.get("image1"), row.get("image2")], shares[0] > shares[1])
-        yield pair(row.get("prompt"), *images, strength=abs(shares[0] - shares[1]))
+        images = _better_first([row.get("image1"), row.get("image2")], first > second)
+        yield _pair(row.get("prompt"), *images, strength=abs(first - second))
 
 
 RAPIDATA = Source(
@@ -148,54 +148,17 @@ RAPIDATA = Source(
 )
 
 
-def pair(
-    caption: Any, chosen: Any, rejected: Any, *, strength: float | None = None, source_id: Any = None
-) -> dict[str, Any] | RowError:
-    """A pair, or the error that [`~trl_dt2it.data.messages.t2i_pair`] raises."""
-    try:
-        return t2i_pair(caption, chosen, rejected, strength=strength, source_id=source_id)
-    except RowError as error:
-        return error
-
-
-def better_first(images: Sequence[Any], first_is_better: bool) -> tuple[Any, Any]:
-    return (images[0], images[1]) if first_is_better else (images[1], images[0])
-
-
-def is_list(value: Any, length: int) -> TypeGuard[Sequence[Any]]:
-    return isinstance(value, (list, tuple)) and len(value) == length
-
-
-# Means of the same ratings may differ in the last digits.
-_TOLERANCE = 1e-9
-
-
 def hpdv2_test(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
-    """All pairs of a row of HPDv2's test split.
-
-    The strength is the share of the annotators that rank the better image above the worse one, minus the share that
-    rank it below, in [0, 1]: 1 if all agree with the row's own ranking, and 0 if no more than half of those who see a
-    difference do. It is unknown if the row does not tell what each annotator said.
+    """Read all pairs of a row of HPDv2's test split. Strength is the share of annotators that rank the better image
+    above the worse, minus the share that rank it below, in [0, 1]; unknown where the row has no annotators' ranks.
     """
     files = row.get("image_path") or row.get("file_path")
     if not isinstance(files, (list, tuple)) or len(files) < 2:
-        yield RowError("image_missing", "`image_path` does not hold two file names or more; drop the row.")
-        return
-    ranks = _numbers(row.get("rank"), len(files))
-    if ranks is None:
-        yield RowError("bad_rating", f"`rank` is {row.get('rank')!r:.60}; it must be {len(files)} numbers.")
-        return
+        raise RowError("image_missing", "`image_path` does not hold two file names or more; drop the row.")
     annotations = row.get("raw_annotations")
     annotations = annotations if isinstance(annotations, (list, tuple)) else []
-    said = [_numbers(item.get("rank"), len(files)) for item in annotations if isinstance(item, Mapping)]
-    for i, j in combinations(range(len(files)), 2):
-        if ranks[i] == ranks[j]:
-            yield _tie(f"`rank` of images {i} and {j} is {ranks[i]:g}")
-            continue
-        better, worse = better_first((i, j), ranks[i] < ranks[j])
-        votes = [(r[better] < r[worse]) - (r[better] > r[worse]) for r in said if r is not None]
-        strength = max(fmean(votes), 0.0) if votes else None
-        yield pair(row.get("prompt"), files[better], files[worse], strength=strength)
+    ranks = [_numbers(item.get("rank"), len(files)) for item in annotations if isinstance(item, Mapping)]
+    yield from _ranked_pairs(row, files, "rank", [numbers for numbers in ranks if numbers is not None])
 
 
 HPDV2_TEST = Source(
@@ -216,27 +179,20 @@ def evalmuse(
     min_gap: float = 0.0,
     pairs: Literal["all", "extremes", "adjacent"] = "all",
 ) -> Iterator[dict[str, Any] | RowError]:
-    """Pairs of EvalMuse's images of one caption.
-
-    The strength is the gap of their mean scores, in points of a scale from 1 to 5.
-    """
+    """Read pairs of EvalMuse's images of one caption. Strength is the gap of mean scores, on a scale from 1 to 5."""
     _check_id(rows)
     verdicts = [verdict for row in rows for verdict in _each(row.get("promt_meaningless"))]
     if verdicts and fmean(verdicts) > 0.5:
-        message = f"the annotators call the caption {rows[0].get('prompt')!r:.80} meaningless; drop it."
-        yield RowError("empty_caption", message)
-        return
+        caption = f"{rows[0].get('prompt')!r:.80}"
+        raise RowError("empty_caption", f"the annotators call the caption {caption} meaningless; drop it.")
     scored = []
     for row in rows:
-        scores = _each(row.get("total_score"))
-        if scores:
+        if scores := _each(row.get("total_score")):
             scored.append((fmean(scores), row))
         else:
-            shown = f"{row.get('total_score')!r:.40}"
-            yield RowError(
-                "bad_rating", f"`total_score` of {row.get('img_path')!r:.80} is {shown}, which is no rating."
-            )
-    scored.sort(key=lambda item: item[0], reverse=True)
+            path, shown = f"{row.get('img_path')!r:.80}", f"{row.get('total_score')!r:.40}"
+            yield RowError("bad_rating", f"`total_score` of {path} is {shown}, which is no rating.")
+    scored.sort(key=itemgetter(0), reverse=True)
     for (high, better), (low, worse) in _pairings(scored, pairs):
         gap, names = high - low, f"{better.get('img_path')!r:.80} and {worse.get('img_path')!r:.80}"
         if better.get("prompt") != worse.get("prompt"):
@@ -247,7 +203,7 @@ def evalmuse(
             yield RowError("tie", f"the mean `total_score` of {names} differs by {gap:.3g}, less than {min_gap}.")
         else:
             paths = better.get("img_path"), worse.get("img_path")
-            yield pair(better.get("prompt"), *paths, strength=gap, source_id=better.get("prompt_id"))
+            yield _pair(better.get("prompt"), *paths, strength=gap, source_id=better.get("prompt_id"))
 
 
 EVALMUSE = Source(
@@ -264,10 +220,8 @@ EVALMUSE = Source(
 
 
 def imagereward(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any] | RowError]:
-    """All pairs of ImageRewardDB's images of one caption.
-
-    The strength is the gap of the overall ratings, on a scale from 1 to 7; it is unknown where a rating is missing or
-    speaks against the ranks.
+    """Read all pairs of ImageRewardDB's images of one caption. Strength is the gap of overall ratings, on a scale from
+    1 to 7; unknown where a rating is missing or contradicts the ranks.
     """
     _check_id(rows)
     for first, second in combinations(rows, 2):
@@ -282,11 +236,11 @@ def imagereward(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any] | 
         if ranks[0] == ranks[1]:
             yield _tie(f"`rank` of two images is {ranks[0]:g}")
             continue
-        better, worse = better_first((first, second), ranks[0] < ranks[1])
+        better, worse = _better_first((first, second), ranks[0] < ranks[1])
         high, low = to_number(better.get("overall_rating")), to_number(worse.get("overall_rating"))
         gap = None if high is None or low is None or high < low else high - low
         images = [row.get("image") or row.get("image_path") for row in (better, worse)]
-        yield pair(better.get("prompt"), *images, strength=gap, source_id=better.get("prompt_id"))
+        yield _pair(better.get("prompt"), *images, strength=gap, source_id=better.get("prompt_id"))
 
 
 IMAGEREWARD = Source(
@@ -303,22 +257,12 @@ IMAGEREWARD = Source(
 
 
 def imagereward_rankings(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
-    """All pairs of a row of ImageReward's own training files. They have no strength."""
+    """Read all pairs of a row of ImageReward's own training files; no strength."""
     files = row.get("generations")
     if not isinstance(files, (list, tuple)) or len(files) < 2:
-        yield RowError(
-            "bad_rating", f"`generations` is {files!r:.60}; it must be two paths or more, which are ranked."
-        )
-        return
-    ranks = _numbers(row.get("ranking"), len(files))
-    if ranks is None:
-        yield RowError("bad_rating", f"`ranking` is {row.get('ranking')!r:.60}; it must be {len(files)} numbers.")
-        return
-    for i, j in combinations(range(len(files)), 2):
-        if ranks[i] == ranks[j]:
-            yield _tie(f"`ranking` of images {i} and {j} is {ranks[i]:g}")
-        else:
-            yield pair(row.get("prompt"), *better_first((files[i], files[j]), ranks[i] < ranks[j]))
+        problem = f"`generations` is {files!r:.60}; it must be two paths or more, which are ranked."
+        raise RowError("bad_rating", problem)
+    yield from _ranked_pairs(row, files, "ranking")
 
 
 IMAGEREWARD_RANKINGS = Source(
@@ -328,46 +272,6 @@ IMAGEREWARD_RANKINGS = Source(
     reads=("prompt", "generations", "ranking"),
     note="The training files of the ImageReward code: JSON lists, with paths that start at its image folder.",
 )
-
-
-def _check_id(rows: Sequence[Mapping[str, Any]]) -> None:
-    if any(row.get("prompt_id") in (None, "") for row in rows):
-        raise RowError(
-            "missing_column", "`prompt_id` is missing or None; it tells which images were made of the same caption."
-        )
-
-
-def _two_captions(row: Mapping[str, Any]) -> RowError:
-    name = f"{row.get('prompt_id')!r:.40}"
-    return RowError(
-        "not_conversational", f"two images with the `prompt_id` {name} have different captions; fix the id."
-    )
-
-
-def _pairings(ordered: list[Any], pairs: str) -> Iterable[tuple[Any, Any]]:
-    if pairs == "all":
-        return combinations(ordered, 2)
-    if pairs == "extremes":
-        return [(ordered[0], ordered[-1])] if len(ordered) > 1 else []
-    if pairs == "adjacent":
-        return pairwise(ordered)
-    raise ValueError(f'`pairs` is {pairs!r}; choose "all", "extremes" or "adjacent".')
-
-
-def _tie(what: str) -> RowError:
-    return RowError("tie", f"{what}, so that neither is preferred.")
-
-
-def _each(value: Any) -> list[float]:
-    """The numbers of a list, or a number alone; empty if anything in it is no finite number."""
-    numbers = [to_number(item) for item in (value if isinstance(value, (list, tuple)) else [value])]
-    known = [item for item in numbers if item is not None]
-    return known if len(known) == len(numbers) else []
-
-
-def _numbers(value: Any, length: int) -> list[float] | None:
-    numbers = _each(value) if is_list(value, length) else []
-    return numbers if len(numbers) == length else None
 
 
 def t2i(
@@ -380,32 +284,27 @@ def t2i(
     source_id: str | None = None,
     group: str | None = None,
 ) -> Iterator[dict[str, Any] | RowError]:
-    """The pair of a row of any table with a caption, a better and a worse image.
-
-    All options are names of columns, as in [`~trl_dt2it.data.reformulate_t2i`].
+    """Read a row of any table with a caption, a better and a worse image. All options are names of columns, as in
+    [`~trl_dt2it.data.reformulate_t2i`].
     """
     for name in filter(None, (caption, chosen_image, rejected_image, source_id, group)):
         if name not in row:
             there = ", ".join(map(str, row))
             raise RowError("missing_column", f"there is no column `{name}`; the row has {there:.200}.")
-    made = pair(
+    pair = t2i_pair(
         row[caption],
         row[chosen_image],
         row[rejected_image],
         strength=strength_field(row, strength) if strength else None,
         source_id=name_field(row, source_id or "source_id"),
     )
-    if isinstance(made, RowError):
-        yield made
-        return
     names = {"group_id": group or "group_id", "pair_id": "pair_id", "source": "source"}
-    given = {name: name_field(row, field) for name, field in names.items()}
-    yield made | {name: value for name, value in given.items() if value is not None}
+    yield pair | {name: value for name, field in names.items() if (value := name_field(row, field)) is not None}
 
 
 def _t2i_fields(present: Collection[str], options: Mapping[str, Any]) -> set[str]:
-    given = {"caption": "caption", "chosen_image": "chosen_image", "rejected_image": "rejected_image", **options}
-    return {name for name in ({"strength": "strength"} | given).values() if name}
+    names = {name: name for name in ("caption", "chosen_image", "rejected_image", "strength")}
+    return {name for name in (names | dict(options)).values() if name}
 
 
 T2I = Source(
@@ -419,17 +318,16 @@ T2I = Source(
 
 
 def per_answer_images(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
-    """The pair of a ShareGPT row whose first image belongs to `chosen` and whose second to `rejected`: the input of
-    DT2IT-MRM's reformulation, and the text-to-image part of OmniRewardData.
-
-    The caption is what both answers say, or, where they say nothing, the last human turn.
+    """Read a ShareGPT row whose first image belongs to `chosen` and whose second to `rejected`, as the input of
+    DT2IT-MRM's reformulation and the text-to-image part of OmniRewardData. The caption is the text of both answers
+    or, where it is empty, the last human turn.
     """
     images = row.get("images")
     values = [answer_field(row, side) for side in ("chosen", "rejected")]
     texts = [value.replace(IMAGE_MARKER, "").strip() if IMAGE_MARKER in value else value for value in values]
     turns = [] if row.get("conversations") is None else turns_field(row, "conversations")
     human = [text for role, text in turns if role == "user"]
-    if not is_list(images, 2):
+    if not _is_list(images, 2):
         shown = len(images) if isinstance(images, (list, tuple)) else 0
         yield RowError(
             "placeholder_count", f"`images` holds {shown} images; it must be two, of `chosen` and of `rejected`."
@@ -441,11 +339,10 @@ def per_answer_images(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowEr
             "answers; load the row as LLaMA-Factory's ShareGPT.",
         )
     elif texts[0] != texts[1]:
-        yield RowError(
-            "not_conversational", "`chosen` and `rejected` have different texts, so the caption is unclear."
-        )
+        problem = "`chosen` and `rejected` have different texts, so the caption is unclear."
+        yield RowError("not_conversational", problem)
     else:
-        yield pair(texts[0] if texts[0].strip() or not human else human[-1], *images)
+        yield _pair(texts[0] if texts[0].strip() or not human else human[-1], *images)
 
 
 PER_ANSWER_IMAGES = Source(
@@ -458,22 +355,22 @@ PER_ANSWER_IMAGES = Source(
 
 
 def llava_reward(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
-    """The pair of a row of LLaVA-Reward. Its strength is the difference of the two ratings."""
+    """Read a row of LLaVA-Reward. Strength is the difference of the two ratings."""
     captions = row.get("prompt")
     captions = list(captions) if isinstance(captions, (list, tuple)) else [captions]
-    ratings = [to_number(row.get(name)) for name in ("c_rate", "r_rate")]
+    better, worse = (to_number(row.get(name)) for name in ("c_rate", "r_rate"))
     if not captions or any(caption != captions[0] for caption in captions):
         yield RowError("not_conversational", "`prompt` holds different captions; the images of a pair share one.")
-    elif ratings[0] is None or ratings[1] is None:
+    elif better is None or worse is None:
         shown = f"{row.get('c_rate')!r:.20} and {row.get('r_rate')!r:.20}"
         yield RowError("bad_rating", f"`c_rate` and `r_rate` are {shown}; both must be numbers.")
-    elif ratings[0] == ratings[1]:
-        yield RowError("tie", f"`c_rate` and `r_rate` are both {ratings[0]}.")
-    elif ratings[0] < ratings[1]:
-        yield RowError("bad_rating", f"`c_rate` is {ratings[0]}, less than `r_rate`, {ratings[1]}; swap the images.")
+    elif better == worse:
+        yield RowError("tie", f"`c_rate` and `r_rate` are both {better}.")
+    elif better < worse:
+        yield RowError("bad_rating", f"`c_rate` is {better}, less than `r_rate`, {worse}; swap the images.")
     else:
         paths = row.get("chosen_path"), row.get("reject_path")
-        yield pair(captions[0], *paths, strength=ratings[0] - ratings[1], source_id=row.get("prompt_id"))
+        yield _pair(captions[0], *paths, strength=better - worse, source_id=row.get("prompt_id"))
 
 
 LLAVA_REWARD = Source(
@@ -483,3 +380,75 @@ LLAVA_REWARD = Source(
     reads=("prompt", "chosen_path", "c_rate", "reject_path", "r_rate", "prompt_id"),
     note="A format; the images are the authors' local files.",
 )
+
+
+def _pair(
+    caption: Any, chosen: Any, rejected: Any, *, strength: float | None = None, source_id: Any = None
+) -> dict[str, Any] | RowError:
+    """Make a pair, or return the error that [`~trl_dt2it.data.messages.t2i_pair`] raises."""
+    try:
+        return t2i_pair(caption, chosen, rejected, strength=strength, source_id=source_id)
+    except RowError as error:
+        return error
+
+
+def _better_first(images: Sequence[Any], first_is_better: bool) -> tuple[Any, Any]:
+    return (images[0], images[1]) if first_is_better else (images[1], images[0])
+
+
+def _is_list(value: Any, length: int) -> TypeGuard[Sequence[Any]]:
+    return isinstance(value, (list, tuple)) and len(value) == length
+
+
+def _ranked_pairs(
+    row: Mapping[str, Any], files: Sequence[Any], field: str, annotators: Sequence[Sequence[float]] = ()
+) -> Iterator[dict[str, Any] | RowError]:
+    """Make a pair of every two images with different ranks; `annotators` are further rankings, for the strength."""
+    ranks = _numbers(row.get(field), len(files))
+    if ranks is None:
+        raise RowError("bad_rating", f"`{field}` is {row.get(field)!r:.60}; it must be {len(files)} numbers.")
+    for i, j in combinations(range(len(files)), 2):
+        if ranks[i] == ranks[j]:
+            yield _tie(f"`{field}` of images {i} and {j} is {ranks[i]:g}")
+            continue
+        better, worse = _better_first((i, j), ranks[i] < ranks[j])
+        votes = [(other[better] < other[worse]) - (other[better] > other[worse]) for other in annotators]
+        strength = max(fmean(votes), 0.0) if votes else None
+        yield _pair(row.get("prompt"), files[better], files[worse], strength=strength)
+
+
+def _check_id(rows: Sequence[Mapping[str, Any]]) -> None:
+    if any(row.get("prompt_id") in (None, "") for row in rows):
+        raise RowError(
+            "missing_column", "`prompt_id` is missing or None; it tells which images were made of the same caption."
+        )
+
+
+def _two_captions(row: Mapping[str, Any]) -> RowError:
+    shown = f"`prompt_id` {row.get('prompt_id')!r:.40}"
+    return RowError("not_conversational", f"two images with the {shown} have different captions; fix the id.")
+
+
+def _pairings(ordered: list[Any], pairs: str) -> Iterable[tuple[Any, Any]]:
+    if pairs == "all":
+        return combinations(ordered, 2)
+    if pairs == "extremes":
+        return [(ordered[0], ordered[-1])] if len(ordered) > 1 else []
+    if pairs == "adjacent":
+        return pairwise(ordered)
+    raise ValueError(f'`pairs` is {pairs!r}; choose "all", "extremes" or "adjacent".')
+
+
+def _tie(statement: str) -> RowError:
+    return RowError("tie", f"{statement}, so that neither is preferred.")
+
+
+def _each(value: Any) -> list[float]:
+    """Read a number or a list of numbers; empty if any is not finite."""
+    numbers = [to_number(item) for item in (value if isinstance(value, (list, tuple)) else [value])]
+    return [] if None in numbers else cast(list[float], numbers)
+
+
+def _numbers(value: Any, length: int) -> list[float] | None:
+    """Read as many numbers."""
+    return (_each(value) or None) if _is_list(value, length) else None

@@ -1,8 +1,9 @@
-"""Rows that TRL trains on already, and sets read by the names of their columns."""
+"""Adapters of TRL's preference rows, canonical rows among them, and of tables by the names of their columns."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 from ..messages import IMAGE_MARKER, as_image, content_group, preference
@@ -33,13 +34,36 @@ from .fields import (
 )
 
 
+# Labels that name the better answer in words; numbers mean something else in every table.
+_WORDS = {
+    "first": ("a", "first", "left", "[[a]]", "a>b", "a>>b", "[[a>b]]", "[[a>>b]]"),
+    "second": ("b", "second", "right", "[[b]]", "b>a", "b>>a", "[[b>a]]", "[[b>>a]]"),
+    "tie": (
+        *("c", "tie", "ties", "tied", "tie (bothbad)", "tie (both bad)", "both", "both bad", "bothbad", "both_bad"),
+        *("both good", "bothgood", "both_good", "equal", "equally good", "equally bad", "same", "draw", "neither"),
+        *("none", "no preference", "[[c]]", "a=b", "[[a=b]]"),
+    ),
+}
+
+_NOUNS = ("answer", "assistant", "completion", "model", "option", "output", "response")
+
+_VERDICTS = {word: kind for kind, words in _WORDS.items() for word in words} | {
+    f"{noun}{joint}{letter}": kind
+    for noun in _NOUNS
+    for joint in ("", " ", "_", "-")
+    for kind, letter in (("first", "a"), ("second", "b"))
+}
+
+_MEDIA = ("image", "images", "video", "videos", "audio", "audios")  # columns that a question may be about
+
+
 def trl(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
-    """Convert a preference row of TRL, after one check of it; see [`as_canonical`]."""
+    """Read a preference row of TRL."""
     yield as_canonical(row)
 
 
 def as_canonical(row: Mapping[str, Any], is_checked: bool = False) -> dict[str, Any]:
-    """A preference row of TRL, canonical rows included."""
+    """Check and convert a preference row of TRL, canonical rows included."""
     strength = strength_field(row, "strength" if row.get("strength") is not None else "margin")
     weight = strength_field(row, "weight", "bad_weight")
     for field in ("video", "audio", "audios"):
@@ -48,7 +72,7 @@ def as_canonical(row: Mapping[str, Any], is_checked: bool = False) -> dict[str, 
     for field in ("tools", "chat_template_kwargs"):
         if row.get(field):
             raise RowError("not_conversational", f"the row has `{field}`, which canonical rows do not hold; drop it.")
-    prompt, chosen, rejected = (row.get(field) for field in ("prompt", "chosen", "rejected"))
+    prompt, chosen, rejected = (row.get(field) for field in ("prompt", *SIDES))
     videos = _videos(row)
     if isinstance(prompt, str) and isinstance(chosen, str) and isinstance(rejected, str):
         converted = preference(prompt, chosen, rejected, _images(row), videos=videos)
@@ -57,24 +81,20 @@ def as_canonical(row: Mapping[str, Any], is_checked: bool = False) -> dict[str, 
     else:
         converted = _converted(_with_messages(row, videos) if isinstance(prompt, str) else row, videos, is_checked)
     converted["strength"] = strength
-    names = {name: name_field(row, name) for name in ("pair_id", "group_id", "source", "source_id")}
-    converted |= {name: value for name, value in names.items() if value is not None}
+    names = ("pair_id", "group_id", "source", "source_id")
+    converted |= {name: value for name in names if (value := name_field(row, name)) is not None}
     return converted if weight is None else {**converted, "weight": weight}
 
 
 def _with_messages(row: Mapping[str, Any], videos: list[list[Any]]) -> Mapping[str, Any]:
-    """A row with a string as prompt and messages as answers, with the prompt as messages; without it, if the answers
-    are whole conversations that the prompt is a part of.
-    """
+    """Turn a prompt that is a string into messages, or drop it where the answers are conversations that hold it."""
     for side in SIDES:
         if row.get(side) is None:
             raise RowError("missing_column", f"`{side}` is missing or None; a preference row needs both answers.")
         if not isinstance(row[side], (list, tuple)):
             kind = type(row[side]).__name__
-            raise RowError(
-                "not_conversational",
-                f"`{side}` is of type {kind}; give both answers as strings or as lists of messages.",
-            )
+            problem = f"`{side}` is of type {kind}; give both answers as strings or as lists of messages."
+            raise RowError("not_conversational", problem)
         check_messages(side, row[side])
     for side in SIDES:
         check_answer(side, row[side], prompt_is_explicit=True)
@@ -91,16 +111,16 @@ def _with_messages(row: Mapping[str, Any], videos: list[list[Any]]) -> Mapping[s
 
 
 def _converted(row: Mapping[str, Any], videos: list[list[Any]], is_checked: bool) -> dict[str, Any]:
+    """Convert a row whose answers are messages."""
     if not is_checked:
-        fields = ("prompt", "chosen", "rejected", "images", "image", "videos")
-        check_row({field: row.get(field) for field in fields})
+        check_row({field: row.get(field) for field in ("prompt", *SIDES, "images", "image", "videos")})
     if isinstance(row["chosen"], str):
         raise RowError("missing_column", "the row has two strings and no `prompt`; give the question as `prompt`.")
     prompt, chosen, rejected = row.get("prompt"), row["chosen"], row["rejected"]
     if prompt is None:
         prompt, chosen, rejected = _split(chosen, rejected)
-        check_answer("chosen", chosen, prompt_is_explicit=True)  # images of later questions stand in neither
-        check_answer("rejected", rejected, prompt_is_explicit=True)
+        for side, answer in zip(SIDES, (chosen, rejected), strict=True):
+            check_answer(side, answer, prompt_is_explicit=True)  # the answers show no images of later questions
     images = _images(row)
     messages = [_blocked(message) for message in prompt]
     if images and not any(isinstance(message.get("content"), (list, tuple)) for message in prompt):
@@ -125,20 +145,16 @@ def _converted(row: Mapping[str, Any], videos: list[list[Any]], is_checked: bool
 
 
 def _split(chosen: Sequence[Any], rejected: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
-    """The messages that two conversations begin with, and what each goes on with."""
-    shared = 0
-    # At least one message is left to each, also where the conversations are the same.
-    for one, other in zip(chosen[:-1], rejected[:-1], strict=False):
-        if _blocked(one) != _blocked(other):
-            break
-        shared += 1
+    """Split the messages that two conversations have in common from the rest of each, which is never empty."""
+    pairs = zip(chosen[:-1], rejected[:-1], strict=False)
+    shared = sum(1 for _ in takewhile(lambda pair: _blocked(pair[0]) == _blocked(pair[1]), pairs))
     if not any(message["role"] == "user" for message in chosen[:shared]):
         raise RowError("missing_column", "`chosen` and `rejected` do not begin with the same question; add `prompt`.")
     return chosen[:shared], chosen[shared:], rejected[shared:]
 
 
 def _blocked(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message with nothing but its role and its content as blocks of type and text."""
+    """Reduce a message to its role and its content as blocks of type and text."""
     extra = {key for key, value in message.items() if value and key not in ("role", "content")}
     if extra:
         raise RowError(
@@ -177,31 +193,6 @@ TRL = Source(
     note="The licence is that of your data set.",
 )
 
-# What says in so many words which of two answers is better; numbers say it differently everywhere.
-_WORDS = {
-    "first": ("a", "first", "left", "[[a]]", "a>b", "a>>b", "[[a>b]]", "[[a>>b]]"),
-    "second": ("b", "second", "right", "[[b]]", "b>a", "b>>a", "[[b>a]]", "[[b>>a]]"),
-    "tie": (
-        *("c", "tie", "ties", "tied", "tie (bothbad)", "tie (both bad)", "both", "both bad", "bothbad", "both_bad"),
-        *("both good", "bothgood", "both_good", "equal", "equally good", "equally bad", "same", "draw", "neither"),
-        *("none", "no preference", "[[c]]", "a=b", "[[a=b]]"),
-    ),
-}
-
-_VERDICTS = {word: kind for kind, words in _WORDS.items() for word in words}
-
-_NOUNS = ("answer", "assistant", "completion", "model", "option", "output", "response")
-
-_VERDICTS |= {
-    f"{noun}{joint}{letter}": kind
-    for noun in _NOUNS
-    for joint in ("", " ", "_", "-")
-    for kind, letter in (("first", "a"), ("second", "b"))
-}
-
-# Where a table keeps what a question may be about, under names that leave no doubt.
-_MEDIA = ("image", "images", "video", "videos", "audio", "audios")
-
 
 def columns(
     row: Mapping[str, Any],
@@ -220,10 +211,8 @@ def columns(
     group: str | None = None,
     system: str | None = None,
 ) -> Iterator[dict[str, Any] | RowError]:
-    """A row of any table with a question and two answers, of which two columns, or a label, say which is better.
-
-    All options but `labels` are names of columns. `"a.b"` is the field `b` in the column `a`, unless a column has that
-    very name.
+    """Read a row of any table with a question and two answers, ordered by their columns or by a label. All options but
+    `labels` name columns; `"a.b"` is the field `b` in the column `a`, unless a column has that name.
     """
     known = {_word(first): "first", _word(second): "second", **_verdicts(labels)}
     sides = (first, second) if label else (chosen, rejected)
@@ -232,7 +221,7 @@ def columns(
     if None in sides or any(side is not None for side in ((chosen, rejected) if label else (first, second))):
         raise ValueError("`columns` needs the options chosen, rejected; or else first, second and label.")
     named = (question, *sides, label, image, images, strength, source_id, group, system)
-    # Every field under the name that the user knows, so that errors name it, too.
+    # By the names that the user knows, which errors show.
     found = {path: _value(row, path) for path in named if path}
     for field in _MEDIA:
         is_named = any(path and path.split(".")[0] == field for path in named)
@@ -251,8 +240,8 @@ def columns(
         (better, worse),
         f'use `reformulate_t2i(dataset, caption="{question}", chosen_image="{better}", rejected_image="{worse}")`.',
     )
-    prompt = prompt_field(found, question) if isinstance(found[question], (list, tuple)) else None
-    turns = prompt or [("user", text_field(found, question))]
+    is_conversation = isinstance(found[question], (list, tuple))
+    turns = prompt_field(found, question) if is_conversation else [("user", text_field(found, question))]
     turns = with_system(turns, found, system) if system else turns
     answers = {field: answer_field(found, field) for field in (better, worse)}
     check_placeholders(turns, answers, (IMAGE_MARKER,))
@@ -268,18 +257,20 @@ def columns(
 
 
 def _columns_fields(present: Collection[str], options: Mapping[str, Any]) -> set[str]:
+    """List the fields that [`columns`] reads or refuses."""
     media = {field for field in _MEDIA if not (field.startswith("image") and {"image", "images"} & set(options))}
     return {name for option, name in options.items() if option != "labels" and name} | media
 
 
 def _verdicts(labels: Mapping[Any, str] | None) -> dict[str, str]:
+    """Add a user's labels to the known ones."""
     if wrong := sorted({str(kind) for kind in (labels or {}).values()} - set(_WORDS)):
         raise ValueError(f"`labels` has the value {wrong[0]!r}; each must be {', '.join(_WORDS)}.")
     return {**_VERDICTS, **{_word(word): kind for word, kind in (labels or {}).items()}}
 
 
 def _verdict(value: Any, field: str, known: Mapping[str, str]) -> str:
-    """Which answer a label prefers: `first` or `second`."""
+    """Return the answer that a label prefers, `first` or `second`."""
     kind = known.get(_word(value)) if isinstance(value, (str, int, float)) else None
     if kind is None:
         shown = f"`{field}` is {value!r:.40}"
@@ -290,13 +281,14 @@ def _verdict(value: Any, field: str, known: Mapping[str, str]) -> str:
 
 
 def _word(label: Any) -> str:
-    """A label as it is compared: a column with gaps has 1.0 for 1."""
+    """Normalize a label; a column with gaps has 1.0 for 1."""
     if isinstance(label, float) and label.is_integer():
         label = int(label)
     return str(label).strip().casefold()
 
 
 def _value(row: Mapping[str, Any], path: str) -> Any:
+    """Look up a column, or a field in one."""
     if path in row:
         return row[path]
     value: Any = row
