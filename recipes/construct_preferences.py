@@ -85,7 +85,7 @@ def main(args):
 
     from trl_dt2it.data import ImageOptions, write_parquet
     from trl_dt2it.data.export import refuse_unpublishable
-    from trl_dt2it.debias.distillation.distill import distill, plan_distill
+    from trl_dt2it.debias import distill, plan_distill
     from trl_dt2it.judge import JudgeClient
     from trl_dt2it.judge.store import read_endpoint
     from trl_dt2it.utils import run_lock, whole_file

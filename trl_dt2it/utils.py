@@ -28,6 +28,8 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+from rich.table import Table
+from rich.text import Text
 from transformers.integrations import deepspeed
 from transformers.utils import logging
 
@@ -525,3 +527,23 @@ def _read(record: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else {}
+
+
+def screen_table(
+    first: str,
+    *numbers: str,
+    last: str | None = None,
+    title: str | None = None,
+    rows: Iterable[Sequence[str]] = (),
+) -> Table:
+    """Make a table for the terminal: names, right-aligned numbers and, with `last`, a column of text. Markup and
+    control characters in cells and title are not obeyed.
+    """
+    table = Table(first, title=None if title is None else Text(printable(title), style="table.title"))
+    for name in numbers:
+        table.add_column(Text(name), justify="right")
+    if last is not None:
+        table.add_column(last)
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    return table

@@ -339,7 +339,7 @@ def test_the_summary_is_logged(biased, warnings):
     [
         ({"max_weight": 1.0}, "`max_weight` is 1.0; it is in units of the mean weight"),
         ({"method": "drop"}, "`method` is 'drop'"),
-        ({"one_sided": "keep"}, "`one_sided` is 'keep'; give leave, drop, refuse"),
+        ({"one_sided": "keep"}, "`one_sided` is 'keep'; pass leave, drop, refuse"),
         ({"by": "model"}, "`by` is 'model'"),
         ({"features": []}, "`features` is empty"),
     ],
