@@ -121,16 +121,8 @@ def style_weights(
     Compute the weights of [`balance_style`], and their cost.
 
     Args:
-        dataset (`Dataset`):
-            Preference rows; images are not read.
-        max_weight (`float`, *optional*):
-            Largest weight, in units of the mean weight.
-        by (`str`, *optional*):
-            Column whose values are balanced one by one.
-        features (`Sequence[str]`, *optional*):
-            Some of `STYLE_FEATURES`; all by default.
-        one_sided (`str`, *optional*, defaults to `"leave"`):
-            Action on style that leans one way only: `"leave"`, `"drop"` or `"refuse"`.
+        dataset, max_weight, by, features, one_sided:
+            As in [`balance_style`].
 
     Returns:
         `tuple[np.ndarray, BalanceReport]`: weights of shape `(N,)` and dtype `float64`, of mean 1 where there was no

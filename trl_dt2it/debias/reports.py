@@ -119,13 +119,7 @@ class StyleReport:
         return {name: value for name, value in values.items() if value is not None}
 
     def show(self, console: Console | None = None) -> None:
-        """
-        Print the report.
-
-        Args:
-            console (`rich.console.Console`, *optional*):
-                Console to print on; standard output by default.
-        """
+        """Print the report, on standard output by default."""
         console = console or Console()
         leakage_rows = []
         for name, part in self._parts.items():
@@ -171,13 +165,7 @@ class StyleReport:
             )
 
     def plot(self, path: str | os.PathLike) -> None:
-        """
-        Draw leakage by source and the features that carry it.
-
-        Args:
-            path (`str` or `os.PathLike`):
-                File to write, whose suffix sets the format, such as `.png` or `.svg`.
-        """
+        """Draw leakage by source, and the features that carry it, to a file such as `.png` or `.svg`."""
         # Without pyplot, which would choose a window system and keep figures alive.
         from matplotlib.figure import Figure
 
@@ -301,13 +289,7 @@ class BalanceReport:
         return json.dumps(asdict(self), indent=2, ensure_ascii=False)
 
     def show(self, console: Console | None = None) -> None:
-        """
-        Print the report.
-
-        Args:
-            console (`rich.console.Console`, *optional*):
-                Console to print on; standard output by default.
-        """
+        """Print the report, on standard output by default."""
         console = console or Console()
         console.print(
             screen_table(
@@ -445,13 +427,7 @@ class DistillReport:
         return json.dumps(values, indent=2, ensure_ascii=False)
 
     def show(self, console: Console | None = None) -> None:
-        """
-        Print the report.
-
-        Args:
-            console (`rich.console.Console`, *optional*):
-                Console to print on; standard output by default.
-        """
+        """Print the report, on standard output by default."""
         console = console or Console()
         console.print(
             screen_table(

@@ -370,14 +370,8 @@ def evaluate(
         scorer ([`PairScorer`] or `Callable`):
             Object with `score_pairs(dataset)`, function of a data set, or [`ScoreFile`], which returns the rewards of
             chosen and rejected, `(n, 2)`, in the order of the rows.
-        name (`str`):
-            The benchmark, one of [`BENCHMARKS`].
-        rows (`Dataset`, `Iterable[Mapping]`, `str` or `os.PathLike`, *optional*):
-            Its rows, as in [`read_benchmark`]; by default from the Hub.
-        image_root (`str` or `os.PathLike`, *optional*):
-            Folder that the paths of images start from.
-        revision (`str`, *optional*):
-            Branch, tag or commit on the Hub.
+        name, rows, image_root, revision:
+            As in [`read_benchmark`].
         model (`str`, *optional*):
             Name of the model, for the record.
         scores_file (`str` or `os.PathLike`, *optional*):

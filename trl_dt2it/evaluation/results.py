@@ -199,13 +199,7 @@ class EvalResult:
         return json.dumps(asdict(self), indent=2, ensure_ascii=False)
 
     def show(self, console: Console | None = None) -> None:
-        """
-        Print the result, and published scores of other models.
-
-        Args:
-            console (`rich.console.Console`, *optional*):
-                Console to print on; standard output by default.
-        """
+        """Print the result beside published scores of other models, on standard output by default."""
         console = console or Console()
         label = f", {self.label}" if self.label else ""
         console.print(
@@ -227,13 +221,7 @@ class EvalResult:
         show_published([self], console)
 
     def model_index_entries(self) -> list[huggingface_hub.EvalResult]:
-        """
-        Convert the result for a model card.
-
-        Returns:
-            `list[huggingface_hub.EvalResult]`: one for each metric, for `ModelCardData(eval_results=...)`, with values
-            rounded to 4 digits.
-        """
+        """The metrics for `ModelCardData(eval_results=...)`, rounded to 4 digits."""
         return [
             huggingface_hub.EvalResult(
                 task_type="text-classification",

@@ -67,13 +67,7 @@ class DistillPlan:
         return sum(self.spending.values(), Spending())
 
     def show(self, console: Console | None = None) -> None:
-        """
-        Print the plan.
-
-        Args:
-            console (`rich.console.Console`, *optional*):
-                Console to print on; standard output by default.
-        """
+        """Print the plan, on standard output by default."""
         console = console or Console()
         console.print(
             screen_table(
@@ -254,7 +248,25 @@ def distill(
             candidates.
         [`~trl_dt2it.judge.JudgeError`]: if an endpoint cannot be used at all.
     """
-    _check(dataset, generator, num_candidates, num_shuffles, rubric, min_gap, min_spread, num_bins)
+    columns, scale = dataset.column_names, rubric.high - rubric.low
+    if "prompt" not in columns and "question" not in columns:
+        raise ValueError(f"The rows have neither `prompt` nor `question`; their columns are {', '.join(columns)}.")
+    if "candidates" not in columns and generator is None:
+        raise ValueError("The rows have no `candidates`, and there is no `generator` to write them; pass one of them.")
+    if "candidates" not in columns and generator is not None and generator.endpoint.temperature == 0:
+        raise ValueError(
+            "The generator's temperature is 0, so that all its candidates would be equal; set it above 0, such as 1.0."
+        )
+    if num_candidates < 2 or num_shuffles < 1 or num_bins < 1:
+        raise ValueError(
+            f"`num_candidates` must be at least 2, `num_shuffles` and `num_bins` at least 1, got {num_candidates}, "
+            f"{num_shuffles} and {num_bins}."
+        )
+    if not 0 < min_gap < scale or not 0 <= min_spread <= scale:
+        raise ValueError(
+            f"`min_gap` must be above 0 and below the length of the scale, {scale}, and `min_spread` between 0 and "
+            f"that length, got {min_gap} and {min_spread}."
+        )
     for name, value in (("pairs_per_prompt", pairs_per_prompt), ("max_pairs", max_pairs)):
         if value is not None and value < 1:
             raise ValueError(f"`{name}` is {value}; it must be at least 1, or None for no limit.")
@@ -276,8 +288,8 @@ def distill(
     listwise, report.position_bias = listwise_scores(judged_pools, rubric)
     pairs = agreed_pairs(judged_pools, listwise, rubric, min_gap, report)
 
-    low, high = min_gap, rubric.high - rubric.low
-    bins = strength_bins(np.array([pair.agreed.strength for pair in pairs]), num_bins=num_bins, low=low, high=high)
+    strengths = np.array([pair.agreed.strength for pair in pairs])
+    bins = strength_bins(strengths, num_bins=num_bins, low=min_gap, high=scale)
     outcome = draw_pairs(
         bins,
         [pair.judged.pool.question.group_id for pair in pairs],
@@ -287,7 +299,7 @@ def distill(
         max_pairs=max_pairs,
         seed=seed,
     )
-    report.bin_edges = np.linspace(low, high, num_bins + 1).tolist()
+    report.bin_edges = np.linspace(min_gap, scale, num_bins + 1).tolist()
     _count(judged_pools, pairs, bins, outcome, num_bins, report)
     report.usage = {"judge": judge.usage().as_dict()}
     if generator is not None and generator is not judge:
@@ -295,40 +307,9 @@ def distill(
     about = {"judge": judge.endpoint.model, "rubric": rubric.digest()[:16]}
     effects = {bias.num_candidates: bias.effects for bias in report.position_bias}
     drawn = np.flatnonzero(outcome == DRAWN)
-    columns = [pair_row(pairs[index], int(bins[index]), source, about, rubric, effects) for index in drawn]
+    made = [pair_row(pairs[index], int(bins[index]), source, about, rubric, effects) for index in drawn]
     positions = [pairs[index].judged.pool.question.row for index in drawn]
-    return with_images(rows, positions, columns, options, DISTILLED_FEATURES), report
-
-
-def _check(
-    dataset: Dataset,
-    generator: JudgeClient | None,
-    num_candidates: int,
-    num_shuffles: int,
-    rubric: Rubric,
-    min_gap: float,
-    min_spread: float,
-    num_bins: int,
-) -> None:
-    columns = dataset.column_names
-    if "prompt" not in columns and "question" not in columns:
-        raise ValueError(f"The rows have neither `prompt` nor `question`; their columns are {', '.join(columns)}.")
-    if "candidates" not in columns and generator is None:
-        raise ValueError("The rows have no `candidates`, and there is no `generator` to write them; pass one of them.")
-    if num_candidates < 2 or num_shuffles < 1 or num_bins < 1:
-        raise ValueError(
-            f"`num_candidates` must be at least 2, `num_shuffles` and `num_bins` at least 1, got {num_candidates}, "
-            f"{num_shuffles} and {num_bins}."
-        )
-    if not 0 < min_gap < rubric.high - rubric.low or not 0 <= min_spread <= rubric.high - rubric.low:
-        raise ValueError(
-            f"`min_gap` must be above 0 and below the length of the scale, {rubric.high - rubric.low}, and "
-            f"`min_spread` between 0 and that length, got {min_gap} and {min_spread}."
-        )
-    if "candidates" not in columns and generator is not None and generator.endpoint.temperature == 0:
-        raise ValueError(
-            "The generator's temperature is 0, so that all its candidates would be equal; set it above 0, such as 1.0."
-        )
+    return with_images(rows, positions, made, options, DISTILLED_FEATURES), report
 
 
 def _read(
