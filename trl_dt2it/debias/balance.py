@@ -12,8 +12,9 @@ from scipy.spatial import cKDTree
 from scipy.special import logsumexp
 from transformers.utils import logging
 
+from ..data.mixing import with_columns
 from .reports import SMALL, BalanceReport, OneSidedStyle
-from .style import PairStyle, parts_by, read_pair_style, with_column
+from .style import PairStyle, parts_by, read_pair_style
 
 
 logger = logging.get_logger(__name__)
@@ -95,7 +96,7 @@ def balance_style(
     weight, report = style_weights(dataset, max_weight=max_weight, by=by, features=features, one_sided=one_sided)
     (logger.warning if report.one_sided else logger.info)(report.summary())
     if method == "weights":
-        return with_column(dataset, "weight", weight)
+        return with_columns(dataset, {"weight": weight})
     rows, copies = _systematic(weight, np.random.default_rng(seed))
     drawn = dataset.select(rows)
     if "weight" in drawn.column_names:
@@ -105,7 +106,7 @@ def balance_style(
             name if copy == 1 or name is None else f"{name}#{copy}"
             for name, copy in zip(drawn.select_columns("pair_id")["pair_id"], copies, strict=True)
         ]
-        drawn = with_column(drawn, "pair_id", names)
+        drawn = with_columns(drawn, {"pair_id": names})
     return drawn
 
 

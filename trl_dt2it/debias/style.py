@@ -10,9 +10,9 @@ from math import log, log1p
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Features
+from datasets import Dataset
 
-from ..data.columns import arrow_rows, column_of, find_json_columns, leave_images_encoded
+from ..data.columns import arrow_rows, column_of, find_json_columns, group_codes, group_rows
 from ..data.rows import SIDES, blocks, row_name
 
 
@@ -274,10 +274,13 @@ def read_pair_style(dataset: Dataset, features: Sequence[str] | None = None) -> 
         done += len(rows)
     mean = total / (2 * done)
     spread = np.sqrt(np.maximum(squares / (2 * done) - mean**2, 0.0))
-    return PairStyle(names, difference, spread, read_weight(dataset), read_groups(dataset))
+    group = np.arange(done)
+    if "group_id" in dataset.column_names:
+        group = group_codes(column_of(dataset, "group_id"))[0]
+    return PairStyle(names, difference, spread, _read_weight(dataset), group)
 
 
-def read_weight(dataset: Dataset) -> np.ndarray:
+def _read_weight(dataset: Dataset) -> np.ndarray:
     """Read the column `weight` as float64, with 1 where there is none."""
     if "weight" not in dataset.column_names:
         return np.ones(len(dataset))
@@ -290,43 +293,14 @@ def read_weight(dataset: Dataset) -> np.ndarray:
     return weight
 
 
-def read_groups(dataset: Dataset) -> np.ndarray:
-    """Number the groups by `group_id`; rows without one are groups of their own."""
-    count = len(dataset)
-    if "group_id" not in dataset.column_names:
-        return np.arange(count)
-    encoded = column_of(dataset, "group_id").dictionary_encode()
-    group = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
-    alone = np.flatnonzero(group < 0)
-    group[alone] = len(encoded.dictionary) + np.arange(len(alone))
-    return group
-
-
 def parts_by(dataset: Dataset, column: str | None) -> dict[str, np.ndarray]:
     """Divide rows by the values of a column."""
     if column is None:
         return {}
     if column not in dataset.column_names:
         raise ValueError(f"`by` is {column!r}, but the columns are {', '.join(dataset.column_names)}.")
-    encoded = column_of(dataset, column).dictionary_encode()
-    codes = encoded.indices.fill_null(len(encoded.dictionary)).to_numpy(zero_copy_only=False)
-    names = [str(name) for name in [*encoded.dictionary.to_pylist(), None]]
-    parts = {name: np.flatnonzero(codes == code) for code, name in enumerate(names)}
-    return {name: parts[name] for name in sorted(parts) if len(parts[name])}
-
-
-def with_column(dataset: Dataset, name: str, values: Any) -> Dataset:
-    """Set or replace a column, images untouched."""
-    features = dataset.features
-    order = [*features] if name in features else [*features, name]
-    if dataset._indices is not None:
-        dataset = leave_images_encoded(dataset).flatten_indices()
-    if name in features:
-        dataset = dataset.remove_columns(name)
-    dataset = dataset.add_column(name, values)
-    dataset = dataset.select_columns(order)
-    dataset.info.features = Features({**dataset.features, **{key: features[key] for key in order if key != name}})
-    return dataset
+    names, codes = np.unique([str(name) for name in column_of(dataset, column).to_pylist()], return_inverse=True)
+    return dict(zip(names.tolist(), group_rows(codes), strict=False))
 
 
 def _answer(row: Mapping[str, Any], side: str, index: int) -> tuple[str, str]:

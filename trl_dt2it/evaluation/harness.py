@@ -21,6 +21,7 @@ from .. import __version__
 from ..data.columns import batch_rows, column_of, leave_images_encoded, rows_at_once
 from ..data.convert import Conversion
 from ..data.load import named_groups, raw_rows, read_raw, rows_by_group
+from ..data.mixing import with_columns
 from ..data.rows import summarise
 from ..data.sources.fields import FOLDER_COLUMN, JSON_COLUMN
 from ..data.t2i import reformulate_t2i
@@ -124,8 +125,8 @@ def read_benchmark(
         kept = reformulate_t2i(kept, seed=seed, both_orders=ask_both)
         orders = {"ab": "chosen_first", "ba": "chosen_second"}
         categories = [orders[pair_id[-2:]] if ask_both else "" for pair_id in kept["pair_id"]]
-        kept = kept.add_column("category", pa.array(categories, pa.string()))
-        kept = kept.add_column("row_index", pa.array(np.arange(len(kept))))
+        columns = {"category": pa.array(categories, pa.string()), "row_index": np.arange(len(kept))}
+        kept = with_columns(kept, columns)
     return with_metrics(_with_unique_ids(kept), name)
 
 
@@ -335,8 +336,7 @@ def _with_unique_ids(rows: Dataset) -> Dataset:
     for name in ids:
         seen[name] += 1
         unique.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
-    named = rows.remove_columns("pair_id").add_column("pair_id", pa.array(unique, pa.string()))
-    return named.select_columns(rows.column_names)
+    return with_columns(rows, {"pair_id": unique})
 
 
 @runtime_checkable

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -90,36 +90,37 @@ def judge_pools(
     return judged_pools
 
 
+# A pool, the stage, its target (a sample, an order, a candidate or a need), and the request.
+_Asked = tuple[JudgedPool, str, Any, JudgeRequest]
+
+
 def _ask(
-    client: JudgeClient, requests: Sequence[JudgeRequest], stages: Sequence[str], report: DistillReport
-) -> list[JudgeReply]:
+    client: JudgeClient, asked: Sequence[_Asked], report: DistillReport
+) -> Iterator[tuple[JudgedPool, str, Any, JudgeReply]]:
     """Replies to requests, counted by stage and status. An endpoint that answers none of them ends the run."""
-    replies = client.ask(requests, stop_early=True) if requests else []
-    for stage, reply in zip(stages, replies, strict=True):
+    replies = client.ask([request for *_, request in asked], stop_early=True) if asked else []
+    for (judged, stage, target, _), reply in zip(asked, replies, strict=True):
         report.count_call(stage, reply.status)
-    return replies
+        if reply.status in UNANSWERED:
+            judged.unanswered = f"{stage}: {reply.status}"
+        yield judged, stage, target, reply
 
 
 def _generate(
     judged_pools: Sequence[JudgedPool], settings: JudgingSettings, generator: JudgeClient, report: DistillReport
 ) -> None:
-    requests = [
-        JudgeRequest(generation_messages(judged.pool.question), sample=sample)
+    asked = [
+        (judged, "generation", sample, JudgeRequest(generation_messages(judged.pool.question), sample=sample))
         for judged in judged_pools
         for sample in range(settings.num_candidates)
     ]
-    replies = iter(_ask(generator, requests, ["generation"] * len(requests), report))
-    for judged in judged_pools:
-        for _ in range(settings.num_candidates):
-            reply = next(replies)
-            # A cut answer is worse for that, whatever it says.
-            if reply.status == "ok":
-                judged.pool.add(reply.text or "", "generated")
-                continue
-            report.candidates[f"generation: {reply.status}"] += 1
+    for judged, stage, _, reply in _ask(generator, asked, report):
+        if reply.status == "ok":
+            judged.pool.add(reply.text or "", "generated")
+        else:  # a cut answer is worse for that, whatever it says
+            report.candidates[f"{stage}: {reply.status}"] += 1
             judged.generation_status = reply.status
-            if reply.status in UNANSWERED:
-                judged.unanswered = f"generation: {reply.status}"
+    for judged in judged_pools:
         # Without the candidates that are still to come, the lists of this run would be paid for and not be used again.
         judged.failure = judged.unanswered
         if judged.failure is None and judged.generation_status is not None and not judged.pool.candidates:
@@ -127,39 +128,32 @@ def _generate(
 
 
 def _ask_judge(
-    asked: Sequence[tuple[JudgedPool, int]], settings: JudgingSettings, judge: JudgeClient, report: DistillReport
+    pools: Sequence[tuple[JudgedPool, int]], settings: JudgingSettings, judge: JudgeClient, report: DistillReport
 ) -> None:
     """Ask for listwise scores of all candidates, and for pointwise scores of those from an index on."""
-    requests, stages, targets = [], [], list[tuple[JudgedPool, Any]]()
-    for judged, first in asked:
-        count, seed = len(judged.pool.candidates), f"{settings.seed} {judged.pool.key} {len(judged.rounds)}"
+    asked: list[_Asked] = []
+    for judged, first in pools:
+        pool, seed = judged.pool, f"{settings.seed} {judged.pool.key} {len(judged.rounds)}"
+        count = len(pool.candidates)
+        orders = balanced_orders(count, settings.num_shuffles, seed) if count > 1 else []
         judged.rounds.append([])
-        for order in balanced_orders(count, settings.num_shuffles, seed) if count > 1 else []:
-            requests.append(listwise_request(judged.pool, order, settings))
-            stages.append("listwise")
-            targets.append((judged, order))
-        for candidate in range(first, count):
-            requests.append(pointwise_request(judged.pool, candidate, settings))
-            stages.append("pointwise")
-            targets.append((judged, candidate))
+        asked += [(judged, "listwise", order, listwise_request(pool, order, settings)) for order in orders]
+        asked += [
+            (judged, "pointwise", index, pointwise_request(pool, index, settings)) for index in range(first, count)
+        ]
     failed: dict[int, list[str]] = defaultdict(list)
-    replies = _ask(judge, requests, stages, report)
-    for (judged, target), stage, reply in zip(targets, stages, replies, strict=True):
+    for judged, stage, target, reply in _ask(judge, asked, report):
         if isinstance(reply.verdict, ListwiseVerdict):
             judged.rounds[-1].append(ListScores(target, reply.verdict.scores))
-            continue
-        if isinstance(reply.verdict, PointwiseVerdict):
+        elif isinstance(reply.verdict, PointwiseVerdict):
             judged.criteria[target] = reply.verdict.scores
             report.candidates["judged"] += 1
-            continue
-        if reply.status in UNANSWERED:
-            judged.unanswered = f"{stage}: {reply.status}"
-        if stage == "listwise":
+        elif stage == "listwise":
             failed[id(judged)].append(reply.status)
         else:
-            report.candidates[f"pointwise: {reply.status}"] += 1
+            report.candidates[f"{stage}: {reply.status}"] += 1
             judged.pointwise_status = reply.status
-    for judged, _ in asked:
+    for judged, _ in pools:
         # With fewer lists than half, a single bad score would decide.
         if len(judged.rounds[-1]) < len(failed[id(judged)]):
             judged.rounds[-1] = []
@@ -221,7 +215,7 @@ def _diversify(
     report: DistillReport,
 ) -> list[JudgedPool]:
     """Ask for one more candidate of each pool; return the pools that got one."""
-    asked, requests = [], []
+    asked: list[_Asked] = []
     for judged, need in alike:
         if need == "rewritten" and judged.pool.question.reference is None:
             report.diversity["no_reference"] += 1
@@ -231,15 +225,11 @@ def _diversify(
             scores = _raw_scores(judged, settings)
             best = judged.pool.candidates[max(scores, key=lambda index: (scores[index], -index))].text
             messages = candidate_messages(need, judged.pool.question, best, language=settings.language)
-            asked.append((judged, need))
-            requests.append(JudgeRequest(messages))
+            asked.append((judged, "diversity", need, JudgeRequest(messages)))
     changed = []
-    replies = [] if generator is None else _ask(generator, requests, ["diversity"] * len(requests), report)
-    for (judged, need), reply in zip(asked, replies, strict=True):
+    for judged, _, need, reply in _ask(generator, asked, report) if generator is not None else ():
         if reply.status != "ok":
             report.diversity[f"failed: {reply.status}"] += 1
-            if reply.status in UNANSWERED:
-                judged.unanswered = f"diversity: {reply.status}"
         elif judged.pool.add(reply.text or "", need):
             report.diversity[need] += 1
             changed.append(judged)

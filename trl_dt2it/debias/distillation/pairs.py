@@ -115,7 +115,7 @@ def agreed_pairs(
         if pool.num_unfinished:
             report.candidates["unfinished"] += pool.num_unfinished
         both = [candidate for candidate in sorted(judged.criteria) if candidate in by_list]
-        agreed, counts = [], AgreementCounts()
+        agreed, counts = list[AgreedPair](), AgreementCounts()
         if judged.failure is None and len(pool.candidates) == 1:
             is_alone = judged.generation_status is not None and not pool.num_equal
             judged.failure = (
