@@ -530,15 +530,12 @@ def _read(record: Path) -> dict[str, Any] | None:
 
 
 def screen_table(
-    first: str,
-    *numbers: str,
-    last: str | None = None,
-    title: str | None = None,
-    rows: Iterable[Sequence[str]] = (),
+    columns: Sequence[str], rows: Iterable[Sequence[str]], *, last: str | None = None, title: str | None = None
 ) -> Table:
     """Make a table for the terminal: names, right-aligned numbers and, with `last`, a column of text. Markup and
     control characters in cells and title are not obeyed.
     """
+    first, *numbers = columns
     table = Table(first, title=None if title is None else Text(printable(title), style="table.title"))
     for name in numbers:
         table.add_column(Text(name), justify="right")

@@ -175,7 +175,7 @@ def _report(
         min_weight=float(weighted.min() / mean) if len(weighted) else 0.0,
         num_small=int((weighted < SMALL * mean).sum()),
         total_weight=total,
-        one_sided=[one for part in leaning.values() for one in part],
+        one_sided=[style for styles in leaning.values() for style in styles],
         one_sided_action=action,
         parts={
             name: _report(style.take(rows), weight[rows], {}, {name: leaning.get(name, [])}, action)
@@ -224,9 +224,9 @@ def _weights(style: PairStyle, max_weight: float | None, one_sided: str, where: 
         more = _leaning(columns[kept], candidates, style.features, combinations=not is_impossible)
         if not more:
             break
-        places = np.flatnonzero(kept)
+        kept_rows = np.flatnonzero(kept)
         for lean in more:
-            rows = places[lean.rows]
+            rows = kept_rows[lean.rows]
             leaning.append(lean._replace(rows=used[rows]))
             if one_sided == "drop":
                 kept[rows] = False
@@ -326,10 +326,10 @@ def _systematic(weight: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarra
     order = rng.permutation(count)
     edges = np.cumsum(weight[order])
     marks = (rng.random() + np.arange(count)) * edges[-1] / count
-    places = np.searchsorted(edges, marks, side="right")
+    drawn = np.searchsorted(edges, marks, side="right")
     # Rounding may put the last mark on the last edge, which belongs to no row.
-    drawn = order[np.minimum(places, np.flatnonzero(weight[order])[-1])]
-    counts = np.bincount(drawn, minlength=count)
+    drawn = np.minimum(drawn, np.flatnonzero(weight[order])[-1])
+    counts = np.bincount(order[drawn], minlength=count)
     starts = np.cumsum(counts) - counts
     return np.repeat(np.arange(count), counts), np.arange(count) - np.repeat(starts, counts) + 1
 
@@ -537,17 +537,17 @@ def find_couples(directions: np.ndarray, caliper: float, seed: int) -> np.ndarra
         tree = cKDTree(points[free])
         # One neighbor more, because a row may be its own.
         count = min(_NUM_NEIGHBORS + 1, len(free))
-        distance, place = tree.query(-points[free], k=count, distance_upper_bound=furthest, workers=-1)
+        distance, neighbor = tree.query(-points[free], k=count, distance_upper_bound=furthest, workers=-1)
         first = np.repeat(np.arange(len(free)), count)
-        distance, second = distance.ravel(), place.ravel()
+        distance, second = distance.ravel(), neighbor.ravel()
         valid = np.isfinite(distance) & (first != second)
         order = np.flatnonzero(valid)[np.argsort(distance[valid], kind="stable")]
         taken = np.zeros(len(free), dtype=bool)
         joined = []
-        for one, other in zip(first[order].tolist(), second[order].tolist(), strict=True):
-            if not (taken[one] or taken[other]):
-                taken[one] = taken[other] = True
-                joined.append((one, other))
+        for row, partner in zip(first[order].tolist(), second[order].tolist(), strict=True):
+            if not (taken[row] or taken[partner]):
+                taken[row] = taken[partner] = True
+                joined.append((row, partner))
         if not joined:
             break
         couples.append(free[np.array(joined)])

@@ -121,48 +121,30 @@ class StyleReport:
     def show(self, console: Console | None = None) -> None:
         """Print the report, on standard output by default."""
         console = console or Console()
-        leakage_rows = []
+        rows: list[tuple[str, ...]] = []
         for name, part in self._parts.items():
-            top = part.note or ", ".join(f"{one} {part.features[one].auc:.2f}" for one in part.top_features(4))
+            top = ", ".join(f"{feature} {part.features[feature].auc:.2f}" for feature in part.top_features(4))
             counts = f"{part.num_pairs:,}", f"{part.num_groups:,}"
-            leakage_rows.append((name[:60], *counts, _number(part.auc), _interval(part.interval), top))
-        console.print(
-            screen_table(
-                *("", "pairs", "groups", "AUC", "95 % interval"),
-                last="most telling features",
-                title="Style leakage: does style alone tell which answer was chosen? 0.5 is no",
-                rows=leakage_rows,
-            )
-        )
+            rows.append((name[:60], *counts, _number(part.auc), _interval(part.interval), part.note or top))
+        title = "Style leakage: does style alone tell which answer was chosen? 0.5 is no"
+        columns: tuple[str, ...] = ("", "pairs", "groups", "AUC", "95 % interval")
+        console.print(screen_table(columns, rows, last="most telling features", title=title))
         if features := self.overall.features:
-            top_features = {name: features[name] for name in self.overall.top_features(12)}
-            console.print(
-                screen_table(
-                    *("feature", "AUC", "difference, sd", "coefficient"),
-                    title="Features, all pairs",
-                    rows=[
-                        (name, f"{one.auc:.3f}", f"{one.difference:+.3f}", f"{one.coefficient:+.3f}")
-                        for name, one in top_features.items()
-                    ],
-                )
-            )
-        rewards = {name: part.reward for name, part in self._parts.items() if part.reward is not None}
-        if rewards:
-            console.print(
-                screen_table(
-                    *("", "accuracy", "style agrees", "disagrees", "gap", "95 % interval", "follows", "R²"),
-                    title="Does the reward follow style beyond the label?",
-                    rows=[
-                        (
-                            name[:60],
-                            *map(_number, (one.accuracy, one.agree_accuracy, one.disagree_accuracy, one.accuracy_gap)),
-                            _interval(one.accuracy_gap_interval),
-                            *map(_number, (one.follows, one.r_squared)),
-                        )
-                        for name, one in rewards.items()
-                    ],
-                )
-            )
+            rows = []
+            for name in self.overall.top_features(12):
+                feature = features[name]
+                rows.append((name, f"{feature.auc:.3f}", f"{feature.difference:+.3f}", f"{feature.coefficient:+.3f}"))
+            columns = ("feature", "AUC", "difference, sd", "coefficient")
+            console.print(screen_table(columns, rows, title="Features, all pairs"))
+        rows = []
+        for name, part in self._parts.items():
+            if (reward := part.reward) is not None:
+                accuracies = reward.accuracy, reward.agree_accuracy, reward.disagree_accuracy, reward.accuracy_gap
+                others = _interval(reward.accuracy_gap_interval), _number(reward.follows), _number(reward.r_squared)
+                rows.append((name[:60], *map(_number, accuracies), *others))
+        if rows:
+            columns = ("", "accuracy", "style agrees", "disagrees", "gap", "95 % interval", "follows", "R²")
+            console.print(screen_table(columns, rows, title="Does the reward follow style beyond the label?"))
 
     def plot(self, path: str | os.PathLike) -> None:
         """Draw leakage by source, and the features that carry it, to a file such as `.png` or `.svg`."""
@@ -291,30 +273,19 @@ class BalanceReport:
     def show(self, console: Console | None = None) -> None:
         """Print the report, on standard output by default."""
         console = console or Console()
-        console.print(
-            screen_table(
-                *("", "pairs", "effective", "share", "smallest weight", "largest", "tiny", "mean difference left"),
-                title="Style balanced",
-                rows=[
-                    (
-                        *(name[:60], f"{part.num_pairs:,}", f"{part.effective_size:,.0f}", part._share),
-                        *(f"{part.min_weight:.2g}", f"{part.max_weight:.2f}", f"{part.num_small:,}"),
-                        f"{part.residual:.1e}",
-                    )
-                    for name, part in {"all pairs": self, **self.parts}.items()
-                ],
-            )
-        )
-        features = sorted(self.before, key=lambda name: -abs(self.before[name]))
-        differences = {name: (self.before[name], self.after[name]) for name in features}
-        console.print(
-            screen_table(
-                *("chosen minus rejected, sd", "before", "after"),
-                rows=[(name, *(f"{one:+.3f}" for one in both)) for name, both in differences.items() if any(both)],
-            )
-        )
-        for one in self.one_sided:
-            console.print(Text(printable(f"Leans one way only, {_ACTIONS[self.one_sided_action]}: {one}", 400)))
+        rows: list[tuple[str, ...]] = []
+        for name, part in {"all pairs": self, **self.parts}.items():
+            sizes = f"{part.num_pairs:,}", f"{part.effective_size:,.0f}", part._share
+            weights = f"{part.min_weight:.2g}", f"{part.max_weight:.2f}", f"{part.num_small:,}"
+            rows.append((name[:60], *sizes, *weights, f"{part.residual:.1e}"))
+        columns = ("", "pairs", "effective", "share", "smallest weight", "largest", "tiny", "mean difference left")
+        console.print(screen_table(columns, rows, title="Style balanced"))
+        differences = {name: (before, self.after[name]) for name, before in self.before.items()}
+        features = sorted(differences, key=lambda name: -abs(differences[name][0]))
+        rows = [(name, *map("{:+.3f}".format, differences[name])) for name in features if any(differences[name])]
+        console.print(screen_table(("chosen minus rejected, sd", "before", "after"), rows))
+        for style in self.one_sided:
+            console.print(Text(printable(f"Leans one way only, {_ACTIONS[self.one_sided_action]}: {style}", 400)))
 
 
 @dataclass(frozen=True)
@@ -429,17 +400,10 @@ class DistillReport:
     def show(self, console: Console | None = None) -> None:
         """Print the report, on standard output by default."""
         console = console or Console()
-        console.print(
-            screen_table(
-                *("what became of them", "pools"),
-                last="for example",
-                title=f"{self.pairs} pairs from {self.prompts} prompts",
-                rows=[
-                    (outcome, str(count), self.examples.get(outcome, "")[:200])
-                    for outcome, count in self.outcomes.most_common()
-                ],
-            )
-        )
+        outcomes = self.outcomes.most_common()
+        rows = [(outcome, str(count), self.examples.get(outcome, "")[:200]) for outcome, count in outcomes]
+        title = f"{self.pairs} pairs from {self.prompts} prompts"
+        console.print(screen_table(("what became of them", "pools"), rows, last="for example", title=title))
         if self.candidates:
             console.print(_counts("Candidates", self.candidates))
         if self.diversity:
@@ -449,36 +413,25 @@ class DistillReport:
             console.print(_counts(f"Pairs of candidates, {rate}", asdict(self.agreement)))
         if self.pairs_by_bin:
             counts = [zip(drawn, self.agreed_by_bin[name], strict=True) for name, drawn in self.pairs_by_bin.items()]
-            bins = zip(self.bin_edges, self.bin_edges[1:], *counts, strict=False)
-            console.print(
-                screen_table(
-                    *("strength, points", *(printable(name, 200) for name in self.pairs_by_bin)),
-                    title="Pairs drawn, of pairs agreed on",
-                    rows=[
-                        (f"{low:g} to {high:g}", *(f"{drawn} of {agreed}" for drawn, agreed in pairs))
-                        for low, high, *pairs in bins
-                    ],
-                )
-            )
+            rows = [
+                (f"{low:g} to {high:g}", *(f"{drawn} of {agreed}" for drawn, agreed in pairs))
+                for low, high, *pairs in zip(self.bin_edges, self.bin_edges[1:], *counts, strict=False)
+            ]
+            columns = ("strength, points", *(printable(name, 200) for name in self.pairs_by_bin))
+            console.print(screen_table(columns, rows, title="Pairs drawn, of pairs agreed on"))
         for bias in self.position_bias:
             console.print(_of_positions(bias))
         for stage, statuses in self.calls.items():
             if set(statuses) - {"ok"}:
                 console.print(_counts(f"Replies, {stage}", statuses))
         if self.usage:
-            console.print(
-                screen_table(
-                    *("", "calls", "tokens in", "tokens out", "USD", "unsettled calls", "USD at most"),
-                    title="Calls and cost, over the life of the store",
-                    rows=[
-                        (
-                            *(role, *(f"{one[name]:,}" for name in ("calls", "input_tokens", "output_tokens"))),
-                            *(f"{one['cost']:.4f}", f"{one['unsettled_calls']:,}", f"{one['unsettled_cost']:.4f}"),
-                        )
-                        for role, one in self.usage.items()
-                    ],
-                )
-            )
+            rows = []
+            for role, usage in self.usage.items():
+                counts = (f"{usage[name]:,}" for name in ("calls", "input_tokens", "output_tokens"))
+                unsettled = f"{usage['unsettled_calls']:,}", f"{usage['unsettled_cost']:.4f}"
+                rows.append((role, *counts, f"{usage['cost']:.4f}", *unsettled))
+            columns = ("", "calls", "tokens in", "tokens out", "USD", "unsettled calls", "USD at most")
+            console.print(screen_table(columns, rows, title="Calls and cost, over the life of the store"))
         if self.unanswered:
             console.print(f"{self.unanswered:,} questions have no answer yet; run it again to ask them.", markup=False)
 
@@ -486,12 +439,12 @@ class DistillReport:
 def _of_positions(bias: PositionBias) -> Table:
     intervals = [f"{low:+.3f} to {high:+.3f}" for low, high in bias.intervals or ()] or [""] * len(bias.effects)
     effects = zip(bias.effects, intervals, strict=True)
-    return screen_table(
-        *("place", "points", "95 % interval"),
-        title=f"Position bias in lists of {bias.num_candidates} ({bias.num_lists} lists, {bias.noise_rate:.0%} of "
-        f"scores noise, spread {bias.spread:.2g})",
-        rows=[(str(place), f"{effect:+.3f}", interval) for place, (effect, interval) in enumerate(effects, 1)],
+    rows = [(str(place), f"{effect:+.3f}", interval) for place, (effect, interval) in enumerate(effects, 1)]
+    title = (
+        f"Position bias in lists of {bias.num_candidates} ({bias.num_lists} lists, {bias.noise_rate:.0%} of scores "
+        f"noise, spread {bias.spread:.2g})"
     )
+    return screen_table(("place", "points", "95 % interval"), rows, title=title)
 
 
 def _counts(title: str, counts: Mapping[str, int]) -> Text:

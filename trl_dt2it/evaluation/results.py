@@ -190,6 +190,9 @@ class EvalResult:
     def _title(self) -> str:
         return f"{self.title} ({self.label})" if self.label else self.title
 
+    def _counts(self, metric: str) -> tuple[str, ...]:
+        return tuple(f"{counts[metric]:,}" if metric in counts else "" for counts in (self.n, self.ties))
+
     def to_dict(self) -> dict[str, Any]:
         """The result as JSON values, intervals as lists."""
         return json.loads(json.dumps(asdict(self)))
@@ -202,20 +205,12 @@ class EvalResult:
         """Print the result beside published scores of other models, on standard output by default."""
         console = console or Console()
         label = f", {self.label}" if self.label else ""
-        console.print(
-            screen_table(
-                *("", "value", "95 %, Wilson", "95 %, prompts drawn", "n", "ties"),
-                title=f"{self.title}{label}: accuracy, %",
-                rows=[
-                    (
-                        *(metric, _percent(value), _interval(self.wilson.get(metric))),
-                        *(_interval(self.bootstrap.get(metric)), _count(self.n.get(metric))),
-                        _count(self.ties.get(metric)),
-                    )
-                    for metric, value in self.metrics.items()
-                ],
-            )
-        )
+        rows = []
+        for metric, value in self.metrics.items():
+            intervals = _interval(self.wilson.get(metric)), _interval(self.bootstrap.get(metric))
+            rows.append((metric, _percent(value), *intervals, *self._counts(metric)))
+        columns = ("", "value", "95 %, Wilson", "95 %, prompts drawn", "n", "ties")
+        console.print(screen_table(columns, rows, title=f"{self.title}{label}: accuracy, %"))
         for note in self.notes:
             console.print(note, markup=False)
         show_published([self], console)
@@ -329,12 +324,8 @@ def show_published(results: Sequence[EvalResult], console: Console | None = None
             mark = f" [{notes.index(published.note) + 1}]" if published is not None and published.note else ""
             cells.append("" if published is None else f"{100 * published.value:.4g}{mark}")
         rows.append((name, *cells, "; ".join(dict.fromkeys(score.source for score in scores.values()))))
-    table = screen_table(
-        *("model", *map("\n".join, columns)),
-        last="source",
-        title="Beside published scores, %: not measured here, and not always in the same way",
-        rows=rows,
-    )
+    title = "Beside published scores, %: not measured here, and not always in the same way"
+    table = screen_table(("model", *map("\n".join, columns)), rows, last="source", title=title)
     table.columns[-1].overflow = "fold"
     table.rows[0].end_section = True
     console = console or Console()
@@ -349,10 +340,6 @@ def _percent(value: float) -> str:
 
 def _interval(value: Interval | None) -> str:
     return "" if value is None else f"{_percent(value.low)} to {_percent(value.high)}"
-
-
-def _count(value: int | None) -> str:
-    return "" if value is None else f"{value:,}"
 
 
 @dataclass(frozen=True)
@@ -535,10 +522,7 @@ def update_card(
 def card_block(result: EvalResult, command: str | None = None) -> str:
     """A result as Markdown."""
     rows = [
-        (
-            *(name_cell(metric), _percent(value), _interval(result.bootstrap.get(metric))),
-            *(_count(result.n.get(metric)), _count(result.ties.get(metric))),
-        )
+        (name_cell(metric), _percent(value), _interval(result.bootstrap.get(metric)), *result._counts(metric))
         for metric, value in result.metrics.items()
     ]
     lines = [f"### {name_cell(result._title)}", "", table(("metric", "value, %", "95 % interval", "of", "ties"), rows)]

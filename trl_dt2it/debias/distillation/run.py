@@ -69,16 +69,10 @@ class DistillPlan:
     def show(self, console: Console | None = None) -> None:
         """Print the plan, on standard output by default."""
         console = console or Console()
-        console.print(
-            screen_table(
-                *("stage", "calls", "tokens", "USD"),
-                title=f"At most, for {self.prompts} prompts",
-                rows=[
-                    (stage, f"{most.calls:,}", f"{most.tokens:,}", f"{most.cost:.2f}")
-                    for stage, most in {**self.spending, "all": self.total}.items()
-                ],
-            )
-        )
+        stages = {**self.spending, "all": self.total}.items()
+        rows = [(stage, f"{most.calls:,}", f"{most.tokens:,}", f"{most.cost:.2f}") for stage, most in stages]
+        title = f"At most, for {self.prompts} prompts"
+        console.print(screen_table(("stage", "calls", "tokens", "USD"), rows, title=title))
         if self.left_out:
             reasons = ", ".join(f"{count} {reason}" for reason, count in self.left_out.items())
             console.print(f"Rows that cannot be used: {reasons}", markup=False)
