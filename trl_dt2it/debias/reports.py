@@ -412,28 +412,26 @@ class DistillReport:
             rate = "none in an order by both" if self.agreement.rate is None else f"{self.agreement.rate:.1%} agree"
             console.print(_counts(f"Pairs of candidates, {rate}", asdict(self.agreement)))
         if self.pairs_by_bin:
-            counts = [zip(drawn, self.agreed_by_bin[name], strict=True) for name, drawn in self.pairs_by_bin.items()]
-            rows = [
-                (f"{low:g} to {high:g}", *(f"{drawn} of {agreed}" for drawn, agreed in pairs))
-                for low, high, *pairs in zip(self.bin_edges, self.bin_edges[1:], *counts, strict=False)
-            ]
-            columns = ("strength, points", *(printable(name, 200) for name in self.pairs_by_bin))
-            console.print(screen_table(columns, rows, title="Pairs drawn, of pairs agreed on"))
+            console.print(_of_bins(self))
         for bias in self.position_bias:
             console.print(_of_positions(bias))
         for stage, statuses in self.calls.items():
             if set(statuses) - {"ok"}:
                 console.print(_counts(f"Replies, {stage}", statuses))
         if self.usage:
-            rows = []
-            for role, usage in self.usage.items():
-                counts = (f"{usage[name]:,}" for name in ("calls", "input_tokens", "output_tokens"))
-                unsettled = f"{usage['unsettled_calls']:,}", f"{usage['unsettled_cost']:.4f}"
-                rows.append((role, *counts, f"{usage['cost']:.4f}", *unsettled))
-            columns = ("", "calls", "tokens in", "tokens out", "USD", "unsettled calls", "USD at most")
-            console.print(screen_table(columns, rows, title="Calls and cost, over the life of the store"))
+            console.print(_of_usage(self.usage))
         if self.unanswered:
             console.print(f"{self.unanswered:,} questions have no answer yet; run it again to ask them.", markup=False)
+
+
+def _of_bins(report: DistillReport) -> Table:
+    counts = [zip(drawn, report.agreed_by_bin[name], strict=True) for name, drawn in report.pairs_by_bin.items()]
+    rows = [
+        (f"{low:g} to {high:g}", *(f"{drawn} of {agreed}" for drawn, agreed in pairs))
+        for low, high, *pairs in zip(report.bin_edges, report.bin_edges[1:], *counts, strict=False)
+    ]
+    columns = ("strength, points", *(printable(name, 200) for name in report.pairs_by_bin))
+    return screen_table(columns, rows, title="Pairs drawn, of pairs agreed on")
 
 
 def _of_positions(bias: PositionBias) -> Table:
@@ -445,6 +443,16 @@ def _of_positions(bias: PositionBias) -> Table:
         f"noise, spread {bias.spread:.2g})"
     )
     return screen_table(("place", "points", "95 % interval"), rows, title=title)
+
+
+def _of_usage(usage: Mapping[str, Mapping[str, Any]]) -> Table:
+    rows = []
+    for role, spent in usage.items():
+        counts = (f"{spent[name]:,}" for name in ("calls", "input_tokens", "output_tokens"))
+        unsettled = f"{spent['unsettled_calls']:,}", f"{spent['unsettled_cost']:.4f}"
+        rows.append((role, *counts, f"{spent['cost']:.4f}", *unsettled))
+    columns = ("", "calls", "tokens in", "tokens out", "USD", "unsettled calls", "USD at most")
+    return screen_table(columns, rows, title="Calls and cost, over the life of the store")
 
 
 def _counts(title: str, counts: Mapping[str, int]) -> Text:
