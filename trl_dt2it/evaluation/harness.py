@@ -406,7 +406,7 @@ def evaluate(
         notes.append(f"Scores were rounded to {round} digits, which makes ties that count as wrong.")
     counted = tally(benchmark, category, unit, scores)
     is_right = scores[:, 0] > scores[:, 1]
-    by_category = [float(is_right[category == name].mean()) for name in sorted(set(category.tolist()) - {""})]
+    by_category = [float(is_right[category == group].mean()) for group in sorted(set(category.tolist()) - {""})]
     correct = {key: int(ratio.hits.sum()) for key, ratio in counted.ratios.items()}
     n = {key: int(ratio.total.sum()) for key, ratio in counted.ratios.items()}
     return EvalResult(
