@@ -4,7 +4,6 @@ import json
 import random
 from pathlib import Path
 
-import numpy as np
 import pytest
 from transformers import AutoProcessor
 
@@ -82,8 +81,7 @@ def test_every_benchmark_has_its_row():
         assert title == benchmark.title
         assert licence == benchmark.source.licence.replace("unknown", "not stated")
         assert not benchmark.sizes or any(f"{size:,}" in pairs for size in benchmark.sizes)
-        over_all_pairs, *_ = benchmark.count(np.ones(1, dtype=bool), np.array([""]), np.zeros(1, dtype=np.int64))
-        assert f"`{over_all_pairs}`" in metrics
+        assert f"`{benchmark.headline}`" in metrics
 
 
 def test_the_metrics_of_the_table_are_those_that_are_computed():

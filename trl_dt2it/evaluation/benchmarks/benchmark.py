@@ -84,8 +84,9 @@ class Benchmark:
     category_of: Callable[[Mapping[str, Any]], str] = own_category  # of a row, raw or canonical
     # shared by all rows about the same prompt; `None` if the row does not tell
     unit_of: Callable[[Mapping[str, Any]], Any] = by_group_id
-    count: Counting = by_category  # its metrics as ratios, the first over all pairs
+    count: Counting = by_category  # its metrics as ratios, the headline first
     averages: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # metrics that are the mean of others
+    headline: str = "overall"  # the ratio over all pairs
     sizes: Mapping[int, str] = field(default_factory=dict)  # releases by their number of rows, the current first
     key_columns: tuple[str, ...] = ("category",)  # columns of a raw row that `category_of` and `unit_of` read
     optional_category: tuple[str, str] | None = None  # a category that may be missing, and the label of the rest

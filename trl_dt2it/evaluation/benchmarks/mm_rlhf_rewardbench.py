@@ -83,6 +83,7 @@ MM_RLHF_REWARDBENCH = Benchmark(
     category_of=category_of,
     unit_of=prompt_of,
     count=count,
+    headline="acc",
     sizes={170: "145 pairs with an image and 25 with a video"},
     key_columns=("id", "image", "video", "category"),
     optional_category=("video", "image-only"),
