@@ -21,8 +21,8 @@ from lib.report import RESULTS, markdown, write
 from lib.tiny_training import fit
 from matplotlib import pyplot
 
+from trl_dt2it.data.mixing import with_columns
 from trl_dt2it.debias import audit_style, style_weights
-from trl_dt2it.debias.style import with_column
 from trl_dt2it.demo.digits import make_digits
 from trl_dt2it.demo.tiny import build_tiny_vlm
 
@@ -47,7 +47,7 @@ def training_set(kind: str, seed: int) -> tuple[Dataset, dict]:
     effective = TRAIN_PAIRS
     if kind == "balanced":
         weight, report = style_weights(rows)
-        rows, effective = with_column(rows, "weight", weight), report.effective_size
+        rows, effective = with_columns(rows, {"weight": weight}), report.effective_size
     return rows, {"leakage": audit_style(rows).overall.auc, "effective_pairs": effective}
 
 

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.debias.digit_judge import BIAS, DigitJudge, digit_prompts, wrong_digits  # noqa: E402  (here and below: after the path is set, for `tests`)
 from tests.judge.server import JudgeServer  # noqa: E402
 from trl_dt2it.data.columns import leave_images_encoded  # noqa: E402
-from trl_dt2it.debias.distillation.distill import distill  # noqa: E402
+from trl_dt2it.debias import distill  # noqa: E402
 from trl_dt2it.judge import Endpoint, JudgeClient  # noqa: E402
 
 

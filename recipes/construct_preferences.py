@@ -86,7 +86,7 @@ PASSED_ON_TO_DISTILL = (
 def main(args):
     from trl_dt2it.data import ImageOptions, write_parquet
     from trl_dt2it.data.export import refuse_unpublishable
-    from trl_dt2it.debias.distillation.distill import distill, plan_distill
+    from trl_dt2it.debias import distill, plan_distill
     from trl_dt2it.judge import JudgeClient
     from trl_dt2it.judge.store import read_endpoint
 

@@ -30,6 +30,8 @@ import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import patch_environment
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+from rich.table import Table
+from rich.text import Text
 from transformers.integrations import deepspeed
 from transformers.utils import logging
 
@@ -493,3 +495,20 @@ def _read(record: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return about if isinstance(about, dict) else {}
+
+
+def screen_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], *, last: str | None = None, title: str | None = None
+) -> Table:
+    """Make a table for the terminal: names, right-aligned numbers and, with `last`, a column of text. Markup and
+    control characters in cells and title are not obeyed.
+    """
+    first, *numbers = columns
+    table = Table(first, title=None if title is None else Text(printable(title), style="table.title"))
+    for name in numbers:
+        table.add_column(Text(name), justify="right")
+    if last is not None:
+        table.add_column(last)
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    return table

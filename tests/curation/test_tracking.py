@@ -141,7 +141,7 @@ def test_a_run_that_resumes_is_not_audited_again(tmp_path):
 
 
 def test_figures_of_an_audit_by_hand():
-    from trl_dt2it.debias.tables import FeatureLeakage, RewardStyle, StyleLeakage, StyleReport
+    from trl_dt2it.debias.reports import FeatureLeakage, RewardStyle, StyleLeakage, StyleReport
 
     feature = FeatureLeakage(auc=0.6, difference=0.1, coefficient=0.2)
     reward = RewardStyle(0.9, None, 0.25, None, 0.5, 0.95, 0.4, None, None, None)

@@ -7,9 +7,10 @@ import pytest
 from datasets import Dataset, Features, Image, List, concatenate_datasets
 from rich.console import Console
 
+from trl_dt2it.data.mixing import with_columns
 from trl_dt2it.debias import audit_style, balance_style
 from trl_dt2it.debias.audit import fit_probe, folds, held_out_scores, leakage
-from trl_dt2it.debias.style import PairStyle, read_pair_style, with_column
+from trl_dt2it.debias.style import PairStyle, read_pair_style
 from trl_dt2it.demo.digits import flip_preferences, make_digits
 
 
@@ -134,7 +135,7 @@ def test_weights_count(biased):
     # Without the pairs of which the chosen answer is longer, style tells the reverse.
     style = read_pair_style(biased)
     longer = style.difference[:, style.features.index("characters")] > 0
-    heavy = with_column(biased, "weight", np.where(longer, 0.0, 1.0))
+    heavy = with_columns(biased, {"weight": np.where(longer, 0.0, 1.0)})
     report = audit_style(heavy).overall
     assert report.features["characters"].auc == pytest.approx(0.0, abs=0.05)
     assert audit_style(balance_style(biased)).overall.auc == pytest.approx(0.5, abs=0.02)
@@ -149,7 +150,7 @@ def test_sources_are_measured_each_and_small_ones_get_a_note(biased):
     assert report.overall.auc < 0.55  # each undoes the other
     assert report.sources["tiny"].auc is None
     assert report.sources["tiny"].note == "too few pairs: 50 of at least 100"
-    few_groups = audit_style(with_column(biased, "group_id", ["one"] * 1500))
+    few_groups = audit_style(with_columns(biased, {"group_id": ["one"] * 1500}))
     assert few_groups.overall.note == "too few groups: 1 of at least 10 for 5 folds"
 
 
@@ -221,7 +222,7 @@ def test_a_model_that_follows_style_is_told_from_one_that_does_not(biased):
 def test_on_neutral_pairs_the_training_set_says_what_style_votes_for(biased):
     neutral = make_digits("test", 800, style_bias=0.5)
     chosen, rejected = rewards_of(neutral, 2.0)
-    scored = with_column(with_column(neutral, "good", chosen), "bad", rejected)
+    scored = with_columns(neutral, {"good": chosen, "bad": rejected})
     alone = audit_style(scored, scorer=("good", "bad")).overall
     assert alone.interval[0] < 0.5 < alone.interval[1]
     # What style votes for is chance here, and the intervals say so, though rewards follow it closely.
@@ -253,7 +254,7 @@ def test_misuse_is_named(biased, arguments, message):
 def test_rows_that_cannot_be_measured_are_named():
     rows = make_digits("train", 3)
     with pytest.raises(ValueError, match="Row 1 has the `weight` -1.0"):
-        audit_style(with_column(rows, "weight", [1.0, -1.0, None]))
+        audit_style(with_columns(rows, {"weight": [1.0, -1.0, None]}))
     empty = [[{"role": "assistant", "content": "a"}], []]
     with pytest.raises(ValueError, match="row 1: `rejected` is missing; `trl_dt2it.data.validate`"):
         audit_style(Dataset.from_dict({"chosen": [empty[0]] * 2, "rejected": empty}))

@@ -12,6 +12,7 @@ from scipy.optimize import minimize
 from transformers.utils import logging as transformers_logging
 
 from trl_dt2it.data import check_row
+from trl_dt2it.data.mixing import with_columns
 from trl_dt2it.debias import audit_style, balance_style, style_weights
 from trl_dt2it.debias.audit import fit_probe, leakage
 from trl_dt2it.debias.balance import (
@@ -22,7 +23,7 @@ from trl_dt2it.debias.balance import (
     separating_features,
     whiten,
 )
-from trl_dt2it.debias.style import PairStyle, read_pair_style, with_column
+from trl_dt2it.debias.style import PairStyle, read_pair_style
 from trl_dt2it.demo.digits import make_digits
 
 
@@ -118,7 +119,7 @@ def test_a_single_feature_has_the_weights_of_arithmetic():
 def test_weights_that_are_there_count(biased):
     base = np.random.default_rng(0).uniform(0, 4, len(biased))
     base[:100] = 0.0
-    rows = with_column(biased, "weight", [None if index == 200 else w for index, w in enumerate(base)])
+    rows = with_columns(biased, {"weight": [None if index == 200 else w for index, w in enumerate(base)]})
     base[200] = 1.0
     balanced = balance_style(rows)
     weight, style = np.array(balanced["weight"]), read_pair_style(rows)
@@ -339,7 +340,7 @@ def test_the_summary_is_logged(biased, warnings):
     [
         ({"max_weight": 1.0}, "`max_weight` is 1.0; it is in units of the mean weight"),
         ({"method": "drop"}, "`method` is 'drop'"),
-        ({"one_sided": "keep"}, "`one_sided` is 'keep'; give leave, drop, refuse"),
+        ({"one_sided": "keep"}, "`one_sided` is 'keep'; pass leave, drop, refuse"),
         ({"by": "model"}, "`by` is 'model'"),
         ({"features": []}, "`features` is empty"),
     ],

@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from trl_dt2it.cli import load_recipe
 from trl_dt2it.data.columns import leave_images_encoded
-from trl_dt2it.debias.distillation.distill import distill
+from trl_dt2it.debias import distill
 from trl_dt2it.judge import Budget, Endpoint
 from trl_dt2it.judge.store import read_endpoint
 

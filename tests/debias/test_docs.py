@@ -26,8 +26,8 @@ from trl_dt2it.data.messages import FEATURES
 from trl_dt2it.debias import DISTILLED_FEATURES, STYLE_FEATURES, audit_style, balance_style, distill, match_style
 from trl_dt2it.debias.audit import fit_probe
 from trl_dt2it.debias.distillation.candidates import Origin, read_pools, read_question
+from trl_dt2it.debias.reports import RewardStyle
 from trl_dt2it.debias.style import read_pair_style
-from trl_dt2it.debias.tables import RewardStyle
 from trl_dt2it.judge import Endpoint
 from trl_dt2it.judge.store import read_endpoint
 

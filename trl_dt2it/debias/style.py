@@ -1,4 +1,4 @@
-"""Style features of a response, and their differences per pair."""
+"""Style features of answers in English and Chinese, and their differences per pair."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from math import log, log1p
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Features
+from datasets import Dataset
 
-from ..data.columns import arrow_rows, column_of, find_json_columns, leave_images_encoded
+from ..data.columns import arrow_rows, column_of, find_json_columns, group_codes, group_rows
 from ..data.rows import SIDES, blocks, row_name
 
 
@@ -49,7 +49,7 @@ FIRST_PERSON_WORDS = frozenset(
 
 FIRST_PERSON_CHINESE = ("我", "咱们", "本人")
 
-# Where an answer begins: agreement and praise before anything is said.
+# Agreement and praise at the start of an answer, before anything is said.
 OPENERS = (
     *("absolutely", "certainly", "definitely", "great question", "good question", "excellent question", "of course"),
     *("sure", "thank you", "thanks", "what a ", "wonderful", "yes, of course", "i'd be happy", "i'd love", "happy to"),
@@ -64,7 +64,7 @@ ENTHUSIASM_WORDS = frozenset(
 
 ENTHUSIASM_CHINESE = ("太棒", "精彩", "美妙", "非常棒", "出色", "惊艳", "令人惊叹", "很高兴", "绝佳", "完美")
 
-# What each feature is; `log` stands for log(1 + x), "share" for a number from 0 to 1.
+# Definitions of the features; "log" stands for log(1 + x), "share" for a number from 0 to 1.
 DEFINITIONS = {
     "characters": "log number of characters, white space at the ends left out",
     "words": "log number of words: runs of letters and figures, and single Han characters",
@@ -97,63 +97,49 @@ DEFINITIONS = {
 
 STYLE_FEATURES: tuple[str, ...] = tuple(DEFINITIONS)
 
+_WORD_KINDS = HEDGE_WORDS | FIRST_PERSON_WORDS | ENTHUSIASM_WORDS
+
 _HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 
+_HAN_WORD = re.compile(f"[{_HAN}]")
 _WORDS_ASCII = re.compile(r"[a-z0-9]+(?:'[a-z]+)?")
-
 _WORDS = re.compile(rf"[{_HAN}]|[^\W_{_HAN}]+(?:'[^\W\d_{_HAN}]+)?")
-
 # Starting at the first mark of a run only keeps long runs from taking quadratic time.
 _SENTENCE_ENDS = re.compile(r"(?<![.!?])[.!?]++(?=[\s\"')\]*”’]|$)|[。！？…]+|\n")
-
 _EMPTY_LINES = re.compile(r"\n[ \t]*\n\s*")
-
 _HEADINGS = re.compile(r"^ {0,3}#{1,6} ", re.MULTILINE)
-
 _LIST_ITEMS = re.compile(r"^[ \t]*(?:[-*+•·] |\d{1,3}[.)、] ?(?!\d)|[（(]\d{1,3}[)）])", re.MULTILINE)
-
 _BOLD = re.compile(r"\*\*[^*\n]+\*\*|__[^_\n]+__|(?<![*\w])\*[^*\s][^*\n]*\*(?![*\w])")
-
 _CODE = re.compile(r"```|`[^`\n]+`")
-
 _TABLE_ROWS = re.compile(r"^[ \t]*\|.*\|[ \t]*$", re.MULTILINE)
-
 _LINKS = re.compile(r"\]\([^()\s]+\)|(?<!\()\bhttps?://|\bwww\.")
-
 _EMOJI = re.compile("[\U0001f000-\U0001faff\u2600-\u27bf\u2b50\u2b55\u231a\u231b]")
-
 _FULL_WIDTH_MARKS = re.compile("[。，、；：？！“”‘’（）《》〈〉【】「」『』〔〕…—～·]")  # noqa: RUF001
 
-_JSON_FENCE = "```json"
+# Digits, capitals, Latin letters, punctuation and white space.
+_ASCII_KINDS = [
+    kind.encode()
+    for kind in (string.digits, string.ascii_uppercase, string.ascii_letters, string.punctuation, string.whitespace)
+]
 
-_DIGITS = string.digits.encode()
-
-_UPPER = string.ascii_uppercase.encode()
-
-_LETTERS = string.ascii_letters.encode()
-
-_PUNCTUATION = string.punctuation.encode()
-
-_WHITE_SPACE = string.whitespace.encode()
-
-_WORD_KINDS = HEDGE_WORDS | FIRST_PERSON_WORDS | ENTHUSIASM_WORDS
+_BATCH = 1000
 
 
 def style_features(texts: Sequence[str], prompts: Sequence[str] | None = None) -> np.ndarray:
     """
-    Style features of answers.
+    Compute style features of answers.
 
-    Equal texts are looked at once. About 10,000 answers of 100 words take a second.
+    Equal texts are read once. About 10,000 answers of 100 words take a second.
 
     Args:
         texts (`Sequence[str]` of length N):
             Answers.
         prompts (`Sequence[str]` of length N, *optional*):
-            The question of each, for `prompt_overlap`.
+            Question of each answer, for `prompt_overlap`.
 
     Returns:
-        `np.ndarray` of shape `(N, K)` and dtype `float64`: finite numbers, columns as in `STYLE_FEATURES`;
-        `DEFINITIONS` says what each is.
+        `np.ndarray` of shape `(N, K)` and dtype `float64`: finite numbers, columns as in `STYLE_FEATURES`, defined in
+        `DEFINITIONS`.
 
     Raises:
         `ValueError`: if there are not as many questions as answers.
@@ -161,20 +147,17 @@ def style_features(texts: Sequence[str], prompts: Sequence[str] | None = None) -
     if prompts is None:
         prompts = [""] * len(texts)
     if len(prompts) != len(texts):
-        raise ValueError(f"There are {len(texts)} texts but {len(prompts)} prompts; give one for each.")
-    places: dict[tuple[str, str], int] = {}
-    index = [places.setdefault(pair, len(places)) for pair in zip(texts, prompts, strict=True)]
-    table = np.empty((len(places), len(STYLE_FEATURES)))
-    words_of_prompt: dict[str, frozenset[str]] = {}  # answers of one question share it
-    for row, (text, prompt) in enumerate(places):
-        if prompt not in words_of_prompt:
-            words_of_prompt[prompt] = frozenset(_words(prompt.lower()))
-        table[row] = _features(text.strip(), words_of_prompt[prompt])
+        raise ValueError(f"There are {len(texts)} texts but {len(prompts)} prompts; pass one for each.")
+    positions: dict[tuple[str, str], int] = {}
+    index = [positions.setdefault(pair, len(positions)) for pair in zip(texts, prompts, strict=True)]
+    words = {prompt: frozenset(_words(prompt.lower())) for prompt in {prompt for _, prompt in positions}}
+    table = np.empty((len(positions), len(STYLE_FEATURES)))
+    for row, (text, prompt) in enumerate(positions):
+        table[row] = _features(text.strip(), words[prompt])
     return table[np.array(index, dtype=np.int64)]
 
 
 def _words(lower: str) -> list[str]:
-    """Words of a text in lower case."""
     return (_WORDS_ASCII if lower.isascii() else _WORDS).findall(lower)
 
 
@@ -190,8 +173,7 @@ def _features(text: str, prompt_words: frozenset[str]) -> tuple[float, ...]:
     ascii_text = text.encode("ascii", "ignore")
     # Deleting and comparing lengths counts characters of a class ten times faster than a regular expression.
     digits, capitals, letters, marks, spaces = (
-        len(ascii_text) - len(ascii_text.translate(None, kind))
-        for kind in (_DIGITS, _UPPER, _LETTERS, _PUNCTUATION, _WHITE_SPACE)
+        len(ascii_text) - len(ascii_text.translate(None, kind)) for kind in _ASCII_KINDS
     )
     visible = len(text) - spaces
     questions, exclamations, quotes = text.count("?"), text.count("!"), text.count('"')
@@ -208,7 +190,7 @@ def _features(text: str, prompt_words: frozenset[str]) -> tuple[float, ...]:
         marks += len(_FULL_WIDTH_MARKS.findall(text))
         questions, exclamations = questions + text.count("？"), exclamations + text.count("！")  # noqa: RUF001
         quotes += _count(text, "“”「」『』")
-        spelled = [word for word in words if not _is_han(word)]
+        spelled = [word for word in words if not _HAN_WORD.fullmatch(word)]
         hedges, refusals = hedges + _count(text, HEDGE_CHINESE), refusals + _count(text, REFUSAL_CHINESE)
         persons += _count(text, FIRST_PERSON_CHINESE)
         enthusiasm += _count(text, ENTHUSIASM_CHINESE)
@@ -240,26 +222,19 @@ def _features(text: str, prompt_words: frozenset[str]) -> tuple[float, ...]:
         log(len(distinct)) / log(num_words) if num_words > 1 else 1.0,
         min(len("".join(spelled)) / len(spelled), 20.0) if spelled else 0.0,
         len(distinct & prompt_words) / len(distinct) if distinct and prompt_words else 0.0,
-        float((text[:1], text[-1:]) in (("{", "}"), ("[", "]")) or _JSON_FENCE in lower),
+        float((text[:1], text[-1:]) in (("{", "}"), ("[", "]")) or "```json" in lower),
     )
-
-
-def _is_han(word: str) -> bool:
-    return len(word) == 1 and ("\u3400" <= word <= "\u9fff" or "\uf900" <= word <= "\ufaff")
-
-
-_BATCH = 1000
 
 
 @dataclass(frozen=True)
 class PairStyle:
     """Style of N pairs in K features."""
 
-    features: tuple[str, ...]  # Names
-    difference: np.ndarray  # (N, K) float64: Chosen minus rejected
-    spread: np.ndarray  # (K,): Standard deviation of each feature among the answers, both sides pooled
-    weight: np.ndarray  # (N,) float64: The column `weight`, with 1 where there is none
-    group: np.ndarray  # (N,) int64: A number for each `group_id`; rows without one have a number of their own
+    features: tuple[str, ...]
+    difference: np.ndarray  # (N, K) float64: chosen minus rejected
+    spread: np.ndarray  # (K,): standard deviation of each feature among the answers, both sides pooled
+    weight: np.ndarray  # (N,) float64: the column `weight`, with 1 where there is none
+    group: np.ndarray  # (N,) int64: a number for each `group_id`; rows without one have a number of their own
 
     def __len__(self) -> int:
         return len(self.difference)
@@ -270,10 +245,7 @@ class PairStyle:
 
 
 def read_pair_style(dataset: Dataset, features: Sequence[str] | None = None) -> PairStyle:
-    """Reads the style of all pairs.
-
-    An answer is the text of the last message of a side, and its question the text of the last user message before it.
-    """
+    """Read the style of all pairs. An answer is the text of the last message of a side."""
     if not isinstance(dataset, Dataset):
         raise ValueError(f"Style is measured on a whole set, not on a {type(dataset).__name__}; load it first.")
     if len(dataset) == 0:
@@ -290,92 +262,59 @@ def read_pair_style(dataset: Dataset, features: Sequence[str] | None = None) -> 
     columns = [STYLE_FEATURES.index(name) for name in names]
     difference = np.empty((len(dataset), len(names)))
     total, squares, done = np.zeros(len(names)), np.zeros(len(names)), 0
-    for rows in _batches(dataset):
-        answers = [_answer(row, side, done + place) for side in SIDES for place, row in enumerate(rows)]
-        texts, prompts = zip(*answers, strict=True)
-        style = style_features(texts, prompts)[:, columns]
+    texts = dataset.with_format(None).select_columns([x for x in ("prompt", *SIDES) if x in dataset.column_names])
+    json_columns = find_json_columns(texts.features)
+    for batch in texts.with_format("arrow").iter(_BATCH):
+        rows = list(arrow_rows(batch, json_columns))
+        answers = [_answer(row, side, done + index) for side in SIDES for index, row in enumerate(rows)]
+        style = style_features(*zip(*answers, strict=True))[:, columns]
         chosen, rejected = style[: len(rows)], style[len(rows) :]
         difference[done : done + len(rows)] = chosen - rejected
         total, squares = total + style.sum(0), squares + (style**2).sum(0)
         done += len(rows)
     mean = total / (2 * done)
     spread = np.sqrt(np.maximum(squares / (2 * done) - mean**2, 0.0))
-    return PairStyle(names, difference, spread, read_weight(dataset), read_groups(dataset))
+    group = np.arange(done)
+    if "group_id" in dataset.column_names:
+        group = group_codes(column_of(dataset, "group_id"))[0]
+    return PairStyle(names, difference, spread, _read_weight(dataset), group)
 
 
-def read_weight(dataset: Dataset) -> np.ndarray:
-    """The column `weight` as fp64, with 1 where there is none. One that is no number >= 0 is a `ValueError`."""
+def _read_weight(dataset: Dataset) -> np.ndarray:
+    """Read the column `weight` as float64, with 1 where there is none."""
     if "weight" not in dataset.column_names:
         return np.ones(len(dataset))
     weight = column_of(dataset, "weight").cast("float64").fill_null(1.0).to_numpy(zero_copy_only=False)
     bad = np.flatnonzero(~(np.isfinite(weight) & (weight >= 0)))
     if len(bad):
-        raise ValueError(f"Row {bad[0]} has the `weight` {weight[bad[0]]}; give a finite number that is not negative.")
+        raise ValueError(f"Row {bad[0]} has the `weight` {weight[bad[0]]}; pass a finite number that is not negative.")
     if not weight.any():
         raise ValueError("The column `weight` is 0 in every row.")
     return weight
 
 
-def read_groups(dataset: Dataset) -> np.ndarray:
-    """A number for each row's `group_id`; rows without one have a number of their own."""
-    count = len(dataset)
-    if "group_id" not in dataset.column_names:
-        return np.arange(count)
-    encoded = column_of(dataset, "group_id").dictionary_encode()
-    group = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
-    alone = np.flatnonzero(group < 0)
-    group[alone] = len(encoded.dictionary) + np.arange(len(alone))
-    return group
-
-
 def parts_by(dataset: Dataset, column: str | None) -> dict[str, np.ndarray]:
-    """Rows by the values of a column."""
+    """Divide rows by the values of a column."""
     if column is None:
         return {}
     if column not in dataset.column_names:
         raise ValueError(f"`by` is {column!r}, but the columns are {', '.join(dataset.column_names)}.")
-    encoded = column_of(dataset, column).dictionary_encode()
-    codes = encoded.indices.fill_null(len(encoded.dictionary)).to_numpy(zero_copy_only=False)
-    names = [str(name) for name in [*encoded.dictionary.to_pylist(), None]]
-    parts = {name: np.flatnonzero(codes == code) for code, name in enumerate(names)}
-    return {name: parts[name] for name in sorted(parts) if len(parts[name])}
-
-
-def with_column(dataset: Dataset, name: str, values: Any) -> Dataset:
-    """A data set with a column set or replaced, images untouched."""
-    features = dataset.features
-    order = [*features] if name in features else [*features, name]
-    if dataset._indices is not None:
-        dataset = leave_images_encoded(dataset).flatten_indices()
-    if name in features:
-        dataset = dataset.remove_columns(name)
-    dataset = dataset.add_column(name, values)
-    dataset = dataset.select_columns(order)
-    kept = {one: features[one] for one in order if one != name}
-    dataset.info.features = Features({**dataset.features, **kept})
-    return dataset
-
-
-def _batches(dataset: Dataset):
-    columns = [name for name in ("prompt", *SIDES) if name in dataset.column_names]
-    texts = dataset.with_format(None).select_columns(columns)
-    coded = find_json_columns(texts.features)
-    for table in texts.with_format("arrow").iter(_BATCH):
-        yield list(arrow_rows(table, coded))
+    names, codes = np.unique([str(name) for name in column_of(dataset, column).to_pylist()], return_inverse=True)
+    return dict(zip(names.tolist(), group_rows(codes), strict=False))
 
 
 def _answer(row: Mapping[str, Any], side: str, index: int) -> tuple[str, str]:
-    """Text of the answer, and of the question."""
-    given, prompt = row[side], row.get("prompt")
-    if isinstance(given, str):
-        return given, prompt if isinstance(prompt, str) else ""
-    if not given:
+    """Text of the answer, and of the last user message before it."""
+    messages, prompt = row[side], row.get("prompt")
+    if isinstance(messages, str):
+        return messages, prompt if isinstance(prompt, str) else ""
+    if not messages:
         raise ValueError(
             f"{row_name(row, index)}: `{side}` is missing; `trl_dt2it.data.validate` quarantines such rows."
         )
-    earlier = prompt if isinstance(prompt, list) else given[:-1]
+    earlier = prompt if isinstance(prompt, list) else messages[:-1]
     question = next((message for message in reversed(earlier) if message["role"] == "user"), None)
-    return _text(given[-1]), "" if question is None else _text(question)
+    return _text(messages[-1]), "" if question is None else _text(question)
 
 
 def _text(message: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Benchmarks read and scored by any scorer, also between the epochs of a training."""
+"""Benchmarks read, and scored by any scorer, also between the epochs of a training."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from .. import __version__
 from ..data.columns import batch_rows, column_of, leave_images_encoded, rows_at_once
 from ..data.convert import Conversion
 from ..data.load import named_groups, raw_rows, read_raw, rows_by_group
+from ..data.mixing import with_columns
 from ..data.rows import summarize
 from ..data.sources.fields import FOLDER_COLUMN, JSON_COLUMN
 from ..data.t2i import reformulate_t2i
@@ -35,76 +36,13 @@ if TYPE_CHECKING:
     from ..training.metrics import PairRecord
 
 
-BenchmarkRows: TypeAlias = Dataset | Iterable[Mapping[str, Any]] | str | os.PathLike
-
-
-def read_raw_rows(
-    benchmark: Benchmark, rows: BenchmarkRows | None, *, split: str, revision: str | None
-) -> tuple[Dataset | list[Mapping[str, Any]], Path | None]:
-    """Rows as the benchmark has them, images encoded, and the folder that they come from."""
-    if isinstance(rows, Dataset):
-        return leave_images_encoded(rows.with_format(None)), None
-    if rows is not None and not isinstance(rows, (str, os.PathLike)):
-        return list(rows), None
-    if rows is None and benchmark.source.hub_id is None:
-        raise ValueError(f"{benchmark.title} has no known place on the Hub; give its rows, or a file with them.")
-    place = os.fspath(rows if rows is not None else str(benchmark.source.hub_id))
-    path = Path(place).expanduser()
-    if benchmark.whole_repository and not path.exists() and not path.suffix and place.count("/") == 1:
-        path = Path(snapshot_download(place, repo_type="dataset", revision=revision))
-    if not path.exists():
-        return cast(Dataset, read_raw(benchmark.source, place, split=split, revision=revision)), None
-    folder = path if path.is_dir() else path.parent
-    if path.suffix == ".tsv":
-        return cast(Dataset, Dataset.from_csv(str(path), sep="\t", keep_default_na=False)), folder
-    if path.suffix == ".json" and (nested := _nested_pairs(path)) is not None:
-        return nested, folder
-    return cast(Dataset, read_raw(benchmark.source, path, split=split)), folder
-
-
-def _nested_pairs(path: Path) -> list[Mapping[str, Any]] | None:
-    """The rows of a JSON object that holds them under `pairs`."""
-    with path.open(encoding="utf-8-sig") as file:
-        if file.read(4096).lstrip()[:1] != "{":
-            return None
-        file.seek(0)
-        try:
-            content = json.load(file)
-        except ValueError:  # JSON lines
-            return None
-    return content.get("pairs")
-
-
-def find_image_root(raw: Dataset | list[Mapping[str, Any]], folder: Path | None) -> tuple[Path | None, str | None]:
-    """The folder that no path of an image may leave, and the folder in it that paths start from: of those that
-    benchmarks use, the one in which the first path leads to a file.
-    """
-    if folder is None:
-        return None, None
-    paths = [
-        Path(row[column])
-        for row in _first_rows(raw)
-        for column in ("image", "Image", "video", "image_path")
-        if isinstance(row.get(column), str) and 0 < len(row[column]) < 1000
-    ]
-    for place in (folder, folder / "images", folder.parent) if paths and not paths[0].is_absolute() else ():
-        if (place / paths[0]).exists():
-            # In the cache of the Hub, files are links to others beside the snapshots.
-            is_cache = folder.parent.name == "snapshots" and (folder.parents[1] / "blobs").is_dir()
-            return (folder.parents[1], str(place.relative_to(folder.parents[1]))) if is_cache else (place, None)
-    return None, None
-
-
-def _first_rows(raw: Dataset | list[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    start = raw.select(range(min(20, len(raw)))) if isinstance(raw, Dataset) else raw[:20]
-    return iter(raw_rows(start)) if isinstance(start, Dataset) else iter(start)
-
-
 logger = logging.get_logger(__name__)
+
+BenchmarkRows: TypeAlias = Dataset | Iterable[Mapping[str, Any]] | str | os.PathLike
 
 Videos: TypeAlias = Literal["auto", "images", "video", "skip"]
 
-# What a canonical row of a benchmark has besides. `row_index` is its place, which no other row has.
+# Columns of a benchmark's canonical rows besides; `row_index` is the position of the raw row.
 _OWN = {"category": Value("string"), "row_index": Value("int64")}
 
 _NO_FRAMES = "no_frames"
@@ -125,44 +63,43 @@ def read_benchmark(
     **options: Any,
 ) -> Dataset:
     """
-    The rows of a benchmark as canonical rows, for a scorer, for `eval_dataset`, or to align scores of another model.
+    Read a benchmark as canonical rows, for a scorer, for `eval_dataset`, or to align scores of another model.
 
     Args:
         name (`str`):
             The benchmark, one of [`BENCHMARKS`].
         rows (`Dataset`, `Iterable[Mapping]`, `str` or `os.PathLike`, *optional*):
-            The rows as the benchmark has them, a file or folder with them, or a Hub id; by default the benchmark's own
-            place on the Hub. Canonical rows come back as they are.
+            Rows as the benchmark has them, a file or folder with them, or a Hub id; by default the benchmark's own
+            repository on the Hub. Canonical rows come back as they are.
         image_root (`str` or `os.PathLike`, *optional*):
-            Folder that the paths of images start from; by default where the files of the rows lie.
+            Folder that the paths of images start from; that of the files of the rows by default.
         split (`str`, *optional*, defaults to `"test"`):
-            Split.
+            Split to read.
         revision (`str`, *optional*):
             Branch, tag or commit on the Hub.
         videos (`str`, *optional*, defaults to `"auto"`):
-            What becomes of rows about a video. `"images"`: its frames are several images of the prompt, which any
-            model of several images reads. `"video"`: a video, in the column `videos`. `"skip"`: they are dropped.
-            `"auto"`: images, or dropped if not all frames are there. What is dropped is counted on screen.
+            Form of rows about a video. `"images"`: its frames are several images of the prompt, which any model of
+            several images reads. `"video"`: a video, in the column `videos`. `"skip"`: they are dropped. `"auto"`:
+            images, or dropped if not all frames are there. Dropped rows are counted on screen.
         max_frames (`int`, *optional*, defaults to `32`):
             Most frames of a video, taken evenly.
         both_orders (`bool`, *optional*):
-            Whether a text-to-image pair is asked about in both orders, the better image first (`category` is
-            `chosen_first`) and second (`chosen_second`). By default only of the benchmarks that do so.
+            Ask about a text-to-image pair twice, with the better image first (`category` is `chosen_first`) and second
+            (`chosen_second`). By default only for benchmarks that do so.
         seed (`int`, *optional*, defaults to `42`):
-            Seed of the wording of text-to-image questions, and of the order of images where only one is asked about.
+            Seed of the wording of text-to-image questions, and of the order of images where only one is used.
         on_bad_row (`str`, *optional*, defaults to `"raise"`):
-            `"leave_out"` drops rows that cannot be used, and says how many. Ties are always dropped, where a
-            benchmark has any.
+            `"leave_out"` drops rows that cannot be used, and logs their number. Ties are always dropped.
         options:
             Options of the benchmark's adapter, such as `criteria` of Omni-RewardBench.
 
     Returns:
-        `Dataset`: with the columns of [`~trl_dt2it.data.messages.FEATURES`], `category` and `row_index`. `pair_id` is
-        made of the benchmark's own id and a hash of question and answers, and is unique. `group_id` is the same for
-        all pairs about one prompt.
+        `Dataset`: with the columns of [`~trl_dt2it.data.messages.FEATURES`], `category` and `row_index`. `pair_id`,
+        the benchmark's own id with a hash of question and answers, is unique. `group_id` is the same for all pairs
+        about one prompt.
 
     Raises:
-        `ValueError`: if the name or an option is not known, if there is nothing to read, or if a row cannot be used.
+        `ValueError`: if the name or an option is unknown, if there is nothing to read, or if a row cannot be used.
     """
     benchmark = find_benchmark(name)
     if videos not in ("auto", "images", "video", "skip"):
@@ -176,8 +113,8 @@ def read_benchmark(
     allowed = list(inspect.signature(benchmark.source.convert).parameters)[1:]
     if unknown := sorted(set(options) - set(allowed)):
         raise ValueError(f"`{name}` has no option `{unknown[0]}`; it takes {', '.join(allowed) or 'none'}.")
-    raw, folder = read_raw_rows(benchmark, rows, split=split, revision=revision)
-    root, below = (Path(image_root), None) if image_root is not None else find_image_root(raw, folder)
+    raw, folder = _read_raw_rows(benchmark, rows, split, revision)
+    root, below = (Path(image_root), None) if image_root is not None else _find_image_root(raw, folder)
     conversion = Conversion(benchmark.source, name, options, None if root is None else str(root.resolve()), max_frames)
     converted = _convert(raw, conversion, videos, below)
     kept = _without_bad(converted, benchmark, videos, on_bad_row)
@@ -187,9 +124,9 @@ def read_benchmark(
         ask_both = benchmark.both_orders if both_orders is None else both_orders
         kept = reformulate_t2i(kept, seed=seed, both_orders=ask_both)
         orders = {"ab": "chosen_first", "ba": "chosen_second"}
-        categories = [orders[one[-2:]] if ask_both else "" for one in kept["pair_id"]]
-        kept = kept.add_column("category", pa.array(categories, pa.string()))
-        kept = kept.add_column("row_index", pa.array(np.arange(len(kept))))
+        categories = [orders[pair_id[-2:]] if ask_both else "" for pair_id in kept["pair_id"]]
+        columns = {"category": pa.array(categories, pa.string()), "row_index": np.arange(len(kept))}
+        kept = with_columns(kept, columns)
     return with_metrics(_with_unique_ids(kept), name)
 
 
@@ -197,22 +134,79 @@ def eval_datasets(
     benchmarks: Sequence[str] | Mapping[str, BenchmarkRows | None], **reading: Any
 ) -> dict[str, Dataset]:
     """
-    Benchmarks as `eval_dataset` of [`MultimodalRewardTrainer`].
+    Read benchmarks as `eval_dataset` of [`MultimodalRewardTrainer`].
 
     With `eval_dataset={**eval_datasets(["vl-rewardbench"]), "held_out": pairs}` every evaluation logs
     `eval_vl-rewardbench_macro` and so on.
 
     Args:
         benchmarks (`Sequence[str]` or `Mapping[str, BenchmarkRows]`):
-            Names of benchmarks, which are read from the Hub, or by their names the rows, as in [`read_benchmark`].
+            Names of benchmarks to read from the Hub, or rows by name, as in [`read_benchmark`].
         reading:
             Other arguments of [`read_benchmark`].
 
     Returns:
         `dict[str, Dataset]`: their rows by name.
     """
-    given = benchmarks if isinstance(benchmarks, Mapping) else dict.fromkeys(benchmarks)
-    return {name: read_benchmark(name, rows, **reading) for name, rows in given.items()}
+    rows_by_name = benchmarks if isinstance(benchmarks, Mapping) else dict.fromkeys(benchmarks)
+    return {name: read_benchmark(name, rows, **reading) for name, rows in rows_by_name.items()}
+
+
+def _read_raw_rows(
+    benchmark: Benchmark, rows: BenchmarkRows | None, split: str, revision: str | None
+) -> tuple[Dataset | list[Mapping[str, Any]], Path | None]:
+    """Rows as the benchmark has them, images encoded, and the folder that they come from."""
+    if isinstance(rows, Dataset):
+        return leave_images_encoded(rows.with_format(None)), None
+    if rows is not None and not isinstance(rows, (str, os.PathLike)):
+        return list(rows), None
+    if rows is None and benchmark.source.hub_id is None:
+        raise ValueError(f"{benchmark.title} has no known place on the Hub; pass its rows, or a file with them.")
+    path_or_id = os.fspath(rows if rows is not None else str(benchmark.source.hub_id))
+    path = Path(path_or_id).expanduser()
+    if benchmark.whole_repository and not path.exists() and not path.suffix and path_or_id.count("/") == 1:
+        path = Path(snapshot_download(path_or_id, repo_type="dataset", revision=revision))
+    if not path.exists():
+        return cast(Dataset, read_raw(benchmark.source, path_or_id, split=split, revision=revision)), None
+    folder = path if path.is_dir() else path.parent
+    if path.suffix == ".tsv":
+        return cast(Dataset, Dataset.from_csv(str(path), sep="\t", keep_default_na=False)), folder
+    if path.suffix == ".json" and (pairs := _nested_pairs(path)) is not None:
+        return pairs, folder
+    return cast(Dataset, read_raw(benchmark.source, path, split=split)), folder
+
+
+def _nested_pairs(path: Path) -> list[Mapping[str, Any]] | None:
+    """The rows of a JSON object that holds them under `pairs`."""
+    with path.open(encoding="utf-8-sig") as file:
+        if file.read(4096).lstrip()[:1] != "{":
+            return None
+        file.seek(0)
+        try:
+            return json.load(file).get("pairs")
+        except ValueError:  # JSON lines
+            return None
+
+
+def _find_image_root(raw: Dataset | list[Mapping[str, Any]], folder: Path | None) -> tuple[Path | None, str | None]:
+    """The folder that no path of an image may leave, and the folder in it that paths start from: of those that
+    benchmarks use, the one in which the first path leads to a file.
+    """
+    if folder is None:
+        return None, None
+    first = raw.select(range(min(20, len(raw)))) if isinstance(raw, Dataset) else raw[:20]
+    paths = [
+        Path(row[column])
+        for row in (raw_rows(first) if isinstance(first, Dataset) else first)
+        for column in ("image", "Image", "video", "image_path")
+        if isinstance(row.get(column), str) and 0 < len(row[column]) < 1000
+    ]
+    for start in (folder, folder / "images", folder.parent) if paths and not paths[0].is_absolute() else ():
+        if (start / paths[0]).exists():
+            # In the cache of the Hub, files are links to others beside the snapshots.
+            is_cache = folder.parent.name == "snapshots" and (folder.parents[1] / "blobs").is_dir()
+            return (folder.parents[1], str(start.relative_to(folder.parents[1]))) if is_cache else (start, None)
+    return None, None
 
 
 def _convert(
@@ -265,7 +259,7 @@ def _has_video(row: Mapping[str, Any]) -> bool:
         return bool(row.get("video"))
     try:
         return bool(json.loads(row[JSON_COLUMN])["video"])
-    except (ValueError, KeyError, TypeError):  # if it is no row at all, its conversion says so
+    except (ValueError, KeyError, TypeError):  # no row at all: its conversion refuses it
         return False
 
 
@@ -273,10 +267,9 @@ def _grouped(raw: Dataset | list[Mapping[str, Any]], column: str | None) -> list
     """The rows, or all rows of each group together where pairs are formed from several."""
     if column is None:
         return list(raw)
-    if isinstance(raw, Dataset):
-        return [{"group": [raw[int(index)] for index in places]} for places in rows_by_group(raw, column)]
-    names = pa.array([row.get(column) for row in raw])
-    return [{"group": [raw[index] for index in places]} for places in named_groups(names)]
+    is_table = isinstance(raw, Dataset)
+    groups = rows_by_group(raw, column) if is_table else named_groups(pa.array([row.get(column) for row in raw]))
+    return [{"group": [raw[int(index)] for index in group]} for group in groups]
 
 
 def _frames_as_images(pair: Mapping[str, Any]) -> dict[str, Any]:
@@ -296,11 +289,8 @@ def _without_bad(converted: Dataset, benchmark: Benchmark, videos: Videos, on_ba
         category, rest = cast("tuple[str, str]", benchmark.optional_category)
         is_video = no_frames | (np.array(column_of(converted, "category").to_pylist(), dtype=object) == category)
         keep &= ~is_video
-        why = (
-            "`videos` says so"
-            if videos == "skip"
-            else "their frames are not there; unpack them, or check `image_root`"
-        )
+        missing = "their frames are not there; unpack them, or check `image_root`"
+        why = "`videos` says so" if videos == "skip" else missing
         logger.warning(
             f"Dropped {is_video.sum()} of {len(converted)} rows of {benchmark.title}, those about a video: {why}. "
             f'What is left is not the benchmark that others report on; results are labelled "{rest}".'
@@ -324,7 +314,7 @@ def _without_bad(converted: Dataset, benchmark: Benchmark, videos: Videos, on_ba
 
 
 def _warn_of_missing_files(rows: Dataset, benchmark: Benchmark) -> None:
-    """Says which images are not there: scores of another model may be aligned without them, and nothing else done."""
+    """Warn of images without a file: scores of another model may be aligned without them, and nothing else done."""
     missing = []
     for row in leave_images_encoded(rows.select_columns("images")):
         paths = [image["path"] for image in row["images"] if image["bytes"] is None]
@@ -332,30 +322,29 @@ def _warn_of_missing_files(rows: Dataset, benchmark: Benchmark) -> None:
     if missing:
         logger.warning(
             f"Image files of {len(missing)} of {len(rows)} rows of {benchmark.title} are not there, such as "
-            f"{missing[0]}; give the folder that their paths start from as `image_root`."
+            f"{missing[0]}; pass the folder that their paths start from as `image_root`."
         )
 
 
 def _with_unique_ids(rows: Dataset) -> Dataset:
-    """Rows whose ids are different: of equal rows, the second is called `id#2`."""
+    """Make ids unique: the second of equal ones becomes `id#2`."""
     ids = column_of(rows, "pair_id").to_pylist()
     if len(set(ids)) == len(ids):
         return rows
     seen: Counter[str] = Counter()
     unique = []
-    for one in ids:
-        seen[one] += 1
-        unique.append(one if seen[one] == 1 else f"{one}#{seen[one]}")
-    named = rows.remove_columns("pair_id").add_column("pair_id", pa.array(unique, pa.string()))
-    return named.select_columns(rows.column_names)
+    for name in ids:
+        seen[name] += 1
+        unique.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return with_columns(rows, {"pair_id": unique})
 
 
 @runtime_checkable
 class PairScorer(Protocol):
-    """What scores pairs."""
+    """A scorer of pairs, such as `RewardScorer`."""
 
     def score_pairs(self, dataset: Dataset) -> Any:
-        """The rewards of chosen and rejected, `(n, 2)`, in the order of the rows."""
+        """Rewards of chosen and rejected, `(n, 2)`, in the order of the rows."""
 
 
 def evaluate(
@@ -373,28 +362,22 @@ def evaluate(
     **reading: Any,
 ) -> EvalResult:
     """
-    Evaluates a reward model on a benchmark.
+    Evaluate a reward model on a benchmark.
 
     A pair is right if the better answer scores strictly more, at full precision; ties are wrong, and counted.
 
     Args:
         scorer ([`PairScorer`] or `Callable`):
-            Gives the rewards of chosen and rejected of each row, `(n, 2)`, in the order of the rows: an object with
-            `score_pairs(dataset)`, a function of a data set, or a [`ScoreFile`].
-        name (`str`):
-            The benchmark, one of [`BENCHMARKS`].
-        rows (`Dataset`, `Iterable[Mapping]`, `str` or `os.PathLike`, *optional*):
-            Its rows, as in [`read_benchmark`]; by default from the Hub.
-        image_root (`str` or `os.PathLike`, *optional*):
-            Folder that the paths of images start from.
-        revision (`str`, *optional*):
-            Branch, tag or commit on the Hub.
+            Object with `score_pairs(dataset)`, function of a data set, or [`ScoreFile`], which returns the rewards of
+            chosen and rejected, `(n, 2)`, in the order of the rows.
+        name, rows, image_root, revision:
+            As in [`read_benchmark`].
         model (`str`, *optional*):
-            What the model is called, for the record.
+            Name of the model, for the record.
         scores_file (`str` or `os.PathLike`, *optional*):
-            Parquet or JSON lines file for the scores, by [`write_scores`]. On several processes, give it to one.
+            Parquet or JSON lines file for the scores, by [`write_scores`]. On several processes, pass it on one.
         round (`int`, *optional*):
-            Rounds the scores, as in [`ScoreFile`]: only to compare with numbers measured so.
+            Digits to round the scores to, as in [`ScoreFile`]: only to compare with numbers measured so.
         num_resamples (`int`, *optional*, defaults to `2000`):
             Draws of the bootstrap.
         seed (`int`, *optional*, defaults to `0`):
@@ -411,7 +394,7 @@ def evaluate(
     benchmark = find_benchmark(name)
     dataset = read_benchmark(name, rows, image_root=image_root, revision=revision, **reading)
     category, unit = row_keys(benchmark, dataset)
-    label, notes = describe(benchmark, category)
+    label, notes = _describe(benchmark, category)
     for note in notes:
         logger.warning(note)
     score = scorer.score_pairs if isinstance(scorer, PairScorer) else scorer
@@ -423,7 +406,7 @@ def evaluate(
         notes.append(f"Scores were rounded to {round} digits, which makes ties that count as wrong.")
     counted = tally(benchmark, category, unit, scores)
     is_right = scores[:, 0] > scores[:, 1]
-    by_category = [float(is_right[category == one].mean()) for one in sorted(set(category.tolist()) - {""})]
+    by_category = [float(is_right[category == group].mean()) for group in sorted(set(category.tolist()) - {""})]
     correct = {key: int(ratio.hits.sum()) for key, ratio in counted.ratios.items()}
     n = {key: int(ratio.total.sum()) for key, ratio in counted.ratios.items()}
     return EvalResult(
@@ -443,47 +426,35 @@ def evaluate(
             "model": model,
             "hub_id": benchmark.source.hub_id,
             "revision": revision,
-            "rows_sha256": rows_sha256(dataset),
+            # A hash over the ids of rows: the same for the same rows, whatever their order.
+            "rows_sha256": digest("\n".join(sorted(column_of(dataset, "pair_id").to_pylist()))),
             "round": round,
             "bootstrap": {"num_resamples": num_resamples, "seed": seed, "num_prompts": int(unit.max()) + 1},
         },
     )
 
 
-def describe(benchmark: Benchmark, category: np.ndarray) -> tuple[str, list[str]]:
-    """What rows are, if they are not the benchmark as it is known.
-
-    Shapes: `category` `(n,)`.
-    """
+def _describe(benchmark: Benchmark, category: np.ndarray) -> tuple[str, list[str]]:
+    """A label and notes for rows that are not the benchmark as it is known. Shapes: `category` `(n,)`."""
     num_rows = len(category)
     if not benchmark.sizes or num_rows == next(iter(benchmark.sizes)):
         return "", []
+    label, start = f"{num_rows:,} rows", f"{benchmark.title} has {num_rows:,} rows here"
     if num_rows in benchmark.sizes:
-        what = benchmark.sizes[num_rows]
-        return f"{num_rows:,} rows", [f"{benchmark.title} has {num_rows:,} rows here: {what}."]
+        return label, [f"{start}: {benchmark.sizes[num_rows]}."]
     known = " or ".join(f"{size:,} ({what})" for size, what in benchmark.sizes.items())
     if benchmark.optional_category is not None and benchmark.optional_category[0] not in category:
         left_out, rest = benchmark.optional_category
-        return f"{rest}, {num_rows:,} rows", [
-            f"{benchmark.title} has {num_rows:,} rows here, none of the category {left_out}, and others report on "
-            f"{known}: these numbers are {rest} and cannot be compared with theirs."
+        return f"{rest}, {label}", [
+            f"{start}, none of the category {left_out}, and others report on {known}: these numbers are {rest} and "
+            "cannot be compared with theirs."
         ]
-    return f"{num_rows:,} rows", [
-        f"{benchmark.title} has {num_rows:,} rows here, and others report on {known}: the numbers cannot be compared."
-    ]
-
-
-def rows_sha256(dataset: Dataset) -> str:
-    """A hash over the ids of rows, whatever their order: the same rows have the same."""
-    ids = sorted(column_of(dataset, "pair_id").to_pylist())
-    return digest("\n".join(ids))
+    return label, [f"{start}, and others report on {known}: the numbers cannot be compared."]
 
 
 class BenchmarkInfo(DatasetInfo):
-    """Info of a data set that is a benchmark, whose name is in `dataset_name`.
-
-    `datasets` passes the info of a set on to what is selected, filtered, mapped or shuffled of it, so that the trainer
-    finds `measure` whatever became of the rows.
+    """Info of a data set that is the benchmark `dataset_name`. `datasets` passes it on to all that is selected,
+    filtered, mapped or shuffled, so that the trainer finds `measure` whatever became of the rows.
     """
 
     @property
@@ -499,7 +470,7 @@ class BenchmarkInfo(DatasetInfo):
 
 
 def with_metrics(dataset: Dataset, name: str) -> Dataset:
-    """Let the canonical rows of a benchmark bring its metrics along."""
+    """Make canonical rows of a benchmark bring its metrics along."""
     if isinstance(dataset.info, BenchmarkInfo):
         return dataset
     dataset = copy.copy(dataset)
@@ -509,20 +480,19 @@ def with_metrics(dataset: Dataset, name: str) -> Dataset:
 
 def training_metrics(dataset: Any, records: Sequence[PairRecord]) -> dict[str, float]:
     """
-    Metrics of a benchmark from what the trainer keeps of an evaluation.
+    Compute the metrics of a benchmark from the records that the trainer keeps of an evaluation.
 
     Args:
         dataset (`Dataset`):
-            What was evaluated on. If it is not of [`read_benchmark`], there are no metrics.
+            Evaluation set. If it is not from [`read_benchmark`], there are no metrics.
         records (`Sequence[PairRecord]`):
-            The pairs, with their positions in the set.
+            Pairs, with their positions in the set.
 
     Returns:
-        `dict[str, float]`: as [`compute_metrics`] gives them, or empty.
+        `dict[str, float]`: as in [`compute_metrics`], or empty.
     """
-    if not records or not isinstance(dataset.info, BenchmarkInfo):
-        return {}
-    if not set(CANONICAL_KEYS) <= set(dataset.column_names):
+    is_benchmark = isinstance(dataset.info, BenchmarkInfo) and set(CANONICAL_KEYS) <= set(dataset.column_names)
+    if not records or not is_benchmark:
         return {}
     chosen, rejected = (np.array([getattr(record, side) for record in records]) for side in ("chosen", "rejected"))
     rows = dataset.select_columns(list(CANONICAL_KEYS)).select([record.position for record in records])

@@ -1,4 +1,4 @@
-"""Accuracies over groups and benchmarks, and the package's one set of confidence intervals."""
+"""Accuracies of benchmarks, and the package's one set of confidence intervals."""
 
 from __future__ import annotations
 
@@ -17,14 +17,20 @@ from .benchmarks.benchmark import Benchmark, Ratio
 
 CANONICAL_KEYS = ("category", "group_id")
 
+# Draws of the bootstrap to hold at once.
+_BATCH = 100
+
+# Weight, in pairs, of the prior that pairs of a prompt are right together.
+_PRIOR_PAIRS = 0.5
+
 
 @dataclass(frozen=True)
 class Tally:
-    """What was counted."""
+    """Counts of right pairs."""
 
-    ratios: dict[str, Ratio]  # Metrics as ratios of sums over units, those without any row left out
-    averages: dict[str, tuple[str, ...]]  # Metrics that are the mean of ratios, those of which one is missing left out
-    ties: dict[str, int]  # For each ratio over pairs, how many have two equal scores. They are counted as wrong
+    ratios: dict[str, Ratio]  # metrics as ratios of sums over units, without those that have no row
+    averages: dict[str, tuple[str, ...]]  # metrics that are the mean of ratios, all of which are there
+    ties: dict[str, int]  # for each ratio over pairs, the number with two equal scores, which count as wrong
 
     def values(self) -> dict[str, float]:
         """The metrics, from 0 to 1; means follow the first ratio, over all pairs."""
@@ -41,52 +47,49 @@ def compute_metrics(
     rejected: Sequence[float] | np.ndarray,
 ) -> dict[str, float]:
     """
-    The metrics of a benchmark.
+    Compute the metrics of a benchmark.
 
     A pair is right if `chosen > rejected`, at the precision of the scores; a tie is wrong.
 
     Args:
         name (`str`):
-            The benchmark, one of [`BENCHMARKS`].
+            Name of the benchmark, one of [`BENCHMARKS`].
         rows (`Dataset` or `Iterable[Mapping]` of length n):
-            Its rows, as the benchmark has them or from [`read_benchmark`], in the order of the scores.
+            Rows, as the benchmark has them or from [`read_benchmark`], in the order of the scores.
         chosen (`Sequence[float]` of length n):
-            The score of the answer that people prefer.
+            Scores of the preferred answers.
         rejected (`Sequence[float]` of length n):
-            The score of the other answer.
+            Scores of the other answers.
 
     Returns:
         `dict[str, float]`: from 0 to 1. Of `"vl-rewardbench"`: `overall`, `macro` (the mean of the groups), `general`,
         `hallucination`, `reasoning`. Of `"multimodal-rewardbench"`: `overall`, `overall_without_safety`,
         `correctness`, `preference`, `knowledge`, `math`, `coding`, `safety`, `vqa`. Of `"mm-rlhf-rewardbench"`: `acc`
         over pairs, `acc_plus` over prompts of which every pair is right, and both for each category, as
-        `acc/<category>` and `acc_plus/<category>`. Of the others: `overall`, and their categories. What has no row is
-        left out, and so is a mean of which one part is.
+        `acc/<category>` and `acc_plus/<category>`. Of the others: `overall`, and their categories. Metrics without a
+        row are left out, as are means with such a part.
 
     Raises:
-        `ValueError`: if the name is not known, the lengths differ, a score is not a number, or a row does not say
-            what it belongs to.
+        `ValueError`: if the name is unknown, the lengths differ, a score is not a number, or a row does not tell its
+            group or prompt.
     """
     benchmark = find_benchmark(name)
     category, unit = row_keys(benchmark, rows)
     if not len(chosen) == len(rejected) == len(category):
         raise ValueError(
             f"There are {len(category)} rows of {benchmark.title}, {len(chosen)} scores of chosen and {len(rejected)} "
-            "of rejected; give one of each for each row."
+            "of rejected; pass one of each for each row."
         )
     scores = as_scores(np.stack([chosen, rejected], axis=-1), len(category))
     return tally(benchmark, category, unit, scores).values()
 
 
 def as_scores(scores: Any, num_rows: int) -> np.ndarray:
-    """Scores of pairs, checked.
-
-    Shapes: `scores` `(n, 2)`, returns `(n, 2)`.
-    """
+    """Check scores of pairs. Shapes: `scores` `(n, 2)`, returns `(n, 2)` `float64`."""
     scores = np.asarray(scores, dtype=np.float64)
     if scores.shape != (num_rows, 2):
         raise ValueError(
-            f"The scores have the shape {scores.shape}, and there are {num_rows} pairs; give one score for chosen and "
+            f"The scores have the shape {scores.shape}, and there are {num_rows} pairs; pass one score for chosen and "
             "one for rejected of each pair."
         )
     if len(bad := np.flatnonzero(np.isnan(scores).any(axis=1))):
@@ -97,7 +100,7 @@ def as_scores(scores: Any, num_rows: int) -> np.ndarray:
 
 
 def row_keys(benchmark: Benchmark, rows: Dataset | Iterable[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-    """What each row counts for."""
+    """Category and unit (prompt) of each row."""
     if isinstance(rows, Dataset):
         wanted = CANONICAL_KEYS if set(CANONICAL_KEYS) <= set(rows.column_names) else benchmark.key_columns
         encoded = cast(Dataset, leave_images_encoded(rows)).with_format(None)
@@ -119,10 +122,7 @@ def row_keys(benchmark: Benchmark, rows: Dataset | Iterable[Mapping[str, Any]]) 
 
 
 def tally(benchmark: Benchmark, category: np.ndarray, unit: np.ndarray, scores: np.ndarray) -> Tally:
-    """Counts what is right.
-
-    Shapes: `category` `(n,)`, `scores` `(n, 2)`.
-    """
+    """Count right pairs and ties. Shapes: `category` `(n,)`, `unit` `(n,)`, `scores` `(n, 2)`."""
     if len(scores) == 0:
         raise ValueError(f"There is no row of {benchmark.title} to evaluate.")
     ratios = benchmark.count(scores[:, 0] > scores[:, 1], category, unit)
@@ -131,13 +131,6 @@ def tally(benchmark: Benchmark, category: np.ndarray, unit: np.ndarray, scores: 
     averages = {name: parts for name, parts in benchmark.averages.items() if set(parts) <= set(ratios)}
     ties = {name: int(tied[name].hits.sum()) for name, ratio in ratios.items() if ratio.over == "pairs"}
     return Tally(ratios, averages, ties)
-
-
-# Draws of the bootstrap that are held at once.
-_BATCH = 100
-
-# What is assumed before any pair is seen: pairs of a prompt are right together. The assumption counts as half a pair.
-_PRIOR_PAIRS = 0.5
 
 
 class Interval(NamedTuple):
@@ -180,29 +173,27 @@ def group_sums(values: np.ndarray, group: np.ndarray) -> np.ndarray:
 def bootstrap_intervals(
     tally: Tally, *, num_resamples: int = 2000, seed: int = 0, confidence: float = 0.95
 ) -> dict[str, Interval]:
-    """Intervals of all metrics, with prompts as the independent units.
-
-    Prompts are drawn with replacement, the pairs of a prompt together. The draws say how much each metric varies and
-    which vary together; the ends are Wilson's for so many effective pairs, with Student's quantile for so many
-    prompts. Percentiles of the draws would do for many prompts; of six, all of which are right, they are 100 % to
-    100 %. A mean of metrics has the interval of a share of as many trials as its parts together are worth.
-    """
+    """Intervals of all metrics, with prompts as the independent units."""
+    # Prompts are drawn with replacement, the pairs of a prompt together. The draws tell how much each metric varies
+    # and which vary together; the ends are Wilson's for so many effective pairs, with Student's quantile for so many
+    # prompts. Percentiles of the draws would do for many prompts; of six, all of which are right, they are 100 % to
+    # 100 %. A mean of metrics has the interval of a share of as many trials as its parts together are worth.
     names, drawn = list(tally.ratios), _draw(tally, num_resamples, seed)
     evidence = {
         name: _evidence(ratio.hits, ratio.total, float(np.nanvar(values)))
         for (name, ratio), values in zip(tally.ratios.items(), drawn.T, strict=True)
     }
-    found = {name: wilson(one.share, one.count, confidence, one.freedom) for name, one in evidence.items()}
     for mean, parts in tally.averages.items():
         values = drawn[:, [names.index(part) for part in parts]]
-        pooled = _pool([evidence[part] for part in parts], _correlation(values[np.isfinite(values).all(axis=1)]))
-        found[mean] = wilson(pooled.share, pooled.count, confidence, pooled.freedom)
-    return found
+        evidence[mean] = _pool(
+            [evidence[part] for part in parts], _correlation(values[np.isfinite(values).all(axis=1)])
+        )
+    return {name: wilson(one.share, one.count, confidence, one.freedom) for name, one in evidence.items()}
 
 
 @dataclass(frozen=True)
 class _Evidence:
-    """A share, how many independent trials say as much, and the degrees of freedom with which that was estimated."""
+    """A share, the equivalent number of independent trials, and the degrees of freedom of that estimate."""
 
     share: float
     count: float
@@ -223,12 +214,10 @@ def _draw(tally: Tally, num_resamples: int, seed: int) -> np.ndarray:
 
 
 def _evidence(hits: np.ndarray, total: np.ndarray, variance: float) -> _Evidence:
-    """What units of several pairs each say about a share, given its variance over draws of units.
-
-    With r the correlation of pairs of a unit, the design effect is 1 + (m - 1) r, where m is the mean size of a unit
-    as its pairs see it. Pairs that are nearly all right, or nearly all wrong, do not show r: it is drawn to 1, the
-    more the fewer pairs differ from the rest.
-    """
+    """Evidence of units of several pairs about a share, given its variance over draws of units."""
+    # With r the correlation of pairs of a unit, the design effect is 1 + (m - 1) r, where m is the mean size of a unit
+    # as its pairs see it. Pairs that are nearly all right, or nearly all wrong, do not show r: it is drawn to 1, the
+    # more the fewer pairs differ from the rest.
     hits, total = hits[total > 0], total[total > 0]
     num_units, count = len(total), float(total.sum())
     share, others = float(hits.sum()) / count, float((total**2).sum()) / count - 1  # `others` is m - 1
@@ -244,11 +233,9 @@ def _evidence(hits: np.ndarray, total: np.ndarray, variance: float) -> _Evidence
 
 
 def _pool(parts: Sequence[_Evidence], correlation: np.ndarray) -> _Evidence:
-    """What shares say about their mean.
-
-    A part in which all are right seems not to vary: each counts with the variance of a share as large as the mean, at
-    least. The degrees of freedom are Satterthwaite's.
-    """
+    """Evidence of shares about their mean, with Satterthwaite's degrees of freedom."""
+    # A part in which all are right seems not to vary: each counts at least with the variance of a share as large as
+    # the mean.
     mean = float(np.mean([part.share for part in parts]))
     spread = mean * (1 - mean)
     own = [part.share * (1 - part.share) / spread if spread > 0 else 1.0 for part in parts]

@@ -1,4 +1,4 @@
-"""Results of an evaluation: pooled, beside published ones, in files and in model cards."""
+"""Results of an evaluation: pooled, beside published scores, in score files and in model cards."""
 
 from __future__ import annotations
 
@@ -17,33 +17,38 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 from huggingface_hub import ModelCard
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from ..data.columns import column_of
 from ..training.model_card import code_block, metadata, name_cell, paragraph, table
-from ..utils import digest, printable, whole_file
+from ..utils import digest, screen_table, whole_file
+from .benchmarks import PAPER_BENCHMARKS
 from .metrics import Interval, wilson
+
+
+HEADING = "## Benchmarks"
+
+# Names of the two scores: in files of `write_scores`, and in those of `RewardScorer`.
+_NAMES = (("chosen", "rejected"), ("chosen_reward", "rejected_reward"))
 
 
 @dataclass(frozen=True)
 class PublishedScore:
     """
-    A score that somebody published.
+    A published score.
 
     Parameters:
         model (`str`):
-            The model.
+            Name of the model.
         benchmark (`str`):
             Name of the benchmark, as in [`BENCHMARKS`], or `"pooled"` for the share of right pairs of all three.
         metric (`str`):
             Name of the metric, as in [`compute_metrics`].
         value (`float`):
-            From 0 to 1.
+            Score, from 0 to 1.
         source (`str`):
-            Who says so.
+            Publication.
         note (`str`, *optional*, defaults to `""`):
-            What to know of it.
+            Caveat.
     """
 
     model: str
@@ -57,8 +62,8 @@ class PublishedScore:
 _VL, _MM, _MMRLHF, _POOLED = "vl-rewardbench", "multimodal-rewardbench", "mm-rlhf-rewardbench", "pooled"
 
 _DT2IT = "arXiv 2604.19544, from a copy"
-
 _BASE = "arXiv 2509.16127, tables 8-10"
+_OMNI = "Corrected there; an author of DT2IT-MRM measured 72.0."
 
 
 def _parts(value: int) -> str:
@@ -100,14 +105,7 @@ PUBLISHED: tuple[PublishedScore, ...] = (
     PublishedScore("R1-Reward (writes verdicts)", _MM, "overall", 0.822, _BASE),
     PublishedScore("R1-Reward (writes verdicts)", _MMRLHF, "acc", 0.8059, _BASE),
     PublishedScore("R1-Reward (writes verdicts)", _MMRLHF, "acc_plus", 0.5435, _BASE),
-    PublishedScore(
-        "OmniReward",
-        _VL,
-        "overall",
-        0.763,
-        "issue 3 of OmniReward's repository",
-        "Corrected there; an author of DT2IT-MRM measured 72.0.",
-    ),
+    PublishedScore("OmniReward", _VL, "overall", 0.763, "issue 3 of OmniReward's repository", _OMNI),
     PublishedScore("Claude 3.7 (writes verdicts)", _MMRLHF, "acc", 0.8235, _BASE),
     PublishedScore("Claude 3.7 (writes verdicts)", _MMRLHF, "acc_plus", 0.652, _BASE),
     PublishedScore("GPT-5.2 (writes verdicts)", _VL, "overall", 0.702, _DT2IT),
@@ -118,54 +116,55 @@ PUBLISHED: tuple[PublishedScore, ...] = (
 
 def published_scores(benchmark: str, metric: str | None = None) -> list[PublishedScore]:
     """
-    What was published about a benchmark.
+    List the published scores of a benchmark.
 
     Args:
         benchmark (`str`):
             Name of the benchmark, or `"pooled"`.
         metric (`str`, *optional*):
-            Only this metric.
+            Name of a metric; all by default.
 
     Returns:
         `list[PublishedScore]`: the best first.
     """
-    found = [one for one in PUBLISHED if one.benchmark == benchmark and metric in (None, one.metric)]
-    return sorted(found, key=lambda one: -one.value)
+    scores = [score for score in PUBLISHED if score.benchmark == benchmark and metric in (None, score.metric)]
+    return sorted(scores, key=lambda score: -score.value)
 
 
 @dataclass(frozen=True)
 class EvalResult:
     """
-    What [`evaluate`] found.
+    Result of [`evaluate`].
 
     Parameters:
         name (`str`):
             Name of the benchmark.
         title (`str`):
-            What its authors call it.
+            Name that its authors use.
         metrics (`dict[str, float]`):
-            As [`compute_metrics`] gives them, from 0 to 1.
+            Metrics of [`compute_metrics`], from 0 to 1.
         micro (`float`):
-            Share of all pairs that are right.
+            Share of right pairs.
         macro (`float`, *optional*):
-            Mean over the categories of the share that is right in each; `None` where there are none.
+            Mean over the categories of the share of right pairs; `None` where there are none.
         correct (`dict[str, int]`):
-            For each metric that is a share, how many are right.
+            For each metric that is a share, the number of right pairs, or prompts of `acc_plus`.
         n (`dict[str, int]`):
-            Of how many: pairs, or prompts of `acc_plus`.
+            For each of these, the number of pairs or prompts.
         ties (`dict[str, int]`):
-            For each share of pairs, how many have two equal scores. They are counted as wrong.
+            For each share of pairs, the number with two equal scores, which count as wrong.
         wilson (`dict[str, Interval]`):
             95 % interval of each share, if all pairs were independent.
         bootstrap (`dict[str, Interval]`):
             95 % interval of each metric, prompts as the independent units, see
             [`~trl_dt2it.evaluation.metrics.bootstrap_intervals`].
         label (`str`, *optional*, defaults to `""`):
-            What the rows are if they are not the whole benchmark, such as `"image-only"`.
+            Part of the benchmark, if the rows are not the whole, such as `"image-only"`.
         notes (`tuple[str, ...]`, *optional*):
-            What else a reader of the numbers has to know.
+            Caveats for a reader of the numbers.
         settings (`dict`, *optional*):
-            How it was measured: `rows_sha256` over the ids of the rows, `revision`, `round`, `model`, bootstrap.
+            Settings of the measurement: `rows_sha256` over the ids of the rows, `revision`, `round`, `model`,
+            bootstrap.
     """
 
     name: str
@@ -187,8 +186,15 @@ class EvalResult:
         """The metric over all pairs."""
         return next(iter(self.metrics))
 
+    @property
+    def _title(self) -> str:
+        return f"{self.title} ({self.label})" if self.label else self.title
+
+    def _counts(self, metric: str) -> tuple[str, ...]:
+        return tuple(f"{counts[metric]:,}" if metric in counts else "" for counts in (self.n, self.ties))
+
     def to_dict(self) -> dict[str, Any]:
-        """The result as JSON knows it, intervals as lists."""
+        """The result as JSON values, intervals as lists."""
         return json.loads(json.dumps(asdict(self)))
 
     def to_json(self) -> str:
@@ -196,47 +202,27 @@ class EvalResult:
         return json.dumps(asdict(self), indent=2, ensure_ascii=False)
 
     def show(self, console: Console | None = None) -> None:
-        """
-        Prints the result, and what was published of other models.
-
-        Args:
-            console (`rich.console.Console`, *optional*):
-                Where to; standard output by default.
-        """
+        """Print the result beside published scores of other models, on standard output by default."""
         console = console or Console()
         label = f", {self.label}" if self.label else ""
-        table = Table("", title=Text(printable(f"{self.title}{label}: accuracy, %"), style="italic"))
-        for column in ("value", "95 %, Wilson", "95 %, prompts drawn", "n", "ties"):
-            table.add_column(column, justify="right")
-        for name, value in self.metrics.items():
-            table.add_row(
-                Text(printable(name)),
-                _percent(value),
-                _interval(self.wilson.get(name)),
-                _interval(self.bootstrap.get(name)),
-                f"{self.n[name]:,}" if name in self.n else "",
-                f"{self.ties[name]:,}" if name in self.ties else "",
-            )
-        console.print(table)
+        rows = []
+        for metric, value in self.metrics.items():
+            intervals = _interval(self.wilson.get(metric)), _interval(self.bootstrap.get(metric))
+            rows.append((metric, _percent(value), *intervals, *self._counts(metric)))
+        columns = ("", "value", "95 %, Wilson", "95 %, prompts drawn", "n", "ties")
+        console.print(screen_table(columns, rows, title=f"{self.title}{label}: accuracy, %"))
         for note in self.notes:
             console.print(note, markup=False)
         show_published([self], console)
 
     def model_index_entries(self) -> list[huggingface_hub.EvalResult]:
-        """
-        The result for a model card.
-
-        Returns:
-            `list[huggingface_hub.EvalResult]`: one for each metric, for `ModelCardData(eval_results=...)`. Their
-            values are rounded to 4 digits.
-        """
-        name = f"{self.title} ({self.label})" if self.label else self.title
+        """The metrics for `ModelCardData(eval_results=...)`, rounded to 4 digits."""
         return [
             huggingface_hub.EvalResult(
                 task_type="text-classification",
                 task_name="Reward modeling",
                 dataset_type=self.settings.get("hub_id") or self.name,
-                dataset_name=name,
+                dataset_name=self._title,
                 dataset_split="test",
                 dataset_revision=self.settings.get("revision"),
                 metric_type="accuracy",
@@ -254,17 +240,17 @@ class PooledResult:
 
     Parameters:
         names (`tuple[str, ...]`):
-            The benchmarks.
+            Names of the benchmarks.
         micro (`float`):
-            Share of all their pairs that are right: what the paper calls the mean overall accuracy.
+            Share of right pairs over all benchmarks, which the paper calls the mean overall accuracy.
         mean (`float`):
-            Mean of their shares, each benchmark counting the same, whatever its size.
+            Mean of the shares, each benchmark counting the same.
         correct (`int`):
-            Number of pairs that are right.
+            Number of right pairs.
         n (`int`):
             Number of pairs.
         ties (`int`):
-            Number of pairs with two equal scores. They are counted as wrong.
+            Number of pairs with two equal scores, which count as wrong.
         wilson ([`Interval`]):
             95 % interval of `micro`, if all pairs were independent.
     """
@@ -280,7 +266,7 @@ class PooledResult:
 
 def pooled(results: Sequence[EvalResult]) -> PooledResult:
     """
-    The share of right pairs over several benchmarks, as the paper reports it over its three.
+    Pool results: the share of right pairs over several benchmarks, as the paper reports it over its three.
 
     Args:
         results (`Sequence[EvalResult]`):
@@ -294,58 +280,54 @@ def pooled(results: Sequence[EvalResult]) -> PooledResult:
     """
     names = tuple(result.name for result in results)
     if not results or len(set(names)) < len(names):
-        raise ValueError(f"Give one result for each benchmark to pool; got {', '.join(names) or 'none'}.")
-    correct = sum(result.correct[result.headline] for result in results)
-    n = sum(result.n[result.headline] for result in results)
-    ties = sum(result.ties[result.headline] for result in results)
+        raise ValueError(f"Pass one result for each benchmark to pool; got {', '.join(names) or 'none'}.")
+    correct, n, ties = (
+        sum(getattr(result, counts)[result.headline] for result in results) for counts in ("correct", "n", "ties")
+    )
     mean = sum(result.micro for result in results) / len(results)
     return PooledResult(names, correct / n, mean, correct, n, ties, wilson(correct / n, n))
 
 
 def show_published(results: Sequence[EvalResult], console: Console | None = None, model: str = "this model") -> None:
     """
-    Prints results beside the published scores of other models, each with its source.
+    Print results beside the published scores of other models, each with its source.
 
     Args:
         results (`Sequence[EvalResult]`):
-            One result for each benchmark. Of the paper's three, the share of all pairs is a column too.
+            One result for each benchmark. For the paper's three, the share of all pairs is a column too.
         console (`rich.console.Console`, *optional*):
-            Where to; standard output by default.
+            Console to print on; standard output by default.
         model (`str`, *optional*, defaults to `"this model"`):
-            What to call the model of the results.
+            Name for the model of the results.
     """
-    from .benchmarks import PAPER_BENCHMARKS
-
-    # A column for the share of all pairs, and one for each other metric that somebody published.
+    # A column for each metric that somebody published, and one for the share of all pairs.
     columns: dict[tuple[str, str], float] = {}
     for result in results:
-        metrics = {one.metric for one in published_scores(result.name)}
+        metrics = {score.metric for score in published_scores(result.name)}
         columns |= {(result.name, m): value for m, value in result.metrics.items() if m in metrics}
     if not columns:
         return
     if {result.name for result in results} == set(PAPER_BENCHMARKS):
         columns["pooled", "overall"] = pooled(results).micro
     others: dict[str, dict[tuple[str, str], PublishedScore]] = {}
-    for benchmark, metric in columns:
-        for one in published_scores(benchmark, metric):
-            others.setdefault(one.model, {})[benchmark, metric] = one
-    table = Table("model", title="Beside published scores, %: not measured here, and not always in the same way")
-    for benchmark, metric in columns:
-        table.add_column(f"{benchmark}\n{metric}", justify="right")
-    table.add_column("source", overflow="fold")
-    own = {(result.name, result.label) for result in results if result.label}
-    labels = "; ".join(f"{name}: {label}" for name, label in sorted(own))
-    table.add_row(model, *(_percent(value) for value in columns.values()), labels, end_section=True)
+    for column in columns:
+        for score in published_scores(*column):
+            others.setdefault(score.model, {})[column] = score
+    labels = "; ".join(f"{name}: {label}" for name, label in sorted({(r.name, r.label) for r in results if r.label}))
+    rows = [(model, *map(_percent, columns.values()), labels)]
     notes: list[str] = []
     for name, scores in others.items():
         cells = []
-        for column in columns:
-            score = scores.get(column)
-            if score is not None and score.note and score.note not in notes:
-                notes.append(score.note)
-            mark = f" [{notes.index(score.note) + 1}]" if score is not None and score.note else ""
-            cells.append("" if score is None else f"{100 * score.value:.4g}{mark}".replace("[", "\\["))
-        table.add_row(name, *cells, "; ".join(dict.fromkeys(score.source for score in scores.values())))
+        for published in map(scores.get, columns):
+            if published is not None and published.note and published.note not in notes:
+                notes.append(published.note)
+            mark = f" [{notes.index(published.note) + 1}]" if published is not None and published.note else ""
+            cells.append("" if published is None else f"{100 * published.value:.4g}{mark}")
+        rows.append((name, *cells, "; ".join(dict.fromkeys(score.source for score in scores.values()))))
+    title = "Beside published scores, %: not measured here, and not always in the same way"
+    table = screen_table(("model", *map("\n".join, columns)), rows, last="source", title=title)
+    table.columns[-1].overflow = "fold"
+    table.rows[0].end_section = True
     console = console or Console()
     console.print(table)
     for number, note in enumerate(notes, 1):
@@ -360,26 +342,22 @@ def _interval(value: Interval | None) -> str:
     return "" if value is None else f"{_percent(value.low)} to {_percent(value.high)}"
 
 
-# What the two scores are called: here, and by `RewardScorer`.
-_NAMES = (("chosen", "rejected"), ("chosen_reward", "rejected_reward"))
-
-
 @dataclass(frozen=True)
 class ScoreFile:
     """
-    Scores of a model in a file, in place of the model in [`evaluate`].
+    Scores of a model from a file, in place of the model in [`evaluate`].
 
     Parameters:
         path (`str` or `os.PathLike`):
-            A Parquet or JSON lines file with `pair_id`, `chosen` and `rejected` (or `chosen_reward` and
-            `rejected_reward`), such as [`write_scores`] writes. It may have rows that are not asked for.
+            Parquet or JSON lines file with `pair_id`, `chosen` and `rejected` (or `chosen_reward` and
+            `rejected_reward`), such as from [`write_scores`]. It may hold other pairs too.
         by (`str`, *optional*, defaults to `"pair_id"`):
             `"pair_id"` finds the scores of a pair by its id. `"position"` takes line i for row i, if there are as many
-            lines as rows: for files without ids, such as LLaMA-Factory's `generated_predictions.jsonl`. Nothing tells
-            then if the rows were in another order.
+            lines as rows: for files without ids, such as LLaMA-Factory's `generated_predictions.jsonl`. Another order
+            of the rows is then not noticed.
         round (`int`, *optional*):
-            Rounds the scores to so many digits, as LLaMA-Factory does to 2. That makes ties, which count as wrong:
-            only to compare with numbers measured so.
+            Digits to round the scores to; LLaMA-Factory rounds to 2. That makes ties, which count as wrong: only to
+            compare with numbers measured so.
     """
 
     path: str | os.PathLike
@@ -387,88 +365,83 @@ class ScoreFile:
     round: int | None = None
 
     def __call__(self, dataset: Dataset) -> np.ndarray:
-        """The scores of rows.
-
-        Shapes: returns `(n, 2)`.
-        """
+        """Scores of rows. Shapes: returns `(n, 2)`."""
         if self.by not in ("pair_id", "position"):
             raise ValueError(f'`by` is {self.by!r}; it must be "pair_id" or "position".')
-        table = _read(Path(self.path))
-        scores = _scores(table, self.path)
-        if self.by == "position":
-            if len(scores) != len(dataset):
-                raise ValueError(
-                    f"{self.path} has {len(scores)} lines, and there are {len(dataset)} rows: whoever wrote it left "
-                    "rows out, or has another release, so that lines and rows cannot be matched by their places."
-                )
-        else:
-            scores = scores[self._places(table, column_of(dataset, "pair_id").to_pylist(), scores)]
+        table, scores = _read_scores(self.path)
+        if self.by == "pair_id":
+            scores = scores[self._positions(table, scores, column_of(dataset, "pair_id").to_pylist())]
+        elif len(scores) != len(dataset):
+            raise ValueError(
+                f"{self.path} has {len(scores)} lines, and there are {len(dataset)} rows: whoever wrote it left "
+                "rows out, or has another release, so that lines and rows cannot be matched by their positions."
+            )
         return scores if self.round is None else rounded(scores, self.round)
 
-    def _places(self, table: pa.Table, wanted: list[str], scores: np.ndarray) -> np.ndarray:
+    def _positions(self, table: pa.Table, scores: np.ndarray, pair_ids: list[str]) -> list[int]:
         if "pair_id" not in table.column_names:
             raise ValueError(
                 f"{self.path} has no `pair_id`, only {', '.join(table.column_names)}; write it beside the scores, or, "
                 'if every row has its line in the same order, set `by="position"`.'
             )
-        places: dict[str, int] = {}
-        for place, one in enumerate(table["pair_id"].to_pylist()):
-            first = places.setdefault(one, place)
-            if not np.array_equal(scores[first], scores[place]):
-                raise ValueError(f"{self.path} has two scores for `{one}`; leave one of them.")
-        missing = [one for one in wanted if one not in places]
+        positions: dict[str, int] = {}
+        for position, pair_id in enumerate(table["pair_id"].to_pylist()):
+            first = positions.setdefault(pair_id, position)
+            if not np.array_equal(scores[first], scores[position]):
+                raise ValueError(f"{self.path} has two scores for `{pair_id}`; keep one of them.")
+        missing = [pair_id for pair_id in pair_ids if pair_id not in positions]
         if missing:
             raise ValueError(
-                f"{self.path} has no score for {len(missing)} of {len(wanted)} rows, the first is `{missing[0]}`; "
-                "score them, or give the release that the scores are of."
+                f"{self.path} has no score for {len(missing)} of {len(pair_ids)} rows, the first is `{missing[0]}`; "
+                "score them, or pass the release that the scores are of."
             )
-        return np.array([places[one] for one in wanted], dtype=np.int64)
+        return [positions[pair_id] for pair_id in pair_ids]
 
 
 def write_scores(path: str | os.PathLike, dataset: Dataset, scores: Any) -> None:
     """
-    Writes scores with the ids of their pairs, at full precision.
+    Write scores with the ids of their pairs, at full precision.
 
     Args:
         path (`str` or `os.PathLike`):
-            The file; its ending says whether it is `.parquet` or `.jsonl`. It is there whole or not at all.
+            File to write, `.parquet` or `.jsonl`, whole or not at all.
         dataset (`Dataset`):
-            The rows, with `pair_id`.
+            Rows with `pair_id`.
         scores (`array` of shape `(n, 2)`):
-            The scores of chosen and rejected.
+            Scores of chosen and rejected.
 
     Raises:
-        `ValueError`: if the ending is another, or the lengths differ.
+        `ValueError`: if the suffix is another, or the lengths differ.
     """
     path, scores = Path(path), np.asarray(scores, dtype=np.float64)
     if scores.shape != (len(dataset), 2):
         raise ValueError(f"The scores have the shape {scores.shape}; it must be ({len(dataset)}, 2).")
     table = pa.table({"pair_id": column_of(dataset, "pair_id"), "chosen": scores[:, 0], "rejected": scores[:, 1]})
-    if path.suffix == ".parquet":
-        with whole_file(path) as part:
-            pq.write_table(table, part)
-    elif path.suffix == ".jsonl":
-        with whole_file(path) as part, part.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist())
-    else:
+    if path.suffix not in (".parquet", ".jsonl"):
         raise ValueError(f"{path} must end with .parquet or .jsonl.")
+    with whole_file(path) as part:
+        if path.suffix == ".parquet":
+            pq.write_table(table, part)
+        else:
+            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist())
+            part.write_text("".join(lines), encoding="utf-8")
 
 
 def split_predictions(
     path: str | os.PathLike, rows: Mapping[str, Dataset], *, round: int | None = None
 ) -> dict[str, np.ndarray]:
     """
-    The scores of several benchmarks in one `generated_predictions.jsonl` of LLaMA-Factory, one after the other.
+    Split the scores of several benchmarks in one `generated_predictions.jsonl` of LLaMA-Factory.
 
-    The lines have no ids, and LLaMA-Factory leaves rows out without a word, after which every line would stand for the
-    row before it. So the number of lines has to be that of all rows.
+    The lines have no ids, and LLaMA-Factory silently drops rows, after which every line would stand for the row before
+    it. So there must be as many lines as rows.
 
     Args:
         path (`str` or `os.PathLike`):
-            The file.
+            File to read.
         rows (`Mapping[str, Dataset]`):
-            The benchmarks in the order of the file. The DT2IT-MRM authors' order is MM-RLHF-RewardBench,
-            VL-RewardBench, Multimodal RewardBench.
+            Benchmarks in the order of the file. The DT2IT-MRM authors' order is MM-RLHF-RewardBench, VL-RewardBench,
+            Multimodal RewardBench.
         round (`int`, *optional*):
             As in [`ScoreFile`].
 
@@ -478,7 +451,7 @@ def split_predictions(
     Raises:
         `ValueError`: if the numbers of lines and rows differ.
     """
-    scores = _scores(_read(Path(path)), path)
+    _, scores = _read_scores(path)
     sizes = {name: len(dataset) for name, dataset in rows.items()}
     if len(scores) != sum(sizes.values()):
         raise ValueError(
@@ -492,26 +465,13 @@ def split_predictions(
 
 
 def rounded(scores: np.ndarray, digits: int) -> np.ndarray:
-    """Scores rounded one by one, as Python does: NumPy multiplies and divides, which ends elsewhere at times."""
+    """Round scores one by one, as Python does: NumPy multiplies and divides, with other results at times."""
     return np.array([[round(score, digits) for score in pair] for pair in scores.tolist()]).reshape(-1, 2)
 
 
-def _read(path: Path) -> pa.Table:
-    if path.suffix == ".parquet":
-        return pq.read_table(path)
-    rows = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                rows.append(json.loads(line))
-            except ValueError as error:
-                raise ValueError(f"Line {number} of {path} is not JSON ({error}); mend the file.") from error
-            if not isinstance(rows[-1], dict):
-                raise ValueError(f"Line {number} of {path} holds no object; mend the file.")
-    return pa.Table.from_pylist(rows)
-
-
-def _scores(table: pa.Table, path: str | os.PathLike) -> np.ndarray:
+def _read_scores(path: str | os.PathLike) -> tuple[pa.Table, np.ndarray]:
+    path = Path(path)
+    table = pq.read_table(path) if path.suffix == ".parquet" else pa.Table.from_pylist(_json_lines(path))
     names: Sequence[str] = next((pair for pair in _NAMES if set(pair) <= set(table.column_names)), ())
     if not names:
         raise ValueError(
@@ -519,15 +479,25 @@ def _scores(table: pa.Table, path: str | os.PathLike) -> np.ndarray:
         )
     columns = [table[name] for name in names]
     if any(column.null_count or not _is_number(column.type) for column in columns):
-        raise ValueError(f"{path} has a score that is missing or not a number; mend the file.")
-    return np.stack([column.to_numpy().astype(np.float64) for column in columns], axis=1)
+        raise ValueError(f"{path} has a score that is missing or not a number; fix the file.")
+    return table, np.stack([column.to_numpy().astype(np.float64) for column in columns], axis=1)
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                rows.append(json.loads(line))
+            except ValueError as error:
+                raise ValueError(f"Line {number} of {path} is not JSON ({error}); fix the file.") from error
+            if not isinstance(rows[-1], dict):
+                raise ValueError(f"Line {number} of {path} holds no object; fix the file.")
+    return rows
 
 
 def _is_number(kind: pa.DataType) -> bool:
     return pa.types.is_floating(kind) or pa.types.is_integer(kind)
-
-
-HEADING = "## Benchmarks"
 
 
 def update_card(
@@ -543,29 +513,19 @@ def update_card(
     kept = [entry for entry in card.data.eval_results or [] if entry.dataset_name not in measured]
     card.data.model_name = card.data.model_name or metadata(model_name)
     card.data.eval_results = [*kept, *new]
-    text = card.text
     for result in results:
-        text = _with_block(text, result, command)
-    card.text = text
+        card.text = _with_block(card.text, result, command)
     with whole_file(path) as part:
         part.write_text(str(card), encoding="utf-8")
 
 
 def card_block(result: EvalResult, command: str | None = None) -> str:
     """A result as Markdown."""
-    rows = []
-    for metric, value in result.metrics.items():
-        interval, n, ties = result.bootstrap.get(metric), result.n.get(metric), result.ties.get(metric)
-        cells = (
-            name_cell(metric),
-            f"{100 * value:.1f}",
-            "" if interval is None else f"{100 * interval.low:.1f} to {100 * interval.high:.1f}",
-            "" if n is None else f"{n:,}",
-            "" if ties is None else f"{ties:,}",
-        )
-        rows.append(cells)
-    columns = ("metric", "value, %", "95 % interval", "of", "ties")
-    lines = [f"### {name_cell(_title(result))}", "", table(columns, rows)]
+    rows = [
+        (name_cell(metric), _percent(value), _interval(result.bootstrap.get(metric)), *result._counts(metric))
+        for metric, value in result.metrics.items()
+    ]
+    lines = [f"### {name_cell(result._title)}", "", table(("metric", "value, %", "95 % interval", "of", "ties"), rows)]
     lines += ["", "Intervals by drawing prompts with replacement. Ties count as wrong."]
     lines += map(paragraph, result.notes)
     if command is not None:
@@ -573,16 +533,11 @@ def card_block(result: EvalResult, command: str | None = None) -> str:
     return "\n".join(lines)
 
 
-def _title(result: EvalResult) -> str:
-    return f"{result.title} ({result.label})" if result.label else result.title
-
-
 def _with_block(text: str, result: EvalResult, command: str | None) -> str:
-    """The text of a card with the table of a benchmark in it, where an earlier one was or else behind all others."""
-    title = _title(result)
-    name = re.sub(r"[^\w .()]+", "-", title)  # fit for a comment
-    if re.search(r"[^\w .()-]", title):  # and no other's
-        name += f" {digest(title.encode('utf-8', 'replace'))[:8]}"
+    """Put the table of a benchmark into the text of a card, in place of an earlier one or else behind all others."""
+    name = re.sub(r"[^\w .()]+", "-", result._title)  # fit for a comment
+    if re.search(r"[^\w .()-]", result._title):  # and no other's
+        name += f" {digest(result._title.encode('utf-8', 'replace'))[:8]}"
     start, end = f"<!-- benchmark: {name} -->", f"<!-- end of benchmark: {name} -->"
     block = f"{start}\n{card_block(result, command)}\n{end}"
     if start in text and end in text:
@@ -591,5 +546,5 @@ def _with_block(text: str, result: EvalResult, command: str | None) -> str:
     marks = list(re.finditer(rf"^{HEADING}$|^<!-- end of benchmark: .* -->$", text, flags=re.MULTILINE))
     if not marks:
         return f"{text.rstrip()}\n\n{HEADING}\n\n{block}\n"
-    place = marks[-1].end()
-    return f"{text[:place]}\n\n{block}{text[place:]}"
+    end_of_last = marks[-1].end()
+    return f"{text[:end_of_last]}\n\n{block}{text[end_of_last:]}"

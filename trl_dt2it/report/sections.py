@@ -195,7 +195,7 @@ MOST_FEATURES = 10
 
 
 def read_audit(path: str | os.PathLike) -> dict[str, Any]:
-    """Reads what [`~trl_dt2it.debias.tables.StyleReport.to_json`] gave."""
+    """Reads what [`~trl_dt2it.debias.reports.StyleReport.to_json`] gave."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:

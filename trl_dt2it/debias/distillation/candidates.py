@@ -1,11 +1,11 @@
-"""Candidate answers of a pool of generators, and the questions put to them."""
+"""Candidate answers of generators, the questions that they answer, and requests for more of them."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -18,161 +18,17 @@ from ...judge.replies import read_answer
 from ...utils import digest
 
 
+Need = Literal["corrupted", "rewritten"]
+
+# From the row, from the endpoint, corrupted from another candidate, or rewritten from the reference answer.
 Origin = Literal["given", "generated", "corrupted", "rewritten"]
 
-# Stands for the generator of candidates that do not name theirs: they are taken as one pool.
+# Generator of candidates that name none: they form one pool.
 UNKNOWN_GENERATOR = "unknown"
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """An answer that may become a side of a pair."""
-
-    text: str  # The answer
-    # `"given"` in the row, `"generated"` by the endpoint, `"corrupted"` from another candidate, or `"rewritten"` from
-    # the reference answer
-    origin: Origin
-
-
-@dataclass
-class Pool:
-    """The candidates of one prompt by one model."""
-
-    question: Question  # The prompt
-    generator: str  # Name of the model
-    candidates: list[Candidate] = field(default_factory=list)  # Its answers, no two alike
-    num_equal: int = 0  # How many more were equal to one of them
-    num_empty: int = 0  # How many more were empty
-    # How many more were thoughts that never end. `key` is the same for the same prompt, images, model and given
-    # answers, wherever the row stands: all draws depend on it
-    num_unfinished: int = 0
-
-    def __post_init__(self) -> None:
-        self._rename()
-
-    def _rename(self) -> None:
-        content = [self.question.content, self.generator, *(one.text for one in self.candidates)]
-        self.key = digest(json.dumps(content))[:16]
-
-    @classmethod
-    def of(cls, question: Question, generator: str, texts: Sequence[str]) -> Pool:
-        """A pool with given answers."""
-        pool = cls(question, generator)
-        for text in texts:
-            pool.add(text, "given")
-        pool._rename()
-        return pool
-
-    def add(self, text: str, origin: Origin) -> bool:
-        """Adds an answer without the model's thoughts, unless it is empty, unfinished, or equal to another but for
-        white space, and says whether it did.
-        """
-        text, open_marker = read_answer(text)
-        if open_marker is not None:
-            self.num_unfinished += 1
-            return False
-        words = text.split()
-        if not words:
-            self.num_empty += 1
-            return False
-        if any(words == other.text.split() for other in self.candidates):
-            self.num_equal += 1
-            return False
-        self.candidates.append(Candidate(text.strip(), origin))
-        return True
-
-
-def read_pools(question: Question, candidates: Sequence[Mapping[str, Any]] | None) -> list[Pool]:
-    """The given candidates of a row by generator."""
-    texts: dict[str, list[str]] = {}
-    for place, given in enumerate(candidates or []):
-        text = given.get("text") if isinstance(given, Mapping) else None
-        if not isinstance(given, Mapping) or not isinstance(text, str):
-            raise RowError(
-                "not_conversational", f'`candidates[{place}]` is no {{"text": ..., "generator": ...}}; give both.'
-            )
-        generator = str(given.get("generator") or UNKNOWN_GENERATOR)
-        texts.setdefault(generator, []).append(text)
-    return [Pool.of(question, generator, texts[generator]) for generator in sorted(texts)]
-
-
-@dataclass(frozen=True)
-class Question:
-    """What a row asks, without its candidates."""
-
-    row: int  # Place of the row in its data set
-    name: str  # How messages name the row
-    prompt: list[dict[str, Any]]  # Messages with image blocks
-    image_blocks: list[dict[str, Any]]  # Its images as parts of a chat message, which all requests about it share
-    reference: str | None  # A correct answer
-    group_id: str  # What all pairs about the prompt have in common
-    source_id: str | None  # The row's own name
-    content: str  # A hash of prompt and images
-
-    @property
-    def text(self) -> str:
-        """The question as a judge reads it: one turn as it is, a conversation with the roles named."""
-        turns = _turns(self.prompt)
-        if len(turns) == 1:
-            return turns[0][1]
-        return "\n\n".join(f"[{role}]\n{text}" for role, text in turns)
-
-
-def read_question(row: Mapping[str, Any], index: int, *, source: str, image_options: ImageOptions) -> Question:
-    """What a row asks."""
-    reference, prompt = row.get("reference"), read_prompt(row, index, source=source)
-    if reference is not None and not isinstance(reference, str):
-        raise RowError(
-            "not_conversational", f"`reference` is of type {type(reference).__name__}; give a string, or None."
-        )
-    return Question(
-        row=index,
-        name=prompt.name,
-        prompt=prompt.messages,
-        image_blocks=[image_block(image, image_options) for image in prompt.images],
-        reference=reference.strip() or None if reference is not None else None,
-        group_id=prompt.group_id,
-        source_id=prompt.source_id,
-        content=prompt.content,
-    )
-
-
-def generation_messages(question: Question) -> list[dict[str, Any]]:
-    """The prompt as chat messages, images in their places."""
-    images = iter(question.image_blocks)
-    messages = []
-    for message in question.prompt:
-        parts = [
-            next(images) if block["type"] == "image" else {"type": "text", "text": neutralise(block["text"])}
-            for block in message["content"]
-        ]
-        # Servers want plain strings of all roles but the user's.
-        plain = all(part["type"] == "text" for part in parts)
-        content: Any = "".join(part["text"] for part in parts) if plain else parts
-        messages.append({"role": message["role"], "content": content})
-    return messages
-
-
-def _turns(prompt: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """Role and text of each message, with a mark where an image stands behind words."""
-    turns, number = [], 0
-    for message in prompt:
-        text = ""
-        for block in message["content"]:
-            if block["type"] != "image":
-                text += block["text"]
-                continue
-            number += 1
-            text += f"[image {number}]" if text else ""
-        turns.append((message["role"], text.strip()))
-    return turns
-
 
 _HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
 
-Need = Literal["corrupted", "rewritten"]
-
-# What is fenced is data: a request inside of an answer is copied or changed like any other words.
+# Fenced text is data: a request inside an answer is copied or changed like any other words.
 INSTRUCTIONS: dict[Need, dict[str, str]] = {
     "corrupted": {
         "en": (
@@ -208,33 +64,150 @@ INSTRUCTIONS: dict[Need, dict[str, str]] = {
 }
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """An answer that may become a side of a pair."""
+
+    text: str
+    origin: Origin
+
+
+@dataclass
+class Pool:
+    """The candidates of one prompt by one generator."""
+
+    question: Question
+    generator: str
+    texts: InitVar[Sequence[str]] = ()  # the given answers
+    candidates: list[Candidate] = field(default_factory=list)  # no two alike
+    num_equal: int = 0  # dropped because equal to another
+    num_empty: int = 0  # dropped because empty
+    num_unfinished: int = 0  # dropped because their thoughts never end
+
+    def __post_init__(self, texts: Sequence[str]) -> None:
+        for text in texts:
+            self.add(text, "given")
+        # The same for the same prompt, images, generator and given answers, wherever the row stands: all draws depend
+        # on it.
+        content = [self.question.content, self.generator, *(candidate.text for candidate in self.candidates)]
+        self.key = digest(json.dumps(content))[:16]
+
+    def add(self, text: str, origin: Origin) -> bool:
+        """Add an answer without the model's thoughts, unless it is empty, unfinished, or equal to another but for
+        white space; return `True` if it was added.
+        """
+        text, open_marker = read_answer(text)
+        words = text.split()
+        if open_marker is not None:
+            self.num_unfinished += 1
+        elif not words:
+            self.num_empty += 1
+        elif any(words == other.text.split() for other in self.candidates):
+            self.num_equal += 1
+        else:
+            self.candidates.append(Candidate(text.strip(), origin))
+            return True
+        return False
+
+
+@dataclass(frozen=True)
+class Question:
+    """A row without its candidates."""
+
+    row: int  # position of the row in its data set
+    name: str  # name of the row in messages
+    prompt: list[dict[str, Any]]  # messages with image blocks
+    image_blocks: list[dict[str, Any]]  # images as parts of a chat message, shared by all requests about the row
+    reference: str | None  # a correct answer
+    group_id: str
+    source_id: str | None
+    content: str  # a hash of prompt and images
+
+    @property
+    def text(self) -> str:
+        """The question for a judge: a single turn as it is, a conversation with the roles named."""
+        turns, number = [], 0
+        for message in self.prompt:
+            text = ""
+            for block in message["content"]:
+                if block["type"] != "image":
+                    text += block["text"]
+                    continue
+                number += 1
+                text += f"[image {number}]" if text else ""  # a mark where an image stands behind words
+            turns.append((message["role"], text.strip()))
+        if len(turns) == 1:
+            return turns[0][1]
+        return "\n\n".join(f"[{role}]\n{text}" for role, text in turns)
+
+
+def read_question(row: Mapping[str, Any], index: int, *, source: str, image_options: ImageOptions) -> Question:
+    """Read the question of a row, images included."""
+    reference, prompt = row.get("reference"), read_prompt(row, index, source=source)
+    if reference is not None and not isinstance(reference, str):
+        raise RowError(
+            "not_conversational", f"`reference` is of type {type(reference).__name__}; pass a string, or None."
+        )
+    return Question(
+        row=index,
+        name=prompt.name,
+        prompt=prompt.messages,
+        image_blocks=[image_block(image, image_options) for image in prompt.images],
+        reference=(reference or "").strip() or None,
+        group_id=prompt.group_id,
+        source_id=prompt.source_id,
+        content=prompt.content,
+    )
+
+
+def read_pools(question: Question, candidates: Sequence[Mapping[str, Any]] | None) -> list[Pool]:
+    """Divide the given candidates of a row by generator."""
+    texts: dict[str, list[str]] = {}
+    for index, candidate in enumerate(candidates or []):
+        if not isinstance(candidate, Mapping) or not isinstance(candidate.get("text"), str):
+            raise RowError(
+                "not_conversational", f'`candidates[{index}]` is no {{"text": ..., "generator": ...}}; pass both.'
+            )
+        texts.setdefault(str(candidate.get("generator") or UNKNOWN_GENERATOR), []).append(candidate["text"])
+    return [Pool(question, generator, texts[generator]) for generator in sorted(texts)]
+
+
+def generation_messages(question: Question) -> list[dict[str, Any]]:
+    """The prompt as chat messages, images in their positions."""
+    images = iter(question.image_blocks)
+    messages = []
+    for message in question.prompt:
+        parts = [
+            next(images) if block["type"] == "image" else {"type": "text", "text": neutralise(block["text"])}
+            for block in message["content"]
+        ]
+        # Servers want plain strings of all roles but the user's.
+        is_plain = all(part["type"] == "text" for part in parts)
+        content: Any = "".join(part["text"] for part in parts) if is_plain else parts
+        messages.append({"role": message["role"], "content": content})
+    return messages
+
+
 def needed_candidate(scores: Sequence[float], *, min_spread: float, middle: float) -> Need | None:
-    """Which candidate a prompt needs, if it needs one."""
-    values = np.asarray(scores, dtype=np.float64)
-    if values.max() - values.min() >= min_spread:
+    """The kind of candidate that a prompt lacks, if its candidates are alike."""
+    if np.ptp(scores) >= min_spread:
         return None
-    return "corrupted" if values.mean() >= middle else "rewritten"
+    return "corrupted" if np.mean(scores) >= middle else "rewritten"
 
 
 def candidate_messages(
-    need: Need,
-    question: str,
-    image_blocks: Sequence[dict[str, Any]],
-    candidate: str,
-    *,
-    reference: str | None,
-    language: str | None = None,
+    need: Need, question: Question, candidate: str, *, language: str | None = None
 ) -> list[dict[str, Any]]:
-    """What a generator is asked for one more candidate."""
+    """Messages that ask a generator for one more candidate."""
     if need == "corrupted":
-        sections = {"QUESTION": question, "ANSWER": candidate}
+        sections = {"QUESTION": question.text, "ANSWER": candidate}
     else:
-        sections = {"QUESTION": question, "REFERENCE": reference or "", "SAMPLE": candidate}
+        sections = {"QUESTION": question.text, "REFERENCE": question.reference or "", "SAMPLE": candidate}
     sections = {name: neutralise(text) for name, text in sections.items()}
     mark = mark_of(list(sections.values()))
     text = "\n\n".join(fenced(name, content, mark) for name, content in sections.items())
-    language = language or ("zh" if _HAN.search(question) else "en")
+    language = language or ("zh" if _HAN.search(question.text) else "en")
     return [
         {"role": "system", "content": INSTRUCTIONS[need][language]},
-        {"role": "user", "content": [*image_blocks, {"type": "text", "text": text}]},
+        {"role": "user", "content": [*question.image_blocks, {"type": "text", "text": text}]},
     ]

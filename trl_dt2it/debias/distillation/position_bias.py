@@ -1,18 +1,7 @@
-"""Position bias of a judge: points that a position in the list is worth, and scores without it.
+"""Position bias of a judge that scores several answers in one call: its estimate, and scores without it.
 
-A judge that scores several answers in one call favours places, say the first. With answers shown in balanced orders
-this can be told from quality: a score is modelled as
-
-    score = quality of the candidate + effect of the position + spread
-
-with effects that sum to zero. Quality and position are told apart only if every candidate is seen in several places,
-so that a chain of candidates links every place with every other; cyclic orders whose step has no divisor in common
-with the number of candidates do that within each prompt. Which place a candidate gets is drawn, so that the effects
-are not mixed up with how candidates are sorted.
-
-Judges also make mistakes: now and then a score has nothing to do with the answer. Such noise is taken as drawn evenly
-from the whole scale, with a probability that is estimated along (expectation maximisation), and a score counts as much
-as it is likely to be none. A plain least-squares fit would shrink the effects by the share of noise.
+With answers shown in balanced orders, position can be told from quality: a score is the quality of the candidate, plus
+the effect of its position, plus spread, and now and then noise that has nothing to do with the answer.
 """
 
 from __future__ import annotations
@@ -28,15 +17,11 @@ from scipy.sparse.csgraph import connected_components
 from ...utils import digest
 
 
-_MAX_ROUNDS = 500
-
-_TOLERANCE = 1e-5
+_MAX_ROUNDS, _TOLERANCE = 500, 1e-5
 
 _SMALLEST_WEIGHT = 1e-6  # keeps a mean where all scores of a candidate look like noise
 
-_FIRST_SPREAD = 0.1  # share of the scale
-
-_SMALLEST_SPREAD = 0.01  # share of the scale
+_FIRST_SPREAD, _SMALLEST_SPREAD = 0.1, 0.01  # shares of the scale
 
 _MOST_NOISE = 0.5
 
@@ -47,13 +32,12 @@ _NUM_GROUPS = 20  # of the jackknife
 class PositionBias:
     """Points that each position of a list is worth to a judge."""
 
-    num_candidates: int  # Length of the lists
-    num_lists: int  # Number of lists that the estimate rests on
-    effects: tuple[float, ...]  # For each place, by how many points of the scale it raises a score; they sum to 0
-    # Their standard errors, by a jackknife over prompts; `None` if there is a single prompt
-    standard_errors: tuple[float, ...] | None
-    noise_rate: float  # Estimated share of scores that have nothing to do with the answer, from 0 to 0.5
-    spread: float  # Standard deviation of the other scores around candidate and position, in points
+    num_candidates: int  # length of the lists
+    num_lists: int
+    effects: tuple[float, ...]  # points by which each position raises a score; they sum to 0
+    standard_errors: tuple[float, ...] | None  # by a jackknife over prompts; `None` for a single prompt
+    noise_rate: float  # estimated share of scores that have nothing to do with the answer, from 0 to 0.5
+    spread: float  # standard deviation of the other scores around candidate and position, in points
 
     @property
     def intervals(self) -> tuple[tuple[float, float], ...] | None:
@@ -65,11 +49,10 @@ class PositionBias:
 
 
 def balanced_orders(num_candidates: int, num_shuffles: int, seed: str) -> list[list[int]]:
-    """Orders to show candidates in, balanced over places.
-
-    Every `num_candidates` orders are a cyclic Latin square over a drawn permutation: each candidate is in each place
-    once. Fewer orders are a part of one, with each candidate in as many different places.
-    """
+    """Orders to show candidates in, balanced over positions."""
+    # Every `num_candidates` orders are a cyclic Latin square over a drawn permutation: each candidate is in each
+    # position once, and with a step that has no divisor in common with their number, every position is linked with
+    # every other within a prompt. Fewer orders are a part of a square.
     rng = np.random.default_rng(list(bytes.fromhex(digest(seed))))
     steps = [step for step in range(1, num_candidates + 1) if math.gcd(step, num_candidates) == 1]
     orders: list[list[int]] = []
@@ -91,15 +74,14 @@ def fit_positions(
     low: float,
     high: float,
 ) -> tuple[np.ndarray, PositionBias | None]:
-    """Qualities of candidates, and what positions are worth, from the scores of lists of one length.
+    """Qualities of candidates and the position bias, from the scores of lists of one length.
 
-    Shapes: `scores` `(n,)`.
+    Shapes: `scores`, `candidates`, `positions`, `prompts` `(n,)`.
     """
     linked = _links_all(candidates, positions, num_positions)
-    fit = _Fit(scores, candidates, positions, num_positions if linked else 1, high - low)
-    qualities = fit.run()
+    fit = _Fit(scores, candidates, positions, num_positions if linked else 1, high - low).run()
     if not linked or num_positions < 2:
-        return qualities, None
+        return fit.qualities, None
     errors = _jackknife(fit, prompts)
     bias = PositionBias(
         num_candidates=num_positions,
@@ -109,13 +91,17 @@ def fit_positions(
         noise_rate=float(fit.noise_rate),
         spread=float(fit.spread),
     )
-    return qualities, bias
+    return fit.qualities, bias
 
 
 # `scipy.optimize.least_squares(loss="soft_l1")` tells neither noise nor spread, which the report shows, and errs more
 # about planted effects seen in three or four orders, up to tenfold; `test_a_robust_loss_errs_more` measures it.
 class _Fit:
-    """A two-way additive model mixed with noise, and the state of its estimation."""
+    """A two-way additive model mixed with noise, and the state of its estimation by expectation maximization.
+
+    Noise is taken as drawn evenly from the whole scale, and a score counts by its probability to be none. Plain least
+    squares would shrink the effects by the share of noise.
+    """
 
     def __init__(self, scores: np.ndarray, candidates: np.ndarray, positions: np.ndarray, num: int, width: float):
         self.scores, self.num_positions, self.width = scores.astype(np.float64), num, width
@@ -128,20 +114,22 @@ class _Fit:
         rounding = float(steps.min()) / math.sqrt(12) if len(steps) else 0.0
         self.smallest_spread = max(rounding, _SMALLEST_SPREAD * width)
 
-    def run(self) -> np.ndarray:
+    def run(self) -> _Fit:
+        state = np.array([*self.effects, self.spread, self.noise_rate])
         for _ in range(_MAX_ROUNDS):
-            before = np.array([*self.effects, self.spread, self.noise_rate])
+            before = state
             self._step()
-            if np.abs(np.array([*self.effects, self.spread, self.noise_rate]) - before).max() < _TOLERANCE:
+            state = np.array([*self.effects, self.spread, self.noise_rate])
+            if np.abs(state - before).max() < _TOLERANCE:
                 break
-        return self.qualities
+        return self
 
     def without(self, rows: np.ndarray) -> _Fit:
-        """The same for a part of the scores, starting where this one ended."""
-        candidates = np.unique(self.candidates[~rows], return_inverse=True)[1]
+        """The model of the other scores, starting where this one ended."""
+        kept, candidates = np.unique(self.candidates[~rows], return_inverse=True)
         part = _Fit(self.scores[~rows], candidates, self.positions[~rows], self.num_positions, self.width)
         part.effects, part.spread, part.noise_rate = self.effects, self.spread, self.noise_rate
-        part.qualities = self.qualities[np.unique(self.candidates[~rows])]
+        part.qualities = self.qualities[kept]
         return part
 
     def _residuals(self) -> np.ndarray:
@@ -193,7 +181,6 @@ def _jackknife(fit: _Fit, prompts: np.ndarray) -> np.ndarray | None:
         part = fit.without(groups == group)
         if not _links_all(part.candidates, part.positions, fit.num_positions):
             return None
-        part.run()
-        estimates.append(part.effects)
+        estimates.append(part.run().effects)
     deviations = np.array(estimates) - np.mean(estimates, axis=0)
     return np.sqrt((num_groups - 1) / num_groups * (deviations**2).sum(axis=0))

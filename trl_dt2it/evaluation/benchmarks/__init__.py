@@ -1,11 +1,15 @@
 """The benchmarks that `evaluate` knows, by name.
 
-To add a benchmark, write a file beside this one, such as `vl_rewardbench.py`, and add its [`Benchmark`] to
-`BENCHMARKS`. The file holds an adapter from a published row to a preference pair with `pair_id` (`pair_identity`) and
-`category`, or a [`~trl_dt2it.data.sources.Source`] that is there; the number of rows of each release in `sizes`; and
-where its authors count otherwise than in pairs overall and by category, `count` and `averages`. Its published scores
-go into `published.py`, its test into `tests/evaluation/`, and its line into `docs/evaluation.md`. The command line,
-evaluation sets of a training, cards and reports take it from here.
+To add a benchmark:
+
+1. Write a file beside this one, such as `vl_rewardbench.py`, and add its [`Benchmark`] to `BENCHMARKS`. The file holds
+   an adapter from a published row to a preference pair with `pair_id` (`pair_identity`) and `category`, or an existing
+   [`~trl_dt2it.data.sources.Source`]; the number of rows of each release in `sizes`; and, unless its authors count
+   pairs overall and by category, `count` and `averages`. Published scores go into `PUBLISHED` in `../results.py`.
+2. Test it in `tests/evaluation/test_benchmarks.py`.
+3. Describe it in a line of `docs/evaluation.md`.
+
+The command line, evaluation sets of a training, cards and reports take it from here.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         VL_REWARDBENCH,
         MULTIMODAL_REWARDBENCH,
         MM_RLHF_REWARDBENCH,
-        # Optional.
+        # Not in the paper.
         MMRB2,
         OMNI_REWARDBENCH_TI2T,
         OMNI_REWARDBENCH_T2I,
@@ -34,12 +38,13 @@ BENCHMARKS: dict[str, Benchmark] = {
         IMAGE_REWARD,
     )
 }
-# What the paper reports, and what it takes the pooled mean of.
+
+# Benchmarks of the paper, and of its pooled mean.
 PAPER_BENCHMARKS = ("vl-rewardbench", "multimodal-rewardbench", "mm-rlhf-rewardbench")
 
 
 def find_benchmark(name: str) -> Benchmark:
-    """A benchmark by its name."""
+    """Look up a benchmark."""
     if name not in BENCHMARKS:
         raise ValueError(f"`{name}` is no known benchmark. Known are {', '.join(BENCHMARKS)}.")
     return BENCHMARKS[name]

@@ -1,9 +1,9 @@
-"""What a benchmark of preference pairs is: where its rows are, how they fall into categories, and what is counted."""
+"""Benchmarks of preference pairs: origin of the rows, their categories, and the ratios to count."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -14,25 +14,19 @@ from ...utils import digest
 
 
 class Ratio(NamedTuple):
-    """A metric as a ratio of two sums over units, which are drawn as wholes when it is bootstrapped.
-
-    Shapes: `hits` `(U,)`, `total` `(U,)`.
-    """
+    """A metric as a ratio of two sums over units, which a bootstrap draws as wholes. Shapes: `(U,)`."""
 
     hits: np.ndarray
     total: np.ndarray
     over: str = "pairs"
 
 
-# From what is right `(n,)` bool, the category of each row `(n,)` str and its unit `(n,)` int64, the ratios by name.
+# From right pairs `(n,)` bool, the category of each row `(n,)` str and its unit `(n,)` int64, the ratios by name.
 Counting = Callable[[np.ndarray, np.ndarray, np.ndarray], dict[str, Ratio]]
 
 
 def pair_ratio(correct: np.ndarray, unit: np.ndarray, where: np.ndarray | None = None) -> Ratio:
-    """The share of pairs that are right.
-
-    Shapes: `correct` `(n,)`, `unit` `(n,)`, `where` `(n,)`.
-    """
+    """The share of right pairs. Shapes: `correct` `(n,)`, `unit` `(n,)`, `where` `(n,)`."""
     counts = np.ones(len(unit), dtype=bool) if where is None else where
     num_units = int(unit.max(initial=-1)) + 1
     hits = np.bincount(unit, weights=correct & counts, minlength=num_units)
@@ -46,9 +40,11 @@ def unit_ratio(pairs: Ratio) -> Ratio:
     return Ratio(all_right.astype(float), exists.astype(float), over="prompts")
 
 
-def by_category(correct: np.ndarray, category: np.ndarray, unit: np.ndarray) -> dict[str, Ratio]:
-    """The share of pairs that are right, as `overall` and for each category by its name, these sorted."""
-    names = sorted(set(category.tolist()) - {""})
+def by_category(
+    correct: np.ndarray, category: np.ndarray, unit: np.ndarray, names: Iterable[str] | None = None
+) -> dict[str, Ratio]:
+    """The share of right pairs, `overall` and of each category: of `names`, or of all in sorted order."""
+    names = sorted(set(category.tolist()) - {""}) if names is None else names
     return {
         "overall": pair_ratio(correct, unit),
         **{name: pair_ratio(correct, unit, category == name) for name in names},
@@ -56,9 +52,16 @@ def by_category(correct: np.ndarray, category: np.ndarray, unit: np.ndarray) -> 
 
 
 def pair_identity(name: Any, *parts: Any) -> str:
-    """An id of a pair that no other pair has, whatever the rows are called, and whatever order they come in."""
+    """An id of a pair that no other pair has, whatever the names of the rows and their order."""
     short = digest(json.dumps(parts, ensure_ascii=False, default=str))[:12]
     return short if name is None or name == "" else f"{name}-{short}"
+
+
+def path_field(row: Mapping[str, Any], *columns: str) -> str:
+    """The path of an image or video in the first of some columns that has any; `""` if none."""
+    values = (row.get(column) for column in columns)
+    paths = (value.get("path") if isinstance(value, Mapping) else value for value in values)
+    return next((path for path in paths if isinstance(path, str) and path), "")
 
 
 def by_group_id(row: Mapping[str, Any]) -> Any:
@@ -75,25 +78,17 @@ def own_category(row: Mapping[str, Any]) -> str:
 class Benchmark:
     """A benchmark of preference pairs."""
 
-    name: str  # What users call it
-    title: str  # What its authors call it
-    # Where it is, under which licence, and its adapter, which gives rows with a `pair_id` of their own and their
-    # `category`
-    source: Source
-    # The category of a row, raw or canonical; by default its column `category`
-    category_of: Callable[[Mapping[str, Any]], str] = own_category
-    # What a row has in common with the other rows about the same prompt; `None` if the row does not tell. By default
-    # its `group_id`
+    name: str  # for users
+    title: str  # of its authors
+    source: Source  # its origin, license and adapter, whose rows have a unique `pair_id` and their `category`
+    category_of: Callable[[Mapping[str, Any]], str] = own_category  # of a row, raw or canonical
+    # shared by all rows about the same prompt; `None` if the row does not tell
     unit_of: Callable[[Mapping[str, Any]], Any] = by_group_id
-    # The ratios that are its metrics; by default the share of right pairs, overall and by category
-    count: Counting = by_category
-    averages: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # Metrics that are the mean of others
-    headline: str = "overall"  # The ratio over all pairs
-    # Known numbers of rows, and which release has them, the current first
-    sizes: Mapping[int, str] = field(default_factory=dict)
-    key_columns: tuple[str, ...] = ("category",)  # Columns of a raw row that `category_of` and `unit_of` read
-    # A category that may be left out as a whole, and what the rest is called then
-    optional_category: tuple[str, str] | None = None
-    whole_repository: bool = False  # Whether images lie beside the rows in the repository on the Hub
-    # Whether text-to-image pairs are asked about in both orders, unless the user says otherwise
-    both_orders: bool = False
+    count: Counting = by_category  # its metrics as ratios, the headline first
+    averages: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # metrics that are the mean of others
+    headline: str = "overall"  # the ratio over all pairs
+    sizes: Mapping[int, str] = field(default_factory=dict)  # releases by their number of rows, the current first
+    key_columns: tuple[str, ...] = ("category",)  # columns of a raw row that `category_of` and `unit_of` read
+    optional_category: tuple[str, str] | None = None  # a category that may be missing, and the label of the rest
+    whole_repository: bool = False  # images lie beside the rows in the repository on the Hub
+    both_orders: bool = False  # ask about text-to-image pairs in both orders by default

@@ -1,4 +1,4 @@
-"""HPDv2, HPDv3 and ImageReward: which of two images people prefer."""
+"""HPDv2, HPDv3 and ImageReward: human preferences between two images of a caption."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import numpy as np
 from ...data.messages import preference
 from ...data.rows import RowError
 from ...data.sources.fields import Source, image_field, images_field, name_field, text_field, without_markers
-from .benchmark import Benchmark, Ratio, pair_identity, pair_ratio, unit_ratio
+from .benchmark import Benchmark, Ratio, by_category, pair_identity, path_field, unit_ratio
 
 
 CATEGORIES = ("mcq", "long", "short", "safety", "video")
@@ -19,7 +19,7 @@ CATEGORIES = ("mcq", "long", "short", "safety", "video")
 
 def category_of(row: Mapping[str, Any]) -> str:
     """The category of a row: the folder of its image or video."""
-    path = _path(row)
+    path = path_field(row, "image", "video")
     folders = re.split(r"[/\\]", path)[:-1]
     for parts in (folders, [path]):  # a folder of that name, or else the name anywhere in the path
         for category in CATEGORIES:
@@ -29,22 +29,14 @@ def category_of(row: Mapping[str, Any]) -> str:
         return row["category"]
     if row.get("video"):
         return "video"  # frames as they are, without a path
-    raise ValueError(
-        f"A row of MM-RLHF-RewardBench has the path {path!r:.60}, which names none of {', '.join(CATEGORIES)}."
+    raise RowError(
+        "missing_column",
+        f"A row of MM-RLHF-RewardBench has the path {path!r:.60}, which names none of {', '.join(CATEGORIES)}.",
     )
 
 
-def _path(row: Mapping[str, Any]) -> str:
-    for column in ("image", "video"):
-        value = row.get(column)
-        path = value.get("path") if isinstance(value, Mapping) else value
-        if isinstance(path, str) and path:
-            return path
-    return ""
-
-
 def prompt_of(row: Mapping[str, Any]) -> Any:
-    """The id that all pairs about one prompt have in common."""
+    """The id that all pairs about one prompt share."""
     return row["group_id"] if row.get("id") is None else row["id"]
 
 
@@ -57,24 +49,20 @@ def mm_rlhf_rewardbench(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | Row
     if not video:
         images, videos = image_field(row, "image"), []
     elif images_field(row, "image"):
-        raise RowError("image_type", "the row has both `image` and `video`; leave the one that the question is about.")
+        raise RowError("image_type", "the row has both `image` and `video`; keep the one that the question is about.")
     elif isinstance(video, (str, list, tuple)):
         images, videos = [], [video if isinstance(video, str) else list(video)]
     else:
         kind = type(video).__name__
-        raise RowError("video_type", f"`video` is of type {kind}; give a folder of frames or a list of them.")
-    try:
-        category = category_of(row)
-    except ValueError as error:
-        raise RowError("missing_column", f"{error}") from error
+        raise RowError("video_type", f"`video` is of type {kind}; pass a folder of frames or a list of them.")
     pair = preference(question, chosen, rejected, images, videos=videos, group=name, source_id=name)
-    yield {**pair, "pair_id": pair_identity(name, question, chosen, rejected), "category": category}
+    yield {**pair, "pair_id": pair_identity(name, question, chosen, rejected), "category": category_of(row)}
 
 
 def count(correct: np.ndarray, category: np.ndarray, unit: np.ndarray) -> dict[str, Ratio]:
     """Accuracy over pairs (`acc`), and over prompts of which every pair has to be right (`acc_plus`)."""
-    pairs = {"": pair_ratio(correct, unit)}
-    pairs |= {f"/{name}": pair_ratio(correct, unit, category == name) for name in CATEGORIES}
+    ratios = by_category(correct, category, unit, CATEGORIES)
+    pairs = {"" if name == "overall" else f"/{name}": ratio for name, ratio in ratios.items()}
     return {
         **{f"acc{name}": ratio for name, ratio in pairs.items()},
         **{f"acc_plus{name}": unit_ratio(ratio) for name, ratio in pairs.items()},

@@ -22,7 +22,7 @@ def mmrb2(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
         if row.get("prompt_content") is None:
             raise RowError(
                 "missing_column",
-                "`prompt_content` is missing, as in the authors' `..._response_only.json`; give the `t2i.json` that "
+                "`prompt_content` is missing, as in the authors' `..._response_only.json`; pass the `t2i.json` that "
                 "their build script makes.",
             )
         caption, prompt_images = _parts(row["prompt_content"], "prompt_content")
@@ -43,7 +43,7 @@ def mmrb2(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
 def _local_answer(row: Mapping[str, Any], side: str) -> tuple[str, list[Any]]:
     answer = row.get(f"response_{side}")
     if not isinstance(answer, Mapping):
-        raise RowError("missing_column", f"`response_{side}` is missing or no object; give it.")
+        raise RowError("missing_column", f"`response_{side}` is missing or no object; pass it.")
     return _parts(answer.get("response_content"), f"response_{side}")
 
 
@@ -52,7 +52,7 @@ def _parts(content: Any, field: str) -> tuple[str, list[Any]]:
     if not isinstance(content, (list, tuple)) or not all(
         isinstance(p, (list, tuple)) and len(p) == 2 for p in content
     ):
-        raise RowError("not_conversational", f"`{field}` is no list of a kind and a value each; mend the file.")
+        raise RowError("not_conversational", f"`{field}` is no list of a kind and a value each; fix the file.")
     return (
         "".join(str(value) for kind, value in content if kind == "text"),
         [value for kind, value in content if kind == "image"],

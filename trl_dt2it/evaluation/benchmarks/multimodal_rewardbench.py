@@ -11,7 +11,7 @@ import numpy as np
 from ...data.messages import preference
 from ...data.rows import RowError
 from ...data.sources.fields import Source, image_field, name_field, text_field, without_markers
-from .benchmark import Benchmark, Ratio, by_group_id, pair_identity, pair_ratio
+from .benchmark import Benchmark, Ratio, by_category, pair_identity, pair_ratio, path_field
 
 
 GROUPS = ("correctness", "preference", "knowledge", "math", "coding", "safety", "vqa")
@@ -20,37 +20,29 @@ _CODING_FOLDERS = {"emma-coding", "image2struct"}
 
 
 def group_of(row: Mapping[str, Any]) -> str:
-    """The group of a row: its category, with `reasoning` parted into mathematics and coding.
-
-    Mathematics are the rows whose `ID` begins with "math" (so the benchmark's own script) or whose image is in the
-    folder `mathvista` (so the paper's). Any other row of `reasoning` is coding, so that none is lost.
-    """
+    """The group of a row: its category, with `reasoning` divided into mathematics and coding."""
+    # Mathematics are the rows whose `ID` begins with "math" (so the benchmark's own script) or whose image is in the
+    # folder `mathvista` (so the paper's). Any other row of `reasoning` is coding, so that none is lost.
     row = row.get("Meta") if isinstance(row.get("Meta"), Mapping) else row  # type: ignore[assignment]
     category = str(row.get("Category") or row.get("category") or "").lower()
     category = category.rpartition("/")[2].removesuffix("_task")
     if category in GROUPS:
         return category
     if category != "reasoning":
-        raise ValueError(f"A row of Multimodal RewardBench has the category {category!r:.60}, which is not known.")
+        raise RowError(
+            "missing_column", f"A row of Multimodal RewardBench has the category {category!r:.60}, which is not known."
+        )
     name = str(row.get("ID") or row.get("id") or "").lower()
-    folders = set(re.split(r"[/\\]", _path(row).lower()))
+    folders = set(re.split(r"[/\\]", path_field(row, "Image", "image", "image_path").lower()))
     if name.startswith("math") or "mathvista" in folders:
         return "math"
     if not name and not folders & _CODING_FOLDERS:
-        raise ValueError(
+        raise RowError(
+            "missing_column",
             "A row of Multimodal RewardBench is of the category reasoning, and neither an `ID` nor the folder of its "
-            "image says whether it is math or coding; give one of them."
+            "image says whether it is math or coding; pass one of them.",
         )
     return "coding"
-
-
-def _path(row: Mapping[str, Any]) -> str:
-    for column in ("Image", "image", "image_path"):
-        image = row.get(column)
-        path = image.get("path") if isinstance(image, Mapping) else image
-        if isinstance(path, str):
-            return path
-    return ""
 
 
 def multimodal_rewardbench(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
@@ -64,19 +56,15 @@ def multimodal_rewardbench(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | 
     chosen, rejected = text_field(row, "Output1"), text_field(row, "Output2")
     if better == "Output2":
         chosen, rejected = rejected, chosen
-    try:
-        group = group_of(row)
-    except ValueError as error:
-        raise RowError("missing_column", f"{error}") from error
     pair = preference(question, chosen, rejected, image_field(row, "Image", "image"), source_id=name)
-    yield {**pair, "pair_id": pair_identity(name, question, chosen, rejected), "category": group}
+    yield {**pair, "pair_id": pair_identity(name, question, chosen, rejected), "category": group_of(row)}
 
 
 def count(correct: np.ndarray, category: np.ndarray, unit: np.ndarray) -> dict[str, Ratio]:
     """Accuracy over all pairs, over all but those of safety, and in each group."""
-    groups = {group: pair_ratio(correct, unit, category == group) for group in GROUPS}
+    ratios = by_category(correct, category, unit, GROUPS)
     without_safety = pair_ratio(correct, unit, category != "safety")
-    return {"overall": pair_ratio(correct, unit), "overall_without_safety": without_safety, **groups}
+    return {"overall": ratios.pop("overall"), "overall_without_safety": without_safety, **ratios}
 
 
 MULTIMODAL_REWARDBENCH = Benchmark(
@@ -91,7 +79,6 @@ MULTIMODAL_REWARDBENCH = Benchmark(
         "texts and images.",
     ),
     category_of=group_of,
-    unit_of=by_group_id,
     count=count,
     sizes={4711: "all that is public", 5211: "the paper's, with 500 pairs that were not published"},
     key_columns=("ID", "id", "Category", "category", "Image", "image", "image_path", "Meta"),

@@ -14,9 +14,7 @@ from .benchmark import Benchmark, pair_identity
 def ti2t(row: Mapping[str, Any], *, criteria: bool = True) -> Iterator[dict[str, Any] | RowError]:
     """The pair of a row about an image."""
     name, first_is_better = name_field(row, "id"), _first_is_better(row)
-    question = without_markers(text_field(row, "prompt"))
-    if criteria and row.get("criteria"):
-        question = f"{question}\n\n{text_field(row, 'criteria')}"
+    question = _with_criteria(without_markers(text_field(row, "prompt")), row, criteria)
     answers = [text_field(row, "response1"), text_field(row, "response2")]
     chosen, rejected = answers if first_is_better else answers[::-1]
     pair = preference(question, chosen, rejected, image_field(row, "image", "image_path"), source_id=name)
@@ -26,13 +24,15 @@ def ti2t(row: Mapping[str, Any], *, criteria: bool = True) -> Iterator[dict[str,
 def t2i(row: Mapping[str, Any], *, criteria: bool = True) -> Iterator[dict[str, Any] | RowError]:
     """The text-to-image pair of a row."""
     name, first_is_better = name_field(row, "id"), _first_is_better(row)
-    caption = text_field(row, "prompt")
-    if criteria and row.get("criteria"):
-        caption = f"{caption}\n\n{text_field(row, 'criteria')}"
+    caption = _with_criteria(text_field(row, "prompt"), row, criteria)
     images = [image_field(row, f"response{n}", f"response{n}_path")[0] for n in (1, 2)]
     chosen, rejected = images if first_is_better else images[::-1]
     identity = pair_identity(name, caption, row.get("criteria_preference"))
     yield {**t2i_pair(caption, chosen, rejected, source_id=name), "pair_id": identity}
+
+
+def _with_criteria(prompt: str, row: Mapping[str, Any], criteria: bool) -> str:
+    return f"{prompt}\n\n{text_field(row, 'criteria')}" if criteria and row.get("criteria") else prompt
 
 
 def _first_is_better(row: Mapping[str, Any]) -> bool:
@@ -46,7 +46,7 @@ def _first_is_better(row: Mapping[str, Any]) -> bool:
     return preference == "response1"
 
 
-# The names of the configurations on the Hub (HongbangYuan/OmniRewardBench) are not known here: give a file or rows.
+# The names of the configurations on the Hub (HongbangYuan/OmniRewardBench) are not known here: pass a file or rows.
 OMNI_REWARDBENCH_TI2T = Benchmark(
     name="omni-rewardbench-ti2t",
     title="Omni-RewardBench, answers about images",

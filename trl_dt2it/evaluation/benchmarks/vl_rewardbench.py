@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
-
-import numpy as np
 
 from ...data.messages import preference
 from ...data.rows import RowError
 from ...data.sources.fields import Source, image_field, literal, name_field, text_field, without_markers
-from .benchmark import Benchmark, Ratio, by_group_id, pair_identity, pair_ratio
+from .benchmark import Benchmark, by_category, pair_identity
 
 
 GROUPS = ("general", "hallucination", "reasoning")
 
-# The set that a row is from, and its group. The authors moved POVID from general to hallucination in May 2025; numbers
+# Groups by the set that a row is from. The authors moved POVID from general to hallucination in May 2025; numbers
 # from before then cannot be compared.
 _GROUP_OF_SOURCE = {
     "vlfeedback": "general",
@@ -27,7 +26,7 @@ _GROUP_OF_SOURCE = {
     "reasoning_tasks": "reasoning",
 }
 
-# What the id of a row begins with, up to the first `_` or `-`; any other beginning is VLFeedback's.
+# Sets by the prefix of a row's id, up to the first `_` or `-`; any other prefix is VLFeedback's.
 _SOURCE_OF_PREFIX = {
     "RLAIF": "rlaif-v",
     "RLHF": "rlhf-v",
@@ -48,7 +47,10 @@ def group_of(row: Mapping[str, Any]) -> str:
             return _GROUP_OF_SOURCE[known]
         name = row.get("index")
     if not isinstance(name, str) or name.isdecimal():
-        raise ValueError("A row of VL-RewardBench has neither an `id` nor a known `category`; give one of the two.")
+        raise RowError(
+            "missing_column",
+            "A row of VL-RewardBench has neither an `id` nor a known `category`; pass one of the two.",
+        )
     prefix = re.split("[_-]", name, maxsplit=1)[0]
     return _GROUP_OF_SOURCE[_SOURCE_OF_PREFIX.get(prefix, "vlfeedback")]
 
@@ -59,23 +61,25 @@ def vl_rewardbench(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError
     asked = next((field for field in ("query", "question", "prompt") if row.get(field) is not None), "query")
     question = without_markers(text_field(row, asked))
     if row.get("response") is None and row.get("chosen") is not None:
-        yield _named(row, name, question, text_field(row, "chosen"), text_field(row, "rejected"))
-        return
+        chosen, rejected = text_field(row, "chosen"), text_field(row, "rejected")
+    else:
+        chosen, rejected = _ranked(row)
+    pair = preference(question, chosen, rejected, image_field(row, "image", "image_path"), source_id=name)
+    yield {**pair, "pair_id": pair_identity(name, question, chosen, rejected), "category": group_of(row)}
+
+
+def _ranked(row: Mapping[str, Any]) -> tuple[str, str]:
+    """The answers of a row, the better first."""
     answers = _list(row.get("response"))
     ranking = _list(row.get("human_ranking") if row.get("human_ranking") is not None else row.get("answer"))
     if answers is None or len(answers) != 2 or not all(isinstance(answer, str) for answer in answers):
-        raise RowError("missing_column", "`response` does not hold two texts; give both answers.")
+        raise RowError("missing_column", "`response` does not hold two texts; pass both answers.")
     if ranking is not None and len(ranking) == 2 and ranking[0] == ranking[1]:
         raise RowError("tie", f"`human_ranking` is {ranking}, which prefers neither answer.")
     if ranking not in ([0, 1], [1, 0]):
         raise RowError("unparsed_verdict", f"`human_ranking` is {ranking!r:.40}; it must be [0, 1] or [1, 0].")
-    chosen, rejected = answers if ranking == [0, 1] else answers[::-1]
-    yield _named(row, name, question, chosen, rejected)
-
-
-def _named(row: Mapping[str, Any], name: str | None, question: str, chosen: str, rejected: str) -> dict[str, Any]:
-    pair = preference(question, chosen, rejected, image_field(row, "image", "image_path"), source_id=name)
-    return {**pair, "pair_id": pair_identity(name, question, chosen, rejected), "category": group_of(row)}
+    first, second = answers
+    return (first, second) if ranking == [0, 1] else (second, first)
 
 
 def _list(value: Any) -> list[Any] | None:
@@ -84,19 +88,12 @@ def _list(value: Any) -> list[Any] | None:
     return list(value) if isinstance(value, (list, tuple)) else None
 
 
-def count(correct: np.ndarray, category: np.ndarray, unit: np.ndarray) -> dict[str, Ratio]:
-    """Accuracy over all pairs and in each group."""
-    groups = {group: pair_ratio(correct, unit, category == group) for group in GROUPS}
-    return {"overall": pair_ratio(correct, unit), **groups}
-
-
 VL_REWARDBENCH = Benchmark(
     name="vl-rewardbench",
     title="VL-RewardBench",
     source=Source(vl_rewardbench, licence="MIT", hub_id="MMInstruction/VL-RewardBench"),
     category_of=group_of,
-    unit_of=by_group_id,
-    count=count,
+    count=partial(by_category, names=GROUPS),
     averages={"macro": GROUPS},
     sizes={1247: "the current release", 1250: "an earlier release, with three more rows"},
     key_columns=("id", "index", "category"),

@@ -70,7 +70,7 @@ def test_the_authors_own_file_of_vl_rewardbench_names_its_images(place, tmp_path
     if place == "pictures":
         assert len(read_benchmark(VL, file)) == 1  # scores of another model may be aligned with the rows
         assert warnings == [
-            "Image files of 1 of 1 rows of VL-RewardBench are not there, such as 1.png; give the folder that their "
+            "Image files of 1 of 1 rows of VL-RewardBench are not there, such as 1.png; pass the folder that their "
             "paths start from as `image_root`."
         ]
 

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from datasets import Dataset
 
-from trl_dt2it.debias.distillation.distill import distill
+from trl_dt2it.debias import distill
 from trl_dt2it.judge import DEFAULT_RUBRIC, Budget, Endpoint, JudgeClient, JudgeError
 from trl_dt2it.judge.rubric import fenced_texts
 

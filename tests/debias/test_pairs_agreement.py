@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from trl_dt2it.debias.distillation.judging import AgreementCounts
 from trl_dt2it.debias.distillation.pairs import AgreedPair, agreeing_pairs
+from trl_dt2it.debias.reports import AgreementCounts
 
 
 def test_pairs_that_both_order_alike():

@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 
 from trl_dt2it.data import check_row, write_parquet
 from trl_dt2it.data.columns import leave_images_encoded
-from trl_dt2it.debias.distillation.distill import distill, plan_distill
+from trl_dt2it.debias import distill, plan_distill
 from trl_dt2it.judge import DEFAULT_RUBRIC, Budget, Endpoint, JudgeClient
 from trl_dt2it.judge.rubric import fenced_texts
 
