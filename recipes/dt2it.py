@@ -121,7 +121,7 @@ def run_or_plan(args, training_args, model_args):
     from trl import get_peft_config, get_quantization_config
 
     from trl_dt2it.curation.rounds.config import read_run
-    from trl_dt2it.curation.rounds.results import record_run, show_summary, summarise_run
+    from trl_dt2it.curation.rounds.results import record_run, show_summary, summarize_run
     from trl_dt2it.curation.rounds.run import plan_rounds
     from trl_dt2it.curation.rounds.stages import run_stages, show_plan
     from trl_dt2it.curation.rounds.training import RewardTraining
@@ -180,7 +180,7 @@ def run_or_plan(args, training_args, model_args):
 
         def finish():
             path = run.output_dir / "summary.json"
-            summary = summarise_run(run, records)
+            summary = summarize_run(run, records)
             with whole_file(path) as part:
                 part.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
             show_summary(summary, console)
