@@ -358,9 +358,7 @@ def draw_folds(num_pairs: int, folds: int, seed: int) -> np.ndarray:
 
 
 def redistribute(strength: np.ndarray, margins: np.ndarray, groups: Iterable[np.ndarray]) -> np.ndarray:
-    """Redistribute strengths within groups of rows, the largest to the largest reward margin, `(N,)`. They stay in the
-    unit of their source, so a scale that was fitted to them still fits.
-    """
+    """Redistribute strengths, `(N,)`, within groups of rows, in their own unit: the largest to the largest margin."""
     dealt = strength.copy()
     for rows in groups:
         known = rows[~np.isnan(strength[rows])]
@@ -375,10 +373,7 @@ def curation_metrics(
     rows: np.ndarray,
     sources: Mapping[str | None, np.ndarray],
 ) -> dict[str, float]:
-    """Compute the metrics of `rows` of a curated set, and of each source if there are several.
-
-    Shapes: `flipped`, `kept`, `margins` `(N,)`; `rows` and those of each source are indices.
-    """
+    """Compute the metrics of some rows of a curated set of N pairs, and of each source if there are several."""
 
     def of(rows: np.ndarray) -> dict[str, float]:
         known = margins[rows[kept[rows]]]
@@ -499,10 +494,8 @@ def check_ledger(ledger: CurationLedger, settings: Mapping[str, Any]) -> None:
 
 
 def add_round(ledger: CurationLedger, round: int, **content: Any) -> None:
-    """Add a round of the training to its ledger. Another round in its place, from before the training was resumed on a
-    device that does not repeat its results, is undone, with the rounds after it.
-    """
-    try:
+    """Add a round of the training to its ledger; undo another round in its place, and the rounds after it."""
+    try:  # to find the same round, from before the training was resumed, which other devices may not repeat
         ledger.append(round, STAGE, orientation="source", **content)
     except ValueError:
         rounds = ledger.summary().select(["round", "undone"]).to_pylist()

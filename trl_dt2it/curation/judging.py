@@ -74,11 +74,7 @@ def judge_pairs(
     pairs_at_once: int = 64,
     show_progress: bool = True,
 ) -> PairVotes:
-    """Ask every judge about every pair, in both orders.
-
-    The questions depend on the row alone, so a run after a kill finds the replies in the clients' stores, and a
-    flipped row asks the same two questions.
-    """
+    """Ask every judge about every pair, in both orders; replies that are in the clients' stores are not asked for."""
     rows, options = leave_images_encoded(dataset), image_options or ImageOptions()
     shape = (len(rows), len(judges), 2)
     found = PairVotes(np.full(shape, UNREADABLE, dtype=np.int8), np.full(shape, "not_asked", dtype=object))

@@ -94,9 +94,9 @@ def round_table(
     return pa.table(columns)
 
 
-def decision_of(actions: Sequence[str] | pa.Array, reason: str, strength: np.ndarray) -> Decision:
+def decision_of(actions: Sequence[str] | pa.Array, reason: str, margins: np.ndarray) -> Decision:
     """Turn one of [`ACTIONS`] per pair into a decision."""
-    words = as_strings(actions, "actions", len(strength))
+    words = as_strings(actions, "actions", len(margins))
     known = pc.index_in(words, value_set=pa.array(ACTIONS))
     if known.null_count:
         wrong = words.filter(known.is_null())[0].as_py()
@@ -104,7 +104,7 @@ def decision_of(actions: Sequence[str] | pa.Array, reason: str, strength: np.nda
     codes = known.to_numpy()
     flip = codes == 1
     zeros = np.zeros(len(codes), dtype=np.int16)
-    return Decision(flip, codes != 2, np.where(flip, -strength, strength), zeros, (reason,))
+    return Decision(flip, codes != 2, np.where(flip, -margins, margins), zeros, (reason,))
 
 
 def contents_of(names: pa.Array, contents: pa.Table) -> dict[str, pa.Array]:
@@ -115,20 +115,18 @@ def contents_of(names: pa.Array, contents: pa.Table) -> dict[str, pa.Array]:
 
 
 def has_changed(table: pa.Table, contents: pa.Table) -> np.ndarray:
-    """Mark the pairs of a round whose content is another now: by their texts alone where an image cannot be read, then
-    or now; what is not known has not changed.
-    """
+    """Mark the pairs of a round whose content is another now, if both are known."""
     if not set(CONTENT_COLUMNS) <= set(table.column_names):
         return np.zeros(len(table), dtype=bool)
     now = contents_of(table["pair_id"].combine_chunks(), contents)
-    differs = [pc.not_equal(table[name], now[name]) for name in CONTENT_COLUMNS]  # null where either is
+    # Null where either is; where an image could not be read, the texts decide.
+    differs = [pc.not_equal(table[name], now[name]) for name in CONTENT_COLUMNS]
     return pc.fill_null(pc.coalesce(*differs), False).to_numpy()
 
 
 def merge_rounds(tables: Iterable[tuple[int, pa.Table]], contents: pa.Table | None = None) -> pa.Table:
-    """Merge rounds, later ones overriding earlier: `pair_id` in order of appearance, `flipped`, `kept`, `strength`,
-    `entry`, the number of the round that decided (-1 if none counts), and with `contents` `changed`, where the last
-    round was about other content and so does not count.
+    """Merge numbered rounds, later overriding earlier, into `pair_id`, `flipped`, `kept`, `strength`, `entry` (the
+    number, -1 where none counts) and, with `contents`, `changed` (the last round is about other content).
     """
     initial = {**_INITIAL, "entry": -1, **({} if contents is None else {"changed": False})}
     known = pa.array([], pa.string())

@@ -216,7 +216,7 @@ def estimate_noise(
     if reference is not None and slope is not None:
         raise ValueError("Both `reference` and `slope` are given, and each tells the slope; leave one of them out.")
     if slope is not None and math.isnan(slope):
-        raise ValueError(f"`slope` is {slope}; pass log-odds per unit of strength, 0 for a model that guesses.")
+        raise ValueError(f"`slope` is {slope}; pass log-odds per unit of reward margin, 0 for a model that guesses.")
     margins = as_margins(strength)
     scored = margins[~np.isnan(margins)]
     count, has_reference = len(scored), reference is not None
@@ -260,12 +260,9 @@ def estimate_noise(
 
 
 def shared_slope(parts: Sequence[np.ndarray]) -> float:
-    r"""Fit the slope that several sources share, each with a noise rate of its own; 0 if it is not identified.
-
-    The slope \(k\) is a property of the model, so it maximizes the likelihood of [`estimate_noise`], summed over the
-    sources. A source of 500 pairs whose rate is near one half does not show alone whether its labels are noise or the
-    model guesses; the others do.
-    """
+    """Fit the slope that sources of different noise rates share; 0 if it is not identified."""
+    # The slope is a property of the model. A source of 500 pairs whose rate is near one half does not show alone
+    # whether its labels are noise or the model guesses; the others do.
     parts = [part for part in parts if len(part)]
     count = sum(map(len, parts))
     if count < MIN_PAIRS or (scale := _root_mean_square(np.concatenate(parts))) == 0:

@@ -247,9 +247,7 @@ def ledger_lines(ledger: CurationLedger) -> list[tuple[str, ...]]:
 def curation_facts(
     ledger: CurationLedger | None, log_history: Sequence[Mapping[str, Any]] = ()
 ) -> dict[str, Any] | None:
-    """Return the numbers of pairs `kept`, `flipped` and `dropped`, and `rounds` as [`ledger_lines`]; without a ledger
-    what a trainer logged of its last round, and `None` without any curation.
-    """
+    """Return counts of pairs and [`ledger_lines`], or counts of the last round in a log; `None` without either."""
     if ledger is not None and len(state := ledger.state()):
         kept, flipped = (state[name].to_numpy().astype(bool) for name in ("kept", "flipped"))
         return {**_counts(kept, flipped), "rounds": ledger_lines(ledger)}

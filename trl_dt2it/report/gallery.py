@@ -106,9 +106,7 @@ def _shortened(text: str) -> str:
 
 
 def choose_pairs(flow: Flow, margin: np.ndarray, most: int) -> np.ndarray:
-    """Choose the pairs to show, about half of them flips: flips of the largest margins first, then relabelled, dropped
-    and kept pairs, each with the smallest margins first.
-    """
+    """Choose the pairs to show, about half of them flips, of the largest margins; of other states the smallest."""
     final = flow.states[-1]
     known = np.nan_to_num(margin, nan=0.0)
     order = {
@@ -131,9 +129,7 @@ def choose_pairs(flow: Flow, margin: np.ndarray, most: int) -> np.ndarray:
 def gallery_items(
     pool: Dataset, ledger: CurationLedger, flow: Flow, *, most: int, options: ImageOptions
 ) -> dict[str, Any]:
-    """Return the data of the page's script: `pairs`, as labelled at the source, each with texts, images, state and
-    history, and `images`, thumbnails as `data:` addresses.
-    """
+    """Return the data of the page's script: `pairs`, as labelled at the source, and `images` as `data:` addresses."""
     state = ledger.state()
     margin = state["strength"].to_numpy()
     rows = pc.index_in(flow.pair_id, value_set=column_of(pool, "pair_id").cast(pa.string()))

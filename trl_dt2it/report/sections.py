@@ -282,9 +282,7 @@ def read_audit(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def audits_of(run: RunFolder) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Read the audits of a run's constructed data before and after balancing, or else audit its pool before and after
-    curation; return them with notes.
-    """
+    """Read the audits in a run's folder, or those of its balancing, or else audit its pool; return them with notes."""
     for folder, notes in ((run.directory, []), (run.directory / BALANCE, ["Of the constructed data, weighted."])):
         files = {name: folder / f"style_{name}.json" for name in ("before", "after")}
         if audits := {name: read_audit(file) for name, file in files.items() if file.is_file()}:

@@ -415,9 +415,7 @@ def read_run(
 
 
 def read_balance(given: Mapping[str, Any] | bool | None) -> dict[str, Any] | None:
-    """Read the settings of style balancing: keys of [`~trl_dt2it.debias.balance_style`], `True` for the defaults (by
-    source, weights up to 10), or `None`.
-    """
+    """Read the settings of style balancing: keys of [`~trl_dt2it.debias.balance_style`], or `True` for defaults."""
     if given is None or given is False:
         return None
     options = {} if given is True else given

@@ -175,9 +175,7 @@ def audit_pool(
 
 
 def harm(final: Mapping[str, Mapping[str, Any]], audits: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """List what the curated pool has made worse: the test accuracy of all pairs or of a source, against that of the
-    base alone, and the style leakage of a source.
-    """
+    """List what the curated pool has made worse: test accuracies, against the base alone, and style leakages."""
     sentences = []
     base, curated = (final.get(name, {}) for name in ("base", "curated"))
     for key in (name for name in base if name.startswith("accuracy") and name in curated):
