@@ -154,11 +154,9 @@ class Calibration:
 
 
 def calibrate(chosen: npt.ArrayLike, rejected: npt.ArrayLike, num_bins: int = 10) -> Calibration:
-    r"""Compare the predictions of rewards with the labels.
-
-    Which answer is called chosen is no news, so each pair counts from the side that the model prefers: it predicts
-    that this answer wins with \(p = \sigma(|r_c - r_r|)\), and it has won if it is the chosen one.
-    """
+    """Compare the win probabilities that rewards predict with the labels."""
+    # A pair counts from the side that the model prefers: it predicts that this answer wins with the sigmoid of the
+    # absolute margin, and it has won if it is the chosen answer.
     margin = np.asarray(chosen, dtype=np.float64) - np.asarray(rejected, dtype=np.float64)
     margin = margin[np.isfinite(margin)]
     ties = int((margin == 0).sum())

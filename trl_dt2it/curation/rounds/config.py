@@ -325,9 +325,9 @@ class CurationRun:
     models: Sequence[BaseModel]  # all score; the first is trained at the end
     sets: SourceSets  # `base`, `pool` and, optionally, `test`
     rounds: Sequence[Sequence[Step]]
-    final: Sequence[str]  # of [`FINALS`]
+    final: Sequence[str]  # of `FINALS`
     judging: Judging | None = None
-    balance: dict[str, Any] | None = None  # from [`read_balance`]
+    balance: dict[str, Any] | None = None  # from `read_balance`
     rows_per_shard: int = 4096
     shard: tuple[int, int] = (0, 1)  # i of n machines
 
