@@ -214,7 +214,7 @@ def _judge(
         alone = {name: rows for name, rows in groups.items() if len(rows) >= rule.min_pairs}
     judged = []
     for name, rows in alone.items():
-        told = partial(function, source=name) if "source" in parameters else function
+        told: Rule = partial(function, source=name) if "source" in parameters else function
         judged.append((rows, _mask(told, margins[rows])))
     if len(alone) < len(groups):
         small = np.zeros(len(margins), dtype=bool)

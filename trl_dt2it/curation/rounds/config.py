@@ -130,7 +130,8 @@ def read_rule(rule: Mapping[str, Any]) -> Flip | Keep:
     if unknown := [option for option in options if option not in allowed]:
         takes = f"takes {', '.join(allowed)}" if allowed else "takes no options"
         raise ValueError(f"The rule {name} has no option `{unknown[0]}`; it {takes}.")
-    return (Flip if kind == "flip" else Keep)(partial(known[name], **options), **own)
+    function = partial(known[name], **options)
+    return Flip(function, **own) if kind == "flip" else Keep(function, **own)
 
 
 def read_rounds(
@@ -267,8 +268,9 @@ class SourceSets:
 
         def make() -> pa.Table:
             rows, args = self.raw(name), self.args
-            options = {"image_root": args.image_root, "num_proc": args.dataset_num_proc}
-            return on_main_process(lambda: pair_contents(rows, **options))
+            return on_main_process(
+                lambda: pair_contents(rows, image_root=args.image_root, num_proc=args.dataset_num_proc)
+            )
 
         return self._once("contents", name, make)
 

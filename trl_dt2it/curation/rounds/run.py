@@ -77,7 +77,8 @@ def _plan_step(plan: _Plan, number: int, step: Step) -> None:
                 _plan_training(plan, trained, model, "base" if is_base else "curated", part)
             _plan_scoring(plan, f"{label}/score/{name}", trained, "pool", part)
             scored[-1].append(f"{label}/score/{name}")
-    expected, before = {"pairs": len(run.sets.raw("pool"))}, tuple(plan.entries)
+    expected: dict[str, float] = {"pairs": len(run.sets.raw("pool"))}
+    before = tuple(plan.entries)
     inputs = (*(name for names in scored for name in names), *plan.decided)
     decide = partial(decide_step, run, number=number, step=step, scored=scored, before=before)
     _plan_decision(plan, number, step, "decide", Stage(f"{label}/decide", decide, step.settings(), inputs, expected))
