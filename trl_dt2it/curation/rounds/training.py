@@ -150,8 +150,8 @@ def train_model(
     _free()
     wait_for_everyone()
     if PartialState().is_main_process:
-        for checkpoint in _checkpoints(folder):
-            _remove(checkpoint)
+        for old in _checkpoints(folder):
+            _remove(old)
     return counts
 
 
