@@ -118,7 +118,7 @@ def run_or_plan(args, training_args, model_args):
     from trl import get_peft_config, get_quantization_config
 
     from trl_dt2it.curation.rounds.config import read_run
-    from trl_dt2it.curation.rounds.results import record_run, show_summary, summarise_run
+    from trl_dt2it.curation.rounds.results import record_run, show_summary, summarize_run
     from trl_dt2it.curation.rounds.run import plan_rounds
     from trl_dt2it.curation.rounds.stages import run_stages, show_plan
     from trl_dt2it.curation.rounds.training import RewardTraining
@@ -170,7 +170,7 @@ def run_or_plan(args, training_args, model_args):
     pool = run.sets.usable("pool")  # read by all processes together, unless a stage has read it
 
     def finish():
-        folder, summary = run.output_dir, summarise_run(run, records)
+        folder, summary = run.output_dir, summarize_run(run, records)
         write_json(folder / "summary.json", summary)
         show_summary(summary, console)
         paths = {"Models": folder / "final", "Ledger": folder / "ledger", "Figures": folder / "summary.json"}

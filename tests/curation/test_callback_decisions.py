@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from trl_dt2it.curation import Flip, Keep, decide, flip_negative, keep_consistent
-from trl_dt2it.curation.callback import Round, blend, deal_out, fold_of, round_metrics
+from trl_dt2it.curation import Flip, Keep, flip_negative, keep_consistent
+from trl_dt2it.curation.callback import blend, curation_metrics, draw_folds, redistribute
 from trl_dt2it.training.pair_scoring import score_pairs
 
 from ..rows import make_dataset
@@ -124,24 +124,22 @@ def test_blend_by_hand():
     np.testing.assert_array_equal(result, [2.5, 2.0, 4.0, nan])
 
 
-def test_deal_out_by_hand():
+def test_redistribute_by_hand():
     raw = np.array([1.0, 2.0, 3.0, np.nan, 9.0])
-    strength = np.array([0.5, 0.1, -0.2, 0.9, 7.0])
-    np.testing.assert_array_equal(deal_out(raw, strength, {"a": np.array([0, 1, 2, 3])}), [3, 2, 1, np.nan, 9])
+    margins = np.array([0.5, 0.1, -0.2, 0.9, 7.0])
+    np.testing.assert_array_equal(redistribute(raw, margins, [np.array([0, 1, 2, 3])]), [3, 2, 1, np.nan, 9])
 
 
 def test_folds_by_hand():
-    folds = fold_of(10, 3, seed=5)
+    folds = draw_folds(10, 3, seed=5)
     assert sorted(np.bincount(folds)) == [3, 3, 4]
-    assert folds.tolist() == fold_of(10, 3, seed=5).tolist() != fold_of(10, 3, seed=6).tolist()
+    assert folds.tolist() == draw_folds(10, 3, seed=5).tolist() != draw_folds(10, 3, seed=6).tolist()
 
 
 def test_metrics_by_hand():
     flipped, kept = np.array([True, True, False, False]), np.array([True, False, True, True])
-    strength, rows = np.array([1.0, -4.0, 3.0, 5.0]), np.array([0, 1, 2])
-    decision = decide(strength[rows], [])
-    done = Round(flipped, kept, strength, strength, rows, None, decision, {"a": rows})
-    assert round_metrics(done) == {
+    margins, rows = np.array([1.0, -4.0, 3.0, 5.0]), np.array([0, 1, 2])
+    assert curation_metrics(flipped, kept, margins, rows, {"a": rows}) == {
         "curation/kept": 2,
         "curation/flipped": 1,  # another one was flipped and then dropped
         "curation/dropped": 1,

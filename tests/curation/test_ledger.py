@@ -2,11 +2,13 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+import trl_dt2it
 from trl_dt2it.curation import CurationLedger
 from trl_dt2it.curation.rules import UNREADABLE, Flip, Keep, decide, flip_negative, keep_consistent, relabel_by_vote
 
@@ -260,7 +262,7 @@ def test_misuse_is_named(ledger):
     for kwargs, message in (
         ({"round": 0}, "Round 0, stage 'flip': give a number from 1"),
         ({"stage": "../flip"}, "give a number from 1, and lower-case"),
-        ({"actions": ["keep"] * 2}, "Give either `decision` or `actions`"),
+        ({"actions": ["keep"] * 2}, "Pass either `decision` or `actions`"),
         ({"pair_ids": ["a", "a"]}, "is there twice"),
         ({"pair_ids": ["a", None]}, "name is missing"),
         ({"pair_ids": ["a"]}, "There are 1 pairs and a decision about 2"),
@@ -278,3 +280,9 @@ def test_misuse_is_named(ledger):
         act(ledger, 1, "flip", ["keep"])
     with pytest.raises(ValueError, match="belongs to another source set"):
         act(ledger, 3, "flip", ["keep"], source_set="4567")
+
+
+def test_the_inside_of_the_ledger_is_imported_by_the_ledger_alone():
+    package = Path(trl_dt2it.__file__).parent
+    files = [file for pattern in ("*.py", "*.pyi") for file in package.rglob(pattern)]
+    assert [file.name for file in files if "ledger_tables" in file.read_text("utf-8")] == ["ledger.py"]

@@ -75,7 +75,7 @@ def test_bad_scores_are_named():
         combine_scores(np.pad([[[np.inf]]], ((2, 0), (1, 0), (1, 0))))
     with pytest.raises(ValueError, match="`how` is 'mean'"):
         combine_scores(np.zeros((3, 2)), "mean")
-    with pytest.raises(ValueError, match="strength of pair 1 is infinite"):
+    with pytest.raises(ValueError, match="reward margin of pair 1 is infinite"):
         flip_negative([0, -np.inf])
     with pytest.raises(ValueError, match=r"shape \(2, 2\); give one number per pair"):
         keep_consistent(np.zeros((2, 2)))

@@ -8,7 +8,7 @@ import pytest
 from trl_dt2it.cli import load_recipe
 from trl_dt2it.curation import CurationLedger
 
-from ..curation.test_corrections import entry, write
+from ..curation.test_ledger_corrections import entry, write
 from ..report.run_folder import evaluation_file, write_run
 
 

@@ -1,7 +1,7 @@
 from .callback import IterativeCurationCallback as IterativeCurationCallback
 from .ledger import CurationLedger as CurationLedger
 from .ledger import pair_contents as pair_contents
-from .ledger_tables import pair_ids as pair_ids
+from .ledger import pair_ids as pair_ids
 from .noise import NoiseEstimate as NoiseEstimate
 from .noise import combine_scores as combine_scores
 from .noise import estimate_noise as estimate_noise

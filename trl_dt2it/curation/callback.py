@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,319 +28,41 @@ from ..utils import digest, on_main_process, same_random_state, whole_file
 from .ledger import CurationLedger
 from .noise import MIN_PAIRS, combine_scores, flip_mixture
 from .publish import curation_section
-from .rules import Decision, Flip, Keep, decide, group_by_source, keep_confident, parameters_of
+from .rules import Flip, Keep, decide, group_by_source, keep_confident, parameters_of
 
 
 logger = logging.get_logger(__name__)
+
+Scorer = Callable[[Dataset], np.ndarray]
 
 ARRAYS_FILE = "curation_state.safetensors"
 
 STAGE = "epoch"
 
 
-@dataclass
-class CurationState:
-    """What has been decided about the N pairs of a train set."""
-
-    selection: Selection  # How they are read
-    # (N,) float64: Average strength over the rounds, chosen and rejected as in the data set; NaN where not scored
-    average: np.ndarray
-    reference: np.ndarray | None = None  # (R,) float64: The same for the pairs known to be right
-    round: int = 0  # Number of rounds done
-    last_epoch: int = -1  # Number of epochs that were done at the last round
-
-    @classmethod
-    def at_start(cls, num_pairs: int, seed: int = 0, num_references: int | None = None) -> CurationState:
-        """Nothing scored, and all pairs as they are in the data set."""
-        reference = None if num_references is None else np.full(num_references, np.nan)
-        return cls(Selection.of_all(num_pairs, seed), np.full(num_pairs, np.nan), reference)
-
-
-def save_state(folder: str | os.PathLike, state: CurationState, settings: dict[str, Any], fingerprint: str) -> None:
-    """Writes the state into a checkpoint."""
-    selection = state.selection
-    arrays = {"flipped": selection.flipped, "kept": selection.kept, "average": state.average}
-    if selection.strength is not None:
-        arrays["strength"] = selection.strength
-    if state.reference is not None:
-        arrays["reference"] = state.reference
-    record = {"round": state.round, "last_epoch": state.last_epoch, "seed": selection.seed}
-    with whole_file(Path(folder) / ARRAYS_FILE) as path:
-        save_file(arrays, path)
-    with whole_file(Path(folder) / STATE_FILE) as path:
-        path.write_text(json.dumps({**record, "settings": settings, "fingerprint": fingerprint}, indent=2) + "\n")
-
-
-def load_state(folder: str | os.PathLike, settings: dict[str, Any], fingerprint: str) -> CurationState:
-    """Reads the state out of a checkpoint."""
-    file = Path(folder) / STATE_FILE
-    if not file.is_file():
-        raise ValueError(
-            f"{folder} was written without the curation callback; resume from it without the callback, or start anew."
-        )
-    record = json.loads(file.read_text(encoding="utf-8"))
-    if record["fingerprint"] != fingerprint:
-        raise ValueError(
-            f"The curation of {folder} is that of another train set: its pairs, their content, sources, strengths or "
-            "order differ; resume with the set that it was trained on, or start anew."
-        )
-    written = _with_plain_names(record["settings"])
-    for name in sorted({*settings, *written}):
-        before, now = written.get(name), settings.get(name)
-        if before != now:
-            raise ValueError(
-                f"The curation of {folder} was made with `{name}` {json.dumps(before)}, which now is "
-                f"{json.dumps(now)}; set it back, or start anew."
-            )
-    arrays = load_file(Path(folder) / ARRAYS_FILE)
-    selection = Selection(arrays["flipped"], arrays["kept"], strength=arrays.get("strength"), seed=record["seed"])
-    return CurationState(selection, arrays["average"], arrays.get("reference"), record["round"], record["last_epoch"])
-
-
-def fingerprint_of(dataset: Dataset, contents: pa.Table) -> str:
-    """A hash of a train set: the names of its pairs, what is in them, their sources and strengths, in their order."""
-    parts = [source_fingerprint(contents["pair_id"].combine_chunks()), json.dumps(contents["content"].to_pylist())]
-    for column in ("source", "strength"):
-        if column in dataset.column_names:
-            parts.append(json.dumps(column_of(dataset, column).to_pylist()))
-    return digest(parts)
-
-
-def describe(value: Any) -> Any:
-    """A rule as JSON: its function and arguments; what the package exports goes by its plain name."""
-    if value is None or isinstance(value, (str, int, float, bool)):
-        return value
-    if isinstance(value, (list, tuple)):
-        return [describe(one) for one in value]
-    if isinstance(value, np.ndarray):
-        return digest(np.ascontiguousarray(value).tobytes())
-    if isinstance(value, partial):
-        return [describe(value.func), describe(value.args), {k: describe(v) for k, v in value.keywords.items()}]
-    if is_dataclass(value) and not isinstance(value, type):
-        return [describe(type(value)), {field.name: describe(getattr(value, field.name)) for field in fields(value)}]
-    named = value if callable(value) and hasattr(value, "__qualname__") else type(value)
-    # No module of ours, which may move; a user's may well have a function of the same name.
-    is_ours = named.__module__.startswith("trl_dt2it.")
-    return named.__qualname__ if is_ours else f"{named.__module__}.{named.__qualname__}"
-
-
-def _with_plain_names(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as they are written now, out of files that name our rules with their modules."""
-    return json.loads(re.sub(r'"trl_dt2it\.[\w.]+\.(\w+)"', r'"\1"', json.dumps(settings)))
-
-
-def check_ledger(ledger: CurationLedger, settings: Mapping[str, Any]) -> None:
-    """Refuse a ledger with rounds of anything but a training with these settings."""
-    for entry in ledger.rounds:
-        if entry["stage"] != STAGE or _with_plain_names(entry["settings"]) != settings:
-            raise ValueError(
-                f"The ledger in {ledger.directory} holds rounds of something else, or of other settings (round "
-                f"{entry['round']}, stage {entry['stage']!r}); give `ledger` another directory."
-            )
-
-
-def add_round(ledger: CurationLedger, round: int, **content: Any) -> None:
-    """Adds a round of the training to its ledger. A round that is there already is from before the training was
-    resumed; if it is not the same, as on devices that do not repeat their results, it is undone, with those after it.
-    """
-    try:
-        ledger.append(round, STAGE, orientation="source", **content)
-    except ValueError:
-        rounds = ledger.summary().select(["round", "undone"]).to_pylist()
-        stale = {entry["round"] for entry in rounds if entry["round"] >= round and not entry["undone"]}
-        if round not in stale:
-            raise
-        logger.warning(f"Round {round} of the resumed training is not the one in {ledger.directory}, which is undone.")
-        for number in sorted(stale):
-            ledger.undo(number, STAGE)
-        ledger.append(round, STAGE, orientation="source", **content)
-
-
-@dataclass(frozen=True)
-class RoundRules:
-    """How scores become a decision; see [`IterativeCurationCallback`]."""
-
-    rules: Sequence[Flip | Keep]
-    min_kept: float
-    combine: Literal["raw", "zscore", "rank"]
-    momentum: float
-
-
-@dataclass(frozen=True)
-class Round:
-    """What a round decided about the N pairs of a train set."""
-
-    flipped: np.ndarray  # (N,) bool: As in `Selection`
-    kept: np.ndarray  # (N,) bool: As in `Selection`
-    strength: np.ndarray  # (N,) float64: After the flips; NaN for pairs that nothing was decided about
-    average: np.ndarray  # (N,) float64: As in `CurationState`
-    rows: np.ndarray  # (D,): The pairs that it decided about
-    reference: np.ndarray | None  # (R,): Average strengths of the pairs known to be right
-    decision: Decision  # The decision itself
-    sources: dict[str | None, np.ndarray]  # Rows of each source, of those that it decided about
-
-
-def decide_round(
-    rules: RoundRules,
-    state: CurationState,
-    rows: np.ndarray,
-    scores: np.ndarray,
-    reference_scores: np.ndarray | None = None,
-    *,
-    curated: np.ndarray,
-    source: pa.Array,
-) -> Round:
-    """Decides about all pairs that have been scored in this round or an earlier one.
-
-    Shapes: `rows` `(n,)`, `scores` `(n, 2)`, `reference_scores` `(R, 2)`.
-    """
-    _check_shape(scores, len(rows))
-    every = scores
-    if reference_scores is not None:
-        _check_shape(reference_scores, len(cast(np.ndarray, state.reference)))
-        every = np.concatenate([scores, reference_scores])  # on one scale, whichever it is
-    now = combine_scores(every, rules.combine)
-    average, reference = state.average.copy(), state.reference
-    average[rows] = blend(average[rows], now[: len(rows)], rules.momentum)
-    if reference is not None:
-        reference = blend(reference, now[len(rows) :], rules.momentum)
-    scored = curated[~np.isnan(average[curated])]
-    if len(scored) == 0:
-        raise ValueError("The scorer gave NaN for every pair, so that there is nothing to decide on.")
-    names = source.take(pa.array(scored))
-    bound = [_with_reference(rule, reference) for rule in rules.rules]
-    decision = decide(average[scored], bound, source=names, min_kept=rules.min_kept)
-    flipped, kept, strength = (
-        state.selection.flipped.copy(),
-        state.selection.kept.copy(),
-        np.full(len(average), np.nan),
-    )
-    flipped[scored], kept[scored], strength[scored] = decision.flip, decision.keep, decision.strength
-    sources = {name: scored[part] for name, part in group_by_source(names, len(scored)).items()}
-    return Round(flipped, kept, strength, average, scored, reference, decision, sources)
-
-
-def _check_shape(scores: np.ndarray, number: int) -> None:
-    if scores.shape[:2] != (number, 2):
-        raise ValueError(
-            f"The scorer gave an array of shape {scores.shape} for {number} pairs; give rewards of chosen and "
-            f"rejected, ({number}, 2), or those of m models, ({number}, 2, m)."
-        )
-
-
-def takes_reference(rule: Flip | Keep) -> bool:
-    """Whether a rule can be told the strengths of pairs known to be right."""
-    return "reference" in parameters_of(rule)
-
-
-def _with_reference(rule: Flip | Keep, reference: np.ndarray | None) -> Flip | Keep:
-    if reference is None or not takes_reference(rule):
-        return rule
-    return replace(rule, rule=partial(cast("Callable[..., np.ndarray]", rule.rule), reference=reference))
-
-
-def rows_of_sources(source: pa.Array, only_sources: Sequence[str] | None) -> np.ndarray:
-    """The rows of some sources, or of all."""
-    if only_sources is None:
-        return np.arange(len(source))
-    present = source.unique().to_pylist()
-    if missing := sorted(set(only_sources) - set(present)):
-        raise ValueError(
-            f"`only_sources` names {missing[0]}, which is not in the column `source` of the train set; it has "
-            f"{', '.join(sorted(str(name) for name in present))}."
-        )
-    return np.flatnonzero(pc.is_in(source, value_set=pa.array(list(only_sources))).to_numpy(zero_copy_only=False))
-
-
-def blend(before: np.ndarray, now: np.ndarray, momentum: float) -> np.ndarray:
-    """Exponential average of strengths.
-
-    Shapes: `before` `(N,)`, `now` `(N,)`, returns `(N,)`.
-    """
-    average = momentum * before + (1 - momentum) * now
-    return np.where(np.isnan(before), now, np.where(np.isnan(now), before, average))
-
-
-def fold_of(num_pairs: int, folds: int, seed: int) -> np.ndarray:
-    """The fold of each pair, `(N,)`, drawn at random; folds differ in size by one pair at most."""
-    return np.random.default_rng([seed, num_pairs]).permutation(num_pairs) % folds
-
-
-def deal_out(raw: np.ndarray, strength: np.ndarray, sources: Mapping[Any, np.ndarray]) -> np.ndarray:
-    """Gives the strengths that a source has to other pairs of it: the largest to the pair of which a model is surest.
-
-    So strengths stay in the unit of their source, and what was fitted to them still fits.
-
-    Shapes: `raw` `(N,)`, `strength` `(N,)`, returns `(N,)`.
-    """
-    dealt = raw.copy()
-    for rows in sources.values():
-        known = rows[~np.isnan(raw[rows])]
-        dealt[known[np.argsort(strength[known], kind="stable")]] = np.sort(raw[known])
-    return dealt
-
-
-def round_metrics(done: Round) -> dict[str, float]:
-    """What is logged of a round, as [`curation_metrics`] gives it."""
-    return curation_metrics(done.flipped, done.kept, done.strength, done.rows, done.sources)
-
-
-def curation_metrics(
-    flipped: np.ndarray,
-    kept: np.ndarray,
-    strength: np.ndarray,
-    rows: np.ndarray,
-    sources: Mapping[str | None, np.ndarray],
-) -> dict[str, float]:
-    """Figures of a curated set, to be logged.
-
-    Shapes: `flipped, kept` `(N,)` `bool`, `strength` `(N,)`.
-    """
-
-    def of(rows: np.ndarray) -> dict[str, float]:
-        known = strength[rows[kept[rows]]]
-        known = known[~np.isnan(known)]
-        return {
-            "kept": int(kept[rows].sum()),
-            "flipped": int((flipped & kept)[rows].sum()),
-            "dropped": int((~kept[rows]).sum()),
-            "noise_rate": float(flipped[rows].mean()),
-            **({"mean_strength": float(known.mean())} if len(known) else {}),
-        }
-
-    metrics = {f"curation/{name}": value for name, value in of(rows).items()}
-    if len(sources) > 1:
-        for source, part in sources.items():
-            metrics |= {f"curation/{name}/{source}": value for name, value in of(part).items()}
-    return metrics
-
-
-Scorer = Callable[[Dataset], np.ndarray]
-
-
 class IterativeCurationCallback(TrainerCallback):
     """
-    Curates the train set of a [`MultimodalRewardTrainer`] between its epochs.
+    Callback that curates the train set of a [`MultimodalRewardTrainer`] between its epochs.
 
-    When `start_epoch` epochs are done, and every `every` epochs from then on, all pairs are scored, dropped ones
-    included, and the rules decide anew from the labels of the data set: so a pair can come back, and nothing is
-    flipped twice. Flipped pairs are read with their sides changed from then on, and dropped ones are not drawn. The
-    number of steps stays: where pairs are dropped, others are seen again, and with batches that were planned by length
+    After `start_epoch` epochs, and every `every` epochs from then on, all pairs are scored, dropped pairs included,
+    and the rules decide anew from the labels of the data set: so a pair can come back, and nothing is flipped twice.
+    Flipped pairs are then read with their answers swapped, and dropped pairs are not drawn. The number of steps stays:
+    where pairs are dropped, others are seen again, and with batches that were planned by length
     (`max_tokens_per_batch`, `group_by_length`, `batch_rebalance`) dropped pairs keep their place with the weight 0.
 
-    The first process decides for all. The state is part of each checkpoint, and a run that is resumed goes on as if it
-    had not been interrupted. The random generators stay as they are, and with accelerate's seedable sampler (its
+    The first process decides for all. The state is part of each checkpoint, and a resumed run continues as if it had
+    not been interrupted. The random generators are left as they are, and with accelerate's seedable sampler (its
     default in the trainer) a callback whose rules change nothing gives the same weights, bit for bit, as none.
 
     > [!WARNING]
     > A model that still guesses cannot judge labels: rounds in its first epochs turn right ones wrong, and it learns
     > them. Best train on from a reward model and let it judge before the first epoch, with `start_epoch=0`; otherwise
-    > begin late, or give a `reference`, by which [`flip_mixture`] flips nothing while the model is no better than
+    > begin late, or pass a `reference`, by which [`flip_mixture`] flips nothing while the model is no better than
     > guessing.
     >
     > Later on, the model has seen the pairs that it scores, and the longer it learns a wrong label the better it likes
-    > it. `momentum` holds on to what it said before. With `folds`, a pair is scored only at the end of an epoch that
-    > it was held out of. A `scorer` that never saw the pairs has no such bias.
+    > it. `momentum` holds on to its earlier scores. With `folds`, a pair is scored only at the end of an epoch that it
+    > was held out of. A `scorer` that never saw the pairs has no such bias.
 
     Example:
 
@@ -354,36 +76,36 @@ class IterativeCurationCallback(TrainerCallback):
 
     Args:
         trainer ([`MultimodalRewardTrainer`]):
-            The trainer that the callback is added to.
+            Trainer that the callback is added to.
         scorer (`Callable`, *optional*):
-            Takes a data set of n pairs, labelled as in the train set, and gives their rewards, of shape `(n, 2)` or,
-            from m models, `(n, 2, m)`. It is called on every process, and what the first one gets counts. By default
-            the model in training.
+            Function of a data set of n pairs, labelled as in the train set, that returns their rewards, of shape
+            `(n, 2)` or, from m models, `(n, 2, m)`. It is called on every process, and the result of the first counts.
+            By default the model in training.
         every (`int`, *optional*, defaults to `1`):
             Number of epochs from one round to the next.
         start_epoch (`int`, *optional*, defaults to `1`):
             Number of epochs before the first round; 0 where the model, or the `scorer`, can judge pairs already.
         rules (`Sequence` of [`Flip`] and [`Keep`], *optional*):
-            What to do with the strengths, as in [`decide`]. By default, flip what is likely labelled wrong, by the
-            mixture of each source, and leave out the least certain tenth until the next round.
+            Rules, as in [`decide`]. By default, flip labels that are likely wrong, by the mixture of each source, and
+            drop the least certain tenth until the next round.
         min_kept (`float`, *optional*, defaults to `0.1`):
-            Least share of each source that is kept, in (0, 1].
+            Least share of each source to keep, in (0, 1].
         refresh_strength (`bool`, *optional*, defaults to `False`):
-            Whether the strengths of a source are dealt out anew among its kept pairs, the largest to the pair of which
-            the model is surest. Needs the column `strength`; pairs of unknown strength stay so.
+            Whether the strengths of a source are redistributed among its kept pairs, the largest to the pair with the
+            largest reward margin. Needs the column `strength`; pairs of unknown strength stay so.
         ledger (`str` or `os.PathLike`, *optional*):
-            Folder of a [`CurationLedger`] that gets a round for each round.
+            Folder of a [`CurationLedger`] that records each round.
         only_sources (`Sequence[str]`, *optional*):
             Sources to curate; pairs of others are neither scored nor changed.
         reference ([`~datasets.Dataset`], *optional*):
-            At least 20 pairs that are known to be right and not trained on. They are scored in each round, and tell
+            At least 20 pairs that are known to be right and not trained on. They are scored in each round, and show
             rules that take a `reference`, as [`flip_mixture`] does, how far the model can be trusted by then.
         combine (`str`, *optional*, defaults to `"raw"`):
-            How scores of several models become a strength, as in [`combine_scores`].
+            How scores of several models become one reward margin, as in [`combine_scores`].
         momentum (`float`, *optional*, defaults to `0.5`):
-            Share of the average over earlier rounds in the strength that is decided on, in [0, 1).
+            Weight of the average over earlier rounds in the reward margin that is decided on, in [0, 1).
         folds (`int`, *optional*):
-            Holds one of so many parts of the pairs out of each epoch, in turns, and scores that part alone at its end.
+            Number of parts of the pairs, of which each epoch holds out the next, and scores it alone at its end.
 
     Raises:
         `ValueError`: if an argument is out of range, or the train set is streamed or lacks a column.
@@ -424,11 +146,11 @@ class IterativeCurationCallback(TrainerCallback):
             _check_range("every", every, every == 1, "1 with `folds`, of which each epoch holds out the next")
         if refresh_strength and "strength" not in dataset.column_names:
             raise ValueError(
-                "`refresh_strength` deals out the strengths of the train set anew, but it has no column `strength`."
+                "`refresh_strength` redistributes the strengths of the train set, but it has no column `strength`."
             )
         if reference is not None:
             _check_range("reference", f"{len(reference)} pairs", len(reference) >= MIN_PAIRS, f"at least {MIN_PAIRS}")
-            if not any(takes_reference(rule) for rule in rules):
+            if not any("reference" in parameters_of(rule) for rule in rules):
                 raise ValueError(
                     "`reference` is given, but no rule takes it; use `Flip(flip_mixture)`, or leave it out."
                 )
@@ -437,7 +159,7 @@ class IterativeCurationCallback(TrainerCallback):
         self.every = every
         self.start_epoch = start_epoch
         self.folds = folds
-        self._rules = RoundRules(list(rules), min_kept, combine, momentum)
+        self._rules, self._min_kept, self._combine, self._momentum = list(rules), min_kept, combine, momentum
         self.ledger = None if ledger is None else CurationLedger(ledger)
         self.reference = reference
         self.state = CurationState.at_start(len(dataset))
@@ -463,7 +185,7 @@ class IterativeCurationCallback(TrainerCallback):
         save_state(checkpoint, self.state, self._settings, self._fingerprint)
 
     def model_card_section(self, trainer: MultimodalRewardTrainer) -> str | None:
-        """Tell the model card what was decided about the pairs."""
+        """Return the section of the model card on the decisions about the pairs."""
         return curation_section(self.ledger, trainer.state.log_history)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -502,16 +224,15 @@ class IterativeCurationCallback(TrainerCallback):
         if not selection.drawn.any():
             raise ValueError(f"All kept pairs are in the fold that epoch {epoch} holds out; leave `folds` out.")
 
-    # ------------------------------------------------------------------------------------------------------- a round
-
     def _is_due(self, epoch: int) -> bool:
         return epoch >= self.start_epoch and (epoch - self.start_epoch) % self.every == 0
 
     def _fold_of_epoch(self, epoch: int) -> np.ndarray:
-        """The pairs that are held out of an epoch, `(N,)` bool."""
+        """Mark the pairs that are held out of an epoch, `(N,)` bool."""
         folds = cast(int, self.folds)
         held_out = np.zeros(len(self.state.average), dtype=bool)
-        held_out[self._curated[fold_of(len(self._curated), folds, self.state.selection.seed) == epoch % folds]] = True
+        drawn = draw_folds(len(self._curated), folds, self.state.selection.seed)
+        held_out[self._curated[drawn == epoch % folds]] = True
         return held_out
 
     def _curate(self, epoch: int) -> None:
@@ -539,33 +260,58 @@ class IterativeCurationCallback(TrainerCallback):
     def _decide(
         self, rows: np.ndarray, scores: np.ndarray, reference_scores: np.ndarray | None
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, float]]:
-        """On the first process: what changes in the selection and in the state, and what is logged."""
-        state = self.state
-        about = {"curated": self._curated, "source": self._source}
-        done = decide_round(self._rules, state, rows, scores, reference_scores, **about)
+        """Decide about all pairs scored in this round or an earlier one; return changes of the selection and of the
+        state, and metrics. Only the first process calls it.
+        """
+        state, selection = self.state, self.state.selection
+        _check_shape(scores, len(rows))
+        every = scores
+        if reference_scores is not None:
+            _check_shape(reference_scores, len(cast(np.ndarray, state.reference)))
+            every = np.concatenate([scores, reference_scores])  # on one scale, whichever it is
+        now = combine_scores(every, self._combine)
+        average, reference = state.average.copy(), state.reference
+        average[rows] = blend(average[rows], now[: len(rows)], self._momentum)
+        if reference is not None:
+            reference = blend(reference, now[len(rows) :], self._momentum)
+        scored = self._curated[~np.isnan(average[self._curated])]
+        if len(scored) == 0:
+            raise ValueError("The scorer gave NaN for every pair, so that there is nothing to decide on.")
+        source = self._source.take(pa.array(scored))
+        rules = [
+            rule
+            if reference is None or "reference" not in parameters_of(rule)
+            else replace(rule, rule=partial(rule.rule, reference=reference))
+            for rule in self._rules
+        ]
+        decision = decide(average[scored], rules, source=source, min_kept=self._min_kept)
+        flipped, kept, margins = selection.flipped.copy(), selection.kept.copy(), np.full(len(average), np.nan)
+        flipped[scored], kept[scored], margins[scored] = decision.flip, decision.keep, decision.strength
         if self.ledger is not None:
-            every_score = np.full((len(state.average), *scores.shape[1:]), np.nan, dtype=scores.dtype)
+            every_score = np.full((len(average), *scores.shape[1:]), np.nan, dtype=scores.dtype)
             every_score[rows] = scores
             contents = cast(pa.Table, self._contents)
             names = contents["pair_id"].combine_chunks()
             add_round(
                 self.ledger,
                 state.round + 1,
-                pair_ids=names.take(pa.array(done.rows)),
-                decision=done.decision,
-                sources=self._source.take(pa.array(done.rows)),
-                scores=every_score[done.rows],
+                pair_ids=names.take(pa.array(scored)),
+                decision=decision,
+                sources=source,
+                scores=every_score[scored],
                 models=self._model_names(scores),
                 settings=self._settings,
                 source_set=source_fingerprint(names),
                 contents=contents,
             )
-        dealt = None
+        sources = {name: scored[part] for name, part in group_by_source(source, len(scored)).items()}
+        strength = None
         if self._raw_strength is not None:
-            kept = {name: part[done.kept[part]] for name, part in done.sources.items()}
-            dealt = deal_out(self._raw_strength, done.strength, kept)
-        selection = {"flipped": done.flipped, "kept": done.kept, "strength": dealt}
-        return selection, {"average": done.average, "reference": done.reference}, round_metrics(done)
+            groups = [part[kept[part]] for part in sources.values()]
+            strength = redistribute(self._raw_strength, margins, groups)
+        changed = {"flipped": flipped, "kept": kept, "strength": strength}
+        metrics = curation_metrics(flipped, kept, margins, scored, sources)
+        return changed, {"average": average, "reference": reference}, metrics
 
     def _model_names(self, scores: np.ndarray) -> list[str]:
         if self.scorer is None:
@@ -577,3 +323,186 @@ class IterativeCurationCallback(TrainerCallback):
 def _check_range(name: str, value: Any, is_in: bool, allowed: str) -> None:
     if not is_in:
         raise ValueError(f"`{name}` is {value}; it must be {allowed}.")
+
+
+def _check_shape(scores: np.ndarray, number: int) -> None:
+    if scores.shape[:2] != (number, 2):
+        raise ValueError(
+            f"The scorer gave an array of shape {scores.shape} for {number} pairs; give rewards of chosen and "
+            f"rejected, ({number}, 2), or those of m models, ({number}, 2, m)."
+        )
+
+
+def rows_of_sources(source: pa.Array, only_sources: Sequence[str] | None) -> np.ndarray:
+    """Return the rows of some sources, or of all."""
+    if only_sources is None:
+        return np.arange(len(source))
+    present = source.unique().to_pylist()
+    if missing := sorted(set(only_sources) - set(present)):
+        raise ValueError(
+            f"`only_sources` names {missing[0]}, which is not in the column `source` of the train set; it has "
+            f"{', '.join(sorted(str(name) for name in present))}."
+        )
+    return np.flatnonzero(pc.is_in(source, value_set=pa.array(list(only_sources))).to_numpy(zero_copy_only=False))
+
+
+def blend(before: np.ndarray, now: np.ndarray, momentum: float) -> np.ndarray:
+    """Update the exponential average of reward margins, `(N,)`; NaN on one side leaves the other."""
+    average = momentum * before + (1 - momentum) * now
+    return np.where(np.isnan(before), now, np.where(np.isnan(now), before, average))
+
+
+def draw_folds(num_pairs: int, folds: int, seed: int) -> np.ndarray:
+    """Draw the fold of each pair, `(N,)`; folds differ in size by one pair at most."""
+    return np.random.default_rng([seed, num_pairs]).permutation(num_pairs) % folds
+
+
+def redistribute(strength: np.ndarray, margins: np.ndarray, groups: Iterable[np.ndarray]) -> np.ndarray:
+    """Redistribute strengths, `(N,)`, within groups of rows, in their own unit: the largest to the largest margin."""
+    dealt = strength.copy()
+    for rows in groups:
+        known = rows[~np.isnan(strength[rows])]
+        dealt[known[np.argsort(margins[known], kind="stable")]] = np.sort(strength[known])
+    return dealt
+
+
+def curation_metrics(
+    flipped: np.ndarray,
+    kept: np.ndarray,
+    margins: np.ndarray,
+    rows: np.ndarray,
+    sources: Mapping[str | None, np.ndarray],
+) -> dict[str, float]:
+    """Compute the metrics of some rows of a curated set of N pairs, and of each source if there are several."""
+
+    def of(rows: np.ndarray) -> dict[str, float]:
+        known = margins[rows[kept[rows]]]
+        known = known[~np.isnan(known)]
+        return {
+            "kept": int(kept[rows].sum()),
+            "flipped": int((flipped & kept)[rows].sum()),
+            "dropped": int((~kept[rows]).sum()),
+            "noise_rate": float(flipped[rows].mean()),
+            **({"mean_strength": float(known.mean())} if len(known) else {}),
+        }
+
+    metrics = {f"curation/{name}": value for name, value in of(rows).items()}
+    if len(sources) > 1:
+        for source, part in sources.items():
+            metrics |= {f"curation/{name}/{source}": value for name, value in of(part).items()}
+    return metrics
+
+
+@dataclass
+class CurationState:
+    """Decisions about the N pairs of a train set."""
+
+    selection: Selection
+    average: np.ndarray  # (N,), float64: average reward margin over the rounds, as labelled in the data set, or NaN
+    reference: np.ndarray | None = None  # (R,), float64: the same for the pairs known to be right
+    round: int = 0  # number of rounds done
+    last_epoch: int = -1  # number of epochs that were done at the last round
+
+    @classmethod
+    def at_start(cls, num_pairs: int, seed: int = 0, num_references: int | None = None) -> CurationState:
+        """Return the state before any round: nothing scored, all pairs as they are in the data set."""
+        reference = None if num_references is None else np.full(num_references, np.nan)
+        return cls(Selection.of_all(num_pairs, seed), np.full(num_pairs, np.nan), reference)
+
+
+def save_state(folder: str | os.PathLike, state: CurationState, settings: dict[str, Any], fingerprint: str) -> None:
+    """Write the state into a checkpoint."""
+    selection = state.selection
+    arrays = {"flipped": selection.flipped, "kept": selection.kept, "average": state.average}
+    if selection.strength is not None:
+        arrays["strength"] = selection.strength
+    if state.reference is not None:
+        arrays["reference"] = state.reference
+    record = {"round": state.round, "last_epoch": state.last_epoch, "seed": selection.seed}
+    with whole_file(Path(folder) / ARRAYS_FILE) as path:
+        save_file(arrays, path)
+    with whole_file(Path(folder) / STATE_FILE) as path:
+        path.write_text(json.dumps({**record, "settings": settings, "fingerprint": fingerprint}, indent=2) + "\n")
+
+
+def load_state(folder: str | os.PathLike, settings: dict[str, Any], fingerprint: str) -> CurationState:
+    """Read the state of a checkpoint; refuse that of another train set or of other settings."""
+    file = Path(folder) / STATE_FILE
+    if not file.is_file():
+        raise ValueError(
+            f"{folder} was written without the curation callback; resume from it without the callback, or start anew."
+        )
+    record = json.loads(file.read_text(encoding="utf-8"))
+    if record["fingerprint"] != fingerprint:
+        raise ValueError(
+            f"The curation of {folder} is that of another train set: its pairs, their content, sources, strengths or "
+            "order differ; resume with the set that it was trained on, or start anew."
+        )
+    written = _with_plain_names(record["settings"])
+    for name in sorted({*settings, *written}):
+        before, now = written.get(name), settings.get(name)
+        if before != now:
+            raise ValueError(
+                f"The curation of {folder} was made with `{name}` {json.dumps(before)}, which now is "
+                f"{json.dumps(now)}; set it back, or start anew."
+            )
+    arrays = load_file(Path(folder) / ARRAYS_FILE)
+    selection = Selection(arrays["flipped"], arrays["kept"], strength=arrays.get("strength"), seed=record["seed"])
+    return CurationState(selection, arrays["average"], arrays.get("reference"), record["round"], record["last_epoch"])
+
+
+def fingerprint_of(dataset: Dataset, contents: pa.Table) -> str:
+    """Hash a train set: the names, contents, sources and strengths of its pairs, in their order."""
+    parts = [source_fingerprint(contents["pair_id"].combine_chunks()), json.dumps(contents["content"].to_pylist())]
+    for column in ("source", "strength"):
+        if column in dataset.column_names:
+            parts.append(json.dumps(column_of(dataset, column).to_pylist()))
+    return digest(parts)
+
+
+def describe(value: Any) -> Any:
+    """Describe a rule as JSON: its function and arguments, functions of the package by their plain names."""
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [describe(one) for one in value]
+    if isinstance(value, np.ndarray):
+        return digest(np.ascontiguousarray(value).tobytes())
+    if isinstance(value, partial):
+        return [describe(value.func), describe(value.args), {k: describe(v) for k, v in value.keywords.items()}]
+    if is_dataclass(value) and not isinstance(value, type):
+        return [describe(type(value)), {field.name: describe(getattr(value, field.name)) for field in fields(value)}]
+    named = value if callable(value) and hasattr(value, "__qualname__") else type(value)
+    # No module of ours, which may move; a user's may well have a function of the same name.
+    is_ours = named.__module__.startswith("trl_dt2it.")
+    return named.__qualname__ if is_ours else f"{named.__module__}.{named.__qualname__}"
+
+
+def _with_plain_names(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Bring settings of older files, which name rules of the package with their modules, into the present form."""
+    return json.loads(re.sub(r'"trl_dt2it\.[\w.]+\.(\w+)"', r'"\1"', json.dumps(settings)))
+
+
+def check_ledger(ledger: CurationLedger, settings: Mapping[str, Any]) -> None:
+    """Refuse a ledger with rounds of anything but a training with these settings."""
+    for entry in ledger.rounds:
+        if entry["stage"] != STAGE or _with_plain_names(entry["settings"]) != settings:
+            raise ValueError(
+                f"The ledger in {ledger.directory} holds rounds of something else, or of other settings (round "
+                f"{entry['round']}, stage {entry['stage']!r}); give `ledger` another directory."
+            )
+
+
+def add_round(ledger: CurationLedger, round: int, **content: Any) -> None:
+    """Add a round of the training to its ledger; undo another round in its place, and the rounds after it."""
+    try:  # to find the same round, from before the training was resumed, which other devices may not repeat
+        ledger.append(round, STAGE, orientation="source", **content)
+    except ValueError:
+        rounds = ledger.summary().select(["round", "undone"]).to_pylist()
+        stale = {entry["round"] for entry in rounds if entry["round"] >= round and not entry["undone"]}
+        if round not in stale:
+            raise
+        logger.warning(f"Round {round} of the resumed training is not the one in {ledger.directory}, which is undone.")
+        for number in sorted(stale):
+            ledger.undo(number, STAGE)
+        ledger.append(round, STAGE, orientation="source", **content)

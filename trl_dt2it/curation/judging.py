@@ -1,9 +1,8 @@
-"""Judges asked about pairs in both orders, and the judges of a run."""
+"""Verdicts on pairs: judges asked about both orders, and the judges of a run."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from ..data.columns import leave_images_encoded
-from ..data.images import ImageOptions, with_image_root
+from ..data.images import ImageOptions
 from ..data.rows import SIDES, RowError, blocks, check_row, row_images, row_name
 from ..data.t2i_templates import CHINESE, ENGLISH
 from ..debias.distillation.candidates import read_question
@@ -42,28 +41,27 @@ _VERDICTS = [{template.first_is_better, template.second_is_better} for template 
 
 @dataclass
 class PairVotes:
-    """What J judges said of N pairs."""
+    """Votes of J judges on N pairs."""
 
-    # (N, J, 2) int8: In one order and in the other: 1 if chosen is better, -1 if rejected is, 0 for a tie, and
-    # `UNREADABLE` where there is no verdict
-    votes: np.ndarray
-    status: np.ndarray  # (N, J, 2): Status of each reply, or `"not_asked"` for a row that cannot be asked about
-    problems: dict[int, str] = field(default_factory=dict)  # Rows that cannot be asked about, with the reason
+    votes: np.ndarray  # (N, J, 2), int8: in both orders 1 if chosen is better, -1, 0 for a tie, or `UNREADABLE`
+    status: np.ndarray  # (N, J, 2), of each reply; `"not_asked"` for a row that cannot be asked about
+    problems: dict[int, str] = field(default_factory=dict)  # rows that cannot be asked about, with the reason
 
     @property
     def unanswered(self) -> np.ndarray:
-        """Pairs about which a judge was not asked or has not answered, `(N,)`; the next run asks about them again."""
-        return np.asarray(np.isin(self.status.astype(str), UNANSWERED).any(axis=(1, 2)))
+        """Mask of pairs that the next run asks about again: a judge was not asked or has not answered, `(N,)`."""
+        return self._has_status(UNANSWERED)
 
     @property
     def answered(self) -> np.ndarray:
-        """Pairs about which every judge has answered in both orders, with a verdict or without, `(N,)`; about all
-        others nothing may be concluded.
-        """
-        return ~np.asarray(np.isin(self.status.astype(str), NO_ANSWER).any(axis=(1, 2)))
+        """Mask of pairs that every judge has answered in both orders, with a verdict or without, `(N,)`."""
+        return ~self._has_status(NO_ANSWER)
+
+    def _has_status(self, statuses: Sequence[str]) -> np.ndarray:
+        return np.asarray(np.isin(self.status.astype(str), statuses).any(axis=(1, 2)))
 
     def counts(self) -> dict[str, int]:
-        """Replies by status."""
+        """Count the replies by status."""
         return dict(Counter(self.status.ravel().tolist()).most_common())
 
 
@@ -71,83 +69,75 @@ def judge_pairs(
     dataset: Dataset,
     judges: Sequence[JudgeClient],
     *,
-    rubric: Rubric = DEFAULT_RUBRIC,
     swap: Swap = "auto",
     language: str | None = None,
-    image_root: str | os.PathLike | None = None,
     image_options: ImageOptions | None = None,
     pairs_at_once: int = 64,
     show_progress: bool = True,
 ) -> PairVotes:
-    """Asks every judge about every pair, in both orders.
-
-    What is asked depends on the row alone, so a run after a kill finds the replies in the clients' stores. A row that
-    is flipped asks the same two questions.
-    """
-    rows, options = leave_images_encoded(dataset), with_image_root(image_options, image_root)
-    found = PairVotes(
-        np.full((len(rows), len(judges), 2), UNREADABLE, dtype=np.int8),
-        np.full((len(rows), len(judges), 2), "not_asked", dtype=object),
-    )
+    """Ask every judge about every pair, in both orders; replies that are in the clients' stores are not asked for."""
+    rows, options = leave_images_encoded(dataset), image_options or ImageOptions()
+    shape = (len(rows), len(judges), 2)
+    found = PairVotes(np.full(shape, UNREADABLE, dtype=np.int8), np.full(shape, "not_asked", dtype=object))
     for start in tqdm(range(0, len(rows), pairs_at_once), desc="judging", disable=None if show_progress else True):
-        asked = list[tuple[int, int, int]]()  # place, order, and 1 if the first answer is then the chosen one
+        asked = list[tuple[int, int, int]]()  # row, order, and 1 if the first answer is then the chosen one
         requests = list[JudgeRequest]()
-        for place in range(start, min(start + pairs_at_once, len(rows))):
+        for index in range(start, min(start + pairs_at_once, len(rows))):
             try:
-                pair, sign = pair_requests(rows[place], place, rubric, swap, language, options)
+                pair, sign = pair_requests(rows[index], index, DEFAULT_RUBRIC, swap, language, options)
             except RowError as error:
-                found.problems[place] = f"{row_name(rows[place], place)}, {error.reason}: {error}"
+                found.problems[index] = f"{row_name(rows[index], index)}, {error.reason}: {error}"
                 continue
             requests += pair
-            asked += [(place, 0, sign), (place, 1, -sign)]
+            asked += [(index, 0, sign), (index, 1, -sign)]
         for number, judge in enumerate(judges):
-            for (place, order, sign), reply in zip(asked, judge.ask(requests, stop_early=True), strict=True):
-                found.votes[place, number, order] = vote_of(reply, sign)
-                found.status[place, number, order] = reply.status
+            for (index, order, sign), reply in zip(asked, judge.ask(requests, stop_early=True), strict=True):
+                found.votes[index, number, order] = _vote(reply, sign)
+                found.status[index, number, order] = reply.status
     return found
 
 
 def pair_requests(
     row: Mapping[str, Any], index: int, rubric: Rubric, swap: Swap, language: str | None, options: ImageOptions
 ) -> tuple[tuple[JudgeRequest, JudgeRequest], int]:
-    """The two requests about a row, the same for a row that is flipped."""
+    """Return the two requests about a row, the same for a flipped row, and 1 if the first answer is the chosen one."""
     check_row(row)
     question, images = read_question(row, index, source="", image_options=options), row_images(row)
     chosen, rejected = (_answer(row[side]) for side in SIDES)
     if swap == "auto":
-        # Their order in the image would stay, and with it whatever the judge makes of it, if answers changed places.
+        # Swapped answers would leave the order of the images, and with it the judge's position bias.
         swap = "images" if len(images) == 2 and {chosen, rejected} in _VERDICTS else "answers"
     elif swap == "images" and len(images) != 2:
         swap = "answers"
-    # Answers that stay in their places have to be in the same ones before and after a flip.
+    # Answers that stay in their positions have to be in the same ones before and after a flip.
     answers = sorted((chosen, rejected)) if swap == "images" else (chosen, rejected)
     wanted: dict[str, Any] = {"swap": swap, "rubric": rubric, "language": language, "image_options": options}
     return both_orders(question.text, images, *answers, **wanted), 1 if answers[0] == chosen else -1
 
 
-def vote_of(reply: JudgeReply, sign: int) -> int:
-    """What a reply says of a pair."""
+def _vote(reply: JudgeReply, sign: int) -> int:
     if not isinstance(reply.verdict, PairwiseVerdict):
         return UNREADABLE
     return sign * {"first": 1, "tie": 0, "second": -1}[reply.verdict.better]
 
 
+def _answer(side: Any) -> str:
+    """Return the text of an answer; of several messages, the last is what was judged."""
+    if isinstance(side, str):
+        return side
+    return "".join(block["text"] for block in blocks(side[-1]) if block["type"] == "text")
+
+
 def most_judging_cost(
-    dataset: Dataset,
-    endpoints: Sequence[Endpoint],
-    *,
-    rubric: Rubric = DEFAULT_RUBRIC,
-    image_root: str | os.PathLike | None = None,
-    image_options: ImageOptions | None = None,
-    sample: int = 32,
+    dataset: Dataset, endpoints: Sequence[Endpoint], *, image_options: ImageOptions | None = None, sample: int = 32
 ) -> Spending:
-    """What asking about all pairs of a set takes at most, by the mean of a sample of them."""
-    rows, options = leave_images_encoded(dataset), with_image_root(image_options, image_root)
-    places = np.unique(np.linspace(0, len(rows) - 1, min(sample, len(rows)), dtype=int)).tolist()
+    """Bound what asking about all pairs of a set takes, by the mean of a sample of them."""
+    rows, options = leave_images_encoded(dataset), image_options or ImageOptions()
+    indices = np.unique(np.linspace(0, len(rows) - 1, min(sample, len(rows)), dtype=int)).tolist()
     seen, total = 0, Spending()
-    for place in places:
+    for index in indices:
         try:
-            requests, _ = pair_requests(rows[place], place, rubric, "auto", None, options)
+            requests, _ = pair_requests(rows[index], index, DEFAULT_RUBRIC, "auto", None, options)
         except RowError:
             continue
         seen += 1
@@ -157,53 +147,47 @@ def most_judging_cost(
     return Spending(2 * len(rows) * len(endpoints), round(total.tokens * factor), total.cost * factor)
 
 
-def _answer(side: Any) -> str:
-    """The text of an answer; of several messages, the last is what was judged."""
-    if isinstance(side, str):
-        return side
-    return "".join(block["text"] for block in blocks(side[-1]) if block["type"] == "text")
-
-
 @dataclass(frozen=True)
 class Judging:
-    """Who is asked about dropped pairs, and what counts."""
+    """The judges that are asked about dropped pairs, and the votes that count."""
 
-    endpoints: tuple[Endpoint, ...]  # The judges
-    client_kwargs: tuple[dict[str, Any], ...]  # Other arguments of the `JudgeClient` of each
-    votes: str = "unanimous"  # `"unanimous"` or `"majority"`, as in `relabel_by_vote`
-    swap: Swap = "auto"  # As in `judge_pairs`
-    language: str | None = None  # As in `judge_pairs`
-    # Share of the pairs that may stay without an answer, and as they were. With more, the run stops and asks about
-    # them when it is started again
-    max_unanswered: float = 0.0
+    endpoints: tuple[Endpoint, ...]
+    client_kwargs: tuple[dict[str, Any], ...]  # other arguments of the `JudgeClient` of each
+    votes: str = "unanimous"  # or `"majority"`, as in `relabel_by_vote`
+    swap: Swap = "auto"  # as in `judge_pairs`
+    language: str | None = None  # as in `judge_pairs`
+    max_unanswered: float = 0.0  # share of pairs that may stay unanswered; with more, the run stops
 
     def settings(self) -> dict[str, Any]:
-        """All that votes depend on. A larger budget is part of it, so that what was over it is asked."""
-        names = ("model", "temperature", "max_tokens")
-        judges = [{"location": one.location, **{name: getattr(one, name) for name in names}} for one in self.endpoints]
-        for judge, one in zip(judges, self.endpoints, strict=True):
-            if one.extra_body:
-                judge["extra_body"] = dict(one.extra_body)
+        """Return all that votes depend on. A larger budget is part of it, so that pairs beyond it are asked about."""
+        names = ("location", "model", "temperature", "max_tokens")
+        judges = [
+            {
+                **{name: getattr(endpoint, name) for name in names},
+                **({"extra_body": dict(endpoint.extra_body)} if endpoint.extra_body else {}),
+            }
+            for endpoint in self.endpoints
+        ]
         budgets = [dataclasses.asdict(kwargs["budget"]) for kwargs in self.client_kwargs]
         own: dict[str, Any] = {name: getattr(self, name) for name in ("votes", "swap", "language")}
         return {"judges": judges, "budgets": budgets, **own}
 
     def clients(self, output_dir: Path) -> list[JudgeClient]:
-        """The judges, each with a store of its own, which all rounds share."""
+        """Open the judges, each with a store of its own, which all rounds share."""
         from ..judge.client import JudgeClient
 
-        clients = []
-        for endpoint, kwargs in zip(self.endpoints, self.client_kwargs, strict=True):
-            name = digest(f"{endpoint.location} {endpoint.model}")[:8]
-            # `judge_pairs` shows how far it is.
-            clients.append(
-                JudgeClient(endpoint, output_dir / f"judge-{name}.jsonl", **{"show_progress": False, **kwargs})
+        return [
+            JudgeClient(
+                endpoint,
+                output_dir / f"judge-{digest(f'{endpoint.location} {endpoint.model}')[:8]}.jsonl",
+                **{"show_progress": False, **kwargs},  # `judge_pairs` shows the progress
             )
-        return clients
+            for endpoint, kwargs in zip(self.endpoints, self.client_kwargs, strict=True)
+        ]
 
 
 def read_judging(given: Mapping[str, Any]) -> Judging:
-    """The judges of a configuration."""
+    """Read the judges of a configuration: keys of one judge, or a list of judges as `endpoints`."""
     rest = dict(given)
     names = ("votes", "swap", "language", "max_unanswered")
     own: dict[str, Any] = {name: rest.pop(name) for name in names if name in rest}

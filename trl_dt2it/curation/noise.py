@@ -1,4 +1,4 @@
-"""How many labels are wrong: a mixture fitted to reward margins, and scores of several models combined."""
+"""Share of wrong labels: a mixture fitted to reward margins, and scores of several models combined."""
 
 from __future__ import annotations
 
@@ -17,29 +17,62 @@ from transformers.utils import logging
 from ..evaluation.metrics import wilson
 
 
+logger = logging.get_logger(__name__)
+
+MIN_PAIRS = 20
+
+# Twice the log-likelihood that a fit has to gain over coin flips: two standard errors of the mean sign.
+MIN_EVIDENCE = 4.0
+
+# A flip takes more: over a model that guesses, at the 0.01 % level (a run asks this of each source in each round, and
+# half of the labels are at stake), and over labels that are all right and a model that is less sure than elsewhere, at
+# the 5 % level.
+MIN_READING, MIN_NOISE_EVIDENCE = float(chi2.isf(0.0001, 1)), float(chi2.isf(0.05, 1))
+
+# A rate whose 95 % interval is wider is not identified.
+MAX_WIDTH = 0.3
+
+_INTERVAL_DEPTH = float(chi2.isf(0.05, 1))
+
+# Most labels of a source are only called wrong where the model surely contradicts more of them than this: a model that
+# reads a source badly contradicts about half, and a few more by a bias of its own.
+MIN_REVERSED = 0.6
+
+# A fit sees at most this many margins, evenly spaced by rank, and so takes the same time for any number of pairs.
+_POINTS, _COARSE_POINTS = 4096, 512
+
+# Slopes per root mean square, from which the search starts.
+_SLOPES = np.geomspace(0.25, 64.0, 17)
+
+_LOG_SLOPES = np.linspace(math.log(_SLOPES[0]) - 3, math.log(_SLOPES[-1]) + 1, 40)
+
+# A prior worth one wrong and one right pair, and a slope that is finite where no pair contradicts.
+_LOG_SLOPE, _LOG_SLOPE_SPREAD = math.log(3.0), 1.5
+
+
 def combine_scores(scores: npt.ArrayLike, how: Literal["raw", "zscore", "rank"] = "raw") -> np.ndarray:
     r"""
-    How much better the chosen answer of each pair is, by the mean of all models.
+    Combine the scores of several models into one reward margin per pair.
 
-    With \(d_{ij}\) the reward of chosen minus that of rejected by model \(j\), the strength of pair \(i\) is the mean
+    With \(d_{ij}\) the reward of chosen minus that of rejected by model \(j\), the margin of pair \(i\) is the mean
     over \(j\) of
 
     - `"raw"`: \(d_{ij}\), as in the paper. Rewards of different models have no common unit, so the model with the
-      widest ones decides.
+      widest rewards decides.
     - `"zscore"`: \(d_{ij}\) divided by the root mean square of \(d_{\cdot j}\). Nothing is subtracted: zero is where
-      a right label turns into a wrong one, and centring would move it.
+      a right label turns into a wrong one, and centering would move it.
     - `"rank"`: the sign of \(d_{ij}\) times the rank of \(|d_{ij}|\) within the model, divided by the number of pairs
-      that it scored. Equal ones share their mean rank, and a difference of 0 stays 0. Outliers do not matter then.
+      that it scored, so that outliers do not matter. Equal differences share their mean rank, and 0 stays 0.
 
     Args:
         scores (`np.ndarray` of shape `(N, 2, M)`):
-            Rewards of chosen and of rejected by M models, or of shape `(N, 2)` for one model; NaN where there is none.
+            Rewards of chosen and rejected by M models, or of shape `(N, 2)` for one model; NaN where there is none.
         how (`str`, *optional*, defaults to `"raw"`):
             `"raw"`, `"zscore"` or `"rank"`.
 
     Returns:
-        `np.ndarray` of shape `(N,)` and dtype `float64`: NaN for a pair that some model has not scored: a mean of
-        fewer models is not comparable.
+        `np.ndarray` of shape `(N,)` and dtype `float64`: NaN for a pair that some model has not scored, because a mean
+        of fewer models is not comparable.
 
     Raises:
         `ValueError`: if the shape is another, a score is infinite, or `how` is unknown.
@@ -63,20 +96,6 @@ def combine_scores(scores: npt.ArrayLike, how: Literal["raw", "zscore", "rank"] 
     return difference.mean(axis=1)
 
 
-def as_strength(strength: npt.ArrayLike) -> np.ndarray:
-    """Strengths as the rules want them.
-
-    Shapes: `strength` `(N,)`, returns `(N,)` `float64`.
-    """
-    strength = np.asarray(strength, dtype=np.float64)
-    if strength.ndim != 1:
-        raise ValueError(f"`strength` has shape {strength.shape}; give one number per pair, as `combine_scores` does.")
-    if np.isinf(strength).any():
-        place = np.flatnonzero(np.isinf(strength))[0]
-        raise ValueError(f"The strength of pair {place} is infinite; give NaN for a pair that is not scored.")
-    return strength
-
-
 def _unit_root_mean_square(difference: np.ndarray) -> np.ndarray:
     # Scaled by the largest first, so that squares neither overflow nor vanish.
     largest = np.abs(difference).max()
@@ -96,66 +115,45 @@ _SCALES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "rank": _signed_rank,
 }
 
-logger = logging.get_logger(__name__)
 
-MIN_PAIRS = 20
-
-# Twice the log-likelihood that a fit has to gain over coin flips: two standard errors of the mean sign.
-MIN_EVIDENCE = 4.0
-
-# What is flipped has to gain more: over a model that guesses, at the 0.01 % level (a run asks this of each source in
-# each round, and half of the labels are at stake), and over labels that are all right and a model that is less sure
-# than elsewhere, at the 5 % level.
-MIN_READING, MIN_NOISE_EVIDENCE = float(chi2.isf(0.0001, 1)), float(chi2.isf(0.05, 1))
-
-# A rate whose 95 % interval is wider is not known.
-MAX_WIDTH = 0.3
-
-_INTERVAL_DEPTH = float(chi2.isf(0.05, 1))
-
-# Most labels of a source are only called wrong where the model contradicts surely more of them than this: a model
-# that reads a source badly contradicts about half, and contradicts a few more of them by a bias of its own.
-MIN_REVERSED = 0.6
-
-# A fit sees no more than this many strengths, evenly spaced by rank, and so takes the same time for any number.
-_POINTS, _COARSE_POINTS = 4096, 512
-
-# Slopes per root mean square, from which the search starts.
-_SLOPES = np.geomspace(0.25, 64.0, 17)
-
-_LOG_SLOPES = np.linspace(math.log(_SLOPES[0]) - 3, math.log(_SLOPES[-1]) + 1, 40)
-
-# As much as one wrong and one right pair more, and a slope that is finite where no pair contradicts.
-_LOG_SLOPE, _LOG_SLOPE_SPREAD = math.log(3.0), 1.5
+def as_margins(strength: npt.ArrayLike) -> np.ndarray:
+    """Return reward margins as `float64`, `(N,)`; raise a `ValueError` at another shape or an infinite margin."""
+    margins = np.asarray(strength, dtype=np.float64)
+    if margins.ndim != 1:
+        raise ValueError(f"`strength` has shape {margins.shape}; give one number per pair, as `combine_scores` does.")
+    if np.isinf(margins).any():
+        index = np.flatnonzero(np.isinf(margins))[0]
+        raise ValueError(f"The reward margin of pair {index} is infinite; give NaN for a pair that is not scored.")
+    return margins
 
 
 @dataclass(frozen=True)
 class NoiseEstimate:
     """
-    How many labels are wrong, and how likely each is.
+    Share of wrong labels, and the probability that each is wrong.
 
     Parameters:
         rate (`float`):
-            Share of wrong labels that fits best, from 0 to 1; NaN where there is no fit.
+            Best-fitting share of wrong labels, from 0 to 1; NaN where there is no fit.
         slope (`float`):
-            How fast the model becomes sure: the log-odds that it ranks a pair rightly, per unit of strength.
+            Log-odds that the model ranks a pair rightly, per unit of reward margin.
         mean, std (`float`):
-            Mean and standard deviation of the strengths that right labels would have.
+            Mean and standard deviation of the reward margins that right labels would have.
         is_identified (`bool`):
-            Whether there are enough pairs, their signs are more than coin flips (or a `reference` says that they are),
-            and `interval` is at most 0.3 wide where the slope is not known.
+            Whether there are enough pairs, their signs are more than coin flips (or a `reference` says so), and
+            `interval` is at most 0.3 wide where the slope is not known.
         posterior (`np.ndarray` of shape `(N,)` and dtype `float64`):
             Probability that each label is wrong; NaN where the pair is not scored, and 0 for all if the estimate is
             not identified.
         interval (`tuple[float, float]`):
             95 % interval of `rate` by its profile likelihood; 0 to 1 where there is no fit.
         evidence (`float`):
-            Twice the log-likelihood that the fit gains over labels that are all right, whatever the slope; over those
-            at the slope of the `reference`, if that is passed. Above 3.84 it is noise at the 5 % level.
+            Twice the log-likelihood that the fit gains over labels that are all right, at any slope, or at that of the
+            `reference`, if there is one. Above 3.84 it is noise at the 5 % level.
         reading (`float`):
-            The same over a model that guesses, for which all signs are coin flips.
+            Twice the log-likelihood that the fit gains over a model that guesses.
         contradicted (`float`):
-            Share of the scored pairs with a negative strength, a strength of 0 counted half; NaN without any.
+            Share of the scored pairs with a negative margin, a margin of 0 counted half; NaN without any.
     """
 
     rate: float
@@ -174,124 +172,139 @@ def estimate_noise(
     strength: npt.ArrayLike, reference: npt.ArrayLike | None = None, *, slope: float | None = None
 ) -> NoiseEstimate:
     r"""
-    Fits the mirrored mixture to strengths.
+    Fit the mirrored mixture to reward margins.
 
-    A pair with a wrong label has minus the strength that it would have with the right one. So with noise rate \(e\)
-    and density \(f\) of the strengths of right labels, strengths \(d\) have the density
-    \((1 - e) f(d) + e f(-d)\), and a label is wrong with probability
-    \(e f(-d) / ((1 - e) f(d) + e f(-d))\). Reward models are trained to make the log-odds of a preference linear
-    in the difference of rewards, so \(\log f(d) / f(-d) = k d\) is all that is assumed of \(f\), and that posterior is
-    \(\sigma(\log \frac{e}{1 - e} - k d)\). The distribution of \(|d|\) may be any: given \(|d|\), the sign is negative
-    with probability \(e + (1 - 2e) \sigma(-k |d|)\), and \(e\) and \(k\) maximise the likelihood of the signs, with a
-    weak prior. (A Gaussian \(f\) is such a one, with \(k = 2 \mu / \sigma^2\); but fitted as a Gaussian, heavy tails
-    pass for noise.) In short: where the model is sure, the share of negative strengths is the noise rate, and how that
-    share rises to one half towards 0 tells how far the model itself can be trusted.
+    A pair with a wrong label has minus the margin that it would have with the right one. So with noise rate \(e\) and
+    density \(f\) of the margins of right labels, margins \(d\) have the density \((1 - e) f(d) + e f(-d)\), and a
+    label is wrong with probability \(e f(-d) / ((1 - e) f(d) + e f(-d))\). Reward models are trained to make the
+    log-odds of a preference linear in the difference of rewards, so \(\log f(d) / f(-d) = k d\) is all that is assumed
+    of \(f\), and that posterior is \(\sigma(\log \frac{e}{1 - e} - k d)\). The distribution of \(|d|\) may be any:
+    given \(|d|\), the sign is negative with probability \(e + (1 - 2e) \sigma(-k |d|)\), and \(e\) and \(k\) maximize
+    the likelihood of the signs, with a weak prior. (A Gaussian \(f\) has \(k = 2 \mu / \sigma^2\); but fitted as a
+    Gaussian, heavy tails pass for noise.) In short: where the model is sure, the share of negative margins is the
+    noise rate, and how that share rises to one half towards 0 tells how far the model itself can be trusted.
 
-    That is why it is better than the half of the negative pairs that the paper flips. Among negative pairs are wrong
-    labels that the model sees through, about \(e a\) with \(a\) its accuracy, and right ones that it misjudges,
-    about \((1 - e)(1 - a)\). Half is right only where the two are equal, that is \(e = 1 - a\). A better model or
-    noisier labels, and wrong labels stay; cleaner labels, and right ones are turned. Here the bound is where the
-    posterior is one half, \(d = \log \frac{e}{1 - e} / k\), which of all rules that see only \(d\) leaves the fewest
-    wrong labels. It moves to 0 as labels become noisier, and away from it as they become cleaner: at \(e = 0\)
-    nothing is flipped.
+    The paper flips half of the negative pairs instead. Among them are about \(e a\) wrong labels that the model sees
+    through, with \(a\) its accuracy, and \((1 - e)(1 - a)\) right labels that it misjudges. Half is right only where
+    the two are equal, at \(e = 1 - a\). With a better model or noisier labels, wrong labels stay; with cleaner labels,
+    right ones are flipped. Here the bound is where the posterior is one half, \(d = \log \frac{e}{1 - e} / k\), which
+    of all rules that see only \(d\) leaves the fewest wrong labels: near 0 for noisy labels, far from it for clean
+    ones, and at \(e = 0\) nothing is flipped.
 
-    What the model is wrong about without doubt cannot be told from noise, and counts as such. Signs cannot tell noise
-    of one half from a model that guesses: the estimate is then not identified, unless a reference of the same kind of
-    pairs shows that the model does not guess. Nor can they tell much noise from a model that is often unsure where all
-    strengths are about equally large, as votes are: the interval of the rate is then wide. Under 20 pairs nothing is
-    tried.
+    An error that the model is sure of cannot be told from noise, and counts as such. Nor can noise of one half be told
+    from a model that guesses: the estimate is then not identified, unless a reference of the same kind of pairs shows
+    that the model does not guess. Nor can much noise be told from a model that is often unsure where all margins are
+    about equally large, as votes are: the interval of the rate is then wide. With under 20 pairs nothing is fitted.
 
     Args:
         strength (`np.ndarray` of shape `(N,)`):
-            Strengths, out of sample if possible: a model that has seen a wrong label partly believes it. NaN where a
-            pair is not scored.
+            Reward margins, out of sample if possible: a model that has seen a wrong label partly believes it. NaN
+            where a pair is not scored.
         reference (`np.ndarray` of shape `(R,)`, *optional*):
-            Strengths of at least 20 pairs known to be right and not trained on. The slope is calibrated on them
-            (logistic regression without intercept), and only the rate is estimated, which few pairs suffice for.
+            Reward margins of at least 20 pairs known to be right and not trained on. They set the slope (logistic
+            regression without intercept), and only the rate is estimated, for which few pairs suffice.
         slope (`float`, *optional*):
-            The slope, where it is known, as from [`shared_slope`]; 0 says that the model guesses.
+            The slope, where it is known, as from [`shared_slope`]; 0 for a model that guesses.
 
     Returns:
         [`NoiseEstimate`]
 
     Raises:
-        `ValueError`: if a shape is wrong, a strength is infinite, the slope is NaN, there are too few references, or
-            there are both `reference` and `slope`.
+        `ValueError`: if a shape is wrong, a margin is infinite, the slope is NaN, there are too few references, or
+            both `reference` and `slope` are passed.
     """
     if reference is not None and slope is not None:
         raise ValueError("Both `reference` and `slope` are given, and each tells the slope; leave one of them out.")
     if slope is not None and math.isnan(slope):
-        raise ValueError(f"`slope` is {slope}; pass log-odds per unit of strength, 0 for a model that guesses.")
-    strength = as_strength(strength)
-    scored = strength[~np.isnan(strength)]
-    has_reference = reference is not None
-    slope = calibrate(reference) if reference is not None else slope
-    if len(scored) < MIN_PAIRS or not scored.any() or (slope is not None and slope <= 0):
-        return _unidentified(strength)
-    count, scale = len(scored), float(np.abs(scored).max())
-    scale *= math.sqrt(np.mean((scored / scale) ** 2))
-    points = _by_rank(np.sort(scored), _POINTS) / scale
+        raise ValueError(f"`slope` is {slope}; pass log-odds per unit of reward margin, 0 for a model that guesses.")
+    margins = as_margins(strength)
+    scored = margins[~np.isnan(margins)]
+    count, has_reference = len(scored), reference is not None
+    if reference is not None:
+        slope = calibrate(reference)
     is_slope_known = slope is not None
-    slopes = np.exp(_LOG_SLOPES) if slope is None else np.array([slope * scale])
+    contradicted = float(np.mean(scored < 0) + np.mean(scored == 0) / 2) if count else math.nan
+    unknown = np.where(np.isnan(margins), np.nan, 0.0)
+    if count < MIN_PAIRS or not scored.any() or (slope is not None and slope <= 0):
+        return NoiseEstimate(math.nan, math.nan, math.nan, math.nan, False, unknown, contradicted=contradicted)
+    scale = _root_mean_square(scored)
+    points = _by_rank(np.sort(scored), _POINTS) / scale
     if slope is None:
+        slopes = np.exp(_LOG_SLOPES)
         rate, slope = _fit(points, count)
         slope /= scale
     else:
-        rate = _fit_rate(expit(slope * scale * points), count)
+        slopes = np.array([slope * scale])
+        rate = _fit_rate(points, slope * scale, count)
     fitted = count * _mean_log_likelihood(points, rate, slope * scale)
-    # No model that guesses, and no label that is wrong.
+    # Against a model that guesses, and against labels that are all right.
     coins, clean = -count * math.log(2), count * _best_without_noise(points, slope * scale if has_reference else None)
     interval = _profile_interval(_by_rank(points, _COARSE_POINTS), count, rate, slopes)
     is_told = has_reference or 2 * (fitted - coins) >= MIN_EVIDENCE
     is_identified = is_told and (is_slope_known or interval[1] - interval[0] <= MAX_WIDTH)
-    posterior = expit(logit(rate) - slope * strength)
-    # With the signs that right labels would give, in expectation; in units of `scale`, the mean square is 1.
-    mean = float(np.mean(scored / scale * (1 - 2 * posterior[~np.isnan(strength)])))
+    posterior = expit(logit(rate) - slope * margins)
+    # Of the signs that right labels would have, in expectation; in units of `scale`, the mean square is 1.
+    mean = float(np.mean(scored / scale * (1 - 2 * posterior[~np.isnan(margins)])))
     return NoiseEstimate(
         rate=rate,
         slope=slope,
         mean=mean * scale,
         std=math.sqrt(max(0.0, 1 - mean**2)) * scale,
         is_identified=is_identified,
-        posterior=posterior if is_identified else np.where(np.isnan(strength), np.nan, 0.0),
+        posterior=posterior if is_identified else unknown,
         interval=interval,
         evidence=2 * (fitted - clean),
         reading=2 * (fitted - coins),
-        contradicted=_contradicted(scored),
+        contradicted=contradicted,
     )
 
 
 def shared_slope(parts: Sequence[np.ndarray]) -> float:
-    r"""The slope of several sources whose noise rates differ, of which one by itself may tell little.
-
-    How sure a model is of a difference in rewards is a property of the model, so \(k\) is one for all sources, and
-    each has its own rate \(e\): both maximise the likelihood of [`estimate_noise`], summed over the sources. A
-    source of 500 pairs whose rate is near one half does not show by itself whether its labels are noise or the model
-    guesses; the others do.
-    """
-    count = sum(len(part) for part in parts)
-    largest = max((float(np.abs(part).max()) for part in parts if len(part)), default=0.0)
-    if count < MIN_PAIRS or largest == 0:
+    """Fit the slope that sources of different noise rates share; 0 if it is not identified."""
+    # The slope is a property of the model. A source of 500 pairs whose rate is near one half does not show alone
+    # whether its labels are noise or the model guesses; the others do.
+    parts = [part for part in parts if len(part)]
+    count = sum(map(len, parts))
+    if count < MIN_PAIRS or (scale := _root_mean_square(np.concatenate(parts))) == 0:
         return 0.0
-    # Scaled by the largest first, so that squares neither overflow nor vanish.
-    size = largest * math.sqrt(sum(float(np.sum((part / largest) ** 2)) for part in parts) / count)
-    ordered = [np.sort(part) / size for part in parts if len(part)]
-    shares = [len(part) / count for part in ordered]
+    ordered = [np.sort(part) / scale for part in parts]
 
     def loss(log_slope: float, most: int) -> float:
         total = -(((log_slope - _LOG_SLOPE) / _LOG_SLOPE_SPREAD) ** 2) / 2 / count
-        for part, share in zip(ordered, shares, strict=True):
+        for part in ordered:
+            share = len(part) / count
             points, slope = _by_rank(part, max(MIN_PAIRS, int(most * share))), math.exp(log_slope)
-            rate = _fit_rate(expit(slope * points), len(part))
-            total += share * _mean_log_likelihood(points, rate, slope)
+            total += share * _mean_log_likelihood(points, _fit_rate(points, slope, len(part)), slope)
         return -total
 
     start = min(np.log(_SLOPES), key=lambda log_slope: loss(log_slope, _COARSE_POINTS))
     step = math.log(_SLOPES[1] / _SLOPES[0])
     bounds = (start - step, start + step)
-    found = minimize_scalar(loss, bounds=bounds, args=(_POINTS,), method="bounded", options={"xatol": 1e-4})
-    is_identified = 2 * count * (math.log(2) - found.fun) >= MIN_EVIDENCE
-    return math.exp(found.x) / size if is_identified else 0.0
+    best = minimize_scalar(loss, bounds=bounds, args=(_POINTS,), method="bounded", options={"xatol": 1e-4})
+    return math.exp(best.x) / scale if 2 * count * (math.log(2) - best.fun) >= MIN_EVIDENCE else 0.0
+
+
+def calibrate(reference: npt.ArrayLike) -> float:
+    """Fit the slope of pairs known to be right; 0 if the model does no better than guess on them."""
+    known = as_margins(reference)
+    known = known[~np.isnan(known)]
+    count = len(known)
+    if count < MIN_PAIRS:
+        raise ValueError(f"There are {count} scored references; give at least {MIN_PAIRS}, or none.")
+    scale = _root_mean_square(known)
+    if scale == 0:
+        return 0.0
+    points = _by_rank(np.sort(known), _POINTS) / scale
+
+    def loss(log_slope: np.ndarray) -> tuple[float, np.ndarray]:
+        slope, shift = math.exp(log_slope[0]), (log_slope[0] - _LOG_SLOPE) / _LOG_SLOPE_SPREAD
+        value = np.mean(log_expit(slope * points)) - shift**2 / 2 / count
+        by_slope = np.mean(points * expit(-slope * points)) * slope - shift / _LOG_SLOPE_SPREAD / count
+        return -float(value), -np.array([by_slope])
+
+    slope = math.exp(minimize(loss, [_LOG_SLOPE], jac=True, method="L-BFGS-B", bounds=[(-4.0, 7.0)]).x[0])
+    gain = 2 * count * (float(np.mean(log_expit(slope * points))) + math.log(2))
+    return slope / scale if gain >= MIN_EVIDENCE else 0.0
 
 
 def flip_mixture(
@@ -303,22 +316,21 @@ def flip_mixture(
     source: str | None = None,
 ) -> np.ndarray:
     """
-    Flips the pairs whose label is wrong with more than a given probability, by [`estimate_noise`].
+    Flip the pairs whose label is wrong with more than a given probability, by [`estimate_noise`].
 
     Nothing is flipped unless these pairs themselves show noise: the rate is identified, and the fit beats labels that
     are all right, whatever the slope, at the 5 % level, and a model that guesses at the 0.01 % level. With a
     reference, it only has to beat labels that are all right at its slope. Without one, most labels are not called
     wrong unless the model surely (99 %) contradicts more than 60 % of them. A pair that the model ranks as its label
-    does is never flipped.
-    What was seen is logged, with the name of the source.
+    does is never flipped. The outcome is logged, with the name of the source.
 
     Args:
         strength (`np.ndarray` of shape `(N,)`):
-            Strengths; NaN is not flipped.
+            Reward margins; NaN is not flipped.
         threshold (`float`, *optional*, defaults to `0.5`):
             Probability above which a pair is flipped, from 0 to 1. At 0.5 the fewest wrong labels are expected.
         reference (`np.ndarray` of shape `(R,)`, *optional*):
-            Strengths of pairs known to be right, of the same kind; see [`estimate_noise`]. With
+            Reward margins of pairs of the same kind that are known to be right; see [`estimate_noise`]. With
             `Flip(flip_mixture, by="source")` only their slope is used: that the model reads them does not say that it
             reads another source.
         slope (`float`, *optional*):
@@ -332,12 +344,11 @@ def flip_mixture(
     """
     if not 0 < threshold < 1:
         raise ValueError(f"`threshold` is {threshold}; give a probability between 0 and 1.")
-    strength = as_strength(strength)
-    estimate = estimate_noise(strength, reference, slope=slope)
-    count = int((~np.isnan(strength)).sum())
+    margins = as_margins(strength)
+    estimate = estimate_noise(margins, reference, slope=slope)
+    count, share = int((~np.isnan(margins)).sum()), estimate.contradicted
     if count == 0:
-        return np.zeros(len(strength), dtype=bool)
-    share = _contradicted(strength[~np.isnan(strength)])
+        return np.zeros(len(margins), dtype=bool)
     whose = f"{count:,} pairs" if source is None else f"the {count:,} pairs of {source!r}"
     seen = f"The model contradicts {share:.1%} of the labels of {whose}"
     low, high = wilson(share, count, confidence=0.98)  # each end one-sided at 1 %
@@ -360,65 +371,30 @@ def flip_mixture(
     else:
         logger.info(f"{seen}, which shows no noise that is more than the model's own errors; nothing is flipped.")
     # Comparisons with NaN are false.
-    return (estimate.posterior > threshold) & (strength < 0) & is_noisy
+    return (estimate.posterior > threshold) & (margins < 0) & is_noisy
 
 
-def _contradicted(scored: np.ndarray) -> float:
-    """Share of negative strengths, 0 counted half."""
-    return float(np.mean(scored < 0) + np.mean(scored == 0) / 2)
-
-
-def _best_without_noise(points: np.ndarray, slope: float | None = None) -> float:
-    """The largest mean log-likelihood of labels that are all right, at any slope from 0 or at the given one."""
-    if slope is not None:
-        return float(np.mean(log_expit(slope * points)))
-    # Concave in the slope, and at its maximum above 0 only where the mean strength is.
-    if points.mean() <= 0:
-        return -math.log(2)
-
-    def loss(log_slope: float) -> float:
-        return -float(np.mean(log_expit(math.exp(log_slope) * points)))
-
-    found = minimize_scalar(loss, bounds=(_LOG_SLOPES[0] - 3, _LOG_SLOPES[-1] + 3), method="bounded")
-    return max(-math.log(2), -float(found.fun))
-
-
-def _profile_interval(points: np.ndarray, count: int, rate: float, slopes: np.ndarray) -> tuple[float, float]:
-    """95 % interval of the rate: those whose likelihood, at the best of the slopes, is near enough to the largest."""
-    agree = expit(slopes[:, None] * points)
-    grid = np.r_[rate, np.linspace(0.0, 1.0, 101)]
-    with np.errstate(divide="ignore"):
-        profile = np.array([np.log(agree + one * (1 - 2 * agree)).mean(1).max() for one in grid])
-    near = grid[2 * count * (profile.max() - profile) <= _INTERVAL_DEPTH]
-    return float(min(near.min(), rate)), float(max(near.max(), rate))
-
-
-def _unidentified(strength: np.ndarray) -> NoiseEstimate:
-    posterior, scored = np.where(np.isnan(strength), np.nan, 0.0), strength[~np.isnan(strength)]
-    contradicted = _contradicted(scored) if len(scored) else math.nan
-    return NoiseEstimate(math.nan, math.nan, math.nan, math.nan, False, posterior, contradicted=contradicted)
+def _root_mean_square(values: np.ndarray) -> float:
+    # Scaled by the largest first, so that squares neither overflow nor vanish.
+    largest = float(np.abs(values).max())
+    return largest * math.sqrt(np.mean((values / largest) ** 2)) if largest else 0.0
 
 
 def _by_rank(ordered: np.ndarray, count: int) -> np.ndarray:
-    """Evenly spaced ones of sorted values."""
+    """Thin sorted values to `count`, evenly spaced by rank."""
     if len(ordered) <= count:
         return ordered
     return ordered[((np.arange(count) + 0.5) * (len(ordered) / count)).astype(np.int64)]
 
 
 def _fit(points: np.ndarray, count: int) -> tuple[float, float]:
-    """Rate and slope, of `count` pairs that `points` stand for."""
+    """Fit rate and slope to `count` pairs that `points` stand for."""
     coarse = _by_rank(points, _COARSE_POINTS)
-    starts = [np.array([logit(_fit_rate(expit(slope * coarse), count)), math.log(slope)]) for slope in _SLOPES]
+    starts = [np.array([logit(_fit_rate(coarse, slope, count)), math.log(slope)]) for slope in _SLOPES]
     start = min(starts, key=lambda start: _loss(start, coarse, count)[0])
     bounds = [(-20.0, 20.0), (math.log(_SLOPES[0]) - 3, math.log(_SLOPES[-1]) + 3)]
-    found = minimize(_loss, start, args=(points, count), jac=True, method="L-BFGS-B", bounds=bounds).x
-    return float(expit(found[0])), math.exp(found[1])
-
-
-def _mean_log_likelihood(points: np.ndarray, rate: float, slope: float) -> float:
-    agree = expit(slope * points)
-    return float(np.mean(np.log(agree + rate * (1 - 2 * agree))))
+    log_odds, log_slope = minimize(_loss, start, args=(points, count), jac=True, method="L-BFGS-B", bounds=bounds).x
+    return float(expit(log_odds)), math.exp(log_slope)
 
 
 def _loss(parameters: np.ndarray, points: np.ndarray, count: int) -> tuple[float, np.ndarray]:
@@ -434,8 +410,9 @@ def _loss(parameters: np.ndarray, points: np.ndarray, count: int) -> tuple[float
     return -(float(np.mean(np.log(likelihood))) + prior / count), -np.array([by_rate, by_slope])
 
 
-def _fit_rate(agree: np.ndarray, count: int) -> float:
-    """The rate at a given slope; the likelihood is concave in it, so that bisection of its derivative finds it."""
+def _fit_rate(points: np.ndarray, slope: float, count: int) -> float:
+    """Fit the rate at a given slope, by bisection of the derivative of the likelihood, which is concave in it."""
+    agree = expit(slope * points)
     low, high = 0.0, 1.0
     for _ in range(40):
         rate = (low + high) / 2
@@ -444,24 +421,31 @@ def _fit_rate(agree: np.ndarray, count: int) -> float:
     return (low + high) / 2
 
 
-def calibrate(reference: npt.ArrayLike) -> float:
-    """Slope of pairs known to be right; 0 if the model does no better than guess on them."""
-    known = as_strength(reference)
-    known = known[~np.isnan(known)]
-    if len(known) < MIN_PAIRS:
-        raise ValueError(f"There are {len(known)} scored references; give at least {MIN_PAIRS}, or none.")
-    scale = float(np.abs(known).max())
-    if scale == 0:
-        return 0.0
-    scale *= math.sqrt(np.mean((known / scale) ** 2))
-    points, count = _by_rank(np.sort(known), _POINTS) / scale, len(known)
+def _mean_log_likelihood(points: np.ndarray, rate: float, slope: float) -> float:
+    agree = expit(slope * points)
+    return float(np.mean(np.log(agree + rate * (1 - 2 * agree))))
 
-    def loss(log_slope: np.ndarray) -> tuple[float, np.ndarray]:
-        slope, shift = math.exp(log_slope[0]), (log_slope[0] - _LOG_SLOPE) / _LOG_SLOPE_SPREAD
-        value = np.mean(log_expit(slope * points)) - shift**2 / 2 / count
-        by_slope = np.mean(points * expit(-slope * points)) * slope - shift / _LOG_SLOPE_SPREAD / count
-        return -float(value), -np.array([by_slope])
 
-    slope = math.exp(minimize(loss, [_LOG_SLOPE], jac=True, method="L-BFGS-B", bounds=[(-4.0, 7.0)]).x[0])
-    gain = 2 * count * (float(np.mean(log_expit(slope * points))) + math.log(2))
-    return slope / scale if gain >= MIN_EVIDENCE else 0.0
+def _best_without_noise(points: np.ndarray, slope: float | None) -> float:
+    """Return the largest mean log-likelihood of labels that are all right, at any slope from 0 or at the given one."""
+    if slope is not None:
+        return float(np.mean(log_expit(slope * points)))
+    # Concave in the slope, and at its maximum above 0 only where the mean margin is.
+    if points.mean() <= 0:
+        return -math.log(2)
+
+    def loss(log_slope: float) -> float:
+        return -float(np.mean(log_expit(math.exp(log_slope) * points)))
+
+    best = minimize_scalar(loss, bounds=(_LOG_SLOPES[0] - 3, _LOG_SLOPES[-1] + 3), method="bounded")
+    return max(-math.log(2), -float(best.fun))
+
+
+def _profile_interval(points: np.ndarray, count: int, rate: float, slopes: np.ndarray) -> tuple[float, float]:
+    """Return the 95 % interval of the rate: those whose likelihood at the best slope is near enough to the largest."""
+    agree = expit(slopes[:, None] * points)
+    grid = np.r_[rate, np.linspace(0.0, 1.0, 101)]
+    with np.errstate(divide="ignore"):
+        profile = np.array([np.log(agree + one * (1 - 2 * agree)).mean(1).max() for one in grid])
+    near = grid[2 * count * (profile.max() - profile) <= _INTERVAL_DEPTH]
+    return float(min(near.min(), rate)), float(max(near.max(), rate))

@@ -35,7 +35,7 @@ from ..training.model_card import (
 from .ledger import CurationLedger
 
 
-# What the Hub calls the licences of the public sets, and some that others have.
+# Identifiers on the Hub of the licenses of the public sets, and some more.
 _HUB_LICENCES = {
     *("mit", "apache-2.0", "bsd-3-clause", "cdla-permissive-2.0", "odc-by", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0"),
     *("cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0", "cc-by-nd-4.0", "openrail", "unknown"),
@@ -43,136 +43,10 @@ _HUB_LICENCES = {
 
 _SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M")
 
-
-def curated_card(
-    dataset: Dataset,
-    ledger: CurationLedger,
-    repo_id: str,
-    *,
-    columns: Sequence[str],
-    split: str = "train",
-    with_dropped: bool = False,
-    licences: Mapping[str, str] | None = None,
-    contents: pa.Table | None = None,
-) -> DatasetCard:
-    """The card of a curated data set."""
-    contents = pair_contents(dataset) if contents is None else contents
-    known = ledger.labels(contents["pair_id"].combine_chunks(), contents=contents)
-    kept, flipped = known["kept"], known["flipped"]
-    parts = parts_by(dataset, "source") if "source" in dataset.column_names else {"": np.arange(len(dataset))}
-    # The same names, but for rows that do not say theirs.
-    counts = {"" if name == "None" else name: rows for name, rows in parts.items()}
-    linked = source_lines({name: len(rows) for name, rows in counts.items()}, licences)
-    lines = [
-        (shown, pairs, *(f"{value:,}" for value in _counts(kept[rows], flipped[rows])), licence)
-        for (shown, pairs, licence), rows in zip(linked, counts.values(), strict=True)
-    ]
-    own = {name: licence_of(name, licences) for name in counts}
-    total = dict(zip(("kept", "flipped", "dropped"), (f"{value:,}" for value in _counts(kept, flipped)), strict=True))
-    configs = [{"config_name": "default", "data_files": [{"split": split, "path": f"data/{split}-*.parquet"}]}]
-    if with_dropped:
-        configs.append({"config_name": "dropped", "data_files": [{"split": split, "path": "dropped/*.parquet"}]})
-    card_data = DatasetCardData(
-        license=sorted({_hub_licence(licence) for licence in own.values()}),
-        pretty_name=repo_id.split("/")[-1],
-        size_categories=_SIZES[min(max(len(str(int(kept.sum()))) - 3, 0), len(_SIZES) - 1)],
-        tags=["preferences", "reward-model", "curated", "trl", "trl-dt2it"],
-        source_datasets=hub_ids(list(counts)) or None,
-        configs=configs,
-    )
-    return DatasetCard.from_template(
-        card_data,
-        template_path=str(files("trl_dt2it").joinpath("templates/dataset_card.md")),
-        citation=PAPER["citation"],
-        columns=[code_span(name) for name in columns],
-        name=name_cell(repo_id.split("/")[-1]),
-        non_commercial=[cell(name) for name, licence in own.items() if _is_non_commercial(name, licence)],
-        project_url=PROJECT_URL,
-        provenance=provenance(ledger),
-        repo_id=repo_id,
-        rounds=ledger_lines(ledger),
-        sources=lines,
-        split=split,
-        total={"pairs": f"{len(dataset):,}", **total},
-        unknown=[cell(name) or "pairs without a source" for name, licence in own.items() if licence == "unknown"],
-        versions=[(name, version(name)) for name in ("trl-dt2it", "trl", "transformers", "datasets")],
-        with_dropped=with_dropped,
-    )
-
-
-def provenance(ledger: CurationLedger) -> list[dict[str, object]]:
-    """Which models decided in each round that stands, and by which settings."""
-    found: list[dict[str, object]] = []
-    for entry in ledger.standing:
-        settings = {name: value for name, value in entry["settings"].items() if name != "digest"}
-        found.append(
-            {
-                "name": f"round {entry['round']}, {entry['stage']}",
-                "models": [cell(name) for name in entry["models"]],
-                "settings": code_span(json.dumps(settings, ensure_ascii=False)),
-            }
-        )
-    return found
-
-
-def ledger_lines(ledger: CurationLedger) -> list[tuple[str, ...]]:
-    """Round, stage, pairs, and of those kept, flipped and dropped, for each round that stands, over all sources."""
-    summary = ledger.summary()
-    standing = summary.filter(pc.invert(summary["undone"]))
-    columns = ("pairs", "keep", "flip", "drop")
-    found = standing.group_by(["round", "stage"], use_threads=False).aggregate([(name, "sum") for name in columns])
-    return [
-        (str(row["round"]), row["stage"], *(f"{row[f'{name}_sum']:,}" for name in columns))
-        for row in found.to_pylist()
-    ]
-
-
-def curation_facts(
-    ledger: CurationLedger | None, log_history: Sequence[Mapping[str, Any]] = ()
-) -> dict[str, Any] | None:
-    """Numbers of pairs `kept`, `flipped` and `dropped`, and `rounds`, as [`ledger_lines`] gives them; without a ledger
-    what a trainer logged of its last round, and `None` without any curation.
-    """
-    if ledger is not None and len(state := ledger.state()):
-        kept, flipped = (state[name].to_numpy().astype(bool) for name in ("kept", "flipped"))
-        numbers, rounds = _counts(kept, flipped), ledger_lines(ledger)
-    elif (last := next((one for one in reversed(log_history) if "curation/kept" in one), None)) is not None:
-        numbers, rounds = tuple(last[f"curation/{name}"] for name in ("kept", "flipped", "dropped")), []
-    else:
-        return None
-    return {
-        **{name: f"{n:,}" for name, n in zip(("kept", "flipped", "dropped"), numbers, strict=True)},
-        "rounds": rounds,
-    }
-
-
-def curation_section(ledger: CurationLedger | None, log_history: Sequence[Mapping[str, Any]] = ()) -> str | None:
-    """The section of a model card on the curation of its training set; see [`curation_facts`]."""
-    facts = curation_facts(ledger, log_history)
-    if facts is None:
-        return None
-    text = (
-        f"### Curation\n\nBy reward models, rules and maybe judges: {facts['kept']} pairs are kept, "
-        f"{facts['flipped']} of them with chosen and rejected exchanged, and {facts['dropped']} are left out."
-    )
-    columns = ("round", "stage", "pairs", "kept", "flipped", "dropped")
-    return f"{text}\n\n{table(columns, facts['rounds'])}" if facts["rounds"] else text
-
-
-def _counts(kept: np.ndarray, flipped: np.ndarray) -> tuple[int, int, int]:
-    return int(kept.sum()), int((kept & flipped).sum()), int((~kept).sum())
-
-
-def _hub_licence(licence: str) -> str:
-    return licence.lower() if licence.lower() in _HUB_LICENCES else "other"
-
-
-def _is_non_commercial(source: str, licence: str) -> bool:
-    known = SOURCES.get(source)
-    return "-nc" in licence.lower() or (known is not None and known.is_non_commercial)
-
-
+# Folders of the repository, of which a push replaces the files.
 _FOLDERS = ("data/", "dropped/", "ledger/")
+
+_COUNTS = ("kept", "flipped", "dropped")
 
 
 def push_curated(
@@ -192,49 +66,49 @@ def push_curated(
     max_shard_bytes: int = 500_000_000,
 ) -> CommitInfo:
     """
-    Pushes a curated data set and its ledger to the Hub, in one commit.
+    Push a curated data set and its ledger to the Hub, in one commit.
 
     The repository gets `data/train-00000.parquet` and so on, with all images in them, which `load_dataset` reads; the
-    folder `ledger`, which [`CurationLedger`] reads; and a card with counts for each source and round, licences, and
-    which models decided by which settings. What an earlier push left in these places goes. The ledger goes up as it
-    is: it names models, paths of local ones too, and endpoints of judges, but holds no keys. What it decided about
-    pairs that are no longer the same is not applied, as [`CurationLedger.apply`] says.
+    folder `ledger`, which [`CurationLedger`] reads; and a card with counts for each source and round, licenses, and
+    models and settings of each decision. Files of an earlier push in these folders are deleted. The ledger goes up as
+    it is: it names models, paths of local models too, and endpoints of judges, but holds no keys. Decisions about
+    pairs that have changed since are not applied, as in [`CurationLedger.apply`].
 
     Args:
         dataset (`Dataset`):
-            The source set; the ledger is applied to it.
+            The source set, to which the ledger is applied.
         ledger ([`CurationLedger`]):
-            The ledger.
+            The ledger of this set.
         repo_id (`str`):
             The repository, made if it is not there.
         split (`str`, *optional*, defaults to `"train"`):
             Name of the split.
         with_dropped (`bool`, *optional*, defaults to `False`):
-            Whether dropped pairs go up too, as the configuration `"dropped"`. With them every round can be undone.
+            Whether dropped pairs go up too, as the configuration `"dropped"`, so that every round can be undone.
         refresh_strength (`bool`, *optional*, defaults to `False`):
-            As in [`CurationLedger.apply`].
+            Whether the column `strength` takes the reward margins of the ledger, as in [`CurationLedger.apply`].
         licences (`Mapping[str, str]`, *optional*):
-            Licences by source, such as `{"own": "cc-by-4.0"}`, for sources that are no sets of [`load_preferences`].
+            Licenses by source, such as `{"own": "cc-by-4.0"}`, for sources that are not sets of [`load_preferences`].
         image_root (`str`, *optional*):
-            Folder out of which images may be read. Without it, they have to be within the rows, because a row may name
+            Folder from which images may be read. Without it, images have to be within the rows, because a row may name
             any file of this machine.
         private (`bool`, *optional*):
             Whether a new repository is private; by default public, unless the organization's default says otherwise,
             as in `datasets`.
         token (`str`, *optional*):
-            Token; by default the one of the login.
+            Token; by default that of the login.
         revision (`str`, *optional*):
             Branch; made if it is not there.
         commit_message (`str`, *optional*):
             Message of the commit.
         max_shard_bytes (`int`, *optional*, defaults to 500 MB):
-            A file ends with the 100 rows with which it has reached this size. One is held in memory.
+            Size at which a file ends, after a multiple of 100 rows. One file is held in memory.
 
     Returns:
         [`~huggingface_hub.CommitInfo`]
 
     Raises:
-        `ValueError`: if the ledger speaks of none of the rows, or holds nothing, or `split` is no word.
+        `ValueError`: if the ledger is empty, covers none of the rows, or `split` is not a word.
         [`RowError`]: if an image is not there or may not be read; the message names the row.
 
     Example:
@@ -277,7 +151,7 @@ def push_curated(
     for stem, rows in parts:
         for number, content in enumerate(parquet_shards(rows, options, max_shard_bytes)):
             addition = CommitOperationAdd(f"{stem}-{number:05d}.parquet", content)
-            # Uploaded one by one, so that memory holds one; they are seen with the commit alone.
+            # Uploaded one by one, so that memory holds one; the commit alone makes them visible.
             api.preupload_lfs_files(repo_id, [addition], repo_type="dataset", revision=revision)
             operations.append(addition)
     operations += [CommitOperationAdd(f"ledger/{name}", content) for name, content in files]
@@ -289,3 +163,116 @@ def push_curated(
     return api.create_commit(
         repo_id, operations, commit_message=commit_message, repo_type="dataset", revision=revision
     )
+
+
+def curated_card(
+    dataset: Dataset,
+    ledger: CurationLedger,
+    repo_id: str,
+    *,
+    columns: Sequence[str],
+    split: str = "train",
+    with_dropped: bool = False,
+    licences: Mapping[str, str] | None = None,
+    contents: pa.Table | None = None,
+) -> DatasetCard:
+    """Make the card of a curated data set."""
+    contents = pair_contents(dataset) if contents is None else contents
+    known = ledger.labels(contents["pair_id"].combine_chunks(), contents=contents)
+    kept, flipped = known["kept"], known["flipped"]
+    parts = parts_by(dataset, "source") if "source" in dataset.column_names else {"": np.arange(len(dataset))}
+    parts = {"" if name == "None" else name: rows for name, rows in parts.items()}  # rows without a source
+    linked = source_lines({name: len(rows) for name, rows in parts.items()}, licences)
+    lines = [
+        (shown, pairs, *_counts(kept[rows], flipped[rows]).values(), licence)
+        for (shown, pairs, licence), rows in zip(linked, parts.values(), strict=True)
+    ]
+    own = {name: licence_of(name, licences) for name in parts}
+    configs = [{"config_name": "default", "data_files": [{"split": split, "path": f"data/{split}-*.parquet"}]}]
+    if with_dropped:
+        configs.append({"config_name": "dropped", "data_files": [{"split": split, "path": "dropped/*.parquet"}]})
+    card_data = DatasetCardData(
+        license=sorted({name if name in _HUB_LICENCES else "other" for name in map(str.lower, own.values())}),
+        pretty_name=repo_id.split("/")[-1],
+        size_categories=_SIZES[min(max(len(str(int(kept.sum()))) - 3, 0), len(_SIZES) - 1)],
+        tags=["preferences", "reward-model", "curated", "trl", "trl-dt2it"],
+        source_datasets=hub_ids(list(parts)) or None,
+        configs=configs,
+    )
+    return DatasetCard.from_template(
+        card_data,
+        template_path=str(files("trl_dt2it").joinpath("templates/dataset_card.md")),
+        citation=PAPER["citation"],
+        columns=[code_span(name) for name in columns],
+        name=name_cell(repo_id.split("/")[-1]),
+        non_commercial=[cell(name) for name, licence in own.items() if _is_non_commercial(name, licence)],
+        project_url=PROJECT_URL,
+        provenance=provenance(ledger),
+        repo_id=repo_id,
+        rounds=ledger_lines(ledger),
+        sources=lines,
+        split=split,
+        total={"pairs": f"{len(dataset):,}", **_counts(kept, flipped)},
+        unknown=[cell(name) or "pairs without a source" for name, licence in own.items() if licence == "unknown"],
+        versions=[(name, version(name)) for name in ("trl-dt2it", "trl", "transformers", "datasets")],
+        with_dropped=with_dropped,
+    )
+
+
+def provenance(ledger: CurationLedger) -> list[dict[str, object]]:
+    """List name, models and settings of each round that counts."""
+    return [
+        {
+            "name": f"round {entry['round']}, {entry['stage']}",
+            "models": [cell(name) for name in entry["models"]],
+            "settings": code_span(
+                json.dumps({k: v for k, v in entry["settings"].items() if k != "digest"}, ensure_ascii=False)
+            ),
+        }
+        for entry in ledger.standing
+    ]
+
+
+def ledger_lines(ledger: CurationLedger) -> list[tuple[str, ...]]:
+    """List round, stage, pairs, and those kept, flipped and dropped, of each round that counts, over all sources."""
+    summary = ledger.summary()
+    columns = ("pairs", "keep", "flip", "drop")
+    groups = summary.filter(pc.invert(summary["undone"])).group_by(["round", "stage"], use_threads=False)
+    return [
+        (str(row["round"]), row["stage"], *(f"{row[f'{name}_sum']:,}" for name in columns))
+        for row in groups.aggregate([(name, "sum") for name in columns]).to_pylist()
+    ]
+
+
+def curation_facts(
+    ledger: CurationLedger | None, log_history: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any] | None:
+    """Return counts of pairs and [`ledger_lines`], or counts of the last round in a log; `None` without either."""
+    if ledger is not None and len(state := ledger.state()):
+        kept, flipped = (state[name].to_numpy().astype(bool) for name in ("kept", "flipped"))
+        return {**_counts(kept, flipped), "rounds": ledger_lines(ledger)}
+    logged = next((entry for entry in reversed(log_history) if "curation/kept" in entry), None)
+    return None if logged is None else {**{name: f"{logged[f'curation/{name}']:,}" for name in _COUNTS}, "rounds": []}
+
+
+def curation_section(ledger: CurationLedger | None, log_history: Sequence[Mapping[str, Any]] = ()) -> str | None:
+    """Write the section of a model card on the curation of its training set; `None` without any curation."""
+    facts = curation_facts(ledger, log_history)
+    if facts is None:
+        return None
+    text = (
+        f"### Curation\n\nBy reward models, rules and maybe judges: {facts['kept']} pairs are kept, "
+        f"{facts['flipped']} of them with chosen and rejected exchanged, and {facts['dropped']} are left out."
+    )
+    heads = ("round", "stage", "pairs", *_COUNTS)
+    return f"{text}\n\n{table(heads, facts['rounds'])}" if facts["rounds"] else text
+
+
+def _counts(kept: np.ndarray, flipped: np.ndarray) -> dict[str, str]:
+    numbers = (kept.sum(), (kept & flipped).sum(), (~kept).sum())
+    return {name: f"{number:,}" for name, number in zip(_COUNTS, numbers, strict=True)}
+
+
+def _is_non_commercial(source: str, licence: str) -> bool:
+    known = SOURCES.get(source)
+    return "-nc" in licence.lower() or (known is not None and known.is_non_commercial)

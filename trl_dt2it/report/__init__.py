@@ -1,8 +1,7 @@
-"""One HTML file about a run: what was trained on what, what curation did, and pairs for people to judge.
+"""One HTML file about a run: its trainings, the effect of curation, and pairs for people to judge.
 
-It holds all that it shows and asks no other machine for anything. Figures are static SVG by matplotlib (why:
-[`trl_dt2it.report.figures`]), the page is a Jinja template that escapes all text, and its only script is that of
-the gallery.
+It is complete and fetches nothing. Figures are static SVG, the page is a Jinja template that escapes all text, and its
+only script is that of the gallery.
 """
 
 import lazy_loader

@@ -1,10 +1,14 @@
-"""Figures: where pairs went, how rewards are spread, how far probabilities can be believed."""
+"""Figures of a report: the flow of pairs, distributions of rewards and margins, calibration, and bars.
+
+Static SVG by matplotlib, whose placeholder colors are replaced with the variables of the page, so that a figure
+follows its light or dark mode.
+"""
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,124 +30,10 @@ from ..evaluation.metrics import Interval, wilson
 from ..utils import printable
 
 
-# Labelled as at the source; the other way round; brought back by judges, either way; left out.
+# As labelled at the source; swapped; brought back by judges, in either orientation; dropped.
 STATES = ("kept", "flipped", "relabelled", "dropped")
 
-
-@dataclass(frozen=True)
-class Flow:
-    """The N pairs of a ledger, stage by stage."""
-
-    pair_id: pa.Array
-    steps: tuple[str, ...]  # "source", then the K stages that stand, as "round 1, flip"; those of persons last
-    states: np.ndarray  # (K + 1, N), of type int8: position in `STATES` after each stage; at the source, all are kept
-    flipped: np.ndarray  # (N,), whether it ends the other way round than its source has it, as some relabelled do
-    source: np.ndarray  # (N,), "pool" where the ledger does not say
-    strength: np.ndarray  # (N,), as the source has the pair, by the last scores; NaN where it was never scored
-
-    def counts(self) -> np.ndarray:
-        """Count the pairs in each state after each stage, `(K + 1, 4)`."""
-        return np.stack([np.bincount(states, minlength=len(STATES)) for states in self.states])
-
-    def transitions(self) -> np.ndarray:
-        """Count the pairs that go from each state into each other one, `(K, 4, 4)`."""
-        size = len(STATES)
-        steps = zip(self.states[:-1].astype(int), self.states[1:].astype(int), strict=True)
-        moves = [np.bincount(before * size + after, minlength=size**2).reshape(size, size) for before, after in steps]
-        return np.stack(moves) if moves else np.zeros((0, size, size), dtype=int)
-
-    def since(self) -> np.ndarray:
-        """Return the stage from which on a pair stands as it does at the end, `(N,)`; 0 if from the source on."""
-        changed = self.states[1:] != self.states[:-1]
-        return np.where(changed, np.arange(1, len(self.states))[:, None], 0).max(axis=0, initial=0)
-
-
-def read_flow(ledger: CurationLedger) -> Flow:
-    """Follow all pairs through a ledger, without what is undone."""
-    entries = ledger.standing
-    names = ledger.state()["pair_id"].combine_chunks()
-    states = np.zeros((len(entries) + 1, len(names)), dtype=np.int8)
-    flipped = np.zeros(len(names), dtype=bool)
-    source = np.full(len(names), "pool", dtype=object)
-    strength = np.full(len(names), np.nan)
-    for step, entry in enumerate(entries, 1):
-        table = ledger.table(entry)
-        places = pc.index_in(table["pair_id"].combine_chunks(), value_set=names).to_numpy()
-        turned = table["flipped"].to_numpy()
-        is_dropped = pc.equal(table["action"].cast(pa.string()), "drop").to_numpy()
-        judged = any(name.startswith("vote_") for name in table.column_names)
-        standing = np.where(turned, STATES.index("flipped"), STATES.index("kept"))
-        if judged:
-            standing = np.full(len(turned), STATES.index("relabelled"))
-        states[step] = states[step - 1]
-        states[step, places] = np.where(is_dropped, STATES.index("dropped"), standing)
-        flipped[places] = turned
-        told = table["source"].cast(pa.string())
-        source[places] = np.where(told.is_null().to_numpy(), source[places], told.to_numpy())
-        if "chosen_0" in table.column_names:
-            value = table["strength"].to_numpy()
-            strength[places] = np.where(turned, -value, value)
-    return Flow(names, ("source", *map(step_title, entries)), states, flipped, source, strength)
-
-
-def step_title(entry: Mapping[str, Any]) -> str:
-    """Name a stage of a round: that the scores decided goes without saying."""
-    if CurationLedger.is_manual(entry):
-        return "by hand"
-    stage = entry["stage"].removesuffix("decide").rstrip("-")
-    return f"round {entry['round']}" + (f", {stage}" if stage else "")
-
-
-@dataclass(frozen=True)
-class CalibrationBin:
-    """Pairs of about the same predicted win probability."""
-
-    low: float  # Ends of the bin, from 0.5 to 1
-    high: float  # Ends of the bin, from 0.5 to 1
-    count: int  # Number of pairs
-    predicted: float | None = None  # Their mean predicted probability; `None` of an empty bin
-    observed: float | None = None  # The share in which the answer that the model prefers is the chosen one
-    interval: Interval | None = None  # The share's 95 % interval
-
-
-@dataclass(frozen=True)
-class Calibration:
-    r"""Predicted against observed.
-
-    Which answer is called chosen is no news, so each pair counts from the side that the model prefers: it predicts
-    that this answer wins with \\(p = \sigma(|r_c - r_r|)\\), and it has won if it is the chosen one.
-    """
-
-    bins: tuple[CalibrationBin, ...]  # From 0.5 to 1, of equal width
-    error: float  # Expected calibration error: mean of |observed - predicted| over the bins, by number of pairs
-    count: int  # Number of pairs with two different rewards
-    ties: int  # Number of the others, which predict nothing and are left out
-
-
-def calibrate(chosen: npt.ArrayLike, rejected: npt.ArrayLike, num_bins: int = 10) -> Calibration:
-    """Compares what rewards predict with what is labelled.
-
-    Shapes: `chosen, rejected` `(N,)`.
-    """
-    gap = np.asarray(chosen, dtype=np.float64) - np.asarray(rejected, dtype=np.float64)
-    gap = gap[np.isfinite(gap)]
-    ties = int((gap == 0).sum())
-    gap = gap[gap != 0]
-    predicted, won = expit(np.abs(gap)), gap > 0
-    edges = np.linspace(0.5, 1, num_bins + 1)
-    place = np.minimum(np.searchsorted(edges, predicted, side="right") - 1, num_bins - 1)
-    bins, error = [], 0.0
-    for number in range(num_bins):
-        inside = place == number
-        count, low, high = int(inside.sum()), float(edges[number]), float(edges[number + 1])
-        if not count:
-            bins.append(CalibrationBin(low, high, 0))
-            continue
-        hits, mean = int(won[inside].sum()), float(predicted[inside].mean())
-        bins.append(CalibrationBin(low, high, count, mean, hits / count, wilson(hits / count, count)))
-        error += abs(hits / count - mean) * count / len(gap)
-    return Calibration(tuple(bins), error, len(gap), ties)
-
+SIZE = (3.9, 2.7)  # inches of 96 pixels: three fit beside each other on a wide page, one on a telephone
 
 INK, MUTED, LINE, ACCENT, SOFT, GREY, FAINT = (f"#0{number}0{number}0{number}" for number in range(1, 8))
 
@@ -170,22 +60,133 @@ _STYLE: Any = {  # its keys are of a type that lists all of matplotlib's setting
     "legend.frameon": False,
 }
 
-SIZE = (3.9, 2.7)  # inches of 96 pixels: three fit beside each other on a wide page, one on a telephone
+_DASHED: Any = {"color": MUTED, "linewidth": 0.8, "linestyle": (0, (3, 3)), "zorder": 1}
+
+_COLORS = {"kept": GREY, "relabelled": SOFT, "flipped": ACCENT, "dropped": FAINT}  # of states, from top to bottom
+
+_GAP = 0.03  # between states of a stack, as a share of all pairs
+
+
+@dataclass(frozen=True)
+class Flow:
+    """The N pairs of a ledger, stage by stage."""
+
+    pair_id: pa.Array
+    steps: tuple[str, ...]  # "source", then the K stages that count, as "round 1, flip"; those of persons last
+    states: np.ndarray  # (K + 1, N), of type int8: position in `STATES` after each stage; at the source, all are kept
+    flipped: np.ndarray  # (N,), whether it ends swapped against its source, as some relabelled pairs do
+    source: np.ndarray  # (N,), "pool" where the ledger does not know it
+    margin: np.ndarray  # (N,), reward margin by the last scores, as labelled at the source; NaN where never scored
+
+    def counts(self) -> np.ndarray:
+        """Count the pairs in each state after each stage, `(K + 1, 4)`."""
+        return np.stack([np.bincount(states, minlength=len(STATES)) for states in self.states])
+
+    def transitions(self) -> np.ndarray:
+        """Count the pairs that go from each state into each other one, `(K, 4, 4)`."""
+        size = len(STATES)
+        steps = zip(self.states[:-1].astype(int), self.states[1:].astype(int), strict=True)
+        moves = [np.bincount(before * size + after, minlength=size**2).reshape(size, size) for before, after in steps]
+        return np.stack(moves) if moves else np.zeros((0, size, size), dtype=int)
+
+    def since(self) -> np.ndarray:
+        """Return the stage of the last change of each pair, `(N,)`; 0 if it never changed."""
+        changed = self.states[1:] != self.states[:-1]
+        return np.where(changed, np.arange(1, len(self.states))[:, None], 0).max(axis=0, initial=0)
+
+
+def read_flow(ledger: CurationLedger) -> Flow:
+    """Follow all pairs through a ledger, without undone rounds."""
+    entries = ledger.standing
+    names = ledger.state()["pair_id"].combine_chunks()
+    states = np.zeros((len(entries) + 1, len(names)), dtype=np.int8)
+    flipped = np.zeros(len(names), dtype=bool)
+    source = np.full(len(names), "pool", dtype=object)
+    margin = np.full(len(names), np.nan)
+    for step, entry in enumerate(entries, 1):
+        table = ledger.table(entry)
+        rows = pc.index_in(table["pair_id"].combine_chunks(), value_set=names).to_numpy()
+        turned = table["flipped"].to_numpy()
+        is_dropped = pc.equal(table["action"].cast(pa.string()), "drop").to_numpy()
+        if any(name.startswith("vote_") for name in table.column_names):
+            kept = np.full(len(turned), STATES.index("relabelled"))
+        else:
+            kept = np.where(turned, STATES.index("flipped"), STATES.index("kept"))
+        states[step] = states[step - 1]
+        states[step, rows] = np.where(is_dropped, STATES.index("dropped"), kept)
+        flipped[rows] = turned
+        named = table["source"].cast(pa.string())
+        source[rows] = np.where(named.is_null().to_numpy(), source[rows], named.to_numpy())
+        if "chosen_0" in table.column_names:
+            value = table["strength"].to_numpy()
+            margin[rows] = np.where(turned, -value, value)
+    return Flow(names, ("source", *map(step_title, entries)), states, flipped, source, margin)
+
+
+def step_title(entry: Mapping[str, Any]) -> str:
+    """Name a stage of a round, without "decide", which is the default."""
+    if CurationLedger.is_manual(entry):
+        return "by hand"
+    stage = entry["stage"].removesuffix("decide").rstrip("-")
+    return f"round {entry['round']}" + (f", {stage}" if stage else "")
+
+
+@dataclass(frozen=True)
+class CalibrationBin:
+    """Pairs of about the same predicted win probability."""
+
+    low: float  # ends of the bin, from 0.5 to 1
+    high: float
+    count: int
+    predicted: float  # mean predicted probability
+    observed: float  # share of pairs in which the answer that the model prefers is the chosen one
+    interval: Interval  # 95 % interval of the share
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Predicted against observed win probabilities."""
+
+    bins: tuple[CalibrationBin, ...]  # of equal width, from 0.5 to 1, without empty bins
+    error: float  # expected calibration error: mean of |observed - predicted| over the bins, by number of pairs
+    count: int  # number of pairs with two different rewards
+    ties: int  # number of the other pairs, which predict nothing
+
+
+def calibrate(chosen: npt.ArrayLike, rejected: npt.ArrayLike, num_bins: int = 10) -> Calibration:
+    """Compare the win probabilities that rewards predict with the labels."""
+    # A pair counts from the side that the model prefers: it predicts that this answer wins with the sigmoid of the
+    # absolute margin, and it has won if it is the chosen answer.
+    margin = np.asarray(chosen, dtype=np.float64) - np.asarray(rejected, dtype=np.float64)
+    margin = margin[np.isfinite(margin)]
+    ties = int((margin == 0).sum())
+    margin = margin[margin != 0]
+    predicted, won = expit(np.abs(margin)), margin > 0
+    edges = np.linspace(0.5, 1, num_bins + 1)
+    numbers = np.minimum(np.searchsorted(edges, predicted, side="right") - 1, num_bins - 1)
+    bins = []
+    for number in np.unique(numbers):
+        inside = numbers == number
+        count, observed = int(inside.sum()), float(won[inside].mean())
+        ends, interval = (float(edges[number]), float(edges[number + 1])), wilson(observed, count)
+        bins.append(CalibrationBin(*ends, count, float(predicted[inside].mean()), observed, interval))
+    error = sum(abs(one.observed - one.predicted) * one.count for one in bins) / max(1, len(margin))
+    return Calibration(tuple(bins), error, len(margin), ties)
 
 
 @dataclass(frozen=True)
 class Figure:
     """A figure of the page."""
 
-    title: str  # What stands above it
-    svg: Markup  # The drawing
-    label: str  # What it shows, for whoever does not see it
-    narrow: Markup | None = None  # Another drawing for narrow screens
-    is_wide: bool = False  # Whether it takes the whole width of the page
+    title: str
+    svg: Markup
+    label: str  # for screen readers
+    narrow: Markup | None = None  # drawing for narrow screens
+    is_wide: bool = False  # takes the whole width of the page
 
 
 def new_drawing(width: float = SIZE[0], height: float = SIZE[1]) -> tuple[Drawing, Axes]:
-    """A drawing with one pair of axes; sizes in inches."""
+    """Start a drawing with one pair of axes; sizes in inches."""
     with rc_context(_STYLE):
         # Without pyplot, which would choose a window system and keep figures alive.
         drawing = Drawing(figsize=(width, height), layout="constrained", facecolor="none")
@@ -195,14 +196,14 @@ def new_drawing(width: float = SIZE[0], height: float = SIZE[1]) -> tuple[Drawin
 
 
 def as_svg(drawing: Drawing, name: str) -> Markup:
-    """A drawing as an element of the page."""
+    """Convert a drawing to an element of the page."""
     out = io.StringIO()
     with rc_context({**_STYLE, "svg.hashsalt": name}):
         drawing.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = out.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    for colour, variable in _VARIABLES.items():
-        svg = svg.replace(colour, f"var(--{variable})")
+    for color, variable in _VARIABLES.items():
+        svg = svg.replace(color, f"var(--{variable})")
     # The page's own type; sizes and alignment stay.
     svg = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", svg)
     svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
@@ -216,37 +217,38 @@ def as_svg(drawing: Drawing, name: str) -> Markup:
 
 
 def histogram(name: str, title: str, series: Mapping[str, np.ndarray], *, xlabel: str, zero: bool = True) -> Figure:
-    """Two distributions over each other: the first an outline, the second filled."""
+    """Draw two distributions over each other: the first as an outline, the second filled."""
     values = np.concatenate([np.asarray(one, dtype=np.float64) for one in series.values()])
     # Single values far out would leave no room for the others; they count in the outermost bins.
     low, high = np.quantile(values, [0.001, 0.999]) if len(values) else (0.0, 1.0)
     low, high = (low - 0.5, high + 0.5) if high <= low else (low, high)
     edges = np.linspace(low, high, 41)
     drawing, axes = new_drawing()
-    for place, one in enumerate(series.values()):
+    for number, one in enumerate(series.values()):
         counts, _ = np.histogram(np.clip(one, low, high), edges)
-        if place == 0:
+        if number == 0:
             axes.stairs(counts, edges, color=MUTED, linewidth=1.4, zorder=3)
         else:
             axes.stairs(counts, edges, color=ACCENT, fill=True, alpha=0.55, zorder=2)
     if zero and low < 0 < high:
-        axes.axvline(0, color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)), zorder=1)
+        axes.axvline(0, **_DASHED)
     axes.set_xlabel(xlabel)
     axes.set_ylabel("pairs")
     axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.xaxis.set_major_locator(MaxNLocator(6))
-    label = "; ".join(f"{key}: {_summary(one)}" for key, one in series.items())
+    label = "; ".join(
+        f"{key}: " + (f"{len(one):,} values, mean {np.mean(one):.2f}" if len(one) else "no values")
+        for key, one in series.items()
+    )
     return Figure(title, as_svg(drawing, name), f"Histogram of {xlabel}. {label}")
 
 
-def reliability(name: str, title: str, found: Calibration) -> Figure:
-    """Predicted win probability against the observed share, with the number of pairs of each bin below."""
+def reliability(name: str, title: str, fit: Calibration) -> Figure:
+    """Draw the observed share of each bin, with its interval, against the predicted win probability."""
     drawing, axes = new_drawing(SIZE[0], 3.4)
-    axes.plot([0.5, 1], [0.5, 1], color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)), zorder=1)
+    axes.plot([0.5, 1], [0.5, 1], **_DASHED)
     lowest = 0.5
-    for one in found.bins:
-        if one.predicted is None or one.observed is None or one.interval is None:
-            continue
+    for one in fit.bins:
         axes.plot([one.predicted] * 2, one.interval, color=ACCENT, linewidth=1.4, zorder=2)
         axes.plot(one.predicted, one.observed, "o", color=ACCENT, markersize=4.5, zorder=3)
         lowest = min(lowest, one.interval.low)
@@ -255,12 +257,12 @@ def reliability(name: str, title: str, found: Calibration) -> Figure:
     axes.set_ylabel("observed")
     axes.set_xlabel("predicted win probability")
     axes.xaxis.set_major_locator(MaxNLocator(6))
-    label = f"Reliability over {found.count} pairs; expected calibration error {found.error:.3f}"
+    label = f"Reliability over {fit.count} pairs; expected calibration error {fit.error:.3f}"
     return Figure(title, as_svg(drawing, name), label)
 
 
 def bars(name: str, title: str, series: Mapping[str, Mapping[str, float]], *, xlabel: str, middle: float) -> Figure:
-    """For each name one bar from the middle for the last series, and a mark for the first."""
+    """Draw for each name a bar from the middle for the last series, and a mark for the first."""
     names = list(next(iter(series.values())))
     drawing, axes = new_drawing(SIZE[0], 0.9 + 0.24 * max(3, len(names)))
     values = list(series.values())
@@ -286,73 +288,57 @@ def _short(text: str, most: int = 28) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-def _summary(values: Sequence[float] | np.ndarray) -> str:
-    return f"{len(values):,} values, mean {np.mean(values):.2f}" if len(values) else "no values"
-
-
-COLOURS = {"kept": GREY, "flipped": ACCENT, "relabelled": SOFT, "dropped": FAINT}
-
-_ORDER = ("kept", "relabelled", "flipped", "dropped")  # from top to bottom
-
-_GAP = 0.03  # between states of a stack, as a share of all pairs
-
-
 def draw_flow(flow: Flow) -> Figure:
-    """Draws the flow of curation."""
+    """Draw the flow of curation, for wide and for narrow screens."""
     counts = flow.counts()
-    told = [
+    labels = [
         f"{step}: " + ", ".join(f"{number:,} {state}" for state, number in zip(STATES, row, strict=True) if number)
         for step, row in zip(flow.steps, counts, strict=True)
     ]
-    wide = _draw(flow, max(9.0, 1.9 * len(flow.steps)), 3.6, "flow-wide")
-    narrow = _draw(flow, max(3.7, 0.95 * len(flow.steps)), 3.6, "flow-narrow")
-    return Figure("From stage to stage", wide, "Flow of pairs. " + "; ".join(told), narrow, is_wide=True)
+    wide = _draw(flow, max(9.0, 1.9 * len(flow.steps)), "flow-wide")
+    narrow = _draw(flow, max(3.7, 0.95 * len(flow.steps)), "flow-narrow")
+    return Figure("From stage to stage", wide, "Flow of pairs. " + "; ".join(labels), narrow, is_wide=True)
 
 
-def _draw(flow: Flow, width: float, height: float, name: str) -> Markup:
-    counts, moves = flow.counts(), flow.transitions()
-    total = max(1, len(flow.pair_id))
-    tops = _tops(counts / total)
-    drawing, axes = new_drawing(width, height)
+def _draw(flow: Flow, width: float, name: str) -> Markup:
+    counts, total = flow.counts(), max(1, len(flow.pair_id))
+    shares, moves = counts / total, flow.transitions() / total
+    tops = [_tops(row) for row in shares]
+    drawing, axes = new_drawing(width, 3.6)
     bar = 0.13 / width * len(flow.steps)  # of the distance between stacks
-    for step in range(len(flow.steps)):
-        for state in STATES:
-            share = counts[step, STATES.index(state)] / total
-            if not share:
-                continue
-            top = tops[step][state]
-            axes.add_patch(Rectangle((step, top - share), bar, share, color=COLOURS[state], linewidth=0, zorder=3))
-            number = f"{counts[step, STATES.index(state)]:,}"
-            axes.text(step + 1.4 * bar, top - share / 2, number, va="center", color=INK, fontsize=9, zorder=4)
+    for step, title in enumerate(flow.steps):
+        for index, state in enumerate(STATES):
+            share, top = shares[step, index], tops[step][state]
+            if share:
+                axes.add_patch(Rectangle((step, top - share), bar, share, color=_COLORS[state], linewidth=0, zorder=3))
+                number = f"{counts[step, index]:,}"
+                axes.text(step + 1.4 * bar, top - share / 2, number, va="center", color=INK, fontsize=9, zorder=4)
         if step < len(moves):
-            _ribbons(axes, step, bar, moves[step] / total, tops[step], tops[step + 1])
+            _ribbons(axes, step, bar, moves[step], tops[step], tops[step + 1])
+        axes.text(step, 0.05, title.replace(", ", "\n"), color=MUTED, fontsize=9, va="bottom")
     axes.set_xlim(-0.02, len(flow.steps) - 1 + bar + 0.42)
     axes.set_ylim(-1 - _GAP * len(STATES), 0.02)
-    for step, title in enumerate(flow.steps):
-        axes.text(step, 0.05, title.replace(", ", "\n"), color=MUTED, fontsize=9, va="bottom")
     axes.set_axis_off()
     return as_svg(drawing, name)
 
 
-def _tops(shares: np.ndarray) -> list[dict[str, float]]:
-    """Where each state of each stack begins, from 0 downwards."""
-    found = []
-    for row in shares:
-        place, tops = 0.0, {}
-        for state in _ORDER:
-            share = row[STATES.index(state)]
-            tops[state] = place
-            place -= share + (_GAP if share else 0)
-        found.append(tops)
-    return found
+def _tops(shares: np.ndarray) -> dict[str, float]:
+    """Return the top of each state of a stack, from 0 downwards."""
+    top, tops = 0.0, {}
+    for state in _COLORS:
+        tops[state] = top
+        share = shares[STATES.index(state)]
+        top -= share + (_GAP if share else 0)
+    return tops
 
 
-def _ribbons(axes, step: int, bar: float, moves: np.ndarray, left: dict, right: dict) -> None:
+def _ribbons(axes: Axes, step: int, bar: float, moves: np.ndarray, left: dict, right: dict) -> None:
+    """Draw the moves between two stacks; a pair that comes back takes the color of its new state."""
     left, right = dict(left), dict(right)
     x0, x1 = step + bar, step + 1
     middle = (x0 + x1) / 2
-    for source in _ORDER:
-        for target in _ORDER:
+    for source in _COLORS:
+        for target in _COLORS:
             share = moves[STATES.index(source), STATES.index(target)]
             if not share:
                 continue
@@ -361,5 +347,4 @@ def _ribbons(axes, step: int, bar: float, moves: np.ndarray, left: dict, right: 
             points = [(x0, a), (middle, a), (middle, b), (x1, b), (x1, b - share)]
             points += [(middle, b - share), (middle, a - share), (x0, a - share), (x0, a)]
             codes = [Path.MOVETO, *[Path.CURVE4] * 3, Path.LINETO, *[Path.CURVE4] * 3, Path.CLOSEPOLY]
-            # What comes back from being dropped has the colour of what it becomes.
-            axes.add_patch(PathPatch(Path(points, codes), color=COLOURS[target], alpha=0.3, linewidth=0, zorder=2))
+            axes.add_patch(PathPatch(Path(points, codes), color=_COLORS[target], alpha=0.3, linewidth=0, zorder=2))

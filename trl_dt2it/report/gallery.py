@@ -1,4 +1,4 @@
-"""The gallery: pairs with images, side by side with what was decided about them."""
+"""The gallery: pairs with images, side by side with the decisions about them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ..utils import digest
 from .figures import STATES, Flow, step_title
 
 
-SIDE = 320  # pixels of the longer side of a thumbnail; small enough for some hundreds in a page
+SIDE = 320  # pixels of the longer side of a thumbnail; some hundreds fit in a page
 
 MOST_IMAGES = 4
 
@@ -32,7 +32,7 @@ MOST_CHARACTERS = 6000
 
 
 def conversation(row: Mapping[str, Any]) -> dict[str, str]:
-    """The texts of a row."""
+    """Return the texts of a row; of whole conversations, the common turns are the prompt."""
     prompt, chosen, rejected = row.get("prompt"), row["chosen"], row["rejected"]
     if not prompt and not isinstance(chosen, str):
         same = 0
@@ -40,32 +40,32 @@ def conversation(row: Mapping[str, Any]) -> dict[str, str]:
             same += 1
         prompt, chosen, rejected = chosen[:same], chosen[same:], rejected[same:]
     texts = (prompt or "", chosen, rejected)
-    # Where the only image belongs is plain.
+    # The position of a single image is obvious.
     marks = len(row_images(row)) + len(row_videos(row)) > 1
     return {name: _shortened(_text(value, marks)) for name, value in zip(("prompt", *SIDES), texts, strict=True)}
 
 
-def thumbnails(row: Mapping[str, Any], options: ImageOptions, images: dict[str, str]) -> list[Any]:
-    """Small pictures of a row's images, of a video its first frame."""
+def thumbnails(row: Mapping[str, Any], options: ImageOptions, images: dict[str, str]) -> list[int | str]:
+    """Return the index in `images` of a thumbnail of each image, and of the first frame of each video, or a reason."""
     options = replace(options, allowed_hosts=())
     try:
         values = [*row_images(row), *(video.frames[0] for video in row_videos(row))]
     except RowError as error:
         return [error.reason]
-    found: list[Any] = []
+    shown: list[int | str] = []
     for value in values[:MOST_IMAGES]:
         try:
             content = _thumbnail(value, options)
         except RowError as error:
-            found.append(error.reason)
+            shown.append(error.reason)
             continue
         name = digest(content)
         kind = "png" if content.startswith(b"\x89PNG") else "jpeg"
         images.setdefault(name, f"data:image/{kind};base64,{base64.b64encode(content).decode()}")
-        found.append(list(images).index(name))
+        shown.append(list(images).index(name))
     if len(values) > MOST_IMAGES:
-        found.append(f"and {len(values) - MOST_IMAGES} more")
-    return found
+        shown.append(f"and {len(values) - MOST_IMAGES} more")
+    return shown
 
 
 def _thumbnail(value: Any, options: ImageOptions) -> bytes:
@@ -90,9 +90,7 @@ def _text(value: Any, marks: bool) -> str:
         if message.get("tool_calls"):
             text = f"{text}\n{json.dumps(message['tool_calls'], ensure_ascii=False, default=str)}".strip()
         parts.append((message["role"], text))
-    if len(parts) == 1:
-        return parts[0][1]
-    return "\n\n".join(f"{role}: {text}" for role, text in parts)
+    return parts[0][1] if len(parts) == 1 else "\n\n".join(f"{role}: {text}" for role, text in parts)
 
 
 def _block(block: Mapping[str, Any], marks: bool) -> str:
@@ -107,19 +105,17 @@ def _shortened(text: str) -> str:
     return f"{text[:MOST_CHARACTERS]}…\n[{len(text):,} characters in all]"
 
 
-def choose_pairs(flow: Flow, strength: np.ndarray, most: int) -> np.ndarray:
-    """Choose the pairs to show: of each state those most worth a look, half of them the strongest flips. Flips come
-    first, the strongest before others, then relabelled, dropped and kept pairs, the weakest first.
-    """
+def choose_pairs(flow: Flow, margin: np.ndarray, most: int) -> np.ndarray:
+    """Choose the pairs to show, about half of them flips, of the largest margins; of other states the smallest."""
     final = flow.states[-1]
-    known = np.nan_to_num(strength, nan=0.0)
+    known = np.nan_to_num(margin, nan=0.0)
     order = {
         state: np.flatnonzero(final == STATES.index(state)) for state in ("flipped", "relabelled", "dropped", "kept")
     }
     for state, rows in order.items():
         order[state] = rows[np.argsort(-known[rows] if state == "flipped" else known[rows], kind="stable")]
     others = [rows for state, rows in order.items() if state != "flipped"]
-    # What others do not need goes to flips, and what flips do not need to the others, dropped and kept last.
+    # Flips take the space that others do not need, and the other way round, dropped and kept pairs last.
     flips = max(most // 2, most - sum(map(len, others)))
     chosen = [order["flipped"][:flips]]
     left = most - len(chosen[0])
@@ -133,14 +129,12 @@ def choose_pairs(flow: Flow, strength: np.ndarray, most: int) -> np.ndarray:
 def gallery_items(
     pool: Dataset, ledger: CurationLedger, flow: Flow, *, most: int, options: ImageOptions
 ) -> dict[str, Any]:
-    """Return what the page's script shows: `pairs`, each with texts, images, state and history, as the source has it,
-    and `images`, thumbnails as `data:` addresses. The pool has the ledger's names in `pair_id`.
-    """
+    """Return the data of the page's script: `pairs`, as labelled at the source, and `images` as `data:` addresses."""
     state = ledger.state()
-    strength = state["strength"].to_numpy()
+    margin = state["strength"].to_numpy()
     rows = pc.index_in(flow.pair_id, value_set=column_of(pool, "pair_id").cast(pa.string()))
     is_missing = rows.is_null().to_numpy(zero_copy_only=False)
-    shown = choose_pairs(flow, np.where(is_missing, np.nan, strength), most)
+    shown = choose_pairs(flow, np.where(is_missing, np.nan, margin), most)
     shown = shown[~is_missing[shown]]
     names = flow.pair_id.take(pa.array(shown))
     histories = _histories(ledger, names)
@@ -149,19 +143,19 @@ def gallery_items(
     coded = find_json_columns(encoded.features)
     images: dict[str, str] = {}
     pairs = []
-    for place, name in zip(shown.tolist(), names.to_pylist(), strict=True):
-        table = encoded.select([rows[place].as_py()]).with_format("arrow")[:]
+    for index, name in zip(shown.tolist(), names.to_pylist(), strict=True):
+        table = encoded.select([rows[index].as_py()]).with_format("arrow")[:]
         row = next(iter(arrow_rows(table, coded)))
         history = histories.get(name, [])
         pairs.append(
             {
                 "id": name,
                 "source": str(row.get("source") or ""),
-                "state": STATES[flow.states[-1][place]],
-                "flipped": bool(flow.flipped[place]),
-                "kept": bool(state["kept"][place].as_py()),
-                "since": flow.steps[since[place]],
-                "strength": _number(strength[place]),
+                "state": STATES[flow.states[-1][index]],
+                "flipped": bool(flow.flipped[index]),
+                "kept": bool(state["kept"][index].as_py()),
+                "since": flow.steps[since[index]],
+                "strength": _number(margin[index]),
                 "reason": history[-1]["reason"] if history else "",
                 "history": history,
                 **conversation(row),
@@ -172,28 +166,27 @@ def gallery_items(
 
 
 def _histories(ledger: CurationLedger, names: pa.Array) -> dict[str, list[dict[str, Any]]]:
-    """Return what each stage that stands said of pairs, rewards as the source has the pair. Each file is read once."""
-    found: dict[str, list[dict[str, Any]]] = {}
+    """Return the decisions of each stage about pairs, with rewards as labelled at the source; reads each file once."""
+    histories: dict[str, list[dict[str, Any]]] = {}
     for entry in ledger.standing:
         table = ledger.table(entry)
         for row in table.filter(pc.is_in(table["pair_id"], value_set=names)).to_pylist():
-            found.setdefault(row["pair_id"], []).append(_told(entry, row))
-    return found
+            histories.setdefault(row["pair_id"], []).append(_decision(entry, row))
+    return histories
 
 
-def _told(entry: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
-    sides = ("rejected", "chosen") if row["was_flipped"] else ("chosen", "rejected")
+def _decision(entry: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+    sides, sign = (SIDES[::-1], -1) if row["was_flipped"] else (SIDES, 1)
     models = entry["models"] if "chosen_0" in row else []
     judges = entry["models"] if "vote_0_0" in row else []
-    sign = -1 if row["was_flipped"] else 1
     votes = [[row[f"vote_{judge}_{order}"] for order in (0, 1)] for judge in range(len(judges))]
     return {
         "step": step_title(entry),
         "action": row["action"],
         "reason": row["reason"],
         "strength": _number(row["strength"]),
-        "scores": [[name, *(_number(row[f"{side}_{place}"]) for side in sides)] for place, name in enumerate(models)],
-        # 1 is for the answer that the source calls better.
+        "scores": [[name, *(_number(row[f"{side}_{model}"]) for side in sides)] for model, name in enumerate(models)],
+        # 1 is a vote for the answer that the source calls better.
         "votes": [[name, *(vote and sign * vote for vote in two)] for name, two in zip(judges, votes, strict=True)],
     }
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from datasets import Dataset
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -20,6 +21,7 @@ from ..curation.rounds.results import FINAL_NAMES, read_record
 from ..data.contents import pair_ids
 from ..data.images import ImageOptions
 from ..data.mixing import with_columns
+from ..data.rows import SIDES
 from ..scoring.shards import read_scores
 from ..utils import digest, is_aside, read_json
 from .figures import Figure
@@ -27,45 +29,37 @@ from .figures import Figure
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run of rounds, or as much as there is of it."""
+    """A run of rounds, finished or not."""
 
     directory: Path
-    record: dict[str, Any] | None  # `run.json`: what the run was told
+    record: dict[str, Any] | None  # `run.json`, the settings
     summary: dict[str, Any] | None  # `summary.json`, once the run has ended
-    stages: dict[str, dict[str, Any]]  # `stage.json` of each stage that is done, by its name
-    ledger: CurationLedger | None  # once it has decided about anything
-    pool: Dataset | None  # the noisy set, with the ledger's names in `pair_id`
+    stages: dict[str, dict[str, Any]]  # `stage.json` of each finished stage, by name
+    ledger: CurationLedger | None  # once there is a decision
+    pool: Dataset | None  # the noisy set, with the names of the ledger in `pair_id`
     problem: str | None = None  # why there is no pool
     rewards: dict[str, np.ndarray] = field(default_factory=dict)  # (n, 2), of each final model that was tested
 
     def image_options(self) -> ImageOptions:
-        """Return where the run's images may come from; nothing is fetched."""
+        """Return the folder and limits of the run's images; nothing is fetched."""
         given = {} if self.record is None else self.record["images"]
         return ImageOptions(**{name: value for name, value in given.items() if value is not None})
 
-    def is_scored(self) -> bool:
-        """Tell a run whose ledger holds a stage."""
-        return self.ledger is not None and bool(self.ledger.rounds)
-
 
 def read_run_folder(directory: Path, pool: Dataset | None = None, loaders: Loaders | None = None) -> RunFolder:
-    """Read the folder of a run; the noisy set, with `pair_id`, too if it is not at hand, as `run.json` says."""
+    """Read the folder of a run, and its noisy set as in `run.json`, unless the `pool` with `pair_id` is passed."""
     files = sorted(directory.rglob("stage.json")) if directory.is_dir() else []
     files = [file for file in files if not is_aside(file.relative_to(directory))]
     has_ledger = (directory / "ledger/ledger.json").is_file()
     if not files and not has_ledger:
         raise ValueError(f"{directory} is no folder of a run of recipes/dt2it.py: it has no stage that is done.")
-    # In the order in which they were done.
-    files.sort(key=lambda file: file.stat().st_mtime)
+    files.sort(key=lambda file: file.stat().st_mtime)  # in the order in which they were done
     stages = {str(file.parent.relative_to(directory)): read_json(file) for file in files}
     record, problem = read_record(directory), None
     if pool is None:
         pool, problem = _read_pool(record, loaders)
     tested = {name.removeprefix("test/"): directory / name for name in stages if name.startswith("test/")}
-    rewards = {}
-    for name in sorted(tested, key=list(FINAL_NAMES).index):
-        table = read_scores(tested[name])
-        rewards[name] = np.stack([table[side].to_numpy() for side in ("chosen", "rejected")], axis=1)
+    names = sorted(tested, key=list(FINAL_NAMES).index)
     return RunFolder(
         directory,
         record,
@@ -74,37 +68,37 @@ def read_run_folder(directory: Path, pool: Dataset | None = None, loaders: Loade
         CurationLedger(directory / "ledger") if has_ledger else None,
         pool,
         problem,
-        rewards,
+        {name: stack_rewards(read_scores(tested[name])) for name in names},
     )
 
 
 def _read_pool(record: Mapping[str, Any] | None, loaders: Loaders | None) -> tuple[Dataset | None, str | None]:
     if record is None:
-        return (
-            None,
-            "the run has no run.json, as runs of older releases have none, and so does not say where its pool is",
-        )
+        return None, "the run has no run.json (it is of an older release), and so does not say where its pool is"
     try:
         rows = read_sets("pool", record["sets"]["pool"], loaders)
-        rows = with_columns(rows, {"pair_id": pair_ids(rows)})
+        return with_columns(rows, {"pair_id": pair_ids(rows)}), None
     except (ValueError, OSError) as error:
         return None, f"the pool cannot be read again: {error}"
-    return rows, None
+
+
+def stack_rewards(table: pa.Table) -> np.ndarray:
+    """Return the rewards of chosen and rejected, `(n, 2)`."""
+    return np.stack([table[side].to_numpy() for side in SIDES], axis=1)
 
 
 @dataclass(frozen=True)
 class Table:
     """A table of the page."""
 
-    title: str  # What stands above it
-    columns: Sequence[str]  # Heads
-    rows: Sequence[Sequence[str]]  # Cells
-    # `l` or `r` for each column; by default the first is text, on the left, and the others are numbers
-    align: str = ""
-    is_folded: bool = False  # Whether it opens by a click only
+    title: str
+    columns: Sequence[str]  # heads
+    rows: Sequence[Sequence[str]]
+    align: str = ""  # `l` for text and `r` for numbers, by column; by default, text in the first column alone
+    is_folded: bool = False  # opens at a click
 
     def classes(self) -> list[str]:
-        """The class of the cells of each column."""
+        """Return the CSS class of the cells of each column."""
         align = self.align or "l" + "r" * (len(self.columns) - 1)
         return ["number" if one == "r" else "words" for one in align]
 
@@ -113,28 +107,32 @@ class Table:
 class Section:
     """A section of the page."""
 
-    key: str  # Its name in addresses
-    title: str  # Its title
-    lead: str = ""  # What one sees, in a sentence or two
-    warnings: Sequence[str] = ()  # What went wrong, in red, above all else
-    missing: str | None = None  # Why there is nothing to see
-    command: str = ""  # A command line that goes with it
-    legend: Sequence[tuple[str, str]] = ()  # Class of a mark, and what it stands for
-    figures: Sequence[Figure] = ()  # Figures
-    tables: Sequence[Table] = ()  # Tables
-    facts: Sequence[tuple[str, str]] = ()  # Names and values, above all else
-    notes: Sequence[str] = field(default_factory=tuple)  # What else a reader has to know
+    key: str  # anchor in the address
+    title: str
+    lead: str = ""  # a sentence or two on top
+    warnings: Sequence[str] = ()  # in red, above all else
+    missing: str | None = None  # the reason why there is nothing to see
+    command: str = ""  # a command line that goes with it
+    legend: Sequence[tuple[str, str]] = ()  # class of a mark, and its meaning
+    figures: Sequence[Figure] = ()
+    tables: Sequence[Table] = ()
+    facts: Sequence[tuple[str, str]] = ()  # names and values, above the figures
+    notes: Sequence[str] = ()
 
 
 def render(
     title: str, sections: Sequence[Section], *, subtitle: str = "", gallery: Mapping[str, Any] | None = None
 ) -> str:
-    """The page as text."""
-    loader = PackageLoader("trl_dt2it.report")
+    """Render the page."""
     environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("trl_dt2it.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    style, script = (_own_file(name) for name in ("report.css", "report.js"))
+    templates = files("trl_dt2it.report").joinpath("templates")
+    style, script = (templates.joinpath(name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     # The browser runs this script and no other, and asks no other machine for anything.
     script_hash = base64.b64encode(bytes.fromhex(digest(script))).decode()
     return environment.get_template("report.html").render(
@@ -146,7 +144,3 @@ def render(
         script=Markup(script),  # noqa: S704
         script_hash=script_hash,
     )
-
-
-def _own_file(name: str) -> str:
-    return files("trl_dt2it.report").joinpath("templates", name).read_text(encoding="utf-8")

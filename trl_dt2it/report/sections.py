@@ -1,4 +1,4 @@
-"""Sections of a report, and the call that writes it."""
+"""The call that writes a report, and its sections in the order of the page."""
 
 from __future__ import annotations
 
@@ -17,261 +17,17 @@ from datasets import Dataset
 
 from ..curation.rounds.config import SET_KINDS, Loaders
 from ..curation.rounds.results import FINAL_NAMES, MOST_AUDITED, accuracy_table, audit_pool
-from ..curation.rounds.sets import STAGE as BALANCE
+from ..curation.rounds.sets import BALANCE
 from ..data.contents import pair_contents
 from ..evaluation.metrics import wilson
 from ..evaluation.results import published_scores
 from ..utils import whole_file
 from .figures import STATES, Calibration, Flow, bars, calibrate, draw_flow, histogram, read_flow, reliability
 from .gallery import gallery_items
-from .page import RunFolder, Section, Table, read_run_folder, render
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Results of one model."""
-
-    model: str  # Its name
-    results: Sequence[dict[str, Any]]  # Each as `to_dict` gives it
-    pooled: dict[str, Any] | None  # `micro`, `mean` and `n` over all
-    # By benchmark the scores of chosen and rejected, `(n, 2)`, where their file lies beside
-    scores: dict[str, np.ndarray]
-
-
-def read_evaluation(path: str | os.PathLike) -> Evaluation:
-    """Reads `evaluation.json`, or one result as JSON."""
-    path = Path(path)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); give what recipes/evaluate.py wrote.") from error
-    results = content.get("results", [content]) if isinstance(content, dict) else []
-    needed = {"name", "title", "metrics", "n", "wilson", "bootstrap"}
-    if not results or not all(isinstance(one, dict) and needed <= set(one) for one in results):
-        raise ValueError(f"{path} holds no result of an evaluation; give the evaluation.json of recipes/evaluate.py.")
-    model = content.get("model") or results[0].get("settings", {}).get("model") or path.stem
-    scores = {}
-    for one in results:
-        file = path.parent / f"{Path(one['name']).name}.parquet"
-        if file.is_file():
-            table = pq.read_table(file, columns=["chosen", "rejected"])
-            scores[one["title"]] = np.stack([column.to_numpy() for column in table.columns], axis=1)
-    return Evaluation(str(model), results, content.get("pooled"), scores)
-
-
-def benchmarks(evaluations: Sequence[Evaluation]) -> Section:
-    """Tables of benchmarks with intervals, beside published scores."""
-    key, title = "benchmarks", "Benchmarks"
-    if not evaluations:
-        return Section(key, title, missing="no result of recipes/evaluate.py was given (`--evaluation`).")
-    tables, notes = [], []
-    for evaluation in evaluations:
-        for one in evaluation.results:
-            label = f" ({one['label']})" if one.get("label") else ""
-            rows = [
-                [
-                    name,
-                    _percent(value),
-                    *_intervals(one, name),
-                    _whole(one["n"].get(name)),
-                    _whole(one["ties"].get(name)),
-                ]
-                for name, value in one["metrics"].items()
-            ]
-            columns: tuple[str, ...] = ("metric", "%", "95 %, Wilson", "95 %, prompts drawn", "n", "ties")
-            tables.append(Table(f"{one['title']}{label}: {evaluation.model}", columns, rows))
-            published = [
-                [other.model, other.metric, _percent(other.value), other.source, other.note or ""]
-                for other in published_scores(one["name"])
-                if other.metric in one["metrics"]
-            ]
-            if published:
-                columns = ("model", "metric", "%", "source", "")
-                tables.append(Table(f"{one['title']}: published, not measured here", columns, published, "llrll"))
-            notes += [note for note in one.get("notes", ()) if note not in notes]
-        if evaluation.pooled:
-            pooled = evaluation.pooled
-            row = [evaluation.model, _percent(pooled["micro"]), _percent(pooled["mean"]), _whole(pooled["n"])]
-            columns = ("model", "% of all pairs", "mean of benchmarks, %", "pairs")
-            tables.append(Table("All of them as one", columns, [row]))
-    lead = "Share of pairs in which the chosen answer has the higher reward; a tie is wrong."
-    return Section(key, title, lead=lead, tables=tables, notes=notes)
-
-
-def _intervals(result: dict[str, Any], metric: str) -> list[str]:
-    found = (result[kind].get(metric) for kind in ("wilson", "bootstrap"))
-    return ["" if one is None else f"{_percent(one[0])} to {_percent(one[1])}" for one in found]
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f}"
-
-
-def _whole(value: int | None) -> str:
-    return "" if value is None else f"{value:,}"
-
-
-WHY_NOT = "no final model of a run was scored on a test set, and no scores lie beside an evaluation."
-
-
-def scored_sets(run: RunFolder | None, evaluations: Sequence[Evaluation]) -> dict[str, np.ndarray]:
-    """All rewards of which the right answer is known."""
-    found = {}
-    for name, rewards in ({} if run is None else run.rewards).items():
-        found[f"Test set, {FINAL_NAMES.get(name, name)}"] = rewards
-    for evaluation in evaluations:
-        model = f", {evaluation.model}" if len(evaluations) > 1 or found else ""
-        found |= {f"{benchmark}{model}": scores for benchmark, scores in evaluation.scores.items()}
-    return found
-
-
-def reward_distributions(sets: Mapping[str, np.ndarray]) -> Section:
-    """Rewards of chosen and of rejected answers."""
-    key, title = "rewards", "Rewards"
-    if not sets:
-        return Section(key, title, missing=WHY_NOT)
-    figures, rows = [], []
-    for number, (name, rewards) in enumerate(sets.items()):
-        series = {"rejected": rewards[:, 1], "chosen": rewards[:, 0]}
-        figures.append(histogram(f"rewards-{number}", name, series, xlabel="reward", zero=False))
-        right = (rewards[:, 0] > rewards[:, 1]).mean()
-        means = [f"{values.mean():+.2f} ± {values.std():.2f}" for values in (rewards[:, 0], rewards[:, 1])]
-        rows.append([name, f"{len(rewards):,}", *means, f"{right:.4f}"])
-    columns = ("rewards of", "pairs", "chosen", "rejected", "accuracy")
-    return Section(
-        key,
-        title,
-        lead="How high the models score chosen and rejected answers. Only differences between answers to one prompt "
-        "mean something.",
-        legend=(("outline", "rejected"), ("filled", "chosen")),
-        figures=figures,
-        tables=(Table("Mean and standard deviation", columns, rows),),
-    )
-
-
-def calibration(sets: Mapping[str, np.ndarray]) -> Section:
-    """Predicted win probability against the observed share."""
-    key, title = "calibration", "Calibration"
-    found = {name: calibrate(rewards[:, 0], rewards[:, 1]) for name, rewards in sets.items()}
-    found = {name: one for name, one in found.items() if one.count}
-    if not found:
-        return Section(key, title, missing=WHY_NOT)
-    figures = [reliability(f"calibration-{number}", *one) for number, one in enumerate(found.items())]
-    summary = [[name, f"{one.count:,}", f"{one.ties:,}", f"{one.error:.3f}"] for name, one in found.items()]
-    columns = ("rewards of", "pairs", "ties", "expected calibration error")
-    return Section(
-        key,
-        title,
-        lead="Of pairs in which a model gives its favourite answer a win probability of p, which is the sigmoid of "
-        "the difference of the rewards, a share of p should be labelled so. Points below the line: the model is "
-        "surer than it should be.",
-        legend=(("dot", "share of a bin, with its 95 % interval"), ("dashed", "as predicted")),
-        figures=figures,
-        tables=(Table("In short", columns, summary), *(_bins(name, one) for name, one in found.items())),
-    )
-
-
-def _bins(name: str, found: Calibration) -> Table:
-    rows = []
-    for one in found.bins:
-        if one.predicted is None or one.observed is None or one.interval is None:
-            rows.append([f"{one.low:.2f} to {one.high:.2f}", "0", "", "", ""])
-            continue
-        interval = f"{one.interval.low:.3f} to {one.interval.high:.3f}"
-        rows.append(
-            [
-                f"{one.low:.2f} to {one.high:.2f}",
-                f"{one.count:,}",
-                f"{one.predicted:.3f}",
-                f"{one.observed:.3f}",
-                interval,
-            ]
-        )
-    columns = ("predicted from", "pairs", "mean predicted", "observed", "95 %, Wilson")
-    return Table(f"Bins: {name}", columns, rows, is_folded=True)
+from .page import RunFolder, Section, Table, read_run_folder, render, stack_rewards
 
 
 MOST_FEATURES = 10
-
-
-def read_audit(path: str | os.PathLike) -> dict[str, Any]:
-    """Reads what [`~trl_dt2it.debias.reports.StyleReport.to_json`] gave."""
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); give what `StyleReport.to_json` wrote.") from error
-    if not isinstance(content, dict) or not {"overall", "sources"} <= set(content):
-        raise ValueError(f"{path} is no audit of style; give what `StyleReport.to_json` wrote.")
-    return content
-
-
-def audits_of(run: RunFolder) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Audits of a run's constructed data before and after balancing; without it, of the pool as it came and as it is
-    now.
-    """
-    for folder, notes in ((run.directory, []), (run.directory / BALANCE, ["Of the constructed data, weighted."])):
-        files = {name: folder / f"style_{name}.json" for name in ("before", "after")}
-        if found := {name: read_audit(file) for name, file in files.items() if file.is_file()}:
-            return found, notes
-    if run.pool is None:
-        return {}, []
-    notes = []
-    if len(run.pool) > MOST_AUDITED:
-        notes.append(f"Measured on {MOST_AUDITED:,} pairs, drawn of {len(run.pool):,}.")
-    root = run.image_options().image_root
-    ledger = run.ledger if run.is_scored() else None
-    return audit_pool(run.pool, ledger, lambda pool: pair_contents(pool, image_root=root)), notes
-
-
-def style_leakage(audits: Mapping[str, Mapping[str, Any]], why_not: str, notes: list[str]) -> Section:
-    """How far style tells which answer was chosen, before and after, and the features that carry it."""
-    key, title = "style", "Style leakage"
-    if not audits:
-        return Section(key, title, missing=why_not)
-    rows = []
-    names = list(dict.fromkeys(name for audit in audits.values() for name in audit["sources"]))
-    for source in ["all pairs", *(names if len(names) > 1 else [])]:
-        for when, audit in audits.items():
-            part = audit["overall"] if source == "all pairs" else audit["sources"].get(source)
-            if part is not None:
-                rows.append([source, when, f"{part['num_pairs']:,}", *_leakage(part)])
-    columns = ("pairs of", "", "pairs", "AUC", "95 % interval", "note")
-    last = list(audits.values())[-1]["overall"]["features"]
-    first = list(audits.values())[0]["overall"]["features"]
-    telling = sorted(first | last, key=lambda name: -_most(name, first, last))[:MOST_FEATURES]
-    telling = [name for name in telling if name in first]
-    figures, legend = [], list[tuple[str, str]]()
-    if telling:
-        series = {
-            when: {name: audit["overall"]["features"][name]["auc"] for name in telling}
-            for when, audit in audits.items()
-            if audit["overall"]["features"]
-        }
-        figures = [bars("style", "What carries it", series, xlabel="chance that chosen has more", middle=0.5)]
-        # Of two, the first are marks, and the last bars.
-        legend = list(zip(("tick", "filled")[-len(series) :], series, strict=True))
-    return Section(
-        key,
-        title,
-        lead="How well style alone (length, markdown, tone, ...) tells which answer was chosen, in pairs that the "
-        "probe has not seen. 0.5 is not at all, 1 is always.",
-        legend=legend,
-        figures=figures,
-        tables=(Table("Leakage", columns, rows, "llrrrl"),),
-        notes=notes,
-    )
-
-
-def _leakage(part: Mapping[str, Any]) -> list[str]:
-    if part["auc"] is None:
-        return ["", "", part["note"] or ""]
-    low, high = part["interval"]
-    return [f"{part['auc']:.3f}", f"{low:.3f} to {high:.3f}", ""]
-
-
-def _most(name: str, *features: Mapping[str, Any]) -> float:
-    return max(abs(one[name]["auc"] - 0.5) if name in one else 0.0 for one in features)
-
 
 MOST_SOURCES = 24  # histograms; a mixture may have more sources than anyone looks at
 
@@ -279,246 +35,13 @@ NO_RUN = "no run of rounds was given (`--run`)."
 
 NOT_DECIDED = "the run has not decided about any pair yet."
 
+NOT_SCORED = "no final model of a run was scored on a test set, and no scores lie beside an evaluation."
 
-def trained(run: RunFolder | None) -> Section:
-    """What was trained on what: models, data, counts, versions, command and time."""
-    key, title = "run", "What was trained on what"
-    if run is None:
-        return Section(key, title, missing=NO_RUN)
-    record, stages = run.record or {}, run.stages
-    seconds = sum(stage["seconds"] for stage in stages.values())
-    trainings = {name: one for name, one in stages.items() if "steps" in one["counts"]}
-    facts = [("Stages done", f"{len(stages)}, {len(trainings)} trainings"), ("Time", duration(seconds))]
-    notes = []
-    if record:
-        facts += [
-            ("Started", record["started"].replace("T", " ").replace("+00:00", " UTC")),
-            ("Machine", record["machine"]),
-            ("Versions", ", ".join(f"{name} {value}" for name, value in record["versions"].items())),
-            *([("Command", record["command"])] if record["command"] else []),
-        ]
-    else:
-        notes.append("The run has no run.json, so its settings, versions and command are not known.")
-    tables = _models(run, trainings)
-    if record:
-        tables += [_sets(record), _settings(record)]
-    warnings = (run.summary or {}).get("harm", [])
-    return Section(key, title, warnings=warnings, facts=facts, tables=tables, notes=notes)
-
-
-def _models(run: RunFolder, trainings: Mapping[str, Mapping[str, Any]]) -> list[Table]:
-    """The models that are trained at the end, tested where there is a test set; and those that only score."""
-    finals = {stage: stage.removeprefix("final/") for stage in trainings if stage.startswith("final/")}
-    for name, one in (run.summary or {}).get("final", {}).items():
-        # One that has scored the pool is not trained again at the end.
-        finals |= {stage: name for stage in trainings if Path(one["model_dir"]).as_posix().endswith(f"/{stage}")}
-    named = {name: stage for stage, name in finals.items()}
-    rows = []
-    for name in sorted(named, key=list(FINAL_NAMES).index):
-        one = trainings[named[name]]
-        pairs, *others = _cells(one)
-        tested = _tested(run.rewards.get(name)) if run.rewards else []
-        rows.append([FINAL_NAMES[name], pairs, *tested, *others, named[name]])
-    heads = ("test accuracy", "95 %, Wilson") if run.rewards else ()
-    columns = ("trained on", "pairs", *heads, "steps", "time", "stage")
-    base = run.record["models"][0]["model_name_or_path"] if run.record else "its base model"
-    scoring = [[stage, *_cells(one)] for stage, one in trainings.items() if stage not in finals]
-    tables = []
-    if rows:
-        align = "l" + "r" * (len(columns) - 2) + "l"
-        tables.append(Table(f"Reward models, each from {base}", columns, rows, align))
-    names, accuracies = accuracy_table((run.summary or {}).get("final", {}))
-    if len(names) > 2:  # of several sources
-        tables.append(Table("Test accuracy by source", tuple(names), accuracies, "l" + "r" * (len(names) - 1)))
-    if scoring:
-        columns = ("stage", "pairs", "steps", "time")
-        tables.append(Table("Trainings of models that score the pool", columns, scoring, is_folded=bool(rows)))
-    return tables
-
-
-def _cells(stage: Mapping[str, Any]) -> list[str]:
-    counts = stage["counts"]
-    return [f"{counts['pairs']:,}", f"{counts['steps']:,}", duration(stage["seconds"])]
-
-
-def _tested(rewards: np.ndarray | None) -> list[str]:
-    if rewards is None:
-        return ["", ""]
-    hits = int((rewards[:, 0] > rewards[:, 1]).sum())
-    interval = wilson(hits / len(rewards), len(rewards))
-    return [f"{hits / len(rewards):.4f}", f"{interval.low:.4f} to {interval.high:.4f}"]
-
-
-def _sets(record: Mapping[str, Any]) -> Table:
-    rows = []
-    for name, specs in record["sets"].items():
-        for source, spec in specs.items():
-            kind = next((key for key in SET_KINDS if key in spec), "")
-            where = _plain(spec.get(kind))
-            others = "".join(f", {key} {_plain(value)}" for key, value in spec.items() if key != kind)
-            # Rows may say their source themselves.
-            size = record["pairs"][name].get(source)
-            rows.append([name, source, f"{kind}: {where}{others}", _count(size)])
-        if not set(specs) >= set(record["pairs"][name]):
-            rows.append([name, "in all", "", _count(sum(record["pairs"][name].values()))])
-    return Table("Data", ("set", "source", "rows from", "pairs"), rows, "lllr")
-
-
-def _settings(record: Mapping[str, Any]) -> Table:
-    args = record["training"]["args"]
-    names: tuple[str, ...] = (
-        "loss_type",
-        "learning_rate",
-        "lr_scheduler_type",
-        "num_train_epochs",
-        "max_steps",
-        "max_length",
-    )
-    names += ("per_device_train_batch_size", "gradient_accumulation_steps", "max_pixels", "bf16", "weight_decay")
-    rows = [[name, str(args[name])] for name in names if args.get(name) is not None]
-    for number, steps in enumerate(record["rounds"], 1):
-        for step in steps:
-            rules = "; ".join(
-                " ".join(
-                    f"{key} {value}" if key in ("flip", "keep") else f"{key}={value}" for key, value in rule.items()
-                )
-                for rule in step["rules"]
-            )
-            name = f"round {number}" + (f", {step['name']}" if step.get("name") else "")
-            rows.append([name, rules])
-    return Table(
-        "Settings of every training, and rules of the rounds", ("setting", "value"), rows, "ll", is_folded=True
-    )
-
-
-def strengths(run: RunFolder | None, flow: Flow | None) -> Section:
-    """Strength histograms of each source before and after curation."""
-    key, title = "strength", "Strength before and after"
-    if flow is None:
-        return Section(key, title, missing=NO_RUN if run is None else NOT_DECIDED)
-    counts = Counter(flow.source.tolist())
-    turned = np.where(flow.flipped, -flow.strength, flow.strength)
-    is_kept = flow.states[-1] != STATES.index("dropped")
-    figures, rows = [], []
-    for number, (source, count) in enumerate(counts.most_common()):
-        inside = (flow.source == source) & ~np.isnan(flow.strength)
-        before, after = flow.strength[inside], turned[inside & is_kept]
-        if number < MOST_SOURCES and len(before):
-            series = {"before": before, "after": after}
-            heading = f"{source}, {count:,} pairs"
-            figures.append(histogram(f"strength-{number}", heading, series, xlabel="reward of chosen − rejected"))
-        rows.append(
-            [
-                source,
-                f"{count:,}",
-                _mean(before),
-                _negative(before),
-                _count(len(after)),
-                _mean(after),
-                _negative(after),
-            ]
-        )
-    columns = ("source", "pairs", "mean before", "below 0", "kept", "mean after", "below 0")
-    notes = []
-    if len(counts) > MOST_SOURCES:
-        notes.append(f"Figures of the {MOST_SOURCES} largest sources; all {len(counts)} are in the table.")
-    return Section(
-        key,
-        title,
-        lead="How much higher the last models that scored a pair put its chosen answer. Below 0, they would rather "
-        "have the other one. Before: all pairs as their sources label them; after: kept pairs as they are now.",
-        legend=(("outline", "before"), ("filled", "after")),
-        figures=figures,
-        tables=(Table("By source", columns, rows),),
-        notes=notes,
-    )
-
-
-def curation_flow(run: RunFolder | None, flow: Flow | None) -> Section:
-    """What became of the pairs, stage by stage."""
-    key, title = "flow", "Curation flow"
-    if run is None or flow is None:
-        return Section(key, title, missing=NO_RUN if run is None else NOT_DECIDED)
-    counts = flow.counts()
-    there = [place for place, state in enumerate(STATES) if state != "relabelled" or counts[:, place].any()]
-    states = [STATES[place] for place in there]
-    total = max(1, len(flow.pair_id))
-    noise = _noise(run, flow)
-    rows = [
-        [
-            step,
-            *(f"{row[place]:,}" for place in there),
-            f"{1 - row[STATES.index('dropped')] / total:.1%}",
-            *noise.get(step, []),
-        ]
-        for step, row in zip(flow.steps, counts, strict=True)
-    ]
-    width = max(map(len, rows))
-    columns = ("after", *states, "in the set", "wrong labels")[:width]
-    by_source = [
-        [source, f"{len(own):,}", *(f"{(own == place).sum():,}" for place in there)]
-        for source, own in ((one, flow.states[-1][flow.source == one]) for one in dict.fromkeys(flow.source.tolist()))
-    ]
-    tables = [Table("Pairs after each stage", columns, [row + [""] * (width - len(row)) for row in rows])]
-    tables.append(Table("At the end, by source", ("source", "pairs", *states), by_source))
-    reasons = [
-        [name, reason, f"{number:,}"]
-        for name, stage in run.stages.items()
-        if "reasons" in stage["counts"]
-        for reason, number in stage["counts"]["reasons"].items()
-    ]
-    if reasons:
-        tables.append(Table("Why", ("stage", "reason", "pairs"), reasons, "llr", is_folded=True))
-    return Section(
-        key,
-        title,
-        lead="Each stack is the whole pool: kept pairs stand as their source labels them, flipped ones the other way "
-        "round; relabelled ones were brought back by judges, and dropped ones are left out for now. A later round may "
-        "decide anew.",
-        legend=[
-            (mark, state)
-            for mark, state in zip(("grey", "solid", "soft", "faint"), STATES, strict=True)
-            if state in states
-        ],
-        figures=(draw_flow(flow),),
-        tables=tables,
-    )
-
-
-def _noise(run: RunFolder, flow: Flow) -> dict[str, list[str]]:
-    """Shares of wrong labels after each stage, where the truth is known."""
-    found = dict[str, list[str]]()
-    for name, stage in run.stages.items():
-        counts = stage["counts"]
-        if "noise_after" in counts:
-            number, *parts = name.removeprefix("round-").split("/")
-            label = "-".join(part for part in parts if part != "decide")
-            found.setdefault("source", [f"{counts['noise_before']:.1%}"])
-            found[f"round {number}" + (f", {label}" if label else "")] = [f"{counts['noise_after']:.1%}"]
-    return found
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words that are short."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def _plain(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _count(value: int | None) -> str:
-    return "" if value is None else f"{value:,}"
-
-
-def _mean(values: np.ndarray) -> str:
-    return f"{values.mean():+.2f}" if len(values) else ""
-
-
-def _negative(values: np.ndarray) -> str:
-    return f"{(values < 0).mean():.1%}" if len(values) else ""
+# Arguments of the trainings that the page shows.
+_ARGUMENTS = (
+    *("loss_type", "learning_rate", "lr_scheduler_type", "num_train_epochs", "max_steps", "max_length"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "max_pixels", "bf16", "weight_decay"),
+)
 
 
 def write_report(
@@ -534,15 +57,15 @@ def write_report(
     title: str | None = None,
 ) -> Path:
     """
-    Writes a report: one HTML file that holds all it shows and fetches nothing.
+    Write a report: one HTML file that is complete and fetches nothing.
 
     Args:
         output (`str` or `os.PathLike`):
-            The file.
+            Path of the file.
         run (`str` or `os.PathLike`, *optional*):
-            Folder of a run of `recipes/dt2it.py`; it need not have ended.
+            Folder of a run of `recipes/dt2it.py`, finished or not.
         evaluations (sequence of `str` or `os.PathLike`, *optional*):
-            Files that `recipes/evaluate.py` wrote (`evaluation.json`). Scores that lie beside are shown too.
+            Files of `recipes/evaluate.py` (`evaluation.json`). Scores that lie beside them are shown too.
         style_before, style_after (`str` or `os.PathLike`, *optional*):
             Audits of style before and after curation, from `StyleReport.to_json`. By default the run's pool is
             audited, unless `style_before.json` and `style_after.json` are in its folder.
@@ -552,7 +75,7 @@ def write_report(
             Functions that load kinds of sources that only the run's recipe knows, such as
             [`trl_dt2it.demo.digits.DEMO_LOADERS`].
         gallery (`int`, *optional*, defaults to `300`):
-            Most pairs in the gallery, half of them the strongest flips.
+            Largest number of pairs in the gallery, half of them the flips of the largest reward margins.
         title (`str`, *optional*):
             Title of the page.
 
@@ -560,7 +83,7 @@ def write_report(
         `Path`: the file.
 
     Raises:
-        `ValueError`: if there is nothing to report on, or a file is not what it should be.
+        `ValueError`: if there is nothing to report on, or a file has the wrong content.
 
     Example:
 
@@ -581,7 +104,7 @@ def write_report(
     items = _items(folder, flow, gallery)
     sections = [
         trained(folder),
-        strengths(folder, flow),
+        margins(folder, flow),
         _style(folder, style_before, style_after),
         curation_flow(folder, flow),
         reward_distributions(sets),
@@ -593,40 +116,6 @@ def write_report(
     with whole_file(output) as part:
         part.write_bytes(page.encode("utf-8", "replace"))  # JSON may hold half a character
     return Path(output)
-
-
-def _style(run: RunFolder | None, before: Any, after: Any) -> Section:
-    if before is not None or after is not None:
-        given = {"before": before, "after": after}
-        return style_leakage({name: read_audit(path) for name, path in given.items() if path is not None}, "", [])
-    if run is None:
-        return style_leakage({}, "no audit was given (`--style_before`, `--style_after`), and no run.", [])
-    audits, notes = audits_of(run)
-    return style_leakage(audits, f"{run.problem}.", notes)
-
-
-def _items(run: RunFolder | None, flow: Flow | None, most: int) -> dict[str, Any] | None:
-    if run is None or flow is None or run.ledger is None or run.pool is None or not most:
-        return None
-    items = gallery_items(run.pool, run.ledger, flow, most=most, options=run.image_options())
-    source_set = run.ledger.source_set
-    # Verdicts in a browser are kept by what the report is of.
-    return {**items, "source_set": source_set, "report": f"{source_set} {len(run.ledger.rounds)}"}
-
-
-def _gallery(run: RunFolder | None, flow: Flow | None, items: dict[str, Any] | None) -> Section:
-    key, title = "gallery", "Pairs"
-    if run is None or flow is None:
-        return Section(key, title, missing=NO_RUN if run is None else NOT_DECIDED)
-    if items is None:
-        return Section(key, title, missing=f"{run.problem or 'no pairs were asked for (`--gallery 0`)'}.")
-    return Section(
-        key,
-        title,
-        lead="The strongest flips first. Say of each whether what became of it is right; then export the verdicts and "
-        "give them to the ledger, where a person's word stands against all rounds:",
-        command=f"python recipes/report.py --run {shlex.quote(str(run.directory))} --corrections corrections.json",
-    )
 
 
 def _title(run: RunFolder | None, evaluations: Sequence[Evaluation]) -> str:
@@ -641,3 +130,463 @@ def _subtitle(run: RunFolder | None, flow: Flow | None) -> str:
     started = f"Run of {run.record['started'][:10]}" if run.record else "Run of unknown date"
     rounds = "" if flow is None else f", {len(flow.pair_id):,} pairs in {len(flow.steps) - 1} stages of curation"
     return started + rounds + ("" if run.summary else "; not ended yet")
+
+
+def trained(run: RunFolder | None) -> Section:
+    """Show models, data, counts, versions, command and time."""
+    key, title = "run", "What was trained on what"
+    if run is None:
+        return Section(key, title, missing=NO_RUN)
+    record, stages = run.record or {}, run.stages
+    seconds = sum(stage["seconds"] for stage in stages.values())
+    trainings = {name: stage for name, stage in stages.items() if "steps" in stage["counts"]}
+    facts = [("Stages done", f"{len(stages)}, {len(trainings)} trainings"), ("Time", _duration(seconds))]
+    notes, tables = [], _models(run, trainings)
+    if record:
+        facts += [
+            ("Started", record["started"].replace("T", " ").replace("+00:00", " UTC")),
+            ("Machine", record["machine"]),
+            ("Versions", ", ".join(f"{name} {value}" for name, value in record["versions"].items())),
+            *([("Command", record["command"])] if record["command"] else []),
+        ]
+        tables += [_sets(record), _settings(record)]
+    else:
+        notes.append("The run has no run.json, so its settings, versions and command are not known.")
+    warnings = (run.summary or {}).get("harm", [])
+    return Section(key, title, warnings=warnings, facts=facts, tables=tables, notes=notes)
+
+
+def _models(run: RunFolder, trainings: Mapping[str, Mapping[str, Any]]) -> list[Table]:
+    """Tabulate the final models, with tests if there are any, and the models that only score."""
+    final = (run.summary or {}).get("final", {})
+    stages = {stage.removeprefix("final/"): stage for stage in trainings if stage.startswith("final/")}
+    for name, model in final.items():
+        # A model that has scored the pool is not trained again at the end.
+        folder = Path(model["model_dir"]).as_posix()
+        stages.update((name, stage) for stage in trainings if folder.endswith(f"/{stage}"))
+    rows = []
+    for name in sorted(stages, key=list(FINAL_NAMES).index):
+        pairs, *others = _cells(trainings[stages[name]])
+        tested = _tested(run.rewards.get(name)) if run.rewards else []
+        rows.append([FINAL_NAMES[name], pairs, *tested, *others, stages[name]])
+    tables = []
+    if rows:
+        base = run.record["models"][0]["model_name_or_path"] if run.record else "its base model"
+        heads = ("test accuracy", "95 %, Wilson") if run.rewards else ()
+        columns = ("trained on", "pairs", *heads, "steps", "time", "stage")
+        align = "l" + "r" * (len(columns) - 2) + "l"
+        tables.append(Table(f"Reward models, each from {base}", columns, rows, align))
+    names, accuracies = accuracy_table(final)
+    if len(names) > 2:  # of several sources
+        tables.append(Table("Test accuracy by source", names, accuracies))
+    if scoring := [[stage, *_cells(one)] for stage, one in trainings.items() if stage not in stages.values()]:
+        columns = ("stage", "pairs", "steps", "time")
+        tables.append(Table("Trainings of models that score the pool", columns, scoring, is_folded=bool(rows)))
+    return tables
+
+
+def _cells(stage: Mapping[str, Any]) -> list[str]:
+    counts = stage["counts"]
+    return [_count(counts["pairs"]), _count(counts["steps"]), _duration(stage["seconds"])]
+
+
+def _tested(rewards: np.ndarray | None) -> list[str]:
+    if rewards is None:
+        return ["", ""]
+    accuracy = _accuracy(rewards)
+    low, high = wilson(accuracy, len(rewards))
+    return [f"{accuracy:.4f}", f"{low:.4f} to {high:.4f}"]
+
+
+def _sets(record: Mapping[str, Any]) -> Table:
+    rows = []
+    for name, specs in record["sets"].items():
+        pairs = record["pairs"][name]
+        for source, spec in specs.items():
+            kind = next((key for key in SET_KINDS if key in spec), "")
+            others = "".join(f", {key} {_plain(value)}" for key, value in spec.items() if key != kind)
+            rows.append([name, source, f"{kind}: {_plain(spec.get(kind))}{others}", _count(pairs.get(source))])
+        if not set(specs) >= set(pairs):  # rows may name their source themselves
+            rows.append([name, "in all", "", _count(sum(pairs.values()))])
+    return Table("Data", ("set", "source", "rows from", "pairs"), rows, "lllr")
+
+
+def _settings(record: Mapping[str, Any]) -> Table:
+    args = record["training"]["args"]
+    rows = [[name, str(args[name])] for name in _ARGUMENTS if args.get(name) is not None]
+    for number, steps in enumerate(record["rounds"], 1):
+        for step in steps:
+            rules = [
+                " ".join(f"{key}{' ' if key in ('flip', 'keep') else '='}{value}" for key, value in rule.items())
+                for rule in step["rules"]
+            ]
+            name = f"round {number}" + (f", {step['name']}" if step.get("name") else "")
+            rows.append([name, "; ".join(rules)])
+    title = "Settings of every training, and rules of the rounds"
+    return Table(title, ("setting", "value"), rows, "ll", is_folded=True)
+
+
+def margins(run: RunFolder | None, flow: Flow | None) -> Section:
+    """Show the reward margins of each source before and after curation."""
+    key, title = "strength", "Reward margins before and after"
+    if flow is None:
+        return Section(key, title, missing=NO_RUN if run is None else NOT_DECIDED)
+    counts = Counter(flow.source.tolist())
+    turned = np.where(flow.flipped, -flow.margin, flow.margin)
+    is_kept = flow.states[-1] != STATES.index("dropped")
+    figures, rows = [], []
+    for number, (source, count) in enumerate(counts.most_common()):
+        inside = (flow.source == source) & ~np.isnan(flow.margin)
+        before, after = flow.margin[inside], turned[inside & is_kept]
+        if number < MOST_SOURCES and len(before):
+            series = {"before": before, "after": after}
+            heading = f"{source}, {count:,} pairs"
+            figures.append(histogram(f"strength-{number}", heading, series, xlabel="reward of chosen − rejected"))
+        rows.append([source, _count(count), *_spread(before), _count(len(after)), *_spread(after)])
+    columns = ("source", "pairs", "mean before", "below 0", "kept", "mean after", "below 0")
+    notes = []
+    if len(counts) > MOST_SOURCES:
+        notes.append(f"Figures of the {MOST_SOURCES} largest sources; all {len(counts)} are in the table.")
+    return Section(
+        key,
+        title,
+        lead="How much higher the last models that scored a pair put its chosen answer. Below 0, they prefer the "
+        "other answer. Before: all pairs as their sources label them; after: kept pairs as they are now.",
+        legend=(("outline", "before"), ("filled", "after")),
+        figures=figures,
+        tables=(Table("By source", columns, rows),),
+        notes=notes,
+    )
+
+
+def _spread(values: np.ndarray) -> list[str]:
+    return [f"{values.mean():+.2f}", f"{(values < 0).mean():.1%}"] if len(values) else ["", ""]
+
+
+def _style(run: RunFolder | None, before: Any, after: Any) -> Section:
+    if before is not None or after is not None:
+        given = {"before": before, "after": after}
+        return style_leakage({name: read_audit(path) for name, path in given.items() if path is not None}, "", [])
+    if run is None:
+        return style_leakage({}, "no audit was given (`--style_before`, `--style_after`), and no run.", [])
+    audits, notes = audits_of(run)
+    return style_leakage(audits, f"{run.problem}.", notes)
+
+
+def read_audit(path: str | os.PathLike) -> dict[str, Any]:
+    """Read an audit, as [`~trl_dt2it.debias.tables.StyleReport.to_json`] writes it."""
+    content = _read_json(Path(path), "`StyleReport.to_json`")
+    if not isinstance(content, dict) or not {"overall", "sources"} <= set(content):
+        raise ValueError(f"{path} is no audit of style; give what `StyleReport.to_json` wrote.")
+    return content
+
+
+def audits_of(run: RunFolder) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Read the audits in a run's folder, or those of its balancing, or else audit its pool; return them with notes."""
+    for folder, notes in ((run.directory, []), (run.directory / BALANCE, ["Of the constructed data, weighted."])):
+        files = {name: folder / f"style_{name}.json" for name in ("before", "after")}
+        if audits := {name: read_audit(file) for name, file in files.items() if file.is_file()}:
+            return audits, notes
+    if run.pool is None:
+        return {}, []
+    notes = []
+    if len(run.pool) > MOST_AUDITED:
+        notes.append(f"Measured on {MOST_AUDITED:,} pairs, drawn of {len(run.pool):,}.")
+    root = run.image_options().image_root
+    ledger = run.ledger if run.ledger is not None and run.ledger.rounds else None
+    return audit_pool(run.pool, ledger, lambda pool: pair_contents(pool, image_root=root)), notes
+
+
+def style_leakage(audits: Mapping[str, Mapping[str, Any]], why_not: str, notes: list[str]) -> Section:
+    """Show how far style tells which answer was chosen, before and after, and the features that carry it."""
+    key, title = "style", "Style leakage"
+    if not audits:
+        return Section(key, title, missing=why_not)
+    rows = []
+    names = list(dict.fromkeys(name for audit in audits.values() for name in audit["sources"]))
+    for source in ["all pairs", *(names if len(names) > 1 else [])]:
+        for when, audit in audits.items():
+            part = audit["overall"] if source == "all pairs" else audit["sources"].get(source)
+            if part is not None:
+                rows.append([source, when, _count(part["num_pairs"]), *_leakage(part)])
+    columns = ("pairs of", "", "pairs", "AUC", "95 % interval", "note")
+    features = {when: audit["overall"]["features"] for when, audit in audits.items()}
+    first, last = list(features.values())[0], list(features.values())[-1]
+
+    def leakage(name: str) -> float:
+        return max(abs(part[name]["auc"] - 0.5) if name in part else 0.0 for part in (first, last))
+
+    telling = sorted(first | last, key=leakage, reverse=True)[:MOST_FEATURES]
+    telling = [name for name in telling if name in first]
+    figures, legend = [], list[tuple[str, str]]()
+    if telling:
+        series = {when: {name: part[name]["auc"] for name in telling} for when, part in features.items() if part}
+        figures = [bars("style", "What carries it", series, xlabel="chance that chosen has more", middle=0.5)]
+        # Of two series, the first are marks, and the last bars.
+        legend = list(zip(("tick", "filled")[-len(series) :], series, strict=True))
+    return Section(
+        key,
+        title,
+        lead="How well style alone (length, markdown, tone, ...) tells which answer was chosen, in pairs that the "
+        "probe has not seen. 0.5 is not at all, 1 is always.",
+        legend=legend,
+        figures=figures,
+        tables=(Table("Leakage", columns, rows, "llrrrl"),),
+        notes=notes,
+    )
+
+
+def _leakage(part: Mapping[str, Any]) -> list[str]:
+    if part["auc"] is None:
+        return ["", "", part["note"] or ""]
+    low, high = part["interval"]
+    return [f"{part['auc']:.3f}", f"{low:.3f} to {high:.3f}", ""]
+
+
+def curation_flow(run: RunFolder | None, flow: Flow | None) -> Section:
+    """Show the state of the pairs stage by stage."""
+    key, title = "flow", "Curation flow"
+    if run is None or flow is None:
+        return Section(key, title, missing=NO_RUN if run is None else NOT_DECIDED)
+    counts = flow.counts()
+    shown = [index for index, state in enumerate(STATES) if state != "relabelled" or counts[:, index].any()]
+    states = [STATES[index] for index in shown]
+    total, noise = max(1, len(flow.pair_id)), _noise(run)
+    columns = ("after", *states, "in the set", *(("wrong labels",) if noise else ()))
+    rows = [
+        [
+            step,
+            *(_count(row[index]) for index in shown),
+            f"{1 - row[STATES.index('dropped')] / total:.1%}",
+            *((noise.get(step, ""),) if noise else ()),
+        ]
+        for step, row in zip(flow.steps, counts, strict=True)
+    ]
+    by_source = []
+    for source in dict.fromkeys(flow.source.tolist()):
+        own = flow.states[-1][flow.source == source]
+        by_source.append([source, _count(len(own)), *(_count((own == index).sum()) for index in shown)])
+    tables = [
+        Table("Pairs after each stage", columns, rows),
+        Table("At the end, by source", ("source", "pairs", *states), by_source),
+    ]
+    reasons = [
+        [name, reason, _count(number)]
+        for name, stage in run.stages.items()
+        for reason, number in stage["counts"].get("reasons", {}).items()
+    ]
+    if reasons:
+        tables.append(Table("Why", ("stage", "reason", "pairs"), reasons, "llr", is_folded=True))
+    marks = dict(zip(STATES, ("grey", "solid", "soft", "faint"), strict=True))
+    return Section(
+        key,
+        title,
+        lead="Each stack is the whole pool: kept pairs stand as their source labels them, flipped ones the other way "
+        "round; relabelled ones were brought back by judges, and dropped ones are left out for now. A later round may "
+        "decide anew.",
+        legend=[(marks[state], state) for state in states],
+        figures=(draw_flow(flow),),
+        tables=tables,
+    )
+
+
+def _noise(run: RunFolder) -> dict[str, str]:
+    """Return the share of wrong labels after each stage, where the truth is known."""
+    shares: dict[str, str] = {}
+    for name, stage in run.stages.items():
+        counts = stage["counts"]
+        if "noise_after" in counts:
+            number, *parts = name.removeprefix("round-").split("/")
+            label = "-".join(part for part in parts if part != "decide")
+            shares.setdefault("source", f"{counts['noise_before']:.1%}")
+            shares[f"round {number}" + (f", {label}" if label else "")] = f"{counts['noise_after']:.1%}"
+    return shares
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Results of one model."""
+
+    model: str
+    results: Sequence[dict[str, Any]]  # each as from `to_dict`
+    pooled: dict[str, Any] | None  # `micro`, `mean` and `n` over all
+    scores: dict[str, np.ndarray]  # (n, 2), of chosen and rejected, by benchmark, where their file lies beside
+
+
+def read_evaluation(path: str | os.PathLike) -> Evaluation:
+    """Read `evaluation.json`, or one result as JSON."""
+    path = Path(path)
+    content = _read_json(path, "recipes/evaluate.py")
+    results = content.get("results", [content]) if isinstance(content, dict) else []
+    needed = {"name", "title", "metrics", "n", "wilson", "bootstrap"}
+    if not results or not all(isinstance(one, dict) and needed <= set(one) for one in results):
+        raise ValueError(f"{path} holds no result of an evaluation; give the evaluation.json of recipes/evaluate.py.")
+    model = content.get("model") or results[0].get("settings", {}).get("model") or path.stem
+    files = {one["title"]: path.parent / f"{Path(one['name']).name}.parquet" for one in results}
+    scores = {title: stack_rewards(pq.read_table(file)) for title, file in files.items() if file.is_file()}
+    return Evaluation(str(model), results, content.get("pooled"), scores)
+
+
+def _read_json(path: Path, writer: str) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); give what {writer} wrote.") from error
+
+
+def scored_sets(run: RunFolder | None, evaluations: Sequence[Evaluation]) -> dict[str, np.ndarray]:
+    """Collect all rewards of pairs with a known label, by title."""
+    rewards = {} if run is None else run.rewards
+    sets = {f"Test set, {FINAL_NAMES.get(name, name)}": values for name, values in rewards.items()}
+    for evaluation in evaluations:
+        model = f", {evaluation.model}" if len(evaluations) > 1 or sets else ""
+        sets |= {f"{benchmark}{model}": scores for benchmark, scores in evaluation.scores.items()}
+    return sets
+
+
+def reward_distributions(sets: Mapping[str, np.ndarray]) -> Section:
+    """Show the rewards of chosen and of rejected answers."""
+    key, title = "rewards", "Rewards"
+    if not sets:
+        return Section(key, title, missing=NOT_SCORED)
+    figures, rows = [], []
+    for number, (name, rewards) in enumerate(sets.items()):
+        series = {"rejected": rewards[:, 1], "chosen": rewards[:, 0]}
+        figures.append(histogram(f"rewards-{number}", name, series, xlabel="reward", zero=False))
+        means = [f"{values.mean():+.2f} ± {values.std():.2f}" for values in rewards.T]
+        rows.append([name, _count(len(rewards)), *means, f"{_accuracy(rewards):.4f}"])
+    columns = ("rewards of", "pairs", "chosen", "rejected", "accuracy")
+    return Section(
+        key,
+        title,
+        lead="How high the models score chosen and rejected answers. Only differences between answers to one prompt "
+        "mean something.",
+        legend=(("outline", "rejected"), ("filled", "chosen")),
+        figures=figures,
+        tables=(Table("Mean and standard deviation", columns, rows),),
+    )
+
+
+def calibration(sets: Mapping[str, np.ndarray]) -> Section:
+    """Compare predicted win probabilities with observed shares."""
+    key, title = "calibration", "Calibration"
+    fits = {name: calibrate(rewards[:, 0], rewards[:, 1]) for name, rewards in sets.items()}
+    fits = {name: fit for name, fit in fits.items() if fit.count}
+    if not fits:
+        return Section(key, title, missing=NOT_SCORED)
+    summary = [[name, _count(fit.count), _count(fit.ties), f"{fit.error:.3f}"] for name, fit in fits.items()]
+    columns = ("rewards of", "pairs", "ties", "expected calibration error")
+    return Section(
+        key,
+        title,
+        lead="Of pairs in which a model gives its favorite answer a win probability of p, which is the sigmoid of "
+        "the difference of the rewards, a share of p should be labelled so. Points below the line: the model is "
+        "surer than it should be.",
+        legend=(("dot", "share of a bin, with its 95 % interval"), ("dashed", "as predicted")),
+        figures=[reliability(f"calibration-{number}", *one) for number, one in enumerate(fits.items())],
+        tables=(Table("In short", columns, summary), *(_bins(name, fit) for name, fit in fits.items())),
+    )
+
+
+def _bins(name: str, fit: Calibration) -> Table:
+    rows = [
+        [
+            f"{one.low:.2f} to {one.high:.2f}",
+            _count(one.count),
+            f"{one.predicted:.3f}",
+            f"{one.observed:.3f}",
+            f"{one.interval.low:.3f} to {one.interval.high:.3f}",
+        ]
+        for one in fit.bins
+    ]
+    columns = ("predicted from", "pairs", "mean predicted", "observed", "95 %, Wilson")
+    return Table(f"Bins: {name}", columns, rows, is_folded=True)
+
+
+def benchmarks(evaluations: Sequence[Evaluation]) -> Section:
+    """Tabulate benchmarks with intervals, beside published scores."""
+    key, title = "benchmarks", "Benchmarks"
+    if not evaluations:
+        return Section(key, title, missing="no result of recipes/evaluate.py was given (`--evaluation`).")
+    tables, notes = [], []
+    for evaluation in evaluations:
+        for result in evaluation.results:
+            label = f" ({result['label']})" if result.get("label") else ""
+            rows = [
+                [
+                    name,
+                    _percent(value),
+                    *_intervals(result, name),
+                    _count(result["n"].get(name)),
+                    _count(result["ties"].get(name)),
+                ]
+                for name, value in result["metrics"].items()
+            ]
+            columns: tuple[str, ...] = ("metric", "%", "95 %, Wilson", "95 %, prompts drawn", "n", "ties")
+            tables.append(Table(f"{result['title']}{label}: {evaluation.model}", columns, rows))
+            published = [
+                [other.model, other.metric, _percent(other.value), other.source, other.note or ""]
+                for other in published_scores(result["name"])
+                if other.metric in result["metrics"]
+            ]
+            if published:
+                columns = ("model", "metric", "%", "source", "")
+                tables.append(Table(f"{result['title']}: published, not measured here", columns, published, "llrll"))
+            notes += [note for note in result.get("notes", ()) if note not in notes]
+        if pooled := evaluation.pooled:
+            row = [evaluation.model, _percent(pooled["micro"]), _percent(pooled["mean"]), _count(pooled["n"])]
+            columns = ("model", "% of all pairs", "mean of benchmarks, %", "pairs")
+            tables.append(Table("All of them as one", columns, [row]))
+    lead = "Share of pairs in which the chosen answer has the higher reward; a tie is wrong."
+    return Section(key, title, lead=lead, tables=tables, notes=notes)
+
+
+def _intervals(result: dict[str, Any], metric: str) -> list[str]:
+    intervals = (result[kind].get(metric) for kind in ("wilson", "bootstrap"))
+    return ["" if ends is None else f"{_percent(ends[0])} to {_percent(ends[1])}" for ends in intervals]
+
+
+def _items(run: RunFolder | None, flow: Flow | None, most: int) -> dict[str, Any] | None:
+    if run is None or flow is None or run.ledger is None or run.pool is None or not most:
+        return None
+    items = gallery_items(run.pool, run.ledger, flow, most=most, options=run.image_options())
+    source_set = run.ledger.source_set
+    # A browser keeps verdicts under the name of the report.
+    return {**items, "source_set": source_set, "report": f"{source_set} {len(run.ledger.rounds)}"}
+
+
+def _gallery(run: RunFolder | None, flow: Flow | None, items: dict[str, Any] | None) -> Section:
+    key, title = "gallery", "Pairs"
+    if run is None or flow is None:
+        return Section(key, title, missing=NO_RUN if run is None else NOT_DECIDED)
+    if items is None:
+        return Section(key, title, missing=f"{run.problem or 'no pairs were asked for (`--gallery 0`)'}.")
+    return Section(
+        key,
+        title,
+        lead="The strongest flips first. Say of each whether what became of it is right; then export the verdicts and "
+        "add them to the ledger, where a person's decision overrides all rounds:",
+        command=f"python recipes/report.py --run {shlex.quote(str(run.directory))} --corrections corrections.json",
+    )
+
+
+def _accuracy(rewards: np.ndarray) -> float:
+    return float((rewards[:, 0] > rewards[:, 1]).mean())
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _count(value: int | None) -> str:
+    return "" if value is None else f"{value:,}"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"

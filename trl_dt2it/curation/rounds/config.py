@@ -1,4 +1,4 @@
-"""A curation run out of its configuration: settings of the rounds, and the sets that they read."""
+"""The configuration of a run: its rounds, the sets that it reads, and its models."""
 
 from __future__ import annotations
 
@@ -34,46 +34,64 @@ from .stages import Stage
 from .training import RewardTraining
 
 
-# What a configuration may name, with any of the function's options beside it.
+# Rules that a configuration may name, with any option of the function beside the name.
 FLIP_RULES = {rule.__name__: rule for rule in (flip_weakest_half, flip_negative, flip_mixture)}
 
 KEEP_RULES = {rule.__name__: rule for rule in (keep_consistent, keep_confident)}
 
-COMBINE = ("raw", "zscore", "rank")
+# The paper: the worse half of the pairs that the model contradicts is flipped; a model that is trained on the result
+# decides what is consistent; judges decide on the rest. Twice.
+PAPER_ROUND = [
+    {"name": "flip", "rules": [{"flip": "flip_weakest_half"}], "orientation": "current", "min_kept": 0.0},
+    {"name": "filter", "rules": [{"keep": "keep_consistent"}], "orientation": "current", "min_kept": 0.0},
+]
 
-TRAIN_ON = ("base", "current")
+# Ours: the least certain pairs sit a round out, and all are kept at the end.
+_FLIP, _KEEP = {"flip": "flip_mixture", "by": "source"}, {"keep": "keep_confident", "share": 0.9}
 
-ORIENTATIONS = ("source", "current")
+METHODS: dict[str, list[dict[str, Any]]] = {
+    "paper": [{"steps": PAPER_ROUND}, {"steps": PAPER_ROUND}],
+    "mixture": [{"rules": [_FLIP, _KEEP]}, {"rules": [_FLIP, _KEEP]}, {"rules": [_FLIP]}],
+}
+
+FINALS = ("unbalanced", "base", "uncurated", "curated", "oracle")
+
+SET_KINDS = ("dataset_name", "preferences")
+
+# Rows of further kinds of sources: a function of the `source` and of the value of the key that names the kind.
+Loaders = Mapping[str, Callable[[str, Mapping[str, Any]], Dataset]]
+
+_FILES = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+
+_BALANCE = {"by": "source", "max_weight": 10.0, "features": None}
 
 
 @dataclass(frozen=True)
 class Step:
-    """One scoring of the pool, and what is decided by it."""
+    """One scoring of the pool, and the decision by it."""
 
-    name: str | None = None  # Tells the steps of a round apart
-    # What the models that score are trained on: `"base"`, the constructed data alone, or `"current"`, these and the
-    # pool as it has been curated so far. By default `"base"` in the first step and `"current"` later
+    name: str | None = None  # tells the steps of a round apart
+    # Training set of the models that score: `"base"`, the constructed data alone, or `"current"`, these and the pool
+    # as curated so far. By default `"base"` in the first step and `"current"` later.
     train_on: str | None = None
-    # With `"current"`, number of parts of the pool, of which each is scored by a model that is trained on the others;
-    # 1 scores in sample. By default what the run says
+    # With `"current"`, number of parts of the pool, each scored by a model that is trained on the others; 1 scores in
+    # sample. By default that of the run.
     folds: int | None = None
-    # Rules, one after the other: `{flip: NAME, by: source, ...}` or `{keep: NAME, by: source, ...}`, with the options
-    # of the rule
+    # Rules, one after the other, with their options: `{flip: NAME, by: source, ...}`, `{keep: NAME, by: source, ...}`
     rules: Sequence[Mapping[str, Any]] = ()
-    combine: str = "raw"  # How the scores of several models become one strength, as in `combine_scores`
-    # Whether labels are judged as the `"source"` has them, anew in every round, or as they are `"current"`, so that
-    # what was flipped stays unless it is flipped back
+    combine: str = "raw"  # as in `combine_scores`
+    # Judge labels anew as in the `"source"`, or as they are `"current"`, so that flips stay unless flipped back.
     orientation: str = "source"
-    min_kept: float = 0.1  # Least share of each source that is kept
-    # Whether judges are asked about the pairs that the rules drop. Those on which they agree come back
-    judge: bool = False
+    min_kept: float = 0.1  # least share of each source to keep
+    judge: bool = False  # ask judges about the pairs that the rules drop; those that they agree on come back
 
     def __post_init__(self) -> None:
-        for name, value, choices in (
-            ("train_on", self.train_on, (None, *TRAIN_ON)),
-            ("combine", self.combine, COMBINE),
-            ("orientation", self.orientation, ORIENTATIONS),
+        for name, choices in (
+            ("train_on", (None, "base", "current")),
+            ("combine", ("raw", "zscore", "rank")),
+            ("orientation", ("source", "current")),
         ):
+            value = getattr(self, name)
             if value not in choices:
                 raise ValueError(
                     f"`{name}` of a round is {value!r}; choose one of {', '.join(filter(None, choices))}."
@@ -87,33 +105,16 @@ class Step:
         self.read_rules()
 
     def read_rules(self) -> list[Flip | Keep]:
-        """The rules as [`decide`] takes them."""
+        """Return the rules as [`decide`] takes them."""
         return [read_rule(rule) for rule in self.rules]
 
     def settings(self) -> dict[str, Any]:
-        """All that a decision depends on."""
-        names = ("rules", "combine", "orientation", "min_kept")
-        return {name: value for name, value in asdict(self).items() if name in names}
-
-
-# The paper: of what the model contradicts, the worse half is flipped; a model that is trained on the result decides
-# what is consistent; judges decide on the rest. Twice.
-PAPER_ROUND = [
-    {"name": "flip", "rules": [{"flip": "flip_weakest_half"}], "orientation": "current", "min_kept": 0.0},
-    {"name": "filter", "rules": [{"keep": "keep_consistent"}], "orientation": "current", "min_kept": 0.0},
-]
-
-# Ours: what is least certain sits a round out, and all are kept at the end.
-_FLIP, _KEEP = {"flip": "flip_mixture", "by": "source"}, {"keep": "keep_confident", "share": 0.9}
-
-METHODS: dict[str, list[dict[str, Any]]] = {
-    "paper": [{"steps": PAPER_ROUND}, {"steps": PAPER_ROUND}],
-    "mixture": [{"rules": [_FLIP, _KEEP]}, {"rules": [_FLIP, _KEEP]}, {"rules": [_FLIP]}],
-}
+        """Return all settings that a decision depends on."""
+        return {name: asdict(self)[name] for name in ("rules", "combine", "orientation", "min_kept")}
 
 
 def read_rule(rule: Mapping[str, Any]) -> Flip | Keep:
-    """A rule as [`decide`] takes it."""
+    """Read a rule as [`decide`] takes it."""
     options = dict(rule)
     kinds = [kind for kind in ("flip", "keep") if kind in options]
     if len(kinds) != 1:
@@ -123,12 +124,9 @@ def read_rule(rule: Mapping[str, Any]) -> Flip | Keep:
     known: Mapping[str, Any] = FLIP_RULES if kind == "flip" else KEEP_RULES
     if name not in known:
         raise ValueError(f"`{kind}: {name}` is no rule; choose one of {', '.join(known)}.")
-    # The first parameter is the strength, and those by name alone are for arrays.
-    allowed = [
-        one.name
-        for one in list(inspect.signature(known[name]).parameters.values())[1:]
-        if one.kind != one.KEYWORD_ONLY
-    ]
+    # The first parameter is the reward margins, and keyword-only parameters are for arrays.
+    _, *others = inspect.signature(known[name]).parameters.values()
+    allowed = [one.name for one in others if one.kind != one.KEYWORD_ONLY]
     if unknown := [option for option in options if option not in allowed]:
         takes = f"takes {', '.join(allowed)}" if allowed else "takes no options"
         raise ValueError(f"The rule {name} has no option `{unknown[0]}`; it {takes}.")
@@ -139,7 +137,7 @@ def read_rule(rule: Mapping[str, Any]) -> Flip | Keep:
 def read_rounds(
     method: str, rounds: Sequence[Mapping[str, Any]] | None = None, *, folds: int = 2, judge: bool = False
 ) -> list[list[Step]]:
-    """The rounds of a configuration, with all defaults filled in."""
+    """Read the rounds of a configuration, with all defaults filled in."""
     if method not in METHODS:
         raise ValueError(f"`method` is {method!r}; choose one of {', '.join(METHODS)}.")
     if rounds is not None and not rounds:
@@ -152,10 +150,10 @@ def read_rounds(
         if rounds is None and judge:
             steps[-1]["judge"] = True
         known = [field.name for field in fields(Step)]
-        for place, step in enumerate(steps):
+        for index, step in enumerate(steps):
             if unknown := [key for key in step if key not in known]:
                 raise ValueError(f"Round {number} has the unknown key `{unknown[0]}`; known are {', '.join(known)}.")
-            step.setdefault("train_on", "current" if read or place else "base")
+            step.setdefault("train_on", "current" if read or index else "base")
             step.setdefault("folds", folds)
         read.append([Step(**step) for step in steps])
         names = [step.name for step in read[-1]]
@@ -166,20 +164,12 @@ def read_rounds(
     return read
 
 
-# Rows of further kinds of sources: a function of the `source` and of what stands under the key that names the kind.
-Loaders = Mapping[str, Callable[[str, Mapping[str, Any]], Dataset]]
-
-SET_KINDS = ("dataset_name", "preferences")
-
-_FILES = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
-
-
 def read_sets(name: str, specs: Mapping[str, Mapping[str, Any]], loaders: Loaders | None = None) -> Dataset:
-    """One set out of several sources."""
+    """Read a set from several sources."""
     if not specs:
         raise ValueError(f"`{name}` is empty; name at least one source.")
     parts = {}
-    with main_process_first():  # the others find what it has downloaded and converted
+    with main_process_first():  # the others find its downloads and conversions
         for source, spec in specs.items():
             rows = read_set(f"{name}.{source}", source, spec or {}, loaders)
             if "source" not in rows.column_names or name == "test":
@@ -189,7 +179,7 @@ def read_sets(name: str, specs: Mapping[str, Mapping[str, Any]], loaders: Loader
 
 
 def read_set(where: str, source: str, spec: Mapping[str, Any], loaders: Loaders | None = None) -> Dataset:
-    """The rows of one source; `where` names the setting in messages, the rest is as in [`read_sets`]."""
+    """Read the rows of one source; messages name the setting as `where`."""
     spec, loaders = dict(spec), loaders or {}
     known = (*SET_KINDS, *loaders)
     kinds = [kind for kind in known if kind in spec]
@@ -218,13 +208,13 @@ def _load(where: str, name: str, config: str | None, split: str) -> Dataset:
     if not path.is_dir() and (path.is_absolute() or name.startswith((".", "~"))):
         raise ValueError(f"`{where}` is {name}, but there is no such folder.")
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        found = load_from_disk(str(path))
-        return found[split] if isinstance(found, DatasetDict) else found
+        saved = load_from_disk(str(path))
+        return saved[split] if isinstance(saved, DatasetDict) else saved
     return load_dataset(str(path) if path.is_dir() else name, config, split=split)
 
 
 def set_digest(dataset: Dataset, pair_ids: pa.Array, contents: pa.Table | None = None) -> str:
-    """What tells a set from others, also on another machine."""
+    """Hash the names, contents and rows of a set, the same on another machine."""
     names = [name for name in dataset.column_names if name not in ("image", "images", "videos")]
     tables = dataset.select_columns(names).with_format("arrow").iter(rows_at_once(dataset))
     return digest(
@@ -235,11 +225,8 @@ def set_digest(dataset: Dataset, pair_ids: pa.Array, contents: pa.Table | None =
 
 
 def folds_of(dataset: Dataset, pair_ids: pa.Array, number: int, seed: int = 42) -> np.ndarray:
-    """Parts of a set that share no prompt.
-
-    Shapes: returns `(N,)`.
-    """
-    # Without its number, the name of a copy is that of the first.
+    """Split a set into parts that share no prompt; return the part of each row, `(N,)`."""
+    # Without its number, the name of a copy is that of the original.
     names = pa.array([re.sub(r"#\d+$", "", name) for name in pair_ids.to_pylist()]).dictionary_encode()
     copies = names.indices.to_numpy()
     groups = copies
@@ -259,69 +246,66 @@ def folds_of(dataset: Dataset, pair_ids: pa.Array, number: int, seed: int = 42) 
 
 @dataclass
 class SourceSets:
-    """The sets of a run, read when they are first needed."""
+    """The sets of a run, each read when it is first needed."""
 
-    # For each of the sets `base`, `pool` and `test` its sources, as in `read_sets`
-    specs: Mapping[str, Mapping[str, Mapping[str, Any]]]
-    args: MultimodalRewardConfig  # `on_bad_row`, `image_check` and `max_length` say which rows can be used
-    # Gives the directory or Hub id of a model whose processor counts tokens and knows special ones
-    model_dir: Callable[[], str]
-    loaders: Loaders | None = None  # As in `read_sets`
-    _raw: dict[str, Dataset] = field(default_factory=dict)
-    _digests: dict[str, str] = field(default_factory=dict)
-    _usable: dict[str, Dataset] = field(default_factory=dict)
-    _contents: dict[str, pa.Table] = field(default_factory=dict)
+    specs: Mapping[str, Mapping[str, Mapping[str, Any]]]  # the sources of `base`, `pool` and `test`, as in `read_sets`
+    args: MultimodalRewardConfig  # `on_bad_row`, `image_check` and `max_length` decide which rows can be used
+    model_dir: Callable[[], str]  # directory or Hub id of a model whose processor counts tokens and knows special ones
+    loaders: Loaders | None = None
+    _made: dict[tuple[str, str], Any] = field(default_factory=dict)
+
+    def _once(self, kind: str, name: str, make: Callable[[], Any]) -> Any:
+        if (kind, name) not in self._made:
+            self._made[kind, name] = make()
+        return self._made[kind, name]
 
     def raw(self, name: str) -> Dataset:
-        """All rows of a set."""
-        if name not in self._raw:
-            self._raw[name] = read_sets(name, self.specs[name], self.loaders)
-        return self._raw[name]
-
-    def digest(self, name: str) -> str:
-        """What a set depends on, and what decides which of its rows can be used."""
-        if name not in self._digests:
-            args, rows = self.args, self.raw(name)
-            limits = {"max_length": args.max_length, "min_pixels": args.min_pixels, "max_pixels": args.max_pixels}
-            contents = self.contents(name)
-            content = on_main_process(lambda: set_digest(rows, contents["pair_id"].combine_chunks(), contents))
-            self._digests[name] = digest_of([content, args.on_bad_row, args.image_check, limits])
-        return self._digests[name]
+        """Return all rows of a set."""
+        return self._once("raw", name, lambda: read_sets(name, self.specs[name], self.loaders))
 
     def contents(self, name: str) -> pa.Table:
-        """What is in all rows of a set, and their names, as [`pair_contents`] gives it; images are read once."""
-        if name not in self._contents:
-            rows, root = self.raw(name), self.args.image_root
-            self._contents[name] = on_main_process(
-                lambda: pair_contents(rows, image_root=root, num_proc=self.args.dataset_num_proc)
+        """Return names and contents of all rows of a set, as [`pair_contents`] does; images are read once."""
+
+        def make() -> pa.Table:
+            rows, args = self.raw(name), self.args
+            return on_main_process(
+                lambda: pair_contents(rows, image_root=args.image_root, num_proc=args.dataset_num_proc)
             )
-        return self._contents[name]
+
+        return self._once("contents", name, make)
+
+    def digest(self, name: str) -> str:
+        """Hash a set, and the settings that decide which of its rows can be used."""
+
+        def make() -> str:
+            args, rows, contents = self.args, self.raw(name), self.contents(name)
+            limits = {"max_length": args.max_length, "min_pixels": args.min_pixels, "max_pixels": args.max_pixels}
+            content = on_main_process(lambda: set_digest(rows, contents["pair_id"].combine_chunks(), contents))
+            return digest_of([content, args.on_bad_row, args.image_check, limits])
+
+        return self._once("digest", name, make)
 
     def fingerprint(self, name: str) -> str:
-        """What a ledger knows a set by: the names of all its rows, whichever of them can be used."""
+        """Hash the names of all rows of a set, by which a ledger knows it, whichever of them can be used."""
         return source_fingerprint(self.contents(name)["pair_id"].combine_chunks())
 
     def usable(self, name: str) -> Dataset:
-        """Rows of a set that can be trained on and scored; others are quarantined as in a training, once for all."""
-        if name not in self._usable:
+        """Return the rows of a set that can be trained on and scored; others are quarantined as in a training."""
+
+        def make() -> Dataset:
             model_dir, args = self.model_dir(), self.args
             processing_class = load_processing_class(model_dir, trust_remote_code=args.trust_remote_code)
             set_pixel_limits(processing_class, min_pixels=args.min_pixels, max_pixels=args.max_pixels)
             collator = MultimodalPreferenceCollator(processing_class, image_options=image_options(args))
-            # Named first, so that copies are numbered the same way whatever rows are left out.
-            rows = self.raw(name)
-            rows = with_columns(rows, {"pair_id": self.contents(name)["pair_id"].combine_chunks()})
-            self._usable[name], _ = prepare_dataset(rows, name=name, collator=collator, args=args)
-        return self._usable[name]
+            # Named first, so that copies are numbered the same way whatever rows are dropped.
+            rows = with_columns(self.raw(name), {"pair_id": self.contents(name)["pair_id"].combine_chunks()})
+            return prepare_dataset(rows, name=name, collator=collator, args=args)[0]
+
+        return self._once("usable", name, make)
 
     def names(self, name: str) -> pa.Array:
-        """Names of the usable rows of a set."""
+        """Return the names of the usable rows of a set."""
         return column_of(self.usable(name), "pair_id")
-
-
-_BALANCE = {"by": "source", "max_weight": 10.0, "features": None}
-
-FINALS = ("unbalanced", "base", "uncurated", "curated", "oracle")
 
 
 @dataclass(frozen=True)
@@ -330,35 +314,37 @@ class BaseModel:
 
     name_or_path: str
     seed: int
-    directory: str | None = field(default=None, compare=False)  # where it lies, if not under its name
-    stage: Stage | None = field(default=None, compare=False)  # what makes it, if the run does
+    directory: str | None = field(default=None, compare=False)  # its folder, if not its name
+    stage: Stage | None = field(default=None, compare=False)  # makes it, if the run does
 
 
 @dataclass
 class CurationRun:
-    """All that the stages of a run share."""
+    """The settings that the stages of a run share."""
 
     output_dir: Path
     training: RewardTraining
-    models: Sequence[BaseModel]  # that score; the first is trained at the end
-    sets: SourceSets  # `base`, `pool`, and maybe `test`
+    models: Sequence[BaseModel]  # all score; the first is trained at the end
+    sets: SourceSets  # `base`, `pool` and, optionally, `test`
     rounds: Sequence[Sequence[Step]]
-    final: Sequence[str]  # of [`FINALS`]
+    final: Sequence[str]  # of `FINALS`
     judging: Judging | None = None
-    balance: dict[str, Any] | None = None  # from [`read_balance`]
+    balance: dict[str, Any] | None = None  # from `read_balance`
     rows_per_shard: int = 4096
     shard: tuple[int, int] = (0, 1)  # i of n machines
 
     def model_dir(self, model: int = 0) -> str:
-        """Return where a base model is loaded from."""
+        """Return the directory or Hub id of a base model."""
         one = self.models[model]
         return str(self.output_dir / one.stage.name) if one.stage is not None else one.directory or one.name_or_path
 
     def base_stage(self, model: int) -> str | None:
-        """Return the first stage that trains a model on the base alone, if any does."""
-        steps = [(number, step) for number, steps in enumerate(self.rounds, 1) for step in steps]
-        names = [step_name(number, step) for number, step in steps if step.train_on == "base"]
-        return f"{names[0]}/train/model-{model}" if names else None
+        """Return the first stage that trains a model on the base alone, if there is one."""
+        for number, steps in enumerate(self.rounds, 1):
+            for step in steps:
+                if step.train_on == "base":
+                    return f"{step_name(number, step)}/train/model-{model}"
+        return None
 
     def final_stage(self, name: str) -> str:
         """Return the stage that trains a final model: one that has scored the pool is not trained again."""
@@ -431,9 +417,7 @@ def read_run(
 
 
 def read_balance(given: Mapping[str, Any] | bool | None) -> dict[str, Any] | None:
-    """Read how style is to be balanced: keys of [`~trl_dt2it.debias.balance_style`], or `True` for the defaults, by
-    source and with weights up to 10; `None` if not at all.
-    """
+    """Read the settings of style balancing: keys of [`~trl_dt2it.debias.balance_style`], or `True` for defaults."""
     if given is None or given is False:
         return None
     options = {} if given is True else given
@@ -456,5 +440,5 @@ def read_balance(given: Mapping[str, Any] | bool | None) -> dict[str, Any] | Non
 
 
 def step_name(number: int, step: Step) -> str:
-    """Return how the names of a step's stages begin."""
+    """Return the common beginning of the names of a step's stages."""
     return f"round-{number}" + ("" if step.name is None else f"/{step.name}")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +24,7 @@ from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainerControl, TrainerState
 from transformers.integrations import get_reporting_integration_callbacks
 
 from ...data.columns import column_of
@@ -44,18 +45,38 @@ RUN_FILE = "run.json"
 
 PACKAGES = ("trl-dt2it", "trl", "transformers", "torch", "accelerate", "datasets", "peft")
 
+FINAL_NAMES = {
+    "unbalanced": "base data as it came",
+    "base": "base data only",
+    "uncurated": "+ uncurated",
+    "curated": "+ curated",
+    "oracle": "+ true labels (oracle)",
+}
+
+MOST_AUDITED = 20_000  # pairs drawn from a larger pool: enough for the third digit, within some seconds
+
+# A smaller change of an accuracy on one source, or of a leakage, is not called harm.
+LEAST_CHANGE = 0.01
+
+GAINS = (("gain by balancing style", "base", "unbalanced"), ("gain by curation", "curated", "uncurated"))
+
+_TRUTHS = ("noise_before", "noise_after", "flip_precision", "flip_recall")
+
 
 def record_run(run: CurationRun, argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Write `run.json` into the folder of a run, with its command line but for secrets, and return what it holds."""
+    """Write `run.json`, with the command line without secrets, into the folder of a run, and return its content."""
     args, earlier = run.training.args, read_record(run.output_dir)
     record = {
         "command": run_command(PartialState().num_processes, argv),
-        # Run again after a kill, it is still the same run.
+        # A run that continues after a kill is still the same run.
         "started": datetime.now(UTC).isoformat(timespec="seconds") if earlier is None else earlier["started"],
         "machine": machine(),
-        "versions": versions(),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "sets": {name: dict(specs) for name, specs in run.sets.specs.items()},
-        "pairs": {name: _by_source(run.sets.raw(name)) for name in run.sets.specs},
+        "pairs": {
+            name: dict(Counter(map(str, column_of(run.sets.raw(name), "source").to_pylist())).most_common())
+            for name in run.sets.specs
+        },
         "images": {"image_root": args.image_root, "max_image_pixels": args.max_image_pixels},
         "models": [{"model_name_or_path": one.name_or_path, "seed": one.seed} for one in run.models],
         "rounds": [[step.settings() for step in steps] for steps in run.rounds],
@@ -66,18 +87,9 @@ def record_run(run: CurationRun, argv: Sequence[str] | None = None) -> dict[str,
     return record
 
 
-def _by_source(rows: Dataset) -> dict[str, int]:
-    return dict(Counter(map(str, column_of(rows, "source").to_pylist())).most_common())
-
-
 def read_record(directory: str | os.PathLike) -> dict[str, Any] | None:
-    """Read what [`record_run`] wrote; `None` if it has not."""
+    """Read `run.json` of a run; `None` if there is none."""
     return read_json(Path(directory) / RUN_FILE)
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that a result may depend on."""
-    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
 def machine() -> str:
@@ -89,23 +101,17 @@ def machine() -> str:
     return f"{processes}, {os.cpu_count()} CPU cores, {sys.platform} {platform.machine()}"
 
 
-_TRUTHS = ("noise_before", "noise_after", "flip_precision", "flip_recall")
-
-
 def report_decision(run: CurationRun, place: int, counts: Mapping[str, Any]) -> None:
-    """Report what the pool is like after a decision, the `place`-th from 1, and before the first what it was like, to
-    the trackers that `report_to` names.
-    """
+    """Log the metrics of the pool after a decision, the `place`-th from 1, and before the first, to the trackers."""
     if not run.training.args.report_to:
         return
     entries = {0: pool_metrics(run, after=0)} if place == 1 else {}
-    entries[place] = pool_metrics(run)
-    entries[place] |= {f"curation/{name}": counts[name] for name in _TRUTHS if name in counts}
+    entries[place] = pool_metrics(run) | {f"curation/{name}": counts[name] for name in _TRUTHS if name in counts}
     log_to_trackers(run, entries)
 
 
 def pool_metrics(run: CurationRun, after: int | None = None) -> dict[str, float]:
-    """Return metrics of the pool as the ledger has it, after all rounds or up to one; 0 is the pool as it came."""
+    """Compute the metrics of the pool after a round of the ledger, by default the last; 0 is the pool as it came."""
     pool, ledger = run.sets.usable("pool"), CurationLedger(run.output_dir / "ledger")
     contents = run.sets.contents("pool")
     known = ledger.labels(run.sets.names("pool"), after, contents=contents)
@@ -115,17 +121,16 @@ def pool_metrics(run: CurationRun, after: int | None = None) -> dict[str, float]
 
 
 def log_to_trackers(run: CurationRun, entries: Mapping[int, Mapping[str, float]]) -> None:
-    """Hand metrics by step to the trackers."""
+    """Log metrics by step to the trackers, as one run beside those of the trainings."""
     args: MultimodalRewardConfig = copy.copy(run.training.args)
     args.run_name = f"{args.run_name or run.output_dir.name}-curation"
-    # The same run and folder again at every decision, also when the run of rounds goes on after a kill.
+    # The same run and folder at every decision, also after a kill.
     name = digest(str(run.output_dir.resolve()))[:16]
     folder = run.output_dir / "runs" / "curation"
     variables = {"wandb_run_id": name, "wandb_resume": "allow", "wandb_log_model": "false"}
     with patch_environment(tensorboard_logging_dir=str(folder), **variables):
-        trackers: list[TrainerCallback] = [one() for one in get_reporting_integration_callbacks(args.report_to)]
         control = TrainerControl()
-        for tracker in trackers:
+        for tracker in [make() for make in get_reporting_integration_callbacks(args.report_to)]:
             tracker.on_train_begin(args, TrainerState(), control, model=None)
             for step, metrics in entries.items():
                 tracker.on_log(args, TrainerState(global_step=step), control, model=None, logs=dict(metrics))
@@ -133,41 +138,22 @@ def log_to_trackers(run: CurationRun, entries: Mapping[int, Mapping[str, float]]
         close_trackers(args)
 
 
-FINAL_NAMES = {
-    "unbalanced": "base data as it came",
-    "base": "base data only",
-    "uncurated": "+ uncurated",
-    "curated": "+ curated",
-    "oracle": "+ true labels (oracle)",
-}
-
-MOST_AUDITED = 20_000  # of a larger pool so many are drawn: enough for the third digit, and some seconds
-
-# Less than this, of an accuracy on one source or of a leakage, is not called harm.
-LEAST_CHANGE = 0.01
-
-GAINS = (("gain by balancing style", "base", "unbalanced"), ("gain by curation", "curated", "uncurated"))
-
-
 def label_noise(pool: Dataset, flipped: np.ndarray, kept: np.ndarray) -> dict[str, float]:
-    """How many labels of a pool are wrong, where the truth is known.
-
-    Shapes: `flipped, kept` `(N,)` `bool`.
-    """
+    """Measure the wrong labels of a pool before and after curation; empty where the truth is not known."""
     if "is_flipped" not in pool.column_names:
         return {}
     wrong = column_of(pool, "is_flipped").to_numpy(zero_copy_only=False).astype(bool)
-    found = float((wrong & flipped).sum())
+    fixed = float((wrong & flipped).sum())
     return {
         "noise_before": round(float(wrong.mean()), 6),
         "noise_after": round(float((wrong ^ flipped)[kept].mean()) if kept.any() else 0.0, 6),
-        "flip_precision": round(found / max(1, int(flipped.sum())), 6),
-        "flip_recall": round(found / max(1, int(wrong.sum())), 6),
+        "flip_precision": round(fixed / max(1, int(flipped.sum())), 6),
+        "flip_recall": round(fixed / max(1, int(wrong.sum())), 6),
     }
 
 
 def accuracy(folder: Path, dataset: Dataset) -> dict[str, float]:
-    """Share of pairs whose chosen answer has the higher reward; a tie is wrong."""
+    """Compute the share of pairs whose chosen answer has the higher reward; a tie is wrong."""
     table = read_scores(folder)
     right = table["chosen"].to_numpy() > table["rejected"].to_numpy()
     source = column_of(dataset, "source").take(table["row"]).to_numpy(zero_copy_only=False)
@@ -179,7 +165,7 @@ def accuracy(folder: Path, dataset: Dataset) -> dict[str, float]:
 def audit_pool(
     pool: Dataset, ledger: CurationLedger | None, contents: Callable[[Dataset], pa.Table] = pair_contents
 ) -> dict[str, dict[str, Any]]:
-    """Audit the style of a pool as its sources label it, and as a ledger has it."""
+    """Audit the style of a pool as labelled by its sources, and after curation by a ledger."""
     if len(pool) > MOST_AUDITED:
         pool = pool.select(np.sort(np.random.default_rng(0).choice(len(pool), MOST_AUDITED, replace=False)))
     audits = {"before": asdict(audit_style(pool))}
@@ -189,17 +175,15 @@ def audit_pool(
 
 
 def harm(final: Mapping[str, Mapping[str, Any]], audits: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Name what the curated pool has made worse: the test accuracy, of all pairs or of a source, below that of the
-    base alone; or the style leakage of a source.
-    """
-    found = []
+    """List what the curated pool has made worse: test accuracies, against the base alone, and style leakages."""
+    sentences = []
     base, curated = (final.get(name, {}) for name in ("base", "curated"))
     for key in (name for name in base if name.startswith("accuracy") and name in curated):
         fall = base[key] - curated[key]
         if fall <= (0 if key == "accuracy" else LEAST_CHANGE):
             continue
         pairs = "of the test pairs" if key == "accuracy" else f"of the test pairs of {key.removeprefix('accuracy/')!r}"
-        found.append(
+        sentences.append(
             f"The model with the curated pool is right in {curated[key]:.4f} {pairs}, that of the base alone in "
             f"{base[key]:.4f}: the pool does harm there; leave it out, or look for the source that does."
         )
@@ -209,16 +193,16 @@ def harm(final: Mapping[str, Mapping[str, Any]], audits: Mapping[str, Mapping[st
         if was["auc"] is None or now["auc"] is None:
             continue
         if now["interval"][0] > was["auc"] and now["auc"] - was["auc"] > LEAST_CHANGE:
-            found.append(
+            sentences.append(
                 f"Style tells more of the labels of {source!r} after curation than before (leakage {was['auc']:.3f} "
                 f"to {now['auc']:.3f}): either wrong labels hid it, or the model follows style; look at what was "
                 "flipped there."
             )
-    return found
+    return sentences
 
 
-def summarise_run(run: CurationRun, records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Figures of a finished run."""
+def summarize_run(run: CurationRun, records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Collect the figures of a finished run."""
     counts = {name: record["counts"] for name, record in records.items()}
     rounds = {name: one for name, one in counts.items() if name.endswith(("/decide", "/judge"))}
     final = {}
@@ -251,7 +235,7 @@ def summarise_run(run: CurationRun, records: Mapping[str, Mapping[str, Any]]) ->
 
 
 def show_summary(summary: Mapping[str, Any], console: Console | None = None) -> None:
-    """Prints what came of a run."""
+    """Print the figures of a finished run."""
     console = console or Console()
     rounds = list(summary["rounds"].items())
     has_truth = "noise_after" in rounds[0][1]
@@ -260,36 +244,30 @@ def show_summary(summary: Mapping[str, Any], console: Console | None = None) -> 
         table.add_column(column, justify="right")
     if has_truth:
         table.add_row("as it came", "0", f"{summary['pool_pairs']:,}", f"{rounds[0][1]['noise_before']:.1%}")
-    for name, one in rounds:
-        noise = [f"{one['noise_after']:.1%}"] if has_truth else []
-        table.add_row(name, f"{one['flipped']:,}", f"{one['kept']:,}", *noise)
+    for name, counts in rounds:
+        noise = [f"{counts['noise_after']:.1%}"] if has_truth else []
+        table.add_row(name, f"{counts['flipped']:,}", f"{counts['kept']:,}", *noise)
     console.print(table)
     models = summary["final"]
     heads, rows = accuracy_table(models)
     table = Table(heads[0], "pairs", title="Reward models" if len(heads) == 1 else "Test accuracy of reward models")
     for column in heads[1:]:
         table.add_column(Text(printable(column)), justify="right")  # the name of a source
-    pairs = [f"{one['pairs']:,}" for one in models.values()]
-    fallen = [
-        name in models["curated"] and models["curated"][name] < models["base"][name]
-        for name in list(models.values())[0]
-        if name.startswith("accuracy") and {"base", "curated"} <= set(models)
-    ]
-    for place, (name, *cells) in enumerate(rows):
-        if name == FINAL_NAMES["curated"] and any(fallen):
-            cells = [
-                f"[bold red]{cell}[/]" if is_worse else cell for cell, is_worse in zip(cells, fallen, strict=True)
-            ]
-        is_gain = place >= len(pairs)
-        table.add_row(name, "" if is_gain else pairs[place], *cells, style="bold" if is_gain else None)
+    for (name, *cells), kind in zip_longest(rows, models):
+        if kind == "curated" and "base" in models:
+            keys = [key for key in models["base"] if key.startswith("accuracy")]
+            is_worse = [models["curated"][key] < models["base"][key] for key in keys]
+            cells = [f"[bold red]{cell}[/]" if worse else cell for cell, worse in zip(cells, is_worse, strict=True)]
+        pairs = "" if kind is None else f"{models[kind]['pairs']:,}"
+        table.add_row(name, pairs, *cells, style="bold" if kind is None else None)
     console.print(table)
     for sentence in summary.get("harm", []):
         console.print(sentence, style="bold red", markup=False, highlight=False)
 
 
 def accuracy_table(models: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Test accuracies of final models, over all pairs and by source, and what was gained."""
-    measured = [name for one in list(models.values())[:1] for name in one if name.startswith("accuracy")]
+    """Tabulate the test accuracies of final models, over all pairs and by source, and the gains."""
+    measured = [name for name in next(iter(models.values()), {}) if name.startswith("accuracy")]
     heads = ["trained on", *("all" if name == "accuracy" else name.removeprefix("accuracy/") for name in measured)]
     rows = [[FINAL_NAMES[name], *(f"{one[key]:.4f}" for key in measured)] for name, one in models.items()]
     for name, after, before in GAINS:

@@ -1,4 +1,4 @@
-"""Sets within a run: the balanced base, the folds, and the training set at a point of the ledger."""
+"""The sets of a run: the balanced base, the folds, the training sets, and the ledger at a point of the run."""
 
 from __future__ import annotations
 
@@ -23,15 +23,13 @@ from .config import CurationRun, folds_of
 
 logger = logging.get_logger(__name__)
 
-STAGE = "balance-style"
+BALANCE = "balance-style"  # the stage that weights the base
 
 _WEIGHTS = "weights.parquet"
 
 
 def balance_base(run: CurationRun, folder: Path) -> dict[str, Any]:
-    """Find the weights of the base as `balance` says, write them and audits of style without and with them into the
-    folder of the stage, and return counts.
-    """
+    """Write the weights of the base and audits of style without and with them; return counts."""
     rows = run.sets.usable("base")
 
     def work() -> dict[str, Any]:
@@ -39,11 +37,14 @@ def balance_base(run: CurationRun, folder: Path) -> dict[str, Any]:
         (logger.warning if report.one_sided else logger.info)(report.summary())
         with whole_file(folder / _WEIGHTS) as part:
             pq.write_table(pa.table({"weight": weight}), part)
-        counts: dict[str, Any] = {"pairs": len(rows), "effective_pairs": round(report.effective_size, 1)}
-        counts["one_sided_pairs"] = sum(one.num_pairs for one in report.one_sided)
-        counts["small_weights"] = report.num_small
-        for when, one in (("before", rows), ("after", _weighted(rows, weight))):
-            audit = audit_style(one)
+        counts: dict[str, Any] = {
+            "pairs": len(rows),
+            "effective_pairs": round(report.effective_size, 1),
+            "one_sided_pairs": sum(one.num_pairs for one in report.one_sided),
+            "small_weights": report.num_small,
+        }
+        for when, base in (("before", rows), ("after", _weighted(rows, weight))):
+            audit = audit_style(base)
             with whole_file(folder / f"style_{when}.json") as part:
                 part.write_text(audit.to_json() + "\n", encoding="utf-8")
             counts[f"auc_{when}"] = audit.overall.auc
@@ -53,11 +54,11 @@ def balance_base(run: CurationRun, folder: Path) -> dict[str, Any]:
 
 
 def balanced_base(run: CurationRun) -> Dataset:
-    """Return the constructed data with the weights that the stage found, or as it came if nothing is balanced."""
+    """Return the constructed data, with the weights of [`balance_base`] if it is balanced."""
     rows = run.sets.usable("base")
     if run.balance is None:
         return rows
-    return _weighted(rows, pq.read_table(run.output_dir / STAGE / _WEIGHTS)["weight"].combine_chunks())
+    return _weighted(rows, pq.read_table(run.output_dir / BALANCE / _WEIGHTS)["weight"].combine_chunks())
 
 
 def _weighted(rows: Dataset, weight: Any) -> Dataset:
@@ -67,9 +68,9 @@ def _weighted(rows: Dataset, weight: Any) -> Dataset:
 def training_set(
     run: CurationRun, kind: str, *, fold: tuple[int, int] | None = None, entries: Sequence[tuple[int, str]] = ()
 ) -> Dataset:
-    """Return the rows of a training: the base, alone (`"base"`) and without the weights of its style (`"unbalanced"`),
-    or with the pool as it is (`"uncurated"`), as the ledger has it after `entries` (`"curated"`), or with its true
-    labels (`"oracle"`), but for part i of n, `fold`.
+    """Return the set of a training: the base alone (`"base"`, or `"unbalanced"` without weights), or with the pool as
+    it came (`"uncurated"`), as in the ledger after `entries` (`"curated"`), or with true labels (`"oracle"`); without
+    a `fold` (i, n) of the pool.
     """
     if kind == "unbalanced":
         return run.sets.usable("base")
@@ -87,7 +88,7 @@ def training_set(
 
 
 def fold_rows(run: CurationRun, fold: tuple[int, int], *, inside: bool) -> np.ndarray:
-    """Return the rows of one part (i, n) of the pool, or of all others, ascending."""
+    """Return the rows of a fold (i, n) of the pool, or of all others, ascending."""
     part, parts = fold
     folds = folds_of(run.sets.usable("pool"), run.sets.names("pool"), parts)
     return np.flatnonzero((folds == part) == inside)
@@ -100,9 +101,9 @@ def ledger_at(
     next_entry: tuple[int, str] | None = None,
     digest: str = "",
 ) -> CurationLedger:
-    """Return the ledger as it is at a point of the run, where `entries` count, and `next_entry` if the stage with the
-    `digest` has written it before a kill. What an earlier run with other settings wrote later is undone; a ledger of
-    another pool is moved aside. Every process has to call it.
+    """Return the ledger at a point of the run, where `entries` count, and `next_entry` if the stage with this `digest`
+    wrote it before a kill. Later entries of other settings are undone; a ledger of another pool is moved aside. Every
+    process has to call it.
     """
     folder, own = run.output_dir / "ledger", run.sets.fingerprint("pool")
 
@@ -120,41 +121,41 @@ def ledger_at(
 
 
 def _change_ledger(folder: Path, own: str) -> None:
-    """Put the ledger of a pool into its place, if another pool's is there."""
+    """Put the ledger of a pool in the place of that of another pool."""
     before = _source_set(folder)
     if before in (None, own):
         return
     aside, mine = (folder.with_name(f"ledger-{name}") for name in (before, own))
-    if aside.exists():  # two ledgers of one pool, which only somebody who has copied them can have
+    if aside.exists():  # two ledgers of one pool, one of them a copy
         move_aside(aside)
     folder.rename(aside)
-    said = ""
-    if _source_set(mine) == own:
+    is_back = _source_set(mine) == own
+    if is_back:
         mine.rename(folder)
-        said = "; the one of this pool is back from where it was moved before"
+    said = "; the one of this pool is back from where it was moved before" if is_back else ""
     logger.warning(f"The ledger of another pool is now in {aside}{said}.")
 
 
 def _source_set(folder: Path) -> str | None:
-    """Return which pool a ledger is of; `None` if there is none, or it does not say. None is made."""
+    """Return the pool that a ledger is of; `None` if there is no ledger (and none is made), or it does not know."""
     if not (folder / "ledger.json").is_file():
         return None
     return CurationLedger(folder).source_set
 
 
 def corrections(run: CurationRun) -> list[str]:
-    """Return hashes of what persons decided in the ledger of a run's pool, as far as it stands."""
+    """Return hashes of the corrections that count in the ledger of a run's pool, wherever it lies."""
     own = run.sets.fingerprint("pool")
     folder = run.output_dir / "ledger"
     if _source_set(folder) not in (None, own):
         folder = run.output_dir / f"ledger-{own}"
-    if not (folder / "ledger.json").is_file():  # and none is to be made for a plan
+    if not (folder / "ledger.json").is_file():  # a plan makes none
         return []
     ledger = CurationLedger(folder)
     return [entry["sha256"] for entry in ledger.standing if ledger.is_manual(entry)]
 
 
 def pool_labels(run: CurationRun, ledger: CurationLedger) -> tuple[np.ndarray, np.ndarray]:
-    """Return which pairs of the pool are flipped by a ledger, and which are kept."""
+    """Return masks of the pairs of the pool that a ledger flips and keeps."""
     known = ledger.labels(run.sets.names("pool"), contents=run.sets.contents("pool"))
     return known["flipped"], known["kept"]

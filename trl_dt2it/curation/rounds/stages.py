@@ -1,14 +1,14 @@
-"""A long run as a list of stages, each of which is done once, whenever the run is killed.
+"""A long run as a list of stages, each done once, whenever the run is killed.
 
 ```
 output_dir/
   round-1/score/model-0/begun.json     the claim: a digest of all that the result depends on
-  round-1/score/model-0/...            what the stage makes
-  round-1/score/model-0/stage.json     its record; written last, so that it says that the stage is done
+  round-1/score/model-0/...            the result
+  round-1/score/model-0/stage.json     the record; written last, so it marks the stage as done
 ```
-A digest covers the settings of a stage and the digests of its inputs, so that the list is a pure function of the
-configuration, and changing a setting does again what depends on it and nothing else. What was made with other settings
-is moved aside, to `model-0.old-1` beside `model-0`, and comes back when these are set again.
+A digest covers the settings of a stage and the digests of its inputs, so changing a setting repeats the stages that
+depend on it and no other. Results of other settings are moved aside, to `model-0.old-1` beside `model-0`, and come
+back when these settings are restored.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ from ...utils import (
 class Stage:
     """One step of a run, with all that its result depends on."""
 
-    name: str  # and its folder under the output directory
-    # Called on every process, with the folder and what a killed call left there; the first process's counts are kept.
+    name: str  # also its folder under the output directory
+    # Called on every process with the folder, which may hold files of a killed call; the first process's counts count.
     run: Callable[[Path], Mapping[str, Any] | None]
-    settings: Mapping[str, Any]  # what the result depends on besides `inputs`; anything that JSON can hold
-    inputs: tuple[str, ...] = ()  # stages before it, whose results it reads
+    settings: Mapping[str, Any]  # JSON, all that the result depends on besides `inputs`
+    inputs: tuple[str, ...] = ()  # earlier stages whose results it reads
     expected: Mapping[str, Any] = field(default_factory=dict)  # at most: `pairs`, `steps`, `calls`, `USD`
-    is_shared: bool = False  # among machines: `run` may return `None` if its part is done and others' are not
-    is_replayed: bool = False  # it also writes outside of its folder, so it runs again when its folder comes back
+    is_shared: bool = False  # among machines: `run` returns `None` while the parts of others are not done
+    is_replayed: bool = False  # writes outside of its folder too, so it runs again when its folder comes back
 
 
 def stage_digests(stages: Sequence[Stage]) -> dict[str, str]:
-    """Return a digest of all that each stage depends on, by its name."""
+    """Return the digest of each stage, by name."""
     digests: dict[str, str] = {}
     for stage in stages:
         if stage.name in digests:
@@ -75,55 +75,55 @@ def run_stages(
     stop_before: str | None = None,
     console: Console | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Do what is not done yet, on all processes together, up to a stage whose name begins with `stop_before`; with
-    `only_shared`, as one of several machines, up to one that is not shared. Return the records of finished stages.
+    """Do all unfinished stages, on all processes together, up to a name that begins with `stop_before`; with
+    `only_shared`, as one of several machines, up to a stage that is not shared. Return the records of finished stages.
     """
     check_shared_folder(output_dir)
-    # Machines that share a folder hold their parts of it, which is up to whoever knows which part.
+    digests, records = stage_digests(stages), dict[str, dict[str, Any]]()
+    console = console or Console()
+
+    def say(text: str) -> None:
+        if PartialState().is_main_process:
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    # Each of several machines holds its part of the folder, which the caller locks.
     with nullcontext() if only_shared else run_lock(output_dir):
-        return _run(stages, output_dir, only_shared, stop_before, console or Console())
-
-
-def _run(
-    stages: Sequence[Stage], output_dir: Path, only_shared: bool, stop_before: str | None, console: Console
-) -> dict[str, dict[str, Any]]:
-    records = dict[str, dict[str, Any]]()
-    digests = stage_digests(stages)
-    for number, stage in enumerate(stages, 1):
-        title = f"{number}/{len(stages)} {stage.name}"
-        for sentence in on_main_process(partial(_bring_back, output_dir, stage, digests[stage.name])):
-            _say(console, f"{title}: {sentence}")
-        record = on_main_process(partial(record_of, output_dir / stage.name / "stage.json", digests[stage.name]))
-        if record is not None:
+        for number, stage in enumerate(stages, 1):
+            title = f"{number}/{len(stages)} {stage.name}"
+            folder, digest = output_dir / stage.name, digests[stage.name]
+            for sentence in on_main_process(partial(_bring_back, output_dir, stage, digest)):
+                say(f"{title}: {sentence}")
+            record = on_main_process(partial(record_of, folder / "stage.json", digest))
+            if record is not None:
+                records[stage.name] = record
+                continue
+            if only_shared and not stage.is_shared:
+                say(f"{title}: run it without `--shard`, on one machine or on all as one launch.")
+                break
+            if stop_before is not None and stage.name.startswith(stop_before):
+                say(f"{title}: stopped before it.")
+                break
+            say(f"{title} ...")
+            for sentence in on_main_process(partial(_begin, output_dir, stage, digest)):
+                say(f"{title}: {sentence}")
+            start = time.perf_counter()
+            counts = stage.run(folder)
+            seconds = round(time.perf_counter() - start, 1)
+            record = {"stage": stage.name, "digest": digest, "counts": counts, "seconds": seconds}
+            # A stage is done when all processes are through, and only then may any continue.
+            wait_for_everyone()
+            record = on_main_process(partial(_end, folder / "stage.json", record))
+            if record["counts"] is None:
+                say(f"{title}: this machine's part is done; others are still at work.")
+                break
             records[stage.name] = record
-            continue
-        if only_shared and not stage.is_shared:
-            _say(console, f"{title}: run it without `--shard`, on one machine or on all as one launch.")
-            break
-        if stop_before is not None and stage.name.startswith(stop_before):
-            _say(console, f"{title}: stopped before it.")
-            break
-        _say(console, f"{title} ...")
-        for sentence in on_main_process(partial(_begin, output_dir, stage, digests[stage.name])):
-            _say(console, f"{title}: {sentence}")
-        start = time.perf_counter()
-        counts = stage.run(output_dir / stage.name)
-        seconds = round(time.perf_counter() - start, 1)
-        record = {"stage": stage.name, "digest": digests[stage.name], "counts": counts, "seconds": seconds}
-        # Only when all processes are through is the stage done, and only then may any go on.
-        wait_for_everyone()
-        record = on_main_process(partial(_end, output_dir / stage.name / "stage.json", record))
-        if record["counts"] is None:
-            _say(console, f"{title}: this machine's part is done; others are still at work.")
-            break
-        records[stage.name] = record
-        told = ", ".join(f"{name} {_number(value)}" for name, value in record["counts"].items() if _is_number(value))
-        _say(console, f"{title} done in {seconds:.0f} s" + (f": {told}" if told else ""))
+            told = [f"{name} {_number(value)}" for name, value in record["counts"].items() if _is_number(value)]
+            say(f"{title} done in {seconds:.0f} s" + (f": {', '.join(told)}" if told else ""))
     return records
 
 
 def show_plan(stages: Sequence[Stage], output_dir: Path, console: Console | None = None) -> None:
-    """Print what would be done."""
+    """Print the state of each stage, and what is left to do at most."""
     digests = stage_digests(stages)
     table = Table("stage", "state", title=f"Plan of {output_dir}", caption="pairs, steps, calls and USD: at most")
     columns = ("pairs", "steps", "calls", "USD")
@@ -150,14 +150,14 @@ def _has_begun(folder: Path, digest: str) -> bool:
 
 
 def _made_before(folder: Path, digest: str) -> Path | None:
-    """Find where what a stage with this digest has made was moved aside, if that is not in its place."""
+    """Find where the result of a stage with this digest was moved aside, unless it is in its place."""
     if _has_begun(folder, digest):
         return None
     return next((place for place in moved_aside(folder) if _has_begun(place, digest)), None)
 
 
 def _bring_back(output_dir: Path, stage: Stage, digest: str) -> list[str]:
-    """Put what a stage has made with these settings before others into its place; say what was moved where."""
+    """Put an earlier result with this digest back into its place; return sentences on what was moved where."""
     folder = output_dir / stage.name
     if _made_before(folder, digest) is None:
         return []
@@ -173,13 +173,13 @@ def _bring_back(output_dir: Path, stage: Stage, digest: str) -> list[str]:
 
 
 def _one_at_a_time(output_dir: Path) -> FileLock:
-    """Held while folders change places, by one of the machines that share them."""
+    """Lock the moving of folders among the machines that share them."""
     output_dir.mkdir(parents=True, exist_ok=True)
     return FileLock(output_dir / ".stages.lock")
 
 
 def _begin(output_dir: Path, stage: Stage, digest: str) -> list[str]:
-    """Make the folder ready, where what an interrupted run of the same stage left stays; say what was moved where."""
+    """Claim the folder of a stage, and keep files of an interrupted run of it; return what was moved where."""
     with _one_at_a_time(output_dir):
         return _moved(claim(output_dir / stage.name / "begun.json", digest))
 
@@ -192,11 +192,6 @@ def _end(path: Path, record: dict[str, Any]) -> dict[str, Any]:
     if record["counts"] is not None:
         write_json(path, record)
     return record
-
-
-def _say(console: Console, text: str) -> None:
-    if PartialState().is_main_process:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _is_number(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""One training and one scoring of a curation run, each of which frees what it took."""
+"""One training and one scoring of a run, each of which frees its memory."""
 
 from __future__ import annotations
 
@@ -45,39 +45,38 @@ _WITHOUT_EFFECT = (
 
 @dataclass(frozen=True)
 class RewardTraining:
-    """How all models of a run are trained."""
+    """The settings that all trainings of a run share."""
 
-    args: MultimodalRewardConfig  # Configuration. Output directory and seed are replaced for each training
-    # Passed on to `load_reward_model`: `dtype`, `attn_implementation`, `revision`
-    init_kwargs: dict[str, Any] = field(default_factory=dict)
-    peft_config: PeftConfig | None = None  # Trains adapters
-    quantization_config: BitsAndBytesConfig | None = None  # Quantisation of the base model
+    args: MultimodalRewardConfig  # output directory and seed are replaced for each training
+    init_kwargs: dict[str, Any] = field(default_factory=dict)  # of `load_reward_model`: `dtype`, `revision`, ...
+    peft_config: PeftConfig | None = None
+    quantization_config: BitsAndBytesConfig | None = None
 
     def settings(self) -> dict[str, Any]:
-        """All that a trained model depends on, besides data, base model and seed."""
+        """Return all settings that a trained model depends on, besides data, base model and seed."""
         given = {name: value for name, value in self.args.to_dict().items() if not name.startswith(_WITHOUT_EFFECT)}
         others = (self.peft_config, self.quantization_config)
         return {"args": given, "init": self.init_kwargs, "with": [one and one.to_dict() for one in others]}
 
     def num_steps(self, num_pairs: int) -> int:
-        """Number of optimisation steps on so many pairs, on as many processes as there are now."""
+        """Return the number of optimization steps on `num_pairs` pairs, on as many processes as there are now."""
         if self.args.max_steps > 0:
             return self.args.max_steps
-        # Batches by number of tokens are not known before they are made.
+        # An estimate with `max_tokens_per_batch`, whose batches are not known before they are made.
         batch = self.args.train_batch_size * PartialState().num_processes
         batches = math.ceil(num_pairs / batch / self.args.gradient_accumulation_steps)
         return math.ceil(batches * self.args.num_train_epochs)
 
 
 class WholeCheckpoints(TrainerCallback):
-    """Says of each checkpoint that all processes have written their part of it: a killed run resumes from no other."""
+    """Marks each checkpoint that all processes have written; a killed run resumes from no other."""
 
     def __init__(self, limit: int | None) -> None:
         self.limit = limit
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # The model is saved after the last step anyway, and with `max_steps`, a run that resumes from a checkpoint of
-        # the last step takes one more.
+        # the last step would take one more.
         if state.global_step >= state.max_steps:
             control.should_save = False
 
@@ -90,13 +89,13 @@ class WholeCheckpoints(TrainerCallback):
             return
         folder = Path(args.output_dir)
         (folder / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}" / "complete").touch()
-        number = {one: int(one.name.rsplit("-", 1)[1]) for one in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")}
-        for one in sorted(number, key=number.__getitem__)[: -(self.limit or len(number))]:
-            _remove(one)
+        checkpoints = sorted(_checkpoints(folder), key=lambda checkpoint: int(checkpoint.name.rsplit("-", 1)[1]))
+        for checkpoint in checkpoints[: -(self.limit or len(checkpoints))]:
+            _remove(checkpoint)
 
 
 class LedgerSection(TrainerCallback):
-    """Tells the model card what a ledger says of the training set."""
+    """Adds a section on the curation of the training set to the model card."""
 
     def __init__(self, ledger: CurationLedger) -> None:
         self.ledger = ledger
@@ -117,12 +116,12 @@ def train_model(
     audit_style: bool = False,
     ledger: CurationLedger | None = None,
 ) -> dict[str, Any]:
-    """Trains a model from the start, or on from its newest whole checkpoint, and saves it."""
+    """Train a model from the start, or on from its newest whole checkpoint, and save it."""
     args = copy.deepcopy(training.args)
     args.output_dir, args.seed, args.run_name = str(folder), seed, folder.name
     args.push_to_hub = args.push_to_hub and push_to_hub
     limit, args.save_total_limit = args.save_total_limit, None
-    args.max_length, args.on_bad_row, args.image_check = None, "raise", "none"  # looked after once, for all trainings
+    args.max_length, args.on_bad_row, args.image_check = None, "raise", "none"  # validated once, for all trainings
     args.model_init_kwargs = {**cast("dict[str, Any]", args.model_init_kwargs or {}), **training.init_kwargs}
     checkpoint = on_main_process(lambda: newest_checkpoint(folder))
     trainer = MultimodalRewardTrainer(
@@ -141,11 +140,8 @@ def train_model(
     on_main_process(trainer.create_model_card)
     if args.push_to_hub:
         trainer.push_to_hub()
-    counts = {
-        "pairs": len(cast(Dataset, trainer.train_dataset)),
-        "steps": trainer.state.global_step,
-    }
-    # Not `trainer.end()`, after which the processes could not talk to each other any more.
+    counts = {"pairs": len(cast(Dataset, trainer.train_dataset)), "steps": trainer.state.global_step}
+    # Not `trainer.end()`, which would close the process group.
     for tracker in trainer.accelerator.trackers:
         tracker.finish()
     close_trackers(args)
@@ -154,13 +150,13 @@ def train_model(
     _free()
     wait_for_everyone()
     if PartialState().is_main_process:
-        for one in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-            _remove(one)
+        for old in _checkpoints(folder):
+            _remove(old)
     return counts
 
 
 def close_trackers(args: MultimodalRewardConfig) -> None:
-    """End the run that Weights & Biases keeps open after a training, so that the next one gets its own."""
+    """End the run that Weights & Biases keeps open after a training, so that the next training gets its own."""
     if "wandb" in (args.report_to or ()) and is_wandb_available():
         import wandb
 
@@ -168,16 +164,16 @@ def close_trackers(args: MultimodalRewardConfig) -> None:
 
 
 def newest_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that is whole. Those that are not go."""
-    for one in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        if not (one / "complete").is_file():
-            _remove(one)
+    """Return the newest whole checkpoint, and delete those that are not whole."""
+    for checkpoint in _checkpoints(folder):
+        if not (checkpoint / "complete").is_file():
+            _remove(checkpoint)
     return get_last_checkpoint(str(folder)) if folder.is_dir() else None
 
 
 @contextmanager
 def scorer(folder: Path, training: RewardTraining) -> Iterator[Callable[[Dataset, str], np.ndarray]]:
-    """A trained model that scores, loaded when it is first needed and freed afterwards."""
+    """Score with a trained model, loaded when it is first needed and freed afterwards."""
     loaded: list[tuple[torch.nn.Module, MultimodalPreferenceCollator]] = []
 
     def score(dataset: Dataset, desc: str) -> np.ndarray:
@@ -204,7 +200,7 @@ def scorer(folder: Path, training: RewardTraining) -> Iterator[Callable[[Dataset
 
 
 def load_scorer(folder: Path, training: RewardTraining) -> tuple[torch.nn.Module, MultimodalPreferenceCollator]:
-    """A trained model on this process's device, and the collator for it."""
+    """Load a trained model onto this process's device, and its collator."""
     args = training.args
     kwargs = {key: value for key, value in training.init_kwargs.items() if key in ("dtype", "attn_implementation")}
     with whole_weights():
@@ -218,8 +214,12 @@ def load_scorer(folder: Path, training: RewardTraining) -> tuple[torch.nn.Module
     return model.to(PartialState().device), collator
 
 
+def _checkpoints(folder: Path) -> list[Path]:
+    return list(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"))
+
+
 def _remove(checkpoint: Path) -> None:
-    (checkpoint / "complete").unlink(missing_ok=True)  # first, for whoever is killed while the rest goes
+    (checkpoint / "complete").unlink(missing_ok=True)  # first, in case of a kill before the rest is gone
     shutil.rmtree(checkpoint)
 
 

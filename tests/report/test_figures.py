@@ -25,8 +25,8 @@ def test_pairs_are_followed_through_the_ledger(written_run):
     since = dict(zip(flow.pair_id.to_pylist(), flow.since().tolist(), strict=True))
     assert [since[f"pair-{number}"] for number in (1, 8, 10, 20, 39)] == [1, 3, 3, 0, 3]
     assert flow.flipped.tolist() == [number < 8 or number == 10 for number in range(40)]
-    # Strengths are as the source has the pairs, whatever became of them.
-    assert flow.strength == pytest.approx(STRENGTH)
+    # Margins are as the source has the pairs, whatever became of them.
+    assert flow.margin == pytest.approx(STRENGTH)
     assert flow.source.tolist() == ["a"] * 20 + [NASTY_SOURCE] * 20
 
 

@@ -14,7 +14,7 @@ from trl_dt2it.demo.digits import make_digits
 from trl_dt2it.report import write_report
 
 from .run_folder import NASTY, NASTY_ID, NASTY_SOURCE, evaluation_file
-from .test_writing import SECTIONS
+from .test_sections import SECTIONS
 
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -9,7 +9,7 @@ from datasets import Dataset
 from trl_dt2it import MultimodalRewardConfig
 from trl_dt2it.curation.rounds.config import BaseModel, CurationRun, SourceSets, read_balance, read_rounds
 from trl_dt2it.curation.rounds.run import plan_rounds
-from trl_dt2it.curation.rounds.sets import STAGE, balance_base, balanced_base, training_set
+from trl_dt2it.curation.rounds.sets import BALANCE, balance_base, balanced_base, training_set
 from trl_dt2it.curation.rounds.stages import stage_digests
 from trl_dt2it.curation.rounds.training import RewardTraining
 from trl_dt2it.debias.style import read_pair_style
@@ -44,8 +44,8 @@ def run_of(tmp_path, tiny, balance) -> CurationRun:
 def balanced(tmp_path_factory, tiny):
     """A run whose stage is done, with what the stage said."""
     run = run_of(tmp_path_factory.mktemp("run"), tiny, read_balance(True))
-    (run.output_dir / STAGE).mkdir()
-    return run, balance_base(run, run.output_dir / STAGE)
+    (run.output_dir / BALANCE).mkdir()
+    return run, balance_base(run, run.output_dir / BALANCE)
 
 
 def mean_styles(rows: Dataset) -> np.ndarray:
@@ -69,7 +69,7 @@ def test_style_tells_nothing_under_the_weights(balanced):
     assert counts["small_weights"] == (weight < 1e-3 * weight.mean()).sum() and counts["one_sided_pairs"] >= 0
     assert counts["auc_before"] > 0.7 and counts["auc_after"] < 0.55
     for when in ("before", "after"):
-        audit = json.loads((run.output_dir / STAGE / f"style_{when}.json").read_text())
+        audit = json.loads((run.output_dir / BALANCE / f"style_{when}.json").read_text())
         assert audit["overall"]["auc"] == counts[f"auc_{when}"] and set(audit["sources"]) == {"styled", "images"}
 
 
@@ -91,10 +91,10 @@ def test_what_is_trained_anew_when_the_balance_changes(tmp_path, tiny):
         run.final = ["unbalanced", "base", "uncurated"]
         digests.append(stage_digests(plan_rounds(run)))
     changed = {name for name in digests[0] if digests[0][name] != digests[1][name]}
-    assert {STAGE, "round-1/train/model-0", "round-1/decide", "final/uncurated"} <= changed
+    assert {BALANCE, "round-1/train/model-0", "round-1/decide", "final/uncurated"} <= changed
     assert set(digests[0]) - changed == {"final/unbalanced"}
     unbalanced = run_of(tmp_path, tiny, None)
-    assert STAGE not in stage_digests(plan_rounds(unbalanced))
+    assert BALANCE not in stage_digests(plan_rounds(unbalanced))
     assert balanced_base(unbalanced) is unbalanced.sets.usable("base")
 
 
