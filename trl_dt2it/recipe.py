@@ -14,8 +14,6 @@ from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
 
-from .curation.rounds.config import BaseModel, read_set
-from .curation.rounds.stages import Stage
 from .data.columns import leave_images_encoded
 from .data.images import ImageOptions
 from .demo import READER, READER_DIR, TINY
@@ -27,6 +25,8 @@ from .utils import main_process_first, on_main_process, whole_weights
 
 if TYPE_CHECKING:
     from trl import GRPOConfig, ModelConfig, RewardConfig
+
+    from .curation.rounds.config import BaseModel
 
 
 DIGITS = "digits"  # as `dataset_name`, the set that `trl_dt2it.demo.digits` makes
@@ -70,6 +70,8 @@ class RowArguments:
 
     def read(self) -> Dataset:
         """Read the rows, images still encoded; rows without a column `source` get none."""
+        from .curation.rounds.config import read_set  # imports the judge, which needs an extra
+
         if self.preferences is not None:
             spec: dict[str, Any] = {"preferences": self.preferences, "path_or_id": self.dataset_name}
             spec |= {"split": self.dataset_split, "image_root": self.image_root, "max_rows": self.max_rows}
@@ -191,6 +193,8 @@ def with_tiny(name: str, output_dir: str | Path, seed: int, *, keep: bool = Fals
 
 def find_base_model(name: str, seed: int, *, sets: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> BaseModel:
     """Resolve the name of the model that rounds on these sets start from, as [`with_tiny`]."""
+    from .curation.rounds.config import BaseModel
+    from .curation.rounds.stages import Stage
     from .demo.digits import texts_of
     from .demo.tiny import build_tiny_vlm
 
