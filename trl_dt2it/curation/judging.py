@@ -17,9 +17,7 @@ from ..data.columns import leave_images_encoded
 from ..data.images import ImageOptions
 from ..data.rows import SIDES, RowError, blocks, check_row, row_images, row_name
 from ..data.t2i_templates import CHINESE, ENGLISH
-from ..debias.distillation.candidates import read_question
 from ..judge.prompts import both_orders
-from ..judge.replies import PairwiseVerdict
 from ..judge.rubric import DEFAULT_RUBRIC, UNANSWERED, JudgeReply, JudgeRequest, Rubric
 from ..judge.store import Spending, most_spending
 from ..utils import digest
@@ -102,6 +100,8 @@ def pair_requests(
 ) -> tuple[tuple[JudgeRequest, JudgeRequest], int]:
     """Return the two requests about a row, the same for a flipped row, and 1 if the first answer is the chosen one."""
     check_row(row)
+    from ..debias.distillation.candidates import read_question  # with `pydantic`, which rounds without judges lack
+
     question, images = read_question(row, index, source="", image_options=options), row_images(row)
     chosen, rejected = (_answer(row[side]) for side in SIDES)
     if swap == "auto":
@@ -116,6 +116,8 @@ def pair_requests(
 
 
 def _vote(reply: JudgeReply, sign: int) -> int:
+    from ..judge.replies import PairwiseVerdict  # see above
+
     if not isinstance(reply.verdict, PairwiseVerdict):
         return UNREADABLE
     return sign * {"first": 1, "tie": 0, "second": -1}[reply.verdict.better]
