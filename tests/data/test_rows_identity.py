@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.data.schema_rows import GOOD, IMAGE, PIXELS, TOOL_CALL, answer, row, say, text, user
-from trl_dt2it.data.rows import RowError, check_row, content_id, row_images
+from trl_dt2it.data.contents import content_id
+from trl_dt2it.data.rows import RowError, check_row, row_images
 
 
 # Arrow writes UTF-8, which has no lone surrogates.

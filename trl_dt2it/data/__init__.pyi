@@ -1,3 +1,4 @@
+from .contents import content_id as content_id
 from .decontamination import decontaminate as decontaminate
 from .decontamination import vl_rewardbench_source_ids as vl_rewardbench_source_ids
 from .export import to_dpo as to_dpo
@@ -18,7 +19,6 @@ from .rows import REASONS as REASONS
 from .rows import RowError as RowError
 from .rows import Video as Video
 from .rows import check_row as check_row
-from .rows import content_id as content_id
 from .rows import row_images as row_images
 from .rows import row_name as row_name
 from .rows import row_videos as row_videos

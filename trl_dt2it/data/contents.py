@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from itertools import count
@@ -19,7 +20,20 @@ from ..utils import digest
 from .columns import arrow_rows, column_of, leave_images_encoded, map_tables
 from .images import ImageOptions, is_address, open_encoded
 from .messages import T2I_IDENTITY
-from .rows import SIDES, RowError, canonical_text, content_id, encoded_content, media_identity, t2i_identity
+from .rows import (
+    SIDES,
+    RowError,
+    blocks,
+    canonical,
+    canonical_text,
+    encoded_content,
+    image_identity,
+    media_identity,
+    row_images,
+    to_json,
+    without_empty,
+)
+from .t2i_templates import collapse, find_caption, prefers_first
 
 
 logger = logging.get_logger(__name__)
@@ -281,3 +295,82 @@ def _distinct(names: pa.Array) -> pa.Array:
         taken.add(new)
         numbered.append(new)
     return pc.replace_with_mask(names, pa.array(~is_first), pa.array(numbered, pa.string()))
+
+
+class T2IIdentity(NamedTuple):
+    """A text-to-image pair, however it is asked about."""
+
+    caption: str
+    chosen: list[Any]
+    rejected: list[Any]
+    order: str | None
+
+
+def content_id(row: Mapping[str, Any]) -> str:
+    """
+    Hash the content of a row, as its stable identity.
+
+    The hash covers the messages (roles, texts, block types, tool calls), `tools`, `chat_template_kwargs`, images and
+    videos; not `strength`, `source` and the like. A string content and one text block are the same. Bytes and paths
+    survive an Arrow round trip; a decoded image is another image than the bytes that it came from.
+
+    A text-to-image pair is its caption, its better and its worse image, before and after [`reformulate_t2i`], whatever
+    the wording, its language and the order of the images. The two rows of a pair in both orders are two rows.
+
+    Args:
+        row (`Mapping[str, Any]`):
+            Row that [`check_row`] accepts, or text-to-image pair.
+
+    Returns:
+        `str`: 64 hexadecimal digits.
+
+    Raises:
+        [`RowError`]: if an image has a type without identity, or does not decode.
+    """
+    if (pair := t2i_identity(row)) is not None:
+        return digest(to_json(pair))
+    content: dict[str, Any] = {field: canonical(row.get(field)) for field in ("prompt", *SIDES)} | media_identity(row)
+    for field in ("tools", "chat_template_kwargs"):
+        content[field] = without_empty(row.get(field)) or None
+    return digest(to_json(content))
+
+
+def t2i_identity(row: Mapping[str, Any]) -> T2IIdentity | None:
+    """Read the text-to-image pair that a row is about: from the columns of such a pair; or, of a question about two
+    images, from the columns of `T2I_IDENTITY`, or else from a wording, verdicts and the end of a `pair_id` as known.
+    """
+    caption, images = row.get("caption"), [row.get("chosen_image"), row.get("rejected_image")]
+    if isinstance(caption, str) and row.get("chosen") is None and not any(image is None for image in images):
+        chosen, rejected = map(image_identity, images)
+        return None if chosen == rejected else T2IIdentity(collapse(caption), chosen, rejected, None)
+    images = row_images(row)
+    if len(images) != 2 or any(image is None for image in images):
+        return None
+    if any(row.get(field) for field in ("videos", "tools", "chat_template_kwargs")):
+        return None
+    prompt = row.get("prompt")
+    answers: list[Any] = [row.get(side) for side in SIDES]
+    if not all(isinstance(answer, (list, tuple)) and answer for answer in answers):
+        return None
+    if prompt is None and answers[0][:-1] == answers[1][:-1]:  # whole conversations
+        prompt, answers = answers[0][:-1], [answer[-1:] for answer in answers]
+    if not isinstance(prompt, (list, tuple)) or any(len(answer) != 1 for answer in answers):
+        return None
+    turns = [message for message in prompt if message.get("role") != "system"]
+    if len(turns) != 1 or turns[0].get("role") != "user":
+        return None
+    better, worse = ("".join(block.get("text") or "" for block in blocks(answer[0])) for answer in answers)
+    caption, first = row.get("t2i_caption"), row.get("t2i_first")
+    is_marked = isinstance(caption, str) and isinstance(first, str)
+    if is_marked and first in (better, worse) and better != worse:
+        is_first: bool | None = better == first
+    else:  # by the words: of a row without the columns, or of which somebody rewrote the verdicts
+        if not is_marked:
+            caption = find_caption(" ".join(block.get("text") or "" for block in blocks(turns[0])))
+        is_first = prefers_first(better)
+        if not isinstance(caption, str) or is_first is None or prefers_first(worse) is not (not is_first):
+            return None
+    named = re.search(r"-(ab|ba)(#\d+)?$", str(row.get("pair_id") or ""))
+    order = row.get("t2i_order") if is_marked else named and named[1]
+    chosen, rejected = map(image_identity, images if is_first else images[::-1])
+    return None if chosen == rejected else T2IIdentity(collapse(str(caption)), chosen, rejected, order)

@@ -15,7 +15,6 @@ from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
 from ..utils import digest
-from .t2i_templates import collapse, find_caption, prefers_first
 
 
 Reason = Literal[
@@ -447,107 +446,28 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(item)
 
 
-class T2IIdentity(NamedTuple):
-    """A text-to-image pair, however it is asked about."""
-
-    caption: str
-    chosen: list[Any]
-    rejected: list[Any]
-    order: str | None
-
-
-def content_id(row: Mapping[str, Any]) -> str:
-    """
-    Hash the content of a row, as its stable identity.
-
-    The hash covers the messages (roles, texts, block types, tool calls), `tools`, `chat_template_kwargs`, images and
-    videos; not `strength`, `source` and the like. A string content and one text block are the same. Bytes and paths
-    survive an Arrow round trip; a decoded image is another image than the bytes that it came from.
-
-    A text-to-image pair is its caption, its better and its worse image, before and after [`reformulate_t2i`], whatever
-    the wording, its language and the order of the images. The two rows of a pair in both orders are two rows.
-
-    Args:
-        row (`Mapping[str, Any]`):
-            Row that [`check_row`] accepts, or text-to-image pair.
-
-    Returns:
-        `str`: 64 hexadecimal digits.
-
-    Raises:
-        [`RowError`]: if an image has a type without identity, or does not decode.
-    """
-    if (pair := t2i_identity(row)) is not None:
-        return digest(_to_json(pair))
-    content: dict[str, Any] = {field: _canonical(row.get(field)) for field in ("prompt", *SIDES)} | media_identity(row)
-    for field in ("tools", "chat_template_kwargs"):
-        content[field] = _without_empty(row.get(field)) or None
-    return digest(_to_json(content))
-
-
-def t2i_identity(row: Mapping[str, Any]) -> T2IIdentity | None:
-    """Read the text-to-image pair that a row is about: from the columns of such a pair; or, of a question about two
-    images, from the columns of `T2I_IDENTITY`, or else from a wording, verdicts and the end of a `pair_id` as known.
-    """
-    caption, images = row.get("caption"), [row.get("chosen_image"), row.get("rejected_image")]
-    if isinstance(caption, str) and row.get("chosen") is None and not any(image is None for image in images):
-        chosen, rejected = map(image_identity, images)
-        return None if chosen == rejected else T2IIdentity(collapse(caption), chosen, rejected, None)
-    images = row_images(row)
-    if len(images) != 2 or any(image is None for image in images):
-        return None
-    if any(row.get(field) for field in ("videos", "tools", "chat_template_kwargs")):
-        return None
-    prompt = row.get("prompt")
-    answers: list[Any] = [row.get(side) for side in SIDES]
-    if not all(isinstance(answer, (list, tuple)) and answer for answer in answers):
-        return None
-    if prompt is None and answers[0][:-1] == answers[1][:-1]:  # whole conversations
-        prompt, answers = answers[0][:-1], [answer[-1:] for answer in answers]
-    if not isinstance(prompt, (list, tuple)) or any(len(answer) != 1 for answer in answers):
-        return None
-    turns = [message for message in prompt if message.get("role") != "system"]
-    if len(turns) != 1 or turns[0].get("role") != "user":
-        return None
-    better, worse = ("".join(block.get("text") or "" for block in blocks(answer[0])) for answer in answers)
-    caption, first = row.get("t2i_caption"), row.get("t2i_first")
-    is_marked = isinstance(caption, str) and isinstance(first, str)
-    if is_marked and first in (better, worse) and better != worse:
-        is_first: bool | None = better == first
-    else:  # by the words: of a row without the columns, or of which somebody rewrote the verdicts
-        if not is_marked:
-            caption = find_caption(" ".join(block.get("text") or "" for block in blocks(turns[0])))
-        is_first = prefers_first(better)
-        if not isinstance(caption, str) or is_first is None or prefers_first(worse) is not (not is_first):
-            return None
-    named = re.search(r"-(ab|ba)(#\d+)?$", str(row.get("pair_id") or ""))
-    order = row.get("t2i_order") if is_marked else named and named[1]
-    chosen, rejected = map(image_identity, images if is_first else images[::-1])
-    return None if chosen == rejected else T2IIdentity(collapse(str(caption)), chosen, rejected, order)
-
-
 def canonical_text(value: Any) -> str:
     """Write messages, or a plain string, as JSON that does not depend on their form."""
-    return _to_json(_canonical(value))
+    return to_json(canonical(value))
 
 
-def _canonical(value: Any) -> Any:
+def canonical(value: Any) -> Any:
     if value is None or isinstance(value, str):
         return value
-    return [{**_without_empty(message), "content": _without_empty(blocks(message))} for message in value]
+    return [{**without_empty(message), "content": without_empty(blocks(message))} for message in value]
 
 
-def _to_json(value: Any) -> str:
+def to_json(value: Any) -> str:
     # `default` for what Arrow has and JSON has not, such as dates in the arguments of a tool call.
     return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
 
 
-def _without_empty(value: Any) -> Any:
+def without_empty(value: Any) -> Any:
     # Arrow turns a missing key into None and an empty struct into either; none of the three may count.
     if isinstance(value, Mapping):
-        items = {key: _without_empty(item) for key, item in value.items()}
+        items = {key: without_empty(item) for key, item in value.items()}
         return {key: item for key, item in items.items() if item is not None and item != {} and item != []}
-    return [_without_empty(item) for item in value] if isinstance(value, (list, tuple)) else value
+    return [without_empty(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def encoded_content(image: Any) -> Any:
