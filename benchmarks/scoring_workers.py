@@ -26,7 +26,7 @@ from lib.vlm import build_pairs
 from trl_dt2it import RewardScorer, load_reward_model
 from trl_dt2it.demo.tiny import build_tiny_vlm
 from trl_dt2it.models.modeling import load_processing_class, set_pixel_limits
-from trl_dt2it.training.metrics import pair_rewards
+from trl_dt2it.training.losses import pair_rewards
 
 
 PAIRS, WORKERS = 1536, 2

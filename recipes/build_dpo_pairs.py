@@ -99,7 +99,7 @@ def main(args):
 
 def check_paths(rows):
     """Refuse images without a file, which JSON cannot hold."""
-    from trl_dt2it.data.messages import as_image
+    from trl_dt2it.data.images import as_image
     from trl_dt2it.data.rows import row_images, row_name
 
     for index, row in enumerate(rows):

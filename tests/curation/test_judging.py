@@ -21,7 +21,7 @@ from trl_dt2it.curation.rules import UNREADABLE
 from trl_dt2it.data import reformulate_t2i, write_parquet
 from trl_dt2it.data.columns import leave_images_encoded
 from trl_dt2it.data.mixing import swap_pairs
-from trl_dt2it.data.t2i_templates import CHINESE, ENGLISH
+from trl_dt2it.data.t2i import CHINESE, ENGLISH
 from trl_dt2it.demo import READER_DIR
 from trl_dt2it.demo.digits import DEMO_LOADERS, WORDS, make_digits, make_digits_t2i
 from trl_dt2it.judge import Endpoint, JudgeClient, JudgeError

@@ -7,7 +7,7 @@ from datasets import Dataset, Features, Image, IterableDataset, Value
 from PIL import Image as PILImage
 
 from trl_dt2it.data.columns import leave_images_encoded
-from trl_dt2it.data.t2i_templates import CHINESE, ENGLISH
+from trl_dt2it.data.t2i import CHINESE, ENGLISH
 
 
 PAIRS = Features(

@@ -14,8 +14,7 @@ from trl_dt2it import MultimodalPreferenceCollator
 from trl_dt2it.data import content_id
 from trl_dt2it.data.columns import leave_images_encoded
 from trl_dt2it.data.messages import REFORMULATED_FEATURES
-from trl_dt2it.data.t2i import reformulate_t2i
-from trl_dt2it.data.t2i_templates import ENGLISH, T2ITemplate
+from trl_dt2it.data.t2i import ENGLISH, T2ITemplate, reformulate_t2i
 from trl_dt2it.demo.digits import make_digits_t2i
 from trl_dt2it.demo.tiny import build_tiny_vlm
 

@@ -16,8 +16,7 @@ from trl_dt2it.data import T2ITemplate, content_id, decontaminate, load_preferen
 from trl_dt2it.data.columns import leave_images_encoded
 from trl_dt2it.data.contents import pair_ids, t2i_identity
 from trl_dt2it.data.messages import FEATURES, REFORMULATED_FEATURES, T2I_FEATURES, T2I_IDENTITY
-from trl_dt2it.data.t2i import reformulate_t2i
-from trl_dt2it.data.t2i_templates import CHINESE, ENGLISH, find_caption, prefers_first
+from trl_dt2it.data.t2i import CHINESE, ENGLISH, find_caption, prefers_first, reformulate_t2i
 
 
 COUNT = 6

@@ -12,8 +12,7 @@ from trl import prepare_multimodal_messages
 
 from tests.data.t2i_pairs import pairs, raw, text
 from trl_dt2it.data import check_row
-from trl_dt2it.data.t2i import reformulate_t2i
-from trl_dt2it.data.t2i_templates import CHINESE, ENGLISH, T2ITemplate, is_chinese
+from trl_dt2it.data.t2i import CHINESE, ENGLISH, T2ITemplate, is_chinese, reformulate_t2i
 
 
 # Wordings.

@@ -11,7 +11,7 @@ from tests.families import family_dir
 from tests.rows import make_dataset
 from trl_dt2it import MultimodalRewardConfig, MultimodalRewardTrainer
 from trl_dt2it.evaluation import compute_metrics, eval_datasets, evaluate, read_benchmark, training_metrics
-from trl_dt2it.training.metrics import PairRecord
+from trl_dt2it.training.losses import PairRecord
 from trl_dt2it.training.pair_scoring import score_pairs
 
 from .benchmark_rows import mm_rlhf_rows, png, vl_rows

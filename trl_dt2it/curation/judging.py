@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from ..data.columns import leave_images_encoded
 from ..data.images import ImageOptions
 from ..data.rows import SIDES, RowError, blocks, check_row, row_images, row_name
-from ..data.t2i_templates import CHINESE, ENGLISH
+from ..data.t2i import CHINESE, ENGLISH
 from ..judge.prompts import both_orders
 from ..judge.rubric import DEFAULT_RUBRIC, UNANSWERED, JudgeReply, JudgeRequest, Rubric
 from ..judge.store import Spending, most_spending

@@ -24,9 +24,9 @@ from .rows import row_name as row_name
 from .rows import row_videos as row_videos
 from .rows import special_token_pattern as special_token_pattern
 from .sources import SOURCES as SOURCES
+from .t2i import T2ITemplate as T2ITemplate
 from .t2i import reformulate_t2i as reformulate_t2i
 from .t2i import split_t2i as split_t2i
-from .t2i_templates import T2ITemplate as T2ITemplate
 from .validation import TokenCounter as TokenCounter
 from .validation import ValidationReport as ValidationReport
 from .validation import quarantine_report as quarantine_report

@@ -33,7 +33,7 @@ from .rows import (
     to_json,
     without_empty,
 )
-from .t2i_templates import collapse, find_caption, prefers_first
+from .t2i import collapse, find_caption, prefers_first
 
 
 logger = logging.get_logger(__name__)

@@ -22,7 +22,7 @@ from .columns import arrow_rows, leave_images_encoded, map_tables, select_rows
 from .images import ImageOptions, load_image, with_image_root
 from .messages import IMAGE_MARKER
 from .rows import RowError, blocks, row_images
-from .t2i_templates import find_caption
+from .t2i import find_caption
 from .validation import NOTES, check_free, quarantined_rows, write_quarantine
 
 

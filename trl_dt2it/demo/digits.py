@@ -14,8 +14,7 @@ from sklearn.datasets import load_digits
 
 from ..data.messages import MESSAGES
 from ..data.mixing import partner_column
-from ..data.t2i import reformulate_t2i
-from ..data.t2i_templates import ENGLISH
+from ..data.t2i import ENGLISH, reformulate_t2i
 
 
 SPLITS = {"train": 0.7, "validation": 0.1, "test": 0.2}

@@ -33,7 +33,7 @@ from .results import EvalResult, rounded, write_scores
 
 
 if TYPE_CHECKING:
-    from ..training.metrics import PairRecord
+    from ..training.losses import PairRecord
 
 
 logger = logging.get_logger(__name__)

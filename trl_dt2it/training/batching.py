@@ -35,7 +35,7 @@ from ..models.rendering import ProcessingClass, check_difference, encode_branche
 from ..models.shared_prefix import common_prefix_length
 from .collator import MultimodalPreferenceCollator
 from .config import MultimodalRewardConfig
-from .metrics import BatchLoss, PairRecord
+from .losses import BatchLoss, PairRecord
 
 
 logger = logging.get_logger(__name__)

@@ -32,7 +32,7 @@ from ..models.freezing import STATISTICS
 from ..utils import gather, portable, raise_together
 from .batching import count_tokens, pair_size, plan_batches
 from .config import MultimodalRewardConfig
-from .metrics import pair_rewards
+from .losses import pair_rewards
 
 
 logger = logging.get_logger(__name__)

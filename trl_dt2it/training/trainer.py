@@ -51,8 +51,17 @@ from .batching import (
 )
 from .collator import MultimodalPreferenceCollator
 from .config import MultimodalRewardConfig
-from .losses import LossFunction, fit_dataset_strength, loss_name, loss_type_for, pair_weight
-from .metrics import EmbeddingNoise, TrainMetrics, batch_loss, evaluation_metrics
+from .losses import (
+    EmbeddingNoise,
+    LossFunction,
+    TrainMetrics,
+    batch_loss,
+    evaluation_metrics,
+    fit_dataset_strength,
+    loss_name,
+    loss_type_for,
+    pair_weight,
+)
 from .model_card import PAPER, push_checkpoint, push_model, write_model_card
 from .pair_scoring import measure_reward_statistics
 from .selection import SelectedRows, Selection, resume_selection, selected

@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from ..messages import IMAGE_MARKER, as_image, preference
+from ..images import as_image
+from ..messages import IMAGE_MARKER, preference
 from ..rows import RowError
 from .fields import (
     TAGS,

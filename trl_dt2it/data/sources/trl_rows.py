@@ -6,7 +6,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
-from ..messages import IMAGE_MARKER, as_image, content_group, preference
+from ..images import as_image
+from ..messages import IMAGE_MARKER, content_group, preference
 from ..rows import (
     DEFAULT_FPS,
     SIDES,
