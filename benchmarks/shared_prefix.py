@@ -23,8 +23,8 @@ from lib.report import in_turn, markdown, ratio, write
 from lib.vlm import batches, load, rows_of, step
 
 from trl_dt2it import MultimodalPreferenceCollator
-from trl_dt2it.models.rendering import encode_branches
-from trl_dt2it.models.shared_prefix import pack_branches
+from trl_dt2it.models.rendering import encode_completions
+from trl_dt2it.models.shared_prefix import pack_completions
 
 
 SHAPES = ("300/60", "1100/100", "1100/400", "100/300")
@@ -78,9 +78,9 @@ def measure_scoring(directory: Path, runs: int, candidates: int = 8) -> dict:
     rendered = collator.render(rows[0])
     answers = [row[side] for row in rows for side in ("chosen", "rejected")][:candidates]
     rendered.texts = [processor.apply_chat_template([*rows[0]["prompt"], *answer]) for answer in answers]
-    branches, images = encode_branches([rendered], processor)
+    branches, images = encode_completions([rendered], processor)
     group = [branch[0] for branch in branches]
-    packed = {**pack_branches([group], collator.image_token_ids), **images}
+    packed = {**pack_completions([group], collator.image_token_ids), **images}
     singles = [{**{key: value[None] for key, value in branch.items()}, **images} for branch in group]
     together = {
         key: torch.nn.utils.rnn.pad_sequence([branch[key] for branch in group], batch_first=True) for key in group[0]

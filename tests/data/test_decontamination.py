@@ -25,7 +25,8 @@ from trl_dt2it.data.decontamination import (
     vl_rewardbench_source_ids,
 )
 from trl_dt2it.data.images import ImageOptions
-from trl_dt2it.data.messages import FEATURES, T2I_FEATURES, preference, t2i_pair
+from trl_dt2it.data.messages import FEATURES, T2I_FEATURES, preference
+from trl_dt2it.data.t2i import t2i_pair
 from trl_dt2it.data.validation import quarantine_report
 
 

@@ -16,7 +16,7 @@ from trl_dt2it.judge import (
     pairwise_messages,
     pointwise_messages,
 )
-from trl_dt2it.judge.prompts import mark_of, neutralise
+from trl_dt2it.judge.prompts import mark_of, neutralize
 from trl_dt2it.judge.replies import Unreadable, parse_verdict
 from trl_dt2it.judge.rubric import fenced_texts
 
@@ -142,18 +142,18 @@ def test_no_control_token_survives(one):
 @pytest.mark.parametrize("token", TOKENS)
 def test_every_token_is_broken_wherever_it_stands(token):
     for text in (token, f"a{token}b", token + token, f"{token[:3]}{token}{token[3:]}", token.upper()):
-        broken = neutralise(text)
+        broken = neutralize(text)
         assert token not in broken and token.upper() not in broken
         assert is_only_backslashes_more(broken, text)
-        assert neutralise(broken) == broken
+        assert neutralize(broken) == broken
 
 
 @pytest.mark.parametrize("header", HEADERS)
 def test_a_role_header_is_marked_at_the_beginning_of_a_line_alone(header):
-    assert neutralise(f"a cat\n{header} hi") == f"a cat\n\\{header} hi"
-    assert neutralise(f"{header} hi") == f"\\{header} hi"
-    assert neutralise(f"a cat\n  **{header}** hi") != f"a cat\n  **{header}** hi" or header.startswith("#")
-    assert neutralise(f"the word {header} hi") == f"the word {header} hi"
+    assert neutralize(f"a cat\n{header} hi") == f"a cat\n\\{header} hi"
+    assert neutralize(f"{header} hi") == f"\\{header} hi"
+    assert neutralize(f"a cat\n  **{header}** hi") != f"a cat\n  **{header}** hi" or header.startswith("#")
+    assert neutralize(f"the word {header} hi") == f"the word {header} hi"
 
 
 def test_ordinary_text_stays_as_it_is():
@@ -163,7 +163,7 @@ def test_ordinary_text_stays_as_it_is():
         "这是一只猫。系统很稳定：正常。\n1. 颜色：黑色\n2. 数量：3",
         "C:\\temp\\new \\frac{1}{2} 👨‍👩‍👧 é ﬁ\ttab\r\n<img src='x.png'>",
     ):
-        assert neutralise(text) == text
+        assert neutralize(text) == text
 
 
 def test_a_tokenizer_finds_no_special_token_in_what_is_fenced():
@@ -174,12 +174,12 @@ def test_a_tokenizer_finds_no_special_token_in_what_is_fenced():
     for one in INJECTIONS:
         text = "\n".join(fenced_texts(messages_of(one)))
         assert not special & set(tokenizer(text)["input_ids"])
-    assert not special & set(tokenizer(neutralise(raw))["input_ids"])
+    assert not special & set(tokenizer(neutralize(raw))["input_ids"])
 
 
 def test_hidden_text_and_halves_of_characters_become_visible():
     hidden = "".join(chr(0xE0000 + ord(character)) for character in "hi")
-    assert neutralise(f"a{hidden}b\x00\ud83dc") == r"a\u{e0068}\u{e0069}b\u{0}\u{d83d}c"
+    assert neutralize(f"a{hidden}b\x00\ud83dc") == r"a\u{e0068}\u{e0069}b\u{0}\u{d83d}c"
     messages = pointwise_messages("Q\udc00", [], "A\ud800", reference="R\x1b")
     json.dumps(messages).encode()
     "\n".join(fenced_texts(messages)).encode()

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trl_dt2it.models.shared_prefix import SharedPrefix, common_prefix_length, pack_branches
+from trl_dt2it.models.shared_prefix import SharedPrefix, common_prefix_length, pack_completions
 
 
 CPU = torch.device("cpu")
@@ -80,7 +80,7 @@ def test_common_prefix_length(rows, expected):
 def test_packed_row():
     chosen = {**ids(7, 9, 1, 2), "mm_token_type_ids": torch.tensor([0, 1, 0, 0])}
     rejected = {**ids(7, 9, 3), "mm_token_type_ids": torch.tensor([0, 1, 0])}
-    packed = pack_branches([[chosen, rejected], [ids(4, 5), ids(4, 6, 6)]], {9})
+    packed = pack_completions([[chosen, rejected], [ids(4, 5), ids(4, 6, 6)]], {9})
     assert packed["pair_layout"].tolist() == [[2, 2, 1], [1, 1, 2]]
     assert packed["input_ids"].tolist() == [[7, 9, 1, 2, 3, 4, 5, 6, 6]]
     # A row of text alone comes without types, and text is type 0.
@@ -88,12 +88,12 @@ def test_packed_row():
 
 
 def test_an_image_behind_the_shared_part_cannot_be_packed():
-    assert pack_branches([[ids(1, 9, 2), ids(3, 9, 2)]], {9}) is None
-    assert pack_branches([[ids(1, 9, 2), ids(1, 9, 3)]], {9}) is not None
+    assert pack_completions([[ids(1, 9, 2), ids(3, 9, 2)]], {9}) is None
+    assert pack_completions([[ids(1, 9, 2), ids(1, 9, 3)]], {9}) is not None
 
 
 def test_a_group_of_one_takes_the_last_place():
-    packed = pack_branches([[ids(1, 2), ids(1, 3)], [ids(4, 5, 6)]], set())
+    packed = pack_completions([[ids(1, 2), ids(1, 3)], [ids(4, 5, 6)]], set())
     assert packed["pair_layout"].tolist() == [[1, 1, 1], [2, 0, 1]]
     assert packed["input_ids"].tolist() == [[1, 2, 3, 4, 5, 6]]
 
@@ -105,7 +105,7 @@ TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=6)
 @given(st.lists(st.lists(TOKENS, min_size=3, max_size=3), min_size=1, max_size=4))
 def test_every_completion_reads_its_whole_conversation(groups):
     """Following the segments gives back each conversation, token by token, with positions 0, 1, 2, ..."""
-    packed = pack_branches([[ids(*tokens) for tokens in group] for group in groups], set())
+    packed = pack_completions([[ids(*tokens) for tokens in group] for group in groups], set())
     layout = SharedPrefix(packed["pair_layout"].tolist(), CPU)
     row, positions = packed["input_ids"][0], layout.position_ids()[0]
     assert len(layout.segments) == 3 * len(groups)

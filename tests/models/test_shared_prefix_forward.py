@@ -7,8 +7,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from trl_dt2it import MultimodalPreferenceCollator
-from trl_dt2it.models.rendering import encode_branches
-from trl_dt2it.models.shared_prefix import pack_branches
+from trl_dt2it.models.rendering import encode_completions
+from trl_dt2it.models.shared_prefix import pack_completions
 
 from ..families import FAMILIES, example_images
 from ..pairs import (
@@ -180,19 +180,19 @@ def test_many_candidates_of_one_prompt(family):
         rendered = collator.render(row)
         messages = [[*row["prompt"], *answer(text)] for text in texts]
         rendered.texts = [processor.apply_chat_template(conversation, tokenize=False) for conversation in messages]
-        branches, tensors = encode_branches([rendered], processor)
+        branches, tensors = encode_completions([rendered], processor)
         groups.append([branch[0] for branch in branches])
         images.append(tensors)
         with torch.no_grad():
             for branch in groups[-1]:
                 single = {key: value[None] for key, value in branch.items()}
                 expected.append(model(**single, **tensors).logits[0, 0])
-    packed = pack_branches(groups, {processor.image_token_id})
+    packed = pack_completions(groups, {processor.image_token_id})
     assert packed["pair_layout"].shape == (2, 6)
     if family in ("llava_next", "smolvlm"):  # tiles, padded to the row that has most
         with torch.no_grad():
             parts = [
-                model(**pack_branches([g], {processor.image_token_id}), **t).logits[:, 0]
+                model(**pack_completions([g], {processor.image_token_id}), **t).logits[:, 0]
                 for g, t in zip(groups, images, strict=True)
             ]
         torch.testing.assert_close(torch.cat(parts), torch.stack(expected), rtol=0, atol=1e-5)

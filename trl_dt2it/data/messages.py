@@ -12,7 +12,7 @@ from datasets import Dataset, Features, Image, List, Value
 from ..utils import digest
 from .columns import uncached
 from .images import ImageOptions, as_image, placed_image
-from .rows import SIDES, RowError, blocks, check_row, image_identity, row_images, row_name
+from .rows import SIDES, RowError, blocks, check_row, image_identity, row_images, row_name, text_message
 
 
 IMAGE_MARKER = "<image>"
@@ -70,33 +70,6 @@ def preference(
         "source_id": None if source_id is None else str(source_id),
     }
     return {**row, "videos": list(videos)} if videos else row
-
-
-def t2i_pair(
-    caption: str,
-    chosen_image: Any,
-    rejected_image: Any,
-    *,
-    strength: float | None = None,
-    group: str | None = None,
-    source_id: str | int | None = None,
-) -> dict[str, Any]:
-    """Make a text-to-image pair of a caption and two images."""
-    if not isinstance(caption, str):
-        raise RowError("not_conversational", f"the caption is of type {type(caption).__name__}; give a string.")
-    return {
-        "caption": caption,
-        "chosen_image": as_image(chosen_image),
-        "rejected_image": as_image(rejected_image),
-        "strength": strength,
-        "group_id": group or content_group(caption, [], []),
-        "source_id": None if source_id is None else str(source_id),
-    }
-
-
-def text_message(role: str, text: str) -> dict[str, Any]:
-    """Make a message of one text block."""
-    return {"role": role, "content": [text_block(text)]}
 
 
 def text_block(text: str) -> dict[str, Any]:

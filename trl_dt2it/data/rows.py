@@ -15,6 +15,7 @@ from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
 from ..utils import digest
+from .messages import text_block
 
 
 Reason = Literal[
@@ -499,3 +500,8 @@ def image_identity(image: Any) -> list[Any]:
             raise RowError("image_corrupt", f"an image does not decode ({error}); replace it.") from error
         return ["pixels", image.mode, list(image.size), digest(pixels, bytes(image.getpalette() or []))]
     raise RowError("image_type", f"an image is of type {type(image).__name__}; give bytes, a path or a PIL image.")
+
+
+def text_message(role: str, text: str) -> dict[str, Any]:
+    """Make a message of one text block."""
+    return {"role": role, "content": [text_block(text)]}

@@ -21,8 +21,17 @@ from transformers.utils import logging
 from ..utils import digest
 from .columns import AnyDataset, batch_rows, column_of, leave_images_encoded, rows_at_once, uncached
 from .images import ImageOptions, as_image, placed_image, with_image_root
-from .messages import PROVENANCE, REFORMULATED_FEATURES, content_group, text_message
-from .rows import RowError, check_unicode, encoded_content, image_identity, is_finite, row_name, summarize
+from .messages import PROVENANCE, REFORMULATED_FEATURES, content_group
+from .rows import (
+    RowError,
+    check_unicode,
+    encoded_content,
+    image_identity,
+    is_finite,
+    row_name,
+    summarize,
+    text_message,
+)
 
 
 IMAGES, CAPTION = "{images}", "{caption}"
@@ -632,3 +641,25 @@ def _warn(dropped: Counter[str], total: int) -> None:
     logger.warning(
         f"Dropped {dropped.total()} of {total} pairs ({summarize(dropped)}); `split_t2i` gives them for repair."
     )
+
+
+def t2i_pair(
+    caption: str,
+    chosen_image: Any,
+    rejected_image: Any,
+    *,
+    strength: float | None = None,
+    group: str | None = None,
+    source_id: str | int | None = None,
+) -> dict[str, Any]:
+    """Make a text-to-image pair of a caption and two images."""
+    if not isinstance(caption, str):
+        raise RowError("not_conversational", f"the caption is of type {type(caption).__name__}; give a string.")
+    return {
+        "caption": caption,
+        "chosen_image": as_image(chosen_image),
+        "rejected_image": as_image(rejected_image),
+        "strength": strength,
+        "group_id": group or content_group(caption, [], []),
+        "source_id": None if source_id is None else str(source_id),
+    }

@@ -157,7 +157,7 @@ _HIDDEN = re.compile(
 )
 
 
-def neutralise(text: str) -> str:
+def neutralize(text: str) -> str:
     """Break control tokens, role headers and fences by a backslash, as in `<\\|im_start|>` and `\\### System:`, and
     write invisible characters as `\\u{e0041}`.
     """
@@ -373,7 +373,7 @@ def _messages(
     if reference is not None:
         parts.append((words.reference, reference))
         task = task.replace("\n", words.with_reference + "\n", 1)
-    texts = [(name, neutralise(text)) for name, text in [*parts, *answers]]
+    texts = [(name, neutralize(text)) for name, text in [*parts, *answers]]
     mark = mark_of([text for _, text in texts])
     criteria = [
         words.criterion.format(name=one.name, weight=f"{one.weight:.0%}", description=one.text(language))

@@ -45,7 +45,7 @@ def image_token_ids(processing_class: ProcessingClass) -> set[int]:
     return {token_id for token_id in ids if token_id is not None}
 
 
-def render_branches(
+def render_pair(
     row: Mapping[str, Any],
     images: list[Image.Image],
     processing_class: ProcessingClass,
@@ -77,7 +77,7 @@ def render_branches(
 def check_difference(row: Mapping[str, Any], processing_class: ProcessingClass) -> None:
     """Refuse a row whose two answers are the same to the model, whatever its images."""
     # A chat template may drop the difference (thoughts, unknown fields of a message), a tokenizer normalize it away.
-    rendered = render_branches(row, cast(Any, row_images(row)), processing_class)  # only their number counts
+    rendered = render_pair(row, cast(Any, row_images(row)), processing_class)  # only their number counts
     if len({"".join(unicodedata.normalize("NFKC", text).casefold().split()) for text in rendered.texts}) > 1:
         return  # no tokenizer makes these equal, so it need not be asked
     chosen, rejected = get_tokenizer(processing_class)(rendered.texts, add_special_tokens=False)["input_ids"]
@@ -133,7 +133,7 @@ def _text_of(content: Any) -> Any:
     return "".join(block["text"] for block in content if block["type"] == "text") if is_list else content
 
 
-def encode_branches(
+def encode_completions(
     rows: Sequence[Rendered], processing_class: ProcessingClass
 ) -> tuple[list[list[dict[str, torch.Tensor]]], dict[str, torch.Tensor]]:
     """Tokenize all completions of R rows and preprocess each image once.

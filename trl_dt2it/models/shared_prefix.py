@@ -138,7 +138,7 @@ def common_prefix_length(rows: Sequence[torch.Tensor]) -> int:
     return limit if bool(same.all()) else int(same.to(torch.int8).argmin())
 
 
-def pack_branches(groups: Sequence[Sequence[dict[str, torch.Tensor]]], unshared_ids: set[int]) -> dict | None:
+def pack_completions(groups: Sequence[Sequence[dict[str, torch.Tensor]]], unshared_ids: set[int]) -> dict | None:
     """Lay groups of conversations that begin alike into one row, with its `pair_layout` `(G, 1 + N)` int64, or return
     `None` if a completion holds one of `unshared_ids`.
     """

@@ -23,13 +23,13 @@ from ..models.modeling import load_processing_class, load_reward_model, read_las
 from ..models.rendering import (
     ProcessingClass,
     Rendered,
-    encode_branches,
+    encode_completions,
     get_tokenizer,
     join_images,
     lacks_special_tokens,
     render_conversation,
 )
-from ..models.shared_prefix import common_prefix_length, decide_share_prefix, pack_branches
+from ..models.shared_prefix import common_prefix_length, decide_share_prefix, pack_completions
 from ..training.collator import MultimodalPreferenceCollator
 from ..training.pair_scoring import evaluating, score_pairs
 from ..training.setup import rename_old_columns
@@ -548,7 +548,7 @@ def _encode(
     for index, text in enumerate(rendered.texts):
         equal.setdefault(text, []).append(index)
     rendered.texts, members = list(equal), list(equal.values())
-    encoded, images = encode_branches([rendered], collator.processing_class)
+    encoded, images = encode_completions([rendered], collator.processing_class)
     tokens = [answer[0] for answer in encoded]
     ids = [answer["input_ids"] for answer in tokens]
     lengths = list(map(len, ids))
@@ -589,7 +589,7 @@ def _layouts(
     """Lay a batch out as inputs of the model, with the group and the members that each of its rewards is of."""
     images = join_images([piece.images for piece in batch])
     if collator.share_prefix:
-        packed = pack_branches([piece.tokens for piece in batch], collator.image_token_ids)
+        packed = pack_completions([piece.tokens for piece in batch], collator.image_token_ids)
         if packed is not None:
             most = packed["pair_layout"].shape[1] - 1
             # A prompt with fewer candidates than others has the last columns.

@@ -31,7 +31,7 @@ from ..data.images import ImageOptions, check_image
 from ..data.rows import RowError, check_row, row_images, row_name
 from ..data.validation import TokenCounter
 from ..models.families import FAMILIES
-from ..models.rendering import ProcessingClass, check_difference, encode_branches, get_tokenizer, render_branches
+from ..models.rendering import ProcessingClass, check_difference, encode_completions, get_tokenizer, render_pair
 from ..models.shared_prefix import common_prefix_length
 from .collator import MultimodalPreferenceCollator
 from .config import MultimodalRewardConfig
@@ -70,7 +70,7 @@ def count_tokens(
         return _compare([row["chosen_ids"], row["rejected_ids"]], set())
     images = row_images(row)
     if row.get("videos") or (images and type(processor).__name__ not in UNCOUNTED_TOKENS):
-        tokens, _ = encode_branches([collator.render(row, is_checked=is_checked)], processor)
+        tokens, _ = encode_completions([collator.render(row, is_checked=is_checked)], processor)
         return _compare([side["input_ids"].tolist() for (side,) in tokens], collator.image_token_ids)
     try:
         if not is_checked:
@@ -79,7 +79,7 @@ def count_tokens(
     except RowError as error:
         raise RowError(error.reason, f"{row_name(row, None)}: {error}") from error
 
-    rendered = render_branches(row, cast(Any, sizes), processor)  # of the images, only the number counts
+    rendered = render_pair(row, cast(Any, sizes), processor)  # of the images, only the number counts
     tokenizer = get_tokenizer(processor)
     ids = tokenizer(rendered.texts, add_special_tokens=rendered.add_special_tokens)["input_ids"]
     if not images:

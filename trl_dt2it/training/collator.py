@@ -17,16 +17,16 @@ from ..models.families import FAMILIES, PIXELS
 from ..models.rendering import (
     ProcessingClass,
     Rendered,
-    encode_branches,
+    encode_completions,
     equal_when_rendered,
     get_tokenizer,
     image_token_ids,
     join_images,
     lacks_special_tokens,
-    render_branches,
+    render_pair,
     render_conversation,
 )
-from ..models.shared_prefix import pack_branches
+from ..models.shared_prefix import pack_completions
 from .losses import StrengthNormalizer
 
 
@@ -106,7 +106,7 @@ class MultimodalPreferenceCollator:
             ]
         else:
             rendered = [self.render(example, index) for index, example in enumerate(examples)]
-            sides, images = encode_branches(rendered, self.processing_class)
+            sides, images = encode_completions(rendered, self.processing_class)
             rows = [list(pair) for pair in zip(*sides, strict=True)]
             has_media = [bool(row.images or row.videos) for row in rendered]
         for index, (chosen, rejected) in enumerate(rows):  # rounding would decide their order
@@ -126,7 +126,7 @@ class MultimodalPreferenceCollator:
         batch["pairs"]["num_tokens"] = torch.tensor([sum(len(side["input_ids"]) for side in row) for row in rows])
         batch["pairs"]["has_media"] = torch.tensor(has_media)
         rows += [pair for pair, _ in dummies]
-        packed = pack_branches(rows, self.image_token_ids) if self.share_prefix else None
+        packed = pack_completions(rows, self.image_token_ids) if self.share_prefix else None
         if packed is not None:
             return {**batch, **packed, **images}
         token_rows = [row[side] for side in range(2) for row in rows]
@@ -151,7 +151,7 @@ class MultimodalPreferenceCollator:
             ]
             if (images or videos) and not isinstance(self.processing_class, ProcessorMixin):
                 raise ValueError("The row has images, but the model reads text only; use a vision-language model.")
-            return render_branches(example, images, self.processing_class, videos)
+            return render_pair(example, images, self.processing_class, videos)
         except RowError as error:
             raise RowError(error.reason, f"{row_name(example, index)}: {error}") from error
 
@@ -159,7 +159,7 @@ class MultimodalPreferenceCollator:
         """Return the numbers of tokens of both conversations, image tokens included, nothing truncated."""
         if "chosen_ids" in example:
             return len(example["chosen_ids"]), len(example["rejected_ids"])
-        ((chosen,), (rejected,)), _ = encode_branches([self.render(example)], self.processing_class)
+        ((chosen,), (rejected,)), _ = encode_completions([self.render(example)], self.processing_class)
         return len(chosen["input_ids"]), len(rejected["input_ids"])
 
     def _pairs(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -215,5 +215,5 @@ class MultimodalPreferenceCollator:
         messages = [{"role": "user", "content": [{"type": kind}, {"type": "text", "text": "."}]}]
         text = render_conversation(messages, images, processor)
         row = Rendered([text, text], images, lacks_special_tokens(text, processor), videos)
-        sides, tensors = encode_branches([row], processor)
+        sides, tensors = encode_completions([row], processor)
         return [side for (side,) in sides], tensors

@@ -9,8 +9,9 @@ from operator import itemgetter
 from statistics import fmean
 from typing import Any, Literal, TypeGuard, cast
 
-from ..messages import IMAGE_MARKER, t2i_pair
+from ..messages import IMAGE_MARKER
 from ..rows import RowError
+from ..t2i import t2i_pair
 from .fields import Source, answer_field, name_field, strength_field, to_number, turns_field
 
 
@@ -385,7 +386,7 @@ LLAVA_REWARD = Source(
 def _pair(
     caption: Any, chosen: Any, rejected: Any, *, strength: float | None = None, source_id: Any = None
 ) -> dict[str, Any] | RowError:
-    """Make a pair, or return the error that [`~trl_dt2it.data.messages.t2i_pair`] raises."""
+    """Make a pair, or return the error that [`~trl_dt2it.data.t2i.t2i_pair`] raises."""
     try:
         return t2i_pair(caption, chosen, rejected, strength=strength, source_id=source_id)
     except RowError as error:

@@ -13,7 +13,7 @@ import numpy as np
 from ...data.images import ImageOptions
 from ...data.messages import read_prompt
 from ...data.rows import RowError
-from ...judge.prompts import fenced, image_block, mark_of, neutralise
+from ...judge.prompts import fenced, image_block, mark_of, neutralize
 from ...judge.replies import read_answer
 from ...utils import digest
 
@@ -178,7 +178,7 @@ def generation_messages(question: Question) -> list[dict[str, Any]]:
     messages = []
     for message in question.prompt:
         parts = [
-            next(images) if block["type"] == "image" else {"type": "text", "text": neutralise(block["text"])}
+            next(images) if block["type"] == "image" else {"type": "text", "text": neutralize(block["text"])}
             for block in message["content"]
         ]
         # Servers want plain strings of all roles but the user's.
@@ -203,7 +203,7 @@ def candidate_messages(
         sections = {"QUESTION": question.text, "ANSWER": candidate}
     else:
         sections = {"QUESTION": question.text, "REFERENCE": question.reference or "", "SAMPLE": candidate}
-    sections = {name: neutralise(text) for name, text in sections.items()}
+    sections = {name: neutralize(text) for name, text in sections.items()}
     mark = mark_of(list(sections.values()))
     text = "\n\n".join(fenced(name, content, mark) for name, content in sections.items())
     language = language or ("zh" if _HAN.search(question.text) else "en")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ...data.messages import t2i_pair
 from ...data.rows import RowError
 from ...data.sources.fields import Source, images_field, name_field, text_field
+from ...data.t2i import t2i_pair
 from .benchmark import Benchmark, pair_identity
 
 

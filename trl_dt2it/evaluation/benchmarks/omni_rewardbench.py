@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ...data.messages import preference, t2i_pair
+from ...data.messages import preference
 from ...data.rows import RowError
 from ...data.sources.fields import Source, image_field, name_field, text_field, without_markers
+from ...data.t2i import t2i_pair
 from .benchmark import Benchmark, pair_identity
 
 
