@@ -12,7 +12,7 @@ from datasets import Dataset, Features, Image, List, Value
 from ..utils import digest
 from .columns import uncached
 from .images import ImageOptions, as_image, placed_image
-from .rows import SIDES, RowError, blocks, check_row, image_identity, row_images, row_name, text_message
+from .rows import SIDES, RowError, blocks, check_row, image_identity, row_images, row_name, text_block, text_message
 
 
 IMAGE_MARKER = "<image>"
@@ -70,11 +70,6 @@ def preference(
         "source_id": None if source_id is None else str(source_id),
     }
     return {**row, "videos": list(videos)} if videos else row
-
-
-def text_block(text: str) -> dict[str, Any]:
-    """Make a text block."""
-    return {"type": "text", "text": text}
 
 
 def content_group(prompt: Any, images: Sequence[Any], videos: Sequence[Any]) -> str:

@@ -15,7 +15,6 @@ from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
 from ..utils import digest
-from .messages import text_block
 
 
 Reason = Literal[
@@ -505,3 +504,8 @@ def image_identity(image: Any) -> list[Any]:
 def text_message(role: str, text: str) -> dict[str, Any]:
     """Make a message of one text block."""
     return {"role": role, "content": [text_block(text)]}
+
+
+def text_block(text: str) -> dict[str, Any]:
+    """Make a text block."""
+    return {"type": "text", "text": text}

@@ -1,4 +1,4 @@
-"""Text-to-image preferences rewritten as two-image questions with short verdicts, and the wordings of the questions."""
+"""Text-to-image preferences rewritten as two-image questions with short verdicts; the wordings of the questions."""
 
 from __future__ import annotations
 

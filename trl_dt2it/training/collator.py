@@ -23,8 +23,8 @@ from ..models.rendering import (
     image_token_ids,
     join_images,
     lacks_special_tokens,
-    render_pair,
     render_conversation,
+    render_pair,
 )
 from ..models.shared_prefix import pack_completions
 from .losses import StrengthNormalizer
