@@ -5,7 +5,8 @@ import copy
 import pytest
 
 from trl_dt2it.data import RowError
-from trl_dt2it.data.messages import FEATURES, content_group
+from trl_dt2it.data.messages import FEATURES
+from trl_dt2it.data.rows import content_group
 
 
 IMAGE, VIDEO = {"type": "image", "text": None}, {"type": "video", "text": None}

@@ -6,7 +6,8 @@ import pytest
 
 from tests.data.fixtures_as_rows import fixture
 from trl_dt2it.data import RowError
-from trl_dt2it.data.messages import T2I_FEATURES, content_group
+from trl_dt2it.data.messages import T2I_FEATURES
+from trl_dt2it.data.rows import content_group
 from trl_dt2it.data.sources import t2i
 from trl_dt2it.data.sources.fields import Source
 from trl_dt2it.data.sources.t2i import (

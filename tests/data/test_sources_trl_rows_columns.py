@@ -4,7 +4,7 @@ import pytest
 
 from tests.data.source_rows import IMAGE, TABLE, expected, message, results, say, says, user
 from trl_dt2it.data import load_preferences
-from trl_dt2it.data.messages import content_group
+from trl_dt2it.data.rows import content_group
 from trl_dt2it.data.sources.trl_rows import columns
 
 

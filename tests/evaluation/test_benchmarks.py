@@ -7,7 +7,7 @@ import pytest
 
 from tests.data.fixtures_as_rows import fixture
 from tests.data.source_rows import IMAGE, VIDEO, changed, expected, message, path, results, user
-from trl_dt2it.data.messages import content_group
+from trl_dt2it.data.rows import content_group
 from trl_dt2it.evaluation.benchmarks.benchmark import pair_identity
 from trl_dt2it.evaluation.benchmarks.mm_rlhf_rewardbench import category_of, mm_rlhf_rewardbench
 from trl_dt2it.evaluation.benchmarks.mmrb2 import mmrb2

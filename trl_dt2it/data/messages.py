@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset, Features, Image, List, Value
 
-from ..utils import digest
 from .columns import uncached
 from .images import ImageOptions, as_image, placed_image
-from .rows import SIDES, RowError, blocks, check_row, image_identity, row_images, row_name, text_block, text_message
+from .rows import (
+    SIDES,
+    RowError,
+    blocks,
+    check_row,
+    content_group,
+    row_images,
+    row_name,
+    text_block,
+    text_message,
+)
 
 
 IMAGE_MARKER = "<image>"
@@ -70,12 +78,6 @@ def preference(
         "source_id": None if source_id is None else str(source_id),
     }
     return {**row, "videos": list(videos)} if videos else row
-
-
-def content_group(prompt: Any, images: Sequence[Any], videos: Sequence[Any]) -> str:
-    """Hash the content that all pairs about one prompt share."""
-    content = [prompt, [None if image is None else image_identity(image) for image in images], list(videos)]
-    return digest(json.dumps(content, default=str))[:16]
 
 
 def _messages(turns: Sequence[tuple[str, str]], num_images: int, num_videos: int) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from numbers import Real
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -509,3 +509,9 @@ def text_message(role: str, text: str) -> dict[str, Any]:
 def text_block(text: str) -> dict[str, Any]:
     """Make a text block."""
     return {"type": "text", "text": text}
+
+
+def content_group(prompt: Any, images: Sequence[Any], videos: Sequence[Any]) -> str:
+    """Hash the content that all pairs about one prompt share."""
+    content = [prompt, [None if image is None else image_identity(image) for image in images], list(videos)]
+    return digest(json.dumps(content, default=str))[:16]

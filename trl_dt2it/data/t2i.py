@@ -21,10 +21,11 @@ from transformers.utils import logging
 from ..utils import digest
 from .columns import AnyDataset, batch_rows, column_of, leave_images_encoded, rows_at_once, uncached
 from .images import ImageOptions, as_image, placed_image, with_image_root
-from .messages import PROVENANCE, REFORMULATED_FEATURES, content_group
+from .messages import PROVENANCE, REFORMULATED_FEATURES
 from .rows import (
     RowError,
     check_unicode,
+    content_group,
     encoded_content,
     image_identity,
     is_finite,

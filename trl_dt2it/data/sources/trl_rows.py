@@ -7,7 +7,7 @@ from itertools import takewhile
 from typing import Any
 
 from ..images import as_image
-from ..messages import IMAGE_MARKER, content_group, preference
+from ..messages import IMAGE_MARKER, preference
 from ..rows import (
     DEFAULT_FPS,
     SIDES,
@@ -16,6 +16,7 @@ from ..rows import (
     check_answer,
     check_messages,
     check_row,
+    content_group,
     row_images,
     row_videos,
 )
