@@ -274,7 +274,7 @@ def _style(run: RunFolder | None, before: Any, after: Any) -> Section:
 
 
 def read_audit(path: str | os.PathLike) -> dict[str, Any]:
-    """Read an audit, as [`~trl_dt2it.debias.tables.StyleReport.to_json`] writes it."""
+    """Read an audit, as [`~trl_dt2it.debias.StyleReport.to_json`] writes it."""
     content = _read_json(Path(path), "`StyleReport.to_json`")
     if not isinstance(content, dict) or not {"overall", "sources"} <= set(content):
         raise ValueError(f"{path} is no audit of style; give what `StyleReport.to_json` wrote.")
