@@ -19,7 +19,7 @@ MOST_MODULES = 100
 # Modules of the package below `FEWEST_LINES`, each with its reason.
 SHORT: dict[str, str] = {}
 # Basenames of several modules that are the same thing for another layer.
-SHARED_NAMES = {"__init__", "config", "judging", "metrics", "results", "run", "t2i"}
+SHARED_NAMES = {"__init__", "config", "judging", "results", "run", "t2i"}
 # An indirect question says nothing of what a thing is.
 QUESTION = re.compile(r"(#:?\s*)?(What|How|Whether)\b")
 

@@ -178,13 +178,13 @@ def leave_images_encoded(dataset: AnyDataset) -> AnyDataset:
 def mark_checked(dataset: Data, before: AnyDataset | None = None) -> Data:
     """Note that the rows of a data set have passed [`check_row`]; with `before`, only if that set has the note."""
     if before is None or is_checked(before):
-        dataset._checked = getattr(dataset, "_fingerprint", None)
+        dataset.checked_fingerprint = getattr(dataset, "_fingerprint", None)
     return dataset
 
 
 def is_checked(dataset: AnyDataset) -> bool:
     """Tell whether [`mark_checked`] has noted a data set, and nothing in it has changed since."""
-    return getattr(dataset, "_checked", "") == getattr(dataset, "_fingerprint", None)
+    return getattr(dataset, "checked_fingerprint", "") == getattr(dataset, "_fingerprint", None)
 
 
 def select_rows(dataset: Dataset, rows: np.ndarray) -> Dataset:

@@ -516,7 +516,9 @@ def readmit(
         repaired (`Dataset`):
             Rows of the quarantine, or of its Parquet file, after they were fixed.
         token_counter, image_root, image_options, image_check, max_length, duplicates (*optional*):
-            As in [`validate`], and so for `num_proc`, `report_file`, `quarantine_file` and `show`.
+            As in [`validate`].
+        num_proc, report_file, quarantine_file, show (*optional*):
+            As in [`validate`].
 
     Returns:
         `tuple[Dataset, Dataset]`: `clean` and behind it the rows that are good now, and the others. Their `row` is the

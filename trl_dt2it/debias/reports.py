@@ -15,7 +15,6 @@ from rich.text import Text
 
 from ..judge.rubric import UNANSWERED
 from ..utils import printable, screen_table
-from .distillation.position_bias import PositionBias
 
 
 # Pairs with less than this, in units of the mean weight, hardly count.
@@ -457,3 +456,23 @@ def _of_usage(usage: Mapping[str, Mapping[str, Any]]) -> Table:
 
 def _counts(title: str, counts: Mapping[str, int]) -> Text:
     return Text(f"{title}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
+
+
+@dataclass(frozen=True)
+class PositionBias:
+    """Points that each position of a list is worth to a judge."""
+
+    num_candidates: int  # length of the lists
+    num_lists: int
+    effects: tuple[float, ...]  # points by which each position raises a score; they sum to 0
+    standard_errors: tuple[float, ...] | None  # by a jackknife over prompts; `None` for a single prompt
+    noise_rate: float  # estimated share of scores that have nothing to do with the answer, from 0 to 0.5
+    spread: float  # standard deviation of the other scores around candidate and position, in points
+
+    @property
+    def intervals(self) -> tuple[tuple[float, float], ...] | None:
+        """95 % interval of each effect."""
+        if self.standard_errors is None:
+            return None
+        pairs = zip(self.effects, self.standard_errors, strict=True)
+        return tuple((effect - 1.96 * error, effect + 1.96 * error) for effect, error in pairs)

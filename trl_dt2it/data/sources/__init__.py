@@ -35,6 +35,7 @@ from .trl_rows import COLUMNS, TRL
 
 __all__ = ["SOURCES", "Adapter", "Source"]
 
+# Every known set and format by its name: data sets, then formats that any file may have.
 SOURCES: dict[str, Source] = {
     # Answers about images
     "llava_critic": LLAVA_CRITIC,

@@ -15,9 +15,9 @@ from datasets import Value
 from ...data.messages import FEATURES
 from ...judge.rubric import Rubric
 from ...utils import digest
-from ..reports import AgreementCounts, DistillReport
+from ..reports import AgreementCounts, DistillReport, PositionBias
 from .judging import JudgedPool, ListScores
-from .position_bias import PositionBias, fit_positions
+from .position_bias import fit_positions
 
 
 # Canonical columns, and the origin of a pair; `provenance` is JSON with every score of both sides.

@@ -7,7 +7,6 @@ the effect of its position, plus spread, and now and then noise that has nothing
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
@@ -15,6 +14,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from ...utils import digest
+from ..reports import PositionBias
 
 
 _MAX_ROUNDS, _TOLERANCE = 500, 1e-5
@@ -26,26 +26,6 @@ _FIRST_SPREAD, _SMALLEST_SPREAD = 0.1, 0.01  # shares of the scale
 _MOST_NOISE = 0.5
 
 _NUM_GROUPS = 20  # of the jackknife
-
-
-@dataclass(frozen=True)
-class PositionBias:
-    """Points that each position of a list is worth to a judge."""
-
-    num_candidates: int  # length of the lists
-    num_lists: int
-    effects: tuple[float, ...]  # points by which each position raises a score; they sum to 0
-    standard_errors: tuple[float, ...] | None  # by a jackknife over prompts; `None` for a single prompt
-    noise_rate: float  # estimated share of scores that have nothing to do with the answer, from 0 to 0.5
-    spread: float  # standard deviation of the other scores around candidate and position, in points
-
-    @property
-    def intervals(self) -> tuple[tuple[float, float], ...] | None:
-        """95 % interval of each effect."""
-        if self.standard_errors is None:
-            return None
-        pairs = zip(self.effects, self.standard_errors, strict=True)
-        return tuple((effect - 1.96 * error, effect + 1.96 * error) for effect, error in pairs)
 
 
 def balanced_orders(num_candidates: int, num_shuffles: int, seed: str) -> list[list[int]]:
