@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias, TypeVar
 
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from accelerate import PartialState
 from datasets import Dataset, Features, Image, IterableDataset, Json, LargeList, List, Value
 from datasets.fingerprint import generate_random_fingerprint
@@ -21,6 +22,17 @@ from ..utils import gather, raise_together
 AnyDataset: TypeAlias = Dataset | IterableDataset
 
 Data = TypeVar("Data", Dataset, IterableDataset)
+
+_SCALARS = {"str": "string", "int": "int64", "float": "float64", "bool": "bool"}
+
+# Column types by the kinds of values in JSON; any other combination is kept as text.
+_TYPES: dict[frozenset[str], Any] = {
+    **{frozenset({kind}): Value(dtype) for kind, dtype in _SCALARS.items()},
+    frozenset({"int", "float"}): Value("float64"),
+    **{frozenset({f"list of {kind}"}): List(Value(dtype)) for kind, dtype in _SCALARS.items()},
+    **{frozenset({f"list of {kind}", "list of "}): List(Value(dtype)) for kind, dtype in _SCALARS.items()},
+    frozenset({"list of int", "list of float"}): List(Value("float64")),
+}
 
 _SLICE = 20  # rows turned into Python objects at a time
 
@@ -51,16 +63,16 @@ def holds(feature: Any, kind: type) -> bool:
     return isinstance(feature, kind) or holds(getattr(feature, "feature", {}), kind)
 
 
-def retype_images(feature: Any, image: Image) -> Any:
-    """Replace every image type inside a column type by `image`."""
+def retype_images(feature: Any, *, decode: bool) -> Any:
+    """Make every image type inside a column type one that decodes, or not."""
     if isinstance(feature, Image):
-        return image
+        return Image(decode=decode)
     if isinstance(feature, List):
-        return List(retype_images(feature.feature, image), length=feature.length)
+        return List(retype_images(feature.feature, decode=decode), length=feature.length)
     if isinstance(feature, LargeList):
-        return LargeList(retype_images(feature.feature, image))
+        return LargeList(retype_images(feature.feature, decode=decode))
     if isinstance(feature, dict):
-        return {name: retype_images(part, image) for name, part in feature.items()}
+        return {name: retype_images(part, decode=decode) for name, part in feature.items()}
     return feature
 
 
@@ -163,7 +175,7 @@ def leave_images_encoded(dataset: AnyDataset) -> AnyDataset:
     if has_transform(dataset):
         return dataset
     for name, feature in (dataset.features or {}).items():
-        encoded = retype_images(feature, Image(decode=False))
+        encoded = retype_images(feature, decode=False)
         if encoded == feature:
             continue
         if isinstance(dataset, IterableDataset):
@@ -229,6 +241,72 @@ def group_codes(values: pa.Array) -> tuple[np.ndarray, list[Any]]:
 def group_rows(codes: np.ndarray) -> list[np.ndarray]:
     """List the rows of each group, ascending, given the group number of each row."""
     return np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
+
+
+def named_groups(names: pa.Array) -> list[np.ndarray]:
+    """List the rows of each group, in the order of their first rows; rows without a name are groups of their own."""
+    if pa.types.is_string(names.type) or pa.types.is_large_string(names.type):
+        names = pc.if_else(pc.equal(names, ""), None, names)
+    return sorted(group_rows(group_codes(names)[0]), key=lambda rows: rows[0]) if len(names) else []
+
+
+def json_columns(lines: Iterable[str], paths: Collection[str]) -> dict[str, Any]:
+    """Collect the types of all keys in rows of JSON, apart from `paths`: numbers, strings and lists of them as they
+    are, others as JSON text.
+    """
+    kinds: dict[str, set[str]] = {}
+    for line in lines:
+        try:
+            row = json.loads(line) if line.strip() else None
+        except ValueError:  # which its conversion reports
+            continue
+        for name, value in row.items() if isinstance(row, dict) else ():
+            value = without_parts(value, name, paths)
+            if value is not None and value != {}:
+                kinds.setdefault(name, set()).add(_kind(value))
+    # A large string tells JSON text from strings.
+    return {
+        name: _TYPES.get(frozenset(seen), Value("string" if seen <= {*_SCALARS, "large"} else "large_string"))
+        for name, seen in kinds.items()
+    }
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, list):
+        kinds = {_kind(item) for item in value} or {""}
+        return f"list of {kinds.pop()}" if len(kinds) == 1 else "list"
+    if isinstance(value, int) and not isinstance(value, bool) and not -(2**63) <= value < 2**63:
+        return "large"
+    return "object" if isinstance(value, dict) else type(value).__name__
+
+
+def without_parts(value: Any, name: str, reads: Collection[str], *, drops_empty: bool = False) -> Any:
+    """Remove from the value or the type of a field the parts that are read."""
+    if not isinstance(value, Mapping):
+        return value
+    rests = [path.partition(".")[2] for path in reads if path.startswith(f"{name}.")]
+    if not rests:
+        return value
+    parts = {key: part for key, part in value.items() if key not in rests}
+    kept = {key: without_parts(part, key, rests, drops_empty=drops_empty) for key, part in parts.items()}
+    return {key: part for key, part in kept.items() if part != {}} if drops_empty else kept
+
+
+def fit_json(value: Any, feature: Any, name: str) -> Any:
+    """Fit a value of JSON to the type of its column; a string holds any."""
+    if value is None or value == {}:
+        return None
+    if not isinstance(feature, Value):
+        return value
+    if feature.dtype in ("string", "large_string"):
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+        return text.encode(errors="replace").decode()  # half a surrogate pair fits into no file
+    if isinstance(value, (str, list, dict)) and feature.dtype in _SCALARS.values():
+        raise ValueError(
+            f"`{name}` is {value!r:.40}, but {feature.dtype} in the first rows of the stream; load the set without "
+            "`streaming`."
+        )
+    return value
 
 
 def unify_types(datasets: Mapping[str, Dataset]) -> dict[str, Dataset]:

@@ -43,7 +43,7 @@ def published_features(features: Features) -> Features:
     videos = features.get("videos")
     if _is_text(videos.feature if isinstance(videos, List) else videos):
         raise ValueError("The column `videos` holds paths, which nobody else has; give their frames as images.")
-    return Features({name: retype_images(feature, Image()) for name, feature in features.items()})
+    return Features({name: retype_images(feature, decode=True) for name, feature in features.items()})
 
 
 def with_image_columns(features: Features) -> Features:

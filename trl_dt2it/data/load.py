@@ -1,4 +1,4 @@
-"""Loading of raw files and Hub sets as canonical rows, by one call for every source."""
+"""Raw files and Hub sets read as canonical rows, by one call for every source."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import contextlib
 import inspect
 import json
 import os
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,17 +31,22 @@ from .columns import (
     batch_rows,
     column_names,
     column_of,
-    group_codes,
-    group_rows,
+    fit_json,
+    json_columns,
     leave_images_encoded,
     mark_checked,
+    named_groups,
+    retype_images,
     rows_at_once,
+    uncached,
+    without_parts,
 )
-from .convert import VERDICT, Conversion, find_own_columns
-from .rows import RowError, is_milestone
+from .images import ImageOptions, is_address, placed_image
+from .messages import FEATURES, PROVENANCE, T2I_FEATURES, VIDEO_FEATURES
+from .rows import RowError, check_row, is_milestone
 from .sources import SOURCES
-from .sources.fields import FOLDER_COLUMN, JSON_COLUMN, Source
-from .t2i import reformulate_t2i
+from .sources.fields import FOLDER_COLUMN, JSON_COLUMN, Source, is_given, name_field, strength_field
+from .t2i import Columns, collapse, find_bad_pair, reformulate_t2i
 from .validation import take_out
 
 
@@ -51,11 +58,29 @@ _SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".tsv")
 
 _LISTS = ("data", "rows", "pairs", "examples", "train")  # keys of the rows in an object, as in `{"data": [...]}`
 
-_BYTE_ORDERS = (b"\xff\xfe", b"\xfe\xff")
-
 _HEAD = 1 << 20  # bytes at the beginning of a file that tell its kind
 
 _BATCH = 100  # rows of a stream at a time; each may hold images of some megabytes
+
+# Columns beside those of a row: the index of its raw row, and the reason why it cannot be used ("" if it can).
+VERDICT = {"row": Value("int64"), "reason": Value("string"), "message": Value("string")}
+
+_T2I_COLUMNS = Columns("caption", "chosen_image", "rejected_image", "strength")
+
+# Columns that mean the same in any source that has them.
+_SHARED = ("strength", "margin", "weight", *PROVENANCE)
+
+# Columns that mean something in canonical rows; a source's own columns of these names are renamed.
+_TAKEN = {
+    *(*VIDEO_FEATURES, *T2I_FEATURES, *VERDICT, *_SHARED, "image", "tools", "chat_template_kwargs", "row_index"),
+    *(f"{side}_{ids}" for side in ("chosen", "rejected") for ids in ("ids", "input_ids")),
+}
+
+_PLAIN = ("string", "int64", "int32", "int16", "int8", "float64", "float32", "bool", "uint8", "uint16", "uint32")
+
+_FIRST_ROWS = 1000  # of a stream, which tell its columns
+
+_SAID: set[str] = set()  # columns that a warning has named
 
 
 def read_raw(
@@ -72,37 +97,31 @@ def read_raw(
     path_or_id = os.fspath(path_or_id or str(source.hub_id))
     path = Path(path_or_id).expanduser()
     if path.exists():
-        is_saved, files = _local_files(path, source, split)
-        raw = _from_disk(path, split, streaming) if is_saved else _read_files(files, streaming)
+        is_saved = _is_saved(path)
+        raw = _from_disk(path, split, streaming) if is_saved else _read_files(path, source, split, streaming)
     elif path.is_absolute() or path_or_id.startswith((".", "~")) or path.suffix in (*_SUFFIXES, ".zip"):
         raise ValueError(f"There is no file or folder {path_or_id} to read preferences from.")
     elif source.files:
         # The repository has a loading script, which `datasets` no longer runs, or holds more than its rows.
         patterns = [pattern.format(split=split) for pattern in source.files]
         folder = snapshot_download(path_or_id, repo_type="dataset", revision=revision, allow_patterns=patterns)
-        raw = _read_files(_files_of(Path(folder), source, split), streaming)
+        raw = _read_files(Path(folder), source, split, streaming)
     else:
         raw = load_dataset(path_or_id, source.config, split=split, streaming=streaming, revision=revision)
     return leave_images_encoded(raw)
 
 
-def raw_files(
-    source: Source, path_or_id: str | os.PathLike | None, *, split: str = "train"
-) -> list[tuple[str, int, int]]:
+def raw_files(source: Source, path_or_id: str | os.PathLike | None, split: str = "train") -> list[tuple[Any, ...]]:
     """List the files of a local set with their sizes and times, which tell whether they have changed."""
     if path_or_id is None or not (path := Path(path_or_id).expanduser()).exists():
         return []
-    _, files = _local_files(path, source, split)
+    files = sorted(path.rglob("*.arrow")) if _is_saved(path) else _files_of(path, source, split)
     return [(str(file), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
 
 
-def _local_files(path: Path, source: Source, split: str) -> tuple[bool, list[Path]]:
-    """Tell whether a path is a set that `datasets` has saved, and list its files."""
-    if not path.is_dir():
-        return False, [path]
-    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        return True, sorted(path.rglob("*.arrow"))
-    return False, _files_of(path, source, split)
+def _is_saved(path: Path) -> bool:
+    """Tell a set that `datasets` has saved."""
+    return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
 
 
 def raw_rows(raw: AnyDataset) -> Iterator[dict[str, Any]]:
@@ -116,66 +135,59 @@ def raw_rows(raw: AnyDataset) -> Iterator[dict[str, Any]]:
 
 def _from_disk(path: Path, split: str, streaming: bool) -> AnyDataset:
     loaded = load_from_disk(path)
-    if not isinstance(loaded, Dataset):
-        if split not in loaded:
-            raise ValueError(f"{path} has the splits {', '.join(loaded)}, and not {split!r}.")
-        loaded = loaded[split]
-    return _as_asked(loaded, streaming)
+    if not isinstance(loaded, Dataset) and split not in loaded:
+        raise ValueError(f"{path} has the splits {', '.join(loaded)}, and not {split!r}.")
+    return _as_asked(loaded if isinstance(loaded, Dataset) else loaded[split], streaming)
 
 
 def _files_of(folder: Path, source: Source, split: str) -> list[Path]:
     """List the files that a source's patterns name, or else all of the first kind that is there; of the split, if the
-    names of files tell splits.
+    names of files tell splits. A file is its own list.
     """
+    if not folder.is_dir():
+        return [folder]
     patterns = [pattern.format(split=split) for pattern in source.files]
     if not patterns and (folder / "dataset_info.json").is_file():  # LLaMA-Factory's
         raise ValueError(f"dataset_info.json tells which files of {folder} hold rows; pass one of them.")
     files = sorted({file for pattern in patterns for file in folder.rglob(pattern) if file.suffix in _SUFFIXES})
-    for suffix in () if files else _SUFFIXES:
-        files = sorted(folder.rglob(f"*{suffix}"))
-        if files:
-            break
-    of_split = [file for file in files if split in file.relative_to(folder).as_posix()]
+    files = files or next(filter(None, (sorted(folder.rglob(f"*{suffix}")) for suffix in _SUFFIXES)), [])
     if not files:
         archives = sorted(file.name for file in folder.rglob("*") if ".zip" in file.name or ".tar" in file.name)
         hint = f" Unpack {archives[0]} first." if archives else ""
         raise ValueError(f"{folder} holds no {', '.join(_SUFFIXES)} file to read preferences from.{hint}")
-    return of_split or files
+    return [file for file in files if split in file.relative_to(folder).as_posix()] or files
 
 
-def _read_files(files: list[Path], streaming: bool) -> AnyDataset:
+def _read_files(path: Path, source: Source, split: str, streaming: bool) -> AnyDataset:
+    files = _files_of(path, source, split)
     suffix = files[0].suffix
     if suffix == ".parquet":
         return load_dataset("parquet", data_files=list(map(str, files)), split="train", streaming=streaming)
     if suffix not in _SUFFIXES:
         raise ValueError(f"{files[0]} is none of {', '.join(_SUFFIXES)}; unpack it if it is an archive.")
-    read = _json_parts if suffix in (".json", ".jsonl") else _table
-    parts = [part for file in files for part in read(file, streaming)]
+    read = _json_rows if suffix in (".json", ".jsonl") else _table
+    parts = [read(file, streaming) for file in files]
     return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
 
 
-def _table(file: Path, streaming: bool) -> list[AnyDataset]:
+def _table(file: Path, streaming: bool) -> AnyDataset:
     """Read a table with a header. All is text: an answer may be a number, or `NA`."""
     separator = "\t" if file.suffix == ".tsv" else ","
     try:
         frame = pd.read_csv(file, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except ValueError as error:
-        raise ValueError(f"{file} cannot be read as a table ({_in_one_line(error)}); fix the file.") from error
-    return [_as_asked(Dataset.from_pandas(frame, preserve_index=False), streaming)]
+        raise ValueError(f"{file} cannot be read as a table ({collapse(str(error))}); fix the file.") from error
+    return _as_asked(Dataset.from_pandas(frame, preserve_index=False), streaming)
 
 
 def _as_asked(rows: Dataset, streaming: bool) -> AnyDataset:
     return rows.to_iterable_dataset() if streaming else rows
 
 
-def _in_one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-def _json_parts(file: Path, streaming: bool) -> list[AnyDataset]:
+def _json_rows(file: Path, streaming: bool) -> AnyDataset:
     with file.open("rb") as stream:
         start = stream.read(_HEAD)
-    if start.startswith(_BYTE_ORDERS):
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise ValueError(f"{file} is in UTF-16 and not in UTF-8; save it as UTF-8.")
     try:
         codecs.getincrementaldecoder("utf-8")().decode(start)  # which a character that is cut at the end passes
@@ -189,23 +201,24 @@ def _json_parts(file: Path, streaming: bool) -> list[AnyDataset]:
         # Size and time are for the cache of `datasets`, which would otherwise know the file by its name alone.
         kwargs = {"file": str(file), "state": f"{state.st_size} {state.st_mtime_ns}"}
         make = IterableDataset.from_generator if streaming else Dataset.from_generator
-        return [_built(file, lambda: make(_json_list, gen_kwargs=kwargs, features=_JSON_ROWS))]
+        return _built(file, lambda: make(_json_list, gen_kwargs=kwargs, features=_JSON_ROWS))
     # A line with nothing but a brace begins an object over several lines.
     is_object = start.split(b"\n", 1)[0].strip() == b"{"
-    if (is_object or file.suffix == ".json") and (content := _json_object(file, must_be=is_object)) is not None:
+    content = None
+    if is_object or file.suffix == ".json":
+        with contextlib.nullcontext() if is_object else contextlib.suppress(ValueError):  # several objects, in lines
+            content = _parsed_file(file)
+    if isinstance(content, dict):
         if annotations := _mmpr_annotations(file, content):
-            return [
-                part.map(_with_folder, fn_kwargs={"folder": folder})
-                for annotation, folder in annotations
-                for part in _json_parts(annotation, streaming)
+            parts = [
+                _json_rows(annotation, streaming).map(lambda row, folder: {FOLDER_COLUMN: folder}, fn_kwargs=kwargs)
+                for annotation, kwargs in annotations
             ]
+            return concatenate_datasets(parts)
         rows = [json.dumps(row, ensure_ascii=False) for row in _rows_of(file, content)]
-        return [_as_asked(Dataset.from_dict({JSON_COLUMN: rows}, features=_JSON_ROWS), streaming)]
-    lines = _built(
-        file,
-        lambda: load_dataset("text", data_files=str(file), split="train", streaming=streaming, encoding="utf-8-sig"),
-    )
-    return [lines.rename_column("text", JSON_COLUMN)]
+        return _as_asked(Dataset.from_dict({JSON_COLUMN: rows}, features=_JSON_ROWS), streaming)
+    options = {"data_files": str(file), "split": "train", "streaming": streaming, "encoding": "utf-8-sig"}
+    return _built(file, lambda: load_dataset("text", **options)).rename_column("text", JSON_COLUMN)
 
 
 def _built(file: Path, build: Callable[[], AnyDataset]) -> AnyDataset:
@@ -221,25 +234,14 @@ def _built(file: Path, build: Callable[[], AnyDataset]) -> AnyDataset:
 
 
 def _not_utf8(file: Path, error: UnicodeDecodeError) -> ValueError:
-    return ValueError(f"{file} is not UTF-8 ({_in_one_line(error)}); save it as UTF-8.")
+    return ValueError(f"{file} is not UTF-8 ({collapse(str(error))}); save it as UTF-8.")
 
 
-def _json_object(file: Path, *, must_be: bool) -> dict[str, Any] | None:
-    """Parse the one object of a file; `None` if it holds several, in lines."""
-    try:
-        content = _parsed(file)
-    except ValueError:
-        if must_be:
-            raise
-        return None
-    return content if isinstance(content, dict) else None
-
-
-def _parsed(file: Path) -> Any:
+def _parsed_file(file: Path) -> Any:
     try:
         return json.loads(file.read_bytes().decode("utf-8-sig"))
     except ValueError as error:
-        raise ValueError(f"{file} is not JSON ({_in_one_line(error)}); fix the file.") from error
+        raise ValueError(f"{file} is not JSON ({collapse(str(error))}); fix the file.") from error
 
 
 def _rows_of(file: Path, content: dict[str, Any]) -> list[Any]:
@@ -252,10 +254,6 @@ def _rows_of(file: Path, content: dict[str, Any]) -> list[Any]:
     return [row["row"] if isinstance(row, dict) and isinstance(row.get("row"), dict) else row for row in rows]
 
 
-def _with_folder(row: dict[str, Any], folder: str) -> dict[str, Any]:
-    return {FOLDER_COLUMN: folder}
-
-
 def _json_list(file: str, state: str) -> Iterator[dict[str, str]]:
     count = 0
     try:
@@ -265,22 +263,21 @@ def _json_list(file: str, state: str) -> Iterator[dict[str, str]]:
                 count += 1
     except ijson.JSONError:
         # `json` reads whatever Python writes, NaN included, and names the line where a file is damaged.
-        for row in _parsed(Path(file))[count:]:
+        for row in _parsed_file(Path(file))[count:]:
             yield {JSON_COLUMN: json.dumps(row, ensure_ascii=False)}
 
 
-def _mmpr_annotations(file: Path, meta: dict[str, Any]) -> list[tuple[Path, str]]:
+def _mmpr_annotations(file: Path, meta: dict[str, Any]) -> list[tuple[Path, dict[str, str]]]:
     """List annotation files and image folders of a `meta.json`, relative to its own folder or the one above."""
-    entries = list(meta.values())
-    if not entries or not all(isinstance(entry, dict) and "annotation" in entry for entry in entries):
+    if not all(isinstance(entry, dict) and "annotation" in entry for entry in meta.values()):
         return []
     annotations = []
-    for entry in entries:
+    for entry in meta.values():
         paths = [base / entry["annotation"] for base in (file.parent, file.parent.parent)]
         annotation = next((path for path in paths if path.is_file()), None)
         if annotation is None:
             raise ValueError(f"{file} names the annotations {entry['annotation']}, but there is no file {paths[0]}.")
-        annotations.append((annotation, entry.get("root", "")))
+        annotations.append((annotation, {"folder": entry.get("root", "")}))
     return annotations
 
 
@@ -295,19 +292,211 @@ def rows_by_group(raw: Dataset, column: str) -> list[np.ndarray]:
     return named_groups(keys)
 
 
-def named_groups(names: pa.Array) -> list[np.ndarray]:
-    """List the rows of each group, in the order of their first rows; rows without a name are groups of their own."""
-    if pa.types.is_string(names.type) or pa.types.is_large_string(names.type):
-        names = pc.if_else(pc.equal(names, ""), None, names)
-    return sorted(group_rows(group_codes(names)[0]), key=lambda rows: rows[0]) if len(names) else []
-
-
 def _key(text: str, column: str) -> str | None:
-    try:
-        value = json.loads(text)[column]
-    except (ValueError, KeyError, TypeError):
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        if (value := json.loads(text)[column]) is not None:
+            return str(value)
+    return None
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """Conversion of the raw rows of one source. Picklable, for worker processes."""
+
+    source: Source
+    name: str  # for the column `source`, and at the beginning of `pair_id` and `group_id`
+    options: dict[str, Any] = field(default_factory=dict)  # of the adapter
+    image_root: str | None = None  # folder that relative image paths start from, and that no path may leave
+    max_frames: int = 32  # most frames of a video, taken evenly from its folder
+    overrides: bool = False  # `name` replaces a `source` in the rows
+    # Columns of the source, from `with_own_columns`: those that the adapter reads, those that mean what they mean in
+    # canonical rows, and others, which rows keep.
+    reads: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
+    kept: dict[str, str] = field(default_factory=dict)  # new name of each column
+    kept_features: dict[str, Any] = field(default_factory=dict)  # by new name, and `weight` where it is shared
+    knows_all: bool = True  # from all rows, not from the first rows of a stream
+
+    @cached_property
+    def features(self) -> Features:
+        """Columns of a converted row and of its verdict."""
+        source = self.source
+        columns = T2I_FEATURES if source.is_t2i else VIDEO_FEATURES if source.has_videos else FEATURES
+        weight = {"weight": Value("float64")} if source.has_weights else {}
+        return Features({**columns, **weight, **VERDICT, **self.kept_features})
+
+    @property
+    def caching(self) -> dict[str, Any]:
+        """Arguments of `Dataset.map`, uncached where files decide: links under `image_root`, or frames of a video."""
+        return {} if self.image_root is None and not self.source.has_videos else uncached()
+
+    def convert(self, raw: Mapping[str, Any], index: int) -> Iterator[dict[str, Any]]:
+        """Yield the canonical rows of a raw row."""
+        made, nothing = list(self._pairs(raw)), dict.fromkeys(self.features)
+        for number, pair in enumerate(made):
+            suffix = f"{index}-{number}" if len(made) > 1 else str(index)
+            if not isinstance(pair, RowError):
+                try:
+                    if len(made) > 1 and pair.get("pair_id"):
+                        pair["pair_id"] += f"-{number}"
+                    pair = self._finished(pair, suffix, raw.get(FOLDER_COLUMN))
+                except RowError as error:
+                    pair = error
+            if isinstance(pair, RowError):
+                names = {"pair_id": f"{self.name}-{suffix}", "source": self.name}
+                yield {**nothing, **names, "row": index, "reason": pair.reason, "message": str(pair)}
+            else:
+                yield {**nothing, **pair, "row": index, "reason": "", "message": ""}
+
+    def _pairs(self, raw: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
+        try:
+            row = _parsed(raw)
+            if row is not None:
+                values = self._values_beside(row if isinstance(row, list) else [row])
+                for pair in self.source.convert(row, **self.options):
+                    yield pair if isinstance(pair, RowError) else {**pair, **values}
+        except RowError as error:
+            yield error
+
+    def _values_beside(self, rows: list[Mapping[str, Any]]) -> dict[str, Any]:
+        """Collect the values of shared and kept columns in which all raw rows of a pair agree."""
+        row = {name: rows[0].get(name) for name in self.shared}
+        row = {name: value for name, value in row.items() if all(other.get(name) == value for other in rows)}
+        values: dict[str, Any] = {name: name_field(row, name) for name in PROVENANCE}
+        values["strength"] = strength_field(row, "strength" if row.get("strength") is not None else "margin")
+        values["weight"] = strength_field(row, "weight", "bad_weight")
+        values = {name: value for name, value in values.items() if value is not None}
+        for name, new in self.kept.items():
+            value, *others = (without_parts(row.get(name), name, self.reads) for row in rows)
+            if all(other == value for other in others):
+                values[new] = fit_json(value, self.kept_features[new], name)
+        if not self.knows_all:
+            known = {*self.reads, *self.shared, *self.kept, *_SAID}
+            for name in (name for name in rows[0] if name not in known and is_given(rows[0][name])):
+                _SAID.add(name)
+                logger.warning(
+                    f"The column `{name}` is in none of the first {_FIRST_ROWS} rows of the stream and is not kept; "
+                    "load the set without `streaming` to keep it."
+                )
+        return values
+
+    def _finished(self, pair: dict[str, Any], suffix: str, folder: str | None) -> dict[str, Any]:
+        is_named = bool(pair.get("source")) and not self.overrides  # rows may bring their own names
+        is_hash = "source" in self.shared and "group_id" not in self.shared  # made by the adapter
+        pair = {
+            **pair,
+            "source": pair["source"] if is_named else self.name,
+            "pair_id": pair.get("pair_id") or f"{self.name}-{suffix}",
+            "group_id": pair["group_id"] if is_named and not is_hash else f"{self.name}-{pair['group_id']}",
+        }
+        if self.source.is_t2i:
+            # Here, where a bad pair is listed, and not only when it is reformulated.
+            if (error := find_bad_pair(pair, _T2I_COLUMNS, ImageOptions())) is not None:
+                raise error
+            return pair | {side: self._placed(pair[side], folder) for side in ("chosen_image", "rejected_image")}
+        pair["images"] = [self._placed(image, folder) for image in pair["images"]]
+        if "videos" in pair:
+            pair["videos"] = [self._frames(video, folder) for video in pair["videos"]]
+        if not self.source.is_checked:
+            check_row(pair)
+        return pair
+
+    def _placed(self, image: Any, folder: str | None) -> Any:
+        """Resolve an image of which only a path is known; an address stays, for whoever allows its host."""
+        if not isinstance(image, Mapping) or image.get("bytes") is not None or not image.get("path"):
+            return image
+        path = image["path"]
+        if folder and not is_address(path):
+            path = str(Path(folder, path))
+        return placed_image(path, ImageOptions(image_root=self.image_root))
+
+    def _frames(self, video: Any, folder: str | None) -> list[Any]:
+        """Resolve the frames of a video, or take them evenly from its folder, in the order of their numbers."""
+        if not isinstance(video, str):
+            return [self._placed(frame, folder) for frame in video]
+        path = Path(self._placed({"path": video}, folder)["path"])
+        if not video or not path.is_dir():
+            raise RowError("image_missing", f"the video {video!r:.300} is no folder of frames; check `image_root`.")
+        frames = sorted((file for file in path.iterdir() if file.is_file()), key=_by_number)
+        if len(frames) > self.max_frames:
+            step = (len(frames) - 1) / max(1, self.max_frames - 1)
+            frames = [frames[round(step * index)] for index in range(self.max_frames)]
+        return [{"bytes": None, "path": str(frame)} for frame in frames]
+
+
+def with_own_columns(conversion: Conversion, raw: AnyDataset) -> Conversion:
+    """Find the columns of a source that its adapter does not read."""
+    is_whole, is_json = isinstance(raw, Dataset), JSON_COLUMN in column_names(raw)
+    if is_json:
+        paths = {path for path in conversion.options.values() if isinstance(path, str) and "." in path}
+        if isinstance(raw, Dataset):
+            lines = (line for chunk in raw.data.column(JSON_COLUMN).chunks for line in chunk.to_pylist())
+        else:
+            lines = (row[JSON_COLUMN] for row in raw.take(_FIRST_ROWS))
+        types = json_columns(lines, paths)
+    elif isinstance(raw, Dataset):  # columns that have any value
+        has_value = {name: raw.data.column(name).null_count < len(raw.data) for name in raw.column_names}
+        types = {name: raw.features[name] for name in raw.column_names if has_value[name]}
+    else:  # which may have them from its first rows alone
+        types = dict(raw.features or Dataset.from_list(list(raw.take(_FIRST_ROWS // 10))).features)
+    given = conversion.source.reads
+    reads = set(given if isinstance(given, tuple) else given(set(types), conversion.options))
+    unread = {
+        name: without_parts(feature, name, reads, drops_empty=True)
+        for name, feature in types.items()
+        if name not in (*reads, FOLDER_COLUMN)
+    }
+    shared = {name for name in _SHARED if isinstance(feature := unread.get(name), Value) and feature.dtype in _PLAIN}
+    own = {name: feature for name, feature in unread.items() if feature not in (None, {}) and name not in shared}
+    if (conversion.overrides or conversion.source.has_parts) and "source" in types:
+        own["source"] = types["source"]  # kept, but under another name
+        shared.discard("source")
+    if {"strength", "margin"} <= set(types):  # of which one is the strength
+        own["margin"] = types["margin"]
+    names: dict[str, str] = {}
+    for name in own:
+        new = name if name not in _TAKEN else f"original_{name}"
+        while new in (*names.values(), *(own.keys() - {name})):
+            new = f"{new}_"
+        names[name] = new
+    if renamed := [f"`{name}` as `{new}`" for name, new in names.items() if name != new]:
+        logger.warning(
+            f"{conversion.name} has columns with names that mean something else in our rows; they are kept: "
+            f"{', '.join(renamed)}."
+        )
+    features = {names[name]: retype_images(feature, decode=True) for name, feature in own.items()}
+    features |= {"weight": Value("float64")} if "weight" in shared else {}
+    return replace(
+        conversion,
+        reads=tuple(sorted(reads - own.keys())),
+        shared=tuple(sorted(shared)),
+        kept=names,
+        kept_features=features,
+        knows_all=is_whole or not is_json,
+    )
+
+
+def _by_number(file: Path) -> list[int | str]:
+    """Sort `frame_10` behind `frame_9`; texts and numbers alternate, and a text, maybe "", comes first."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", file.name)]
+
+
+def _parsed(raw: Mapping[str, Any]) -> Any:
+    """Parse a row of the source, or all rows of a group; `None` for a blank line."""
+    if "group" in raw:
+        return [_parsed(row) for row in raw["group"]]
+    if JSON_COLUMN not in raw:
+        return raw
+    text = raw[JSON_COLUMN]
+    if not text.strip():
         return None
-    return None if value is None else str(value)
+    try:
+        row = json.loads(text)
+    except ValueError as error:
+        raise RowError("not_conversational", f"the line is not JSON ({error}); fix the file.") from error
+    if not isinstance(row, dict):
+        raise RowError("not_conversational", f"the line holds a {type(row).__name__} and no object; fix the file.")
+    return row
 
 
 def load_preferences(
@@ -342,8 +531,8 @@ def load_preferences(
             `"columns"` (any table of questions and answers) or `"t2i"` (any table of captions and images).
         path_or_id (`str` or `os.PathLike`, *optional*):
             File or folder with the set's rows, or Hub id; by default that of the set.
-        split (`str`, *optional*, defaults to `"train"`):
-            Split to load.
+        split, revision (`str`, *optional*):
+            Split to load, `"train"` by default, and branch, tag or commit on the Hub.
         image_root (`str` or `os.PathLike`, *optional*):
             Folder of the images, as in [`ImageOptions`]; a row with a path that leaves it is bad.
         streaming (`bool`, *optional*, defaults to `False`):
@@ -360,14 +549,10 @@ def load_preferences(
             columns `caption`, `chosen_image` and `rejected_image`.
         seed, template, both_orders (*optional*):
             As in [`reformulate_t2i`].
-        max_frames (`int`, *optional*, defaults to `32`):
-            Most frames of a video.
         shard (`tuple[int, int]`, *optional*):
             `(i, n)` takes the i-th of n parts, i from 0. A pair has the same `pair_id` whatever the parts.
-        num_proc (`int`, *optional*):
-            Number of processes.
-        revision (`str`, *optional*):
-            Branch, tag or commit on the Hub.
+        max_frames, num_proc (`int`, *optional*):
+            Most frames of a video, 32 by default, and number of processes.
         options:
             Options of the set's adapter, such as `min_confidence` of HPDv3 or the column names of `"columns"`.
 
@@ -382,18 +567,24 @@ def load_preferences(
     """
     if name == "columns" and {"chosen_image", "rejected_image"} & set(options):
         name = "t2i"  # a table of captions and images, named as in `reformulate_t2i`
-    conversion = _conversion(name, source, options, image_root, max_frames)
+    if name not in SOURCES:
+        raise ValueError(f"`{name}` is no known preference set or format. Known are {', '.join(sorted(SOURCES))}.")
+    known = SOURCES[name]
+    _check_options(name, known, options)
+    if image_root is not None and not Path(image_root).is_dir():
+        raise ValueError(f"`image_root` is {image_root}, but there is no such folder.")
     if on_bad_row not in ("quarantine", "raise"):
         raise ValueError(f'`on_bad_row` is {on_bad_row!r}; it must be "quarantine" or "raise".')
     if quarantine_file is not None and streaming:
         raise ValueError("A streamed set has no `quarantine_file`; load it without `streaming` to list its bad rows.")
     if shard is not None and not 0 <= shard[0] < shard[1]:
         raise ValueError(f"`shard` is {shard}; it must be (i, n) with 0 <= i < n.")
-    known = SOURCES[name]
     if known.is_non_commercial:
         logger.warning(f"{name} is licensed under {known.licence}: not for commercial use.")
     raw = read_raw(known, path_or_id, split=split, streaming=streaming, revision=revision)
-    conversion = replace(conversion, own=find_own_columns(raw, conversion))
+    root = None if image_root is None else str(Path(image_root).resolve())
+    conversion = Conversion(known, source or name, options, root, max_frames, overrides=source is not None)
+    conversion = with_own_columns(conversion, raw)
     if streaming:
         rows: AnyDataset = _stream(raw, conversion, on_bad_row, shard)
     else:
@@ -405,26 +596,15 @@ def load_preferences(
     return rows if known.is_t2i else mark_checked(rows)
 
 
-def _conversion(
-    name: str, source: str | None, options: dict[str, Any], image_root: str | os.PathLike | None, max_frames: int
-) -> Conversion:
-    if name not in SOURCES:
-        raise ValueError(f"`{name}` is no known preference set or format. Known are {', '.join(sorted(SOURCES))}.")
-    known = SOURCES[name]
-    parameters = list(inspect.signature(known.convert).parameters.values())[1:]
-    allowed = {parameter.name for parameter in parameters}
-    if unknown := sorted(set(options) - allowed):
-        takes = f"takes {', '.join(sorted(allowed))}" if allowed else "takes no options"
-        raise ValueError(f"`{name}` has no option `{unknown[0]}`; it {takes}.")
-    needed = [parameter.name for parameter in parameters if parameter.default is parameter.empty]
-    if missing := sorted(set(needed) - set(options)):
+def _check_options(name: str, source: Source, options: dict[str, Any]) -> None:
+    parameters = list(inspect.signature(source.convert).parameters.values())[1:]
+    allowed = sorted(parameter.name for parameter in parameters)
+    if unknown := sorted(set(options) - set(allowed)):
+        raise ValueError(f"`{name}` has no option `{unknown[0]}`; it takes {', '.join(allowed) or 'no options'}.")
+    if missing := sorted({one.name for one in parameters if one.default is one.empty} - set(options)):
         raise ValueError(f"`{name}` needs the options {', '.join(missing)}.")
     with contextlib.suppress(RowError):  # options that do not fit raise another error, before anything is read
-        list(known.convert([] if known.group_by else {}, **options))
-    if image_root is not None and not Path(image_root).is_dir():
-        raise ValueError(f"`image_root` is {image_root}, but there is no such folder.")
-    root = None if image_root is None else str(Path(image_root).resolve())
-    return Conversion(known, source or name, options, root, max_frames, overrides=source is not None)
+        list(source.convert([] if source.group_by else {}, **options))
 
 
 def _convert(
@@ -450,9 +630,8 @@ def _convert(
             rows = batch_rows(batch)
         else:
             rows = [{"group": [raw[int(row)] for row in groups[index]]} for index in indices]
-        made = [
-            pair for row, index in zip(rows, indices, strict=True) for pair in conversion.convert(row, first + index)
-        ]
+        numbered = zip(rows, indices, strict=True)
+        made = [pair for row, index in numbered for pair in conversion.convert(row, first + index)]
         return {column: [pair[column] for pair in made] for column in conversion.features}
 
     # The version is part of what `datasets` finds a cached result by; the code of adapters is not.
@@ -491,10 +670,10 @@ def _stream(
         made = []
         for row, index in zip(batch_rows(batch), indices, strict=True):
             if shard is None or index % shard[1] == shard[0]:
-                made += [pair for pair in conversion.convert(row, index) if _is_good(pair)]
+                made += filter(is_good, conversion.convert(row, index))
         return {column: [pair[column] for pair in made] for column in features}
 
-    def _is_good(pair: dict[str, Any]) -> bool:
+    def is_good(pair: dict[str, Any]) -> bool:
         if not (reason := pair["reason"]):
             return True
         problem = f"{pair['pair_id']}, {reason}: {pair['message']}"

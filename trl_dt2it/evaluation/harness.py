@@ -18,9 +18,8 @@ from huggingface_hub import snapshot_download
 from transformers.utils import logging
 
 from .. import __version__
-from ..data.columns import batch_rows, column_of, leave_images_encoded, rows_at_once
-from ..data.convert import Conversion
-from ..data.load import named_groups, raw_rows, read_raw, rows_by_group
+from ..data.columns import batch_rows, column_of, leave_images_encoded, named_groups, rows_at_once
+from ..data.load import Conversion, raw_rows, read_raw, rows_by_group
 from ..data.mixing import with_columns
 from ..data.rows import summarize
 from ..data.sources.fields import FOLDER_COLUMN, JSON_COLUMN

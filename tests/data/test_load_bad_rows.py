@@ -11,7 +11,7 @@ from tests.data.bad_rows import KINDS, PHOTOGRAPH, PNG, plain, rejected, row
 from tests.data.fixtures_as_rows import fixture
 from tests.data.schema_rows import text
 from tests.rows import png
-from trl_dt2it.data.convert import Conversion
+from trl_dt2it.data.load import Conversion
 from trl_dt2it.data.rows import Reason, RowError, check_row
 from trl_dt2it.data.sources import SOURCES
 from trl_dt2it.data.t2i import split_t2i
