@@ -114,11 +114,8 @@ def look_at_rows(dataset: Dataset, function: Callable[..., Any], features: Featu
     """Collect as [`map_tables`] does, but row by row, through a transform of the user's; `options` are of `map`."""
     if len(dataset) == 0:
         return features.arrow_schema.empty_table()
-    columns = dataset.column_names
-    result = dataset.map(
-        function, remove_columns=columns, features=features, keep_in_memory=True, **uncached(), **options
-    )
-    return result.with_format("arrow")[:]
+    options |= {"remove_columns": dataset.column_names, "features": features, "keep_in_memory": True, **uncached()}
+    return dataset.map(function, **options).with_format("arrow")[:]
 
 
 def look_in_shares(dataset: Dataset, look: Callable[..., pa.Table], *, num_proc: int | None) -> pa.Table:
@@ -176,11 +173,9 @@ def leave_images_encoded(dataset: AnyDataset) -> AnyDataset:
         return dataset
     for name, feature in (dataset.features or {}).items():
         encoded = retype_images(feature, decode=False)
-        if encoded == feature:
-            continue
-        if isinstance(dataset, IterableDataset):
+        if encoded != feature and isinstance(dataset, IterableDataset):
             dataset = dataset.cast_column(name, encoded)
-        else:
+        elif encoded != feature:
             # `cast_column` would write the whole set, images and all, into a new file, though nothing in it changes.
             dataset = copy.deepcopy(dataset)
             dataset.info.features[name] = encoded
@@ -218,13 +213,10 @@ def batch_rows(batch: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
 
 def column_of(dataset: Dataset, name: str) -> pa.Array:
     """Read one column of strings or numbers, without reading the others, images among them."""
-    column = dataset.data.column(name)
-    # Through its public interface, `datasets` gathers rows that were selected one by one: a thousand times slower, and
-    # with hundreds of bytes of memory for each.
-    indices = dataset._indices
-    if indices is not None:
-        column = column.take(indices.column(0))
-    return column.combine_chunks()
+    column, indices = dataset.data.column(name), dataset._indices
+    # Through its public interface, `datasets` gathers selected rows one by one: a thousand times slower, and with
+    # hundreds of bytes of memory for each.
+    return (column if indices is None else column.take(indices.column(0))).combine_chunks()
 
 
 def group_codes(values: pa.Array) -> tuple[np.ndarray, list[Any]]:
@@ -322,8 +314,7 @@ def unify_types(datasets: Mapping[str, Dataset]) -> dict[str, Dataset]:
         dtype = "float64" if all(map(_is_number, kinds)) else "string"
         for key, dataset in unified.items():
             if name in dataset.column_names and dataset.features[name] != Value(dtype):
-                values = [_as_type(value, dtype) for value in dataset[name]]
-                column = pa.array(values, pa.float64() if dtype == "float64" else pa.string())
+                column = pa.array([_as_type(value, dtype) for value in dataset[name]], Value(dtype).pa_type)
                 order = dataset.column_names
                 unified[key] = dataset.remove_columns(name).add_column(name, column).select_columns(order)
     return unified

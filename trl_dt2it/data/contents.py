@@ -59,10 +59,7 @@ class PairDigest(NamedTuple):
 
 
 class Duplicates(NamedTuple):
-    """Rows that repeat or contradict another row.
-
-    Shapes: `rows` `(D,)`, `others` `(D,)`, `is_contradiction` `(D,)`.
-    """
+    """Rows that repeat or contradict another row; each array is of shape `(D,)`."""
 
     rows: np.ndarray
     others: np.ndarray
@@ -106,8 +103,7 @@ def find_duplicates(
     ordered = high[order]
     members = order[_has_equal(ordered[1:] == ordered[:-1])] if len(order) else order
     members = members[~is_bad[members]]
-    if is_mirror is None:
-        is_mirror = np.zeros(len(high), dtype=bool)
+    is_mirror = np.zeros(len(high), dtype=bool) if is_mirror is None else is_mirror
     if len(members):
         # Stable: equal keys stay in the order of their rows.
         members = members[np.lexsort((is_mirror[members], low[members], high[members]))]

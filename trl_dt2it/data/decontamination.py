@@ -82,19 +82,16 @@ def row_questions(row: Mapping[str, Any]) -> list[str]:
     question about a text-to-image pair, known by the column `t2i_caption` or by its wording.
     """
     given = next((row[name] for name in ("prompt", "question", "caption") if row.get(name) is not None), None)
+    if given is None and not isinstance(row.get("chosen"), str):  # whole conversations
+        given = row.get("chosen")
     if isinstance(given, str):
         texts = [given]
     else:
-        if given is None and not isinstance(row.get("chosen"), str):  # whole conversations
-            given = row.get("chosen")
-        turns = [
-            " ".join(block.get("text") or "" for block in blocks(message))
-            for message in given or []
-            if message.get("role") == "user"
-        ]
-        if not turns:
+        turns = [message for message in given or [] if message.get("role") == "user"]
+        texts = [" ".join(block.get("text") or "" for block in blocks(turn)) for turn in turns]
+        if not texts:
             return []
-        texts = [" ".join(turns), *turns]
+        texts = [" ".join(texts), *texts]
     caption, questions = row.get("t2i_caption"), [normalize(text) for text in texts]
     if isinstance(caption, str):
         captions: list[str | None] = [normalize(caption)]
@@ -111,44 +108,36 @@ def all_images(row: Mapping[str, Any]) -> list[Any]:
 
 
 def perceptual_hash(image: Image.Image) -> np.ndarray:
-    """Hash an image such that images that look alike differ in few bits.
-
-    Shapes: returns `(HASH_WORDS,)`.
-    """
+    """Hash an image such that images that look alike differ in few bits. Shape: returns `(HASH_WORDS,)`."""
     bits = imagehash.phash(image, hash_size=_SIDE).hash.ravel()
     return np.packbits(np.pad(bits, (0, 64 * HASH_WORDS - HASH_BITS))).view(np.uint64)
 
 
 def distances(hashes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Count the bits in which hashes differ.
-
-    Shapes: `hashes` `(N, HASH_WORDS)`, `others` `(M, HASH_WORDS)`, returns `(N, M)`.
-    """
+    """Count the bits in which hashes `(N, HASH_WORDS)` and `(M, HASH_WORDS)` differ, as `(N, M)`."""
     return np.bitwise_count(hashes[:, None] ^ others[None]).sum(axis=-1, dtype=np.int64)
 
 
 @dataclass(frozen=True)
-class Benchmark:
-    """Rows that must not be trained on."""
+class Search:
+    """Search for rows in benchmarks. Picklable, for worker processes."""
 
-    names: list[str]
+    names: list[str]  # of the rows of the benchmarks
     by_question: dict[str, list[int]]  # indices of the rows that ask a normalized question
     hashes: np.ndarray  # (H, HASH_WORDS), of all images in the order of their rows
     owners: np.ndarray  # (H,), index of the row of each image, ascending
-
-    def hashes_of(self, row: int) -> np.ndarray:
-        start, stop = np.searchsorted(self.owners, [row, row + 1])
-        return self.hashes[start:stop]
+    match: Match
+    max_distance: int  # most bits in which the hashes of one image may differ
+    ids: dict[str, set[str]]  # of rows that are in a benchmark, by `source`
+    options: ImageOptions
 
 
 def _read_benchmarks(
     benchmarks: Mapping[str, Iterable[Mapping[str, Any]]], match: Match, options: ImageOptions
-) -> Benchmark:
-    """Read the questions and hash the images of benchmarks, given by name."""
-    names: list[str] = []
+) -> tuple[list[str], dict[str, list[int]], np.ndarray, np.ndarray]:
+    """Read the questions and hash the images of benchmarks, given by name; see [`Search`]."""
+    names, hashes, owners = list[str](), list[np.ndarray](), list[int]()
     by_question: dict[str, list[int]] = {}
-    hashes: list[np.ndarray] = []
-    owners: list[int] = []
     for benchmark, rows in benchmarks.items():
         if isinstance(rows, Dataset):
             rows = leave_images_encoded(rows.with_format(None))
@@ -170,18 +159,7 @@ def _read_benchmarks(
                     by_question.setdefault(question, []).append(len(names))
             names.append(name)
     hash_table = np.array(hashes, dtype=np.uint64).reshape(-1, HASH_WORDS)
-    return Benchmark(names, by_question, hash_table, np.array(owners, dtype=np.int64))
-
-
-@dataclass(frozen=True)
-class Search:
-    """Search for rows in benchmarks. Picklable, for worker processes."""
-
-    benchmark: Benchmark
-    match: Match
-    max_distance: int  # most bits in which the hashes of one image may differ
-    ids: dict[str, set[str]]  # of rows that are in a benchmark, by `source`
-    options: ImageOptions
+    return names, by_question, hash_table, np.array(owners, dtype=np.int64)
 
 
 def _search_table(table: pa.Table, search: Search, json_columns: Features) -> pa.Table:
@@ -193,16 +171,14 @@ def _search_table(table: pa.Table, search: Search, json_columns: Features) -> pa
     match = np.full(len(table), _NO_MATCH)
     distance = np.full(len(table), -1)
     unreadable = np.zeros(len(table), dtype=bool)
-    hashes: list[np.ndarray] = []
-    owners: list[int] = []
+    hashes, owners = list[np.ndarray](), list[int]()
     for index, row in enumerate(arrow_rows(table.select(texts), json_columns)):
         if _is_known(row, search.ids):
             match[index] = _MATCH_BY_ID
             continue
         candidates: list[int] = []
         if search.match != "image":
-            by_question = search.benchmark.by_question
-            candidates = [other for question in row_questions(row) for other in by_question.get(question, ())]
+            candidates = [other for question in row_questions(row) for other in search.by_question.get(question, ())]
             if not candidates:
                 continue
             if search.match == "question":
@@ -227,19 +203,16 @@ def _search_table(table: pa.Table, search: Search, json_columns: Features) -> pa
 
 def _is_known(row: Mapping[str, Any], ids: Mapping[str, set[str]]) -> bool:
     source = row.get("source") or ""
-    if source not in ids:
-        return False
     # "povid-7", or "povid-7-2" of the third pair of a row
     number = str(row.get("pair_id") or "").removeprefix(f"{source}-")
-    names = {str(row.get("source_id")), number, number.partition("-")[0]}
-    return not names.isdisjoint(ids[source])
+    return not ids.get(source, set()).isdisjoint({str(row.get("source_id")), number, number.partition("-")[0]})
 
 
 def _nearest(own: list[np.ndarray], has_images: bool, candidates: list[int], search: Search) -> tuple[int, int]:
     """Find the candidate with the nearest image, or without images if the row has none, and its distance."""
     best = (_NO_MATCH, search.max_distance + 1)
     for row in candidates:
-        theirs = search.benchmark.hashes_of(row)
+        theirs = search.hashes[slice(*np.searchsorted(search.owners, [row, row + 1]))]
         if len(theirs) == 0 and not has_images:
             return row, -1
         if len(theirs) and own:
@@ -253,7 +226,7 @@ def _match_images(
     hashes: np.ndarray, owners: np.ndarray, search: Search, match: np.ndarray, distance: np.ndarray
 ) -> None:
     """Write the nearest benchmark row of each image into `match` and `distance`, if it is near enough."""
-    theirs = search.benchmark.hashes
+    theirs = search.hashes
     if len(theirs) == 0:
         return
     step = max(1, _COMPARISONS // len(theirs))
@@ -262,7 +235,7 @@ def _match_images(
         nearest = table.argmin(axis=1)
         for owner, column, bits in zip(owners[start : start + step], nearest, table.min(axis=1), strict=True):
             if bits <= search.max_distance and (match[owner] == _NO_MATCH or bits < distance[owner]):
-                match[owner], distance[owner] = search.benchmark.owners[column], bits
+                match[owner], distance[owner] = search.owners[column], bits
 
 
 def decontaminate(
@@ -291,10 +264,8 @@ def decontaminate(
         benchmark_rows (`Dataset`, `Iterable[Mapping]`, or `Mapping` of these by name):
             Rows of one benchmark, or of several by name: preference rows, or rows with `question` and `image` or
             `images`.
-        image_root (`str` or `os.PathLike`, *optional*):
-            Folder of the images on both sides, as in [`ImageOptions`].
-        image_options ([`ImageOptions`], *optional*):
-            Other limits on images, on both sides.
+        image_root, image_options (*optional*):
+            Folder of the images on both sides and other limits on them, as in [`ImageOptions`].
         max_distance (`int`, *optional*, defaults to `32`):
             Most bits, from 0 to 144, in which the hashes of one image may differ.
         match (`str`, *optional*, defaults to `"both"`):
@@ -305,10 +276,8 @@ def decontaminate(
         source_ids (`Mapping[str, Collection]`, *optional*):
             Ids by `source` of rows to quarantine in any case: their `source_id`, or the number in their `pair_id`,
             such as `7` in `"povid-7"`. See [`vl_rewardbench_source_ids`].
-        num_proc (`int`, *optional*):
-            Number of processes.
-        dropped_file (`str` or `os.PathLike`, *optional*):
-            Parquet file for the quarantined rows, images as they are.
+        num_proc, dropped_file (*optional*):
+            Number of processes, and Parquet file for the quarantined rows, images as they are.
 
     Returns:
         `tuple[Dataset, Dataset]`: the other rows in their order, and the quarantined rows with `row` (their index),
@@ -316,8 +285,7 @@ def decontaminate(
         in bits; `None` where no image was compared).
 
     Raises:
-        `ValueError`: if an option is out of range, if `train` has one of these columns, or if a row of a benchmark has
-            no question or an image that cannot be read.
+        `ValueError`: if an option is out of range, `train` has one of these columns, or a benchmark cannot be read.
     """
     if match not in ("both", "image", "question"):
         raise ValueError(f'`match` is {match!r}; it must be "both", "image" or "question".')
@@ -326,9 +294,9 @@ def decontaminate(
     check_free(train.column_names, _NOTES)
     named = benchmark_rows if isinstance(benchmark_rows, Mapping) else {"the benchmark": benchmark_rows}
     image_options = with_image_root(image_options, image_root)
-    benchmark = _read_benchmarks(named, match, image_options)
     ids = {source: set(map(str, given)) for source, given in (source_ids or {}).items()}
-    search = Search(benchmark, match, max_distance, ids, image_options)
+    benchmark = _read_benchmarks(named, match, image_options)
+    search = Search(*benchmark, match, max_distance, ids, image_options)
     results = map_tables(
         train, _search_table, _RESULT, num_proc=num_proc, desc="Looking for benchmark rows", search=search
     )
@@ -337,7 +305,7 @@ def decontaminate(
     rows = np.flatnonzero(matches != _NO_MATCH)
     notes = {
         "reason": pa.repeat("contaminated", len(rows)),
-        "message": [_message(matches[row], bits[row], match, benchmark.names) for row in rows],
+        "message": [_message(matches[row], bits[row], match, search.names) for row in rows],
         "distance": pa.array(bits[rows], mask=bits[rows] < 0),
     }
     quarantine = quarantined_rows(train, rows, notes, _NOTES)
@@ -372,8 +340,6 @@ def _message(index: int, bits: int, match: Match, names: list[str]) -> str:
     if index == _MATCH_BY_ID:
         return "its source and id are those of a benchmark row."
     if bits < 0:
-        same = "its question is"
-    else:
-        what = "its question and an image" if match == "both" else "an image"
-        same = f"{what} ({bits} bits apart) {'are' if match == 'both' else 'is'}"
-    return f"{same} in {names[index]}."
+        return f"its question is in {names[index]}."
+    what, verb = ("its question and an image", "are") if match == "both" else ("an image", "is")
+    return f"{what} ({bits} bits apart) {verb} in {names[index]}."

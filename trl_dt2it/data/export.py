@@ -30,7 +30,17 @@ from .images import (
 )
 from .messages import MESSAGES, with_image_blocks
 from .mixing import TEXTS, with_columns
-from .rows import SIDES, RowError, blocks, check_row, encoded_content, row_images, row_name, row_videos
+from .rows import (
+    SIDES,
+    RowError,
+    blocks,
+    check_row,
+    encoded_content,
+    named_errors,
+    row_images,
+    row_name,
+    row_videos,
+)
 from .validation import ROW_GROUP
 
 
@@ -77,10 +87,8 @@ def embedded_tables(dataset: Dataset, features: Features, options: ImageOptions)
         for name in pictured:
             values = []
             for index, row in enumerate(rows, start):
-                try:
+                with named_errors(row, index):
                     values.append(_embedded(row[name], features[name], options))
-                except RowError as error:
-                    raise RowError(error.reason, f"{row_name(row, index)}: {error}") from error
             position = table.column_names.index(name)
             table = table.set_column(position, name, pa.array(values, schema.field(name).type))
         yield table.cast(schema)
@@ -114,13 +122,10 @@ def find_unpublishable(
     """Find the images that [`embedded_tables`] would refuse by their path, by row, without opening one."""
     features = with_image_columns(dataset.features) if paths_are_images else dataset.features
     pictured = [name for name, feature in features.items() if holds(feature, Image)]
-    if not pictured:
-        return {}
-    errors, start = dict[int, RowError](), 0
-    rows = leave_images_encoded(dataset).with_format(None).select_columns(pictured).with_format("arrow")
-    for table in rows.iter(1000):
-        for name in pictured:
-            first = start
+    errors, encoded = dict[int, RowError](), leave_images_encoded(dataset).with_format(None)
+    for name in pictured:
+        first = 0
+        for table in encoded.select_columns([name]).with_format("arrow").iter(1000):
             for chunk in table.column(name).chunks:  # joined, their bytes would be copied
                 for index, path in _paths(chunk, features[name], np.arange(first, first + len(chunk))):
                     try:
@@ -128,18 +133,15 @@ def find_unpublishable(
                     except RowError as error:
                         errors.setdefault(index, error)
                 first += len(chunk)
-        start += len(table)
     return dict(sorted(errors.items()))
 
 
 def refuse_unpublishable(dataset: Dataset, options: ImageOptions, *, paths_are_images: bool = False) -> None:
     """Raise the first error of [`find_unpublishable`], before hours of work whose result could not be written."""
-    errors = find_unpublishable(dataset, options, paths_are_images=paths_are_images)
-    if errors:
+    if errors := find_unpublishable(dataset, options, paths_are_images=paths_are_images):
         index, error = next(iter(errors.items()))
-        row = {}
-        if "pair_id" in dataset.column_names:
-            row = {"pair_id": column_of(dataset.select([index]), "pair_id")[0].as_py()}
+        has_ids = "pair_id" in dataset.column_names
+        row = {"pair_id": column_of(dataset.select([index]), "pair_id")[0].as_py()} if has_ids else {}
         message = f"{len(errors)} of {len(dataset)} rows have an image that must not be written; the first, "
         raise RowError(error.reason, f"{message}{row_name(row, index)}: {error}")
 
@@ -180,9 +182,8 @@ def _embedded(value: Any, feature: Any, options: ImageOptions) -> Any:
             check_image(content, options)
         except RowError as error:
             if error.reason == "image_corrupt":  # of any size: that is for whoever reads it to limit
-                raise RowError(
-                    "image_corrupt", f"{shown} is not an image, and is not published; replace it."
-                ) from error
+                message = f"{shown} is not an image, and is not published; replace it."
+                raise RowError("image_corrupt", message) from error
     return {"bytes": content, "path": name}
 
 
@@ -212,10 +213,9 @@ def to_dpo(
     Args:
         dataset (`Dataset`):
             Preference rows as for [`MultimodalRewardTrainer`], without videos.
-        image_root (`str` or `os.PathLike`, *optional*):
-            Folder of the images, as in [`ImageOptions`]; relative paths become absolute.
-        image_options ([`ImageOptions`], *optional*):
-            Other limits on images. Those of allowed hosts are fetched.
+        image_root, image_options (*optional*):
+            Folder of the images, of which relative paths become absolute, and other limits on them, as in
+            [`ImageOptions`]. Images of allowed hosts are fetched.
 
     Returns:
         `Dataset`: the same rows in their order, with the columns `prompt`, `chosen` and `rejected`: messages whose
@@ -295,7 +295,7 @@ def _can_stay(dataset: Dataset, options: ImageOptions) -> bool:
 def _converted(
     row: Mapping[str, Any], index: int, options: ImageOptions, as_blocks: bool, columns: list[str]
 ) -> dict[str, Any]:
-    try:
+    with named_errors(row, index):
         check_row(row)
         images = row_images(row)
         for image in images:
@@ -313,8 +313,6 @@ def _converted(
                 texts = {name: [_flat(message) for message in texts[name]] for name in TEXTS}
         if "images" in columns:
             texts["images"] = [_fetched(placed_image(image, options), options) for image in images]
-    except RowError as error:
-        raise RowError(error.reason, f"{row_name(row, index)}: {error}") from error
     return {name: texts[name] for name in columns}
 
 

@@ -123,10 +123,8 @@ def open_encoded(value: Any, options: ImageOptions) -> Iterator[tuple[BinaryIO, 
 
 def _check_bytes(size: int, name: str, options: ImageOptions) -> None:
     if size > options.max_image_bytes:
-        raise RowError(
-            "image_too_large",
-            f"{name} has {size} bytes, more than {options.max_image_bytes}; scale it down or raise `max_image_bytes`.",
-        )
+        limit = f"more than {options.max_image_bytes}; scale it down or raise `max_image_bytes`."
+        raise RowError("image_too_large", f"{name} has {size} bytes, {limit}")
 
 
 def as_image(image: Any) -> Any:
@@ -157,9 +155,8 @@ def allowed_path(text: str, options: ImageOptions) -> Path:
     path = Path(text)
     if options.image_root is None:
         if ".." in path.parts and not path.is_absolute():
-            raise RowError(
-                "image_outside_root", f"the image {text!r:.300} is a relative path with `..`; set `image_root`."
-            )
+            message = f"the image {text!r:.300} is a relative path with `..`; set `image_root`."
+            raise RowError("image_outside_root", message)
         return path
     try:
         root = Path(options.image_root).resolve()
@@ -196,10 +193,8 @@ def check_address(url: str, options: ImageOptions) -> None:
     if scheme not in ("http", "https") or not host or not is_plain:
         raise RowError("image_url", f"{name} is not a plain path or http URL; store the image in the data set.")
     if host not in options.allowed_hosts:
-        raise RowError(
-            "image_url",
-            f"{name} is a URL on a host that is not allowed; store the image in the data set, or allow it.",
-        )
+        message = f"{name} is a URL on a host that is not allowed; store the image in the data set, or allow it."
+        raise RowError("image_url", message)
 
 
 def _fetch(url: str, options: ImageOptions) -> bytes:
@@ -212,9 +207,8 @@ def _fetch(url: str, options: ImageOptions) -> bytes:
             while chunk := response.read1(65536):
                 body += chunk
                 if len(body) > options.max_image_bytes:
-                    raise RowError(
-                        "image_too_large", f"{name} has more than {options.max_image_bytes} bytes; scale it down."
-                    )
+                    message = f"{name} has more than {options.max_image_bytes} bytes; scale it down."
+                    raise RowError("image_too_large", message)
                 if time.monotonic() > deadline:
                     raise TimeoutError
     except HTTPError as error:
@@ -255,8 +249,7 @@ def load_image(value: Any, options: ImageOptions = _DEFAULTS) -> Image.Image:
         `PIL.Image.Image` in mode `"RGB"`, independent of `value`.
 
     Raises:
-        [`RowError`]: with one of the reasons `image_missing`, `image_corrupt`, `image_too_large`,
-            `image_too_narrow`, `image_outside_root`, `image_url`, `image_type`.
+        [`RowError`]: with one of the reasons that begin with `image_`.
     """
     with _opened(value, options) as (image, name):
         orientation = _orientation(image)
@@ -273,10 +266,8 @@ def check_image(value: Any, options: ImageOptions = _DEFAULTS) -> tuple[int, int
     Apply the checks of [`load_image`] to all but the pixels, which stay undecoded.
 
     Args:
-        value (`PIL.Image.Image`, `bytes`, `dict`, `str`, `PathLike` or `np.ndarray`):
-            Image as in [`load_image`]. A URL is fetched.
-        options ([`ImageOptions`], *optional*):
-            Limits on origin and size.
+        value, options (*optional*):
+            As in [`load_image`]; a URL is fetched.
 
     Returns:
         `tuple[int, int]`: width and height of the upright image.
@@ -324,20 +315,15 @@ def _decoding(name: str) -> Iterator[None]:
 
 def _check_size(image: Image.Image, name: str, options: ImageOptions) -> None:
     width, height = image.size
+    size = f"{name} is {width} x {height} pixels"
     if width * height > options.max_image_pixels:
-        raise RowError(
-            "image_too_large",
-            f"{name} is {width} x {height} pixels, more than {options.max_image_pixels}; scale it down or raise "
-            "`max_image_pixels`.",
-        )
+        limit = f"more than {options.max_image_pixels}; scale it down or raise `max_image_pixels`."
+        raise RowError("image_too_large", f"{size}, {limit}")
     if width * height == 0:
-        raise RowError("image_corrupt", f"{name} is {width} x {height} pixels; replace it.")
+        raise RowError("image_corrupt", f"{size}; replace it.")
     if max(width, height) > options.max_aspect_ratio * min(width, height):
-        raise RowError(
-            "image_too_narrow",
-            f"{name} is {width} x {height} pixels, a ratio of more than {options.max_aspect_ratio:g}, which image "
-            "processors refuse; crop it or raise `max_aspect_ratio`.",
-        )
+        limit = f"a ratio of more than {options.max_aspect_ratio:g}, which image processors refuse"
+        raise RowError("image_too_narrow", f"{size}, {limit}; crop it or raise `max_aspect_ratio`.")
 
 
 def _orientation(image: Image.Image) -> int:
@@ -353,11 +339,8 @@ def _orientation(image: Image.Image) -> int:
 
 def _from_array(array: np.ndarray) -> Image.Image:
     if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
-        raise RowError(
-            "image_type",
-            f"an array has dtype {array.dtype} and shape {array.shape}; give uint8 of shape (height, width) or "
-            "(height, width, 3).",
-        )
+        message = f"an array has dtype {array.dtype} and shape {array.shape}; give uint8 of shape (height, width)"
+        raise RowError("image_type", f"{message} or (height, width, 3).")
     if array.size == 0:
         raise RowError("image_corrupt", f"an array has shape {array.shape}, which is no pixel; replace it.")
     return Image.fromarray(np.ascontiguousarray(array))

@@ -626,9 +626,8 @@ def _convert(
         raise ValueError(f"There is no row in {name}{'' if shard is None else f' for the shard {shard}'}.")
 
     def convert(batch: dict[str, list[Any]], indices: list[int], version: str) -> dict[str, list[Any]]:
-        if groups is None:
-            rows = batch_rows(batch)
-        else:
+        rows = batch_rows(batch)
+        if groups is not None:
             rows = [{"group": [raw[int(row)] for row in groups[index]]} for index in indices]
         numbered = zip(rows, indices, strict=True)
         made = [pair for row, index in numbered for pair in conversion.convert(row, first + index)]

@@ -10,17 +10,7 @@ from datasets import Dataset, Features, Image, List, Value
 
 from .columns import uncached
 from .images import ImageOptions, as_image, placed_image
-from .rows import (
-    SIDES,
-    RowError,
-    blocks,
-    check_row,
-    content_group,
-    row_images,
-    row_name,
-    text_block,
-    text_message,
-)
+from .rows import SIDES, RowError, blocks, check_row, content_group, row_images, row_name, text_block, text_message
 
 
 IMAGE_MARKER = "<image>"
@@ -66,7 +56,7 @@ def preference(
     for field, text in (*(("prompt", text) for _, text in turns), ("chosen", chosen), ("rejected", rejected)):
         if not isinstance(text, str):
             raise RowError("not_conversational", f"`{field}` has a text of type {type(text).__name__}; give a string.")
-    images = [as_image(image) for image in images]
+    images = list(map(as_image, images))
     messages = _messages(turns, len(images), len(videos))
     row = {
         "prompt": messages,
@@ -84,10 +74,8 @@ def _messages(turns: Sequence[tuple[str, str]], num_images: int, num_videos: int
     parts = [text.split(IMAGE_MARKER) if role == "user" else [text] for role, text in turns]
     num_markers = sum(len(pieces) - 1 for pieces in parts)
     if num_markers not in (0, num_images):
-        raise RowError(
-            "placeholder_count",
-            f"the prompt has {num_markers} `{IMAGE_MARKER}` markers, but the row has {num_images} images.",
-        )
+        message = f"the prompt has {num_markers} `{IMAGE_MARKER}` markers, but the row has {num_images} images."
+        raise RowError("placeholder_count", message)
     leading = ["image"] * (num_images - num_markers) + ["video"] * num_videos
     messages = []
     for (role, _), pieces in zip(turns, parts, strict=True):
@@ -122,9 +110,8 @@ class Prompt:
 
 def read_prompt(row: Mapping[str, Any], index: int, *, source: str) -> Prompt:
     """Read and check the prompt of a row, from `prompt` or `question`."""
-    prompt = row.get("prompt")
-    prompt = row.get("question") if prompt is None else prompt
-    images = [as_image(image) for image in row_images(row)]
+    prompt = row.get("question") if row.get("prompt") is None else row["prompt"]
+    images = list(map(as_image, row_images(row)))
     if prompt is None:
         raise RowError("missing_column", "the row has neither `prompt` nor `question`; give one of them.")
     if isinstance(prompt, str):
@@ -133,24 +120,14 @@ def read_prompt(row: Mapping[str, Any], index: int, *, source: str) -> Prompt:
         prompt = preference(prompt, "a", "b", images)["prompt"]
     sides = {side: [{"role": "assistant", "content": side}] for side in SIDES}
     check_row({"prompt": prompt, **sides, "images": images})
-    messages = [
-        {key: message[key] for key in ("role", "content")} for message in with_image_blocks(prompt, len(images))
-    ]
-    if messages[-1]["role"] != "user":
-        raise RowError(
-            "not_conversational", f"`prompt` ends with a {messages[-1]['role']} message; end it with a user's."
-        )
+    whole = with_image_blocks(prompt, len(images))
+    messages = [{key: message[key] for key in ("role", "content")} for message in whole]
+    if (role := messages[-1]["role"]) != "user":
+        raise RowError("not_conversational", f"`prompt` ends with a {role} message; end it with a user's.")
     content = content_group(messages, images, [])
-    named = next((row[key] for key in ("source_id", "pair_id") if row.get(key) is not None), None)
-    return Prompt(
-        row=index,
-        name=row_name(row, index),
-        messages=messages,
-        images=images,
-        content=content,
-        group_id=row.get("group_id") or f"{source}-{content}",
-        source_id=None if named is None else str(named),
-    )
+    named = next((str(row[key]) for key in ("source_id", "pair_id") if row.get(key) is not None), None)
+    group = row.get("group_id") or f"{source}-{content}"
+    return Prompt(index, row_name(row, index), messages, images, content, group, named)
 
 
 def with_image_blocks(messages: Sequence[Mapping[str, Any]], num_images: int) -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ from .columns import (
 )
 from .images import ImageOptions, placed_image, with_image_root
 from .messages import MESSAGES, PROVENANCE, T2I_IDENTITY, with_image_blocks
-from .rows import SIDES, RowError, blocks, row_images, row_name
+from .rows import SIDES, RowError, blocks, named_errors, row_images
 from .sources.trl_rows import as_canonical
 
 
@@ -47,11 +47,8 @@ _KNOWN = {
 
 def partner_column(name: str, columns: Collection[str]) -> str | None:
     """Find the column to exchange with this one when a pair is swapped."""
-    for here, there in (SIDES, SIDES[::-1]):
-        if here in name:
-            partner = name.replace(here, there)
-            return partner if partner in columns else None
-    return None
+    partner = next((name.replace(*sides) for sides in (SIDES, SIDES[::-1]) if sides[0] in name), None)
+    return partner if partner in columns else None
 
 
 def swap_pairs(dataset: Dataset, swapped: npt.ArrayLike, rows: npt.ArrayLike | None = None) -> Dataset:
@@ -69,11 +66,9 @@ def swap_pairs(dataset: Dataset, swapped: npt.ArrayLike, rows: npt.ArrayLike | N
         if not partners:
             raise ValueError(f"No pair can be swapped: there is no `chosen` and `rejected` among {', '.join(names)}.")
         for name, partner in partners.items():
-            if dataset.features[name] != dataset.features[partner]:
-                raise ValueError(
-                    f"`{name}` and `{partner}` hold different types, {dataset.features[name]} and "
-                    f"{dataset.features[partner]}; cast one of them, or rename it so that it stays where it is."
-                )
+            if (here := dataset.features[name]) != (there := dataset.features[partner]):
+                message = f"`{name}` and `{partner}` hold different types, {here} and {there}"
+                raise ValueError(f"{message}; cast one of them, or rename it so that it stays where it is.")
         mirrored = dataset.rename_columns(partners).select_columns(names)
         dataset = concatenate_datasets([dataset, mirrored])
         indices = indices + np.where(swapped[indices], count, 0)
@@ -95,9 +90,9 @@ def with_columns(dataset: Dataset, columns: Mapping[str, Any]) -> Dataset:
     # Through its public interface, `datasets` writes selected rows anew, images and all, before it adds a column.
     selected = None if base._indices is None else base._indices.column(0).to_numpy().astype(np.int64)
     if selected is not None and len(np.unique(selected)) < len(selected):
-        features_before = base.features
+        before = base.features
         base, selected = leave_images_encoded(base).flatten_indices(), None
-        base.info.features = features_before
+        base.info.features = before
     if selected is not None:
         positions = np.full(len(base.data), -1)
         positions[selected] = np.arange(len(selected))
@@ -144,8 +139,7 @@ def mix(
         `Dataset`: the rows in random order.
 
     Raises:
-        `ValueError`: if there are no sets, if names do not fit, if a number is out of range, or if a source has fewer
-            rows than its share of `size`.
+        `ValueError`: if there is no set, if an argument does not fit, or if a source has too few rows for `size`.
     """
     _check_arguments(datasets, weights, size, max_per_source, max_per_group)
     drawn = {}
@@ -153,11 +147,8 @@ def mix(
         most = max_per_source.get(name) if isinstance(max_per_source, Mapping) else max_per_source
         order = _rng(seed, name).permutation(len(dataset))
         if max_per_group is not None:
-            codes = _groups(dataset)[0][order]
-            number = np.empty(len(codes), dtype=np.int64)  # of each row in its group
-            for rows in group_rows(codes):
-                number[rows] = np.arange(len(rows))
-            order = order[number < max_per_group]
+            kept = [rows[:max_per_group] for rows in group_rows(_groups(dataset)[0][order])]
+            order = order[np.sort(np.concatenate(kept))] if kept else order
         drawn[name] = order[:most]
     available = {name: len(order) for name, order in drawn.items()}
     counts = _shares(available, weights, size)
@@ -290,10 +281,8 @@ def _canonical_features(features: Features) -> dict[str, Any]:
     for name, feature in features.items():
         if name in ("image", "images"):
             canonical["images"] = List(Image()) if name == "image" or _differs(feature, List(Image())) else feature
-        elif name in TEXTS or isinstance(feature, Value):
-            canonical[name] = _KNOWN.get(name, feature)
         else:
-            canonical[name] = feature
+            canonical[name] = _KNOWN.get(name, feature) if name in TEXTS or isinstance(feature, Value) else feature
     # Both sides may begin with the prompt.
     return {"prompt": MESSAGES, **canonical} if set(SIDES) <= set(features) else canonical
 
@@ -307,10 +296,8 @@ def _convert_table(
 ) -> pa.Table:
     made = []
     for row, index in zip(arrow_rows(table, json), indices, strict=True):
-        try:
+        with named_errors(row, index):
             made.append(_converted(row, features, options, is_checked))
-        except RowError as error:
-            raise RowError(error.reason, f"{row_name(row, index)}: {error}") from error
     return pa.Table.from_pylist(made, schema=features.arrow_schema)
 
 
@@ -386,8 +373,8 @@ def split_by_group(dataset: Dataset, test_size: float | int, *, seed: int = 42) 
     in_test = np.isin(codes, order[:num_groups])
     if in_test.all():
         raise ValueError(f"No group is left to train on: the {len(sizes)} groups are too few for {wanted} test rows.")
-    rows = {"train": np.flatnonzero(~in_test), "test": np.flatnonzero(in_test)}
-    return DatasetDict({split: select_rows(dataset, rows[split]) for split in rows})
+    parts = {"train": ~in_test, "test": in_test}
+    return DatasetDict({split: select_rows(dataset, np.flatnonzero(part)) for split, part in parts.items()})
 
 
 def _check_arguments(
@@ -408,12 +395,9 @@ def _check_arguments(
     for option, given in (("weights", weights), ("max_per_source", max_per_source)):
         if isinstance(given, Mapping) and (unknown := set(given) - set(datasets)):
             raise ValueError(f"`{option}` names {sorted(unknown)[0]!r}; the sets are {', '.join(datasets)}.")
-    if weights is not None:
-        for name in datasets:
-            if not weights.get(name, 0) > 0 or weights[name] == float("inf"):
-                raise ValueError(
-                    f"`weights` has {weights.get(name)} for {name!r}; pass a number above 0 for each set."
-                )
+    for name in () if weights is None else datasets:
+        if not 0 < weights.get(name, 0) < float("inf"):
+            raise ValueError(f"`weights` has {weights.get(name)} for {name!r}; pass a number above 0 for each set.")
     caps = max_per_source.values() if isinstance(max_per_source, Mapping) else [max_per_source]
     for option, number in (("size", size), ("max_per_group", max_per_group), *(("max_per_source", c) for c in caps)):
         if number is not None and number < 1:
@@ -438,10 +422,8 @@ def _shares(available: dict[str, int], weights: Mapping[str, float] | None, size
         counts[name] += 1
     for name, count in counts.items():
         if count > available[name]:
-            raise ValueError(
-                f"A mixture of {size} rows takes {count} of {name!r}, which has {available[name]} after caps; lower "
-                "`size`, its weight, or raise its caps."
-            )
+            message = f"A mixture of {size} rows takes {count} of {name!r}, which has {available[name]} after caps; "
+            raise ValueError(f"{message}lower `size`, its weight, or raise its caps.")
     return counts
 
 

@@ -45,10 +45,8 @@ class SourceSettings:
             Name of the set or format, as in [`load_preferences`].
         weight (`float`, *optional*):
             Share in the mixture, above 0. Either all sources have one or none.
-        max_rows (`int`, *optional*):
-            Most rows of the source in the mixture.
-        num_shards (`int`, *optional*, defaults to `1`):
-            Number of shards to prepare the source in.
+        max_rows, num_shards (`int`, *optional*):
+            Most rows of the source in the mixture, and number of shards to prepare it in, 1 by default.
         load (`dict`, *optional*):
             Other arguments of [`load_preferences`]: `path_or_id`, `split`, `image_root`, `seed`, ...
     """
@@ -73,8 +71,7 @@ def read_settings(sources: Mapping[str, Mapping[str, Any] | None]) -> dict[str, 
         `dict[str, SourceSettings]`
 
     Raises:
-        `ValueError`: if there is no source, if a source is not known, if a value is out of range, or if only some
-            sources have a weight.
+        `ValueError`: if there is no source, one is not known or out of range, or only some have a weight.
     """
     if not sources:
         raise ValueError("`sources` is empty; name at least one preference set.")
@@ -84,17 +81,13 @@ def read_settings(sources: Mapping[str, Mapping[str, Any] | None]) -> dict[str, 
         own = {name: given.pop(name) for name in ("name", "weight", "max_rows", "num_shards") if name in given}
         settings[key] = SourceSettings(**{"name": key, **own}, load=given)
         if settings[key].name not in SOURCES:
-            raise ValueError(
-                f"{key} names {settings[key].name}, which is no known preference set or format; known are "
-                f"{', '.join(sorted(SOURCES))}."
-            )
+            message = f"{key} names {settings[key].name}, which is no known preference set or format; known are "
+            raise ValueError(f"{message}{', '.join(sorted(SOURCES))}.")
         if settings[key].num_shards < 1:
             raise ValueError(f"`num_shards` of {key} is {settings[key].num_shards}; it must be at least 1.")
     without = [key for key, source in settings.items() if source.weight is None]
     if 0 < len(without) < len(settings):
-        raise ValueError(
-            f"{', '.join(without)} has no `weight`, but others have; give one to every source or to none."
-        )
+        raise ValueError(f"{', '.join(without)} has no `weight`, but others have; give one to every source or none.")
     return settings
 
 
@@ -118,10 +111,8 @@ def prepare_shard(
             Folder of the mixture.
         key (`str`):
             Name of the source in the mixture, and in the column `source`.
-        settings ([`SourceSettings`]):
-            Settings of the source.
-        shard (`int`):
-            Index of the shard, from 0.
+        settings, shard ([`SourceSettings`], `int`):
+            Settings of the source, and index of the shard, from 0.
         image_options, image_check, token_counter, max_length, num_proc (*optional*):
             As in [`validate`].
 
@@ -136,7 +127,7 @@ def prepare_shard(
     made_by = {
         "settings": asdict(settings) | {"weight": None, "max_rows": None},  # these are for later
         "files": raw_files(
-            SOURCES[settings.name], settings.load.get("path_or_id"), split=settings.load.get("split", "train")
+            SOURCES[settings.name], settings.load.get("path_or_id"), settings.load.get("split", "train")
         ),
         "image_check": image_check,
         "image_options": asdict(image_options or ImageOptions()),
@@ -154,18 +145,12 @@ def prepare_shard(
         logger.warning(f"{stem} was made with other settings or of other files; it is now {aside[1].name} beside it.")
     refused = stem.with_suffix(".refused.jsonl")
     refused.unlink(missing_ok=True)  # of a run that was killed
-    rows = load_preferences(
-        settings.name,
-        source=key,
-        shard=(shard, settings.num_shards),
-        num_proc=num_proc,
-        quarantine_file=refused,
-        **settings.load,
-    )
+    own = {"source": key, "shard": (shard, settings.num_shards), "num_proc": num_proc, "quarantine_file": refused}
+    rows = load_preferences(settings.name, **own, **settings.load)
     # Shards hold the images, and go to others: rows may name the same images as in `write_parquet`.
-    options = image_options or ImageOptions()
-    options = replace(options, image_root=settings.load.get("image_root") or options.image_root)
-    errors = find_unpublishable(rows, options)
+    limits = image_options or ImageOptions()
+    limits = replace(limits, image_root=settings.load.get("image_root") or limits.image_root)
+    errors = find_unpublishable(rows, limits)
     names = rows.select_columns("pair_id").select(list(errors))["pair_id"]
     notes = [
         {"pair_id": name, "row": row, "reason": error.reason, "message": str(error)}
@@ -174,7 +159,7 @@ def prepare_shard(
     rows = take_out(rows, list(errors), notes, name=f"row of {key}", file=refused, appends=True)
     clean, quarantine = validate(
         rows,
-        image_options=options,
+        image_options=limits,
         image_check=image_check,
         token_counter=token_counter,
         max_length=max_length,
@@ -185,10 +170,10 @@ def prepare_shard(
     )
     report = quarantine_report(clean, quarantine)
     if report.rows_out == 0:
-        reason, summary = next(iter(report.reasons.items()))
-        example = f"{summary.example}: {summary.message}"
-        raise ValueError(f"No row of {key} can be used; {summary.count} have {reason}. The first, {example}")
-    write_parquet(clean, stem.with_suffix(".parquet"), image_options=options)
+        reason, first = next(iter(report.reasons.items()))
+        message = f"No row of {key} can be used; {first.count} have {reason}. The first, "
+        raise ValueError(f"{message}{first.example}: {first.message}")
+    write_parquet(clean, stem.with_suffix(".parquet"), image_options=limits)
     before: Counter[str] = Counter()
     if refused.is_file():
         with refused.open(encoding="utf-8") as lines:
@@ -214,10 +199,8 @@ def write_parquet(
     Write rows with their images embedded, undecoded, into a Parquet file, whole or not at all.
 
     Args:
-        dataset (`Dataset`):
-            Rows of any kind.
-        path (`str` or `os.PathLike`):
-            File to write.
+        dataset, path (`Dataset`, `str` or `os.PathLike`):
+            Rows of any kind, and file to write.
         image_root (`str` or `os.PathLike`, *optional*):
             Folder of the images, as in [`ImageOptions`]. Columns of paths in it, `image` and `images`, become images.
             Without it, images have to be within the rows: somebody else's row may name any file of this machine.
@@ -225,8 +208,7 @@ def write_parquet(
             Other limits on images; columns of paths stay such.
 
     Raises:
-        [`RowError`]: if an image may not be read, is missing or is not an image; the message names the row, and no
-            file is written.
+        [`RowError`]: if an image may not be read or is none; the message names the row, and no file is written.
     """
     options = with_image_root(image_options, image_root)
     features = dataset.features if image_root is None else with_image_columns(dataset.features)
@@ -262,14 +244,11 @@ def build_mixture(
             As in [`mix`].
         test_size (`float`, *optional*, defaults to `0.01`):
             Share of held-out rows, groups whole; 0 for none.
-        rows_per_file (`int`, *optional*, defaults to `20000`):
-            Rows of a file.
-        num_proc (`int`, *optional*):
-            Number of processes.
+        rows_per_file, num_proc (`int`, *optional*):
+            Rows of a file, 20,000 by default, and number of processes.
 
     Returns:
-        `dict`: the report: for each source, the number of its pairs at every stage and the reasons of those
-        quarantined.
+        `dict`: the report: the pairs of each source at every stage, and the reasons of those quarantined.
 
     Raises:
         `ValueError`: if a shard is missing, or as [`mix`] and [`split_by_group`] do.
@@ -308,13 +287,8 @@ def build_mixture(
         logger.warning(f"{folder} was made with other settings or of other shards; it is now {move_aside(folder)}.")
     _write_splits(splits, folder, rows_per_file)
 
-    stages = {
-        "duplicates": duplicates,
-        "contaminated": contaminated,
-        "mixed": mixture,
-        "test": mixture.select([]),
-        **splits,
-    }
+    stages = {"duplicates": duplicates, "contaminated": contaminated, "mixed": mixture}
+    stages |= {"test": mixture.select([]), **splits}
     counts = {stage: Counter(column_of(rows, "source").to_pylist()) for stage, rows in stages.items()}
     report: dict[str, Any] = {"version": __version__, "made_by": made_by, "seed": seed, "sources": {}}
     for key in settings:

@@ -7,6 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from numbers import Real
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -49,7 +50,6 @@ Reason = Literal[
 ]
 
 REASONS: tuple[str, ...] = get_args(Reason)
-
 
 SIDES = ("chosen", "rejected")
 
@@ -103,10 +103,8 @@ class Video(NamedTuple):
     A video as its frames.
 
     Parameters:
-        frames (`list`):
-            Frames in order, each in any form that an image may have.
-        fps (`float`):
-            Frames per second, above 0.
+        frames, fps (`list`, `float`):
+            Frames in order, each in any form that an image may have, and their number per second, above 0.
     """
 
     frames: list[Any]
@@ -128,17 +126,12 @@ def row_images(row: Mapping[str, Any]) -> list[Any]:
         [`RowError`]: `image_type` if `images` is not a list, or if both columns hold images.
     """
     images, image = row.get("images"), row.get("image")
-    if images is None:
-        images = []
+    images = [] if images is None else images
     if not isinstance(images, (list, tuple)):
-        raise RowError(
-            "image_type", f"`images` is of type {type(images).__name__}; it must be a list, also of a single image."
-        )
-    if image is None:
-        return list(images)
-    if images:
+        raise RowError("image_type", f"`images` is of type {type(images).__name__}; it must be a list, also of one.")
+    if images and image is not None:
         raise RowError("image_type", "both `images` and `image` hold images; keep one of the two columns.")
-    return [image]
+    return list(images) if image is None else [image]
 
 
 def row_videos(row: Mapping[str, Any]) -> list[Video]:
@@ -163,11 +156,8 @@ def row_videos(row: Mapping[str, Any]) -> list[Video]:
         frames, fps = (video.get("frames"), video.get("fps")) if isinstance(video, Mapping) else (video, None)
         fps = DEFAULT_FPS if fps is None else fps
         if not isinstance(frames, (list, tuple)) or not frames:
-            raise RowError(
-                "video_type",
-                f"`videos[{index}]` is of type {type(video).__name__}; give a list of frames, or a dict with `frames` "
-                "and `fps`.",
-            )
+            message = f"is of type {type(video).__name__}; give a list of frames, or a dict with `frames` and `fps`."
+            raise RowError("video_type", f"`videos[{index}]` {message}")
         if not isinstance(fps, (int, float)) or not 0 < fps < float("inf"):
             raise RowError("video_type", f"`videos[{index}]` has {fps!r:.40} as `fps`; give a positive number.")
         videos.append(Video(list(frames), float(fps)))
@@ -179,18 +169,24 @@ def row_name(row: Mapping[str, Any], index: int | None = None) -> str:
     Name a row in an error.
 
     Args:
-        row (`Mapping[str, Any]`):
-            Row of any kind.
-        index (`int`, *optional*):
-            Index of the row in the data set.
+        row, index (*optional*):
+            Row of any kind, and its index in the data set.
 
     Returns:
         `str`: the row's `pair_id` if it has one, otherwise `"row {index}"`, or `"row"` without an index.
     """
-    pair_id = row.get("pair_id")
-    if pair_id is not None and pair_id != "":
+    if (pair_id := row.get("pair_id")) not in (None, ""):
         return str(pair_id)
     return "row" if index is None else f"row {index}"
+
+
+@contextmanager
+def named_errors(row: Mapping[str, Any], index: int | None) -> Iterator[None]:
+    """Put the name of a row in front of its errors."""
+    try:
+        yield
+    except RowError as error:
+        raise RowError(error.reason, f"{row_name(row, index)}: {error}") from error
 
 
 def blocks(message: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -256,12 +252,10 @@ def special_token_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern | No
     Returns:
         `re.Pattern`, or `None` if the tokenizer has no special token.
     """
-    tokens = {str(token) for token in tokenizer.all_special_tokens}
-    tokens |= {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    tokens.discard("")
-    if not tokens:
-        return None
-    return re.compile("|".join(re.escape(token) for token in sorted(tokens, key=lambda t: (-len(t), t))))
+    added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+    tokens = {*map(str, tokenizer.all_special_tokens), *added} - {""}
+    longest_first = sorted(tokens, key=lambda token: (-len(token), token))
+    return re.compile("|".join(map(re.escape, longest_first))) if tokens else None
 
 
 def _check_plain(row: Mapping[str, Any], prompt: Any, *, has_images: bool) -> None:
@@ -285,10 +279,8 @@ def _check_plain(row: Mapping[str, Any], prompt: Any, *, has_images: bool) -> No
 def check_messages(field: str, messages: Any) -> None:
     """Refuse anything but a list of messages whose contents are blocks or strings."""
     if not isinstance(messages, (list, tuple)):
-        raise RowError(
-            "not_conversational",
-            f"`{field}` is of type {type(messages).__name__}; give all fields as strings or as lists of messages.",
-        )
+        kind = type(messages).__name__
+        raise RowError("not_conversational", f"`{field}` is of type {kind}; give strings or lists of messages.")
     if not messages:
         raise RowError("missing_column" if field == "prompt" else "empty_answer", f"`{field}` has no messages.")
     for index, message in enumerate(messages):
@@ -303,10 +295,8 @@ def check_messages(field: str, messages: Any) -> None:
         elif isinstance(content, str):
             check_unicode(where, content)
         elif not (content is None and message["role"] == "assistant"):
-            raise RowError(
-                "not_conversational",
-                f"{where} has content of type {type(content).__name__}; give a string or a list of blocks.",
-            )
+            kind = type(content).__name__
+            raise RowError("not_conversational", f"{where} has content of type {kind}; give a string or blocks.")
 
 
 def check_unicode(where: str, text: str | None) -> None:
@@ -314,9 +304,8 @@ def check_unicode(where: str, text: str | None) -> None:
     try:
         (text or "").encode()
     except UnicodeEncodeError:
-        raise RowError(
-            "not_conversational", f"{where} has half a character (a lone surrogate) in its text; cut it off."
-        ) from None
+        message = f"{where} has half a character (a lone surrogate) in its text; cut it off."
+        raise RowError("not_conversational", message) from None
 
 
 def _check_block(where: str, role: str, block: Any) -> None:
@@ -327,11 +316,8 @@ def _check_block(where: str, role: str, block: Any) -> None:
     if kind in ("image", "video"):
         if extra or block.get("text") is not None:
             keys = ", ".join(f"`{key}`" for key in extra or ["text"])
-            raise RowError(
-                "block_type",
-                f'{where} has {keys} in its {kind} block; leave {{"type": "{kind}"}} alone and put the {kind} in the '
-                f"`{kind}s` column.",
-            )
+            message = f'{where} has {keys} beside {{"type": "{kind}"}}; put the {kind} in the `{kind}s` column.'
+            raise RowError("block_type", message)
         if role == "tool":
             raise RowError("block_type", f"{where} is a tool's and has an {kind} block; move it to a user's message.")
     elif kind != "text" or not isinstance(block.get("text"), str):
@@ -343,9 +329,7 @@ def _check_block(where: str, role: str, block: Any) -> None:
         )
     elif extra:
         keys = ", ".join(f"`{key}`" for key in extra)
-        raise RowError(
-            "block_type", f"{where} has {keys} in a text block; remove it, and put an image in the `images` column."
-        )
+        raise RowError("block_type", f"{where} has {keys} in a text block; put an image in the `images` column.")
 
 
 def check_answer(side: str, messages: Any, *, prompt_is_explicit: bool) -> None:
@@ -353,11 +337,8 @@ def check_answer(side: str, messages: Any, *, prompt_is_explicit: bool) -> None:
     for index, message in enumerate(messages):
         is_answer = prompt_is_explicit or message["role"] == "assistant"
         if is_answer and any(block["type"] != "text" for block in blocks(message)):
-            raise RowError(
-                "image_in_answer",
-                f"`{side}` message {index} has an image or video block; only the prompt may show images, so ask about "
-                "them there.",
-            )
+            message = f"`{side}` message {index} has an image or video block; only the prompt may show images."
+            raise RowError("image_in_answer", message)
     answer = messages[-1]
     if answer["role"] != "assistant":
         raise RowError("not_conversational", f"`{side}` ends with a {answer['role']} message; end it with the answer.")
@@ -388,11 +369,8 @@ def _check_placeholders(field: str, messages: Any, kind: str, given: int) -> Non
             f"each {kind}.",
         )
     if kind == "image" and given and user_strings:
-        raise RowError(
-            "placeholder_count",
-            f"`{field}` has image blocks in one user message and a string as another, where TRL adds the images a "
-            "second time; give every user message as blocks.",
-        )
+        message = "has image blocks and a string, to which TRL adds the images a second time; give blocks throughout."
+        raise RowError("placeholder_count", f"`{field}` {message}")
 
 
 def check_special_tokens(row: Mapping[str, Any], pattern: re.Pattern) -> None:
@@ -403,11 +381,9 @@ def check_special_tokens(row: Mapping[str, Any], pattern: re.Pattern) -> None:
         for index, message in enumerate([value] if is_text else value or []):
             for text in _strings(message):
                 if match := pattern.search(text):
-                    token = match.group()
+                    token, is_marker = match.group(), match.group() == "<image>"
                     where = f"`{field}`" if is_text else f"`{field}` message {index}"
-                    advice = "remove or spell it differently"
-                    if token == "<image>":
-                        advice = 'put an {"type": "image"} block there'
+                    advice = 'put an {"type": "image"} block there' if is_marker else "remove or spell it differently"
                     raise RowError("special_token", f"{where} contains the special token {token!r}; {advice}.")
 
 
@@ -416,13 +392,10 @@ def _check_numbers(row: Mapping[str, Any]) -> None:
     for field, reason in checks:
         value = row.get(field)
         if value is not None and not (is_finite(value) and value >= 0):
-            raise RowError(
-                reason, f"`{field}` is {value!r:.40}; give a finite number that is not negative, or None if unknown."
-            )
+            message = f"`{field}` is {value!r:.40}; give a finite number that is not negative, or None if unknown."
+            raise RowError(reason, message)
     if "margin" in row and not is_finite(row["margin"]):
-        raise RowError(
-            "bad_margin", f"`margin` is {row['margin']!r:.40}; give a finite number (0.0 for none) or drop the column."
-        )
+        raise RowError("bad_margin", f"`margin` is {row['margin']!r:.40}; give a finite number, 0.0 for none.")
 
 
 def is_finite(value: Any, largest: float = _LARGEST) -> bool:

@@ -29,11 +29,13 @@ from .rows import (
     encoded_content,
     image_identity,
     is_finite,
-    row_name,
+    named_errors,
     summarize,
     text_message,
 )
 
+
+logger = logging.get_logger(__name__)
 
 IMAGES, CAPTION = "{images}", "{caption}"
 
@@ -64,10 +66,8 @@ class T2ITemplate:
             Question with `{images}` and `{caption}` once each, in either order. `{images}` becomes the two images,
             each after its label, and `{caption}` the caption as it is. All else is literal, further braces and
             `<image>` included.
-        first_is_better (`str`, *optional*, defaults to `"Image 1 is better than Image 2."`):
-            Answer that prefers the image shown first.
-        second_is_better (`str`, *optional*, defaults to `"Image 2 is better than Image 1."`):
-            Answer that prefers the image shown second.
+        first_is_better, second_is_better (`str`, *optional*):
+            Answers that prefer the image shown first, and second.
         labels (`tuple[str, str]`, *optional*, defaults to `("Image 1: ", "\\nImage 2: ")`):
             Text ahead of the first and of the second image.
 
@@ -81,29 +81,18 @@ class T2ITemplate:
     labels: tuple[str, str] = ("Image 1: ", "\nImage 2: ")
 
     def __post_init__(self) -> None:
-        counts = self.prompt.count(IMAGES), self.prompt.count(CAPTION)
-        if counts != (1, 1):
-            raise ValueError(
-                f"A template must hold {IMAGES} once and {CAPTION} once; {self.prompt!r:.200} holds {IMAGES} "
-                f"{counts[0]} times and {CAPTION} {counts[1]} times."
-            )
-        answers = self.first_is_better.strip(), self.second_is_better.strip()
-        if not all(answers) or answers[0] == answers[1]:
-            raise ValueError(
-                f"The answers of a template must be two different texts, got {answers[0]!r} and {answers[1]!r}."
-            )
+        for placeholder in (IMAGES, CAPTION):
+            if (count := self.prompt.count(placeholder)) != 1:
+                raise ValueError(
+                    f"A template must hold {IMAGES} once and {CAPTION} once; {self.prompt!r:.200} holds {placeholder} "
+                    f"{count} times."
+                )
+        first, second = self.first_is_better.strip(), self.second_is_better.strip()
+        if not first or not second or first == second:
+            raise ValueError(f"The answers of a template must be two different texts, got {first!r} and {second!r}.")
 
     def question(self, caption: str) -> list[dict[str, Any]]:
-        """
-        Write the content of the question.
-
-        Args:
-            caption (`str`):
-                Text that both images were to show.
-
-        Returns:
-            `list[dict]`: text blocks and two image blocks; the caption is whole in one text block.
-        """
+        """Write the content of the question: text blocks and two image blocks, the caption whole in one text block."""
         blocks: list[dict[str, Any]] = []
         text = ""
         for piece in _PLACEHOLDERS.split(self.prompt):
@@ -169,8 +158,7 @@ def as_templates(template: str | T2ITemplate | Sequence[str | T2ITemplate] | Non
     """Read the `template` argument; `None` stands for the built-in wordings."""
     if template is None:
         return None
-    given = (template,) if isinstance(template, (str, T2ITemplate)) else tuple(template)
-    if not given:
+    if not (given := (template,) if isinstance(template, (str, T2ITemplate)) else tuple(template)):
         raise ValueError("`template` is empty; pass at least one wording, or None for the built-in wordings.")
     return tuple(T2ITemplate(item) if isinstance(item, str) else item for item in given)
 
@@ -223,8 +211,6 @@ def _edges(clean: Callable[[str], str]) -> list[tuple[str, str]]:
             edges.append((clean(before), clean(after)))
     return edges
 
-
-logger = logging.get_logger(__name__)
 
 _BYTES = (bytes, bytearray, memoryview)
 
@@ -284,12 +270,8 @@ def reformulate_t2i(
             kept; a missing `pair_id` or `group_id` is a hash of the pair or of the caption. Other columns of numbers,
             strings, and lists and objects of them are kept too, of a stream only if it knows its features; a warning
             names those that are not.
-        caption (`str`, *optional*, defaults to `"caption"`):
-            Column of the caption that both images were to show.
-        chosen_image (`str`, *optional*, defaults to `"chosen_image"`):
-            Column of the better image.
-        rejected_image (`str`, *optional*, defaults to `"rejected_image"`):
-            Column of the worse image.
+        caption, chosen_image, rejected_image (`str`, *optional*):
+            Columns of the caption that both images were to show, of the better and of the worse image.
         strength (`str`, *optional*, defaults to `"strength"`):
             Column of how much better the chosen image is, >= 0, in the source's own unit; may be absent. `None` reads
             none.
@@ -311,10 +293,9 @@ def reformulate_t2i(
 
     Returns:
         [`~datasets.Dataset`] or [`~datasets.IterableDataset`]: canonical rows in the order of the pairs, with the
-        columns of [`~trl_dt2it.data.messages.REFORMULATED_FEATURES`] and those kept. By `t2i_caption`, `t2i_first` and
-        `t2i_order`, [`validate`], [`decontaminate`] and the ledgers of curation tell which pair a row is about. A
-        stream starts from the first row in every epoch and resumes from its `state_dict`, each time reading the rows
-        before it again.
+        columns of [`~trl_dt2it.data.messages.REFORMULATED_FEATURES`] and those kept. `t2i_caption`, `t2i_first` and
+        `t2i_order` tell [`validate`], [`decontaminate`] and ledgers which pair a row is about. A stream that resumes
+        from its `state_dict` reads the rows before it again.
 
     Raises:
         `ValueError`: if a column is missing, or if a template is wrong.
@@ -338,7 +319,8 @@ def reformulate_t2i(
         if on_bad_row == "raise":
             index = int(np.argmin(is_good))
             row = dataset.select_columns("pair_id")[index] if "pair_id" in dataset.column_names else {}
-            _raise(RowError(**faults[index]), row, index)
+            with named_errors(row, index):
+                raise RowError(**faults[index])
         _warn(Counter(pc.drop_null(faults.data.column("reason")).to_pylist()), len(dataset))
         dataset = dataset.select(np.flatnonzero(is_good))
     if len(dataset) == 0:
@@ -384,9 +366,7 @@ def split_t2i(
     [`~datasets.concatenate_datasets`].
 
     Args:
-        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
-            Pairs, as in [`reformulate_t2i`].
-        caption, chosen_image, rejected_image, strength, image_root, num_proc:
+        dataset, caption, chosen_image, rejected_image, strength, image_root, num_proc:
             As in [`reformulate_t2i`].
 
     Returns:
@@ -399,56 +379,46 @@ def split_t2i(
     columns, options = Columns(caption, chosen_image, rejected_image, strength), with_image_root(None, image_root)
     _check_columns(dataset, columns)
     if isinstance(dataset, IterableDataset):
-        features = dataset.features
-        bad_features = None if features is None else Features({**features, **_VERDICT})
+        good = dataset.features
+        bad = None if good is None else Features({**good, **_VERDICT})
         stream = leave_images_encoded(dataset).with_format(None)
-        kwargs = {"dataset": stream, "columns": columns, "options": options}
-        return (
-            IterableDataset.from_generator(_stream_half, features=features, gen_kwargs=kwargs | {"is_good": True}),
-            IterableDataset.from_generator(
-                _stream_half, features=bad_features, gen_kwargs=kwargs | {"is_good": False}
-            ),
-        )
+        halves = []
+        for is_good, features in ((True, good), (False, bad)):
+            kwargs = {"dataset": stream, "columns": columns, "options": options, "is_good": is_good}
+            halves.append(IterableDataset.from_generator(_stream_half, features=features, gen_kwargs=kwargs))
+        return halves[0], halves[1]
     faults = _find_faults(dataset, columns, options, num_proc)
     is_good = _is_good(faults)
-    bad = np.flatnonzero(~is_good)
+    rows = np.flatnonzero(~is_good)
     before = dataset.remove_columns([name for name in _VERDICT if name in dataset.column_names])
-    quarantine = concatenate_datasets([before.select(bad), faults.select(bad)], axis=1)
+    quarantine = concatenate_datasets([before.select(rows), faults.select(rows)], axis=1)
     return dataset.select(np.flatnonzero(is_good)), quarantine
 
 
 def find_bad_pair(row: Mapping[str, Any], columns: Columns, options: ImageOptions) -> RowError | None:
     """Find the reason why a pair cannot be used, if there is one."""
     try:
-        _check_caption(columns.caption, row.get(columns.caption))
+        name, caption = columns.caption, row.get(columns.caption)
+        if caption is not None and not isinstance(caption, str):
+            raise RowError("not_conversational", f"`{name}` is of type {type(caption).__name__}; give a string.")
+        if caption is None or not caption.strip():
+            raise RowError("empty_caption", f"`{name}` is empty; give the caption or drop the row.")
+        check_unicode(f"`{name}`", caption)
         names = (columns.chosen_image, columns.rejected_image)
         images = [placed_image(_checked_image(name, row.get(name)), options) for name in names]
         are_encoded = all(isinstance(image, Mapping) for image in images)
         chosen, rejected = images if are_encoded else map(image_identity, images)
         if chosen == rejected:
-            raise RowError(
-                "equal_images",
-                f"`{names[0]}` and `{names[1]}` are one image; drop the row, there is nothing to prefer.",
-            )
+            message = f"`{names[0]}` and `{names[1]}` are one image; drop the row, there is nothing to prefer."
+            raise RowError("equal_images", message)
         strength = None if columns.strength is None else row.get(columns.strength)
         # Of any size that a float may have: `check_row` knows what is too large to train with.
         if strength is not None and not (is_finite(strength, sys.float_info.max) and strength >= 0):
-            raise RowError(
-                "bad_strength",
-                f"`{columns.strength}` is {strength!r:.40}; give a finite number that is not negative, or None if "
-                "unknown.",
-            )
+            message = f"`{columns.strength}` is {strength!r:.40}; give a finite number that is not negative, or None"
+            raise RowError("bad_strength", f"{message} if unknown.")
     except RowError as error:
         return error
     return None
-
-
-def _check_caption(name: str, caption: Any) -> None:
-    if caption is not None and not isinstance(caption, str):
-        raise RowError("not_conversational", f"`{name}` is of type {type(caption).__name__}; give a string.")
-    if caption is None or not caption.strip():
-        raise RowError("empty_caption", f"`{name}` is empty; give the caption or drop the row.")
-    check_unicode(f"`{name}`", caption)
 
 
 def _checked_image(name: str, image: Any) -> Any:
@@ -493,22 +463,18 @@ def canonical_rows(row: Mapping[str, Any], plan: Plan, chosen_first: bool | None
         "t2i_first": template.first_is_better,
         **{name: row.get(name) for name in plan.extras},
     }
-    rows = []
-    for is_first in (True, False) if plan.both_orders else (chosen_first,):
-        verdicts = (template.first_is_better, template.second_is_better)
-        better, worse = verdicts if is_first else verdicts[::-1]
-        order = "ab" if is_first else "ba"
-        rows.append(
-            {
-                **common,
-                "chosen": [text_message("assistant", better)],
-                "rejected": [text_message("assistant", worse)],
-                "images": [chosen, rejected] if is_first else [rejected, chosen],
-                "pair_id": f"{pair_id}-{order}" if plan.both_orders else pair_id,
-                "t2i_order": order if plan.both_orders else None,
-            }
-        )
-    return rows
+    verdicts = [[text_message("assistant", text)] for text in (template.first_is_better, template.second_is_better)]
+    return [
+        {
+            **common,
+            "chosen": verdicts[0 if is_first else 1],
+            "rejected": verdicts[1 if is_first else 0],
+            "images": [chosen, rejected] if is_first else [rejected, chosen],
+            "pair_id": f"{pair_id}-{'ab' if is_first else 'ba'}" if plan.both_orders else pair_id,
+            "t2i_order": ("ab" if is_first else "ba") if plan.both_orders else None,
+        }
+        for is_first in ((True, False) if plan.both_orders else (chosen_first,))
+    ]
 
 
 def _next_position(seed: int, source: Any, seen: Counter[str | None]) -> bool:
@@ -531,12 +497,10 @@ def _name(value: Any) -> str | None:
 
 def _check_columns(dataset: AnyDataset, columns: Columns) -> None:
     names = dataset.column_names
-    needed = [name for name in columns if name is not None and name != "strength"]
-    missing = [f"`{name}`" for name in needed if names is not None and name not in names]
-    if missing:
-        raise ValueError(
-            f"The set has no column {', '.join(missing)}, only {', '.join(names)}; say which columns hold the pairs."
-        )
+    needed = [name for name in columns if name not in (None, "strength")]
+    if missing := [f"`{name}`" for name in needed if names is not None and name not in names]:
+        message = f"The set has no column {', '.join(missing)}, only {', '.join(names)}"
+        raise ValueError(f"{message}; say which columns hold the pairs.")
 
 
 def _extra_features(features: Features | None, columns: Columns) -> dict[str, Any]:
@@ -589,10 +553,7 @@ def _is_good(faults: Dataset) -> np.ndarray:
 
 
 def _all_positions(dataset: Dataset, seed: int) -> np.ndarray:
-    """Draw whether each row shows the better image first.
-
-    Shapes: returns `(N,)` `bool`.
-    """
+    """Draw whether each row shows the better image first. Shape: returns `(N,)` `bool`."""
     sources = column_of(dataset, "source") if "source" in dataset.column_names else pa.nulls(len(dataset))
     seen: Counter[str | None] = Counter()
     return np.fromiter((_next_position(seed, source.as_py(), seen) for source in sources), dtype=bool)
@@ -615,7 +576,8 @@ def _stream_rows(dataset: IterableDataset, plan: Plan, on_bad_row: str) -> Itera
             position = None if plan.both_orders else _next_position(plan.seed, row.get("source"), seen)
             yield from canonical_rows(row, plan, position)
         elif on_bad_row == "raise":
-            _raise(error, row, index)
+            with named_errors(row, index):
+                raise error
         else:
             dropped[error.reason] += 1
     if dropped:
@@ -628,20 +590,13 @@ def _stream_half(
     """Yield the good pairs of a stream, or the bad pairs with reason and message."""
     for row in _rows_of(dataset):
         error = find_bad_pair(row, columns, options)
-        if is_good and error is None:
-            yield row
-        elif not is_good and error is not None:
-            yield {**row, "reason": error.reason, "message": str(error)}
-
-
-def _raise(error: RowError, row: Mapping[str, Any], index: int) -> None:
-    raise RowError(error.reason, f"{row_name(row, index)}: {error}") from error
+        if is_good == (error is None):
+            yield row if error is None else {**row, "reason": error.reason, "message": str(error)}
 
 
 def _warn(dropped: Counter[str], total: int) -> None:
-    logger.warning(
-        f"Dropped {dropped.total()} of {total} pairs ({summarize(dropped)}); `split_t2i` gives them for repair."
-    )
+    counts = f"{dropped.total()} of {total} pairs ({summarize(dropped)})"
+    logger.warning(f"Dropped {counts}; `split_t2i` gives them for repair.")
 
 
 def t2i_pair(

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, Features, IterableDataset, Value, concatenate_datasets
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import logging
@@ -88,10 +88,8 @@ class ValidationReport:
     Numbers of rows that came in, went out and were quarantined.
 
     Parameters:
-        rows_in (`int`):
-            Number of rows checked.
-        rows_out (`int`):
-            Number of rows that can be used.
+        rows_in, rows_out (`int`):
+            Numbers of rows checked, and of those that can be used.
         reasons (`dict[str, ReasonSummary]`):
             Quarantined rows by reason, the most frequent first.
         sources (`dict[str, dict[str, int]]`):
@@ -114,37 +112,28 @@ class ValidationReport:
         return json.dumps({**asdict(self), "counts": self.counts}, indent=2, ensure_ascii=False)
 
     def show(self, console: Console | None = None) -> None:
-        """
-        Print the report.
-
-        Args:
-            console (`rich.console.Console`, *optional*):
-                Console to print to; standard output by default.
-        """
+        """Print the report, to standard output by default."""
         console = console or Console()
         title = f"{self.rows_out} of {self.rows_in} rows can be used"
         if not self.reasons:
             console.print(f"{title}.")
             return
-        table = Table("reason", title=title)
-        for column in ("rows", "share"):
-            table.add_column(column, justify="right")
-        table.add_column("for example")
+        table = Table("reason", _number("rows"), _number("share"), "for example", title=title)
         for reason, summary in self.reasons.items():
-            example = f"{summary.example}: {summary.message}"
-            table.add_row(reason, str(summary.count), f"{summary.share:.2%}", Text(printable(example, 300)))
+            example = printable(f"{summary.example}: {summary.message}", 300)
+            table.add_row(reason, str(summary.count), f"{summary.share:.2%}", Text(example))
         console.print(table)
         if len(self.sources) > 1:
-            by_source = Table("source")
-            for column in ("rows in", "rows out"):
-                by_source.add_column(column, justify="right")
-            by_source.add_column("reasons")
+            table = Table("source", _number("rows in"), _number("rows out"), "reasons")
             for source, numbers in self.sources.items():
                 reasons = ", ".join(f"{numbers[reason]} {reason}" for reason in self.reasons if reason in numbers)
-                by_source.add_row(
-                    Text(printable(source, 300)), str(numbers["rows_in"]), str(numbers["rows_out"]), reasons or "none"
-                )
-            console.print(by_source)
+                counts = (str(numbers[name]) for name in ("rows_in", "rows_out"))
+                table.add_row(Text(printable(source, 300)), *counts, reasons or "none")
+            console.print(table)
+
+
+def _number(header: str) -> Column:
+    return Column(header, justify="right")
 
 
 def quarantine_report(clean: Dataset, quarantine: Dataset) -> ValidationReport:
@@ -152,10 +141,8 @@ def quarantine_report(clean: Dataset, quarantine: Dataset) -> ValidationReport:
     Summarize the result of [`validate`] or [`decontaminate`].
 
     Args:
-        clean (`Dataset`):
-            Rows that can be used.
-        quarantine (`Dataset`):
-            Other rows, with `row`, `reason` and `message`.
+        clean, quarantine (`Dataset`):
+            Rows that can be used, and the others with `row`, `reason` and `message`.
 
     Returns:
         [`ValidationReport`]
@@ -180,9 +167,8 @@ def _by_source(clean: Dataset, quarantine: Dataset) -> dict[str, dict[str, int]]
         return {}
     kept = Counter(column_of(clean, "source").to_pylist())
     lost: dict[str | None, Counter[str]] = {source: Counter() for source in kept}
-    for source, reason in zip(
-        *(column_of(quarantine, name).to_pylist() for name in ("source", "reason")), strict=True
-    ):
+    columns = (column_of(quarantine, name).to_pylist() for name in ("source", "reason"))
+    for source, reason in zip(*columns, strict=True):
         lost.setdefault(source, Counter())[reason] += 1
     return {
         str(source): {"rows_in": kept[source] + reasons.total(), "rows_out": kept[source], **reasons}
@@ -193,10 +179,8 @@ def _by_source(clean: Dataset, quarantine: Dataset) -> dict[str, dict[str, int]]
 def check_free(columns: Sequence[str], features: Features) -> None:
     """Refuse a data set that has one of the columns of notes already."""
     if taken := [name for name in features if name in columns]:
-        raise ValueError(
-            f"The set has a column `{taken[0]}`, where what is wrong with a row is to be written; rename it, or use "
-            "`readmit` for rows of a quarantine."
-        )
+        message = f"The set has a column `{taken[0]}`, where what is wrong with a row is to be written"
+        raise ValueError(f"{message}; rename it, or use `readmit` for rows of a quarantine.")
 
 
 def quarantined_rows(
@@ -263,8 +247,8 @@ class TokenCounter:
         check (`Callable`):
             Function of a row that raises a [`RowError`] if its two answers are equal to the model.
         count (`Callable`):
-            Function of a row and [`ImageOptions`] that returns the numbers of tokens of prompt and chosen, and of
-            prompt and rejected, image tokens included.
+            Function of a row and [`ImageOptions`] that counts the tokens of prompt and chosen, and of prompt and
+            rejected, image tokens included.
     """
 
     processing_class: ProcessorMixin | PreTrainedTokenizerBase
@@ -300,14 +284,11 @@ class RowChecks:
                     (load_image if self.image_check == "full" else check_image)(image, self.image_options)
             if self.token_counter is not None:
                 self.token_counter.check(row)
-                if self.max_length is not None:
-                    for side, count in zip(SIDES, self.token_counter.count(row, self.image_options), strict=True):
-                        if count > self.max_length:
-                            raise RowError(
-                                "too_long",
-                                f"prompt and `{side}` have {count} tokens, more than {self.max_length}; shorten the "
-                                "text.",
-                            )
+            if self.token_counter is not None and self.max_length is not None:
+                for side, count in zip(SIDES, self.token_counter.count(row, self.image_options), strict=True):
+                    if count > self.max_length:
+                        message = f"prompt and `{side}` have {count} tokens, more than {self.max_length}"
+                        raise RowError("too_long", f"{message}; shorten the text.")
         except RowError as error:
             # A token counter names the row, as the quarantine does.
             return RowError(error.reason, str(error).removeprefix(f"{row_name(row)}: "))
@@ -341,19 +322,15 @@ def _check_table(
 ) -> pa.Table:
     results = []
     for row, index in zip(arrow_rows(table, json_columns), indices, strict=True):
-        error = None if index < num_checked else checks.fault(row, has_form)
-        results.append(_result(row, error, duplicates))
+        error, digest = None if index < num_checked else checks.fault(row, has_form), (0, 0, False, False)
+        if error is None and duplicates:
+            try:
+                key, *flags = pair_digest(row)
+                digest = int.from_bytes(key[:8], "big"), int.from_bytes(key[8:], "big"), *flags
+            except RowError as unknown:  # an image without identity, which no check looked at
+                error = unknown
+        results.append((*(("", "") if error is None else (error.reason, str(error))), *digest))
     return pa.table(list(map(list, zip(*results, strict=True))), schema=_RESULT.arrow_schema)
-
-
-def _result(row: Mapping[str, Any], error: RowError | None, duplicates: bool) -> tuple[Any, ...]:
-    if error is None and duplicates:
-        try:
-            key, *flags = pair_digest(row)
-            return "", "", int.from_bytes(key[:8], "big"), int.from_bytes(key[8:], "big"), *flags
-        except RowError as unknown:  # an image without identity, which no check looked at
-            error = unknown
-    return *(("", "") if error is None else (error.reason, str(error))), 0, 0, False, False
 
 
 @dataclass
@@ -378,8 +355,7 @@ class StreamChecks:
         if error is None:
             return {"row": index, "reason": "", "message": ""}
         self._counts[error.reason] += 1
-        count = self._counts[error.reason]
-        if self.show and is_milestone(count):
+        if self.show and is_milestone(count := self._counts[error.reason]):
             problem = f"{row_name(row, index)}, {error.reason}: {error}"
             logger.warning(f"Quarantined, {count} with this reason so far: {problem}")
         return {"row": index, "reason": error.reason, "message": str(error)}
@@ -406,13 +382,14 @@ def _divide_stream(
     """Divide a stream into good rows with their features, and bad rows with notes."""
     features, encoded = dataset.features, leave_images_encoded(dataset)
     noted = None if features is None else Features({**encoded.features, **NOTES})
-    halves = []
-    for is_good in (True, False):
-        stream_checks = StreamChecks(checks, duplicates, show and is_good, is_checked(dataset))
-        checked = encoded.map(stream_checks, with_indices=True, features=noted)
-        halves.append(checked.filter(not_ if is_good else bool, input_columns=["reason"]))
-    good = halves[0].remove_columns(list(NOTES))
-    return mark_checked(good if features is None else good.cast(features)), halves[1]
+    good, bad = (
+        encoded.map(
+            StreamChecks(checks, duplicates, shows, is_checked(dataset)), with_indices=True, features=noted
+        ).filter(is_kept, input_columns=["reason"])
+        for shows, is_kept in ((show, not_), (False, bool))
+    )
+    good = good.remove_columns(list(NOTES))
+    return mark_checked(good if features is None else good.cast(features)), bad
 
 
 def validate(
@@ -432,10 +409,10 @@ def validate(
     """
     Check every row of a preference set and quarantine bad rows.
 
-    A streamed set is divided while it streams; each of the two results reads the stream for itself. There, of two
-    contradictory rows the later is quarantined, because the earlier has gone out by then. A row is compared with those
-    before it that the same process has read since the stream began: not with all, if a `DataLoader` has several
-    workers, or if the stream was resumed. This takes some 300 bytes of memory a row.
+    A streamed set is divided while it streams, and each of the two results reads the stream for itself. Of two
+    contradictory rows, only the later is quarantined. A row is compared with those that the same process has read
+    since the stream began: not with all, if a `DataLoader` has several workers, or if the stream was resumed. This
+    takes some 300 bytes of memory a row.
 
     Args:
         dataset (`Dataset` or `IterableDataset`):
@@ -443,10 +420,8 @@ def validate(
         token_counter ([`TokenCounter`], *optional*):
             Model as a reader of rows, from [`~trl_dt2it.token_counter`]. With it, no text may contain a special token,
             and the chat template may not make the two answers of a pair equal.
-        image_root (`str` or `os.PathLike`, *optional*):
-            Folder of the images, as in [`ImageOptions`].
-        image_options ([`ImageOptions`], *optional*):
-            Other limits on images.
+        image_root, image_options (*optional*):
+            Folder of the images and other limits on them, as in [`ImageOptions`].
         image_check (`str`, *optional*, defaults to `"header"`):
             `"full"` decodes every image, which finds truncated files and takes long; `"header"` reads headers;
             `"none"` ignores images.
@@ -457,10 +432,8 @@ def validate(
             the preferred answer.
         num_proc (`int`, *optional*):
             Number of processes, of a set in memory.
-        report_file (`str` or `os.PathLike`, *optional*):
-            JSON file for the report. Not of a streamed set.
-        quarantine_file (`str` or `os.PathLike`, *optional*):
-            Parquet file for the bad rows, images as they are. Not of a streamed set.
+        report_file, quarantine_file (`str` or `os.PathLike`, *optional*):
+            JSON file for the report, and Parquet file for the bad rows, images as they are. Not of a streamed set.
         show (`bool`, *optional*, defaults to `True`):
             Whether to print the report, or to log bad rows of a streamed set.
 
@@ -487,9 +460,7 @@ def validate(
         if report_file is not None or quarantine_file is not None:
             raise ValueError("Nothing is known of a streamed set before it is read; it has no report and no file.")
         return _divide_stream(dataset, checks, duplicates, show)
-    clean, quarantine = _divide(dataset, checks, duplicates, num_proc)
-    _report(clean, quarantine, report_file, quarantine_file, show)
-    return clean, quarantine
+    return _reported(*_divide(dataset, checks, duplicates, num_proc), report_file, quarantine_file, show)
 
 
 def readmit(
@@ -535,20 +506,16 @@ def readmit(
     if repaired.features != clean.features:
         repaired = repaired.with_format(None).cast(clean.features)
     joined = concatenate_datasets([clean, repaired.with_format(**clean.format)])
-    clean, quarantine = _divide(joined, checks, duplicates, num_proc, num_checked=len(clean))
-    _report(clean, quarantine, report_file, quarantine_file, show)
-    return clean, quarantine
+    divided = _divide(joined, checks, duplicates, num_proc, num_checked=len(clean))
+    return _reported(*divided, report_file, quarantine_file, show)
 
 
 def _check_columns(dataset: AnyDataset, checks: RowChecks) -> None:
-    columns = dataset.column_names
-    if columns is None:  # of a streamed set that does not tell
+    if (columns := dataset.column_names) is None:  # of a streamed set that does not tell
         return
-    if not {"chosen", "rejected"} <= set(columns):
-        raise ValueError(
-            f"The set has the columns {', '.join(columns)}; it needs `chosen` and `rejected`. Text-to-image pairs "
-            "become such rows by `reformulate_t2i`."
-        )
+    if not set(SIDES) <= set(columns):
+        message = f"The set has the columns {', '.join(columns)}; it needs `chosen` and `rejected`."
+        raise ValueError(f"{message} Text-to-image pairs become such rows by `reformulate_t2i`.")
     check_free(columns, NOTES)
     if checks.token_counter is not None and checks.max_length is not None and {"image", "images"} & set(columns):
         if not isinstance(checks.token_counter.processing_class, ProcessorMixin):
@@ -559,17 +526,9 @@ def _divide(
     dataset: Dataset, checks: RowChecks, duplicates: bool, num_proc: int | None, num_checked: int = 0
 ) -> tuple[Dataset, Dataset]:
     """Divide a data set into good rows and quarantine; the first `num_checked` rows are known to be good."""
+    kwargs = {"duplicates": duplicates, "num_checked": num_checked, "has_form": is_checked(dataset), "checks": checks}
     results = map_tables(
-        dataset,
-        _check_table,
-        _RESULT,
-        num_proc=num_proc,
-        desc="Checking rows",
-        with_indices=True,
-        checks=checks,
-        duplicates=duplicates,
-        num_checked=num_checked,
-        has_form=is_checked(dataset),
+        dataset, _check_table, _RESULT, num_proc=num_proc, desc="Checking rows", with_indices=True, **kwargs
     )
     is_bad = pc.not_equal(results["reason"], "").to_numpy()
     rows = np.flatnonzero(is_bad)
@@ -592,26 +551,24 @@ def _divide(
 
 
 def _names(dataset: Dataset, rows: np.ndarray) -> list[str]:
-    if "pair_id" not in dataset.column_names or len(rows) == 0:
-        return [row_name({}, row) for row in rows]
-    pair_ids = column_of(dataset.select(rows), "pair_id").to_pylist()
+    has_ids = "pair_id" in dataset.column_names and len(rows) > 0
+    pair_ids = column_of(dataset.select(rows), "pair_id").to_pylist() if has_ids else [None] * len(rows)
     return [row_name({"pair_id": pair_id}, row) for pair_id, row in zip(pair_ids, rows, strict=True)]
 
 
-def _report(
+def _reported(
     clean: Dataset,
     quarantine: Dataset,
     report_file: str | os.PathLike | None,
     quarantine_file: str | os.PathLike | None,
     show: bool,
-) -> None:
+) -> tuple[Dataset, Dataset]:
     if quarantine_file is not None:
         write_quarantine(quarantine, quarantine_file)
-    if not show and report_file is None:
-        return
-    report = quarantine_report(clean, quarantine)
-    if report_file is not None:
+    report = quarantine_report(clean, quarantine) if show or report_file is not None else None
+    if report is not None and report_file is not None:
         Path(report_file).parent.mkdir(parents=True, exist_ok=True)
         Path(report_file).write_text(report.to_json() + "\n", encoding="utf-8")
-    if show:
+    if report is not None and show:
         report.show()
+    return clean, quarantine
