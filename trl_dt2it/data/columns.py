@@ -311,17 +311,15 @@ def unify_types(datasets: Mapping[str, Dataset]) -> dict[str, Dataset]:
         kinds = [feature for feature in features if feature != Value("null")]  # which may become any other
         if name in _MESSAGES or any(holds(kind, Image) for kind in kinds) or all(kind == kinds[0] for kind in kinds):
             continue
-        dtype = "float64" if all(map(_is_number, kinds)) else "string"
+        numbers = ("int", "uint", "float", "bool")
+        are_numbers = all(isinstance(kind, Value) and kind.dtype.startswith(numbers) for kind in kinds)
+        dtype = "float64" if are_numbers else "string"
         for key, dataset in unified.items():
             if name in dataset.column_names and dataset.features[name] != Value(dtype):
                 column = pa.array([_as_type(value, dtype) for value in dataset[name]], Value(dtype).pa_type)
                 order = dataset.column_names
                 unified[key] = dataset.remove_columns(name).add_column(name, column).select_columns(order)
     return unified
-
-
-def _is_number(feature: Any) -> bool:
-    return isinstance(feature, Value) and feature.dtype.startswith(("int", "uint", "float", "bool"))
 
 
 def _as_type(value: Any, dtype: str) -> Any:

@@ -147,10 +147,8 @@ def pair_ids(dataset: Dataset, *, num_proc: int | None = None) -> pa.Array:
     `pair_id`, so that they stay when rows are swapped, dropped or put in another order.
 
     Args:
-        dataset (`Dataset`):
-            Preference rows.
-        num_proc (`int`, *optional*):
-            Number of processes that hash rows.
+        dataset, num_proc (`Dataset`, `int`):
+            Preference rows, and number of processes that hash them.
 
     Returns:
         `pa.Array` of length N and type string, without nulls.
@@ -190,12 +188,10 @@ def pair_contents(
     model reads is edited. Images count by their bytes, wherever they lie, and are read but not decoded.
 
     Args:
-        dataset (`Dataset`):
-            Preference rows.
+        dataset, num_proc (`Dataset`, `int`):
+            As in [`pair_ids`].
         image_root (`str` or `os.PathLike`, *optional*):
             Folder that relative paths of images start from.
-        num_proc (`int`, *optional*):
-            Number of processes that hash rows.
 
     Returns:
         `pa.Table` with the columns `pair_id`, from [`pair_ids`]; `content`, null where an image cannot be read; and

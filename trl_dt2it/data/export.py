@@ -102,18 +102,14 @@ def check_publishable(image: Any, options: ImageOptions) -> None:
     without an `image_root`, but must not go out.
     """
     image = encoded_content(image)
-    if not isinstance(image, (str, os.PathLike)):
-        return
-    text = os.fsdecode(image)
-    if is_address(text):
+    text = os.fsdecode(image) if isinstance(image, (str, os.PathLike)) else None
+    if text is not None and is_address(text):
         check_address(text, options)
-        return
-    if options.image_root is None:
-        raise RowError(
-            "image_outside_root",
-            f"the image {text!r:.300} is a file; say by `image_root` out of which folder files may be published.",
-        )
-    allowed_path(text, options)
+    elif text is not None and options.image_root is None:
+        message = f"the image {text!r:.300} is a file; say by `image_root` out of which folder files may be published."
+        raise RowError("image_outside_root", message)
+    elif text is not None:
+        allowed_path(text, options)
 
 
 def find_unpublishable(

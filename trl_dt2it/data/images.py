@@ -52,19 +52,16 @@ class ImageOptions:
             Folder that relative paths start from. With it, no file outside of the folder is read, be it through `..`,
             an absolute path or a symbolic link. Without it, only relative paths with `..` are refused, because a
             user's own files lie anywhere.
-        max_image_pixels (`int`, *optional*, defaults to `67108864`):
-            Largest width times height, read from the header before anything is decoded. The default is 8192 x 8192:
-            more than cameras make, 192 MiB as RGB, and less than the size at which Pillow warns.
+        max_image_pixels, max_image_bytes (`int`, *optional*):
+            Largest width times height, read from the header (8192 x 8192 by default: 192 MiB as RGB), and largest size
+            of an encoded image (64 MiB by default).
         allowed_hosts (`tuple[str, ...]`, *optional*, defaults to `()`):
             Hosts from which `http` and `https` URLs may be fetched, exactly as in the URL, without port. Redirects are
             not followed.
-        max_image_bytes (`int`, *optional*, defaults to `67108864`):
-            Largest size of an encoded image, wherever it comes from.
         timeout (`float`, *optional*, defaults to `10.0`):
             Seconds for a fetch: for the server to answer, and again for the body to arrive.
         max_aspect_ratio (`float`, *optional*, defaults to `200.0`):
-            Largest ratio of the longer to the shorter side. The image processors of Qwen-VL and GLM-4V raise an error
-            above 200.
+            Largest ratio of the sides. The image processors of Qwen-VL and GLM-4V raise an error above 200.
     """
 
     image_root: str | None = None

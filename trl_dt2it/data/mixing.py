@@ -52,10 +52,7 @@ def partner_column(name: str, columns: Collection[str]) -> str | None:
 
 
 def swap_pairs(dataset: Dataset, swapped: npt.ArrayLike, rows: npt.ArrayLike | None = None) -> Dataset:
-    """Swap chosen and rejected of some pairs, without copying, decoding or writing a cell, and select `rows`.
-
-    Shapes: `swapped` `(N,)` `bool`, `rows` `(R,)`.
-    """
+    """Swap chosen and rejected where `swapped` `(N,)` is true, without copying a cell, and select `rows`."""
     count, names = len(dataset), dataset.column_names
     swapped = np.asarray(swapped, dtype=bool)
     indices = np.arange(count) if rows is None else np.asarray(rows, dtype=np.int64)
@@ -130,10 +127,8 @@ def mix(
             Number of rows of the mixture; all by default.
         max_per_source (`int` or `Mapping[str, int]`, *optional*):
             Most rows of a set, before proportions.
-        max_per_group (`int`, *optional*):
-            Most rows of a set with one `group_id`. Rows without one are not limited.
-        seed (`int`, *optional*, defaults to `42`):
-            Seed of the draw and of the order.
+        max_per_group, seed (`int`, *optional*):
+            Most rows of a set with one `group_id`, where they have one, and seed of the draw and of the order.
 
     Returns:
         `Dataset`: the rows in random order.
@@ -211,10 +206,8 @@ def with_canonical_columns(dataset: Dataset, *, image_root: str | os.PathLike | 
     plain string a message. `image` and paths in `images` become a list of images, numbers floats, and names strings.
 
     Args:
-        dataset (`Dataset`):
-            Preference rows.
-        image_root (`str` or `os.PathLike`, *optional*):
-            Folder of the images, as in [`ImageOptions`]; relative paths become absolute.
+        dataset, image_root (`Dataset`, `str` or `os.PathLike`):
+            Preference rows, and folder of their images, as in [`ImageOptions`]; relative paths become absolute.
 
     Returns:
         `Dataset`: the same rows in their order.
@@ -352,10 +345,8 @@ def split_by_group(dataset: Dataset, test_size: float | int, *, seed: int = 42) 
     Args:
         dataset (`Dataset`):
             Rows with `group_id`; a row without one is a group of its own.
-        test_size (`float` or `int`):
-            Share of the rows between 0 and 1, or number of rows, of the test set, which has up to a group more.
-        seed (`int`, *optional*, defaults to `42`):
-            Seed of the hash.
+        test_size, seed (`float` or `int`):
+            Share or number of rows of the test set, which has up to a group more, and seed of the hash.
 
     Returns:
         `DatasetDict`: `train` and `test`, rows in their order.
@@ -388,10 +379,8 @@ def _check_arguments(
         raise ValueError("`mix` needs at least one set.")
     for name, dataset in datasets.items():
         if not isinstance(dataset, Dataset):
-            raise ValueError(
-                f"`{name}` is a {type(dataset).__name__}; `mix` counts rows, so load it without streaming, or mix "
-                "streams with `datasets.interleave_datasets`."
-            )
+            message = f"`{name}` is a {type(dataset).__name__}; `mix` counts rows, so load it without streaming"
+            raise ValueError(f"{message}, or mix streams with `datasets.interleave_datasets`.")
     for option, given in (("weights", weights), ("max_per_source", max_per_source)):
         if isinstance(given, Mapping) and (unknown := set(given) - set(datasets)):
             raise ValueError(f"`{option}` names {sorted(unknown)[0]!r}; the sets are {', '.join(datasets)}.")

@@ -201,11 +201,10 @@ def write_parquet(
     Args:
         dataset, path (`Dataset`, `str` or `os.PathLike`):
             Rows of any kind, and file to write.
-        image_root (`str` or `os.PathLike`, *optional*):
-            Folder of the images, as in [`ImageOptions`]. Columns of paths in it, `image` and `images`, become images.
-            Without it, images have to be within the rows: somebody else's row may name any file of this machine.
-        image_options ([`ImageOptions`], *optional*):
-            Other limits on images; columns of paths stay such.
+        image_root, image_options (*optional*):
+            Folder of the images and other limits on them, as in [`ImageOptions`]. With a folder, paths in `image` and
+            `images` become images. Without it, images have to be within the rows: somebody else's row may name any
+            file of this machine.
 
     Raises:
         [`RowError`]: if an image may not be read or is none; the message names the row, and no file is written.
@@ -329,9 +328,8 @@ def read_benchmarks(benchmarks: Mapping[str, Mapping[str, Any]]) -> dict[str, li
         benchmarks (`Mapping[str, Mapping]`):
             Settings by benchmark: `path_or_id`, `split` (`"test"` by default), `image_root` as in
             [`load_preferences`], and the names of the columns `question` (by default the first of `question`,
-            `prompt` and `caption`) and `image`, a string or a list (by default `image`, `images`, `chosen_image` and
-            `rejected_image`). Or, for a benchmark in the layout of a public set, such as the test split of HPDv3, its
-            `name` and the arguments of [`load_preferences`].
+            `prompt` and `caption`) and `image`, a string or a list (by default those that rows have). Or, for the
+            layout of a public set, such as the test split of HPDv3, its `name` and arguments of [`load_preferences`].
 
     Returns:
         `dict[str, list[dict]]`: rows with `question` and `images`, by benchmark.

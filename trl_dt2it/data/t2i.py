@@ -267,9 +267,8 @@ def reformulate_t2i(
     Args:
         dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
             Pairs. Images are bytes, paths or `datasets` images. `pair_id`, `group_id`, `source` and `source_id` are
-            kept; a missing `pair_id` or `group_id` is a hash of the pair or of the caption. Other columns of numbers,
-            strings, and lists and objects of them are kept too, of a stream only if it knows its features; a warning
-            names those that are not.
+            kept; a missing `pair_id` or `group_id` is a hash of the pair or of the caption. Other columns without
+            images or bytes are kept too, of a stream only if it knows its features; a warning names the others.
         caption, chosen_image, rejected_image (`str`, *optional*):
             Columns of the caption that both images were to show, of the better and of the worse image.
         strength (`str`, *optional*, defaults to `"strength"`):
@@ -286,10 +285,8 @@ def reformulate_t2i(
         on_bad_row (`str`, *optional*, defaults to `"quarantine"`):
             `"quarantine"` drops bad rows and counts them on screen by reason, of a stream when it ends; `"raise"`
             raises an error for the first.
-        image_root (`str` or `os.PathLike`, *optional*):
-            Folder of the images, as in [`ImageOptions`]; relative paths become absolute.
-        num_proc (`int`, *optional*):
-            Number of processes, for a set in memory.
+        image_root, num_proc (*optional*):
+            Folder of the images, as in [`ImageOptions`], and number of processes, for a set in memory.
 
     Returns:
         [`~datasets.Dataset`] or [`~datasets.IterableDataset`]: canonical rows in the order of the pairs, with the

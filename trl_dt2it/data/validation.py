@@ -93,8 +93,7 @@ class ValidationReport:
         reasons (`dict[str, ReasonSummary]`):
             Quarantined rows by reason, the most frequent first.
         sources (`dict[str, dict[str, int]]`):
-            For each value of the column `source`, `rows_in`, `rows_out` and the number of rows of each reason; empty
-            without such a column.
+            `rows_in`, `rows_out` and the rows of each reason by `source`; empty without such a column.
     """
 
     rows_in: int
@@ -482,10 +481,8 @@ def readmit(
     Readmit fixed rows of a quarantine, after the same checks, duplicates and contradictions included.
 
     Args:
-        clean (`Dataset`):
-            Good rows of [`validate`]. They are not checked again, but a fixed row may equal or contradict one of them.
-        repaired (`Dataset`):
-            Rows of the quarantine, or of its Parquet file, after they were fixed.
+        clean, repaired (`Dataset`):
+            Good rows of [`validate`], which are not checked again but compared, and fixed rows of its quarantine.
         token_counter, image_root, image_options, image_check, max_length, duplicates (*optional*):
             As in [`validate`].
         num_proc, report_file, quarantine_file, show (*optional*):
