@@ -257,10 +257,8 @@ def json_columns(lines: Iterable[str], paths: Collection[str]) -> dict[str, Any]
             if value is not None and value != {}:
                 kinds.setdefault(name, set()).add(_kind(value))
     # A large string tells JSON text from strings.
-    return {
-        name: _TYPES.get(frozenset(seen), Value("string" if seen <= {*_SCALARS, "large"} else "large_string"))
-        for name, seen in kinds.items()
-    }
+    large = {name: "string" if seen <= {*_SCALARS, "large"} else "large_string" for name, seen in kinds.items()}
+    return {name: _TYPES.get(frozenset(seen), Value(large[name])) for name, seen in kinds.items()}
 
 
 def _kind(value: Any) -> str:
@@ -294,10 +292,8 @@ def fit_json(value: Any, feature: Any, name: str) -> Any:
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
         return text.encode(errors="replace").decode()  # half a surrogate pair fits into no file
     if isinstance(value, (str, list, dict)) and feature.dtype in _SCALARS.values():
-        raise ValueError(
-            f"`{name}` is {value!r:.40}, but {feature.dtype} in the first rows of the stream; load the set without "
-            "`streaming`."
-        )
+        message = f"`{name}` is {value!r:.40}, but {feature.dtype} in the first rows of the stream"
+        raise ValueError(f"{message}; load the set without `streaming`.")
     return value
 
 

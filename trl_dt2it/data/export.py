@@ -305,15 +305,11 @@ def _converted(
             check_row({**texts, "images": images})
         if not isinstance(texts["chosen"], str):
             texts = {name: with_image_blocks(texts[name], len(images) if name == "prompt" else 0) for name in TEXTS}
-            if not as_blocks:
-                texts = {name: [_flat(message) for message in texts[name]] for name in TEXTS}
+            for message in () if as_blocks else (message for name in TEXTS for message in texts[name]):
+                message["content"] = "".join(block["text"] for block in blocks(message))
         if "images" in columns:
             texts["images"] = [_fetched(placed_image(image, options), options) for image in images]
     return {name: texts[name] for name in columns}
-
-
-def _flat(message: Mapping[str, Any]) -> dict[str, Any]:
-    return {**message, "content": "".join(block["text"] for block in blocks(message))}
 
 
 def _fetched(image: Any, options: ImageOptions) -> Any:

@@ -41,7 +41,7 @@ from .columns import (
     uncached,
     without_parts,
 )
-from .images import ImageOptions, is_address, placed_image
+from .images import ImageOptions, is_address, placed_image, with_image_root
 from .messages import FEATURES, PROVENANCE, T2I_FEATURES, VIDEO_FEATURES
 from .rows import RowError, check_row, is_milestone
 from .sources import SOURCES
@@ -217,8 +217,9 @@ def _json_rows(file: Path, streaming: bool) -> AnyDataset:
             return concatenate_datasets(parts)
         rows = [json.dumps(row, ensure_ascii=False) for row in _rows_of(file, content)]
         return _as_asked(Dataset.from_dict({JSON_COLUMN: rows}, features=_JSON_ROWS), streaming)
-    options = {"data_files": str(file), "split": "train", "streaming": streaming, "encoding": "utf-8-sig"}
-    return _built(file, lambda: load_dataset("text", **options)).rename_column("text", JSON_COLUMN)
+    options: dict[str, Any] = {"data_files": str(file), "split": "train", "encoding": "utf-8-sig"}
+    lines = _built(file, lambda: load_dataset("text", streaming=streaming, **options))
+    return lines.rename_column("text", JSON_COLUMN)
 
 
 def _built(file: Path, build: Callable[[], AnyDataset]) -> AnyDataset:
@@ -571,8 +572,7 @@ def load_preferences(
         raise ValueError(f"`{name}` is no known preference set or format. Known are {', '.join(sorted(SOURCES))}.")
     known = SOURCES[name]
     _check_options(name, known, options)
-    if image_root is not None and not Path(image_root).is_dir():
-        raise ValueError(f"`image_root` is {image_root}, but there is no such folder.")
+    root = with_image_root(None, image_root).image_root  # `None`, or a folder that is there
     if on_bad_row not in ("quarantine", "raise"):
         raise ValueError(f'`on_bad_row` is {on_bad_row!r}; it must be "quarantine" or "raise".')
     if quarantine_file is not None and streaming:
@@ -582,7 +582,7 @@ def load_preferences(
     if known.is_non_commercial:
         logger.warning(f"{name} is licensed under {known.licence}: not for commercial use.")
     raw = read_raw(known, path_or_id, split=split, streaming=streaming, revision=revision)
-    root = None if image_root is None else str(Path(image_root).resolve())
+    root = None if root is None else str(Path(root).resolve())
     conversion = Conversion(known, source or name, options, root, max_frames, overrides=source is not None)
     conversion = with_own_columns(conversion, raw)
     if streaming:

@@ -384,8 +384,8 @@ def _check_arguments(
     for option, given in (("weights", weights), ("max_per_source", max_per_source)):
         if isinstance(given, Mapping) and (unknown := set(given) - set(datasets)):
             raise ValueError(f"`{option}` names {sorted(unknown)[0]!r}; the sets are {', '.join(datasets)}.")
-    for name in () if weights is None else datasets:
-        if not 0 < weights.get(name, 0) < float("inf"):
+    for name in datasets:
+        if weights is not None and not 0 < weights.get(name, 0) < float("inf"):
             raise ValueError(f"`weights` has {weights.get(name)} for {name!r}; pass a number above 0 for each set.")
     caps = max_per_source.values() if isinstance(max_per_source, Mapping) else [max_per_source]
     for option, number in (("size", size), ("max_per_group", max_per_group), *(("max_per_source", c) for c in caps)):

@@ -145,8 +145,10 @@ def prepare_shard(
         logger.warning(f"{stem} was made with other settings or of other files; it is now {aside[1].name} beside it.")
     refused = stem.with_suffix(".refused.jsonl")
     refused.unlink(missing_ok=True)  # of a run that was killed
-    own = {"source": key, "shard": (shard, settings.num_shards), "num_proc": num_proc, "quarantine_file": refused}
-    rows = load_preferences(settings.name, **own, **settings.load)
+    part = (shard, settings.num_shards)
+    rows = load_preferences(
+        settings.name, source=key, shard=part, num_proc=num_proc, quarantine_file=refused, **settings.load
+    )
     # Shards hold the images, and go to others: rows may name the same images as in `write_parquet`.
     limits = image_options or ImageOptions()
     limits = replace(limits, image_root=settings.load.get("image_root") or limits.image_root)
@@ -328,8 +330,9 @@ def read_benchmarks(benchmarks: Mapping[str, Mapping[str, Any]]) -> dict[str, li
         benchmarks (`Mapping[str, Mapping]`):
             Settings by benchmark: `path_or_id`, `split` (`"test"` by default), `image_root` as in
             [`load_preferences`], and the names of the columns `question` (by default the first of `question`,
-            `prompt` and `caption`) and `image`, a string or a list (by default those that rows have). Or, for the
-            layout of a public set, such as the test split of HPDv3, its `name` and arguments of [`load_preferences`].
+            `prompt` and `caption`) and `image`, a string or a list (by default `image`, `images`, `chosen_image` and
+            `rejected_image`). Or, for a benchmark in the layout of a public set, such as the test split of HPDv3, its
+            `name` and the arguments of [`load_preferences`].
 
     Returns:
         `dict[str, list[dict]]`: rows with `question` and `images`, by benchmark.

@@ -337,8 +337,8 @@ def check_answer(side: str, messages: Any, *, prompt_is_explicit: bool) -> None:
     for index, message in enumerate(messages):
         is_answer = prompt_is_explicit or message["role"] == "assistant"
         if is_answer and any(block["type"] != "text" for block in blocks(message)):
-            message = f"`{side}` message {index} has an image or video block; only the prompt may show images."
-            raise RowError("image_in_answer", message)
+            problem = f"`{side}` message {index} has an image or video block; only the prompt may show images."
+            raise RowError("image_in_answer", problem)
     answer = messages[-1]
     if answer["role"] != "assistant":
         raise RowError("not_conversational", f"`{side}` ends with a {answer['role']} message; end it with the answer.")

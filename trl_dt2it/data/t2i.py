@@ -81,12 +81,10 @@ class T2ITemplate:
     labels: tuple[str, str] = ("Image 1: ", "\nImage 2: ")
 
     def __post_init__(self) -> None:
-        for placeholder in (IMAGES, CAPTION):
-            if (count := self.prompt.count(placeholder)) != 1:
-                raise ValueError(
-                    f"A template must hold {IMAGES} once and {CAPTION} once; {self.prompt!r:.200} holds {placeholder} "
-                    f"{count} times."
-                )
+        counts = self.prompt.count(IMAGES), self.prompt.count(CAPTION)
+        if counts != (1, 1):
+            held = f"{self.prompt!r:.200} holds {IMAGES} {counts[0]} times and {CAPTION} {counts[1]} times"
+            raise ValueError(f"A template must hold {IMAGES} once and {CAPTION} once; {held}.")
         first, second = self.first_is_better.strip(), self.second_is_better.strip()
         if not first or not second or first == second:
             raise ValueError(f"The answers of a template must be two different texts, got {first!r} and {second!r}.")

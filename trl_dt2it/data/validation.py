@@ -321,7 +321,8 @@ def _check_table(
 ) -> pa.Table:
     results = []
     for row, index in zip(arrow_rows(table, json_columns), indices, strict=True):
-        error, digest = None if index < num_checked else checks.fault(row, has_form), (0, 0, False, False)
+        error = None if index < num_checked else checks.fault(row, has_form)
+        digest: tuple[Any, ...] = (0, 0, False, False)
         if error is None and duplicates:
             try:
                 key, *flags = pair_digest(row)
@@ -523,7 +524,8 @@ def _divide(
     dataset: Dataset, checks: RowChecks, duplicates: bool, num_proc: int | None, num_checked: int = 0
 ) -> tuple[Dataset, Dataset]:
     """Divide a data set into good rows and quarantine; the first `num_checked` rows are known to be good."""
-    kwargs = {"duplicates": duplicates, "num_checked": num_checked, "has_form": is_checked(dataset), "checks": checks}
+    kwargs: dict[str, Any] = {"checks": checks, "duplicates": duplicates, "num_checked": num_checked}
+    kwargs["has_form"] = is_checked(dataset)
     results = map_tables(
         dataset, _check_table, _RESULT, num_proc=num_proc, desc="Checking rows", with_indices=True, **kwargs
     )
