@@ -38,7 +38,7 @@ class Source:
     """A public preference set, or a format: its adapter, and the facts that the loader needs."""
 
     convert: Adapter
-    licence: str  # SPDX identifier as the publisher states it, or "unknown"
+    licence: str = "unknown"  # SPDX identifier, if the publisher states one
     hub_id: str | None = None  # repository on the Hub; a format has none
     is_non_commercial: bool = False
     is_t2i: bool = False  # the adapter yields text-to-image pairs
@@ -126,21 +126,18 @@ def check_is_text(row: Mapping[str, Any], fields: Sequence[str], how: str) -> No
     for field in fields:
         value = row.get(field)
         items = value if isinstance(value, (list, tuple)) else [value]
-        is_image = any(
+        if any(
             isinstance(item, (bytes, bytearray, memoryview))
             or (isinstance(item, Mapping) and any(item.get(key) is not None for key in ("bytes", "path")))
             or (items is value and isinstance(item, str) and _is_image_file(item))
             for item in items
-        )
-        if is_image:
+        ):
             raise RowError("image_in_answer", f"`{field}` holds an image: this is a text-to-image pair; {how}")
     texts = [str(row.get(field)).strip() for field in fields]
     if all(map(_is_image_file, texts)):
         names = " and ".join(f"`{field}`" for field in fields)
-        raise RowError(
-            "image_in_answer",
-            f"{names} hold names of image files, such as {texts[0]!r:.60}: this is a text-to-image pair; {how}",
-        )
+        problem = f"{names} name image files, such as {texts[0]!r:.60}: this is a text-to-image pair; {how}"
+        raise RowError("image_in_answer", problem)
 
 
 def _is_image_file(text: str) -> bool:
@@ -152,25 +149,16 @@ def check_placeholders(turns: Turns, answers: Mapping[str, str], placeholders: S
     parts = [("the prompt", text, role == "user") for role, text in turns]
     for name, text, is_user in (*parts, *((f"`{field}`", text, False) for field, text in answers.items())):
         if len(placeholders) > 1 and (found := _IMAGE_IN_TEXT.search(text)):
-            raise RowError(
-                "placeholder_count",
-                f"{name} has {found[0]!r:.60}, and images are not read from texts; put them into `images`, and "
-                f"`{IMAGE_MARKER}` in their place.",
-            )
-        for marker in placeholders[is_user:]:
-            if marker in text and marker != IMAGE_MARKER:
-                raise RowError(
-                    "video_type",
-                    f"{name} has the placeholder `{marker}`, but videos and sounds are not read from this format; "
-                    "drop the row.",
-                )
-            if marker in text:
-                where = name if name != "the prompt" else "a message of the prompt that is not the user's"
-                raise RowError(
-                    "image_in_answer",
-                    f"{where} has the placeholder `{marker}`, but only what the user says may show images; drop the "
-                    "row.",
-                )
+            problem = f"{name} has {found[0]!r:.60}; put the image into `images`, and `{IMAGE_MARKER}` in its place."
+            raise RowError("placeholder_count", problem)
+        marker = next((marker for marker in placeholders[is_user:] if marker in text), None)
+        if marker == IMAGE_MARKER:
+            where = name if name != "the prompt" else "a message of the prompt that is not the user's"
+            problem = f"{where} has the placeholder `{marker}`, but only the user may show images; drop the row."
+            raise RowError("image_in_answer", problem)
+        if marker is not None:
+            problem = f"{name} has the placeholder `{marker}`, but videos and sounds are not read; drop the row."
+            raise RowError("video_type", problem)
 
 
 def json_field(row: Mapping[str, Any], field: str) -> Any:
@@ -195,13 +183,9 @@ def name_field(row: Mapping[str, Any], field: str) -> str | None:
 def strength_field(row: Mapping[str, Any], field: str, reason: Reason = "bad_strength") -> float | None:
     """Read a finite number that is not negative, also in a string; `None` if it is unknown."""
     value = row.get(field)
-    if value is None:
-        return None
     number = to_number(value)
-    if number is None or number < 0:
-        raise RowError(
-            reason, f"`{field}` is {value!r:.40}; give a finite number that is not negative, or None if unknown."
-        )
+    if value is not None and (number is None or number < 0):
+        raise RowError(reason, f"`{field}` is {value!r:.40}; give a finite number of at least 0, or None if unknown.")
     return number
 
 
@@ -348,10 +332,8 @@ def _text_of_blocks(blocks: Sequence[Any], where: str, images: list[Any]) -> str
             parts.append(IMAGE_MARKER)
         else:
             is_medium = isinstance(kind, str) and ("video" in kind or "audio" in kind)
-            raise RowError(
-                "video_type" if is_medium else "block_type",
-                f"{where} has a block of type {kind!r:.40}, which is not read; only text and images are.",
-            )
+            problem = f"{where} has a block of type {kind!r:.40}; only text and images are read."
+            raise RowError("video_type" if is_medium else "block_type", problem)
     return "".join(parts)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from ..messages import IMAGE_MARKER, preference
 from ..rows import RowError
@@ -54,7 +55,7 @@ RLHF_V = Source(
     licence="CC-BY-NC-4.0",
     hub_id="openbmb/RLHF-V-Dataset",
     is_non_commercial=True,
-    reads=or_llamafactory("text", "image", "idx"),
+    reads=partial(or_llamafactory, ("text", "image", "idx")),
 )
 
 
@@ -111,7 +112,6 @@ def mm_rlhf(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
 
 MM_RLHF = Source(
     mm_rlhf,
-    licence="unknown",
     hub_id="yifanzhang114/MM-RLHF",
     files=("dpo_pairs.jsonl",),
     has_videos=True,
@@ -189,7 +189,6 @@ def r1_reward_rl(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
 
 R1_REWARD_RL = Source(
     r1_reward_rl,
-    licence="unknown",
     hub_id="yifanzhang114/R1-Reward-RL",
     reads=("message", "question", "answer", "id"),
     note="The terms are not clear. Images are not shipped: they come from the sets that this one was made of. Give "
@@ -246,10 +245,9 @@ def vlfeedback(row: Mapping[str, Any], *, aspects: Sequence[str] = ASPECTS) -> I
 
 VLFEEDBACK = Source(
     vlfeedback,
-    licence="unknown",
     hub_id="MMInstruction/VLFeedback",
     files=("vlfeedback_80k.jsonl",),
-    reads=or_llamafactory("prompt", "completions", "image", "img_path", "id"),
+    reads=partial(or_llamafactory, ("prompt", "completions", "image", "img_path", "id")),
     note="The publisher states no licence. Unpack `merged_images.zip` and give the folder that holds `merged_images` "
     "as `image_root`.",
 )
@@ -281,12 +279,7 @@ def _total(answer: Mapping[str, Any], index: int, aspects: Sequence[str]) -> flo
     return total
 
 
-class Comparison(NamedTuple):
-    """A question and two answers to it, as a judge was shown them."""
-
-    question: str
-    first: str
-    second: str
+Comparison: TypeAlias = tuple[str, str, str]  # a question and two answers to it, as a judge was shown them
 
 
 class Verdict(NamedTuple):
@@ -304,13 +297,7 @@ _BRACKETED = tuple((r"Question: \[", *(rf"\][ \t\r]*\n\s*{name}: \[" for name in
 _ENCLOSED = tuple(
     tuple(map(re.escape, headers))
     for headers in (
-        (
-            "<|User Prompt|>",
-            "<|The Start of Assistant A's Answer|>",
-            "<|The End of Assistant A's Answer|>",
-            "<|The Start of Assistant B's Answer|>",
-            "<|The End of Assistant B's Answer|>",
-        ),
+        ("<|User Prompt|>", *(f"<|The {end} of Assistant {x}'s Answer|>" for x in "AB" for end in ("Start", "End"))),
         ("[Question]", "[Assistant 1]", "[End of Assistant 1]", "[Assistant 2]", "[End of Assistant 2]"),
     )
 )
@@ -379,7 +366,7 @@ def parse_comparison(text: str) -> Comparison | None:
     if len(found[0]) == len(_BRACKETED[0]):
         return _bracketed(*found[0])
     question, first, between, second, _ = (part.strip() for part in found[0])
-    return None if between else Comparison(question, first, second)
+    return None if between else (question, first, second)
 
 
 def parse_headed_comparison(text: str) -> Comparison | None:
@@ -390,7 +377,7 @@ def parse_headed_comparison(text: str) -> Comparison | None:
     second, *instructions = _OUTPUT_FORMAT.split(parts[2])
     if len(instructions) > 1 or _FORM.search(second):
         return None
-    return Comparison(parts[0].strip(), parts[1].strip(), second.strip())
+    return parts[0].strip(), parts[1].strip(), second.strip()
 
 
 def parse_verdict(text: str) -> Verdict | None:
@@ -416,14 +403,12 @@ def parse_verdict(text: str) -> Verdict | None:
 def _formal_verdicts(text: str) -> list[Verdict | None]:
     """Read the forms that a judge is told to fill in; `None` for one that is not filled in properly."""
     verdicts = [_MARKS.get("".join(mark.split())) for mark in _MARK.findall(text)]
-    verdicts += [
-        Verdict(_SIDES[name]) if (name := found.lower()) in _SIDES else None for found in _BETTER.findall(text)
-    ]
+    names = map(str.lower, _BETTER.findall(text))
+    verdicts += [Verdict(_SIDES[name]) if name in _SIDES else None for name in names]
     if scores := _SCORES.match(text):
         first, second = map(float, scores.groups())
-        gap = first - second
-        is_scale = 1 <= min(first, second) and max(first, second) <= 10
-        verdicts.append((Verdict(1 if gap > 0 else 2, abs(gap)) if gap else Verdict(0)) if is_scale else None)
+        verdict = Verdict(1 if first > second else 2, abs(first - second)) if first != second else Verdict(0)
+        verdicts.append(verdict if all(1 <= score <= 10 for score in (first, second)) else None)
     return verdicts
 
 
@@ -443,7 +428,7 @@ def _bracketed(question: str, first: str, rest: str) -> Comparison | None:
     is_closed = tail.lstrip(" \t\r").startswith("\n") and second.count("[") == second.count("]")
     if not bracket or (has_tail and ("[" in tail or not is_closed)) or _FORM.search(second) or _may_end(second):
         return None
-    return Comparison(question.strip(), first.strip(), second.strip())
+    return question.strip(), first.strip(), second.strip()
 
 
 def _may_end(answer: str) -> bool:
