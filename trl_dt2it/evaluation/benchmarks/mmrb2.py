@@ -20,11 +20,8 @@ def mmrb2(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
     name = name_field(row, "pair_id") or name_field(row, "id")
     if row.get("prompt_content") is not None or any(isinstance(row.get(f"response_{x}"), Mapping) for x in "ab"):
         if row.get("prompt_content") is None:
-            raise RowError(
-                "missing_column",
-                "`prompt_content` is missing, as in the authors' `..._response_only.json`; pass the `t2i.json` that "
-                "their build script makes.",
-            )
+            problem = "`prompt_content` is missing; pass the `t2i.json` that the authors' build script makes."
+            raise RowError("missing_column", problem)
         caption, prompt_images = _parts(row["prompt_content"], "prompt_content")
         answers = [_local_answer(row, side) for side in "ab"]
     else:
@@ -49,14 +46,11 @@ def _local_answer(row: Mapping[str, Any], side: str) -> tuple[str, list[Any]]:
 
 def _parts(content: Any, field: str) -> tuple[str, list[Any]]:
     """Text and images of a list of kinds and values."""
-    if not isinstance(content, (list, tuple)) or not all(
-        isinstance(p, (list, tuple)) and len(p) == 2 for p in content
-    ):
+    is_list = isinstance(content, (list, tuple))
+    if not is_list or not all(isinstance(part, (list, tuple)) and len(part) == 2 for part in content):
         raise RowError("not_conversational", f"`{field}` is no list of a kind and a value each; fix the file.")
-    return (
-        "".join(str(value) for kind, value in content if kind == "text"),
-        [value for kind, value in content if kind == "image"],
-    )
+    text = "".join(str(value) for kind, value in content if kind == "text")
+    return text, [value for kind, value in content if kind == "image"]
 
 
 MMRB2 = Benchmark(

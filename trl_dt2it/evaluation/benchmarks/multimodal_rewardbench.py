@@ -29,19 +29,16 @@ def group_of(row: Mapping[str, Any]) -> str:
     if category in GROUPS:
         return category
     if category != "reasoning":
-        raise RowError(
-            "missing_column", f"A row of Multimodal RewardBench has the category {category!r:.60}, which is not known."
-        )
+        raise RowError("missing_column", f"the row has the category {category!r:.60}, which is not known.")
     name = str(row.get("ID") or row.get("id") or "").lower()
     folders = set(re.split(r"[/\\]", path_field(row, "Image", "image", "image_path").lower()))
     if name.startswith("math") or "mathvista" in folders:
         return "math"
     if not name and not folders & _CODING_FOLDERS:
-        raise RowError(
-            "missing_column",
-            "A row of Multimodal RewardBench is of the category reasoning, and neither an `ID` nor the folder of its "
-            "image says whether it is math or coding; pass one of them.",
+        problem = (
+            "of the row, neither an `ID` nor the folder of its image says whether it is math or coding; pass one."
         )
+        raise RowError("missing_column", problem)
     return "coding"
 
 

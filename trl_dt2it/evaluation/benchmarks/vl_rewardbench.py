@@ -47,10 +47,7 @@ def group_of(row: Mapping[str, Any]) -> str:
             return _GROUP_OF_SOURCE[known]
         name = row.get("index")
     if not isinstance(name, str) or name.isdecimal():
-        raise RowError(
-            "missing_column",
-            "A row of VL-RewardBench has neither an `id` nor a known `category`; pass one of the two.",
-        )
+        raise RowError("missing_column", "the row has neither an `id` nor a known `category`; pass one of the two.")
     prefix = re.split("[_-]", name, maxsplit=1)[0]
     return _GROUP_OF_SOURCE[_SOURCE_OF_PREFIX.get(prefix, "vlfeedback")]
 
