@@ -162,26 +162,9 @@ def _read_raw_rows(
     path = Path(path_or_id).expanduser()
     if benchmark.whole_repository and not path.exists() and not path.suffix and path_or_id.count("/") == 1:
         path = Path(snapshot_download(path_or_id, repo_type="dataset", revision=revision))
-    if not path.exists():
-        return cast(Dataset, read_raw(benchmark.source, path_or_id, split=split, revision=revision)), None
-    folder = path if path.is_dir() else path.parent
-    if path.suffix == ".tsv":
-        return cast(Dataset, Dataset.from_csv(str(path), sep="\t", keep_default_na=False)), folder
-    if path.suffix == ".json" and (pairs := _nested_pairs(path)) is not None:
-        return pairs, folder
-    return cast(Dataset, read_raw(benchmark.source, path, split=split)), folder
-
-
-def _nested_pairs(path: Path) -> list[Mapping[str, Any]] | None:
-    """The rows of a JSON object that holds them under `pairs`."""
-    with path.open(encoding="utf-8-sig") as file:
-        if file.read(4096).lstrip()[:1] != "{":
-            return None
-        file.seek(0)
-        try:
-            return json.load(file).get("pairs")
-        except ValueError:  # JSON lines
-            return None
+    is_local = path.exists()
+    raw = read_raw(benchmark.source, path if is_local else path_or_id, split=split, revision=revision)
+    return cast(Dataset, raw), (path if path.is_dir() else path.parent) if is_local else None
 
 
 def _find_image_root(raw: Dataset | list[Mapping[str, Any]], folder: Path | None) -> tuple[Path | None, str | None]:

@@ -16,9 +16,7 @@ from .benchmarks.benchmark import Benchmark, Ratio
 
 
 CANONICAL_KEYS = ("category", "group_id")
-
 _BATCH = 100  # draws of the bootstrap to hold at once
-
 _PRIOR_PAIRS = 0.5  # weight, in pairs, of the prior that pairs of a prompt are right together
 
 

@@ -18,7 +18,6 @@ from ..rows import Reason, RowError
 
 
 JSON_COLUMN = "_json"  # column of a raw row as JSON
-
 FOLDER_COLUMN = "_folder"  # column of the folder that a row's image paths start from
 
 # A function of a row as the source has it (of a grouped source, of all rows of a group), with options as keywords. It
@@ -81,11 +80,8 @@ _MESSAGE_EXTRAS = {
 }
 
 _PLACEHOLDERS = (IMAGE_MARKER, "<video>", "<audio>")
-
 _IMAGE_STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GIF8", b"BM", b"II*\x00", b"MM\x00*")
-
 _IMAGE_IN_TEXT = re.compile(r"<(img|image)>\s*[^<>\s][^<>]*</\1>")  # as Qwen-VL's first files had it
-
 _IMAGE_FILE = re.compile(
     r"(?:\S+|[^\s/\\]*[/\\][^\n]*)\.(?:png|jpe?g|webp|gif|bmp|tiff?|ppm|avif|heic)(?:[?#]\S*)?", re.IGNORECASE
 )
@@ -299,6 +295,13 @@ def is_given(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return any(map(is_given, value))
     return not isinstance(value, Mapping) or any(map(is_given, value.values()))
+
+
+def check_absent(row: Mapping[str, Any], reason: Reason, *fields: str) -> None:
+    """Refuse a row with fields that change what the pair means and that are not read."""
+    for field in fields:
+        if is_given(row.get(field)) and row[field] not in ("[]", "{}", "null", "None"):
+            raise RowError(reason, f"the row has `{field}`, which is not read from this format; drop the row.")
 
 
 def literal(text: str) -> Any:

@@ -16,6 +16,7 @@ from .fields import (
     Turns,
     answer_field,
     answered_field,
+    check_absent,
     check_is_text,
     check_placeholders,
     image_field,
@@ -33,9 +34,7 @@ from .fields import (
 _AS_T2I = "make a question about two images of each such pair with `reformulate_t2i`."
 
 # Names of columns that `dataset_info.json` may override.
-_COLUMNS = {"messages": "conversations", "prompt": "instruction", "query": "input", "response": "output"}
-
-_COLUMNS |= {
+_COLUMNS = {"messages": "conversations", "prompt": "instruction", "query": "input", "response": "output"} | {
     name: name
     for name in ("history", "system", "chosen", "rejected", "images", "videos", "audios", "tools", "kto_tag")
 }
@@ -63,8 +62,8 @@ def llamafactory(
     if unknown := (columns or {}).keys() - _COLUMNS.keys():
         raise ValueError(f"`columns` has the keys {sorted(unknown)}; it may have {', '.join(_COLUMNS)}.")
     names, read_tags = {**_COLUMNS, **(columns or {})}, _read_tags(tags)
-    _check_media(row, names["videos"], names["audios"], "video", "audio")
-    _check_tools(row, names["tools"])
+    check_absent(row, "video_type", names["videos"], names["audios"], "video", "audio")
+    check_absent(row, "not_conversational", names["tools"])
     if row.get(names["kto_tag"]) is not None:
         problem = f"the row has `{names['kto_tag']}`, which judges one answer (KTO), and is no pair; drop the row."
         raise RowError("not_conversational", problem)
@@ -86,8 +85,11 @@ def llamafactory(
     else:
         check_is_text(row, fields, _AS_T2I)
         chosen, rejected = (answer_field(row, field, read_tags) for field in fields)
-        is_alpaca = row.get(messages) is None and row.get(names["prompt"]) is not None
-        turns = _alpaca_turns(row, names) if is_alpaca else prompt_field(row, messages, read_tags, inside)
+        if row.get(messages) is None and row.get(names["prompt"]) is not None:  # Alpaca's layout
+            asked = _joined(row, names["prompt"], *([names["query"]] if row.get(names["query"]) else []))
+            turns = [*_history(row, names["history"]), ("user", asked)]
+        else:
+            turns = prompt_field(row, messages, read_tags, inside)
     if IMAGE_MARKER in (chosen.strip(), rejected.strip()):
         problem = f"an answer is `{IMAGE_MARKER}`: the images are the answers; load the set as `omnireward_t2i`."
         raise RowError("image_in_answer", problem)
@@ -120,11 +122,8 @@ LLAMAFACTORY = Source(llamafactory, reads=_llamafactory_fields, note="The licenc
 
 # Columns of a conversation, or of question and answer, in ms-swift's order of preference.
 _CONVERSATIONS = ("messages", "conversation", "conversations")
-
 _SYSTEMS = ("system", "system_prompt")
-
 _QUERIES = ("query", "prompt", "input", "instruction", "question", "problem")
-
 _RESPONSES = (
     *("response", "answer", "output", "targets", "target", "answer_key", "answers", "solution"),
     *("text", "completion", "content"),
@@ -133,9 +132,7 @@ _RESPONSES = (
 _SWIFT_TAGS = Tags(("role", "from"), ("content", "value"), {**TAGS.roles, "bot": "assistant"})
 
 _PARTS = ("messages", "images", "videos", "audios", "tools", "objects")
-
 _LISTS_OF_SAMPLES = tuple(f"{side}_{part}" for side in ("positive", "negative") for part in _PARTS)
-
 _SWIFT_FIELDS = {
     *(f"{side}{part}" for side in ("", "rejected_") for part in _PARTS if side or part != "messages"),
     *("image", "video", "audio", "ref_audios", "audio_codes", "rejected_response", "margin", "chat_template_kwargs"),
@@ -148,12 +145,8 @@ _OBJECT = re.compile("<ref-object>|<bbox>")
 def ms_swift(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
     """Read a preference row of ms-swift: a conversation that ends with the better answer, and the worse answer."""
     media = ("videos", "video", "audios", "audio", "rejected_videos", "rejected_audios", "ref_audios", "audio_codes")
-    _check_media(row, *media)
-    _check_tools(row, "tools", "rejected_tools")
-    for field in ("chat_template_kwargs", *_LISTS_OF_SAMPLES):
-        if is_given(row.get(field)):
-            kind = "settings of a template" if field == "chat_template_kwargs" else "samples for embeddings"
-            raise RowError("not_conversational", f"the row has `{field}`, {kind}, which are not read; drop the row.")
+    check_absent(row, "video_type", *media)
+    check_absent(row, "not_conversational", "tools", "rejected_tools", "chat_template_kwargs", *_LISTS_OF_SAMPLES)
     inside = list[Any]()
     prompt, chosen, field = _swift_conversation(row, inside)
     images = _only_images(row, ("images", "image"), inside, field)
@@ -316,11 +309,6 @@ def _only_images(row: Mapping[str, Any], fields: Sequence[str], inside: list[Any
     return images
 
 
-def _alpaca_turns(row: Mapping[str, Any], names: Mapping[str, str]) -> Turns:
-    fields = [names["prompt"], *([names["query"]] if row.get(names["query"]) else [])]
-    return [*_history(row, names["history"]), ("user", _joined(row, *fields))]
-
-
 def _joined(row: Mapping[str, Any], *fields: str) -> str:
     return "\n".join(filter(None, (text_field(row, field) for field in fields)))
 
@@ -371,20 +359,6 @@ def _read_tags(tags: Mapping[str, str] | None) -> Tags:
     roles = {str(given[f"{role}_tag"]): role for role in ("user", "assistant", "system")}
     calls = (*TAGS.calls, str(given["observation_tag"]), str(given["function_tag"]))
     return Tags(role_keys, content_keys, roles, calls)
-
-
-def _check_media(row: Mapping[str, Any], *fields: str) -> None:
-    for field in fields:
-        if is_given(row.get(field)):
-            problem = f"the row has `{field}`; drop the row, or give videos as lists of frames in TRL's layout."
-            raise RowError("video_type", problem)
-
-
-def _check_tools(row: Mapping[str, Any], *fields: str) -> None:
-    for field in fields:
-        value = row.get(field)
-        if is_given(value) and value not in ("[]", "{}", "null", "None"):
-            raise RowError("not_conversational", f"the row has `{field}`, which are not read; drop the row.")
 
 
 def povid(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:

@@ -308,21 +308,12 @@ _OUTPUT_FORMAT = re.compile(r"^[ \t]*#{2,6} \*\*Output Format", re.MULTILINE)
 
 # Forms that a judge is told to reply in. An answer that holds one has taken in the instructions.
 _FORM = re.compile(r"better response: ?\[|\[\[[AB][<>=]|<answer>", re.IGNORECASE)
-
 _SIDES = {"1": 1, "first": 1, "a": 1, "2": 2, "second": 2, "b": 2}
 
-_MARKS = {
-    "A>>B": Verdict(1, 2.0),
-    "A>B": Verdict(1, 1.0),
-    "A=B": Verdict(0),
-    "B>A": Verdict(2, 1.0),
-    "B>>A": Verdict(2, 2.0),
-}
-
+_MARKS = {"A=B": Verdict(0), "A>B": Verdict(1, 1.0), "B>A": Verdict(2, 1.0)}
+_MARKS |= {"A>>B": Verdict(1, 2.0), "B>>A": Verdict(2, 2.0)}
 _MARK = re.compile(r"\[\[([AB<>=\s]+)\]\]")
-
 _BETTER = re.compile(r"\bbetter response:[ \t]*(?:\[(\w+)\])?", re.IGNORECASE)
-
 _SCORES = re.compile(r"\s*(\d+(?:\.\d+)?)[ \t]+(\d+(?:\.\d+)?)[ \t\r]*(?:\n|$)")
 
 _ANSWER = r"(?:the )?(?:(?:response|answer|assistant) (?:1|2|a|b)|(?:first|second) (?:response|answer))"
@@ -334,10 +325,7 @@ _CLAIM = re.compile(
 
 _DENIAL = re.compile(r"\b(?:no|not|never|neither|hardly|barely|nowhere)\b|n.t\b", re.IGNORECASE)
 
-_LEAD = (
-    r"(?:(?:(?:final )?(?:verdict|judgement|judgment)|conclusion|overall|therefore|thus|hence|in conclusion)[,:]? )?"
-)
-
+_LEAD = r"(?:(?:(?:final )?(?:verdict|judge?ment)|(?:in )?conclusion|overall|therefore|thus|hence)[,:]? )?"
 _REASON = r"(?: overall)?(?:[.!]?$|,? (?:because|since)\b)"
 
 # A whole sentence, so that nothing turns it round: no "if", no "not", no praise for one thing only.
@@ -352,9 +340,7 @@ _TIE = re.compile(
 )
 
 _QUOTED, _QUOTE = re.compile(r'"[^"]*"|“[^”]*”'), re.compile(r'["“”]')
-
 _PARAGRAPH_END = re.compile(r"\n\s*\n")  # a single line break may be in the middle of a sentence
-
 _SENTENCE_END = re.compile(r"(?<=[.!?]) ")
 
 

@@ -219,22 +219,20 @@ def imagereward(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any] | 
     """
     _check_id(rows)
     for first, second in combinations(rows, 2):
+        one, other = to_number(first.get("rank")), to_number(second.get("rank"))
         if first.get("prompt") != second.get("prompt"):
             yield _two_captions(first)
-            continue
-        ranks = to_number(first.get("rank")), to_number(second.get("rank"))
-        if ranks[0] is None or ranks[1] is None:
+        elif one is None or other is None:
             shown = f"{first.get('rank')!r:.20} and {second.get('rank')!r:.20}"
             yield RowError("bad_rating", f"`rank` of two images is {shown}; both must be numbers.")
-            continue
-        if ranks[0] == ranks[1]:
-            yield _tie(f"`rank` of two images is {ranks[0]:g}")
-            continue
-        better, worse = _better_first((first, second), ranks[0] < ranks[1])
-        high, low = to_number(better.get("overall_rating")), to_number(worse.get("overall_rating"))
-        gap = None if high is None or low is None or high < low else high - low
-        images = [row.get("image") or row.get("image_path") for row in (better, worse)]
-        yield _pair(better.get("prompt"), *images, strength=gap, source_id=better.get("prompt_id"))
+        elif one == other:
+            yield _tie(f"`rank` of two images is {one:g}")
+        else:
+            better, worse = _better_first((first, second), one < other)
+            high, low = to_number(better.get("overall_rating")), to_number(worse.get("overall_rating"))
+            gap = None if high is None or low is None or high < low else high - low
+            images = [row.get("image") or row.get("image_path") for row in (better, worse)]
+            yield _pair(better.get("prompt"), *images, strength=gap, source_id=better.get("prompt_id"))
 
 
 IMAGEREWARD = Source(

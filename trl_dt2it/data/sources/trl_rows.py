@@ -23,6 +23,7 @@ from ..rows import (
 from .fields import (
     Source,
     answer_field,
+    check_absent,
     check_is_text,
     check_placeholders,
     image_field,
@@ -68,12 +69,8 @@ def as_canonical(row: Mapping[str, Any], is_checked: bool = False) -> dict[str, 
     """Check and convert a preference row of TRL, canonical rows included."""
     strength = strength_field(row, "strength" if row.get("strength") is not None else "margin")
     weight = strength_field(row, "weight", "bad_weight")
-    for field in ("video", "audio", "audios"):
-        if is_given(row.get(field)):
-            raise RowError("video_type", f"the row has `{field}`, which is not read; give frames in `videos`.")
-    for field in ("tools", "chat_template_kwargs"):
-        if row.get(field):
-            raise RowError("not_conversational", f"the row has `{field}`, which canonical rows do not hold; drop it.")
+    check_absent(row, "video_type", "video", "audio", "audios")
+    check_absent(row, "not_conversational", "tools", "chat_template_kwargs")
     prompt, chosen, rejected = (row.get(field) for field in ("prompt", *SIDES))
     videos = _videos(row)
     if isinstance(prompt, str) and isinstance(chosen, str) and isinstance(rejected, str):
@@ -123,9 +120,7 @@ def _converted(row: Mapping[str, Any], videos: list[list[Any]], is_checked: bool
     messages = [_blocked(message) for message in prompt]
     if images and not any(isinstance(message.get("content"), (list, tuple)) for message in prompt):
         if any(IMAGE_MARKER in (message.get("content") or "") for message in prompt):
-            problem = (
-                f"`prompt` has `{IMAGE_MARKER}` as text; give blocks, or load it as `llamafactory` or `ms_swift`."
-            )
+            problem = f"`prompt` has `{IMAGE_MARKER}` as text; give blocks, or load the set as `ms_swift`."
             raise RowError("placeholder_count", problem)
         first = next(message for message in messages if message["role"] == "user")
         first["content"] = [*({"type": "image", "text": None} for _ in images), *first["content"]]
@@ -216,9 +211,7 @@ def columns(
         is_named = any(path and path.split(".")[0] == field for path in named)
         is_image = field.startswith("image")
         if is_given(row.get(field)) and not is_named and not (is_image and (image or images)):
-            problem = (
-                f"the row has `{field}`, which no option names; name it (only images are read), or drop the column."
-            )
+            problem = f"the row has `{field}`, which no option names; name it if it holds images, or drop the column."
             raise RowError("image_missing" if is_image else "video_type", problem)
     better, worse = (str(side) for side in sides)
     if label and _verdict(found[label], label, known) == "second":

@@ -62,11 +62,6 @@ def path_field(row: Mapping[str, Any], *columns: str) -> str:
     return next((path for path in paths if isinstance(path, str) and path), "")
 
 
-def own_category(row: Mapping[str, Any]) -> str:
-    """The category that a row itself brings, such as the order of its images; `""` if none."""
-    return str(row.get("category") or "")
-
-
 @dataclass(frozen=True)
 class Benchmark:
     """A benchmark of preference pairs."""
@@ -74,7 +69,8 @@ class Benchmark:
     name: str  # for users
     title: str  # of its authors
     source: Source  # its origin, license and adapter, whose rows have a unique `pair_id` and their `category`
-    category_of: Callable[[Mapping[str, Any]], str] = own_category  # of a row, raw or canonical
+    # Of a row, raw or canonical; by default the one that it brings, such as the order of its images.
+    category_of: Callable[[Mapping[str, Any]], str] = lambda row: str(row.get("category") or "")
     # Shared by all rows about the same prompt; `None` if the row does not tell.
     unit_of: Callable[[Mapping[str, Any]], Any] = lambda row: row.get("group_id")
     count: Counting = by_category  # its metrics as ratios, the headline first

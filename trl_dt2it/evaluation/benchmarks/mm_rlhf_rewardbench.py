@@ -32,11 +32,6 @@ def category_of(row: Mapping[str, Any]) -> str:
     raise RowError("missing_column", problem)
 
 
-def prompt_of(row: Mapping[str, Any]) -> Any:
-    """The id that all pairs about one prompt share."""
-    return row["group_id"] if row.get("id") is None else row["id"]
-
-
 def mm_rlhf_rewardbench(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
     """The pair of a row."""
     name = name_field(row, "id")
@@ -77,7 +72,7 @@ MM_RLHF_REWARDBENCH = Benchmark(
         note="The publisher states no licence on the page of the data set.",
     ),
     category_of=category_of,
-    unit_of=prompt_of,
+    unit_of=lambda row: row["group_id"] if row.get("id") is None else row["id"],
     count=count,
     headline="acc",
     sizes={170: "145 pairs with an image and 25 with a video"},

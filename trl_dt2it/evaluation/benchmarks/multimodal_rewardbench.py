@@ -35,9 +35,7 @@ def group_of(row: Mapping[str, Any]) -> str:
     if name.startswith("math") or "mathvista" in folders:
         return "math"
     if not name and not folders & _CODING_FOLDERS:
-        problem = (
-            "of the row, neither an `ID` nor the folder of its image says whether it is math or coding; pass one."
-        )
+        problem = "of the row, neither an `ID` nor the folder of its image tells math from coding; pass one of them."
         raise RowError("missing_column", problem)
     return "coding"
 
