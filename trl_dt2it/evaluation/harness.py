@@ -8,6 +8,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast, runtime_checkable
 
@@ -234,12 +235,9 @@ def _convert(
 
 
 def _has_video(row: Mapping[str, Any]) -> bool:
-    if JSON_COLUMN not in row:
-        return bool(row.get("video"))
-    try:
-        return bool(json.loads(row[JSON_COLUMN])["video"])
-    except (ValueError, KeyError, TypeError):  # no row at all: its conversion refuses it
-        return False
+    with suppress(ValueError, KeyError, TypeError):  # no row at all: its conversion refuses it
+        return bool((json.loads(row[JSON_COLUMN]) if JSON_COLUMN in row else row)["video"])
+    return False
 
 
 def _grouped(raw: Dataset | list[Mapping[str, Any]], column: str | None) -> list[Any]:

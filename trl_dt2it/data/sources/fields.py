@@ -300,7 +300,8 @@ def is_given(value: Any) -> bool:
 def check_absent(row: Mapping[str, Any], reason: Reason, *fields: str) -> None:
     """Refuse a row with fields that change what the pair means and that are not read."""
     for field in fields:
-        if is_given(row.get(field)) and row[field] not in ("[]", "{}", "null", "None"):
+        value = row.get(field)
+        if is_given(value) and not (isinstance(value, str) and value in ("[]", "{}", "null", "None")):
             raise RowError(reason, f"the row has `{field}`, which is not read from this format; drop the row.")
 
 

@@ -118,7 +118,7 @@ def or_llamafactory(fields: Collection[str], present: Collection[str], options: 
     return {*fields, *(_llamafactory_fields(present, {}) if "conversations" in present else ())}
 
 
-LLAMAFACTORY = Source(llamafactory, reads=_llamafactory_fields, note="The licence is that of your data set.")
+LLAMAFACTORY = Source(llamafactory, reads=_llamafactory_fields)
 
 # Columns of a conversation, or of question and answer, in ms-swift's order of preference.
 _CONVERSATIONS = ("messages", "conversation", "conversations")
@@ -177,7 +177,7 @@ def _ms_swift_fields(present: Collection[str], options: Mapping[str, Any]) -> se
     return fields | ({"instruction", "input", "output"} if {"instruction", "input"} <= set(present) else set())
 
 
-MS_SWIFT = Source(ms_swift, reads=_ms_swift_fields, note="The licence is that of your data set.")
+MS_SWIFT = Source(ms_swift, reads=_ms_swift_fields)
 
 
 def _swift_conversation(row: Mapping[str, Any], inside: list[Any]) -> tuple[Turns, str, str]:

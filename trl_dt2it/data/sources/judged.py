@@ -116,8 +116,7 @@ MM_RLHF = Source(
     files=("dpo_pairs.jsonl",),
     has_videos=True,
     reads=("prompt", "chosen", "rejected", "image", "video", "id", "is_tie"),
-    note="The publisher states no licence on the page of the data set. Images and frames of videos come in zip "
-    "archives: unpack them and give the folder as `image_root`.",
+    note="Images and frames of videos come in zip archives: unpack them and give the folder as `image_root`.",
 )
 
 
@@ -191,8 +190,7 @@ R1_REWARD_RL = Source(
     r1_reward_rl,
     hub_id="yifanzhang114/R1-Reward-RL",
     reads=("message", "question", "answer", "id"),
-    note="The terms are not clear. Images are not shipped: they come from the sets that this one was made of. Give "
-    "the one folder that holds them all as `image_root`.",
+    note="Images are not shipped: give the one folder with those of the sets behind this one as `image_root`.",
 )
 
 
@@ -248,8 +246,7 @@ VLFEEDBACK = Source(
     hub_id="MMInstruction/VLFeedback",
     files=("vlfeedback_80k.jsonl",),
     reads=partial(or_llamafactory, ("prompt", "completions", "image", "img_path", "id")),
-    note="The publisher states no licence. Unpack `merged_images.zip` and give the folder that holds `merged_images` "
-    "as `image_root`.",
+    note="Unpack `merged_images.zip` and give the folder that holds `merged_images` as `image_root`.",
 )
 
 

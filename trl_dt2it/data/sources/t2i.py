@@ -43,8 +43,7 @@ HPDV2_TRAIN = Source(
     is_t2i=True,
     files=("train.json",),
     reads=("prompt", "file_path", "image_path", "human_preference"),
-    note="The images are in train.tar.gz (31.7 GB); unpack it and give the folder as `image_root`. Four of them are "
-    "known to be corrupt, and their pairs are dropped.",
+    note="Unpack train.tar.gz (31.7 GB) and give the folder as `image_root`. Pairs of 4 corrupt images are dropped.",
 )
 
 
@@ -70,8 +69,7 @@ HPDV3 = Source(
     is_t2i=True,
     files=("{split}.json",),
     reads=("prompt", "path1", "path2", "confidence", "choice_dist"),
-    note="The images are in images.tar.gz.*; join the parts, unpack them and give the folder as `image_root`. The "
-    "test split tells neither confidence nor votes.",
+    note="Join and unpack images.tar.gz.* and give the folder as `image_root`. The test split has no confidence.",
 )
 
 
@@ -101,8 +99,7 @@ PICKAPIC_V2 = Source(
         *("caption", "has_label", "are_different", "ranking_id"),
         *(name for n in range(2) for name in (f"jpg_{n}", f"image_{n}_url", f"label_{n}")),
     ),
-    note="Users wrote the captions, so that captions and images may be unsafe for work. The variant "
-    "yuvalkirstain/pickapic_v2_no_images holds addresses, many of them dead.",
+    note="Captions and images may be unsafe for work. pickapic_v2_no_images holds addresses, many of them dead.",
 )
 
 
@@ -166,8 +163,7 @@ HPDV2_TEST = Source(
     is_t2i=True,
     files=("test.json",),
     reads=("prompt", "image_path", "file_path", "rank", "raw_annotations"),
-    note="The images are in test.tar.gz; unpack it and give the folder as `image_root`. A benchmark too: do not train "
-    "on it and report it.",
+    note="Unpack test.tar.gz and give the folder as `image_root`. A benchmark too: do not train on it and report it.",
 )
 
 
@@ -208,8 +204,7 @@ EVALMUSE = Source(
     group_by="prompt_id",
     files=("train_list.json",),
     reads=("prompt", "img_path", "total_score", "promt_meaningless", "prompt_id"),
-    note="The images are in images.zip.part-*; join the parts, unpack them and give the folder as `image_root`. The "
-    "ratings of the test split are not public.",
+    note="Join and unpack images.zip.part-* and give the folder as `image_root`. The test split has no ratings.",
 )
 
 
@@ -243,8 +238,7 @@ IMAGEREWARD = Source(
     group_by="prompt_id",
     files=("metadata-{split}.parquet",),
     reads=("prompt", "image", "image_path", "rank", "overall_rating", "prompt_id"),
-    note="The images are in images/<split>/*.zip; unpack them beside the metadata and give that folder as "
-    "`image_root`.",
+    note="Unpack images/<split>/*.zip beside the metadata, and give that folder as `image_root`.",
 )
 
 

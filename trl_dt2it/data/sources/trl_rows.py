@@ -174,7 +174,6 @@ TRL = Source(
         *("prompt", "chosen", "rejected", "images", "image", "videos", "strength", "margin", "weight", "pair_id"),
         *("group_id", "source", "source_id", "tools", "chat_template_kwargs", "video", "audio", "audios"),
     ),
-    note="The licence is that of your data set.",
 )
 
 
@@ -278,4 +277,4 @@ def _value(row: Mapping[str, Any], path: str) -> Any:
     return value
 
 
-COLUMNS = Source(columns, reads=_columns_fields, note="The licence is that of your data set.")
+COLUMNS = Source(columns, reads=_columns_fields)

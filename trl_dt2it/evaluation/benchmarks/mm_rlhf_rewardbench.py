@@ -69,7 +69,6 @@ MM_RLHF_REWARDBENCH = Benchmark(
         hub_id="yifanzhang114/MM-RLHF-RewardBench",
         files=("mm_reward_bench.jsonl",),
         has_videos=True,
-        note="The publisher states no licence on the page of the data set.",
     ),
     category_of=category_of,
     unit_of=lambda row: row["group_id"] if row.get("id") is None else row["id"],
