@@ -194,10 +194,9 @@ def _convert(
 ) -> Dataset:
     """Canonical rows, with `reason` and `message` of those that cannot be used. Paths start `below` the image root."""
     source = conversion.source
-    features = Features({**conversion.features, **({} if source.is_t2i else _OWN)})
-    del features["row"]
-    if videos != "video":
-        features.pop("videos", None)
+    made = {**conversion.features, **({} if source.is_t2i else _OWN)}
+    dropped = {"row"} if videos == "video" else {"row", "videos"}
+    features = Features({name: feature for name, feature in made.items() if name not in dropped})
 
     def convert(row: Mapping[str, Any], index: int) -> Iterator[dict[str, Any]]:
         is_video = source.has_videos and _has_video(row)
@@ -212,8 +211,8 @@ def _convert(
             yield {name: pair.get(name) for name in features} | ({} if source.is_t2i else {"row_index": pair["row"]})
 
     if source.group_by is not None or not isinstance(raw, Dataset):
-        made = [pair for index, row in enumerate(_grouped(raw, source.group_by)) for pair in convert(row, index)]
-        return Dataset.from_list(made, features=features)
+        pairs = [pair for index, row in enumerate(_grouped(raw, source.group_by)) for pair in convert(row, index)]
+        return Dataset.from_list(pairs, features=features)
 
     def convert_batch(batch: dict[str, list[Any]], indices: list[int], version: str) -> dict[str, list[Any]]:
         pairs = [p for row, index in zip(batch_rows(batch), indices, strict=True) for p in convert(row, index)]

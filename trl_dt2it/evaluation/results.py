@@ -281,13 +281,12 @@ def show_published(results: Sequence[EvalResult], console: Console | None = None
             others.setdefault(score.model, {})[column] = score
     labels = "; ".join(f"{name}: {label}" for name, label in sorted({(r.name, r.label) for r in results if r.label}))
     rows = [(model, *map(_percent, columns.values()), labels)]
-    notes: list[str] = []
+    notes: dict[str, int] = {}
     for name, scores in others.items():
         cells = []
         for published in map(scores.get, columns):
-            if published is not None and published.note and published.note not in notes:
-                notes.append(published.note)
-            mark = f" [{notes.index(published.note) + 1}]" if published is not None and published.note else ""
+            note = "" if published is None else published.note
+            mark = f" [{notes.setdefault(note, len(notes) + 1)}]" if note else ""
             cells.append("" if published is None else f"{100 * published.value:.4g}{mark}")
         rows.append((name, *cells, "; ".join(dict.fromkeys(score.source for score in scores.values()))))
     title = "Beside published scores, %: not measured here, and not always in the same way"
@@ -296,7 +295,7 @@ def show_published(results: Sequence[EvalResult], console: Console | None = None
     table.rows[0].end_section = True
     console = console or Console()
     console.print(table)
-    for number, note in enumerate(notes, 1):
+    for note, number in notes.items():
         console.print(f"\\[{number}] {note}")
 
 

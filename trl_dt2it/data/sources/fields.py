@@ -246,9 +246,7 @@ def turns_field(row: Mapping[str, Any], field: str, tags: Tags = TAGS, images: l
 
 def prompt_field(row: Mapping[str, Any], field: str, tags: Tags = TAGS, images: list[Any] | None = None) -> Turns:
     """Read a conversation that ends with a user message."""
-    turns = turns_field(row, field, tags, images)
-    _check_prompt(turns, field)
-    return turns
+    return _checked_prompt(turns_field(row, field, tags, images), field)
 
 
 def answered_field(
@@ -258,14 +256,14 @@ def answered_field(
     *turns, (role, answer) = turns_field(row, field, tags, images)
     if role != "assistant":
         raise RowError("not_conversational", f"`{field}` ends with a {role} message; end it with the answer.")
-    _check_prompt(turns, field)
-    return turns, answer
+    return _checked_prompt(turns, field), answer
 
 
-def _check_prompt(turns: Turns, field: str) -> None:
+def _checked_prompt(turns: Turns, field: str) -> Turns:
     """Refuse a prompt that does not end with a user message."""
     if not turns or turns[-1][0] != "user":
         raise RowError("not_conversational", f"`{field}` has no user message right before the answer; add it.")
+    return turns
 
 
 def with_system(turns: Turns, row: Mapping[str, Any], field: str) -> Turns:
@@ -331,7 +329,9 @@ def _text_of_blocks(blocks: Sequence[Any], where: str, images: list[Any]) -> str
         if kind == "text" and isinstance(text := _first(block, ("text", "value", "content")), str):
             parts.append(text)
         elif kind in ("image", "image_url"):
-            image = _image_of_block(block)
+            image = _first(block, ("image", "image_url", "value", "source", "url", "path", "base64", "bytes"))
+            if isinstance(image, Mapping) and not {"bytes", "path"} & set(image):
+                image = _first(image, ("url", "data"))
             images += [] if _is_missing(image) else [_decoded(image, where)]
             parts.append(IMAGE_MARKER)
         else:
@@ -341,19 +341,10 @@ def _text_of_blocks(blocks: Sequence[Any], where: str, images: list[Any]) -> str
     return "".join(parts)
 
 
-def _image_of_block(block: Mapping[str, Any]) -> Any:
-    """Return the image of a block; `None` of a bare placeholder."""
-    value = _first(block, ("image", "image_url", "value", "source", "url", "path", "base64", "bytes"))
-    if isinstance(value, Mapping) and not {"bytes", "path"} & set(value):
-        return _first(value, ("url", "data"))
-    return value
-
-
 def _decoded(image: Any, where: str) -> Any:
     """Decode an image in base64, alone, in a `data:` address or in place of bytes; return others as they are."""
     if isinstance(image, Mapping) and isinstance(image.get("bytes"), str):
-        content = _from_base64(image["bytes"])
-        if content is None:
+        if (content := _from_base64(image["bytes"])) is None:
             raise RowError("image_type", f"{where} has `bytes` that are text and no base64 of an image; fix it.")
         return {**image, "bytes": content}
     if isinstance(image, Mapping) and image.get("bytes") is None and _is_missing(image.get("path")):

@@ -135,11 +135,9 @@ def llava_critic(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
     if [role for role, _ in turns] != ["user", "assistant"]:
         raise RowError("unparsed_verdict", "`conversations` is not a judge's prompt and its reply; drop the row.")
     (_, prompt), (_, reply) = turns
-    comparison = parse_comparison(prompt)
-    if comparison is None:
+    if (comparison := parse_comparison(prompt)) is None:
         raise RowError("unparsed_verdict", "a question and two answers cannot be read from the judge's prompt.")
-    verdict = parse_verdict(reply)
-    if verdict is None:
+    if (verdict := parse_verdict(reply)) is None:
         raise RowError("unparsed_verdict", "the better answer cannot be read from the judge's reply.")
     if verdict.winner == 0:
         raise RowError("tie", "the judge finds both answers equally good; drop the row.")
@@ -174,8 +172,7 @@ def r1_reward_rl(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
     if any(block.get("type") == "video" for block in blocks):
         raise RowError("video_type", "`message` shows a video, which is not read; drop the row.")
     text = "\n".join(block["text"] for block in blocks if isinstance(block.get("text"), str))
-    comparison = parse_headed_comparison(text)
-    if comparison is None:
+    if (comparison := parse_headed_comparison(text)) is None:
         raise RowError("unparsed_verdict", "a question and two answers cannot be read from `message`.")
     images = [_last_part(block.get("image")) for block in blocks if block.get("type") == "image"]
     if not images or None in images:
@@ -269,8 +266,7 @@ def _total(answer: Mapping[str, Any], index: int, aspects: Sequence[str]) -> flo
     for aspect in aspects:
         annotation = annotations.get(aspect) if isinstance(annotations, Mapping) else None
         rating = annotation.get("Rating") if isinstance(annotation, Mapping) else None
-        number = to_number(rating)
-        if number is None:
+        if (number := to_number(rating)) is None:
             raise RowError("bad_rating", f"answer {index} has {rating!r:.40} as its rating of {aspect}; no number.")
         total += number
     return total
@@ -354,8 +350,7 @@ def parse_comparison(text: str) -> Comparison | None:
 
 def parse_headed_comparison(text: str) -> Comparison | None:
     """Find a question and two answers under the headers `#### [Question]:`, `#### [Response 1]:` and so on."""
-    parts = _between(text, _HEADED)
-    if parts is None:
+    if (parts := _between(text, _HEADED)) is None:
         return None
     second, *instructions = _OUTPUT_FORMAT.split(parts[2])
     if len(instructions) > 1 or _FORM.search(second):

@@ -113,8 +113,7 @@ IMAGEREWARD_PAIRS = Source(
     licence="Apache-2.0",
     is_t2i=True,
     reads=("prompt", "img_better", "img_worse", "prompt_id"),
-    note="For local copies: a script of THUDM/ImageRewardDB made these configurations, and `datasets` no longer runs "
-    "scripts.",
+    note="For local copies: `datasets` no longer runs the script of THUDM/ImageRewardDB that made the configurations.",
 )
 
 
@@ -291,8 +290,7 @@ T2I = Source(
     t2i,
     is_t2i=True,
     reads=_t2i_fields,
-    note="The licence is that of your data set. Its columns are `caption`, `chosen_image`, `rejected_image` and, if "
-    "known, `strength`, unless options say otherwise.",
+    note="Columns are `caption`, `chosen_image`, `rejected_image` and `strength`, unless options say otherwise.",
 )
 
 
@@ -372,8 +370,7 @@ def _ranked_pairs(
     row: Mapping[str, Any], files: Sequence[Any], field: str, annotators: Sequence[Sequence[float]] = ()
 ) -> Iterator[dict[str, Any] | RowError]:
     """Make a pair of every two images with different ranks; `annotators` are further rankings, for the strength."""
-    ranks = _numbers(row.get(field), len(files))
-    if ranks is None:
+    if (ranks := _numbers(row.get(field), len(files))) is None:
         raise RowError("bad_rating", f"`{field}` is {row.get(field)!r:.60}; it must be {len(files)} numbers.")
     for i, j in combinations(range(len(files)), 2):
         if ranks[i] == ranks[j]:

@@ -22,8 +22,10 @@ def mmrb2(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
         if row.get("prompt_content") is None:
             problem = "`prompt_content` is missing; pass the `t2i.json` that the authors' build script makes."
             raise RowError("missing_column", problem)
+        if lacking := [side for side in "ab" if not isinstance(row.get(f"response_{side}"), Mapping)]:
+            raise RowError("missing_column", f"`response_{lacking[0]}` is missing or no object; pass it.")
         caption, prompt_images = _parts(row["prompt_content"], "prompt_content")
-        answers = [_local_answer(row, side) for side in "ab"]
+        answers = [_parts(row[f"response_{x}"].get("response_content"), f"response_{x}") for x in "ab"]
     else:
         caption, prompt_images = text_field(row, "prompt_text"), images_field(row, "prompt_images")
         answers = [(row.get(f"response_{x}_text") or "", images_field(row, f"response_{x}_images")) for x in "ab"]
@@ -35,13 +37,6 @@ def mmrb2(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
     first, second = (images[0] for _, images in answers)
     chosen, rejected = (first, second) if choice == "A" else (second, first)
     yield {**t2i_pair(caption, chosen, rejected, source_id=name), "pair_id": pair_identity(name, caption, choice)}
-
-
-def _local_answer(row: Mapping[str, Any], side: str) -> tuple[str, list[Any]]:
-    answer = row.get(f"response_{side}")
-    if not isinstance(answer, Mapping):
-        raise RowError("missing_column", f"`response_{side}` is missing or no object; pass it.")
-    return _parts(answer.get("response_content"), f"response_{side}")
 
 
 def _parts(content: Any, field: str) -> tuple[str, list[Any]]:

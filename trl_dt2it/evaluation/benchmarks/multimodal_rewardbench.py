@@ -48,9 +48,7 @@ def multimodal_rewardbench(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | 
     better = row.get("Better")
     if better not in ("Output1", "Output2"):
         raise RowError("unparsed_verdict", f'`Better` is {better!r:.40}; it must be "Output1" or "Output2".')
-    chosen, rejected = text_field(row, "Output1"), text_field(row, "Output2")
-    if better == "Output2":
-        chosen, rejected = rejected, chosen
+    chosen, rejected = (text_field(row, side) for side in (better, "Output2" if better == "Output1" else "Output1"))
     pair = preference(question, chosen, rejected, image_field(row, "Image", "image"), source_id=name)
     yield {**pair, "pair_id": pair_identity(name, question, chosen, rejected), "category": group_of(row)}
 

@@ -47,15 +47,7 @@ def _first_is_better(row: Mapping[str, Any]) -> bool:
 
 
 # The names of the configurations on the Hub (HongbangYuan/OmniRewardBench) are not known here: pass a file or rows.
-OMNI_REWARDBENCH_TI2T = Benchmark(
-    name="omni-rewardbench-ti2t",
-    title="Omni-RewardBench, answers about images",
-    source=Source(ti2t),
-)
-
+OMNI_REWARDBENCH_TI2T = Benchmark("omni-rewardbench-ti2t", "Omni-RewardBench, answers about images", Source(ti2t))
 OMNI_REWARDBENCH_T2I = Benchmark(
-    name="omni-rewardbench-t2i",
-    title="Omni-RewardBench, images of captions",
-    source=Source(t2i, is_t2i=True),
-    both_orders=True,
+    "omni-rewardbench-t2i", "Omni-RewardBench, images of captions", Source(t2i, is_t2i=True), both_orders=True
 )
