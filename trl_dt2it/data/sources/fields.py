@@ -132,7 +132,7 @@ def check_is_text(row: Mapping[str, Any], fields: Sequence[str], how: str) -> No
     texts = [str(row.get(field)).strip() for field in fields]
     if all(map(_is_image_file, texts)):
         names = " and ".join(f"`{field}`" for field in fields)
-        problem = f"{names} name image files, such as {texts[0]!r:.60}: this is a text-to-image pair; {how}"
+        problem = f"{names} hold names of image files, such as {texts[0]!r:.60}: this is a text-to-image pair; {how}"
         raise RowError("image_in_answer", problem)
 
 
@@ -181,7 +181,8 @@ def strength_field(row: Mapping[str, Any], field: str, reason: Reason = "bad_str
     value = row.get(field)
     number = to_number(value)
     if value is not None and (number is None or number < 0):
-        raise RowError(reason, f"`{field}` is {value!r:.40}; give a finite number of at least 0, or None if unknown.")
+        problem = f"`{field}` is {value!r:.40}; give a finite number that is not negative, or None if unknown."
+        raise RowError(reason, problem)
     return number
 
 
@@ -336,7 +337,7 @@ def _text_of_blocks(blocks: Sequence[Any], where: str, images: list[Any]) -> str
             parts.append(IMAGE_MARKER)
         else:
             is_medium = isinstance(kind, str) and ("video" in kind or "audio" in kind)
-            problem = f"{where} has a block of type {kind!r:.40}; only text and images are read."
+            problem = f"{where} has a block of type {kind!r:.40}, which is not read; only text and images are."
             raise RowError("video_type" if is_medium else "block_type", problem)
     return "".join(parts)
 
