@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trl_dt2it.data.sources.judged import Comparison, Verdict, parse_comparison, parse_headed_comparison, parse_verdict
+from trl_dt2it.data.sources.judged import Verdict, parse_comparison, parse_headed_comparison, parse_verdict
 
 
 FIRST, SECOND, TIE = Verdict(1), Verdict(2), Verdict(0)
@@ -158,17 +158,17 @@ NAMES = [("The first response", "The second response"), ("Response 1", "Response
     ],
 )
 def test_bracketed_answers_may_hold_brackets_lines_and_praise(names, tail, first, second):
-    assert parse_comparison(paired("q [x]?", first, second, names, tail=tail)) == Comparison("q [x]?", first, second)
+    assert parse_comparison(paired("q [x]?", first, second, names, tail=tail)) == ("q [x]?", first, second)
 
 
 def test_bracketed_answers_of_the_layouts_seen():
     text = "Image and a corresponding question: <image>\nBe a fair judge (LMM). " + paired(head="", names=NAMES[0])
-    assert parse_comparison(text + "\nASSISTANT:\n") == Comparison("q?", "one", "two")
+    assert parse_comparison(text + "\nASSISTANT:\n") == ("q?", "one", "two")
     text = paired().replace("\n", "\r\n").replace("]\r\nResponse 2", "] \r\n\r\nResponse 2")
-    assert parse_comparison(text) == Comparison("q?", "one", "two")
+    assert parse_comparison(text) == ("q?", "one", "two")
     # Without instructions behind it, the last bracket is the one that closes, unless another may be.
     for second in ("in (1, 2] or\n[3, 4)", "[ and\n[ more", ":] is\na smile"):
-        assert parse_comparison(paired(second=second)) == Comparison("q?", "one", second)
+        assert parse_comparison(paired(second=second)) == ("q?", "one", second)
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ BENCH = (
 @pytest.mark.parametrize("layout", [ARENA, BENCH])
 def test_enclosed_answers(layout):
     answers = ("q [x]?", "one\n\n[[A>B]] [list]", "Question: two\n# Assistant 2 is better")
-    assert parse_comparison("Judge.\n\n" + layout.format(*answers)) == Comparison(*answers)
+    assert parse_comparison("Judge.\n\n" + layout.format(*answers)) == (*answers,)
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ FORMAT = "###### **Output Format (strictly follow):**  \n<think>Your analysis</t
 @pytest.mark.parametrize("tail", ["", FORMAT])
 def test_headed_answers(mark, tail):
     for answers in (("q", "one", "two"), ("q?", "# A\n\n[x]: y", "## Output Format\nResponse 1: [x]")):
-        assert parse_headed_comparison(headed(*answers, mark=mark, tail=tail)) == Comparison(*answers)
+        assert parse_headed_comparison(headed(*answers, mark=mark, tail=tail)) == (*answers,)
 
 
 @pytest.mark.parametrize(
@@ -285,7 +285,7 @@ def test_headed_answers_in_doubt_are_not_read(text):
 
 @given(st.text(st.sampled_from("[]\n ab:?")), st.text(st.sampled_from("[]\n ab:?")))
 def test_what_is_read_is_what_was_written(first, second):
-    written = Comparison("q", first.strip(), second.strip())
+    written = ("q", first.strip(), second.strip())
     assert parse_headed_comparison(headed("q", first, second, tail=FORMAT)) == written
     assert parse_comparison(ARENA.format("q", first, second)) == written
     assert parse_comparison(paired("q", first, second)) in (written, None)

@@ -8,6 +8,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast, runtime_checkable
 
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 BenchmarkRows: TypeAlias = Dataset | Iterable[Mapping[str, Any]] | str | os.PathLike
-
 Videos: TypeAlias = Literal["auto", "images", "video", "skip"]
 
 # Columns of a benchmark's canonical rows besides; `row_index` is the position of the raw row.
@@ -66,7 +66,7 @@ def read_benchmark(
 
     Args:
         name (`str`):
-            The benchmark, one of [`BENCHMARKS`].
+            One of [`BENCHMARKS`].
         rows (`Dataset`, `Iterable[Mapping]`, `str` or `os.PathLike`, *optional*):
             Rows as the benchmark has them, a file or folder with them, or a Hub id; by default the benchmark's own
             repository on the Hub. Canonical rows come back as they are.
@@ -77,9 +77,8 @@ def read_benchmark(
         revision (`str`, *optional*):
             Branch, tag or commit on the Hub.
         videos (`str`, *optional*, defaults to `"auto"`):
-            Form of rows about a video. `"images"`: its frames are several images of the prompt, which any model of
-            several images reads. `"video"`: a video, in the column `videos`. `"skip"`: they are dropped. `"auto"`:
-            images, or dropped if not all frames are there. Dropped rows are counted on screen.
+            Form of rows about a video. `"images"`: its frames are images of the prompt. `"video"`: a video, in the
+            column `videos`. `"skip"`: they are dropped. `"auto"`: images, or dropped if not all frames are there.
         max_frames (`int`, *optional*, defaults to `32`):
             Most frames of a video, taken evenly.
         both_orders (`bool`, *optional*):
@@ -94,8 +93,7 @@ def read_benchmark(
 
     Returns:
         `Dataset`: with the columns of [`~trl_dt2it.data.messages.FEATURES`], `category` and `row_index`. `pair_id`,
-        the benchmark's own id with a hash of question and answers, is unique. `group_id` is the same for all pairs
-        about one prompt.
+        the benchmark's own id with a hash of question and answers, is unique.
 
     Raises:
         `ValueError`: if the name or an option is unknown, if there is nothing to read, or if a row cannot be used.
@@ -123,9 +121,8 @@ def read_benchmark(
         ask_both = benchmark.both_orders if both_orders is None else both_orders
         kept = reformulate_t2i(kept, seed=seed, both_orders=ask_both)
         orders = {"ab": "chosen_first", "ba": "chosen_second"}
-        categories = [orders[pair_id[-2:]] if ask_both else "" for pair_id in kept["pair_id"]]
-        columns = {"category": pa.array(categories, pa.string()), "row_index": np.arange(len(kept))}
-        kept = with_columns(kept, columns)
+        categories = pa.array([orders[name[-2:]] if ask_both else "" for name in kept["pair_id"]], pa.string())
+        kept = with_columns(kept, {"category": categories, "row_index": np.arange(len(kept))})
     return with_metrics(_with_unique_ids(kept), name)
 
 
@@ -165,26 +162,9 @@ def _read_raw_rows(
     path = Path(path_or_id).expanduser()
     if benchmark.whole_repository and not path.exists() and not path.suffix and path_or_id.count("/") == 1:
         path = Path(snapshot_download(path_or_id, repo_type="dataset", revision=revision))
-    if not path.exists():
-        return cast(Dataset, read_raw(benchmark.source, path_or_id, split=split, revision=revision)), None
-    folder = path if path.is_dir() else path.parent
-    if path.suffix == ".tsv":
-        return cast(Dataset, Dataset.from_csv(str(path), sep="\t", keep_default_na=False)), folder
-    if path.suffix == ".json" and (pairs := _nested_pairs(path)) is not None:
-        return pairs, folder
-    return cast(Dataset, read_raw(benchmark.source, path, split=split)), folder
-
-
-def _nested_pairs(path: Path) -> list[Mapping[str, Any]] | None:
-    """The rows of a JSON object that holds them under `pairs`."""
-    with path.open(encoding="utf-8-sig") as file:
-        if file.read(4096).lstrip()[:1] != "{":
-            return None
-        file.seek(0)
-        try:
-            return json.load(file).get("pairs")
-        except ValueError:  # JSON lines
-            return None
+    is_local = path.exists()
+    raw = read_raw(benchmark.source, path if is_local else path_or_id, split=split, revision=revision)
+    return cast(Dataset, raw), (path if path.is_dir() else path.parent) if is_local else None
 
 
 def _find_image_root(raw: Dataset | list[Mapping[str, Any]], folder: Path | None) -> tuple[Path | None, str | None]:
@@ -213,10 +193,9 @@ def _convert(
 ) -> Dataset:
     """Canonical rows, with `reason` and `message` of those that cannot be used. Paths start `below` the image root."""
     source = conversion.source
-    features = Features({**conversion.features, **({} if source.is_t2i else _OWN)})
-    del features["row"]
-    if videos != "video":
-        features.pop("videos", None)
+    made = {**conversion.features, **({} if source.is_t2i else _OWN)}
+    dropped = {"row"} if videos == "video" else {"row", "videos"}
+    features = Features({name: feature for name, feature in made.items() if name not in dropped})
 
     def convert(row: Mapping[str, Any], index: int) -> Iterator[dict[str, Any]]:
         is_video = source.has_videos and _has_video(row)
@@ -231,8 +210,8 @@ def _convert(
             yield {name: pair.get(name) for name in features} | ({} if source.is_t2i else {"row_index": pair["row"]})
 
     if source.group_by is not None or not isinstance(raw, Dataset):
-        made = [pair for index, row in enumerate(_grouped(raw, source.group_by)) for pair in convert(row, index)]
-        return Dataset.from_list(made, features=features)
+        pairs = [pair for index, row in enumerate(_grouped(raw, source.group_by)) for pair in convert(row, index)]
+        return Dataset.from_list(pairs, features=features)
 
     def convert_batch(batch: dict[str, list[Any]], indices: list[int], version: str) -> dict[str, list[Any]]:
         pairs = [p for row, index in zip(batch_rows(batch), indices, strict=True) for p in convert(row, index)]
@@ -254,12 +233,9 @@ def _convert(
 
 
 def _has_video(row: Mapping[str, Any]) -> bool:
-    if JSON_COLUMN not in row:
-        return bool(row.get("video"))
-    try:
-        return bool(json.loads(row[JSON_COLUMN])["video"])
-    except (ValueError, KeyError, TypeError):  # no row at all: its conversion refuses it
-        return False
+    with suppress(ValueError, KeyError, TypeError):  # no row at all: its conversion refuses it
+        return bool((json.loads(row[JSON_COLUMN]) if JSON_COLUMN in row else row)["video"])
+    return False
 
 
 def _grouped(raw: Dataset | list[Mapping[str, Any]], column: str | None) -> list[Any]:
@@ -292,22 +268,20 @@ def _without_bad(converted: Dataset, benchmark: Benchmark, videos: Videos, on_ba
         why = "`videos` says so" if videos == "skip" else missing
         logger.warning(
             f"Dropped {is_video.sum()} of {len(converted)} rows of {benchmark.title}, those about a video: {why}. "
-            f'What is left is not the benchmark that others report on; results are labelled "{rest}".'
+            f'Others report on all rows; results are labelled "{rest}".'
         )
         reasons = np.where(is_video, "", reasons)
     bad = np.flatnonzero((reasons != "") & (reasons != "tie"))
     if len(bad) and (on_bad_row == "raise" or len(bad) == len(converted)):
-        first = converted[int(bad[0])]
+        first, counts = converted[int(bad[0])], summarize(Counter(reasons[bad]))
         way_out = "" if len(bad) == len(converted) else ', or set `on_bad_row="leave_out"`'
         raise ValueError(
-            f"{len(bad)} of {len(converted)} pairs of {benchmark.title} cannot be used "
-            f"({summarize(Counter(reasons[bad]))}). The first, {first['pair_id']}: {first['message']} Fix the rows"
-            f"{way_out}."
+            f"{len(bad)} of {len(converted)} pairs of {benchmark.title} cannot be used ({counts}). The first, "
+            f"{first['pair_id']}: {first['message']} Fix the rows{way_out}."
         )
     if dropped := Counter(reason for reason in reasons if reason):
-        logger.warning(
-            f"Dropped {dropped.total()} of {len(converted)} pairs of {benchmark.title} ({summarize(dropped)})."
-        )
+        share = f"{dropped.total()} of {len(converted)} pairs"
+        logger.warning(f"Dropped {share} of {benchmark.title} ({summarize(dropped)}).")
     rows = converted.remove_columns(["reason", "message"])
     return rows if keep.all() else rows.select(np.flatnonzero(keep))
 
@@ -327,15 +301,12 @@ def _warn_of_missing_files(rows: Dataset, benchmark: Benchmark) -> None:
 
 def _with_unique_ids(rows: Dataset) -> Dataset:
     """Make ids unique: the second of equal ones becomes `id#2`."""
-    ids = column_of(rows, "pair_id").to_pylist()
-    if len(set(ids)) == len(ids):
-        return rows
     seen: Counter[str] = Counter()
     unique = []
-    for name in ids:
+    for name in column_of(rows, "pair_id").to_pylist():
         seen[name] += 1
         unique.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
-    return with_columns(rows, {"pair_id": unique})
+    return rows if len(seen) == len(unique) else with_columns(rows, {"pair_id": unique})
 
 
 @runtime_checkable
@@ -369,20 +340,16 @@ def evaluate(
         scorer ([`PairScorer`] or `Callable`):
             Object with `score_pairs(dataset)`, function of a data set, or [`ScoreFile`], which returns the rewards of
             chosen and rejected, `(n, 2)`, in the order of the rows.
-        name, rows, image_root, revision:
+        name, rows, image_root, revision, reading:
             As in [`read_benchmark`].
         model (`str`, *optional*):
             Name of the model, for the record.
         scores_file (`str` or `os.PathLike`, *optional*):
             Parquet or JSON lines file for the scores, by [`write_scores`]. On several processes, pass it on one.
         round (`int`, *optional*):
-            Digits to round the scores to, as in [`ScoreFile`]: only to compare with numbers measured so.
-        num_resamples (`int`, *optional*, defaults to `2000`):
-            Draws of the bootstrap.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the bootstrap.
-        reading:
-            Other arguments of [`read_benchmark`], such as `videos` or `both_orders`.
+            As in [`ScoreFile`].
+        num_resamples, seed (`int`, *optional*, default to `2000` and `0`):
+            Draws of the bootstrap, and their seed.
 
     Returns:
         [`EvalResult`]
@@ -444,10 +411,8 @@ def _describe(benchmark: Benchmark, category: np.ndarray) -> tuple[str, list[str
     known = " or ".join(f"{size:,} ({what})" for size, what in benchmark.sizes.items())
     if benchmark.optional_category is not None and benchmark.optional_category[0] not in category:
         left_out, rest = benchmark.optional_category
-        return f"{rest}, {label}", [
-            f"{start}, none of the category {left_out}, and others report on {known}: these numbers are {rest} and "
-            "cannot be compared with theirs."
-        ]
+        note = f"{start}, none of the category {left_out}, and others report on {known}"
+        return f"{rest}, {label}", [f"{note}: these numbers are {rest} and cannot be compared with theirs."]
     return label, [f"{start}, and others report on {known}: the numbers cannot be compared."]
 
 
@@ -483,12 +448,12 @@ def training_metrics(dataset: Any, records: Sequence[PairRecord]) -> dict[str, f
 
     Args:
         dataset (`Dataset`):
-            Evaluation set. If it is not from [`read_benchmark`], there are no metrics.
+            Evaluation set.
         records (`Sequence[PairRecord]`):
             Pairs, with their positions in the set.
 
     Returns:
-        `dict[str, float]`: as in [`compute_metrics`], or empty.
+        `dict[str, float]`: as in [`compute_metrics`]; empty if the set is not from [`read_benchmark`].
     """
     is_benchmark = isinstance(dataset.info, BenchmarkInfo) and set(CANONICAL_KEYS) <= set(dataset.column_names)
     if not records or not is_benchmark:

@@ -16,12 +16,8 @@ from .benchmarks.benchmark import Benchmark, Ratio
 
 
 CANONICAL_KEYS = ("category", "group_id")
-
-# Draws of the bootstrap to hold at once.
-_BATCH = 100
-
-# Weight, in pairs, of the prior that pairs of a prompt are right together.
-_PRIOR_PAIRS = 0.5
+_BATCH = 100  # draws of the bootstrap to hold at once
+_PRIOR_PAIRS = 0.5  # weight, in pairs, of the prior that pairs of a prompt are right together
 
 
 @dataclass(frozen=True)
@@ -55,19 +51,15 @@ def compute_metrics(
         name (`str`):
             Name of the benchmark, one of [`BENCHMARKS`].
         rows (`Dataset` or `Iterable[Mapping]` of length n):
-            Rows, as the benchmark has them or from [`read_benchmark`], in the order of the scores.
-        chosen (`Sequence[float]` of length n):
-            Scores of the preferred answers.
-        rejected (`Sequence[float]` of length n):
-            Scores of the other answers.
+            Rows, as the benchmark has them or from [`read_benchmark`].
+        chosen, rejected (`Sequence[float]` of length n):
+            Scores of the better and of the worse answers, in the order of the rows.
 
     Returns:
-        `dict[str, float]`: from 0 to 1. Of `"vl-rewardbench"`: `overall`, `macro` (the mean of the groups), `general`,
-        `hallucination`, `reasoning`. Of `"multimodal-rewardbench"`: `overall`, `overall_without_safety`,
-        `correctness`, `preference`, `knowledge`, `math`, `coding`, `safety`, `vqa`. Of `"mm-rlhf-rewardbench"`: `acc`
-        over pairs, `acc_plus` over prompts of which every pair is right, and both for each category, as
-        `acc/<category>` and `acc_plus/<category>`. Of the others: `overall`, and their categories. Metrics without a
-        row are left out, as are means with such a part.
+        `dict[str, float]`: from 0 to 1, `overall` and each category. `"vl-rewardbench"` has `macro` besides, the mean
+        of its groups, and `"multimodal-rewardbench"` `overall_without_safety`. `"mm-rlhf-rewardbench"` has instead
+        `acc` over pairs, `acc_plus` over prompts of which every pair is right, and both for each category, as
+        `acc/<category>`. Metrics without a row are dropped, as are means with such a part.
 
     Raises:
         `ValueError`: if the name is unknown, the lengths differ, a score is not a number, or a row does not tell its
@@ -76,10 +68,8 @@ def compute_metrics(
     benchmark = find_benchmark(name)
     category, unit = row_keys(benchmark, rows)
     if not len(chosen) == len(rejected) == len(category):
-        raise ValueError(
-            f"There are {len(category)} rows of {benchmark.title}, {len(chosen)} scores of chosen and {len(rejected)} "
-            "of rejected; pass one of each for each row."
-        )
+        given = f"{len(chosen)} scores of chosen and {len(rejected)} of rejected"
+        raise ValueError(f"There are {len(category)} rows of {benchmark.title}, {given}; pass one of each a row.")
     scores = as_scores(np.stack([chosen, rejected], axis=-1), len(category))
     return tally(benchmark, category, unit, scores).values()
 
@@ -88,14 +78,10 @@ def as_scores(scores: Any, num_rows: int) -> np.ndarray:
     """Check scores of pairs. Shapes: `scores` `(n, 2)`, returns `(n, 2)` `float64`."""
     scores = np.asarray(scores, dtype=np.float64)
     if scores.shape != (num_rows, 2):
-        raise ValueError(
-            f"The scores have the shape {scores.shape}, and there are {num_rows} pairs; pass one score for chosen and "
-            "one for rejected of each pair."
-        )
+        raise ValueError(f"The scores have the shape {scores.shape}, and there are {num_rows} pairs; pass two a pair.")
     if len(bad := np.flatnonzero(np.isnan(scores).any(axis=1))):
-        raise ValueError(
-            f"{len(bad)} of {num_rows} pairs have a score that is not a number, the first is row {bad[0]}."
-        )
+        bad_rows = f"{len(bad)} of {num_rows} pairs"
+        raise ValueError(f"{bad_rows} have a score that is not a number, the first is row {bad[0]}.")
     return scores
 
 
@@ -176,8 +162,8 @@ def bootstrap_intervals(
     """Intervals of all metrics, with prompts as the independent units."""
     # Prompts are drawn with replacement, the pairs of a prompt together. The draws tell how much each metric varies
     # and which vary together; the ends are Wilson's for so many effective pairs, with Student's quantile for so many
-    # prompts. Percentiles of the draws would do for many prompts; of six, all of which are right, they are 100 % to
-    # 100 %. A mean of metrics has the interval of a share of as many trials as its parts together are worth.
+    # prompts: percentiles of draws of six prompts that are all right would be 100 % to 100 %. A mean of metrics has
+    # the interval of a share of as many trials as its parts together are worth.
     names, drawn = list(tally.ratios), _draw(tally, num_resamples, seed)
     evidence = {
         name: _evidence(ratio.hits, ratio.total, float(np.nanvar(values)))
@@ -185,14 +171,12 @@ def bootstrap_intervals(
     }
     for mean, parts in tally.averages.items():
         values = drawn[:, [names.index(part) for part in parts]]
-        evidence[mean] = _pool(
-            [evidence[part] for part in parts], _correlation(values[np.isfinite(values).all(axis=1)])
-        )
+        correlation = _correlation(values[np.isfinite(values).all(axis=1)])
+        evidence[mean] = _pool([evidence[part] for part in parts], correlation)
     return {name: wilson(one.share, one.count, confidence, one.freedom) for name, one in evidence.items()}
 
 
-@dataclass(frozen=True)
-class _Evidence:
+class _Evidence(NamedTuple):
     """A share, the equivalent number of independent trials, and the degrees of freedom of that estimate."""
 
     share: float

@@ -27,6 +27,8 @@ from .metrics import Interval, wilson
 
 HEADING = "## Benchmarks"
 
+_UNMATCHED = "{} has {} lines, and there are {}: whoever wrote it left rows out, or has another release."
+
 # Names of the two scores: in files of `write_scores`, and in those of `RewardScorer`.
 _NAMES = (("chosen", "rejected"), ("chosen_reward", "rejected_reward"))
 
@@ -40,9 +42,9 @@ class PublishedScore:
         model (`str`):
             Name of the model.
         benchmark (`str`):
-            Name of the benchmark, as in [`BENCHMARKS`], or `"pooled"` for the share of right pairs of all three.
+            One of [`BENCHMARKS`], or `"pooled"` for the share of right pairs of the paper's three.
         metric (`str`):
-            Name of the metric, as in [`compute_metrics`].
+            As in [`compute_metrics`].
         value (`float`):
             Score, from 0 to 1.
         source (`str`):
@@ -59,58 +61,39 @@ class PublishedScore:
     note: str = ""
 
 
-_VL, _MM, _MMRLHF, _POOLED = "vl-rewardbench", "multimodal-rewardbench", "mm-rlhf-rewardbench", "pooled"
+_COLUMNS = (
+    *(("vl-rewardbench", "overall"), ("vl-rewardbench", "macro"), ("multimodal-rewardbench", "overall")),
+    *(("mm-rlhf-rewardbench", "acc"), ("mm-rlhf-rewardbench", "acc_plus"), ("pooled", "overall")),
+)
 
 _DT2IT = "arXiv 2604.19544, from a copy"
 _BASE = "arXiv 2509.16127, tables 8-10"
 _OMNI = "Corrected there; an author of DT2IT-MRM measured 72.0."
+_PARTS = "The paper's own groups give {} at the benchmark's group sizes."
 
+# Model, publication, note on the first column, and the scores by `_COLUMNS`.
+_TABLE: tuple[tuple[str, str, str, tuple[float | None, ...]], ...] = (
+    ("DT2IT-MRM 8B", _DT2IT, "", (0.835, None, 0.793, 0.894, None, 0.805)),
+    ("BaseReward 7B", _BASE, _PARTS.format(86.1), (0.8216, 0.8085, 0.728, 0.9176, 0.8043)),
+    ("BaseReward 7B", _DT2IT, "", (None, None, None, None, None, 0.752)),
+    ("BaseReward, ensemble", _BASE, _PARTS.format(87.2), (0.8441, 0.8291, 0.736, 0.9294, 0.8043)),
+    ("Skywork-VL-Reward 7B", "arXiv 2505.07263", "73.3 after a fix of labels.", (0.731, 0.69)),
+    ("Skywork-VL-Reward 7B", _DT2IT, "", (None, None, 0.744, 0.659)),
+    ("IXC-2.5-Reward 7B", "arXiv 2501.12368", "", (0.658, 0.7)),
+    ("IXC-2.5-Reward 7B", _BASE, "", (None, None, 0.666, 0.7118, 0.5)),
+    ("MM-RLHF-Reward 7B", _BASE, "", (0.5015, 0.51, 0.671)),
+    ("MM-RLHF-Reward 7B", "arXiv 2502.10391", "", (None, None, None, 0.82, 0.63)),
+    ("R1-Reward (writes verdicts)", _BASE, _PARTS.format(77.2), (0.7192, 0.714, 0.822, 0.8059, 0.5435)),
+    ("OmniReward", "issue 3 of OmniReward's repository", _OMNI, (0.763,)),
+    ("Claude 3.7 (writes verdicts)", _BASE, "", (None, None, None, 0.8235, 0.652)),
+    ("GPT-5.2 (writes verdicts)", _DT2IT, "", (0.702, None, 0.753, 0.682)),
+)
 
-def _parts(value: int) -> str:
-    return f"The paper's own groups give {value / 10:.1f} at the benchmark's group sizes."
-
-
-PUBLISHED: tuple[PublishedScore, ...] = (
-    PublishedScore("DT2IT-MRM 8B", _VL, "overall", 0.835, _DT2IT),
-    PublishedScore("DT2IT-MRM 8B", _MM, "overall", 0.793, _DT2IT),
-    PublishedScore("DT2IT-MRM 8B", _MMRLHF, "acc", 0.894, _DT2IT),
-    PublishedScore("DT2IT-MRM 8B", _POOLED, "overall", 0.805, _DT2IT),
-    PublishedScore("BaseReward 7B", _VL, "overall", 0.8216, _BASE, _parts(861)),
-    PublishedScore("BaseReward 7B", _VL, "macro", 0.8085, _BASE),
-    PublishedScore("BaseReward 7B", _MM, "overall", 0.728, _BASE),
-    PublishedScore("BaseReward 7B", _MMRLHF, "acc", 0.9176, _BASE),
-    PublishedScore("BaseReward 7B", _MMRLHF, "acc_plus", 0.8043, _BASE),
-    PublishedScore("BaseReward 7B", _POOLED, "overall", 0.752, _DT2IT),
-    PublishedScore("BaseReward, ensemble", _VL, "overall", 0.8441, _BASE, _parts(872)),
-    PublishedScore("BaseReward, ensemble", _VL, "macro", 0.8291, _BASE),
-    PublishedScore("BaseReward, ensemble", _MM, "overall", 0.736, _BASE),
-    PublishedScore("BaseReward, ensemble", _MMRLHF, "acc", 0.9294, _BASE),
-    PublishedScore("BaseReward, ensemble", _MMRLHF, "acc_plus", 0.8043, _BASE),
-    PublishedScore("Skywork-VL-Reward 7B", _VL, "overall", 0.731, "arXiv 2505.07263", "73.3 after a fix of labels."),
-    PublishedScore("Skywork-VL-Reward 7B", _VL, "macro", 0.69, "arXiv 2505.07263"),
-    PublishedScore("Skywork-VL-Reward 7B", _MM, "overall", 0.744, _DT2IT),
-    PublishedScore("Skywork-VL-Reward 7B", _MMRLHF, "acc", 0.659, _DT2IT),
-    PublishedScore("IXC-2.5-Reward 7B", _VL, "overall", 0.658, "arXiv 2501.12368"),
-    PublishedScore("IXC-2.5-Reward 7B", _VL, "macro", 0.7, "arXiv 2501.12368"),
-    PublishedScore("IXC-2.5-Reward 7B", _MM, "overall", 0.666, _BASE),
-    PublishedScore("IXC-2.5-Reward 7B", _MMRLHF, "acc", 0.7118, _BASE),
-    PublishedScore("IXC-2.5-Reward 7B", _MMRLHF, "acc_plus", 0.5, _BASE),
-    PublishedScore("MM-RLHF-Reward 7B", _VL, "overall", 0.5015, _BASE),
-    PublishedScore("MM-RLHF-Reward 7B", _VL, "macro", 0.51, _BASE),
-    PublishedScore("MM-RLHF-Reward 7B", _MM, "overall", 0.671, _BASE),
-    PublishedScore("MM-RLHF-Reward 7B", _MMRLHF, "acc", 0.82, "arXiv 2502.10391"),
-    PublishedScore("MM-RLHF-Reward 7B", _MMRLHF, "acc_plus", 0.63, "arXiv 2502.10391"),
-    PublishedScore("R1-Reward (writes verdicts)", _VL, "overall", 0.7192, _BASE, _parts(772)),
-    PublishedScore("R1-Reward (writes verdicts)", _VL, "macro", 0.714, _BASE),
-    PublishedScore("R1-Reward (writes verdicts)", _MM, "overall", 0.822, _BASE),
-    PublishedScore("R1-Reward (writes verdicts)", _MMRLHF, "acc", 0.8059, _BASE),
-    PublishedScore("R1-Reward (writes verdicts)", _MMRLHF, "acc_plus", 0.5435, _BASE),
-    PublishedScore("OmniReward", _VL, "overall", 0.763, "issue 3 of OmniReward's repository", _OMNI),
-    PublishedScore("Claude 3.7 (writes verdicts)", _MMRLHF, "acc", 0.8235, _BASE),
-    PublishedScore("Claude 3.7 (writes verdicts)", _MMRLHF, "acc_plus", 0.652, _BASE),
-    PublishedScore("GPT-5.2 (writes verdicts)", _VL, "overall", 0.702, _DT2IT),
-    PublishedScore("GPT-5.2 (writes verdicts)", _MM, "overall", 0.753, _DT2IT),
-    PublishedScore("GPT-5.2 (writes verdicts)", _MMRLHF, "acc", 0.682, _DT2IT),
+PUBLISHED: tuple[PublishedScore, ...] = tuple(
+    PublishedScore(model, *column, value, source, note if column == _COLUMNS[0] else "")
+    for model, source, note, values in _TABLE
+    for column, value in zip(_COLUMNS, values, strict=False)
+    if value is not None
 )
 
 
@@ -137,34 +120,26 @@ class EvalResult:
     Result of [`evaluate`].
 
     Parameters:
-        name (`str`):
-            Name of the benchmark.
-        title (`str`):
-            Name that its authors use.
+        name, title (`str`):
+            Names of the benchmark, here and by its authors.
         metrics (`dict[str, float]`):
             Metrics of [`compute_metrics`], from 0 to 1.
         micro (`float`):
             Share of right pairs.
         macro (`float`, *optional*):
             Mean over the categories of the share of right pairs; `None` where there are none.
-        correct (`dict[str, int]`):
-            For each metric that is a share, the number of right pairs, or prompts of `acc_plus`.
-        n (`dict[str, int]`):
-            For each of these, the number of pairs or prompts.
-        ties (`dict[str, int]`):
-            For each share of pairs, the number with two equal scores, which count as wrong.
-        wilson (`dict[str, Interval]`):
-            95 % interval of each share, if all pairs were independent.
-        bootstrap (`dict[str, Interval]`):
-            95 % interval of each metric, prompts as the independent units, see
-            [`~trl_dt2it.evaluation.metrics.bootstrap_intervals`].
+        correct, n, ties (`dict[str, int]`):
+            For each metric that is a share, the number of right pairs, of pairs, and of pairs with two equal scores,
+            which count as wrong; for `acc_plus`, the numbers of prompts, without ties.
+        wilson, bootstrap (`dict[str, Interval]`):
+            95 % intervals: of each share if all pairs were independent, and of each metric with prompts as the
+            independent units.
         label (`str`, *optional*, defaults to `""`):
             Part of the benchmark, if the rows are not the whole, such as `"image-only"`.
         notes (`tuple[str, ...]`, *optional*):
             Caveats for a reader of the numbers.
         settings (`dict`, *optional*):
-            Settings of the measurement: `rows_sha256` over the ids of the rows, `revision`, `round`, `model`,
-            bootstrap.
+            `rows_sha256` over the ids of the rows, `revision`, `round`, `model`, `bootstrap`.
     """
 
     name: str
@@ -205,10 +180,8 @@ class EvalResult:
         """Print the result beside published scores of other models, on standard output by default."""
         console = console or Console()
         label = f", {self.label}" if self.label else ""
-        rows = []
-        for metric, value in self.metrics.items():
-            intervals = _interval(self.wilson.get(metric)), _interval(self.bootstrap.get(metric))
-            rows.append((metric, _percent(value), *intervals, *self._counts(metric)))
+        intervals = {m: [_interval(by.get(m)) for by in (self.wilson, self.bootstrap)] for m in self.metrics}
+        rows = [(m, _percent(value), *intervals[m], *self._counts(m)) for m, value in self.metrics.items()]
         columns = ("", "value", "95 %, Wilson", "95 %, prompts drawn", "n", "ties")
         console.print(screen_table(columns, rows, title=f"{self.title}{label}: accuracy, %"))
         for note in self.notes:
@@ -245,12 +218,8 @@ class PooledResult:
             Share of right pairs over all benchmarks, which the paper calls the mean overall accuracy.
         mean (`float`):
             Mean of the shares, each benchmark counting the same.
-        correct (`int`):
-            Number of right pairs.
-        n (`int`):
-            Number of pairs.
-        ties (`int`):
-            Number of pairs with two equal scores, which count as wrong.
+        correct, n, ties (`int`):
+            Number of right pairs, of pairs, and of pairs with two equal scores, which count as wrong.
         wilson ([`Interval`]):
             95 % interval of `micro`, if all pairs were independent.
     """
@@ -301,10 +270,7 @@ def show_published(results: Sequence[EvalResult], console: Console | None = None
             Name for the model of the results.
     """
     # A column for each metric that somebody published, and one for the share of all pairs.
-    columns: dict[tuple[str, str], float] = {}
-    for result in results:
-        metrics = {score.metric for score in published_scores(result.name)}
-        columns |= {(result.name, m): value for m, value in result.metrics.items() if m in metrics}
+    columns = {(r.name, m): value for r in results for m, value in r.metrics.items() if published_scores(r.name, m)}
     if not columns:
         return
     if {result.name for result in results} == set(PAPER_BENCHMARKS):
@@ -315,13 +281,12 @@ def show_published(results: Sequence[EvalResult], console: Console | None = None
             others.setdefault(score.model, {})[column] = score
     labels = "; ".join(f"{name}: {label}" for name, label in sorted({(r.name, r.label) for r in results if r.label}))
     rows = [(model, *map(_percent, columns.values()), labels)]
-    notes: list[str] = []
+    notes: dict[str, int] = {}
     for name, scores in others.items():
         cells = []
         for published in map(scores.get, columns):
-            if published is not None and published.note and published.note not in notes:
-                notes.append(published.note)
-            mark = f" [{notes.index(published.note) + 1}]" if published is not None and published.note else ""
+            note = "" if published is None else published.note
+            mark = f" [{notes.setdefault(note, len(notes) + 1)}]" if note else ""
             cells.append("" if published is None else f"{100 * published.value:.4g}{mark}")
         rows.append((name, *cells, "; ".join(dict.fromkeys(score.source for score in scores.values()))))
     title = "Beside published scores, %: not measured here, and not always in the same way"
@@ -330,7 +295,7 @@ def show_published(results: Sequence[EvalResult], console: Console | None = None
     table.rows[0].end_section = True
     console = console or Console()
     console.print(table)
-    for number, note in enumerate(notes, 1):
+    for note, number in notes.items():
         console.print(f"\\[{number}] {note}")
 
 
@@ -352,12 +317,10 @@ class ScoreFile:
             Parquet or JSON lines file with `pair_id`, `chosen` and `rejected` (or `chosen_reward` and
             `rejected_reward`), such as from [`write_scores`]. It may hold other pairs too.
         by (`str`, *optional*, defaults to `"pair_id"`):
-            `"pair_id"` finds the scores of a pair by its id. `"position"` takes line i for row i, if there are as many
-            lines as rows: for files without ids, such as LLaMA-Factory's `generated_predictions.jsonl`. Another order
-            of the rows is then not noticed.
+            `"pair_id"` finds the scores of a pair by its id. `"position"` takes line i for row i, for files without
+            ids such as LLaMA-Factory's `generated_predictions.jsonl`: another order of the rows is not noticed.
         round (`int`, *optional*):
-            Digits to round the scores to; LLaMA-Factory rounds to 2. That makes ties, which count as wrong: only to
-            compare with numbers measured so.
+            Digits to round the scores to, 2 in LLaMA-Factory. Makes ties: only to compare with numbers measured so.
     """
 
     path: str | os.PathLike
@@ -372,29 +335,23 @@ class ScoreFile:
         if self.by == "pair_id":
             scores = scores[self._positions(table, scores, column_of(dataset, "pair_id").to_pylist())]
         elif len(scores) != len(dataset):
-            raise ValueError(
-                f"{self.path} has {len(scores)} lines, and there are {len(dataset)} rows: whoever wrote it left "
-                "rows out, or has another release, so that lines and rows cannot be matched by their positions."
-            )
+            raise ValueError(_UNMATCHED.format(self.path, len(scores), f"{len(dataset)} rows"))
         return scores if self.round is None else rounded(scores, self.round)
 
     def _positions(self, table: pa.Table, scores: np.ndarray, pair_ids: list[str]) -> list[int]:
         if "pair_id" not in table.column_names:
             raise ValueError(
-                f"{self.path} has no `pair_id`, only {', '.join(table.column_names)}; write it beside the scores, or, "
-                'if every row has its line in the same order, set `by="position"`.'
+                f"{self.path} has no `pair_id`, only {', '.join(table.column_names)}; write it beside the scores, or "
+                'set `by="position"` if every row has its line in the same order.'
             )
         positions: dict[str, int] = {}
         for position, pair_id in enumerate(table["pair_id"].to_pylist()):
             first = positions.setdefault(pair_id, position)
             if not np.array_equal(scores[first], scores[position]):
                 raise ValueError(f"{self.path} has two scores for `{pair_id}`; keep one of them.")
-        missing = [pair_id for pair_id in pair_ids if pair_id not in positions]
-        if missing:
-            raise ValueError(
-                f"{self.path} has no score for {len(missing)} of {len(pair_ids)} rows, the first is `{missing[0]}`; "
-                "score them, or pass the release that the scores are of."
-            )
+        if missing := [pair_id for pair_id in pair_ids if pair_id not in positions]:
+            count = f"{len(missing)} of {len(pair_ids)} rows"
+            raise ValueError(f"{self.path} has no score for {count}, the first is `{missing[0]}`; score them.")
         return [positions[pair_id] for pair_id in pair_ids]
 
 
@@ -433,8 +390,7 @@ def split_predictions(
     """
     Split the scores of several benchmarks in one `generated_predictions.jsonl` of LLaMA-Factory.
 
-    The lines have no ids, and LLaMA-Factory silently drops rows, after which every line would stand for the row before
-    it. So there must be as many lines as rows.
+    The lines have no ids, and LLaMA-Factory silently drops rows: there must be as many lines as rows.
 
     Args:
         path (`str` or `os.PathLike`):
@@ -454,11 +410,8 @@ def split_predictions(
     _, scores = _read_scores(path)
     sizes = {name: len(dataset) for name, dataset in rows.items()}
     if len(scores) != sum(sizes.values()):
-        raise ValueError(
-            f"{path} has {len(scores)} lines, and there are {sum(sizes.values())} rows ("
-            + ", ".join(f"{size} of {name}" for name, size in sizes.items())
-            + "): whoever wrote it left rows out, or has another release, so that lines and rows cannot be matched."
-        )
+        shown = ", ".join(f"{size} of {name}" for name, size in sizes.items())
+        raise ValueError(_UNMATCHED.format(path, len(scores), f"{sum(sizes.values())} rows ({shown})"))
     scores = scores if round is None else rounded(scores, round)
     parts = np.split(scores, np.cumsum(list(sizes.values()))[:-1])
     return dict(zip(sizes, parts, strict=True))
@@ -474,11 +427,10 @@ def _read_scores(path: str | os.PathLike) -> tuple[pa.Table, np.ndarray]:
     table = pq.read_table(path) if path.suffix == ".parquet" else pa.Table.from_pylist(_json_lines(path))
     names: Sequence[str] = next((pair for pair in _NAMES if set(pair) <= set(table.column_names)), ())
     if not names:
-        raise ValueError(
-            f"{path} has the columns {', '.join(table.column_names)}; it needs the scores as `chosen` and `rejected`."
-        )
+        there = ", ".join(table.column_names)
+        raise ValueError(f"{path} has the columns {there}; it needs the scores as `chosen` and `rejected`.")
     columns = [table[name] for name in names]
-    if any(column.null_count or not _is_number(column.type) for column in columns):
+    if any(c.null_count or not (pa.types.is_floating(c.type) or pa.types.is_integer(c.type)) for c in columns):
         raise ValueError(f"{path} has a score that is missing or not a number; fix the file.")
     return table, np.stack([column.to_numpy().astype(np.float64) for column in columns], axis=1)
 
@@ -494,10 +446,6 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
             if not isinstance(rows[-1], dict):
                 raise ValueError(f"Line {number} of {path} holds no object; fix the file.")
     return rows
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    return pa.types.is_floating(kind) or pa.types.is_integer(kind)
 
 
 def update_card(

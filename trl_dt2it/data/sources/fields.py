@@ -18,7 +18,6 @@ from ..rows import Reason, RowError
 
 
 JSON_COLUMN = "_json"  # column of a raw row as JSON
-
 FOLDER_COLUMN = "_folder"  # column of the folder that a row's image paths start from
 
 # A function of a row as the source has it (of a grouped source, of all rows of a group), with options as keywords. It
@@ -38,7 +37,7 @@ class Source:
     """A public preference set, or a format: its adapter, and the facts that the loader needs."""
 
     convert: Adapter
-    licence: str  # SPDX identifier as the publisher states it, or "unknown"
+    licence: str = "unknown"  # SPDX identifier, if the publisher states one
     hub_id: str | None = None  # repository on the Hub; a format has none
     is_non_commercial: bool = False
     is_t2i: bool = False  # the adapter yields text-to-image pairs
@@ -81,11 +80,8 @@ _MESSAGE_EXTRAS = {
 }
 
 _PLACEHOLDERS = (IMAGE_MARKER, "<video>", "<audio>")
-
 _IMAGE_STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GIF8", b"BM", b"II*\x00", b"MM\x00*")
-
 _IMAGE_IN_TEXT = re.compile(r"<(img|image)>\s*[^<>\s][^<>]*</\1>")  # as Qwen-VL's first files had it
-
 _IMAGE_FILE = re.compile(
     r"(?:\S+|[^\s/\\]*[/\\][^\n]*)\.(?:png|jpe?g|webp|gif|bmp|tiff?|ppm|avif|heic)(?:[?#]\S*)?", re.IGNORECASE
 )
@@ -126,21 +122,18 @@ def check_is_text(row: Mapping[str, Any], fields: Sequence[str], how: str) -> No
     for field in fields:
         value = row.get(field)
         items = value if isinstance(value, (list, tuple)) else [value]
-        is_image = any(
+        if any(
             isinstance(item, (bytes, bytearray, memoryview))
             or (isinstance(item, Mapping) and any(item.get(key) is not None for key in ("bytes", "path")))
             or (items is value and isinstance(item, str) and _is_image_file(item))
             for item in items
-        )
-        if is_image:
+        ):
             raise RowError("image_in_answer", f"`{field}` holds an image: this is a text-to-image pair; {how}")
     texts = [str(row.get(field)).strip() for field in fields]
     if all(map(_is_image_file, texts)):
         names = " and ".join(f"`{field}`" for field in fields)
-        raise RowError(
-            "image_in_answer",
-            f"{names} hold names of image files, such as {texts[0]!r:.60}: this is a text-to-image pair; {how}",
-        )
+        problem = f"{names} hold names of image files, such as {texts[0]!r:.60}: this is a text-to-image pair; {how}"
+        raise RowError("image_in_answer", problem)
 
 
 def _is_image_file(text: str) -> bool:
@@ -152,25 +145,16 @@ def check_placeholders(turns: Turns, answers: Mapping[str, str], placeholders: S
     parts = [("the prompt", text, role == "user") for role, text in turns]
     for name, text, is_user in (*parts, *((f"`{field}`", text, False) for field, text in answers.items())):
         if len(placeholders) > 1 and (found := _IMAGE_IN_TEXT.search(text)):
-            raise RowError(
-                "placeholder_count",
-                f"{name} has {found[0]!r:.60}, and images are not read from texts; put them into `images`, and "
-                f"`{IMAGE_MARKER}` in their place.",
-            )
-        for marker in placeholders[is_user:]:
-            if marker in text and marker != IMAGE_MARKER:
-                raise RowError(
-                    "video_type",
-                    f"{name} has the placeholder `{marker}`, but videos and sounds are not read from this format; "
-                    "drop the row.",
-                )
-            if marker in text:
-                where = name if name != "the prompt" else "a message of the prompt that is not the user's"
-                raise RowError(
-                    "image_in_answer",
-                    f"{where} has the placeholder `{marker}`, but only what the user says may show images; drop the "
-                    "row.",
-                )
+            problem = f"{name} has {found[0]!r:.60}; put the image into `images`, and `{IMAGE_MARKER}` in its place."
+            raise RowError("placeholder_count", problem)
+        marker = next((marker for marker in placeholders[is_user:] if marker in text), None)
+        if marker == IMAGE_MARKER:
+            where = name if name != "the prompt" else "a message of the prompt that is not the user's"
+            problem = f"{where} has the placeholder `{marker}`, but only the user may show images; drop the row."
+            raise RowError("image_in_answer", problem)
+        if marker is not None:
+            problem = f"{name} has the placeholder `{marker}`, but videos and sounds are not read; drop the row."
+            raise RowError("video_type", problem)
 
 
 def json_field(row: Mapping[str, Any], field: str) -> Any:
@@ -195,13 +179,10 @@ def name_field(row: Mapping[str, Any], field: str) -> str | None:
 def strength_field(row: Mapping[str, Any], field: str, reason: Reason = "bad_strength") -> float | None:
     """Read a finite number that is not negative, also in a string; `None` if it is unknown."""
     value = row.get(field)
-    if value is None:
-        return None
     number = to_number(value)
-    if number is None or number < 0:
-        raise RowError(
-            reason, f"`{field}` is {value!r:.40}; give a finite number that is not negative, or None if unknown."
-        )
+    if value is not None and (number is None or number < 0):
+        problem = f"`{field}` is {value!r:.40}; give a finite number that is not negative, or None if unknown."
+        raise RowError(reason, problem)
     return number
 
 
@@ -266,9 +247,7 @@ def turns_field(row: Mapping[str, Any], field: str, tags: Tags = TAGS, images: l
 
 def prompt_field(row: Mapping[str, Any], field: str, tags: Tags = TAGS, images: list[Any] | None = None) -> Turns:
     """Read a conversation that ends with a user message."""
-    turns = turns_field(row, field, tags, images)
-    _check_prompt(turns, field)
-    return turns
+    return _checked_prompt(turns_field(row, field, tags, images), field)
 
 
 def answered_field(
@@ -278,14 +257,14 @@ def answered_field(
     *turns, (role, answer) = turns_field(row, field, tags, images)
     if role != "assistant":
         raise RowError("not_conversational", f"`{field}` ends with a {role} message; end it with the answer.")
-    _check_prompt(turns, field)
-    return turns, answer
+    return _checked_prompt(turns, field), answer
 
 
-def _check_prompt(turns: Turns, field: str) -> None:
+def _checked_prompt(turns: Turns, field: str) -> Turns:
     """Refuse a prompt that does not end with a user message."""
     if not turns or turns[-1][0] != "user":
         raise RowError("not_conversational", f"`{field}` has no user message right before the answer; add it.")
+    return turns
 
 
 def with_system(turns: Turns, row: Mapping[str, Any], field: str) -> Turns:
@@ -317,6 +296,14 @@ def is_given(value: Any) -> bool:
     return not isinstance(value, Mapping) or any(map(is_given, value.values()))
 
 
+def check_absent(row: Mapping[str, Any], reason: Reason, *fields: str) -> None:
+    """Refuse a row with fields that change what the pair means and that are not read."""
+    for field in fields:
+        value = row.get(field)
+        if is_given(value) and not (isinstance(value, str) and value in ("[]", "{}", "null", "None")):
+            raise RowError(reason, f"the row has `{field}`, which is not read from this format; drop the row.")
+
+
 def literal(text: str) -> Any:
     """Parse JSON, or a value as Python prints it; `None` if it is neither."""
     for parse in (json.loads, ast.literal_eval):
@@ -343,31 +330,22 @@ def _text_of_blocks(blocks: Sequence[Any], where: str, images: list[Any]) -> str
         if kind == "text" and isinstance(text := _first(block, ("text", "value", "content")), str):
             parts.append(text)
         elif kind in ("image", "image_url"):
-            image = _image_of_block(block)
+            image = _first(block, ("image", "image_url", "value", "source", "url", "path", "base64", "bytes"))
+            if isinstance(image, Mapping) and not {"bytes", "path"} & set(image):
+                image = _first(image, ("url", "data"))
             images += [] if _is_missing(image) else [_decoded(image, where)]
             parts.append(IMAGE_MARKER)
         else:
             is_medium = isinstance(kind, str) and ("video" in kind or "audio" in kind)
-            raise RowError(
-                "video_type" if is_medium else "block_type",
-                f"{where} has a block of type {kind!r:.40}, which is not read; only text and images are.",
-            )
+            problem = f"{where} has a block of type {kind!r:.40}, which is not read; only text and images are."
+            raise RowError("video_type" if is_medium else "block_type", problem)
     return "".join(parts)
-
-
-def _image_of_block(block: Mapping[str, Any]) -> Any:
-    """Return the image of a block; `None` of a bare placeholder."""
-    value = _first(block, ("image", "image_url", "value", "source", "url", "path", "base64", "bytes"))
-    if isinstance(value, Mapping) and not {"bytes", "path"} & set(value):
-        return _first(value, ("url", "data"))
-    return value
 
 
 def _decoded(image: Any, where: str) -> Any:
     """Decode an image in base64, alone, in a `data:` address or in place of bytes; return others as they are."""
     if isinstance(image, Mapping) and isinstance(image.get("bytes"), str):
-        content = _from_base64(image["bytes"])
-        if content is None:
+        if (content := _from_base64(image["bytes"])) is None:
             raise RowError("image_type", f"{where} has `bytes` that are text and no base64 of an image; fix it.")
         return {**image, "bytes": content}
     if isinstance(image, Mapping) and image.get("bytes") is None and _is_missing(image.get("path")):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from ..images import as_image
@@ -12,12 +11,12 @@ from ..messages import IMAGE_MARKER, preference
 from ..rows import RowError
 from .fields import (
     TAGS,
-    Reads,
     Source,
     Tags,
     Turns,
     answer_field,
     answered_field,
+    check_absent,
     check_is_text,
     check_placeholders,
     image_field,
@@ -35,9 +34,7 @@ from .fields import (
 _AS_T2I = "make a question about two images of each such pair with `reformulate_t2i`."
 
 # Names of columns that `dataset_info.json` may override.
-_COLUMNS = {"messages": "conversations", "prompt": "instruction", "query": "input", "response": "output"}
-
-_COLUMNS |= {
+_COLUMNS = {"messages": "conversations", "prompt": "instruction", "query": "input", "response": "output"} | {
     name: name
     for name in ("history", "system", "chosen", "rejected", "images", "videos", "audios", "tools", "kto_tag")
 }
@@ -65,23 +62,18 @@ def llamafactory(
     if unknown := (columns or {}).keys() - _COLUMNS.keys():
         raise ValueError(f"`columns` has the keys {sorted(unknown)}; it may have {', '.join(_COLUMNS)}.")
     names, read_tags = {**_COLUMNS, **(columns or {})}, _read_tags(tags)
-    _check_media(row, names["videos"], names["audios"], "video", "audio")
-    _check_tools(row, names["tools"])
+    check_absent(row, "video_type", names["videos"], names["audios"], "video", "audio")
+    check_absent(row, "not_conversational", names["tools"])
     if row.get(names["kto_tag"]) is not None:
-        raise RowError(
-            "not_conversational",
-            f"the row has `{names['kto_tag']}`, so that it judges one answer (KTO) and is no pair; drop the row.",
-        )
+        problem = f"the row has `{names['kto_tag']}`, which judges one answer (KTO), and is no pair; drop the row."
+        raise RowError("not_conversational", problem)
     fields, inside = (names["chosen"], names["rejected"]), list[Any]()
     both = row.get(names["response"])
     if isinstance(both, (list, tuple)) and len(both) == 2 and not any(is_given(row.get(field)) for field in fields):
         row = {**row, **dict(zip(fields, both, strict=True))}  # an old file: the better answer and the worse one
     elif is_given(both) and not any(row.get(field) is not None for field in (*fields, *_WHOLE)):
-        raise RowError(
-            "missing_column",
-            f"there are no `{fields[0]}` and `{fields[1]}`, and `{names['response']}` holds no pair of answers; give "
-            "both, or drop the row.",
-        )
+        pair = f"`{fields[0]}` and `{fields[1]}`"
+        raise RowError("missing_column", f"`{names['response']}` holds no pair of answers; give {pair}.")
     whole = _WHOLE if any(is_given(row.get(field)) for field in _WHOLE) else None
     messages = names["messages"]
     if row.get(messages) is None and row.get(names["prompt"]) is None and row.get("messages") is not None:
@@ -93,23 +85,18 @@ def llamafactory(
     else:
         check_is_text(row, fields, _AS_T2I)
         chosen, rejected = (answer_field(row, field, read_tags) for field in fields)
-        is_alpaca = row.get(messages) is None and row.get(names["prompt"]) is not None
-        turns = _alpaca_turns(row, names) if is_alpaca else prompt_field(row, messages, read_tags, inside)
+        if row.get(messages) is None and row.get(names["prompt"]) is not None:  # Alpaca's layout
+            asked = _joined(row, names["prompt"], *([names["query"]] if row.get(names["query"]) else []))
+            turns = [*_history(row, names["history"]), ("user", asked)]
+        else:
+            turns = prompt_field(row, messages, read_tags, inside)
     if IMAGE_MARKER in (chosen.strip(), rejected.strip()):
-        raise RowError(
-            "image_in_answer",
-            f"an answer is `{IMAGE_MARKER}`, so that the images belong to the answers; load the set as "
-            "`omnireward_t2i`.",
-        )
+        problem = f"an answer is `{IMAGE_MARKER}`: the images are the answers; load the set as `omnireward_t2i`."
+        raise RowError("image_in_answer", problem)
     turns = with_system(turns, row, names["system"])
     check_placeholders(turns, dict(zip(whole or fields, (chosen, rejected), strict=True)))
-    yield preference(
-        turns,
-        chosen,
-        rejected,
-        _only_images(row, (names["images"], "image"), inside, messages if whole is None else whole[0]),
-        source_id=name_field(row, "id"),
-    )
+    images = _only_images(row, (names["images"], "image"), inside, messages if whole is None else whole[0])
+    yield preference(turns, chosen, rejected, images, source_id=name_field(row, "id"))
 
 
 def _llamafactory_fields(present: Collection[str], options: Mapping[str, Any]) -> set[str]:
@@ -126,26 +113,17 @@ def _llamafactory_fields(present: Collection[str], options: Mapping[str, Any]) -
     return layout | answers | others | {"image", "video", "audio"}
 
 
-def or_llamafactory(*fields: str) -> Reads:
-    """Make a function that lists these fields and, of a set in LLaMA-Factory's layout, those of [`llamafactory`]."""
-    return partial(_fields_or_llamafactory, fields)
-
-
-def _fields_or_llamafactory(fields: Collection[str], present: Collection[str], options: Mapping[str, Any]) -> set[str]:
+def or_llamafactory(fields: Collection[str], present: Collection[str], options: Mapping[str, Any]) -> set[str]:
+    """List some fields and, of a set in LLaMA-Factory's layout, those of [`llamafactory`]."""
     return {*fields, *(_llamafactory_fields(present, {}) if "conversations" in present else ())}
 
 
-LLAMAFACTORY = Source(
-    llamafactory, licence="unknown", reads=_llamafactory_fields, note="The licence is that of your data set."
-)
+LLAMAFACTORY = Source(llamafactory, reads=_llamafactory_fields)
 
 # Columns of a conversation, or of question and answer, in ms-swift's order of preference.
 _CONVERSATIONS = ("messages", "conversation", "conversations")
-
 _SYSTEMS = ("system", "system_prompt")
-
 _QUERIES = ("query", "prompt", "input", "instruction", "question", "problem")
-
 _RESPONSES = (
     *("response", "answer", "output", "targets", "target", "answer_key", "answers", "solution"),
     *("text", "completion", "content"),
@@ -154,9 +132,7 @@ _RESPONSES = (
 _SWIFT_TAGS = Tags(("role", "from"), ("content", "value"), {**TAGS.roles, "bot": "assistant"})
 
 _PARTS = ("messages", "images", "videos", "audios", "tools", "objects")
-
 _LISTS_OF_SAMPLES = tuple(f"{side}_{part}" for side in ("positive", "negative") for part in _PARTS)
-
 _SWIFT_FIELDS = {
     *(f"{side}{part}" for side in ("", "rejected_") for part in _PARTS if side or part != "messages"),
     *("image", "video", "audio", "ref_audios", "audio_codes", "rejected_response", "margin", "chat_template_kwargs"),
@@ -169,22 +145,14 @@ _OBJECT = re.compile("<ref-object>|<bbox>")
 def ms_swift(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
     """Read a preference row of ms-swift: a conversation that ends with the better answer, and the worse answer."""
     media = ("videos", "video", "audios", "audio", "rejected_videos", "rejected_audios", "ref_audios", "audio_codes")
-    _check_media(row, *media)
-    _check_tools(row, "tools", "rejected_tools")
-    for field in ("chat_template_kwargs", *_LISTS_OF_SAMPLES):
-        if is_given(row.get(field)):
-            kind = "settings of a template" if field == "chat_template_kwargs" else "samples for embeddings"
-            raise RowError("not_conversational", f"the row has `{field}`, {kind}, which are not read; drop the row.")
+    check_absent(row, "video_type", *media)
+    check_absent(row, "not_conversational", "tools", "rejected_tools", "chat_template_kwargs", *_LISTS_OF_SAMPLES)
     inside = list[Any]()
     prompt, chosen, field = _swift_conversation(row, inside)
     images = _only_images(row, ("images", "image"), inside, field)
     other_images = images_field(row, "rejected_images")
     if other_images and not _are_same(other_images, images):
-        raise RowError(
-            "image_in_answer",
-            "`rejected_images` are other images than `images`, so that the answers have images of their own, and only "
-            f"the prompt may show images; {_AS_T2I}",
-        )
+        raise RowError("image_in_answer", f"`rejected_images` and `images` differ: the answers are images; {_AS_T2I}")
     rejected = _swift_rejected(row, prompt, field, images)
     if is_given(row.get("objects")) or is_given(row.get("rejected_objects")):
         prompt, chosen, rejected = _with_objects(row, prompt, chosen, rejected)
@@ -209,7 +177,7 @@ def _ms_swift_fields(present: Collection[str], options: Mapping[str, Any]) -> se
     return fields | ({"instruction", "input", "output"} if {"instruction", "input"} <= set(present) else set())
 
 
-MS_SWIFT = Source(ms_swift, licence="unknown", reads=_ms_swift_fields, note="The licence is that of your data set.")
+MS_SWIFT = Source(ms_swift, reads=_ms_swift_fields)
 
 
 def _swift_conversation(row: Mapping[str, Any], inside: list[Any]) -> tuple[Turns, str, str]:
@@ -266,21 +234,15 @@ def _swift_rejected(row: Mapping[str, Any], prompt: Turns, field: str, images: S
     if conversation is not None and not is_given(given):
         given = None
     if isinstance(given, (list, tuple)) and len(given) > 1:
-        raise RowError(
-            "not_conversational", f"`rejected_response` has {len(given)} messages, and one is read; drop the row."
-        )
+        problem = f"`rejected_response` has {len(given)} messages, and one is read; drop the row."
+        raise RowError("not_conversational", problem)
     if conversation is None:
         if given is None and is_given(row.get("rejected_images")):
-            raise RowError(
-                "image_in_answer",
-                f"the row has `rejected_images` and no `rejected_response`, so that it compares two images; {_AS_T2I}",
-            )
+            problem = "the row has `rejected_images` and no `rejected_response`, so that it compares two images"
+            raise RowError("image_in_answer", f"{problem}; {_AS_T2I}")
         if given is None and row.get("label") is not None:
-            raise RowError(
-                "missing_column",
-                "the row has `label` and no `rejected_response`, so that it judges one answer (KTO) and is no pair; "
-                "drop the row.",
-            )
+            problem = "the row has `label` and no `rejected_response`: it judges one answer (KTO); drop the row."
+            raise RowError("missing_column", problem)
         return answer_field(row, "rejected_response", _SWIFT_TAGS)
     inside = list[Any]()
     other, rejected = _swift_answered(row, "rejected_messages", inside)
@@ -310,19 +272,14 @@ def _filled(texts: Sequence[str], objects: Any, field: str, *, is_exact: bool) -
         raise RowError("not_conversational", f"`{field}` is no object with `ref` and `bbox`; fix it.")
     boxes, kind = objects.get("bbox") or [], objects.get("bbox_type") or "real"
     if is_given(boxes) and kind != "norm1":
-        raise RowError(
-            "not_conversational",
-            f"`{field}` has boxes in pixels, and how they are written depends on the model and the size of the image; "
-            'write them into the texts, or give shares of the image and `bbox_type` "norm1".',
-        )
+        problem = f"`{field}` has boxes in pixels, which models write in different ways"
+        raise RowError("not_conversational", f'{problem}; give shares of the image and `bbox_type` "norm1".')
     fillings = {"<ref-object>": list(objects.get("ref") or []), "<bbox>": [_box(box, field) for box in boxes]}
     for placeholder, values in fillings.items():
         count, given = sum(text.count(placeholder) for text in texts), len(values)
         if count > given or (is_exact and count < given) or not all(isinstance(value, str) for value in values):
-            raise RowError(
-                "placeholder_count",
-                f"the texts have {count} `{placeholder}` placeholders, but `{field}` has {given} for them; fix it.",
-            )
+            problem = f"the texts have {count} `{placeholder}`, but `{field}` has {given} values for them; fix it."
+            raise RowError("placeholder_count", problem)
     left = {placeholder: iter(values) for placeholder, values in fillings.items()}
     return [_OBJECT.sub(lambda match: next(left[match[0]]), text) for text in texts]
 
@@ -350,11 +307,6 @@ def _only_images(row: Mapping[str, Any], fields: Sequence[str], inside: list[Any
         if not _are_same(images, other_images):
             raise RowError("image_type", f"`{name}` and `{other}` hold different images; keep one of the two.")
     return images
-
-
-def _alpaca_turns(row: Mapping[str, Any], names: Mapping[str, str]) -> Turns:
-    fields = [names["prompt"], *([names["query"]] if row.get(names["query"]) else [])]
-    return [*_history(row, names["history"]), ("user", _joined(row, *fields))]
 
 
 def _joined(row: Mapping[str, Any], *fields: str) -> str:
@@ -389,11 +341,8 @@ def _two_conversations(
 
 def _check_same_prompt(first: Turns, second: Turns, fields: Sequence[str]) -> None:
     if first != second:
-        raise RowError(
-            "not_conversational",
-            f"`{fields[0]}` and `{fields[1]}` differ before their last answer, so that there is no common prompt; "
-            "drop the row.",
-        )
+        problem = f"`{fields[0]}` and `{fields[1]}` differ before their last answer; drop the row."
+        raise RowError("not_conversational", problem)
 
 
 def _read_tags(tags: Mapping[str, str] | None) -> Tags:
@@ -410,23 +359,6 @@ def _read_tags(tags: Mapping[str, str] | None) -> Tags:
     roles = {str(given[f"{role}_tag"]): role for role in ("user", "assistant", "system")}
     calls = (*TAGS.calls, str(given["observation_tag"]), str(given["function_tag"]))
     return Tags(role_keys, content_keys, roles, calls)
-
-
-def _check_media(row: Mapping[str, Any], *fields: str) -> None:
-    for field in fields:
-        if is_given(row.get(field)):
-            raise RowError(
-                "video_type",
-                f"the row has `{field}`, and videos and sounds are not read from this format; drop the row, or give "
-                "videos as lists of frames in TRL's layout.",
-            )
-
-
-def _check_tools(row: Mapping[str, Any], *fields: str) -> None:
-    for field in fields:
-        value = row.get(field)
-        if is_given(value) and value not in ("[]", "{}", "null", "None"):
-            raise RowError("not_conversational", f"the row has `{field}`, which are not read; drop the row.")
 
 
 def povid(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
@@ -480,7 +412,6 @@ def llava_human_preference(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | 
 
 LLAVA_HUMAN_PREFERENCE = Source(
     llava_human_preference,
-    licence="unknown",
     hub_id="zhiqings/LLaVA-Human-Preference-10K",
     files=("llava_7b_v1_preference.json",),
     reads=("conversations", "output_1", "output_2", "preference", "image", "id"),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from ..messages import IMAGE_MARKER, preference
 from ..rows import RowError
@@ -54,7 +55,7 @@ RLHF_V = Source(
     licence="CC-BY-NC-4.0",
     hub_id="openbmb/RLHF-V-Dataset",
     is_non_commercial=True,
-    reads=or_llamafactory("text", "image", "idx"),
+    reads=partial(or_llamafactory, ("text", "image", "idx")),
 )
 
 
@@ -111,13 +112,11 @@ def mm_rlhf(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
 
 MM_RLHF = Source(
     mm_rlhf,
-    licence="unknown",
     hub_id="yifanzhang114/MM-RLHF",
     files=("dpo_pairs.jsonl",),
     has_videos=True,
     reads=("prompt", "chosen", "rejected", "image", "video", "id", "is_tie"),
-    note="The publisher states no licence on the page of the data set. Images and frames of videos come in zip "
-    "archives: unpack them and give the folder as `image_root`.",
+    note="Images and frames of videos come in zip archives: unpack them and give the folder as `image_root`.",
 )
 
 
@@ -136,11 +135,9 @@ def llava_critic(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
     if [role for role, _ in turns] != ["user", "assistant"]:
         raise RowError("unparsed_verdict", "`conversations` is not a judge's prompt and its reply; drop the row.")
     (_, prompt), (_, reply) = turns
-    comparison = parse_comparison(prompt)
-    if comparison is None:
+    if (comparison := parse_comparison(prompt)) is None:
         raise RowError("unparsed_verdict", "a question and two answers cannot be read from the judge's prompt.")
-    verdict = parse_verdict(reply)
-    if verdict is None:
+    if (verdict := parse_verdict(reply)) is None:
         raise RowError("unparsed_verdict", "the better answer cannot be read from the judge's reply.")
     if verdict.winner == 0:
         raise RowError("tie", "the judge finds both answers equally good; drop the row.")
@@ -175,8 +172,7 @@ def r1_reward_rl(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
     if any(block.get("type") == "video" for block in blocks):
         raise RowError("video_type", "`message` shows a video, which is not read; drop the row.")
     text = "\n".join(block["text"] for block in blocks if isinstance(block.get("text"), str))
-    comparison = parse_headed_comparison(text)
-    if comparison is None:
+    if (comparison := parse_headed_comparison(text)) is None:
         raise RowError("unparsed_verdict", "a question and two answers cannot be read from `message`.")
     images = [_last_part(block.get("image")) for block in blocks if block.get("type") == "image"]
     if not images or None in images:
@@ -189,11 +185,9 @@ def r1_reward_rl(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
 
 R1_REWARD_RL = Source(
     r1_reward_rl,
-    licence="unknown",
     hub_id="yifanzhang114/R1-Reward-RL",
     reads=("message", "question", "answer", "id"),
-    note="The terms are not clear. Images are not shipped: they come from the sets that this one was made of. Give "
-    "the one folder that holds them all as `image_root`.",
+    note="Images are not shipped: give the one folder with those of the sets behind this one as `image_root`.",
 )
 
 
@@ -246,12 +240,10 @@ def vlfeedback(row: Mapping[str, Any], *, aspects: Sequence[str] = ASPECTS) -> I
 
 VLFEEDBACK = Source(
     vlfeedback,
-    licence="unknown",
     hub_id="MMInstruction/VLFeedback",
     files=("vlfeedback_80k.jsonl",),
-    reads=or_llamafactory("prompt", "completions", "image", "img_path", "id"),
-    note="The publisher states no licence. Unpack `merged_images.zip` and give the folder that holds `merged_images` "
-    "as `image_root`.",
+    reads=partial(or_llamafactory, ("prompt", "completions", "image", "img_path", "id")),
+    note="Unpack `merged_images.zip` and give the folder that holds `merged_images` as `image_root`.",
 )
 
 
@@ -274,19 +266,13 @@ def _total(answer: Mapping[str, Any], index: int, aspects: Sequence[str]) -> flo
     for aspect in aspects:
         annotation = annotations.get(aspect) if isinstance(annotations, Mapping) else None
         rating = annotation.get("Rating") if isinstance(annotation, Mapping) else None
-        number = to_number(rating)
-        if number is None:
+        if (number := to_number(rating)) is None:
             raise RowError("bad_rating", f"answer {index} has {rating!r:.40} as its rating of {aspect}; no number.")
         total += number
     return total
 
 
-class Comparison(NamedTuple):
-    """A question and two answers to it, as a judge was shown them."""
-
-    question: str
-    first: str
-    second: str
+Comparison: TypeAlias = tuple[str, str, str]  # a question and two answers to it, as a judge was shown them
 
 
 class Verdict(NamedTuple):
@@ -304,13 +290,7 @@ _BRACKETED = tuple((r"Question: \[", *(rf"\][ \t\r]*\n\s*{name}: \[" for name in
 _ENCLOSED = tuple(
     tuple(map(re.escape, headers))
     for headers in (
-        (
-            "<|User Prompt|>",
-            "<|The Start of Assistant A's Answer|>",
-            "<|The End of Assistant A's Answer|>",
-            "<|The Start of Assistant B's Answer|>",
-            "<|The End of Assistant B's Answer|>",
-        ),
+        ("<|User Prompt|>", *(f"<|The {end} of Assistant {x}'s Answer|>" for x in "AB" for end in ("Start", "End"))),
         ("[Question]", "[Assistant 1]", "[End of Assistant 1]", "[Assistant 2]", "[End of Assistant 2]"),
     )
 )
@@ -321,21 +301,12 @@ _OUTPUT_FORMAT = re.compile(r"^[ \t]*#{2,6} \*\*Output Format", re.MULTILINE)
 
 # Forms that a judge is told to reply in. An answer that holds one has taken in the instructions.
 _FORM = re.compile(r"better response: ?\[|\[\[[AB][<>=]|<answer>", re.IGNORECASE)
-
 _SIDES = {"1": 1, "first": 1, "a": 1, "2": 2, "second": 2, "b": 2}
 
-_MARKS = {
-    "A>>B": Verdict(1, 2.0),
-    "A>B": Verdict(1, 1.0),
-    "A=B": Verdict(0),
-    "B>A": Verdict(2, 1.0),
-    "B>>A": Verdict(2, 2.0),
-}
-
+_MARKS = {"A=B": Verdict(0), "A>B": Verdict(1, 1.0), "B>A": Verdict(2, 1.0)}
+_MARKS |= {"A>>B": Verdict(1, 2.0), "B>>A": Verdict(2, 2.0)}
 _MARK = re.compile(r"\[\[([AB<>=\s]+)\]\]")
-
 _BETTER = re.compile(r"\bbetter response:[ \t]*(?:\[(\w+)\])?", re.IGNORECASE)
-
 _SCORES = re.compile(r"\s*(\d+(?:\.\d+)?)[ \t]+(\d+(?:\.\d+)?)[ \t\r]*(?:\n|$)")
 
 _ANSWER = r"(?:the )?(?:(?:response|answer|assistant) (?:1|2|a|b)|(?:first|second) (?:response|answer))"
@@ -347,10 +318,7 @@ _CLAIM = re.compile(
 
 _DENIAL = re.compile(r"\b(?:no|not|never|neither|hardly|barely|nowhere)\b|n.t\b", re.IGNORECASE)
 
-_LEAD = (
-    r"(?:(?:(?:final )?(?:verdict|judgement|judgment)|conclusion|overall|therefore|thus|hence|in conclusion)[,:]? )?"
-)
-
+_LEAD = r"(?:(?:(?:final )?(?:verdict|judge?ment)|(?:in )?conclusion|overall|therefore|thus|hence)[,:]? )?"
 _REASON = r"(?: overall)?(?:[.!]?$|,? (?:because|since)\b)"
 
 # A whole sentence, so that nothing turns it round: no "if", no "not", no praise for one thing only.
@@ -365,9 +333,7 @@ _TIE = re.compile(
 )
 
 _QUOTED, _QUOTE = re.compile(r'"[^"]*"|“[^”]*”'), re.compile(r'["“”]')
-
 _PARAGRAPH_END = re.compile(r"\n\s*\n")  # a single line break may be in the middle of a sentence
-
 _SENTENCE_END = re.compile(r"(?<=[.!?]) ")
 
 
@@ -379,18 +345,17 @@ def parse_comparison(text: str) -> Comparison | None:
     if len(found[0]) == len(_BRACKETED[0]):
         return _bracketed(*found[0])
     question, first, between, second, _ = (part.strip() for part in found[0])
-    return None if between else Comparison(question, first, second)
+    return None if between else (question, first, second)
 
 
 def parse_headed_comparison(text: str) -> Comparison | None:
     """Find a question and two answers under the headers `#### [Question]:`, `#### [Response 1]:` and so on."""
-    parts = _between(text, _HEADED)
-    if parts is None:
+    if (parts := _between(text, _HEADED)) is None:
         return None
     second, *instructions = _OUTPUT_FORMAT.split(parts[2])
     if len(instructions) > 1 or _FORM.search(second):
         return None
-    return Comparison(parts[0].strip(), parts[1].strip(), second.strip())
+    return parts[0].strip(), parts[1].strip(), second.strip()
 
 
 def parse_verdict(text: str) -> Verdict | None:
@@ -416,14 +381,12 @@ def parse_verdict(text: str) -> Verdict | None:
 def _formal_verdicts(text: str) -> list[Verdict | None]:
     """Read the forms that a judge is told to fill in; `None` for one that is not filled in properly."""
     verdicts = [_MARKS.get("".join(mark.split())) for mark in _MARK.findall(text)]
-    verdicts += [
-        Verdict(_SIDES[name]) if (name := found.lower()) in _SIDES else None for found in _BETTER.findall(text)
-    ]
+    names = map(str.lower, _BETTER.findall(text))
+    verdicts += [Verdict(_SIDES[name]) if name in _SIDES else None for name in names]
     if scores := _SCORES.match(text):
         first, second = map(float, scores.groups())
-        gap = first - second
-        is_scale = 1 <= min(first, second) and max(first, second) <= 10
-        verdicts.append((Verdict(1 if gap > 0 else 2, abs(gap)) if gap else Verdict(0)) if is_scale else None)
+        verdict = Verdict(1 if first > second else 2, abs(first - second)) if first != second else Verdict(0)
+        verdicts.append(verdict if all(1 <= score <= 10 for score in (first, second)) else None)
     return verdicts
 
 
@@ -443,7 +406,7 @@ def _bracketed(question: str, first: str, rest: str) -> Comparison | None:
     is_closed = tail.lstrip(" \t\r").startswith("\n") and second.count("[") == second.count("]")
     if not bracket or (has_tail and ("[" in tail or not is_closed)) or _FORM.search(second) or _may_end(second):
         return None
-    return Comparison(question.strip(), first.strip(), second.strip())
+    return question.strip(), first.strip(), second.strip()
 
 
 def _may_end(answer: str) -> bool:

@@ -23,8 +23,7 @@ _TOLERANCE = 1e-9  # means of the same ratings may differ in their last digits
 
 def hpdv2_train(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
     """Read a row of HPDv2's train split; no strength."""
-    files = row.get("file_path") or row.get("image_path")
-    preference = row.get("human_preference")
+    files, preference = row.get("file_path") or row.get("image_path"), row.get("human_preference")
     if not _is_list(files, 2):
         yield RowError("image_missing", "neither `file_path` nor `image_path` holds two file names; drop the row.")
     elif not _is_list(preference, 2) or not all(value in (0, 1) for value in preference):
@@ -44,8 +43,7 @@ HPDV2_TRAIN = Source(
     is_t2i=True,
     files=("train.json",),
     reads=("prompt", "file_path", "image_path", "human_preference"),
-    note="The images are in train.tar.gz (31.7 GB); unpack it and give the folder as `image_root`. Four of them are "
-    "known to be corrupt, and their pairs are dropped.",
+    note="Unpack train.tar.gz (31.7 GB) and give the folder as `image_root`. Pairs of 4 corrupt images are dropped.",
 )
 
 
@@ -58,11 +56,10 @@ def hpdv3(
     confidence, votes = to_number(row.get("confidence")), row.get("choice_dist")
     if (confidence or 0.0) < min_confidence:
         raise RowError("tie", f"`confidence` is {row.get('confidence')!r:.40}, less than {min_confidence}.")
-    value = confidence
     if strength == "votes":
-        numbers = [to_number(count) or 0.0 for count in votes] if _is_list(votes, 2) else [0.0, 0.0]
-        value = abs(numbers[0] - numbers[1]) / sum(numbers) if sum(numbers) > 0 else None
-    yield _pair(row.get("prompt"), row.get("path1"), row.get("path2"), strength=value)
+        first, second = [to_number(count) or 0.0 for count in votes] if _is_list(votes, 2) else [0.0, 0.0]
+        confidence = abs(first - second) / (first + second) if first + second > 0 else None
+    yield _pair(row.get("prompt"), row.get("path1"), row.get("path2"), strength=confidence)
 
 
 HPDV3 = Source(
@@ -72,8 +69,7 @@ HPDV3 = Source(
     is_t2i=True,
     files=("{split}.json",),
     reads=("prompt", "path1", "path2", "confidence", "choice_dist"),
-    note="The images are in images.tar.gz.*; join the parts, unpack them and give the folder as `image_root`. The "
-    "test split tells neither confidence nor votes.",
+    note="Join and unpack images.tar.gz.* and give the folder as `image_root`. The test split has no confidence.",
 )
 
 
@@ -97,15 +93,13 @@ def pickapic(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
 
 PICKAPIC_V2 = Source(
     pickapic,
-    licence="unknown",
     hub_id="yuvalkirstain/pickapic_v2",
     is_t2i=True,
     reads=(
         *("caption", "has_label", "are_different", "ranking_id"),
         *(name for n in range(2) for name in (f"jpg_{n}", f"image_{n}_url", f"label_{n}")),
     ),
-    note="Users wrote the captions, so that captions and images may be unsafe for work. The variant "
-    "yuvalkirstain/pickapic_v2_no_images holds addresses, many of them dead.",
+    note="Captions and images may be unsafe for work. pickapic_v2_no_images holds addresses, many of them dead.",
 )
 
 
@@ -119,8 +113,7 @@ IMAGEREWARD_PAIRS = Source(
     licence="Apache-2.0",
     is_t2i=True,
     reads=("prompt", "img_better", "img_worse", "prompt_id"),
-    note="For local copies: a script of THUDM/ImageRewardDB made these configurations, and `datasets` no longer runs "
-    "scripts.",
+    note="For local copies: `datasets` no longer runs the script of THUDM/ImageRewardDB that made the configurations.",
 )
 
 
@@ -169,30 +162,25 @@ HPDV2_TEST = Source(
     is_t2i=True,
     files=("test.json",),
     reads=("prompt", "image_path", "file_path", "rank", "raw_annotations"),
-    note="The images are in test.tar.gz; unpack it and give the folder as `image_root`. A benchmark too: do not train "
-    "on it and report it.",
+    note="Unpack test.tar.gz and give the folder as `image_root`. A benchmark too: do not train on it and report it.",
 )
 
 
 def evalmuse(
-    rows: Sequence[Mapping[str, Any]],
-    *,
-    min_gap: float = 0.0,
-    pairs: Literal["all", "extremes", "adjacent"] = "all",
+    rows: Sequence[Mapping[str, Any]], *, min_gap: float = 0.0, pairs: Literal["all", "extremes", "adjacent"] = "all"
 ) -> Iterator[dict[str, Any] | RowError]:
     """Read pairs of EvalMuse's images of one caption. Strength is the gap of mean scores, on a scale from 1 to 5."""
     _check_id(rows)
     verdicts = [verdict for row in rows for verdict in _each(row.get("promt_meaningless"))]
     if verdicts and fmean(verdicts) > 0.5:
-        caption = f"{rows[0].get('prompt')!r:.80}"
-        raise RowError("empty_caption", f"the annotators call the caption {caption} meaningless; drop it.")
+        raise RowError("empty_caption", f"annotators call the caption {rows[0].get('prompt')!r:.80} meaningless.")
     scored = []
     for row in rows:
         if scores := _each(row.get("total_score")):
             scored.append((fmean(scores), row))
         else:
-            path, shown = f"{row.get('img_path')!r:.80}", f"{row.get('total_score')!r:.40}"
-            yield RowError("bad_rating", f"`total_score` of {path} is {shown}, which is no rating.")
+            problem = f"`total_score` of {row.get('img_path')!r:.80} is {row.get('total_score')!r:.40}, no rating."
+            yield RowError("bad_rating", problem)
     scored.sort(key=itemgetter(0), reverse=True)
     for (high, better), (low, worse) in _pairings(scored, pairs):
         gap, names = high - low, f"{better.get('img_path')!r:.80} and {worse.get('img_path')!r:.80}"
@@ -215,8 +203,7 @@ EVALMUSE = Source(
     group_by="prompt_id",
     files=("train_list.json",),
     reads=("prompt", "img_path", "total_score", "promt_meaningless", "prompt_id"),
-    note="The images are in images.zip.part-*; join the parts, unpack them and give the folder as `image_root`. The "
-    "ratings of the test split are not public.",
+    note="Join and unpack images.zip.part-* and give the folder as `image_root`. The test split has no ratings.",
 )
 
 
@@ -226,22 +213,20 @@ def imagereward(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any] | 
     """
     _check_id(rows)
     for first, second in combinations(rows, 2):
+        one, other = to_number(first.get("rank")), to_number(second.get("rank"))
         if first.get("prompt") != second.get("prompt"):
             yield _two_captions(first)
-            continue
-        ranks = to_number(first.get("rank")), to_number(second.get("rank"))
-        if ranks[0] is None or ranks[1] is None:
+        elif one is None or other is None:
             shown = f"{first.get('rank')!r:.20} and {second.get('rank')!r:.20}"
             yield RowError("bad_rating", f"`rank` of two images is {shown}; both must be numbers.")
-            continue
-        if ranks[0] == ranks[1]:
-            yield _tie(f"`rank` of two images is {ranks[0]:g}")
-            continue
-        better, worse = _better_first((first, second), ranks[0] < ranks[1])
-        high, low = to_number(better.get("overall_rating")), to_number(worse.get("overall_rating"))
-        gap = None if high is None or low is None or high < low else high - low
-        images = [row.get("image") or row.get("image_path") for row in (better, worse)]
-        yield _pair(better.get("prompt"), *images, strength=gap, source_id=better.get("prompt_id"))
+        elif one == other:
+            yield _tie(f"`rank` of two images is {one:g}")
+        else:
+            better, worse = _better_first((first, second), one < other)
+            high, low = to_number(better.get("overall_rating")), to_number(worse.get("overall_rating"))
+            gap = None if high is None or low is None or high < low else high - low
+            images = [row.get("image") or row.get("image_path") for row in (better, worse)]
+            yield _pair(better.get("prompt"), *images, strength=gap, source_id=better.get("prompt_id"))
 
 
 IMAGEREWARD = Source(
@@ -252,8 +237,7 @@ IMAGEREWARD = Source(
     group_by="prompt_id",
     files=("metadata-{split}.parquet",),
     reads=("prompt", "image", "image_path", "rank", "overall_rating", "prompt_id"),
-    note="The images are in images/<split>/*.zip; unpack them beside the metadata and give that folder as "
-    "`image_root`.",
+    note="Unpack images/<split>/*.zip beside the metadata, and give that folder as `image_root`.",
 )
 
 
@@ -261,8 +245,7 @@ def imagereward_rankings(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | Ro
     """Read all pairs of a row of ImageReward's own training files; no strength."""
     files = row.get("generations")
     if not isinstance(files, (list, tuple)) or len(files) < 2:
-        problem = f"`generations` is {files!r:.60}; it must be two paths or more, which are ranked."
-        raise RowError("bad_rating", problem)
+        raise RowError("bad_rating", f"`generations` is {files!r:.60}; it must be two paths or more.")
     yield from _ranked_pairs(row, files, "ranking")
 
 
@@ -292,13 +275,8 @@ def t2i(
         if name not in row:
             there = ", ".join(map(str, row))
             raise RowError("missing_column", f"there is no column `{name}`; the row has {there:.200}.")
-    pair = t2i_pair(
-        row[caption],
-        row[chosen_image],
-        row[rejected_image],
-        strength=strength_field(row, strength) if strength else None,
-        source_id=name_field(row, source_id or "source_id"),
-    )
+    given, own_id = strength_field(row, strength) if strength else None, name_field(row, source_id or "source_id")
+    pair = t2i_pair(row[caption], row[chosen_image], row[rejected_image], strength=given, source_id=own_id)
     names = {"group_id": group or "group_id", "pair_id": "pair_id", "source": "source"}
     yield pair | {name: value for name, field in names.items() if (value := name_field(row, field)) is not None}
 
@@ -310,11 +288,9 @@ def _t2i_fields(present: Collection[str], options: Mapping[str, Any]) -> set[str
 
 T2I = Source(
     t2i,
-    licence="unknown",
     is_t2i=True,
     reads=_t2i_fields,
-    note="The licence is that of your data set. Its columns are `caption`, `chosen_image`, `rejected_image` and, if "
-    "known, `strength`, unless options say otherwise.",
+    note="Columns are `caption`, `chosen_image`, `rejected_image` and `strength`, unless options say otherwise.",
 )
 
 
@@ -329,26 +305,17 @@ def per_answer_images(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowEr
     turns = [] if row.get("conversations") is None else turns_field(row, "conversations")
     human = [text for role, text in turns if role == "user"]
     if not _is_list(images, 2):
-        shown = len(images) if isinstance(images, (list, tuple)) else 0
-        yield RowError(
-            "placeholder_count", f"`images` holds {shown} images; it must be two, of `chosen` and of `rejected`."
-        )
-    elif any(IMAGE_MARKER in text for text in human):
-        yield RowError(
-            "placeholder_count",
-            f"a human turn has an `{IMAGE_MARKER}` marker, so that the images belong to the question and not to the "
-            "answers; load the row as LLaMA-Factory's ShareGPT.",
-        )
-    elif texts[0] != texts[1]:
-        problem = "`chosen` and `rejected` have different texts, so the caption is unclear."
-        yield RowError("not_conversational", problem)
-    else:
-        yield _pair(texts[0] if texts[0].strip() or not human else human[-1], *images)
+        raise RowError("placeholder_count", "`images` must hold two images, of `chosen` and of `rejected`.")
+    if any(IMAGE_MARKER in text for text in human):
+        problem = f"a human turn has `{IMAGE_MARKER}`: the question shows the images; load the set as `llamafactory`."
+        raise RowError("placeholder_count", problem)
+    if texts[0] != texts[1]:
+        raise RowError("not_conversational", "`chosen` and `rejected` differ, so that the caption is unclear.")
+    yield _pair(texts[0] if texts[0].strip() or not human else human[-1], *images)
 
 
 PER_ANSWER_IMAGES = Source(
     per_answer_images,
-    licence="unknown",
     is_t2i=True,
     reads=("chosen", "rejected", "images", "conversations"),
     note="A format: images[0] is the image of `chosen`, images[1] that of `rejected`.",
@@ -357,8 +324,7 @@ PER_ANSWER_IMAGES = Source(
 
 def llava_reward(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
     """Read a row of LLaVA-Reward. Strength is the difference of the two ratings."""
-    captions = row.get("prompt")
-    captions = list(captions) if isinstance(captions, (list, tuple)) else [captions]
+    captions = row["prompt"] if isinstance(row.get("prompt"), (list, tuple)) else [row.get("prompt")]
     better, worse = (to_number(row.get(name)) for name in ("c_rate", "r_rate"))
     if not captions or any(caption != captions[0] for caption in captions):
         yield RowError("not_conversational", "`prompt` holds different captions; the images of a pair share one.")
@@ -376,7 +342,6 @@ def llava_reward(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
 
 LLAVA_REWARD = Source(
     llava_reward,
-    licence="unknown",
     is_t2i=True,
     reads=("prompt", "chosen_path", "c_rate", "reject_path", "r_rate", "prompt_id"),
     note="A format; the images are the authors' local files.",
@@ -405,8 +370,7 @@ def _ranked_pairs(
     row: Mapping[str, Any], files: Sequence[Any], field: str, annotators: Sequence[Sequence[float]] = ()
 ) -> Iterator[dict[str, Any] | RowError]:
     """Make a pair of every two images with different ranks; `annotators` are further rankings, for the strength."""
-    ranks = _numbers(row.get(field), len(files))
-    if ranks is None:
+    if (ranks := _numbers(row.get(field), len(files))) is None:
         raise RowError("bad_rating", f"`{field}` is {row.get(field)!r:.60}; it must be {len(files)} numbers.")
     for i, j in combinations(range(len(files)), 2):
         if ranks[i] == ranks[j]:
@@ -420,9 +384,7 @@ def _ranked_pairs(
 
 def _check_id(rows: Sequence[Mapping[str, Any]]) -> None:
     if any(row.get("prompt_id") in (None, "") for row in rows):
-        raise RowError(
-            "missing_column", "`prompt_id` is missing or None; it tells which images were made of the same caption."
-        )
+        raise RowError("missing_column", "`prompt_id` is missing or None; it tells which images share a caption.")
 
 
 def _two_captions(row: Mapping[str, Any]) -> RowError:
@@ -433,10 +395,10 @@ def _two_captions(row: Mapping[str, Any]) -> RowError:
 def _pairings(ordered: list[Any], pairs: str) -> Iterable[tuple[Any, Any]]:
     if pairs == "all":
         return combinations(ordered, 2)
-    if pairs == "extremes":
-        return [(ordered[0], ordered[-1])] if len(ordered) > 1 else []
     if pairs == "adjacent":
         return pairwise(ordered)
+    if pairs == "extremes":
+        return [(ordered[0], ordered[-1])] if len(ordered) > 1 else []
     raise ValueError(f'`pairs` is {pairs!r}; choose "all", "extremes" or "adjacent".')
 
 

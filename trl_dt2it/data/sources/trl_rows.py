@@ -23,6 +23,7 @@ from ..rows import (
 from .fields import (
     Source,
     answer_field,
+    check_absent,
     check_is_text,
     check_placeholders,
     image_field,
@@ -68,12 +69,8 @@ def as_canonical(row: Mapping[str, Any], is_checked: bool = False) -> dict[str, 
     """Check and convert a preference row of TRL, canonical rows included."""
     strength = strength_field(row, "strength" if row.get("strength") is not None else "margin")
     weight = strength_field(row, "weight", "bad_weight")
-    for field in ("video", "audio", "audios"):
-        if is_given(row.get(field)):
-            raise RowError("video_type", f"the row has `{field}`, which is not read; give frames in `videos`.")
-    for field in ("tools", "chat_template_kwargs"):
-        if row.get(field):
-            raise RowError("not_conversational", f"the row has `{field}`, which canonical rows do not hold; drop it.")
+    check_absent(row, "video_type", "video", "audio", "audios")
+    check_absent(row, "not_conversational", "tools", "chat_template_kwargs")
     prompt, chosen, rejected = (row.get(field) for field in ("prompt", *SIDES))
     videos = _videos(row)
     if isinstance(prompt, str) and isinstance(chosen, str) and isinstance(rejected, str):
@@ -82,10 +79,9 @@ def as_canonical(row: Mapping[str, Any], is_checked: bool = False) -> dict[str, 
             check_row(converted)
     else:
         converted = _converted(_with_messages(row, videos) if isinstance(prompt, str) else row, videos, is_checked)
-    converted["strength"] = strength
     names = ("pair_id", "group_id", "source", "source_id")
-    converted |= {name: value for name in names if (value := name_field(row, name)) is not None}
-    return converted if weight is None else {**converted, "weight": weight}
+    named = {name: value for name in names if (value := name_field(row, name)) is not None}
+    return {**converted, "strength": strength, **named, **({} if weight is None else {"weight": weight})}
 
 
 def _with_messages(row: Mapping[str, Any], videos: list[list[Any]]) -> Mapping[str, Any]:
@@ -94,8 +90,7 @@ def _with_messages(row: Mapping[str, Any], videos: list[list[Any]]) -> Mapping[s
         if row.get(side) is None:
             raise RowError("missing_column", f"`{side}` is missing or None; a preference row needs both answers.")
         if not isinstance(row[side], (list, tuple)):
-            kind = type(row[side]).__name__
-            problem = f"`{side}` is of type {kind}; give both answers as strings or as lists of messages."
+            problem = f"`{side}` is of type {type(row[side]).__name__}; give both answers as strings or as messages."
             raise RowError("not_conversational", problem)
         check_messages(side, row[side])
     for side in SIDES:
@@ -104,10 +99,8 @@ def _with_messages(row: Mapping[str, Any], videos: list[list[Any]]) -> Mapping[s
         asked, *_ = _split(row["chosen"], row["rejected"])
         texts = ["".join(block["text"] for block in blocks(m) if block["type"] == "text").strip() for m in asked]
         if row["prompt"].strip() not in texts:
-            raise RowError(
-                "not_conversational",
-                "`prompt` is not among the messages that `chosen` and `rejected` begin with; leave one of the two.",
-            )
+            problem = "`prompt` is not among the messages that both answers begin with; keep one of the two."
+            raise RowError("not_conversational", problem)
         return {**row, "prompt": None}
     return {**row, "prompt": preference(row["prompt"], "", "", _images(row), videos=videos)["prompt"]}
 
@@ -127,11 +120,8 @@ def _converted(row: Mapping[str, Any], videos: list[list[Any]], is_checked: bool
     messages = [_blocked(message) for message in prompt]
     if images and not any(isinstance(message.get("content"), (list, tuple)) for message in prompt):
         if any(IMAGE_MARKER in (message.get("content") or "") for message in prompt):
-            raise RowError(
-                "placeholder_count",
-                f"`prompt` is of strings with `{IMAGE_MARKER}` in them, which TRL reads as text; give blocks, or load "
-                "the set as `llamafactory` or `ms_swift`.",
-            )
+            problem = f"`prompt` has `{IMAGE_MARKER}` as text; give blocks, or load the set as `ms_swift`."
+            raise RowError("placeholder_count", problem)
         first = next(message for message in messages if message["role"] == "user")
         first["content"] = [*({"type": "image", "text": None} for _ in images), *first["content"]]
     converted = {
@@ -157,13 +147,9 @@ def _split(chosen: Sequence[Any], rejected: Sequence[Any]) -> tuple[Sequence[Any
 
 def _blocked(message: Mapping[str, Any]) -> dict[str, Any]:
     """Reduce a message to its role and its content as blocks of type and text."""
-    extra = {key for key, value in message.items() if value and key not in ("role", "content")}
-    if extra:
-        raise RowError(
-            "not_conversational",
-            f"a message has {', '.join(f'`{key}`' for key in sorted(map(str, extra)))}, which canonical rows do not "
-            "hold; drop the row.",
-        )
+    if extra := [key for key, value in message.items() if value and key not in ("role", "content")]:
+        shown = ", ".join(f"`{key}`" for key in sorted(map(str, extra)))
+        raise RowError("not_conversational", f"a message has {shown}, which canonical rows do not hold; drop the row.")
     content = [{"type": block["type"], "text": block.get("text")} for block in blocks(message)]
     return {"role": message["role"], "content": content}
 
@@ -175,16 +161,12 @@ def _images(row: Mapping[str, Any]) -> list[Any]:
 def _videos(row: Mapping[str, Any]) -> list[list[Any]]:
     videos = row_videos(row)
     if any(video.fps != DEFAULT_FPS for video in videos):
-        raise RowError(
-            "video_type",
-            f"a video has an `fps` of its own, which canonical rows do not hold; give {DEFAULT_FPS:g} a second.",
-        )
+        raise RowError("video_type", f"a video has its own `fps`; give {DEFAULT_FPS:g} frames a second.")
     return [[as_image(frame) for frame in video.frames] for video in videos]
 
 
 TRL = Source(
     trl,
-    licence="unknown",
     has_videos=True,
     has_weights=True,
     is_checked=True,
@@ -192,7 +174,6 @@ TRL = Source(
         *("prompt", "chosen", "rejected", "images", "image", "videos", "strength", "margin", "weight", "pair_id"),
         *("group_id", "source", "source_id", "tools", "chat_template_kwargs", "video", "audio", "audios"),
     ),
-    note="The licence is that of your data set.",
 )
 
 
@@ -229,19 +210,13 @@ def columns(
         is_named = any(path and path.split(".")[0] == field for path in named)
         is_image = field.startswith("image")
         if is_given(row.get(field)) and not is_named and not (is_image and (image or images)):
-            raise RowError(
-                "image_missing" if is_image else "video_type",
-                f"the row has `{field}`, which no option names; name it (images alone are read), or remove the column "
-                "if the question is not about it.",
-            )
+            problem = f"the row has `{field}`, which no option names; name it if it holds images, or drop the column."
+            raise RowError("image_missing" if is_image else "video_type", problem)
     better, worse = (str(side) for side in sides)
     if label and _verdict(found[label], label, known) == "second":
         better, worse = worse, better
-    check_is_text(
-        found,
-        (better, worse),
-        f'use `reformulate_t2i(dataset, caption="{question}", chosen_image="{better}", rejected_image="{worse}")`.',
-    )
+    names = f'caption="{question}", chosen_image="{better}", rejected_image="{worse}"'
+    check_is_text(found, (better, worse), f"use `reformulate_t2i(dataset, {names})`.")
     is_conversation = isinstance(found[question], (list, tuple))
     turns = prompt_field(found, question) if is_conversation else [("user", text_field(found, question))]
     turns = with_system(turns, found, system) if system else turns
@@ -302,4 +277,4 @@ def _value(row: Mapping[str, Any], path: str) -> Any:
     return value
 
 
-COLUMNS = Source(columns, licence="unknown", reads=_columns_fields, note="The licence is that of your data set.")
+COLUMNS = Source(columns, reads=_columns_fields)

@@ -45,10 +45,8 @@ def by_category(
 ) -> dict[str, Ratio]:
     """The share of right pairs, `overall` and of each category: of `names`, or of all in sorted order."""
     names = sorted(set(category.tolist()) - {""}) if names is None else names
-    return {
-        "overall": pair_ratio(correct, unit),
-        **{name: pair_ratio(correct, unit, category == name) for name in names},
-    }
+    by_name = {name: pair_ratio(correct, unit, category == name) for name in names}
+    return {"overall": pair_ratio(correct, unit), **by_name}
 
 
 def pair_identity(name: Any, *parts: Any) -> str:
@@ -64,16 +62,6 @@ def path_field(row: Mapping[str, Any], *columns: str) -> str:
     return next((path for path in paths if isinstance(path, str) and path), "")
 
 
-def by_group_id(row: Mapping[str, Any]) -> Any:
-    """The unit of a canonical row."""
-    return row.get("group_id")
-
-
-def own_category(row: Mapping[str, Any]) -> str:
-    """The category that a row itself brings, such as the order of its images; `""` if none."""
-    return str(row.get("category") or "")
-
-
 @dataclass(frozen=True)
 class Benchmark:
     """A benchmark of preference pairs."""
@@ -81,9 +69,10 @@ class Benchmark:
     name: str  # for users
     title: str  # of its authors
     source: Source  # its origin, license and adapter, whose rows have a unique `pair_id` and their `category`
-    category_of: Callable[[Mapping[str, Any]], str] = own_category  # of a row, raw or canonical
-    # shared by all rows about the same prompt; `None` if the row does not tell
-    unit_of: Callable[[Mapping[str, Any]], Any] = by_group_id
+    # Of a row, raw or canonical; by default the one that it brings, such as the order of its images.
+    category_of: Callable[[Mapping[str, Any]], str] = lambda row: str(row.get("category") or "")
+    # Shared by all rows about the same prompt; `None` if the row does not tell.
+    unit_of: Callable[[Mapping[str, Any]], Any] = lambda row: row.get("group_id")
     count: Counting = by_category  # its metrics as ratios, the headline first
     averages: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # metrics that are the mean of others
     headline: str = "overall"  # the ratio over all pairs

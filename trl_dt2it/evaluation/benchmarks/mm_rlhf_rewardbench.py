@@ -21,23 +21,15 @@ def category_of(row: Mapping[str, Any]) -> str:
     """The category of a row: the folder of its image or video."""
     path = path_field(row, "image", "video")
     folders = re.split(r"[/\\]", path)[:-1]
-    for parts in (folders, [path]):  # a folder of that name, or else the name anywhere in the path
-        for category in CATEGORIES:
-            if any(category == part if parts is folders else category in part for part in parts):
-                return category
+    for place in (folders, path):  # a folder of that name, or else the name anywhere in the path
+        if found := [category for category in CATEGORIES if category in place]:
+            return found[0]
     if row.get("category") in CATEGORIES:
         return row["category"]
     if row.get("video"):
         return "video"  # frames as they are, without a path
-    raise RowError(
-        "missing_column",
-        f"A row of MM-RLHF-RewardBench has the path {path!r:.60}, which names none of {', '.join(CATEGORIES)}.",
-    )
-
-
-def prompt_of(row: Mapping[str, Any]) -> Any:
-    """The id that all pairs about one prompt share."""
-    return row["group_id"] if row.get("id") is None else row["id"]
+    problem = f"the row has the path {path!r:.60}, which names none of {', '.join(CATEGORIES)}."
+    raise RowError("missing_column", problem)
 
 
 def mm_rlhf_rewardbench(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
@@ -74,14 +66,12 @@ MM_RLHF_REWARDBENCH = Benchmark(
     title="MM-RLHF-RewardBench",
     source=Source(
         mm_rlhf_rewardbench,
-        licence="unknown",
         hub_id="yifanzhang114/MM-RLHF-RewardBench",
         files=("mm_reward_bench.jsonl",),
         has_videos=True,
-        note="The publisher states no licence on the page of the data set.",
     ),
     category_of=category_of,
-    unit_of=prompt_of,
+    unit_of=lambda row: row["group_id"] if row.get("id") is None else row["id"],
     count=count,
     headline="acc",
     sizes={170: "145 pairs with an image and 25 with a video"},

@@ -20,13 +20,12 @@ def mmrb2(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
     name = name_field(row, "pair_id") or name_field(row, "id")
     if row.get("prompt_content") is not None or any(isinstance(row.get(f"response_{x}"), Mapping) for x in "ab"):
         if row.get("prompt_content") is None:
-            raise RowError(
-                "missing_column",
-                "`prompt_content` is missing, as in the authors' `..._response_only.json`; pass the `t2i.json` that "
-                "their build script makes.",
-            )
+            problem = "`prompt_content` is missing; pass the `t2i.json` that the authors' build script makes."
+            raise RowError("missing_column", problem)
+        if lacking := [side for side in "ab" if not isinstance(row.get(f"response_{side}"), Mapping)]:
+            raise RowError("missing_column", f"`response_{lacking[0]}` is missing or no object; pass it.")
         caption, prompt_images = _parts(row["prompt_content"], "prompt_content")
-        answers = [_local_answer(row, side) for side in "ab"]
+        answers = [_parts(row[f"response_{x}"].get("response_content"), f"response_{x}") for x in "ab"]
     else:
         caption, prompt_images = text_field(row, "prompt_text"), images_field(row, "prompt_images")
         answers = [(row.get(f"response_{x}_text") or "", images_field(row, f"response_{x}_images")) for x in "ab"]
@@ -40,23 +39,13 @@ def mmrb2(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
     yield {**t2i_pair(caption, chosen, rejected, source_id=name), "pair_id": pair_identity(name, caption, choice)}
 
 
-def _local_answer(row: Mapping[str, Any], side: str) -> tuple[str, list[Any]]:
-    answer = row.get(f"response_{side}")
-    if not isinstance(answer, Mapping):
-        raise RowError("missing_column", f"`response_{side}` is missing or no object; pass it.")
-    return _parts(answer.get("response_content"), f"response_{side}")
-
-
 def _parts(content: Any, field: str) -> tuple[str, list[Any]]:
     """Text and images of a list of kinds and values."""
-    if not isinstance(content, (list, tuple)) or not all(
-        isinstance(p, (list, tuple)) and len(p) == 2 for p in content
-    ):
+    is_list = isinstance(content, (list, tuple))
+    if not is_list or not all(isinstance(part, (list, tuple)) and len(part) == 2 for part in content):
         raise RowError("not_conversational", f"`{field}` is no list of a kind and a value each; fix the file.")
-    return (
-        "".join(str(value) for kind, value in content if kind == "text"),
-        [value for kind, value in content if kind == "image"],
-    )
+    text = "".join(str(value) for kind, value in content if kind == "text")
+    return text, [value for kind, value in content if kind == "image"]
 
 
 MMRB2 = Benchmark(

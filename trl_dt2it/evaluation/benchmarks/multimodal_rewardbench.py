@@ -29,19 +29,14 @@ def group_of(row: Mapping[str, Any]) -> str:
     if category in GROUPS:
         return category
     if category != "reasoning":
-        raise RowError(
-            "missing_column", f"A row of Multimodal RewardBench has the category {category!r:.60}, which is not known."
-        )
+        raise RowError("missing_column", f"the row has the category {category!r:.60}, which is not known.")
     name = str(row.get("ID") or row.get("id") or "").lower()
     folders = set(re.split(r"[/\\]", path_field(row, "Image", "image", "image_path").lower()))
     if name.startswith("math") or "mathvista" in folders:
         return "math"
     if not name and not folders & _CODING_FOLDERS:
-        raise RowError(
-            "missing_column",
-            "A row of Multimodal RewardBench is of the category reasoning, and neither an `ID` nor the folder of its "
-            "image says whether it is math or coding; pass one of them.",
-        )
+        problem = "of the row, neither an `ID` nor the folder of its image tells math from coding; pass one of them."
+        raise RowError("missing_column", problem)
     return "coding"
 
 
@@ -53,9 +48,7 @@ def multimodal_rewardbench(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | 
     better = row.get("Better")
     if better not in ("Output1", "Output2"):
         raise RowError("unparsed_verdict", f'`Better` is {better!r:.40}; it must be "Output1" or "Output2".')
-    chosen, rejected = text_field(row, "Output1"), text_field(row, "Output2")
-    if better == "Output2":
-        chosen, rejected = rejected, chosen
+    chosen, rejected = (text_field(row, side) for side in (better, "Output2" if better == "Output1" else "Output1"))
     pair = preference(question, chosen, rejected, image_field(row, "Image", "image"), source_id=name)
     yield {**pair, "pair_id": pair_identity(name, question, chosen, rejected), "category": group_of(row)}
 

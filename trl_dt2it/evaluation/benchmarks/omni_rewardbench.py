@@ -41,22 +41,13 @@ def _first_is_better(row: Mapping[str, Any]) -> bool:
     if preference == "tie":
         raise RowError("tie", "`criteria_preference` is tie, so that neither answer is preferred.")
     if preference not in ("response1", "response2"):
-        raise RowError(
-            "unparsed_verdict", f"`criteria_preference` is {preference!r:.40}; it must be response1, response2 or tie."
-        )
+        problem = f"`criteria_preference` is {preference!r:.40}; it must be response1, response2 or tie."
+        raise RowError("unparsed_verdict", problem)
     return preference == "response1"
 
 
 # The names of the configurations on the Hub (HongbangYuan/OmniRewardBench) are not known here: pass a file or rows.
-OMNI_REWARDBENCH_TI2T = Benchmark(
-    name="omni-rewardbench-ti2t",
-    title="Omni-RewardBench, answers about images",
-    source=Source(ti2t, licence="unknown"),
-)
-
+OMNI_REWARDBENCH_TI2T = Benchmark("omni-rewardbench-ti2t", "Omni-RewardBench, answers about images", Source(ti2t))
 OMNI_REWARDBENCH_T2I = Benchmark(
-    name="omni-rewardbench-t2i",
-    title="Omni-RewardBench, images of captions",
-    source=Source(t2i, licence="unknown", is_t2i=True),
-    both_orders=True,
+    "omni-rewardbench-t2i", "Omni-RewardBench, images of captions", Source(t2i, is_t2i=True), both_orders=True
 )

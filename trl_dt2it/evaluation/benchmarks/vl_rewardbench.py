@@ -18,22 +18,15 @@ GROUPS = ("general", "hallucination", "reasoning")
 # Groups by the set that a row is from. The authors moved POVID from general to hallucination in May 2025; numbers
 # from before then cannot be compared.
 _GROUP_OF_SOURCE = {
-    "vlfeedback": "general",
-    "wildvision-battle": "general",
-    "povid": "hallucination",
-    "rlaif-v": "hallucination",
-    "rlhf-v": "hallucination",
+    **dict.fromkeys(("vlfeedback", "wildvision-battle"), "general"),
+    **dict.fromkeys(("povid", "rlaif-v", "rlhf-v"), "hallucination"),
     "reasoning_tasks": "reasoning",
 }
 
-# Sets by the prefix of a row's id, up to the first `_` or `-`; any other prefix is VLFeedback's.
-_SOURCE_OF_PREFIX = {
-    "RLAIF": "rlaif-v",
-    "RLHF": "rlhf-v",
-    "hallucination": "povid",
-    "mathverse": "reasoning_tasks",
-    "mmmu": "reasoning_tasks",
-    "wildvision": "wildvision-battle",
+# Groups by the prefix of a row's id, up to the first `_` or `-`; any other prefix is VLFeedback's or WildVision's.
+_GROUP_OF_PREFIX = {
+    **dict.fromkeys(("RLAIF", "RLHF", "hallucination"), "hallucination"),
+    **dict.fromkeys(("mathverse", "mmmu"), "reasoning"),
 }
 
 
@@ -47,12 +40,9 @@ def group_of(row: Mapping[str, Any]) -> str:
             return _GROUP_OF_SOURCE[known]
         name = row.get("index")
     if not isinstance(name, str) or name.isdecimal():
-        raise RowError(
-            "missing_column",
-            "A row of VL-RewardBench has neither an `id` nor a known `category`; pass one of the two.",
-        )
+        raise RowError("missing_column", "the row has neither an `id` nor a known `category`; pass one of the two.")
     prefix = re.split("[_-]", name, maxsplit=1)[0]
-    return _GROUP_OF_SOURCE[_SOURCE_OF_PREFIX.get(prefix, "vlfeedback")]
+    return _GROUP_OF_PREFIX.get(prefix, "general")
 
 
 def vl_rewardbench(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
