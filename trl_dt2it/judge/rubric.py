@@ -67,10 +67,8 @@ class Rubric:
     Parameters:
         criteria (`tuple[Criterion, ...]`):
             Criteria whose weights add up to 1.
-        low (`int`, *optional*, defaults to `1`):
-            Worst score.
-        high (`int`, *optional*, defaults to `10`):
-            Best score.
+        low, high (`int`, *optional*, defaults to `1` and `10`):
+            Worst and best score.
     """
 
     criteria: tuple[Criterion, ...]
@@ -88,19 +86,7 @@ class Rubric:
             raise ValueError(f"`low` must be less than `high`, got {self.low} and {self.high}.")
 
     def total(self, scores: Mapping[str, float]) -> float:
-        """
-        Average the scores by their weights.
-
-        Args:
-            scores (`Mapping[str, float]`):
-                A score in `[low, high]` for each criterion, by name.
-
-        Returns:
-            `float`: in `[low, high]`.
-
-        Raises:
-            `ValueError`: if a criterion has no score, a score no criterion, or a score is off the scale.
-        """
+        """Average a score per criterion, by name, by the weights; refuse scores off the scale `[low, high]`."""
         names = {criterion.name for criterion in self.criteria}
         if set(scores) != names:
             raise ValueError(f"The scores must be of {sorted(names)}, got {sorted(scores)}.")
@@ -176,8 +162,7 @@ class JudgeRequest:
         messages (`list[dict]`):
             OpenAI chat messages, images as `data:` URIs.
         schema (`type[BaseModel]`, *optional*):
-            Verdict to ask for: [`ListwiseVerdict`], [`PointwiseVerdict`], [`PairwiseVerdict`] or a model of your own.
-            Without it, the reply is free text.
+            [`ListwiseVerdict`], [`PointwiseVerdict`], [`PairwiseVerdict`] or a model of your own; or free text.
         num_scores (`int`, *optional*):
             Number of scores in a [`ListwiseVerdict`], which requires it.
         rubric ([`Rubric`], *optional*):
@@ -207,12 +192,10 @@ class JudgeReply:
             The verdict, if the status is `"ok"` and the request has a schema.
         text (`str`, *optional*):
             Text of the reply, without the model's thoughts if the status is `"ok"`.
-        input_tokens (`int`):
-            Tokens of the prompts of all calls for this question that got a reply.
-        output_tokens (`int`):
-            Tokens of these replies.
+        input_tokens, output_tokens (`int`):
+            Tokens of the prompts of all calls for this question that got a reply, and of these replies.
         is_cached (`bool`):
-            Whether the reply came from the store.
+            The reply came from the store.
         error (`str`, *optional*):
             Why the status is not `"ok"`, in one sentence.
     """
