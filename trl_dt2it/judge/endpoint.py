@@ -90,7 +90,7 @@ class Endpoint:
         if "@" in parts.netloc or parts.query or parts.fragment:
             raise ValueError("`base_url` must not hold a user, a password or a query; pass the key by `api_key_env`.")
         if self.api_key_env is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,63}", self.api_key_env):
-            raise ValueError("`api_key_env` must be the name of an environment variable in capitals, not the key.")
+            raise ValueError("`api_key_env` must name an environment variable in capitals, not the key itself.")
         if self.max_tokens < 1 or not self.timeout > 0:
             raise ValueError(f"`max_tokens` and `timeout` must be above 0, got {self.max_tokens} and {self.timeout}.")
         if own := sorted(set(self.extra_body or ()) & _OWN_FIELDS):

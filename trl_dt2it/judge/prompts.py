@@ -215,15 +215,12 @@ def pointwise_messages(
 
     Args:
         question, images, reference, rubric, language, image_root, image_options:
-            As in [`listwise_messages`].
+            As in [`listwise_messages`], as are the errors.
         candidate (`str`):
             The answer.
 
     Returns:
         `list[dict]`: a system and a user message, for a [`PointwiseVerdict`].
-
-    Raises:
-        As in [`listwise_messages`].
     """
     return _compose("pointwise", question, images, [candidate], reference, rubric, language, image_root, image_options)
 
@@ -244,15 +241,12 @@ def pairwise_messages(
 
     Args:
         question, images, rubric, language, image_root, image_options:
-            As in [`listwise_messages`].
+            As in [`listwise_messages`], as are the errors.
         first, second (`str`):
             The answers, in the order in which they are shown.
 
     Returns:
         `list[dict]`: a system and a user message, for a [`PairwiseVerdict`].
-
-    Raises:
-        As in [`listwise_messages`].
     """
     return _compose("pairwise", question, images, [first, second], None, rubric, language, image_root, image_options)
 
