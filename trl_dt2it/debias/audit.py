@@ -82,7 +82,7 @@ def audit_style(
         by = None
     parts = parts_by(dataset, by)
     style = read_pair_style(dataset, features)
-    known: dict[str, np.ndarray] = {}
+    known: dict[str, Any] = {}  # arrays of a value per pair
     if scorer is not None:
         known["margins"] = _reward_margins(dataset, scorer)
     if reference is not None:

@@ -107,11 +107,11 @@ def style_weights(
     one_sided: OneSided = "leave",
 ) -> tuple[np.ndarray, BalanceReport]:
     """
-    Compute the weights of [`balance_style`], and their cost; it says what is raised.
+    Compute the weights of [`balance_style`], and their cost.
 
     Args:
         dataset, max_weight, by, features, one_sided:
-            As in [`balance_style`].
+            As in [`balance_style`], as are the errors.
 
     Returns:
         `tuple[np.ndarray, BalanceReport]`: weights of shape `(N,)` and dtype `float64`, of mean 1 where there was no
