@@ -27,17 +27,10 @@ from .style import PairStyle, parts_by, read_pair_style
 
 Scorer = Callable[[Dataset], tuple[Sequence[float], Sequence[float]]]
 
-# With fewer independent groups, the variance between groups is not known well enough.
-_MIN_GROUPS = 10
-
-# Pairs to score over all repeats of the cross-validation, and the most repeats.
-_SCORED, _REPEATS = 20_000, 10
-
-# Width of the kernel that measures the density of scores at 0, in standard deviations of the scores.
-_BANDWIDTH = 0.25
-
-# Share of samples of pairs without leakage whose mean style is nearer to 0 than that of a set taken as balanced.
-_BALANCED = 0.01
+_MIN_GROUPS = 10  # with fewer independent groups, the variance between groups is not known well enough
+_SCORED, _REPEATS = 20_000, 10  # pairs to score over all repeats of the cross-validation, and the most repeats
+_BANDWIDTH = 0.25  # of the kernel for the density of scores at 0, in standard deviations of the scores
+_BALANCED = 0.01  # share of samples without leakage whose mean style is nearer to 0 than that of a balanced set
 
 
 def audit_style(
@@ -63,20 +56,17 @@ def audit_style(
         dataset (`Dataset`):
             Preference rows; images are not read.
         by (`str`, *optional*, defaults to `"source"`):
-            Column whose values are also measured one by one. `None`, or rows without a column `source`, measure the
-            whole only.
+            Column whose values are also measured one by one; `None`, or no column `source`, for the whole only.
         scorer (`Callable` or `tuple[str, str]`, *optional*):
-            Trained model to measure too: a function that maps the data set to the rewards of the chosen and of the
-            rejected answers, or the names of two columns of rewards, such as `("chosen_reward", "rejected_reward")`.
+            Model to measure too: a function from the data set to the rewards of the chosen and of the rejected
+            answers, or the names of two columns of rewards, such as `("chosen_reward", "rejected_reward")`.
         reference (`Dataset`, *optional*):
-            Rows that decide what style votes for, such as those that the scored model was trained on, where the style
-            of `dataset` tells nothing. By default the held-out folds of `dataset`.
+            Rows that decide what style votes for where that of `dataset` tells nothing, such as those that the model
+            was trained on. By default the held-out folds of `dataset`.
         features (`Sequence[str]`, *optional*):
             Some of `STYLE_FEATURES`; all by default.
-        num_folds (`int`, *optional*, defaults to `10`):
-            Most folds of the cross-validation; each has at least two groups.
-        seed (`int`, *optional*, defaults to `42`):
-            Seed of the folds.
+        num_folds, seed (`int`, *optional*, default to `10` and `42`):
+            Most folds of the cross-validation, each of at least two groups, and their seed.
         min_pairs (`int`, *optional*, defaults to `200`):
             Fewest pairs that are measured; smaller sources get a note.
 
@@ -92,20 +82,15 @@ def audit_style(
         by = None
     parts = parts_by(dataset, by)
     style = read_pair_style(dataset, features)
-    margins = None if scorer is None else _reward_margins(dataset, scorer)
-    votes = None
+    known: dict[str, Any] = {}  # arrays of a value per pair
+    if scorer is not None:
+        known["margins"] = _reward_margins(dataset, scorer)
     if reference is not None:
-        votes = style.difference @ fit_probe(read_pair_style(reference, style.features))
+        known["votes"] = style.difference @ fit_probe(read_pair_style(reference, style.features))
+    options: dict[str, Any] = {"num_folds": num_folds, "seed": seed, "min_pairs": min_pairs}
 
     def measure(rows: np.ndarray) -> StyleLeakage:
-        return leakage(
-            style.take(rows),
-            margins=None if margins is None else margins[rows],
-            votes=None if votes is None else votes[rows],
-            num_folds=num_folds,
-            seed=seed,
-            min_pairs=min_pairs,
-        )
+        return leakage(style.take(rows), **{name: values[rows] for name, values in known.items()}, **options)
 
     overall = measure(np.arange(len(style)))
     if len(parts) == 1:  # the same pairs once more
@@ -117,8 +102,8 @@ class StyleAuditCallback(TrainerCallback):
     """
     Audit the style of the train set of a [`MultimodalRewardTrainer`] when training begins, and log the metrics.
 
-    They reach the trackers that `report_to` names, as in `train/style/leakage`, the log history and the model card.
-    The audit reads about 5000 pairs a second. A resumed run does not repeat it.
+    They reach the trackers, as in `train/style/leakage`, the log history and the model card. The audit reads about
+    5000 pairs a second. A resumed run does not repeat it.
 
     Args:
         trainer ([`MultimodalRewardTrainer`]):
@@ -143,12 +128,9 @@ class StyleAuditCallback(TrainerCallback):
         if not isinstance(trainer.train_dataset, Dataset):
             raise ValueError("Style is audited on a whole train set, not on a streamed one; load it whole.")
         if has_transform(trainer.train_dataset):
-            raise ValueError(
-                "Style is audited on the columns of the train set, and a transform makes its rows; apply the function "
-                "with `map` instead."
-            )
-        self.trainer = trainer
-        self.audit = audit
+            advice = "a transform makes its rows; apply the function with `map` instead"
+            raise ValueError(f"Style is audited on the columns of the train set, and {advice}.")
+        self.trainer, self.audit = trainer, audit
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if any("style/leakage" in entry for entry in state.log_history):
@@ -203,21 +185,16 @@ def leakage(
     seed: int = 42,
     min_pairs: int = 200,
 ) -> StyleLeakage:
-    """Leakage of some pairs, as [`audit_style`] measures it.
-
-    Shapes: `margins` `(N,)`, `votes` `(N,)`.
-    """
+    """Leakage of some pairs, as [`audit_style`] measures it. Shapes: `margins` `(N,)`, `votes` `(N,)`."""
     num_groups = len(np.unique(style.group))
-    note = None
-    if len(style) < min_pairs:
-        note = f"too few pairs: {len(style)} of at least {min_pairs}"
-    elif num_groups < (least := min(2 * num_folds, _MIN_GROUPS)):
-        note = f"too few groups: {num_groups} of at least {least} for {least // 2} folds"
-    elif not style.weight.any():
-        note = "every weight is 0"
-    elif not style.difference.any():
-        note = "no feature differs in any pair"
-    if note:
+    least = min(2 * num_folds, _MIN_GROUPS)
+    notes = {
+        f"too few pairs: {len(style)} of at least {min_pairs}": len(style) < min_pairs,
+        f"too few groups: {num_groups} of at least {least} for {least // 2} folds": num_groups < least,
+        "every weight is 0": not style.weight.any(),
+        "no feature differs in any pair": not style.difference.any(),
+    }
+    if note := next((note for note, holds in notes.items() if holds), None):
         return StyleLeakage(len(style), num_groups, note=note)
     num_folds = min(num_folds, num_groups // 2)
     scores = held_out_scores(style, num_folds, seed)
@@ -389,22 +366,18 @@ def _unbalanced(style: PairStyle) -> float:
 def _reward_margins(dataset: Dataset, scorer: Callable[[Dataset], Any] | Sequence[str]) -> np.ndarray:
     """Reward margins of all pairs. Shapes: returns `(N,)` `float64`."""
     if callable(scorer):
-        rewards = [np.asarray(side, dtype=np.float64) for side in scorer(dataset)]
+        chosen, rejected = (np.asarray(side, dtype=np.float64) for side in scorer(dataset))
     else:
         if isinstance(scorer, str) or len(scorer) != 2:
             raise ValueError("`scorer` must be a function or the names of two columns, of chosen and of rejected.")
-        for name in scorer:
-            if name not in dataset.column_names:
-                raise ValueError(f"`scorer` names the column {name!r}; there are {', '.join(dataset.column_names)}.")
-        columns = [column_of(dataset, name).cast("float64").fill_null(np.nan) for name in scorer]
-        rewards = [column.to_numpy(zero_copy_only=False) for column in columns]
-    chosen, rejected = rewards
+        if missing := [name for name in scorer if name not in dataset.column_names]:
+            raise ValueError(f"`scorer` names the column {missing[0]!r}; there are {', '.join(dataset.column_names)}.")
+        columns = (column_of(dataset, name).cast("float64").fill_null(np.nan) for name in scorer)
+        chosen, rejected = (column.to_numpy(zero_copy_only=False) for column in columns)
     for side, values in (("chosen", chosen), ("rejected", rejected)):
         if values.shape != (len(dataset),):
-            raise ValueError(
-                f"The scorer gave rewards of shape {values.shape} for the {side} answers of {len(dataset)} rows; it "
-                "must return one number per row."
-            )
+            wanted = f"the {side} answers of {len(dataset)} rows; it must return one number per row"
+            raise ValueError(f"The scorer gave rewards of shape {values.shape} for {wanted}.")
         bad = np.flatnonzero(~np.isfinite(values))
         if len(bad):
             raise ValueError(f"The reward of the {side} answer of row {bad[0]} is {values[bad[0]]}, not finite.")
@@ -414,10 +387,7 @@ def _reward_margins(dataset: Dataset, scorer: Callable[[Dataset], Any] | Sequenc
 def _reward_style(
     style: PairStyle, margins: np.ndarray, votes: np.ndarray | None, scores: ProbeScores, num_folds: int, seed: int
 ) -> RewardStyle:
-    """Dependence of reward margins on style beyond the label.
-
-    Shapes: `margins` `(N,)`, `votes` `(N,)`.
-    """
+    """Dependence of reward margins on style beyond the label. Shapes: `margins` `(N,)`, `votes` `(N,)`."""
     # Every pair has its chosen side first, so the label is the same for all, and what the margins have in common is
     # due to it. Only their differences from the mean are put down to style. Style may also go with the difference in
     # quality: compare with a model that was trained on balanced pairs.
@@ -464,10 +434,7 @@ def _reward_style(
 
 
 def _learning_noise(style: PairStyle, scores: ProbeScores, effect: np.ndarray) -> np.ndarray:
-    """Contribution of each pair, through what the probe learned from it, to the error of an estimate.
-
-    Shapes: `effect` `(N,)`, returns `(N,)`.
-    """
+    """Contribution `(N,)` of each pair, through what the probe learned from it, to the error of an estimate."""
     x, weight = style.difference / root_mean_square(style), style.weight / style.weight.mean()
     against = expit(-scores.score)
     return weight * against * (x @ np.linalg.solve(_hessian(x, weight, against), effect @ x))

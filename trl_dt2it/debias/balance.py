@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from datasets import Dataset
@@ -20,21 +20,13 @@ from .style import PairStyle, parts_by, read_pair_style
 logger = logging.get_logger(__name__)
 
 OneSided = Literal["leave", "drop", "refuse"]
-
-ONE_SIDED: tuple[str, ...] = ("leave", "drop", "refuse")
+ONE_SIDED: tuple[str, ...] = get_args(OneSided)
 
 # Largest weighted mean of a whitened direction that counts as 0, and as not worth a warning.
 TOLERANCE, _NOTICEABLE = 1e-10, 1e-6
-
-# Where a bound leaves no exact balance, coefficients cost this much; the imbalance is then about the least possible.
-RIDGE = 1e-4
-
-# A pair whose weight is multiplied by less may be one that no balance leaves any weight.
-_LOST = 1e-4
-
-_NUM_EXAMPLES = 5
-
-_NUM_NEIGHBORS = 16
+RIDGE = 1e-4  # price of coefficients where a bound leaves no exact balance; the imbalance is then about the least
+_LOST = 1e-4  # a pair whose weight is multiplied by less may be one that no balance leaves any weight
+_NUM_EXAMPLES, _NUM_NEIGHBORS = 5, 16
 
 
 class NotBalanced(Exception):
@@ -63,23 +55,21 @@ def balance_style(
         dataset (`Dataset`):
             Preference rows; images are not read.
         max_weight (`float`, *optional*):
-            Largest weight, in units of the mean weight, above 1. The other weights make up for it as far as they can;
-            where they cannot, about the least possible imbalance is left, and a warning says how much. A lower bound
-            means more effective pairs and less balance.
+            Largest weight, in units of the mean weight, above 1. Where the others cannot make up for it, about the
+            least possible imbalance is left, and a warning says how much. Lower means more effective pairs and less
+            balance.
         by (`str`, *optional*):
             Column, such as `"source"`, each of whose values is balanced on its own and keeps its total weight.
         method (`str`, *optional*, defaults to `"weights"`):
-            `"weights"` writes the column `weight`, which the trainer reads. `"resample"` draws as many rows as there
-            are, with these probabilities, by systematic resampling: a row of weight 2.3 occurs 2 or 3 times, with
-            `#2` and `#3` appended to its `pair_id`. Balance then holds up to the draw, and no column `weight` is left.
+            `"weights"` writes the column `weight`, which the trainer reads. `"resample"` draws as many rows with these
+            probabilities, by systematic resampling, and leaves no column `weight`: a row of weight 2.3 occurs 2 or 3
+            times, with `#2` and `#3` appended to its `pair_id`. Balance then holds up to the draw.
         features (`Sequence[str]`, *optional*):
             Some of `STYLE_FEATURES`; all by default.
         one_sided (`str`, *optional*, defaults to `"leave"`):
-            Action on style that leans one way only, such as links that occur in some chosen answers and in no
-            rejected one, or a combination of features like that: no weights but 0 balance such pairs. `"leave"`
-            leaves that style out of the balance, so that the pairs keep their weight and that style its lean;
-            `"drop"` sets the weight of the pairs to 0; `"refuse"` raises an error. The report always names style and
-            pairs.
+            Action on style, or a combination of features, that leans one way only, such as links that occur in chosen
+            answers alone: no weights but 0 balance such pairs. `"leave"` keeps that style out of the balance, `"drop"`
+            sets the weight of the pairs to 0, and `"refuse"` raises an error. The report names style and pairs.
         seed (`int`, *optional*, defaults to `42`):
             Seed of the draw.
 
@@ -87,9 +77,9 @@ def balance_style(
         `Dataset`: the rows in their order. Weights are finite and >= 0, and keep their sum.
 
     Raises:
-        `ValueError`: if no weights balance the pairs, because some style, or a combination, is on the chosen side of
-            all of them: the message names it; with `one_sided="refuse"` also if it is of some. Also if an argument is
-            out of range or a row has no answer.
+        `ValueError`: if no weights balance the pairs, because some style, which the message names, is on the same side
+            of all of them; with `one_sided="refuse"` also if it is of some. Also if an argument is out of range or a
+            row has no answer.
     """
     if method not in ("weights", "resample"):
         raise ValueError(f'`method` is {method!r}; pass "weights" or "resample".')
@@ -102,10 +92,8 @@ def balance_style(
     if "weight" in drawn.column_names:
         drawn = drawn.remove_columns("weight")
     if "pair_id" in drawn.column_names:
-        names = [
-            name if copy == 1 or name is None else f"{name}#{copy}"
-            for name, copy in zip(drawn.select_columns("pair_id")["pair_id"], copies, strict=True)
-        ]
+        named = zip(drawn.select_columns("pair_id")["pair_id"], copies, strict=True)
+        names = [name if copy == 1 or name is None else f"{name}#{copy}" for name, copy in named]
         drawn = with_columns(drawn, {"pair_id": names})
     return drawn
 
@@ -123,14 +111,11 @@ def style_weights(
 
     Args:
         dataset, max_weight, by, features, one_sided:
-            As in [`balance_style`].
+            As in [`balance_style`], as are the errors.
 
     Returns:
         `tuple[np.ndarray, BalanceReport]`: weights of shape `(N,)` and dtype `float64`, of mean 1 where there was no
         column `weight`, and the report.
-
-    Raises:
-        `ValueError`: as in [`balance_style`].
     """
     if max_weight is not None and not max_weight > 1:
         raise ValueError(f"`max_weight` is {max_weight}; it is in units of the mean weight, so pass a number above 1.")
@@ -146,23 +131,17 @@ def style_weights(
         if leaning[name] and one_sided == "refuse":
             raise ValueError(
                 f"The style of some pairs{where} leans one way only: {'; '.join(map(str, leaning[name]))}. Add pairs "
-                'where it leans the other way, leave features out by `features`, or pass `one_sided="leave"` or '
-                '"drop".'
+                'where it leans the other way, take fewer `features`, or pass `one_sided="leave"` or "drop".'
             )
     return weight, _report(style, weight, parts, leaning, one_sided)
 
 
 def _report(
-    style: PairStyle,
-    weight: np.ndarray,
-    parts: dict[str, np.ndarray],
-    leaning: dict[str, list[OneSidedStyle]],
-    action: str,
+    style: PairStyle, weight: np.ndarray, parts: dict[str, np.ndarray], leaning: dict[str, list], action: str
 ) -> BalanceReport:
     total, tiny = float(weight.sum()), np.finfo(float).tiny
     share = weight / total if total > 0 else weight
-    after = share @ style.difference
-    before = style.weight @ style.difference / max(float(style.weight.sum()), tiny)
+    before, after = style.weight @ style.difference / max(float(style.weight.sum()), tiny), share @ style.difference
     mean, weighted = max(total / max(len(weight), 1), tiny), weight[style.weight > 0]
     spread = np.where(style.spread > 0, style.spread, 1.0)
     return BalanceReport(
@@ -202,17 +181,15 @@ def _one_sided_style(dataset: Dataset, lean: _Lean, rows: np.ndarray) -> OneSide
 
 def _weights(style: PairStyle, max_weight: float | None, one_sided: str, where: str) -> tuple[np.ndarray, list[_Lean]]:
     """Balanced weights of pairs that are balanced together, and the style that leans one way in some of them."""
-    used = np.flatnonzero(style.weight)
-    weight = np.zeros(len(style))
+    used, weight = np.flatnonzero(style.weight), np.zeros(len(style))
     if len(used) == 0:
         return weight, []
     leaning: list[_Lean] = []
     columns, kept, is_impossible = style.difference[used], np.ones(len(used), dtype=bool), False
     while True:
         base = style.weight[used][kept]
-        base = base / base.mean()
-        directions = whiten(columns[kept])
-        candidates, free = np.ones(int(kept.sum()), dtype=bool), None
+        base, directions = base / base.mean(), whiten(columns[kept])
+        candidates, free = np.ones(len(base), dtype=bool), None
         try:
             free = balance(directions, base)
             candidates = free < _LOST * base
@@ -224,9 +201,7 @@ def _weights(style: PairStyle, max_weight: float | None, one_sided: str, where: 
         more = _leaning(columns[kept], candidates, style.features, combinations=not is_impossible)
         if not more:
             break
-        kept_rows = np.flatnonzero(kept)
-        for lean in more:
-            rows = kept_rows[lean.rows]
+        for lean, rows in [(lean, np.flatnonzero(kept)[lean.rows]) for lean in more]:
             leaning.append(lean._replace(rows=used[rows]))
             if one_sided == "drop":
                 kept[rows] = False
@@ -258,10 +233,9 @@ def _leaning(columns: np.ndarray, candidates: np.ndarray, names: tuple[str, ...]
     combination = one_sided_combination(columns, candidates)
     if combination is None:
         return []
-    score = columns @ combination
-    part = np.abs(combination) * _sizes(columns)
-    order = [index for index in np.argsort(-part, kind="stable").tolist() if part[index] > 1e-3 * part.max()]
-    features = tuple(names[index] for index in order)
+    score, part = columns @ combination, np.abs(combination) * _sizes(columns)
+    order = np.argsort(-part, kind="stable").tolist()
+    features = tuple(names[index] for index in order if part[index] > 1e-3 * part.max())
     return [_Lean(features, "one", combination, np.flatnonzero(score > 1e-7 * score.max()))]
 
 
@@ -278,9 +252,8 @@ def _without(columns: np.ndarray, combination: np.ndarray) -> np.ndarray:
     """Columns that span what the given ones do, but for a combination of them, each in its own scale."""
     size = _sizes(columns)
     scale = np.where(size > 0, size, 1.0)
-    unit = combination * scale
+    unit, scaled = combination * scale, columns / scale
     unit = unit / np.linalg.norm(unit)
-    scaled = columns / scale
     return (scaled - np.outer(scaled @ unit, unit)) * scale
 
 
@@ -307,12 +280,10 @@ def _impossible(difference: np.ndarray, features: tuple[str, ...], where: str) -
         )
     columns = {name: difference[:, features.index(name)] for name in names}
     sides = {name: side for name, column in columns.items() if (side := _one_side(column))}
-    it = "it"
+    listed, it = ", ".join(f"`{name}`" for name in names), "one"
+    reason = f"a combination of {listed} is higher on the same side of all"
     if sides and (len(names) == 1 or all(column.all() for column in columns.values())):
-        reason = ", ".join(f"every {side} answer has more `{name}`" for name, side in sides.items())
-    else:
-        listed, it = ", ".join(f"`{name}`" for name in names), "one"
-        reason = f"a combination of {listed} is higher on the same side of all"
+        reason, it = ", ".join(f"every {side} answer has more `{name}`" for name, side in sides.items()), "it"
     return (
         f"No weights balance the style of the {len(difference)} pairs{where}: {reason}. Add pairs where the rejected "
         f"answer has it, leave {it} out by `features`, or set `max_weight` for the least imbalance."
@@ -326,19 +297,14 @@ def _systematic(weight: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarra
     order = rng.permutation(count)
     edges = np.cumsum(weight[order])
     marks = (rng.random() + np.arange(count)) * edges[-1] / count
-    drawn = np.searchsorted(edges, marks, side="right")
     # Rounding may put the last mark on the last edge, which belongs to no row.
-    drawn = np.minimum(drawn, np.flatnonzero(weight[order])[-1])
-    counts = np.bincount(order[drawn], minlength=count)
-    starts = np.cumsum(counts) - counts
-    return np.repeat(np.arange(count), counts), np.arange(count) - np.repeat(starts, counts) + 1
+    drawn = np.minimum(np.searchsorted(edges, marks, side="right"), np.flatnonzero(weight[order])[-1])
+    rows = np.sort(order[drawn])
+    return rows, np.arange(count) - np.searchsorted(rows, rows) + 1
 
 
 def whiten(columns: np.ndarray) -> np.ndarray:
-    """Orthogonal directions of mean square 1 that span the columns, without constant 0 and collinear ones.
-
-    Shapes: `columns` `(N, K)`, returns `(N, R)`.
-    """
+    """Orthogonal directions of mean square 1 that span columns. Shapes: `columns` `(N, K)`, returns `(N, R)`."""
     size = _sizes(columns)
     columns = columns[:, size > 0] / size[size > 0]
     if columns.shape[1] == 0:
@@ -350,21 +316,12 @@ def whiten(columns: np.ndarray) -> np.ndarray:
 # scipy minimizes and solves here; no kept package has this dual with base weights, a bound and exactness to 1e-10, nor
 # names the features in the way of a balance.
 def balance(directions: np.ndarray, base: np.ndarray) -> np.ndarray:
-    """Balanced weights without a bound.
-
-    Shapes: `directions` `(N, R)`, `base` `(N,)`, returns `(N,)`.
-    """
+    """Balanced weights without a bound. Shapes: `directions` `(N, R)`, `base` `(N,)`, returns `(N,)`."""
     log_base = np.log(base)
 
     def weights(point: np.ndarray) -> np.ndarray:
         scores = log_base + directions @ point
         return np.exp(scores - logsumexp(scores))
-
-    def objective(point: np.ndarray) -> float:
-        return float(logsumexp(log_base + directions @ point))
-
-    def gradient(point: np.ndarray) -> np.ndarray:
-        return weights(point) @ directions
 
     def hessian(point: np.ndarray) -> np.ndarray:
         weight = weights(point)
@@ -373,24 +330,21 @@ def balance(directions: np.ndarray, base: np.ndarray) -> np.ndarray:
 
     point = np.zeros(directions.shape[1])
     if len(point):
-        point = _minimum(objective, gradient, hessian, point, 300)
+        functions = lambda x: float(logsumexp(log_base + directions @ x)), lambda x: weights(x) @ directions, hessian
+        point = _minimum(*functions, point, 300)
     return weights(point) * base.sum()
 
 
 def balance_bounded(
     directions: np.ndarray, base: np.ndarray, bound: float, *, ridge: float = 0.0
 ) -> tuple[np.ndarray, float]:
-    r"""Balanced weights that are at most `bound`, and the imbalance left.
-
-    Shapes: `directions` `(N, R)`, `base` `(N,)`, returns `(N,)`.
-    """
+    """Balanced weights that are at most `bound`, and the imbalance left. Shapes: as in [`balance`]."""
     # The dual has one more unknown, mu, which keeps the sum: it minimizes the mean of phi_i(lambda f_i + mu) less mu,
     # where phi_i goes on as a straight line from where its slope, the weight, reaches the bound.
     count = len(base)
     columns = np.column_stack([directions, np.ones(count)])
     log_base, log_bound = np.log(base), np.log(bound)
-    target = np.zeros(columns.shape[1])
-    target[-1] = 1.0
+    target = np.r_[np.zeros(directions.shape[1]), 1.0]
     price = ridge * (1.0 - target)
 
     def weights(point: np.ndarray) -> np.ndarray:
@@ -430,10 +384,7 @@ def _minimum(
 
 
 def one_sided_combination(columns: np.ndarray, candidates: np.ndarray) -> np.ndarray | None:
-    """A combination that is at least 0 in every pair and above 0 in some, which lose all weight in a balance.
-
-    Shapes: `columns` `(N, K)`, `candidates` `(N,)` `bool`, returns `(K,)`.
-    """
+    """A combination `(K,)` at least 0 in every pair and above 0 in some, which lose all weight in a balance."""
     size = _sizes(columns)
     scale = np.where(size > 0, size, 1.0)
     scaled = columns / scale
@@ -454,20 +405,15 @@ def one_sided_combination(columns: np.ndarray, candidates: np.ndarray) -> np.nda
 
 
 def separating_features(columns: np.ndarray, names: Sequence[str]) -> list[str]:
-    """Features that keep 0 out of the convex hull: a combination of them is above 0 in every pair.
-
-    Shapes: `columns` `(N, K)`.
-    """
+    """Features that keep 0 out of the convex hull of the rows: a combination of them is above 0 in every pair."""
     size = _sizes(columns)
     used = np.flatnonzero(size > 0)
     columns, names = columns[:, used] / size[used], [names[index] for index in used.tolist()]
-    alone = [name for name, column in zip(names, columns.T, strict=True) if _one_side(column)]
-    if alone:
+    if alone := [name for name, column in zip(names, columns.T, strict=True) if _one_side(column)]:
         return alone
     # Unknowns are the positive and the negative parts of the combination, which sum up to 1 at most, and the least
     # value that it has in any pair, which is maximized.
-    num = len(used)
-    unique = np.unique(columns, axis=0)
+    num, unique = len(used), np.unique(columns, axis=0)
     solved = linprog(
         np.r_[np.zeros(2 * num), -1.0],
         A_ub=np.vstack([np.column_stack([-unique, unique, np.ones(len(unique))]), [[1.0] * (2 * num) + [0.0]]]),
@@ -488,18 +434,15 @@ def match_style(
     """
     Keep pairs that have a style-mirrored partner: another pair whose difference of style is nearly minus its own.
 
-    An alternative to weights. Over a couple, style speaks for the chosen answer as much as against it. Every pair is
-    in at most one couple; the nearest are joined first. Pairs without a partner, as are most where nearly all style is
-    on the chosen side, are dropped; their number is logged.
+    An alternative to weights: over a couple, style speaks for the chosen answer as much as against it. Every pair is
+    in at most one couple; the nearest are joined first. Pairs without a partner are dropped; their number is logged.
 
     Args:
-        dataset (`Dataset`):
-            Preference rows; images are not read. A column `weight` is kept and ignored.
+        dataset, features:
+            As in [`balance_style`]. A column `weight` is kept and ignored.
         caliper (`float`, *optional*, defaults to `0.25`):
             Largest distance of a partner's style from the mirrored one: root mean square over the directions of style,
             each in units of its own root mean square.
-        features (`Sequence[str]`, *optional*):
-            Some of `STYLE_FEATURES`; all by default.
         seed (`int`, *optional*, defaults to `42`):
             Seed of the choice among pairs of the same style.
 
@@ -521,10 +464,7 @@ def match_style(
 
 
 def find_couples(directions: np.ndarray, caliper: float, seed: int) -> np.ndarray:
-    """Join rows to couples, greedily: of all candidates the nearest first.
-
-    Shapes: `directions` `(N, R)`, returns `(C, 2)`.
-    """
+    """Join rows to couples `(C, 2)`, greedily: of all candidates the nearest first."""
     num_rows, num_directions = directions.shape
     if num_directions == 0:  # no pair has any style, and each is any other's mirror
         return np.arange(num_rows - num_rows % 2).reshape(-1, 2)
@@ -542,8 +482,7 @@ def find_couples(directions: np.ndarray, caliper: float, seed: int) -> np.ndarra
         distance, second = distance.ravel(), neighbor.ravel()
         valid = np.isfinite(distance) & (first != second)
         order = np.flatnonzero(valid)[np.argsort(distance[valid], kind="stable")]
-        taken = np.zeros(len(free), dtype=bool)
-        joined = []
+        taken, joined = np.zeros(len(free), dtype=bool), []
         for row, partner in zip(first[order].tolist(), second[order].tolist(), strict=True):
             if not (taken[row] or taken[partner]):
                 taken[row] = taken[partner] = True

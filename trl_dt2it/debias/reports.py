@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, cast
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -20,11 +20,7 @@ from ..utils import printable, screen_table
 # Pairs with less than this, in units of the mean weight, hardly count.
 SMALL = 1e-3
 
-_ACTIONS = {
-    "leave": "and is left out of the balance",
-    "drop": "and its pairs have weight 0",
-    "refuse": "and is refused",
-}
+_ACTIONS = {"leave": "and is left out of the balance", "drop": "and its pairs have weight 0"}
 
 _BLUE, _GREY = "#2b6cb0", "#718096"
 
@@ -80,10 +76,8 @@ class StyleReport:
     Result of [`audit_style`].
 
     Parameters:
-        overall ([`StyleLeakage`]):
-            Leakage of all pairs.
-        sources (`dict[str, StyleLeakage]`):
-            Leakage of the pairs of each source.
+        overall, sources ([`StyleLeakage`], and a `dict` of them):
+            Leakage of all pairs, and of those of each source.
     """
 
     overall: StyleLeakage
@@ -102,11 +96,9 @@ class StyleReport:
         """
         The report as metrics, such as for `trainer.log(report.metrics())`.
 
-        Returns:
-            `dict[str, float]`: `style/leakage`, with several sources also `style/leakage/<source>`; for each feature
-            `style/feature/<name>`, the chance that the chosen answer has more of it; of a scored model
-            `style/reward_accuracy`, `style/reward_follows` and `style/reward_accuracy_gap`. Metrics without a value
-            are left out.
+        They are `style/leakage`, with several sources also `style/leakage/<source>`; `style/feature/<name>`, the
+        chance that the chosen answer has more of a feature; of a scored model `style/reward_accuracy`,
+        `style/reward_follows` and `style/reward_accuracy_gap`. Metrics without a value are dropped.
         """
         values: dict[str, float | None] = {"style/leakage": self.overall.auc}
         if len(self.sources) > 1:
@@ -129,10 +121,8 @@ class StyleReport:
         columns: tuple[str, ...] = ("", "pairs", "groups", "AUC", "95 % interval")
         console.print(screen_table(columns, rows, last="most telling features", title=title))
         if features := self.overall.features:
-            rows = []
-            for name in self.overall.top_features(12):
-                feature = features[name]
-                rows.append((name, f"{feature.auc:.3f}", f"{feature.difference:+.3f}", f"{feature.coefficient:+.3f}"))
+            top = [(name, features[name]) for name in self.overall.top_features(12)]
+            rows = [(name, f"{f.auc:.3f}", f"{f.difference:+.3f}", f"{f.coefficient:+.3f}") for name, f in top]
             columns = ("feature", "AUC", "difference, sd", "coefficient")
             console.print(screen_table(columns, rows, title="Features, all pairs"))
         rows = []
@@ -150,18 +140,17 @@ class StyleReport:
         # Without pyplot, which would choose a window system and keep figures alive.
         from matplotlib.figure import Figure
 
-        parts = {name: part for name, part in self._parts.items() if part.auc is not None}
+        measured = [(name, part.auc, part.interval) for name, part in self._parts.items()]
+        parts = [(name, auc, interval) for name, auc, interval in measured if auc is not None and interval is not None]
         names = self.overall.top_features(12)
-        height = 1.6 + 0.3 * max(len(parts), len(names), 3)
-        figure = Figure(figsize=(11, height), layout="constrained")
+        figure = Figure(figsize=(11, 1.6 + 0.3 * max(len(parts), len(names), 3)), layout="constrained")
         left, right = figure.subplots(1, 2)
-        for index, part in enumerate(parts.values()):
-            auc, interval = cast(float, part.auc), cast("tuple[float, float]", part.interval)
+        for index, (_, auc, interval) in enumerate(parts):
             left.plot(interval, [index, index], color=_BLUE, linewidth=2)
             left.plot(auc, index, "o", color=_BLUE)
             left.annotate(f"{auc:.3f}", (auc, index), xytext=(0, 6), textcoords="offset points", ha="center")
         # A dollar sign would start a formula.
-        left.set_yticks(range(len(parts)), [printable(name, 40).replace("$", r"\$") for name in parts])
+        left.set_yticks(range(len(parts)), [printable(name, 40).replace("$", r"\$") for name, *_ in parts])
         left.set_ylim(max(len(parts), 3) - 0.4, -0.6)  # so that a single source stands at the top
         left.set_xlim(0.4, 1.02)
         left.set_title("Leakage (AUC of a probe that sees style alone)", loc="left", fontsize=11)
@@ -211,25 +200,17 @@ class BalanceReport:
         effective_size (`float`):
             Kish's effective number of pairs, \((\sum w)^2 / \sum w^2\), from 1 to N: the size of an unweighted set
             with the same variance.
-        max_weight (`float`):
-            Largest weight, in units of the mean weight.
         residual (`float`):
             Largest weighted mean difference of a feature, in the feature's own unit; 0 is balance.
-        before (`dict[str, float]`):
-            Mean of chosen minus rejected of each feature under the original weights, in standard deviations of the
-            feature among the answers.
-        after (`dict[str, float]`):
-            The same under the new weights.
-        min_weight (`float`):
-            Smallest weight of a pair whose original weight is above 0, in units of the mean weight.
-        num_small (`int`):
-            Number of these pairs with less than a thousandth of the mean weight.
-        total_weight (`float`):
-            Sum of the weights.
-        one_sided (`list[OneSidedStyle]`):
-            Style that leans one way only, and its pairs.
-        one_sided_action (`str`):
-            Action taken about it: `"leave"` or `"drop"`.
+        before, after (`dict[str, float]`):
+            Mean of chosen minus rejected of each feature under the original and the new weights, in standard
+            deviations of the feature among the answers.
+        max_weight, min_weight (`float`):
+            Largest weight, and smallest of the pairs whose original weight is above 0, in units of the mean weight.
+        num_small, total_weight (`int` and `float`):
+            Number of these pairs with less than a thousandth of the mean weight, and sum of all weights.
+        one_sided, one_sided_action (`list[OneSidedStyle]` and `str`):
+            Style that leans one way only, with its pairs, and the action taken about it: `"leave"` or `"drop"`.
         parts (`dict[str, BalanceReport]`):
             Report for each value of the column `by`.
     """
@@ -261,8 +242,8 @@ class BalanceReport:
         if self.num_small:
             text += f" {self.num_small:,} pairs have less than {SMALL:g} of the mean weight."
         if self.one_sided:
-            action = _ACTIONS[self.one_sided_action]
-            text += f" Style that leans one way only, {action}: {'; '.join(map(str, self.one_sided))}."
+            leaning = "; ".join(map(str, self.one_sided))
+            text += f" Style that leans one way only, {_ACTIONS[self.one_sided_action]}: {leaning}."
         return text
 
     def to_json(self) -> str:
@@ -279,9 +260,9 @@ class BalanceReport:
             rows.append((name[:60], *sizes, *weights, f"{part.residual:.1e}"))
         columns = ("", "pairs", "effective", "share", "smallest weight", "largest", "tiny", "mean difference left")
         console.print(screen_table(columns, rows, title="Style balanced"))
-        differences = {name: (before, self.after[name]) for name, before in self.before.items()}
-        features = sorted(differences, key=lambda name: -abs(differences[name][0]))
-        rows = [(name, *map("{:+.3f}".format, differences[name])) for name in features if any(differences[name])]
+        differences = [(name, before, self.after[name]) for name, before in self.before.items()]
+        differences.sort(key=lambda item: -abs(item[1]))
+        rows = [(name, *map("{:+.3f}".format, values)) for name, *values in differences if any(values)]
         console.print(screen_table(("chosen minus rejected, sd", "before", "after"), rows))
         for style in self.one_sided:
             console.print(Text(printable(f"Leans one way only, {_ACTIONS[self.one_sided_action]}: {style}", 400)))
@@ -316,16 +297,13 @@ class DistillReport:
     Account of a distillation: every row, pool, candidate and pair by its outcome.
 
     Parameters:
-        prompts (`int`):
-            Number of rows.
-        pools (`int`):
-            Number of pools: a row has one for each generator of its candidates; a row that cannot be used is one.
-        outcomes (`Counter[str]`):
+        prompts, pools (`int`):
+            Number of rows, and of pools: one for each generator of a row's candidates, or for a row of no use.
+        outcomes, examples (`Counter[str]` and `dict[str, str]`):
             Pools by outcome: `"paired"`; `"all_equal"`, `"no_order"` or `"opposed"` without an agreed pair;
             `"not_drawn"` of which no pair was drawn; `"no_candidates"`; a stage with a status of the judge, such as
-            `"listwise: malformed"`; or a reason of [`~trl_dt2it.data.RowError`]. They add up to `pools`.
-        examples (`dict[str, str]`):
-            For each outcome without a pair, the first row that had it, and a message where there is one.
+            `"listwise: malformed"`; or a reason of [`~trl_dt2it.data.RowError`]. They add up to `pools`. The first row
+            of each without a pair is an example, with a message where there is one.
         candidates (`Counter[str]`):
             Candidates by outcome: `"judged"`, `"equal"`, `"empty"`, `"unfinished"` (thoughts that never end), or a
             stage with a status, such as `"generation: cut"`.
@@ -333,20 +311,14 @@ class DistillReport:
             Pools of alike candidates by action: `"corrupted"`, `"rewritten"`, or the reason for none.
         agreement ([`AgreementCounts`]):
             Pairs of candidates by whether both scores agree.
-        pairs_by_bin (`dict[str, list[int]]`):
-            For each generator, the number of pairs drawn in each bin.
-        agreed_by_bin (`dict[str, list[int]]`):
-            The same for all agreed pairs.
-        bin_edges (`list[float]`):
-            Edges of the bins, in points.
-        not_drawn (`Counter[str]`):
-            Agreed pairs that were dropped: `"prompt_is_full"` or `"bin_is_full"`.
+        pairs_by_bin, agreed_by_bin (`dict[str, list[int]]`):
+            For each generator, the number of pairs drawn, and of agreed pairs, in each bin.
+        bin_edges, not_drawn (`list[float]` and `Counter[str]`):
+            Edges of the bins, in points, and agreed pairs that were dropped: `"prompt_is_full"` or `"bin_is_full"`.
         position_bias (`list[PositionBias]`):
             Points that positions in a list are worth to the judge, for each length of lists.
-        calls (`dict[str, Counter[str]]`):
-            For each stage, the replies by status.
-        usage (`dict[str, dict]`):
-            Calls, tokens and cost of the judge and the generator.
+        calls, usage (`dict[str, Counter[str]]` and `dict[str, dict]`):
+            Replies by status for each stage, and calls, tokens and cost of the judge and the generator.
     """
 
     prompts: int = 0
@@ -387,14 +359,10 @@ class DistillReport:
     def to_json(self) -> str:
         """The report as JSON."""
         # Not `asdict` of the whole, which makes counters of pairs out of counters.
-        values = {
-            **vars(self),
-            "pairs": self.pairs,
-            "unanswered": self.unanswered,
-            "agreement": {**asdict(self.agreement), "rate": self.agreement.rate},
-            "position_bias": [{**asdict(bias), "intervals": bias.intervals} for bias in self.position_bias],
-        }
-        return json.dumps(values, indent=2, ensure_ascii=False)
+        agreement = {**asdict(self.agreement), "rate": self.agreement.rate}
+        biases = [{**asdict(bias), "intervals": bias.intervals} for bias in self.position_bias]
+        values = {**vars(self), "pairs": self.pairs, "unanswered": self.unanswered}
+        return json.dumps({**values, "agreement": agreement, "position_bias": biases}, indent=2, ensure_ascii=False)
 
     def show(self, console: Console | None = None) -> None:
         """Print the report, on standard output by default."""
@@ -403,10 +371,9 @@ class DistillReport:
         rows = [(outcome, str(count), self.examples.get(outcome, "")[:200]) for outcome, count in outcomes]
         title = f"{self.pairs} pairs from {self.prompts} prompts"
         console.print(screen_table(("what became of them", "pools"), rows, last="for example", title=title))
-        if self.candidates:
-            console.print(_counts("Candidates", self.candidates))
-        if self.diversity:
-            console.print(_counts("Alike candidates", self.diversity))
+        for title, counts in (("Candidates", self.candidates), ("Alike candidates", self.diversity)):
+            if counts:
+                console.print(_counts(title, counts))
         if self.agreement.pairs:
             rate = "none in an order by both" if self.agreement.rate is None else f"{self.agreement.rate:.1%} agree"
             console.print(_counts(f"Pairs of candidates, {rate}", asdict(self.agreement)))
@@ -445,11 +412,8 @@ def _of_positions(bias: PositionBias) -> Table:
 
 
 def _of_usage(usage: Mapping[str, Mapping[str, Any]]) -> Table:
-    rows = []
-    for role, spent in usage.items():
-        counts = (f"{spent[name]:,}" for name in ("calls", "input_tokens", "output_tokens"))
-        unsettled = f"{spent['unsettled_calls']:,}", f"{spent['unsettled_cost']:.4f}"
-        rows.append((role, *counts, f"{spent['cost']:.4f}", *unsettled))
+    shown = "{calls:,} {input_tokens:,} {output_tokens:,} {cost:.4f} {unsettled_calls:,} {unsettled_cost:.4f}"
+    rows = [(role, *shown.format(**spent).split()) for role, spent in usage.items()]
     columns = ("", "calls", "tokens in", "tokens out", "USD", "unsettled calls", "USD at most")
     return screen_table(columns, rows, title="Calls and cost, over the life of the store")
 

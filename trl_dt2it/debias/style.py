@@ -21,12 +21,10 @@ HEDGE_WORDS = frozenset(
     "probably roughly seem seemingly seems somewhat suggest suggesting suggests supposedly typically uncertain "
     "unclear unlikely usually generally appears".split()
 )
-
 HEDGE_PHRASES = (
     *("i think", "i believe", "i guess", "i suppose", "in my opinion", "it is possible", "it's possible"),
     *("kind of", "sort of", "not sure", "not certain", "to some extent", "as far as i can"),
 )
-
 HEDGE_CHINESE = (
     *("可能", "也许", "或许", "大概", "大约", "似乎", "好像", "看起来", "看上去", "应该是", "估计", "推测", "不确定"),
     *("不太清楚", "我认为", "我觉得", "一般来说", "通常"),
@@ -37,7 +35,6 @@ REFUSAL_PHRASES = (
     *("i won't", "i will not", "i must decline", "i'm sorry", "i am sorry", "my apologies", "i apologize"),
     *("i apologise", "as an ai", "as a language model", "unfortunately", "not possible for me"),
 )
-
 REFUSAL_CHINESE = (
     *("抱歉", "对不起", "很遗憾", "无法", "我不能", "我不可以", "恕我", "作为一个人工智能", "作为人工智能"),
     *("作为一个语言模型", "作为语言模型"),
@@ -46,7 +43,6 @@ REFUSAL_CHINESE = (
 FIRST_PERSON_WORDS = frozenset(
     "i me my mine myself we us our ours ourselves i'm i've i'd i'll we're we've we'd we'll".split()
 )
-
 FIRST_PERSON_CHINESE = ("我", "咱们", "本人")
 
 # Agreement and praise at the start of an answer, before anything is said.
@@ -57,11 +53,9 @@ OPENERS = (
 )
 
 ENTHUSIASM_WORDS = frozenset(
-    "amazing awesome brilliant delightful excellent exciting fantastic fascinating glad "
-    "great happy incredible incredibly lovely magnificent perfect perfectly remarkable stunning superb thrilled "
-    "wonderful wonderfully".split()
+    "amazing awesome brilliant delightful excellent exciting fantastic fascinating glad great happy incredible "
+    "incredibly lovely magnificent perfect perfectly remarkable stunning superb thrilled wonderful wonderfully".split()
 )
-
 ENTHUSIASM_CHINESE = ("太棒", "精彩", "美妙", "非常棒", "出色", "惊艳", "令人惊叹", "很高兴", "绝佳", "完美")
 
 # Definitions of the features; "log" stands for log(1 + x), "share" for a number from 0 to 1.
@@ -100,7 +94,6 @@ STYLE_FEATURES: tuple[str, ...] = tuple(DEFINITIONS)
 _WORD_KINDS = HEDGE_WORDS | FIRST_PERSON_WORDS | ENTHUSIASM_WORDS
 
 _HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-
 _HAN_WORD = re.compile(f"[{_HAN}]")
 _WORDS_ASCII = re.compile(r"[a-z0-9]+(?:'[a-z]+)?")
 _WORDS = re.compile(rf"[{_HAN}]|[^\W_{_HAN}]+(?:'[^\W\d_{_HAN}]+)?")
@@ -116,20 +109,15 @@ _LINKS = re.compile(r"\]\([^()\s]+\)|(?<!\()\bhttps?://|\bwww\.")
 _EMOJI = re.compile("[\U0001f000-\U0001faff\u2600-\u27bf\u2b50\u2b55\u231a\u231b]")
 _FULL_WIDTH_MARKS = re.compile("[。，、；：？！“”‘’（）《》〈〉【】「」『』〔〕…—～·]")  # noqa: RUF001
 
-# Digits, capitals, Latin letters, punctuation and white space.
-_ASCII_KINDS = [
-    kind.encode()
-    for kind in (string.digits, string.ascii_uppercase, string.ascii_letters, string.punctuation, string.whitespace)
-]
+_KINDS = (string.digits, string.ascii_uppercase, string.ascii_letters, string.punctuation, string.whitespace)
+_ASCII_KINDS = [kind.encode() for kind in _KINDS]
 
 _BATCH = 1000
 
 
 def style_features(texts: Sequence[str], prompts: Sequence[str] | None = None) -> np.ndarray:
     """
-    Compute style features of answers.
-
-    Equal texts are read once. About 10,000 answers of 100 words take a second.
+    Compute style features of answers. Equal texts are read once; about 10,000 answers of 100 words take a second.
 
     Args:
         texts (`Sequence[str]` of length N):
@@ -144,8 +132,7 @@ def style_features(texts: Sequence[str], prompts: Sequence[str] | None = None) -
     Raises:
         `ValueError`: if there are not as many questions as answers.
     """
-    if prompts is None:
-        prompts = [""] * len(texts)
+    prompts = [""] * len(texts) if prompts is None else prompts
     if len(prompts) != len(texts):
         raise ValueError(f"There are {len(texts)} texts but {len(prompts)} prompts; pass one for each.")
     positions: dict[tuple[str, str], int] = {}
@@ -250,13 +237,11 @@ def read_pair_style(dataset: Dataset, features: Sequence[str] | None = None) -> 
         raise ValueError(f"Style is measured on a whole set, not on a {type(dataset).__name__}; load it first.")
     if len(dataset) == 0:
         raise ValueError("The data set has no rows.")
-    for side in SIDES:
-        if side not in dataset.column_names:
-            raise ValueError(f"The data set has no column `{side}`; see `trl_dt2it.data.load_preferences`.")
+    if missing := [side for side in SIDES if side not in dataset.column_names]:
+        raise ValueError(f"The data set has no column `{missing[0]}`; see `trl_dt2it.data.load_preferences`.")
     names = STYLE_FEATURES if features is None else tuple(features)
-    for name in names:
-        if name not in STYLE_FEATURES:
-            raise ValueError(f"`features` names {name!r}; the style features are {', '.join(STYLE_FEATURES)}.")
+    if unknown := [name for name in names if name not in STYLE_FEATURES]:
+        raise ValueError(f"`features` names {unknown[0]!r}; the style features are {', '.join(STYLE_FEATURES)}.")
     if not names:
         raise ValueError("`features` is empty; name at least one, or leave it out for all.")
     columns = [STYLE_FEATURES.index(name) for name in names]
@@ -272,11 +257,9 @@ def read_pair_style(dataset: Dataset, features: Sequence[str] | None = None) -> 
         difference[done : done + len(rows)] = chosen - rejected
         total, squares = total + style.sum(0), squares + (style**2).sum(0)
         done += len(rows)
-    mean = total / (2 * done)
-    spread = np.sqrt(np.maximum(squares / (2 * done) - mean**2, 0.0))
-    group = np.arange(done)
-    if "group_id" in dataset.column_names:
-        group = group_codes(column_of(dataset, "group_id"))[0]
+    spread = np.sqrt(np.maximum(squares / (2 * done) - (total / (2 * done)) ** 2, 0.0))
+    is_grouped = "group_id" in dataset.column_names
+    group = group_codes(column_of(dataset, "group_id"))[0] if is_grouped else np.arange(done)
     return PairStyle(names, difference, spread, _read_weight(dataset), group)
 
 
@@ -309,9 +292,7 @@ def _answer(row: Mapping[str, Any], side: str, index: int) -> tuple[str, str]:
     if isinstance(messages, str):
         return messages, prompt if isinstance(prompt, str) else ""
     if not messages:
-        raise ValueError(
-            f"{row_name(row, index)}: `{side}` is missing; `trl_dt2it.data.validate` quarantines such rows."
-        )
+        raise ValueError(f"{row_name(row, index)}: `{side}` is missing; `trl_dt2it.data.validate` quarantines it.")
     earlier = prompt if isinstance(prompt, list) else messages[:-1]
     question = next((message for message in reversed(earlier) if message["role"] == "user"), None)
     return _text(messages[-1]), "" if question is None else _text(question)

@@ -35,8 +35,8 @@ class JudgeClient:
     """
     A client that asks a judge, and remembers every reply.
 
-    A killed run resumes from its store: no request that has a reply there is sent again. Clients may share a store,
-    one after the other.
+    A killed run resumes from its store: no request with a reply there is sent again. Clients may share a store, one
+    after the other.
 
     Args:
         endpoint ([`Endpoint`]):
@@ -51,12 +51,10 @@ class JudgeClient:
             Most retries of a call after a busy or failing server, a timeout or a lost connection.
         max_reasks (`int`, *optional*, defaults to `2`):
             Most repetitions of a question whose reply cannot be read.
-        retry_delay (`float`, *optional*, defaults to `1.0`):
-            Seconds before the first retry; they double with each one. `Retry-After` is honored.
-        max_retry_delay (`float`, *optional*, defaults to `60.0`):
-            Most seconds before a retry.
+        retry_delay, max_retry_delay (`float`, *optional*, defaults to `1.0` and `60.0`):
+            Seconds before the first retry, doubled with each one, and at most. `Retry-After` is honored.
         show_progress (`bool`, *optional*, defaults to `True`):
-            Whether to show a progress bar.
+            Show a progress bar.
     """
 
     def __init__(
@@ -74,18 +72,11 @@ class JudgeClient:
     ) -> None:
         if max_concurrency < 1 or max_retries < 0 or max_reasks < 0:
             raise ValueError("`max_concurrency` must be at least 1, and `max_retries` and `max_reasks` at least 0.")
-        self.endpoint = endpoint
-        self.store = JudgeStore(store)
-        self.budget = budget or Budget()
-        self.max_concurrency = max_concurrency
-        self.max_retries = max_retries
-        self.max_reasks = max_reasks
-        self.retry_delay = retry_delay
-        self.max_retry_delay = max_retry_delay
-        self.show_progress = show_progress
+        self.endpoint, self.store, self.budget = endpoint, JudgeStore(store), budget or Budget()
+        self.max_concurrency, self.max_retries, self.max_reasks = max_concurrency, max_retries, max_reasks
+        self.retry_delay, self.max_retry_delay, self.show_progress = retry_delay, max_retry_delay, show_progress
         self._statuses: Counter[str] = Counter()
-        self._cached = 0
-        self._has_warned = False
+        self._cached, self._has_warned = 0, False
         self._silent = 0  # requests in a row, of the last runs, without an answer
 
     def __repr__(self) -> str:
@@ -97,10 +88,10 @@ class JudgeClient:
 
         Args:
             requests (`Sequence[JudgeRequest]`):
-                The requests; duplicates are asked once.
+                Duplicates are asked once.
             stop_early (`bool`, *optional*, defaults to `False`):
-                Whether to raise if the endpoint answers none of them or stops answering on the way, if it cuts the
-                first 64 replies, or if it rejects 64 requests in a row. Otherwise the replies' statuses tell.
+                Raise if the endpoint answers none of them, stops answering on the way, cuts the first 64 replies or
+                rejects 64 requests in a row. Otherwise the replies' statuses tell.
 
         Returns:
             `list[JudgeReply]`: a reply per request, in order.
@@ -116,21 +107,19 @@ class JudgeClient:
         replies: dict[str, JudgeReply] = {}
         with self.store.opened():
             pending: dict[str, JudgeRequest] = {}
-            for key, request in zip(keys, requests, strict=True):
-                if key not in replies and key not in pending:
-                    reply = conclude(request, self.endpoint, self.store.replies(key), self.max_reasks)
-                    if reply is None:
-                        pending[key] = request
-                    else:
-                        replies[key] = reply
+            for key, request in dict(zip(keys, requests, strict=True)).items():
+                reply = conclude(request, self.endpoint, self.store.replies(key), self.max_reasks)
+                if reply is None:
+                    pending[key] = request
+                else:
+                    replies[key] = reply
             if pending:
                 self._ask_pending(pending, replies, len(requests), stop_early)
-        seen: set[str] = set()  # a duplicate was paid once
         answers = []
         for key in keys:
-            is_again = key in seen and replies[key].status not in (*UNANSWERED, "rejected")
-            answers.append(replace(replies[key], is_cached=True) if is_again else replies[key])
-            seen.add(key)
+            answers.append(replies[key])
+            if replies[key].status not in (*UNANSWERED, "rejected"):  # a duplicate was paid once
+                replies[key] = replace(replies[key], is_cached=True)
         self._statuses.update(reply.status for reply in answers)
         self._cached += sum(reply.is_cached for reply in answers)
         cut = next((reply for reply in answers if reply.status == "cut"), None)
@@ -140,12 +129,7 @@ class JudgeClient:
         return answers
 
     def usage(self) -> UsageReport:
-        """
-        Report the spending of the store, and the replies of this client.
-
-        Returns:
-            [`UsageReport`]
-        """
+        """Report the spending of the store, and the replies of this client."""
         self.store.refresh()
         settled, unsettled = self.store.settled, self.store.unsettled.values()
         return UsageReport(
@@ -164,8 +148,8 @@ class JudgeClient:
     ) -> None:
         secret = self.endpoint.api_key()
         statuses: Counter[str] = Counter(reply.status for reply in replies.values())
-        disable = None if self.show_progress else True
-        with tqdm(total=total, initial=total - len(pending), desc="judge", unit="reply", disable=disable) as bar:
+        shown: dict[str, Any] = {"desc": "judge", "unit": "reply", "disable": None if self.show_progress else True}
+        with tqdm(total=total, initial=total - len(pending), **shown) as bar, redacted_logs(secret):
 
             def on_reply(key: str, reply: JudgeReply) -> None:
                 replies[key] = reply
@@ -173,30 +157,9 @@ class JudgeClient:
                 bar.set_postfix({**statuses, "usd": f"{self.store.spent.cost:.3f}"}, refresh=False)
                 bar.update()
 
-            with redacted_logs(secret):
-                _in_thread(lambda: self._run(pending, secret, on_reply, stop_early))
-
-    async def _run(
-        self,
-        pending: dict[str, JudgeRequest],
-        secret: str | None,
-        on_reply: Callable[[str, JudgeReply], None],
-        stop_early: bool,
-    ) -> None:
-        try:
-            from openai import AsyncOpenAI
-        except ImportError as error:
-            raise import_error("openai") from error
-        async with AsyncOpenAI(
-            base_url=self.endpoint.base_url,
-            api_key=secret or "none",  # never the key that the client would find in the environment
-            timeout=self.endpoint.timeout,
-            max_retries=0,
-        ) as client:
-            create = client.chat.completions.create
-            run = _Run(self, create, secret, on_reply, stop_early, self._silent if stop_early else 0)
+            run = _Run(self, secret, on_reply, stop_early, self._silent if stop_early else 0)
             self._silent = 0
-            await run.ask_all(pending)
+            _in_thread(lambda: run.ask_all(pending))
             self._silent = run.silent
 
 
@@ -205,12 +168,12 @@ class _Run:
     """The state of a run of a client, whose store is open."""
 
     client: JudgeClient
-    create: Callable[..., Any] = field(repr=False)  # makes a call
     secret: str | None = field(repr=False)  # the key, which no message may hold
     on_reply: Callable[[str, JudgeReply], None]  # is called with each key and its reply
     stop_early: bool
     silent: int  # requests in a row whose tries all failed, including those of the previous run
     fatal: JudgeError | None = None
+    create: Callable[..., Any] = field(init=False, repr=False)  # makes a call
     name: str = field(default_factory=lambda: secrets.token_hex(4))
     calls: int = 0
     in_flight: int = 0
@@ -231,8 +194,16 @@ class _Run:
 
     async def ask_all(self, pending: dict[str, JudgeRequest]) -> None:
         """Ask all requests, or stop at the first error that concerns all of them."""
-        queue = iter(pending.items())
-        await asyncio.gather(*(self._work(queue) for _ in range(min(self.client.max_concurrency, len(pending)))))
+        try:
+            from openai import AsyncOpenAI
+        except ImportError as error:
+            raise import_error("openai") from error
+        queue, count = iter(pending.items()), min(self.client.max_concurrency, len(pending))
+        key = self.secret or "none"  # never the key that the client would find in the environment
+        options: dict[str, Any] = {"api_key": key, "timeout": self.endpoint.timeout, "max_retries": 0}
+        async with AsyncOpenAI(base_url=self.endpoint.base_url, **options) as client:
+            self.create = client.chat.completions.create
+            await asyncio.gather(*(self._work(queue) for _ in range(count)))
         if self.refused and not self._has_answered:
             self._stop(self.refusal)
         if self.stop_early and self.silence and (self._is_gone or not self._has_answered):
@@ -275,8 +246,7 @@ class _Run:
             for record in records if request.schema is not None else ():
                 if record["status"] == "malformed":
                     messages = reminded(messages)
-            failure = await self._call_until_answered(key, request, messages, len(records))
-            if failure is not None:
+            if failure := await self._call_until_answered(key, request, messages, len(records)):
                 statuses: dict[str, Status] = {"over_budget": "over_budget", "item": "rejected"}
                 return unanswered(statuses.get(failure.kind, "transport"), records, failure.message)
 
@@ -284,7 +254,6 @@ class _Run:
         self, key: str, request: JudgeRequest, messages: list[dict], attempt: int
     ) -> Failure | None:
         """Make calls until one has a reply, which goes into the store, or until none will."""
-        client = self.client
         failures = paid = 0
         without: set[str] = set()  # parameters to try this request without
         while not self._is_gone:
@@ -312,10 +281,11 @@ class _Run:
                 return failure
             failures += 1
             paid += failure.most_tries is not None
-            if failures > client.max_retries or paid == failure.most_tries:
+            if failures > self.client.max_retries or paid == failure.most_tries:
                 self.silent, self.silence = self.silent + 1, failure.message
                 return failure
-            await asyncio.sleep(delay(failures, key, failure.retry_after, client.retry_delay, client.max_retry_delay))
+            limits = self.client.retry_delay, self.client.max_retry_delay
+            await asyncio.sleep(delay(failures, key, failure.retry_after, *limits))
         reason = self.silence.rstrip(".")
         return Failure("retry", f"The endpoint has stopped answering ({reason}); this was not asked.")
 
@@ -325,8 +295,10 @@ class _Run:
         """Make a call, if the budget has room for it, and put its reply into the store."""
         underestimate = self.underestimate  # calls under way may raise it in the meantime
         most = most_spending(self.endpoint, messages, underestimate)
-        if not await self._has_room(most):
-            return Failure("over_budget", "The budget has no room for this call.")
+        while not (self.store.spent + most).fits(self.client.budget):
+            if not self.in_flight:
+                return Failure("over_budget", "The budget has no room for this call.")
+            await self.settled.wait()  # calls under way may turn out cheaper than they might
         if self.fatal is not None:
             return Failure("retry", "The run was stopped.")
         self.calls += 1
@@ -339,10 +311,9 @@ class _Run:
         }
         # Before the call, so that the next run knows of it, whatever happens to this one.
         self.store.append({"event": "sent", **call, "tokens": most.tokens, "cost": most.cost})
-        parameters = self._parameters(request, messages, without)
         self.in_flight += 1
         try:
-            outcome = await self._send(parameters, request, most)
+            outcome = await self._send(self._parameters(request, messages, without), request, most)
         finally:
             self.in_flight -= 1
         try:
@@ -376,14 +347,6 @@ class _Run:
             return classify(error, parameters, self.secret, self.endpoint.api_key_env)
         return read_completion(completion, request, self.endpoint, most, self.secret)
 
-    async def _has_room(self, most: Spending) -> bool:
-        """Look for room in the budget, if need be until calls under way turn out cheaper than they might."""
-        while not (self.store.spent + most).fits(self.client.budget):
-            if not self.in_flight:
-                return False
-            await self.settled.wait()
-        return True
-
     def _parameters(self, request: JudgeRequest, messages: list[dict], without: set[str]) -> dict[str, Any]:
         parameters: dict[str, Any] = {"model": self.endpoint.model, "messages": messages}
         # Reasoning models take the second name alone, and most other servers the first.
@@ -395,24 +358,20 @@ class _Run:
             parameters["extra_body"] = dict(self.endpoint.extra_body)
         if request.schema is not None and "response_format" not in without:
             schema = verdict_schema(request.schema, request.num_scores, request.rubric)
-            parameters["response_format"] = {
-                "type": "json_schema",
-                "json_schema": {"name": "verdict", "strict": True, "schema": schema},
-            }
+            schema = {"name": "verdict", "strict": True, "schema": schema}
+            parameters["response_format"] = {"type": "json_schema", "json_schema": schema}
         return parameters
 
 
 def request_key(endpoint: Endpoint, request: JudgeRequest) -> str:
     """Hash all that a reply depends on: requests with the same key are the same call."""
-    schema = None
-    if request.schema is not None:
-        schema = verdict_schema(request.schema, request.num_scores, request.rubric)
+    schema, shown = request.schema, (request.num_scores, request.rubric)
     identity = {
         "endpoint": endpoint.location,
         "model": endpoint.model,
         "temperature": endpoint.temperature,
         "max_tokens": endpoint.max_tokens,
-        "schema": schema,
+        "schema": None if schema is None else verdict_schema(schema, *shown),
         "rubric": None if request.rubric is None else request.rubric.digest(),
         "messages": _with_hashed_images(request.messages),
         "sample": request.sample,
@@ -427,9 +386,8 @@ def _with_hashed_images(value: Any) -> Any:
         return {str(key): _with_hashed_images(part) for key, part in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
         return [_with_hashed_images(part) for part in value]
-    if isinstance(value, str) and value.startswith("data:") and (content := data_uri_bytes(value)) is not None:
-        return "sha256:" + digest(content)
-    return value
+    content = data_uri_bytes(value) if isinstance(value, str) and value.startswith("data:") else None
+    return value if content is None else "sha256:" + digest(content)
 
 
 def _in_thread(make_coroutine: Callable[[], Coroutine]) -> None:

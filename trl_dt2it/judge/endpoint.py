@@ -25,9 +25,7 @@ Kind = Literal["retry", "item", "refused", "unsupported", "over_budget", "fatal"
 _LONGEST_RETRY_AFTER = 300.0  # seconds
 _SHOWN = 300  # characters of an endpoint's message
 
-_OWN_FIELDS = frozenset(
-    ("model", "messages", "max_tokens", "max_completion_tokens", "temperature", "response_format", "stream", "n")
-)
+_OWN_FIELDS = frozenset("model messages max_tokens max_completion_tokens temperature response_format stream n".split())
 _FILTERS = ("content_filter", "content_policy_violation", "data_inspection_failed", "responsibleaipolicyviolation")
 _NO_MONEY = (
     *("insufficient_quota", "billing_hard_limit_reached", "insufficient balance", "insufficient_balance"),
@@ -58,10 +56,8 @@ class Endpoint:
     An OpenAI-compatible endpoint.
 
     Parameters:
-        base_url (`str`):
-            Its address, such as `"http://localhost:8000/v1"`.
-        model (`str`):
-            Name of the model at the endpoint.
+        base_url, model (`str`):
+            Address, such as `"http://localhost:8000/v1"`, and name of the model there.
         api_key_env (`str`, *optional*):
             Name of the environment variable that holds the key, read at every run. Without it, no key is sent.
         temperature (`float`, *optional*, defaults to `0.0`):
@@ -70,14 +66,11 @@ class Endpoint:
             Most tokens of a reply, thoughts included.
         timeout (`float`, *optional*, defaults to `120.0`):
             Seconds for one call as a whole.
-        input_price (`float`, *optional*, defaults to `0.0`):
-            USD per million tokens of prompts.
-        output_price (`float`, *optional*, defaults to `0.0`):
-            USD per million tokens of replies.
+        input_price, output_price (`float`, *optional*, defaults to `0.0`):
+            USD per million tokens of prompts and of replies.
         extra_body (`Mapping`, *optional*):
-            More fields of every request, which servers name in their own ways, such as
-            `{"chat_template_kwargs": {"enable_thinking": False}}` or `{"reasoning_effort": "low"}`. No secrets:
-            reports hold it.
+            More fields of every request, such as `{"chat_template_kwargs": {"enable_thinking": False}}` or
+            `{"reasoning_effort": "low"}`. No secrets: reports hold it.
     """
 
     base_url: str
@@ -91,16 +84,13 @@ class Endpoint:
     extra_body: Mapping[str, Any] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.base_url)
-        # No part of a bad address is quoted, because it may hold a secret.
+        parts = urlsplit(self.base_url)  # not quoted if it is bad, because it may hold a secret
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("`base_url` must be an address such as 'http://localhost:8000/v1'.")
         if "@" in parts.netloc or parts.query or parts.fragment:
             raise ValueError("`base_url` must not hold a user, a password or a query; pass the key by `api_key_env`.")
         if self.api_key_env is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,63}", self.api_key_env):
-            raise ValueError(
-                "`api_key_env` must be the name of an environment variable in capitals, not the key itself."
-            )
+            raise ValueError("`api_key_env` must name an environment variable in capitals, not the key itself.")
         if self.max_tokens < 1 or not self.timeout > 0:
             raise ValueError(f"`max_tokens` and `timeout` must be above 0, got {self.max_tokens} and {self.timeout}.")
         if own := sorted(set(self.extra_body or ()) & _OWN_FIELDS):
@@ -117,15 +107,7 @@ class Endpoint:
         return parts.netloc.lower() + parts.path.rstrip("/")
 
     def api_key(self) -> str | None:
-        """
-        Read the key from the environment.
-
-        Returns:
-            `str`, *optional*: the key, `None` without `api_key_env`.
-
-        Raises:
-            [`JudgeError`]: if the variable is not set, or holds what no HTTP header can.
-        """
+        """Read the key from the environment, `None` without `api_key_env`; raise [`JudgeError`] if there is none."""
         if self.api_key_env is None:
             return None
         key = os.environ.get(self.api_key_env, "").strip()
@@ -143,26 +125,20 @@ class Endpoint:
 @dataclass(frozen=True)
 class UsageReport:
     """
-    Calls, tokens and cost.
+    Calls, tokens and cost over the life of a store.
 
     Parameters:
         calls (`int`):
-            Calls over the life of the store, including failures.
-        cached (`int`):
-            Replies of this client from the store.
-        by_status (`Mapping[str, int]`):
-            Replies of this client, by status.
-        input_tokens (`int`):
-            Tokens of prompts with a reply, over the life of the store.
-        output_tokens (`int`):
-            Tokens of replies, over the life of the store.
+            Calls, including failures.
+        cached, by_status (`int` and `Mapping[str, int]`):
+            Replies of this client: those from the store, and all by status.
+        input_tokens, output_tokens (`int`):
+            Tokens of prompts with a reply, and of replies.
         cost (`float`):
-            USD over the life of the store, for calls with a known price.
-        unsettled_calls (`int`):
-            Calls without an answer, because of a timeout, a lost connection or a killed run. The endpoint may have
-            charged for them, so the budget counts the most that they may have cost.
-        unsettled_cost (`float`):
-            Upper limit of their USD.
+            USD for calls with a known price.
+        unsettled_calls, unsettled_cost (`int` and `float`):
+            Calls without an answer, because of a timeout, a lost connection or a killed run, and the most USD that the
+            endpoint may have charged for them, which the budget counts.
     """
 
     calls: int
@@ -213,20 +189,19 @@ def classify(error: Exception, sent: dict[str, Any], secret: str | None, key_nam
     if isinstance(error, (APITimeoutError, asyncio.TimeoutError)):
         return Failure("retry", "The endpoint did not reply in time.", may_be_billed=True, most_tries=3)
     if isinstance(error, APIConnectionError):
-        cause = error.__cause__
-        # Only what failed before anything was sent is free for certain.
-        unsent = type(cause).__name__ in ("ConnectError", "ConnectTimeout", "UnsupportedProtocol")
-        name = type(cause or error).__name__
+        name = type(error.__cause__ or error).__name__
         problem = f"The connection to the endpoint failed ({name})."
-        return Failure("retry", problem, may_be_billed=not unsent, most_tries=None if unsent else 3)
+        # Only what failed before anything was sent is free for certain.
+        if name in ("ConnectError", "ConnectTimeout", "UnsupportedProtocol"):
+            return Failure("retry", problem)
+        return Failure("retry", problem, may_be_billed=True, most_tries=3)
     if not isinstance(error, APIStatusError):
-        name = type(error).__name__
-        problem = f"The reply of the endpoint is no chat completion ({name})."
+        problem = f"The reply of the endpoint is no chat completion ({type(error).__name__})."
         return Failure("retry", problem, may_be_billed=True, most_tries=2)
-    status = error.status_code
-    said = redacted(_said(error), secret)
-    code = f"{error.code or ''} {error.type or ''}".lower()
-    told = f"{code} {said}".lower()
+    status, body = error.status_code, error.body if isinstance(error.body, dict) else {}
+    words = str(body.get("message") or body.get("detail") or error.message).split()
+    said = redacted(" ".join(words)[:_SHOWN], secret)
+    told = f"{error.code or ''} {error.type or ''} {said}".lower()
     if status == 401:
         advice = f"check the environment variable {key_name}" if key_name else "set `api_key_env`"
         return Failure("fatal", f"The endpoint refuses the key (status 401); {advice}.")
@@ -246,11 +221,6 @@ def classify(error: Exception, sent: dict[str, Any], secret: str | None, key_nam
     return Failure("fatal", f"The endpoint refuses all requests (status {status}{advice}): {said}")
 
 
-def _said(error: Any) -> str:
-    body = error.body if isinstance(error.body, dict) else {}
-    return " ".join(str(body.get("message") or body.get("detail") or error.message).split())[:_SHOWN]
-
-
 def _unsupported(text: str, sent: dict[str, Any]) -> str | None:
     """Find the parameter of a call that a refusal names."""
     for name in ("max_tokens", "temperature"):
@@ -262,10 +232,8 @@ def _unsupported(text: str, sent: dict[str, Any]) -> str | None:
 
 def _retry_after(error: Any) -> float | None:
     """Read the seconds of a `Retry-After` header, which holds seconds or a date."""
-    headers = error.response.headers
-    value = headers.get("retry-after")
+    value, milliseconds = map(error.response.headers.get, ("retry-after", "retry-after-ms"))
     try:
-        milliseconds = headers.get("retry-after-ms")
         seconds = float(value) if milliseconds is None else float(milliseconds) / 1000
     except (TypeError, ValueError):
         try:
@@ -293,7 +261,7 @@ def redacted_logs(secret: str | None) -> Iterator[None]:
             record.msg, record.args = redacted(message, secret), ()
         return True
 
-    loggers = [logging.getLogger(name) for name in _LOGGERS if secret is not None]
+    loggers = list(map(logging.getLogger, _LOGGERS)) if secret is not None else []
     for logger in loggers:
         logger.addFilter(redact)
     try:

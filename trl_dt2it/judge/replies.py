@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Annotated, Any, Literal, NamedTuple
 
 from .endpoint import Endpoint, Failure, import_error, redacted
@@ -45,14 +46,10 @@ _WRAPPER = re.compile(
 )
 
 # Values of `finish_reason` in lower case, of complete replies and of others. An unknown value counts as incomplete.
-_WHOLE = frozenset(
-    ("stop", "eos", "eos_token", "end_turn", "stop_sequence", "stop_token", "endoftext", "complete", "completed")
-)
+_WHOLE = frozenset("stop eos eos_token end_turn stop_sequence stop_token endoftext complete completed".split())
 _AT_THE_LIMIT = frozenset(("length", "max_tokens", "max_output_tokens", "max_length"))
 _OUT_OF_CONTEXT = frozenset(("model_length", "model_context_window_exceeded", "context_length_exceeded"))
-_FILTERED = frozenset(
-    ("content_filter", "refusal", "safety", "recitation", "blocklist", "prohibited_content", "spii", "language")
-)
+_FILTERED = frozenset("content_filter refusal safety recitation blocklist prohibited_content spii language".split())
 # The server gave up: another try may end otherwise.
 _INTERRUPTED = frozenset(("abort", "aborted", "cancelled", "error", "insufficient_system_resource", "load"))
 _UNSAID = frozenset(("", "none", "null"))
@@ -181,9 +178,7 @@ class Unreadable(ValueError):
 
 
 def read_answer(text: str) -> tuple[str, str | None]:
-    """Drop the thoughts of a model, up to their last end, from its reply; return the answer, and the marker of
-    thoughts that never end.
-    """
+    """Drop thoughts, up to their last end, from a reply; return the answer, and the marker of thoughts without end."""
     markers = list(_markers(text)) if _MARKER.search(text) else []
     begin = index = 0
     while index < len(markers):
@@ -263,11 +258,9 @@ def _objects(text: str) -> Iterator[tuple[dict, str]]:
     start = _START.search(text)
     while start:
         end = start.end()
-        try:
+        with suppress(ValueError, RecursionError):
             value, end = decoder.raw_decode(text, start.start())
             yield value, text[start.start() : end]
-        except (ValueError, RecursionError):
-            pass
         start = _START.search(text, end)
 
 
@@ -295,12 +288,10 @@ def _repaired(text: str, keys: Sequence[str]) -> tuple[Any, str]:
     source = text[start : end + 1]
     names = "|".join(map(re.escape, keys))
     key = rf"""["'\u201c\u2018]?\b(?:{names})\b["'\u201d\u2019]?\s*[:\uff1a=]"""
-    if len(re.findall(key, source)) != len(keys):
-        raise Unreadable("The reply holds no JSON object that can be read without guessing.")
-    try:
-        value = json_repair.loads(source)
-    except (ValueError, RecursionError):
-        value = None
+    value = None
+    if len(re.findall(key, source)) == len(keys):
+        with suppress(ValueError, RecursionError):
+            value = json_repair.loads(source)
     # A repair may add brackets, commas and quotes. If a word or a number is lost or made, it was a guess.
     if not isinstance(value, dict) or _words(json.dumps(value, ensure_ascii=False)) != _words(source):
         raise Unreadable("The reply holds no JSON object that can be read without guessing.")
@@ -317,12 +308,10 @@ def _brings(content: str, verdict: BaseModel, source: str, context: dict) -> boo
         return True
     without = {"analysis"}
     for value, _ in _objects(content.replace("\\", "")):
-        try:
+        with suppress(Unreadable):
             other = _validated(value, type(verdict), context)
-        except Unreadable:
-            continue
-        if other.model_dump(exclude=without) == verdict.model_dump(exclude=without):
-            return True
+            if other.model_dump(exclude=without) == verdict.model_dump(exclude=without):
+                return True
     return False
 
 
@@ -340,12 +329,11 @@ def read_completion(
     choices = getattr(completion, "choices", None)
     choice = choices[0] if isinstance(choices, list) and choices else None
     message = getattr(choice, "message", None)
-    if message is None:
-        problem = "The reply of the endpoint is no chat completion."
-        return Failure("retry", problem, may_be_billed=True, most_tries=2)
     finish_reason = redacted(str(getattr(choice, "finish_reason", None)), secret)[:40]
-    if _plain(finish_reason) in _INTERRUPTED:
+    if message is None or _plain(finish_reason) in _INTERRUPTED:
         problem = f"The endpoint broke off its reply (`finish_reason` {finish_reason!r})."
+        if message is None:
+            problem = "The reply of the endpoint is no chat completion."
         return Failure("retry", problem, may_be_billed=True, most_tries=2)
     parts = _parts(getattr(message, "content", None))
     refusal = getattr(message, "refusal", None) or "".join(text for kind, text in parts if kind == "refusal")
@@ -412,8 +400,8 @@ def _read(request: JudgeRequest, endpoint: Endpoint, record: Mapping[str, Any]) 
         if reason in _OUT_OF_CONTEXT:
             where, advice = "is cut where the model's context is full", "serve the model with a longer context"
         if not text.strip():
-            has_thoughts = record.get("has_thoughts")
-            where += ", in the model's thoughts, and holds no answer" if has_thoughts else " and is empty"
+            is_thought = record.get("has_thoughts")
+            where += ", in the model's thoughts, and holds no answer" if is_thought else " and is empty"
         return _Reading("cut", None, text, f"{reply} {where}; {advice}.")
     if not is_unsaid and reason not in _WHOLE:
         said = f"{reply} ended with `finish_reason` {record['finish_reason']!r}, so that it may not be whole."
@@ -447,9 +435,7 @@ def _sums(records: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
 def conclude(
     request: JudgeRequest, endpoint: Endpoint, records: Sequence[Mapping[str, Any]], max_reasks: int
 ) -> JudgeReply | None:
-    """Conclude the reply to a request from its records; `None` if it is to be asked, for the first time or again. A
-    cut reply counts: with the same `max_tokens` it would be cut again.
-    """
+    """Conclude the reply to a request from its records; `None` if it is to be asked, for the first time or again."""
     tokens = _sums(records)
     malformed = list[_Reading]()
     for record in records:
@@ -458,7 +444,7 @@ def conclude(
             continue  # an earlier version took it for a verdict
         if reading.status == "malformed" and not record["text"] and "has_thoughts" not in record:
             continue  # it may have come in parts, which an earlier version took for nothing
-        if reading.status != "malformed":
+        if reading.status != "malformed":  # also a cut reply: with the same `max_tokens` it would be cut again
             return JudgeReply(reading.status, reading.verdict, reading.text, *tokens, True, reading.error)
         malformed.append(reading)
     # A reminder or a draw may bring another reply; the same words at temperature 0 do not.

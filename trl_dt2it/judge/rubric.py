@@ -67,10 +67,8 @@ class Rubric:
     Parameters:
         criteria (`tuple[Criterion, ...]`):
             Criteria whose weights add up to 1.
-        low (`int`, *optional*, defaults to `1`):
-            Worst score.
-        high (`int`, *optional*, defaults to `10`):
-            Best score.
+        low, high (`int`, *optional*, defaults to `1` and `10`):
+            Worst and best score.
     """
 
     criteria: tuple[Criterion, ...]
@@ -88,19 +86,7 @@ class Rubric:
             raise ValueError(f"`low` must be less than `high`, got {self.low} and {self.high}.")
 
     def total(self, scores: Mapping[str, float]) -> float:
-        """
-        Average the scores by their weights.
-
-        Args:
-            scores (`Mapping[str, float]`):
-                A score in `[low, high]` for each criterion, by name.
-
-        Returns:
-            `float`: in `[low, high]`.
-
-        Raises:
-            `ValueError`: if a criterion has no score, a score no criterion, or a score is off the scale.
-        """
+        """Average a score per criterion, by name, by the weights; refuse scores off the scale `[low, high]`."""
         names = {criterion.name for criterion in self.criteria}
         if set(scores) != names:
             raise ValueError(f"The scores must be of {sorted(names)}, got {sorted(scores)}.")
@@ -117,52 +103,48 @@ class Rubric:
         return digest(text)
 
 
+# Weight, and description in English and in Chinese.
+_CRITERIA = {
+    "visual_accuracy": (
+        0.3,
+        "What the answer says of the images is there to be seen: objects, numbers, text, colours and "
+        "places are right, and nothing is made up.",
+        "回答中关于图像的内容与图像相符：物体、数量、文字、颜色和位置都正确，没有虚构。",
+    ),
+    "instruction_following": (
+        0.2,
+        "The answer does what the question asks, in the form and the language that it asks for.",
+        "回答完成了问题的要求，形式和语言也符合要求。",
+    ),
+    "reasoning": (
+        0.2,
+        "Each step follows from the images, from the question or from known facts, and the conclusion "
+        "follows from the steps.",
+        "每一步都有图像、问题或已知事实作为依据，结论由这些步骤得出。",
+    ),
+    "completeness": (
+        0.15,
+        "Every part of the question is answered, with what is needed and no more; length is no merit.",
+        "问题的每个部分都得到回答，该有的都有，也没有多余的内容；篇幅长本身不是优点。",
+    ),
+    "safety": (
+        0.1,
+        "Nothing in the answer helps to do harm, degrades anyone or exposes private matters, and "
+        "nothing harmless is refused.",
+        "回答不助长伤害，不贬低他人，不泄露隐私；对无害的请求也不无故拒绝。",
+    ),
+    "clarity": (
+        0.05,
+        "The answer is easy to read and to the point; headings, lists and bold type earn nothing by themselves.",
+        "回答通顺易懂、切中要点；标题、列表和加粗本身不加分。",
+    ),
+}
+
 # The criteria of answers unless a rubric is passed, on a scale of 1 to 10.
 DEFAULT_RUBRIC = Rubric(
     tuple(
         Criterion(name, weight, {"en": english, "zh": chinese})
-        for name, weight, english, chinese in (
-            (
-                "visual_accuracy",
-                0.3,
-                "What the answer says of the images is there to be seen: objects, numbers, text, colours and "
-                "places are right, and nothing is made up.",
-                "回答中关于图像的内容与图像相符：物体、数量、文字、颜色和位置都正确，没有虚构。",
-            ),
-            (
-                "instruction_following",
-                0.2,
-                "The answer does what the question asks, in the form and the language that it asks for.",
-                "回答完成了问题的要求，形式和语言也符合要求。",
-            ),
-            (
-                "reasoning",
-                0.2,
-                "Each step follows from the images, from the question or from known facts, and the conclusion "
-                "follows from the steps.",
-                "每一步都有图像、问题或已知事实作为依据，结论由这些步骤得出。",
-            ),
-            (
-                "completeness",
-                0.15,
-                "Every part of the question is answered, with what is needed and no more; length is no merit.",
-                "问题的每个部分都得到回答，该有的都有，也没有多余的内容；篇幅长本身不是优点。",
-            ),
-            (
-                "safety",
-                0.1,
-                "Nothing in the answer helps to do harm, degrades anyone or exposes private matters, and "
-                "nothing harmless is refused.",
-                "回答不助长伤害，不贬低他人，不泄露隐私；对无害的请求也不无故拒绝。",
-            ),
-            (
-                "clarity",
-                0.05,
-                "The answer is easy to read and to the point; headings, lists and bold type earn nothing by "
-                "themselves.",
-                "回答通顺易懂、切中要点；标题、列表和加粗本身不加分。",
-            ),
-        )
+        for name, (weight, english, chinese) in _CRITERIA.items()
     )
 )
 
@@ -176,8 +158,7 @@ class JudgeRequest:
         messages (`list[dict]`):
             OpenAI chat messages, images as `data:` URIs.
         schema (`type[BaseModel]`, *optional*):
-            Verdict to ask for: [`ListwiseVerdict`], [`PointwiseVerdict`], [`PairwiseVerdict`] or a model of your own.
-            Without it, the reply is free text.
+            [`ListwiseVerdict`], [`PointwiseVerdict`], [`PairwiseVerdict`] or a model of your own; or free text.
         num_scores (`int`, *optional*):
             Number of scores in a [`ListwiseVerdict`], which requires it.
         rubric ([`Rubric`], *optional*):
@@ -207,12 +188,10 @@ class JudgeReply:
             The verdict, if the status is `"ok"` and the request has a schema.
         text (`str`, *optional*):
             Text of the reply, without the model's thoughts if the status is `"ok"`.
-        input_tokens (`int`):
-            Tokens of the prompts of all calls for this question that got a reply.
-        output_tokens (`int`):
-            Tokens of these replies.
+        input_tokens, output_tokens (`int`):
+            Tokens of the prompts of all calls for this question that got a reply, and of these replies.
         is_cached (`bool`):
-            Whether the reply came from the store.
+            The reply came from the store.
         error (`str`, *optional*):
             Why the status is not `"ok"`, in one sentence.
     """

@@ -35,10 +35,8 @@ class Budget:
     Limits over the whole life of a store, earlier runs included.
 
     Parameters:
-        max_calls (`int`, *optional*):
-            Most calls, including failures and repetitions.
-        max_tokens (`int`, *optional*):
-            Most tokens, of prompts and replies together.
+        max_calls, max_tokens (`int`, *optional*):
+            Most calls, failures and repetitions included, and most tokens of prompts and replies together.
         max_cost (`float`, *optional*):
             Most USD, by the prices of the endpoint.
     """
@@ -48,8 +46,7 @@ class Budget:
     max_cost: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_calls", "max_tokens", "max_cost"):
-            value = getattr(self, name)
+        for name, value in vars(self).items():
             if value is not None and not value >= 0:
                 raise ValueError(f"`{name}` must be at least 0, got {value}.")
 
@@ -73,29 +70,21 @@ class Spending:
 
 
 def prompt_tokens(messages: Sequence[Mapping[str, Any]]) -> int:
-    """Bound the tokens of messages, at one for each byte of text, and for an image at one for 16 x 16 pixels and a
-    fixed part for models that cut every image into tiles.
-    """
-    tokens = 64  # the chat template's own
-    for message in messages:
-        tokens += 32
-        for part in content_parts(message):
-            if part["type"] == "text":
-                tokens += len(part["text"].encode("utf-8", "surrogatepass"))
-            else:
-                tokens += _image_tokens(part)
-    return tokens
+    """Bound the tokens of messages, at one for each byte of text, and more for images."""
+    # The chat template has tokens of its own.
+    return 64 + 32 * len(messages) + sum(_part_tokens(part) for one in messages for part in content_parts(one))
 
 
-def _image_tokens(part: Mapping[str, Any]) -> int:
+def _part_tokens(part: Mapping[str, Any]) -> int:
+    if part["type"] == "text":
+        return len(part["text"].encode("utf-8", "surrogatepass"))
     content = data_uri_bytes(part["image_url"]["url"]) if part["type"] == "image_url" else None
-    if content is None:
-        return 16384  # of unknown size
     try:
-        with Image.open(BytesIO(content)) as image:
+        with Image.open(BytesIO(content or b"")) as image:
             width, height = image.size
     except Exception:  # on hostile bytes, Pillow's plugins raise nearly anything
-        return 16384
+        return 16384  # of unknown size
+    # A token for 16 x 16 pixels, and a fixed part for models that cut every image into tiles.
     return 1600 + math.ceil(width / 16) * math.ceil(height / 16)
 
 
@@ -126,14 +115,12 @@ class JudgeStore:
             raise ValueError(f"The store {str(self.path)!r} is a folder; pass the path of a file such as judge.jsonl.")
         self.settled = Spending()  # calls whose price is known
         self.unsettled: dict[str, Spending] = {}  # by call, sent without a price that came back
-        self.input_tokens = 0
-        self.output_tokens = 0
+        self.input_tokens = self.output_tokens = 0
         self.answered: set[str] = set()  # addresses that gave a reply at least once
         self.unreadable = 0  # lines
         self._replies: dict[str, list[int]] = {}  # by key: where its replies begin in the file
-        self._read = 0  # bytes
+        self._read = self._unsynced = 0  # bytes, records
         self._file: IO[bytes] | None = None
-        self._unsynced = 0
 
     @contextmanager
     def opened(self):
@@ -147,15 +134,13 @@ class JudgeStore:
                 f"Another run is writing to the store {str(self.path)!r}; wait for it, or give each run its own."
             ) from None
         try:
-            self._file = open(self.path, "ab+", buffering=0)
-            self._repair_end()
-            self.refresh()
-            yield self
-            os.fsync(self._file.fileno())
+            with open(self.path, "ab+", buffering=0) as self._file:
+                self._repair_end()
+                self.refresh()
+                yield self
+                os.fsync(self._file.fileno())
         finally:
-            if self._file is not None:
-                self._file.close()
-                self._file = None
+            self._file = None
             lock.release()
 
     def refresh(self) -> None:

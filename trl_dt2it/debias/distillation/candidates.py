@@ -72,9 +72,17 @@ class Candidate:
     origin: Origin
 
 
+@dataclass(frozen=True)
+class ListScores:
+    """One list as the judge scored it."""
+
+    order: list[int]  # the candidates from the first position to the last
+    scores: list[float]  # their scores, in this order
+
+
 @dataclass
 class Pool:
-    """The candidates of one prompt by one generator."""
+    """The candidates of one prompt by one generator, and their verdicts."""
 
     question: Question
     generator: str
@@ -83,19 +91,24 @@ class Pool:
     num_equal: int = 0  # dropped because equal to another
     num_empty: int = 0  # dropped because empty
     num_unfinished: int = 0  # dropped because their thoughts never end
+    # scored lists of each round of asking; the second round has one more candidate
+    rounds: list[list[ListScores]] = field(default_factory=list)
+    criteria: dict[int, dict[str, float]] = field(default_factory=dict)  # scores of each candidate by criterion
+    generation_status: str | None = None  # of the last reply of the generator that was no candidate
+    pointwise_status: str | None = None  # of the last reply about a single candidate that was not `"ok"`
+    # stage and status of an open question about it, so that nothing may be concluded from the lack of a pair
+    unanswered: str | None = None
+    failure: str | None = None  # reason why no pair can be made of it
 
     def __post_init__(self, texts: Sequence[str]) -> None:
         for text in texts:
             self.add(text, "given")
-        # The same for the same prompt, images, generator and given answers, wherever the row stands: all draws depend
-        # on it.
+        # All draws depend on it, so that it must not depend on where the row stands.
         content = [self.question.content, self.generator, *(candidate.text for candidate in self.candidates)]
         self.key = digest(json.dumps(content))[:16]
 
     def add(self, text: str, origin: Origin) -> bool:
-        """Add an answer without the model's thoughts, unless it is empty, unfinished, or equal to another but for
-        white space; return `True` if it was added.
-        """
+        """Add an answer unless it is empty, unfinished, or equal to another but for white space; tell if it was."""
         text, open_marker = read_answer(text)
         words = text.split()
         if open_marker is not None:
@@ -130,11 +143,9 @@ class Question:
         for message in self.prompt:
             text = ""
             for block in message["content"]:
-                if block["type"] != "image":
-                    text += block["text"]
-                    continue
-                number += 1
-                text += f"[image {number}]" if text else ""  # a mark where an image stands behind words
+                number += block["type"] == "image"
+                mark = f"[image {number}]" if text else ""  # where an image stands behind words
+                text += mark if block["type"] == "image" else block["text"]
             turns.append((message["role"], text.strip()))
         if len(turns) == 1:
             return turns[0][1]
@@ -145,19 +156,12 @@ def read_question(row: Mapping[str, Any], index: int, *, source: str, image_opti
     """Read the question of a row, images included."""
     reference, prompt = row.get("reference"), read_prompt(row, index, source=source)
     if reference is not None and not isinstance(reference, str):
-        raise RowError(
-            "not_conversational", f"`reference` is of type {type(reference).__name__}; pass a string, or None."
-        )
-    return Question(
-        row=index,
-        name=prompt.name,
-        prompt=prompt.messages,
-        image_blocks=[image_block(image, image_options) for image in prompt.images],
-        reference=(reference or "").strip() or None,
-        group_id=prompt.group_id,
-        source_id=prompt.source_id,
-        content=prompt.content,
-    )
+        kind = type(reference).__name__
+        raise RowError("not_conversational", f"`reference` is of type {kind}; pass a string, or None.")
+    shared = {name: getattr(prompt, name) for name in ("row", "name", "group_id", "source_id", "content")}
+    image_blocks = [image_block(image, image_options) for image in prompt.images]
+    reference = (reference or "").strip() or None
+    return Question(prompt=prompt.messages, image_blocks=image_blocks, reference=reference, **shared)
 
 
 def read_pools(question: Question, candidates: Sequence[Mapping[str, Any]] | None) -> list[Pool]:
@@ -165,17 +169,15 @@ def read_pools(question: Question, candidates: Sequence[Mapping[str, Any]] | Non
     texts: dict[str, list[str]] = {}
     for index, candidate in enumerate(candidates or []):
         if not isinstance(candidate, Mapping) or not isinstance(candidate.get("text"), str):
-            raise RowError(
-                "not_conversational", f'`candidates[{index}]` is no {{"text": ..., "generator": ...}}; pass both.'
-            )
+            problem = f'`candidates[{index}]` is no {{"text": ..., "generator": ...}}; pass both.'
+            raise RowError("not_conversational", problem)
         texts.setdefault(str(candidate.get("generator") or UNKNOWN_GENERATOR), []).append(candidate["text"])
     return [Pool(question, generator, texts[generator]) for generator in sorted(texts)]
 
 
 def generation_messages(question: Question) -> list[dict[str, Any]]:
     """The prompt as chat messages, images in their positions."""
-    images = iter(question.image_blocks)
-    messages = []
+    images, messages = iter(question.image_blocks), []
     for message in question.prompt:
         parts = [
             next(images) if block["type"] == "image" else {"type": "text", "text": neutralize(block["text"])}
@@ -199,9 +201,8 @@ def candidate_messages(
     need: Need, question: Question, candidate: str, *, language: str | None = None
 ) -> list[dict[str, Any]]:
     """Messages that ask a generator for one more candidate."""
-    if need == "corrupted":
-        sections = {"QUESTION": question.text, "ANSWER": candidate}
-    else:
+    sections = {"QUESTION": question.text, "ANSWER": candidate}
+    if need == "rewritten":
         sections = {"QUESTION": question.text, "REFERENCE": question.reference or "", "SAMPLE": candidate}
     sections = {name: neutralize(text) for name, text in sections.items()}
     mark = mark_of(list(sections.values()))

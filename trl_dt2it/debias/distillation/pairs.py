@@ -5,33 +5,28 @@ from __future__ import annotations
 import heapq
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from datasets import Value
+from datasets import Features, Value
 
 from ...data.messages import FEATURES
 from ...judge.rubric import Rubric
 from ...utils import digest
 from ..reports import AgreementCounts, DistillReport, PositionBias
-from .judging import JudgedPool, ListScores
+from .candidates import ListScores, Pool
 from .position_bias import fit_positions
 
 
 # Canonical columns, and the origin of a pair; `provenance` is JSON with every score of both sides.
-DISTILLED_FEATURES = FEATURES.copy()
-
-DISTILLED_FEATURES.update(
+DISTILLED_FEATURES = Features(
     {
-        "generator": Value("string"),
-        "chosen_origin": Value("string"),
-        "rejected_origin": Value("string"),
-        "listwise_gap": Value("float64"),
-        "pointwise_gap": Value("float64"),
-        "strength_bin": Value("int64"),
-        "provenance": Value("string"),
+        **FEATURES,
+        **dict.fromkeys(("generator", "chosen_origin", "rejected_origin"), Value("string")),
+        **dict.fromkeys(("listwise_gap", "pointwise_gap"), Value("float64")),
+        **{"strength_bin": Value("int64"), "provenance": Value("string")},
     }
 )
 
@@ -57,7 +52,7 @@ class AgreedPair:
 class JudgedPair:
     """An agreed pair and its pool."""
 
-    judged: JudgedPool
+    pool: Pool
     agreed: AgreedPair
     listwise: dict[int, float]  # listwise scores of all candidates of the pool
     counts: AgreementCounts  # of all pairs of the pool
@@ -65,18 +60,16 @@ class JudgedPair:
     @property
     def key(self) -> str:
         """A key that is the same for the same prompt, images, generator and texts."""
-        texts = [self.judged.pool.candidates[side].text for side in (self.agreed.better, self.agreed.worse)]
-        return digest(json.dumps([self.judged.pool.key, *texts]))[:16]
+        texts = [self.pool.candidates[side].text for side in (self.agreed.better, self.agreed.worse)]
+        return digest(json.dumps([self.pool.key, *texts]))[:16]
 
 
-def listwise_scores(
-    judged_pools: Sequence[JudgedPool], rubric: Rubric
-) -> tuple[dict[int, dict[int, float]], list[PositionBias]]:
+def listwise_scores(pools: Sequence[Pool], rubric: Rubric) -> tuple[dict[int, dict[int, float]], list[PositionBias]]:
     """Listwise scores without position bias, of the candidates of each pool by its index, and the biases."""
     # All rounds tell about the judge; the last one that came back holds all candidates.
     lists: dict[int, list[tuple[int, int, ListScores]]] = defaultdict(list)
-    for index, judged in enumerate(judged_pools):
-        for number, scored in enumerate(judged.rounds):
+    for index, pool in enumerate(pools):
+        for number, scored in enumerate(pool.rounds):
             for one_list in scored:
                 lists[len(one_list.order)].append((index, number, one_list))
     fitted: dict[tuple[int, int], dict[int, float]] = defaultdict(dict)
@@ -88,10 +81,8 @@ def listwise_scores(
             for index, number, scored in lists[length]
             for position, (candidate, value) in enumerate(zip(scored.order, scored.scores, strict=True))
         ]
-        scores, candidates, positions, prompts = map(np.array, zip(*flat, strict=True))
-        qualities, bias = fit_positions(
-            scores, candidates, positions, prompts, num_positions=length, low=rubric.low, high=rubric.high
-        )
+        columns = map(np.array, zip(*flat, strict=True))
+        qualities, bias = fit_positions(*columns, num_positions=length, low=rubric.low, high=rubric.high)
         for (index, number, candidate), unit in units.items():
             fitted[index, number][candidate] = float(qualities[unit])
         if bias is not None:
@@ -100,7 +91,7 @@ def listwise_scores(
 
 
 def agreed_pairs(
-    judged_pools: Sequence[JudgedPool],
+    pools: Sequence[Pool],
     listwise: Mapping[int, dict[int, float]],
     rubric: Rubric,
     min_gap: float,
@@ -108,32 +99,31 @@ def agreed_pairs(
 ) -> list[JudgedPair]:
     """The pairs that both scores agree on. Pools without any are settled in the report."""
     pairs = []
-    for index, judged in enumerate(judged_pools):
-        pool, by_list = judged.pool, listwise.get(index, {})
+    for index, pool in enumerate(pools):
+        by_list = listwise.get(index, {})
         report.candidates["equal"] += pool.num_equal
         report.candidates["empty"] += pool.num_empty
         if pool.num_unfinished:
             report.candidates["unfinished"] += pool.num_unfinished
-        both = [candidate for candidate in sorted(judged.criteria) if candidate in by_list]
+        both = [candidate for candidate in sorted(pool.criteria) if candidate in by_list]
         agreed, counts = list[AgreedPair](), AgreementCounts()
-        if judged.failure is None and len(pool.candidates) == 1:
-            is_alone = judged.generation_status is not None and not pool.num_equal
-            judged.failure = (
-                f"generation: {judged.generation_status}" if is_alone else judged.unanswered or "all_equal"
-            )
-        elif judged.failure is None and len(both) < 2:
-            judged.failure = f"pointwise: {judged.pointwise_status}"
-        elif judged.failure is None:
-            by_point = [rubric.total(judged.criteria[candidate]) for candidate in both]
+        if pool.failure is None and len(pool.candidates) == 1:
+            pool.failure = pool.unanswered or "all_equal"
+            if pool.generation_status is not None and not pool.num_equal:
+                pool.failure = f"generation: {pool.generation_status}"
+        elif pool.failure is None and len(both) < 2:
+            pool.failure = f"pointwise: {pool.pointwise_status}"
+        elif pool.failure is None:
+            by_point = [rubric.total(pool.criteria[candidate]) for candidate in both]
             agreed, counts = agreeing_pairs([by_list[candidate] for candidate in both], by_point, min_gap=min_gap)
             report.agreement += counts
             if not agreed:
-                judged.failure = judged.unanswered or ("opposed" if counts.opposed else "no_order")
-        if judged.failure is not None:
-            report.settle(judged.failure, pool.question.name)
+                pool.failure = pool.unanswered or ("opposed" if counts.opposed else "no_order")
+        if pool.failure is not None:
+            report.settle(pool.failure, pool.question.name)
         for pair in agreed:
-            named = AgreedPair(both[pair.better], both[pair.worse], pair.listwise_gap, pair.pointwise_gap)
-            pairs.append(JudgedPair(judged, named, by_list, counts))
+            named = replace(pair, better=both[pair.better], worse=both[pair.worse])
+            pairs.append(JudgedPair(pool, named, by_list, counts))
     return pairs
 
 
@@ -142,18 +132,14 @@ def agreeing_pairs(
 ) -> tuple[list[AgreedPair], AgreementCounts]:
     """The pairs of candidates with both gaps of one sign and at least `min_gap` points, and counts of all pairs."""
     first, second = np.triu_indices(len(listwise), 1)
-    list_gaps, point_gaps = (
-        scores[first] - scores[second]
-        for scores in (np.array(listwise, dtype=float), np.array(pointwise, dtype=float))
-    )
+    scores = np.array([listwise, pointwise], dtype=float)
+    list_gaps, point_gaps = scores[:, first] - scores[:, second]
     # Sums of the weights of a rubric are off by rounding, which must not decide on a gap of just `min_gap`.
     is_ordered = np.minimum(np.abs(list_gaps), np.abs(point_gaps)) >= min_gap - 1e-9
     agrees = is_ordered & (np.sign(list_gaps) == np.sign(point_gaps))
-    pairs = []
-    for index in np.flatnonzero(agrees):
-        sides = (int(first[index]), int(second[index]))
-        better, worse = sides if list_gaps[index] > 0 else sides[::-1]
-        pairs.append(AgreedPair(better, worse, abs(float(list_gaps[index])), abs(float(point_gaps[index]))))
+    better, worse = np.where(list_gaps > 0, [first, second], [second, first])[:, agrees].tolist()
+    gaps = np.abs([list_gaps, point_gaps])[:, agrees].tolist()
+    pairs = [AgreedPair(*pair) for pair in zip(better, worse, *gaps, strict=True)]
     opposed = int(is_ordered.sum()) - len(pairs)
     return pairs, AgreementCounts(len(pairs), opposed, len(first) - len(pairs) - opposed)
 
@@ -174,10 +160,7 @@ def draw_pairs(
     max_pairs: int | None = None,
     seed: int = 42,
 ) -> np.ndarray:
-    """Draw pairs as evenly over the bins as they allow, each generator on its own, whatever the order of the pairs.
-
-    Shapes: `bins` `(n,)`, returns `(n,)`: `DRAWN`, `PROMPT_IS_FULL` or `BIN_IS_FULL`.
-    """
+    """Draw pairs evenly over the bins of each generator: `DRAWN`, `PROMPT_IS_FULL` or `BIN_IS_FULL` for each."""
     outcome = np.full(len(keys), BIN_IS_FULL, dtype=np.int8)
     strata: dict[tuple[str, int], list[int]] = {}
     # From the back, so that the next pair is the last of its list.
@@ -209,11 +192,35 @@ def draw_pairs(
     quotas = {stratum: int(np.median(levels[stratum[0]])) for stratum in counts}
     kept = []
     for stratum, index in turns:
-        if quotas[stratum] > 0:
-            quotas[stratum] -= 1
+        quotas[stratum] -= 1
+        if quotas[stratum] >= 0:
             kept.append(index)
     outcome[kept[:max_pairs]] = DRAWN
     return outcome
+
+
+def count_drawn(
+    pools: Sequence[Pool], pairs: Sequence[JudgedPair], report: DistillReport, **options: Any
+) -> list[tuple[JudgedPair, int]]:
+    """Draw pairs as [`draw_pairs`] does, and count them and their pools; return each drawn pair with its bin."""
+    num_bins, (low, *_, high) = len(report.bin_edges) - 1, report.bin_edges
+    strengths = np.array([pair.agreed.strength for pair in pairs])
+    bins = strength_bins(strengths, num_bins=num_bins, low=low, high=high)
+    generators = np.array([pair.pool.generator for pair in pairs])
+    group_ids, keys = [pair.pool.question.group_id for pair in pairs], [pair.key for pair in pairs]
+    outcome = draw_pairs(bins, group_ids, generators.tolist(), keys, **options)
+    drawn = [(pairs[index], int(bins[index])) for index in np.flatnonzero(outcome == DRAWN)]
+    paired = {id(pair.pool) for pair, _ in drawn}
+    for pool in pools:
+        if pool.failure is None:
+            report.settle("paired" if id(pool) in paired else "not_drawn", pool.question.name)
+    for generator in sorted(set(generators.tolist())):
+        own = generators == generator
+        report.agreed_by_bin[generator] = np.bincount(bins[own], minlength=num_bins).tolist()
+        report.pairs_by_bin[generator] = np.bincount(bins[own & (outcome == DRAWN)], minlength=num_bins).tolist()
+    report.not_drawn["prompt_is_full"] = int((outcome == PROMPT_IS_FULL).sum())
+    report.not_drawn["bin_is_full"] = int((outcome == BIN_IS_FULL).sum())
+    return drawn
 
 
 def pair_row(
@@ -225,23 +232,19 @@ def pair_row(
     effects: Mapping[int, Sequence[float]],
 ) -> dict[str, Any]:
     """All columns of a pair but its images."""
-    judged, agreed, question = pair.judged, pair.agreed, pair.judged.pool.question
-    last = next(lists for lists in reversed(judged.rounds) if lists)
-    provenance: dict[str, Any] = {
-        **about,
-        "list_length": len(last[0].order),
-        "pairs_of_prompt": {name: getattr(pair.counts, name) for name in ("agreed", "opposed", "close")},
-    }
+    pool, agreed, question = pair.pool, pair.agreed, pair.pool.question
+    last = next(lists for lists in reversed(pool.rounds) if lists)
+    provenance: dict[str, Any] = {**about, "list_length": len(last[0].order), "pairs_of_prompt": vars(pair.counts)}
     row: dict[str, Any] = {"prompt": question.prompt}
     for side, index in (("chosen", agreed.better), ("rejected", agreed.worse)):
-        candidate = judged.pool.candidates[index]
+        candidate = pool.candidates[index]
         row[side] = [{"role": "assistant", "content": [{"type": "text", "text": candidate.text}]}]
         row[f"{side}_origin"] = candidate.origin
         provenance[side] = {
             "listwise": pair.listwise[index],
-            "lists": list(_list_scores(last, index, effects)),
-            "pointwise": rubric.total(judged.criteria[index]),
-            "criteria": judged.criteria[index],
+            "lists": [_list_score(scored, index, effects) for scored in last],
+            "pointwise": rubric.total(pool.criteria[index]),
+            "criteria": pool.criteria[index],
         }
     return {
         **row,
@@ -250,7 +253,7 @@ def pair_row(
         "group_id": question.group_id,
         "source": source,
         "source_id": question.source_id,
-        "generator": judged.pool.generator,
+        "generator": pool.generator,
         "listwise_gap": agreed.listwise_gap,
         "pointwise_gap": agreed.pointwise_gap,
         "strength_bin": strength_bin,
@@ -258,12 +261,8 @@ def pair_row(
     }
 
 
-def _list_scores(
-    lists: Sequence[ListScores], candidate: int, effects: Mapping[int, Sequence[float]]
-) -> Iterator[dict[str, Any]]:
-    """A candidate's score in each list with its position, raw and without the effect of the position."""
-    for scored in lists:
-        position = scored.order.index(candidate)
-        score = scored.scores[position]
-        effect = effects[len(scored.order)][position] if len(scored.order) in effects else 0.0
-        yield {"position": position, "score": score, "corrected": score - effect}
+def _list_score(scored: ListScores, candidate: int, effects: Mapping[int, Sequence[float]]) -> dict[str, Any]:
+    """A candidate's position in a list and its score there, raw and without the effect of the position."""
+    position = scored.order.index(candidate)
+    score, effect = scored.scores[position], effects.get(len(scored.order), [0.0] * len(scored.order))[position]
+    return {"position": position, "score": score, "corrected": score - effect}

@@ -18,13 +18,9 @@ from ..reports import PositionBias
 
 
 _MAX_ROUNDS, _TOLERANCE = 500, 1e-5
-
 _SMALLEST_WEIGHT = 1e-6  # keeps a mean where all scores of a candidate look like noise
-
 _FIRST_SPREAD, _SMALLEST_SPREAD = 0.1, 0.01  # shares of the scale
-
 _MOST_NOISE = 0.5
-
 _NUM_GROUPS = 20  # of the jackknife
 
 
@@ -54,24 +50,15 @@ def fit_positions(
     low: float,
     high: float,
 ) -> tuple[np.ndarray, PositionBias | None]:
-    """Qualities of candidates and the position bias, from the scores of lists of one length.
-
-    Shapes: `scores`, `candidates`, `positions`, `prompts` `(n,)`.
-    """
+    """Qualities of candidates and the position bias, from the scores of lists of one length. Shapes: all `(n,)`."""
     linked = _links_all(candidates, positions, num_positions)
     fit = _Fit(scores, candidates, positions, num_positions if linked else 1, high - low).run()
     if not linked or num_positions < 2:
         return fit.qualities, None
     errors = _jackknife(fit, prompts)
-    bias = PositionBias(
-        num_candidates=num_positions,
-        num_lists=len(scores) // num_positions,
-        effects=tuple(fit.effects.tolist()),
-        standard_errors=None if errors is None else tuple(errors.tolist()),
-        noise_rate=float(fit.noise_rate),
-        spread=float(fit.spread),
-    )
-    return fit.qualities, bias
+    effects, standard_errors = tuple(fit.effects.tolist()), None if errors is None else tuple(errors.tolist())
+    num_lists, state = len(scores) // num_positions, (float(fit.noise_rate), float(fit.spread))
+    return fit.qualities, PositionBias(num_positions, num_lists, effects, standard_errors, *state)
 
 
 # `scipy.optimize.least_squares(loss="soft_l1")` tells neither noise nor spread, which the report shows, and errs more
@@ -95,12 +82,10 @@ class _Fit:
         self.smallest_spread = max(rounding, _SMALLEST_SPREAD * width)
 
     def run(self) -> _Fit:
-        state = np.array([*self.effects, self.spread, self.noise_rate])
         for _ in range(_MAX_ROUNDS):
-            before = state
+            before = np.array([*self.effects, self.spread, self.noise_rate])
             self._step()
-            state = np.array([*self.effects, self.spread, self.noise_rate])
-            if np.abs(state - before).max() < _TOLERANCE:
+            if np.abs(np.array([*self.effects, self.spread, self.noise_rate]) - before).max() < _TOLERANCE:
                 break
         return self
 

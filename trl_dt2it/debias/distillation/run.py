@@ -23,19 +23,8 @@ from ...judge.store import Spending, most_spending
 from ...utils import screen_table
 from ..reports import DistillReport
 from .candidates import Pool, candidate_messages, generation_messages, read_pools, read_question
-from .judging import JudgedPool, JudgingSettings, judge_pools, listwise_request, pointwise_request
-from .pairs import (
-    BIN_IS_FULL,
-    DISTILLED_FEATURES,
-    DRAWN,
-    PROMPT_IS_FULL,
-    JudgedPair,
-    agreed_pairs,
-    draw_pairs,
-    listwise_scores,
-    pair_row,
-    strength_bins,
-)
+from .judging import JudgingSettings, judge_pools, listwise_request, pointwise_request
+from .pairs import DISTILLED_FEATURES, agreed_pairs, count_drawn, listwise_scores, pair_row
 from .position_bias import balanced_orders
 
 
@@ -49,10 +38,8 @@ class DistillPlan:
     Upper bound on the requests of a run, without repeated requests for replies that cannot be read.
 
     Parameters:
-        prompts (`int`):
-            Number of rows.
-        left_out (`Counter[str]`):
-            Rows that cannot be used, by reason.
+        prompts, left_out (`int` and `Counter[str]`):
+            Number of rows, and rows that cannot be used, by reason.
         spending (`dict[str, Spending]`):
             For each stage, the most calls, tokens and USD.
     """
@@ -68,8 +55,7 @@ class DistillPlan:
 
     def show(self, console: Console | None = None) -> None:
         """Print the plan, on standard output by default."""
-        console = console or Console()
-        stages = {**self.spending, "all": self.total}.items()
+        console, stages = console or Console(), {**self.spending, "all": self.total}.items()
         rows = [(stage, f"{most.calls:,}", f"{most.tokens:,}", f"{most.cost:.2f}") for stage, most in stages]
         title = f"At most, for {self.prompts} prompts"
         console.print(screen_table(("stage", "calls", "tokens", "USD"), rows, title=title))
@@ -109,10 +95,8 @@ def plan_distill(
     Args:
         dataset, num_candidates, num_shuffles, rubric, min_spread, language, image_root, image_options:
             As in [`distill`].
-        judge ([`~trl_dt2it.judge.Endpoint`]):
-            Endpoint of the judge, with prices.
-        generator ([`~trl_dt2it.judge.Endpoint`], *optional*):
-            Endpoint of the generator.
+        judge, generator ([`~trl_dt2it.judge.Endpoint`]):
+            Endpoints of the judge and of the generator, if any, with prices.
 
     Returns:
         [`DistillPlan`]
@@ -194,45 +178,33 @@ def distill(
     Args:
         dataset (`Dataset`):
             Rows with `prompt` (messages) or `question` (a string), `images`, and optionally a `reference` answer and
-            `candidates` (a list of dicts with `text` and `generator`). Without candidates, `generator` writes them.
-        judge ([`~trl_dt2it.judge.JudgeClient`]):
-            Client of the judge.
-        generator ([`~trl_dt2it.judge.JudgeClient`], *optional*):
-            Client that writes candidates where a row has none, with a temperature above 0, and corrupted or rewritten
-            answers where all candidates of a prompt are alike.
-        num_candidates (`int`, *optional*, defaults to `4`):
-            Number of candidates to generate for a prompt.
-        num_shuffles (`int`, *optional*, defaults to `3`):
-            Number of orders in which the judge sees the candidates of a prompt; position bias needs at least 2. As
-            many as there are candidates show each candidate in every position.
+            `candidates` (a list of dicts with `text` and `generator`).
+        judge, generator ([`~trl_dt2it.judge.JudgeClient`]):
+            Clients of the judge and, if any, of the model that writes candidates where a row has none, with a
+            temperature above 0, and corrupted or rewritten answers where all candidates of a prompt are alike.
+        num_candidates, num_shuffles (`int`, *optional*, default to `4` and `3`):
+            Number of candidates to generate for a prompt, and of orders in which the judge sees them. Position bias
+            needs at least 2; as many as there are candidates show each candidate in every position.
         rubric ([`~trl_dt2it.judge.Rubric`], *optional*):
             Criteria of the judge, and the scale.
         min_gap (`float`, *optional*, defaults to `1.0`):
             Smallest gap, in points, by which both scores must tell two candidates apart.
         min_spread (`float`, *optional*, defaults to `2.0`):
-            Smallest distance of a prompt's best candidate from its worst, in points; below it, one more candidate is
-            made. 0 makes none.
+            Least points from a prompt's worst candidate to its best; below, one more is made. 0 makes none.
         num_bins (`int`, *optional*, defaults to `5`):
             Number of bins of strength, from `min_gap` to the length of the scale.
-        pairs_per_prompt (`int`, *optional*, defaults to `2`):
-            Most pairs of one prompt (`group_id`); `None` for no limit.
-        max_pairs (`int`, *optional*):
-            Most pairs in all.
+        pairs_per_prompt, max_pairs (`int`, *optional*, default to `2` and no limit):
+            Most pairs of one prompt (`group_id`) and in all; `None` for no limit.
         language (`str`, *optional*):
             Language of the instructions, `"en"` or `"zh"`; that of each question by default.
         source (`str`, *optional*, defaults to `"distilled"`):
             Value of the column `source`, and prefix of `pair_id`.
-        image_root (`str` or `os.PathLike`, *optional*):
-            Folder that relative paths of images start from and that no path may leave, as in [`ImageOptions`].
-        image_options ([`ImageOptions`], *optional*):
-            Other origins of images, and their largest size.
+        image_root, image_options:
+            As in [`~trl_dt2it.data.ImageOptions`].
         prompts_at_once (`int`, *optional*, defaults to `32`):
-            Number of prompts whose requests are held in memory, images included, and asked together. More keep more
-            calls going; the result is the same.
-        seed (`int`, *optional*, defaults to `42`):
-            Seed of orders and of the draw.
-        show_progress (`bool`, *optional*, defaults to `True`):
-            Show a progress bar.
+            Number of prompts held in memory, images included, and asked together, to keep more calls going.
+        seed, show_progress (`int` and `bool`, *optional*, default to `42` and `True`):
+            Seed of orders and of the draw, and a progress bar.
 
     Returns:
         `tuple[Dataset, DistillReport]`: pairs with the columns of [`DISTILLED_FEATURES`], and the report.
@@ -248,61 +220,42 @@ def distill(
     if "candidates" not in columns and generator is None:
         raise ValueError("The rows have no `candidates`, and there is no `generator` to write them; pass one of them.")
     if "candidates" not in columns and generator is not None and generator.endpoint.temperature == 0:
-        raise ValueError(
-            "The generator's temperature is 0, so that all its candidates would be equal; set it above 0, such as 1.0."
-        )
+        raise ValueError("The generator's temperature is 0, so that all its candidates would be equal; raise it.")
     if num_candidates < 2 or num_shuffles < 1 or num_bins < 1:
-        raise ValueError(
-            f"`num_candidates` must be at least 2, `num_shuffles` and `num_bins` at least 1, got {num_candidates}, "
-            f"{num_shuffles} and {num_bins}."
-        )
+        given = f"got {num_candidates}, {num_shuffles} and {num_bins}"
+        raise ValueError(f"`num_candidates` must be at least 2, `num_shuffles` and `num_bins` at least 1; {given}.")
     if not 0 < min_gap < scale or not 0 <= min_spread <= scale:
-        raise ValueError(
-            f"`min_gap` must be above 0 and below the length of the scale, {scale}, and `min_spread` between 0 and "
-            f"that length, got {min_gap} and {min_spread}."
-        )
-    for name, value in (("pairs_per_prompt", pairs_per_prompt), ("max_pairs", max_pairs)):
+        wanted = f"`min_gap` must be above 0 and below {scale}, the length of the scale, `min_spread` between 0 and it"
+        raise ValueError(f"{wanted}; got {min_gap} and {min_spread}.")
+    limits = {"pairs_per_prompt": pairs_per_prompt, "max_pairs": max_pairs}
+    for name, value in {**limits, "prompts_at_once": prompts_at_once}.items():
         if value is not None and value < 1:
-            raise ValueError(f"`{name}` is {value}; it must be at least 1, or None for no limit.")
-    if prompts_at_once < 1:
-        raise ValueError(f"`prompts_at_once` is {prompts_at_once}; it must be at least 1.")
+            raise ValueError(f"`{name}` is {value}; it must be at least 1.")
     settings = JudgingSettings(num_candidates, num_shuffles, rubric, min_spread, language, seed)
     rows, report = leave_images_encoded(dataset), DistillReport(prompts=len(dataset))
-    options, judged_pools = with_image_root(image_options, image_root), list[JudgedPool]()
-    seen: set[str] = set()
+    options = with_image_root(image_options, image_root)
+    pools, seen = list[Pool](), set[str]()
     with tqdm(total=len(rows), desc="prompts", unit="prompt", disable=None if show_progress else True) as bar:
         for start in range(0, len(rows), prompts_at_once):
-            stop, pools = min(start + prompts_at_once, len(rows)), list[Pool]()
+            stop, batch = min(start + prompts_at_once, len(rows)), list[Pool]()
             for index in range(start, stop):
-                pools += _read(rows[index], index, source, options, generator, report, seen)
-            judged_pools += judge_pools(pools, settings, judge=judge, generator=generator, report=report)
-            for pool in pools:
+                batch += _read(rows[index], index, source, options, generator, report, seen)
+            judge_pools(batch, settings, judge=judge, generator=generator, report=report)
+            for pool in batch:
                 pool.question.image_blocks.clear()  # the largest part of it, and no longer needed
+            pools += batch
             bar.update(stop - start)
-    listwise, report.position_bias = listwise_scores(judged_pools, rubric)
-    pairs = agreed_pairs(judged_pools, listwise, rubric, min_gap, report)
-
-    strengths = np.array([pair.agreed.strength for pair in pairs])
-    bins = strength_bins(strengths, num_bins=num_bins, low=min_gap, high=scale)
-    outcome = draw_pairs(
-        bins,
-        [pair.judged.pool.question.group_id for pair in pairs],
-        [pair.judged.pool.generator for pair in pairs],
-        [pair.key for pair in pairs],
-        pairs_per_prompt=pairs_per_prompt,
-        max_pairs=max_pairs,
-        seed=seed,
-    )
+    listwise, report.position_bias = listwise_scores(pools, rubric)
+    pairs = agreed_pairs(pools, listwise, rubric, min_gap, report)
     report.bin_edges = np.linspace(min_gap, scale, num_bins + 1).tolist()
-    _count(judged_pools, pairs, bins, outcome, num_bins, report)
+    drawn = count_drawn(pools, pairs, report, **limits, seed=seed)
     report.usage = {"judge": judge.usage().as_dict()}
     if generator is not None and generator is not judge:
         report.usage["generator"] = generator.usage().as_dict()
     about = {"judge": judge.endpoint.model, "rubric": rubric.digest()[:16]}
     effects = {bias.num_candidates: bias.effects for bias in report.position_bias}
-    drawn = np.flatnonzero(outcome == DRAWN)
-    made = [pair_row(pairs[index], int(bins[index]), source, about, rubric, effects) for index in drawn]
-    positions = [pairs[index].judged.pool.question.row for index in drawn]
+    made = [pair_row(pair, strength_bin, source, about, rubric, effects) for pair, strength_bin in drawn]
+    positions = [pair.pool.question.row for pair, _ in drawn]
     return with_images(rows, positions, made, options, DISTILLED_FEATURES), report
 
 
@@ -328,33 +281,8 @@ def _read(
     report.pools += max(1, len(pools))
     if not pools:
         report.settle("no_candidates", question.name)
-    new = []
-    for pool in pools:
-        if pool.key in seen:
-            report.settle("duplicate_prompt", question.name)
-        else:
-            seen.add(pool.key)
-            new.append(pool)
-    return new
-
-
-def _count(
-    judged_pools: list[JudgedPool],
-    pairs: list[JudgedPair],
-    bins: np.ndarray,
-    outcome: np.ndarray,
-    num_bins: int,
-    report: DistillReport,
-) -> None:
-    """Settle the pools that have pairs, and count pairs by bin."""
-    paired = {id(pairs[index].judged) for index in np.flatnonzero(outcome == DRAWN)}
-    for judged in judged_pools:
-        if judged.failure is None:
-            report.settle("paired" if id(judged) in paired else "not_drawn", judged.pool.question.name)
-    generators = np.array([pair.judged.pool.generator for pair in pairs])
-    for generator in sorted(set(generators.tolist())):
-        own = generators == generator
-        report.agreed_by_bin[generator] = np.bincount(bins[own], minlength=num_bins).tolist()
-        report.pairs_by_bin[generator] = np.bincount(bins[own & (outcome == DRAWN)], minlength=num_bins).tolist()
-    report.not_drawn["prompt_is_full"] = int((outcome == PROMPT_IS_FULL).sum())
-    report.not_drawn["bin_is_full"] = int((outcome == BIN_IS_FULL).sum())
+    new = {pool.key: pool for pool in pools if pool.key not in seen}
+    for _ in range(len(pools) - len(new)):
+        report.settle("duplicate_prompt", question.name)
+    seen |= set(new)
+    return list(new.values())
