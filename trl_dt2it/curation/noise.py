@@ -96,23 +96,10 @@ def combine_scores(scores: npt.ArrayLike, how: Literal["raw", "zscore", "rank"] 
     return difference.mean(axis=1)
 
 
-def _unit_root_mean_square(difference: np.ndarray) -> np.ndarray:
-    # Scaled by the largest first, so that squares neither overflow nor vanish.
-    largest = np.abs(difference).max()
-    if largest == 0:
-        return difference
-    difference = difference / largest
-    return difference / np.sqrt(np.mean(difference**2))
-
-
-def _signed_rank(difference: np.ndarray) -> np.ndarray:
-    return np.sign(difference) * rankdata(np.abs(difference)) / len(difference)
-
-
 _SCALES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "raw": lambda difference: difference,
-    "zscore": _unit_root_mean_square,
-    "rank": _signed_rank,
+    "zscore": lambda difference: difference / (_root_mean_square(difference) or 1.0),
+    "rank": lambda difference: np.sign(difference) * rankdata(np.abs(difference)) / len(difference),
 }
 
 
@@ -143,15 +130,12 @@ class NoiseEstimate:
             Whether there are enough pairs, their signs are more than coin flips (or a `reference` says so), and
             `interval` is at most 0.3 wide where the slope is not known.
         posterior (`np.ndarray` of shape `(N,)` and dtype `float64`):
-            Probability that each label is wrong; NaN where the pair is not scored, and 0 for all if the estimate is
-            not identified.
+            Probability that each label is wrong; NaN where the pair is not scored, and 0 for all if not identified.
         interval (`tuple[float, float]`):
             95 % interval of `rate` by its profile likelihood; 0 to 1 where there is no fit.
-        evidence (`float`):
-            Twice the log-likelihood that the fit gains over labels that are all right, at any slope, or at that of the
-            `reference`, if there is one. Above 3.84 it is noise at the 5 % level.
-        reading (`float`):
-            Twice the log-likelihood that the fit gains over a model that guesses.
+        evidence, reading (`float`):
+            Twice the log-likelihood that the fit gains over labels that are all right (at any slope, or at that of the
+            `reference`; above 3.84 it is noise at the 5 % level), and over a model that guesses.
         contradicted (`float`):
             Share of the scored pairs with a negative margin, a margin of 0 counted half; NaN without any.
     """
@@ -204,7 +188,7 @@ def estimate_noise(
             Reward margins of at least 20 pairs known to be right and not trained on. They set the slope (logistic
             regression without intercept), and only the rate is estimated, for which few pairs suffice.
         slope (`float`, *optional*):
-            The slope, where it is known, as from [`shared_slope`]; 0 for a model that guesses.
+            The slope, where it is known; 0 for a model that guesses.
 
     Returns:
         [`NoiseEstimate`]
@@ -319,23 +303,19 @@ def flip_mixture(
     Flip the pairs whose label is wrong with more than a given probability, by [`estimate_noise`].
 
     Nothing is flipped unless these pairs themselves show noise: the rate is identified, and the fit beats labels that
-    are all right, whatever the slope, at the 5 % level, and a model that guesses at the 0.01 % level. With a
-    reference, it only has to beat labels that are all right at its slope. Without one, most labels are not called
-    wrong unless the model surely (99 %) contradicts more than 60 % of them. A pair that the model ranks as its label
-    does is never flipped. The outcome is logged, with the name of the source.
+    are all right, whatever the slope, at the 5 % level, and a model that guesses at the 0.01 % level; with a
+    reference, only labels that are all right at its slope. Without one, most labels are not called wrong unless the
+    model surely (99 %) contradicts more than 60 % of them. A pair that the model ranks as its label does is never
+    flipped. The outcome is logged.
 
     Args:
         strength (`np.ndarray` of shape `(N,)`):
             Reward margins; NaN is not flipped.
         threshold (`float`, *optional*, defaults to `0.5`):
             Probability above which a pair is flipped, from 0 to 1. At 0.5 the fewest wrong labels are expected.
-        reference (`np.ndarray` of shape `(R,)`, *optional*):
-            Reward margins of pairs of the same kind that are known to be right; see [`estimate_noise`]. With
-            `Flip(flip_mixture, by="source")` only their slope is used: that the model reads them does not say that it
-            reads another source.
-        slope (`float`, *optional*):
-            The slope, where it is known. With `Flip(flip_mixture, by="source")` and no reference, [`decide`] passes
-            the [`shared_slope`] of all sources.
+        reference, slope (*optional*):
+            As in [`estimate_noise`]. With `Flip(flip_mixture, by="source")`, [`decide`] passes the slope that all
+            sources share, or that of the reference: that the model reads it does not say that it reads a source.
         source (`str`, *optional*):
             Name of the pairs in messages, which [`decide`] passes.
 
@@ -357,9 +337,8 @@ def flip_mixture(
         is_noisy = False
     if is_noisy and estimate.rate > 0.5:
         logger.warning(
-            f"{seen}, far more than by chance, and these labels are flipped as reversed: look at some of them, "
-            "whether they are, or whether the model is wrong about such pairs; then leave the source out of the "
-            "curation."
+            f"{seen}, far more than by chance, and these labels are flipped as reversed: look at some of them, and if "
+            "the model is wrong about such pairs, leave the source out of the curation."
         )
     elif is_noisy:
         logger.info(f"{seen}; {estimate.rate:.1%} of the labels are estimated to be wrong.")
