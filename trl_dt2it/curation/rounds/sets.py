@@ -129,10 +129,10 @@ def _change_ledger(folder: Path, own: str) -> None:
     if aside.exists():  # two ledgers of one pool, one of them a copy
         move_aside(aside)
     folder.rename(aside)
-    is_back = _source_set(mine) == own
-    if is_back:
+    said = ""
+    if _source_set(mine) == own:
         mine.rename(folder)
-    said = "; the one of this pool is back from where it was moved before" if is_back else ""
+        said = "; the one of this pool is back from where it was moved before"
     logger.warning(f"The ledger of another pool is now in {aside}{said}.")
 
 
