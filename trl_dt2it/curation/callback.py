@@ -153,7 +153,7 @@ class IterativeCurationCallback(TrainerCallback):
         self.every, self.start_epoch, self.folds = every, start_epoch, folds
         self.ledger = None if ledger is None else CurationLedger(ledger)
         self.state = CurationState.at_start(len(dataset))
-        self.state.selection.save = self._save
+        self.state.selection.save = lambda folder: save_state(folder, self.state, self._settings, self._fingerprint)
         trainer.selection = self.state.selection
         has_source = "source" in dataset.column_names
         self._rules = list(rules)
@@ -171,9 +171,6 @@ class IterativeCurationCallback(TrainerCallback):
             "reference": None if reference is None else source_fingerprint(pair_ids(reference)),
             "scorer": None if scorer is None else getattr(scorer, "__qualname__", type(scorer).__qualname__),
         }
-
-    def _save(self, checkpoint: Path) -> None:
-        save_state(checkpoint, self.state, self._settings, self._fingerprint)
 
     def model_card_section(self, trainer: MultimodalRewardTrainer) -> str | None:
         """Return the section of the model card on the decisions about the pairs."""
@@ -280,6 +277,9 @@ class IterativeCurationCallback(TrainerCallback):
             every_score = np.full((len(average), *scores.shape[1:]), np.nan, dtype=scores.dtype)
             every_score[rows] = scores
             names = cast(pa.Table, self._contents)["pair_id"].combine_chunks()
+            models = ["in training"] if self.scorer is None else [self._settings["scorer"]]
+            if self.scorer is not None and scores.ndim == 3:
+                models = [f"{models[0]} {number + 1}" for number in range(scores.shape[2])]
             add_round(
                 self.ledger,
                 state.round + 1,
@@ -287,7 +287,7 @@ class IterativeCurationCallback(TrainerCallback):
                 decision=decision,
                 sources=source,
                 scores=every_score[scored],
-                models=self._model_names(scores),
+                models=models,
                 settings=self._settings,
                 source_set=source_fingerprint(names),
                 contents=self._contents,
@@ -299,12 +299,6 @@ class IterativeCurationCallback(TrainerCallback):
             changed["strength"] = redistribute(self._raw_strength, margins, groups)
         metrics = curation_metrics(flipped, kept, margins, scored, sources)
         return changed, {"average": average, "reference": reference}, metrics
-
-    def _model_names(self, scores: np.ndarray) -> list[str]:
-        if self.scorer is None:
-            return ["in training"]
-        name = self._settings["scorer"]
-        return [name] if scores.ndim == 2 else [f"{name} {number + 1}" for number in range(scores.shape[2])]
 
 
 def _check_range(name: str, value: Any, is_in: bool, allowed: str) -> None:
@@ -359,21 +353,16 @@ def curation_metrics(
 ) -> dict[str, float]:
     """Compute the metrics of some rows of a curated set of N pairs, and of each source if there are several."""
 
-    def of(rows: np.ndarray) -> dict[str, float]:
-        known = margins[rows[kept[rows]]]
-        known = known[~np.isnan(known)]
-        return {
-            "kept": int(kept[rows].sum()),
-            "flipped": int((flipped & kept)[rows].sum()),
-            "dropped": int((~kept[rows]).sum()),
-            "noise_rate": float(flipped[rows].mean()),
-            **({"mean_strength": float(known.mean())} if len(known) else {}),
-        }
-
-    metrics = {f"curation/{name}": value for name, value in of(rows).items()}
-    if len(sources) > 1:
-        for source, part in sources.items():
-            metrics |= {f"curation/{name}/{source}": value for name, value in of(part).items()}
+    metrics: dict[str, float] = {}
+    parts = {f"/{source}": part for source, part in sources.items()} if len(sources) > 1 else {}
+    for end, part in {"": rows, **parts}.items():
+        metrics[f"curation/kept{end}"] = int(kept[part].sum())
+        metrics[f"curation/flipped{end}"] = int((flipped & kept)[part].sum())
+        metrics[f"curation/dropped{end}"] = int((~kept[part]).sum())
+        metrics[f"curation/noise_rate{end}"] = float(flipped[part].mean())
+        known = margins[part[kept[part] & ~np.isnan(margins[part])]]
+        if len(known):
+            metrics[f"curation/mean_strength{end}"] = float(known.mean())
     return metrics
 
 
@@ -465,9 +454,9 @@ def check_ledger(ledger: CurationLedger, settings: Mapping[str, Any]) -> None:
     """Refuse a ledger with rounds of anything but a training with these settings."""
     for entry in ledger.rounds:
         if entry["stage"] != STAGE or _with_plain_names(entry["settings"]) != settings:
-            where = f"round {entry['round']}, stage {entry['stage']!r}"
+            told = f"round {entry['round']}, stage {entry['stage']!r}"
             raise ValueError(
-                f"{ledger.directory} holds rounds of something else, or of other settings ({where}); pass another."
+                f"{ledger.directory} holds rounds of something else, or of other settings ({told}); pass another."
             )
 
 

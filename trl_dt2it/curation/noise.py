@@ -164,21 +164,19 @@ def estimate_noise(
     log-odds of a preference linear in the difference of rewards, so \(\log f(d) / f(-d) = k d\) is all that is assumed
     of \(f\), and that posterior is \(\sigma(\log \frac{e}{1 - e} - k d)\). The distribution of \(|d|\) may be any:
     given \(|d|\), the sign is negative with probability \(e + (1 - 2e) \sigma(-k |d|)\), and \(e\) and \(k\) maximize
-    the likelihood of the signs, with a weak prior. (A Gaussian \(f\) has \(k = 2 \mu / \sigma^2\); but fitted as a
-    Gaussian, heavy tails pass for noise.) In short: where the model is sure, the share of negative margins is the
-    noise rate, and how that share rises to one half towards 0 tells how far the model itself can be trusted.
+    the likelihood of the signs, with a weak prior. In short: where the model is sure, the share of negative margins is
+    the noise rate, and how that share rises to one half towards 0 tells how far the model can be trusted.
 
-    The paper flips half of the negative pairs instead. Among them are about \(e a\) wrong labels that the model sees
-    through, with \(a\) its accuracy, and \((1 - e)(1 - a)\) right labels that it misjudges. Half is right only where
-    the two are equal, at \(e = 1 - a\). With a better model or noisier labels, wrong labels stay; with cleaner labels,
-    right ones are flipped. Here the bound is where the posterior is one half, \(d = \log \frac{e}{1 - e} / k\), which
-    of all rules that see only \(d\) leaves the fewest wrong labels: near 0 for noisy labels, far from it for clean
-    ones, and at \(e = 0\) nothing is flipped.
+    The paper flips half of the negative pairs, which is right only where wrong labels that the model sees through
+    are as many as right labels that it misjudges, at \(e = 1 - a\) with \(a\) its accuracy: with a better model or
+    noisier labels wrong labels stay, with cleaner labels right ones are flipped. Here the bound is where the posterior
+    is one half, \(d = \log \frac{e}{1 - e} / k\), which of all rules that see only \(d\) leaves the fewest wrong
+    labels: near 0 for noisy labels, far from it for clean ones, and at \(e = 0\) nothing is flipped.
 
     An error that the model is sure of cannot be told from noise, and counts as such. Nor can noise of one half be told
     from a model that guesses: the estimate is then not identified, unless a reference of the same kind of pairs shows
-    that the model does not guess. Nor can much noise be told from a model that is often unsure where all margins are
-    about equally large, as votes are: the interval of the rate is then wide. With under 20 pairs nothing is fitted.
+    that the model does not guess. Where the model is often unsure and all margins are about equally large, as votes
+    are, the interval of the rate is wide. With under 20 pairs nothing is fitted.
 
     Args:
         strength (`np.ndarray` of shape `(N,)`):

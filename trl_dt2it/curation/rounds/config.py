@@ -113,12 +113,10 @@ class Step:
 def read_rule(rule: Mapping[str, Any]) -> Flip | Keep:
     """Read a rule as [`decide`] takes it."""
     options = dict(rule)
-    kinds = [kind for kind in ("flip", "keep") if kind in options]
-    if len(kinds) != 1:
+    if ("flip" in rule) == ("keep" in rule):
         raise ValueError(f"The rule {dict(rule)} has to have one of the keys `flip` and `keep`.")
-    kind, name = kinds[0], options.pop(kinds[0])
-    known: Mapping[str, Any] = FLIP_RULES if kind == "flip" else KEEP_RULES
-    made = Flip if kind == "flip" else Keep
+    kind, made, known = ("flip", Flip, FLIP_RULES) if "flip" in rule else ("keep", Keep, KEEP_RULES)
+    name = options.pop(kind)
     own = {key.name: options.pop(key.name) for key in fields(made) if key.name in options and key.name != "rule"}
     if name not in known:
         raise ValueError(f"`{kind}: {name}` is no rule; choose one of {', '.join(known)}.")
@@ -140,21 +138,20 @@ def read_rounds(
     if rounds is not None and not rounds:
         raise ValueError("`rounds` is empty; give at least one round, or leave it out for those of the method.")
     read: list[list[Step]] = []
+    known = [field.name for field in fields(Step)]
     for number, given in enumerate(METHODS[method] if rounds is None else rounds, 1):
         if "steps" in given and len(given) > 1:
             raise ValueError(f"Round {number} has `steps` and other keys beside it; put these into the steps.")
         steps = [dict(one) for one in given.get("steps", [given])]
         if rounds is None and judge:
             steps[-1]["judge"] = True
-        known = [field.name for field in fields(Step)]
+        if unknown := [key for step in steps for key in step if key not in known]:
+            raise ValueError(f"Round {number} has the unknown key `{unknown[0]}`; known are {', '.join(known)}.")
         for index, step in enumerate(steps):
-            if unknown := [key for key in step if key not in known]:
-                raise ValueError(f"Round {number} has the unknown key `{unknown[0]}`; known are {', '.join(known)}.")
             step.setdefault("train_on", "current" if read or index else "base")
             step.setdefault("folds", folds)
         read.append([Step(**step) for step in steps])
-        names = [step.name for step in read[-1]]
-        if len(set(names)) < len(names):
+        if len({step.name for step in read[-1]}) < len(steps):
             raise ValueError(f"The steps of round {number} need a `name` each, all different.")
         if any(step.judge for step in read[-1]) and not judge:
             raise ValueError(f"Round {number} has `judge: true`, but there is no `judge`; say where it is.")
@@ -184,14 +181,14 @@ def read_set(where: str, source: str, spec: Mapping[str, Any], loaders: Loaders 
         raise ValueError(f"`{where}` has to have one of the keys {', '.join(known)}.")
     kind, value, most = kinds[0], spec.pop(kinds[0]), spec.pop("max_rows", None)
     if kind == "preferences":
-        rows = load_preferences(value, **{"source": source, **spec})
+        rows, spec = load_preferences(value, **{"source": source, **spec}), {}
     elif kind == "dataset_name":
-        config, split = spec.pop("dataset_config", None), spec.pop("dataset_split", "train")
-        rows, root = _load(where, str(value), config, split), spec.pop("image_root", None)
+        rows = _load(where, str(value), spec.pop("dataset_config", None), spec.pop("dataset_split", "train"))
+        root = spec.pop("image_root", None)
         rows = rows if root is None else with_canonical_columns(rows, image_root=root)
     else:
         rows = loaders[kind](source, json.loads(value) if isinstance(value, str) else value)
-    if kind != "preferences" and spec:
+    if spec:
         raise ValueError(f"`{where}` has the unknown key `{next(iter(spec))}`.")
     return rows if most is None or most >= len(rows) else rows.select(range(most))
 
