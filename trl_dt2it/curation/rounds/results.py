@@ -179,8 +179,8 @@ def harm(final: Mapping[str, Mapping[str, Any]], audits: Mapping[str, Mapping[st
         if base[key] - curated[key] > (0 if key == "accuracy" else LEAST_CHANGE):
             of = "" if key == "accuracy" else f" of {key.removeprefix('accuracy/')!r}"
             sentences.append(
-                f"The model with the curated pool is right in {curated[key]:.4f} of the test pairs{of}, that of the base "
-                f"alone in {base[key]:.4f}: leave the pool out, or look for the source that does harm."
+                f"The model with the curated pool is right in {curated[key]:.4f} of the test pairs{of}, that of the "
+                f"base alone in {base[key]:.4f}: leave the pool out, or look for the source that does harm."
             )
     before, after = (audits.get(when, {"sources": {}})["sources"] for when in ("before", "after"))
     for source in sorted(set(before) & set(after)):
