@@ -24,7 +24,7 @@ from ..data.contents import pair_contents, pair_ids, source_fingerprint
 from ..training.pair_scoring import evaluating, score_with_trainer
 from ..training.selection import STATE_FILE, Selection
 from ..training.trainer import MultimodalRewardTrainer
-from ..utils import digest, on_main_process, same_random_state, whole_file
+from ..utils import digest, on_main_process, same_random_state, whole_file, write_json
 from .ledger import CurationLedger
 from .noise import MIN_PAIRS, combine_scores, flip_mixture
 from .publish import curation_section
@@ -146,22 +146,27 @@ class IterativeCurationCallback(TrainerCallback):
         if reference is not None:
             _check_range("reference", f"{len(reference)} pairs", len(reference) >= MIN_PAIRS, f"at least {MIN_PAIRS}")
             if not any("reference" in parameters_of(rule) for rule in rules):
-                raise ValueError(
-                    "`reference` is passed, but no rule takes it; use `Flip(flip_mixture)`, or pass none."
-                )
+                raise ValueError("`reference` is passed, but no rule takes it; use `Flip(flip_mixture)` or leave it.")
         self.trainer, self.scorer, self.reference = trainer, scorer, reference
         self.every, self.start_epoch, self.folds = every, start_epoch, folds
         self.ledger = None if ledger is None else CurationLedger(ledger)
         self.state = CurationState.at_start(len(dataset))
-        self.state.selection.save = lambda folder: save_state(folder, self.state, self._settings, self._fingerprint)
+        self.state.selection.save = self._save
         trainer.selection = self.state.selection
-        has_source = "source" in dataset.column_names
         self._rules = list(rules)
+        has_source = "source" in dataset.column_names
         self._source = column_of(dataset, "source") if has_source else pa.repeat("", len(dataset))
         self._raw_strength = None
         if refresh_strength:
             self._raw_strength = column_of(dataset, "strength").to_numpy(zero_copy_only=False).astype(np.float64)
-        self._curated = rows_of_sources(self._source, only_sources)
+        self._curated = np.arange(len(dataset))
+        if only_sources is not None:
+            known = self._source.unique().to_pylist()
+            if missing := sorted(set(only_sources) - set(known)):
+                told = f"`only_sources` names {missing[0]}, which is not in the column `source`"
+                raise ValueError(f"{told}; it has {', '.join(sorted(map(str, known)))}.")
+            is_curated = pc.is_in(self._source, value_set=pa.array(list(only_sources)))
+            self._curated = np.flatnonzero(is_curated.to_numpy(zero_copy_only=False))
         self._fingerprint = ""
         self._contents: pa.Table | None = None  # on the first process, for the ledger
         self._settings = {
@@ -171,6 +176,16 @@ class IterativeCurationCallback(TrainerCallback):
             "reference": None if reference is None else source_fingerprint(pair_ids(reference)),
             "scorer": None if scorer is None else getattr(scorer, "__qualname__", type(scorer).__qualname__),
         }
+
+    def _save(self, folder: Path) -> None:
+        """Write the state into a checkpoint."""
+        state, selection = self.state, self.state.selection
+        arrays = {"flipped": selection.flipped, "kept": selection.kept, "strength": selection.strength}
+        arrays |= {"average": state.average, "reference": state.reference}
+        record = {"round": state.round, "last_epoch": state.last_epoch, "seed": selection.seed}
+        with whole_file(folder / ARRAYS_FILE) as path:
+            save_file({name: array for name, array in arrays.items() if array is not None}, path)
+        write_json(folder / STATE_FILE, {**record, "settings": self._settings, "fingerprint": self._fingerprint})
 
     def model_card_section(self, trainer: MultimodalRewardTrainer) -> str | None:
         """Return the section of the model card on the decisions about the pairs."""
@@ -183,9 +198,14 @@ class IterativeCurationCallback(TrainerCallback):
         def begin() -> tuple[str, CurationState]:
             args = self.trainer.args
             self._contents = pair_contents(dataset, image_root=args.image_root, num_proc=args.dataset_num_proc)
-            fingerprint = fingerprint_of(dataset, self._contents)
-            if self.ledger is not None:
-                check_ledger(self.ledger, self._settings)
+            parts = [source_fingerprint(self._contents["pair_id"].combine_chunks())]
+            own = [column_of(dataset, name) for name in ("source", "strength") if name in dataset.column_names]
+            parts += [json.dumps(column.to_pylist()) for column in (self._contents["content"], *own)]
+            fingerprint = digest(parts)  # of all pairs, in their order
+            for entry in () if self.ledger is None else self.ledger.rounds:
+                if entry["stage"] != STAGE or _with_plain_names(entry["settings"]) != self._settings:
+                    told = f"of other settings (round {entry['round']}, stage {entry['stage']!r}); pass another"
+                    raise ValueError(f"The ledger {self.ledger.directory} holds rounds of something else, or {told}.")
             if selection.checkpoint is not None:
                 return fingerprint, load_state(selection.checkpoint, self._settings, fingerprint)
             return fingerprint, CurationState.at_start(len(dataset), selection.seed, references)
@@ -313,17 +333,6 @@ def _check_shape(scores: np.ndarray, number: int) -> None:
         )
 
 
-def rows_of_sources(source: pa.Array, only_sources: Sequence[str] | None) -> np.ndarray:
-    """Return the rows of some sources, or of all."""
-    if only_sources is None:
-        return np.arange(len(source))
-    present = source.unique().to_pylist()
-    if missing := sorted(set(only_sources) - set(present)):
-        known = ", ".join(sorted(map(str, present)))
-        raise ValueError(f"`only_sources` names {missing[0]}, which is not in the column `source`; it has {known}.")
-    return np.flatnonzero(pc.is_in(source, value_set=pa.array(list(only_sources))).to_numpy(zero_copy_only=False))
-
-
 def blend(before: np.ndarray, now: np.ndarray, momentum: float) -> np.ndarray:
     """Update the exponential average of reward margins, `(N,)`; NaN on one side leaves the other."""
     average = momentum * before + (1 - momentum) * now
@@ -383,18 +392,6 @@ class CurationState:
         return cls(Selection.of_all(num_pairs, seed), np.full(num_pairs, np.nan), reference)
 
 
-def save_state(folder: str | os.PathLike, state: CurationState, settings: dict[str, Any], fingerprint: str) -> None:
-    """Write the state into a checkpoint."""
-    selection = state.selection
-    arrays = {"flipped": selection.flipped, "kept": selection.kept, "strength": selection.strength}
-    arrays |= {"average": state.average, "reference": state.reference}
-    record = {"round": state.round, "last_epoch": state.last_epoch, "seed": selection.seed}
-    with whole_file(Path(folder) / ARRAYS_FILE) as path:
-        save_file({name: array for name, array in arrays.items() if array is not None}, path)
-    with whole_file(Path(folder) / STATE_FILE) as path:
-        path.write_text(json.dumps({**record, "settings": settings, "fingerprint": fingerprint}, indent=2) + "\n")
-
-
 def load_state(folder: str | os.PathLike, settings: dict[str, Any], fingerprint: str) -> CurationState:
     """Read the state of a checkpoint; refuse that of another train set or of other settings."""
     file = Path(folder) / STATE_FILE
@@ -418,15 +415,6 @@ def load_state(folder: str | os.PathLike, settings: dict[str, Any], fingerprint:
     return CurationState(selection, arrays["average"], arrays.get("reference"), record["round"], record["last_epoch"])
 
 
-def fingerprint_of(dataset: Dataset, contents: pa.Table) -> str:
-    """Hash a train set: the names, contents, sources and strengths of its pairs, in their order."""
-    parts = [source_fingerprint(contents["pair_id"].combine_chunks()), json.dumps(contents["content"].to_pylist())]
-    for column in ("source", "strength"):
-        if column in dataset.column_names:
-            parts.append(json.dumps(column_of(dataset, column).to_pylist()))
-    return digest(parts)
-
-
 def describe(value: Any) -> Any:
     """Describe a rule as JSON: its function and arguments, functions of the package by their plain names."""
     if value is None or isinstance(value, (str, int, float, bool)):
@@ -448,16 +436,6 @@ def describe(value: Any) -> Any:
 def _with_plain_names(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Bring settings of older files, which name rules of the package with their modules, into the present form."""
     return json.loads(re.sub(r'"trl_dt2it\.[\w.]+\.(\w+)"', r'"\1"', json.dumps(settings)))
-
-
-def check_ledger(ledger: CurationLedger, settings: Mapping[str, Any]) -> None:
-    """Refuse a ledger with rounds of anything but a training with these settings."""
-    for entry in ledger.rounds:
-        if entry["stage"] != STAGE or _with_plain_names(entry["settings"]) != settings:
-            told = f"round {entry['round']}, stage {entry['stage']!r}"
-            raise ValueError(
-                f"{ledger.directory} holds rounds of something else, or of other settings ({told}); pass another."
-            )
 
 
 def add_round(ledger: CurationLedger, round: int, **content: Any) -> None:

@@ -19,7 +19,7 @@ from ..data.images import ImageOptions
 from ..data.rows import SIDES, RowError, blocks, check_row, row_images, row_name
 from ..data.t2i import CHINESE, ENGLISH
 from ..judge.prompts import both_orders
-from ..judge.rubric import DEFAULT_RUBRIC, UNANSWERED, JudgeReply, JudgeRequest, Rubric
+from ..judge.rubric import DEFAULT_RUBRIC, UNANSWERED, JudgeRequest, Rubric
 from ..judge.store import Spending, most_spending
 from ..utils import digest
 from .rules import UNREADABLE
@@ -72,7 +72,10 @@ def judge_pairs(
     show_progress: bool = True,
 ) -> PairVotes:
     """Ask every judge about every pair, in both orders; replies that are in the clients' stores are not asked for."""
+    from ..judge.replies import PairwiseVerdict  # with `pydantic`, which rounds without judges lack
+
     rows, options = leave_images_encoded(dataset), image_options or ImageOptions()
+    words = {"first": 1, "tie": 0, "second": -1}
     shape = (len(rows), len(judges), 2)
     found = PairVotes(np.full(shape, UNREADABLE, dtype=np.int8), np.full(shape, "not_asked", dtype=object))
     for start in tqdm(range(0, len(rows), pairs_at_once), desc="judging", disable=None if show_progress else True):
@@ -88,7 +91,8 @@ def judge_pairs(
             asked += [(index, 0, sign), (index, 1, -sign)]
         for number, judge in enumerate(judges):
             for (index, order, sign), reply in zip(asked, judge.ask(requests, stop_early=True), strict=True):
-                found.votes[index, number, order] = _vote(reply, sign)
+                if isinstance(reply.verdict, PairwiseVerdict):
+                    found.votes[index, number, order] = sign * words[reply.verdict.better]
                 found.status[index, number, order] = reply.status
     return found
 
@@ -98,7 +102,7 @@ def pair_requests(
 ) -> tuple[tuple[JudgeRequest, JudgeRequest], int]:
     """Return the two requests about a row, the same for a flipped row, and 1 if the first answer is the chosen one."""
     check_row(row)
-    from ..debias.distillation.candidates import read_question  # with `pydantic`, which rounds without judges lack
+    from ..debias.distillation.candidates import read_question  # with `pydantic` too
 
     question, images = read_question(row, index, source="", image_options=options), row_images(row)
     chosen, rejected = (_answer(row[side]) for side in SIDES)
@@ -111,14 +115,6 @@ def pair_requests(
     answers = sorted((chosen, rejected)) if swap == "images" else (chosen, rejected)
     wanted: dict[str, Any] = {"swap": swap, "rubric": rubric, "language": language, "image_options": options}
     return both_orders(question.text, images, *answers, **wanted), 1 if answers[0] == chosen else -1
-
-
-def _vote(reply: JudgeReply, sign: int) -> int:
-    from ..judge.replies import PairwiseVerdict  # see above
-
-    if not isinstance(reply.verdict, PairwiseVerdict):
-        return UNREADABLE
-    return sign * {"first": 1, "tie": 0, "second": -1}[reply.verdict.better]
 
 
 def _answer(side: Any) -> str:

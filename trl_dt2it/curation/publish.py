@@ -190,7 +190,11 @@ def curated_card(
         citation=PAPER["citation"],
         columns=[code_span(name) for name in columns],
         name=name_cell(repo_id.split("/")[-1]),
-        non_commercial=[cell(name) for name, licence in own.items() if _is_non_commercial(name, licence)],
+        non_commercial=[
+            cell(name)
+            for name, licence in own.items()
+            if "-nc" in licence.lower() or (name in SOURCES and SOURCES[name].is_non_commercial)
+        ],
         project_url=PROJECT_URL,
         provenance=provenance(ledger),
         repo_id=repo_id,
@@ -256,8 +260,3 @@ def curation_section(ledger: CurationLedger | None, log_history: Sequence[Mappin
 def _counts(kept: np.ndarray, flipped: np.ndarray) -> dict[str, str]:
     numbers = (kept.sum(), (kept & flipped).sum(), (~kept).sum())
     return {name: f"{number:,}" for name, number in zip(_COUNTS, numbers, strict=True)}
-
-
-def _is_non_commercial(source: str, licence: str) -> bool:
-    known = SOURCES.get(source)
-    return "-nc" in licence.lower() or (known is not None and known.is_non_commercial)

@@ -105,24 +105,9 @@ def report_decision(run: CurationRun, place: int, counts: Mapping[str, Any]) -> 
         return
     entries = {0: pool_metrics(run, after=0)} if place == 1 else {}
     entries[place] = pool_metrics(run) | {f"curation/{name}": counts[name] for name in _TRUTHS if name in counts}
-    log_to_trackers(run, entries)
-
-
-def pool_metrics(run: CurationRun, after: int | None = None) -> dict[str, float]:
-    """Compute the metrics of the pool after a round of the ledger, by default the last; 0 is the pool as it came."""
-    pool, contents = run.sets.usable("pool"), run.sets.contents("pool")
-    ledger = CurationLedger(run.output_dir / "ledger")
-    known = ledger.labels(run.sets.names("pool"), after, contents=contents)
-    sources = cast("Mapping[str | None, np.ndarray]", parts_by(pool, "source"))
-    metrics = curation_metrics(known["flipped"], known["kept"], known["strength"], np.arange(len(pool)), sources)
-    return metrics | audit_style(ledger.apply(pool, after=after, contents=contents)).metrics()
-
-
-def log_to_trackers(run: CurationRun, entries: Mapping[int, Mapping[str, float]]) -> None:
-    """Log metrics by step to the trackers, as one run beside those of the trainings."""
     args: MultimodalRewardConfig = copy.copy(run.training.args)
     args.run_name = f"{args.run_name or run.output_dir.name}-curation"
-    # The same run and folder at every decision, also after a kill.
+    # The same run and folder at every decision, also after a kill, beside those of the trainings.
     name, folder = digest(str(run.output_dir.resolve()))[:16], str(run.output_dir / "runs" / "curation")
     variables = {"wandb_run_id": name, "wandb_resume": "allow", "wandb_log_model": "false"}
     with patch_environment(tensorboard_logging_dir=folder, **variables):
@@ -133,6 +118,16 @@ def log_to_trackers(run: CurationRun, entries: Mapping[int, Mapping[str, float]]
                 tracker.on_log(args, TrainerState(global_step=step), control, model=None, logs=dict(metrics))
             tracker.on_train_end(args, TrainerState(), control, model=None)
         close_trackers(args)
+
+
+def pool_metrics(run: CurationRun, after: int | None = None) -> dict[str, float]:
+    """Compute the metrics of the pool after a round of the ledger, by default the last; 0 is the pool as it came."""
+    pool, contents = run.sets.usable("pool"), run.sets.contents("pool")
+    ledger = CurationLedger(run.output_dir / "ledger")
+    known = ledger.labels(run.sets.names("pool"), after, contents=contents)
+    sources = cast("Mapping[str | None, np.ndarray]", parts_by(pool, "source"))
+    metrics = curation_metrics(known["flipped"], known["kept"], known["strength"], np.arange(len(pool)), sources)
+    return metrics | audit_style(ledger.apply(pool, after=after, contents=contents)).metrics()
 
 
 def label_noise(pool: Dataset, flipped: np.ndarray, kept: np.ndarray) -> dict[str, float]:

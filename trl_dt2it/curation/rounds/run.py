@@ -216,7 +216,15 @@ def ask_judges(run: CurationRun, folder: Path, *, number: int, step: Step, befor
             image_options=image_options(run.sets.args),
             show_progress=not run.training.args.disable_tqdm,
         )
-        _check_answered(verdicts, judging)
+        missing, total = int(verdicts.unanswered.sum()), len(dropped)
+        if missing > judging.max_unanswered * total:
+            told = {"over_budget": "the budget had no room for {} questions", "transport": "{} questions failed"}
+            counts = verdicts.counts().items()
+            reasons = " and ".join(told[status].format(count) for status, count in counts if status in told)
+            raise JudgeError(
+                f"{missing} of {total} pairs have no answer of all judges ({reasons}); start again to ask about them, "
+                "with a larger budget if that was the reason, or let them stay with `max_unanswered` of the judge."
+            )
         _write_votes(folder, names.take(pa.array(dropped)), verdicts)
         votes, rows = verdicts.votes[verdicts.answered], pa.array(dropped[verdicts.answered])
         return {
@@ -263,20 +271,6 @@ def _write_once(
         }
 
     return on_main_process(work)
-
-
-def _check_answered(verdicts: PairVotes, judging: Judging) -> None:
-    """End the stage if too many pairs have no answer."""
-    missing, total = int(verdicts.unanswered.sum()), len(verdicts.unanswered)
-    if missing <= judging.max_unanswered * total:
-        return
-    counts = verdicts.counts()
-    told = {"over_budget": "the budget had no room for {} questions", "transport": "{} questions failed"}
-    reasons = " and ".join(told[status].format(count) for status, count in counts.items() if status in told)
-    raise JudgeError(
-        f"{missing} of {total} pairs have no answer of all judges ({reasons}); start again to ask about them, or with "
-        "a larger budget, or let them stay as they are with `max_unanswered` of the judge."
-    )
 
 
 def _write_votes(folder: Path, names: pa.Array, verdicts: PairVotes) -> None:
