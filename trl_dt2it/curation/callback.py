@@ -76,21 +76,18 @@ class IterativeCurationCallback(TrainerCallback):
         trainer ([`MultimodalRewardTrainer`]):
             Trainer that the callback is added to.
         scorer (`Callable`, *optional*):
-            Function of a data set of n pairs, labelled as in the train set, that returns their rewards, of shape
-            `(n, 2)` or, from m models, `(n, 2, m)`. Every process calls it, and the result of the first counts. By
-            default the model in training.
+            Function of a data set of n pairs, labelled as in the train set, that returns their rewards, `(n, 2)` or,
+            from m models, `(n, 2, m)`; called on every process, the first counts. By default the model in training.
         every (`int`, *optional*, defaults to `1`):
             Number of epochs from one round to the next.
         start_epoch (`int`, *optional*, defaults to `1`):
             Number of epochs before the first round; 0 where the model, or the `scorer`, can judge pairs already.
         rules (`Sequence` of [`Flip`] and [`Keep`], *optional*):
-            Rules, as in [`decide`]. By default, flip labels that are likely wrong, by the mixture of each source, and
-            drop the least certain tenth until the next round.
+            As in [`decide`]. By default, flip labels that are likely wrong, and drop the least certain tenth.
         min_kept (`float`, *optional*, defaults to `0.1`):
             Least share of each source to keep, in (0, 1].
         refresh_strength (`bool`, *optional*, defaults to `False`):
-            Whether the strengths of a source are redistributed among its kept pairs, the largest to the pair with the
-            largest reward margin. Pairs of unknown strength stay so.
+            Whether the known strengths of a source are redistributed among its kept pairs, by their reward margins.
         ledger (`str` or `os.PathLike`, *optional*):
             Folder of a [`CurationLedger`] that records each round.
         only_sources (`Sequence[str]`, *optional*):
@@ -328,9 +325,8 @@ def _check_range(name: str, value: Any, is_in: bool, allowed: str) -> None:
 
 def _check_shape(scores: np.ndarray, number: int) -> None:
     if scores.shape[:2] != (number, 2):
-        raise ValueError(
-            f"The scorer gave an array of shape {scores.shape} for {number} pairs; give (pairs, 2[, models])."
-        )
+        told = f"an array of shape {scores.shape} for {number} pairs"
+        raise ValueError(f"The scorer gave {told}; give rewards of shape ({number}, 2) or ({number}, 2, models).")
 
 
 def blend(before: np.ndarray, now: np.ndarray, momentum: float) -> np.ndarray:

@@ -410,11 +410,8 @@ def _best_without_noise(points: np.ndarray, slope: float | None) -> float:
     # Concave in the slope, and at its maximum above 0 only where the mean margin is.
     if points.mean() <= 0:
         return -math.log(2)
-
-    def loss(log_slope: float) -> float:
-        return -float(np.mean(log_expit(math.exp(log_slope) * points)))
-
-    best = minimize_scalar(loss, bounds=(_LOG_SLOPES[0] - 3, _LOG_SLOPES[-1] + 3), method="bounded")
+    bounds = (_LOG_SLOPES[0] - 3, _LOG_SLOPES[-1] + 3)
+    best = minimize_scalar(lambda x: -np.mean(log_expit(math.exp(x) * points)), bounds=bounds, method="bounded")
     return max(-math.log(2), -float(best.fun))
 
 

@@ -258,5 +258,5 @@ def curation_section(ledger: CurationLedger | None, log_history: Sequence[Mappin
 
 
 def _counts(kept: np.ndarray, flipped: np.ndarray) -> dict[str, str]:
-    numbers = (kept.sum(), (kept & flipped).sum(), (~kept).sum())
-    return {name: f"{number:,}" for name, number in zip(_COUNTS, numbers, strict=True)}
+    masks = (kept, kept & flipped, ~kept)
+    return {name: f"{mask.sum():,}" for name, mask in zip(_COUNTS, masks, strict=True)}

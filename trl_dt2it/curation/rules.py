@@ -354,12 +354,10 @@ def relabel_by_vote(votes: npt.ArrayLike, how: Literal["unanimous", "majority"] 
     Args:
         votes (`np.ndarray` of shape `(N, J, 2)`):
             Votes of J judges with chosen shown first, and with rejected shown first: 1 if chosen is better, -1 if
-            rejected is, 0 for a tie; `UNREADABLE` (-128), or NaN in floats, for a missing or unreadable vote. Signs
-            are of the pair, not of the position.
+            rejected is, 0 for a tie; `UNREADABLE` (-128), or NaN in floats, for a missing or unreadable vote.
         how (`str`, *optional*, defaults to `"unanimous"`):
-            `"unanimous"`: all judges must agree in both orders. `"majority"`: the paper's rule; each call is one vote
-            for the better answer, half a vote for each in a tie, and the answer with more votes is chosen. In both,
-            a pair with a missing vote or a draw is dropped.
+            `"unanimous"`: all judges must agree in both orders. `"majority"`: the paper's rule; each call is one vote,
+            a tie half a vote for each answer. In both, a pair with a missing vote or a draw is dropped.
 
     Returns:
         [`Decision`]: its `strength` is the mean vote after flips, above 0 in kept pairs; NaN if a vote is missing.
