@@ -36,7 +36,6 @@ logger = logging.get_logger(__name__)
 Scorer = Callable[[Dataset], np.ndarray]
 
 ARRAYS_FILE = "curation_state.safetensors"
-
 STAGE = "epoch"
 
 

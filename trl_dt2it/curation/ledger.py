@@ -32,7 +32,6 @@ FORMAT, VERDICTS = "trl-dt2it corrections", ("accept", "wrong", "unsure")
 VERSION, _VERSION = 1, 1  # of a file of corrections, and of a ledger
 
 _ACTIONS, _MANUAL = ("keep", "flip", "drop"), "manual"
-
 _STAGE = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
 # The state of a pair that no round covers: as the source set has it.

@@ -31,7 +31,6 @@ MIN_READING, MIN_NOISE_EVIDENCE = float(chi2.isf(0.0001, 1)), float(chi2.isf(0.0
 
 # A rate whose 95 % interval is wider is not identified.
 MAX_WIDTH = 0.3
-
 _INTERVAL_DEPTH = float(chi2.isf(0.05, 1))
 
 # Most labels of a source are only called wrong where the model surely contradicts more of them than this: a model that
@@ -43,7 +42,6 @@ _POINTS, _COARSE_POINTS = 4096, 512
 
 # Slopes per root mean square, from which the search starts.
 _SLOPES = np.geomspace(0.25, 64.0, 17)
-
 _LOG_SLOPES = np.linspace(math.log(_SLOPES[0]) - 3, math.log(_SLOPES[-1]) + 1, 40)
 
 # A prior worth one wrong and one right pair, and a slope that is finite where no pair contradicts.

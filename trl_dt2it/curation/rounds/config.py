@@ -38,7 +38,6 @@ T = TypeVar("T")
 
 # Rules that a configuration may name, with any option of the function beside the name.
 FLIP_RULES = {rule.__name__: rule for rule in (flip_weakest_half, flip_negative, flip_mixture)}
-
 KEEP_RULES = {rule.__name__: rule for rule in (keep_consistent, keep_confident)}
 
 # The paper: the worse half of the pairs that the model contradicts is flipped; a model that is trained on the result
@@ -57,14 +56,12 @@ METHODS: dict[str, list[dict[str, Any]]] = {
 }
 
 FINALS = ("unbalanced", "base", "uncurated", "curated", "oracle")
-
 SET_KINDS = ("dataset_name", "preferences")
 
 # Rows of further kinds of sources: a function of the `source` and of the value of the key that names the kind.
 Loaders = Mapping[str, Callable[[str, Mapping[str, Any]], Dataset]]
 
 _FILES = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
-
 _BALANCE = {"by": "source", "max_weight": 10.0, "features": None}
 
 

@@ -42,7 +42,6 @@ from .training import close_trackers
 
 
 RUN_FILE = "run.json"
-
 PACKAGES = ("trl-dt2it", "trl", "transformers", "torch", "accelerate", "datasets", "peft")
 
 FINAL_NAMES = {
