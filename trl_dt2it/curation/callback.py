@@ -198,10 +198,10 @@ class IterativeCurationCallback(TrainerCallback):
             own = [column_of(dataset, name) for name in ("source", "strength") if name in dataset.column_names]
             parts += [json.dumps(column.to_pylist()) for column in (self._contents["content"], *own)]
             fingerprint = digest(parts)  # of all pairs, in their order
-            for entry in () if self.ledger is None else self.ledger.rounds:
+            for entry in [] if self.ledger is None else self.ledger.rounds:
                 if entry["stage"] != STAGE or _with_plain_names(entry["settings"]) != self._settings:
                     told = f"of other settings (round {entry['round']}, stage {entry['stage']!r}); pass another"
-                    raise ValueError(f"The ledger {self.ledger.directory} holds rounds of something else, or {told}.")
+                    raise ValueError(f"The `ledger` holds rounds of something else, or {told}.")
             if selection.checkpoint is not None:
                 return fingerprint, load_state(selection.checkpoint, self._settings, fingerprint)
             return fingerprint, CurationState.at_start(len(dataset), selection.seed, references)

@@ -112,8 +112,8 @@ def read_rule(rule: Mapping[str, Any]) -> Flip | Keep:
     options = dict(rule)
     if ("flip" in rule) == ("keep" in rule):
         raise ValueError(f"The rule {dict(rule)} has to have one of the keys `flip` and `keep`.")
-    kind, made, known = ("flip", Flip, FLIP_RULES) if "flip" in rule else ("keep", Keep, KEEP_RULES)
-    name = options.pop(kind)
+    kind, made = ("flip", Flip) if "flip" in rule else ("keep", cast(Any, Keep))
+    name, known = options.pop(kind), cast("dict[str, Any]", FLIP_RULES if kind == "flip" else KEEP_RULES)
     own = {key.name: options.pop(key.name) for key in fields(made) if key.name in options and key.name != "rule"}
     if name not in known:
         raise ValueError(f"`{kind}: {name}` is no rule; choose one of {', '.join(known)}.")
