@@ -201,7 +201,8 @@ class IterativeCurationCallback(TrainerCallback):
             for entry in [] if self.ledger is None else self.ledger.rounds:
                 if entry["stage"] != STAGE or _with_plain_names(entry["settings"]) != self._settings:
                     told = f"of other settings (round {entry['round']}, stage {entry['stage']!r}); pass another"
-                    raise ValueError(f"The `ledger` holds rounds of something else, or {told}.")
+                    where = cast(CurationLedger, self.ledger).directory
+                    raise ValueError(f"The ledger in {where} holds rounds of something else, or {told}.")
             if selection.checkpoint is not None:
                 return fingerprint, load_state(selection.checkpoint, self._settings, fingerprint)
             return fingerprint, CurationState.at_start(len(dataset), selection.seed, references)
