@@ -119,7 +119,7 @@ def test_the_gallery_tells_what_the_ledger_says(run, tmp_path):
     content = base64.b64decode(gallery["images"][pairs["pair-5"]["images"][0]].split(",")[1])
     assert Image.open(io.BytesIO(content)).size == (96, 32)
     assert pairs["pair-6"]["images"] == ["image_outside_root"]
-    assert gallery["source_set"] == CurationLedger(run / "ledger")._files.read()["source_set"]
+    assert gallery["source_set"] == CurationLedger(run / "ledger").source_set
 
 
 def test_thumbnails_are_small_and_of_nothing_that_lies_elsewhere(tmp_path):

@@ -24,7 +24,7 @@ from ..data.contents import pair_contents, pair_ids, source_fingerprint
 from ..training.pair_scoring import evaluating, score_with_trainer
 from ..training.selection import STATE_FILE, Selection
 from ..training.trainer import MultimodalRewardTrainer
-from ..utils import digest, on_main_process, same_random_state, whole_file
+from ..utils import digest, on_main_process, same_random_state, whole_file, write_json
 from .ledger import CurationLedger
 from .noise import MIN_PAIRS, combine_scores, flip_mixture
 from .publish import curation_section
@@ -36,7 +36,6 @@ logger = logging.get_logger(__name__)
 Scorer = Callable[[Dataset], np.ndarray]
 
 ARRAYS_FILE = "curation_state.safetensors"
-
 STAGE = "epoch"
 
 
@@ -47,22 +46,20 @@ class IterativeCurationCallback(TrainerCallback):
     After `start_epoch` epochs, and every `every` epochs from then on, all pairs are scored, dropped pairs included,
     and the rules decide anew from the labels of the data set: so a pair can come back, and nothing is flipped twice.
     Flipped pairs are then read with their answers swapped, and dropped pairs are not drawn. The number of steps stays:
-    where pairs are dropped, others are seen again, and with batches that were planned by length
-    (`max_tokens_per_batch`, `group_by_length`, `batch_rebalance`) dropped pairs keep their place with the weight 0.
+    where pairs are dropped, others are seen again, and in batches planned by length (`max_tokens_per_batch`,
+    `group_by_length`, `batch_rebalance`) dropped pairs keep their place with the weight 0.
 
-    The first process decides for all. The state is part of each checkpoint, and a resumed run continues as if it had
-    not been interrupted. The random generators are left as they are, and with accelerate's seedable sampler (its
-    default in the trainer) a callback whose rules change nothing gives the same weights, bit for bit, as none.
+    The first process decides for all. Each checkpoint holds the state, and a resumed run continues as if it had not
+    been interrupted. A callback whose rules change nothing gives the same weights, bit for bit, as none, with
+    accelerate's seedable sampler (the trainer's default).
 
     > [!WARNING]
     > A model that still guesses cannot judge labels: rounds in its first epochs turn right ones wrong, and it learns
     > them. Best train on from a reward model and let it judge before the first epoch, with `start_epoch=0`; otherwise
     > begin late, or pass a `reference`, by which [`flip_mixture`] flips nothing while the model is no better than
-    > guessing.
-    >
-    > Later on, the model has seen the pairs that it scores, and the longer it learns a wrong label the better it likes
-    > it. `momentum` holds on to its earlier scores. With `folds`, a pair is scored only at the end of an epoch that it
-    > was held out of. A `scorer` that never saw the pairs has no such bias.
+    > guessing. Later on, the model has seen the pairs that it scores, and the longer it learns a wrong label the
+    > better it likes it: `momentum` holds on to its earlier scores, `folds` score a pair only at the end of an epoch
+    > that it was held out of, and a `scorer` that never saw the pairs has no such bias.
 
     Example:
 
@@ -78,30 +75,27 @@ class IterativeCurationCallback(TrainerCallback):
         trainer ([`MultimodalRewardTrainer`]):
             Trainer that the callback is added to.
         scorer (`Callable`, *optional*):
-            Function of a data set of n pairs, labelled as in the train set, that returns their rewards, of shape
-            `(n, 2)` or, from m models, `(n, 2, m)`. It is called on every process, and the result of the first counts.
-            By default the model in training.
+            Function of a data set of n pairs, labelled as in the train set, that returns their rewards, `(n, 2)` or,
+            from m models, `(n, 2, m)`; called on every process, the first counts. By default the model in training.
         every (`int`, *optional*, defaults to `1`):
             Number of epochs from one round to the next.
         start_epoch (`int`, *optional*, defaults to `1`):
             Number of epochs before the first round; 0 where the model, or the `scorer`, can judge pairs already.
         rules (`Sequence` of [`Flip`] and [`Keep`], *optional*):
-            Rules, as in [`decide`]. By default, flip labels that are likely wrong, by the mixture of each source, and
-            drop the least certain tenth until the next round.
+            As in [`decide`]. By default, flip labels that are likely wrong, and drop the least certain tenth.
         min_kept (`float`, *optional*, defaults to `0.1`):
             Least share of each source to keep, in (0, 1].
         refresh_strength (`bool`, *optional*, defaults to `False`):
-            Whether the strengths of a source are redistributed among its kept pairs, the largest to the pair with the
-            largest reward margin. Needs the column `strength`; pairs of unknown strength stay so.
+            Whether the known strengths of a source are redistributed among its kept pairs, by their reward margins.
         ledger (`str` or `os.PathLike`, *optional*):
             Folder of a [`CurationLedger`] that records each round.
         only_sources (`Sequence[str]`, *optional*):
             Sources to curate; pairs of others are neither scored nor changed.
         reference ([`~datasets.Dataset`], *optional*):
-            At least 20 pairs that are known to be right and not trained on. They are scored in each round, and show
-            rules that take a `reference`, as [`flip_mixture`] does, how far the model can be trusted by then.
+            At least 20 pairs that are known to be right and not trained on, by whose scores in each round rules such
+            as [`flip_mixture`] know how far the model can be trusted.
         combine (`str`, *optional*, defaults to `"raw"`):
-            How scores of several models become one reward margin, as in [`combine_scores`].
+            As in [`combine_scores`].
         momentum (`float`, *optional*, defaults to `0.5`):
             Weight of the average over earlier rounds in the reward margin that is decided on, in [0, 1).
         folds (`int`, *optional*):
@@ -133,8 +127,7 @@ class IterativeCurationCallback(TrainerCallback):
             raise ValueError("Curation between epochs needs a train set that is not streamed; load it whole.")
         if has_transform(dataset):
             raise ValueError(
-                "Curation between epochs reads the columns of the train set, and a transform makes its rows; apply "
-                "the function with `map` instead."
+                "Curation reads columns, and a transform makes its rows; apply the function with `map` instead."
             )
         _check_range("every", every, every >= 1, "at least 1")
         _check_range("start_epoch", start_epoch, start_epoch >= 0, "not negative")
@@ -145,32 +138,31 @@ class IterativeCurationCallback(TrainerCallback):
             _check_range("folds", folds, 2 <= folds <= len(dataset), "from 2 to the number of pairs")
             _check_range("every", every, every == 1, "1 with `folds`, of which each epoch holds out the next")
         if refresh_strength and "strength" not in dataset.column_names:
-            raise ValueError(
-                "`refresh_strength` redistributes the strengths of the train set, but it has no column `strength`."
-            )
+            raise ValueError("`refresh_strength` is set, but the train set has no column `strength`; add it.")
         if reference is not None:
             _check_range("reference", f"{len(reference)} pairs", len(reference) >= MIN_PAIRS, f"at least {MIN_PAIRS}")
             if not any("reference" in parameters_of(rule) for rule in rules):
-                raise ValueError(
-                    "`reference` is given, but no rule takes it; use `Flip(flip_mixture)`, or leave it out."
-                )
-        self.trainer = trainer
-        self.scorer = scorer
-        self.every = every
-        self.start_epoch = start_epoch
-        self.folds = folds
-        self._rules, self._min_kept, self._combine, self._momentum = list(rules), min_kept, combine, momentum
+                raise ValueError("`reference` is passed, but no rule takes it; use `Flip(flip_mixture)` or leave it.")
+        self.trainer, self.scorer, self.reference = trainer, scorer, reference
+        self.every, self.start_epoch, self.folds = every, start_epoch, folds
         self.ledger = None if ledger is None else CurationLedger(ledger)
-        self.reference = reference
         self.state = CurationState.at_start(len(dataset))
         self.state.selection.save = self._save
         trainer.selection = self.state.selection
+        self._rules = list(rules)
         has_source = "source" in dataset.column_names
         self._source = column_of(dataset, "source") if has_source else pa.repeat("", len(dataset))
         self._raw_strength = None
         if refresh_strength:
             self._raw_strength = column_of(dataset, "strength").to_numpy(zero_copy_only=False).astype(np.float64)
-        self._curated = rows_of_sources(self._source, only_sources)
+        self._curated = np.arange(len(dataset))
+        if only_sources is not None:
+            known = self._source.unique().to_pylist()
+            if missing := sorted(set(only_sources) - set(known)):
+                told = f"`only_sources` names {missing[0]}, which is not in the column `source`"
+                raise ValueError(f"{told}; it has {', '.join(sorted(map(str, known)))}.")
+            is_curated = pc.is_in(self._source, value_set=pa.array(list(only_sources)))
+            self._curated = np.flatnonzero(is_curated.to_numpy(zero_copy_only=False))
         self._fingerprint = ""
         self._contents: pa.Table | None = None  # on the first process, for the ledger
         self._settings = {
@@ -181,8 +173,15 @@ class IterativeCurationCallback(TrainerCallback):
             "scorer": None if scorer is None else getattr(scorer, "__qualname__", type(scorer).__qualname__),
         }
 
-    def _save(self, checkpoint: Path) -> None:
-        save_state(checkpoint, self.state, self._settings, self._fingerprint)
+    def _save(self, folder: Path) -> None:
+        """Write the state into a checkpoint."""
+        state, selection = self.state, self.state.selection
+        arrays = {"flipped": selection.flipped, "kept": selection.kept, "strength": selection.strength}
+        arrays |= {"average": state.average, "reference": state.reference}
+        record = {"round": state.round, "last_epoch": state.last_epoch, "seed": selection.seed}
+        with whole_file(folder / ARRAYS_FILE) as path:
+            save_file({name: array for name, array in arrays.items() if array is not None}, path)
+        write_json(folder / STATE_FILE, {**record, "settings": self._settings, "fingerprint": self._fingerprint})
 
     def model_card_section(self, trainer: MultimodalRewardTrainer) -> str | None:
         """Return the section of the model card on the decisions about the pairs."""
@@ -195,14 +194,18 @@ class IterativeCurationCallback(TrainerCallback):
         def begin() -> tuple[str, CurationState]:
             args = self.trainer.args
             self._contents = pair_contents(dataset, image_root=args.image_root, num_proc=args.dataset_num_proc)
-            fingerprint = fingerprint_of(dataset, self._contents)
-            if self.ledger is not None:
-                check_ledger(self.ledger, self._settings)
-            if selection.checkpoint is None:
-                started = CurationState.at_start(len(dataset), selection.seed, references)
-            else:
-                started = load_state(selection.checkpoint, self._settings, fingerprint)
-            return fingerprint, started
+            parts = [source_fingerprint(self._contents["pair_id"].combine_chunks())]
+            own = [column_of(dataset, name) for name in ("source", "strength") if name in dataset.column_names]
+            parts += [json.dumps(column.to_pylist()) for column in (self._contents["content"], *own)]
+            fingerprint = digest(parts)  # of all pairs, in their order
+            for entry in [] if self.ledger is None else self.ledger.rounds:
+                if entry["stage"] != STAGE or _with_plain_names(entry["settings"]) != self._settings:
+                    told = f"of other settings (round {entry['round']}, stage {entry['stage']!r}); pass another"
+                    where = cast(CurationLedger, self.ledger).directory
+                    raise ValueError(f"The ledger in {where} holds rounds of something else, or {told}.")
+            if selection.checkpoint is not None:
+                return fingerprint, load_state(selection.checkpoint, self._settings, fingerprint)
+            return fingerprint, CurationState.at_start(len(dataset), selection.seed, references)
 
         self._fingerprint, started = on_main_process(begin)
         # The sampler was made before and holds on to its selection.
@@ -269,11 +272,11 @@ class IterativeCurationCallback(TrainerCallback):
         if reference_scores is not None:
             _check_shape(reference_scores, len(cast(np.ndarray, state.reference)))
             every = np.concatenate([scores, reference_scores])  # on one scale, whichever it is
-        now = combine_scores(every, self._combine)
+        now = combine_scores(every, self._settings["combine"])
         average, reference = state.average.copy(), state.reference
-        average[rows] = blend(average[rows], now[: len(rows)], self._momentum)
+        average[rows] = blend(average[rows], now[: len(rows)], self._settings["momentum"])
         if reference is not None:
-            reference = blend(reference, now[len(rows) :], self._momentum)
+            reference = blend(reference, now[len(rows) :], self._settings["momentum"])
         scored = self._curated[~np.isnan(average[self._curated])]
         if len(scored) == 0:
             raise ValueError("The scorer gave NaN for every pair, so that there is nothing to decide on.")
@@ -284,14 +287,16 @@ class IterativeCurationCallback(TrainerCallback):
             else replace(rule, rule=partial(rule.rule, reference=reference))
             for rule in self._rules
         ]
-        decision = decide(average[scored], rules, source=source, min_kept=self._min_kept)
+        decision = decide(average[scored], rules, source=source, min_kept=self._settings["min_kept"])
         flipped, kept, margins = selection.flipped.copy(), selection.kept.copy(), np.full(len(average), np.nan)
         flipped[scored], kept[scored], margins[scored] = decision.flip, decision.keep, decision.strength
         if self.ledger is not None:
             every_score = np.full((len(average), *scores.shape[1:]), np.nan, dtype=scores.dtype)
             every_score[rows] = scores
-            contents = cast(pa.Table, self._contents)
-            names = contents["pair_id"].combine_chunks()
+            names = cast(pa.Table, self._contents)["pair_id"].combine_chunks()
+            models = ["in training"] if self.scorer is None else [self._settings["scorer"]]
+            if self.scorer is not None and scores.ndim == 3:
+                models = [f"{models[0]} {number + 1}" for number in range(scores.shape[2])]
             add_round(
                 self.ledger,
                 state.round + 1,
@@ -299,25 +304,18 @@ class IterativeCurationCallback(TrainerCallback):
                 decision=decision,
                 sources=source,
                 scores=every_score[scored],
-                models=self._model_names(scores),
+                models=models,
                 settings=self._settings,
                 source_set=source_fingerprint(names),
-                contents=contents,
+                contents=self._contents,
             )
         sources = {name: scored[part] for name, part in group_by_source(source, len(scored)).items()}
-        strength = None
+        changed: dict[str, Any] = {"flipped": flipped, "kept": kept, "strength": None}
         if self._raw_strength is not None:
             groups = [part[kept[part]] for part in sources.values()]
-            strength = redistribute(self._raw_strength, margins, groups)
-        changed = {"flipped": flipped, "kept": kept, "strength": strength}
+            changed["strength"] = redistribute(self._raw_strength, margins, groups)
         metrics = curation_metrics(flipped, kept, margins, scored, sources)
         return changed, {"average": average, "reference": reference}, metrics
-
-    def _model_names(self, scores: np.ndarray) -> list[str]:
-        if self.scorer is None:
-            return ["in training"]
-        name = self._settings["scorer"]
-        return [name] if scores.ndim == 2 else [f"{name} {number + 1}" for number in range(scores.shape[2])]
 
 
 def _check_range(name: str, value: Any, is_in: bool, allowed: str) -> None:
@@ -327,23 +325,8 @@ def _check_range(name: str, value: Any, is_in: bool, allowed: str) -> None:
 
 def _check_shape(scores: np.ndarray, number: int) -> None:
     if scores.shape[:2] != (number, 2):
-        raise ValueError(
-            f"The scorer gave an array of shape {scores.shape} for {number} pairs; give rewards of chosen and "
-            f"rejected, ({number}, 2), or those of m models, ({number}, 2, m)."
-        )
-
-
-def rows_of_sources(source: pa.Array, only_sources: Sequence[str] | None) -> np.ndarray:
-    """Return the rows of some sources, or of all."""
-    if only_sources is None:
-        return np.arange(len(source))
-    present = source.unique().to_pylist()
-    if missing := sorted(set(only_sources) - set(present)):
-        raise ValueError(
-            f"`only_sources` names {missing[0]}, which is not in the column `source` of the train set; it has "
-            f"{', '.join(sorted(str(name) for name in present))}."
-        )
-    return np.flatnonzero(pc.is_in(source, value_set=pa.array(list(only_sources))).to_numpy(zero_copy_only=False))
+        told = f"an array of shape {scores.shape} for {number} pairs"
+        raise ValueError(f"The scorer gave {told}; give rewards of shape ({number}, 2) or ({number}, 2, models).")
 
 
 def blend(before: np.ndarray, now: np.ndarray, momentum: float) -> np.ndarray:
@@ -375,21 +358,16 @@ def curation_metrics(
 ) -> dict[str, float]:
     """Compute the metrics of some rows of a curated set of N pairs, and of each source if there are several."""
 
-    def of(rows: np.ndarray) -> dict[str, float]:
-        known = margins[rows[kept[rows]]]
-        known = known[~np.isnan(known)]
-        return {
-            "kept": int(kept[rows].sum()),
-            "flipped": int((flipped & kept)[rows].sum()),
-            "dropped": int((~kept[rows]).sum()),
-            "noise_rate": float(flipped[rows].mean()),
-            **({"mean_strength": float(known.mean())} if len(known) else {}),
-        }
-
-    metrics = {f"curation/{name}": value for name, value in of(rows).items()}
-    if len(sources) > 1:
-        for source, part in sources.items():
-            metrics |= {f"curation/{name}/{source}": value for name, value in of(part).items()}
+    metrics: dict[str, float] = {}
+    parts = {f"/{source}": part for source, part in sources.items()} if len(sources) > 1 else {}
+    for end, part in {"": rows, **parts}.items():
+        metrics[f"curation/kept{end}"] = int(kept[part].sum())
+        metrics[f"curation/flipped{end}"] = int((flipped & kept)[part].sum())
+        metrics[f"curation/dropped{end}"] = int((~kept[part]).sum())
+        metrics[f"curation/noise_rate{end}"] = float(flipped[part].mean())
+        known = margins[part[kept[part] & ~np.isnan(margins[part])]]
+        if len(known):
+            metrics[f"curation/mean_strength{end}"] = float(known.mean())
     return metrics
 
 
@@ -410,21 +388,6 @@ class CurationState:
         return cls(Selection.of_all(num_pairs, seed), np.full(num_pairs, np.nan), reference)
 
 
-def save_state(folder: str | os.PathLike, state: CurationState, settings: dict[str, Any], fingerprint: str) -> None:
-    """Write the state into a checkpoint."""
-    selection = state.selection
-    arrays = {"flipped": selection.flipped, "kept": selection.kept, "average": state.average}
-    if selection.strength is not None:
-        arrays["strength"] = selection.strength
-    if state.reference is not None:
-        arrays["reference"] = state.reference
-    record = {"round": state.round, "last_epoch": state.last_epoch, "seed": selection.seed}
-    with whole_file(Path(folder) / ARRAYS_FILE) as path:
-        save_file(arrays, path)
-    with whole_file(Path(folder) / STATE_FILE) as path:
-        path.write_text(json.dumps({**record, "settings": settings, "fingerprint": fingerprint}, indent=2) + "\n")
-
-
 def load_state(folder: str | os.PathLike, settings: dict[str, Any], fingerprint: str) -> CurationState:
     """Read the state of a checkpoint; refuse that of another train set or of other settings."""
     file = Path(folder) / STATE_FILE
@@ -435,29 +398,17 @@ def load_state(folder: str | os.PathLike, settings: dict[str, Any], fingerprint:
     record = json.loads(file.read_text(encoding="utf-8"))
     if record["fingerprint"] != fingerprint:
         raise ValueError(
-            f"The curation of {folder} is that of another train set: its pairs, their content, sources, strengths or "
-            "order differ; resume with the set that it was trained on, or start anew."
+            f"The curation of {folder} is that of another train set; resume with that one, or start anew."
         )
     written = _with_plain_names(record["settings"])
     for name in sorted({*settings, *written}):
         before, now = written.get(name), settings.get(name)
         if before != now:
-            raise ValueError(
-                f"The curation of {folder} was made with `{name}` {json.dumps(before)}, which now is "
-                f"{json.dumps(now)}; set it back, or start anew."
-            )
+            told = f"`{name}` {json.dumps(before)}, which now is {json.dumps(now)}"
+            raise ValueError(f"The curation of {folder} was made with {told}; set it back, or start anew.")
     arrays = load_file(Path(folder) / ARRAYS_FILE)
     selection = Selection(arrays["flipped"], arrays["kept"], strength=arrays.get("strength"), seed=record["seed"])
     return CurationState(selection, arrays["average"], arrays.get("reference"), record["round"], record["last_epoch"])
-
-
-def fingerprint_of(dataset: Dataset, contents: pa.Table) -> str:
-    """Hash a train set: the names, contents, sources and strengths of its pairs, in their order."""
-    parts = [source_fingerprint(contents["pair_id"].combine_chunks()), json.dumps(contents["content"].to_pylist())]
-    for column in ("source", "strength"):
-        if column in dataset.column_names:
-            parts.append(json.dumps(column_of(dataset, column).to_pylist()))
-    return digest(parts)
 
 
 def describe(value: Any) -> Any:
@@ -481,16 +432,6 @@ def describe(value: Any) -> Any:
 def _with_plain_names(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Bring settings of older files, which name rules of the package with their modules, into the present form."""
     return json.loads(re.sub(r'"trl_dt2it\.[\w.]+\.(\w+)"', r'"\1"', json.dumps(settings)))
-
-
-def check_ledger(ledger: CurationLedger, settings: Mapping[str, Any]) -> None:
-    """Refuse a ledger with rounds of anything but a training with these settings."""
-    for entry in ledger.rounds:
-        if entry["stage"] != STAGE or _with_plain_names(entry["settings"]) != settings:
-            raise ValueError(
-                f"The ledger in {ledger.directory} holds rounds of something else, or of other settings (round "
-                f"{entry['round']}, stage {entry['stage']!r}); give `ledger` another directory."
-            )
 
 
 def add_round(ledger: CurationLedger, round: int, **content: Any) -> None:

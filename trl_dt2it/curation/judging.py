@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,7 +19,7 @@ from ..data.images import ImageOptions
 from ..data.rows import SIDES, RowError, blocks, check_row, row_images, row_name
 from ..data.t2i import CHINESE, ENGLISH
 from ..judge.prompts import both_orders
-from ..judge.rubric import DEFAULT_RUBRIC, UNANSWERED, JudgeReply, JudgeRequest, Rubric
+from ..judge.rubric import DEFAULT_RUBRIC, UNANSWERED, JudgeRequest, Rubric
 from ..judge.store import Spending, most_spending
 from ..utils import digest
 from .rules import UNREADABLE
@@ -48,15 +49,12 @@ class PairVotes:
     @property
     def unanswered(self) -> np.ndarray:
         """Mask of pairs that the next run asks about again: a judge was not asked or has not answered, `(N,)`."""
-        return self._has_status(UNANSWERED)
+        return np.asarray(np.isin(self.status.astype(str), UNANSWERED).any(axis=(1, 2)))
 
     @property
     def answered(self) -> np.ndarray:
         """Mask of pairs that every judge has answered in both orders, with a verdict or without, `(N,)`."""
-        return ~self._has_status(NO_ANSWER)
-
-    def _has_status(self, statuses: Sequence[str]) -> np.ndarray:
-        return np.asarray(np.isin(self.status.astype(str), statuses).any(axis=(1, 2)))
+        return ~np.asarray(np.isin(self.status.astype(str), NO_ANSWER).any(axis=(1, 2)))
 
     def counts(self) -> dict[str, int]:
         """Count the replies by status."""
@@ -74,7 +72,10 @@ def judge_pairs(
     show_progress: bool = True,
 ) -> PairVotes:
     """Ask every judge about every pair, in both orders; replies that are in the clients' stores are not asked for."""
+    from ..judge.replies import PairwiseVerdict  # with `pydantic`, which rounds without judges lack
+
     rows, options = leave_images_encoded(dataset), image_options or ImageOptions()
+    words = {"first": 1, "tie": 0, "second": -1}
     shape = (len(rows), len(judges), 2)
     found = PairVotes(np.full(shape, UNREADABLE, dtype=np.int8), np.full(shape, "not_asked", dtype=object))
     for start in tqdm(range(0, len(rows), pairs_at_once), desc="judging", disable=None if show_progress else True):
@@ -90,7 +91,8 @@ def judge_pairs(
             asked += [(index, 0, sign), (index, 1, -sign)]
         for number, judge in enumerate(judges):
             for (index, order, sign), reply in zip(asked, judge.ask(requests, stop_early=True), strict=True):
-                found.votes[index, number, order] = _vote(reply, sign)
+                if isinstance(reply.verdict, PairwiseVerdict):
+                    found.votes[index, number, order] = sign * words[reply.verdict.better]
                 found.status[index, number, order] = reply.status
     return found
 
@@ -100,7 +102,7 @@ def pair_requests(
 ) -> tuple[tuple[JudgeRequest, JudgeRequest], int]:
     """Return the two requests about a row, the same for a flipped row, and 1 if the first answer is the chosen one."""
     check_row(row)
-    from ..debias.distillation.candidates import read_question  # with `pydantic`, which rounds without judges lack
+    from ..debias.distillation.candidates import read_question  # with `pydantic` too
 
     question, images = read_question(row, index, source="", image_options=options), row_images(row)
     chosen, rejected = (_answer(row[side]) for side in SIDES)
@@ -113,14 +115,6 @@ def pair_requests(
     answers = sorted((chosen, rejected)) if swap == "images" else (chosen, rejected)
     wanted: dict[str, Any] = {"swap": swap, "rubric": rubric, "language": language, "image_options": options}
     return both_orders(question.text, images, *answers, **wanted), 1 if answers[0] == chosen else -1
-
-
-def _vote(reply: JudgeReply, sign: int) -> int:
-    from ..judge.replies import PairwiseVerdict  # see above
-
-    if not isinstance(reply.verdict, PairwiseVerdict):
-        return UNREADABLE
-    return sign * {"first": 1, "tie": 0, "second": -1}[reply.verdict.better]
 
 
 def _answer(side: Any) -> str:
@@ -136,16 +130,13 @@ def most_judging_cost(
     """Bound what asking about all pairs of a set takes, by the mean of a sample of them."""
     rows, options = leave_images_encoded(dataset), image_options or ImageOptions()
     indices = np.unique(np.linspace(0, len(rows) - 1, min(sample, len(rows)), dtype=int)).tolist()
-    seen, total = 0, Spending()
+    asked = []
     for index in indices:
-        try:
-            requests, _ = pair_requests(rows[index], index, DEFAULT_RUBRIC, "auto", None, options)
-        except RowError:
-            continue
-        seen += 1
-        for endpoint in endpoints:
-            total = sum((most_spending(endpoint, one.messages) for one in requests), total)
-    factor = len(rows) / max(1, seen)
+        with suppress(RowError):
+            asked.append(pair_requests(rows[index], index, DEFAULT_RUBRIC, "auto", None, options)[0])
+    requests = [one for pair in asked for one in pair]
+    total = sum((most_spending(endpoint, one.messages) for endpoint in endpoints for one in requests), Spending())
+    factor = len(rows) / max(1, len(asked))
     return Spending(2 * len(rows) * len(endpoints), round(total.tokens * factor), total.cost * factor)
 
 
@@ -163,13 +154,9 @@ class Judging:
     def settings(self) -> dict[str, Any]:
         """Return all that votes depend on. A larger budget is part of it, so that pairs beyond it are asked about."""
         names = ("location", "model", "temperature", "max_tokens")
-        judges = [
-            {
-                **{name: getattr(endpoint, name) for name in names},
-                **({"extra_body": dict(endpoint.extra_body)} if endpoint.extra_body else {}),
-            }
-            for endpoint in self.endpoints
-        ]
+        judges = [{name: getattr(endpoint, name) for name in names} for endpoint in self.endpoints]
+        for judge, endpoint in zip(judges, self.endpoints, strict=True):
+            judge.update({"extra_body": dict(endpoint.extra_body)} if endpoint.extra_body else {})
         budgets = [dataclasses.asdict(kwargs["budget"]) for kwargs in self.client_kwargs]
         own: dict[str, Any] = {name: getattr(self, name) for name in ("votes", "swap", "language")}
         return {"judges": judges, "budgets": budgets, **own}
@@ -178,14 +165,11 @@ class Judging:
         """Open the judges, each with a store of its own, which all rounds share."""
         from ..judge.client import JudgeClient
 
-        return [
-            JudgeClient(
-                endpoint,
-                output_dir / f"judge-{digest(f'{endpoint.location} {endpoint.model}')[:8]}.jsonl",
-                **{"show_progress": False, **kwargs},  # `judge_pairs` shows the progress
-            )
-            for endpoint, kwargs in zip(self.endpoints, self.client_kwargs, strict=True)
-        ]
+        clients = []
+        for endpoint, kwargs in zip(self.endpoints, self.client_kwargs, strict=True):
+            file = output_dir / f"judge-{digest(f'{endpoint.location} {endpoint.model}')[:8]}.jsonl"
+            clients.append(JudgeClient(endpoint, file, **{"show_progress": False, **kwargs}))  # `judge_pairs` shows it
+        return clients
 
 
 def read_judging(given: Mapping[str, Any]) -> Judging:

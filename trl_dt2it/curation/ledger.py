@@ -6,7 +6,6 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,35 +20,27 @@ from transformers.utils import logging
 from ..data.columns import column_of
 from ..data.contents import CONTENT_COLUMNS, FLIPPED, pair_contents, pair_ids
 from ..data.mixing import swap_pairs, with_columns
-from .ledger_tables import (
-    ACTIONS,
-    MANUAL,
-    LedgerFiles,
-    as_strings,
-    decision_of,
-    is_manual,
-    round_key,
-    round_table,
-    standing_rounds,
-    state_of,
-)
-from .rules import Decision
+from ..data.rows import SIDES
+from ..utils import digest, read_json, whole_file, write_json
+from .rules import Decision, is_missing_vote
 
 
 logger = logging.get_logger(__name__)
 
-FORMAT = "trl-dt2it corrections"
+FORMAT, VERDICTS = "trl-dt2it corrections", ("accept", "wrong", "unsure")
 
-VERSION = 1
+VERSION, _VERSION = 1, 1  # of a file of corrections, and of a ledger
 
-VERDICTS = ("accept", "wrong", "unsure")
-
+_ACTIONS, _MANUAL = ("keep", "flip", "drop"), "manual"
 _STAGE = re.compile(r"[a-z0-9][a-z0-9_-]*")
+
+# The state of a pair that no round covers: as the source set has it.
+_INITIAL = {"flipped": False, "kept": True, "strength": np.nan}
 
 _SUMMARY = pa.schema(
     [
         *(("round", pa.int64()), ("stage", pa.string()), ("undone", pa.bool_()), ("source", pa.string())),
-        *((name, pa.int64()) for name in ("pairs", *ACTIONS)),
+        *((name, pa.int64()) for name in ("pairs", *_ACTIONS)),
         ("mean_strength", pa.float64()),
     ]
 )
@@ -76,19 +67,19 @@ class CurationLedger:
     >>> from trl_dt2it.curation import CurationLedger, Flip, combine_scores, decide, flip_mixture, pair_contents
 
     >>> contents = pair_contents(dataset)
-    >>> names = contents["pair_id"]
     >>> decision = decide(combine_scores(scores), [Flip(flip_mixture)])
     >>> ledger = CurationLedger("ledger")
-    >>> ledger.append(
-    ...     1, "flip", pair_ids=names, scores=scores, models=["first"], decision=decision, contents=contents
-    ... )
+    >>> ledger.append(1, "flip", pair_ids=contents["pair_id"], decision=decision, contents=contents)
     >>> curated = ledger.apply(dataset)
     ```
     """
 
     def __init__(self, directory: str | os.PathLike) -> None:
-        self._files = LedgerFiles(Path(directory))
-        self.directory = self._files.directory
+        self.directory = Path(directory)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._trusted: set[str] = set()
+        for entry in self.rounds:
+            self._verified(entry)
 
     def append(
         self,
@@ -119,32 +110,25 @@ class CurationLedger:
                 Name of the stage, such as `"flip"`: lower-case letters, digits, `-` and `_`.
             pair_ids (sequence of `str`, of length N):
                 Names of the pairs, from [`pair_ids`].
-            decision ([`Decision`], *optional*):
-                Decision about the pairs.
-            actions (sequence of `str`, *optional*):
-                `"keep"`, `"flip"` or `"drop"` for each pair, in place of a decision.
+            decision ([`Decision`], *optional*), actions (sequence of `str`, *optional*):
+                Decision about the pairs, or in its place `"keep"`, `"flip"` or `"drop"` for each.
             sources (sequence of `str`, *optional*):
                 Source of each pair.
-            scores (`np.ndarray` of shape `(N, 2, M)`, *optional*):
-                Rewards of chosen and rejected, in the orientation in which the pairs were scored; NaN where there is
-                none.
-            models (`Sequence[str]`, *optional*):
-                Names of the M models.
+            scores (`np.ndarray` of shape `(N, 2, M)`, *optional*), models (`Sequence[str]`, *optional*):
+                Rewards of chosen and rejected by M models, in the orientation in which the pairs were scored, NaN for
+                none; and the names of the models.
             strength (`np.ndarray` of shape `(N,)`, *optional*):
                 Reward margins after the decision; by default those of the decision, or the last known.
             votes (`np.ndarray` of shape `(N, J, 2)`, *optional*):
-                Votes of J judges with and without position swap, as in [`relabel_by_vote`].
+                Votes of J judges, as in [`relabel_by_vote`].
             settings (`Mapping`, *optional*):
                 Rules, thresholds, names of judges and the like; must fit into JSON.
             orientation (`str`, *optional*, defaults to `"current"`):
-                Orientation in which the pairs were scored, and from which a flip counts: `"current"`, as
-                [`~CurationLedger.apply`] returns them, or `"source"`, as in the source set.
+                Orientation that scores and flips refer to: that of [`~CurationLedger.apply`], or of the `"source"`.
             source_set (`str`, *optional*):
-                Fingerprint of the source set, from [`~trl_dt2it.data.contents.source_fingerprint`]: the first is kept,
-                and another one refused.
+                Fingerprint of the source set, of which a ledger takes no other than its first.
             contents (`pa.Table`, *optional*):
-                Content of the pairs, from [`~trl_dt2it.curation.pair_contents`], by which [`~CurationLedger.apply`]
-                notices a pair that has changed since.
+                Content of the pairs, from [`pair_contents`], by which a pair that has changed since is noticed.
 
         Raises:
             `ValueError`: if an argument has a wrong shape or value, or the round has this stage with other content.
@@ -157,54 +141,57 @@ class CurationLedger:
             raise ValueError("Pass either `decision` or `actions`.")
         if orientation not in ("current", "source"):
             raise ValueError(f'`orientation` is {orientation!r}; give "current" or "source".')
-        record = self._files.read()
+        record = self._read()
         if source_set is not None and record["source_set"] not in (None, source_set):
             raise ValueError(f"The ledger in {self.directory} belongs to another source set; use another directory.")
-        standing = standing_rounds(record)
-        same = [number for number in standing if round_key(record["rounds"][number]) == (round, stage)]
-        before = [number for number in standing if not same or number < same[0]]
+        standing, rounds = _standing(record), record["rounds"]
+        same = next((entry for entry in standing if (entry["round"], entry["stage"]) == (round, stage)), None)
+        before = [entry for entry in standing if same is None or rounds.index(entry) < rounds.index(same)]
         # A person's decision holds for every round, and so does not block an earlier one.
-        earlier = [record["rounds"][number] for number in before]
-        latest = max((entry["round"] for entry in earlier if not is_manual(entry["stage"])), default=1)
+        latest = max((entry["round"] for entry in before if not self.is_manual(entry)), default=1)
         if round < latest:
             raise ValueError(f"Round {round} comes after round {latest}; number rounds in order, or undo the later.")
 
-        names = as_strings(pair_ids, "pair_ids")
+        names = _strings(pair_ids, "pair_ids")
         # A pair that has changed since an earlier round stands as it does now.
-        known = state_of(names, self._files.state(record, before, contents))
+        known = _labels(names, self._state(before, contents))
         was_flipped = known["flipped"] if orientation == "current" else np.zeros(len(names), dtype=bool)
         if decision is None:
             # The last known margin is that of the present orientation.
             turn = np.where(known["flipped"] == was_flipped, 1.0, -1.0)
-            reason = "decided by a person" if is_manual(stage) else f"decided by {stage}"
-            decision = decision_of(actions, reason, known["strength"] * turn)
-        table = round_table(
-            names,
-            decision,
-            sources=None if sources is None else as_strings(sources, "sources", len(names)),
-            was_flipped=was_flipped,
-            strength=decision.strength if strength is None else np.asarray(strength),
-            scores=scores,
-            votes=votes,
-            num_models=len(models),
-            contents=contents,
-        )
+            reason = "decided by a person" if self.is_manual({"stage": stage}) else f"decided by {stage}"
+            decision = _decision(actions, reason, known["strength"] * turn)
+        columns = _decision_columns(names, decision, sources, was_flipped, strength)
+        if contents is not None:
+            columns |= _contents_of(names, contents)
+        if scores is not None:
+            columns |= _score_columns(np.asarray(scores), len(names), len(models))
+        if votes is not None:
+            columns |= _vote_columns(np.asarray(votes), len(names))
+        table = pa.table(columns)
         about = {"models": list(models), "settings": json.loads(json.dumps(dict(settings or {})))}
-        if same:
-            entry = record["rounds"][same[0]]
-            written = self._files.table(entry)
+        if same is not None:
+            written = self.table(same)
             # Either of the two may lack the content of the pairs.
             both = [name for name in written.column_names if name in table.column_names]
             others = set(written.column_names) ^ set(table.column_names)
             is_same = not others - set(CONTENT_COLUMNS) and written.select(both).equals(table.select(both))
-            if {name: entry[name] for name in about} != about or not is_same:
+            if {name: same[name] for name in about} != about or not is_same:
                 raise ValueError(
                     f"The ledger in {self.directory} has another {stage!r} in round {round}; undo it first "
                     f"(`undo({round}, {stage!r})`), or use another directory."
                 )
             return
         record["source_set"] = record["source_set"] or source_set
-        self._files.add(record, (round, stage), table, about)
+        attempt = sum((entry["round"], entry["stage"]) == (round, stage) for entry in rounds) + 1
+        file = f"round-{round:05d}-{stage}{'' if attempt == 1 else f'.{attempt}'}.parquet"
+        with whole_file(self.directory / file) as part:
+            pq.write_table(table, part, use_dictionary=["source", "action", "reason"], compression="zstd")
+            sha256 = digest(part.read_bytes())
+        self._trusted.add(sha256)
+        rounds.append({"round": round, "stage": stage, "file": file, "sha256": sha256, "pairs": len(table), **about})
+        # After the table, so that `ledger.json` never names a file that is not there.
+        write_json(self.directory / "ledger.json", record)
 
     def correct(self, actions: Mapping[str, str], *, settings: Mapping[str, Any] | None = None) -> None:
         """
@@ -221,18 +208,17 @@ class CurationLedger:
         """
         if not actions:
             raise ValueError("`actions` is empty; name at least one pair.")
-        record = self._files.read()
         names = pa.array(list(actions), pa.string())
         unknown = names.filter(pc.invert(pc.is_in(names, value_set=self.state()["pair_id"].combine_chunks())))
         if len(unknown):
             raise ValueError(f"{len(unknown)} of {len(names)} pairs are not in the ledger, {unknown[0]} the first.")
         latest = max(entry["round"] for entry in self.standing)
-        earlier = sum(entry["round"] == latest and is_manual(entry["stage"]) for entry in record["rounds"])
+        earlier = sum(entry["round"] == latest and self.is_manual(entry) for entry in self.rounds)
         # The person has seen the pairs as the last round recorded them.
-        contents = self._files.contents(record, names)
+        contents = self._last_contents(names)
         self.append(
             latest,
-            MANUAL if earlier == 0 else f"{MANUAL}-{earlier + 1}",
+            _MANUAL if earlier == 0 else f"{_MANUAL}-{earlier + 1}",
             pair_ids=names,
             actions=list(actions.values()),
             settings=settings,
@@ -243,30 +229,24 @@ class CurationLedger:
         """
         Add a person's decisions from the file that a report exports.
 
-        Args:
-            path (`str` or `os.PathLike`):
-                The file, as in [`~trl_dt2it.curation.ledger.read_corrections`].
-
         Returns:
             `dict[str, int]`: number of pairs to `keep` as they stand, to `flip` and to `drop` from now on; of those
-            about which a person had decided the same `before`; and of those about which the person is `unsure`, which
-            are not recorded.
+            about which a person had decided the same `before`; and of the `unsure`, which are not recorded.
 
         Raises:
             `ValueError`: as [`~CurationLedger.correct`], or if the file is wrong or of another source set.
         """
-        given, own, state = read_corrections(path), self._files.read()["source_set"], self.state()
-        if given.source_set != own and None not in (given.source_set, own):
+        (source_set, wanted, unsure), state, own = read_corrections(path), self.state(), self.source_set
+        if source_set != own and None not in (source_set, own):
             raise ValueError(f"{path} is of another source set than the ledger in {self.directory}; take its own.")
-        counts = {**dict.fromkeys((*ACTIONS, "before"), 0), "unsure": len(given.unsure)}
-        names = pa.array(list(given.wanted), pa.string())
-        indices = pc.index_in(names, value_set=state["pair_id"].combine_chunks()).to_pylist()
-        flipped, kept, stage = (state[name].to_pylist() for name in ("flipped", "kept", "stage"))
+        counts = {**dict.fromkeys((*_ACTIONS, "before"), 0), "unsure": len(unsure)}
+        names = pa.array(list(wanted), pa.string())
+        present = state.take(pc.index_in(names, value_set=state["pair_id"].combine_chunks())).to_pylist()
         actions: dict[str, str] = {}
-        for (name, (flip, keep)), index in zip(given.wanted.items(), indices, strict=True):
-            is_same_side = index is None or flipped[index] == flip
+        for (name, (flip, keep)), now in zip(wanted.items(), present, strict=True):
+            is_same_side = now["flipped"] in (None, flip)  # `None` of a pair that is not in the ledger
             # The orientation of a dropped pair makes no difference.
-            if index is not None and is_manual(stage[index]) and kept[index] == keep and (is_same_side or not keep):
+            if now["stage"] and self.is_manual(now) and now["kept"] == keep and (is_same_side or not keep):
                 counts["before"] += 1
                 continue
             actions[name] = "drop" if not keep else "keep" if is_same_side else "flip"
@@ -283,39 +263,26 @@ class CurationLedger:
             after (`int`, *optional*):
                 Last round that counts; 0 stands for the source set, and returns no row.
             contents (`pa.Table`, *optional*):
-                Present content of the pairs, from [`~trl_dt2it.curation.pair_contents`]. Decisions about a pair with
-                other content then do not count.
+                Content of the pairs now, from [`pair_contents`]: decisions about other content then do not count.
 
         Returns:
             `pa.Table`: `pair_id`; `flipped`, against the source set; `kept`; `strength`, null if unknown; `round` and
             `stage` of the last decision, 0 and `""` if none counts; and with `contents` `changed`, true where the last
             decision is about other content.
         """
-        record = self._files.read()
-        numbers = standing_rounds(record)
-        if after is not None:
-            numbers = [number for number in numbers if record["rounds"][number]["round"] <= after]
-        return self._files.state(record, numbers, contents)
+        return self._state([entry for entry in self.standing if after is None or entry["round"] <= after], contents)
 
     def labels(
         self, names: pa.Array, after: int | None = None, *, contents: pa.Table | None = None
     ) -> dict[str, np.ndarray]:
         """
-        Look up the state of given pairs, in the ledger or not.
-
-        Args:
-            names (`pa.Array` of length N):
-                Names of the pairs, from [`pair_ids`].
-            after (`int`, *optional*):
-                Last round that counts.
-            contents (`pa.Table`, *optional*):
-                Present content of the pairs, as in [`~CurationLedger.state`].
+        Look up the state of N pairs by their names, in the ledger or not, as in [`~CurationLedger.state`].
 
         Returns:
             `dict[str, np.ndarray]`: `flipped`, `kept`, `strength`, `is_known` and `has_changed`, each of shape `(N,)`.
             Unknown pairs are not flipped and kept, and their strength is NaN.
         """
-        return state_of(names, self.state(after, contents=contents))
+        return _labels(names, self.state(after, contents=contents))
 
     def apply(
         self,
@@ -330,12 +297,11 @@ class CurationLedger:
         Make the curated set: flipped pairs with their answers swapped, without the dropped pairs.
 
         Every column with `chosen` in its name changes places with its `rejected` partner; images are neither decoded
-        nor copied. The new column `pair_id` holds the names of the source set, and `curation_flipped` marks the
-        flipped rows, so that a ledger can be applied again, and a later ledger to a curated set.
+        nor copied. The new columns `pair_id`, the names of the source set, and `curation_flipped`, a mark of flipped
+        rows, let a ledger be applied again, and a later ledger to a curated set.
 
-        A decision holds for the pair that it was made about. Pairs whose prompt, answers or images have changed since
-        (edited, or swapped without that column) stay as they are, unless another round has decided about their present
-        content; a warning tells their number and the first.
+        Pairs whose prompt, answers or images have changed since they were decided about (edited, or swapped without
+        that column) stay as they are, with a warning, unless another round is about their present content.
 
         Args:
             dataset (`Dataset`):
@@ -343,13 +309,11 @@ class CurationLedger:
             after (`int`, *optional*):
                 Last round that counts.
             refresh_strength (`bool`, *optional*, defaults to `False`):
-                Whether the column `strength` takes the reward margins of the ledger, 0 where they are negative; a pair
-                without one keeps its own.
+                Whether the column `strength` takes the reward margins of the ledger where it has any, at least 0.
             num_proc (`int`, *optional*):
                 Number of processes that name and hash rows.
             contents (`pa.Table`, *optional*):
-                Content of the rows, and maybe of others, from [`~trl_dt2it.curation.pair_contents`]; by default it is
-                computed, with paths of images relative to the working directory.
+                From [`pair_contents`], by default with paths of images relative to the working directory.
 
         Returns:
             `Dataset`: rows in their order. Pairs that are not in the ledger stay as they are.
@@ -360,7 +324,7 @@ class CurationLedger:
         if contents is None:
             contents = pair_contents(dataset, num_proc=num_proc)
         state, names = self.state(after, contents=contents), pair_ids(dataset, num_proc=num_proc)
-        known = state_of(names, state)
+        known = _labels(names, state)
         is_known, changed = known["is_known"], np.flatnonzero(known["has_changed"])
         if len(state) and len(names) and not is_known.any() and not len(changed):
             raise ValueError(
@@ -389,16 +353,12 @@ class CurationLedger:
             f"Of {len(dataset):,} pairs, the ledger speaks of {is_known.sum():,}, flips {flipped[rows].sum():,} and "
             f"drops {len(dataset) - len(rows):,}."
         )
-        kept_rows = rows if len(rows) < len(dataset) else None
-        return swap_pairs(with_columns(dataset, columns), flipped != is_swapped, kept_rows)
+        some = rows if len(rows) < len(dataset) else None
+        return swap_pairs(with_columns(dataset, columns), flipped != is_swapped, some)
 
     def history(self, pair_id: str) -> list[dict[str, Any]]:
         """
         List all decisions about a pair.
-
-        Args:
-            pair_id (`str`):
-                Name of the pair.
 
         Returns:
             `list[dict]`: for each round that covers the pair, in order: `round`, `stage`, `undone`, `source`,
@@ -407,7 +367,7 @@ class CurationLedger:
         """
         history = []
         for about, entry in self._entries():
-            for row in pq.read_table(self._files.verified(entry), filters=[("pair_id", "==", pair_id)]).to_pylist():
+            for row in pq.read_table(self._verified(entry), filters=[("pair_id", "==", pair_id)]).to_pylist():
                 models = entry["models"] if "chosen_0" in row else []
                 judges = sum(name.startswith("vote_") for name in row) // 2
                 about |= {name: value for name, value in row.items() if not re.fullmatch(r".*_\d+", name)}
@@ -426,159 +386,183 @@ class CurationLedger:
         """
         parts = [_SUMMARY.empty_table()]
         for about, entry in self._entries():
-            table = self._files.table(entry, ["source", "action", "strength"])
+            table = self.table(entry, ["source", "action", "strength"])
             action = table["action"].cast(pa.string())
             columns = {"source": table["source"].cast(pa.string()), "strength": table["strength"]}
-            columns |= {name: pc.equal(action, name).cast(pa.int64()) for name in ACTIONS}
+            columns |= {name: pc.equal(action, name).cast(pa.int64()) for name in _ACTIONS}
             counts = pa.table(columns).group_by("source", use_threads=False)
-            counts = counts.aggregate([([], "count_all"), *((name, "sum") for name in ACTIONS), ("strength", "mean")])
+            counts = counts.aggregate([([], "count_all"), *((name, "sum") for name in _ACTIONS), ("strength", "mean")])
             values = [pa.array([value] * len(counts)) for value in about.values()]
             parts.append(pa.table(values + [column.combine_chunks() for column in counts.columns], schema=_SUMMARY))
         return pa.concat_tables(parts)
 
     def _entries(self) -> list[tuple[dict[str, Any], dict[str, Any]]]:
         """Return `round`, `stage` and `undone` of each round, and its entry in `ledger.json`."""
-        record = self._files.read()
-        standing = set(standing_rounds(record))
+        record = self._read()
+        standing = _standing(record)
         return [
-            ({"round": entry["round"], "stage": entry["stage"], "undone": number not in standing}, entry)
-            for number, entry in enumerate(record["rounds"])
+            ({"round": entry["round"], "stage": entry["stage"], "undone": entry not in standing}, entry)
+            for entry in record["rounds"]
         ]
 
     def diff(self, round_a: int, round_b: int) -> pa.Table:
         """
-        Find the pairs whose state after one round differs from that after another, without undone rounds.
-
-        Args:
-            round_a (`int`):
-                A round; 0 is the source set.
-            round_b (`int`):
-                Another round.
-
-        Returns:
-            `pa.Table`: `pair_id`, `flipped_a`, `kept_a`, `flipped_b` and `kept_b`.
+        Find the pairs whose state after one round differs from that after another, where 0 is the source set: a table
+        of `pair_id`, `flipped_a`, `kept_a`, `flipped_b` and `kept_b`.
         """
-        states = [self.state(round_a), self.state(round_b)]
-        one, other = (state["pair_id"].combine_chunks() for state in states)
-        names = one if one.equals(other) else pa.concat_arrays([one, other]).unique()
+        states = {"a": self.state(round_a), "b": self.state(round_b)}
+        names = pa.concat_arrays([state["pair_id"].combine_chunks() for state in states.values()]).unique()
         columns: dict[str, np.ndarray] = {}
-        for side, state in zip("ab", states, strict=True):
-            known = state_of(names, state)
+        for side, state in states.items():
+            known = _labels(names, state)
             columns |= {f"{name}_{side}": known[name] for name in ("flipped", "kept")}
         differs = (columns["flipped_a"] != columns["flipped_b"]) | (columns["kept_a"] != columns["kept_b"])
         return pa.table({"pair_id": names, **columns}).filter(pa.array(differs))
 
     def undo(self, round: int, stage: str | None = None) -> None:
-        """
-        Undo a round, or one stage of it: it no longer counts, and stays in the ledger.
-
-        Args:
-            round (`int`):
-                Number of the round.
-            stage (`str`, *optional*):
-                Name of the stage; all stages by default.
-
-        Raises:
-            `ValueError`: if nothing of it counts.
-        """
+        """Undo a round, or one stage of it, which stays recorded; raise a `ValueError` if nothing of it counts."""
         self._record_event("undo", round, stage)
 
     def redo(self, round: int, stage: str | None = None) -> None:
-        """
-        Let a round, or one stage of it, count again after [`~CurationLedger.undo`].
-
-        Args:
-            round (`int`):
-                Number of the round.
-            stage (`str`, *optional*):
-                Name of the stage; all stages by default.
-
-        Raises:
-            `ValueError`: if nothing of it is undone, or another in its place counts.
-        """
+        """Undo an undo; raise a `ValueError` if nothing of the round is undone, or another in its place counts."""
         self._record_event("redo", round, stage)
 
     def _record_event(self, kind: Literal["undo", "redo"], round: int, stage: str | None) -> None:
-        record = self._files.read()
-        rounds, standing = record["rounds"], set(standing_rounds(record))
+        record = self._read()
+        standing = _standing(record)
         meant = [
-            number
-            for number, entry in enumerate(rounds)
-            if entry["round"] == round and stage in (None, entry["stage"]) and (number in standing) == (kind == "undo")
+            entry
+            for entry in record["rounds"]
+            if entry["round"] == round and stage in (None, entry["stage"]) and (entry in standing) == (kind == "undo")
         ]
         if kind == "redo":  # of several attempts the last, unless another counts
-            taken = {round_key(rounds[number]) for number in standing}
-            latest = {round_key(rounds[number]): number for number in meant}
-            meant = [number for key, number in latest.items() if key not in taken]
+            taken = {entry["stage"] for entry in standing if entry["round"] == round}
+            latest = {entry["stage"]: entry for entry in meant}
+            meant = [entry for name, entry in latest.items() if name not in taken]
         if not meant:
             what = f"round {round}" + ("" if stage is None else f", stage {stage!r}")
-            raise ValueError(
-                f"Nothing of {what} {'stands' if kind == 'undo' else 'is undone'}, so there is no {kind}."
-            )
-        record["events"].append({kind: [rounds[number]["file"] for number in meant]})
-        self._files.write(record)
+            state = "stands" if kind == "undo" else "is undone"
+            raise ValueError(f"Nothing of {what} {state}, so there is no {kind}.")
+        record["events"].append({kind: [entry["file"] for entry in meant]})
+        write_json(self.directory / "ledger.json", record)
 
     @property
     def rounds(self) -> list[dict[str, Any]]:
         """All rounds in order, undone ones too: `round`, `stage`, `file`, `sha256`, `pairs`, `models`, `settings`."""
-        return self._files.read()["rounds"]
+        return self._read()["rounds"]
 
     @property
     def standing(self) -> list[dict[str, Any]]:
         """The rounds that count, as in `rounds`, those of persons last."""
-        record = self._files.read()
-        return [record["rounds"][number] for number in standing_rounds(record)]
+        return _standing(self._read())
 
     @property
     def source_set(self) -> str | None:
         """Fingerprint of the source set; `None` if the ledger does not know it."""
-        return self._files.read()["source_set"]
+        return self._read()["source_set"]
 
     @staticmethod
     def is_manual(entry: Mapping[str, Any]) -> bool:
         """Tell a round of `rounds` in which a person decided."""
-        return is_manual(entry["stage"])
+        return entry["stage"] == _MANUAL or entry["stage"].startswith(f"{_MANUAL}-")
 
     def table(self, entry: Mapping[str, Any], columns: Sequence[str] | None = None) -> pa.Table:
         """
-        Read the decisions of a round.
-
-        Args:
-            entry (`Mapping`):
-                The round, one of `rounds`.
-            columns (`Sequence[str]`, *optional*):
-                Columns to read; all by default.
+        Read the decisions of a round, an entry of `rounds`, or some columns of them.
 
         Returns:
             `pa.Table`: `pair_id`, `source`, `was_flipped`, `flipped`, `action`, `reason` and `strength`; and where the
             round has them `chosen_0`, `rejected_0`, ... for each model, and `vote_0_0`, `vote_0_1`, ... for each
             judge, with and without position swap.
         """
-        return self._files.table(entry, columns)
+        return pq.read_table(self._verified(entry), columns=None if columns is None else list(columns))
 
     def files(self) -> list[tuple[str, bytes]]:
-        """
-        Read the files of the ledger, as they are at one moment.
-
-        Returns:
-            `list[tuple[str, bytes]]`: name and content of each.
-        """
-        record = self._files.read()
-        tables = [(entry["file"], self._files.verified(entry).read_bytes()) for entry in record["rounds"]]
+        """Read name and content of each file of the ledger, as they are at one moment."""
+        record = self._read()
+        tables = [(entry["file"], self._verified(entry).read_bytes()) for entry in record["rounds"]]
         return [("ledger.json", (json.dumps(record, indent=2) + "\n").encode()), *tables]
 
+    def _read(self) -> dict[str, Any]:
+        """Read `ledger.json`, anew each time: another process may have written meanwhile."""
+        path = self.directory / "ledger.json"
+        record = read_json(path)
+        if record is None:
+            return {"version": _VERSION, "source_set": None, "rounds": [], "events": []}
+        if record.get("version") != _VERSION:
+            raise ValueError(f"{path} has version {record.get('version')!r}; this release reads version {_VERSION}.")
+        return record
 
-@dataclass(frozen=True)
-class Corrections:
-    """The content of a file of corrections."""
+    def _verified(self, entry: Mapping[str, Any]) -> Path:
+        """Return the file of a round, whose hash is checked once."""
+        path = self.directory / entry["file"]
+        if not path.is_file():
+            raise ValueError(f"{path} is missing, and the ledger needs it; put it back from a copy.")
+        if entry["sha256"] not in self._trusted:
+            if digest(path.read_bytes()) != entry["sha256"]:
+                raise ValueError(f"{path} is not what the ledger wrote; put it back from a copy.")
+            self._trusted.add(entry["sha256"])
+        return path
 
-    source_set: str | None  # its fingerprint
-    wanted: dict[str, tuple[bool, bool]]  # by `pair_id`: flipped against the source set, and kept
-    unsure: list[str]  # pairs about which nothing is decided
+    def _state(self, entries: Sequence[Mapping[str, Any]], contents: pa.Table | None) -> pa.Table:
+        """Merge rounds, later overriding earlier, into the table of [`~CurationLedger.state`]."""
+        initial = {**_INITIAL, "entry": -1, "changed": False}
+        known = pa.array([], pa.string())
+        values = {name: np.empty(0, dtype=np.asarray(value).dtype) for name, value in initial.items()}
+        for number, entry in enumerate(entries):
+            has_contents = contents is not None and self._has_contents(entry)
+            if contents is not None and not has_contents:
+                logger.warning_once(
+                    f"{self.directory} does not know what was in the pairs that {entry['file']} decided about (of an "
+                    "earlier release, or written without `contents`): that rows changed since then goes unnoticed."
+                )
+            columns = ["pair_id", "flipped", "action", "strength"]
+            table = self.table(entry, [*columns, *(CONTENT_COLUMNS if has_contents else ())])
+            names = table["pair_id"].combine_chunks()
+            positions, is_new = _find(names, known)
+            if is_new.any():
+                positions[is_new] = len(known) + np.arange(is_new.sum())
+                known = pa.concat_arrays([known, names.filter(pa.array(is_new))])
+                values = {name: np.r_[value, np.full(is_new.sum(), initial[name])] for name, value in values.items()}
+            changed = np.zeros(len(names), dtype=bool)
+            if has_contents:
+                now = _contents_of(names, contents)
+                # Null where either is; where an image could not be read, the texts decide.
+                differs = [pc.not_equal(table[name], now[name]) for name in CONTENT_COLUMNS]
+                changed = pc.fill_null(pc.coalesce(*differs), False).to_numpy()
+            values["changed"][positions] = changed
+            positions, table = positions[~changed], table.filter(pa.array(~changed))
+            values["flipped"][positions] = table["flipped"].to_numpy()
+            values["kept"][positions] = pc.not_equal(table["action"].cast(pa.string()), "drop").to_numpy()
+            values["strength"][positions] = table["strength"].to_numpy()
+            values["entry"][positions] = number
+        # Entry -1, of which nothing counts, takes the last value.
+        rounds = np.array([*(entry["round"] for entry in entries), 0], dtype=np.int32)
+        stages = np.array([*(entry["stage"] for entry in entries), ""], dtype=object)
+        last, changed = values.pop("entry"), values.pop("changed")
+        columns = {"pair_id": known, **{name: pa.array(value, from_pandas=True) for name, value in values.items()}}
+        columns |= {"round": pa.array(rounds[last]), "stage": pa.array(stages[last], pa.string())}
+        return pa.table(columns if contents is None else {**columns, "changed": changed})
+
+    def _has_contents(self, entry: Mapping[str, Any]) -> bool:
+        return set(CONTENT_COLUMNS) <= set(pq.read_schema(self._verified(entry)).names)
+
+    def _last_contents(self, names: pa.Array) -> pa.Table:
+        """Return what [`pair_contents`] did for pairs, by the last round that knows, undone rounds too."""
+        last: dict[str, Sequence[str | None]] = dict.fromkeys(names.to_pylist(), (None, None))
+        for entry in filter(self._has_contents, self.rounds):
+            table = self.table(entry, ["pair_id", *CONTENT_COLUMNS])
+            table = table.filter(pc.is_in(table["pair_id"], value_set=names))
+            for name, *hashes in zip(*(column.to_pylist() for column in table.columns), strict=True):
+                last[name] = hashes if any(hashes) else last[name]
+        columns = zip(*((name, *hashes) for name, hashes in last.items()), strict=True)
+        return pa.table([pa.array(column, pa.string()) for column in columns], names=["pair_id", *CONTENT_COLUMNS])
 
 
-def read_corrections(path: str | os.PathLike) -> Corrections:
-    """Read a file of corrections; raise a `ValueError` if it is none, or an entry is incomplete or repeated."""
+def read_corrections(path: str | os.PathLike) -> tuple[str | None, dict[str, tuple[bool, bool]], list[str]]:
+    """Read a file of corrections: the fingerprint of its source set, whether each pair is to be flipped against it and
+    kept, and the unsure pairs. Raise a `ValueError` if the file is none, or an entry is incomplete or repeated.
+    """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
@@ -587,7 +571,8 @@ def read_corrections(path: str | os.PathLike) -> Corrections:
         raise ValueError(f'{path} is no file of corrections: its `format` has to be "{FORMAT}".')
     if content.get("version") != VERSION:
         raise ValueError(f"{path} has version {content.get('version')!r}; this release reads version {VERSION}.")
-    corrections = Corrections(content.get("source_set"), {}, [])
+    wanted: dict[str, tuple[bool, bool]] = {}
+    unsure: list[str] = []
     for number, entry in enumerate(content.get("corrections") or []):
         where = f"Correction {number} of {path}"
         if not isinstance(entry, dict) or not isinstance(name := entry.get("pair_id"), str):
@@ -595,13 +580,114 @@ def read_corrections(path: str | os.PathLike) -> Corrections:
         verdict = entry.get("verdict")
         if verdict not in VERDICTS:
             raise ValueError(f"{where} has the verdict {verdict!r:.40}; give one of {', '.join(VERDICTS)}.")
-        if name in corrections.wanted or name in corrections.unsure:
+        if name in wanted or name in unsure:
             raise ValueError(f"{where} speaks of {name!r} a second time; leave one of them.")
         if verdict == "unsure":
-            corrections.unsure.append(name)
+            unsure.append(name)
             continue
         for key in ("flipped", "kept"):
             if not isinstance(entry.get(key), bool):
                 raise ValueError(f"{where} has {entry.get(key)!r:.40} as `{key}`; give true or false.")
-        corrections.wanted[name] = (entry["flipped"], entry["kept"])
-    return corrections
+        wanted[name] = (entry["flipped"], entry["kept"])
+    return content.get("source_set"), wanted, unsure
+
+
+def _standing(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the rounds that count, those of persons last."""
+    undone: set[str] = set()
+    for event in record["events"]:
+        undone = (undone | set(event.get("undo", ()))) - set(event.get("redo", ()))
+    return sorted((entry for entry in record["rounds"] if entry["file"] not in undone), key=CurationLedger.is_manual)
+
+
+def _strings(values: Any, argument: str, count: int | None = None) -> pa.Array:
+    """Return strings as one Arrow array, of length `count` if that is passed; messages name the `argument`."""
+    column = values if isinstance(values, (pa.Array, pa.ChunkedArray)) else pa.array(values, from_pandas=True)
+    if count is not None and len(column) != count:
+        raise ValueError(f"There are {count} pairs and {len(column)} entries of `{argument}`; pass one per pair.")
+    column = column.cast(pa.string())
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def _decision(actions: Any, reason: str, margins: np.ndarray) -> Decision:
+    """Turn an action per pair into a decision."""
+    words = _strings(actions, "actions", len(margins))
+    known = pc.index_in(words, value_set=pa.array(_ACTIONS))
+    if known.null_count:
+        wrong = words.filter(known.is_null())[0].as_py()
+        raise ValueError(f"An action is {wrong!r}; give one of {', '.join(map(repr, _ACTIONS))}.")
+    codes = known.to_numpy()
+    flip = codes == 1
+    zeros = np.zeros(len(codes), dtype=np.int16)
+    return Decision(flip, codes != 2, np.where(flip, -margins, margins), zeros, (reason,))
+
+
+def _decision_columns(
+    names: pa.Array, decision: Decision, sources: Any, was_flipped: np.ndarray, strength: npt.ArrayLike | None
+) -> dict[str, pa.Array]:
+    """Return the columns that every round has; raise a `ValueError` if a name is missing or repeated."""
+    count = len(names)
+    if len(decision) != count:
+        raise ValueError(f"There are {count} pairs and a decision about {len(decision)}; pass one per pair.")
+    if names.null_count or (distinct := pc.count_distinct(names).as_py()) < count:
+        problem = "is missing" if names.null_count else f"is there twice ({distinct} of {count} are distinct)"
+        raise ValueError(f"A pair's name {problem}; take the names that `pair_ids` gives for the data set.")
+    sources = pa.nulls(count, pa.string()) if sources is None else _strings(sources, "sources", count)
+    codes = np.where(decision.keep, np.where(decision.flip, 1, 0), 2).astype(np.int8)
+    margins = np.asarray(decision.strength if strength is None else strength, dtype=np.float64)
+    return {
+        "pair_id": names,
+        "source": sources.dictionary_encode(),
+        "was_flipped": pa.array(was_flipped),
+        "flipped": pa.array(was_flipped ^ decision.flip),
+        "action": pa.DictionaryArray.from_arrays(codes, list(_ACTIONS)),
+        "reason": pa.DictionaryArray.from_arrays(decision.reason_code, list(decision.reason_names)),
+        "strength": pa.array(margins, from_pandas=True),
+    }
+
+
+def _score_columns(scores: np.ndarray, count: int, num_models: int) -> dict[str, pa.Array]:
+    scores = scores[:, :, None] if scores.ndim == 2 else scores
+    if scores.shape != (count, 2, num_models):
+        raise ValueError(f"`scores` has shape {scores.shape} for {count} pairs and {num_models} models.")
+    names = ((f"{name}_{model}", side, model) for model in range(num_models) for side, name in enumerate(SIDES))
+    return {name: pa.array(scores[:, side, model].copy(), from_pandas=True) for name, side, model in names}
+
+
+def _vote_columns(votes: np.ndarray, count: int) -> dict[str, pa.Array]:
+    if votes.ndim != 3 or votes.shape[0] != count or votes.shape[2] != 2:
+        raise ValueError(f"`votes` has shape {votes.shape} for {count} pairs; it must be (pairs, judges, 2).")
+    missing = is_missing_vote(votes)
+    signs = np.where(missing, 0, votes).astype(np.int8)
+    return {
+        f"vote_{judge}_{order}": pa.array(signs[:, judge, order], mask=missing[:, judge, order])
+        for judge, order in np.ndindex(votes.shape[1:])
+    }
+
+
+def _contents_of(names: pa.Array, contents: pa.Table) -> dict[str, pa.Array]:
+    """Look up [`CONTENT_COLUMNS`] of pairs in a table of contents; null where it has none."""
+    positions, is_new = _find(names, contents["pair_id"].combine_chunks())
+    indices = pa.array(positions, mask=is_new)
+    return {name: contents[name].combine_chunks().take(indices) for name in CONTENT_COLUMNS}
+
+
+def _find(names: pa.Array, known: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Return the position of each name among known, distinct names, 0 where it is new, and a mask of the new names."""
+    if names.equals(known):  # as from round to round; no need to hash
+        return np.arange(len(names)), np.zeros(len(names), dtype=bool)
+    positions = pc.index_in(names, value_set=known)
+    is_new = positions.is_null().to_numpy(zero_copy_only=False)
+    return positions.fill_null(0).to_numpy().astype(np.int64), is_new
+
+
+def _labels(names: pa.Array, state: pa.Table) -> dict[str, np.ndarray]:
+    """Look up pairs in a state, as [`CurationLedger.labels`] does."""
+    positions, is_new = _find(names, state["pair_id"].combine_chunks())
+    known = state.drop_columns(["pair_id", "stage"]).take(pa.array(positions, mask=is_new))
+    columns = {name: pc.fill_null(known[name], value).to_numpy() for name, value in _INITIAL.items()}
+    has_changed = np.zeros(len(names), dtype=bool)
+    if "changed" in known.column_names:
+        has_changed = pc.fill_null(known["changed"], False).to_numpy()
+    is_known = pc.fill_null(known["round"], 0).to_numpy() > 0
+    return {**columns, "is_known": is_known, "has_changed": has_changed}

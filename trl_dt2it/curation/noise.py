@@ -31,7 +31,6 @@ MIN_READING, MIN_NOISE_EVIDENCE = float(chi2.isf(0.0001, 1)), float(chi2.isf(0.0
 
 # A rate whose 95 % interval is wider is not identified.
 MAX_WIDTH = 0.3
-
 _INTERVAL_DEPTH = float(chi2.isf(0.05, 1))
 
 # Most labels of a source are only called wrong where the model surely contradicts more of them than this: a model that
@@ -43,7 +42,6 @@ _POINTS, _COARSE_POINTS = 4096, 512
 
 # Slopes per root mean square, from which the search starts.
 _SLOPES = np.geomspace(0.25, 64.0, 17)
-
 _LOG_SLOPES = np.linspace(math.log(_SLOPES[0]) - 3, math.log(_SLOPES[-1]) + 1, 40)
 
 # A prior worth one wrong and one right pair, and a slope that is finite where no pair contradicts.
@@ -96,23 +94,10 @@ def combine_scores(scores: npt.ArrayLike, how: Literal["raw", "zscore", "rank"] 
     return difference.mean(axis=1)
 
 
-def _unit_root_mean_square(difference: np.ndarray) -> np.ndarray:
-    # Scaled by the largest first, so that squares neither overflow nor vanish.
-    largest = np.abs(difference).max()
-    if largest == 0:
-        return difference
-    difference = difference / largest
-    return difference / np.sqrt(np.mean(difference**2))
-
-
-def _signed_rank(difference: np.ndarray) -> np.ndarray:
-    return np.sign(difference) * rankdata(np.abs(difference)) / len(difference)
-
-
 _SCALES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "raw": lambda difference: difference,
-    "zscore": _unit_root_mean_square,
-    "rank": _signed_rank,
+    "zscore": lambda difference: difference / (_root_mean_square(difference) or 1.0),
+    "rank": lambda difference: np.sign(difference) * rankdata(np.abs(difference)) / len(difference),
 }
 
 
@@ -143,15 +128,12 @@ class NoiseEstimate:
             Whether there are enough pairs, their signs are more than coin flips (or a `reference` says so), and
             `interval` is at most 0.3 wide where the slope is not known.
         posterior (`np.ndarray` of shape `(N,)` and dtype `float64`):
-            Probability that each label is wrong; NaN where the pair is not scored, and 0 for all if the estimate is
-            not identified.
+            Probability that each label is wrong; NaN where the pair is not scored, and 0 for all if not identified.
         interval (`tuple[float, float]`):
             95 % interval of `rate` by its profile likelihood; 0 to 1 where there is no fit.
-        evidence (`float`):
-            Twice the log-likelihood that the fit gains over labels that are all right, at any slope, or at that of the
-            `reference`, if there is one. Above 3.84 it is noise at the 5 % level.
-        reading (`float`):
-            Twice the log-likelihood that the fit gains over a model that guesses.
+        evidence, reading (`float`):
+            Twice the log-likelihood that the fit gains over labels that are all right (at any slope, or at that of the
+            `reference`; above 3.84 it is noise at the 5 % level), and over a model that guesses.
         contradicted (`float`):
             Share of the scored pairs with a negative margin, a margin of 0 counted half; NaN without any.
     """
@@ -180,21 +162,19 @@ def estimate_noise(
     log-odds of a preference linear in the difference of rewards, so \(\log f(d) / f(-d) = k d\) is all that is assumed
     of \(f\), and that posterior is \(\sigma(\log \frac{e}{1 - e} - k d)\). The distribution of \(|d|\) may be any:
     given \(|d|\), the sign is negative with probability \(e + (1 - 2e) \sigma(-k |d|)\), and \(e\) and \(k\) maximize
-    the likelihood of the signs, with a weak prior. (A Gaussian \(f\) has \(k = 2 \mu / \sigma^2\); but fitted as a
-    Gaussian, heavy tails pass for noise.) In short: where the model is sure, the share of negative margins is the
-    noise rate, and how that share rises to one half towards 0 tells how far the model itself can be trusted.
+    the likelihood of the signs, with a weak prior. In short: where the model is sure, the share of negative margins is
+    the noise rate, and how that share rises to one half towards 0 tells how far the model can be trusted.
 
-    The paper flips half of the negative pairs instead. Among them are about \(e a\) wrong labels that the model sees
-    through, with \(a\) its accuracy, and \((1 - e)(1 - a)\) right labels that it misjudges. Half is right only where
-    the two are equal, at \(e = 1 - a\). With a better model or noisier labels, wrong labels stay; with cleaner labels,
-    right ones are flipped. Here the bound is where the posterior is one half, \(d = \log \frac{e}{1 - e} / k\), which
-    of all rules that see only \(d\) leaves the fewest wrong labels: near 0 for noisy labels, far from it for clean
-    ones, and at \(e = 0\) nothing is flipped.
+    The paper flips half of the negative pairs, which is right only where wrong labels that the model sees through
+    are as many as right labels that it misjudges, at \(e = 1 - a\) with \(a\) its accuracy: with a better model or
+    noisier labels wrong labels stay, with cleaner labels right ones are flipped. Here the bound is where the posterior
+    is one half, \(d = \log \frac{e}{1 - e} / k\), which of all rules that see only \(d\) leaves the fewest wrong
+    labels: near 0 for noisy labels, far from it for clean ones, and at \(e = 0\) nothing is flipped.
 
     An error that the model is sure of cannot be told from noise, and counts as such. Nor can noise of one half be told
     from a model that guesses: the estimate is then not identified, unless a reference of the same kind of pairs shows
-    that the model does not guess. Nor can much noise be told from a model that is often unsure where all margins are
-    about equally large, as votes are: the interval of the rate is then wide. With under 20 pairs nothing is fitted.
+    that the model does not guess. Where the model is often unsure and all margins are about equally large, as votes
+    are, the interval of the rate is wide. With under 20 pairs nothing is fitted.
 
     Args:
         strength (`np.ndarray` of shape `(N,)`):
@@ -204,7 +184,7 @@ def estimate_noise(
             Reward margins of at least 20 pairs known to be right and not trained on. They set the slope (logistic
             regression without intercept), and only the rate is estimated, for which few pairs suffice.
         slope (`float`, *optional*):
-            The slope, where it is known, as from [`shared_slope`]; 0 for a model that guesses.
+            The slope, where it is known; 0 for a model that guesses.
 
     Returns:
         [`NoiseEstimate`]
@@ -319,23 +299,19 @@ def flip_mixture(
     Flip the pairs whose label is wrong with more than a given probability, by [`estimate_noise`].
 
     Nothing is flipped unless these pairs themselves show noise: the rate is identified, and the fit beats labels that
-    are all right, whatever the slope, at the 5 % level, and a model that guesses at the 0.01 % level. With a
-    reference, it only has to beat labels that are all right at its slope. Without one, most labels are not called
-    wrong unless the model surely (99 %) contradicts more than 60 % of them. A pair that the model ranks as its label
-    does is never flipped. The outcome is logged, with the name of the source.
+    are all right, whatever the slope, at the 5 % level, and a model that guesses at the 0.01 % level; with a
+    reference, only labels that are all right at its slope. Without one, most labels are not called wrong unless the
+    model surely (99 %) contradicts more than 60 % of them. A pair that the model ranks as its label does is never
+    flipped. The outcome is logged.
 
     Args:
         strength (`np.ndarray` of shape `(N,)`):
             Reward margins; NaN is not flipped.
         threshold (`float`, *optional*, defaults to `0.5`):
             Probability above which a pair is flipped, from 0 to 1. At 0.5 the fewest wrong labels are expected.
-        reference (`np.ndarray` of shape `(R,)`, *optional*):
-            Reward margins of pairs of the same kind that are known to be right; see [`estimate_noise`]. With
-            `Flip(flip_mixture, by="source")` only their slope is used: that the model reads them does not say that it
-            reads another source.
-        slope (`float`, *optional*):
-            The slope, where it is known. With `Flip(flip_mixture, by="source")` and no reference, [`decide`] passes
-            the [`shared_slope`] of all sources.
+        reference, slope (*optional*):
+            As in [`estimate_noise`]. With `Flip(flip_mixture, by="source")`, [`decide`] passes the slope that all
+            sources share, or that of the reference: that the model reads it does not say that it reads a source.
         source (`str`, *optional*):
             Name of the pairs in messages, which [`decide`] passes.
 
@@ -357,9 +333,8 @@ def flip_mixture(
         is_noisy = False
     if is_noisy and estimate.rate > 0.5:
         logger.warning(
-            f"{seen}, far more than by chance, and these labels are flipped as reversed: look at some of them, "
-            "whether they are, or whether the model is wrong about such pairs; then leave the source out of the "
-            "curation."
+            f"{seen}, far more than by chance, and these labels are flipped as reversed: look at some of them, and if "
+            "the model is wrong about such pairs, leave the source out of the curation."
         )
     elif is_noisy:
         logger.info(f"{seen}; {estimate.rate:.1%} of the labels are estimated to be wrong.")
@@ -433,11 +408,8 @@ def _best_without_noise(points: np.ndarray, slope: float | None) -> float:
     # Concave in the slope, and at its maximum above 0 only where the mean margin is.
     if points.mean() <= 0:
         return -math.log(2)
-
-    def loss(log_slope: float) -> float:
-        return -float(np.mean(log_expit(math.exp(log_slope) * points)))
-
-    best = minimize_scalar(loss, bounds=(_LOG_SLOPES[0] - 3, _LOG_SLOPES[-1] + 3), method="bounded")
+    bounds = (_LOG_SLOPES[0] - 3, _LOG_SLOPES[-1] + 3)
+    best = minimize_scalar(lambda x: -np.mean(log_expit(math.exp(x) * points)), bounds=bounds, method="bounded")
     return max(-math.log(2), -float(best.fun))
 
 

@@ -68,39 +68,33 @@ def push_curated(
     """
     Push a curated data set and its ledger to the Hub, in one commit.
 
-    The repository gets `data/train-00000.parquet` and so on, with all images in them, which `load_dataset` reads; the
-    folder `ledger`, which [`CurationLedger`] reads; and a card with counts for each source and round, licenses, and
-    models and settings of each decision. Files of an earlier push in these folders are deleted. The ledger goes up as
-    it is: it names models, paths of local models too, and endpoints of judges, but holds no keys. Decisions about
-    pairs that have changed since are not applied, as in [`CurationLedger.apply`].
+    The repository gets `data/train-00000.parquet` and so on, with all images in them; the folder `ledger`, which
+    [`CurationLedger`] reads; and a card with counts for each source and round, licenses, and models and settings of
+    each decision. Files of an earlier push in these folders are deleted. The ledger goes up as it is: it names models,
+    paths of local models too, and endpoints of judges, but holds no keys.
 
     Args:
         dataset (`Dataset`):
             The source set, to which the ledger is applied.
         ledger ([`CurationLedger`]):
             The ledger of this set.
-        repo_id (`str`):
-            The repository, made if it is not there.
+        repo_id, revision (`str`):
+            The repository and, optionally, a branch; both are made if they are not there.
         split (`str`, *optional*, defaults to `"train"`):
             Name of the split.
         with_dropped (`bool`, *optional*, defaults to `False`):
             Whether dropped pairs go up too, as the configuration `"dropped"`, so that every round can be undone.
         refresh_strength (`bool`, *optional*, defaults to `False`):
-            Whether the column `strength` takes the reward margins of the ledger, as in [`CurationLedger.apply`].
+            As in [`CurationLedger.apply`].
         licences (`Mapping[str, str]`, *optional*):
             Licenses by source, such as `{"own": "cc-by-4.0"}`, for sources that are not sets of [`load_preferences`].
         image_root (`str`, *optional*):
             Folder from which images may be read. Without it, images have to be within the rows, because a row may name
             any file of this machine.
         private (`bool`, *optional*):
-            Whether a new repository is private; by default public, unless the organization's default says otherwise,
-            as in `datasets`.
-        token (`str`, *optional*):
-            Token; by default that of the login.
-        revision (`str`, *optional*):
-            Branch; made if it is not there.
-        commit_message (`str`, *optional*):
-            Message of the commit.
+            Whether a new repository is private; by default as the organization has it, and else public.
+        token, commit_message (`str`, *optional*):
+            Token, by default that of the login, and message of the commit.
         max_shard_bytes (`int`, *optional*, defaults to 500 MB):
             Size at which a file ends, after a multiple of 100 rows. One file is held in memory.
 
@@ -125,17 +119,9 @@ def push_curated(
         raise ValueError(f"The ledger in {ledger.directory} holds no round that stands; there is nothing to publish.")
     options, contents = ImageOptions(image_root=image_root), pair_contents(dataset, image_root=image_root)
     curated = ledger.apply(dataset, refresh_strength=refresh_strength, contents=contents)
-    features = published_features(curated.features)
-    card = curated_card(
-        dataset,
-        ledger,
-        repo_id,
-        columns=list(features),
-        split=split,
-        with_dropped=with_dropped,
-        licences=licences,
-        contents=contents,
-    )
+    columns = list(published_features(curated.features))
+    about: dict[str, Any] = {"split": split, "with_dropped": with_dropped}
+    card = curated_card(dataset, ledger, repo_id, columns=columns, licences=licences, contents=contents, **about)
     files = ledger.files()
 
     api = HfApi(token=token)
@@ -158,8 +144,7 @@ def push_curated(
     operations.append(CommitOperationAdd("README.md", str(card).encode()))
     new = {operation.path_in_repo for operation in operations}
     old = api.list_repo_files(repo_id, repo_type="dataset", revision=revision)
-    stale = [path for path in old if path.startswith(_FOLDERS) and path not in new]
-    operations += [CommitOperationDelete(path) for path in stale]
+    operations += [CommitOperationDelete(path) for path in old if path.startswith(_FOLDERS) and path not in new]
     return api.create_commit(
         repo_id, operations, commit_message=commit_message, repo_type="dataset", revision=revision
     )
@@ -205,7 +190,11 @@ def curated_card(
         citation=PAPER["citation"],
         columns=[code_span(name) for name in columns],
         name=name_cell(repo_id.split("/")[-1]),
-        non_commercial=[cell(name) for name, licence in own.items() if _is_non_commercial(name, licence)],
+        non_commercial=[
+            cell(name)
+            for name, licence in own.items()
+            if "-nc" in licence.lower() or (name in SOURCES and SOURCES[name].is_non_commercial)
+        ],
         project_url=PROJECT_URL,
         provenance=provenance(ledger),
         repo_id=repo_id,
@@ -269,10 +258,5 @@ def curation_section(ledger: CurationLedger | None, log_history: Sequence[Mappin
 
 
 def _counts(kept: np.ndarray, flipped: np.ndarray) -> dict[str, str]:
-    numbers = (kept.sum(), (kept & flipped).sum(), (~kept).sum())
-    return {name: f"{number:,}" for name, number in zip(_COUNTS, numbers, strict=True)}
-
-
-def _is_non_commercial(source: str, licence: str) -> bool:
-    known = SOURCES.get(source)
-    return "-nc" in licence.lower() or (known is not None and known.is_non_commercial)
+    masks = (kept, kept & flipped, ~kept)
+    return {name: f"{mask.sum():,}" for name, mask in zip(_COUNTS, masks, strict=True)}

@@ -44,12 +44,11 @@ class Flip:
         rule (`Callable`):
             Function of finite reward margins of shape `(n,)` that returns a mask of those to flip.
         by (`str`, *optional*):
-            `"source"` for a rule that sees one source at a time. A rule with a parameter `slope`, such as
-            [`flip_mixture`], is passed that of its `reference`, or else the [`shared_slope`] of all sources; a rule
-            with a parameter `source` is passed the name.
+            `"source"` for a rule that sees one source at a time. A parameter `slope`, as of [`flip_mixture`], gets
+            that of its `reference`, or else the [`shared_slope`] of all sources; a parameter `source` gets the name.
         min_pairs (`int`, *optional*, defaults to `200`):
-            With `by="source"` and a rule without a parameter `slope`, sources with fewer scored pairs are too small to
-            be judged alone: for them the rule sees the pairs of all sources together.
+            Scored pairs below which a source is too small to be judged alone with `by="source"` by a rule without a
+            parameter `slope`: for such sources the rule sees the pairs of all sources together.
     """
 
     rule: Rule
@@ -143,9 +142,8 @@ def decide(
         source (sequence of `str`, *optional*):
             Source of each pair, where `None` is a source too. By default, all pairs are one source.
         min_kept (`float`, *optional*, defaults to `0.1`):
-            Least share of the scored pairs of each source to keep, from 0 to 1. Where the rules keep fewer, the
-            dropped pairs of the largest margins come back, in the orientation that the rules gave them, and a warning
-            names the source. 0 turns it off, as in the paper.
+            Least share of the scored pairs of each source to keep, from 0 to 1; 0 in the paper. Where the rules keep
+            fewer, the dropped pairs of the largest margins come back, as flipped as they are, with a warning.
 
     Returns:
         [`Decision`]
@@ -187,8 +185,7 @@ def group_by_source(source: Any, count: int) -> dict[str | None, np.ndarray]:
     if source is None:
         return {None: np.arange(count)}
     column = source if isinstance(source, (pa.Array, pa.ChunkedArray)) else pa.array(source, from_pandas=True)
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks()
+    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if len(column) != count:
         raise ValueError(f"There are {count} reward margins and {len(column)} entries of `source`; pass one per pair.")
     encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
@@ -212,10 +209,8 @@ def _judge(
         function = _with_slope(function, [margins[rows] for rows in groups.values()])
     elif isinstance(rule, Flip):
         alone = {name: rows for name, rows in groups.items() if len(rows) >= rule.min_pairs}
-    judged = []
-    for name, rows in alone.items():
-        told: Rule = partial(function, source=name) if "source" in parameters else function
-        judged.append((rows, _mask(told, margins[rows])))
+    told = {name: {"source": name} if "source" in parameters else {} for name in alone}
+    judged = [(rows, _mask(partial(function, **told[name]), margins[rows])) for name, rows in alone.items()]
     if len(alone) < len(groups):
         small = np.zeros(len(margins), dtype=bool)
         small[np.concatenate([rows for name, rows in groups.items() if name not in alone])] = True
@@ -247,10 +242,8 @@ def _with_slope(rule: Rule, parts: Sequence[np.ndarray]) -> Rule:
 def _mask(rule: Rule, margins: np.ndarray) -> np.ndarray:
     mask = np.asarray(rule(margins))
     if mask.shape != margins.shape or mask.dtype != bool:
-        raise ValueError(
-            f"The rule {_name(rule)} gave {mask.dtype} values of shape {mask.shape} for {len(margins)} pairs; it must "
-            "give one truth value per pair."
-        )
+        told = f"{mask.dtype} values of shape {mask.shape} for {len(margins)} pairs"
+        raise ValueError(f"The rule {_name(rule)} gave {told}; it must give one truth value per pair.")
     return mask
 
 
@@ -361,12 +354,10 @@ def relabel_by_vote(votes: npt.ArrayLike, how: Literal["unanimous", "majority"] 
     Args:
         votes (`np.ndarray` of shape `(N, J, 2)`):
             Votes of J judges with chosen shown first, and with rejected shown first: 1 if chosen is better, -1 if
-            rejected is, 0 for a tie; `UNREADABLE` (-128), or NaN in floats, for a missing or unreadable vote. Signs
-            are of the pair, not of the position.
+            rejected is, 0 for a tie; `UNREADABLE` (-128), or NaN in floats, for a missing or unreadable vote.
         how (`str`, *optional*, defaults to `"unanimous"`):
-            `"unanimous"`: all judges must agree in both orders. `"majority"`: the paper's rule; each call is one vote
-            for the better answer, half a vote for each in a tie, and the answer with more votes is chosen. In both,
-            a pair with a missing vote or a draw is dropped.
+            `"unanimous"`: all judges must agree in both orders. `"majority"`: the paper's rule; each call is one vote,
+            a tie half a vote for each answer. In both, a pair with a missing vote or a draw is dropped.
 
     Returns:
         [`Decision`]: its `strength` is the mean vote after flips, above 0 in kept pairs; NaN if a vote is missing.
@@ -378,17 +369,13 @@ def relabel_by_vote(votes: npt.ArrayLike, how: Literal["unanimous", "majority"] 
         raise ValueError(f"`how` is {how!r}; give one of {', '.join(map(repr, _VOTE_REASONS))}.")
     votes = np.asarray(votes)
     if votes.ndim != 3 or votes.shape[1] == 0 or votes.shape[2] != 2:
-        raise ValueError(
-            f"`votes` has shape {votes.shape}; it must be (pairs, judges, 2): both orders of every judge."
-        )
+        raise ValueError(f"`votes` has shape {votes.shape}; it must be (pairs, judges, 2): both orders of each judge.")
     missing = is_missing_vote(votes)
     is_valid = missing | np.isin(votes, (-1, 0, 1))
     if not is_valid.all():
         pair, judge, order = np.argwhere(~is_valid)[0]
-        raise ValueError(
-            f"Vote {order} of judge {judge} for pair {pair} is {votes[pair, judge, order]}; give 1, 0 or -1, or "
-            f"{UNREADABLE} for one that cannot be read."
-        )
+        given = f"Vote {order} of judge {judge} for pair {pair} is {votes[pair, judge, order]}"
+        raise ValueError(f"{given}; give 1, 0 or -1, or {UNREADABLE} for one that cannot be read.")
     unreadable = missing.any(axis=(1, 2))
     # A tie is half a vote for each answer, so the sum of signs is the lead of chosen.
     lead = np.where(missing, 0, votes).sum(axis=(1, 2), dtype=np.int64)

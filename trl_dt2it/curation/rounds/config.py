@@ -7,9 +7,9 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -34,9 +34,10 @@ from .stages import Stage
 from .training import RewardTraining
 
 
+T = TypeVar("T")
+
 # Rules that a configuration may name, with any option of the function beside the name.
 FLIP_RULES = {rule.__name__: rule for rule in (flip_weakest_half, flip_negative, flip_mixture)}
-
 KEEP_RULES = {rule.__name__: rule for rule in (keep_consistent, keep_confident)}
 
 # The paper: the worse half of the pairs that the model contradicts is flipped; a model that is trained on the result
@@ -55,14 +56,12 @@ METHODS: dict[str, list[dict[str, Any]]] = {
 }
 
 FINALS = ("unbalanced", "base", "uncurated", "curated", "oracle")
-
 SET_KINDS = ("dataset_name", "preferences")
 
 # Rows of further kinds of sources: a function of the `source` and of the value of the key that names the kind.
 Loaders = Mapping[str, Callable[[str, Mapping[str, Any]], Dataset]]
 
 _FILES = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
-
 _BALANCE = {"by": "source", "max_weight": 10.0, "features": None}
 
 
@@ -86,16 +85,11 @@ class Step:
     judge: bool = False  # ask judges about the pairs that the rules drop; those that they agree on come back
 
     def __post_init__(self) -> None:
-        for name, choices in (
-            ("train_on", (None, "base", "current")),
-            ("combine", ("raw", "zscore", "rank")),
-            ("orientation", ("source", "current")),
-        ):
-            value = getattr(self, name)
-            if value not in choices:
-                raise ValueError(
-                    f"`{name}` of a round is {value!r}; choose one of {', '.join(filter(None, choices))}."
-                )
+        choices = {"train_on": (None, "base", "current"), "combine": ("raw", "zscore", "rank")}
+        for name, known in {**choices, "orientation": ("source", "current")}.items():
+            if (given := getattr(self, name)) not in known:
+                told = ", ".join(filter(None, known))
+                raise ValueError(f"`{name}` of a round is {given!r}; choose one of {told}.")
         if self.folds is not None and self.folds < 1:
             raise ValueError(f"`folds` of a round is {self.folds}; it must be at least 1.")
         if not 0 <= self.min_kept <= 1:
@@ -116,12 +110,11 @@ class Step:
 def read_rule(rule: Mapping[str, Any]) -> Flip | Keep:
     """Read a rule as [`decide`] takes it."""
     options = dict(rule)
-    kinds = [kind for kind in ("flip", "keep") if kind in options]
-    if len(kinds) != 1:
+    if ("flip" in rule) == ("keep" in rule):
         raise ValueError(f"The rule {dict(rule)} has to have one of the keys `flip` and `keep`.")
-    kind, name = kinds[0], options.pop(kinds[0])
-    own = {key: options.pop(key) for key in ("by", "min_pairs") if key in options and (kind == "flip" or key == "by")}
-    known: Mapping[str, Any] = FLIP_RULES if kind == "flip" else KEEP_RULES
+    kind, made = ("flip", Flip) if "flip" in rule else ("keep", cast(Any, Keep))
+    name, known = options.pop(kind), cast("dict[str, Any]", FLIP_RULES if kind == "flip" else KEEP_RULES)
+    own = {key.name: options.pop(key.name) for key in fields(made) if key.name in options and key.name != "rule"}
     if name not in known:
         raise ValueError(f"`{kind}: {name}` is no rule; choose one of {', '.join(known)}.")
     # The first parameter is the reward margins, and keyword-only parameters are for arrays.
@@ -130,8 +123,7 @@ def read_rule(rule: Mapping[str, Any]) -> Flip | Keep:
     if unknown := [option for option in options if option not in allowed]:
         takes = f"takes {', '.join(allowed)}" if allowed else "takes no options"
         raise ValueError(f"The rule {name} has no option `{unknown[0]}`; it {takes}.")
-    function = partial(known[name], **options)
-    return Flip(function, **own) if kind == "flip" else Keep(function, **own)
+    return made(partial(known[name], **options), **own)
 
 
 def read_rounds(
@@ -143,21 +135,20 @@ def read_rounds(
     if rounds is not None and not rounds:
         raise ValueError("`rounds` is empty; give at least one round, or leave it out for those of the method.")
     read: list[list[Step]] = []
+    known = [field.name for field in fields(Step)]
     for number, given in enumerate(METHODS[method] if rounds is None else rounds, 1):
         if "steps" in given and len(given) > 1:
             raise ValueError(f"Round {number} has `steps` and other keys beside it; put these into the steps.")
         steps = [dict(one) for one in given.get("steps", [given])]
         if rounds is None and judge:
             steps[-1]["judge"] = True
-        known = [field.name for field in fields(Step)]
+        if unknown := [key for step in steps for key in step if key not in known]:
+            raise ValueError(f"Round {number} has the unknown key `{unknown[0]}`; known are {', '.join(known)}.")
         for index, step in enumerate(steps):
-            if unknown := [key for key in step if key not in known]:
-                raise ValueError(f"Round {number} has the unknown key `{unknown[0]}`; known are {', '.join(known)}.")
             step.setdefault("train_on", "current" if read or index else "base")
             step.setdefault("folds", folds)
         read.append([Step(**step) for step in steps])
-        names = [step.name for step in read[-1]]
-        if len(set(names)) < len(names):
+        if len({step.name for step in read[-1]}) < len(steps):
             raise ValueError(f"The steps of round {number} need a `name` each, all different.")
         if any(step.judge for step in read[-1]) and not judge:
             raise ValueError(f"Round {number} has `judge: true`, but there is no `judge`; say where it is.")
@@ -187,14 +178,14 @@ def read_set(where: str, source: str, spec: Mapping[str, Any], loaders: Loaders 
         raise ValueError(f"`{where}` has to have one of the keys {', '.join(known)}.")
     kind, value, most = kinds[0], spec.pop(kinds[0]), spec.pop("max_rows", None)
     if kind == "preferences":
-        rows = load_preferences(value, **{"source": source, **spec})
+        rows, spec = load_preferences(value, **{"source": source, **spec}), {}
     elif kind == "dataset_name":
-        config, split = spec.pop("dataset_config", None), spec.pop("dataset_split", "train")
-        rows, root = _load(where, str(value), config, split), spec.pop("image_root", None)
+        rows = _load(where, str(value), spec.pop("dataset_config", None), spec.pop("dataset_split", "train"))
+        root = spec.pop("image_root", None)
         rows = rows if root is None else with_canonical_columns(rows, image_root=root)
     else:
         rows = loaders[kind](source, json.loads(value) if isinstance(value, str) else value)
-    if kind != "preferences" and spec:
+    if spec:
         raise ValueError(f"`{where}` has the unknown key `{next(iter(spec))}`.")
     return rows if most is None or most >= len(rows) else rows.select(range(most))
 
@@ -244,6 +235,18 @@ def folds_of(dataset: Dataset, pair_ids: pa.Array, number: int, seed: int = 42) 
     return part[groups]
 
 
+def _once(method: Callable[[Any, str], T]) -> Callable[[Any, str], T]:
+    """Call a method of [`SourceSets`] once for each set."""
+
+    @wraps(method)
+    def made(sets: Any, name: str) -> T:
+        if (key := (method.__name__, name)) not in sets._made:
+            sets._made[key] = method(sets, name)
+        return sets._made[key]
+
+    return made
+
+
 @dataclass
 class SourceSets:
     """The sets of a run, each read when it is first needed."""
@@ -254,54 +257,39 @@ class SourceSets:
     loaders: Loaders | None = None
     _made: dict[tuple[str, str], Any] = field(default_factory=dict)
 
-    def _once(self, kind: str, name: str, make: Callable[[], Any]) -> Any:
-        if (kind, name) not in self._made:
-            self._made[kind, name] = make()
-        return self._made[kind, name]
-
+    @_once
     def raw(self, name: str) -> Dataset:
         """Return all rows of a set."""
-        return self._once("raw", name, lambda: read_sets(name, self.specs[name], self.loaders))
+        return read_sets(name, self.specs[name], self.loaders)
 
+    @_once
     def contents(self, name: str) -> pa.Table:
         """Return names and contents of all rows of a set, as [`pair_contents`] does; images are read once."""
+        rows, args = self.raw(name), self.args
+        return on_main_process(lambda: pair_contents(rows, image_root=args.image_root, num_proc=args.dataset_num_proc))
 
-        def make() -> pa.Table:
-            rows, args = self.raw(name), self.args
-            return on_main_process(
-                lambda: pair_contents(rows, image_root=args.image_root, num_proc=args.dataset_num_proc)
-            )
-
-        return self._once("contents", name, make)
-
+    @_once
     def digest(self, name: str) -> str:
         """Hash a set, and the settings that decide which of its rows can be used."""
-
-        def make() -> str:
-            args, rows, contents = self.args, self.raw(name), self.contents(name)
-            limits = {"max_length": args.max_length, "min_pixels": args.min_pixels, "max_pixels": args.max_pixels}
-            content = on_main_process(lambda: set_digest(rows, contents["pair_id"].combine_chunks(), contents))
-            return digest_of([content, args.on_bad_row, args.image_check, limits])
-
-        return self._once("digest", name, make)
+        args, rows, contents = self.args, self.raw(name), self.contents(name)
+        limits = {"max_length": args.max_length, "min_pixels": args.min_pixels, "max_pixels": args.max_pixels}
+        content = on_main_process(lambda: set_digest(rows, contents["pair_id"].combine_chunks(), contents))
+        return digest_of([content, args.on_bad_row, args.image_check, limits])
 
     def fingerprint(self, name: str) -> str:
         """Hash the names of all rows of a set, by which a ledger knows it, whichever of them can be used."""
         return source_fingerprint(self.contents(name)["pair_id"].combine_chunks())
 
+    @_once
     def usable(self, name: str) -> Dataset:
         """Return the rows of a set that can be trained on and scored; others are quarantined as in a training."""
-
-        def make() -> Dataset:
-            model_dir, args = self.model_dir(), self.args
-            processing_class = load_processing_class(model_dir, trust_remote_code=args.trust_remote_code)
-            set_pixel_limits(processing_class, min_pixels=args.min_pixels, max_pixels=args.max_pixels)
-            collator = MultimodalPreferenceCollator(processing_class, image_options=image_options(args))
-            # Named first, so that copies are numbered the same way whatever rows are dropped.
-            rows = with_columns(self.raw(name), {"pair_id": self.contents(name)["pair_id"].combine_chunks()})
-            return prepare_dataset(rows, name=name, collator=collator, args=args)[0]
-
-        return self._once("usable", name, make)
+        model_dir, args = self.model_dir(), self.args
+        processing_class = load_processing_class(model_dir, trust_remote_code=args.trust_remote_code)
+        set_pixel_limits(processing_class, min_pixels=args.min_pixels, max_pixels=args.max_pixels)
+        collator = MultimodalPreferenceCollator(processing_class, image_options=image_options(args))
+        # Named first, so that copies are numbered the same way whatever rows are dropped.
+        rows = with_columns(self.raw(name), {"pair_id": self.contents(name)["pair_id"].combine_chunks()})
+        return prepare_dataset(rows, name=name, collator=collator, args=args)[0]
 
     def names(self, name: str) -> pa.Array:
         """Return the names of the usable rows of a set."""
@@ -383,10 +371,7 @@ def read_run(
     if training.args.load_best_model_at_end or training.args.save_strategy == "best":
         raise ValueError("The rounds score with the last weights of a training; leave `load_best_model_at_end` out.")
     if is_deepspeed_zero3_enabled():
-        raise ValueError(
-            "The rounds load a whole model on each GPU to score, which DeepSpeed ZeRO-3 does not allow; launch them "
-            "with ZeRO-2, as in recipes/accelerate/deepspeed_zero2.yaml."
-        )
+        raise ValueError("The rounds load whole models to score, which DeepSpeed ZeRO-3 does not allow; use ZeRO-2.")
     if rows_per_shard < 1:
         raise ValueError(f"`rows_per_shard` is {rows_per_shard}; it must be at least 1.")
     read = list[BaseModel]()
@@ -424,15 +409,14 @@ def read_balance(given: Mapping[str, Any] | bool | None) -> dict[str, Any] | Non
     if not isinstance(options, Mapping):
         raise ValueError(f"`balance_style` is {given!r}; give true, or by, max_weight and features.")
     if unknown := [key for key in options if key not in (*_BALANCE, "one_sided")]:
-        raise ValueError(
-            f"`balance_style` has the unknown key `{unknown[0]}`; known are {', '.join(_BALANCE)} and one_sided."
-        )
+        known = ", ".join(_BALANCE)
+        raise ValueError(f"`balance_style` has the unknown key `{unknown[0]}`; known are {known} and one_sided.")
     settings = {**_BALANCE, **options}
-    if settings["max_weight"] is not None and not settings["max_weight"] > 1:
-        raise ValueError(f"`max_weight` of `balance_style` is {settings['max_weight']}; give a number above 1.")
-    if settings.get("one_sided", "leave") not in ONE_SIDED:
-        known = ", ".join(ONE_SIDED)
-        raise ValueError(f"`one_sided` of `balance_style` is {settings['one_sided']!r}; give one of {known}.")
+    most, one_sided = settings["max_weight"], settings.get("one_sided", "leave")
+    if most is not None and not most > 1:
+        raise ValueError(f"`max_weight` of `balance_style` is {most}; give a number above 1.")
+    if one_sided not in ONE_SIDED:
+        raise ValueError(f"`one_sided` of `balance_style` is {one_sided!r}; give one of {', '.join(ONE_SIDED)}.")
     if unknown := [name for name in settings["features"] or () if name not in STYLE_FEATURES]:
         known = ", ".join(STYLE_FEATURES)
         raise ValueError(f"`balance_style` names the feature {unknown[0]!r}; known are {known}.")

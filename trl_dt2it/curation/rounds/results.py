@@ -42,7 +42,6 @@ from .training import close_trackers
 
 
 RUN_FILE = "run.json"
-
 PACKAGES = ("trl-dt2it", "trl", "transformers", "torch", "accelerate", "datasets", "peft")
 
 FINAL_NAMES = {
@@ -94,11 +93,9 @@ def read_record(directory: str | os.PathLike) -> dict[str, Any] | None:
 
 def machine() -> str:
     """Describe the hardware in a few words."""
-    count = PartialState().num_processes
-    processes = f"{count} process" + ("es" if count > 1 else "")
-    if PartialState().device.type == "cuda":
-        return f"{processes}, {torch.cuda.get_device_name()}"
-    return f"{processes}, {os.cpu_count()} CPU cores, {sys.platform} {platform.machine()}"
+    count, cores = PartialState().num_processes, f"{os.cpu_count()} CPU cores, {sys.platform} {platform.machine()}"
+    on = torch.cuda.get_device_name() if PartialState().device.type == "cuda" else cores
+    return f"{count} process{'es' if count > 1 else ''}, {on}"
 
 
 def report_decision(run: CurationRun, place: int, counts: Mapping[str, Any]) -> None:
@@ -107,28 +104,12 @@ def report_decision(run: CurationRun, place: int, counts: Mapping[str, Any]) -> 
         return
     entries = {0: pool_metrics(run, after=0)} if place == 1 else {}
     entries[place] = pool_metrics(run) | {f"curation/{name}": counts[name] for name in _TRUTHS if name in counts}
-    log_to_trackers(run, entries)
-
-
-def pool_metrics(run: CurationRun, after: int | None = None) -> dict[str, float]:
-    """Compute the metrics of the pool after a round of the ledger, by default the last; 0 is the pool as it came."""
-    pool, ledger = run.sets.usable("pool"), CurationLedger(run.output_dir / "ledger")
-    contents = run.sets.contents("pool")
-    known = ledger.labels(run.sets.names("pool"), after, contents=contents)
-    sources = cast("Mapping[str | None, np.ndarray]", parts_by(pool, "source"))
-    metrics = curation_metrics(known["flipped"], known["kept"], known["strength"], np.arange(len(pool)), sources)
-    return metrics | audit_style(ledger.apply(pool, after=after, contents=contents)).metrics()
-
-
-def log_to_trackers(run: CurationRun, entries: Mapping[int, Mapping[str, float]]) -> None:
-    """Log metrics by step to the trackers, as one run beside those of the trainings."""
     args: MultimodalRewardConfig = copy.copy(run.training.args)
     args.run_name = f"{args.run_name or run.output_dir.name}-curation"
-    # The same run and folder at every decision, also after a kill.
-    name = digest(str(run.output_dir.resolve()))[:16]
-    folder = run.output_dir / "runs" / "curation"
+    # The same run and folder at every decision, also after a kill, beside those of the trainings.
+    name, folder = digest(str(run.output_dir.resolve()))[:16], str(run.output_dir / "runs" / "curation")
     variables = {"wandb_run_id": name, "wandb_resume": "allow", "wandb_log_model": "false"}
-    with patch_environment(tensorboard_logging_dir=str(folder), **variables):
+    with patch_environment(tensorboard_logging_dir=folder, **variables):
         control = TrainerControl()
         for tracker in [make() for make in get_reporting_integration_callbacks(args.report_to)]:
             tracker.on_train_begin(args, TrainerState(), control, model=None)
@@ -136,6 +117,16 @@ def log_to_trackers(run: CurationRun, entries: Mapping[int, Mapping[str, float]]
                 tracker.on_log(args, TrainerState(global_step=step), control, model=None, logs=dict(metrics))
             tracker.on_train_end(args, TrainerState(), control, model=None)
         close_trackers(args)
+
+
+def pool_metrics(run: CurationRun, after: int | None = None) -> dict[str, float]:
+    """Compute the metrics of the pool after a round of the ledger, by default the last; 0 is the pool as it came."""
+    pool, contents = run.sets.usable("pool"), run.sets.contents("pool")
+    ledger = CurationLedger(run.output_dir / "ledger")
+    known = ledger.labels(run.sets.names("pool"), after, contents=contents)
+    sources = cast("Mapping[str | None, np.ndarray]", parts_by(pool, "source"))
+    metrics = curation_metrics(known["flipped"], known["kept"], known["strength"], np.arange(len(pool)), sources)
+    return metrics | audit_style(ledger.apply(pool, after=after, contents=contents)).metrics()
 
 
 def label_noise(pool: Dataset, flipped: np.ndarray, kept: np.ndarray) -> dict[str, float]:
@@ -179,24 +170,19 @@ def harm(final: Mapping[str, Mapping[str, Any]], audits: Mapping[str, Mapping[st
     sentences = []
     base, curated = (final.get(name, {}) for name in ("base", "curated"))
     for key in (name for name in base if name.startswith("accuracy") and name in curated):
-        fall = base[key] - curated[key]
-        if fall <= (0 if key == "accuracy" else LEAST_CHANGE):
-            continue
-        pairs = "of the test pairs" if key == "accuracy" else f"of the test pairs of {key.removeprefix('accuracy/')!r}"
-        sentences.append(
-            f"The model with the curated pool is right in {curated[key]:.4f} {pairs}, that of the base alone in "
-            f"{base[key]:.4f}: the pool does harm there; leave it out, or look for the source that does."
-        )
+        if base[key] - curated[key] > (0 if key == "accuracy" else LEAST_CHANGE):
+            of = "" if key == "accuracy" else f" of {key.removeprefix('accuracy/')!r}"
+            sentences.append(
+                f"The model with the curated pool is right in {curated[key]:.4f} of the test pairs{of}, that of the "
+                f"base alone in {base[key]:.4f}: leave the pool out, or look for the source that does harm."
+            )
     before, after = (audits.get(when, {"sources": {}})["sources"] for when in ("before", "after"))
     for source in sorted(set(before) & set(after)):
-        was, now = before[source], after[source]
-        if was["auc"] is None or now["auc"] is None:
-            continue
-        if now["interval"][0] > was["auc"] and now["auc"] - was["auc"] > LEAST_CHANGE:
+        was, now = before[source]["auc"], after[source]["auc"]
+        if None not in (was, now) and after[source]["interval"][0] > was and now - was > LEAST_CHANGE:
             sentences.append(
-                f"Style tells more of the labels of {source!r} after curation than before (leakage {was['auc']:.3f} "
-                f"to {now['auc']:.3f}): either wrong labels hid it, or the model follows style; look at what was "
-                "flipped there."
+                f"Style tells more of the labels of {source!r} after curation than before (leakage {was:.3f} to "
+                f"{now:.3f}): wrong labels hid it, or the model follows style; look at what was flipped there."
             )
     return sentences
 
@@ -210,13 +196,12 @@ def summarize_run(run: CurationRun, records: Mapping[str, Mapping[str, Any]]) ->
         stage = run.final_stage(name)
         final[name] = {
             "model_dir": str(run.output_dir / stage),
-            "pairs": counts[stage]["pairs"],
-            "steps": counts[stage]["steps"],
-            **{key: value for key, value in counts.get(f"test/{name}", {}).items() if key.startswith("accuracy")},
+            **{key: counts[stage][key] for key in ("pairs", "steps")},
         }
-    audits = audit_pool(
-        run.sets.usable("pool"), CurationLedger(run.output_dir / "ledger"), lambda _: run.sets.contents("pool")
-    )
+        tested = counts.get(f"test/{name}", {})
+        final[name] |= {key: value for key, value in tested.items() if key.startswith("accuracy")}
+    ledger = CurationLedger(run.output_dir / "ledger")
+    audits = audit_pool(run.sets.usable("pool"), ledger, lambda _: run.sets.contents("pool"))
     shown = ("auc", "interval", "note")
     style = {
         when: {source: {key: part[key] for key in shown} for source, part in audit["sources"].items()}

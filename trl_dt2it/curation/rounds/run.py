@@ -110,12 +110,9 @@ def _plan_training(plan: _Plan, name: str, model: int, kind: str, fold: tuple[in
     inputs: tuple[str, ...] = () if base.stage is None else (base.stage.name,)
     if run.balance is not None and kind != "unbalanced":
         inputs += (BALANCE,)
-    settings: dict[str, Any] = {
-        "training": run.training.settings(),
-        "model": {"name_or_path": base.name_or_path, "seed": base.seed},
-        "base": run.sets.digest("base"),
-        "kind": kind,
-    }
+    model_settings = {"name_or_path": base.name_or_path, "seed": base.seed}
+    settings: dict[str, Any] = {"training": run.training.settings(), "model": model_settings, "kind": kind}
+    settings["base"] = run.sets.digest("base")
     if base.stage is None:
         # The files of a model on disk may change under its name.
         folder = Path(run.model_dir(model))
@@ -182,38 +179,33 @@ def decide_step(
     """Decide by the scores of each model's stages, write the decision into the ledger, and return counts."""
     pool, names = run.sets.usable("pool"), run.sets.names("pool")
 
-    def write(ledger: CurationLedger, entry: tuple[int, str], digest: str) -> None:
+    def make(ledger: CurationLedger) -> dict[str, Any]:
         scores = gather_scores([[run.output_dir / name for name in parts] for parts in scored], len(pool))
         if step.orientation == "current":
             flipped, _ = pool_labels(run, ledger)
             scores[flipped] = scores[flipped, ::-1]
         source = column_of(pool, "source")
         margins = combine_scores(scores, how=cast(Any, step.combine))
-        ledger.append(
-            *entry,
-            pair_ids=names,
-            decision=decide(margins, step.read_rules(), source=source, min_kept=step.min_kept),
-            sources=source,
-            scores=scores,
-            models=[f"{one.name_or_path}, seed {one.seed}" for one in run.models],
-            settings={"digest": digest, **step.settings()},
-            orientation=cast(Any, step.orientation),
-            source_set=run.sets.fingerprint("pool"),
-            contents=run.sets.contents("pool"),
-        )
+        return {
+            "pair_ids": names,
+            "decision": decide(margins, step.read_rules(), source=source, min_kept=step.min_kept),
+            "sources": source,
+            "scores": scores,
+            "models": [f"{one.name_or_path}, seed {one.seed}" for one in run.models],
+            "orientation": step.orientation,
+        }
 
-    return _write_once(run, folder, (number, ledger_stage(step, "decide")), before, write)
+    return _write_once(run, folder, (number, ledger_stage(step, "decide")), before, step.settings(), make)
 
 
 def ask_judges(run: CurationRun, folder: Path, *, number: int, step: Step, before: Entries) -> dict[str, Any]:
-    """Ask judges about the pairs that the last decision dropped, and add their votes to the ledger; return counts.
-
-    A pair without a clear verdict stays dropped; while more pairs than `max_unanswered` have no answer, a
-    [`~trl_dt2it.judge.JudgeError`] is raised, and the next run asks about the rest.
+    """Ask judges about the pairs that the last decision dropped, and add their votes to the ledger; return counts. A
+    pair without a clear verdict stays dropped; a [`~trl_dt2it.judge.JudgeError`] if more than `max_unanswered` have no
+    answer, about which the next run asks.
     """
     pool, names, judging = run.sets.usable("pool"), run.sets.names("pool"), cast(Judging, run.judging)
 
-    def write(ledger: CurationLedger, entry: tuple[int, str], digest: str) -> None:
+    def make(ledger: CurationLedger) -> dict[str, Any]:
         dropped = np.flatnonzero(~pool_labels(run, ledger)[1])
         verdicts = judge_pairs(
             pool.select(dropped),
@@ -223,22 +215,27 @@ def ask_judges(run: CurationRun, folder: Path, *, number: int, step: Step, befor
             image_options=image_options(run.sets.args),
             show_progress=not run.training.args.disable_tqdm,
         )
-        _check_answered(verdicts, judging)
+        missing, total = int(verdicts.unanswered.sum()), len(dropped)
+        if missing > judging.max_unanswered * total:
+            told = {"over_budget": "the budget had no room for {} questions", "transport": "{} questions failed"}
+            counts = verdicts.counts().items()
+            reasons = " and ".join(told[status].format(count) for status, count in counts if status in told)
+            raise JudgeError(
+                f"{missing} of {total} pairs have no answer of all judges ({reasons}); start again to ask about them, "
+                "with a larger budget if that was the reason, or let them stay with `max_unanswered` of the judge."
+            )
         _write_votes(folder, names.take(pa.array(dropped)), verdicts)
         votes, rows = verdicts.votes[verdicts.answered], pa.array(dropped[verdicts.answered])
-        ledger.append(
-            *entry,
-            pair_ids=names.take(rows),
-            decision=relabel_by_vote(votes, cast(Any, judging.votes)),
-            sources=column_of(pool, "source").take(rows),
-            models=[f"{one.model} at {one.location}" for one in judging.endpoints],
-            votes=votes,
-            settings={"digest": digest, **judging.settings()},
-            orientation="source",
-            contents=run.sets.contents("pool"),
-        )
+        return {
+            "pair_ids": names.take(rows),
+            "decision": relabel_by_vote(votes, cast(Any, judging.votes)),
+            "sources": column_of(pool, "source").take(rows),
+            "models": [f"{one.model} at {one.location}" for one in judging.endpoints],
+            "votes": votes,
+            "orientation": "source",
+        }
 
-    counts = _write_once(run, folder, (number, ledger_stage(step, "judge")), before, write)
+    counts = _write_once(run, folder, (number, ledger_stage(step, "judge")), before, judging.settings(), make)
     return {**on_main_process(lambda: _vote_counts(folder)), **counts}
 
 
@@ -247,11 +244,13 @@ def _write_once(
     folder: Path,
     entry: tuple[int, str],
     before: Entries,
-    write: Callable[[CurationLedger, tuple[int, str], str], None],
+    settings: Mapping[str, Any],
+    make: Callable[[CurationLedger], dict[str, Any]],
 ) -> dict[str, Any]:
     """Add a decision to the ledger as of `before`, unless a run was killed right after it; count the pool after it."""
     digest = read_json(folder / "begun.json")["digest"]
-    ledger = ledger_at(run, before, next_entry=entry, digest=digest)
+    ledger, contents = ledger_at(run, before, next_entry=entry, digest=digest), run.sets.contents("pool")
+    about: dict[str, Any] = {"settings": {"digest": digest, **settings}, "source_set": run.sets.fingerprint("pool")}
 
     def standing() -> dict[str, Any] | None:
         return next((one for one in ledger.standing if (one["round"], one["stage"]) == entry), None)
@@ -259,7 +258,7 @@ def _write_once(
     def work() -> dict[str, Any]:
         written = standing()
         if written is None or written["settings"].get("digest") != digest:
-            write(ledger, entry, digest)
+            ledger.append(*entry, **about, contents=contents, **make(ledger))
         flipped, kept = pool_labels(run, ledger)
         reasons = ledger.table(cast(dict, standing()), ["reason"])["reason"]
         return {
@@ -271,22 +270,6 @@ def _write_once(
         }
 
     return on_main_process(work)
-
-
-def _check_answered(verdicts: PairVotes, judging: Judging) -> None:
-    """End the stage if too many pairs have no answer."""
-    missing, total = int(verdicts.unanswered.sum()), len(verdicts.unanswered)
-    if missing <= judging.max_unanswered * total:
-        return
-    told = " and ".join(
-        f"the budget had no room for {count} questions" if status == "over_budget" else f"{count} questions failed"
-        for status, count in verdicts.counts().items()
-        if status in ("transport", "over_budget")
-    )
-    raise JudgeError(
-        f"{missing} of {total} pairs have no answer of all judges ({told}); start again to ask about them, with a "
-        "larger budget if that was the reason, or let them stay as they are with `max_unanswered` of the judge."
-    )
 
 
 def _write_votes(folder: Path, names: pa.Array, verdicts: PairVotes) -> None:

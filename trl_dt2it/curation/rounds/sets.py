@@ -108,7 +108,16 @@ def ledger_at(
     folder, own = run.output_dir / "ledger", run.sets.fingerprint("pool")
 
     def rewind() -> None:
-        _change_ledger(folder, own)
+        before = _source_set(folder)
+        if before not in (None, own):
+            aside, mine, said = folder.with_name(f"ledger-{before}"), folder.with_name(f"ledger-{own}"), ""
+            if aside.exists():  # two ledgers of one pool, one of them a copy
+                move_aside(aside)
+            folder.rename(aside)
+            if _source_set(mine) == own:
+                mine.rename(folder)
+                said = "; the one of this pool is back from where it was moved before"
+            logger.warning(f"The ledger of another pool is now in {aside}{said}.")
         ledger = CurationLedger(folder)
         for entry in ledger.standing:
             key = entry["round"], entry["stage"]
@@ -118,22 +127,6 @@ def ledger_at(
 
     on_main_process(rewind)
     return CurationLedger(folder)
-
-
-def _change_ledger(folder: Path, own: str) -> None:
-    """Put the ledger of a pool in the place of that of another pool."""
-    before = _source_set(folder)
-    if before in (None, own):
-        return
-    aside, mine = (folder.with_name(f"ledger-{name}") for name in (before, own))
-    if aside.exists():  # two ledgers of one pool, one of them a copy
-        move_aside(aside)
-    folder.rename(aside)
-    is_back = _source_set(mine) == own
-    if is_back:
-        mine.rename(folder)
-    said = "; the one of this pool is back from where it was moved before" if is_back else ""
-    logger.warning(f"The ledger of another pool is now in {aside}{said}.")
 
 
 def _source_set(folder: Path) -> str | None:

@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import PartialState
 from filelock import FileLock
 from rich.console import Console
@@ -93,8 +94,7 @@ def run_stages(
             folder, digest = output_dir / stage.name, digests[stage.name]
             for sentence in on_main_process(partial(_bring_back, output_dir, stage, digest)):
                 say(f"{title}: {sentence}")
-            record = on_main_process(partial(record_of, folder / "stage.json", digest))
-            if record is not None:
+            if (record := on_main_process(partial(record_of, folder / "stage.json", digest))) is not None:
                 records[stage.name] = record
                 continue
             if only_shared and not stage.is_shared:
@@ -117,8 +117,9 @@ def run_stages(
                 say(f"{title}: this machine's part is done; others are still at work.")
                 break
             records[stage.name] = record
-            told = [f"{name} {_number(value)}" for name, value in record["counts"].items() if _is_number(value)]
-            say(f"{title} done in {seconds:.0f} s" + (f": {', '.join(told)}" if told else ""))
+            numbers = {name: value for name, value in record["counts"].items() if isinstance(value, (int, float))}
+            told = ", ".join(f"{k} {_number(v)}" for k, v in numbers.items() if not isinstance(v, bool))
+            say(f"{title} done in {seconds:.0f} s" + (f": {told}" if told else ""))
     return records
 
 
@@ -129,19 +130,19 @@ def show_plan(stages: Sequence[Stage], output_dir: Path, console: Console | None
     columns = ("pairs", "steps", "calls", "USD")
     for column in columns:
         table.add_column(column, justify="right")
-    total = dict.fromkeys(columns, 0.0)
+    total = np.zeros(len(columns))
     for stage in stages:
         digest = digests[stage.name]
         before = _made_before(output_dir / stage.name, digest)
         folder = before or output_dir / stage.name
         is_done = record_of(folder / "stage.json", digest) is not None and not (before and stage.is_replayed)
         state = "done" if is_done else "begun" if _has_begun(folder, digest) else "to do"
-        values = {name: stage.expected.get(name) for name in columns}
-        table.add_row(stage.name, state, *("" if value is None else _number(value) for value in values.values()))
-        for name, value in values.items():
-            total[name] += 0 if is_done else value or 0
+        values = [stage.expected.get(name) for name in columns]
+        table.add_row(stage.name, state, *("" if value is None else _number(value) for value in values))
+        if not is_done:
+            total += [value or 0 for value in values]
     table.add_section()
-    table.add_row("to do in all", "", "", *(_number(total[name]) for name in columns[1:]))
+    table.add_row("to do in all", "", "", *map(_number, total[1:]))
     (console or Console()).print(table)
 
 
@@ -192,10 +193,6 @@ def _end(path: Path, record: dict[str, Any]) -> dict[str, Any]:
     if record["counts"] is not None:
         write_json(path, record)
     return record
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _number(value: float) -> str:

@@ -80,8 +80,7 @@ class WholeCheckpoints(TrainerCallback):
         if state.global_step >= state.max_steps:
             control.should_save = False
 
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.on_step_end(args, state, control)
+    on_epoch_end = on_step_end
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         wait_for_everyone()
@@ -175,22 +174,14 @@ def newest_checkpoint(folder: Path) -> str | None:
 def scorer(folder: Path, training: RewardTraining) -> Iterator[Callable[[Dataset, str], np.ndarray]]:
     """Score with a trained model, loaded when it is first needed and freed afterwards."""
     loaded: list[tuple[torch.nn.Module, MultimodalPreferenceCollator]] = []
+    args = training.args
 
     def score(dataset: Dataset, desc: str) -> np.ndarray:
         if not loaded:
-            loaded.append(load_scorer(folder, training))
-        model, collator = loaded[0]
-        args = training.args
-        return score_pairs(
-            model,
-            dataset,
-            collator,
-            batch_size=args.per_device_eval_batch_size,
-            max_tokens_per_batch=args.max_tokens_per_batch,
-            num_workers=args.dataloader_num_workers,
-            desc=desc,
-            show_progress=not args.disable_tqdm,
-        )
+            loaded.append(_load_scorer(folder, training))
+        options: dict[str, Any] = {"num_workers": args.dataloader_num_workers, "show_progress": not args.disable_tqdm}
+        options |= {"batch_size": args.per_device_eval_batch_size, "max_tokens_per_batch": args.max_tokens_per_batch}
+        return score_pairs(loaded[0][0], dataset, loaded[0][1], desc=desc, **options)
 
     try:
         yield score
@@ -199,7 +190,7 @@ def scorer(folder: Path, training: RewardTraining) -> Iterator[Callable[[Dataset
         _free()
 
 
-def load_scorer(folder: Path, training: RewardTraining) -> tuple[torch.nn.Module, MultimodalPreferenceCollator]:
+def _load_scorer(folder: Path, training: RewardTraining) -> tuple[torch.nn.Module, MultimodalPreferenceCollator]:
     """Load a trained model onto this process's device, and its collator."""
     args = training.args
     kwargs = {key: value for key, value in training.init_kwargs.items() if key in ("dtype", "attn_implementation")}
