@@ -7,7 +7,6 @@ stock vLLM (`--runner pooling`). They are made on demand from the family's nativ
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 import os
@@ -29,18 +28,15 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoModelForSequenceClassification,
     AutoProcessor,
-    BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedModel,
     ProcessorMixin,
-    set_seed,
 )
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.modeling_layers import GenericForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from transformers.utils import cached_file, find_adapter_config_file, logging
-from trl import RewardConfig
 
 from ..utils import whole_weights
 from .families import FAMILIES, PIXELS
@@ -573,47 +569,6 @@ if not TYPE_CHECKING:  # which would take every name for one of this module
             if name == family.prefix + _REWARD_SUFFIX:
                 return reward_model_class(CONFIG_MAPPING[model_type])
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def load_for_training(
-    name_or_path: str,
-    args: RewardConfig,
-    init_kwargs: dict[str, Any],
-    quantization_config: BitsAndBytesConfig | None = None,
-) -> PreTrainedModel:
-    """Load a model for training, in fp32 by default, as TRL does."""
-    kwargs = {"dtype": "float32", "trust_remote_code": args.trust_remote_code, "is_trainable": True, **init_kwargs}
-    if quantization_config is not None:
-        if "quantization_config" in kwargs:
-            raise ValueError("Pass `quantization_config` to the trainer or in `model_init_kwargs`, not both.")
-        kwargs["quantization_config"] = quantization_config
-    set_seed(args.seed)
-    return load_reward_model(name_or_path, **kwargs)
-
-
-def set_up_4bit_weights(model: PreTrainedModel, args: RewardConfig) -> None:
-    """Refuse 4-bit weights that bitsandbytes would spoil; have others compute in the model's half precision."""
-    config = getattr(model.config, "quantization_config", None)
-    if not isinstance(config, BitsAndBytesConfig) or not config.load_in_4bit:
-        return
-    if model.device.type == "cpu" and not config.bnb_4bit_use_double_quant:
-        # bitsandbytes packs them when an evaluation reads them and unpacks them when the model is saved, but restores
-        # the scales of the blocks only if these are quantized too. The next step would go on with another model.
-        raise ValueError(
-            "On a CPU, 4-bit weights need double quantization, because bitsandbytes spoils others when the model is "
-            "saved after an evaluation; set `use_bnb_nested_quant`, or `bnb_4bit_use_double_quant=True` in the "
-            "`BitsAndBytesConfig`."
-        )
-    half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-    if half is None or config.bnb_4bit_compute_dtype != torch.float32:
-        return
-    # They bypass autocast, and bitsandbytes' default of fp32 is several times slower.
-    logger.warning(f"The 4-bit weights compute in {half}, as the model does, and not in their default of float32.")
-    model.config.quantization_config = copy.deepcopy(config)  # the user's own stays as it is
-    model.config.quantization_config.bnb_4bit_compute_dtype = half
-    for module in model.modules():
-        if hasattr(module, "compute_dtype"):
-            module.compute_dtype = half  # type: ignore[assignment]  # torch: only tensors and modules
 
 
 def load_processing_class(

@@ -38,6 +38,7 @@ from ..data.mixing import concatenate
 from ..models.freezing import let_gradients_into_checkpoints, set_reward_statistics, write_beside_adapter
 from ..models.modeling import pad_id_as_saved
 from ..models.rendering import ProcessingClass, get_tokenizer
+from ..models.shared_prefix import decide_share_prefix
 from ..utils import check_shared_folder, gather
 from .batching import (
     BatchPlan,
@@ -70,8 +71,8 @@ from .setup import (
     as_trainers,
     check_setup,
     exact_weights,
+    image_options,
     is_reentrant,
-    make_collator,
     plain_columns,
     prepare_dataset,
     put_back_exact,
@@ -209,7 +210,13 @@ class MultimodalRewardTrainer(RewardTrainer):
         )
         use_liger_kernels(model, args)
         # Read by `_prepare_dataset`, which RewardTrainer's `__init__` calls.
-        self._collator = make_collator(model, processing_class, args)
+        self._collator = MultimodalPreferenceCollator(
+            processing_class,
+            image_options(args),
+            pad_to_multiple_of=cast("int | None", args.pad_to_multiple_of),  # `__post_init__` has resolved a string
+            media=(),  # what the sets can hold is not known yet
+            share_prefix=decide_share_prefix(args.share_prefix, model),
+        )
         self.loss_type: str | LossFunction = args.loss_type
         sets = list(eval_dataset.values()) if isinstance(eval_dataset, dict) else [eval_dataset]
         has_adapters = peft_config is not None or is_peft_model(model)
