@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -40,7 +43,6 @@ from transformers.utils import cached_file, find_adapter_config_file, logging
 
 from ..utils import whole_weights
 from .families import FAMILIES, PIXELS
-from .freezing import is_head, num_tokens_of_adapter, read_beside_adapter
 from .rendering import ProcessingClass
 from .shared_prefix import encode_once, last_hidden_states, use_shared_prefix
 
@@ -50,12 +52,20 @@ logger = logging.get_logger(__name__)
 _NATIVE_SUFFIX = "ForConditionalGeneration"
 _REWARD_SUFFIX = "ForSequenceClassification"
 
+STATISTICS_FILE = "reward_statistics.json"  # beside an adapter, which has no configuration of the model
+STATISTICS = ("reward_mean", "reward_std")
+
 if TYPE_CHECKING:
     # Each class made from it has the family's pretrained model as its second base.
     class _Base(GenericForSequenceClassification, PreTrainedModel):
         model: nn.Module
 else:
     _Base = GenericForSequenceClassification
+
+
+def is_head(name: str) -> bool:
+    """Tell whether a parameter or module belongs to the `score` head, in an adapter's wrapper too."""
+    return "score" in name.split(".")
 
 
 class RewardHead(nn.Linear):
@@ -201,8 +211,8 @@ def refuse_unseen(config: PreTrainedConfig, input_ids: torch.Tensor, inputs: dic
     for kind, name in PIXELS.items():
         if is_shown[kind] and not has_pixels[kind]:
             raise ValueError(
-                f"The tokens hold placeholders of {kind}s without `{name}` to put in their place; pass all that the "
-                "processor returns (in GRPO and RLOO, `RewardScorer(...).as_reward_func()` in place of the model)."
+                f"The tokens hold placeholders of {kind}s without `{name}`; pass all that the processor returns (in "
+                "GRPO and RLOO, `RewardScorer(...).as_reward_func()` in place of the model)."
             )
 
 
@@ -258,8 +268,7 @@ def load_reward_model(
 
     Args:
         name_or_path (`str` or `os.PathLike`):
-            Hub id or directory of a reward model, of a native `...ForConditionalGeneration` checkpoint, or of a PEFT
-            adapter trained on one.
+            Hub id or directory of a reward model, of a native checkpoint, or of a PEFT adapter trained on one.
         dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`):
             Dtype of the weights; `"auto"` keeps the checkpoint's.
         attn_implementation (`str` or `dict[str, str]`, *optional*):
@@ -269,13 +278,11 @@ def load_reward_model(
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether code that ships with the checkpoint may run.
         allow_new_head (`bool`, *optional*, defaults to `True`):
-            Whether to add a newly initialized `score` head to a checkpoint without one. With `False`, as for
-            inference, such a checkpoint is an error.
+            Whether to add a new `score` head to a checkpoint without one, which is an error otherwise.
         is_trainable (`bool`, *optional*, defaults to `False`):
             Whether to load an adapter and its head for further training; other weights are trainable in any case.
         kwargs:
-            Passed to `from_pretrained`, such as `device_map` or `quantization_config`. Pickled weights are refused
-            unless `use_safetensors=None` is among them.
+            Passed to `from_pretrained`, such as `device_map`. `use_safetensors=None` allows pickled weights.
 
     Returns:
         [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]: the model with `config.num_labels == 1`, in
@@ -284,8 +291,7 @@ def load_reward_model(
 
     Raises:
         `ValueError`: if there is no such directory, if the family is not supported (the message lists those that
-        are), if weights are missing or surplus, if the checkpoint has more than one label, or if it has no head and
-        `allow_new_head=False`.
+        are), if weights are missing or surplus, or if the checkpoint has more than one label.
     """
     is_path = os.path.isabs(name_or_path) or str(name_or_path).startswith((".", "~"))
     if is_path and not os.path.isdir(name_or_path):
@@ -302,32 +308,31 @@ def load_reward_model(
     is_reward_model = (config.architectures or [""])[0].endswith(_REWARD_SUFFIX)
     if is_reward_model and config.num_labels != 1:
         raise ValueError(f"{name_or_path} has {config.num_labels} labels; a reward model has one.")
-
     if config.is_encoder_decoder or config.get_text_config().is_encoder_decoder:
         raise ValueError(_unsupported(config.model_type, "is an encoder-decoder"))
-    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-        cls = reward_model_class(config.__class__)
-        if config.model_type not in FAMILIES:
-            logger.warning(
-                f"No test of trl_dt2it covers `{config.model_type}`. It is tried all the same; reload what you save "
-                "with `load_reward_model`."
-            )
-        if is_reward_model:
-            return cls.from_pretrained(name_or_path, **{**load_kwargs, "output_loading_info": False})
-        if not allow_new_head:
-            raise ValueError(_no_head(name_or_path))
-        score = _new_head(config)
-        loaded = AutoModelForImageTextToText.from_pretrained(name_or_path, **load_kwargs)
-        native, info = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
-        _raise_on_incomplete(info, name_or_path, unexpected_allowed=("lm_head.weight",))
-        return _replace_head(native, cls, score)
-
     ships_own_code = "AutoModelForSequenceClassification" in (getattr(config, "auto_map", None) or {})
-    if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING or ships_own_code:
-        if not (is_reward_model or allow_new_head):
-            raise ValueError(_no_head(name_or_path))
+    is_text = type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING or ships_own_code
+    is_vision = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    cls = None if is_text and not is_vision else reward_model_class(config.__class__)
+    if not (is_reward_model or allow_new_head):
+        raise ValueError(
+            f"{name_or_path} has no trained `score` head, so its rewards would be random; load a reward model, or "
+            "pass `allow_new_head=True` to train one."
+        )
+    if cls is None:
         return _load_text_model(name_or_path, config, is_reward_model, load_kwargs)
-    raise ValueError(_unsupported(config.model_type, "has no image-text-to-text model in transformers"))
+    if config.model_type not in FAMILIES:
+        logger.warning(
+            f"No test of trl_dt2it covers `{config.model_type}`. It is tried all the same; reload what you save with "
+            "`load_reward_model`."
+        )
+    if is_reward_model:
+        return cls.from_pretrained(name_or_path, **{**load_kwargs, "output_loading_info": False})
+    score = _new_head(config)
+    loaded = AutoModelForImageTextToText.from_pretrained(name_or_path, **load_kwargs)
+    native, info = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
+    _raise_on_incomplete(info, name_or_path, unexpected_allowed=("lm_head.weight",))
+    return _replace_head(native, cls, score)
 
 
 def _load_text_model(
@@ -345,7 +350,7 @@ def _load_text_model(
     keep_head_in_fp32(model)
     heads: set[str] = set()
     if info["unexpected_keys"]:
-        heads = language_head_weights(config, name_or_path, revision=load_kwargs["revision"])
+        heads = language_head_weights(config, name_or_path, load_kwargs["revision"])
     _raise_on_incomplete(info, name_or_path, () if is_reward_model else ("score.weight",), tuple(heads))
     mark_as_reward_model(model.config)
     read_last_real_token(model)
@@ -424,13 +429,6 @@ def _load_adapter(
     return PeftModel.from_pretrained(base, name_or_path, revision=revision, is_trainable=is_trainable).eval()
 
 
-def _no_head(name_or_path: str | os.PathLike) -> str:
-    return (
-        f"{name_or_path} has no trained `score` head, so its rewards would be random; load a reward model, or "
-        "pass `allow_new_head=True` to train one."
-    )
-
-
 def _raise_on_incomplete(
     info: dict[str, Any],
     name_or_path: str | os.PathLike,
@@ -489,20 +487,17 @@ def pad_id_as_saved(model: Any) -> Iterator[None]:
     # By such an id transformers would read every conversation one token early, without a warning. Without an id it
     # reads a single conversation right and refuses a batch.
     configs = [model.config, model.config.get_text_config()] if isinstance(model, _TextRewardModel) else []
-    pads = [(config, config.pad_token_id) for config in configs if _pads_with_end_token(config)]
-    for config, _ in pads:
-        config.pad_token_id = None
+    pads = []
+    for config in configs:
+        ends, pad = getattr(config, "eos_token_id", None), config.pad_token_id
+        if pad is not None and pad in (ends if isinstance(ends, (list, tuple)) else [ends]):
+            pads.append((config, pad))
+            config.pad_token_id = None
     try:
         yield
     finally:
         for config, pad_token_id in pads:
             config.pad_token_id = pad_token_id
-
-
-def _pads_with_end_token(config: PreTrainedConfig) -> bool:
-    ids: Any = getattr(config, "eos_token_id", None)
-    pad = config.pad_token_id
-    return pad is not None and pad in (ids if isinstance(ids, (list, tuple)) else [ids])
 
 
 def read_last_real_token(model: Any) -> None:
@@ -543,9 +538,7 @@ def _new_by_mask(stock: Any) -> PreTrainedModel:
     return cls.__new__(cls)
 
 
-def language_head_weights(
-    config: PreTrainedConfig, name_or_path: str | os.PathLike, *, revision: str | None = None
-) -> set[str]:
+def language_head_weights(config: PreTrainedConfig, name_or_path: str | os.PathLike, revision: str) -> set[str]:
     """Return the names of the language head's weights of a text family, in the model and in the checkpoint."""
     # `lm_head` in most families, `embed_out` in GPT-NeoX, with or without bias, tied or not.
     remote = (getattr(config, "auto_map", None) or {}).get("AutoModelForCausalLM")
@@ -569,6 +562,56 @@ if not TYPE_CHECKING:  # which would take every name for one of this module
             if name == family.prefix + _REWARD_SUFFIX:
                 return reward_model_class(CONFIG_MAPPING[model_type])
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def embedding_name(model: PreTrainedModel) -> str:
+    """Return the dotted path of a model's token embeddings."""
+    embeddings = model.get_input_embeddings()
+    return next(name for name, module in model.named_modules() if module is embeddings)
+
+
+def num_embeddings(model: PreTrainedModel) -> int:
+    """Count the token embeddings of a model."""
+    return cast(torch.Tensor, model.get_input_embeddings().weight).shape[0]
+
+
+def num_tokens_of_adapter(base: PreTrainedModel, peft_config: Any, shapes: Mapping[str, Sequence[int]]) -> int | None:
+    """Return the number of token embeddings that an adapter needs, or `None` if its base model has as many."""
+    path, current = embedding_name(base), num_embeddings(base)
+    saved = [shape[0] for key, shape in shapes.items() if f".{path}." in key and key.endswith("weight")]
+    indices = getattr(peft_config, "trainable_token_indices", None) or {}
+    if isinstance(indices, dict):
+        indices = indices.get(path.rsplit(".", 1)[-1], [])
+    needed = max(saved, default=max([current - 1, *indices]) + 1)
+    return None if needed == current else needed
+
+
+def set_reward_statistics(config: PreTrainedConfig, statistics: dict[str, float] | None) -> None:
+    """Set `reward_mean` and `reward_std` of a configuration, or remove them."""
+    for name in STATISTICS:
+        vars(config).pop(name, None)
+    vars(config).update(statistics or {})
+
+
+def write_beside_adapter(config: PreTrainedConfig, folder: str | os.PathLike) -> None:
+    """Write the mean and standard deviation of a configuration into an adapter's directory."""
+    path = Path(folder) / STATISTICS_FILE
+    if values := {name: vars(config)[name] for name in STATISTICS if name in vars(config)}:
+        path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    else:
+        path.unlink(missing_ok=True)
+
+
+def read_beside_adapter(config: PreTrainedConfig, name_or_path: str | os.PathLike, revision: str | None) -> None:
+    """Set the mean and standard deviation of an adapter's rewards in its base model's configuration."""
+    path = cached_file(name_or_path, STATISTICS_FILE, revision=revision, _raise_exceptions_for_missing_entries=False)
+    values = None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+    are_numbers = isinstance(values, dict) and all(isinstance(v, (int, float)) for v in values.values())
+    if path is not None and not (
+        are_numbers and {*values} == {*STATISTICS} and all(map(math.isfinite, values.values()))
+    ):
+        raise ValueError(f"{path} does not hold the finite numbers {' and '.join(STATISTICS)}; delete it.")
+    set_reward_statistics(config, values)
 
 
 def load_processing_class(

@@ -12,11 +12,6 @@ from trl import RewardConfig
 from .losses import LOSSES, STRENGTH_NORMALIZATIONS, loss_name
 
 
-BAD_ROW_CHOICES = ("raise", "quarantine")
-IMAGE_CHECKS = ("full", "header", "none")
-SHARE_PREFIX_CHOICES = ("auto", "true", "false")
-
-
 def _option(default: Any, text: str, choices: Sequence[str] = ()) -> Any:
     """Make a field with the text and the choices that a command line shows."""
     return field(default=default, metadata={"help": text, **({"choices": list(choices)} if choices else {})})
@@ -112,7 +107,7 @@ class MultimodalRewardConfig(RewardConfig):
         False, "Train everything but the modules between vision tower and language model."
     )
     share_prefix: str = _option(
-        "auto", "Lay out a pair as one row, the prompt once in front of both answers.", SHARE_PREFIX_CHOICES
+        "auto", "Lay out a pair as one row, the prompt once in front of both answers.", ("auto", "true", "false")
     )
 
     # Parameters that control the data preprocessing
@@ -126,8 +121,8 @@ class MultimodalRewardConfig(RewardConfig):
     allowed_image_hosts: list[str] | None = _option(
         None, "Hosts from which images may be fetched by URL. By default none."
     )
-    on_bad_row: str = _option("raise", "Treatment of a row that cannot be trained on.", BAD_ROW_CHOICES)
-    image_check: str = _option("header", "Check of the images at start.", IMAGE_CHECKS)
+    on_bad_row: str = _option("raise", "Treatment of a row that cannot be trained on.", ("raise", "quarantine"))
+    image_check: str = _option("header", "Check of the images at start.", ("full", "header", "none"))
 
     # Parameters that control the loss
     loss_type: str = _option(  # or, outside of the command line, a function

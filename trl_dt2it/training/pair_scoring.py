@@ -28,7 +28,7 @@ from transformers.utils import logging
 
 from ..data.columns import leave_images_encoded
 from ..data.rows import row_name
-from ..models.freezing import STATISTICS
+from ..models.modeling import STATISTICS
 from ..utils import gather, portable, raise_together
 from .batching import count_tokens, pair_size, plan_batches
 from .config import MultimodalRewardConfig

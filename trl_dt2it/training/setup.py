@@ -45,11 +45,12 @@ from ..data.columns import (
 from ..data.images import ImageOptions
 from ..data.rows import RowError, row_name
 from ..data.validation import ImageCheck, make_checks, take_out
-from ..models.freezing import freeze, num_embeddings, with_new_tokens, with_reward_head, with_trained_head
+from ..models.freezing import freeze, with_new_tokens, with_reward_head, with_trained_head
 from ..models.modeling import (
     load_processing_class,
     load_reward_model,
     mark_as_reward_model,
+    num_embeddings,
     read_last_real_token,
     set_pixel_limits,
 )

@@ -18,8 +18,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from transformers.utils import logging
 from trl import RewardTrainer
 
-from ..models.freezing import is_head, part_of
-from ..models.modeling import RewardHead
+from ..models.freezing import part_of
+from ..models.modeling import RewardHead, is_head
 from .setup import is_reentrant
 
 

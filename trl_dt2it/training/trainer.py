@@ -35,8 +35,8 @@ from trl import RewardConfig, RewardTrainer
 
 from ..data.columns import AnyDataset, column_names, has_transform
 from ..data.mixing import concatenate
-from ..models.freezing import let_gradients_into_checkpoints, set_reward_statistics, write_beside_adapter
-from ..models.modeling import pad_id_as_saved
+from ..models.freezing import let_gradients_into_checkpoints
+from ..models.modeling import pad_id_as_saved, set_reward_statistics, write_beside_adapter
 from ..models.rendering import ProcessingClass, get_tokenizer
 from ..models.shared_prefix import decide_share_prefix
 from ..utils import check_shared_folder, gather
