@@ -247,14 +247,14 @@ def check_setup(args: MultimodalRewardConfig, train_dataset: Any, eval_dataset: 
 
 
 @contextmanager
-def with_values(args: MultimodalRewardConfig, **values: object) -> Iterator[None]:
-    """Override fields while TRL or transformers read them."""
-    before = {name: getattr(args, name) for name in values}
-    vars(args).update(values)
+def with_values(holder: Any, **values: object) -> Iterator[None]:
+    """Override attributes while TRL or transformers read them."""
+    before = {name: getattr(holder, name) for name in values}
+    vars(holder).update(values)
     try:
         yield
     finally:
-        vars(args).update(before)
+        vars(holder).update(before)
 
 
 def set_up_model(

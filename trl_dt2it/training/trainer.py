@@ -86,7 +86,6 @@ from .setup import (
 from .sharding import (
     evaluable,
     exact_head,
-    half_precision_of,
     is_sharded,
     keep_trained_in_fp32,
     leave_vision_alone,
@@ -131,8 +130,7 @@ class MultimodalRewardTrainer(RewardTrainer):
             By default [`MultimodalPreferenceCollator`], whose batches any other collator has to return too.
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`] or `dict` or `list` of the former):
             Preference rows: conversational or plain, with explicit or implicit prompt; `images` or `image`; and
-            optionally `strength`, `weight`, `margin`, `source` and `pair_id`. Several sets, which may differ in these
-            shapes, are concatenated.
+            optionally `strength`, `weight`, `margin`, `source` and `pair_id`. Several sets are concatenated.
         eval_dataset ([`~datasets.Dataset`], [`~datasets.IterableDataset`] or `dict` of them, *optional*):
             Rows to evaluate on. If the `info` of a set has a method `measure(dataset, records)`, as that of a
             benchmark has, its metrics are logged too.
@@ -150,8 +148,7 @@ class MultimodalRewardTrainer(RewardTrainer):
 
     Raises:
         `ValueError`: at start, if a row cannot be trained on (the message names the first and counts the rest), if
-        the rows have images and the model reads text only, if the loss needs a column that is not there, if a set has
-        no rows, or if no parameter would be trained.
+        the loss needs a column that is not there, if a set has no rows, or if no parameter would be trained.
     """
 
     # `compute_loss` divides by the weight of all pairs of the optimization step.
@@ -253,7 +250,8 @@ class MultimodalRewardTrainer(RewardTrainer):
         if isinstance(data_collator, MultimodalPreferenceCollator):
             self.data_collator = as_trainers(data_collator, self._collator)
         refuse_reentrant_twice(self)
-        self._loaded_dtype = half_precision_of(self.model)
+        is_half = self.model.dtype in (torch.float16, torch.bfloat16)
+        self._loaded_dtype = self.model.dtype if is_half and not is_peft_model(self.model) else None
         put_back_exact(self, exact)
         keep_trained_in_fp32(self)
         self._shows_nothing = False
@@ -368,21 +366,9 @@ class MultimodalRewardTrainer(RewardTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "test",
     ) -> PredictionOutput | dict[str, PredictionOutput]:
-        """
-        Compute the rewards of every pair of a set, which is prepared like those passed at start.
-
-        Args:
-            test_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`] or `dict` of them):
-                Preference rows.
-            ignore_keys (`list[str]`, *optional*):
-                As in [`~transformers.Trainer.predict`].
-            metric_key_prefix (`str`, *optional*, defaults to `"test"`):
-                Prefix of the metrics, followed by the name of a set of a `dict`.
-
-        Returns:
-            [`~transformers.trainer_utils.PredictionOutput`] or `dict` of them: `predictions` of shape `(N, 2)`, the
-            rewards of chosen and rejected in the order of the set, and `metrics`.
-        """
+        """As in [`~transformers.Trainer`], of a set that is prepared like those passed at start, or a `dict` of sets,
+        whose names follow the prefix. `predictions` `(N, 2)` are the rewards of chosen and rejected, in the order of
+        the set."""
         if isinstance(test_dataset, dict):
             return {
                 name: cast(PredictionOutput, self.predict(dataset, ignore_keys, f"{metric_key_prefix}_{name}"))
@@ -409,9 +395,7 @@ class MultimodalRewardTrainer(RewardTrainer):
         with with_values(self.args, use_liger_kernel=False), noise:
             output = super().train(*args, **kwargs)
         if output.global_step == 0 and isinstance(self.train_dataset, IterableDataset):
-            raise ValueError(
-                "The streamed train set gave no batch, so nothing was trained; check where it reads from."
-            )
+            raise ValueError("The streamed train set gave no batch; check where it reads from.")
         set_reward_statistics(self.model.config, measure_reward_statistics(self))
         return output
 
@@ -430,9 +414,7 @@ class MultimodalRewardTrainer(RewardTrainer):
             state_dict = self.model.state_dict()
         if state_dict and self.args.should_save:  # empty where DeepSpeed saves in its own format
             state_dict = with_dtypes(state_dict, self._exact_head, self._body_dtype)
-        with with_values(
-            self.args, loss_type=loss_name(self.args.loss_type)
-        ):  # it is pickled, as many functions cannot be
+        with with_values(self.args, loss_type=loss_name(self.args.loss_type)):  # pickled, as few functions can be
             super()._save(output_dir, state_dict)
         folder = output_dir or cast(str, self.args.output_dir)
         if self.args.should_save and self._body_dtype is not None:
@@ -520,23 +502,9 @@ class MultimodalRewardTrainer(RewardTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """
-        Compute the loss of a batch of B pairs, averaged with the weights.
-
-        Args:
-            model (`nn.Module`):
-                Model, wrapped or not.
-            inputs (`dict`):
-                Batch of the collator.
-            return_outputs (`bool`, *optional*, defaults to `False`):
-                Whether to return the rewards too.
-            num_items_in_batch (`torch.Tensor` or `int`, *optional*):
-                Weight of all pairs of the optimization step over all processes. By default the batch's own.
-
-        Returns:
-            `torch.Tensor` or `tuple`: the loss, an fp32 scalar, and a dict with `logits` of shape `(B, 2)`, the
-            rewards of chosen and rejected.
-        """
+        """As in [`~transformers.Trainer`], of a batch of B pairs, averaged with the weights. The outputs are `logits`
+        `(B, 2)`, the rewards of chosen and rejected. `num_items_in_batch` is the weight of all pairs of the
+        optimization step over all processes, by default the batch's own."""
         pairs = inputs["pairs"]
         inputs.pop("skip_logits", None)  # Trainer's option for Liger's language models
         if self._noise is not None:
@@ -600,18 +568,8 @@ class MultimodalRewardTrainer(RewardTrainer):
     def create_model_card(  # type: ignore[override]  # TRL's signature, which is not transformers'
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
-        """
-        Write `README.md` into the output directory: usage with an image, training data, and the figures of training
-        and evaluation.
-
-        Args:
-            model_name (`str`, *optional*):
-                Name of the model.
-            dataset_name (`str`, *optional*):
-                Hub id of the training set.
-            tags (`str` or `list[str]`, *optional*):
-                Tags in addition to the trainer's.
-        """
+        """Write `README.md` into the output directory: usage with an image, training data, of which `dataset_name` is
+        the Hub id, and the figures of training and evaluation."""
         if self.is_world_process_zero():
             extra = [tags] if isinstance(tags, str) else list(tags or [])
             write_model_card(self, model_name=model_name, dataset_name=dataset_name, tags=[*self._tag_names, *extra])
@@ -625,24 +583,10 @@ class MultimodalRewardTrainer(RewardTrainer):
         private: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        """
-        Push the model, its processor and its card to the Hub, and nothing else of the output directory.
-
-        Args:
-            commit_message (`str`, *optional*, defaults to `"End of training"`):
-                Message of the commit.
-            blocking (`bool`, *optional*, defaults to `True`):
-                Whether to wait for the upload.
-            token, revision, private:
-                As in [`~transformers.Trainer`].
-            kwargs:
-                Passed to [`~MultimodalRewardTrainer.create_model_card`], such as `dataset_name`.
-
-        Returns:
-            [`~huggingface_hub.CommitInfo`], or a future of it with `blocking=False`; `None` on the other processes.
-        """
-        hub: dict[str, Any] = {"token": token, "revision": revision, "private": private}
-        return push_model(self, commit_message=commit_message, blocking=blocking, **hub, **kwargs)
+        """As in [`~transformers.Trainer`], of the model, its processor and its card, and nothing else of the output
+        directory; `kwargs` are passed to [`~MultimodalRewardTrainer.create_model_card`]."""
+        hub: dict[str, Any] = {"commit_message": commit_message, "token": token, "revision": revision}
+        return push_model(self, blocking=blocking, private=private, **hub, **kwargs)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
