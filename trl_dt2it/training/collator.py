@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias, cast
 
 import numpy as np
@@ -42,8 +43,7 @@ class MultimodalPreferenceCollator:
     Data collator for B preference rows.
 
     Without `share_prefix` the batch holds 2B padded token rows: first all chosen, then all rejected, as in TRL. With
-    it, the batch is one row without padding that holds each prompt once. Either way an image is decoded, preprocessed
-    and encoded once per pair.
+    it, the batch is one row without padding that holds each prompt once. Either way an image is read once per pair.
 
     Args:
         processing_class ([`~transformers.ProcessorMixin`] or [`~transformers.PreTrainedTokenizerBase`]):
@@ -55,13 +55,11 @@ class MultimodalPreferenceCollator:
         pad_to_multiple_of (`int`, *optional*):
             If set, rows are padded to a multiple of this length; one row per pair needs no padding.
         add_dummy_image (`bool`, *optional*, defaults to `False`):
-            Whether to add a pair with a blank image to a batch without images, and a pair with a blank video to one
-            without videos; their rewards do not count. Where the model is sharded over processes (FSDP, DeepSpeed),
-            all have to run the vision tower equally often.
+            Whether to add a pair with a blank image (or video) to a batch without images (or videos); its rewards do
+            not count. All processes of a sharded model have to run the vision tower equally often.
         share_prefix (`bool`, *optional*, defaults to `False`):
-            Whether to lay a batch out as one row, which the model's family has to support
-            ([`~trl_dt2it.models.shared_prefix.why_not_shared`]). A batch in which the two sides of a pair differ
-            before their last image has two rows per pair all the same.
+            Whether to lay a batch out as one row, which the model's family has to support. A batch in which the two
+            sides of a pair differ before their last image has two rows per pair all the same.
         media (`tuple[str, ...]`, *optional*, defaults to `("image", "video")`):
             Kinds of media that a batch of any process may hold; no dummy of another kind is added.
 
@@ -101,9 +99,8 @@ class MultimodalPreferenceCollator:
         images: dict[str, torch.Tensor] = {}
         has_media = [False] * len(examples)
         if "chosen_ids" in examples[0]:
-            rows = [
-                [{"input_ids": torch.tensor(e[side])} for side in ("chosen_ids", "rejected_ids")] for e in examples
-            ]
+            names = ("chosen_ids", "rejected_ids")
+            rows = [[{"input_ids": torch.tensor(e[name])} for name in names] for e in examples]
         else:
             rendered = [self.render(example, index) for index, example in enumerate(examples)]
             sides, images = encode_completions(rendered, self.processing_class)
@@ -135,20 +132,14 @@ class MultimodalPreferenceCollator:
         return {**batch, **self._pad(token_rows), **images}
 
     def render(self, example: Mapping[str, Any], index: int | None = None, *, is_checked: bool = False) -> Rendered:
-        """
-        Check a row, unless it `is_checked`, decode its images and render its two conversations.
-
-        Raises:
-            [`~trl_dt2it.data.rows.RowError`]: with the row's name in front of the reason.
-        """
+        """Check a row, unless it `is_checked`, decode its images and render its two conversations. A
+        [`~trl_dt2it.data.rows.RowError`] has the row's name in front of the reason."""
         try:
             if not is_checked:
                 check_row(example, special_tokens=self.special_tokens)
-            images = [load_image(image, self.image_options) for image in row_images(example)]
-            videos = [
-                Video([load_image(frame, self.image_options) for frame in video.frames], video.fps)
-                for video in row_videos(example)
-            ]
+            load = partial(load_image, options=self.image_options)
+            images = list(map(load, row_images(example)))
+            videos = [Video(list(map(load, video.frames)), video.fps) for video in row_videos(example)]
             if (images or videos) and not isinstance(self.processing_class, ProcessorMixin):
                 raise ValueError("The row has images, but the model reads text only; use a vision-language model.")
             return render_pair(example, images, self.processing_class, videos)
@@ -199,9 +190,7 @@ class MultimodalPreferenceCollator:
         if not self.add_dummy_image or not isinstance(self.processing_class, ProcessorMixin):
             return []
         missing = [kind for kind in self.media if PIXELS[kind] not in images]
-        for kind in missing:
-            if kind not in self._dummies:
-                self._dummies[kind] = self._encode_dummy(kind)
+        self._dummies |= {kind: self._encode_dummy(kind) for kind in missing if kind not in self._dummies}
         # A dummy has no pixels if its family reads no videos, or reads frames as images.
         return [self._dummies[kind] for kind in missing if PIXELS[kind] in self._dummies[kind][1]]
 
@@ -210,8 +199,7 @@ class MultimodalPreferenceCollator:
         if kind == "video" and getattr(processor, "video_processor", None) is None:
             return [], {}
         blank = Image.new("RGB", (64, 64))
-        images = [blank] if kind == "image" else []
-        videos = [Video([blank, blank], 2.0)] if kind == "video" else []
+        images, videos = ([blank], []) if kind == "image" else ([], [Video([blank, blank], 2.0)])
         messages = [{"role": "user", "content": [{"type": kind}, {"type": "text", "text": "."}]}]
         text = render_conversation(messages, images, processor)
         row = Rendered([text, text], images, lacks_special_tokens(text, processor), videos)

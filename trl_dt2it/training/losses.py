@@ -149,8 +149,8 @@ def pairwise_loss(
 
     chosen, rejected = rewards_chosen.float(), rewards_rejected.float()
     delta = chosen - rejected
-    if batch.get("margin") is not None:
-        delta = delta - batch["margin"].float()
+    if vectors["margin"] is not None:
+        delta = delta - vectors["margin"].float()
     function = LOSSES[loss_type] if isinstance(loss_type, str) else loss_type
     loss = function(delta, batch, cast(LossSettings, config))
     if loss.shape != delta.shape:
@@ -190,9 +190,9 @@ class StrengthNormalizer:
         if self.how == "none":
             outside = known & ((raw < 0) | (raw > 1))
             if outside.any():
+                bad = raw[outside][0]
                 raise ValueError(
-                    f"The strength {raw[outside][0]} lies outside [0, 1]; set `strength_normalization` to "
-                    '"rank" or "quantile", or scale the column.'
+                    f'The strength {bad} lies outside [0, 1]; scale it, or set `strength_normalization="rank"`.'
                 )
             return np.where(known, raw, self.neutral)
         result = np.full(len(raw), self.neutral)
@@ -336,13 +336,12 @@ class PairRecord(NamedTuple):
     source: str | None
 
 
-@dataclass
 class TrainMetrics:
     """Sums over the pairs and tokens since the last log, on the device so that no step waits for them."""
 
-    sums: torch.Tensor | None = None  # (5,) fp64: pairs, wins of chosen, summed margins, summed rewards, tokens
-    low: torch.Tensor = field(default_factory=lambda: torch.tensor(float("inf")))
-    high: torch.Tensor = field(default_factory=lambda: torch.tensor(float("-inf")))
+    def __init__(self) -> None:
+        self.sums: torch.Tensor | None = None  # (5,) fp64: pairs, wins of chosen, margins, rewards, tokens
+        self.low, self.high = torch.tensor(float("inf")), torch.tensor(float("-inf"))
 
     @torch.no_grad()
     def add(self, chosen: torch.Tensor, rejected: torch.Tensor, num_tokens: torch.Tensor) -> None:
@@ -369,13 +368,8 @@ class TrainMetrics:
         self.sums, self.low, self.high = None, torch.tensor(float("inf")), torch.tensor(float("-inf"))
         if pairs == 0:
             return {}, 0
-        return {
-            "min_reward": low,
-            "mean_reward": rewards / (2 * pairs),
-            "max_reward": high,
-            "accuracy": wins / pairs,
-            "margin": margins / pairs,
-        }, int(tokens)
+        metrics = {"min_reward": low, "mean_reward": rewards / (2 * pairs), "max_reward": high}
+        return {**metrics, "accuracy": wins / pairs, "margin": margins / pairs}, int(tokens)
 
 
 def evaluation_metrics(records: Sequence[PairRecord]) -> dict[str, float]:

@@ -40,6 +40,7 @@ from ..models.modeling import pad_id_as_saved, set_reward_statistics, write_besi
 from ..models.rendering import ProcessingClass, get_tokenizer
 from ..models.shared_prefix import decide_share_prefix
 from ..utils import check_shared_folder, gather
+from . import setup, sharding
 from .batching import (
     BatchPlan,
     Evaluation,
@@ -66,40 +67,6 @@ from .losses import (
 from .model_card import PAPER, push_checkpoint, push_model, write_model_card
 from .pair_scoring import measure_reward_statistics
 from .selection import SelectedRows, Selection, resume_selection, selected
-from .setup import (
-    COLUMNS,
-    as_trainers,
-    check_setup,
-    exact_weights,
-    image_options,
-    is_reentrant,
-    plain_columns,
-    prepare_dataset,
-    put_back_exact,
-    refuse_no_batch,
-    refuse_uneven_batches,
-    set_up_arguments,
-    set_up_model,
-    use_liger_kernels,
-    with_values,
-)
-from .sharding import (
-    evaluable,
-    exact_head,
-    is_sharded,
-    keep_trained_in_fp32,
-    leave_vision_alone,
-    name_groups,
-    needs_all_gradients,
-    needs_equal_calls,
-    point_groups_at,
-    refuse_reentrant_twice,
-    shard_head,
-    skip_idle_groups,
-    split_vision_groups,
-    take_back_preparation,
-    with_dtypes,
-)
 
 
 class MultimodalRewardTrainer(RewardTrainer):
@@ -185,7 +152,7 @@ class MultimodalRewardTrainer(RewardTrainer):
             train_dataset = {f"set {number}": dataset for number, dataset in enumerate(train_dataset)}
         if isinstance(train_dataset, dict) and not isinstance(train_dataset, (DatasetDict, IterableDatasetDict)):
             train_dataset = concatenate(train_dataset)
-        check_setup(args, train_dataset, eval_dataset)
+        setup.check_setup(args, train_dataset, eval_dataset)
         self.selection: Selection | None = None  # by default, every row is trained on as it is
         self._lengths: list[int] | None = None
         self._plan: BatchPlan | None = None
@@ -197,7 +164,7 @@ class MultimodalRewardTrainer(RewardTrainer):
         # `__post_init__` has resolved a string.
         init_kwargs = dict(cast("dict[str, Any] | None", args.model_init_kwargs) or {})
         is_loaded_here = isinstance(model, str)
-        model, processing_class, peft_config = set_up_model(
+        model, processing_class, peft_config = setup.set_up_model(
             model,
             processing_class,
             args,
@@ -205,11 +172,11 @@ class MultimodalRewardTrainer(RewardTrainer):
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
-        use_liger_kernels(model, args)
+        setup.use_liger_kernels(model, args)
         # Read by `_prepare_dataset`, which RewardTrainer's `__init__` calls.
         self._collator = MultimodalPreferenceCollator(
             processing_class,
-            image_options(args),
+            setup.image_options(args),
             pad_to_multiple_of=cast("int | None", args.pad_to_multiple_of),  # `__post_init__` has resolved a string
             media=(),  # what the sets can hold is not known yet
             share_prefix=decide_share_prefix(args.share_prefix, model),
@@ -217,11 +184,11 @@ class MultimodalRewardTrainer(RewardTrainer):
         self.loss_type: str | LossFunction = args.loss_type
         sets = list(eval_dataset.values()) if isinstance(eval_dataset, dict) else [eval_dataset]
         has_adapters = peft_config is not None or is_peft_model(model)
-        set_up_arguments(args, processing_class, [train_dataset, *sets], has_adapters=has_adapters)
+        setup.set_up_arguments(args, processing_class, [train_dataset, *sets], has_adapters=has_adapters)
 
-        exact = exact_weights(model)
+        exact = setup.exact_weights(model)
         # Both are used above. RewardTrainer warns that it ignores the first, and applies the second to a tokenizer.
-        with with_values(args, model_init_kwargs=None, chat_template_path=None):
+        with setup.with_values(args, model_init_kwargs=None, chat_template_path=None):
             super().__init__(
                 model=model,
                 args=args,
@@ -242,24 +209,24 @@ class MultimodalRewardTrainer(RewardTrainer):
         # RewardTrainer handles a tokenizer; what is saved and pushed is the processor.
         self.processing_class = self.callback_handler.processing_class = processing_class
         self.model.config.pad_token_id = get_tokenizer(processing_class).pad_token_id
-        self._collator.add_dummy_image = needs_equal_calls(self)
-        if self._collator.add_dummy_image and not self._collator.media and needs_all_gradients(self):
+        self._collator.add_dummy_image = sharding.needs_equal_calls(self)
+        if self._collator.add_dummy_image and not self._collator.media and sharding.needs_all_gradients(self):
             self._collator.media = ("image",)
         # DeepSpeed steps on parameters without a gradient as if it were zero, also on one process.
         self._leaves_vision_alone = self._collator.add_dummy_image or self.is_deepspeed_enabled
         if isinstance(data_collator, MultimodalPreferenceCollator):
-            self.data_collator = as_trainers(data_collator, self._collator)
-        refuse_reentrant_twice(self)
+            self.data_collator = setup.as_trainers(data_collator, self._collator)
+        sharding.refuse_reentrant_twice(self)
         is_half = self.model.dtype in (torch.float16, torch.bfloat16)
         self._loaded_dtype = self.model.dtype if is_half and not is_peft_model(self.model) else None
-        put_back_exact(self, exact)
-        keep_trained_in_fp32(self)
+        setup.put_back_exact(self, exact)
+        sharding.keep_trained_in_fp32(self)
         self._shows_nothing = False
         self._filler: dict[str, Any] | None = None
         self._exact_head: dict[str, torch.Tensor] = {}
         self._body_dtype: torch.dtype | None = None
-        refuse_no_batch(self)
-        if self.args.gradient_checkpointing and is_reentrant(self.args):  # TRL sets it for ZeRO-3
+        setup.refuse_no_batch(self)
+        if self.args.gradient_checkpointing and setup.is_reentrant(self.args):  # TRL sets it for ZeRO-3
             let_gradients_into_checkpoints(self.model)
         # In place of transformers' noise, which depends on the batch.
         alpha, self.neftune_noise_alpha = self.neftune_noise_alpha, None
@@ -281,19 +248,19 @@ class MultimodalRewardTrainer(RewardTrainer):
             self.loss_type = loss_type_for(args.loss_type, has_strength="strength" in columns)
         names = {"image": {"image", "images"}, "video": {"videos"}}
         self._collator.media = tuple(k for k in names if k in self._collator.media or names[k] & columns)
-        dataset, counts = prepare_dataset(dataset, name=dataset_name, collator=self._collator, args=args)
+        dataset, counts = setup.prepare_dataset(dataset, name=dataset_name, collator=self._collator, args=args)
         self._prepared.add(dataset)
         if dataset_name != "train":
             return dataset
         if needs_lengths(args):
-            sized = cast(Dataset, plain_columns(dataset, (args.length_column_name,)))
+            sized = cast(Dataset, setup.plain_columns(dataset, (args.length_column_name,)))
             self._lengths = pair_sizes(sized, counts, collator=self._collator, args=args)
             if (cap := args.max_tokens_per_batch) is not None:
                 padded = not self._collator.share_prefix
                 self._plan = plan_training(self._lengths, cap, world_size=args.world_size, padded=padded)
         if "strength" in column_names(dataset):
             self._collator.normalizer = fit_dataset_strength(
-                plain_columns(dataset, ("strength", "source")),
+                setup.plain_columns(dataset, ("strength", "source")),
                 how=args.strength_normalization,
                 neutral=args.neutral_strength,
             )
@@ -378,21 +345,23 @@ class MultimodalRewardTrainer(RewardTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
-            self._signature_columns = COLUMNS  # type: ignore[assignment]  # known to mypy as None, its first value
+            self._signature_columns = setup.COLUMNS  # type: ignore[assignment]  # known to mypy as None, its first value
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """As in [`~transformers.Trainer`], also after an evaluation on several processes. The model's configuration
         gets the mean and standard deviation of the rewards, see `reward_statistics_pairs`."""
-        refuse_uneven_batches(self)
-        take_back_preparation(self)
-        if not is_sharded(self):
-            keep_trained_in_fp32(self)  # again: an evaluation with `bf16_full_eval` has put the model into bf16
+        setup.refuse_uneven_batches(self)
+        sharding.take_back_preparation(self)
+        if not sharding.is_sharded(self):
+            sharding.keep_trained_in_fp32(
+                self
+            )  # again: an evaluation with `bf16_full_eval` has put the model into bf16
         resume = kwargs.get("resume_from_checkpoint", args[0] if args else None)
         resume_selection(self.selection, resume, cast(str, self.args.output_dir))
         set_reward_statistics(self.model.config, None)  # those of the model that training starts from
         # Liger is applied already; transformers would hand it the whole model.
         noise = nullcontext() if self._noise is None else self._noise.on(self.model)
-        with with_values(self.args, use_liger_kernel=False), noise:
+        with setup.with_values(self.args, use_liger_kernel=False), noise:
             output = super().train(*args, **kwargs)
         if output.global_step == 0 and isinstance(self.train_dataset, IterableDataset):
             raise ValueError("The streamed train set gave no batch; check where it reads from.")
@@ -402,7 +371,7 @@ class MultimodalRewardTrainer(RewardTrainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As in [`~transformers.Trainer`], with the `score` head in fp32 and the body in the dtype in which the model
         was loaded. Checkpoints hold the fp32 weights of training."""
-        self._exact_head = exact_head(self)
+        self._exact_head = sharding.exact_head(self)
         # A checkpoint is an internal call, but so are the saves of `push_to_hub` and of the recipe.
         folder = Path(output_dir or cast(str, self.args.output_dir))
         is_checkpoint = _internal_call and folder.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-")
@@ -413,8 +382,10 @@ class MultimodalRewardTrainer(RewardTrainer):
         if state_dict is None and self._body_dtype is not None:
             state_dict = self.model.state_dict()
         if state_dict and self.args.should_save:  # empty where DeepSpeed saves in its own format
-            state_dict = with_dtypes(state_dict, self._exact_head, self._body_dtype)
-        with with_values(self.args, loss_type=loss_name(self.args.loss_type)):  # pickled, as few functions can be
+            state_dict = sharding.with_dtypes(state_dict, self._exact_head, self._body_dtype)
+        with setup.with_values(
+            self.args, loss_type=loss_name(self.args.loss_type)
+        ):  # pickled, as few functions can be
             super()._save(output_dir, state_dict)
         folder = output_dir or cast(str, self.args.output_dir)
         if self.args.should_save and self._body_dtype is not None:
@@ -470,29 +441,29 @@ class MultimodalRewardTrainer(RewardTrainer):
         """As in [`~transformers.Trainer`]; a step without an image on any process leaves the vision tower alone."""
         loss = super().training_step(*args, **kwargs)
         if self._shows_nothing and self.accelerator.sync_gradients:
-            leave_vision_alone(self)
+            sharding.leave_vision_alone(self)
         return loss
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """As in [`~transformers.Trainer`], prepared for DeepSpeed or FSDP2 to take over the parameters."""
-        shard_head(self)
+        sharding.shard_head(self)
         optimizer = super().create_optimizer(model)
         if self.is_deepspeed_enabled:
-            split_vision_groups(self)
+            sharding.split_vision_groups(self)
         if self.is_fsdp_enabled:
-            self._group_names = name_groups(self)
+            self._group_names = sharding.name_groups(self)
         return optimizer
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         prepared = super()._prepare_for_training(*args, **kwargs)
         if self.is_fsdp_enabled:
-            point_groups_at(self, self._group_names)
+            sharding.point_groups_at(self, self._group_names)
         if self.is_deepspeed_enabled:
-            skip_idle_groups(cast(Any, self.deepspeed).optimizer, lambda: self._shows_nothing)
+            sharding.skip_idle_groups(cast(Any, self.deepspeed).optimizer, lambda: self._shows_nothing)
         return prepared
 
     def _wrap_model(self, model: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
-        shard_head(self)  # also where an evaluation comes first
+        sharding.shard_head(self)  # also where an evaluation comes first
         return super()._wrap_model(model, *args, **kwargs)
 
     def compute_loss(
@@ -538,7 +509,7 @@ class MultimodalRewardTrainer(RewardTrainer):
         self._evaluation = evaluation = Evaluation(self.accelerator)
         self.gather_function = evaluation.gather
         try:
-            with evaluable(self):
+            with sharding.evaluable(self):
                 output = super().evaluation_loop(
                     dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
                 )
