@@ -72,16 +72,12 @@ def with_new_tokens(peft_config: PeftConfig, model: PreTrainedModel, new_tokens:
         return peft_config
     config: Any = peft_config
     targets = getattr(config, "target_modules", None)
+    adds = f"`chat_template_path` adds {len(new_tokens)} tokens, whose embeddings"
     if not isinstance(targets, str) and name in (targets or []):
-        raise ValueError(
-            f"`chat_template_path` adds {len(new_tokens)} tokens, whose embeddings an adapter cannot train alone; "
-            f'move "{name}" from `target_modules` to `modules_to_save`.'
-        )
+        raise ValueError(f'{adds} an adapter cannot train alone; move "{name}" to `modules_to_save`.')
     if not hasattr(config, "trainable_token_indices"):
-        raise ValueError(
-            f"`chat_template_path` adds {len(new_tokens)} tokens, whose embeddings {type(config).__name__} does not "
-            f'train; use LoRA, or add "{name}" to `modules_to_save`.'
-        )
+        kind = type(config).__name__
+        raise ValueError(f'{adds} {kind} does not train; use LoRA, or add "{name}" to `modules_to_save`.')
     given = config.trainable_token_indices or {}
     layers = dict(given) if isinstance(given, dict) else {name: given}
     layers[name] = sorted({*layers.get(name, []), *new_tokens})
@@ -98,8 +94,7 @@ def with_trained_head(model: Any) -> None:
         return
     if not isinstance(head, (nn.Linear, ModulesToSaveWrapper)):
         raise ValueError(
-            "The adapters of the model stand on its `score` head, which is small enough to be trained whole; put "
-            '"score" into `modules_to_save` in place of `target_modules`.'
+            'Adapters of the model stand on its `score` head; put "score" into `modules_to_save` instead.'
         )
     if isinstance(head, nn.Linear):
         head = base.score = ModulesToSaveWrapper(head, name)

@@ -210,10 +210,8 @@ def refuse_unseen(config: PreTrainedConfig, input_ids: torch.Tensor, inputs: dic
         return
     for kind, name in PIXELS.items():
         if is_shown[kind] and not has_pixels[kind]:
-            raise ValueError(
-                f"The tokens hold placeholders of {kind}s without `{name}`; pass all that the processor returns (in "
-                "GRPO and RLOO, `RewardScorer(...).as_reward_func()` in place of the model)."
-            )
+            advice = "pass all that the processor returns (to GRPO and RLOO, `RewardScorer(...).as_reward_func()`)"
+            raise ValueError(f"The tokens hold placeholders of {kind}s without `{name}`; {advice}.")
 
 
 def _placeholder_ids(config: PreTrainedConfig, kind: str, like: torch.Tensor) -> torch.Tensor:
@@ -413,9 +411,7 @@ def _load_adapter(
         shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}
     saves_head = "score" in (peft_config.modules_to_save or [])
     if saves_head and not any(map(is_head, shapes)):
-        raise ValueError(
-            f"The adapter {name_or_path} has no `score` head among its weights; its rewards would be random."
-        )
+        raise ValueError(f"The adapter {name_or_path} has no `score` head among its weights; rewards would be random.")
     base = load_reward_model(
         peft_config.base_model_name_or_path,
         revision=peft_config.revision,
@@ -638,10 +634,8 @@ def set_pixel_limits(
     # families name one edge, or height and width.
     image_processor = processing_class.image_processor if isinstance(processing_class, ProcessorMixin) else None
     if image_processor is None or set(type(image_processor).size or ()) != {"shortest_edge", "longest_edge"}:
-        raise ValueError(
-            f"`min_pixels` and `max_pixels` have no effect on {type(processing_class).__name__}, which has no pixel "
-            "limits; leave them out."
-        )
+        name = type(processing_class).__name__
+        raise ValueError(f"`min_pixels` and `max_pixels` have no effect on {name}; leave them out.")
     current = image_processor.size
     image_processor.size = type(current)(
         shortest_edge=current["shortest_edge"] if min_pixels is None else min_pixels,

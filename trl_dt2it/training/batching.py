@@ -165,10 +165,8 @@ def pair_sizes(
         sizes = dataset.with_format(None)[name][:]
         for index, size in enumerate(sizes):
             if not (isinstance(size, int) and size > 0):
-                raise ValueError(
-                    f"The column `{name}` of the train set is taken for numbers of tokens, but row {index} has "
-                    f"{size!r}; remove the column, or set `length_column_name` to another name."
-                )
+                column = f"column `{name}` of the train set is taken for numbers of tokens"
+                raise ValueError(f"The {column}, but row {index} has {size!r}; set another `length_column_name`.")
         logger.warning(f"The lengths of the pairs are taken from the column `{name}` of the train set.")
         return sizes
     columns = [cast(Dataset, counts)[field][:] for field in PairTokens._fields]

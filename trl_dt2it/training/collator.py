@@ -113,10 +113,8 @@ class MultimodalPreferenceCollator:
         dummies = self._missing_media(images)
         images = join_images([images, *(tensors for _, tensors in dummies)])
         if len(PIXELS.values() & images.keys()) > 1 and type(self.processing_class).__name__ in _ONE_KIND_A_BATCH:
-            raise ValueError(
-                f"A batch holds both images and videos, and {type(self.processing_class).__name__} reads one kind in "
-                "a batch; train on a set that has images or videos alone."
-            )
+            name = type(self.processing_class).__name__
+            raise ValueError(f"{name} reads one kind in a batch; train on a set that has images or videos alone.")
 
         # First `pairs`, and in it a vector of length B: Trainer takes the batch size from the first tensor.
         batch: dict[str, Any] = {"pairs": self._pairs(examples)}

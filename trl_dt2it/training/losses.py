@@ -154,10 +154,8 @@ def pairwise_loss(
     function = LOSSES[loss_type] if isinstance(loss_type, str) else loss_type
     loss = function(delta, batch, cast(LossSettings, config))
     if loss.shape != delta.shape:
-        raise ValueError(
-            f"The loss `{loss_name(loss_type)}` has shape {tuple(loss.shape)}, expected {tuple(delta.shape)}: one "
-            "value per pair, which the trainer averages."
-        )
+        shapes = f"shape {tuple(loss.shape)}, expected {tuple(delta.shape)}"
+        raise ValueError(f"The loss `{loss_name(loss_type)}` has {shapes}: one value per pair.")
     if config is not None and config.center_rewards_coefficient is not None:
         loss = loss + config.center_rewards_coefficient * (chosen + rejected) ** 2
     return loss
@@ -221,10 +219,8 @@ def fit_dataset_strength(dataset: Dataset | IterableDataset, *, how: str, neutra
         sources = dataset["source"] if "source" in dataset.column_names else None
         return fit_strength(dataset["strength"], sources, how=how, neutral=neutral)
     if how != "none":
-        raise ValueError(
-            f'`strength_normalization="{how}"` has to see the whole train set, and it is streamed; scale the '
-            '`strength` column to [0, 1] and set "none".'
-        )
+        advice = 'scale the `strength` column to [0, 1] and set "none"'
+        raise ValueError(f'`strength_normalization="{how}"` needs the whole train set, which is streamed; {advice}.')
     return StrengthNormalizer(how=how, neutral=neutral)
 
 

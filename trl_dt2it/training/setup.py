@@ -90,9 +90,9 @@ def prepare_dataset(
     if not columns or (isinstance(dataset, Dataset) and len(dataset) == 0):
         raise ValueError(f"The {name} set has no rows; check the split and the filters that it comes from.")
     if not {"chosen", "rejected"} <= columns and not {"chosen_ids", "rejected_ids"} <= columns:
+        has = ", ".join(sorted(columns))
         raise ValueError(
-            f"The {name} set has the columns {', '.join(sorted(columns))}; it needs `chosen` and `rejected` (and "
-            "`prompt`, unless both begin with it)."
+            f"The {name} set has the columns {has}; it needs `chosen` and `rejected`, and often `prompt`."
         )
     for column in sorted(columns - set(COLUMNS)):
         # A slip costs a letter or two; `rejected_digits` is no misspelt `rejected_ids`.
@@ -103,10 +103,7 @@ def prepare_dataset(
             )
     if "chosen_ids" not in columns:
         if not isinstance(collator.processing_class, ProcessorMixin) and {"image", "images"} & columns:
-            raise ValueError(
-                f"The {name} set has images, but the model reads text only; use a vision-language model, or remove "
-                "the column."
-            )
+            raise ValueError(f"The {name} set has images, but the model reads text only; use a vision-language model.")
         kind = (dataset.features or {}).get("chosen")  # a stream may not know
         if collator.processing_class.chat_template is None and not (kind is None or isinstance(kind, Value)):
             raise ValueError(
@@ -224,14 +221,11 @@ def check_setup(args: MultimodalRewardConfig, train_dataset: Any, eval_dataset: 
     is_streamed = isinstance(train_dataset, IterableDataset)
     if needs_lengths(args) and is_streamed:
         raise ValueError(
-            "Batches by length (`max_tokens_per_batch` or `train_sampling_strategy`) need the length of every "
-            "pair, and the train set is streamed; load it whole, or leave the setting out."
+            "`max_tokens_per_batch` and `train_sampling_strategy` need the length of every pair, and the train set is "
+            "streamed; load it whole, or leave the setting out."
         )
     if cast(AcceleratorConfig, args.accelerator_config).dispatch_batches and not is_streamed:
-        raise ValueError(
-            "`dispatch_batches` sends the tensors of one process's batches to the others, and batches of pairs hold "
-            "text too; leave it out, so that each process reads its own."
-        )
+        raise ValueError("`dispatch_batches` sends tensors alone, and batches of pairs hold text too; leave it out.")
     if isinstance(eval_dataset, dict) and not eval_dataset:
         raise ValueError("`eval_dataset` is a dict without any set; pass `None`, or the sets to evaluate on.")
     if isinstance(eval_dataset, dict):
@@ -278,15 +272,11 @@ def set_up_model(
         set_seed(args.seed)
         model = load_reward_model(name_or_path, **kwargs)
         if is_peft_model(model) and peft_config is not None:
-            raise ValueError(
-                f"{name_or_path} is an adapter, which training goes on with; leave `peft_config` out, or merge the "
-                "adapter into its base model to train a new one."
-            )
+            advice = "leave `peft_config` out, or merge it first"
+            raise ValueError(f"{name_or_path} is an adapter, which training goes on with; {advice}.")
     if model.config.num_labels != 1:
-        raise ValueError(
-            f"{type(model).__name__} has `num_labels={model.config.num_labels}`, but reward models require "
-            "`num_labels=1`; load it with `trl_dt2it.load_reward_model`, or pass its name or directory as `model`."
-        )
+        has = f"{type(model).__name__} has `num_labels={model.config.num_labels}`"
+        raise ValueError(f"{has}, but reward models require `num_labels=1`; pass its name or directory as `model`.")
     read_last_real_token(model)
     set_up_4bit_weights(model, args)
     if processing_class is None:
@@ -320,9 +310,8 @@ def set_up_4bit_weights(model: PreTrainedModel, args: MultimodalRewardConfig) ->
         # bitsandbytes packs them when an evaluation reads them and unpacks them when the model is saved, but restores
         # the scales of the blocks only if these are quantized too. The next step would go on with another model.
         raise ValueError(
-            "On a CPU, 4-bit weights need double quantization, because bitsandbytes spoils others when the model is "
-            "saved after an evaluation; set `use_bnb_nested_quant`, or `bnb_4bit_use_double_quant=True` in the "
-            "`BitsAndBytesConfig`."
+            "On a CPU, 4-bit weights need double quantization, or are spoiled when saved; set `use_bnb_nested_quant`, "
+            "or `bnb_4bit_use_double_quant=True` in the `BitsAndBytesConfig`."
         )
     half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
     if half is None or config.bnb_4bit_compute_dtype != torch.float32:
@@ -349,22 +338,19 @@ def use_chat_template(model: PreTrainedModel, processing_class: ProcessingClass,
         template = source.get_chat_template()
         known = tokenizer.get_vocab()
         added = [token for token in source.added_tokens_decoder.values() if token.content not in known]
+        adds = f"`chat_template_path` adds {len(added)} tokens, such as {added[0].content!r}," if added else ""
         if added and is_peft_model(model):
-            raise ValueError(
-                f"`chat_template_path` adds {len(added)} tokens, such as {added[0].content!r}, which the adapters of "
-                "the model do not train; merge them into the base model first, or start with `peft_config`."
-            )
+            advice = "merge them into the base model first, or start with `peft_config`"
+            raise ValueError(f"{adds} which the adapters of the model do not train; {advice}.")
         tokenizer.add_tokens(added)
         new_tokens = [cast(int, tokenizer.convert_tokens_to_ids(token.content)) for token in added]
         tokenizer.eos_token = source.eos_token
-        model.config.get_text_config().eos_token_id = tokenizer.eos_token_id
+        text_config = model.config.get_text_config()
+        text_config.eos_token_id = tokenizer.eos_token_id
         if new_tokens and max(new_tokens) >= num_embeddings(model):
-            text_config = model.config.get_text_config()
             if getattr(text_config, "hidden_size_per_layer_input", 0):  # each layer has its own table
-                raise ValueError(
-                    f"`chat_template_path` adds {len(added)} tokens, such as {added[0].content!r}, and the embeddings "
-                    f"of `{model.config.model_type}` cannot grow; take a template whose tokens it knows."
-                )
+                kind = model.config.model_type
+                raise ValueError(f"{adds} and the embeddings of `{kind}` cannot grow; take a template that it knows.")
             model.resize_token_embeddings(max(new_tokens) + 1)
     processing_class.chat_template = tokenizer.chat_template = template
     return new_tokens
@@ -486,10 +472,8 @@ def refuse_no_batch(trainer: Trainer) -> None:
     args, dataset = trainer.args, trainer.train_dataset
     size = args.train_batch_size * args.world_size
     if args.dataloader_drop_last and isinstance(dataset, Dataset) and len(dataset) < size:
-        raise ValueError(
-            f"`dataloader_drop_last` drops all {len(dataset)} pairs of the train set, which do not fill one batch of "
-            f"{size}; leave it out, or lower `per_device_train_batch_size`."
-        )
+        pairs = f"all {len(dataset)} pairs of the train set, which do not fill one batch of {size}"
+        raise ValueError(f"`dataloader_drop_last` drops {pairs}; leave it out, or lower the batch size.")
 
 
 def refuse_uneven_batches(trainer: Trainer) -> None:
@@ -507,6 +491,5 @@ def refuse_uneven_batches(trainer: Trainer) -> None:
     if -(-pairs // size) % accelerator.num_processes:
         raise ValueError(
             f"With `even_batches` false in `accelerator_config`, {pairs} train pairs in batches of {size} give "
-            f"{accelerator.num_processes} processes different numbers of batches; leave it out, or set "
-            "`dataloader_drop_last=True`."
+            f"{accelerator.num_processes} processes unequally many; leave it out, or set `dataloader_drop_last=True`."
         )

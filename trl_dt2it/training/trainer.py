@@ -431,10 +431,8 @@ class MultimodalRewardTrainer(RewardTrainer):
         if max(counts) == 0:
             return []
         if is_first and 0 in counts:
-            raise ValueError(
-                f"Process {counts.index(0)} gets no row of the streamed train set, though others do; make it of at "
-                "least as many files as there are processes, none of them empty."
-            )
+            number = counts.index(0)
+            raise ValueError(f"Process {number} gets no row of the streamed train set; make it of more files.")
         return [*batches, *[self._filler] * (num_batches - len(batches))]
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
