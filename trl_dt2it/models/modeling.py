@@ -502,21 +502,15 @@ def read_last_real_token(model: Any) -> None:
     # in batches without a pad id.
     model = getattr(model, "get_base_model", lambda: model)()  # of an adapter
     stock: Any = type(model)
-    if isinstance(model, GenericRewardModel) or not _reads_by_pad_id(model):
+    if isinstance(model, GenericRewardModel) or not isinstance(model, PreTrainedModel) or model.base_model is model:
         return
+    if stock.forward is not GenericForSequenceClassification.forward:
+        # Families older than the generic class find the token in the same way, in their own forward.
+        score: Any = getattr(model, "score", None)
+        is_linear = isinstance(getattr(score, "original_module", score), nn.Linear)
+        if not is_linear or MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(model.config), None) is not stock:
+            return
     model.__class__ = _class_by_mask(stock)
-
-
-def _reads_by_pad_id(model: Any) -> bool:
-    if not isinstance(model, PreTrainedModel) or model.base_model is model:
-        return False
-    if type(model).forward is GenericForSequenceClassification.forward:
-        return True
-    # Families older than the generic class find the token in the same way, in their own forward.
-    if MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(model.config), None) is not type(model):
-        return False
-    score = getattr(model, "score", None)
-    return isinstance(getattr(score, "original_module", score), nn.Linear)
 
 
 @functools.cache

@@ -14,19 +14,8 @@ from transformers import ProcessorMixin
 
 from ..data.images import ImageOptions, load_image
 from ..data.rows import RowError, Video, check_row, row_images, row_name, row_videos, special_token_pattern
+from ..models import rendering
 from ..models.families import FAMILIES, PIXELS
-from ..models.rendering import (
-    ProcessingClass,
-    Rendered,
-    encode_completions,
-    equal_when_rendered,
-    get_tokenizer,
-    image_token_ids,
-    join_images,
-    lacks_special_tokens,
-    render_conversation,
-    render_pair,
-)
 from ..models.shared_prefix import pack_completions
 from .losses import StrengthNormalizer
 
@@ -81,7 +70,7 @@ class MultimodalPreferenceCollator:
         `ValueError`: if the batch holds images and videos, of which the family reads one kind per batch.
     """
 
-    processing_class: ProcessingClass
+    processing_class: rendering.ProcessingClass
     image_options: ImageOptions = field(default_factory=ImageOptions)
     normalizer: StrengthNormalizer | None = None
     pad_to_multiple_of: int | None = None
@@ -91,8 +80,8 @@ class MultimodalPreferenceCollator:
 
     def __post_init__(self) -> None:
         self._dummies: dict[str, EncodedPair] = {}
-        self.special_tokens = special_token_pattern(get_tokenizer(self.processing_class))
-        self.image_token_ids = image_token_ids(self.processing_class)
+        self.special_tokens = special_token_pattern(rendering.get_tokenizer(self.processing_class))
+        self.image_token_ids = rendering.image_token_ids(self.processing_class)
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         rows: list[list[dict[str, torch.Tensor]]]  # chosen and rejected of each pair
@@ -103,15 +92,15 @@ class MultimodalPreferenceCollator:
             rows = [[{"input_ids": torch.tensor(e[name])} for name in names] for e in examples]
         else:
             rendered = [self.render(example, index) for index, example in enumerate(examples)]
-            sides, images = encode_completions(rendered, self.processing_class)
+            sides, images = rendering.encode_completions(rendered, self.processing_class)
             rows = [list(pair) for pair in zip(*sides, strict=True)]
             has_media = [bool(row.images or row.videos) for row in rendered]
         for index, (chosen, rejected) in enumerate(rows):  # rounding would decide their order
             if torch.equal(chosen["input_ids"], rejected["input_ids"]):
-                error = equal_when_rendered()
+                error = rendering.equal_when_rendered()
                 raise RowError(error.reason, f"{row_name(examples[index], index)}: {error}")
         dummies = self._missing_media(images)
-        images = join_images([images, *(tensors for _, tensors in dummies)])
+        images = rendering.join_images([images, *(tensors for _, tensors in dummies)])
         if len(PIXELS.values() & images.keys()) > 1 and type(self.processing_class).__name__ in _ONE_KIND_A_BATCH:
             name = type(self.processing_class).__name__
             raise ValueError(f"{name} reads one kind in a batch; train on a set that has images or videos alone.")
@@ -129,7 +118,9 @@ class MultimodalPreferenceCollator:
             batch["image_repeats"] = 2
         return {**batch, **self._pad(token_rows), **images}
 
-    def render(self, example: Mapping[str, Any], index: int | None = None, *, is_checked: bool = False) -> Rendered:
+    def render(
+        self, example: Mapping[str, Any], index: int | None = None, *, is_checked: bool = False
+    ) -> rendering.Rendered:
         """Check a row, unless it `is_checked`, decode its images and render its two conversations. A
         [`~trl_dt2it.data.rows.RowError`] has the row's name in front of the reason."""
         try:
@@ -140,7 +131,7 @@ class MultimodalPreferenceCollator:
             videos = [Video(list(map(load, video.frames)), video.fps) for video in row_videos(example)]
             if (images or videos) and not isinstance(self.processing_class, ProcessorMixin):
                 raise ValueError("The row has images, but the model reads text only; use a vision-language model.")
-            return render_pair(example, images, self.processing_class, videos)
+            return rendering.render_pair(example, images, self.processing_class, videos)
         except RowError as error:
             raise RowError(error.reason, f"{row_name(example, index)}: {error}") from error
 
@@ -148,7 +139,7 @@ class MultimodalPreferenceCollator:
         """Return the numbers of tokens of both conversations, image tokens included, nothing truncated."""
         if "chosen_ids" in example:
             return len(example["chosen_ids"]), len(example["rejected_ids"])
-        ((chosen,), (rejected,)), _ = encode_completions([self.render(example)], self.processing_class)
+        ((chosen,), (rejected,)), _ = rendering.encode_completions([self.render(example)], self.processing_class)
         return len(chosen["input_ids"]), len(rejected["input_ids"])
 
     def _pairs(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -172,7 +163,7 @@ class MultimodalPreferenceCollator:
         length = max(len(row["input_ids"]) for row in token_rows)
         if self.pad_to_multiple_of is not None:
             length = -(-length // self.pad_to_multiple_of) * self.pad_to_multiple_of
-        pad_id = get_tokenizer(self.processing_class).pad_token_id
+        pad_id = rendering.get_tokenizer(self.processing_class).pad_token_id
         keys = sorted({key for row in token_rows for key in row})
         shape = (len(token_rows), length)
         padded = {key: torch.zeros(shape, dtype=torch.int64) for key in ["attention_mask", *keys]}
@@ -199,7 +190,7 @@ class MultimodalPreferenceCollator:
         blank = Image.new("RGB", (64, 64))
         images, videos = ([blank], []) if kind == "image" else ([], [Video([blank, blank], 2.0)])
         messages = [{"role": "user", "content": [{"type": kind}, {"type": "text", "text": "."}]}]
-        text = render_conversation(messages, images, processor)
-        row = Rendered([text, text], images, lacks_special_tokens(text, processor), videos)
-        sides, tensors = encode_completions([row], processor)
+        text = rendering.render_conversation(messages, images, processor)
+        row = rendering.Rendered([text, text], images, rendering.lacks_special_tokens(text, processor), videos)
+        sides, tensors = rendering.encode_completions([row], processor)
         return [side for (side,) in sides], tensors

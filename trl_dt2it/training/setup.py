@@ -45,15 +45,7 @@ from ..data.columns import (
 from ..data.images import ImageOptions
 from ..data.rows import RowError, row_name
 from ..data.validation import ImageCheck, make_checks, take_out
-from ..models.freezing import freeze, with_new_tokens, with_reward_head, with_trained_head
-from ..models.modeling import (
-    load_processing_class,
-    load_reward_model,
-    mark_as_reward_model,
-    num_embeddings,
-    read_last_real_token,
-    set_pixel_limits,
-)
+from ..models import freezing, modeling
 from ..models.rendering import ProcessingClass, equal_when_rendered, get_tokenizer
 from .batching import count_pairs, count_tokens, needs_lengths, token_counter
 from .collator import MultimodalPreferenceCollator
@@ -91,23 +83,21 @@ def prepare_dataset(
         raise ValueError(f"The {name} set has no rows; check the split and the filters that it comes from.")
     if not {"chosen", "rejected"} <= columns and not {"chosen_ids", "rejected_ids"} <= columns:
         has = ", ".join(sorted(columns))
-        raise ValueError(
-            f"The {name} set has the columns {has}; it needs `chosen` and `rejected`, and often `prompt`."
-        )
+        raise ValueError(f"The {name} set has the columns {has}; it needs `chosen` and `rejected` (and `prompt`).")
     for column in sorted(columns - set(COLUMNS)):
         # A slip costs a letter or two; `rejected_digits` is no misspelt `rejected_ids`.
         near = [name for name in COLUMNS if name not in columns and abs(len(name) - len(column)) <= 1]
         if close := get_close_matches(column, near, n=1, cutoff=0.8):
-            logger.warning(
-                f"The {name} set has a column `{column}`, which is not read; rename it if `{close[0]}` is meant."
-            )
+            advice = f"rename it if `{close[0]}` is meant"
+            logger.warning(f"The {name} set has a column `{column}`, which is not read; {advice}.")
     if "chosen_ids" not in columns:
         if not isinstance(collator.processing_class, ProcessorMixin) and {"image", "images"} & columns:
             raise ValueError(f"The {name} set has images, but the model reads text only; use a vision-language model.")
         kind = (dataset.features or {}).get("chosen")  # a stream may not know
         if collator.processing_class.chat_template is None and not (kind is None or isinstance(kind, Value)):
             raise ValueError(
-                f"The {name} set holds messages, but the model has no chat template; set `chat_template_path`."
+                f"The {name} set holds messages, and the model has no chat template to render them with; set "
+                "`chat_template_path`."
             )
     dataset = quarantine_bad_rows(dataset, name, collator, args)
     counts = None
@@ -167,12 +157,12 @@ def quarantine_bad_rows(
 
     look = partial(look_at_rows, function=check, features=_FAULTS, desc=f"Checking {name} dataset")
     # Without a cache: the file of an image may have changed since the last run.
-    faults = look_in_shares(dataset, look, num_proc=args.dataset_num_proc).to_pylist()
-    bad = [index for index, fault in enumerate(faults) if fault["reason"]]
+    faults = look_in_shares(dataset, look, num_proc=args.dataset_num_proc).to_pydict()
+    bad = [index for index, reason in enumerate(faults["reason"]) if reason]
     return take_out(
         dataset,
         bad,
-        [{"row": index, "pair_id": dataset[index].get("pair_id"), **faults[index]} for index in bad],
+        [{"row": i, "pair_id": dataset[i].get("pair_id"), **{k: v[i] for k, v in faults.items()}} for i in bad],
         name=f"row of the {name} set",
         on_bad_row=args.on_bad_row,
         # The leading underscore keeps the file out of what is pushed to the Hub.
@@ -270,34 +260,34 @@ def set_up_model(
                 raise ValueError("Pass `quantization_config` to the trainer or in `model_init_kwargs`, not both.")
             kwargs["quantization_config"] = quantization_config
         set_seed(args.seed)
-        model = load_reward_model(name_or_path, **kwargs)
+        model = modeling.load_reward_model(name_or_path, **kwargs)
         if is_peft_model(model) and peft_config is not None:
             advice = "leave `peft_config` out, or merge it first"
             raise ValueError(f"{name_or_path} is an adapter, which training goes on with; {advice}.")
     if model.config.num_labels != 1:
         has = f"{type(model).__name__} has `num_labels={model.config.num_labels}`"
         raise ValueError(f"{has}, but reward models require `num_labels=1`; pass its name or directory as `model`.")
-    read_last_real_token(model)
+    modeling.read_last_real_token(model)
     set_up_4bit_weights(model, args)
     if processing_class is None:
-        processing_class = load_processing_class(
+        processing_class = modeling.load_processing_class(
             name_or_path, revision=init_kwargs.get("revision"), trust_remote_code=args.trust_remote_code
         )
-    set_pixel_limits(processing_class, min_pixels=args.min_pixels, max_pixels=args.max_pixels)
-    mark_as_reward_model(model.config)
+    modeling.set_pixel_limits(processing_class, min_pixels=args.min_pixels, max_pixels=args.max_pixels)
+    modeling.mark_as_reward_model(model.config)
     new_tokens = []
     if args.chat_template_path is not None:
         new_tokens = use_chat_template(model, processing_class, args.chat_template_path)
     frozen = [part for part in ("vision_tower", "projector") if getattr(args, f"freeze_{part}")]
     for part in frozen:
-        freeze(model, part)
+        freezing.freeze(model, part)
     if isinstance(peft_config, PeftConfig):  # TRL refuses anything else
-        peft_config = with_new_tokens(with_reward_head(peft_config, frozen), model, new_tokens)
+        peft_config = freezing.with_new_tokens(freezing.with_reward_head(peft_config, frozen), model, new_tokens)
     if not any(parameter.requires_grad for parameter in model.parameters()) and peft_config is None:
         advice = "load the adapter with `is_trainable=True`" if is_peft_model(model) else "let some require gradients"
         raise ValueError(f"No parameter of the {type(model).__name__} is trained; {advice}.")
     if is_peft_model(model):
-        with_trained_head(model)
+        freezing.with_trained_head(model)
     return model, processing_class, peft_config
 
 
@@ -347,7 +337,7 @@ def use_chat_template(model: PreTrainedModel, processing_class: ProcessingClass,
         tokenizer.eos_token = source.eos_token
         text_config = model.config.get_text_config()
         text_config.eos_token_id = tokenizer.eos_token_id
-        if new_tokens and max(new_tokens) >= num_embeddings(model):
+        if new_tokens and max(new_tokens) >= modeling.num_embeddings(model):
             if getattr(text_config, "hidden_size_per_layer_input", 0):  # each layer has its own table
                 kind = model.config.model_type
                 raise ValueError(f"{adds} and the embeddings of `{kind}` cannot grow; take a template that it knows.")

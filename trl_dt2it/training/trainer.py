@@ -40,30 +40,9 @@ from ..models.modeling import pad_id_as_saved, set_reward_statistics, write_besi
 from ..models.rendering import ProcessingClass, get_tokenizer
 from ..models.shared_prefix import decide_share_prefix
 from ..utils import check_shared_folder, gather
-from . import setup, sharding
-from .batching import (
-    BatchPlan,
-    Evaluation,
-    SetEpoch,
-    evaluation_loader,
-    needs_lengths,
-    pair_sizes,
-    plan_training,
-    training_sampler,
-)
+from . import batching, losses, setup, sharding
 from .collator import MultimodalPreferenceCollator
 from .config import MultimodalRewardConfig
-from .losses import (
-    EmbeddingNoise,
-    LossFunction,
-    TrainMetrics,
-    batch_loss,
-    evaluation_metrics,
-    fit_dataset_strength,
-    loss_name,
-    loss_type_for,
-    pair_weight,
-)
 from .model_card import PAPER, push_checkpoint, push_model, write_model_card
 from .pair_scoring import measure_reward_statistics
 from .selection import SelectedRows, Selection, resume_selection, selected
@@ -155,10 +134,10 @@ class MultimodalRewardTrainer(RewardTrainer):
         setup.check_setup(args, train_dataset, eval_dataset)
         self.selection: Selection | None = None  # by default, every row is trained on as it is
         self._lengths: list[int] | None = None
-        self._plan: BatchPlan | None = None
-        self._set_epoch = SetEpoch()
+        self._plan: batching.BatchPlan | None = None
+        self._set_epoch = batching.SetEpoch()
         self._prepared: WeakSet[AnyDataset] = WeakSet()
-        if needs_lengths(args):
+        if batching.needs_lengths(args):
             callbacks = [*(callbacks or []), self._set_epoch]
 
         # `__post_init__` has resolved a string.
@@ -181,7 +160,7 @@ class MultimodalRewardTrainer(RewardTrainer):
             media=(),  # what the sets can hold is not known yet
             share_prefix=decide_share_prefix(args.share_prefix, model),
         )
-        self.loss_type: str | LossFunction = args.loss_type
+        self.loss_type: str | losses.LossFunction = args.loss_type
         sets = list(eval_dataset.values()) if isinstance(eval_dataset, dict) else [eval_dataset]
         has_adapters = peft_config is not None or is_peft_model(model)
         setup.set_up_arguments(args, processing_class, [train_dataset, *sets], has_adapters=has_adapters)
@@ -230,9 +209,9 @@ class MultimodalRewardTrainer(RewardTrainer):
             let_gradients_into_checkpoints(self.model)
         # In place of transformers' noise, which depends on the batch.
         alpha, self.neftune_noise_alpha = self.neftune_noise_alpha, None
-        self._noise = None if alpha is None else EmbeddingNoise(alpha)
-        self._train_metrics = TrainMetrics()
-        self._evaluation: Evaluation | None = None
+        self._noise = None if alpha is None else losses.EmbeddingNoise(alpha)
+        self._train_metrics = losses.TrainMetrics()
+        self._evaluation: batching.Evaluation | None = None
 
     def _prepare_dataset(
         self,
@@ -245,21 +224,21 @@ class MultimodalRewardTrainer(RewardTrainer):
             return dataset
         args, columns = cast(MultimodalRewardConfig, args), set(column_names(dataset))
         if dataset_name == "train":
-            self.loss_type = loss_type_for(args.loss_type, has_strength="strength" in columns)
+            self.loss_type = losses.loss_type_for(args.loss_type, has_strength="strength" in columns)
         names = {"image": {"image", "images"}, "video": {"videos"}}
         self._collator.media = tuple(k for k in names if k in self._collator.media or names[k] & columns)
         dataset, counts = setup.prepare_dataset(dataset, name=dataset_name, collator=self._collator, args=args)
         self._prepared.add(dataset)
         if dataset_name != "train":
             return dataset
-        if needs_lengths(args):
+        if batching.needs_lengths(args):
             sized = cast(Dataset, setup.plain_columns(dataset, (args.length_column_name,)))
-            self._lengths = pair_sizes(sized, counts, collator=self._collator, args=args)
+            self._lengths = batching.pair_sizes(sized, counts, collator=self._collator, args=args)
             if (cap := args.max_tokens_per_batch) is not None:
                 padded = not self._collator.share_prefix
-                self._plan = plan_training(self._lengths, cap, world_size=args.world_size, padded=padded)
+                self._plan = batching.plan_training(self._lengths, cap, world_size=args.world_size, padded=padded)
         if "strength" in column_names(dataset):
-            self._collator.normalizer = fit_dataset_strength(
+            self._collator.normalizer = losses.fit_dataset_strength(
                 setup.plain_columns(dataset, ("strength", "source")),
                 how=args.strength_normalization,
                 neutral=args.neutral_strength,
@@ -276,7 +255,7 @@ class MultimodalRewardTrainer(RewardTrainer):
             return super()._get_train_sampler(train_dataset)
         if len(self._lengths) != len(cast(Dataset, self.train_dataset if train_dataset is None else train_dataset)):
             raise ValueError("The train set was replaced after its lengths were taken; make a new trainer for it.")
-        sampler = training_sampler(self._lengths, self._plan, self.args)
+        sampler = batching.training_sampler(self._lengths, self._plan, self.args)
         if sampler is None:
             sampler = super()._get_train_sampler(Dataset.from_dict({self.args.length_column_name: self._lengths}))
         self._set_epoch.sampler = sampler
@@ -325,7 +304,7 @@ class MultimodalRewardTrainer(RewardTrainer):
         dataset = self._prepare_dataset(dataset, cast(ProcessingClass, self.processing_class), self.args, name)
         if isinstance(dataset, Dataset):
             dataset = self._remove_unused_columns(dataset, description=name)
-        return evaluation_loader(dataset, self.data_collator, self.args, self.accelerator)
+        return batching.evaluation_loader(dataset, self.data_collator, self.args, self.accelerator)
 
     def predict(  # type: ignore[override]  # transformers' takes no dict
         self,
@@ -383,9 +362,8 @@ class MultimodalRewardTrainer(RewardTrainer):
             state_dict = self.model.state_dict()
         if state_dict and self.args.should_save:  # empty where DeepSpeed saves in its own format
             state_dict = sharding.with_dtypes(state_dict, self._exact_head, self._body_dtype)
-        with setup.with_values(
-            self.args, loss_type=loss_name(self.args.loss_type)
-        ):  # pickled, as few functions can be
+        # It is pickled, as many functions cannot be.
+        with setup.with_values(self.args, loss_type=losses.loss_name(self.args.loss_type)):
             super()._save(output_dir, state_dict)
         folder = output_dir or cast(str, self.args.output_dir)
         if self.args.should_save and self._body_dtype is not None:
@@ -407,7 +385,7 @@ class MultimodalRewardTrainer(RewardTrainer):
             batches = self._fill_up(batches, num_batches)
         if not batches:
             return batches, None
-        weight = sum(pair_weight(batch["pairs"], self.args, self.loss_type).sum() for batch in batches)
+        weight = sum(losses.pair_weight(batch["pairs"], self.args, self.loss_type).sum() for batch in batches)
         local = cast(torch.Tensor, weight).to(device)
         if self._filler is None and not (self._leaves_vision_alone and self._collator.media):
             self._shows_nothing = self._leaves_vision_alone
@@ -478,7 +456,7 @@ class MultimodalRewardTrainer(RewardTrainer):
         inputs.pop("skip_logits", None)  # Trainer's option for Liger's language models
         if self._noise is not None:
             self._noise.see(inputs)
-        batch = batch_loss(
+        batch = losses.batch_loss(
             model,
             inputs,
             loss_type=self.loss_type,
@@ -504,7 +482,7 @@ class MultimodalRewardTrainer(RewardTrainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """As in [`~transformers.Trainer`], with exact metrics under `metric_key_prefix`."""
-        self._evaluation = evaluation = Evaluation(self.accelerator)
+        self._evaluation = evaluation = batching.Evaluation(self.accelerator)
         self.gather_function = evaluation.gather
         try:
             with sharding.evaluable(self):
@@ -516,7 +494,7 @@ class MultimodalRewardTrainer(RewardTrainer):
             self.gather_function = self.accelerator.gather_for_metrics
         records = evaluation.records(dataloader)
         dataset = getattr(dataloader.dataset, "dataset", dataloader.dataset)
-        metrics = evaluation_metrics(records)
+        metrics = losses.evaluation_metrics(records)
         if (measure := getattr(getattr(dataset, "info", None), "measure", None)) is not None:
             metrics |= measure(dataset, records)
         metrics["num_tokens"] = self._total_train_tokens
