@@ -14,15 +14,7 @@ from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from peft import PeftConfig
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
-from transformers import (
-    BitsAndBytesConfig,
-    DataCollator,
-    EvalPrediction,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    ProcessorMixin,
-    TrainerCallback,
-)
+from transformers import BitsAndBytesConfig, DataCollator, EvalPrediction, PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import (
     PREFIX_CHECKPOINT_DIR,
     EvalLoopOutput,
@@ -31,7 +23,7 @@ from transformers.trainer_utils import (
     TrainOutput,
 )
 from transformers.utils import PushInProgress
-from trl import RewardConfig, RewardTrainer
+from trl import RewardTrainer
 
 from ..data.columns import AnyDataset, column_names, has_transform
 from ..data.mixing import concatenate
@@ -115,7 +107,7 @@ class MultimodalRewardTrainer(RewardTrainer):
         data_collator: DataCollator | None = None,
         train_dataset: Dataset | IterableDataset | dict[str, Dataset] | list[Dataset] | None = None,
         eval_dataset: Dataset | IterableDataset | DatasetDict | IterableDatasetDict | dict | None = None,
-        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
+        processing_class: ProcessingClass | None = None,
         compute_metrics: Callable[[EvalPrediction], dict] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple = (None, None),
@@ -213,16 +205,10 @@ class MultimodalRewardTrainer(RewardTrainer):
         self._train_metrics = losses.TrainMetrics()
         self._evaluation: batching.Evaluation | None = None
 
-    def _prepare_dataset(
-        self,
-        dataset: Dataset | IterableDataset,
-        processing_class: ProcessingClass,
-        args: RewardConfig,
-        dataset_name: str,
-    ) -> Dataset | IterableDataset:
+    def _prepare_dataset(self, dataset: AnyDataset, processing_class: Any, args: Any, dataset_name: str) -> AnyDataset:
         if dataset in self._prepared:
             return dataset
-        args, columns = cast(MultimodalRewardConfig, args), set(column_names(dataset))
+        columns = set(column_names(dataset))
         if dataset_name == "train":
             self.loss_type = losses.loss_type_for(args.loss_type, has_strength="strength" in columns)
         names = {"image": {"image", "images"}, "video": {"videos"}}
@@ -301,7 +287,7 @@ class MultimodalRewardTrainer(RewardTrainer):
         return self._evaluation_loader(test_dataset, "test")
 
     def _evaluation_loader(self, dataset: AnyDataset, name: str) -> DataLoader:
-        dataset = self._prepare_dataset(dataset, cast(ProcessingClass, self.processing_class), self.args, name)
+        dataset = self._prepare_dataset(dataset, self.processing_class, self.args, name)
         if isinstance(dataset, Dataset):
             dataset = self._remove_unused_columns(dataset, description=name)
         return batching.evaluation_loader(dataset, self.data_collator, self.args, self.accelerator)
