@@ -198,8 +198,7 @@ def plan_batches(
     pack = _pack_padded if padded else _pack
 
     fewest = len(pack(planned, max_tokens))
-    wanted = _round_up(fewest, world_size)
-    if wanted > len(lengths):
+    if (wanted := _round_up(fewest, world_size)) > len(lengths):
         batches_of = f"{fewest} batches of {len(lengths)} pairs, which {world_size} processes cannot share evenly"
         raise ValueError(f"`max_tokens_per_batch={max_tokens}` makes {batches_of}; raise it.")
     # The smallest cap that needs no more batches fills them evenly; otherwise the last would be small.

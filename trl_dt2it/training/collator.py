@@ -42,7 +42,7 @@ class MultimodalPreferenceCollator:
         normalizer ([`~trl_dt2it.training.losses.StrengthNormalizer`], *optional*):
             Map of `strength` to [0, 1]. Without it, the batch holds no strength.
         pad_to_multiple_of (`int`, *optional*):
-            If set, rows are padded to a multiple of this length; one row per pair needs no padding.
+            Padded rows are a multiple of this length.
         add_dummy_image (`bool`, *optional*, defaults to `False`):
             Whether to add a pair with a blank image (or video) to a batch without images (or videos); its rewards do
             not count. All processes of a sharded model have to run the vision tower equally often.

@@ -45,7 +45,7 @@ class MultimodalRewardConfig(RewardConfig):
             Most pixels, likewise.
         max_length (`int` or `None`, *optional*, defaults to `None`):
             Maximum number of tokens of a conversation, image tokens included. Longer pairs are dropped and counted;
-            nothing is truncated. `None` keeps all pairs and saves a pass over the data.
+            nothing is truncated. One image often exceeds TRL's 1024.
         image_root (`str`, *optional*):
             Folder of relative image paths. With it, no image outside of the folder is read.
         max_image_pixels (`int`, *optional*, defaults to `67108864`):
@@ -54,8 +54,7 @@ class MultimodalRewardConfig(RewardConfig):
             Hosts from which images may be fetched by URL. By default no URL is fetched.
         on_bad_row (`str`, *optional*, defaults to `"raise"`):
             Treatment of a row that cannot be trained on: `"raise"` an error at start that names it and the reason, or
-            `"quarantine"` it: drop it and list it in `_quarantine_<set>.jsonl` in the output directory (never
-            uploaded).
+            `"quarantine"` it: drop it and list it in `_quarantine_<set>.jsonl` in the output directory.
         image_check (`str`, *optional*, defaults to `"header"`):
             Check of the images at start: of the `"header"` (type, size, location), of the `"full"` image, or `"none"`.
 
@@ -64,12 +63,10 @@ class MultimodalRewardConfig(RewardConfig):
         loss_type (`str` or `Callable`, *optional*, defaults to `"auto"`):
             `"bt"` (Bradley-Terry), `"margin"` (Llama 2), `"scaled"` (HelpSteer2-Preference), `"strength_margin"`
             (both), `"soft"` (label smoothing, or judges' vote share), `"btt"` (ties, Rao-Kupper) or `"ordinal"`.
-            `"auto"` is `"strength_margin"` if the training set has a `strength` column and `"bt"` otherwise. A
-            function `(delta, batch, config)` returns the loss of each pair, and is recorded by its name. See
-            [`trl_dt2it.training.losses`] for the formulas and the arguments of a function.
+            `"auto"` is `"strength_margin"` if the training set has a `strength` column and `"bt"` otherwise. See
+            [`trl_dt2it.training.losses`] for the formulas, and for a function `(delta, batch, config)` of your own.
         strength_normalization (`str`, *optional*, defaults to `"rank"`):
-            Map of the `strength` column to [0, 1], per `source`: `"rank"`, `"quantile"` or `"none"`. A streamed set
-            needs `"none"`.
+            Map of `strength` to [0, 1], per `source`: `"rank"`, `"quantile"`, or `"none"`, which a stream needs.
         neutral_strength (`float`, *optional*, defaults to `0.5`):
             Normalized strength, in [0, 1], of a pair of unknown strength.
         margin_scale (`float`, *optional*, defaults to `1.0`):
@@ -94,9 +91,6 @@ class MultimodalRewardConfig(RewardConfig):
             Number of training pairs, drawn with the seed (from the start of a streamed set), that the final model
             scores. The mean and standard deviation of their rewards are saved in its configuration, as `reward_mean`
             and `reward_std`, for `RewardScorer(..., normalize=True)`; checkpoints have none. `0` scores none.
-
-    > [!NOTE]
-    > `max_length` defaults to `None` instead of [`~trl.RewardConfig`]'s `1024`, which one image often exceeds.
     """
 
     _VALID_DICT_FIELDS = RewardConfig._VALID_DICT_FIELDS

@@ -135,10 +135,10 @@ def source_lines(counts: Mapping[str, int], licences: Mapping[str, str] | None =
     """Return a line for each source of a table: its linked name, its number of pairs and its license."""
     lines = []
     for name, pairs in counts.items():
-        hub_id = SOURCES[name].hub_id if name in SOURCES else None
         shown = cell(name) or "not named"
-        linked = f"[{shown}](https://huggingface.co/datasets/{hub_id})" if hub_id else shown
-        lines.append((linked, f"{pairs:,}", cell(licence_of(name, licences))))
+        if name in SOURCES and (hub_id := SOURCES[name].hub_id):
+            shown = f"[{shown}](https://huggingface.co/datasets/{hub_id})"
+        lines.append((shown, f"{pairs:,}", cell(licence_of(name, licences))))
     return lines
 
 
@@ -175,7 +175,7 @@ def run_command(num_processes: int, argv: Sequence[str] | None = None) -> str | 
         start = ["trl-dt2it"]
     elif path.suffix == ".py" and not path.name.startswith("__") and "site-packages" not in path.parts:
         place = f"recipes/{path.name}" if path.parent.name == "recipes" else path.name
-        start = [*(("accelerate", "launch") if num_processes > 1 else ("python",)), place]
+        start = ["accelerate", "launch", place] if num_processes > 1 else ["python", place]
     else:
         return None
     return shlex.join([*start, *map(_without_root, without_secrets(words))])
@@ -194,7 +194,10 @@ def write_model_card(
     model_name = model_name or output_dir.name
     name_or_path = cast(PreTrainedModel, trainer.model).config._name_or_path
     base_model = name_or_path if name_or_path and not os.path.isdir(name_or_path) else None
-    metrics, counts = last_evaluation(trainer.state.log_history), source_counts(trainer.train_dataset)
+    logged = (item for entry in trainer.state.log_history for item in entry.items() if item[0].startswith("eval_"))
+    timings = ("_runtime", "_per_second", "_num_tokens")
+    metrics = {name: value for name, value in logged if not name.endswith(timings)}  # the newest value of each
+    counts = source_counts(trainer.train_dataset)
     callbacks: list[Any] = trainer.callback_handler.callbacks
     sections = [one.model_card_section(trainer) for one in callbacks if hasattr(one, "model_card_section")]
     hub_model_id = cast(str, trainer.hub_model_id or trainer.args.hub_model_id or trainer.args.output_dir)
@@ -236,13 +239,6 @@ def write_model_card(
     )
     with whole_file(output_dir / "README.md") as part:
         card.save(part)
-
-
-def last_evaluation(log_history: list[dict[str, Any]]) -> dict[str, float]:
-    """Return the newest value of each evaluation metric in a trainer's log, without timings."""
-    logged = (item for entry in log_history for item in entry.items() if item[0].startswith("eval_"))
-    skipped = ("_runtime", "_per_second", "_num_tokens")
-    return {name: value for name, value in logged if not name.endswith(skipped)}
 
 
 def push_model(

@@ -73,10 +73,7 @@ def image_options(args: MultimodalRewardConfig) -> ImageOptions:
 def prepare_dataset(
     dataset: AnyDataset, *, name: str, collator: MultimodalPreferenceCollator, args: MultimodalRewardConfig
 ) -> tuple[AnyDataset, Dataset | None]:
-    """Check the rows of a data set, drop long pairs and leave images encoded; returns token counts if needed.
-
-    A second time changes nothing.
-    """
+    """Check the rows of a data set, drop long pairs and leave images encoded; return token counts where needed."""
     dataset = rename_old_columns(leave_images_encoded(as_python(dataset)))
     columns = set(column_names(dataset))
     if not columns or (isinstance(dataset, Dataset) and len(dataset) == 0):
@@ -200,8 +197,8 @@ def plain_columns(dataset: AnyDataset, names: Sequence[str]) -> AnyDataset:
         return dataset
     present = [name for name in names if name in column_names(dataset)]
     # This makes every row, images included.
-    rows = [{name: row[name] for name in present} for row in cast(Dataset, dataset)] if present else []
-    return Dataset.from_list(rows)
+    rows: Any = dataset if present else ()
+    return Dataset.from_list([{name: row[name] for name in present} for row in rows])
 
 
 def check_setup(args: MultimodalRewardConfig, train_dataset: Any, eval_dataset: Any) -> None:
@@ -216,9 +213,9 @@ def check_setup(args: MultimodalRewardConfig, train_dataset: Any, eval_dataset: 
         )
     if cast(AcceleratorConfig, args.accelerator_config).dispatch_batches and not is_streamed:
         raise ValueError("`dispatch_batches` sends tensors alone, and batches of pairs hold text too; leave it out.")
-    if isinstance(eval_dataset, dict) and not eval_dataset:
-        raise ValueError("`eval_dataset` is a dict without any set; pass `None`, or the sets to evaluate on.")
     if isinstance(eval_dataset, dict):
+        if not eval_dataset:
+            raise ValueError("`eval_dataset` is a dict without any set; pass `None`, or the sets to evaluate on.")
         sets = {f"eval set `{key}`": dataset for key, dataset in eval_dataset.items()}
     else:
         sets = {} if eval_dataset is None else {"eval set": eval_dataset}
@@ -352,9 +349,9 @@ def use_liger_kernels(model: PreTrainedModel, args: MultimodalRewardConfig) -> N
     # which it does not know. Norms, feed-forward layers and rotary embeddings are all that a reward model can use.
     if not args.use_liger_kernel:
         return
-    if args.device.type in ("cpu", "mps"):
+    if (kind := args.device.type) in ("cpu", "mps"):
         raise ValueError(
-            f"`use_liger_kernel=True` needs a GPU for Triton, and training runs on `{args.device.type}`; leave it out."
+            f"`use_liger_kernel=True` needs a GPU for Triton, but training runs on `{kind}`; leave it out."
         )
     if not is_liger_kernel_available():
         raise ImportError("`use_liger_kernel=True` needs Liger: `pip install liger-kernel`, or leave it out.")
@@ -388,10 +385,8 @@ def patch_backbone(model: Any, kernels: dict[str, bool]) -> None:
     try:
         patch(model=decoder, **losses, **{name: is_on for name, is_on in chosen.items() if name in offered})
     except (AttributeError, ImportError, NotImplementedError, TypeError) as error:
-        raise ValueError(
-            f"{liger} does not fit `{types[0]}` of transformers {version('transformers')} ({error}); install a "
-            "release that does, or leave it out."
-        ) from error
+        there = f"`{types[0]}` of transformers {version('transformers')} ({error})"
+        raise ValueError(f"{liger} does not fit {there}; install a release that does, or leave it out.") from error
     finally:
         vars(module).update(before)
 
