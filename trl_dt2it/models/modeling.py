@@ -394,9 +394,7 @@ def _replace_head(native: PreTrainedModel, cls: type[PreTrainedModel], score: Re
     project_patches_by_matrix_product(model)
     model.score = score.to(native.get_output_embeddings().weight.device)
     marks = ("hf_quantizer", "is_quantized", "quantization_method", "is_loaded_in_4bit", "is_loaded_in_8bit")
-    for name in (*marks, "hf_device_map"):
-        if name in vars(native):
-            setattr(model, name, vars(native)[name])
+    vars(model).update({name: vars(native)[name] for name in (*marks, "hf_device_map") if name in vars(native)})
     return model.eval()
 
 

@@ -91,27 +91,19 @@ def score_pairs(
     return reduce(rewards.to(state.device), "sum").cpu().numpy()
 
 
-def score_with_trainer(
-    trainer: Trainer,
-    dataset: Dataset | Sequence[dict[str, Any]],
-    lengths: Sequence[int] | np.ndarray | None = None,
-    *,
-    batch_size: int,
-    desc: str = "Scoring",
-) -> np.ndarray:
-    """Compute the rewards `(N, 2)` fp32 of N pairs with a trainer's model, collator, processes and settings."""
+def score_with_trainer(trainer: Trainer, dataset: Any, lengths: Any = None, **options: Any) -> np.ndarray:
+    """Score pairs by [`score_pairs`] with a trainer's model, collator, processes and settings, and other `options`."""
     args = cast(MultimodalRewardConfig, trainer.args)
     return score_pairs(
         trainer.model_wrapped,
         dataset,
         trainer.data_collator,
-        accelerator=trainer.accelerator,
-        batch_size=batch_size,
-        max_tokens_per_batch=args.max_tokens_per_batch,
         lengths=lengths,
+        accelerator=trainer.accelerator,
+        max_tokens_per_batch=args.max_tokens_per_batch,
         num_workers=args.dataloader_num_workers,
-        desc=desc,
         show_progress=not args.disable_tqdm,
+        **options,
     )
 
 
@@ -122,8 +114,8 @@ def measure_reward_statistics(trainer: Trainer) -> dict[str, float] | None:
         rows, lengths = _sample(trainer)
         if len(rows) == 0:
             return None
-        size = trainer._train_batch_size
-        rewards = score_with_trainer(trainer, rows, lengths, batch_size=size, desc="Reward mean and std")
+        options = {"batch_size": trainer._train_batch_size, "desc": "Reward mean and std"}
+        rewards = score_with_trainer(trainer, rows, lengths, **options)
     except Exception as error:
         logger.warning(
             "`reward_mean` and `reward_std` are left out of the trained model's configuration, because its training "
