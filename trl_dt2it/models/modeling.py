@@ -159,14 +159,10 @@ class GenericRewardModel(_Base):
         else:
             if image_repeats > 1:
                 kwargs = encode_once(cast(PreTrainedModel, self.model), kwargs, image_repeats)
-            outputs = self.base_model(
-                input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache, **kwargs
-            )
-            hidden_states = outputs.last_hidden_state  # (R, L, H)
-            if attention_mask is None:
-                last_hidden = hidden_states[:, -1]
-            else:
-                last_hidden = hidden_states[torch.arange(len(hidden_states)), last_real_token(attention_mask)]
+            kwargs |= {"attention_mask": attention_mask, "use_cache": use_cache}
+            states = self.base_model(input_ids=input_ids, **kwargs).last_hidden_state  # (R, L, H)
+            end: Any = -1 if attention_mask is None else last_real_token(attention_mask)
+            last_hidden = states[torch.arange(len(states)), end]
         logits = self.score(last_hidden)  # (R, 1): the head runs on the last tokens alone
         loss = None
         if labels is not None:
