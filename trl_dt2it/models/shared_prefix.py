@@ -172,7 +172,7 @@ def register_shared_prefix_attention(implementation: str) -> str:
     """Register an attention implementation that also reads shared prefixes, and return its name."""
     name = SHARED_PREFIX + implementation.replace("/", "--")  # a slash would be taken for a kernel of the Hub
     is_sdpa = implementation == "sdpa"
-    attend = sdpa_attention if is_sdpa else partial(flash_attention, implementation=implementation)
+    attend: Any = sdpa_attention if is_sdpa else partial(flash_attention, implementation=implementation)
     AttentionInterface.register(name, attend)
     AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS["sdpa" if is_sdpa else "flash_attention_2"])
     return name

@@ -188,7 +188,8 @@ class MultimodalPreferenceCollator:
         if kind == "video" and getattr(processor, "video_processor", None) is None:
             return [], {}
         blank = Image.new("RGB", (64, 64))
-        images, videos = ([blank], []) if kind == "image" else ([], [Video([blank, blank], 2.0)])
+        images = [blank] if kind == "image" else []
+        videos = [Video([blank, blank], 2.0)] if kind == "video" else []
         messages = [{"role": "user", "content": [{"type": kind}, {"type": "text", "text": "."}]}]
         text = rendering.render_conversation(messages, images, processor)
         row = rendering.Rendered([text, text], images, rendering.lacks_special_tokens(text, processor), videos)
