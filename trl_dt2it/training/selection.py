@@ -139,7 +139,8 @@ class SelectedRows(Dataset):
         return self.__getitems__([draw])[0]
 
     def __getitems__(self, draws: Sequence[Draw]) -> list[dict[str, Any]]:
-        return list(map(as_drawn, self.dataset.__getitems__([draw.row for draw in draws]), draws))
+        rows = self.dataset.__getitems__([draw.row for draw in draws])
+        return [as_drawn(row, draw) for row, draw in zip(rows, draws, strict=True)]
 
 
 def as_drawn(row: dict[str, Any], draw: Draw) -> dict[str, Any]:
