@@ -74,7 +74,8 @@ def with_new_tokens(peft_config: PeftConfig, model: PreTrainedModel, new_tokens:
     targets = getattr(config, "target_modules", None)
     adds = f"`chat_template_path` adds {len(new_tokens)} tokens, whose embeddings"
     if not isinstance(targets, str) and name in (targets or []):
-        raise ValueError(f'{adds} an adapter cannot train alone; move "{name}" to `modules_to_save`.')
+        advice = f'move "{name}" from `target_modules` to `modules_to_save`'
+        raise ValueError(f"{adds} an adapter cannot train alone; {advice}.")
     if not hasattr(config, "trainable_token_indices"):
         kind = type(config).__name__
         raise ValueError(f'{adds} {kind} does not train; use LoRA, or add "{name}" to `modules_to_save`.')
