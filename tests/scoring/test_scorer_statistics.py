@@ -10,7 +10,7 @@ from datasets import IterableDataset
 from peft import LoraConfig
 
 from trl_dt2it import MultimodalRewardConfig, MultimodalRewardTrainer, load_reward_model
-from trl_dt2it.models.freezing import STATISTICS_FILE
+from trl_dt2it.models.modeling import STATISTICS_FILE
 from trl_dt2it.scoring.scorer import RewardScorer
 
 from ..pairs import model_of, processor_of

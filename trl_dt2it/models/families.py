@@ -41,6 +41,8 @@ class Family:
     mixes_media: bool = True  # one batch may hold images and videos: their tokens differ
 
 
+_TILED = ("image_newline", "multi_modal_projector")
+
 # By `model_type`. The tests load, save, score and train each of them (`docs/models.md`).
 FAMILIES = {
     # Sliding layers.
@@ -55,14 +57,9 @@ FAMILIES = {
     "idefics3": Family("Idefics3", "Idefics3Processor", "vision_model", ("connector",)),
     "internvl": Family("InternVL", "InternVLProcessor"),
     "llava": Family("Llava", "LlavaProcessor"),
-    "llava_next": Family("LlavaNext", "LlavaNextProcessor", projector=("image_newline", "multi_modal_projector")),
+    "llava_next": Family("LlavaNext", "LlavaNextProcessor", projector=_TILED),
     # The count ignores that several images are not tiled.
-    "llava_onevision": Family(
-        "LlavaOnevision",
-        "LlavaOnevisionProcessor",
-        projector=("image_newline", "multi_modal_projector"),
-        uncounted_tokens=None,
-    ),
+    "llava_onevision": Family("LlavaOnevision", "LlavaOnevisionProcessor", projector=_TILED, uncounted_tokens=None),
     "mistral3": Family("Mistral3", "PixtralProcessor"),
     "qwen2_5_vl": Family("Qwen2_5_VL", "Qwen2_5_VLProcessor", "visual", ("merger",)),
     "qwen2_vl": Family("Qwen2VL", "Qwen2VLProcessor", "visual", ("merger",)),

@@ -1,25 +1,22 @@
-"""Parts of a model: freezing them, training them with adapters, and what is saved beside an adapter."""
+"""Parts of a model: freezing them, and training them with adapters."""
 
 from __future__ import annotations
 
 import copy
-import json
-import math
-import os
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from peft import PeftConfig
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.utils import cached_file, logging
+from transformers.utils import logging
 
 from .families import FAMILIES
+from .modeling import embedding_name
 
 
 logger = logging.get_logger(__name__)
@@ -27,14 +24,6 @@ logger = logging.get_logger(__name__)
 # Names of modules, each one component of a parameter's path.
 PROJECTOR_NAMES = sorted({name for family in FAMILIES.values() for name in family.projector})
 VISION_TOWER_NAMES = sorted({family.vision_tower for family in FAMILIES.values()})
-
-STATISTICS_FILE = "reward_statistics.json"
-STATISTICS = ("reward_mean", "reward_std")
-
-
-def is_head(name: str) -> bool:
-    """Tell whether a parameter or module belongs to the `score` head, in an adapter's wrapper too."""
-    return "score" in name.split(".")
 
 
 def part_of(name: str) -> str:
@@ -83,43 +72,18 @@ def with_new_tokens(peft_config: PeftConfig, model: PreTrainedModel, new_tokens:
         return peft_config
     config: Any = peft_config
     targets = getattr(config, "target_modules", None)
+    adds = f"`chat_template_path` adds {len(new_tokens)} tokens, whose embeddings"
     if not isinstance(targets, str) and name in (targets or []):
-        raise ValueError(
-            f"`chat_template_path` adds {len(new_tokens)} tokens, whose embeddings an adapter cannot train alone; "
-            f'move "{name}" from `target_modules` to `modules_to_save`.'
-        )
+        advice = f'move "{name}" from `target_modules` to `modules_to_save`'
+        raise ValueError(f"{adds} an adapter cannot train alone; {advice}.")
     if not hasattr(config, "trainable_token_indices"):
-        raise ValueError(
-            f"`chat_template_path` adds {len(new_tokens)} tokens, whose embeddings {type(config).__name__} does not "
-            f'train; use LoRA, or add "{name}" to `modules_to_save`.'
-        )
+        kind = type(config).__name__
+        raise ValueError(f'{adds} {kind} does not train; use LoRA, or add "{name}" to `modules_to_save`.')
     given = config.trainable_token_indices or {}
     layers = dict(given) if isinstance(given, dict) else {name: given}
     layers[name] = sorted({*layers.get(name, []), *new_tokens})
     config.trainable_token_indices = layers
     return config
-
-
-def embedding_name(model: PreTrainedModel) -> str:
-    """Return the dotted path of a model's token embeddings."""
-    embeddings = model.get_input_embeddings()
-    return next(name for name, module in model.named_modules() if module is embeddings)
-
-
-def num_embeddings(model: PreTrainedModel) -> int:
-    """Count the token embeddings of a model."""
-    return cast(torch.Tensor, model.get_input_embeddings().weight).shape[0]
-
-
-def num_tokens_of_adapter(base: PreTrainedModel, peft_config: Any, shapes: Mapping[str, Sequence[int]]) -> int | None:
-    """Return the number of token embeddings that an adapter needs, or `None` if its base model has as many."""
-    path, current = embedding_name(base), num_embeddings(base)
-    saved = [shape[0] for key, shape in shapes.items() if f".{path}." in key and key.endswith("weight")]
-    indices = getattr(peft_config, "trainable_token_indices", None) or {}
-    if isinstance(indices, dict):
-        indices = indices.get(path.rsplit(".", 1)[-1], [])
-    needed = max(saved, default=max([current - 1, *indices]) + 1)
-    return None if needed == current else needed
 
 
 def with_trained_head(model: Any) -> None:
@@ -131,8 +95,7 @@ def with_trained_head(model: Any) -> None:
         return
     if not isinstance(head, (nn.Linear, ModulesToSaveWrapper)):
         raise ValueError(
-            "The adapters of the model stand on its `score` head, which is small enough to be trained whole; put "
-            '"score" into `modules_to_save` in place of `target_modules`.'
+            'Adapters of the model stand on its `score` head; put "score" into `modules_to_save` instead.'
         )
     if isinstance(head, nn.Linear):
         head = base.score = ModulesToSaveWrapper(head, name)
@@ -172,37 +135,3 @@ def _require_gradient_of_input(module: nn.Module, args: tuple, kwargs: dict[str,
             named[name] = value if value.requires_grad else value.detach().requires_grad_(True)
             break
     return tuple(named[index] for index in range(len(args))), {name: named[name] for name in kwargs}
-
-
-def set_reward_statistics(config: PreTrainedConfig, statistics: dict[str, float] | None) -> None:
-    """Set `reward_mean` and `reward_std` of a configuration, or remove them."""
-    for name in STATISTICS:
-        vars(config).pop(name, None)
-    vars(config).update(statistics or {})
-
-
-def write_beside_adapter(config: PreTrainedConfig, folder: str | os.PathLike) -> None:
-    """Write the mean and standard deviation of a configuration into an adapter's directory."""
-    path = Path(folder) / STATISTICS_FILE
-    values = {name: vars(config)[name] for name in STATISTICS if name in vars(config)}
-    if values:
-        path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    else:
-        path.unlink(missing_ok=True)
-
-
-def read_beside_adapter(config: PreTrainedConfig, name_or_path: str | os.PathLike, revision: str | None) -> None:
-    """Set the mean and standard deviation of an adapter's rewards in its base model's configuration."""
-    path = cached_file(name_or_path, STATISTICS_FILE, revision=revision, _raise_exceptions_for_missing_entries=False)
-    values = None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
-    if path is not None and not _are_statistics(values):
-        raise ValueError(f"{path} does not hold the finite numbers {' and '.join(STATISTICS)}; delete it.")
-    set_reward_statistics(config, values)
-
-
-def _are_statistics(values: Any) -> bool:
-    return (
-        isinstance(values, dict)
-        and sorted(values) == sorted(STATISTICS)
-        and all(isinstance(value, (int, float)) and math.isfinite(value) for value in values.values())
-    )

@@ -7,12 +7,14 @@ stock vLLM (`--runner pooling`). They are made on demand from the family's nativ
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
+import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -29,22 +31,18 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoModelForSequenceClassification,
     AutoProcessor,
-    BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedModel,
     ProcessorMixin,
-    set_seed,
 )
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.modeling_layers import GenericForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from transformers.utils import cached_file, find_adapter_config_file, logging
-from trl import RewardConfig
 
 from ..utils import whole_weights
 from .families import FAMILIES, PIXELS
-from .freezing import is_head, num_tokens_of_adapter, read_beside_adapter
 from .rendering import ProcessingClass
 from .shared_prefix import encode_once, last_hidden_states, use_shared_prefix
 
@@ -54,12 +52,20 @@ logger = logging.get_logger(__name__)
 _NATIVE_SUFFIX = "ForConditionalGeneration"
 _REWARD_SUFFIX = "ForSequenceClassification"
 
+STATISTICS_FILE = "reward_statistics.json"  # beside an adapter, which has no configuration of the model
+STATISTICS = ("reward_mean", "reward_std")
+
 if TYPE_CHECKING:
     # Each class made from it has the family's pretrained model as its second base.
     class _Base(GenericForSequenceClassification, PreTrainedModel):
         model: nn.Module
 else:
     _Base = GenericForSequenceClassification
+
+
+def is_head(name: str) -> bool:
+    """Tell whether a parameter or module belongs to the `score` head, in an adapter's wrapper too."""
+    return "score" in name.split(".")
 
 
 class RewardHead(nn.Linear):
@@ -153,14 +159,10 @@ class GenericRewardModel(_Base):
         else:
             if image_repeats > 1:
                 kwargs = encode_once(cast(PreTrainedModel, self.model), kwargs, image_repeats)
-            outputs = self.base_model(
-                input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache, **kwargs
-            )
-            hidden_states = outputs.last_hidden_state  # (R, L, H)
-            if attention_mask is None:
-                last_hidden = hidden_states[:, -1]
-            else:
-                last_hidden = hidden_states[torch.arange(len(hidden_states)), last_real_token(attention_mask)]
+            kwargs |= {"attention_mask": attention_mask, "use_cache": use_cache}
+            states = self.base_model(input_ids=input_ids, **kwargs).last_hidden_state  # (R, L, H)
+            end: Any = -1 if attention_mask is None else last_real_token(attention_mask)
+            last_hidden = states[torch.arange(len(states)), end]
         logits = self.score(last_hidden)  # (R, 1): the head runs on the last tokens alone
         loss = None
         if labels is not None:
@@ -204,10 +206,8 @@ def refuse_unseen(config: PreTrainedConfig, input_ids: torch.Tensor, inputs: dic
         return
     for kind, name in PIXELS.items():
         if is_shown[kind] and not has_pixels[kind]:
-            raise ValueError(
-                f"The tokens hold placeholders of {kind}s without `{name}` to put in their place; pass all that the "
-                "processor returns (in GRPO and RLOO, `RewardScorer(...).as_reward_func()` in place of the model)."
-            )
+            advice = "pass all that the processor returns (to GRPO and RLOO, `RewardScorer(...).as_reward_func()`)"
+            raise ValueError(f"The tokens hold placeholders of {kind}s without `{name}`; {advice}.")
 
 
 def _placeholder_ids(config: PreTrainedConfig, kind: str, like: torch.Tensor) -> torch.Tensor:
@@ -262,8 +262,7 @@ def load_reward_model(
 
     Args:
         name_or_path (`str` or `os.PathLike`):
-            Hub id or directory of a reward model, of a native `...ForConditionalGeneration` checkpoint, or of a PEFT
-            adapter trained on one.
+            Hub id or directory of a reward model, of a native checkpoint, or of a PEFT adapter trained on one.
         dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`):
             Dtype of the weights; `"auto"` keeps the checkpoint's.
         attn_implementation (`str` or `dict[str, str]`, *optional*):
@@ -273,13 +272,11 @@ def load_reward_model(
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether code that ships with the checkpoint may run.
         allow_new_head (`bool`, *optional*, defaults to `True`):
-            Whether to add a newly initialized `score` head to a checkpoint without one. With `False`, as for
-            inference, such a checkpoint is an error.
+            Whether to add a new `score` head to a checkpoint without one, which is an error otherwise.
         is_trainable (`bool`, *optional*, defaults to `False`):
             Whether to load an adapter and its head for further training; other weights are trainable in any case.
         kwargs:
-            Passed to `from_pretrained`, such as `device_map` or `quantization_config`. Pickled weights are refused
-            unless `use_safetensors=None` is among them.
+            Passed to `from_pretrained`, such as `device_map`. `use_safetensors=None` allows pickled weights.
 
     Returns:
         [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]: the model with `config.num_labels == 1`, in
@@ -288,8 +285,7 @@ def load_reward_model(
 
     Raises:
         `ValueError`: if there is no such directory, if the family is not supported (the message lists those that
-        are), if weights are missing or surplus, if the checkpoint has more than one label, or if it has no head and
-        `allow_new_head=False`.
+        are), if weights are missing or surplus, or if the checkpoint has more than one label.
     """
     is_path = os.path.isabs(name_or_path) or str(name_or_path).startswith((".", "~"))
     if is_path and not os.path.isdir(name_or_path):
@@ -306,32 +302,31 @@ def load_reward_model(
     is_reward_model = (config.architectures or [""])[0].endswith(_REWARD_SUFFIX)
     if is_reward_model and config.num_labels != 1:
         raise ValueError(f"{name_or_path} has {config.num_labels} labels; a reward model has one.")
-
     if config.is_encoder_decoder or config.get_text_config().is_encoder_decoder:
         raise ValueError(_unsupported(config.model_type, "is an encoder-decoder"))
-    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-        cls = reward_model_class(config.__class__)
-        if config.model_type not in FAMILIES:
-            logger.warning(
-                f"No test of trl_dt2it covers `{config.model_type}`. It is tried all the same; reload what you save "
-                "with `load_reward_model`."
-            )
-        if is_reward_model:
-            return cls.from_pretrained(name_or_path, **{**load_kwargs, "output_loading_info": False})
-        if not allow_new_head:
-            raise ValueError(_no_head(name_or_path))
-        score = _new_head(config)
-        loaded = AutoModelForImageTextToText.from_pretrained(name_or_path, **load_kwargs)
-        native, info = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
-        _raise_on_incomplete(info, name_or_path, unexpected_allowed=("lm_head.weight",))
-        return _replace_head(native, cls, score)
-
     ships_own_code = "AutoModelForSequenceClassification" in (getattr(config, "auto_map", None) or {})
-    if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING or ships_own_code:
-        if not (is_reward_model or allow_new_head):
-            raise ValueError(_no_head(name_or_path))
+    is_text = type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING or ships_own_code
+    is_vision = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    cls = None if is_text and not is_vision else reward_model_class(config.__class__)
+    if not (is_reward_model or allow_new_head):
+        raise ValueError(
+            f"{name_or_path} has no trained `score` head, so its rewards would be random; load a reward model, or "
+            "pass `allow_new_head=True` to train one."
+        )
+    if cls is None:
         return _load_text_model(name_or_path, config, is_reward_model, load_kwargs)
-    raise ValueError(_unsupported(config.model_type, "has no image-text-to-text model in transformers"))
+    if config.model_type not in FAMILIES:
+        logger.warning(
+            f"No test of trl_dt2it covers `{config.model_type}`. It is tried all the same; reload what you save with "
+            "`load_reward_model`."
+        )
+    if is_reward_model:
+        return cls.from_pretrained(name_or_path, **{**load_kwargs, "output_loading_info": False})
+    score = _new_head(config)
+    loaded = AutoModelForImageTextToText.from_pretrained(name_or_path, **load_kwargs)
+    native, info = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
+    _raise_on_incomplete(info, name_or_path, unexpected_allowed=("lm_head.weight",))
+    return _replace_head(native, cls, score)
 
 
 def _load_text_model(
@@ -349,7 +344,7 @@ def _load_text_model(
     keep_head_in_fp32(model)
     heads: set[str] = set()
     if info["unexpected_keys"]:
-        heads = language_head_weights(config, name_or_path, revision=load_kwargs["revision"])
+        heads = language_head_weights(config, name_or_path, load_kwargs["revision"])
     _raise_on_incomplete(info, name_or_path, () if is_reward_model else ("score.weight",), tuple(heads))
     mark_as_reward_model(model.config)
     read_last_real_token(model)
@@ -395,9 +390,7 @@ def _replace_head(native: PreTrainedModel, cls: type[PreTrainedModel], score: Re
     project_patches_by_matrix_product(model)
     model.score = score.to(native.get_output_embeddings().weight.device)
     marks = ("hf_quantizer", "is_quantized", "quantization_method", "is_loaded_in_4bit", "is_loaded_in_8bit")
-    for name in (*marks, "hf_device_map"):
-        if name in vars(native):
-            setattr(model, name, vars(native)[name])
+    vars(model).update({name: vars(native)[name] for name in (*marks, "hf_device_map") if name in vars(native)})
     return model.eval()
 
 
@@ -412,9 +405,7 @@ def _load_adapter(
         shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}
     saves_head = "score" in (peft_config.modules_to_save or [])
     if saves_head and not any(map(is_head, shapes)):
-        raise ValueError(
-            f"The adapter {name_or_path} has no `score` head among its weights; its rewards would be random."
-        )
+        raise ValueError(f"The adapter {name_or_path} has no `score` head among its weights; rewards would be random.")
     base = load_reward_model(
         peft_config.base_model_name_or_path,
         revision=peft_config.revision,
@@ -426,13 +417,6 @@ def _load_adapter(
     if (num_tokens := num_tokens_of_adapter(base, peft_config, shapes)) is not None:
         base.resize_token_embeddings(num_tokens, mean_resizing=False)  # the rows that are added come with the adapter
     return PeftModel.from_pretrained(base, name_or_path, revision=revision, is_trainable=is_trainable).eval()
-
-
-def _no_head(name_or_path: str | os.PathLike) -> str:
-    return (
-        f"{name_or_path} has no trained `score` head, so its rewards would be random; load a reward model, or "
-        "pass `allow_new_head=True` to train one."
-    )
 
 
 def _raise_on_incomplete(
@@ -493,20 +477,17 @@ def pad_id_as_saved(model: Any) -> Iterator[None]:
     # By such an id transformers would read every conversation one token early, without a warning. Without an id it
     # reads a single conversation right and refuses a batch.
     configs = [model.config, model.config.get_text_config()] if isinstance(model, _TextRewardModel) else []
-    pads = [(config, config.pad_token_id) for config in configs if _pads_with_end_token(config)]
-    for config, _ in pads:
-        config.pad_token_id = None
+    pads = []
+    for config in configs:
+        ends, pad = getattr(config, "eos_token_id", None), config.pad_token_id
+        if pad is not None and pad in (ends if isinstance(ends, (list, tuple)) else [ends]):
+            pads.append((config, pad))
+            config.pad_token_id = None
     try:
         yield
     finally:
         for config, pad_token_id in pads:
             config.pad_token_id = pad_token_id
-
-
-def _pads_with_end_token(config: PreTrainedConfig) -> bool:
-    ids: Any = getattr(config, "eos_token_id", None)
-    pad = config.pad_token_id
-    return pad is not None and pad in (ids if isinstance(ids, (list, tuple)) else [ids])
 
 
 def read_last_real_token(model: Any) -> None:
@@ -515,21 +496,15 @@ def read_last_real_token(model: Any) -> None:
     # in batches without a pad id.
     model = getattr(model, "get_base_model", lambda: model)()  # of an adapter
     stock: Any = type(model)
-    if isinstance(model, GenericRewardModel) or not _reads_by_pad_id(model):
+    if isinstance(model, GenericRewardModel) or not isinstance(model, PreTrainedModel) or model.base_model is model:
         return
+    if stock.forward is not GenericForSequenceClassification.forward:
+        # Families older than the generic class find the token in the same way, in their own forward.
+        score: Any = getattr(model, "score", None)
+        is_linear = isinstance(getattr(score, "original_module", score), nn.Linear)
+        if not is_linear or MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(model.config), None) is not stock:
+            return
     model.__class__ = _class_by_mask(stock)
-
-
-def _reads_by_pad_id(model: Any) -> bool:
-    if not isinstance(model, PreTrainedModel) or model.base_model is model:
-        return False
-    if type(model).forward is GenericForSequenceClassification.forward:
-        return True
-    # Families older than the generic class find the token in the same way, in their own forward.
-    if MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(model.config), None) is not type(model):
-        return False
-    score = getattr(model, "score", None)
-    return isinstance(getattr(score, "original_module", score), nn.Linear)
 
 
 @functools.cache
@@ -547,9 +522,7 @@ def _new_by_mask(stock: Any) -> PreTrainedModel:
     return cls.__new__(cls)
 
 
-def language_head_weights(
-    config: PreTrainedConfig, name_or_path: str | os.PathLike, *, revision: str | None = None
-) -> set[str]:
+def language_head_weights(config: PreTrainedConfig, name_or_path: str | os.PathLike, revision: str) -> set[str]:
     """Return the names of the language head's weights of a text family, in the model and in the checkpoint."""
     # `lm_head` in most families, `embed_out` in GPT-NeoX, with or without bias, tied or not.
     remote = (getattr(config, "auto_map", None) or {}).get("AutoModelForCausalLM")
@@ -575,45 +548,54 @@ if not TYPE_CHECKING:  # which would take every name for one of this module
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def load_for_training(
-    name_or_path: str,
-    args: RewardConfig,
-    init_kwargs: dict[str, Any],
-    quantization_config: BitsAndBytesConfig | None = None,
-) -> PreTrainedModel:
-    """Load a model for training, in fp32 by default, as TRL does."""
-    kwargs = {"dtype": "float32", "trust_remote_code": args.trust_remote_code, "is_trainable": True, **init_kwargs}
-    if quantization_config is not None:
-        if "quantization_config" in kwargs:
-            raise ValueError("Pass `quantization_config` to the trainer or in `model_init_kwargs`, not both.")
-        kwargs["quantization_config"] = quantization_config
-    set_seed(args.seed)
-    return load_reward_model(name_or_path, **kwargs)
+def embedding_name(model: PreTrainedModel) -> str:
+    """Return the dotted path of a model's token embeddings."""
+    embeddings = model.get_input_embeddings()
+    return next(name for name, module in model.named_modules() if module is embeddings)
 
 
-def set_up_4bit_weights(model: PreTrainedModel, args: RewardConfig) -> None:
-    """Refuse 4-bit weights that bitsandbytes would spoil; have others compute in the model's half precision."""
-    config = getattr(model.config, "quantization_config", None)
-    if not isinstance(config, BitsAndBytesConfig) or not config.load_in_4bit:
-        return
-    if model.device.type == "cpu" and not config.bnb_4bit_use_double_quant:
-        # bitsandbytes packs them when an evaluation reads them and unpacks them when the model is saved, but restores
-        # the scales of the blocks only if these are quantized too. The next step would go on with another model.
-        raise ValueError(
-            "On a CPU, 4-bit weights need double quantization, because bitsandbytes spoils others when the model is "
-            "saved after an evaluation; set `use_bnb_nested_quant`, or `bnb_4bit_use_double_quant=True` in the "
-            "`BitsAndBytesConfig`."
-        )
-    half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-    if half is None or config.bnb_4bit_compute_dtype != torch.float32:
-        return
-    # They bypass autocast, and bitsandbytes' default of fp32 is several times slower.
-    logger.warning(f"The 4-bit weights compute in {half}, as the model does, and not in their default of float32.")
-    model.config.quantization_config = copy.deepcopy(config)  # the user's own stays as it is
-    model.config.quantization_config.bnb_4bit_compute_dtype = half
-    for module in model.modules():
-        if hasattr(module, "compute_dtype"):
-            module.compute_dtype = half  # type: ignore[assignment]  # torch: only tensors and modules
+def num_embeddings(model: PreTrainedModel) -> int:
+    """Count the token embeddings of a model."""
+    return cast(torch.Tensor, model.get_input_embeddings().weight).shape[0]
+
+
+def num_tokens_of_adapter(base: PreTrainedModel, peft_config: Any, shapes: Mapping[str, Sequence[int]]) -> int | None:
+    """Return the number of token embeddings that an adapter needs, or `None` if its base model has as many."""
+    path, current = embedding_name(base), num_embeddings(base)
+    saved = [shape[0] for key, shape in shapes.items() if f".{path}." in key and key.endswith("weight")]
+    indices = getattr(peft_config, "trainable_token_indices", None) or {}
+    if isinstance(indices, dict):
+        indices = indices.get(path.rsplit(".", 1)[-1], [])
+    needed = max(saved, default=max([current - 1, *indices]) + 1)
+    return None if needed == current else needed
+
+
+def set_reward_statistics(config: PreTrainedConfig, statistics: dict[str, float] | None) -> None:
+    """Set `reward_mean` and `reward_std` of a configuration, or remove them."""
+    for name in STATISTICS:
+        vars(config).pop(name, None)
+    vars(config).update(statistics or {})
+
+
+def write_beside_adapter(config: PreTrainedConfig, folder: str | os.PathLike) -> None:
+    """Write the mean and standard deviation of a configuration into an adapter's directory."""
+    path = Path(folder) / STATISTICS_FILE
+    if values := {name: vars(config)[name] for name in STATISTICS if name in vars(config)}:
+        path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    else:
+        path.unlink(missing_ok=True)
+
+
+def read_beside_adapter(config: PreTrainedConfig, name_or_path: str | os.PathLike, revision: str | None) -> None:
+    """Set the mean and standard deviation of an adapter's rewards in its base model's configuration."""
+    path = cached_file(name_or_path, STATISTICS_FILE, revision=revision, _raise_exceptions_for_missing_entries=False)
+    values = None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+    are_numbers = isinstance(values, dict) and all(isinstance(v, (int, float)) for v in values.values())
+    if path is not None and not (
+        are_numbers and {*values} == {*STATISTICS} and all(map(math.isfinite, values.values()))
+    ):
+        raise ValueError(f"{path} does not hold the finite numbers {' and '.join(STATISTICS)}; delete it.")
+    set_reward_statistics(config, values)
 
 
 def load_processing_class(
@@ -640,10 +622,8 @@ def set_pixel_limits(
     # families name one edge, or height and width.
     image_processor = processing_class.image_processor if isinstance(processing_class, ProcessorMixin) else None
     if image_processor is None or set(type(image_processor).size or ()) != {"shortest_edge", "longest_edge"}:
-        raise ValueError(
-            f"`min_pixels` and `max_pixels` have no effect on {type(processing_class).__name__}, which has no pixel "
-            "limits; leave them out."
-        )
+        name = type(processing_class).__name__
+        raise ValueError(f"`min_pixels` and `max_pixels` have no effect on {name}; leave them out.")
     current = image_processor.size
     image_processor.size = type(current)(
         shortest_edge=current["shortest_edge"] if min_pixels is None else min_pixels,

@@ -39,17 +39,12 @@ def get_tokenizer(processing_class: ProcessingClass) -> PreTrainedTokenizerBase:
 
 def image_token_ids(processing_class: ProcessingClass) -> set[int]:
     """Return the ids of image and video placeholders; none for a tokenizer."""
-    if not isinstance(processing_class, ProcessorMixin):
-        return set()
-    ids = (getattr(processing_class, f"{kind}_token_id", None) for kind in ("image", "video"))
-    return {token_id for token_id in ids if token_id is not None}
+    kinds = ("image", "video") if isinstance(processing_class, ProcessorMixin) else ()
+    return {getattr(processing_class, f"{kind}_token_id", None) for kind in kinds} - {None}
 
 
 def render_pair(
-    row: Mapping[str, Any],
-    images: list[Image.Image],
-    processing_class: ProcessingClass,
-    videos: Sequence[Video] = (),
+    row: Mapping[str, Any], images: list[Image.Image], processing_class: ProcessingClass, videos: Sequence[Video] = ()
 ) -> Rendered:
     """Render both conversations of a preference row."""
     prompt = row.get("prompt")
@@ -62,15 +57,12 @@ def render_pair(
         "tools": json.loads(tools) if isinstance(tools, str) else _without_none(tools),
         **_without_none(row.get("chat_template_kwargs") or {}),
     }
+    conversations = [[*(prompt or []), *row[side]] for side in ("chosen", "rejected")]
     try:
-        texts = [
-            render_conversation([*(prompt or []), *row[side]], images, processing_class, **kwargs)
-            for side in ("chosen", "rejected")
-        ]
+        texts = [render_conversation(turns, images, processing_class, **kwargs) for turns in conversations]
     except TemplateError as error:
-        raise RowError(
-            "not_conversational", f"the chat template refuses the conversation ({error}); fix its roles."
-        ) from error
+        message = f"the chat template refuses the conversation ({error}); fix its roles."
+        raise RowError("not_conversational", message) from error
     return Rendered(texts, images, lacks_special_tokens(texts[0], processing_class), list(videos))
 
 
@@ -108,17 +100,13 @@ def render_conversation(
     messages: Sequence[Mapping[str, Any]], images: Sequence[Any], processing_class: ProcessingClass, **kwargs: Any
 ) -> str:
     """Render one conversation, answer included, with one placeholder per image."""
-    clean = [_clean(message) for message in messages]
+    # `content` stays, also where it is missing.
+    clean = [{"content": None, **_without_none(message)} for message in messages]
     if not isinstance(processing_class, ProcessorMixin):
         flat = [{**message, "content": _text_of(message["content"])} for message in clean]
         return cast(str, processing_class.apply_chat_template(flat, tokenize=False, **kwargs))
     prepared = prepare_multimodal_messages(clean, list(images))
     return processing_class.apply_chat_template(prepared, tokenize=False, **kwargs)
-
-
-def _clean(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Drop the keys that a message got from others; `content` stays, also where it is missing."""
-    return {"content": None, **_without_none(message)}
 
 
 def _without_none(value: Any) -> Any:
@@ -166,7 +154,8 @@ def _encode_visual(
     rows: Sequence[Rendered], processor: ProcessorMixin
 ) -> tuple[list[list[dict[str, torch.Tensor]]], dict[str, torch.Tensor]]:
     """Encode rows that all have images, or one row with videos."""
-    inputs: dict[str, Any] = {}
+    inputs: dict[str, Any] = {"padding": True, "padding_side": "right", "return_tensors": "pt"}
+    inputs["add_special_tokens"] = rows[0].add_special_tokens
     if any(row.images for row in rows):
         inputs["images"] = [row.images for row in rows]
     videos = [video for row in rows for video in row.videos]
@@ -174,32 +163,23 @@ def _encode_visual(
         if getattr(processor, "video_processor", None) is None:
             raise ValueError(f"The row has a video, but {type(processor).__name__} reads none; use another model.")
         inputs["videos"] = [video.frames for video in videos]
-        inputs["videos_kwargs"] = {"do_sample_frames": False, "video_metadata": list(map(_metadata, videos))}
+        counts = [len(video.frames) for video in videos]
+        metadata = [
+            VideoMetadata(total_num_frames=n, fps=v.fps, frames_indices=list(range(n)), duration=n / v.fps)
+            for n, v in zip(counts, videos, strict=True)
+        ]
+        inputs["videos_kwargs"] = {"do_sample_frames": False, "video_metadata": metadata}
     replaying = _replaying(processor)
     tokens: list[list[dict[str, torch.Tensor]]] = []
     tensors: dict[str, torch.Tensor] = {}
     for texts in zip(*(row.texts for row in rows), strict=True):
-        batch = replaying(
-            text=list(texts),
-            padding=True,
-            padding_side="right",
-            add_special_tokens=rows[0].add_special_tokens,
-            return_tensors="pt",
-            **inputs,
-        )
+        batch = replaying(text=list(texts), **inputs)
         shape = batch["input_ids"].shape
         is_real = batch.pop("attention_mask").bool()
         per_token = [key for key, value in batch.items() if value.shape == shape]
         tokens.append([{key: batch[key][row][is_real[row]] for key in per_token} for row in range(len(rows))])
         tensors = tensors or {key: value for key, value in batch.items() if key not in per_token}
     return tokens, tensors
-
-
-def _metadata(video: Video) -> VideoMetadata:
-    count = len(video.frames)
-    return VideoMetadata(
-        total_num_frames=count, fps=video.fps, frames_indices=list(range(count)), duration=count / video.fps
-    )
 
 
 def join_images(parts: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

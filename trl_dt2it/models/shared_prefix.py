@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.attention.varlen import varlen_attn
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.flash_attention import get_target_dtype
@@ -87,16 +88,9 @@ class SharedPrefix:
         """`cu_seq_lens_q` and `cu_seq_lens_k`, of shape `(S + 1,)` and dtype `int32`, and the two largest lengths."""
         query = torch.tensor(self.query_lengths)
         key = query + torch.tensor([segment.prefix_stop - segment.prefix for segment in self.segments])
-
-        def cumulative(lengths: torch.Tensor) -> torch.Tensor:
-            return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).to(self.device, torch.int32)
-
-        return {
-            "cu_seq_lens_q": cumulative(query),
-            "cu_seq_lens_k": cumulative(key),
-            "max_length_q": int(query.max()),
-            "max_length_k": int(key.max()),
-        }
+        ends = (pad(lengths.cumsum(0), (1, 0)).to(self.device, torch.int32) for lengths in (query, key))
+        names = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+        return dict(zip(names, (*ends, int(query.max()), int(key.max())), strict=True))
 
     def varlen_on(self, device: torch.device) -> dict[str, Any]:
         """Move [`varlen`] to the device of a layer, which `device_map` may have put on another than the first."""
@@ -142,7 +136,6 @@ def pack_completions(groups: Sequence[Sequence[dict[str, torch.Tensor]]], unshar
     """Lay groups of conversations that begin alike into one row, with its `pair_layout` `(G, 1 + N)` int64, or return
     `None` if a completion holds one of `unshared_ids`.
     """
-    keys = sorted({key for group in groups for row in group for key in row})
     layout: list[list[int]] = []
     parts: list[dict[str, torch.Tensor]] = []
     special = torch.tensor(sorted(unshared_ids), dtype=torch.int64)
@@ -154,10 +147,10 @@ def pack_completions(groups: Sequence[Sequence[dict[str, torch.Tensor]]], unshar
         layout.append([prefix, *[0] * (most - len(group)), *(len(row["input_ids"]) - prefix for row in group)])
         parts.append({key: value[:prefix] for key, value in group[0].items()})
         parts += [{key: value[prefix:] for key, value in row.items()} for row in group]
-    packed = {
-        key: torch.cat([part.get(key, torch.zeros_like(part["input_ids"])) for part in parts])[None] for key in keys
-    }
-    return {"pair_layout": torch.tensor(layout), **packed}
+    packed = {"pair_layout": torch.tensor(layout)}
+    for key in sorted({key for part in parts for key in part}):
+        packed[key] = torch.cat([part.get(key, torch.zeros_like(part["input_ids"])) for part in parts])[None]
+    return packed
 
 
 def usable_attention(implementation: str | None) -> str | None:
@@ -178,12 +171,10 @@ def usable_attention(implementation: str | None) -> str | None:
 def register_shared_prefix_attention(implementation: str) -> str:
     """Register an attention implementation that also reads shared prefixes, and return its name."""
     name = SHARED_PREFIX + implementation.replace("/", "--")  # a slash would be taken for a kernel of the Hub
-    if implementation == "sdpa":
-        AttentionInterface.register(name, sdpa_attention)
-        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
-    else:
-        AttentionInterface.register(name, partial(flash_attention, implementation=implementation))
-        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS["flash_attention_2"])
+    is_sdpa = implementation == "sdpa"
+    attend: Any = sdpa_attention if is_sdpa else partial(flash_attention, implementation=implementation)
+    AttentionInterface.register(name, attend)
+    AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS["sdpa" if is_sdpa else "flash_attention_2"])
     return name
 
 
@@ -295,14 +286,10 @@ def why_not_shared(model: Any) -> str | None:
     model_type = model.config.model_type
     proven = [name for name, family in FAMILIES.items() if family.shares_prefix]
     if model_type not in proven:
-        return (
-            f"is of the family `{model_type}`, for which it is not proven to be exact; proven are {', '.join(proven)}"
-        )
+        return f"is of the family `{model_type}`, for which it is not proven exact; proven are {', '.join(proven)}"
     text = model.config.get_text_config()
-    if (
-        set(getattr(text, "layer_types", None) or ()) - {"full_attention"}
-        or getattr(text, "sliding_window", None) is not None
-    ):
+    has_window = getattr(text, "sliding_window", None) is not None
+    if has_window or set(getattr(text, "layer_types", None) or ()) - {"full_attention"}:
         return "has a language model with sliding or chunked attention"
     attention = model.model.get_decoder().config._attn_implementation.removeprefix(SHARED_PREFIX)
     if attention != "sdpa" and "flash" not in attention:
@@ -316,9 +303,7 @@ def decide_share_prefix(setting: str, model: Any) -> bool:
         return False
     reason = why_not_shared(model)
     if setting == "true" and reason is not None:
-        raise ValueError(
-            f'`share_prefix=True`, but the model {reason}. Set `share_prefix="auto"` to give it two rows per pair.'
-        )
+        raise ValueError(f'`share_prefix=True`, but the model {reason}. Set `share_prefix="auto"` for two rows.')
     return reason is None
 
 
@@ -353,8 +338,7 @@ def _skip_unread_tokens(layer: Any) -> None:
         return None if layout is None else (args[0][:, layout.read_at],)
 
     def put_back(module: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor | None:
-        layout = layouts[0]
-        if layout is None:
+        if (layout := layouts[0]) is None:
             return None
         shape = (1, sum(layout.part_lengths), output.shape[-1])
         index = torch.tensor(layout.read_at, device=output.device)
@@ -370,12 +354,9 @@ def last_hidden_states(base: Any, input_ids: torch.Tensor, pair_layout: torch.Te
     `pair_layout` `(G, 1 + N)`.
     """
     layout = SharedPrefix(pair_layout.tolist(), input_ids.device)
-    num_tokens = sum(map(sum, layout.lengths))
-    if input_ids.shape != (1, num_tokens):
-        raise ValueError(
-            f"`pair_layout` describes one row of {num_tokens} tokens, but `input_ids` has shape "
-            f"{tuple(input_ids.shape)}."
-        )
+    shape, total = tuple(input_ids.shape), sum(map(sum, layout.lengths))
+    if shape != (1, total):
+        raise ValueError(f"`pair_layout` describes one row of {total} tokens, but `input_ids` has shape {shape}.")
     outputs = base(
         input_ids=input_ids,
         # Never read; in four dimensions transformers takes it for a finished mask and makes none.

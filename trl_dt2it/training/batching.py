@@ -9,7 +9,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any, NamedTuple, cast
 
 import datasets
@@ -111,9 +111,7 @@ def _check(processing_class: Any, row: Mapping[str, Any]) -> None:
         check_difference(row, processing_class)
 
 
-def _count(
-    collator: MultimodalPreferenceCollator, row: Mapping[str, Any], image_options: ImageOptions
-) -> tuple[int, int]:
+def _count(collator: Any, row: Mapping[str, Any], image_options: ImageOptions) -> tuple[int, int]:
     collator.image_options = image_options
     return count_tokens(row, collator, is_checked=True)[:2]
 
@@ -165,12 +163,10 @@ def pair_sizes(
     name = args.length_column_name
     if name in dataset.column_names:
         sizes = dataset.with_format(None)[name][:]
-        bad = next((index for index, size in enumerate(sizes) if not (isinstance(size, int) and size > 0)), None)
-        if bad is not None:
-            raise ValueError(
-                f"The column `{name}` of the train set is taken for numbers of tokens, but row {bad} has "
-                f"{sizes[bad]!r}; remove the column, or set `length_column_name` to another name."
-            )
+        for index, size in enumerate(sizes):
+            if not (isinstance(size, int) and size > 0):
+                column = f"column `{name}` of the train set is taken for numbers of tokens"
+                raise ValueError(f"The {column}, but row {index} has {size!r}; set another `length_column_name`.")
         logger.warning(f"The lengths of the pairs are taken from the column `{name}` of the train set.")
         return sizes
     columns = [cast(Dataset, counts)[field][:] for field in PairTokens._fields]
@@ -202,12 +198,9 @@ def plan_batches(
     pack = _pack_padded if padded else _pack
 
     fewest = len(pack(planned, max_tokens))
-    wanted = _round_up(fewest, world_size)
-    if wanted > len(lengths):
-        raise ValueError(
-            f"`max_tokens_per_batch={max_tokens}` makes {fewest} batches of {len(lengths)} pairs, which {world_size} "
-            "processes cannot share evenly; raise it."
-        )
+    if (wanted := _round_up(fewest, world_size)) > len(lengths):
+        batches_of = f"{fewest} batches of {len(lengths)} pairs, which {world_size} processes cannot share evenly"
+        raise ValueError(f"`max_tokens_per_batch={max_tokens}` makes {batches_of}; raise it.")
     # The smallest cap that needs no more batches fills them evenly; otherwise the last would be small.
     low, high = int(planned.sum()) // wanted, max_tokens
     while high - low > max_tokens // 512 + 1:
@@ -223,10 +216,8 @@ def plan_training(sizes: Sequence[int], max_tokens: int, *, world_size: int, pad
     """Plan the batches of training, and report long pairs on screen."""
     plan = plan_batches(sizes, max_tokens, world_size=world_size, padded=padded)
     if plan.num_too_long:
-        logger.warning(
-            f"{plan.num_too_long} of {len(sizes)} pairs have more than `max_tokens_per_batch={max_tokens}` tokens; "
-            "each has a batch of its own."
-        )
+        long = f"{plan.num_too_long} of {len(sizes)} pairs have more than `max_tokens_per_batch={max_tokens}` tokens"
+        logger.warning(f"{long}; each has a batch of its own.")
     logger.info(f"Packed {len(sizes)} pairs into {len(plan.batches)} batches.")
     return plan
 
@@ -253,8 +244,7 @@ def _pack(planned: np.ndarray, cap: int) -> list[np.ndarray]:
         room, index = cap, first
         while index < len(keys):
             # A pair that is too long has its own batch.
-            number = min(left[index], max(room // -keys[index], int(not content)))
-            if number:
+            if number := min(left[index], max(room // -keys[index], int(not content))):
                 content.append((index, number))
                 room += number * keys[index]
             index = max(index + 1, bisect_left(keys, -room)) if room > 0 else len(keys)
@@ -272,13 +262,10 @@ def _pack(planned: np.ndarray, cap: int) -> list[np.ndarray]:
 
 def _pack_padded(planned: np.ndarray, cap: int) -> list[np.ndarray]:
     """Pack neighbors, as many as fit when padded to the longest of them."""
-    sizes = planned.tolist()
-    batches, start = [], 0
-    while start < len(sizes):
-        stop = min(start + max(1, cap // sizes[start]), len(sizes))
-        batches.append(np.arange(start, stop))
-        start = stop
-    return batches
+    sizes, starts = planned.tolist(), [0]
+    while starts[-1] < len(sizes):
+        starts.append(min(starts[-1] + max(1, cap // sizes[starts[-1]]), len(sizes)))
+    return [np.arange(start, stop) for start, stop in pairwise(starts)]
 
 
 def _cost(batch: np.ndarray, planned: np.ndarray, padded: bool) -> int:
@@ -291,11 +278,8 @@ def _split_largest(batches: list[np.ndarray], planned: np.ndarray, number: int, 
     while len(batches) < number:
         several = [index for index, batch in enumerate(batches) if len(batch) > 1]
         largest = batches.pop(max(several, key=lambda index: _cost(batches[index], planned, padded)))
-        ordered = np.sort(largest)  # longest first
-        if padded:
-            batches += [ordered[: len(ordered) // 2], ordered[len(ordered) // 2 :]]
-        else:
-            batches += [ordered[::2], ordered[1::2]]
+        ordered, half = np.sort(largest), len(largest) // 2  # longest first
+        batches += [ordered[:half], ordered[half:]] if padded else [ordered[::2], ordered[1::2]]
 
 
 def _round_up(number: int, multiple: int) -> int:
@@ -480,9 +464,8 @@ class Evaluation:
         self._is_kept = min(positions) >= 0 and not self._is_copy
         self._losses = batch.losses
         if self._is_kept:
-            rewards = batch.rewards.T.tolist()
-            losses, weights = batch.losses.tolist(), batch.weights.tolist()
-            self._records += map(PairRecord, positions, *rewards, losses, weights, pairs["source"])
+            columns = torch.stack([*batch.rewards.T, batch.losses, batch.weights]).tolist()
+            self._records += map(PairRecord, positions, *columns, pairs["source"])
 
     def gather(self, data: Any) -> Any:
         """Gather tensors of a batch from all processes, in place of `gather_for_metrics`, without fillers."""
@@ -506,7 +489,6 @@ class Evaluation:
         """Return the records of all processes, in the order of the set; every process must call it."""
         if len(set(gather_object([getattr(loader.batch_sampler, "digest", 0)]))) > 1:
             raise ValueError(
-                "The processes have read the streamed evaluation set in different orders; pass a `seed` to its "
-                "`shuffle`, or do not shuffle it."
+                "The processes have read the streamed evaluation set in different orders; pass a `seed` to `shuffle`."
             )
         return sorted(gather_object(self._records), key=lambda record: record.position)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias, cast
 
 import numpy as np
@@ -13,19 +14,8 @@ from transformers import ProcessorMixin
 
 from ..data.images import ImageOptions, load_image
 from ..data.rows import RowError, Video, check_row, row_images, row_name, row_videos, special_token_pattern
+from ..models import rendering
 from ..models.families import FAMILIES, PIXELS
-from ..models.rendering import (
-    ProcessingClass,
-    Rendered,
-    encode_completions,
-    equal_when_rendered,
-    get_tokenizer,
-    image_token_ids,
-    join_images,
-    lacks_special_tokens,
-    render_conversation,
-    render_pair,
-)
 from ..models.shared_prefix import pack_completions
 from .losses import StrengthNormalizer
 
@@ -42,8 +32,7 @@ class MultimodalPreferenceCollator:
     Data collator for B preference rows.
 
     Without `share_prefix` the batch holds 2B padded token rows: first all chosen, then all rejected, as in TRL. With
-    it, the batch is one row without padding that holds each prompt once. Either way an image is decoded, preprocessed
-    and encoded once per pair.
+    it, the batch is one row without padding that holds each prompt once. Either way an image is read once per pair.
 
     Args:
         processing_class ([`~transformers.ProcessorMixin`] or [`~transformers.PreTrainedTokenizerBase`]):
@@ -53,15 +42,13 @@ class MultimodalPreferenceCollator:
         normalizer ([`~trl_dt2it.training.losses.StrengthNormalizer`], *optional*):
             Map of `strength` to [0, 1]. Without it, the batch holds no strength.
         pad_to_multiple_of (`int`, *optional*):
-            If set, rows are padded to a multiple of this length; one row per pair needs no padding.
+            Padded rows are a multiple of this length.
         add_dummy_image (`bool`, *optional*, defaults to `False`):
-            Whether to add a pair with a blank image to a batch without images, and a pair with a blank video to one
-            without videos; their rewards do not count. Where the model is sharded over processes (FSDP, DeepSpeed),
-            all have to run the vision tower equally often.
+            Whether to add a pair with a blank image (or video) to a batch without images (or videos); its rewards do
+            not count. All processes of a sharded model have to run the vision tower equally often.
         share_prefix (`bool`, *optional*, defaults to `False`):
-            Whether to lay a batch out as one row, which the model's family has to support
-            ([`~trl_dt2it.models.shared_prefix.why_not_shared`]). A batch in which the two sides of a pair differ
-            before their last image has two rows per pair all the same.
+            Whether to lay a batch out as one row, which the model's family has to support. A batch in which the two
+            sides of a pair differ before their last image has two rows per pair all the same.
         media (`tuple[str, ...]`, *optional*, defaults to `("image", "video")`):
             Kinds of media that a batch of any process may hold; no dummy of another kind is added.
 
@@ -83,7 +70,7 @@ class MultimodalPreferenceCollator:
         `ValueError`: if the batch holds images and videos, of which the family reads one kind per batch.
     """
 
-    processing_class: ProcessingClass
+    processing_class: rendering.ProcessingClass
     image_options: ImageOptions = field(default_factory=ImageOptions)
     normalizer: StrengthNormalizer | None = None
     pad_to_multiple_of: int | None = None
@@ -93,33 +80,30 @@ class MultimodalPreferenceCollator:
 
     def __post_init__(self) -> None:
         self._dummies: dict[str, EncodedPair] = {}
-        self.special_tokens = special_token_pattern(get_tokenizer(self.processing_class))
-        self.image_token_ids = image_token_ids(self.processing_class)
+        self.special_tokens = special_token_pattern(rendering.get_tokenizer(self.processing_class))
+        self.image_token_ids = rendering.image_token_ids(self.processing_class)
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         rows: list[list[dict[str, torch.Tensor]]]  # chosen and rejected of each pair
         images: dict[str, torch.Tensor] = {}
         has_media = [False] * len(examples)
         if "chosen_ids" in examples[0]:
-            rows = [
-                [{"input_ids": torch.tensor(e[side])} for side in ("chosen_ids", "rejected_ids")] for e in examples
-            ]
+            names = ("chosen_ids", "rejected_ids")
+            rows = [[{"input_ids": torch.tensor(e[name])} for name in names] for e in examples]
         else:
             rendered = [self.render(example, index) for index, example in enumerate(examples)]
-            sides, images = encode_completions(rendered, self.processing_class)
+            sides, images = rendering.encode_completions(rendered, self.processing_class)
             rows = [list(pair) for pair in zip(*sides, strict=True)]
             has_media = [bool(row.images or row.videos) for row in rendered]
         for index, (chosen, rejected) in enumerate(rows):  # rounding would decide their order
             if torch.equal(chosen["input_ids"], rejected["input_ids"]):
-                error = equal_when_rendered()
+                error = rendering.equal_when_rendered()
                 raise RowError(error.reason, f"{row_name(examples[index], index)}: {error}")
         dummies = self._missing_media(images)
-        images = join_images([images, *(tensors for _, tensors in dummies)])
+        images = rendering.join_images([images, *(tensors for _, tensors in dummies)])
         if len(PIXELS.values() & images.keys()) > 1 and type(self.processing_class).__name__ in _ONE_KIND_A_BATCH:
-            raise ValueError(
-                f"A batch holds both images and videos, and {type(self.processing_class).__name__} reads one kind in "
-                "a batch; train on a set that has images or videos alone."
-            )
+            name = type(self.processing_class).__name__
+            raise ValueError(f"{name} reads one kind in a batch; train on a set that has images or videos alone.")
 
         # First `pairs`, and in it a vector of length B: Trainer takes the batch size from the first tensor.
         batch: dict[str, Any] = {"pairs": self._pairs(examples)}
@@ -134,24 +118,20 @@ class MultimodalPreferenceCollator:
             batch["image_repeats"] = 2
         return {**batch, **self._pad(token_rows), **images}
 
-    def render(self, example: Mapping[str, Any], index: int | None = None, *, is_checked: bool = False) -> Rendered:
-        """
-        Check a row, unless it `is_checked`, decode its images and render its two conversations.
-
-        Raises:
-            [`~trl_dt2it.data.rows.RowError`]: with the row's name in front of the reason.
-        """
+    def render(
+        self, example: Mapping[str, Any], index: int | None = None, *, is_checked: bool = False
+    ) -> rendering.Rendered:
+        """Check a row, unless it `is_checked`, decode its images and render its two conversations. A
+        [`~trl_dt2it.data.rows.RowError`] has the row's name in front of the reason."""
         try:
             if not is_checked:
                 check_row(example, special_tokens=self.special_tokens)
-            images = [load_image(image, self.image_options) for image in row_images(example)]
-            videos = [
-                Video([load_image(frame, self.image_options) for frame in video.frames], video.fps)
-                for video in row_videos(example)
-            ]
+            load = partial(load_image, options=self.image_options)
+            images = list(map(load, row_images(example)))
+            videos = [Video(list(map(load, video.frames)), video.fps) for video in row_videos(example)]
             if (images or videos) and not isinstance(self.processing_class, ProcessorMixin):
                 raise ValueError("The row has images, but the model reads text only; use a vision-language model.")
-            return render_pair(example, images, self.processing_class, videos)
+            return rendering.render_pair(example, images, self.processing_class, videos)
         except RowError as error:
             raise RowError(error.reason, f"{row_name(example, index)}: {error}") from error
 
@@ -159,7 +139,7 @@ class MultimodalPreferenceCollator:
         """Return the numbers of tokens of both conversations, image tokens included, nothing truncated."""
         if "chosen_ids" in example:
             return len(example["chosen_ids"]), len(example["rejected_ids"])
-        ((chosen,), (rejected,)), _ = encode_completions([self.render(example)], self.processing_class)
+        ((chosen,), (rejected,)), _ = rendering.encode_completions([self.render(example)], self.processing_class)
         return len(chosen["input_ids"]), len(rejected["input_ids"])
 
     def _pairs(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -183,7 +163,7 @@ class MultimodalPreferenceCollator:
         length = max(len(row["input_ids"]) for row in token_rows)
         if self.pad_to_multiple_of is not None:
             length = -(-length // self.pad_to_multiple_of) * self.pad_to_multiple_of
-        pad_id = get_tokenizer(self.processing_class).pad_token_id
+        pad_id = rendering.get_tokenizer(self.processing_class).pad_token_id
         keys = sorted({key for row in token_rows for key in row})
         shape = (len(token_rows), length)
         padded = {key: torch.zeros(shape, dtype=torch.int64) for key in ["attention_mask", *keys]}
@@ -199,9 +179,7 @@ class MultimodalPreferenceCollator:
         if not self.add_dummy_image or not isinstance(self.processing_class, ProcessorMixin):
             return []
         missing = [kind for kind in self.media if PIXELS[kind] not in images]
-        for kind in missing:
-            if kind not in self._dummies:
-                self._dummies[kind] = self._encode_dummy(kind)
+        self._dummies |= {kind: self._encode_dummy(kind) for kind in missing if kind not in self._dummies}
         # A dummy has no pixels if its family reads no videos, or reads frames as images.
         return [self._dummies[kind] for kind in missing if PIXELS[kind] in self._dummies[kind][1]]
 
@@ -213,7 +191,7 @@ class MultimodalPreferenceCollator:
         images = [blank] if kind == "image" else []
         videos = [Video([blank, blank], 2.0)] if kind == "video" else []
         messages = [{"role": "user", "content": [{"type": kind}, {"type": "text", "text": "."}]}]
-        text = render_conversation(messages, images, processor)
-        row = Rendered([text, text], images, lacks_special_tokens(text, processor), videos)
-        sides, tensors = encode_completions([row], processor)
+        text = rendering.render_conversation(messages, images, processor)
+        row = rendering.Rendered([text, text], images, rendering.lacks_special_tokens(text, processor), videos)
+        sides, tensors = rendering.encode_completions([row], processor)
         return [side for (side,) in sides], tensors

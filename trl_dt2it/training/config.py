@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -11,9 +12,9 @@ from trl import RewardConfig
 from .losses import LOSSES, STRENGTH_NORMALIZATIONS, loss_name
 
 
-BAD_ROW_CHOICES = ("raise", "quarantine")
-IMAGE_CHECKS = ("full", "header", "none")
-SHARE_PREFIX_CHOICES = ("auto", "true", "false")
+def _option(default: Any, text: str, choices: Sequence[str] = ()) -> Any:
+    """Make a field with the text and the choices that a command line shows."""
+    return field(default=default, metadata={"help": text, **({"choices": list(choices)} if choices else {})})
 
 
 @dataclass
@@ -32,20 +33,19 @@ class MultimodalRewardConfig(RewardConfig):
             Same for the modules between the vision tower and the language model.
         share_prefix (`str` or `bool`, *optional*, defaults to `"auto"`):
             Whether to lay out a pair as one row, the prompt and its images once in front of both answers, with the
-            rewards and gradients of two rows in as little as half the time: `"auto"` does so for the families for
-            which it is proven (`docs/models.md`), `True` raises an error for the others, `False` always makes two
-            rows.
+            rewards and gradients of two rows: `"auto"` does so for the families for which it is proven
+            (`docs/models.md`), `True` raises an error for the others, `False` always makes two rows.
 
         > Parameters that control the data preprocessing
 
         min_pixels (`int`, *optional*):
-            Fewest pixels to which the processor scales an image. Saved with the processor, so that training and
-            serving see the same image. Only for processors with pixel limits (the Qwen-VL and GLM-4V families).
+            Fewest pixels to which the processor scales an image, saved with it. Only for processors with pixel limits
+            (the Qwen-VL and GLM-4V families).
         max_pixels (`int`, *optional*):
-            Most pixels to which the processor scales an image.
+            Most pixels, likewise.
         max_length (`int` or `None`, *optional*, defaults to `None`):
-            Maximum number of tokens of a conversation, image tokens included. Longer pairs are dropped, and counted on
-            screen; nothing is truncated. `None` keeps all pairs and saves a pass over the data.
+            Maximum number of tokens of a conversation, image tokens included. Longer pairs are dropped and counted;
+            nothing is truncated. One image often exceeds TRL's 1024.
         image_root (`str`, *optional*):
             Folder of relative image paths. With it, no image outside of the folder is read.
         max_image_pixels (`int`, *optional*, defaults to `67108864`):
@@ -53,24 +53,20 @@ class MultimodalRewardConfig(RewardConfig):
         allowed_image_hosts (`list[str]`, *optional*):
             Hosts from which images may be fetched by URL. By default no URL is fetched.
         on_bad_row (`str`, *optional*, defaults to `"raise"`):
-            Treatment of a row that cannot be trained on: `"raise"` an error that names the row and the reason, at
-            start, or `"quarantine"` it: drop it, count it on screen by reason, and write it with its reason to
-            `_quarantine_<set>.jsonl` in the output directory (never uploaded).
+            Treatment of a row that cannot be trained on: `"raise"` an error at start that names it and the reason, or
+            `"quarantine"` it: drop it and list it in `_quarantine_<set>.jsonl` in the output directory.
         image_check (`str`, *optional*, defaults to `"header"`):
-            Check of the images at start: of the `"header"` (type, size, location; some 10,000 images per second), of
-            the `"full"` image (decoded, as in training), or `"none"`.
+            Check of the images at start: of the `"header"` (type, size, location), of the `"full"` image, or `"none"`.
 
         > Parameters that control the loss
 
         loss_type (`str` or `Callable`, *optional*, defaults to `"auto"`):
             `"bt"` (Bradley-Terry), `"margin"` (Llama 2), `"scaled"` (HelpSteer2-Preference), `"strength_margin"`
             (both), `"soft"` (label smoothing, or judges' vote share), `"btt"` (ties, Rao-Kupper) or `"ordinal"`.
-            `"auto"` is `"strength_margin"` if the training set has a `strength` column and `"bt"` otherwise. A
-            function `(delta, batch, config)` returns the loss of each pair, and is recorded by its name. See
-            [`trl_dt2it.training.losses`] for the formulas and the arguments of a function.
+            `"auto"` is `"strength_margin"` if the training set has a `strength` column and `"bt"` otherwise. See
+            [`trl_dt2it.training.losses`] for the formulas, and for a function `(delta, batch, config)` of your own.
         strength_normalization (`str`, *optional*, defaults to `"rank"`):
-            Map of the `strength` column to [0, 1], per `source`: `"rank"`, `"quantile"` or `"none"`. A streamed set
-            needs `"none"`.
+            Map of `strength` to [0, 1], per `source`: `"rank"`, `"quantile"`, or `"none"`, which a stream needs.
         neutral_strength (`float`, *optional*, defaults to `0.5`):
             Normalized strength, in [0, 1], of a pair of unknown strength.
         margin_scale (`float`, *optional*, defaults to `1.0`):
@@ -87,107 +83,66 @@ class MultimodalRewardConfig(RewardConfig):
         > Parameters that control the training
 
         max_tokens_per_batch (`int`, *optional*):
-            Most tokens of a process's batch, image tokens included, in place of `per_device_train_batch_size`; each
-            batch is packed with as many pairs as fit, and `train_sampling_strategy` has to be `"random"`. One row per
-            pair counts its prompt once, two rows count their padding too. A longer pair gets a batch of its own; such
-            pairs are counted on screen. Every pair comes once per epoch, and all processes have equally many batches.
-            The blank image that keeps several processes in step does not count. A column `length_column_name` of the
-            set is taken for the numbers of tokens.
+            Most tokens of a process's batch, image tokens included, in place of `per_device_train_batch_size`; needs
+            `train_sampling_strategy="random"`. One row per pair counts its prompt once, two rows count their padding
+            too. A longer pair gets a batch of its own. Every pair comes once per epoch, and all processes have equally
+            many batches. A column `length_column_name` of the set is taken for the numbers of tokens.
         reward_statistics_pairs (`int`, *optional*, defaults to `1000`):
-            Number of training pairs, drawn with the seed, that the final model scores. The mean and standard
-            deviation of their rewards are saved in its configuration, as `reward_mean` and `reward_std`, for
-            `RewardScorer(..., normalize=True)`. With 1000 pairs the mean is known to some 3% of the standard
-            deviation. A smaller set is scored whole, and a streamed one from its start, no further than training read.
-            `0` scores none. Checkpoints within training have no such values.
-
-    > [!NOTE]
-    > `max_length` defaults to `None` instead of [`~trl.RewardConfig`]'s `1024`, which one image often exceeds.
+            Number of training pairs, drawn with the seed (from the start of a streamed set), that the final model
+            scores. The mean and standard deviation of their rewards are saved in its configuration, as `reward_mean`
+            and `reward_std`, for `RewardScorer(..., normalize=True)`; checkpoints have none. `0` scores none.
     """
 
     _VALID_DICT_FIELDS = RewardConfig._VALID_DICT_FIELDS
 
     # Parameters that control the model
-    freeze_vision_tower: bool = field(default=False, metadata={"help": "Train everything but the vision tower."})
-    freeze_projector: bool = field(
-        default=False, metadata={"help": "Train everything but the modules between vision tower and language model."}
+    freeze_vision_tower: bool = _option(False, "Train everything but the vision tower.")
+    freeze_projector: bool = _option(
+        False, "Train everything but the modules between vision tower and language model."
     )
-
-    share_prefix: str = field(
-        default="auto",
-        metadata={
-            "help": "Lay out a pair as one row, the prompt once in front of both answers.",
-            "choices": list(SHARE_PREFIX_CHOICES),
-        },
+    share_prefix: str = _option(
+        "auto", "Lay out a pair as one row, the prompt once in front of both answers.", ("auto", "true", "false")
     )
 
     # Parameters that control the data preprocessing
-    min_pixels: int | None = field(
-        default=None, metadata={"help": "Fewest pixels to which the processor scales an image."}
+    min_pixels: int | None = _option(None, "Fewest pixels to which the processor scales an image.")
+    max_pixels: int | None = _option(None, "Most pixels to which the processor scales an image.")
+    max_length: int | None = _option(
+        None, "Maximum number of tokens of a conversation; longer pairs are dropped and counted."
     )
-    max_pixels: int | None = field(
-        default=None, metadata={"help": "Most pixels to which the processor scales an image."}
+    image_root: str | None = _option(None, "Folder of relative image paths; no image outside of it is read.")
+    max_image_pixels: int = _option(64 * 1024 * 1024, "Most pixels that an image may claim before it is decoded.")
+    allowed_image_hosts: list[str] | None = _option(
+        None, "Hosts from which images may be fetched by URL. By default none."
     )
-    max_length: int | None = field(
-        default=None,
-        metadata={"help": "Maximum number of tokens of a conversation; longer pairs are dropped and counted."},
-    )
-    image_root: str | None = field(
-        default=None,
-        metadata={"help": "Folder of relative image paths; no image outside of it is read."},
-    )
-    max_image_pixels: int = field(
-        default=64 * 1024 * 1024,
-        metadata={"help": "Most pixels that an image may claim before it is decoded."},
-    )
-    allowed_image_hosts: list[str] | None = field(
-        default=None, metadata={"help": "Hosts from which images may be fetched by URL. By default none."}
-    )
-    on_bad_row: str = field(
-        default="raise",
-        metadata={"help": "Treatment of a row that cannot be trained on.", "choices": list(BAD_ROW_CHOICES)},
-    )
-    image_check: str = field(
-        default="header",
-        metadata={"help": "Check of the images at start.", "choices": list(IMAGE_CHECKS)},
-    )
+    on_bad_row: str = _option("raise", "Treatment of a row that cannot be trained on.", ("raise", "quarantine"))
+    image_check: str = _option("header", "Check of the images at start.", ("full", "header", "none"))
 
     # Parameters that control the loss
-    loss_type: str = field(  # or, outside of the command line, a function
-        default="auto",
-        metadata={
-            "help": "Loss of a pair. `auto` is `strength_margin` with a `strength` column and `bt` without.",
-            "choices": ["auto", *LOSSES],
-        },
+    loss_type: str = _option(  # or, outside of the command line, a function
+        "auto",
+        "Loss of a pair. `auto` is `strength_margin` with a `strength` column and `bt` without.",
+        ("auto", *LOSSES),
     )
-    strength_normalization: str = field(
-        default="rank",
-        metadata={
-            "help": "Map of the `strength` column to [0, 1], per source.",
-            "choices": list(STRENGTH_NORMALIZATIONS),
-        },
+    strength_normalization: str = _option(
+        "rank", "Map of the `strength` column to [0, 1], per source.", STRENGTH_NORMALIZATIONS
     )
-    neutral_strength: float = field(
-        default=0.5, metadata={"help": "Normalized strength of a pair of unknown strength."}
-    )
-    margin_scale: float = field(default=1.0, metadata={"help": "Margin of a pair of strength 1, in units of reward."})
-    strength_power: float = field(default=1.0, metadata={"help": "Exponent of the strength in the weight of a pair."})
-    label_smoothing: float = field(
-        default=0.0, metadata={"help": "For `soft`: share of the target that is spread over both answers."}
-    )
-    tie_factor: float = field(default=5.0, metadata={"help": "For `btt`: Rao and Kupper's k, greater than 1."})
+    neutral_strength: float = _option(0.5, "Normalized strength of a pair of unknown strength.")
+    margin_scale: float = _option(1.0, "Margin of a pair of strength 1, in units of reward.")
+    strength_power: float = _option(1.0, "Exponent of the strength in the weight of a pair.")
+    label_smoothing: float = _option(0.0, "For `soft`: share of the target that is spread over both answers.")
+    tie_factor: float = _option(5.0, "For `btt`: Rao and Kupper's k, greater than 1.")
     ordinal_thresholds: list[float] = field(
         default_factory=lambda: [1.0, 2.0, 3.0],
         metadata={"help": "For `ordinal`: increasing positive cut points between the levels of strength."},
     )
 
     # Parameters that control the training
-    max_tokens_per_batch: int | None = field(
-        default=None,
-        metadata={"help": "Most tokens of a batch, which is packed with as many pairs as fit."},
+    max_tokens_per_batch: int | None = _option(
+        None, "Most tokens of a batch, which is packed with as many pairs as fit."
     )
-    reward_statistics_pairs: int = field(
-        default=1000,
-        metadata={"help": "Training pairs to score at the end, for `reward_mean` and `reward_std`; 0 for none."},
+    reward_statistics_pairs: int = _option(
+        1000, "Training pairs to score at the end, for `reward_mean` and `reward_std`; 0 for none."
     )
 
     def __post_init__(self) -> None:

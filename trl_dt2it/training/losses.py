@@ -33,7 +33,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -44,38 +44,28 @@ from torch import nn
 from torch.nn.functional import logsigmoid
 
 
-class LossSettings(Protocol):
-    """The fields of [`MultimodalRewardConfig`] that the losses read."""
-
-    margin_scale: float
-    strength_power: float
-    label_smoothing: float
-    tie_factor: float
-    ordinal_thresholds: list[float]
-    center_rewards_coefficient: float | None
-
-
-LossFunction = Callable[[torch.Tensor, Mapping[str, Any], LossSettings], torch.Tensor]
+# Of `delta`, `batch` and `config`, as above.
+LossFunction = Callable[[torch.Tensor, Mapping[str, Any], Any], torch.Tensor]
 
 STRENGTH_NORMALIZATIONS = ("rank", "quantile", "none")
 
 
-def bradley_terry(delta: torch.Tensor, batch: Mapping[str, Any], config: LossSettings) -> torch.Tensor:
+def bradley_terry(delta: torch.Tensor, batch: Mapping[str, Any], config: Any) -> torch.Tensor:
     return -logsigmoid(delta)
 
 
-def with_margin(delta: torch.Tensor, batch: Mapping[str, Any], config: LossSettings) -> torch.Tensor:
+def with_margin(delta: torch.Tensor, batch: Mapping[str, Any], config: Any) -> torch.Tensor:
     return -logsigmoid(delta - config.margin_scale * batch["strength"].float())
 
 
-def soft(delta: torch.Tensor, batch: Mapping[str, Any], config: LossSettings) -> torch.Tensor:
+def soft(delta: torch.Tensor, batch: Mapping[str, Any], config: Any) -> torch.Tensor:
     strength = batch.get("strength")
     target = torch.ones_like(delta) if strength is None else 0.5 + 0.5 * strength.float()
     target = target * (1 - config.label_smoothing) + 0.5 * config.label_smoothing
     return -target * logsigmoid(delta) - (1 - target) * logsigmoid(-delta)
 
 
-def rao_kupper(delta: torch.Tensor, batch: Mapping[str, Any], config: LossSettings) -> torch.Tensor:
+def rao_kupper(delta: torch.Tensor, batch: Mapping[str, Any], config: Any) -> torch.Tensor:
     """-log P(win) = -log σ(Δ - log k); -log P(tie) = -log σ(Δ - log k) - log σ(-Δ - log k) - log(k^2 - 1)."""
     log_k = torch.tensor(config.tie_factor, device=delta.device).log()
     win = -logsigmoid(delta - log_k)
@@ -85,7 +75,7 @@ def rao_kupper(delta: torch.Tensor, batch: Mapping[str, Any], config: LossSettin
     return torch.where(batch["is_tie"], tie, win)
 
 
-def ordinal(delta: torch.Tensor, batch: Mapping[str, Any], config: LossSettings) -> torch.Tensor:
+def ordinal(delta: torch.Tensor, batch: Mapping[str, Any], config: Any) -> torch.Tensor:
     """Cumulative-logit likelihood of the level that the strength falls into."""
     # σ(a) - σ(b) = σ(a) σ(-b) (1 - exp(b - a)) keeps the difference exact where both are close to 0 or to 1.
     cuts = torch.tensor([0.0, *config.ordinal_thresholds, float("inf")], device=delta.device)
@@ -107,7 +97,6 @@ LOSSES: dict[str, LossFunction] = {
 }
 
 NEEDS_STRENGTH = ("margin", "scaled", "strength_margin", "ordinal")
-
 SCALED_BY_STRENGTH = ("scaled", "strength_margin")
 
 
@@ -129,7 +118,7 @@ def pairwise_loss(
     rewards_chosen: torch.Tensor,
     rewards_rejected: torch.Tensor,
     batch: Mapping[str, Any] | None = None,
-    config: LossSettings | None = None,
+    config: Any = None,
     *,
     loss_type: str | LossFunction = "bt",
 ) -> torch.Tensor:
@@ -149,23 +138,19 @@ def pairwise_loss(
 
     chosen, rejected = rewards_chosen.float(), rewards_rejected.float()
     delta = chosen - rejected
-    if batch.get("margin") is not None:
-        delta = delta - batch["margin"].float()
+    if vectors["margin"] is not None:
+        delta = delta - vectors["margin"].float()
     function = LOSSES[loss_type] if isinstance(loss_type, str) else loss_type
-    loss = function(delta, batch, cast(LossSettings, config))
+    loss = function(delta, batch, config)
     if loss.shape != delta.shape:
-        raise ValueError(
-            f"The loss `{loss_name(loss_type)}` has shape {tuple(loss.shape)}, expected {tuple(delta.shape)}: one "
-            "value per pair, which the trainer averages."
-        )
+        shapes = f"shape {tuple(loss.shape)}, expected {tuple(delta.shape)}"
+        raise ValueError(f"The loss `{loss_name(loss_type)}` has {shapes}: one value per pair.")
     if config is not None and config.center_rewards_coefficient is not None:
         loss = loss + config.center_rewards_coefficient * (chosen + rejected) ** 2
     return loss
 
 
-def pair_weight(
-    batch: Mapping[str, torch.Tensor], config: LossSettings, loss_type: str | LossFunction
-) -> torch.Tensor:
+def pair_weight(batch: Mapping[str, torch.Tensor], config: Any, loss_type: str | LossFunction) -> torch.Tensor:
     """Return the weight `(B,)` fp32 of each pair: its `weight`, times strength^power for losses scaled by it."""
     weight = batch["weight"].float()
     if loss_type in SCALED_BY_STRENGTH and batch.get("strength") is not None:
@@ -190,9 +175,9 @@ class StrengthNormalizer:
         if self.how == "none":
             outside = known & ((raw < 0) | (raw > 1))
             if outside.any():
+                bad = raw[outside][0]
                 raise ValueError(
-                    f"The strength {raw[outside][0]} lies outside [0, 1]; set `strength_normalization` to "
-                    '"rank" or "quantile", or scale the column.'
+                    f'The strength {bad} lies outside [0, 1]; scale it, or set `strength_normalization="rank"`.'
                 )
             return np.where(known, raw, self.neutral)
         result = np.full(len(raw), self.neutral)
@@ -221,10 +206,8 @@ def fit_dataset_strength(dataset: Dataset | IterableDataset, *, how: str, neutra
         sources = dataset["source"] if "source" in dataset.column_names else None
         return fit_strength(dataset["strength"], sources, how=how, neutral=neutral)
     if how != "none":
-        raise ValueError(
-            f'`strength_normalization="{how}"` has to see the whole train set, and it is streamed; scale the '
-            '`strength` column to [0, 1] and set "none".'
-        )
+        advice = 'scale the `strength` column to [0, 1] and set "none"'
+        raise ValueError(f'`strength_normalization="{how}"` needs the whole train set, which is streamed; {advice}.')
     return StrengthNormalizer(how=how, neutral=neutral)
 
 
@@ -259,7 +242,7 @@ def batch_loss(
     inputs: dict[str, Any],
     *,
     loss_type: str | LossFunction,
-    args: LossSettings,
+    args: Any,
     total_weight: torch.Tensor | int | None = None,
     num_processes: int = 1,
 ) -> BatchLoss:
@@ -336,13 +319,12 @@ class PairRecord(NamedTuple):
     source: str | None
 
 
-@dataclass
 class TrainMetrics:
     """Sums over the pairs and tokens since the last log, on the device so that no step waits for them."""
 
-    sums: torch.Tensor | None = None  # (5,) fp64: pairs, wins of chosen, summed margins, summed rewards, tokens
-    low: torch.Tensor = field(default_factory=lambda: torch.tensor(float("inf")))
-    high: torch.Tensor = field(default_factory=lambda: torch.tensor(float("-inf")))
+    def __init__(self) -> None:
+        self.sums: torch.Tensor | None = None  # (5,) fp64: pairs, wins of chosen, margins, rewards, tokens
+        self.low, self.high = torch.tensor(float("inf")), torch.tensor(float("-inf"))
 
     @torch.no_grad()
     def add(self, chosen: torch.Tensor, rejected: torch.Tensor, num_tokens: torch.Tensor) -> None:
@@ -369,13 +351,8 @@ class TrainMetrics:
         self.sums, self.low, self.high = None, torch.tensor(float("inf")), torch.tensor(float("-inf"))
         if pairs == 0:
             return {}, 0
-        return {
-            "min_reward": low,
-            "mean_reward": rewards / (2 * pairs),
-            "max_reward": high,
-            "accuracy": wins / pairs,
-            "margin": margins / pairs,
-        }, int(tokens)
+        metrics = {"min_reward": low, "mean_reward": rewards / (2 * pairs), "max_reward": high}
+        return {**metrics, "accuracy": wins / pairs, "margin": margins / pairs}, int(tokens)
 
 
 def evaluation_metrics(records: Sequence[PairRecord]) -> dict[str, float]:

@@ -20,6 +20,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData, upload_file, u
 from peft import LoraConfig
 from transformers import PreTrainedModel, ProcessorMixin, is_wandb_available
 from trl import RewardTrainer
+from trl.trainer.utils import get_trackio_space_url
 
 from ..data.columns import column_of
 from ..data.sources import SOURCES
@@ -44,36 +45,12 @@ PAPER: dict[str, str] = {
 }""",
 }
 
-TRL_CITATION = """\
-@software{vonwerra2020trl,
-    title   = {{TRL: Transformers Reinforcement Learning}},
-    author  = {von Werra, Leandro and Belkada, Younes and Tunstall, Lewis and Beeching, Edward and Thrush, Tristan and
-               Lambert, Nathan and Huang, Shengyi and Rasul, Kashif and Gallouédec, Quentin},
-    license = {Apache-2.0},
-    url     = {https://github.com/huggingface/trl},
-    year    = {2020},
-}"""
-
 # The files of a model on the Hub: weights, configuration, processor, tokenizer and card; no pickle.
 MODEL_FILES = [
-    "README.md",
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "config.json",
-    "adapter_config.json",
-    "reward_statistics.json",
-    "processor_config.json",
-    "preprocessor_config.json",
-    "video_preprocessor_config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "additional_chat_templates/*.jinja",
+    *("README.md", "*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json"),
+    *("reward_statistics.json", "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"),
+    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "chat_template.jinja", "additional_chat_templates/*.jinja"),
 ]
 
 _NESTED = ["checkpoint-*/*", "_*/*"]  # a pattern such as `*.safetensors` reaches into folders too
@@ -144,9 +121,8 @@ def source_counts(dataset: Any) -> dict[str, int]:
 
 def licence_of(source: str, licences: Mapping[str, str] | None = None) -> str:
     """Return the license of a source."""
-    if licences is not None and source in licences:
-        return licences[source]
-    return SOURCES[source].licence if source in SOURCES else "unknown"
+    known = SOURCES[source].licence if source in SOURCES else "unknown"
+    return (licences or {}).get(source, known)
 
 
 def hub_ids(sources: Sequence[str]) -> list[str]:
@@ -159,10 +135,10 @@ def source_lines(counts: Mapping[str, int], licences: Mapping[str, str] | None =
     """Return a line for each source of a table: its linked name, its number of pairs and its license."""
     lines = []
     for name, pairs in counts.items():
-        hub_id = SOURCES[name].hub_id if name in SOURCES else None
         shown = cell(name) or "not named"
-        linked = f"[{shown}](https://huggingface.co/datasets/{hub_id})" if hub_id else shown
-        lines.append((linked, f"{pairs:,}", cell(licence_of(name, licences))))
+        if name in SOURCES and (hub_id := SOURCES[name].hub_id):
+            shown = f"[{shown}](https://huggingface.co/datasets/{hub_id})"
+        lines.append((shown, f"{pairs:,}", cell(licence_of(name, licences))))
     return lines
 
 
@@ -178,17 +154,16 @@ def evaluation_entries(
             continue
         name = metadata(key.removeprefix("eval_").removesuffix("accuracy").rstrip("_"))
         info = getattr(sets.get(name), "info", None)
-        entries.append(
-            EvalResult(
-                task_type="text-classification",
-                task_name="Reward modeling",
-                dataset_type=getattr(info, "hub_id", None) or name or dataset_name or "held-out-pairs",
-                dataset_name=getattr(info, "title", None) or name or dataset_name or "held-out pairs",
-                metric_type="accuracy",
-                metric_name="pair accuracy",
-                metric_value=round(value, 4),
-            )
+        entry = EvalResult(
+            task_type="text-classification",
+            task_name="Reward modeling",
+            dataset_type=getattr(info, "hub_id", None) or name or dataset_name or "held-out-pairs",
+            dataset_name=getattr(info, "title", None) or name or dataset_name or "held-out pairs",
+            metric_type="accuracy",
+            metric_name="pair accuracy",
+            metric_value=round(value, 4),
         )
+        entries.append(entry)
     return entries
 
 
@@ -200,7 +175,7 @@ def run_command(num_processes: int, argv: Sequence[str] | None = None) -> str | 
         start = ["trl-dt2it"]
     elif path.suffix == ".py" and not path.name.startswith("__") and "site-packages" not in path.parts:
         place = f"recipes/{path.name}" if path.parent.name == "recipes" else path.name
-        start = [*(("accelerate", "launch") if num_processes > 1 else ("python",)), place]
+        start = ["accelerate", "launch", place] if num_processes > 1 else ["python", place]
     else:
         return None
     return shlex.join([*start, *map(_without_root, without_secrets(words))])
@@ -212,20 +187,19 @@ def _without_root(word: str) -> str:
 
 
 def write_model_card(
-    trainer: RewardTrainer,
-    *,
-    model_name: str | None = None,
-    dataset_name: str | None = None,
-    tags: Sequence[str] = (),
+    trainer: RewardTrainer, *, model_name: str | None = None, dataset_name: str | None = None, tags: Sequence[str] = ()
 ) -> None:
     """Write the card of a trainer's model, with the `model_card_section(trainer)` of each callback that has one."""
     output_dir = Path(cast(str, trainer.args.output_dir))  # `__post_init__` replaces None
     model_name = model_name or output_dir.name
     name_or_path = cast(PreTrainedModel, trainer.model).config._name_or_path
     base_model = name_or_path if name_or_path and not os.path.isdir(name_or_path) else None
-    metrics, counts = last_evaluation(trainer.state.log_history), source_counts(trainer.train_dataset)
-    writers = [getattr(callback, "model_card_section", None) for callback in trainer.callback_handler.callbacks]
-    sections = [write(trainer) for write in writers if write is not None]
+    logged = (item for entry in trainer.state.log_history for item in entry.items() if item[0].startswith("eval_"))
+    timings = ("_runtime", "_per_second", "_num_tokens")
+    metrics = {name: value for name, value in logged if not name.endswith(timings)}  # the newest value of each
+    counts = source_counts(trainer.train_dataset)
+    callbacks: list[Any] = trainer.callback_handler.callbacks
+    sections = [one.model_card_section(trainer) for one in callbacks if hasattr(one, "model_card_section")]
     hub_model_id = cast(str, trainer.hub_model_id or trainer.args.hub_model_id or trainer.args.output_dir)
     card_data = ModelCardData(
         base_model=base_model,
@@ -237,6 +211,11 @@ def write_model_card(
         eval_results=evaluation_entries(metrics, dataset_name, trainer.eval_dataset) or None,
     )
     command = run_command(trainer.accelerator.num_processes)
+    run = None
+    if is_wandb_available():
+        import wandb
+
+        run = wandb.run
     card = ModelCard.from_template(
         card_data,
         template_path=str(files("trl_dt2it").joinpath("templates/model_card.md")),
@@ -254,19 +233,12 @@ def write_model_card(
         serve=code_span(f"vllm serve {shlex.quote(hub_model_id)} --runner pooling"),
         sources=source_lines(counts),
         training=_training_figures(trainer),
-        trl_citation=TRL_CITATION,
         versions=[(name, version(name)) for name in ("trl-dt2it", "trl", "transformers", "torch", "datasets")],
-        **_tracker_urls(),
+        wandb_url=run and run.url,
+        trackio_url=get_trackio_space_url(),
     )
     with whole_file(output_dir / "README.md") as part:
         card.save(part)
-
-
-def last_evaluation(log_history: list[dict[str, Any]]) -> dict[str, float]:
-    """Return the newest value of each evaluation metric in a trainer's log, without timings."""
-    logged = (item for entry in log_history for item in entry.items() if item[0].startswith("eval_"))
-    skipped = ("_runtime", "_per_second", "_num_tokens")
-    return {name: value for name, value in logged if not name.endswith(skipped)}
 
 
 def push_model(
@@ -274,9 +246,9 @@ def push_model(
     *,
     commit_message: str | None,
     blocking: bool,
-    token: str | None = None,
-    revision: str | None = None,
-    private: bool | None = None,
+    token: str | None,
+    revision: str | None,
+    private: bool | None,
     model_name: str | None = None,
     **card: Any,
 ) -> Any:
@@ -311,23 +283,17 @@ def push_model(
 
 def push_checkpoint(trainer: RewardTrainer, checkpoint: str) -> list[Any]:
     """Upload the model files of a checkpoint, and the card, without waiting."""
-    hub: dict[str, Any] = {
-        "repo_id": trainer.hub_model_id,
-        "token": trainer.args.hub_token,
-        "revision": trainer.args.hub_revision,
-        "run_as_future": True,
-        "commit_message": f"Training in progress, step {trainer.state.global_step}",
-    }
+    args = trainer.args
+    hub: dict[str, Any] = {"repo_id": trainer.hub_model_id, "token": args.hub_token, "revision": args.hub_revision}
+    hub |= {"run_as_future": True, "commit_message": f"Training in progress, step {trainer.state.global_step}"}
     jobs = [upload_folder(folder_path=checkpoint, allow_patterns=MODEL_FILES, **hub)]
-    card = Path(cast(str, trainer.args.output_dir)) / "README.md"
+    card = Path(cast(str, args.output_dir)) / "README.md"
     if card.is_file():
         jobs.append(upload_file(path_or_fileobj=card, path_in_repo="README.md", **hub))
-    if trainer.args.hub_strategy in ("checkpoint", "all_checkpoints"):
+    if args.hub_strategy in ("checkpoint", "all_checkpoints"):
         # Requested explicitly: optimizer and scheduler are uploaded, to resume from. Secrets are not.
-        path = "last-checkpoint" if trainer.args.hub_strategy == "checkpoint" else Path(checkpoint).name
-        jobs.append(
-            upload_folder(folder_path=checkpoint, path_in_repo=path, ignore_patterns=["training_args.bin"], **hub)
-        )
+        hub["path_in_repo"] = "last-checkpoint" if args.hub_strategy == "checkpoint" else Path(checkpoint).name
+        jobs.append(upload_folder(folder_path=checkpoint, ignore_patterns=["training_args.bin"], **hub))
     return jobs
 
 
@@ -351,26 +317,12 @@ def _training_figures(trainer: RewardTrainer) -> list[tuple[str, str]]:
         figures.append(("adapters", config.peft_type.value + rank))
     limits = ("max_length", "max_pixels", "max_tokens_per_batch")
     figures += [(name.replace("_", " "), f"{getattr(args, name):,}") for name in limits if getattr(args, name)]
-    try:
-        figures.insert(1, ("pairs", f"{len(cast(Sized, trainer.train_dataset)):,}"))
-    except TypeError:  # a streamed set
-        pass
+    if isinstance(trainer.train_dataset, Sized):  # not streamed
+        figures.insert(1, ("pairs", f"{len(trainer.train_dataset):,}"))
     last = next((entry for entry in reversed(trainer.state.log_history) if "train_runtime" in entry), None)
     if last is not None:
         figures.append(("training loss, mean", f"{last['train_loss']:.4f}"))
         figures.append(("training time", f"{last['train_runtime']:.0f} s"))
-    frozen = [part for part in ("vision_tower", "projector") if getattr(args, f"freeze_{part}")]
-    if frozen:
-        figures.append(("frozen", ", ".join(part.replace("_", " ") for part in frozen)))
+    if frozen := [part for part in ("vision_tower", "projector") if getattr(args, f"freeze_{part}")]:
+        figures.append(("frozen", ", ".join(frozen).replace("_", " ")))
     return figures
-
-
-def _tracker_urls() -> dict[str, str | None]:
-    from trl.trainer.utils import get_trackio_space_url
-
-    run = None
-    if is_wandb_available():
-        import wandb
-
-        run = wandb.run
-    return {"wandb_url": run and run.url, "trackio_url": get_trackio_space_url()}

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any, NamedTuple, cast
+from itertools import islice, zip_longest
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from transformers.utils import logging
 
 from ..data.columns import leave_images_encoded
 from ..data.rows import row_name
-from ..models.freezing import STATISTICS
+from ..models.modeling import STATISTICS
 from ..utils import gather, portable, raise_together
 from .batching import count_tokens, pair_size, plan_batches
 from .config import MultimodalRewardConfig
@@ -60,10 +60,8 @@ def score_pairs(
         dataset = leave_images_encoded(dataset)
     hidden = not (show_progress and state.is_main_process)
     loader = _Loader(_Attempts(dataset, collator), min(num_workers, len(dataset)))
-    if max_tokens_per_batch is None:
+    if max_tokens_per_batch is None or len(dataset) == 0:
         batches = _ranges(len(dataset), batch_size)
-    elif len(dataset) == 0:
-        batches = []
     else:
         if lengths is None:
             lengths = _count_sizes(loader, len(dataset), collator, max_tokens_per_batch, disable=hidden)
@@ -93,27 +91,19 @@ def score_pairs(
     return reduce(rewards.to(state.device), "sum").cpu().numpy()
 
 
-def score_with_trainer(
-    trainer: Trainer,
-    dataset: Dataset | Sequence[dict[str, Any]],
-    lengths: Sequence[int] | np.ndarray | None = None,
-    *,
-    batch_size: int,
-    desc: str = "Scoring",
-) -> np.ndarray:
-    """Compute the rewards `(N, 2)` fp32 of N pairs with a trainer's model, collator, processes and settings."""
+def score_with_trainer(trainer: Trainer, dataset: Any, lengths: Any = None, **options: Any) -> np.ndarray:
+    """Score pairs by [`score_pairs`] with a trainer's model, collator, processes and settings, and other `options`."""
     args = cast(MultimodalRewardConfig, trainer.args)
     return score_pairs(
         trainer.model_wrapped,
         dataset,
         trainer.data_collator,
-        accelerator=trainer.accelerator,
-        batch_size=batch_size,
-        max_tokens_per_batch=args.max_tokens_per_batch,
         lengths=lengths,
+        accelerator=trainer.accelerator,
+        max_tokens_per_batch=args.max_tokens_per_batch,
         num_workers=args.dataloader_num_workers,
-        desc=desc,
         show_progress=not args.disable_tqdm,
+        **options,
     )
 
 
@@ -121,25 +111,21 @@ def measure_reward_statistics(trainer: Trainer) -> dict[str, float] | None:
     """Compute mean and standard deviation of the rewards of a sample of a trainer's pairs; all processes call it."""
     # Nothing that goes wrong here may cost the finished training: an error on any process becomes a warning on all.
     try:
-        return _measure(trainer)
+        rows, lengths = _sample(trainer)
+        if len(rows) == 0:
+            return None
+        options = {"batch_size": trainer._train_batch_size, "desc": "Reward mean and std"}
+        rewards = score_with_trainer(trainer, rows, lengths, **options)
     except Exception as error:
         logger.warning(
             "`reward_mean` and `reward_std` are left out of the trained model's configuration, because its training "
             f"pairs cannot all be scored: {type(error).__name__}: {error}"
         )
         return None
-
-
-def _measure(trainer: Trainer) -> dict[str, float] | None:
-    rows, lengths = _sample(trainer)
-    if len(rows) == 0:
-        return None
-    rewards = score_with_trainer(
-        trainer, rows, lengths, batch_size=trainer._train_batch_size, desc="Reward mean and std"
-    ).astype(np.float64)
     if not np.isfinite(rewards).all():
         logger.warning("Some rewards of the training set are not finite, so that their mean is not written.")
         return None
+    rewards = rewards.astype(np.float64)
     mean, std = float(rewards.mean()), float(rewards.std())
     if std <= 1e-6 * max(1.0, abs(mean)):  # equal, but for the rounding of different batches
         logger.warning(f"All rewards of the training set are {mean:g}; they cannot be normalized.")
@@ -184,13 +170,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-class _Task(NamedTuple):
-    """Rows of which a worker makes a batch, or else counts the tokens."""
-
-    indices: list[int]
-    is_batch: bool
-
-
 @dataclass(frozen=True)
 class _Attempts(TorchDataset):
     """Items of a data loader, each a result with `None`, or `None` with an error."""
@@ -200,24 +179,22 @@ class _Attempts(TorchDataset):
     rows: Any
     collator: Any
 
-    def __getitem__(self, task: _Task) -> tuple[Any, Exception | None]:
+    def __getitem__(self, task: tuple[list[int], bool]) -> tuple[Any, Exception | None]:
+        indices, is_batch = task
         try:
-            rows = [self._named(index) for index in task.indices]
-            return self.collator(rows) if task.is_batch else [count_tokens(row, self.collator) for row in rows], None
+            # An error names a row by its `pair_id` or its index in the set, not that in a batch.
+            named = ((index, self.rows[index]) for index in indices)
+            rows = [{**row, "pair_id": row_name(row, index)} for index, row in named]
+            return self.collator(rows) if is_batch else [count_tokens(row, self.collator) for row in rows], None
         except Exception as error:
             return None, portable(error)
-
-    def _named(self, index: int) -> dict[str, Any]:
-        """Return a row that errors name by its `pair_id` or its index in the set, not that in a batch."""
-        row = self.rows[index]
-        return {**row, "pair_id": row_name(row, index)}
 
 
 class _Loader:
     """A data loader whose workers live from the counting of tokens to the last batch."""
 
     def __init__(self, items: _Attempts, num_workers: int) -> None:
-        self._tasks: list[_Task] = []
+        self._tasks: list[tuple[list[int], bool]] = []  # rows of which a worker makes a batch, or counts the tokens
         self._loader = DataLoader(
             items,
             batch_size=None,
@@ -230,7 +207,7 @@ class _Loader:
 
     def load(self, indices: list[list[int]], *, is_batch: bool) -> Iterator[tuple[Any, Exception | None]]:
         """Yield the items in order; the death of a worker is an error in place of its item."""
-        self._tasks[:] = [_Task(some, is_batch) for some in indices]
+        self._tasks[:] = [(some, is_batch) for some in indices]
         loaded = None
         for _ in indices:
             try:
@@ -251,18 +228,16 @@ def _count_sizes(loader: _Loader, number: int, collator: Any, cap: int, *, disab
     chunks = _ranges(number, ROWS_COUNTED_TOGETHER)
     mine = chunks[state.process_index :: state.num_processes]
     own: list[list[int]] = []
-    failure = None
+    failure: Exception | None = None
     with tqdm(total=number, desc="Counting tokens", disable=disable, leave=False) as bar:
-        for counted, problem in loader.load(mine, is_batch=False):
-            if problem is not None:
-                failure = problem
+        for counted, failure in loader.load(mine, is_batch=False):
+            if failure is not None:
                 break
             own.append([pair_size(tokens, collator, cap) for tokens in counted])
             bar.update(min(len(counted) * state.num_processes, number - bar.n))
     raise_together(failure)
-    shares = gather(own)
-    in_turn = (share[turn] for turn in range(len(shares[0])) for share in shares if turn < len(share))
-    return [size for sizes in in_turn for size in sizes]
+    in_turn = zip_longest(*gather(own), fillvalue=[])
+    return [size for of_processes in in_turn for sizes in of_processes for size in sizes]
 
 
 def _ranges(number: int, size: int) -> list[list[int]]:

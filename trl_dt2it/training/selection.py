@@ -88,11 +88,8 @@ class SelectionSampler(Sampler[Draw]):
         generator = torch.Generator().manual_seed(self.selection.seed + self.selection.epoch)
         left = len(self)
         while left:
-            order = drawn
-            if self.shuffle:
-                order = drawn[torch.randperm(len(drawn), generator=generator).numpy()]
-            for row in order[:left].tolist():
-                yield self.selection.draw(row)
+            order = drawn[torch.randperm(len(drawn), generator=generator).numpy()] if self.shuffle else drawn
+            yield from map(self.selection.draw, order[:left].tolist())
             left -= len(order[:left])
 
 
@@ -123,8 +120,7 @@ class PlannedBatchSampler(BatchRebalanceSampler):
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        for batch in self.sampler:
-            yield [self.selection.draw(row) for row in batch]
+        return (list(map(self.selection.draw, batch)) for batch in self.sampler)
 
     def set_epoch(self, epoch: int) -> None:
         self.sampler.set_epoch(epoch)

@@ -21,7 +21,15 @@ from accelerate.utils import is_peft_model
 from datasets import Dataset, Features, IterableDataset, Value
 from peft import PeftConfig
 from torch import nn
-from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, ProcessorMixin, Trainer, TrainingArguments
+from transformers import (
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.utils import is_liger_kernel_available, logging
 
@@ -37,17 +45,8 @@ from ..data.columns import (
 from ..data.images import ImageOptions
 from ..data.rows import RowError, row_name
 from ..data.validation import ImageCheck, make_checks, take_out
-from ..models.freezing import freeze, num_embeddings, with_new_tokens, with_reward_head, with_trained_head
-from ..models.modeling import (
-    load_for_training,
-    load_processing_class,
-    mark_as_reward_model,
-    read_last_real_token,
-    set_pixel_limits,
-    set_up_4bit_weights,
-)
+from ..models import freezing, modeling
 from ..models.rendering import ProcessingClass, equal_when_rendered, get_tokenizer
-from ..models.shared_prefix import decide_share_prefix
 from .batching import count_pairs, count_tokens, needs_lengths, token_counter
 from .collator import MultimodalPreferenceCollator
 from .config import MultimodalRewardConfig
@@ -74,59 +73,36 @@ def image_options(args: MultimodalRewardConfig) -> ImageOptions:
 def prepare_dataset(
     dataset: AnyDataset, *, name: str, collator: MultimodalPreferenceCollator, args: MultimodalRewardConfig
 ) -> tuple[AnyDataset, Dataset | None]:
-    """Check the rows of a data set, drop long pairs and leave images encoded; returns token counts if needed.
-
-    A second time changes nothing.
-    """
+    """Check the rows of a data set, drop long pairs and leave images encoded; return token counts where needed."""
     dataset = rename_old_columns(leave_images_encoded(as_python(dataset)))
     columns = set(column_names(dataset))
     if not columns or (isinstance(dataset, Dataset) and len(dataset) == 0):
         raise ValueError(f"The {name} set has no rows; check the split and the filters that it comes from.")
     if not {"chosen", "rejected"} <= columns and not {"chosen_ids", "rejected_ids"} <= columns:
-        raise ValueError(
-            f"The {name} set has the columns {', '.join(sorted(columns))}; it needs `chosen` and `rejected` (and "
-            "`prompt`, unless both begin with it)."
-        )
+        has = ", ".join(sorted(columns))
+        raise ValueError(f"The {name} set has the columns {has}; it needs `chosen` and `rejected` (and `prompt`).")
     for column in sorted(columns - set(COLUMNS)):
         # A slip costs a letter or two; `rejected_digits` is no misspelt `rejected_ids`.
         near = [name for name in COLUMNS if name not in columns and abs(len(name) - len(column)) <= 1]
         if close := get_close_matches(column, near, n=1, cutoff=0.8):
-            logger.warning(
-                f"The {name} set has a column `{column}`, which is not read; rename it if `{close[0]}` is meant."
-            )
+            advice = f"rename it if `{close[0]}` is meant"
+            logger.warning(f"The {name} set has a column `{column}`, which is not read; {advice}.")
     if "chosen_ids" not in columns:
         if not isinstance(collator.processing_class, ProcessorMixin) and {"image", "images"} & columns:
-            raise ValueError(
-                f"The {name} set has images, but the model reads text only; use a vision-language model, or remove "
-                "the column."
-            )
-        if collator.processing_class.chat_template is None and _is_conversational(dataset):
+            raise ValueError(f"The {name} set has images, but the model reads text only; use a vision-language model.")
+        kind = (dataset.features or {}).get("chosen")  # a stream may not know
+        if collator.processing_class.chat_template is None and not (kind is None or isinstance(kind, Value)):
             raise ValueError(
                 f"The {name} set holds messages, and the model has no chat template to render them with; set "
                 "`chat_template_path`."
             )
-    dataset = quarantine_bad_rows(
-        dataset,
-        name=name,
-        collator=collator,
-        image_check=args.image_check,
-        on_bad_row=args.on_bad_row,
-        output_dir=cast(str, args.output_dir),
-        num_proc=args.dataset_num_proc,
-    )
+    dataset = quarantine_bad_rows(dataset, name, collator, args)
     counts = None
     needed = name == "train" and needs_lengths(args) and args.length_column_name not in columns
     if isinstance(dataset, Dataset) and (needed or args.max_length is not None):
         counts = count_pairs(dataset, name=name, collator=collator, num_proc=args.dataset_num_proc)
     if args.max_length is not None:
-        dataset, counts = drop_long_rows(
-            dataset,
-            counts,
-            name=name,
-            collator=collator,
-            max_length=args.max_length,
-            is_checked=args.on_bad_row == "quarantine",
-        )
+        dataset, counts = drop_long_rows(dataset, counts, name, collator, args)
     return dataset, counts
 
 
@@ -136,12 +112,6 @@ def token_fault(row: Mapping[str, Any]) -> RowError | None:
         if not row[side]:
             return RowError("empty_answer", f"`{side}` holds no tokens; drop the row.")
     return equal_when_rendered() if list(row["chosen_ids"]) == list(row["rejected_ids"]) else None
-
-
-def _is_conversational(dataset: AnyDataset) -> bool:
-    """Tell whether rows hold messages; `False` for a stream of unknown types."""
-    feature = (dataset.features or {}).get("chosen")
-    return feature is not None and not isinstance(feature, Value)
 
 
 def rename_old_columns(dataset: AnyDataset) -> AnyDataset:
@@ -160,25 +130,18 @@ def rename_old_columns(dataset: AnyDataset) -> AnyDataset:
 
 
 def quarantine_bad_rows(
-    dataset: AnyDataset,
-    *,
-    name: str,
-    collator: MultimodalPreferenceCollator,
-    image_check: str,
-    on_bad_row: str,
-    output_dir: str,
-    num_proc: int | None = None,
+    dataset: AnyDataset, name: str, collator: MultimodalPreferenceCollator, args: MultimodalRewardConfig
 ) -> AnyDataset:
     """Check every row of a data set, or of a stream as it streams, and raise on bad ones or drop them."""
     reader = token_counter(collator.processing_class)
-    checks = make_checks(reader, collator.image_options, cast(ImageCheck, image_check), None)
+    checks = make_checks(reader, collator.image_options, cast(ImageCheck, args.image_check), None)
 
     def check(row: Mapping[str, Any]) -> dict[str, str]:
         error = checks.fault(row) if "chosen_ids" not in row else token_fault(row)
         return {"reason": "", "message": ""} if error is None else {"reason": error.reason, "message": str(error)}
 
     if isinstance(dataset, IterableDataset):
-        if on_bad_row == "raise":  # the collator does
+        if args.on_bad_row == "raise":  # the collator does
             return dataset
 
         def keep(row: dict[str, Any]) -> bool:
@@ -191,20 +154,16 @@ def quarantine_bad_rows(
 
     look = partial(look_at_rows, function=check, features=_FAULTS, desc=f"Checking {name} dataset")
     # Without a cache: the file of an image may have changed since the last run.
-    faults = look_in_shares(dataset, look, num_proc=num_proc).to_pydict()
+    faults = look_in_shares(dataset, look, num_proc=args.dataset_num_proc).to_pydict()
     bad = [index for index, reason in enumerate(faults["reason"]) if reason]
-    notes = [
-        {"row": i, "pair_id": dataset[i].get("pair_id"), **{name: values[i] for name, values in faults.items()}}
-        for i in bad
-    ]
     return take_out(
         dataset,
         bad,
-        notes,
+        [{"row": i, "pair_id": dataset[i].get("pair_id"), **{k: v[i] for k, v in faults.items()}} for i in bad],
         name=f"row of the {name} set",
-        on_bad_row=on_bad_row,
+        on_bad_row=args.on_bad_row,
         # The leading underscore keeps the file out of what is pushed to the Hub.
-        file=Path(output_dir) / f"_quarantine_{name}.jsonl",
+        file=Path(cast(str, args.output_dir)) / f"_quarantine_{name}.jsonl",
         advice=' Fix them, or set `on_bad_row="quarantine"`.',
         show=PartialState().is_main_process,
     )
@@ -213,13 +172,12 @@ def quarantine_bad_rows(
 def drop_long_rows(
     dataset: AnyDataset,
     counts: Dataset | None,
-    *,
     name: str,
     collator: MultimodalPreferenceCollator,
-    max_length: int,
-    is_checked: bool = True,
+    args: MultimodalRewardConfig,
 ) -> tuple[AnyDataset, Dataset | None]:
     """Drop the pairs with a side of more than `max_length` tokens, and their counts."""
+    max_length, is_checked = cast(int, args.max_length), args.on_bad_row == "quarantine"
     if counts is None:
         return dataset.filter(lambda row: max(count_tokens(row, collator, is_checked)[:2]) <= max_length), None
     fitting = np.flatnonzero(np.maximum(counts["chosen"][:], counts["rejected"][:]) <= max_length)
@@ -239,32 +197,28 @@ def plain_columns(dataset: AnyDataset, names: Sequence[str]) -> AnyDataset:
         return dataset
     present = [name for name in names if name in column_names(dataset)]
     # This makes every row, images included.
-    rows = [{name: row[name] for name in present} for row in cast(Dataset, dataset)] if present else []
-    return Dataset.from_list(rows)
+    rows: Any = dataset if present else ()
+    return Dataset.from_list([{name: row[name] for name in present} for row in rows])
 
 
 def check_setup(args: MultimodalRewardConfig, train_dataset: Any, eval_dataset: Any) -> None:
     """Refuse settings and sets that would fail later, before a model is loaded."""
     if not isinstance(args, MultimodalRewardConfig):
-        raise TypeError(
-            f"`args` is a {type(args).__name__}; pass a `MultimodalRewardConfig`, which has its fields too."
-        )
+        raise TypeError(f"`args` is a {type(args).__name__}; pass a `MultimodalRewardConfig`.")
     is_streamed = isinstance(train_dataset, IterableDataset)
     if needs_lengths(args) and is_streamed:
         raise ValueError(
-            "Batches by length (`max_tokens_per_batch` or `train_sampling_strategy`) need the length of every "
-            "pair, and the train set is streamed; load it whole, or leave the setting out."
+            "`max_tokens_per_batch` and `train_sampling_strategy` need the length of every pair, and the train set is "
+            "streamed; load it whole, or leave the setting out."
         )
     if cast(AcceleratorConfig, args.accelerator_config).dispatch_batches and not is_streamed:
-        raise ValueError(
-            "`dispatch_batches` sends the tensors of one process's batches to the others, and batches of pairs hold "
-            "text too; leave it out, so that each process reads its own."
-        )
-    if isinstance(eval_dataset, dict) and not eval_dataset:
-        raise ValueError("`eval_dataset` is a dict without any set; pass `None`, or the sets to evaluate on.")
-    sets = {} if eval_dataset is None else {"eval set": eval_dataset}
+        raise ValueError("`dispatch_batches` sends tensors alone, and batches of pairs hold text too; leave it out.")
     if isinstance(eval_dataset, dict):
+        if not eval_dataset:
+            raise ValueError("`eval_dataset` is a dict without any set; pass `None`, or the sets to evaluate on.")
         sets = {f"eval set `{key}`": dataset for key, dataset in eval_dataset.items()}
+    else:
+        sets = {} if eval_dataset is None else {"eval set": eval_dataset}
     for name, dataset in sets.items():
         if not isinstance(dataset, (Dataset, IterableDataset)):
             raise TypeError(f"The {name} is a {type(dataset).__name__}; pass a `Dataset` or an `IterableDataset`.")
@@ -274,14 +228,14 @@ def check_setup(args: MultimodalRewardConfig, train_dataset: Any, eval_dataset: 
 
 
 @contextmanager
-def with_values(args: MultimodalRewardConfig, **values: object) -> Iterator[None]:
-    """Override fields while TRL or transformers read them."""
-    before = {name: getattr(args, name) for name in values}
-    vars(args).update(values)
+def with_values(holder: Any, **values: object) -> Iterator[None]:
+    """Override attributes while TRL or transformers read them."""
+    before = {name: getattr(holder, name) for name in values}
+    vars(holder).update(values)
     try:
         yield
     finally:
-        vars(args).update(before)
+        vars(holder).update(before)
 
 
 def set_up_model(
@@ -296,39 +250,66 @@ def set_up_model(
     """Load a reward model, its processor and its adapter's configuration where not passed, and set them up."""
     name_or_path = model if isinstance(model, str) else model.config._name_or_path
     if isinstance(model, str):
-        model = load_for_training(model, args, init_kwargs, quantization_config)
+        # In fp32 by default, as TRL does.
+        kwargs = {"dtype": "float32", "trust_remote_code": args.trust_remote_code, "is_trainable": True, **init_kwargs}
+        if quantization_config is not None:
+            if "quantization_config" in kwargs:
+                raise ValueError("Pass `quantization_config` to the trainer or in `model_init_kwargs`, not both.")
+            kwargs["quantization_config"] = quantization_config
+        set_seed(args.seed)
+        model = modeling.load_reward_model(name_or_path, **kwargs)
         if is_peft_model(model) and peft_config is not None:
-            raise ValueError(
-                f"{name_or_path} is an adapter, which training goes on with; leave `peft_config` out, or merge the "
-                "adapter into its base model to train a new one."
-            )
+            advice = "leave `peft_config` out, or merge it first"
+            raise ValueError(f"{name_or_path} is an adapter, which training goes on with; {advice}.")
     if model.config.num_labels != 1:
-        raise ValueError(
-            f"{type(model).__name__} has `num_labels={model.config.num_labels}`, but reward models require "
-            "`num_labels=1`; load it with `trl_dt2it.load_reward_model`, or pass its name or directory as `model`."
-        )
-    read_last_real_token(model)
+        has = f"{type(model).__name__} has `num_labels={model.config.num_labels}`"
+        raise ValueError(f"{has}, but reward models require `num_labels=1`; pass its name or directory as `model`.")
+    modeling.read_last_real_token(model)
     set_up_4bit_weights(model, args)
     if processing_class is None:
-        processing_class = load_processing_class(
+        processing_class = modeling.load_processing_class(
             name_or_path, revision=init_kwargs.get("revision"), trust_remote_code=args.trust_remote_code
         )
-    set_pixel_limits(processing_class, min_pixels=args.min_pixels, max_pixels=args.max_pixels)
-    mark_as_reward_model(model.config)
+    modeling.set_pixel_limits(processing_class, min_pixels=args.min_pixels, max_pixels=args.max_pixels)
+    modeling.mark_as_reward_model(model.config)
     new_tokens = []
     if args.chat_template_path is not None:
         new_tokens = use_chat_template(model, processing_class, args.chat_template_path)
     frozen = [part for part in ("vision_tower", "projector") if getattr(args, f"freeze_{part}")]
     for part in frozen:
-        freeze(model, part)
+        freezing.freeze(model, part)
     if isinstance(peft_config, PeftConfig):  # TRL refuses anything else
-        peft_config = with_new_tokens(with_reward_head(peft_config, frozen), model, new_tokens)
+        peft_config = freezing.with_new_tokens(freezing.with_reward_head(peft_config, frozen), model, new_tokens)
     if not any(parameter.requires_grad for parameter in model.parameters()) and peft_config is None:
         advice = "load the adapter with `is_trainable=True`" if is_peft_model(model) else "let some require gradients"
         raise ValueError(f"No parameter of the {type(model).__name__} is trained; {advice}.")
     if is_peft_model(model):
-        with_trained_head(model)
+        freezing.with_trained_head(model)
     return model, processing_class, peft_config
+
+
+def set_up_4bit_weights(model: PreTrainedModel, args: MultimodalRewardConfig) -> None:
+    """Refuse 4-bit weights that bitsandbytes would spoil; have others compute in the model's half precision."""
+    config = getattr(model.config, "quantization_config", None)
+    if not isinstance(config, BitsAndBytesConfig) or not config.load_in_4bit:
+        return
+    if model.device.type == "cpu" and not config.bnb_4bit_use_double_quant:
+        # bitsandbytes packs them when an evaluation reads them and unpacks them when the model is saved, but restores
+        # the scales of the blocks only if these are quantized too. The next step would go on with another model.
+        raise ValueError(
+            "On a CPU, 4-bit weights need double quantization, or are spoiled when saved; set `use_bnb_nested_quant`, "
+            "or `bnb_4bit_use_double_quant=True` in the `BitsAndBytesConfig`."
+        )
+    half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+    if half is None or config.bnb_4bit_compute_dtype != torch.float32:
+        return
+    # They bypass autocast, and bitsandbytes' default of fp32 is several times slower.
+    logger.warning(f"The 4-bit weights compute in {half}, as the model does, and not in their default of float32.")
+    model.config.quantization_config = copy.deepcopy(config)  # the user's own stays as it is
+    model.config.quantization_config.bnb_4bit_compute_dtype = half
+    for module in model.modules():
+        if hasattr(module, "compute_dtype"):
+            module.compute_dtype = half  # type: ignore[assignment]  # torch: only tensors and modules
 
 
 def use_chat_template(model: PreTrainedModel, processing_class: ProcessingClass, path: str) -> list[int]:
@@ -344,22 +325,19 @@ def use_chat_template(model: PreTrainedModel, processing_class: ProcessingClass,
         template = source.get_chat_template()
         known = tokenizer.get_vocab()
         added = [token for token in source.added_tokens_decoder.values() if token.content not in known]
+        adds = f"`chat_template_path` adds {len(added)} tokens, such as {added[0].content!r}," if added else ""
         if added and is_peft_model(model):
-            raise ValueError(
-                f"`chat_template_path` adds {len(added)} tokens, such as {added[0].content!r}, which the adapters of "
-                "the model do not train; merge them into the base model first, or start with `peft_config`."
-            )
+            advice = "merge them into the base model first, or start with `peft_config`"
+            raise ValueError(f"{adds} which the adapters of the model do not train; {advice}.")
         tokenizer.add_tokens(added)
         new_tokens = [cast(int, tokenizer.convert_tokens_to_ids(token.content)) for token in added]
         tokenizer.eos_token = source.eos_token
-        model.config.get_text_config().eos_token_id = tokenizer.eos_token_id
-        if new_tokens and max(new_tokens) >= num_embeddings(model):
-            text_config = model.config.get_text_config()
+        text_config = model.config.get_text_config()
+        text_config.eos_token_id = tokenizer.eos_token_id
+        if new_tokens and max(new_tokens) >= modeling.num_embeddings(model):
             if getattr(text_config, "hidden_size_per_layer_input", 0):  # each layer has its own table
-                raise ValueError(
-                    f"`chat_template_path` adds {len(added)} tokens, such as {added[0].content!r}, and the embeddings "
-                    f"of `{model.config.model_type}` cannot grow; take a template whose tokens it knows."
-                )
+                kind = model.config.model_type
+                raise ValueError(f"{adds} and the embeddings of `{kind}` cannot grow; take a template that it knows.")
             model.resize_token_embeddings(max(new_tokens) + 1)
     processing_class.chat_template = tokenizer.chat_template = template
     return new_tokens
@@ -371,16 +349,12 @@ def use_liger_kernels(model: PreTrainedModel, args: MultimodalRewardConfig) -> N
     # which it does not know. Norms, feed-forward layers and rotary embeddings are all that a reward model can use.
     if not args.use_liger_kernel:
         return
-    if args.device.type in ("cpu", "mps"):
+    if (kind := args.device.type) in ("cpu", "mps"):
         raise ValueError(
-            f"`use_liger_kernel=True` needs a GPU that Triton compiles for, and this training runs on "
-            f"`{args.device.type}`; leave it out."
+            f"`use_liger_kernel=True` needs a GPU for Triton, but training runs on `{kind}`; leave it out."
         )
     if not is_liger_kernel_available():
-        raise ImportError(
-            "`use_liger_kernel=True`, but Liger is not there; install it by `pip install liger-kernel`, or leave the "
-            "setting out."
-        )
+        raise ImportError("`use_liger_kernel=True` needs Liger: `pip install liger-kernel`, or leave it out.")
     patch_backbone(model, cast("dict[str, bool] | None", args.liger_kernel_config) or {})
 
 
@@ -395,46 +369,26 @@ def patch_backbone(model: Any, kernels: dict[str, bool]) -> None:
     types = [config.model_type for config in (decoder.config, model.config)]
     # Liger lists some families by their language model, and some as a whole.
     patch = MODEL_TYPE_TO_APPLY_LIGER_FN.get(types[0]) or MODEL_TYPE_TO_APPLY_LIGER_FN.get(types[1])
+    liger = f"`use_liger_kernel=True`, but Liger {version('liger-kernel')}"
     if patch is None:
-        raise ValueError(
-            f"`use_liger_kernel=True`, but Liger {version('liger-kernel')} has no kernels for `{types[0]}`; leave it "
-            "out."
-        )
+        raise ValueError(f"{liger} has no kernels for `{types[0]}`; leave it out.")
     losses = {"cross_entropy": False, "fused_linear_cross_entropy": False}
     offered = inspect.signature(patch).parameters.keys() - {"model", *losses}
     for name, is_on in kernels.items():
         if name not in offered and is_on:
             reason = "is of the language head, which a reward model has not" if name in losses else "is not there"
-            raise ValueError(
-                f"`liger_kernel_config` asks for `{name}`, which {reason}; `{types[0]}` has "
-                f"{', '.join(sorted(offered))}."
-            )
+            has = ", ".join(sorted(offered))
+            raise ValueError(f"`liger_kernel_config` asks for `{name}`, which {reason}; `{types[0]}` has {has}.")
     chosen = {"rope": False, **kernels}
     module = sys.modules[type(decoder).__module__]
     before = {name: value for name, value in vars(module).items() if isinstance(value, type)}
     try:
         patch(model=decoder, **losses, **{name: is_on for name, is_on in chosen.items() if name in offered})
     except (AttributeError, ImportError, NotImplementedError, TypeError) as error:
-        raise ValueError(
-            f"`use_liger_kernel=True`, but Liger {version('liger-kernel')} does not fit `{types[0]}` of transformers "
-            f"{version('transformers')} ({error}); install a release that does, or leave it out."
-        ) from error
+        there = f"`{types[0]}` of transformers {version('transformers')} ({error})"
+        raise ValueError(f"{liger} does not fit {there}; install a release that does, or leave it out.") from error
     finally:
         vars(module).update(before)
-
-
-def make_collator(
-    model: PreTrainedModel, processing_class: ProcessingClass, args: MultimodalRewardConfig
-) -> MultimodalPreferenceCollator:
-    """Make the collator of a trainer's arguments."""
-    return MultimodalPreferenceCollator(
-        processing_class,
-        image_options=image_options(args),
-        # The configuration's `__post_init__` has resolved strings and None, here and in the casts below.
-        pad_to_multiple_of=cast("int | None", args.pad_to_multiple_of),
-        media=(),  # what the sets can hold is not known yet
-        share_prefix=decide_share_prefix(args.share_prefix, model),
-    )
 
 
 def as_trainers(
@@ -503,10 +457,8 @@ def refuse_no_batch(trainer: Trainer) -> None:
     args, dataset = trainer.args, trainer.train_dataset
     size = args.train_batch_size * args.world_size
     if args.dataloader_drop_last and isinstance(dataset, Dataset) and len(dataset) < size:
-        raise ValueError(
-            f"`dataloader_drop_last` drops all {len(dataset)} pairs of the train set, which do not fill one batch of "
-            f"{size}; leave it out, or lower `per_device_train_batch_size`."
-        )
+        pairs = f"all {len(dataset)} pairs of the train set, which do not fill one batch of {size}"
+        raise ValueError(f"`dataloader_drop_last` drops {pairs}; leave it out, or lower the batch size.")
 
 
 def refuse_uneven_batches(trainer: Trainer) -> None:
@@ -524,6 +476,5 @@ def refuse_uneven_batches(trainer: Trainer) -> None:
     if -(-pairs // size) % accelerator.num_processes:
         raise ValueError(
             f"With `even_batches` false in `accelerator_config`, {pairs} train pairs in batches of {size} give "
-            f"{accelerator.num_processes} processes different numbers of batches; leave it out, or set "
-            "`dataloader_drop_last=True`."
+            f"{accelerator.num_processes} processes unequally many; leave it out, or set `dataloader_drop_last=True`."
         )

@@ -11,16 +11,16 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-from accelerate.utils import fsdp2_prepare_model, is_peft_model
+from accelerate.utils import fsdp2_prepare_model
 from accelerate.utils.fsdp_utils import fsdp2_canonicalize_names
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from transformers.utils import logging
 from trl import RewardTrainer
 
-from ..models.freezing import is_head, part_of
-from ..models.modeling import RewardHead
-from .setup import is_reentrant
+from ..models.freezing import part_of
+from ..models.modeling import RewardHead, is_head
+from .setup import is_reentrant, with_values
 
 
 logger = logging.get_logger(__name__)
@@ -61,9 +61,9 @@ def refuse_reentrant_twice(trainer: RewardTrainer) -> None:
         and any(part_of(name) == "vision_tower" for name, p in _model(trainer).named_parameters() if p.requires_grad)
     ):
         raise ValueError(
-            "The sets have images and videos, and reentrant gradient checkpointing (which adapters need under ZeRO-3) "
-            "cannot train a vision tower on both on several processes; set `use_reentrant=False`, "
-            "`gradient_checkpointing=False` or `freeze_vision_tower=True`."
+            "Reentrant gradient checkpointing (which adapters need under ZeRO-3) trains no vision tower on images and "
+            "videos on several processes; set `use_reentrant=False`, `gradient_checkpointing=False` or "
+            "`freeze_vision_tower=True`."
         )
 
 
@@ -90,8 +90,7 @@ def split_vision_groups(trainer: RewardTrainer) -> None:
     groups = []
     for group in getattr(optimizer, "param_groups", []):
         for is_vision in (False, True):
-            chosen = [parameter for parameter in group["params"] if (id(parameter) in vision) == is_vision]
-            if chosen:
+            if chosen := [parameter for parameter in group["params"] if (id(parameter) in vision) == is_vision]:
                 groups.append({**group, "params": chosen, "is_vision": is_vision})
     if groups:
         optimizer.param_groups = groups
@@ -145,11 +144,8 @@ def evaluable(trainer: RewardTrainer) -> Iterator[None]:
     accelerator = trainer.accelerator
     plugin: Any = getattr(accelerator.state, "deepspeed_plugin", None)
     if trainer.is_deepspeed_enabled and trainer.deepspeed is None and plugin.zero_stage != 3:
-        trainer.is_deepspeed_enabled = False
-        try:
+        with with_values(trainer, is_deepspeed_enabled=False):
             yield
-        finally:
-            trainer.is_deepspeed_enabled = True
         return
     if _is_fsdp2(trainer) and not accelerator._models:
         shard_head(trainer)
@@ -222,13 +218,9 @@ def exact_head(trainer: RewardTrainer) -> dict[str, torch.Tensor]:
         return {}
     from deepspeed.utils import safe_get_full_fp32_param
 
-    exact = {}
-    for name, parameter in engine.module.named_parameters():
-        if parameter.requires_grad and is_head(name):
-            weight = safe_get_full_fp32_param(parameter)
-            if weight is not None:
-                exact[name] = weight.detach().float().reshape(-1, weight.shape[-1]).cpu()
-    return exact
+    named = engine.module.named_parameters()
+    exact = {n: safe_get_full_fp32_param(p) for n, p in named if p.requires_grad and is_head(n)}
+    return {n: w.detach().float().reshape(-1, w.shape[-1]).cpu() for n, w in exact.items() if w is not None}
 
 
 def with_dtypes(
@@ -245,9 +237,3 @@ def with_dtypes(
             weight = weight.to(dtype)
         saved[name] = weight
     return saved
-
-
-def half_precision_of(model: nn.Module) -> torch.dtype | None:
-    """Return the half precision in which a full model was loaded and is saved; `None` for fp32 and adapters."""
-    dtype = cast(Any, model).dtype
-    return dtype if dtype in (torch.float16, torch.bfloat16) and not is_peft_model(model) else None

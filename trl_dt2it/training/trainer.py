@@ -14,15 +14,7 @@ from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from peft import PeftConfig
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
-from transformers import (
-    BitsAndBytesConfig,
-    DataCollator,
-    EvalPrediction,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    ProcessorMixin,
-    TrainerCallback,
-)
+from transformers import BitsAndBytesConfig, DataCollator, EvalPrediction, PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import (
     PREFIX_CHECKPOINT_DIR,
     EvalLoopOutput,
@@ -31,75 +23,21 @@ from transformers.trainer_utils import (
     TrainOutput,
 )
 from transformers.utils import PushInProgress
-from trl import RewardConfig, RewardTrainer
+from trl import RewardTrainer
 
 from ..data.columns import AnyDataset, column_names, has_transform
 from ..data.mixing import concatenate
-from ..models.freezing import let_gradients_into_checkpoints, set_reward_statistics, write_beside_adapter
-from ..models.modeling import pad_id_as_saved
+from ..models.freezing import let_gradients_into_checkpoints
+from ..models.modeling import pad_id_as_saved, set_reward_statistics, write_beside_adapter
 from ..models.rendering import ProcessingClass, get_tokenizer
+from ..models.shared_prefix import decide_share_prefix
 from ..utils import check_shared_folder, gather
-from .batching import (
-    BatchPlan,
-    Evaluation,
-    SetEpoch,
-    evaluation_loader,
-    needs_lengths,
-    pair_sizes,
-    plan_training,
-    training_sampler,
-)
+from . import batching, losses, setup, sharding
 from .collator import MultimodalPreferenceCollator
 from .config import MultimodalRewardConfig
-from .losses import (
-    EmbeddingNoise,
-    LossFunction,
-    TrainMetrics,
-    batch_loss,
-    evaluation_metrics,
-    fit_dataset_strength,
-    loss_name,
-    loss_type_for,
-    pair_weight,
-)
 from .model_card import PAPER, push_checkpoint, push_model, write_model_card
 from .pair_scoring import measure_reward_statistics
 from .selection import SelectedRows, Selection, resume_selection, selected
-from .setup import (
-    COLUMNS,
-    as_trainers,
-    check_setup,
-    exact_weights,
-    is_reentrant,
-    make_collator,
-    plain_columns,
-    prepare_dataset,
-    put_back_exact,
-    refuse_no_batch,
-    refuse_uneven_batches,
-    set_up_arguments,
-    set_up_model,
-    use_liger_kernels,
-    with_values,
-)
-from .sharding import (
-    evaluable,
-    exact_head,
-    half_precision_of,
-    is_sharded,
-    keep_trained_in_fp32,
-    leave_vision_alone,
-    name_groups,
-    needs_all_gradients,
-    needs_equal_calls,
-    point_groups_at,
-    refuse_reentrant_twice,
-    shard_head,
-    skip_idle_groups,
-    split_vision_groups,
-    take_back_preparation,
-    with_dtypes,
-)
 
 
 class MultimodalRewardTrainer(RewardTrainer):
@@ -130,8 +68,7 @@ class MultimodalRewardTrainer(RewardTrainer):
             By default [`MultimodalPreferenceCollator`], whose batches any other collator has to return too.
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`] or `dict` or `list` of the former):
             Preference rows: conversational or plain, with explicit or implicit prompt; `images` or `image`; and
-            optionally `strength`, `weight`, `margin`, `source` and `pair_id`. Several sets, which may differ in these
-            shapes, are concatenated.
+            optionally `strength`, `weight`, `margin`, `source` and `pair_id`. Several sets are concatenated.
         eval_dataset ([`~datasets.Dataset`], [`~datasets.IterableDataset`] or `dict` of them, *optional*):
             Rows to evaluate on. If the `info` of a set has a method `measure(dataset, records)`, as that of a
             benchmark has, its metrics are logged too.
@@ -149,8 +86,7 @@ class MultimodalRewardTrainer(RewardTrainer):
 
     Raises:
         `ValueError`: at start, if a row cannot be trained on (the message names the first and counts the rest), if
-        the rows have images and the model reads text only, if the loss needs a column that is not there, if a set has
-        no rows, or if no parameter would be trained.
+        the loss needs a column that is not there, if a set has no rows, or if no parameter would be trained.
     """
 
     # `compute_loss` divides by the weight of all pairs of the optimization step.
@@ -171,7 +107,7 @@ class MultimodalRewardTrainer(RewardTrainer):
         data_collator: DataCollator | None = None,
         train_dataset: Dataset | IterableDataset | dict[str, Dataset] | list[Dataset] | None = None,
         eval_dataset: Dataset | IterableDataset | DatasetDict | IterableDatasetDict | dict | None = None,
-        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
+        processing_class: ProcessingClass | None = None,
         compute_metrics: Callable[[EvalPrediction], dict] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple = (None, None),
@@ -187,19 +123,19 @@ class MultimodalRewardTrainer(RewardTrainer):
             train_dataset = {f"set {number}": dataset for number, dataset in enumerate(train_dataset)}
         if isinstance(train_dataset, dict) and not isinstance(train_dataset, (DatasetDict, IterableDatasetDict)):
             train_dataset = concatenate(train_dataset)
-        check_setup(args, train_dataset, eval_dataset)
+        setup.check_setup(args, train_dataset, eval_dataset)
         self.selection: Selection | None = None  # by default, every row is trained on as it is
         self._lengths: list[int] | None = None
-        self._plan: BatchPlan | None = None
-        self._set_epoch = SetEpoch()
+        self._plan: batching.BatchPlan | None = None
+        self._set_epoch = batching.SetEpoch()
         self._prepared: WeakSet[AnyDataset] = WeakSet()
-        if needs_lengths(args):
+        if batching.needs_lengths(args):
             callbacks = [*(callbacks or []), self._set_epoch]
 
         # `__post_init__` has resolved a string.
         init_kwargs = dict(cast("dict[str, Any] | None", args.model_init_kwargs) or {})
         is_loaded_here = isinstance(model, str)
-        model, processing_class, peft_config = set_up_model(
+        model, processing_class, peft_config = setup.set_up_model(
             model,
             processing_class,
             args,
@@ -207,17 +143,23 @@ class MultimodalRewardTrainer(RewardTrainer):
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
-        use_liger_kernels(model, args)
+        setup.use_liger_kernels(model, args)
         # Read by `_prepare_dataset`, which RewardTrainer's `__init__` calls.
-        self._collator = make_collator(model, processing_class, args)
-        self.loss_type: str | LossFunction = args.loss_type
+        self._collator = MultimodalPreferenceCollator(
+            processing_class,
+            setup.image_options(args),
+            pad_to_multiple_of=cast("int | None", args.pad_to_multiple_of),  # `__post_init__` has resolved a string
+            media=(),  # what the sets can hold is not known yet
+            share_prefix=decide_share_prefix(args.share_prefix, model),
+        )
+        self.loss_type: str | losses.LossFunction = args.loss_type
         sets = list(eval_dataset.values()) if isinstance(eval_dataset, dict) else [eval_dataset]
         has_adapters = peft_config is not None or is_peft_model(model)
-        set_up_arguments(args, processing_class, [train_dataset, *sets], has_adapters=has_adapters)
+        setup.set_up_arguments(args, processing_class, [train_dataset, *sets], has_adapters=has_adapters)
 
-        exact = exact_weights(model)
+        exact = setup.exact_weights(model)
         # Both are used above. RewardTrainer warns that it ignores the first, and applies the second to a tokenizer.
-        with with_values(args, model_init_kwargs=None, chat_template_path=None):
+        with setup.with_values(args, model_init_kwargs=None, chat_template_path=None):
             super().__init__(
                 model=model,
                 args=args,
@@ -238,57 +180,52 @@ class MultimodalRewardTrainer(RewardTrainer):
         # RewardTrainer handles a tokenizer; what is saved and pushed is the processor.
         self.processing_class = self.callback_handler.processing_class = processing_class
         self.model.config.pad_token_id = get_tokenizer(processing_class).pad_token_id
-        self._collator.add_dummy_image = needs_equal_calls(self)
-        if self._collator.add_dummy_image and not self._collator.media and needs_all_gradients(self):
+        self._collator.add_dummy_image = sharding.needs_equal_calls(self)
+        if self._collator.add_dummy_image and not self._collator.media and sharding.needs_all_gradients(self):
             self._collator.media = ("image",)
         # DeepSpeed steps on parameters without a gradient as if it were zero, also on one process.
         self._leaves_vision_alone = self._collator.add_dummy_image or self.is_deepspeed_enabled
         if isinstance(data_collator, MultimodalPreferenceCollator):
-            self.data_collator = as_trainers(data_collator, self._collator)
-        refuse_reentrant_twice(self)
-        self._loaded_dtype = half_precision_of(self.model)
-        put_back_exact(self, exact)
-        keep_trained_in_fp32(self)
+            self.data_collator = setup.as_trainers(data_collator, self._collator)
+        sharding.refuse_reentrant_twice(self)
+        is_half = self.model.dtype in (torch.float16, torch.bfloat16)
+        self._loaded_dtype = self.model.dtype if is_half and not is_peft_model(self.model) else None
+        setup.put_back_exact(self, exact)
+        sharding.keep_trained_in_fp32(self)
         self._shows_nothing = False
         self._filler: dict[str, Any] | None = None
         self._exact_head: dict[str, torch.Tensor] = {}
         self._body_dtype: torch.dtype | None = None
-        refuse_no_batch(self)
-        if self.args.gradient_checkpointing and is_reentrant(self.args):  # TRL sets it for ZeRO-3
+        setup.refuse_no_batch(self)
+        if self.args.gradient_checkpointing and setup.is_reentrant(self.args):  # TRL sets it for ZeRO-3
             let_gradients_into_checkpoints(self.model)
         # In place of transformers' noise, which depends on the batch.
         alpha, self.neftune_noise_alpha = self.neftune_noise_alpha, None
-        self._noise = None if alpha is None else EmbeddingNoise(alpha)
-        self._train_metrics = TrainMetrics()
-        self._evaluation: Evaluation | None = None
+        self._noise = None if alpha is None else losses.EmbeddingNoise(alpha)
+        self._train_metrics = losses.TrainMetrics()
+        self._evaluation: batching.Evaluation | None = None
 
-    def _prepare_dataset(
-        self,
-        dataset: Dataset | IterableDataset,
-        processing_class: ProcessingClass,
-        args: RewardConfig,
-        dataset_name: str,
-    ) -> Dataset | IterableDataset:
+    def _prepare_dataset(self, dataset: AnyDataset, processing_class: Any, args: Any, dataset_name: str) -> AnyDataset:
         if dataset in self._prepared:
             return dataset
-        args, columns = cast(MultimodalRewardConfig, args), set(column_names(dataset))
+        columns = set(column_names(dataset))
         if dataset_name == "train":
-            self.loss_type = loss_type_for(args.loss_type, has_strength="strength" in columns)
+            self.loss_type = losses.loss_type_for(args.loss_type, has_strength="strength" in columns)
         names = {"image": {"image", "images"}, "video": {"videos"}}
         self._collator.media = tuple(k for k in names if k in self._collator.media or names[k] & columns)
-        dataset, counts = prepare_dataset(dataset, name=dataset_name, collator=self._collator, args=args)
+        dataset, counts = setup.prepare_dataset(dataset, name=dataset_name, collator=self._collator, args=args)
         self._prepared.add(dataset)
         if dataset_name != "train":
             return dataset
-        if needs_lengths(args):
-            sized = cast(Dataset, plain_columns(dataset, (args.length_column_name,)))
-            self._lengths = pair_sizes(sized, counts, collator=self._collator, args=args)
+        if batching.needs_lengths(args):
+            sized = cast(Dataset, setup.plain_columns(dataset, (args.length_column_name,)))
+            self._lengths = batching.pair_sizes(sized, counts, collator=self._collator, args=args)
             if (cap := args.max_tokens_per_batch) is not None:
                 padded = not self._collator.share_prefix
-                self._plan = plan_training(self._lengths, cap, world_size=args.world_size, padded=padded)
+                self._plan = batching.plan_training(self._lengths, cap, world_size=args.world_size, padded=padded)
         if "strength" in column_names(dataset):
-            self._collator.normalizer = fit_dataset_strength(
-                plain_columns(dataset, ("strength", "source")),
+            self._collator.normalizer = losses.fit_dataset_strength(
+                setup.plain_columns(dataset, ("strength", "source")),
                 how=args.strength_normalization,
                 neutral=args.neutral_strength,
             )
@@ -304,7 +241,7 @@ class MultimodalRewardTrainer(RewardTrainer):
             return super()._get_train_sampler(train_dataset)
         if len(self._lengths) != len(cast(Dataset, self.train_dataset if train_dataset is None else train_dataset)):
             raise ValueError("The train set was replaced after its lengths were taken; make a new trainer for it.")
-        sampler = training_sampler(self._lengths, self._plan, self.args)
+        sampler = batching.training_sampler(self._lengths, self._plan, self.args)
         if sampler is None:
             sampler = super()._get_train_sampler(Dataset.from_dict({self.args.length_column_name: self._lengths}))
         self._set_epoch.sampler = sampler
@@ -350,10 +287,10 @@ class MultimodalRewardTrainer(RewardTrainer):
         return self._evaluation_loader(test_dataset, "test")
 
     def _evaluation_loader(self, dataset: AnyDataset, name: str) -> DataLoader:
-        dataset = self._prepare_dataset(dataset, cast(ProcessingClass, self.processing_class), self.args, name)
+        dataset = self._prepare_dataset(dataset, self.processing_class, self.args, name)
         if isinstance(dataset, Dataset):
             dataset = self._remove_unused_columns(dataset, description=name)
-        return evaluation_loader(dataset, self.data_collator, self.args, self.accelerator)
+        return batching.evaluation_loader(dataset, self.data_collator, self.args, self.accelerator)
 
     def predict(  # type: ignore[override]  # transformers' takes no dict
         self,
@@ -361,21 +298,9 @@ class MultimodalRewardTrainer(RewardTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "test",
     ) -> PredictionOutput | dict[str, PredictionOutput]:
-        """
-        Compute the rewards of every pair of a set, which is prepared like those passed at start.
-
-        Args:
-            test_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`] or `dict` of them):
-                Preference rows.
-            ignore_keys (`list[str]`, *optional*):
-                As in [`~transformers.Trainer.predict`].
-            metric_key_prefix (`str`, *optional*, defaults to `"test"`):
-                Prefix of the metrics, followed by the name of a set of a `dict`.
-
-        Returns:
-            [`~transformers.trainer_utils.PredictionOutput`] or `dict` of them: `predictions` of shape `(N, 2)`, the
-            rewards of chosen and rejected in the order of the set, and `metrics`.
-        """
+        """As in [`~transformers.Trainer`], of a set that is prepared like those passed at start, or a `dict` of sets,
+        whose names follow the prefix. `predictions` `(N, 2)` are the rewards of chosen and rejected, in the order of
+        the set."""
         if isinstance(test_dataset, dict):
             return {
                 name: cast(PredictionOutput, self.predict(dataset, ignore_keys, f"{metric_key_prefix}_{name}"))
@@ -385,33 +310,33 @@ class MultimodalRewardTrainer(RewardTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
-            self._signature_columns = COLUMNS  # type: ignore[assignment]  # known to mypy as None, its first value
+            self._signature_columns = setup.COLUMNS  # type: ignore[assignment]  # known to mypy as None, its first value
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """As in [`~transformers.Trainer`], also after an evaluation on several processes. The model's configuration
         gets the mean and standard deviation of the rewards, see `reward_statistics_pairs`."""
-        refuse_uneven_batches(self)
-        take_back_preparation(self)
-        if not is_sharded(self):
-            keep_trained_in_fp32(self)  # again: an evaluation with `bf16_full_eval` has put the model into bf16
+        setup.refuse_uneven_batches(self)
+        sharding.take_back_preparation(self)
+        if not sharding.is_sharded(self):
+            sharding.keep_trained_in_fp32(
+                self
+            )  # again: an evaluation with `bf16_full_eval` has put the model into bf16
         resume = kwargs.get("resume_from_checkpoint", args[0] if args else None)
         resume_selection(self.selection, resume, cast(str, self.args.output_dir))
         set_reward_statistics(self.model.config, None)  # those of the model that training starts from
         # Liger is applied already; transformers would hand it the whole model.
         noise = nullcontext() if self._noise is None else self._noise.on(self.model)
-        with with_values(self.args, use_liger_kernel=False), noise:
+        with setup.with_values(self.args, use_liger_kernel=False), noise:
             output = super().train(*args, **kwargs)
         if output.global_step == 0 and isinstance(self.train_dataset, IterableDataset):
-            raise ValueError(
-                "The streamed train set gave no batch, so nothing was trained; check where it reads from."
-            )
+            raise ValueError("The streamed train set gave no batch; check where it reads from.")
         set_reward_statistics(self.model.config, measure_reward_statistics(self))
         return output
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As in [`~transformers.Trainer`], with the `score` head in fp32 and the body in the dtype in which the model
         was loaded. Checkpoints hold the fp32 weights of training."""
-        self._exact_head = exact_head(self)
+        self._exact_head = sharding.exact_head(self)
         # A checkpoint is an internal call, but so are the saves of `push_to_hub` and of the recipe.
         folder = Path(output_dir or cast(str, self.args.output_dir))
         is_checkpoint = _internal_call and folder.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-")
@@ -422,10 +347,9 @@ class MultimodalRewardTrainer(RewardTrainer):
         if state_dict is None and self._body_dtype is not None:
             state_dict = self.model.state_dict()
         if state_dict and self.args.should_save:  # empty where DeepSpeed saves in its own format
-            state_dict = with_dtypes(state_dict, self._exact_head, self._body_dtype)
-        with with_values(
-            self.args, loss_type=loss_name(self.args.loss_type)
-        ):  # it is pickled, as many functions cannot be
+            state_dict = sharding.with_dtypes(state_dict, self._exact_head, self._body_dtype)
+        # It is pickled, as many functions cannot be.
+        with setup.with_values(self.args, loss_type=losses.loss_name(self.args.loss_type)):
             super()._save(output_dir, state_dict)
         folder = output_dir or cast(str, self.args.output_dir)
         if self.args.should_save and self._body_dtype is not None:
@@ -447,7 +371,7 @@ class MultimodalRewardTrainer(RewardTrainer):
             batches = self._fill_up(batches, num_batches)
         if not batches:
             return batches, None
-        weight = sum(pair_weight(batch["pairs"], self.args, self.loss_type).sum() for batch in batches)
+        weight = sum(losses.pair_weight(batch["pairs"], self.args, self.loss_type).sum() for batch in batches)
         local = cast(torch.Tensor, weight).to(device)
         if self._filler is None and not (self._leaves_vision_alone and self._collator.media):
             self._shows_nothing = self._leaves_vision_alone
@@ -471,39 +395,37 @@ class MultimodalRewardTrainer(RewardTrainer):
         if max(counts) == 0:
             return []
         if is_first and 0 in counts:
-            raise ValueError(
-                f"Process {counts.index(0)} gets no row of the streamed train set, though others do; make it of at "
-                "least as many files as there are processes, none of them empty."
-            )
+            number = counts.index(0)
+            raise ValueError(f"Process {number} gets no row of the streamed train set; make it of more files.")
         return [*batches, *[self._filler] * (num_batches - len(batches))]
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As in [`~transformers.Trainer`]; a step without an image on any process leaves the vision tower alone."""
         loss = super().training_step(*args, **kwargs)
         if self._shows_nothing and self.accelerator.sync_gradients:
-            leave_vision_alone(self)
+            sharding.leave_vision_alone(self)
         return loss
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """As in [`~transformers.Trainer`], prepared for DeepSpeed or FSDP2 to take over the parameters."""
-        shard_head(self)
+        sharding.shard_head(self)
         optimizer = super().create_optimizer(model)
         if self.is_deepspeed_enabled:
-            split_vision_groups(self)
+            sharding.split_vision_groups(self)
         if self.is_fsdp_enabled:
-            self._group_names = name_groups(self)
+            self._group_names = sharding.name_groups(self)
         return optimizer
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         prepared = super()._prepare_for_training(*args, **kwargs)
         if self.is_fsdp_enabled:
-            point_groups_at(self, self._group_names)
+            sharding.point_groups_at(self, self._group_names)
         if self.is_deepspeed_enabled:
-            skip_idle_groups(cast(Any, self.deepspeed).optimizer, lambda: self._shows_nothing)
+            sharding.skip_idle_groups(cast(Any, self.deepspeed).optimizer, lambda: self._shows_nothing)
         return prepared
 
     def _wrap_model(self, model: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
-        shard_head(self)  # also where an evaluation comes first
+        sharding.shard_head(self)  # also where an evaluation comes first
         return super()._wrap_model(model, *args, **kwargs)
 
     def compute_loss(
@@ -513,28 +435,14 @@ class MultimodalRewardTrainer(RewardTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """
-        Compute the loss of a batch of B pairs, averaged with the weights.
-
-        Args:
-            model (`nn.Module`):
-                Model, wrapped or not.
-            inputs (`dict`):
-                Batch of the collator.
-            return_outputs (`bool`, *optional*, defaults to `False`):
-                Whether to return the rewards too.
-            num_items_in_batch (`torch.Tensor` or `int`, *optional*):
-                Weight of all pairs of the optimization step over all processes. By default the batch's own.
-
-        Returns:
-            `torch.Tensor` or `tuple`: the loss, an fp32 scalar, and a dict with `logits` of shape `(B, 2)`, the
-            rewards of chosen and rejected.
-        """
+        """As in [`~transformers.Trainer`], of a batch of B pairs, averaged with the weights. The outputs are `logits`
+        `(B, 2)`, the rewards of chosen and rejected. `num_items_in_batch` is the weight of all pairs of the
+        optimization step over all processes, by default the batch's own."""
         pairs = inputs["pairs"]
         inputs.pop("skip_logits", None)  # Trainer's option for Liger's language models
         if self._noise is not None:
             self._noise.see(inputs)
-        batch = batch_loss(
+        batch = losses.batch_loss(
             model,
             inputs,
             loss_type=self.loss_type,
@@ -560,10 +468,10 @@ class MultimodalRewardTrainer(RewardTrainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """As in [`~transformers.Trainer`], with exact metrics under `metric_key_prefix`."""
-        self._evaluation = evaluation = Evaluation(self.accelerator)
+        self._evaluation = evaluation = batching.Evaluation(self.accelerator)
         self.gather_function = evaluation.gather
         try:
-            with evaluable(self):
+            with sharding.evaluable(self):
                 output = super().evaluation_loop(
                     dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
                 )
@@ -572,7 +480,7 @@ class MultimodalRewardTrainer(RewardTrainer):
             self.gather_function = self.accelerator.gather_for_metrics
         records = evaluation.records(dataloader)
         dataset = getattr(dataloader.dataset, "dataset", dataloader.dataset)
-        metrics = evaluation_metrics(records)
+        metrics = losses.evaluation_metrics(records)
         if (measure := getattr(getattr(dataset, "info", None), "measure", None)) is not None:
             metrics |= measure(dataset, records)
         metrics["num_tokens"] = self._total_train_tokens
@@ -593,18 +501,8 @@ class MultimodalRewardTrainer(RewardTrainer):
     def create_model_card(  # type: ignore[override]  # TRL's signature, which is not transformers'
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
-        """
-        Write `README.md` into the output directory: usage with an image, training data, and the figures of training
-        and evaluation.
-
-        Args:
-            model_name (`str`, *optional*):
-                Name of the model.
-            dataset_name (`str`, *optional*):
-                Hub id of the training set.
-            tags (`str` or `list[str]`, *optional*):
-                Tags in addition to the trainer's.
-        """
+        """Write `README.md` into the output directory: usage with an image, training data, of which `dataset_name` is
+        the Hub id, and the figures of training and evaluation."""
         if self.is_world_process_zero():
             extra = [tags] if isinstance(tags, str) else list(tags or [])
             write_model_card(self, model_name=model_name, dataset_name=dataset_name, tags=[*self._tag_names, *extra])
@@ -618,24 +516,10 @@ class MultimodalRewardTrainer(RewardTrainer):
         private: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        """
-        Push the model, its processor and its card to the Hub, and nothing else of the output directory.
-
-        Args:
-            commit_message (`str`, *optional*, defaults to `"End of training"`):
-                Message of the commit.
-            blocking (`bool`, *optional*, defaults to `True`):
-                Whether to wait for the upload.
-            token, revision, private:
-                As in [`~transformers.Trainer`].
-            kwargs:
-                Passed to [`~MultimodalRewardTrainer.create_model_card`], such as `dataset_name`.
-
-        Returns:
-            [`~huggingface_hub.CommitInfo`], or a future of it with `blocking=False`; `None` on the other processes.
-        """
-        hub: dict[str, Any] = {"token": token, "revision": revision, "private": private}
-        return push_model(self, commit_message=commit_message, blocking=blocking, **hub, **kwargs)
+        """As in [`~transformers.Trainer`], of the model, its processor and its card, and nothing else of the output
+        directory; `kwargs` are passed to [`~MultimodalRewardTrainer.create_model_card`]."""
+        hub: dict[str, Any] = {"commit_message": commit_message, "token": token, "revision": revision}
+        return push_model(self, blocking=blocking, private=private, **hub, **kwargs)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
