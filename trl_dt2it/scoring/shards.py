@@ -50,9 +50,7 @@ def claim(mark: Path, digest: str, settings: Mapping[str, Any] | None = None, fi
         return None
     if known is not None and settings is not None:
         other = [name for name, value in settings.items() if known["settings"].get(name) != value]
-        raise ValueError(
-            f"{folder} holds rewards with another {', '.join(other)}; give another `output_dir`, or delete it."
-        )
+        raise ValueError(f"{folder} holds rewards with another {', '.join(other)}; delete it, or take another folder.")
     aside = None if known is None else move_aside(folder)
     if any(file.suffix != ".part" for file in folder.glob(files)):
         raise ValueError(f"{folder} holds files that are not of this run; move them, or take another output_dir.")
@@ -116,21 +114,20 @@ def score_in_shards(
     count = -(-len(rows) // rows_per_shard)
     files = [folder / f"scores-{number:05d}-of-{count:05d}.parquet" for number in range(count)]
 
+    def missing() -> list[int]:
+        return [number for number, file in enumerate(files) if not file.is_file()]
+
     def write(file: Path, some: np.ndarray, rewards: np.ndarray) -> None:
         columns = [pa.array(some), pair_ids.take(pa.array(some)), *map(pa.array, rewards.T.astype(np.float32))]
         with whole_file(file) as part:
             pq.write_table(pa.table(columns, schema=_SCHEMA), part)
 
-    part, parts = shard
-    is_missing = on_main_process(lambda: [not file.is_file() for file in files])
-    for number in np.flatnonzero(is_missing):
-        if number % parts == part:
+    for number in on_main_process(missing):
+        if number % shard[1] == shard[0]:
             some = rows[number * rows_per_shard : (number + 1) * rows_per_shard]
             rewards = score(dataset.select(some), f"Scoring, {number + 1} of {count}")
             on_main_process(partial(write, files[number], some, rewards))
-    if on_main_process(lambda: any(not file.is_file() for file in files)):
-        return None
-    return {"pairs": len(rows), "files": count}
+    return None if on_main_process(missing) else {"pairs": len(rows), "files": count}
 
 
 def read_scores(folder: Path) -> pa.Table:
@@ -191,7 +188,7 @@ def make_records(
     wait_for_everyone()
 
     def join() -> None:
-        parts = _record_files(path)[1:]
+        parts = _parts(path)
         if parts or not path.is_file():
             with whole_file(path) as part:
                 part.write_text("".join(map(_line, records)), encoding="utf-8")
@@ -202,25 +199,23 @@ def make_records(
     return records
 
 
-def _record_files(path: Path) -> list[Path]:
-    """List the file of all records, and those of single processes that exist."""
-    return [path, *sorted(path.parent.glob(f"{path.name}.[0-9]*"))]
+def _parts(path: Path) -> list[Path]:
+    """List the files of records of single processes."""
+    return sorted(path.parent.glob(f"{path.name}.[0-9]*"))
 
 
 def _read_records(path: Path, keys: Sequence[str]) -> dict[int, dict[str, Any]]:
     """Read records by row, without a last line that a kill has torn."""
     known: dict[int, dict[str, Any]] = {}
-    for file in filter(Path.is_file, _record_files(path)):
+    for file in filter(Path.is_file, [path, *_parts(path)]):
         for line in file.read_bytes().splitlines(keepends=True):
             if not line.endswith(b"\n"):
                 continue
             record = json.loads(line)
             row = record["row"]
             if row >= len(keys) or record["key"] != keys[row]:
-                raise ValueError(
-                    f"{file} holds a record of row {row} with other content or settings; give another `output_dir`, "
-                    "or delete the file."
-                )
+                about = f"{file} holds a record of row {row} with other content or settings"
+                raise ValueError(f"{about}; give another `output_dir`, or delete the file.")
             known[row] = record
     return known
 
