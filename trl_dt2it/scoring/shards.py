@@ -49,8 +49,8 @@ def claim(mark: Path, digest: str, settings: Mapping[str, Any] | None = None, fi
     if known is not None and known["digest"] == digest:
         return None
     if known is not None and settings is not None:
-        other = [name for name, value in settings.items() if known["settings"].get(name) != value]
-        raise ValueError(f"{folder} holds rewards with another {', '.join(other)}; delete it, or take another folder.")
+        other = ", ".join(name for name, value in settings.items() if known["settings"].get(name) != value)
+        raise ValueError(f"{folder} holds rewards with another {other}; give another `output_dir`, or delete it.")
     aside = None if known is None else move_aside(folder)
     if any(file.suffix != ".part" for file in folder.glob(files)):
         raise ValueError(f"{folder} holds files that are not of this run; move them, or take another output_dir.")
