@@ -48,8 +48,7 @@ class RunFolder:
 
 def read_run_folder(directory: Path, pool: Dataset | None = None, loaders: Loaders | None = None) -> RunFolder:
     """Read the folder of a run, and its noisy set as in `run.json`, unless the `pool` with `pair_id` is passed."""
-    files = sorted(directory.rglob("stage.json")) if directory.is_dir() else []
-    files = [file for file in files if not is_aside(file.relative_to(directory))]
+    files = [file for file in sorted(directory.rglob("stage.json")) if not is_aside(file.relative_to(directory))]
     has_ledger = (directory / "ledger/ledger.json").is_file()
     if not files and not has_ledger:
         raise ValueError(f"{directory} is no folder of a run of recipes/dt2it.py: it has no stage that is done.")
@@ -133,8 +132,6 @@ def render(
     )
     templates = files("trl_dt2it.report").joinpath("templates")
     style, script = (templates.joinpath(name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
-    # The browser runs this script and no other, and asks no other machine for anything.
-    script_hash = base64.b64encode(bytes.fromhex(digest(script))).decode()
     return environment.get_template("report.html").render(
         title=title,
         subtitle=subtitle,
@@ -142,5 +139,6 @@ def render(
         gallery=gallery,
         style=Markup(style),  # noqa: S704
         script=Markup(script),  # noqa: S704
-        script_hash=script_hash,
+        # The browser runs this script and no other, and asks no other machine for anything.
+        script_hash=base64.b64encode(bytes.fromhex(digest(script))).decode(),
     )
