@@ -174,11 +174,8 @@ def find_base_model(name: str, seed: int, *, sets: Mapping[str, Mapping[str, Map
 
 def loading_options(model_args: ModelConfig) -> dict[str, Any]:
     """Arguments of `from_pretrained`, with an attention implementation that can run on this machine."""
-    return {
-        "revision": model_args.model_revision,
-        "attn_implementation": usable_attention(model_args.attn_implementation),
-        "dtype": model_args.dtype,
-    }
+    attention = usable_attention(model_args.attn_implementation)
+    return {"revision": model_args.model_revision, "attn_implementation": attention, "dtype": model_args.dtype}
 
 
 def init_kwargs(model_args: ModelConfig, training_args: RewardConfig | GRPOConfig) -> dict[str, Any]:
@@ -248,16 +245,10 @@ class AnswerArguments(RowArguments):
 
     def show_plan(self, rows: Dataset, output: Path) -> None:
         """Print what would be read and written."""
-        has_answers = "answers" in rows.column_names
-        most_tokens = self.num_answers * self.max_new_tokens * len(rows)
-        show_dry_run(
-            [
-                ("reads", self.dataset_name or self.preferences),
-                ("prompts", len(rows)),
-                ("answers of", "the column `answers`" if has_answers else self.model_name_or_path),
-                ("answers to a prompt", None if has_answers else self.num_answers),
-                ("tokens to write at most", None if has_answers else most_tokens),
-                ("scored by", self.reward_model),
-                ("writes", output),
-            ]
-        )
+        plan: list[tuple[str, object]] = [("reads", self.dataset_name or self.preferences), ("prompts", len(rows))]
+        if "answers" in rows.column_names:
+            plan.append(("answers of", "the column `answers`"))
+        else:
+            plan += [("answers of", self.model_name_or_path), ("answers to a prompt", self.num_answers)]
+            plan.append(("tokens to write at most", self.num_answers * self.max_new_tokens * len(rows)))
+        show_dry_run([*plan, ("scored by", self.reward_model), ("writes", output)])

@@ -382,7 +382,8 @@ def _take(folder: Path, shard: tuple[int, int], held: ExitStack) -> None:
     is_part = shard != (0, 1)
     name = f"running-{shard[0]}-of-{shard[1]}" if is_part else "running"
     record = folder / f"{name}.json"
-    others = [folder / "running.json"] if is_part else [other for other in _records(folder) if other != record]
+    known = {path.with_suffix(".json") for end in ("lock", "json") for path in folder.glob(f"running*.{end}")}
+    others = [folder / "running.json"] if is_part else sorted(known - {record})
     own = os.environ.get(VARIABLE)
     if own and any((_read(path) or {}).get("token") == own for path in (record, *others)):
         return
@@ -393,16 +394,25 @@ def _take(folder: Path, shard: tuple[int, int], held: ExitStack) -> None:
             other.unlink(missing_ok=True)
             lock.release()
     token = secrets.token_hex(16)
-    write_json(record, _about(token))
-    held.callback(_remove_record, record, token)
+
+    def remove() -> None:
+        if (_read(record) or {}).get("token") == token:
+            record.unlink(missing_ok=True)
+
+    about = {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "since": datetime.now(UTC).isoformat(timespec="seconds"),
+        "processes": PartialState().num_processes,
+        "command": shlex.join([Path(sys.argv[0]).name, *without_secrets(sys.argv[1:3])]),
+        "job": _job(),
+        "token": token,
+    }
+    write_json(record, about)
+    held.callback(remove)
     held.enter_context(patch_environment(**{VARIABLE: token}))
     if not is_part:
         remove_unfinished(folder)
-
-
-def _remove_record(record: Path, token: str) -> None:
-    if (_read(record) or {}).get("token") == token:
-        record.unlink(missing_ok=True)
 
 
 def _acquire(record: Path, wait: float) -> BaseFileLock:
@@ -427,11 +437,6 @@ def _acquire(record: Path, wait: float) -> BaseFileLock:
     return lock
 
 
-def _records(folder: Path) -> list[Path]:
-    """List the records of all runs, and of all locks, of a folder."""
-    return sorted({path.with_suffix(".json") for end in ("lock", "json") for path in folder.glob(f"running*.{end}")})
-
-
 def _told(record: Path, is_or_was: str = "is") -> str:
     """Begin a sentence about the run that is or was at work in a folder."""
     about = _read(record) or {}
@@ -440,18 +445,6 @@ def _told(record: Path, is_or_was: str = "is") -> str:
         return f"Another run, which has not said yet who it is, is at work in {record.parent}"
     since, command = about.get("since"), about.get("command")
     return f"{record.parent} {is_or_was} in use by process {pid} on {host} since {since} ({command})"
-
-
-def _about(token: str) -> dict[str, Any]:
-    return {
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "since": datetime.now(UTC).isoformat(timespec="seconds"),
-        "processes": PartialState().num_processes,
-        "command": shlex.join([Path(sys.argv[0]).name, *without_secrets(sys.argv[1:3])]),
-        "job": _job(),
-        "token": token,
-    }
 
 
 def without_secrets(command: Sequence[str]) -> list[str]:

@@ -101,7 +101,7 @@ def write_report(
     flow = None if ledger is None else read_flow(ledger)
     flow = flow if flow is not None and len(flow.pair_id) else None  # all of it may be undone
     sets = scored_sets(folder, read)
-    items = _items(folder, flow, gallery)
+    pairs, items = _gallery(folder, flow, gallery)
     sections = [
         trained(folder),
         margins(folder, flow),
@@ -110,7 +110,7 @@ def write_report(
         reward_distributions(sets),
         calibration(sets),
         benchmarks(read),
-        _gallery(folder, flow, items),
+        pairs,
     ]
     page = render(title or _title(folder, read), sections, subtitle=_subtitle(folder, flow), gallery=items)
     with whole_file(output) as part:
@@ -279,9 +279,8 @@ def read_audits(
             return audits, notes, ""
     if run.pool is None:
         return {}, [], f"{run.problem}."
-    notes = (
-        [f"Measured on {MOST_AUDITED:,} pairs, drawn of {len(run.pool):,}."] if len(run.pool) > MOST_AUDITED else []
-    )
+    is_drawn = len(run.pool) > MOST_AUDITED
+    notes = [f"Measured on {MOST_AUDITED:,} pairs, drawn of {len(run.pool):,}."] if is_drawn else []
     root = run.image_options().image_root
     ledger = run.ledger if run.ledger is not None and run.ledger.rounds else None
     return audit_pool(run.pool, ledger, lambda pool: pair_contents(pool, image_root=root)), notes, ""
@@ -504,26 +503,23 @@ def _intervals(result: dict[str, Any], metric: str) -> list[str]:
     return ["" if ends is None else f"{_percent(ends[0])} to {_percent(ends[1])}" for ends in intervals]
 
 
-def _items(run: RunFolder | None, flow: Flow | None, most: int) -> dict[str, Any] | None:
-    if run is None or flow is None or run.ledger is None or run.pool is None or not most:
-        return None
+def _gallery(run: RunFolder | None, flow: Flow | None, most: int) -> tuple[Section, dict[str, Any] | None]:
+    """Return the section of the gallery, and the data of its script."""
+    section = partial(Section, "gallery", "Pairs")
+    if run is None or flow is None:
+        return section(missing=NO_RUN if run is None else NOT_DECIDED), None
+    if run.ledger is None or run.pool is None or not most:
+        return section(missing=f"{run.problem or 'no pairs were asked for (`--gallery 0`)'}."), None
     items = gallery_items(run.pool, run.ledger, flow, most=most, options=run.image_options())
     source_set = run.ledger.source_set
     # A browser keeps verdicts under the name of the report.
-    return {**items, "source_set": source_set, "report": f"{source_set} {len(run.ledger.rounds)}"}
-
-
-def _gallery(run: RunFolder | None, flow: Flow | None, items: dict[str, Any] | None) -> Section:
-    section = partial(Section, "gallery", "Pairs")
-    if run is None or flow is None:
-        return section(missing=NO_RUN if run is None else NOT_DECIDED)
-    if items is None:
-        return section(missing=f"{run.problem or 'no pairs were asked for (`--gallery 0`)'}.")
-    return section(
-        lead="The strongest flips first. Say of each whether what became of it is right; then export the verdicts and "
-        "add them to the ledger, where a person's decision overrides all rounds:",
-        command=f"python recipes/report.py --run {shlex.quote(str(run.directory))} --corrections corrections.json",
+    items |= {"source_set": source_set, "report": f"{source_set} {len(run.ledger.rounds)}"}
+    lead = (
+        "The strongest flips first. Say of each whether what became of it is right; then export the verdicts and "
+        "add them to the ledger, where a person's decision overrides all rounds:"
     )
+    command = f"python recipes/report.py --run {shlex.quote(str(run.directory))} --corrections corrections.json"
+    return section(lead=lead, command=command), items
 
 
 def _span(ends: Sequence[float], digits: str = ".3f") -> str:

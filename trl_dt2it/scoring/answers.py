@@ -19,16 +19,15 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     PreTrainedModel,
-    ProcessorMixin,
 )
 
-from ..data.images import ImageOptions, load_image
+from ..data.images import ImageOptions
 from ..data.messages import FEATURES, Prompt, read_prompt, with_images
 from ..data.rows import SIDES, RowError, check_row, row_name
 from ..models.modeling import load_processing_class
 from ..models.rendering import ProcessingClass, get_tokenizer, lacks_special_tokens, render_conversation
 from ..utils import digest_of, whole_weights
-from .scorer import RewardScorer
+from .scorer import RewardScorer, open_images
 from .shards import REWARD_COLUMNS, make_records, model_fingerprint, processor_settings
 
 
@@ -47,15 +46,11 @@ class Sampling:
     seed: int = 42
 
     def __post_init__(self) -> None:
-        allowed = {
-            "num_answers": (self.num_answers >= 1, "at least 1"),
-            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
-            "temperature": (self.temperature >= 0, "at least 0"),
-            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
-        }
-        for name, (is_fine, condition) in allowed.items():
-            if not is_fine:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be {condition}.")
+        for name, least in (("num_answers", 1), ("max_new_tokens", 1), ("temperature", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least {least}.")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"`top_p` is {self.top_p}; it must be above 0 and at most 1.")
 
 
 @dataclass(frozen=True)
@@ -157,12 +152,7 @@ def _encode(prompts: Sequence[Prompt], processing_class: ProcessingClass, times:
     texts: list[str] = []
     images: list[list[Any]] = []
     for prompt in prompts:
-        try:
-            shown = [load_image(image, options) for image in prompt.images]
-        except RowError as error:
-            raise RowError(error.reason, f"{prompt.name}: {error}") from error
-        if shown and not isinstance(processing_class, ProcessorMixin):
-            raise ValueError(f"{prompt.name} has images, but the model reads text only; use a vision-language model.")
+        shown = open_images(prompt.images, options, processing_class, prompt.name)
         text = render_conversation(prompt.messages, shown, processing_class, add_generation_prompt=True)
         texts += [text] * times
         images += [shown] * times

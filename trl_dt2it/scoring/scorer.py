@@ -15,21 +15,12 @@ from accelerate import PartialState
 from accelerate.utils import send_to_device
 from datasets import Dataset
 from torch import nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, ProcessorMixin
 
 from ..data.images import ImageOptions, load_image, with_image_root
 from ..data.rows import RowError, check_row
+from ..models import rendering
 from ..models.modeling import load_processing_class, load_reward_model, read_last_real_token, set_pixel_limits
-from ..models.rendering import (
-    ProcessingClass,
-    Rendered,
-    encode_completions,
-    get_tokenizer,
-    join_images,
-    lacks_special_tokens,
-    render_conversation,
-)
 from ..models.shared_prefix import common_prefix_length, decide_share_prefix, pack_completions
 from ..training.collator import MultimodalPreferenceCollator
 from ..training.pair_scoring import evaluating, score_pairs
@@ -85,7 +76,7 @@ class RewardScorer:
     def __init__(
         self,
         model: PreTrainedModel,
-        processing_class: ProcessingClass,
+        processing_class: rendering.ProcessingClass,
         *,
         batch_tokens: int = 16384,
         image_root: str | os.PathLike | None = None,
@@ -158,9 +149,6 @@ class RewardScorer:
             batch_tokens, image_root, image_options, share_prefix, normalize, num_workers:
                 As in [`RewardScorer`].
 
-        Returns:
-            [`RewardScorer`]
-
         Raises:
             `ValueError`: if the checkpoint has no trained head, or as in [`load_reward_model`].
         """
@@ -173,7 +161,7 @@ class RewardScorer:
         if not {"device_map", "quantization_config"} & set(model_kwargs):
             model = model.to(device or PartialState().device)  # type: ignore[arg-type]  # a string will do
         for config in (model.config.get_text_config(), model.config):
-            config.pad_token_id = get_tokenizer(processing_class).pad_token_id
+            config.pad_token_id = rendering.get_tokenizer(processing_class).pad_token_id
         return cls(
             model,
             processing_class,
@@ -217,20 +205,16 @@ class RewardScorer:
 
     def rank(self, prompt: Any, responses: Sequence[Any], images: Any = None) -> Any:
         """
-        Sort answers by reward, best first; ties keep their order. Arguments as in [`score`].
-
-        Returns:
-            `list[RankedResponse]`; for B prompts, a list of B such lists.
+        Sort answers by reward, best first, into `list[RankedResponse]`; ties keep their order. Arguments as in
+        [`score`]; for B prompts, a list of B such lists.
         """
         rewards = self.score(prompt, responses, images)
         return _ranked(rewards, responses) if _is_one(prompt) else list(map(_ranked, rewards, responses))
 
     def best_of_n(self, prompt: Any, responses: Sequence[Any], images: Any = None) -> Any:
         """
-        Pick the answer with the highest reward, the first in a tie. Arguments as in [`score`].
-
-        Returns:
-            [`RankedResponse`]; for B prompts, a list of B of them.
+        Pick the answer with the highest reward, the first in a tie, as [`RankedResponse`]. Arguments as in [`score`];
+        for B prompts, a list of B.
         """
         ranked = self.rank(prompt, responses, images)
         if not all([ranked] if _is_one(prompt) else ranked):
@@ -322,9 +306,7 @@ class RewardScorer:
         """
 
         def reward_func(prompts: list[Any], completions: list[Any], **kwargs: Any) -> list[float | None]:
-            images = kwargs.get("images")
-            if images is None and kwargs.get("image") is not None:
-                images = [None if image is None else [image] for image in kwargs["image"]]
+            images = next((kwargs[key] for key in ("images", "image") if kwargs.get(key) is not None), None)
             groups: list[Candidates] = []
             members: list[list[int]] = []
             for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
@@ -357,10 +339,8 @@ class RewardScorer:
 
     def _check(self, candidates: Candidates, index: int | None) -> None:
         """Check everything about a prompt but its images, or with an index one of its answers, which may be empty."""
-        if index is None:
-            response: Any = "" if isinstance(candidates.prompt, str) else [{"role": "assistant"}]
-        else:
-            response = candidates.responses[index]
+        empty: Any = "" if isinstance(candidates.prompt, str) else [{"role": "assistant"}]
+        response = empty if index is None else candidates.responses[index]
         try:
             if not isinstance(response, str) and not (response and all(isinstance(one, Mapping) for one in response)):
                 problem = "`chosen` is neither a string nor a list of messages; pass one of them."
@@ -402,7 +382,7 @@ class Candidates:
 
 
 def as_candidates(
-    prompt: Any, responses: Sequence[Any], images: Any, processing_class: ProcessingClass, name: str
+    prompt: Any, responses: Sequence[Any], images: Any, processing_class: rendering.ProcessingClass, name: str
 ) -> Candidates:
     """Bring a prompt and its answers to one form."""
     if isinstance(responses, (str, Mapping)):
@@ -411,7 +391,8 @@ def as_candidates(
     if images is not None:
         images = list(images) if isinstance(images, (list, tuple)) else [images]
     if isinstance(prompt, str):
-        template = getattr(processing_class, "chat_template", None) or get_tokenizer(processing_class).chat_template
+        tokenizer = rendering.get_tokenizer(processing_class)
+        template = getattr(processing_class, "chat_template", None) or tokenizer.chat_template
         if template is None and all(isinstance(answer, str) for answer in answers):
             return Candidates(prompt, answers, images or [], name)
         prompt = [{"role": "user", "content": prompt}]
@@ -490,22 +471,29 @@ def score_candidates(
     return rewards
 
 
-def _render(candidates: Candidates, collator: MultimodalPreferenceCollator) -> Rendered:
-    processing_class = collator.processing_class
-    try:
-        images = [load_image(image, collator.image_options) for image in candidates.images]
-    except RowError as error:
-        raise _named(error, candidates.name) from error
+def open_images(
+    images: Sequence[Any], options: ImageOptions, processing_class: rendering.ProcessingClass, name: str
+) -> list:
+    """Load the images of a prompt, which a text model refuses."""
     if images and not isinstance(processing_class, ProcessorMixin):
-        raise ValueError("The prompt has images, but the model reads text only; use a vision-language model.")
+        about = f"{name or 'The prompt'} has images, but the model reads text only"
+        raise ValueError(f"{about}; use a vision-language model.")
+    try:
+        return [load_image(image, options) for image in images]
+    except RowError as error:
+        raise _named(error, name) from error
+
+
+def _render(candidates: Candidates, collator: MultimodalPreferenceCollator) -> rendering.Rendered:
+    processing_class = collator.processing_class
+    images = open_images(candidates.images, collator.image_options, processing_class, candidates.name)
     if isinstance(candidates.prompt, str):  # as plain rows are in training
-        eos = get_tokenizer(processing_class).eos_token or ""
+        eos = rendering.get_tokenizer(processing_class).eos_token or ""
         texts = [candidates.prompt + answer.removesuffix(eos) + eos for answer in candidates.responses]
-        return Rendered(texts, images, add_special_tokens=True)
-    texts = [
-        render_conversation([*candidates.prompt, *answer], images, processing_class) for answer in candidates.responses
-    ]
-    return Rendered(texts, images, lacks_special_tokens(texts[0], processing_class))
+        return rendering.Rendered(texts, images, add_special_tokens=True)
+    messages = ([*candidates.prompt, *answer] for answer in candidates.responses)
+    texts = [rendering.render_conversation(one, images, processing_class) for one in messages]
+    return rendering.Rendered(texts, images, rendering.lacks_special_tokens(texts[0], processing_class))
 
 
 def _encode(
@@ -518,7 +506,7 @@ def _encode(
     for index, text in enumerate(rendered.texts):
         equal.setdefault(text, []).append(index)
     rendered.texts, members = list(equal), list(equal.values())
-    encoded, images = encode_completions([rendered], collator.processing_class)
+    encoded, images = rendering.encode_completions([rendered], collator.processing_class)
     tokens = [answer[0] for answer in encoded]
     ids = [answer["input_ids"] for answer in tokens]
     lengths = list(map(len, ids))
@@ -557,7 +545,7 @@ def _layouts(
     batch: list[_Piece], collator: MultimodalPreferenceCollator
 ) -> Iterator[tuple[dict[str, Any], list[tuple[int, list[int]]]]]:
     """Lay a batch out as inputs of the model, with the group and the members that each of its rewards is of."""
-    images, packed = join_images([piece.images for piece in batch]), None
+    images, packed = rendering.join_images([piece.images for piece in batch]), None
     if collator.share_prefix:
         packed = pack_completions([piece.tokens for piece in batch], collator.image_token_ids)
         if packed is None and len(batch) > 1:
@@ -573,16 +561,6 @@ def _layouts(
         if (index := column - count + len(piece.members)) >= 0
     ]
     if packed is None:
-        packed = _pad([piece.tokens[index] for piece, index in order], collator)
+        packed = collator._pad([piece.tokens[index] for piece, index in order])
         packed |= {"image_repeats": count} if images and count > 1 else {}
     yield {**packed, **images}, [(piece.group, piece.members[index]) for piece, index in order]
-
-
-def _pad(rows: list[dict[str, torch.Tensor]], collator: MultimodalPreferenceCollator) -> dict[str, Any]:
-    pad_id = get_tokenizer(collator.processing_class).pad_token_id
-    padded = {"attention_mask": pad_sequence([torch.ones_like(row["input_ids"]) for row in rows], batch_first=True)}
-    for key in sorted({key for row in rows for key in row}):
-        vectors = [row.get(key, torch.zeros_like(row["input_ids"])) for row in rows]
-        value = (pad_id or 0) if key == "input_ids" else 0
-        padded[key] = pad_sequence(vectors, batch_first=True, padding_value=value)
-    return padded
