@@ -20,8 +20,6 @@ SPLITS = {"train": 0.7, "validation": 0.1, "test": 0.2}
 
 TILE = 32  # pixels of a digit's side
 
-STYLES = ("plain", "verbose", "markdown")
-
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 # No wording holds a number, so that the read-out alone speaks about the image, whatever the style.
@@ -151,7 +149,7 @@ def make_digits(
         read_better, read_worse = _corrupt(digits, better, content), _corrupt(digits, worse, content)
         styles = ["plain", "plain"]
         if style_bias is not None:
-            styles[style.random() >= style_bias] = style.choice(STYLES[1:])
+            styles[style.random() >= style_bias] = style.choice(list(ANSWERS)[1:])
         return {
             "prompt": _message("user", wording.choice(QUESTIONS), with_image=True),
             "chosen": answer(read_better, styles[0]),

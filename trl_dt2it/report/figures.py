@@ -286,45 +286,34 @@ def draw_flow(flow: Flow) -> Figure:
 def _draw(flow: Flow, width: float, name: str) -> Markup:
     counts, total = flow.counts(), max(1, len(flow.pair_id))
     shares, moves = counts / total, flow.transitions() / total
-    tops = [_tops(row) for row in shares]
+    order = [STATES.index(state) for state in _COLORS]
+    heights = shares[:, order] + _GAP * (shares[:, order] > 0)
+    tops = np.zeros_like(shares)  # of each state of a stack, from 0 downwards
+    tops[:, order[1:]] = -np.cumsum(heights, axis=1)[:, :-1]
     drawing, axes = new_drawing(width, 3.6)
     bar = 0.13 / width * len(flow.steps)  # of the distance between stacks
     for step, title in enumerate(flow.steps):
         for index, state in enumerate(STATES):
-            share, top = shares[step, index], tops[step][state]
+            share, top = shares[step, index], tops[step, index]
             if share:
                 axes.add_patch(Rectangle((step, top - share), bar, share, color=_COLORS[state], linewidth=0, zorder=3))
                 number = f"{counts[step, index]:,}"
                 axes.text(step + 1.4 * bar, top - share / 2, number, va="center", color=INK, fontsize=9, zorder=4)
         if step < len(moves):
-            _ribbons(axes, step, bar, moves[step], tops[step], tops[step + 1])
+            # A pair that comes back takes the color of its new state.
+            left, right, middle = tops[step].copy(), tops[step + 1].copy(), step + (bar + 1) / 2
+            for source, target in product(order, repeat=2):
+                if share := moves[step, source, target]:
+                    a, b = left[source], right[target]
+                    left[source] -= share
+                    right[target] -= share
+                    upper = [(step + bar, a), (middle, a), (middle, b), (step + 1, b)]
+                    lower = [(x, y - share) for x, y in upper[::-1]]
+                    codes = [Path.MOVETO, *[Path.CURVE4] * 3, Path.LINETO, *[Path.CURVE4] * 3, Path.CLOSEPOLY]
+                    look: Any = {"color": _COLORS[STATES[target]], "alpha": 0.3, "linewidth": 0, "zorder": 2}
+                    axes.add_patch(PathPatch(Path([*upper, *lower, upper[0]], codes), **look))
         axes.text(step, 0.05, title.replace(", ", "\n"), color=MUTED, fontsize=9, va="bottom")
     axes.set_xlim(-0.02, len(flow.steps) - 1 + bar + 0.42)
     axes.set_ylim(-1 - _GAP * len(STATES), 0.02)
     axes.set_axis_off()
     return as_svg(drawing, name)
-
-
-def _tops(shares: np.ndarray) -> dict[str, float]:
-    """Return the top of each state of a stack, from 0 downwards."""
-    top, tops = 0.0, {}
-    for state in _COLORS:
-        tops[state] = top
-        share = shares[STATES.index(state)]
-        top -= share + (_GAP if share else 0)
-    return tops
-
-
-def _ribbons(axes: Axes, step: int, bar: float, moves: np.ndarray, left: dict, right: dict) -> None:
-    """Draw the moves between two stacks; a pair that comes back takes the color of its new state."""
-    left, right = dict(left), dict(right)
-    x0, x1 = step + bar, step + 1
-    middle = (x0 + x1) / 2
-    for source, target in product(_COLORS, repeat=2):
-        if share := moves[STATES.index(source), STATES.index(target)]:
-            a, b = left[source], right[target]
-            left[source], right[target] = a - share, b - share
-            points = [(x0, a), (middle, a), (middle, b), (x1, b), (x1, b - share)]
-            points += [(middle, b - share), (middle, a - share), (x0, a - share), (x0, a)]
-            codes = [Path.MOVETO, *[Path.CURVE4] * 3, Path.LINETO, *[Path.CURVE4] * 3, Path.CLOSEPOLY]
-            axes.add_patch(PathPatch(Path(points, codes), color=_COLORS[target], alpha=0.3, linewidth=0, zorder=2))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -123,16 +122,10 @@ def render(
     title: str, sections: Sequence[Section], *, subtitle: str = "", gallery: Mapping[str, Any] | None = None
 ) -> str:
     """Render the page."""
-    environment = Environment(
-        loader=PackageLoader("trl_dt2it.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    templates = files("trl_dt2it.report").joinpath("templates")
-    style, script = (templates.joinpath(name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
-    return environment.get_template("report.html").render(
+    loader = PackageLoader("trl_dt2it.report")
+    env = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    style, script = (loader.get_source(env, name)[0] for name in ("report.css", "report.js"))
+    return env.get_template("report.html").render(
         title=title,
         subtitle=subtitle,
         sections=sections,

@@ -84,14 +84,6 @@ def write_report(
 
     Raises:
         `ValueError`: if there is nothing to report on, or a file has the wrong content.
-
-    Example:
-
-    ```python
-    >>> from trl_dt2it.report import write_report
-
-    >>> write_report("report.html", run="outputs/dt2it_digits")
-    ```
     """
     if run is None and not evaluations and style_before is None and style_after is None:
         raise ValueError("There is nothing to report on; give `run`, `evaluations`, or an audit of style.")
