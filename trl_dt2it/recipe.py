@@ -232,16 +232,11 @@ class AnswerArguments(RowArguments):
         attention = usable_attention(self.attn_implementation)
         loading = {"attn_implementation": attention, "trust_remote_code": self.trust_remote_code}
         scoring = {"dtype": self.reward_dtype, "batch_tokens": self.batch_tokens, "normalize": self.normalize}
-        answering = Answering(
-            model,
-            cast(str, self.reward_model),  # `read` has refused None
-            Sampling(**{name: getattr(self, name) for name in names}),
-            self.prompts_per_batch,
-            self.image_options,
-            {"dtype": self.dtype, **loading},
-            {**scoring, **loading},
-        )
-        return answer_and_score(answering, rows, folder, source=source)
+        models = (model, cast(str, self.reward_model))  # `read` has refused None
+        sampling = Sampling(**{name: getattr(self, name) for name in names})
+        kwargs = ({"dtype": self.dtype, **loading}, {**scoring, **loading})
+        how = Answering(*models, sampling, self.prompts_per_batch, self.image_options, *kwargs)
+        return answer_and_score(how, rows, folder, source=source)
 
     def show_plan(self, rows: Dataset, output: Path) -> None:
         """Print what would be read and written."""

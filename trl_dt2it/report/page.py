@@ -56,18 +56,13 @@ def read_run_folder(directory: Path, pool: Dataset | None = None, loaders: Loade
     record, problem = read_record(directory), None
     if pool is None:
         pool, problem = _read_pool(record, loaders)
-    tested = {name.removeprefix("test/"): directory / name for name in stages if name.startswith("test/")}
+    summary, ledger = read_json(directory / "summary.json"), None
+    if has_ledger:
+        ledger = CurationLedger(directory / "ledger")
+    tested = [name.removeprefix("test/") for name in stages if name.startswith("test/")]
     names = sorted(tested, key=list(FINAL_NAMES).index)
-    return RunFolder(
-        directory,
-        record,
-        read_json(directory / "summary.json"),
-        stages,
-        CurationLedger(directory / "ledger") if has_ledger else None,
-        pool,
-        problem,
-        {name: stack_rewards(read_scores(tested[name])) for name in names},
-    )
+    rewards = {name: stack_rewards(read_scores(directory / "test" / name)) for name in names}
+    return RunFolder(directory, record, summary, stages, ledger, pool, problem, rewards)
 
 
 def _read_pool(record: Mapping[str, Any] | None, loaders: Loaders | None) -> tuple[Dataset | None, str | None]:
@@ -126,10 +121,7 @@ def render(
     env = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     style, script = (loader.get_source(env, name)[0] for name in ("report.css", "report.js"))
     return env.get_template("report.html").render(
-        title=title,
-        subtitle=subtitle,
-        sections=sections,
-        gallery=gallery,
+        {"title": title, "subtitle": subtitle, "sections": sections, "gallery": gallery},
         style=Markup(style),  # noqa: S704
         script=Markup(script),  # noqa: S704
         # The browser runs this script and no other, and asks no other machine for anything.

@@ -283,8 +283,7 @@ def style_leakage(audits: Mapping[str, Mapping[str, Any]], notes: list[str], why
     section = partial(Section, "style", "Style leakage")
     if not audits:
         return section(missing=why_not)
-    rows = []
-    names = list(dict.fromkeys(name for audit in audits.values() for name in audit["sources"]))
+    rows, names = [], list(dict.fromkeys(name for audit in audits.values() for name in audit["sources"]))
     for source in ["all pairs", *(names if len(names) > 1 else [])]:
         for when, audit in audits.items():
             part = audit["overall"] if source == "all pairs" else audit["sources"].get(source)
@@ -331,14 +330,11 @@ def curation_flow(run: RunFolder | None, flow: Flow | None) -> Section:
         [step, *map(_count, row), f"{1 - share:.1%}", *([noise.get(step, "")] if noise else [])]
         for step, row, share in zip(flow.steps, counts[:, shown], dropped, strict=True)
     ]
-    by_source = []
+    tables, by_source = [Table("Pairs after each stage", columns, rows)], []
     for source in dict.fromkeys(flow.source.tolist()):
         own = flow.states[-1][flow.source == source]
         by_source.append([source, _count(len(own)), *(_count((own == index).sum()) for index in shown)])
-    tables = [
-        Table("Pairs after each stage", columns, rows),
-        Table("At the end, by source", ("source", "pairs", *states), by_source),
-    ]
+    tables.append(Table("At the end, by source", ("source", "pairs", *states), by_source))
     reasons = [
         [name, reason, _count(number)]
         for name, stage in run.stages.items()
