@@ -56,9 +56,8 @@ def read_run_folder(directory: Path, pool: Dataset | None = None, loaders: Loade
     record, problem = read_record(directory), None
     if pool is None:
         pool, problem = _read_pool(record, loaders)
-    summary, ledger = read_json(directory / "summary.json"), None
-    if has_ledger:
-        ledger = CurationLedger(directory / "ledger")
+    summary = read_json(directory / "summary.json")
+    ledger = CurationLedger(directory / "ledger") if has_ledger else None
     tested = [name.removeprefix("test/") for name in stages if name.startswith("test/")]
     names = sorted(tested, key=list(FINAL_NAMES).index)
     rewards = {name: stack_rewards(read_scores(directory / "test" / name)) for name in names}

@@ -545,7 +545,8 @@ def _layouts(
     batch: list[_Piece], collator: MultimodalPreferenceCollator
 ) -> Iterator[tuple[dict[str, Any], list[tuple[int, list[int]]]]]:
     """Lay a batch out as inputs of the model, with the group and the members that each of its rewards is of."""
-    images, packed = rendering.join_images([piece.images for piece in batch]), None
+    images = rendering.join_images([piece.images for piece in batch])
+    packed: dict[str, Any] | None = None
     if collator.share_prefix:
         packed = pack_completions([piece.tokens for piece in batch], collator.image_token_ids)
         if packed is None and len(batch) > 1:
