@@ -40,32 +40,14 @@ SAMPLING_FLAGS = (
 
 @dataclass
 class RowArguments:
-    """
-    Rows that a recipe reads.
-
-    Parameters:
-        dataset_name (`str`, *optional*):
-            A Parquet, JSON or JSON lines file, a folder, or a Hub id.
-        dataset_config (`str`, *optional*):
-            Configuration of a set on the Hub.
-        dataset_split (`str`, *optional*, defaults to `"train"`):
-            Split.
-        preferences (`str`, *optional*):
-            Name of a public set or of a format that [`trl_dt2it.data.load_preferences`] knows, such as `rlaif_v`,
-            `llamafactory` or `ms_swift`; with it, `dataset_name` is its file or folder.
-        image_root (`str`, *optional*):
-            Folder that the paths of images start from, and that none may leave.
-        max_rows (`int`, *optional*):
-            Takes the first so many rows only.
-    """
+    """Rows that a recipe reads."""
 
     dataset_name: str | None = field(default=None, metadata={"help": "Rows: a file, a folder or a Hub id."})
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration, on the Hub."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a set on the Hub."})
     dataset_split: str = field(default="train", metadata={"help": "Split."})
-    preferences: str | None = field(
-        default=None, metadata={"help": "Public set or format, such as rlaif_v, llamafactory or ms_swift."}
-    )
-    image_root: str | None = field(default=None, metadata={"help": "Folder that paths of images start from."})
+    # A name that `load_preferences` knows; `dataset_name` is then its file or folder.
+    preferences: str | None = field(default=None, metadata={"help": "Public set or format, such as rlaif_v."})
+    image_root: str | None = field(default=None, metadata={"help": "Folder that no path of an image may leave."})
     max_rows: int | None = field(default=None, metadata={"help": "Take the first so many rows only."})
 
     def read(self) -> Dataset:
@@ -119,34 +101,14 @@ def show_paths(paths: Mapping[str, object], console: Console) -> None:
 
 @dataclass
 class ScorerArguments:
-    """
-    Reward model that a recipe scores with.
+    """Reward model that a recipe scores with."""
 
-    Parameters:
-        model (`str`):
-            Directory or Hub id of a reward model or of an adapter.
-        dtype (`str`, *optional*):
-            Dtype of the weights; by default the checkpoint's.
-        attn_implementation (`str`, *optional*):
-            Attention implementation, such as `flash_attention_2`.
-        batch_tokens (`int`, *optional*, defaults to `16384`):
-            Most tokens of a batch.
-        num_workers (`int`, *optional*, defaults to `0`):
-            Worker processes that count tokens and decode images while the model computes, for each process.
-        revision (`str`, *optional*):
-            Branch, tag or commit of a model on the Hub.
-        trust_remote_code (`bool`, *optional*, defaults to `False`):
-            Whether code that ships with the checkpoint may run.
-        dry_run (`bool`, *optional*, defaults to `False`):
-            Whether to say only what would be read and written.
-    """
-
-    model: str | None = field(default=None, metadata={"help": "Directory or Hub id of a reward model."})
-    dtype: str | None = field(default=None, metadata={"help": "Dtype of the weights."})
+    model: str | None = field(default=None, metadata={"help": "Directory or Hub id of a reward model or adapter."})
+    dtype: str | None = field(default=None, metadata={"help": "Dtype of the weights; by default the checkpoint's."})
     attn_implementation: str | None = field(default=None, metadata={"help": "Attention implementation."})
     batch_tokens: int = field(default=16384, metadata={"help": "Most tokens of a batch."})
-    num_workers: int = field(default=0, metadata={"help": "Worker processes that decode images."})
-    revision: str | None = field(default=None, metadata={"help": "Revision of a model on the Hub."})
+    num_workers: int = field(default=0, metadata={"help": "Worker processes, for each process, that decode images."})
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a model on the Hub."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Whether code of the checkpoint may run."})
     dry_run: bool = field(default=False, metadata={"help": "Say only what would be read and written."})
 
@@ -212,11 +174,8 @@ def find_base_model(name: str, seed: int, *, sets: Mapping[str, Mapping[str, Map
 
 def loading_options(model_args: ModelConfig) -> dict[str, Any]:
     """Arguments of `from_pretrained`, with an attention implementation that can run on this machine."""
-    return {
-        "revision": model_args.model_revision,
-        "attn_implementation": usable_attention(model_args.attn_implementation),
-        "dtype": model_args.dtype,
-    }
+    attention = usable_attention(model_args.attn_implementation)
+    return {"revision": model_args.model_revision, "attn_implementation": attention, "dtype": model_args.dtype}
 
 
 def init_kwargs(model_args: ModelConfig, training_args: RewardConfig | GRPOConfig) -> dict[str, Any]:
@@ -227,53 +186,17 @@ def init_kwargs(model_args: ModelConfig, training_args: RewardConfig | GRPOConfi
 
 @dataclass
 class AnswerArguments(RowArguments):
-    """
-    Prompts, and the models that answer them and score the answers; besides [`RowArguments`], of which `dataset_name`
-    may be `digits`.
+    """Prompts, the model that answers them, and the reward model; besides [`RowArguments`]."""
 
-    Parameters:
-        model_name_or_path (`str`, *optional*):
-            Vision-language model that answers. Not needed where the rows have a column `answers`, lists of texts.
-        reward_model (`str`):
-            Directory or Hub id of the reward model.
-        output_dir (`str`):
-            Folder of the results.
-        num_answers (`int`, *optional*, defaults to `8`):
-            Answers to a prompt.
-        max_new_tokens (`int`, *optional*, defaults to `512`):
-            Longest answer, in tokens.
-        temperature (`float`, *optional*, defaults to `1.0`):
-            Temperature of the draws.
-        top_p (`float`, *optional*, defaults to `1.0`):
-            Share of the probability that tokens are drawn from.
-        prompts_per_batch (`int`, *optional*, defaults to `4`):
-            Prompts that are answered together, the most that a kill may cost.
-        normalize (`bool`, *optional*, defaults to `False`):
-            Whether rewards are in standard deviations of the reward model's training set.
-        dtype, reward_dtype (`str`, *optional*):
-            Dtype of the weights of either model; by default the checkpoint's.
-        attn_implementation (`str`, *optional*):
-            Attention implementation of both, such as `flash_attention_2`.
-        batch_tokens (`int`, *optional*, defaults to `16384`):
-            Most tokens that the reward model reads at a time.
-        num_prompts (`int`, *optional*, defaults to `100`):
-            Number of prompts of the digits set.
-        trust_remote_code (`bool`, *optional*, defaults to `False`):
-            Whether code that ships with a checkpoint may run.
-        seed (`int`, *optional*, defaults to `42`):
-            Seed of the draws.
-        dry_run (`bool`, *optional*, defaults to `False`):
-            Whether to say only what would be read and written.
-    """
-
-    model_name_or_path: str | None = field(default=None, metadata={"help": "Model that answers."})
+    # Not needed where the rows have a column `answers`, lists of texts.
+    model_name_or_path: str | None = field(default=None, metadata={"help": "Vision-language model that answers."})
     reward_model: str | None = field(default=None, metadata={"help": "Directory or Hub id of the reward model."})
     output_dir: str = field(default="outputs/answers", metadata={"help": "Folder of the results."})
     num_answers: int = field(default=8, metadata={"help": "Answers to a prompt."})
     max_new_tokens: int = field(default=512, metadata={"help": "Longest answer, in tokens."})
     temperature: float = field(default=1.0, metadata={"help": "Temperature of the draws."})
     top_p: float = field(default=1.0, metadata={"help": "Share of the probability that tokens are drawn from."})
-    prompts_per_batch: int = field(default=4, metadata={"help": "Prompts that are answered together."})
+    prompts_per_batch: int = field(default=4, metadata={"help": "Prompts answered together, lost if a run is killed."})
     normalize: bool = field(default=False, metadata={"help": "Rewards in standard deviations of the training set."})
     dtype: str | None = field(default=None, metadata={"help": "Dtype of the answering model."})
     reward_dtype: str | None = field(default=None, metadata={"help": "Dtype of the reward model."})
@@ -309,29 +232,18 @@ class AnswerArguments(RowArguments):
         attention = usable_attention(self.attn_implementation)
         loading = {"attn_implementation": attention, "trust_remote_code": self.trust_remote_code}
         scoring = {"dtype": self.reward_dtype, "batch_tokens": self.batch_tokens, "normalize": self.normalize}
-        answering = Answering(
-            model,
-            cast(str, self.reward_model),  # `read` has refused None
-            Sampling(**{name: getattr(self, name) for name in names}),
-            self.prompts_per_batch,
-            self.image_options,
-            {"dtype": self.dtype, **loading},
-            {**scoring, **loading},
-        )
-        return answer_and_score(answering, rows, folder, source=source)
+        models = (model, cast(str, self.reward_model))  # `read` has refused None
+        sampling = Sampling(**{name: getattr(self, name) for name in names})
+        kwargs = ({"dtype": self.dtype, **loading}, {**scoring, **loading})
+        how = Answering(*models, sampling, self.prompts_per_batch, self.image_options, *kwargs)
+        return answer_and_score(how, rows, folder, source=source)
 
     def show_plan(self, rows: Dataset, output: Path) -> None:
         """Print what would be read and written."""
-        has_answers = "answers" in rows.column_names
-        most_tokens = self.num_answers * self.max_new_tokens * len(rows)
-        show_dry_run(
-            [
-                ("reads", self.dataset_name or self.preferences),
-                ("prompts", len(rows)),
-                ("answers of", "the column `answers`" if has_answers else self.model_name_or_path),
-                ("answers to a prompt", None if has_answers else self.num_answers),
-                ("tokens to write at most", None if has_answers else most_tokens),
-                ("scored by", self.reward_model),
-                ("writes", output),
-            ]
-        )
+        plan: list[tuple[str, object]] = [("reads", self.dataset_name or self.preferences), ("prompts", len(rows))]
+        if "answers" in rows.column_names:
+            plan.append(("answers of", "the column `answers`"))
+        else:
+            plan += [("answers of", self.model_name_or_path), ("answers to a prompt", self.num_answers)]
+            plan.append(("tokens to write at most", self.num_answers * self.max_new_tokens * len(rows)))
+        show_dry_run([*plan, ("scored by", self.reward_model), ("writes", output)])

@@ -188,11 +188,10 @@ def check_shared_folder(folder: str | os.PathLike, wait: float = 10.0) -> None:
     seen = gather((is_seen, str(folder), f"process {state.process_index} on {socket.gethostname()}"))
     if state.is_main_process:
         marker.unlink()
-    if blind := [(path, name) for is_seen, path, name in seen if not is_seen]:
-        path, name = blind[0]
+    if blind := [f"{name}, which looks in {path}" for is_seen, path, name in seen if not is_seen]:
         raise ValueError(
-            f"{len(blind)} of {len(seen)} processes do not see what the first writes in {seen[0][1]}, such as {name}, "
-            f"which looks in {path}; pass a folder on a file system that all machines share."
+            f"{len(blind)} of {len(seen)} processes do not see what the first writes in {seen[0][1]}, such as "
+            f"{blind[0]}; pass a folder on a file system that all machines share."
         )
 
 
@@ -248,16 +247,25 @@ def _close_gloo() -> None:
 
 @contextmanager
 def whole_file(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a path to write to, which replaces `path` once all is on disk, or is removed if writing fails."""
+    """Yield a path to write a file or folder to, which replaces `path` once all is on disk, or is removed if writing
+    fails.
+    """
     # Several processes and machines may write a file at a time: each writes to its own path, and the last wins.
     path = Path(path)
     part = _unfinished(path)
     try:
         yield part
-        _sync(part)
-        os.replace(part, path)
+        for file in (*part.rglob("*"), part):
+            _sync(file)
+        if part.is_dir() and path.is_dir():  # a folder cannot replace another
+            before = _unfinished(path)
+            os.replace(path, before)
+            os.replace(part, path)
+            _remove(before)
+        else:
+            os.replace(part, path)
     except BaseException:
-        part.unlink(missing_ok=True)
+        _remove(part)
         raise
     _sync(path.parent)
 
@@ -277,25 +285,9 @@ def read_json(path: str | os.PathLike) -> Any:
 @contextmanager
 def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
     """Yield an empty folder to write into, which replaces `path` once all is on disk, as [`whole_file`]."""
-    path = Path(path)
-    part = _unfinished(path)
-    part.mkdir()
-    try:
+    with whole_file(path) as part:
+        part.mkdir()
         yield part
-        for file in part.rglob("*"):
-            _sync(file)
-        _sync(part)
-        if path.is_dir():  # a folder cannot replace another
-            before = _unfinished(path)
-            os.replace(path, before)
-            os.replace(part, path)
-            shutil.rmtree(before, ignore_errors=True)
-        else:
-            os.replace(part, path)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-    _sync(path.parent)
 
 
 def move_aside(path: Path) -> Path:
@@ -318,17 +310,18 @@ def is_aside(path: Path) -> bool:
 
 def remove_unfinished(folder: Path) -> int:
     """Remove unfinished files and folders of dead processes of this machine, however deep; return their number."""
-    removed = 0
-    for part in list(folder.rglob("*.part")):
-        match = _UNFINISHED.fullmatch(part.name)
-        if match is None or match["host"] != _host() or is_alive(int(match["pid"])):
-            continue
-        removed += 1
-        if part.is_dir():
-            shutil.rmtree(part, ignore_errors=True)
-        else:
-            part.unlink(missing_ok=True)
-    return removed
+    matches = ((part, _UNFINISHED.fullmatch(part.name)) for part in folder.rglob("*.part"))
+    dead = [part for part, at in matches if at and at["host"] == _host() and not is_alive(int(at["pid"]))]
+    for part in dead:
+        _remove(part)
+    return len(dead)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def is_alive(pid: int) -> bool:
@@ -389,7 +382,8 @@ def _take(folder: Path, shard: tuple[int, int], held: ExitStack) -> None:
     is_part = shard != (0, 1)
     name = f"running-{shard[0]}-of-{shard[1]}" if is_part else "running"
     record = folder / f"{name}.json"
-    others = [folder / "running.json"] if is_part else [other for other in _records(folder) if other != record]
+    known = {path.with_suffix(".json") for end in ("lock", "json") for path in folder.glob(f"running*.{end}")}
+    others = [folder / "running.json"] if is_part else sorted(known - {record})
     own = os.environ.get(VARIABLE)
     if own and any((_read(path) or {}).get("token") == own for path in (record, *others)):
         return
@@ -400,47 +394,47 @@ def _take(folder: Path, shard: tuple[int, int], held: ExitStack) -> None:
             other.unlink(missing_ok=True)
             lock.release()
     token = secrets.token_hex(16)
-    write_json(record, _about(token))
-    held.callback(_remove_record, record, token)
+
+    def remove() -> None:
+        if (_read(record) or {}).get("token") == token:
+            record.unlink(missing_ok=True)
+
+    about = {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "since": datetime.now(UTC).isoformat(timespec="seconds"),
+        "processes": PartialState().num_processes,
+        "command": shlex.join([Path(sys.argv[0]).name, *without_secrets(sys.argv[1:3])]),
+        "job": _job(),
+        "token": token,
+    }
+    write_json(record, about)
+    held.callback(remove)
     held.enter_context(patch_environment(**{VARIABLE: token}))
     if not is_part:
         remove_unfinished(folder)
 
 
-def _remove_record(record: Path, token: str) -> None:
-    if (_read(record) or {}).get("token") == token:
-        record.unlink(missing_ok=True)
-
-
 def _acquire(record: Path, wait: float) -> BaseFileLock:
-    path = record.with_suffix(".lock")
-    lock: BaseFileLock = FileLock(path)
+    lock: BaseFileLock = FileLock(record.with_suffix(".lock"))
     try:
         try:
             lock.acquire(timeout=wait, poll_interval=0.05)
         except (OSError, NotImplementedError) as error:
             if isinstance(error, Timeout) or getattr(error, "errno", ENOSYS) not in _NO_LOCKS:
                 raise
-            lock = SoftFileLock(path.with_suffix(".softlock"))
+            lock = SoftFileLock(record.with_suffix(".softlock"))
             lock.acquire(timeout=wait, poll_interval=0.05)
     except Timeout:
         raise RunLockedError(f"{_told(record)}; wait for it, stop it, or use another folder.") from None
-    about = _read(record)
-    if about is None:
-        return lock
-    if about.get("host") == socket.gethostname() or _is_requeued(about):
+    about, host = _read(record), socket.gethostname()
+    if about is not None and about.get("host") != host and not _is_requeued(about):
+        lock.release()
+        doubt = f"whether it still runs cannot be told from {host}; if it does not, delete {record}"
+        raise RunLockedError(f"{_told(record)}, and {doubt}.")
+    if about is not None:
         logger.warning(f"{_told(record, 'was')} and has ended without a word; this run goes on from what it left.")
-        return lock
-    lock.release()
-    raise RunLockedError(
-        f"{_told(record)}, and whether it still runs cannot be told from {socket.gethostname()}; if it does not, "
-        f"delete {record}."
-    )
-
-
-def _records(folder: Path) -> list[Path]:
-    """List the records of all runs, and of all locks, of a folder."""
-    return sorted({path.with_suffix(".json") for end in ("lock", "json") for path in folder.glob(f"running*.{end}")})
+    return lock
 
 
 def _told(record: Path, is_or_was: str = "is") -> str:
@@ -451,18 +445,6 @@ def _told(record: Path, is_or_was: str = "is") -> str:
         return f"Another run, which has not said yet who it is, is at work in {record.parent}"
     since, command = about.get("since"), about.get("command")
     return f"{record.parent} {is_or_was} in use by process {pid} on {host} since {since} ({command})"
-
-
-def _about(token: str) -> dict[str, Any]:
-    return {
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "since": datetime.now(UTC).isoformat(timespec="seconds"),
-        "processes": PartialState().num_processes,
-        "command": shlex.join([Path(sys.argv[0]).name, *without_secrets(sys.argv[1:3])]),
-        "job": _job(),
-        "token": token,
-    }
 
 
 def without_secrets(command: Sequence[str]) -> list[str]:

@@ -7,21 +7,18 @@ from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-from datasets import Dataset, DatasetInfo, Features, Image, List, Value
+from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 from sklearn.datasets import load_digits
 
 from ..data.messages import MESSAGES
-from ..data.mixing import partner_column
+from ..data.mixing import partner_column, swap_pairs, with_columns
 from ..data.t2i import ENGLISH, reformulate_t2i
 
 
 SPLITS = {"train": 0.7, "validation": 0.1, "test": 0.2}
 
 TILE = 32  # pixels of a digit's side
-
-STYLES = ("plain", "verbose", "markdown")
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -45,37 +42,28 @@ ANSWERS = {
 CAPTIONS = ("the digits {} in handwriting", "a handwritten {}", "a picture of {} in ink")
 
 _TRUTH = {
-    "pair_id": Value("string"),
-    "group_id": Value("string"),
-    "source": Value("string"),
-    "strength": Value("float64"),
-    "true_strength": Value("float64"),
+    **dict.fromkeys(("pair_id", "group_id", "source"), Value("string")),
+    **dict.fromkeys(("strength", "true_strength"), Value("float64")),
     "is_flipped": Value("bool"),
     "digits": Value("string"),
-    "chosen_wrong": Value("int64"),
-    "rejected_wrong": Value("int64"),
+    **dict.fromkeys(("chosen_wrong", "rejected_wrong"), Value("int64")),
 }
 
 _FEATURES = Features(
     {
-        "prompt": MESSAGES,
-        "chosen": MESSAGES,
-        "rejected": MESSAGES,
+        **dict.fromkeys(("prompt", "chosen", "rejected"), MESSAGES),
         "images": List(Image()),
         **_TRUTH,
-        "style_chosen": Value("string"),
-        "style_rejected": Value("string"),
+        **dict.fromkeys(("style_chosen", "style_rejected"), Value("string")),
     }
 )
 
 _FEATURES_T2I = Features(
     {
         "caption": Value("string"),
-        "chosen_image": Image(),
-        "rejected_image": Image(),
+        **dict.fromkeys(("chosen_image", "rejected_image"), Image()),
         **_TRUTH,
-        "chosen_digits": Value("string"),
-        "rejected_digits": Value("string"),
+        **dict.fromkeys(("chosen_digits", "rejected_digits"), Value("string")),
     }
 )
 
@@ -116,11 +104,6 @@ def render_strip(samples: Sequence[int]) -> PILImage.Image:
     return strip
 
 
-def digits_of(samples: Sequence[int]) -> str:
-    """Return the digits that samples show, such as `"37"`."""
-    return "".join(str(_handwriting()[1][sample]) for sample in samples)
-
-
 @lru_cache(maxsize=8192)
 def encoded_strip(samples: tuple[int, ...]) -> dict[str, Any]:
     """Encode a strip as PNG, in the form in which `datasets` stores images."""
@@ -141,10 +124,8 @@ def make_digits(
     style_bias: float | None = None,
     source: str = "digits",
 ) -> Dataset:
-    """Make preference pairs of read-outs: which of two answers reads the handwritten digits of an image better?
-
-    The same arguments make the same rows, byte for byte. `noise` changes only which rows are flipped, and `style_bias`
-    only wording and style.
+    """Make preference pairs of read-outs of handwritten digits, the same for the same arguments, byte for byte;
+    `noise` changes only which rows are flipped, and `style_bias` only wording and style.
     """
     _check(num_pairs, num_digits, max_wrong, noise)
     if numerals not in ("words", "figures"):
@@ -162,13 +143,13 @@ def make_digits(
 
     def make_row() -> dict[str, Any]:
         strip = tuple(content.choice(samples) for _ in range(content.choice(num_digits)))
-        digits = digits_of(strip)
+        digits = "".join(str(_handwriting()[1][sample]) for sample in strip)
         most = min(max_wrong, len(strip))
         better, worse = sorted(content.sample(range(most + 1), 2))
         read_better, read_worse = _corrupt(digits, better, content), _corrupt(digits, worse, content)
         styles = ["plain", "plain"]
         if style_bias is not None:
-            styles[style.random() >= style_bias] = style.choice(STYLES[1:])
+            styles[style.random() >= style_bias] = style.choice(list(ANSWERS)[1:])
         return {
             "prompt": _message("user", wording.choice(QUESTIONS), with_image=True),
             "chosen": answer(read_better, styles[0]),
@@ -196,9 +177,8 @@ def make_digits_t2i(
     noise: float = 0.0,
     source: str = "digits_t2i",
 ) -> Dataset:
-    """Make raw text-to-image pairs: which of two images shows the digits of the caption?
-
-    The preferred image renders the caption; the other has wrong digits, and other handwriting throughout.
+    """Make raw text-to-image pairs: the preferred image shows the caption's digits, the other wrong ones, and other
+    handwriting throughout.
     """
     _check(num_pairs, num_digits, max_wrong, noise)
     split_samples(split)  # refuses an unknown split before any work is done
@@ -247,12 +227,11 @@ def _corrupt(digits: str, wrong: int, rng: random.Random) -> str:
 
 
 def _check(num_pairs: int, num_digits: Sequence[int], max_wrong: int, noise: float) -> None:
-    if num_pairs < 1:
-        raise ValueError(f"`num_pairs` must be at least 1, got {num_pairs}.")
+    for name, number in (("num_pairs", num_pairs), ("max_wrong", max_wrong)):
+        if number < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {number}.")
     if not num_digits or not set(num_digits) <= {1, 2, 3, 4}:
         raise ValueError(f"`num_digits` must hold lengths from 1 to 4, got {tuple(num_digits)}.")
-    if max_wrong < 1:
-        raise ValueError(f"`max_wrong` must be at least 1, got {max_wrong}.")
     if not 0.0 <= noise <= 1.0:
         raise ValueError(f"`noise` must be between 0 and 1, got {noise}.")
 
@@ -273,31 +252,17 @@ def _table(
 
 
 def flip_preferences(dataset: Dataset, rate: float, seed: int = 42) -> Dataset:
-    """Flip the label of an exact share of the pairs, to plant mistakes at known positions.
-
-    Columns with `chosen` in their names are swapped with their `rejected` counterparts, `is_flipped` is toggled (and
-    added where it is missing), `true_strength` changes its sign, and `strength` stays.
-    """
+    """Flip the labels of an exact share of the pairs, to plant mistakes at known positions; `strength` stays."""
     if not 0.0 <= rate <= 1.0:
         raise ValueError(f"`rate` must be between 0 and 1, got {rate}.")
-    count = len(dataset)
+    count, features = len(dataset), dataset.features
     flipped = np.zeros(count, dtype=bool)
     # The tolerance keeps 0.29 * 100 = 28.999999999999996 from losing a row.
     flipped[np.random.default_rng(seed).permutation(count)[: int(rate * count + 1e-9)]] = True
-    # Arrow columns are moved whole, so that no image is decoded and encoded again.
-    table: pa.Table = dataset.with_format("arrow")[:]
-    rows = pa.array(np.arange(count) + np.where(flipped, count, 0))
-    columns = {name: table[name] for name in table.column_names}
-    for name in table.column_names:
-        if (partner := partner_column(name, columns)) is not None:
-            columns[name] = pa.chunked_array([*table[name].chunks, *table[partner].chunks]).take(rows)
-    features = dataset.features.copy()
-    before = table["is_flipped"].to_numpy() if "is_flipped" in columns else np.zeros(count, dtype=bool)
-    columns["is_flipped"], features["is_flipped"] = pa.chunked_array([before.astype(bool) ^ flipped]), Value("bool")
-    if "true_strength" in columns:
-        signed = table["true_strength"].to_numpy() * np.where(flipped, -1.0, 1.0)
-        columns["true_strength"] = pa.chunked_array([signed]).cast(table["true_strength"].type)
-    return Dataset(pa.table(columns), info=DatasetInfo(features=features))
+    columns = {"is_flipped": np.array(dataset["is_flipped"]) ^ flipped if "is_flipped" in features else flipped}
+    if "true_strength" in features:
+        columns["true_strength"] = np.where(flipped, -1.0, 1.0) * np.array(dataset["true_strength"])
+    return with_columns(swap_pairs(dataset, flipped), columns)
 
 
 def all_texts() -> list[str]:

@@ -62,9 +62,7 @@ CHAT_TEMPLATE = """\
 """
 
 
-def build_tiny_tokenizer(
-    vocab_size: int = 1024, extra_texts: Sequence[str] = (), model_max_length: int = 4096
-) -> PreTrainedTokenizerFast:
+def build_tiny_tokenizer(vocab_size: int = 1024, extra_texts: Sequence[str] = ()) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokenizer with Qwen's special tokens on the texts of the digits set."""
     smallest = 256 + len(SPECIAL_TOKENS)
     if vocab_size < smallest:
@@ -88,7 +86,7 @@ def build_tiny_tokenizer(
         pad_token="<|endoftext|>",
         additional_special_tokens=list(SPECIAL_TOKENS),
         chat_template=CHAT_TEMPLATE,
-        model_max_length=model_max_length,
+        model_max_length=4096,
         clean_up_tokenization_spaces=False,
     )
 
@@ -107,10 +105,11 @@ def build_tiny_vlm(
 ) -> str:
     """Build a tiny Qwen3-VL with random weights and its processor, and save both."""
     if hidden_size % 32 or vision_hidden_size % 16:
-        sizes = f"{hidden_size} and {vision_hidden_size}"
-        raise ValueError(f"`hidden_size` must be a multiple of 32 and `vision_hidden_size` of 16, got {sizes}.")
+        raise ValueError("`hidden_size` must be a multiple of 32, and `vision_hidden_size` one of 16.")
     tokenizer = build_tiny_tokenizer(vocab_size, extra_texts)
     token_id = dict(tokenizer.get_added_vocab())
+    # The three sections (time, height, width) share out the 16 rotary frequencies of a head.
+    rotary = {"mrope_section": [6, 5, 5], "mrope_interleaved": True}
     config = Qwen3VLConfig(
         text_config={
             "vocab_size": len(tokenizer),
@@ -121,13 +120,7 @@ def build_tiny_vlm(
             "num_key_value_heads": max(1, hidden_size // 64),
             "head_dim": 32,
             "max_position_embeddings": tokenizer.model_max_length,
-            # The three sections (time, height, width) share out the 16 rotary frequencies of a head.
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 10000.0,
-                "mrope_section": [6, 5, 5],
-                "mrope_interleaved": True,
-            },
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, **rotary},
             # Qwen's 0.02 is meant for wide layers; in narrow layers the signal would start out too weak.
             "initializer_range": hidden_size**-0.5 / 2,
             "pad_token_id": token_id["<|endoftext|>"],

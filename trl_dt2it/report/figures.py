@@ -10,6 +10,7 @@ import io
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -44,20 +45,11 @@ _STYLE: Any = {  # its keys are of a type that lists all of matplotlib's setting
     "text.parse_math": False,  # a name with dollar signs is no formula
     "font.size": 10,
     "text.color": INK,
-    "axes.labelcolor": MUTED,
-    "axes.edgecolor": LINE,
     "axes.linewidth": 1,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.color": LINE,
-    "ytick.color": LINE,
-    "xtick.labelcolor": MUTED,
-    "ytick.labelcolor": MUTED,
-    "xtick.labelsize": 9,
-    "ytick.labelsize": 9,
-    "legend.frameon": False,
+    **dict.fromkeys(("axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), MUTED),
+    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), LINE),
+    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize"), 9),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
 }
 
 _DASHED: Any = {"color": MUTED, "linewidth": 0.8, "linestyle": (0, (3, 3)), "zorder": 1}
@@ -85,9 +77,9 @@ class Flow:
     def transitions(self) -> np.ndarray:
         """Count the pairs that go from each state into each other one, `(K, 4, 4)`."""
         size = len(STATES)
-        steps = zip(self.states[:-1].astype(int), self.states[1:].astype(int), strict=True)
-        moves = [np.bincount(before * size + after, minlength=size**2).reshape(size, size) for before, after in steps]
-        return np.stack(moves) if moves else np.zeros((0, size, size), dtype=int)
+        moves = self.states[:-1].astype(int) * size + self.states[1:]
+        counts = [np.bincount(step, minlength=size**2) for step in moves]
+        return np.array(counts, dtype=int).reshape(-1, size, size)
 
     def since(self) -> np.ndarray:
         """Return the stage of the last change of each pair, `(N,)`; 0 if it never changed."""
@@ -208,10 +200,8 @@ def as_svg(drawing: Drawing, name: str) -> Markup:
     svg = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", svg)
     svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
     width, height = (round(inches * 96) for inches in drawing.get_size_inches())
-    head = (
-        f'<svg viewBox="0 0 {width * 0.75:g} {height * 0.75:g}" width="{width}" height="{height}" aria-hidden="true"'
-    )
-    svg = re.sub(r"<svg[^>]*>", f'{head} xmlns="http://www.w3.org/2000/svg">', svg, count=1)
+    head = f'viewBox="0 0 {width * 0.75:g} {height * 0.75:g}" width="{width}" height="{height}" aria-hidden="true"'
+    svg = re.sub(r"<svg[^>]*>", f'<svg {head} xmlns="http://www.w3.org/2000/svg">', svg, count=1)
     svg = re.sub(r' id="(?:figure|axes|patch|line2d|text|matplotlib|xtick|ytick|legend|PolyC)\w*"', "", svg)
     return Markup(svg)  # noqa: S704  (matplotlib has escaped all text)
 
@@ -224,12 +214,10 @@ def histogram(name: str, title: str, series: Mapping[str, np.ndarray], *, xlabel
     low, high = (low - 0.5, high + 0.5) if high <= low else (low, high)
     edges = np.linspace(low, high, 41)
     drawing, axes = new_drawing()
-    for number, one in enumerate(series.values()):
-        counts, _ = np.histogram(np.clip(one, low, high), edges)
-        if number == 0:
-            axes.stairs(counts, edges, color=MUTED, linewidth=1.4, zorder=3)
-        else:
-            axes.stairs(counts, edges, color=ACCENT, fill=True, alpha=0.55, zorder=2)
+    looks: list[Any] = [{"color": MUTED, "linewidth": 1.4, "zorder": 3}]
+    looks.append({"color": ACCENT, "fill": True, "alpha": 0.55, "zorder": 2})
+    for one, look in zip(series.values(), looks, strict=True):
+        axes.stairs(np.histogram(np.clip(one, low, high), edges)[0], edges, **look)
     if zero and low < 0 < high:
         axes.axvline(0, **_DASHED)
     axes.set_xlabel(xlabel)
@@ -270,22 +258,17 @@ def bars(name: str, title: str, series: Mapping[str, Mapping[str, float]], *, xl
     last = [values[-1].get(one, middle) for one in names]
     axes.barh(rows, [one - middle for one in last], left=middle, color=ACCENT, alpha=0.75, height=0.55, zorder=2)
     if len(values) > 1:
-        axes.plot(
-            [values[0][one] for one in names], rows, "|", color=INK, markersize=10, markeredgewidth=1.6, zorder=3
-        )
+        first = [values[0][one] for one in names]
+        axes.plot(first, rows, "|", color=INK, markersize=10, markeredgewidth=1.6, zorder=3)
     axes.axvline(middle, color=MUTED, linewidth=0.8, zorder=1)
-    axes.set_yticks(rows, [_short(one) for one in names])
+    labels = [printable(one) for one in names]
+    axes.set_yticks(rows, [label if len(label) <= 28 else f"{label[:27]}…" for label in labels])
     axes.tick_params(axis="y", length=0)
     axes.invert_yaxis()
     reach = max([0.05, *(abs(one - middle) for single in values for one in single.values())]) * 1.08
     axes.set_xlim(middle - reach, middle + reach)
     axes.set_xlabel(xlabel)
     return Figure(title, as_svg(drawing, name), f"Bars of {xlabel} for {', '.join(map(str, names))}")
-
-
-def _short(text: str, most: int = 28) -> str:
-    text = printable(text)
-    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def draw_flow(flow: Flow) -> Figure:
@@ -303,48 +286,34 @@ def draw_flow(flow: Flow) -> Figure:
 def _draw(flow: Flow, width: float, name: str) -> Markup:
     counts, total = flow.counts(), max(1, len(flow.pair_id))
     shares, moves = counts / total, flow.transitions() / total
-    tops = [_tops(row) for row in shares]
+    order = [STATES.index(state) for state in _COLORS]
+    heights = shares[:, order] + _GAP * (shares[:, order] > 0)
+    tops = np.zeros_like(shares)  # of each state of a stack, from 0 downwards
+    tops[:, order[1:]] = -np.cumsum(heights, axis=1)[:, :-1]
     drawing, axes = new_drawing(width, 3.6)
     bar = 0.13 / width * len(flow.steps)  # of the distance between stacks
     for step, title in enumerate(flow.steps):
         for index, state in enumerate(STATES):
-            share, top = shares[step, index], tops[step][state]
+            share, top = shares[step, index], tops[step, index]
             if share:
                 axes.add_patch(Rectangle((step, top - share), bar, share, color=_COLORS[state], linewidth=0, zorder=3))
                 number = f"{counts[step, index]:,}"
                 axes.text(step + 1.4 * bar, top - share / 2, number, va="center", color=INK, fontsize=9, zorder=4)
         if step < len(moves):
-            _ribbons(axes, step, bar, moves[step], tops[step], tops[step + 1])
+            # A pair that comes back takes the color of its new state.
+            left, right, middle = tops[step].copy(), tops[step + 1].copy(), step + (bar + 1) / 2
+            for source, target in product(order, repeat=2):
+                if share := moves[step, source, target]:
+                    a, b = left[source], right[target]
+                    left[source] -= share
+                    right[target] -= share
+                    upper = [(step + bar, a), (middle, a), (middle, b), (step + 1, b)]
+                    lower = [(x, y - share) for x, y in upper[::-1]]
+                    codes = [Path.MOVETO, *[Path.CURVE4] * 3, Path.LINETO, *[Path.CURVE4] * 3, Path.CLOSEPOLY]
+                    look: Any = {"color": _COLORS[STATES[target]], "alpha": 0.3, "linewidth": 0, "zorder": 2}
+                    axes.add_patch(PathPatch(Path([*upper, *lower, upper[0]], codes), **look))
         axes.text(step, 0.05, title.replace(", ", "\n"), color=MUTED, fontsize=9, va="bottom")
     axes.set_xlim(-0.02, len(flow.steps) - 1 + bar + 0.42)
     axes.set_ylim(-1 - _GAP * len(STATES), 0.02)
     axes.set_axis_off()
     return as_svg(drawing, name)
-
-
-def _tops(shares: np.ndarray) -> dict[str, float]:
-    """Return the top of each state of a stack, from 0 downwards."""
-    top, tops = 0.0, {}
-    for state in _COLORS:
-        tops[state] = top
-        share = shares[STATES.index(state)]
-        top -= share + (_GAP if share else 0)
-    return tops
-
-
-def _ribbons(axes: Axes, step: int, bar: float, moves: np.ndarray, left: dict, right: dict) -> None:
-    """Draw the moves between two stacks; a pair that comes back takes the color of its new state."""
-    left, right = dict(left), dict(right)
-    x0, x1 = step + bar, step + 1
-    middle = (x0 + x1) / 2
-    for source in _COLORS:
-        for target in _COLORS:
-            share = moves[STATES.index(source), STATES.index(target)]
-            if not share:
-                continue
-            a, b = left[source], right[target]
-            left[source], right[target] = a - share, b - share
-            points = [(x0, a), (middle, a), (middle, b), (x1, b), (x1, b - share)]
-            points += [(middle, b - share), (middle, a - share), (x0, a - share), (x0, a)]
-            codes = [Path.MOVETO, *[Path.CURVE4] * 3, Path.LINETO, *[Path.CURVE4] * 3, Path.CLOSEPOLY]
-            axes.add_patch(PathPatch(Path(points, codes), color=_COLORS[target], alpha=0.3, linewidth=0, zorder=2))

@@ -39,10 +39,13 @@ def conversation(row: Mapping[str, Any]) -> dict[str, str]:
         while same < min(len(chosen), len(rejected)) - 1 and chosen[same] == rejected[same]:
             same += 1
         prompt, chosen, rejected = chosen[:same], chosen[same:], rejected[same:]
-    texts = (prompt or "", chosen, rejected)
     # The position of a single image is obvious.
-    marks = len(row_images(row)) + len(row_videos(row)) > 1
-    return {name: _shortened(_text(value, marks)) for name, value in zip(("prompt", *SIDES), texts, strict=True)}
+    mark = "[{}] " if len(row_images(row)) + len(row_videos(row)) > 1 else ""
+    texts = {"prompt": _text(prompt or "", mark), "chosen": _text(chosen, mark), "rejected": _text(rejected, mark)}
+    for name, text in texts.items():
+        if len(text) > MOST_CHARACTERS:
+            texts[name] = f"{text[:MOST_CHARACTERS]}…\n[{len(text):,} characters in all]"
+    return texts
 
 
 def thumbnails(row: Mapping[str, Any], options: ImageOptions, images: dict[str, str]) -> list[int | str]:
@@ -81,48 +84,32 @@ def _thumbnail(value: Any, options: ImageOptions) -> bytes:
     return out.getvalue()
 
 
-def _text(value: Any, marks: bool) -> str:
+def _text(value: Any, mark: str) -> str:
     if isinstance(value, str):
         return value
     parts = []
     for message in value:
-        text = "".join(_block(block, marks) for block in blocks(message)).strip()
+        kinds = [(block.get("type"), block.get("text") or "") for block in blocks(message)]
+        text = "".join(text if kind == "text" else mark.format(kind) for kind, text in kinds).strip()
         if message.get("tool_calls"):
             text = f"{text}\n{json.dumps(message['tool_calls'], ensure_ascii=False, default=str)}".strip()
         parts.append((message["role"], text))
     return parts[0][1] if len(parts) == 1 else "\n\n".join(f"{role}: {text}" for role, text in parts)
 
 
-def _block(block: Mapping[str, Any], marks: bool) -> str:
-    if block.get("type") == "text":
-        return block.get("text") or ""
-    return f"[{block.get('type')}] " if marks else ""
-
-
-def _shortened(text: str) -> str:
-    if len(text) <= MOST_CHARACTERS:
-        return text
-    return f"{text[:MOST_CHARACTERS]}…\n[{len(text):,} characters in all]"
-
-
 def choose_pairs(flow: Flow, margin: np.ndarray, most: int) -> np.ndarray:
     """Choose the pairs to show, about half of them flips, of the largest margins; of other states the smallest."""
-    final = flow.states[-1]
-    known = np.nan_to_num(margin, nan=0.0)
-    order = {
-        state: np.flatnonzero(final == STATES.index(state)) for state in ("flipped", "relabelled", "dropped", "kept")
-    }
-    for state, rows in order.items():
-        order[state] = rows[np.argsort(-known[rows] if state == "flipped" else known[rows], kind="stable")]
-    others = [rows for state, rows in order.items() if state != "flipped"]
+    order, margin = [], np.nan_to_num(margin, nan=0.0)
+    for state in ("flipped", "relabelled", "dropped", "kept"):
+        rows = np.flatnonzero(flow.states[-1] == STATES.index(state))
+        order.append(rows[np.argsort(-margin[rows] if state == "flipped" else margin[rows], kind="stable")])
+    flips, *others = order
     # Flips take the space that others do not need, and the other way round, dropped and kept pairs last.
-    flips = max(most // 2, most - sum(map(len, others)))
-    chosen = [order["flipped"][:flips]]
-    left = most - len(chosen[0])
+    chosen = [flips[: max(most // 2, most - sum(map(len, others)))]]
     for number, rows in enumerate(others):
+        left = most - sum(map(len, chosen))
         share = max(left // (len(others) - number), left - sum(map(len, others[number + 1 :])))
         chosen.append(rows[: max(0, share)])
-        left -= len(chosen[-1])
     return np.concatenate(chosen)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +47,7 @@ class RunFolder:
 
 def read_run_folder(directory: Path, pool: Dataset | None = None, loaders: Loaders | None = None) -> RunFolder:
     """Read the folder of a run, and its noisy set as in `run.json`, unless the `pool` with `pair_id` is passed."""
-    files = sorted(directory.rglob("stage.json")) if directory.is_dir() else []
-    files = [file for file in files if not is_aside(file.relative_to(directory))]
+    files = [file for file in sorted(directory.rglob("stage.json")) if not is_aside(file.relative_to(directory))]
     has_ledger = (directory / "ledger/ledger.json").is_file()
     if not files and not has_ledger:
         raise ValueError(f"{directory} is no folder of a run of recipes/dt2it.py: it has no stage that is done.")
@@ -58,18 +56,12 @@ def read_run_folder(directory: Path, pool: Dataset | None = None, loaders: Loade
     record, problem = read_record(directory), None
     if pool is None:
         pool, problem = _read_pool(record, loaders)
-    tested = {name.removeprefix("test/"): directory / name for name in stages if name.startswith("test/")}
+    summary = read_json(directory / "summary.json")
+    ledger = CurationLedger(directory / "ledger") if has_ledger else None
+    tested = [name.removeprefix("test/") for name in stages if name.startswith("test/")]
     names = sorted(tested, key=list(FINAL_NAMES).index)
-    return RunFolder(
-        directory,
-        record,
-        read_json(directory / "summary.json"),
-        stages,
-        CurationLedger(directory / "ledger") if has_ledger else None,
-        pool,
-        problem,
-        {name: stack_rewards(read_scores(tested[name])) for name in names},
-    )
+    rewards = {name: stack_rewards(read_scores(directory / "test" / name)) for name in names}
+    return RunFolder(directory, record, summary, stages, ledger, pool, problem, rewards)
 
 
 def _read_pool(record: Mapping[str, Any] | None, loaders: Loaders | None) -> tuple[Dataset | None, str | None]:
@@ -124,23 +116,13 @@ def render(
     title: str, sections: Sequence[Section], *, subtitle: str = "", gallery: Mapping[str, Any] | None = None
 ) -> str:
     """Render the page."""
-    environment = Environment(
-        loader=PackageLoader("trl_dt2it.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    templates = files("trl_dt2it.report").joinpath("templates")
-    style, script = (templates.joinpath(name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
-    # The browser runs this script and no other, and asks no other machine for anything.
-    script_hash = base64.b64encode(bytes.fromhex(digest(script))).decode()
-    return environment.get_template("report.html").render(
-        title=title,
-        subtitle=subtitle,
-        sections=sections,
-        gallery=gallery,
+    loader = PackageLoader("trl_dt2it.report")
+    env = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    style, script = (loader.get_source(env, name)[0] for name in ("report.css", "report.js"))
+    return env.get_template("report.html").render(
+        {"title": title, "subtitle": subtitle, "sections": sections, "gallery": gallery},
         style=Markup(style),  # noqa: S704
         script=Markup(script),  # noqa: S704
-        script_hash=script_hash,
+        # The browser runs this script and no other, and asks no other machine for anything.
+        script_hash=base64.b64encode(bytes.fromhex(digest(script))).decode(),
     )

@@ -8,6 +8,7 @@ import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from ..data.contents import pair_contents
 from ..evaluation.metrics import wilson
 from ..evaluation.results import published_scores
 from ..utils import whole_file
-from .figures import STATES, Calibration, Flow, bars, calibrate, draw_flow, histogram, read_flow, reliability
+from .figures import STATES, Flow, bars, calibrate, draw_flow, histogram, read_flow, reliability, step_title
 from .gallery import gallery_items
 from .page import RunFolder, Section, Table, read_run_folder, render, stack_rewards
 
@@ -65,17 +66,16 @@ def write_report(
         run (`str` or `os.PathLike`, *optional*):
             Folder of a run of `recipes/dt2it.py`, finished or not.
         evaluations (sequence of `str` or `os.PathLike`, *optional*):
-            Files of `recipes/evaluate.py` (`evaluation.json`). Scores that lie beside them are shown too.
+            Each an `evaluation.json` of `recipes/evaluate.py`, beside which scores may lie.
         style_before, style_after (`str` or `os.PathLike`, *optional*):
-            Audits of style before and after curation, from `StyleReport.to_json`. By default the run's pool is
-            audited, unless `style_before.json` and `style_after.json` are in its folder.
+            Audits of style before and after curation, from `StyleReport.to_json`; by default those in the run's
+            folder, or else of its pool.
         pool (`Dataset`, *optional*):
-            The run's noisy set with `pair_id`, where it is at hand; by default it is read as the run has read it.
+            The run's noisy set with `pair_id`; by default it is read as the run has read it.
         loaders (`Mapping[str, Callable]`, *optional*):
-            Functions that load kinds of sources that only the run's recipe knows, such as
-            [`trl_dt2it.demo.digits.DEMO_LOADERS`].
+            Loaders of sources of the run's recipe, such as [`trl_dt2it.demo.digits.DEMO_LOADERS`].
         gallery (`int`, *optional*, defaults to `300`):
-            Largest number of pairs in the gallery, half of them the flips of the largest reward margins.
+            Most pairs in the gallery, half of them the flips of the largest reward margins.
         title (`str`, *optional*):
             Title of the page.
 
@@ -84,33 +84,25 @@ def write_report(
 
     Raises:
         `ValueError`: if there is nothing to report on, or a file has the wrong content.
-
-    Example:
-
-    ```python
-    >>> from trl_dt2it.report import write_report
-
-    >>> write_report("report.html", run="outputs/dt2it_digits")
-    ```
     """
     if run is None and not evaluations and style_before is None and style_after is None:
         raise ValueError("There is nothing to report on; give `run`, `evaluations`, or an audit of style.")
     folder = None if run is None else read_run_folder(Path(run), pool, loaders)
     read = [read_evaluation(path) for path in evaluations]
-    flow = read_flow(folder.ledger) if folder is not None and folder.ledger is not None else None
-    if flow is not None and not len(flow.pair_id):  # all of it is undone
-        flow = None
+    ledger = None if folder is None else folder.ledger
+    flow = None if ledger is None else read_flow(ledger)
+    flow = flow if flow is not None and len(flow.pair_id) else None  # all of it may be undone
     sets = scored_sets(folder, read)
-    items = _items(folder, flow, gallery)
+    pairs, items = _gallery(folder, flow, gallery)
     sections = [
         trained(folder),
         margins(folder, flow),
-        _style(folder, style_before, style_after),
+        style_leakage(*read_audits(folder, style_before, style_after)),
         curation_flow(folder, flow),
         reward_distributions(sets),
         calibration(sets),
         benchmarks(read),
-        _gallery(folder, flow, items),
+        pairs,
     ]
     page = render(title or _title(folder, read), sections, subtitle=_subtitle(folder, flow), gallery=items)
     with whole_file(output) as part:
@@ -127,16 +119,16 @@ def _title(run: RunFolder | None, evaluations: Sequence[Evaluation]) -> str:
 def _subtitle(run: RunFolder | None, flow: Flow | None) -> str:
     if run is None:
         return ""
-    started = f"Run of {run.record['started'][:10]}" if run.record else "Run of unknown date"
+    date = run.record["started"][:10] if run.record else "unknown date"
     rounds = "" if flow is None else f", {len(flow.pair_id):,} pairs in {len(flow.steps) - 1} stages of curation"
-    return started + rounds + ("" if run.summary else "; not ended yet")
+    return f"Run of {date}{rounds}" + ("" if run.summary else "; not ended yet")
 
 
 def trained(run: RunFolder | None) -> Section:
     """Show models, data, counts, versions, command and time."""
-    key, title = "run", "What was trained on what"
+    section = partial(Section, "run", "What was trained on what")
     if run is None:
-        return Section(key, title, missing=NO_RUN)
+        return section(missing=NO_RUN)
     record, stages = run.record or {}, run.stages
     seconds = sum(stage["seconds"] for stage in stages.values())
     trainings = {name: stage for name, stage in stages.items() if "steps" in stage["counts"]}
@@ -153,7 +145,7 @@ def trained(run: RunFolder | None) -> Section:
     else:
         notes.append("The run has no run.json, so its settings, versions and command are not known.")
     warnings = (run.summary or {}).get("harm", [])
-    return Section(key, title, warnings=warnings, facts=facts, tables=tables, notes=notes)
+    return section(warnings=warnings, facts=facts, tables=tables, notes=notes)
 
 
 def _models(run: RunFolder, trainings: Mapping[str, Mapping[str, Any]]) -> list[Table]:
@@ -167,7 +159,10 @@ def _models(run: RunFolder, trainings: Mapping[str, Mapping[str, Any]]) -> list[
     rows = []
     for name in sorted(stages, key=list(FINAL_NAMES).index):
         pairs, *others = _cells(trainings[stages[name]])
-        tested = _tested(run.rewards.get(name)) if run.rewards else []
+        tested = ["", ""] if run.rewards else []
+        if (rewards := run.rewards.get(name)) is not None:
+            accuracy = _accuracy(rewards)
+            tested = [f"{accuracy:.4f}", _span(wilson(accuracy, len(rewards)), ".4f")]
         rows.append([FINAL_NAMES[name], pairs, *tested, *others, stages[name]])
     tables = []
     if rows:
@@ -188,14 +183,6 @@ def _models(run: RunFolder, trainings: Mapping[str, Mapping[str, Any]]) -> list[
 def _cells(stage: Mapping[str, Any]) -> list[str]:
     counts = stage["counts"]
     return [_count(counts["pairs"]), _count(counts["steps"]), _duration(stage["seconds"])]
-
-
-def _tested(rewards: np.ndarray | None) -> list[str]:
-    if rewards is None:
-        return ["", ""]
-    accuracy = _accuracy(rewards)
-    low, high = wilson(accuracy, len(rewards))
-    return [f"{accuracy:.4f}", f"{low:.4f} to {high:.4f}"]
 
 
 def _sets(record: Mapping[str, Any]) -> Table:
@@ -220,17 +207,16 @@ def _settings(record: Mapping[str, Any]) -> Table:
                 " ".join(f"{key}{' ' if key in ('flip', 'keep') else '='}{value}" for key, value in rule.items())
                 for rule in step["rules"]
             ]
-            name = f"round {number}" + (f", {step['name']}" if step.get("name") else "")
-            rows.append([name, "; ".join(rules)])
+            rows.append([", ".join(filter(None, [f"round {number}", step.get("name")])), "; ".join(rules)])
     title = "Settings of every training, and rules of the rounds"
     return Table(title, ("setting", "value"), rows, "ll", is_folded=True)
 
 
 def margins(run: RunFolder | None, flow: Flow | None) -> Section:
     """Show the reward margins of each source before and after curation."""
-    key, title = "strength", "Reward margins before and after"
+    section = partial(Section, "strength", "Reward margins before and after")
     if flow is None:
-        return Section(key, title, missing=NO_RUN if run is None else NOT_DECIDED)
+        return section(missing=NO_RUN if run is None else NOT_DECIDED)
     counts = Counter(flow.source.tolist())
     turned = np.where(flow.flipped, -flow.margin, flow.margin)
     is_kept = flow.states[-1] != STATES.index("dropped")
@@ -247,9 +233,7 @@ def margins(run: RunFolder | None, flow: Flow | None) -> Section:
     notes = []
     if len(counts) > MOST_SOURCES:
         notes.append(f"Figures of the {MOST_SOURCES} largest sources; all {len(counts)} are in the table.")
-    return Section(
-        key,
-        title,
+    return section(
         lead="How much higher the last models that scored a pair put its chosen answer. Below 0, they prefer the "
         "other answer. Before: all pairs as their sources label them; after: kept pairs as they are now.",
         legend=(("outline", "before"), ("filled", "after")),
@@ -263,16 +247,6 @@ def _spread(values: np.ndarray) -> list[str]:
     return [f"{values.mean():+.2f}", f"{(values < 0).mean():.1%}"] if len(values) else ["", ""]
 
 
-def _style(run: RunFolder | None, before: Any, after: Any) -> Section:
-    if before is not None or after is not None:
-        given = {"before": before, "after": after}
-        return style_leakage({name: read_audit(path) for name, path in given.items() if path is not None}, "", [])
-    if run is None:
-        return style_leakage({}, "no audit was given (`--style_before`, `--style_after`), and no run.", [])
-    audits, notes = audits_of(run)
-    return style_leakage(audits, f"{run.problem}.", notes)
-
-
 def read_audit(path: str | os.PathLike) -> dict[str, Any]:
     """Read an audit, as [`~trl_dt2it.debias.StyleReport.to_json`] writes it."""
     content = _read_json(Path(path), "`StyleReport.to_json`")
@@ -281,42 +255,50 @@ def read_audit(path: str | os.PathLike) -> dict[str, Any]:
     return content
 
 
-def audits_of(run: RunFolder) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Read the audits in a run's folder, or those of its balancing, or else audit its pool; return them with notes."""
+def read_audits(
+    run: RunFolder | None, before: str | os.PathLike | None, after: str | os.PathLike | None
+) -> tuple[dict[str, dict[str, Any]], list[str], str]:
+    """Read the audits that are passed, in a run's folder, or of its balancing, or else audit its pool; return them
+    with notes, and the reason if there is none.
+    """
+    given = {"before": before, "after": after}
+    audits = {when: read_audit(path) for when, path in given.items() if path is not None}
+    if audits or run is None:
+        return audits, [], "no audit was given (`--style_before`, `--style_after`), and no run."
     for folder, notes in ((run.directory, []), (run.directory / BALANCE, ["Of the constructed data, weighted."])):
-        files = {name: folder / f"style_{name}.json" for name in ("before", "after")}
-        if audits := {name: read_audit(file) for name, file in files.items() if file.is_file()}:
-            return audits, notes
+        files = {when: folder / f"style_{when}.json" for when in given}
+        if audits := {when: read_audit(file) for when, file in files.items() if file.is_file()}:
+            return audits, notes, ""
     if run.pool is None:
-        return {}, []
-    notes = []
-    if len(run.pool) > MOST_AUDITED:
-        notes.append(f"Measured on {MOST_AUDITED:,} pairs, drawn of {len(run.pool):,}.")
+        return {}, [], f"{run.problem}."
+    is_drawn = len(run.pool) > MOST_AUDITED
+    notes = [f"Measured on {MOST_AUDITED:,} pairs, drawn of {len(run.pool):,}."] if is_drawn else []
     root = run.image_options().image_root
     ledger = run.ledger if run.ledger is not None and run.ledger.rounds else None
-    return audit_pool(run.pool, ledger, lambda pool: pair_contents(pool, image_root=root)), notes
+    return audit_pool(run.pool, ledger, lambda pool: pair_contents(pool, image_root=root)), notes, ""
 
 
-def style_leakage(audits: Mapping[str, Mapping[str, Any]], why_not: str, notes: list[str]) -> Section:
+def style_leakage(audits: Mapping[str, Mapping[str, Any]], notes: list[str], why_not: str) -> Section:
     """Show how far style tells which answer was chosen, before and after, and the features that carry it."""
-    key, title = "style", "Style leakage"
+    section = partial(Section, "style", "Style leakage")
     if not audits:
-        return Section(key, title, missing=why_not)
-    rows = []
-    names = list(dict.fromkeys(name for audit in audits.values() for name in audit["sources"]))
+        return section(missing=why_not)
+    rows, names = [], list(dict.fromkeys(name for audit in audits.values() for name in audit["sources"]))
     for source in ["all pairs", *(names if len(names) > 1 else [])]:
         for when, audit in audits.items():
             part = audit["overall"] if source == "all pairs" else audit["sources"].get(source)
             if part is not None:
-                rows.append([source, when, _count(part["num_pairs"]), *_leakage(part)])
+                leakage = ["", "", part["note"] or ""]
+                if part["auc"] is not None:
+                    leakage = [f"{part['auc']:.3f}", _span(part["interval"]), ""]
+                rows.append([source, when, _count(part["num_pairs"]), *leakage])
     columns = ("pairs of", "", "pairs", "AUC", "95 % interval", "note")
     features = {when: audit["overall"]["features"] for when, audit in audits.items()}
-    first, last = list(features.values())[0], list(features.values())[-1]
-
-    def leakage(name: str) -> float:
-        return max(abs(part[name]["auc"] - 0.5) if name in part else 0.0 for part in (first, last))
-
-    telling = sorted(first | last, key=leakage, reverse=True)[:MOST_FEATURES]
+    first, last = (list(features.values())[index] for index in (0, -1))
+    effects = {
+        name: max(abs(part[name]["auc"] - 0.5) for part in (first, last) if name in part) for name in first | last
+    }
+    telling = sorted(effects, key=effects.__getitem__, reverse=True)[:MOST_FEATURES]
     telling = [name for name in telling if name in first]
     figures, legend = [], list[tuple[str, str]]()
     if telling:
@@ -324,9 +306,7 @@ def style_leakage(audits: Mapping[str, Mapping[str, Any]], why_not: str, notes: 
         figures = [bars("style", "What carries it", series, xlabel="chance that chosen has more", middle=0.5)]
         # Of two series, the first are marks, and the last bars.
         legend = list(zip(("tick", "filled")[-len(series) :], series, strict=True))
-    return Section(
-        key,
-        title,
+    return section(
         lead="How well style alone (length, markdown, tone, ...) tells which answer was chosen, in pairs that the "
         "probe has not seen. 0.5 is not at all, 1 is always.",
         legend=legend,
@@ -336,40 +316,25 @@ def style_leakage(audits: Mapping[str, Mapping[str, Any]], why_not: str, notes: 
     )
 
 
-def _leakage(part: Mapping[str, Any]) -> list[str]:
-    if part["auc"] is None:
-        return ["", "", part["note"] or ""]
-    low, high = part["interval"]
-    return [f"{part['auc']:.3f}", f"{low:.3f} to {high:.3f}", ""]
-
-
 def curation_flow(run: RunFolder | None, flow: Flow | None) -> Section:
     """Show the state of the pairs stage by stage."""
-    key, title = "flow", "Curation flow"
+    section = partial(Section, "flow", "Curation flow")
     if run is None or flow is None:
-        return Section(key, title, missing=NO_RUN if run is None else NOT_DECIDED)
+        return section(missing=NO_RUN if run is None else NOT_DECIDED)
     counts = flow.counts()
     shown = [index for index, state in enumerate(STATES) if state != "relabelled" or counts[:, index].any()]
     states = [STATES[index] for index in shown]
-    total, noise = max(1, len(flow.pair_id)), _noise(run)
+    dropped, noise = counts[:, STATES.index("dropped")] / max(1, len(flow.pair_id)), _noise(run)
     columns = ("after", *states, "in the set", *(("wrong labels",) if noise else ()))
     rows = [
-        [
-            step,
-            *(_count(row[index]) for index in shown),
-            f"{1 - row[STATES.index('dropped')] / total:.1%}",
-            *((noise.get(step, ""),) if noise else ()),
-        ]
-        for step, row in zip(flow.steps, counts, strict=True)
+        [step, *map(_count, row), f"{1 - share:.1%}", *([noise.get(step, "")] if noise else [])]
+        for step, row, share in zip(flow.steps, counts[:, shown], dropped, strict=True)
     ]
-    by_source = []
+    tables, by_source = [Table("Pairs after each stage", columns, rows)], []
     for source in dict.fromkeys(flow.source.tolist()):
         own = flow.states[-1][flow.source == source]
         by_source.append([source, _count(len(own)), *(_count((own == index).sum()) for index in shown)])
-    tables = [
-        Table("Pairs after each stage", columns, rows),
-        Table("At the end, by source", ("source", "pairs", *states), by_source),
-    ]
+    tables.append(Table("At the end, by source", ("source", "pairs", *states), by_source))
     reasons = [
         [name, reason, _count(number)]
         for name, stage in run.stages.items()
@@ -378,9 +343,7 @@ def curation_flow(run: RunFolder | None, flow: Flow | None) -> Section:
     if reasons:
         tables.append(Table("Why", ("stage", "reason", "pairs"), reasons, "llr", is_folded=True))
     marks = dict(zip(STATES, ("grey", "solid", "soft", "faint"), strict=True))
-    return Section(
-        key,
-        title,
+    return section(
         lead="Each stack is the whole pool: kept pairs stand as their source labels them, flipped ones the other way "
         "round; relabelled ones were brought back by judges, and dropped ones are left out for now. A later round may "
         "decide anew.",
@@ -393,13 +356,12 @@ def curation_flow(run: RunFolder | None, flow: Flow | None) -> Section:
 def _noise(run: RunFolder) -> dict[str, str]:
     """Return the share of wrong labels after each stage, where the truth is known."""
     shares: dict[str, str] = {}
-    for name, stage in run.stages.items():
-        counts = stage["counts"]
+    for name, counts in ((name, stage["counts"]) for name, stage in run.stages.items()):
         if "noise_after" in counts:
-            number, *parts = name.removeprefix("round-").split("/")
-            label = "-".join(part for part in parts if part != "decide")
+            number, _, step = name.removeprefix("round-").partition("/")
             shares.setdefault("source", f"{counts['noise_before']:.1%}")
-            shares[f"round {number}" + (f", {label}" if label else "")] = f"{counts['noise_after']:.1%}"
+            title = step_title({"round": number, "stage": step.replace("/", "-")})
+            shares[title] = f"{counts['noise_after']:.1%}"
     return shares
 
 
@@ -446,9 +408,9 @@ def scored_sets(run: RunFolder | None, evaluations: Sequence[Evaluation]) -> dic
 
 def reward_distributions(sets: Mapping[str, np.ndarray]) -> Section:
     """Show the rewards of chosen and of rejected answers."""
-    key, title = "rewards", "Rewards"
+    section = partial(Section, "rewards", "Rewards")
     if not sets:
-        return Section(key, title, missing=NOT_SCORED)
+        return section(missing=NOT_SCORED)
     figures, rows = [], []
     for number, (name, rewards) in enumerate(sets.items()):
         series = {"rejected": rewards[:, 1], "chosen": rewards[:, 0]}
@@ -456,9 +418,7 @@ def reward_distributions(sets: Mapping[str, np.ndarray]) -> Section:
         means = [f"{values.mean():+.2f} ± {values.std():.2f}" for values in rewards.T]
         rows.append([name, _count(len(rewards)), *means, f"{_accuracy(rewards):.4f}"])
     columns = ("rewards of", "pairs", "chosen", "rejected", "accuracy")
-    return Section(
-        key,
-        title,
+    return section(
         lead="How high the models score chosen and rejected answers. Only differences between answers to one prompt "
         "mean something.",
         legend=(("outline", "rejected"), ("filled", "chosen")),
@@ -469,59 +429,44 @@ def reward_distributions(sets: Mapping[str, np.ndarray]) -> Section:
 
 def calibration(sets: Mapping[str, np.ndarray]) -> Section:
     """Compare predicted win probabilities with observed shares."""
-    key, title = "calibration", "Calibration"
+    section = partial(Section, "calibration", "Calibration")
     fits = {name: calibrate(rewards[:, 0], rewards[:, 1]) for name, rewards in sets.items()}
     fits = {name: fit for name, fit in fits.items() if fit.count}
     if not fits:
-        return Section(key, title, missing=NOT_SCORED)
+        return section(missing=NOT_SCORED)
     summary = [[name, _count(fit.count), _count(fit.ties), f"{fit.error:.3f}"] for name, fit in fits.items()]
-    columns = ("rewards of", "pairs", "ties", "expected calibration error")
-    return Section(
-        key,
-        title,
+    columns: tuple[str, ...] = ("rewards of", "pairs", "ties", "expected calibration error")
+    tables = [Table("In short", columns, summary)]
+    columns = ("predicted from", "pairs", "mean predicted", "observed", "95 %, Wilson")
+    for name, fit in fits.items():
+        rows = []
+        for one in fit.bins:
+            means = [f"{one.predicted:.3f}", f"{one.observed:.3f}"]
+            rows.append([_span((one.low, one.high), ".2f"), _count(one.count), *means, _span(one.interval)])
+        tables.append(Table(f"Bins: {name}", columns, rows, is_folded=True))
+    return section(
         lead="Of pairs in which a model gives its favorite answer a win probability of p, which is the sigmoid of "
         "the difference of the rewards, a share of p should be labelled so. Points below the line: the model is "
         "surer than it should be.",
         legend=(("dot", "share of a bin, with its 95 % interval"), ("dashed", "as predicted")),
         figures=[reliability(f"calibration-{number}", *one) for number, one in enumerate(fits.items())],
-        tables=(Table("In short", columns, summary), *(_bins(name, fit) for name, fit in fits.items())),
+        tables=tables,
     )
-
-
-def _bins(name: str, fit: Calibration) -> Table:
-    rows = [
-        [
-            f"{one.low:.2f} to {one.high:.2f}",
-            _count(one.count),
-            f"{one.predicted:.3f}",
-            f"{one.observed:.3f}",
-            f"{one.interval.low:.3f} to {one.interval.high:.3f}",
-        ]
-        for one in fit.bins
-    ]
-    columns = ("predicted from", "pairs", "mean predicted", "observed", "95 %, Wilson")
-    return Table(f"Bins: {name}", columns, rows, is_folded=True)
 
 
 def benchmarks(evaluations: Sequence[Evaluation]) -> Section:
     """Tabulate benchmarks with intervals, beside published scores."""
-    key, title = "benchmarks", "Benchmarks"
+    section = partial(Section, "benchmarks", "Benchmarks")
     if not evaluations:
-        return Section(key, title, missing="no result of recipes/evaluate.py was given (`--evaluation`).")
+        return section(missing="no result of recipes/evaluate.py was given (`--evaluation`).")
     tables, notes = [], []
     for evaluation in evaluations:
         for result in evaluation.results:
             label = f" ({result['label']})" if result.get("label") else ""
-            rows = [
-                [
-                    name,
-                    _percent(value),
-                    *_intervals(result, name),
-                    _count(result["n"].get(name)),
-                    _count(result["ties"].get(name)),
-                ]
-                for name, value in result["metrics"].items()
-            ]
+            rows = []
+            for name, value in result["metrics"].items():
+                counts = [_count(result[key].get(name)) for key in ("n", "ties")]
+                rows.append([name, _percent(value), *_intervals(result, name), *counts])
             columns: tuple[str, ...] = ("metric", "%", "95 %, Wilson", "95 %, prompts drawn", "n", "ties")
             tables.append(Table(f"{result['title']}{label}: {evaluation.model}", columns, rows))
             published = [
@@ -538,7 +483,7 @@ def benchmarks(evaluations: Sequence[Evaluation]) -> Section:
             columns = ("model", "% of all pairs", "mean of benchmarks, %", "pairs")
             tables.append(Table("All of them as one", columns, [row]))
     lead = "Share of pairs in which the chosen answer has the higher reward; a tie is wrong."
-    return Section(key, title, lead=lead, tables=tables, notes=notes)
+    return section(lead=lead, tables=tables, notes=notes)
 
 
 def _intervals(result: dict[str, Any], metric: str) -> list[str]:
@@ -546,28 +491,28 @@ def _intervals(result: dict[str, Any], metric: str) -> list[str]:
     return ["" if ends is None else f"{_percent(ends[0])} to {_percent(ends[1])}" for ends in intervals]
 
 
-def _items(run: RunFolder | None, flow: Flow | None, most: int) -> dict[str, Any] | None:
-    if run is None or flow is None or run.ledger is None or run.pool is None or not most:
-        return None
+def _gallery(run: RunFolder | None, flow: Flow | None, most: int) -> tuple[Section, dict[str, Any] | None]:
+    """Return the section of the gallery, and the data of its script."""
+    section = partial(Section, "gallery", "Pairs")
+    if run is None or flow is None:
+        return section(missing=NO_RUN if run is None else NOT_DECIDED), None
+    if run.ledger is None or run.pool is None or not most:
+        return section(missing=f"{run.problem or 'no pairs were asked for (`--gallery 0`)'}."), None
     items = gallery_items(run.pool, run.ledger, flow, most=most, options=run.image_options())
     source_set = run.ledger.source_set
     # A browser keeps verdicts under the name of the report.
-    return {**items, "source_set": source_set, "report": f"{source_set} {len(run.ledger.rounds)}"}
-
-
-def _gallery(run: RunFolder | None, flow: Flow | None, items: dict[str, Any] | None) -> Section:
-    key, title = "gallery", "Pairs"
-    if run is None or flow is None:
-        return Section(key, title, missing=NO_RUN if run is None else NOT_DECIDED)
-    if items is None:
-        return Section(key, title, missing=f"{run.problem or 'no pairs were asked for (`--gallery 0`)'}.")
-    return Section(
-        key,
-        title,
-        lead="The strongest flips first. Say of each whether what became of it is right; then export the verdicts and "
-        "add them to the ledger, where a person's decision overrides all rounds:",
-        command=f"python recipes/report.py --run {shlex.quote(str(run.directory))} --corrections corrections.json",
+    items |= {"source_set": source_set, "report": f"{source_set} {len(run.ledger.rounds)}"}
+    lead = (
+        "The strongest flips first. Say of each whether what became of it is right; then export the verdicts and "
+        "add them to the ledger, where a person's decision overrides all rounds:"
     )
+    command = f"python recipes/report.py --run {shlex.quote(str(run.directory))} --corrections corrections.json"
+    return section(lead=lead, command=command), items
+
+
+def _span(ends: Sequence[float], digits: str = ".3f") -> str:
+    low, high = ends
+    return f"{low:{digits}} to {high:{digits}}"
 
 
 def _accuracy(rewards: np.ndarray) -> float:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -20,16 +19,15 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     PreTrainedModel,
-    ProcessorMixin,
 )
 
-from ..data.images import ImageOptions, load_image
+from ..data.images import ImageOptions
 from ..data.messages import FEATURES, Prompt, read_prompt, with_images
-from ..data.rows import RowError, check_row, row_name
+from ..data.rows import SIDES, RowError, check_row, row_name
 from ..models.modeling import load_processing_class
 from ..models.rendering import ProcessingClass, get_tokenizer, lacks_special_tokens, render_conversation
 from ..utils import digest_of, whole_weights
-from .scorer import RewardScorer
+from .scorer import RewardScorer, open_images
 from .shards import REWARD_COLUMNS, make_records, model_fingerprint, processor_settings
 
 
@@ -48,15 +46,11 @@ class Sampling:
     seed: int = 42
 
     def __post_init__(self) -> None:
-        allowed = {
-            "num_answers": (self.num_answers >= 1, "at least 1"),
-            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
-            "temperature": (self.temperature >= 0, "at least 0"),
-            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
-        }
-        for name, (is_fine, condition) in allowed.items():
-            if not is_fine:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be {condition}.")
+        for name, least in (("num_answers", 1), ("max_new_tokens", 1), ("temperature", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least {least}.")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"`top_p` is {self.top_p}; it must be above 0 and at most 1.")
 
 
 @dataclass(frozen=True)
@@ -105,24 +99,15 @@ class GapReport:
 
 
 def load_generator(
-    name_or_path: str,
-    *,
-    dtype: str | None = None,
-    attn_implementation: str | None = None,
-    trust_remote_code: bool = False,
+    name_or_path: str, *, dtype: str | None = None, trust_remote_code: bool = False, **kwargs: Any
 ) -> PreTrainedModel:
     """Load a vision-language or language model for generation onto this process's device."""
     config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
     is_vlm = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     auto_class = AutoModelForImageTextToText if is_vlm else AutoModelForCausalLM
+    kwargs |= {"dtype": dtype or "auto", "trust_remote_code": trust_remote_code, "use_safetensors": True}
     with whole_weights():
-        model = auto_class.from_pretrained(
-            name_or_path,
-            dtype=dtype or "auto",
-            attn_implementation=attn_implementation,
-            trust_remote_code=trust_remote_code,
-            use_safetensors=True,
-        )
+        model = auto_class.from_pretrained(name_or_path, **kwargs)
     return model.to(PartialState().device).eval()
 
 
@@ -150,13 +135,8 @@ def sample_answers(
     devices = [] if model.device.type == "cpu" else [model.device]
     with torch.random.fork_rng(devices, device_type=model.device.type if devices else "cuda"), torch.no_grad():
         torch.manual_seed(sampling.seed * 1_000_003 + prompts[0].row)
-        output = cast(Any, model).generate(
-            **inputs,
-            max_new_tokens=sampling.max_new_tokens,
-            eos_token_id=ends,
-            pad_token_id=tokenizer.pad_token_id,
-            **drawn,
-        )
+        drawn |= {"eos_token_id": ends, "pad_token_id": tokenizer.pad_token_id}
+        output = cast(Any, model).generate(**inputs, max_new_tokens=sampling.max_new_tokens, **drawn)
     new = output[:, inputs["input_ids"].shape[1] :]
     is_end = torch.isin(new, torch.tensor([ends] if isinstance(ends, int) else ends, device=new.device))
     texts = tokenizer.batch_decode(new, skip_special_tokens=True)
@@ -172,12 +152,7 @@ def _encode(prompts: Sequence[Prompt], processing_class: ProcessingClass, times:
     texts: list[str] = []
     images: list[list[Any]] = []
     for prompt in prompts:
-        try:
-            shown = [load_image(image, options) for image in prompt.images]
-        except RowError as error:
-            raise RowError(error.reason, f"{prompt.name}: {error}") from error
-        if shown and not isinstance(processing_class, ProcessorMixin):
-            raise ValueError(f"{prompt.name} has images, but the model reads text only; use a vision-language model.")
+        shown = open_images(prompt.images, options, processing_class, prompt.name)
         text = render_conversation(prompt.messages, shown, processing_class, add_generation_prompt=True)
         texts += [text] * times
         images += [shown] * times
@@ -215,6 +190,7 @@ def answer_and_score(how: Answering, rows: Dataset, output_dir: Path, *, source:
             answered.append({"answers": texts, "is_finished": [True] * len(texts)})
     else:
         answered = _sample(how, prompts, read, output_dir / "answers.jsonl")
+        release_memory()  # of the model that has answered
     rewards = _score(how, prompts, [one["answers"] for one in answered], read, output_dir / "rewards.jsonl")
     return [
         ScoredAnswers(prompt, one["answers"], one["is_finished"], some)
@@ -248,28 +224,23 @@ def _sample(
     # The draws of a batch are one stream, so that another batch size would give other answers.
     about = [name, stats, kwargs.get("dtype"), asdict(how.sampling), how.prompts_per_batch]
     keys = [digest_of([prompt.content, *about]) for prompt in prompts]
-    with _freed(loaded):
-        return make_records(path, keys, make, batch_size=how.prompts_per_batch, desc="Sampling answers")
+    return make_records(path, keys, make, batch_size=how.prompts_per_batch, desc="Sampling answers")
 
 
 def _score(
     how: Answering, prompts: Sequence[Prompt], answers: Sequence[list[str]], read: Callable[[int], Prompt], path: Path
 ) -> list[list[float | None]]:
-    @cache
-    def loaded() -> RewardScorer:
-        kwargs = how.reward_model_kwargs
-        return RewardScorer.from_pretrained(how.reward_model, image_options=how.image_options, **kwargs)
+    kwargs = how.reward_model_kwargs
+    scorer = RewardScorer.from_pretrained(how.reward_model, image_options=how.image_options, **kwargs)
 
     def make(batch: list[int]) -> list[dict[str, Any]]:
         some = [(read(row), answers[row]) for row in batch]
-        return [{"rewards": rewards} for rewards in _rewards(loaded(), some)]
+        return [{"rewards": rewards} for rewards in _rewards(scorer, some)]
 
-    with _freed(loaded):
-        scorer = loaded()
-        processor = processor_settings(scorer.collator.processing_class)
-        about = [model_fingerprint(scorer.model), processor, scorer.normalization]
-        keys = [digest_of([one.content, texts, *about]) for one, texts in zip(prompts, answers, strict=True)]
-        records = make_records(path, keys, make, batch_size=how.prompts_per_batch, desc="Scoring answers")
+    processor = processor_settings(scorer.collator.processing_class)
+    about = [model_fingerprint(scorer.model), processor, scorer.normalization]
+    keys = [digest_of([one.content, texts, *about]) for one, texts in zip(prompts, answers, strict=True)]
+    records = make_records(path, keys, make, batch_size=how.prompts_per_batch, desc="Scoring answers")
     return [record["rewards"] for record in records]
 
 
@@ -291,22 +262,11 @@ def _rewards(scorer: RewardScorer, some: Sequence[tuple[Prompt, list[str]]]) -> 
     return [[next(following) for _ in texts] for _, texts in some]
 
 
-@contextmanager
-def _freed(loaded: Any) -> Iterator[None]:
-    """Free the memory of a model that a cached function may have loaded."""
-    try:
-        yield
-    finally:
-        loaded.cache_clear()
-        release_memory()
-
-
 def gap_pairs(rewards: Sequence[float], *, min_gap: float, max_pairs: int | None) -> list[tuple[int, int]]:
     """Pair the indices of best and worst, second best and second worst, and so on, with a reward margin between."""
     order = sorted(range(len(rewards)), key=lambda index: -rewards[index])
     pairs = list(zip(order, reversed(order), strict=True))[: len(order) // 2]
-    wide = [(a, b) for a, b in pairs if rewards[a] - rewards[b] >= min_gap and rewards[a] > rewards[b]]
-    return wide[:max_pairs]
+    return [(a, b) for a, b in pairs if rewards[a] - rewards[b] >= min_gap and rewards[a] > rewards[b]][:max_pairs]
 
 
 def build_gap_pairs(
@@ -364,14 +324,11 @@ def _usable(one: ScoredAnswers, drop_unfinished: bool, left_out: Counter[str]) -
 
 def _row(one: ScoredAnswers, better: int, worse: int, source: str) -> dict[str, Any]:
     prompt = one.prompt
-    chosen, rejected = (
-        [{"role": "assistant", "content": [{"type": "text", "text": one.answers[index]}]}] for index in (better, worse)
-    )
+    texts = [[{"type": "text", "text": one.answers[index]}] for index in (better, worse)]
     rewards = [cast(float, one.rewards[index]) for index in (better, worse)]
     return {
         "prompt": prompt.messages,
-        "chosen": chosen,
-        "rejected": rejected,
+        **{side: [{"role": "assistant", "content": text}] for side, text in zip(SIDES, texts, strict=True)},
         **dict(zip(REWARD_COLUMNS, rewards, strict=True)),
         "strength": rewards[0] - rewards[1],
         "pair_id": f"{source}-{prompt.row:06d}-{better}-{worse}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,12 @@ from accelerate import PartialState
 from accelerate.utils import send_to_device
 from datasets import Dataset
 from torch import nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, ProcessorMixin
 
 from ..data.images import ImageOptions, load_image, with_image_root
 from ..data.rows import RowError, check_row
+from ..models import rendering
 from ..models.modeling import load_processing_class, load_reward_model, read_last_real_token, set_pixel_limits
-from ..models.rendering import (
-    ProcessingClass,
-    Rendered,
-    encode_completions,
-    get_tokenizer,
-    join_images,
-    lacks_special_tokens,
-    render_conversation,
-)
 from ..models.shared_prefix import common_prefix_length, decide_share_prefix, pack_completions
 from ..training.collator import MultimodalPreferenceCollator
 from ..training.pair_scoring import evaluating, score_pairs
@@ -48,9 +40,7 @@ class RankedResponse:
 
 class RewardScorer:
     """
-    A trained reward model with its processor.
-
-    Answers to a prompt share it and its images, in one row where the family supports that.
+    A trained reward model with its processor. Answers to a prompt share it, in one row where the family supports that.
 
     Example:
 
@@ -68,30 +58,25 @@ class RewardScorer:
             Its processor, or the tokenizer of a text model.
         batch_tokens (`int`, *optional*, defaults to `16384`):
             Most tokens of a batch, images and padding included. A longer row has a batch to itself.
-        image_root (`str` or `os.PathLike`, *optional*):
-            Folder that relative image paths start from and that no path may leave, as in
+        image_root, image_options (*optional*):
+            Folder that no relative path may leave, and where else images may come from, as in
             [`~trl_dt2it.data.ImageOptions`].
-        image_options ([`~trl_dt2it.data.ImageOptions`], *optional*):
-            Where else images may come from, and their largest size.
         share_prefix (`str`, *optional*, defaults to `"auto"`):
-            Whether answers share their prompt in one row: `"auto"` where the family supports it, `"true"` or
-            `"false"`.
+            `"true"`, `"false"`, or `"auto"` to share prompts where the family supports it.
         normalize (`bool`, *optional*, defaults to `False`):
-            Whether to standardize rewards by `reward_mean` and `reward_std` of the model's configuration, which were
-            measured on the training set.
+            Whether to standardize rewards by `reward_mean` and `reward_std` of the model's configuration.
         num_workers (`int`, *optional*, defaults to `0`):
-            Worker processes of each process that count tokens and decode images of whole data sets, in
-            [`~RewardScorer.score_pairs`] and what is built on it, while the model computes.
+            Worker processes, for each process, that read the rows of whole data sets while the model computes.
 
     Raises:
-        `ValueError`: if the model has more than one label or weights that DeepSpeed ZeRO-3 has partitioned, if
-            `num_workers` is negative, or with `normalize` if mean and standard deviation are missing.
+        `ValueError`: if the model has more than one label or weights that DeepSpeed ZeRO-3 has partitioned, or with
+            `normalize` if mean and standard deviation are missing.
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
-        processing_class: ProcessingClass,
+        processing_class: rendering.ProcessingClass,
         *,
         batch_tokens: int = 16384,
         image_root: str | os.PathLike | None = None,
@@ -106,8 +91,8 @@ class RewardScorer:
         # DeepSpeed gives a parameter that it partitions the attribute `ds_id`, and leaves it empty.
         if any(hasattr(parameter, "ds_id") and parameter.numel() == 0 for parameter in model.parameters()):
             raise ValueError(
-                f"DeepSpeed ZeRO-3 has partitioned the weights of this {type(model).__name__}, so that no process has "
-                "all of them; use `RewardScorer.from_pretrained`, which loads the saved model whole on each process."
+                f"DeepSpeed ZeRO-3 has partitioned the weights of this {type(model).__name__}; use "
+                "`RewardScorer.from_pretrained`, which loads the saved model whole on each process."
             )
         if num_workers < 0:
             raise ValueError(f"`num_workers` is {num_workers}; it must be at least 0.")
@@ -123,8 +108,8 @@ class RewardScorer:
         std: Any = getattr(model.config, "reward_std", None)
         if normalize and (mean is None or not std or std < 0):
             raise ValueError(
-                "`normalize=True` needs `reward_mean` and a positive `reward_std` in the model's configuration, and "
-                f"they are {mean} and {std}; write them there, or take the rewards as they are."
+                f"`normalize=True` needs `reward_mean` and a positive `reward_std` in the model's configuration, not "
+                f"{mean} and {std}; write them there, or take the rewards as they are."
             )
         # Subtracted from every reward, and what the difference is divided by.
         self.normalization = [float(mean), float(std)] if normalize else [0.0, 1.0]
@@ -149,32 +134,20 @@ class RewardScorer:
         **model_kwargs: Any,
     ) -> RewardScorer:
         """
-        Load a reward model and its processor.
-
-        Each process loads the whole model, also while a policy trains with DeepSpeed ZeRO-3 or FSDP, so that none
-        waits for another to load or to score.
+        Load a reward model and its processor. Each process loads the whole model, without waiting for another, also
+        while a policy trains with DeepSpeed ZeRO-3 or FSDP.
 
         Args:
             path (`str` or `os.PathLike`):
                 Hub id or directory of a reward model, or of an adapter that was trained as one.
             device (`str` or `torch.device`, *optional*):
                 By default the process's own accelerator, or the CPU without one.
-            dtype (`str` or `torch.dtype`, *optional*):
-                Dtype of the weights; by default the checkpoint's.
+            dtype, revision, trust_remote_code, model_kwargs:
+                As in [`load_reward_model`]; by default, the dtype is the checkpoint's.
             min_pixels, max_pixels (`int`, *optional*):
                 Smallest and largest number of pixels of an image; by default those saved in training.
             batch_tokens, image_root, image_options, share_prefix, normalize, num_workers:
                 As in [`RewardScorer`].
-            revision (`str`, *optional*):
-                Branch, tag or commit on the Hub.
-            trust_remote_code (`bool`, *optional*, defaults to `False`):
-                Whether code that ships with the checkpoint may run.
-            model_kwargs:
-                Passed on to [`load_reward_model`], such as `attn_implementation`, `device_map` or
-                `quantization_config`.
-
-        Returns:
-            [`RewardScorer`]
 
         Raises:
             `ValueError`: if the checkpoint has no trained head, or as in [`load_reward_model`].
@@ -188,7 +161,7 @@ class RewardScorer:
         if not {"device_map", "quantization_config"} & set(model_kwargs):
             model = model.to(device or PartialState().device)  # type: ignore[arg-type]  # a string will do
         for config in (model.config.get_text_config(), model.config):
-            config.pad_token_id = get_tokenizer(processing_class).pad_token_id
+            config.pad_token_id = rendering.get_tokenizer(processing_class).pad_token_id
         return cls(
             model,
             processing_class,
@@ -205,13 +178,13 @@ class RewardScorer:
 
         Args:
             prompt (`str`, `list[dict]`, or a list of either):
-                Text of a user's message, or messages; a list of B of them for B prompts. Image blocks may hold their
-                image under `image`. Without a chat template, texts are joined with the answers as they are.
+                Text of a user's message, or messages, whose image blocks may hold their image under `image`; for B
+                prompts, a list of B. Without a chat template, a text is joined with its answers as it is.
             responses (`list`):
                 Answers: texts, or lists of messages. For B prompts, B such lists.
             images (`list`, *optional*):
-                Images of the prompt: PIL images, bytes, paths, URLs on allowed hosts. For B prompts, B such lists or
-                `None`. They precede a prompt that is text.
+                PIL images, bytes, paths, or URLs on allowed hosts; they precede a prompt that is text. For B prompts,
+                B such lists or `None`.
 
         Returns:
             `list[float]`: a reward for each answer; for B prompts, a list of B such lists.
@@ -225,32 +198,23 @@ class RewardScorer:
             return self._score([self._candidates(prompt, responses, images)])[0]
         images = [None] * len(prompt) if images is None else images
         if not len(prompt) == len(responses) == len(images):
-            raise ValueError(
-                f"There are {len(prompt)} prompts, {len(responses)} lists of responses and {len(images)} of images; "
-                "pass as many of each."
-            )
+            counts = f"{len(prompt)} prompts, {len(responses)} lists of responses and {len(images)} of images"
+            raise ValueError(f"There are {counts}; pass as many of each.")
         given = zip(prompt, responses, images, strict=True)
         return self._score([self._candidates(*one, name=f"prompt {index}") for index, one in enumerate(given)])
 
     def rank(self, prompt: Any, responses: Sequence[Any], images: Any = None) -> Any:
         """
-        Sort answers by reward, best first; ties keep their order. Arguments as in [`score`].
-
-        Returns:
-            `list[RankedResponse]`: with `index`, `reward` and `response`; for B prompts, a list of B such lists.
+        Sort answers by reward, best first, into `list[RankedResponse]`; ties keep their order. Arguments as in
+        [`score`]; for B prompts, a list of B such lists.
         """
         rewards = self.score(prompt, responses, images)
         return _ranked(rewards, responses) if _is_one(prompt) else list(map(_ranked, rewards, responses))
 
     def best_of_n(self, prompt: Any, responses: Sequence[Any], images: Any = None) -> Any:
         """
-        Pick the answer with the highest reward, the first in a tie. Arguments as in [`score`].
-
-        Returns:
-            [`RankedResponse`]: with `index`, `reward` and `response`; for B prompts, a list of B of them.
-
-        Raises:
-            `ValueError`: if there is no answer.
+        Pick the answer with the highest reward, the first in a tie, as [`RankedResponse`]. Arguments as in [`score`];
+        for B prompts, a list of B.
         """
         ranked = self.rank(prompt, responses, images)
         if not all([ranked] if _is_one(prompt) else ranked):
@@ -268,14 +232,11 @@ class RewardScorer:
                 Preference rows, as [`MultimodalRewardTrainer`] takes them, images and videos included.
             num_workers (`int`, *optional*):
                 Overrides the scorer's `num_workers`.
-            desc (`str`, *optional*, defaults to `"Scoring"`):
-                Title of the progress bar.
-            show_progress (`bool`, *optional*, defaults to `True`):
-                Whether to show a progress bar.
+            desc, show_progress (*optional*):
+                Title of the progress bar, and whether to show it.
 
         Returns:
-            `np.ndarray` of shape `(n, 2)` and dtype `float32`: rewards of chosen and rejected in the order of the
-            rows, the same on every process.
+            `np.ndarray` of shape `(n, 2)`, float32: rewards of chosen and rejected, the same on every process.
 
         Raises:
             [`~trl_dt2it.data.rows.RowError`]: if a row cannot be used, on every process; the message names it.
@@ -296,8 +257,7 @@ class RewardScorer:
         self, dataset: Dataset, output_dir: str | os.PathLike | None = None, *, rows_per_shard: int = 512
     ) -> Dataset:
         """
-        Add the rewards of its pairs to a data set. Under `accelerate launch` all processes must call it, and share
-        the work.
+        Add the rewards of its pairs to a data set; all processes must call it, as [`score_pairs`].
 
         Args:
             dataset (`Dataset`):
@@ -308,22 +268,21 @@ class RewardScorer:
                 Pairs of a file: the most that a kill can cost.
 
         Returns:
-            `Dataset`: with the columns `chosen_reward` and `rejected_reward`, of type float32.
+            `Dataset`: with the columns `chosen_reward` and `rejected_reward`, float32.
 
         Raises:
             `ValueError`: if the columns exist, or if the folder holds rewards of other rows or of another model.
         """
+        folder = None if output_dir is None else Path(output_dir)
         settings: dict[str, Any] = {}
-        if output_dir is not None:
-            settings = {
-                "model": model_fingerprint(self.model),
-                "processor": processor_settings(self.collator.processing_class),
-                "normalize": self.normalization,
-            }
+        if folder is not None:
+            settings["model"] = model_fingerprint(self.model)
+            settings["processor"] = processor_settings(self.collator.processing_class)
+            settings["normalize"] = self.normalization
         return add_rewards(
             dataset,
             lambda rows, desc: self.score_pairs(rows, desc=desc),
-            output_dir=None if output_dir is None else Path(output_dir),
+            output_dir=folder,
             settings=settings,
             rows_per_shard=rows_per_shard,
         )
@@ -338,18 +297,16 @@ class RewardScorer:
             name (`str`, *optional*):
                 Its name in the logs; by default that of the model.
             invalid_reward (`float`, *optional*):
-                Reward of a completion that cannot be scored because it spells a special token of the reward model.
-                `None` drops it from GRPO's group; RLOO counts it as 0.
+                Reward of a completion that spells a special token of the reward model. `None` drops it from GRPO's
+                group; RLOO counts it as 0.
 
         Returns:
-            `Callable`: takes `prompts`, `completions` and, among the columns of the data set, `images` or `image`, and
-            returns a list of rewards. Consecutive completions of equal prompts share the prompt.
+            `Callable`: takes `prompts`, `completions` and the column `images` or `image`, and returns a list of
+            rewards. Consecutive completions of equal prompts share the prompt.
         """
 
         def reward_func(prompts: list[Any], completions: list[Any], **kwargs: Any) -> list[float | None]:
-            images = kwargs.get("images")
-            if images is None and kwargs.get("image") is not None:
-                images = [None if image is None else [image] for image in kwargs["image"]]
+            images = next((kwargs[key] for key in ("images", "image") if kwargs.get(key) is not None), None)
             groups: list[Candidates] = []
             members: list[list[int]] = []
             for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
@@ -382,10 +339,8 @@ class RewardScorer:
 
     def _check(self, candidates: Candidates, index: int | None) -> None:
         """Check everything about a prompt but its images, or with an index one of its answers, which may be empty."""
-        if index is None:
-            response: Any = "" if isinstance(candidates.prompt, str) else [{"role": "assistant"}]
-        else:
-            response = candidates.responses[index]
+        empty: Any = "" if isinstance(candidates.prompt, str) else [{"role": "assistant"}]
+        response = empty if index is None else candidates.responses[index]
         try:
             if not isinstance(response, str) and not (response and all(isinstance(one, Mapping) for one in response)):
                 problem = "`chosen` is neither a string nor a list of messages; pass one of them."
@@ -395,7 +350,7 @@ class RewardScorer:
             row = {"prompt": candidates.prompt, "images": candidates.images, **sides}
             check_row(row, special_tokens=self.collator.special_tokens)
         except RowError as error:
-            raise _named(error, candidates.where(index)) from error
+            raise _named(error, candidates.name if index is None else candidates.where(index)) from error
 
     def _score(self, groups: list[Candidates]) -> list[list[float]]:
         mean, std = self.normalization
@@ -421,13 +376,13 @@ class Candidates:
     images: list[Any]  # as `load_image` takes them
     name: str  # for errors, such as `"prompt 3"`
 
-    def where(self, index: int | None) -> str:
-        """Name an answer, or without an index the prompt, for an error."""
-        return ", ".join(filter(None, [self.name, "" if index is None else f"response {index}"]))
+    def where(self, index: int) -> str:
+        """Name an answer, for an error."""
+        return ", ".join(filter(None, [self.name, f"response {index}"]))
 
 
 def as_candidates(
-    prompt: Any, responses: Sequence[Any], images: Any, processing_class: ProcessingClass, name: str
+    prompt: Any, responses: Sequence[Any], images: Any, processing_class: rendering.ProcessingClass, name: str
 ) -> Candidates:
     """Bring a prompt and its answers to one form."""
     if isinstance(responses, (str, Mapping)):
@@ -436,7 +391,8 @@ def as_candidates(
     if images is not None:
         images = list(images) if isinstance(images, (list, tuple)) else [images]
     if isinstance(prompt, str):
-        template = getattr(processing_class, "chat_template", None) or get_tokenizer(processing_class).chat_template
+        tokenizer = rendering.get_tokenizer(processing_class)
+        template = getattr(processing_class, "chat_template", None) or tokenizer.chat_template
         if template is None and all(isinstance(answer, str) for answer in answers):
             return Candidates(prompt, answers, images or [], name)
         prompt = [{"role": "user", "content": prompt}]
@@ -496,11 +452,8 @@ def score_candidates(
 ) -> list[list[float]]:
     """Score the candidates of several prompts."""
     rewards = [[0.0] * len(group.responses) for group in groups]
-    pieces = (
-        piece
-        for index, group in enumerate(groups)
-        if group.responses
-        for piece in _encode(index, group, collator, batch_tokens)
+    pieces = chain.from_iterable(
+        _encode(index, group, collator, batch_tokens) for index, group in enumerate(groups) if group.responses
     )
     device = next(model.parameters()).device
     with torch.no_grad(), evaluating(model):
@@ -508,9 +461,7 @@ def score_candidates(
             for inputs, scored in _layouts(batch, collator):
                 logits = model(**send_to_device(inputs, device), use_cache=False).logits
                 if logits.shape != (len(scored), 1):
-                    raise ValueError(
-                        f"The model gave logits of shape {tuple(logits.shape)} for {len(scored)} answers."
-                    )
+                    raise ValueError(f"The logits are of shape {tuple(logits.shape)} for {len(scored)} answers.")
                 for (group, members), reward in zip(scored, logits[:, 0].float().tolist(), strict=True):
                     if not abs(reward) < float("inf"):
                         where = groups[group].where(members[0])
@@ -520,22 +471,29 @@ def score_candidates(
     return rewards
 
 
-def _render(candidates: Candidates, collator: MultimodalPreferenceCollator) -> Rendered:
-    processing_class = collator.processing_class
-    try:
-        images = [load_image(image, collator.image_options) for image in candidates.images]
-    except RowError as error:
-        raise _named(error, candidates.name) from error
+def open_images(
+    images: Sequence[Any], options: ImageOptions, processing_class: rendering.ProcessingClass, name: str
+) -> list:
+    """Load the images of a prompt, which a text model refuses."""
     if images and not isinstance(processing_class, ProcessorMixin):
-        raise ValueError("The prompt has images, but the model reads text only; use a vision-language model.")
+        about = f"{name or 'The prompt'} has images, but the model reads text only"
+        raise ValueError(f"{about}; use a vision-language model.")
+    try:
+        return [load_image(image, options) for image in images]
+    except RowError as error:
+        raise _named(error, name) from error
+
+
+def _render(candidates: Candidates, collator: MultimodalPreferenceCollator) -> rendering.Rendered:
+    processing_class = collator.processing_class
+    images = open_images(candidates.images, collator.image_options, processing_class, candidates.name)
     if isinstance(candidates.prompt, str):  # as plain rows are in training
-        eos = get_tokenizer(processing_class).eos_token or ""
+        eos = rendering.get_tokenizer(processing_class).eos_token or ""
         texts = [candidates.prompt + answer.removesuffix(eos) + eos for answer in candidates.responses]
-        return Rendered(texts, images, add_special_tokens=True)
-    texts = [
-        render_conversation([*candidates.prompt, *answer], images, processing_class) for answer in candidates.responses
-    ]
-    return Rendered(texts, images, lacks_special_tokens(texts[0], processing_class))
+        return rendering.Rendered(texts, images, add_special_tokens=True)
+    messages = ([*candidates.prompt, *answer] for answer in candidates.responses)
+    texts = [rendering.render_conversation(one, images, processing_class) for one in messages]
+    return rendering.Rendered(texts, images, rendering.lacks_special_tokens(texts[0], processing_class))
 
 
 def _encode(
@@ -548,7 +506,7 @@ def _encode(
     for index, text in enumerate(rendered.texts):
         equal.setdefault(text, []).append(index)
     rendered.texts, members = list(equal), list(equal.values())
-    encoded, images = encode_completions([rendered], collator.processing_class)
+    encoded, images = rendering.encode_completions([rendered], collator.processing_class)
     tokens = [answer[0] for answer in encoded]
     ids = [answer["input_ids"] for answer in tokens]
     lengths = list(map(len, ids))
@@ -573,12 +531,12 @@ def _batches(pieces: Iterable[_Piece], batch_tokens: int, share_prefix: bool) ->
             fits = sum(one.size for one in several) <= batch_tokens
         else:
             longest = max(len(tokens["input_ids"]) for one in several for tokens in one.tokens)
-            fits = sum(len(one.tokens) for one in several) * longest <= batch_tokens
-            fits = fits and len(piece.tokens) == len(several[0].tokens)
+            size = sum(len(one.tokens) for one in several) * longest
+            fits = size <= batch_tokens and len(piece.tokens) == len(several[0].tokens)
         if batch and not fits:
             yield batch
-            several = [piece]
-        batch = several
+            batch = []
+        batch.append(piece)
     if batch:
         yield batch
 
@@ -587,35 +545,23 @@ def _layouts(
     batch: list[_Piece], collator: MultimodalPreferenceCollator
 ) -> Iterator[tuple[dict[str, Any], list[tuple[int, list[int]]]]]:
     """Lay a batch out as inputs of the model, with the group and the members that each of its rewards is of."""
-    images = join_images([piece.images for piece in batch])
+    images = rendering.join_images([piece.images for piece in batch])
+    packed: dict[str, Any] | None = None
     if collator.share_prefix:
         packed = pack_completions([piece.tokens for piece in batch], collator.image_token_ids)
-        if packed is not None:
-            most = packed["pair_layout"].shape[1] - 1
-            # A prompt with fewer candidates than others has the last columns.
-            scored = [
-                (piece.group, piece.members[index])
-                for column in range(most)
-                for piece in batch
-                if (index := column - most + len(piece.members)) >= 0
-            ]
-            yield {**packed, **images}, scored
-            return
-        if len(batch) > 1:
+        if packed is None and len(batch) > 1:
             for piece in batch:
                 yield from _layouts([piece], collator)
             return
-    count = len(batch[0].tokens)
-    scored = [(piece.group, piece.members[index]) for index in range(count) for piece in batch]
-    inputs = _pad([piece.tokens[index] for index in range(count) for piece in batch], collator)
-    yield {**inputs, **images, **({"image_repeats": count} if images and count > 1 else {})}, scored
-
-
-def _pad(rows: list[dict[str, torch.Tensor]], collator: MultimodalPreferenceCollator) -> dict[str, torch.Tensor]:
-    pad_id = get_tokenizer(collator.processing_class).pad_token_id
-    padded = {"attention_mask": pad_sequence([torch.ones_like(row["input_ids"]) for row in rows], batch_first=True)}
-    for key in sorted({key for row in rows for key in row}):
-        vectors = [row.get(key, torch.zeros_like(row["input_ids"])) for row in rows]
-        value = (pad_id or 0) if key == "input_ids" else 0
-        padded[key] = pad_sequence(vectors, batch_first=True, padding_value=value)
-    return padded
+    count = len(batch[0].tokens) if packed is None else packed["pair_layout"].shape[1] - 1
+    # A packed prompt with fewer candidates than others has the last columns.
+    order = [
+        (piece, index)
+        for column in range(count)
+        for piece in batch
+        if (index := column - count + len(piece.members)) >= 0
+    ]
+    if packed is None:
+        packed = collator._pad([piece.tokens[index] for piece, index in order])
+        packed |= {"image_repeats": count} if images and count > 1 else {}
+    yield {**packed, **images}, [(piece.group, piece.members[index]) for piece, index in order]

@@ -19,21 +19,9 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import ProcessorMixin
 
+from .. import utils
 from ..data.contents import pair_ids, source_fingerprint
 from ..models.rendering import ProcessingClass
-from ..utils import (
-    check_shared_folder,
-    digest,
-    digest_of,
-    main_process_first,
-    move_aside,
-    on_main_process,
-    raise_together,
-    read_json,
-    wait_for_everyone,
-    whole_file,
-    write_json,
-)
 
 
 REWARD_COLUMNS = ("chosen_reward", "rejected_reward")
@@ -45,25 +33,23 @@ def claim(mark: Path, digest: str, settings: Mapping[str, Any] | None = None, fi
     """Claim the folder of a mark for parts with a digest. Parts of another digest are refused if the mark has
     settings, else moved aside to the path returned; `files` without a mark are refused.
     """
-    folder, known = mark.parent, read_json(mark)
+    folder, known = mark.parent, utils.read_json(mark)
     if known is not None and known["digest"] == digest:
         return None
     if known is not None and settings is not None:
-        other = [name for name, value in settings.items() if known["settings"].get(name) != value]
-        raise ValueError(
-            f"{folder} holds rewards with another {', '.join(other)}; give another `output_dir`, or delete it."
-        )
-    aside = None if known is None else move_aside(folder)
+        other = ", ".join(name for name, value in settings.items() if known["settings"].get(name) != value)
+        raise ValueError(f"{folder} holds rewards with another {other}; give another `output_dir`, or delete it.")
+    aside = None if known is None else utils.move_aside(folder)
     if any(file.suffix != ".part" for file in folder.glob(files)):
         raise ValueError(f"{folder} holds files that are not of this run; move them, or take another output_dir.")
     about = {"digest": digest} if settings is None else {"digest": digest, "settings": settings}
-    write_json(mark, about, indent=None if settings is None else 2)
+    utils.write_json(mark, about, indent=None if settings is None else 2)
     return aside
 
 
 def record_of(path: Path, digest: str) -> dict[str, Any] | None:
     """Read a mark, or the record of a finished part; `None` if it is missing or of another digest."""
-    record = read_json(path)
+    record = utils.read_json(path)
     return record if record is not None and record["digest"] == digest else None
 
 
@@ -83,16 +69,16 @@ def add_rewards(
     if output_dir is None or len(dataset) == 0:
         rewards = score(dataset, "Scoring")
     else:
-        check_shared_folder(output_dir)
+        utils.check_shared_folder(output_dir)
         names = pair_ids(dataset)
         # A `pair_id` stays the same when a row is corrected; the names of rows without one are made of their content.
         contents = pair_ids(dataset.remove_columns("pair_id")) if "pair_id" in dataset.column_names else names
         about = {"rows": source_fingerprint(contents), "rows_per_shard": rows_per_shard, **settings}
-        mark, digest = output_dir / "scoring.json", digest_of(about)
-        on_main_process(lambda: claim(mark, digest, about, "scores-*.parquet"))
+        mark, digest = output_dir / "scoring.json", utils.digest_of(about)
+        utils.on_main_process(lambda: claim(mark, digest, about, "scores-*.parquet"))
         score_in_shards(output_dir, dataset, score, pair_ids=names, rows_per_shard=rows_per_shard)
         rewards = gather_scores([[output_dir]], len(dataset))[:, :, 0]
-    with main_process_first():  # where rows were selected, `datasets` writes them anew
+    with utils.main_process_first():  # where rows were selected, `datasets` writes them anew
         for name, column in zip(REWARD_COLUMNS, rewards.T, strict=True):
             dataset = dataset.add_column(name, pa.array(np.ascontiguousarray(column, dtype=np.float32)))
     return dataset
@@ -116,21 +102,20 @@ def score_in_shards(
     count = -(-len(rows) // rows_per_shard)
     files = [folder / f"scores-{number:05d}-of-{count:05d}.parquet" for number in range(count)]
 
+    def missing() -> list[int]:
+        return [number for number, file in enumerate(files) if not file.is_file()]
+
     def write(file: Path, some: np.ndarray, rewards: np.ndarray) -> None:
         columns = [pa.array(some), pair_ids.take(pa.array(some)), *map(pa.array, rewards.T.astype(np.float32))]
-        with whole_file(file) as part:
+        with utils.whole_file(file) as part:
             pq.write_table(pa.table(columns, schema=_SCHEMA), part)
 
-    part, parts = shard
-    is_missing = on_main_process(lambda: [not file.is_file() for file in files])
-    for number in np.flatnonzero(is_missing):
-        if number % parts == part:
+    for number in utils.on_main_process(missing):
+        if number % shard[1] == shard[0]:
             some = rows[number * rows_per_shard : (number + 1) * rows_per_shard]
             rewards = score(dataset.select(some), f"Scoring, {number + 1} of {count}")
-            on_main_process(partial(write, files[number], some, rewards))
-    if on_main_process(lambda: any(not file.is_file() for file in files)):
-        return None
-    return {"pairs": len(rows), "files": count}
+            utils.on_main_process(partial(write, files[number], some, rewards))
+    return None if utils.on_main_process(missing) else {"pairs": len(rows), "files": count}
 
 
 def read_scores(folder: Path) -> pa.Table:
@@ -162,9 +147,9 @@ def make_records(
     `answers.jsonl.0`, ... until `answers.jsonl` is complete.
     """
     state = PartialState()
-    check_shared_folder(path.parent)
+    utils.check_shared_folder(path.parent)
     known = _read_records(path, keys)
-    wait_for_everyone()  # before anybody writes what another would read as known
+    utils.wait_for_everyone()  # before anybody writes what another would read as known
     batches = [list(range(first, min(first + batch_size, len(keys)))) for first in range(0, len(keys), batch_size)]
     missing = [batch for batch in batches if not all(row in known for row in batch)]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -185,42 +170,40 @@ def make_records(
                 with own.open("a", encoding="utf-8") as file:
                     file.writelines(lines)
             bar.update(sum(row not in known for row in batch))
-    raise_together(failure)
+    utils.raise_together(failure)
     known = _read_records(path, keys)
     records = [known[row] for row in range(len(keys))]
-    wait_for_everyone()
+    utils.wait_for_everyone()
 
     def join() -> None:
-        parts = _record_files(path)[1:]
+        parts = _parts(path)
         if parts or not path.is_file():
-            with whole_file(path) as part:
+            with utils.whole_file(path) as part:
                 part.write_text("".join(map(_line, records)), encoding="utf-8")
             for one in parts:
                 one.unlink()
 
-    on_main_process(join)
+    utils.on_main_process(join)
     return records
 
 
-def _record_files(path: Path) -> list[Path]:
-    """List the file of all records, and those of single processes that exist."""
-    return [path, *sorted(path.parent.glob(f"{path.name}.[0-9]*"))]
+def _parts(path: Path) -> list[Path]:
+    """List the files of records of single processes."""
+    return sorted(path.parent.glob(f"{path.name}.[0-9]*"))
 
 
 def _read_records(path: Path, keys: Sequence[str]) -> dict[int, dict[str, Any]]:
     """Read records by row, without a last line that a kill has torn."""
     known: dict[int, dict[str, Any]] = {}
-    for file in filter(Path.is_file, _record_files(path)):
+    for file in filter(Path.is_file, [path, *_parts(path)]):
         for line in file.read_bytes().splitlines(keepends=True):
             if not line.endswith(b"\n"):
                 continue
             record = json.loads(line)
             row = record["row"]
             if row >= len(keys) or record["key"] != keys[row]:
-                raise ValueError(
-                    f"{file} holds a record of row {row} with other content or settings; give another `output_dir`, "
-                    "or delete the file."
-                )
+                about = f"{file} holds a record of row {row} with other content or settings"
+                raise ValueError(f"{about}; give another `output_dir`, or delete the file.")
             known[row] = record
     return known
 
@@ -241,7 +224,7 @@ def model_fingerprint(model: nn.Module, per_tensor: int = 64) -> str:
             some = torch.arange(number) * (tensor.numel() - 1) // max(1, number - 1)
             values = tensor.detach().flatten()[some.to(tensor.device)]
             parts.append(values.to("cpu", torch.float64).numpy().tobytes())
-    return digest(parts)
+    return utils.digest(parts)
 
 
 def processor_settings(processing_class: ProcessingClass) -> dict[str, Any]:
