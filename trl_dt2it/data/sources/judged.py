@@ -318,7 +318,7 @@ _CLAIM = re.compile(
 
 _DENIAL = re.compile(r"\b(?:no|not|never|neither|hardly|barely|nowhere)\b|n.t\b", re.IGNORECASE)
 
-_LEAD = r"(?:(?:(?:final )?(?:verdict|judge?ment)|(?:in )?conclusion|overall|therefore|thus|hence)[,:]? )?"
+_LEAD = r"(?:(?:(?:final )?(?:verdict|judgement|judgment)|(?:in )?conclusion|overall|therefore|thus|hence)[,:]? )?"
 _REASON = r"(?: overall)?(?:[.!]?$|,? (?:because|since)\b)"
 
 # A whole sentence, so that nothing turns it round: no "if", no "not", no praise for one thing only.
