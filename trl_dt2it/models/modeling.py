@@ -623,7 +623,8 @@ def set_pixel_limits(
     image_processor = processing_class.image_processor if isinstance(processing_class, ProcessorMixin) else None
     if image_processor is None or set(type(image_processor).size or ()) != {"shortest_edge", "longest_edge"}:
         name = type(processing_class).__name__
-        raise ValueError(f"`min_pixels` and `max_pixels` have no effect on {name}; leave them out.")
+        reason = "which has no pixel limits; leave them out"
+        raise ValueError(f"`min_pixels` and `max_pixels` have no effect on {name}, {reason}.")
     current = image_processor.size
     image_processor.size = type(current)(
         shortest_edge=current["shortest_edge"] if min_pixels is None else min_pixels,
