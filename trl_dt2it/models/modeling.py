@@ -405,7 +405,9 @@ def _load_adapter(
         shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}
     saves_head = "score" in (peft_config.modules_to_save or [])
     if saves_head and not any(map(is_head, shapes)):
-        raise ValueError(f"The adapter {name_or_path} has no `score` head among its weights; rewards would be random.")
+        raise ValueError(
+            f"The adapter {name_or_path} has no `score` head among its weights; its rewards would be random."
+        )
     base = load_reward_model(
         peft_config.base_model_name_or_path,
         revision=peft_config.revision,
@@ -623,7 +625,9 @@ def set_pixel_limits(
     image_processor = processing_class.image_processor if isinstance(processing_class, ProcessorMixin) else None
     if image_processor is None or set(type(image_processor).size or ()) != {"shortest_edge", "longest_edge"}:
         name = type(processing_class).__name__
-        raise ValueError(f"`min_pixels` and `max_pixels` have no effect on {name}; leave them out.")
+        raise ValueError(
+            f"`min_pixels` and `max_pixels` have no effect on {name}, which has no pixel limits; leave them out."
+        )
     current = image_processor.size
     image_processor.size = type(current)(
         shortest_edge=current["shortest_edge"] if min_pixels is None else min_pixels,

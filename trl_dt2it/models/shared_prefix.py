@@ -303,7 +303,9 @@ def decide_share_prefix(setting: str, model: Any) -> bool:
         return False
     reason = why_not_shared(model)
     if setting == "true" and reason is not None:
-        raise ValueError(f'`share_prefix=True`, but the model {reason}. Set `share_prefix="auto"` for two rows.')
+        raise ValueError(
+            f'`share_prefix=True`, but the model {reason}. Set `share_prefix="auto"` to give it two rows per pair.'
+        )
     return reason is None
 
 

@@ -199,8 +199,10 @@ def plan_batches(
 
     fewest = len(pack(planned, max_tokens))
     if (wanted := _round_up(fewest, world_size)) > len(lengths):
-        batches_of = f"{fewest} batches of {len(lengths)} pairs, which {world_size} processes cannot share evenly"
-        raise ValueError(f"`max_tokens_per_batch={max_tokens}` makes {batches_of}; raise it.")
+        raise ValueError(
+            f"`max_tokens_per_batch={max_tokens}` makes {fewest} batches of {len(lengths)} pairs, which {world_size} "
+            "processes cannot share evenly; raise it."
+        )
     # The smallest cap that needs no more batches fills them evenly; otherwise the last would be small.
     low, high = int(planned.sum()) // wanted, max_tokens
     while high - low > max_tokens // 512 + 1:

@@ -206,8 +206,10 @@ def fit_dataset_strength(dataset: Dataset | IterableDataset, *, how: str, neutra
         sources = dataset["source"] if "source" in dataset.column_names else None
         return fit_strength(dataset["strength"], sources, how=how, neutral=neutral)
     if how != "none":
-        advice = 'scale the `strength` column to [0, 1] and set "none"'
-        raise ValueError(f'`strength_normalization="{how}"` needs the whole train set, which is streamed; {advice}.')
+        raise ValueError(
+            f'`strength_normalization="{how}"` has to see the whole train set, and it is streamed; scale the '
+            '`strength` column to [0, 1] and set "none".'
+        )
     return StrengthNormalizer(how=how, neutral=neutral)
 
 

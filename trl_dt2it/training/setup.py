@@ -263,7 +263,8 @@ def set_up_model(
             raise ValueError(f"{name_or_path} is an adapter, which training goes on with; {advice}.")
     if model.config.num_labels != 1:
         has = f"{type(model).__name__} has `num_labels={model.config.num_labels}`"
-        raise ValueError(f"{has}, but reward models require `num_labels=1`; pass its name or directory as `model`.")
+        advice = "load it with `trl_dt2it.load_reward_model`"
+        raise ValueError(f"{has}, but reward models require `num_labels=1`; {advice}.")
     modeling.read_last_real_token(model)
     set_up_4bit_weights(model, args)
     if processing_class is None:
