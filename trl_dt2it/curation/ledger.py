@@ -540,9 +540,12 @@ class CurationLedger:
         rounds = np.array([*(entry["round"] for entry in entries), 0], dtype=np.int32)
         stages = np.array([*(entry["stage"] for entry in entries), ""], dtype=object)
         last, changed = values.pop("entry"), values.pop("changed")
-        columns = {"pair_id": known, **{name: pa.array(value, from_pandas=True) for name, value in values.items()}}
-        columns |= {"round": pa.array(rounds[last]), "stage": pa.array(stages[last], pa.string())}
-        return pa.table(columns if contents is None else {**columns, "changed": changed})
+        done: dict[str, Any] = {
+            "pair_id": known,
+            **{name: pa.array(value, from_pandas=True) for name, value in values.items()},
+        }
+        done |= {"round": pa.array(rounds[last]), "stage": pa.array(stages[last], pa.string())}
+        return pa.table(done if contents is None else {**done, "changed": changed})
 
     def _has_contents(self, entry: Mapping[str, Any]) -> bool:
         return set(CONTENT_COLUMNS) <= set(pq.read_schema(self._verified(entry)).names)

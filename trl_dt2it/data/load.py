@@ -666,7 +666,7 @@ def _stream(
     features = Features({name: feature for name, feature in conversion.features.items() if name not in VERDICT})
 
     def convert(batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
-        made = []
+        made: list[dict[str, Any]] = []
         for row, index in zip(batch_rows(batch), indices, strict=True):
             if shard is None or index % shard[1] == shard[0]:
                 made += filter(is_good, conversion.convert(row, index))

@@ -383,11 +383,11 @@ def split_t2i(
             halves.append(IterableDataset.from_generator(_stream_half, features=features, gen_kwargs=kwargs))
         return halves[0], halves[1]
     faults = _find_faults(dataset, columns, options, num_proc)
-    is_good = _is_good(faults)
-    rows = np.flatnonzero(~is_good)
+    usable = _is_good(faults)
+    rows = np.flatnonzero(~usable)
     before = dataset.remove_columns([name for name in _VERDICT if name in dataset.column_names])
     quarantine = concatenate_datasets([before.select(rows), faults.select(rows)], axis=1)
-    return dataset.select(np.flatnonzero(is_good)), quarantine
+    return dataset.select(np.flatnonzero(usable)), quarantine
 
 
 def find_bad_pair(row: Mapping[str, Any], columns: Columns, options: ImageOptions) -> RowError | None:

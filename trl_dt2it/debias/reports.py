@@ -121,8 +121,8 @@ class StyleReport:
         columns: tuple[str, ...] = ("", "pairs", "groups", "AUC", "95 % interval")
         console.print(screen_table(columns, rows, last="most telling features", title=title))
         if features := self.overall.features:
-            top = [(name, features[name]) for name in self.overall.top_features(12)]
-            rows = [(name, f"{f.auc:.3f}", f"{f.difference:+.3f}", f"{f.coefficient:+.3f}") for name, f in top]
+            most = [(name, features[name]) for name in self.overall.top_features(12)]
+            rows = [(name, f"{f.auc:.3f}", f"{f.difference:+.3f}", f"{f.coefficient:+.3f}") for name, f in most]
             columns = ("feature", "AUC", "difference, sd", "coefficient")
             console.print(screen_table(columns, rows, title="Features, all pairs"))
         rows = []

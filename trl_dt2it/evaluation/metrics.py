@@ -180,7 +180,7 @@ class _Evidence(NamedTuple):
     """A share, the equivalent number of independent trials, and the degrees of freedom of that estimate."""
 
     share: float
-    count: float
+    count: float  # type: ignore[assignment]  # of trials, not the method of a tuple
     freedom: float
 
 

@@ -592,9 +592,10 @@ def read_beside_adapter(config: PreTrainedConfig, name_or_path: str | os.PathLik
     """Set the mean and standard deviation of an adapter's rewards in its base model's configuration."""
     path = cached_file(name_or_path, STATISTICS_FILE, revision=revision, _raise_exceptions_for_missing_entries=False)
     values = None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
-    are_numbers = isinstance(values, dict) and all(isinstance(v, (int, float)) for v in values.values())
     if path is not None and not (
-        are_numbers and {*values} == {*STATISTICS} and all(map(math.isfinite, values.values()))
+        isinstance(values, dict)
+        and {*values} == {*STATISTICS}
+        and all(isinstance(value, (int, float)) and math.isfinite(value) for value in values.values())
     ):
         raise ValueError(f"{path} does not hold the finite numbers {' and '.join(STATISTICS)}; delete it.")
     set_reward_statistics(config, values)

@@ -40,7 +40,8 @@ def get_tokenizer(processing_class: ProcessingClass) -> PreTrainedTokenizerBase:
 def image_token_ids(processing_class: ProcessingClass) -> set[int]:
     """Return the ids of image and video placeholders; none for a tokenizer."""
     kinds = ("image", "video") if isinstance(processing_class, ProcessorMixin) else ()
-    return {getattr(processing_class, f"{kind}_token_id", None) for kind in kinds} - {None}
+    found = (getattr(processing_class, f"{kind}_token_id", None) for kind in kinds)
+    return {token for token in found if token is not None}
 
 
 def render_pair(

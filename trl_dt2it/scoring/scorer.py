@@ -563,5 +563,6 @@ def _layouts(
     ]
     if packed is None:
         packed = collator._pad([piece.tokens[index] for piece, index in order])
-        packed |= {"image_repeats": count} if images and count > 1 else {}
+        if images and count > 1:
+            packed["image_repeats"] = count
     yield {**packed, **images}, [(piece.group, piece.members[index]) for piece, index in order]

@@ -258,7 +258,7 @@ def _write_once(
     def work() -> dict[str, Any]:
         written = standing()
         if written is None or written["settings"].get("digest") != digest:
-            ledger.append(*entry, **about, contents=contents, **make(ledger))
+            ledger.append(entry[0], entry[1], **about, contents=contents, **make(ledger))
         flipped, kept = pool_labels(run, ledger)
         reasons = ledger.table(cast(dict, standing()), ["reason"])["reason"]
         return {

@@ -209,7 +209,7 @@ def count_drawn(
     generators = np.array([pair.pool.generator for pair in pairs])
     group_ids, keys = [pair.pool.question.group_id for pair in pairs], [pair.key for pair in pairs]
     outcome = draw_pairs(bins, group_ids, generators.tolist(), keys, **options)
-    drawn = [(pairs[index], int(bins[index])) for index in np.flatnonzero(outcome == DRAWN)]
+    drawn = [(pairs[index], int(bins[index])) for index in np.flatnonzero(outcome == DRAWN).tolist()]
     paired = {id(pair.pool) for pair, _ in drawn}
     for pool in pools:
         if pool.failure is None:
