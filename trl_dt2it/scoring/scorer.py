@@ -562,7 +562,7 @@ def _layouts(
         if (index := column - count + len(piece.members)) >= 0
     ]
     if packed is None:
-        packed = collator._pad([piece.tokens[index] for piece, index in order])
+        packed = dict[str, Any](collator._pad([piece.tokens[index] for piece, index in order]))
         if images and count > 1:
             packed["image_repeats"] = count
     yield {**packed, **images}, [(piece.group, piece.members[index]) for piece, index in order]
