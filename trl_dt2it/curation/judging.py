@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -15,7 +16,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from ..data.columns import leave_images_encoded
-from ..data.images import ImageOptions
+from ..data.images import ImageOptions, with_image_root
 from ..data.rows import SIDES, RowError, blocks, check_row, row_images, row_name
 from ..data.t2i import CHINESE, ENGLISH
 from ..judge.prompts import both_orders
@@ -67,6 +68,7 @@ def judge_pairs(
     *,
     swap: Swap = "auto",
     language: str | None = None,
+    image_root: str | os.PathLike | None = None,
     image_options: ImageOptions | None = None,
     pairs_at_once: int = 64,
     show_progress: bool = True,
@@ -74,7 +76,7 @@ def judge_pairs(
     """Ask every judge about every pair, in both orders; replies that are in the clients' stores are not asked for."""
     from ..judge.replies import PairwiseVerdict  # with `pydantic`, which rounds without judges lack
 
-    rows, options = leave_images_encoded(dataset), image_options or ImageOptions()
+    rows, options = leave_images_encoded(dataset), with_image_root(image_options, image_root)
     words = {"first": 1, "tie": 0, "second": -1}
     shape = (len(rows), len(judges), 2)
     found = PairVotes(np.full(shape, UNREADABLE, dtype=np.int8), np.full(shape, "not_asked", dtype=object))
@@ -125,10 +127,15 @@ def _answer(side: Any) -> str:
 
 
 def most_judging_cost(
-    dataset: Dataset, endpoints: Sequence[Endpoint], *, image_options: ImageOptions | None = None, sample: int = 32
+    dataset: Dataset,
+    endpoints: Sequence[Endpoint],
+    *,
+    image_root: str | os.PathLike | None = None,
+    image_options: ImageOptions | None = None,
+    sample: int = 32,
 ) -> Spending:
     """Bound what asking about all pairs of a set takes, by the mean of a sample of them."""
-    rows, options = leave_images_encoded(dataset), image_options or ImageOptions()
+    rows, options = leave_images_encoded(dataset), with_image_root(image_options, image_root)
     indices = np.unique(np.linspace(0, len(rows) - 1, min(sample, len(rows)), dtype=int)).tolist()
     asked = []
     for index in indices:
