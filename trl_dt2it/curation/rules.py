@@ -15,7 +15,7 @@ import pyarrow as pa
 from transformers.utils import logging
 
 from ..data.columns import group_rows
-from .noise import as_margins, calibrate, shared_slope
+from .noise import as_margins, calibrate, flip_mixture, shared_slope
 
 
 logger = logging.get_logger(__name__)
@@ -389,3 +389,8 @@ def relabel_by_vote(votes: npt.ArrayLike, how: Literal["unanimous", "majority"] 
 def is_missing_vote(votes: np.ndarray) -> np.ndarray:
     """Mark votes that cannot be read or were never cast."""
     return np.isnan(votes) if votes.dtype.kind == "f" else votes == UNREADABLE
+
+
+# Rules that a configuration may name, with any option of the function beside the name. Enter a new rule here.
+FLIP_RULES = {rule.__name__: rule for rule in (flip_weakest_half, flip_negative, flip_mixture)}
+KEEP_RULES = {rule.__name__: rule for rule in (keep_consistent, keep_confident)}

@@ -28,17 +28,12 @@ from ...training.config import MultimodalRewardConfig
 from ...training.setup import image_options, prepare_dataset
 from ...utils import digest, digest_of, main_process_first, on_main_process
 from ..judging import Judging, read_judging
-from ..noise import flip_mixture
-from ..rules import Flip, Keep, flip_negative, flip_weakest_half, keep_confident, keep_consistent
+from ..rules import FLIP_RULES, KEEP_RULES, Flip, Keep
 from .stages import Stage
 from .training import RewardTraining
 
 
 T = TypeVar("T")
-
-# Rules that a configuration may name, with any option of the function beside the name.
-FLIP_RULES = {rule.__name__: rule for rule in (flip_weakest_half, flip_negative, flip_mixture)}
-KEEP_RULES = {rule.__name__: rule for rule in (keep_consistent, keep_confident)}
 
 # The paper: the worse half of the pairs that the model contradicts is flipped; a model that is trained on the result
 # decides what is consistent; judges decide on the rest. Twice.
