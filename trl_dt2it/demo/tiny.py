@@ -162,8 +162,6 @@ def build_tiny_vlm(
 
 def train_tiny_reader(output_dir: str | Path, *, seed: int = 42, seeing_epochs: int = 4, epochs: int = 8) -> str:
     """Train the tiny model to read a digit and to compare two images, and save it without the reward head."""
-    from ..models.modeling import load_reward_model  # heavy, and not needed by `build_tiny_vlm`
-
     read_outs = make_digits("train", PAIRS, seed=seed).select_columns(_COLUMNS)
     images = reformulate_t2i(make_digits_t2i("train", PAIRS, seed=seed), seed=seed).select_columns(_COLUMNS)
     with tempfile.TemporaryDirectory() as folder:
@@ -171,10 +169,16 @@ def train_tiny_reader(output_dir: str | Path, *, seed: int = 42, seeing_epochs: 
         seeing = _train(base, read_outs, f"{folder}/seeing", seed, seeing_epochs)
         trained = _train(seeing, concatenate_datasets([images, read_outs]), f"{folder}/comparing", seed, epochs)
         reader = Qwen3VLForConditionalGeneration.from_pretrained(base, dtype=torch.float32)
-        reader.model.load_state_dict(load_reward_model(trained, dtype="float32").model.state_dict())
+        reader.model.load_state_dict(_backbone(trained))
         reader.bfloat16().save_pretrained(output_dir)
         AutoProcessor.from_pretrained(base).save_pretrained(output_dir)
     return str(output_dir)
+
+
+def _backbone(directory: str) -> dict[str, torch.Tensor]:
+    from ..models.modeling import load_reward_model  # heavy, and not needed by `build_tiny_vlm`
+
+    return load_reward_model(directory, dtype="float32").model.state_dict()
 
 
 def _train(model: str, rows: Dataset, output_dir: str, seed: int, epochs: int) -> str:
