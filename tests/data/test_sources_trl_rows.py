@@ -201,6 +201,11 @@ SYSTEM = [{"role": "system", "content": "s"}]
         ({"margin": float("nan")}, "bad_strength"),
         ({"weight": -1}, "bad_weight"),
         ({"weight": True}, "bad_weight"),
+        # Numbers, but beyond those in which the loss is computed.
+        ({"strength": 1e300}, "bad_strength"),
+        ({"margin": "1e300"}, "bad_strength"),
+        ({"weight": 1e200}, "bad_weight"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "strength": 1e300}, "bad_strength"),
     ],
 )
 def test_trl_leaves_out(change, reason):

@@ -238,7 +238,7 @@ def check_row(row: Mapping[str, Any], *, special_tokens: re.Pattern | None = Non
         raise RowError("equal_answers", "`chosen` and `rejected` are equal; drop the row, there is nothing to learn.")
     if special_tokens is not None:
         check_special_tokens(row, special_tokens)
-    _check_numbers(row)
+    check_numbers(row)
 
 
 def special_token_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern | None:
@@ -387,7 +387,8 @@ def check_special_tokens(row: Mapping[str, Any], pattern: re.Pattern) -> None:
                     raise RowError("special_token", f"{where} contains the special token {token!r}; {advice}.")
 
 
-def _check_numbers(row: Mapping[str, Any]) -> None:
+def check_numbers(row: Mapping[str, Any]) -> None:
+    """Refuse a strength, weight or margin in which the loss cannot be computed."""
     checks: tuple[tuple[str, Reason], ...] = (("strength", "bad_strength"), ("weight", "bad_weight"))
     for field, reason in checks:
         value = row.get(field)

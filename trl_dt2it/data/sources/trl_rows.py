@@ -15,6 +15,7 @@ from ..rows import (
     blocks,
     check_answer,
     check_messages,
+    check_numbers,
     check_row,
     content_group,
     row_images,
@@ -81,7 +82,9 @@ def as_canonical(row: Mapping[str, Any], is_checked: bool = False) -> dict[str, 
         converted = _converted(_with_messages(row, videos) if isinstance(prompt, str) else row, videos, is_checked)
     names = ("pair_id", "group_id", "source", "source_id")
     named = {name: value for name in names if (value := name_field(row, name)) is not None}
-    return {**converted, "strength": strength, **named, **({} if weight is None else {"weight": weight})}
+    made = {**converted, "strength": strength, **named, **({} if weight is None else {"weight": weight})}
+    check_numbers(made)  # which the row that [`check_row`] saw did not have
+    return made
 
 
 def _with_messages(row: Mapping[str, Any], videos: list[list[Any]]) -> Mapping[str, Any]:
