@@ -258,6 +258,7 @@ def build_mixture(
     files = {key: _shard_files(output_dir, key, source.num_shards) for key, source in settings.items()}
     shards = {key: load_dataset("parquet", data_files=list(map(str, files[key])), split="train") for key in settings}
     records = {key: [read_json(file.with_suffix(".json")) for file in files[key]] for key in settings}
+    # Our own output, of which `prepare_shard` checked every row before it wrote it.
     clean, duplicates = validate(mark_checked(concatenate(shards)), image_check="none", num_proc=num_proc, show=False)
     contaminated: Dataset = clean.select([])
     if benchmarks:
