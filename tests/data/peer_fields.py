@@ -245,6 +245,7 @@ MS_SWIFT = {
     "loss_scale": [(swift(messages=[TALK[0], {**TALK[1], "loss_scale": 2.0}]), WANTED)],
     "chat_template_kwargs": [
         (swift(chat_template_kwargs={"max_pixels": 1048576}), REFUSED),
+        (swift(chat_template_kwargs="{}"), REFUSED),
         (swift(chat_template_kwargs={"max_pixels": None}), WANTED),
     ],
     **{

@@ -134,6 +134,7 @@ ALPACA = {"conversations": ..., "instruction": "q"}
         ({"system": ["s"]}, "not_conversational"),
         ({"videos": ["a.mp4"]}, "video_type"),
         ({"audios": ["a.wav"]}, "video_type"),
+        ({"audios": "[]"}, "video_type"),
         ({"tools": "[{}]"}, "not_conversational"),
         ({"chosen": {"value": "<image>"}}, "image_in_answer"),
         ({"rejected": {"value": " <image>\n"}}, "image_in_answer"),

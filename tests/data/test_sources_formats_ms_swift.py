@@ -55,6 +55,7 @@ def test_ms_swift_with_several_turns_and_a_system_prompt():
         ({"images": []}, "placeholder_count"),
         ({"videos": ["a.mp4"]}, "video_type"),
         ({"rejected_videos": ["a.mp4"]}, "video_type"),
+        ({"videos": "null"}, "video_type"),
         *(({"margin": margin}, "bad_strength") for margin in (-0.5, "much", float("nan"), float("inf"), True, [1])),
     ],
 )

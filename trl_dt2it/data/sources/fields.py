@@ -296,11 +296,17 @@ def is_given(value: Any) -> bool:
     return not isinstance(value, Mapping) or any(map(is_given, value.values()))
 
 
-def check_absent(row: Mapping[str, Any], reason: Reason, *fields: str) -> None:
+def has_tools(value: Any) -> bool:
+    """Tell tools from none, which LLaMA-Factory and ms-swift may write as text."""
+    return is_given(value) and value not in ("[]", "{}", "null", "None")
+
+
+def check_absent(
+    row: Mapping[str, Any], reason: Reason, *fields: str, is_there: Callable[[Any], bool] = is_given
+) -> None:
     """Refuse a row with fields that change what the pair means and that are not read."""
     for field in fields:
-        value = row.get(field)
-        if is_given(value) and not (isinstance(value, str) and value in ("[]", "{}", "null", "None")):
+        if is_there(row.get(field)):
             raise RowError(reason, f"the row has `{field}`, which is not read from this format; drop the row.")
 
 

@@ -19,6 +19,7 @@ from .fields import (
     check_absent,
     check_is_text,
     check_placeholders,
+    has_tools,
     image_field,
     images_field,
     is_given,
@@ -63,7 +64,7 @@ def llamafactory(
         raise ValueError(f"`columns` has the keys {sorted(unknown)}; it may have {', '.join(_COLUMNS)}.")
     names, read_tags = {**_COLUMNS, **(columns or {})}, _read_tags(tags)
     check_absent(row, "video_type", names["videos"], names["audios"], "video", "audio")
-    check_absent(row, "not_conversational", names["tools"])
+    check_absent(row, "not_conversational", names["tools"], is_there=has_tools)
     if row.get(names["kto_tag"]) is not None:
         problem = f"the row has `{names['kto_tag']}`, which judges one answer (KTO), and is no pair; drop the row."
         raise RowError("not_conversational", problem)
@@ -146,7 +147,8 @@ def ms_swift(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
     """Read a preference row of ms-swift: a conversation that ends with the better answer, and the worse answer."""
     media = ("videos", "video", "audios", "audio", "rejected_videos", "rejected_audios", "ref_audios", "audio_codes")
     check_absent(row, "video_type", *media)
-    check_absent(row, "not_conversational", "tools", "rejected_tools", "chat_template_kwargs", *_LISTS_OF_SAMPLES)
+    check_absent(row, "not_conversational", "tools", "rejected_tools", is_there=has_tools)
+    check_absent(row, "not_conversational", "chat_template_kwargs", *_LISTS_OF_SAMPLES)
     inside = list[Any]()
     prompt, chosen, field = _swift_conversation(row, inside)
     images = _only_images(row, ("images", "image"), inside, field)

@@ -71,7 +71,7 @@ def as_canonical(row: Mapping[str, Any], is_checked: bool = False) -> dict[str, 
     strength = strength_field(row, "strength" if row.get("strength") is not None else "margin")
     weight = strength_field(row, "weight", "bad_weight")
     check_absent(row, "video_type", "video", "audio", "audios")
-    check_absent(row, "not_conversational", "tools", "chat_template_kwargs")
+    check_absent(row, "not_conversational", "tools", "chat_template_kwargs", is_there=bool)
     prompt, chosen, rejected = (row.get(field) for field in ("prompt", *SIDES))
     videos = _videos(row)
     if isinstance(prompt, str) and isinstance(chosen, str) and isinstance(rejected, str):
