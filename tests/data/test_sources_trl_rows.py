@@ -213,3 +213,15 @@ SYSTEM = [{"role": "system", "content": "s"}]
 )
 def test_trl_leaves_out(change, reason):
     assert results(trl, changed(ROW, change)) == [reason]
+
+
+@pytest.mark.parametrize(
+    "change, advice",
+    [
+        ({"video": "a.mp4"}, "pass frames in `videos`."),
+        ({"tools": [{"type": "function"}]}, "drop the field."),
+        ({"chat_template_kwargs": {"thinking": True}}, "drop the field."),
+    ],
+)
+def test_trl_says_what_to_do_about_a_field_that_is_not_read(change, advice):
+    assert message(trl, changed(ROW, change)).endswith(advice)

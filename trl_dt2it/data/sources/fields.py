@@ -302,12 +302,16 @@ def has_tools(value: Any) -> bool:
 
 
 def check_absent(
-    row: Mapping[str, Any], reason: Reason, *fields: str, is_there: Callable[[Any], bool] = is_given
+    row: Mapping[str, Any],
+    reason: Reason,
+    *fields: str,
+    advice: str = "drop the row",
+    is_there: Callable[[Any], bool] = is_given,
 ) -> None:
     """Refuse a row with fields that change what the pair means and that are not read."""
     for field in fields:
         if is_there(row.get(field)):
-            raise RowError(reason, f"the row has `{field}`, which is not read from this format; drop the row.")
+            raise RowError(reason, f"the row has `{field}`, which is not read from this format; {advice}.")
 
 
 def literal(text: str) -> Any:

@@ -32,6 +32,7 @@ from .fields import (
 )
 
 
+_AS_FRAMES = "drop the row, or pass videos as lists of frames in TRL's layout"
 _AS_T2I = "make a question about two images of each such pair with `reformulate_t2i`."
 
 # Names of columns that `dataset_info.json` may override.
@@ -63,7 +64,7 @@ def llamafactory(
     if unknown := (columns or {}).keys() - _COLUMNS.keys():
         raise ValueError(f"`columns` has the keys {sorted(unknown)}; it may have {', '.join(_COLUMNS)}.")
     names, read_tags = {**_COLUMNS, **(columns or {})}, _read_tags(tags)
-    check_absent(row, "video_type", names["videos"], names["audios"], "video", "audio")
+    check_absent(row, "video_type", names["videos"], names["audios"], "video", "audio", advice=_AS_FRAMES)
     check_absent(row, "not_conversational", names["tools"], is_there=has_tools)
     if row.get(names["kto_tag"]) is not None:
         problem = f"the row has `{names['kto_tag']}`, which judges one answer (KTO), and is no pair; drop the row."
@@ -146,7 +147,7 @@ _OBJECT = re.compile("<ref-object>|<bbox>")
 def ms_swift(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
     """Read a preference row of ms-swift: a conversation that ends with the better answer, and the worse answer."""
     media = ("videos", "video", "audios", "audio", "rejected_videos", "rejected_audios", "ref_audios", "audio_codes")
-    check_absent(row, "video_type", *media)
+    check_absent(row, "video_type", *media, advice=_AS_FRAMES)
     check_absent(row, "not_conversational", "tools", "rejected_tools", is_there=has_tools)
     check_absent(row, "not_conversational", "chat_template_kwargs", *_LISTS_OF_SAMPLES)
     inside = list[Any]()

@@ -70,8 +70,9 @@ def as_canonical(row: Mapping[str, Any], is_checked: bool = False) -> dict[str, 
     """Check and convert a preference row of TRL, canonical rows included."""
     strength = strength_field(row, "strength" if row.get("strength") is not None else "margin")
     weight = strength_field(row, "weight", "bad_weight")
-    check_absent(row, "video_type", "video", "audio", "audios")
-    check_absent(row, "not_conversational", "tools", "chat_template_kwargs", is_there=bool)
+    check_absent(row, "video_type", "video", "audio", "audios", advice="pass frames in `videos`")
+    tools = ("tools", "chat_template_kwargs")
+    check_absent(row, "not_conversational", *tools, advice="drop the field", is_there=bool)
     prompt, chosen, rejected = (row.get(field) for field in ("prompt", *SIDES))
     videos = _videos(row)
     if isinstance(prompt, str) and isinstance(chosen, str) and isinstance(rejected, str):
