@@ -83,7 +83,11 @@ BAD = [
     (row(prompt=user([text("q")])), "placeholder_count", "`prompt` has 0 "),
     (row(prompt=say("system", "s")), "placeholder_count", "`prompt` has 0 "),
     (row(prompt=user([text("q")]) + user("q")), "placeholder_count", "`prompt` has 0 "),
-    (row(prompt=user([IMAGE]) + user("q")), "placeholder_count", "a second time"),
+    (
+        row(prompt=user([IMAGE]) + user("q")),
+        "placeholder_count",
+        "image blocks in one user message and a string as another, where TRL adds the images a second time",
+    ),
     (row(prompt=user([VIDEO])), "placeholder_count", "the row has 1 images"),
     (row(prompt=user([VIDEO]), images=[]), "placeholder_count", "the row has 0 videos"),
     (row(prompt=user([VIDEO]), images=[], videos=["a.mp4"]), "video_type", "is of type str; give a list of frames"),
@@ -97,6 +101,7 @@ BAD = [
     ),
     (row(chosen=answer([IMAGE, text("a")])), "image_in_answer", "`chosen` message 0"),
     (row(rejected=answer([text("a"), VIDEO])), "image_in_answer", "`rejected` message 0"),
+    (row(rejected=answer([text("a"), VIDEO])), "image_in_answer", "so ask about them there."),
     (row(rejected=user([IMAGE]) + answer("A dog.")), "image_in_answer", "`rejected` message 0"),
     (
         row(prompt=..., chosen=user("q") + answer([IMAGE]), rejected=user("q") + answer("A dog.")),
@@ -109,7 +114,11 @@ BAD = [
     (row(prompt=user([{"type": "image", "base64": "AAAA"}])), "block_type", "`base64`"),
     (row(prompt=user([{"type": "image", "text": "q"}])), "block_type", "`text`"),
     (row(prompt=user([{"type": "video", "video": "a.mp4"}])), "block_type", "`videos` column"),
-    (row(prompt=user([{"type": "text", "text": "q", "image": "a.png"}])), "block_type", "`image` in a text block"),
+    (
+        row(prompt=user([{"type": "text", "text": "q", "image": "a.png"}])),
+        "block_type",
+        "`image` in a text block; drop it",
+    ),
     (row(prompt=user([{"type": "text", "text": None}])), "block_type", "type 'text'"),
     (row(prompt=user([{"type": "text"}])), "block_type", "type 'text'"),
     (row(prompt=user([{"type": "image_url", "image_url": {"url": "a"}}])), "block_type", "type 'image_url'"),
@@ -135,6 +144,7 @@ BAD = [
     (row(margin=None), "bad_margin", "`margin` is None"),
     (row(margin="1"), "bad_margin", "`margin` is '1'"),
     (row(margin=-math.inf), "bad_margin", "`margin` is -inf"),
+    (row(margin=-math.inf), "bad_margin", "or drop the column"),
 ]
 
 

@@ -314,6 +314,8 @@ def test_evalmuse_leaves_out():
     assert reasons(evalmuse([muse("a", 5, (1, 1, 0)), muse("b", 1, (1, 0, 1))])) == ["empty_caption"]
     assert reasons(evalmuse([muse("a", 5, (1, 1, 0)), muse("b", 1, (1, 0, 0))])) == [("a", "b")]  # half is no majority
     assert reasons(evalmuse([muse("a", 5, 0.8), muse("b", 1, 0.6)])) == ["empty_caption"]
+    with pytest.raises(RowError, match="meaningless; drop it"):
+        list(evalmuse([muse("a", 5, 0.8)]))
     bad = [muse("a", 5), muse("b", ["N/A", 3]), muse("c", None), muse("d", []), muse("e", 1)]
     assert reasons(evalmuse(bad)) == ["bad_rating"] * 3 + [("a", "e")]
     assert reasons(evalmuse([muse("a", 5)])) == []

@@ -329,7 +329,8 @@ def _check_block(where: str, role: str, block: Any) -> None:
         )
     elif extra:
         keys = ", ".join(f"`{key}`" for key in extra)
-        raise RowError("block_type", f"{where} has {keys} in a text block; put an image in the `images` column.")
+        message = f"{where} has {keys} in a text block; drop it, and put an image in the `images` column."
+        raise RowError("block_type", message)
 
 
 def check_answer(side: str, messages: Any, *, prompt_is_explicit: bool) -> None:
@@ -337,8 +338,8 @@ def check_answer(side: str, messages: Any, *, prompt_is_explicit: bool) -> None:
     for index, message in enumerate(messages):
         is_answer = prompt_is_explicit or message["role"] == "assistant"
         if is_answer and any(block["type"] != "text" for block in blocks(message)):
-            problem = f"`{side}` message {index} has an image or video block; only the prompt may show images."
-            raise RowError("image_in_answer", problem)
+            problem = f"`{side}` message {index} has an image or video block; only the prompt may show images"
+            raise RowError("image_in_answer", f"{problem}, so ask about them there.")
     answer = messages[-1]
     if answer["role"] != "assistant":
         raise RowError("not_conversational", f"`{side}` ends with a {answer['role']} message; end it with the answer.")
@@ -369,8 +370,11 @@ def _check_placeholders(field: str, messages: Any, kind: str, given: int) -> Non
             f"each {kind}.",
         )
     if kind == "image" and given and user_strings:
-        message = "has image blocks and a string, to which TRL adds the images a second time; give blocks throughout."
-        raise RowError("placeholder_count", f"`{field}` {message}")
+        raise RowError(
+            "placeholder_count",
+            f"`{field}` has image blocks in one user message and a string as another, where TRL adds the images a "
+            "second time; pass every user message as blocks.",
+        )
 
 
 def check_special_tokens(row: Mapping[str, Any], pattern: re.Pattern) -> None:
@@ -396,7 +400,8 @@ def check_numbers(row: Mapping[str, Any]) -> None:
             message = f"`{field}` is {value!r:.40}; give a finite number that is not negative, or None if unknown."
             raise RowError(reason, message)
     if "margin" in row and not is_finite(row["margin"]):
-        raise RowError("bad_margin", f"`margin` is {row['margin']!r:.40}; give a finite number, 0.0 for none.")
+        message = f"`margin` is {row['margin']!r:.40}; give a finite number, 0.0 for none, or drop the column."
+        raise RowError("bad_margin", message)
 
 
 def is_finite(value: Any, largest: float = _LARGEST) -> bool:

@@ -275,8 +275,8 @@ def _filled(texts: Sequence[str], objects: Any, field: str, *, is_exact: bool) -
         raise RowError("not_conversational", f"`{field}` is no object with `ref` and `bbox`; fix it.")
     boxes, kind = objects.get("bbox") or [], objects.get("bbox_type") or "real"
     if is_given(boxes) and kind != "norm1":
-        problem = f"`{field}` has boxes in pixels, which models write in different ways"
-        raise RowError("not_conversational", f'{problem}; give shares of the image and `bbox_type` "norm1".')
+        problem = f"`{field}` has boxes in pixels, which models write in different ways; write them into the texts"
+        raise RowError("not_conversational", f'{problem}, or give shares of the image and `bbox_type` "norm1".')
     fillings = {"<ref-object>": list(objects.get("ref") or []), "<bbox>": [_box(box, field) for box in boxes]}
     for placeholder, values in fillings.items():
         count, given = sum(text.count(placeholder) for text in texts), len(values)

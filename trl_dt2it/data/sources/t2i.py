@@ -173,7 +173,8 @@ def evalmuse(
     _check_id(rows)
     verdicts = [verdict for row in rows for verdict in _each(row.get("promt_meaningless"))]
     if verdicts and fmean(verdicts) > 0.5:
-        raise RowError("empty_caption", f"annotators call the caption {rows[0].get('prompt')!r:.80} meaningless.")
+        message = f"annotators call the caption {rows[0].get('prompt')!r:.80} meaningless; drop it."
+        raise RowError("empty_caption", message)
     scored = []
     for row in rows:
         if scores := _each(row.get("total_score")):
