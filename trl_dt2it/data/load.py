@@ -649,7 +649,7 @@ def _convert(
         **conversion.caching,
     )
     rows = np.flatnonzero(pc.not_equal(column_of(converted, "reason"), "").to_numpy(zero_copy_only=False))
-    notes = list(converted.select(rows).select_columns(["pair_id", *VERDICT]))
+    notes = converted.select(rows).select_columns(["pair_id", *VERDICT])
     kept = converted.remove_columns(list(VERDICT))
     return take_out(kept, rows, notes, name=f"pair of {name}", on_bad_row=on_bad_row, file=quarantine_file)
 

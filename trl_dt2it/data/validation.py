@@ -203,7 +203,7 @@ def write_quarantine(quarantine: Dataset, path: str | os.PathLike) -> None:
 def take_out(
     dataset: Dataset,
     rows: Sequence[int] | np.ndarray,
-    notes: Sequence[Mapping[str, Any]],
+    notes: Dataset | Sequence[Mapping[str, Any]],
     *,
     name: str,
     on_bad_row: str = "quarantine",
@@ -218,7 +218,9 @@ def take_out(
     if len(rows) == 0:
         return dataset
     kind, of = name.split(" ", 1)
-    summary = summarize(Counter(note["reason"] for note in notes))
+    # Of a data set, which may be larger than memory, only this column is read as a whole.
+    reasons = column_of(notes, "reason").to_pylist() if isinstance(notes, Dataset) else [n["reason"] for n in notes]
+    summary = summarize(Counter(reasons))
     first = f"The first, {row_name(notes[0], notes[0]['row'])}: {notes[0]['message']}"
     if on_bad_row == "raise":
         raise ValueError(f"{len(rows)} of {len(dataset)} {kind}s {of} cannot be used ({summary}). {first}{advice}")
