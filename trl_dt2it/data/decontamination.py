@@ -203,9 +203,11 @@ def _search_table(table: pa.Table, search: Search, json_columns: Features) -> pa
 
 def _is_known(row: Mapping[str, Any], ids: Mapping[str, set[str]]) -> bool:
     source = row.get("source") or ""
+    if source not in ids:
+        return False
     # "povid-7", or "povid-7-2" of the third pair of a row
     number = str(row.get("pair_id") or "").removeprefix(f"{source}-")
-    return not ids.get(source, set()).isdisjoint({str(row.get("source_id")), number, number.partition("-")[0]})
+    return not ids[source].isdisjoint({str(row.get("source_id")), number, number.partition("-")[0]})
 
 
 def _nearest(own: list[np.ndarray], has_images: bool, candidates: list[int], search: Search) -> tuple[int, int]:

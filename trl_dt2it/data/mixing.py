@@ -18,7 +18,6 @@ from .columns import (
     column_of,
     find_json_columns,
     group_codes,
-    group_rows,
     has_transform,
     is_checked,
     leave_images_encoded,
@@ -142,8 +141,7 @@ def mix(
         most = max_per_source.get(name) if isinstance(max_per_source, Mapping) else max_per_source
         order = _rng(seed, name).permutation(len(dataset))
         if max_per_group is not None:
-            kept = [rows[:max_per_group] for rows in group_rows(_groups(dataset)[0][order])]
-            order = order[np.sort(np.concatenate(kept))] if kept else order
+            order = order[_places(_groups(dataset)[0][order]) < max_per_group]
         drawn[name] = order[:most]
     available = {name: len(order) for name, order in drawn.items()}
     counts = _shares(available, weights, size)
@@ -423,6 +421,14 @@ def _groups(dataset: Dataset) -> tuple[np.ndarray, list[str]]:
         return np.arange(count), [f"row {row}" for row in range(count)]
     codes, names = group_codes(column_of(dataset, "group_id"))
     return codes, [*names, *(f"row {row}" for row in np.flatnonzero(codes >= len(names)))]
+
+
+def _places(codes: np.ndarray) -> np.ndarray:
+    """Count for each row the rows before it in its group."""
+    order, starts = np.argsort(codes, kind="stable"), np.r_[0, np.cumsum(np.bincount(codes))]
+    places = np.empty_like(order)
+    places[order] = np.arange(len(codes)) - starts[codes[order]]
+    return places
 
 
 def _hash(seed: int, text: str) -> int:

@@ -164,11 +164,12 @@ def quarantine_report(clean: Dataset, quarantine: Dataset) -> ValidationReport:
 def _by_source(clean: Dataset, quarantine: Dataset) -> dict[str, dict[str, int]]:
     if "source" not in quarantine.column_names:
         return {}
-    kept = Counter(column_of(clean, "source").to_pylist())
+    counts = column_of(clean, "source").value_counts().to_pylist()
+    kept: Counter[str | None] = Counter({one["values"]: one["counts"] for one in counts})
     lost: dict[str | None, Counter[str]] = {source: Counter() for source in kept}
-    columns = (column_of(quarantine, name).to_pylist() for name in ("source", "reason"))
-    for source, reason in zip(*columns, strict=True):
-        lost.setdefault(source, Counter())[reason] += 1
+    bad = pa.table({name: column_of(quarantine, name) for name in ("source", "reason")})
+    for one in bad.group_by(["source", "reason"], use_threads=False).aggregate([([], "count_all")]).to_pylist():
+        lost.setdefault(one["source"], Counter())[one["reason"]] = one["count_all"]
     return {
         str(source): {"rows_in": kept[source] + reasons.total(), "rows_out": kept[source], **reasons}
         for source, reasons in lost.items()
