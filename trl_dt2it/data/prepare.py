@@ -286,7 +286,8 @@ def build_mixture(
     before = read_json(report_file)
     if folder.is_dir() and before is not None and before.get("made_by") != made_by:
         move_aside(report_file)
-        logger.warning(f"{folder} was made with other settings or of other shards; it is now {move_aside(folder)}.")
+        aside = move_aside(folder)
+        logger.warning(f"{folder} was made with other settings or of other shards; it is now {aside}.")
     _write_splits(splits, folder, rows_per_file)
 
     stages = {"duplicates": duplicates, "contaminated": contaminated, "mixed": mixture}
