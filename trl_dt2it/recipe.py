@@ -52,7 +52,7 @@ class RowArguments:
 
     def read(self) -> Dataset:
         """Read the rows, images still encoded; rows without a column `source` get none."""
-        from .curation.rounds.config import read_set  # imports the judge, which needs an extra
+        from .curation.rounds.config import read_set  # imports TRL's trainer, which a recipe's help does without
 
         if self.preferences is not None:
             spec: dict[str, Any] = {"preferences": self.preferences, "path_or_id": self.dataset_name}
@@ -228,7 +228,8 @@ class AnswerArguments(RowArguments):
         # A tiny model that was made stays: its answers are stored under the date of its files.
         has_answers = "answers" in rows.column_names
         model = None if has_answers else with_tiny(str(self.model_name_or_path), folder, self.seed, keep=True)
-        names = ("num_answers", "max_new_tokens", "temperature", "top_p", "seed")
+        # Where nothing is sampled, no setting of sampling can be wrong.
+        names = () if has_answers else ("num_answers", "max_new_tokens", "temperature", "top_p", "seed")
         attention = usable_attention(self.attn_implementation)
         loading = {"attn_implementation": attention, "trust_remote_code": self.trust_remote_code}
         scoring = {"dtype": self.reward_dtype, "batch_tokens": self.batch_tokens, "normalize": self.normalize}

@@ -66,6 +66,12 @@ def digest(*contents: str | bytes | bytearray | memoryview | Iterable[str | byte
     return state.hexdigest()
 
 
+def file_digest(path: Path) -> str:
+    """Hash a file as [`digest`] does, a part at a time."""
+    with path.open("rb") as file:
+        return digest(iter(lambda: file.read(2**20), b""))
+
+
 def digest_of(value: Any) -> str:
     """Hash a JSON value, whatever the order of its keys."""
     return digest(json.dumps(value, sort_keys=True, default=str))

@@ -119,7 +119,7 @@ def test_other_settings_are_refused(change, message, tmp_path):
 
 
 def test_another_train_set_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="is that of another train set"):
+    with pytest.raises(ValueError, match="another train set: its pairs, their content, sources, strengths or order"):
         run_and_resume(tmp_path, data(strength=[1.0] * N), after={})
 
 

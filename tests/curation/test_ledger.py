@@ -267,7 +267,7 @@ def test_misuse_is_named(ledger):
         ({"pair_ids": ["a", None]}, "name is missing"),
         ({"pair_ids": ["a"]}, "There are 1 pairs and a decision about 2"),
         ({"sources": ["a"]}, "There are 2 pairs and 1 entries of `sources`"),
-        ({"scores": np.zeros((2, 2, 1))}, "for 2 pairs and 0 models"),
+        ({"scores": np.zeros((2, 2, 1))}, r"0 models; it must be \(pairs, 2, models\), and `models` must name each"),
         ({"votes": np.zeros((2, 2))}, r"`votes` has shape \(2, 2\)"),
         ({"orientation": "now"}, "`orientation` is 'now'"),
     ):

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from trl_dt2it.curation.rounds import config
 from trl_dt2it.curation.rounds.config import read_rounds, read_rule, read_run
 from trl_dt2it.curation.rounds.run import plan_rounds
 from trl_dt2it.curation.rounds.stages import Stage, run_stages, stage_digests
@@ -153,3 +154,9 @@ def test_misuse_fails_at_start_with_one_sentence(tmp_path, given, message):
     sets = {"base": {"a": {"digits": {"num_pairs": 2}}}, "pool": {"a": {"digits": {"num_pairs": 2}}}}
     with pytest.raises(ValueError, match=message):
         plan_rounds(read_run(RewardTraining(args), **{"default_model": "m", "loaders": DEMO_LOADERS, **sets, **given}))
+
+
+def test_zero3_is_refused_with_the_way_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(config, "is_deepspeed_zero3_enabled", lambda: True)
+    way_out = "launch them with ZeRO-2, as in recipes/accelerate/deepspeed_zero2.yaml"
+    test_misuse_fails_at_start_with_one_sentence(tmp_path, {}, way_out)

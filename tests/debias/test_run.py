@@ -378,7 +378,8 @@ def test_a_plan_is_what_is_asked_at_most(digits, tmp_path):
         ({"num_shuffles": 0}, "`num_shuffles` and `num_bins` at least 1"),
         ({"min_gap": 0.0}, "`min_gap` must be above 0"),
         ({"min_spread": 10.0}, "`min_spread` between 0"),
-        ({"pairs_per_prompt": 0}, "`pairs_per_prompt` is 0; it must be at least 1"),
+        ({"pairs_per_prompt": 0}, "`pairs_per_prompt` is 0; it must be at least 1, or None for no limit"),
+        ({"prompts_at_once": 0}, "`prompts_at_once` is 0; it must be at least 1[.]"),
     ],
 )
 def test_arguments_out_of_range(digits, tmp_path, options, message):

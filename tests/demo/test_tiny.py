@@ -156,5 +156,5 @@ def test_extra_texts_become_words():
 def test_bad_sizes_are_named(tmp_path):
     with pytest.raises(ValueError, match="`vocab_size` must be at least 270"):
         build_tiny_tokenizer(100)
-    with pytest.raises(ValueError, match="`hidden_size` must be a multiple of 32"):
+    with pytest.raises(ValueError, match="`hidden_size` must be a multiple of 32.*got 100 and 64"):
         build_tiny_vlm(tmp_path, hidden_size=100)

@@ -202,6 +202,14 @@ def test_a_text_to_image_pair_is_a_question_about_two_images(name, rows, counts)
     assert len(both) == 2 * len(read_benchmark(name, rows, both_orders=False))
 
 
+def test_rows_in_memory_are_grouped_by_keys_of_any_type():
+    (row,) = fixture("imagerewarddb")[:1]
+    names = [1, "1", 1, "1", None, None, "", ""]  # rows without a key make no pair
+    rows = [{**row, "prompt_id": name, "rank": rank} for rank, name in enumerate(names)]
+    found = read_benchmark("imagereward-test", rows, on_bad_row="leave_out")
+    assert len(found) == 2 and len(set(found["group_id"])) == 1  # of one caption
+
+
 def test_a_nested_file_and_paths_of_images(tmp_path):
     (tmp_path / "t2i.json").write_text(json.dumps(fixture("mmrb2_local"), indent=1))
     dataset = read_benchmark("mmrb2-t2i", tmp_path / "t2i.json", image_root=tmp_path)

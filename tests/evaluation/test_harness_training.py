@@ -67,6 +67,13 @@ def test_a_benchmark_brings_its_metrics_along(tmp_path):
     assert training_metrics(both, records) == {}
 
 
+def test_rows_read_as_another_benchmark_bring_its_metrics():
+    dataset = read_benchmark("vl-rewardbench", vl_rows(random.Random(0), 12))
+    other = read_benchmark("multimodal-rewardbench", dataset)
+    assert (dataset.info.title, other.info.title) == ("VL-RewardBench", "Multimodal RewardBench")
+    assert read_benchmark("vl-rewardbench", dataset) is dataset
+
+
 def test_other_sets_have_no_metrics_of_a_benchmark():
     plain = make_dataset(2)
     assert training_metrics(plain, []) == {}

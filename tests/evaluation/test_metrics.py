@@ -186,7 +186,8 @@ def test_a_reasoning_item_of_an_unknown_folder_is_not_lost():
     rows = [{"ID": name, "Image": image, "Category": "reasoning"} for name, image, _ in kinds]
     found = compute_metrics(MM, rows, [1.0, 1.0], [0.0, 0.0])
     assert set(found) == {"overall", "overall_without_safety", "math", "coding"}
-    with pytest.raises(ValueError, match="Row 0: .* neither an `ID` nor the folder"):
+    message = "Row 0 of Multimodal RewardBench: the category is reasoning, and neither an `ID` nor the folder"
+    with pytest.raises(ValueError, match=message):
         compute_metrics(MM, [{"image_path": "images/new/1.png", "category": "reasoning"}], [1.0], [0.0])
     assert len(MM_KINDS) == 8
 
@@ -198,10 +199,10 @@ def test_a_reasoning_item_of_an_unknown_folder_is_not_lost():
         (VL, [{"id": "a"}], ([1.0, 2.0], [0.0]), "1 rows .* 2 scores of chosen and 1 of rejected"),
         (VL, [{"id": "a"}, {"id": "b"}], ([1.0], [0.0]), "2 rows .* 1 scores"),
         (VL, [{"id": "a"}, {"id": "b"}], ([1.0, float("nan")], [0.0, 1.0]), "1 of 2 pairs .* the first is row 1"),
-        (VL, [{"query": "?"}], ([1.0], [0.0]), "Row 0: .* neither an `id` nor a known `category`"),
+        (VL, [{"query": "?"}], ([1.0], [0.0]), "Row 0 of VL-RewardBench: .* neither an `id` nor a known `category`"),
         (VL, [], ([], []), "no row of VL-RewardBench"),
-        (MM, [{"Category": "music"}], ([1.0], [0.0]), "Row 0: .* category 'music'"),
-        (MMRLHF, [{"id": "1", "image": "a.png"}], ([1.0], [0.0]), "Row 0: .* path 'a.png', which names none of mcq"),
+        (MM, [{"Category": "music"}], ([1.0], [0.0]), "Row 0 of Multimodal RewardBench: .* category 'music'"),
+        (MMRLHF, [{"id": "1", "image": "a.png"}], ([1.0], [0.0]), "Row 0 of MM-RLHF-RewardBench: .* path 'a.png', which names none of mcq"),
         (MMRLHF, [{"image": "mcq/a.png"}], ([1.0], [0.0]), "Row 0 of MM-RLHF-RewardBench has no 'group_id'"),
     ],
 )

@@ -54,7 +54,7 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path, dataset, scores):
         with pytest.raises(ValueError, match=match):
             ScoreFile(write_lines(tmp_path / "scores.jsonl", lines), **kwargs)(dataset)
 
-    refused(rows[:-2], f"no score for 2 of 12 rows, the first is `{ids[10]}`")
+    refused(rows[:-2], f"no score for 2 of 12 rows, the first is `{ids[10]}`; score them, or pass the release")
     refused([*rows, {**rows[3], "chosen": 9.0}], f"two scores for `{ids[3]}`")
     refused([{"chosen": 1.0, "rejected": 0.0}] * 12, "has no `pair_id`, only chosen, rejected")
     refused([{"pair_id": one, "score": 1.0} for one in ids], "needs the scores as `chosen` and `rejected`")
@@ -76,7 +76,7 @@ def test_lines_without_ids_are_matched_by_their_places_only_if_none_is_missing(t
     found = ScoreFile(path, by="position")(dataset)
     assert found.tolist() == [[3.25, -1.5], [0.12, 0.12]] * 6
     write_lines(path, predictions[:-1])
-    with pytest.raises(ValueError, match="11 lines, and there are 12 rows.*left rows out"):
+    with pytest.raises(ValueError, match="11 lines, and there are 12 rows.*left rows out.*; write the scores with `pair_id`"):
         ScoreFile(path, by="position")(dataset)
 
 

@@ -63,7 +63,7 @@ def test_keys_of_questions_about_pairs():
     for kind in ("one image", "two images", "reformulated", "reformulated in both orders", "string messages"):
         for number, row in enumerate(datasets()[kind]):
             for swap in ("auto", "answers", "images"):
-                asked, sign = pair_requests(_encoded(row), number, DEFAULT_RUBRIC, swap, None, ImageOptions())
+                asked, sign = pair_requests(_encoded(row), number, swap, None, ImageOptions())
                 found[f"{kind}, {number}, {swap}"] = [sign, *(request_key(ENDPOINT, one) for one in asked)]
     question = read_question(
         {"question": "<image> Which?", "images": [PNG[0]], "reference": " Red. "},

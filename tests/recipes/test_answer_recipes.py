@@ -128,7 +128,7 @@ def given(tmp_path: Path) -> list[str]:
 
 def test_given_answers_are_scored_and_an_unreadable_one_has_no_reward(models, tmp_path):
     flags = [*given(tmp_path), "--reward_model", models[1], "--output_dir", tmp_path / "out", "--normalize", "true"]
-    run("best_of_n", *flags)
+    run("best_of_n", *flags, "--num_answers", 0)  # a setting of sampling, of which there is none
     first, second = lines(tmp_path / "out" / "best_of_n.jsonl")
     assert first["images"] == ["0.png"] and first["rewards"][1] is None and first["best"] in (0, 2)
     scorer = RewardScorer.from_pretrained(models[1], image_root=tmp_path, normalize=True)

@@ -8,7 +8,8 @@ from datasets import Dataset
 from trl_dt2it.data import ImageOptions, check_row, row_images
 from trl_dt2it.data.columns import leave_images_encoded
 from trl_dt2it.data.messages import read_prompt
-from trl_dt2it.scoring.answers import ScoredAnswers, build_gap_pairs, gap_pairs
+from trl_dt2it.scoring import answers as answers_module
+from trl_dt2it.scoring.answers import Answering, Sampling, ScoredAnswers, answer_and_score, build_gap_pairs, gap_pairs
 from trl_dt2it.scoring.shards import make_records
 
 from ..rows import make_dataset
@@ -87,3 +88,14 @@ def test_a_killed_run_makes_only_what_is_missing(tmp_path):
     for others in (keys[:-1], ["other", *keys[1:]]):
         with pytest.raises(ValueError, match="holds a record of row . with other content or settings"):
             run(keys=others)
+
+
+@pytest.mark.parametrize("columns", [{}, {"answers": [["Yes."]]}])
+def test_memory_is_released_after_either_model_even_if_it_fails(columns, tmp_path, monkeypatch):
+    released = []
+    monkeypatch.setattr(answers_module, "release_memory", lambda: released.append(True))
+    missing = str(tmp_path / "missing")
+    how = Answering(missing, missing, Sampling(), 4, ImageOptions(), {}, {})
+    with pytest.raises((OSError, ValueError), match="missing"):
+        answer_and_score(how, Dataset.from_dict({"prompt": ["Is it?"], **columns}), tmp_path, source="a")
+    assert released == [True]

@@ -398,7 +398,8 @@ def load_state(folder: str | os.PathLike, settings: dict[str, Any], fingerprint:
     record = json.loads(file.read_text(encoding="utf-8"))
     if record["fingerprint"] != fingerprint:
         raise ValueError(
-            f"The curation of {folder} is that of another train set; resume with that one, or start anew."
+            f"The curation of {folder} is that of another train set: its pairs, their content, sources, strengths or "
+            "order differ; resume with the set that it was trained on, or start anew."
         )
     written = _with_plain_names(record["settings"])
     for name in sorted({*settings, *written}):

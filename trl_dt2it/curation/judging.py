@@ -20,7 +20,7 @@ from ..data.images import ImageOptions, with_image_root
 from ..data.rows import SIDES, RowError, blocks, check_row, row_images, row_name
 from ..data.t2i import CHINESE, ENGLISH
 from ..judge.prompts import both_orders
-from ..judge.rubric import DEFAULT_RUBRIC, UNANSWERED, JudgeRequest, Rubric
+from ..judge.rubric import UNANSWERED, JudgeRequest
 from ..judge.store import Spending, most_spending
 from ..utils import digest
 from .rules import UNREADABLE
@@ -85,7 +85,7 @@ def judge_pairs(
         requests = list[JudgeRequest]()
         for index in range(start, min(start + pairs_at_once, len(rows))):
             try:
-                pair, sign = pair_requests(rows[index], index, DEFAULT_RUBRIC, swap, language, options)
+                pair, sign = pair_requests(rows[index], index, swap, language, options)
             except RowError as error:
                 found.problems[index] = f"{row_name(rows[index], index)}, {error.reason}: {error}"
                 continue
@@ -100,7 +100,7 @@ def judge_pairs(
 
 
 def pair_requests(
-    row: Mapping[str, Any], index: int, rubric: Rubric, swap: Swap, language: str | None, options: ImageOptions
+    row: Mapping[str, Any], index: int, swap: Swap, language: str | None, options: ImageOptions
 ) -> tuple[tuple[JudgeRequest, JudgeRequest], int]:
     """Return the two requests about a row, the same for a flipped row, and 1 if the first answer is the chosen one."""
     check_row(row)
@@ -115,7 +115,7 @@ def pair_requests(
         swap = "answers"
     # Answers that stay in their positions have to be in the same ones before and after a flip.
     answers = sorted((chosen, rejected)) if swap == "images" else (chosen, rejected)
-    wanted: dict[str, Any] = {"swap": swap, "rubric": rubric, "language": language, "image_options": options}
+    wanted: dict[str, Any] = {"swap": swap, "language": language, "image_options": options}
     return both_orders(question.text, images, *answers, **wanted), 1 if answers[0] == chosen else -1
 
 
@@ -140,7 +140,7 @@ def most_judging_cost(
     asked = []
     for index in indices:
         with suppress(RowError):
-            asked.append(pair_requests(rows[index], index, DEFAULT_RUBRIC, "auto", None, options)[0])
+            asked.append(pair_requests(rows[index], index, "auto", None, options)[0])
     requests = [one for pair in asked for one in pair]
     total = sum((most_spending(endpoint, one.messages) for endpoint in endpoints for one in requests), Spending())
     factor = len(rows) / max(1, len(asked))

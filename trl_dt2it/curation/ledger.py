@@ -21,7 +21,7 @@ from ..data.columns import column_of
 from ..data.contents import CONTENT_COLUMNS, FLIPPED, pair_contents, pair_ids
 from ..data.mixing import swap_pairs, with_columns
 from ..data.rows import SIDES
-from ..utils import digest, read_json, whole_file, write_json
+from ..utils import file_digest, read_json, whole_file, write_json
 from .rules import Decision, is_missing_vote
 
 
@@ -187,7 +187,7 @@ class CurationLedger:
         file = f"round-{round:05d}-{stage}{'' if attempt == 1 else f'.{attempt}'}.parquet"
         with whole_file(self.directory / file) as part:
             pq.write_table(table, part, use_dictionary=["source", "action", "reason"], compression="zstd")
-            sha256 = digest(part.read_bytes())
+            sha256 = file_digest(part)
         self._trusted.add(sha256)
         rounds.append({"round": round, "stage": stage, "file": file, "sha256": sha256, "pairs": len(table), **about})
         # After the table, so that `ledger.json` never names a file that is not there.
@@ -499,7 +499,7 @@ class CurationLedger:
         if not path.is_file():
             raise ValueError(f"{path} is missing, and the ledger needs it; put it back from a copy.")
         if entry["sha256"] not in self._trusted:
-            if digest(path.read_bytes()) != entry["sha256"]:
+            if file_digest(path) != entry["sha256"]:
                 raise ValueError(f"{path} is not what the ledger wrote; put it back from a copy.")
             self._trusted.add(entry["sha256"])
         return path
@@ -652,7 +652,8 @@ def _decision_columns(
 def _score_columns(scores: np.ndarray, count: int, num_models: int) -> dict[str, pa.Array]:
     scores = scores[:, :, None] if scores.ndim == 2 else scores
     if scores.shape != (count, 2, num_models):
-        raise ValueError(f"`scores` has shape {scores.shape} for {count} pairs and {num_models} models.")
+        wanted = "it must be (pairs, 2, models), and `models` must name each"
+        raise ValueError(f"`scores` has shape {scores.shape} for {count} pairs and {num_models} models; {wanted}.")
     names = ((f"{name}_{model}", side, model) for model in range(num_models) for side, name in enumerate(SIDES))
     return {name: pa.array(scores[:, side, model].copy(), from_pandas=True) for name, side, model in names}
 

@@ -282,8 +282,11 @@ def parts_by(dataset: Dataset, column: str | None) -> dict[str, np.ndarray]:
         return {}
     if column not in dataset.column_names:
         raise ValueError(f"`by` is {column!r}, but the columns are {', '.join(dataset.column_names)}.")
-    names, codes = np.unique([str(name) for name in column_of(dataset, column).to_pylist()], return_inverse=True)
-    return dict(zip(names.tolist(), group_rows(codes), strict=False))
+    codes, values = group_codes(column_of(dataset, column))
+    names = [*map(str, values), "None"]  # the last is that of all nulls
+    numbers = {name: number for number, name in enumerate(sorted(set(names)))}
+    rows = group_rows(np.array([numbers[name] for name in names])[np.minimum(codes, len(values))])
+    return {name: some for name, some in zip(numbers, rows, strict=False) if len(some)}
 
 
 def _answer(row: Mapping[str, Any], side: str, index: int) -> tuple[str, str]:

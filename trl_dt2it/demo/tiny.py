@@ -105,7 +105,8 @@ def build_tiny_vlm(
 ) -> str:
     """Build a tiny Qwen3-VL with random weights and its processor, and save both."""
     if hidden_size % 32 or vision_hidden_size % 16:
-        raise ValueError("`hidden_size` must be a multiple of 32, and `vision_hidden_size` one of 16.")
+        given = f"got {hidden_size} and {vision_hidden_size}"
+        raise ValueError(f"`hidden_size` must be a multiple of 32, and `vision_hidden_size` one of 16; {given}.")
     tokenizer = build_tiny_tokenizer(vocab_size, extra_texts)
     token_id = dict(tokenizer.get_added_vocab())
     # The three sections (time, height, width) share out the 16 rotary frequencies of a head.

@@ -98,7 +98,7 @@ def row_keys(benchmark: Benchmark, rows: Dataset | Iterable[Mapping[str, Any]]) 
         try:
             categories.append(benchmark.category_of(row))
         except ValueError as error:
-            raise ValueError(f"Row {index}: {error}") from error
+            raise ValueError(f"Row {index} of {benchmark.title}: {error}") from error
         try:
             key = benchmark.unit_of(row)
         except KeyError as error:

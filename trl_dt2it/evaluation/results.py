@@ -27,7 +27,10 @@ from .metrics import Interval, wilson
 
 HEADING = "## Benchmarks"
 
-_UNMATCHED = "{} has {} lines, and there are {}: whoever wrote it left rows out, or has another release."
+_UNMATCHED = (
+    "{} has {} lines, and there are {}: whoever wrote it left rows out, or has another release; write the scores with "
+    "`pair_id`, or pass the release that they are of."
+)
 
 # Names of the two scores: in files of `write_scores`, and in those of `RewardScorer`.
 _NAMES = (("chosen", "rejected"), ("chosen_reward", "rejected_reward"))
@@ -350,8 +353,10 @@ class ScoreFile:
             if not np.array_equal(scores[first], scores[position]):
                 raise ValueError(f"{self.path} has two scores for `{pair_id}`; keep one of them.")
         if missing := [pair_id for pair_id in pair_ids if pair_id not in positions]:
-            count = f"{len(missing)} of {len(pair_ids)} rows"
-            raise ValueError(f"{self.path} has no score for {count}, the first is `{missing[0]}`; score them.")
+            raise ValueError(
+                f"{self.path} has no score for {len(missing)} of {len(pair_ids)} rows, the first is `{missing[0]}`; "
+                "score them, or pass the release that the scores are of."
+            )
         return [positions[pair_id] for pair_id in pair_ids]
 
 

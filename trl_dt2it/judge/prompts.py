@@ -147,9 +147,10 @@ def neutralize(text: str) -> str:
 def mark_of(contents: Sequence[str]) -> str:
     """Hash texts to the mark of the fences around them, which none of them contains."""
     parts = [f"{len(content.encode())}:{content}" for content in contents]
-    while any(digest(parts)[:MARK_LENGTH] in content.lower() for content in contents):
+    lowered = "\n".join(content.lower() for content in contents)  # no mark spans a line break
+    while (mark := digest(parts)[:MARK_LENGTH]) in lowered:
         parts.append("again")
-    return digest(parts)[:MARK_LENGTH]
+    return mark
 
 
 def fenced(name: str, content: str, mark: str) -> str:

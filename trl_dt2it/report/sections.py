@@ -385,7 +385,8 @@ def read_evaluation(path: str | os.PathLike) -> Evaluation:
         raise ValueError(f"{path} holds no result of an evaluation; give the evaluation.json of recipes/evaluate.py.")
     model = content.get("model") or results[0].get("settings", {}).get("model") or path.stem
     files = {one["title"]: path.parent / f"{Path(one['name']).name}.parquet" for one in results}
-    scores = {title: stack_rewards(pq.read_table(file)) for title, file in files.items() if file.is_file()}
+    tables = {title: pq.read_table(file, columns=list(SIDES)) for title, file in files.items() if file.is_file()}
+    scores = {title: stack_rewards(table) for title, table in tables.items()}
     return Evaluation(str(model), results, content.get("pooled"), scores)
 
 

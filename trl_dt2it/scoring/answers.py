@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -189,13 +190,23 @@ def answer_and_score(how: Answering, rows: Dataset, output_dir: Path, *, source:
                 raise ValueError(f"{prompt.name} has no list of texts in `answers`; fill it, or drop the column.")
             answered.append({"answers": texts, "is_finished": [True] * len(texts)})
     else:
-        answered = _sample(how, prompts, read, output_dir / "answers.jsonl")
-        release_memory()  # of the model that has answered
-    rewards = _score(how, prompts, [one["answers"] for one in answered], read, output_dir / "rewards.jsonl")
+        with _released():
+            answered = _sample(how, prompts, read, output_dir / "answers.jsonl")
+    with _released():
+        rewards = _score(how, prompts, [one["answers"] for one in answered], read, output_dir / "rewards.jsonl")
     return [
         ScoredAnswers(prompt, one["answers"], one["is_finished"], some)
         for prompt, one, some in zip(prompts, answered, rewards, strict=True)
     ]
+
+
+@contextmanager
+def _released() -> Iterator[None]:
+    """Release the memory of the model that was used, after an error too."""
+    try:
+        yield
+    finally:
+        release_memory()
 
 
 def _sample(

@@ -366,7 +366,10 @@ def read_run(
     if training.args.load_best_model_at_end or training.args.save_strategy == "best":
         raise ValueError("The rounds score with the last weights of a training; leave `load_best_model_at_end` out.")
     if is_deepspeed_zero3_enabled():
-        raise ValueError("The rounds load whole models to score, which DeepSpeed ZeRO-3 does not allow; use ZeRO-2.")
+        raise ValueError(
+            "The rounds load whole models to score, which DeepSpeed ZeRO-3 does not allow; launch them with ZeRO-2, "
+            "as in recipes/accelerate/deepspeed_zero2.yaml."
+        )
     if rows_per_shard < 1:
         raise ValueError(f"`rows_per_shard` is {rows_per_shard}; it must be at least 1.")
     read = list[BaseModel]()

@@ -230,7 +230,8 @@ def distill(
     limits = {"pairs_per_prompt": pairs_per_prompt, "max_pairs": max_pairs}
     for name, value in {**limits, "prompts_at_once": prompts_at_once}.items():
         if value is not None and value < 1:
-            raise ValueError(f"`{name}` is {value}; it must be at least 1.")
+            none = ", or None for no limit" if name in limits else ""
+            raise ValueError(f"`{name}` is {value}; it must be at least 1{none}.")
     settings = JudgingSettings(num_candidates, num_shuffles, rubric, min_spread, language, seed)
     rows, report = leave_images_encoded(dataset), DistillReport(prompts=len(dataset))
     options = with_image_root(image_options, image_root)

@@ -35,8 +35,8 @@ def group_of(row: Mapping[str, Any]) -> str:
     if name.startswith("math") or "mathvista" in folders:
         return "math"
     if not name and not folders & _CODING_FOLDERS:
-        problem = "of the row, neither an `ID` nor the folder of its image tells math from coding; pass one of them."
-        raise RowError("missing_column", problem)
+        problem = "the category is reasoning, and neither an `ID` nor the folder of the image tells math from coding"
+        raise RowError("missing_column", f"{problem}; pass one of them.")
     return "coding"
 
 
