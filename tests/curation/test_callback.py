@@ -171,6 +171,37 @@ def test_sets_that_cannot_be_curated(tmp_path):
         IterativeCurationCallback(plain, refresh_strength=True)
 
 
+def test_a_callback_that_was_not_added_changes_nothing(tmp_path):
+    args = {"num_train_epochs": 2, "gradient_checkpointing": False, "save_strategy": "epoch"}
+    plain = trained(tmp_path, args=args)
+    trainer = trainer_for("qwen3_vl", tmp_path, data(), args)
+    callback = IterativeCurationCallback(trainer, rules=RULES, start_epoch=0)
+    trainer.add_callback(callback)
+    assert trainer.selection is callback.selection
+    trainer.remove_callback(callback)
+    assert trainer.selection is None
+    trainer.train()
+    assert log_of(trainer) == log_of(plain)
+    assert_same_weights(trainer, plain)
+    assert list(tmp_path.glob("checkpoint-*")) and not list(tmp_path.rglob("curation_state.*"))
+
+
+def test_the_first_of_two_callbacks_counts(tmp_path):
+    strengths = [1.0, -1.0] * 5 + [-3.0], [-1.0, 1.0] * 5 + [3.0]
+    options = {"rules": [Flip(flip_negative)], "start_epoch": 0}
+    args = {"num_train_epochs": 2, "gradient_checkpointing": False}
+    alone = trained(tmp_path, args=args, scorer=Known(strengths[0]), **options)
+    trainer = trainer_for("qwen3_vl", tmp_path, data(), args)
+    first, second = (IterativeCurationCallback(trainer, scorer=Known(one), **options) for one in strengths)
+    trainer.add_callback(first)
+    trainer.add_callback(second)
+    selection = first.selection
+    trainer.train()
+    assert trainer.selection is first.selection is selection and selection.flipped.sum() == 6
+    assert log_of(trainer) == log_of(alone)
+    assert_same_weights(trainer, alone)
+
+
 def test_scores_of_another_shape_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"an array of shape \(11,\) for 11 pairs"):
         trained(tmp_path, scorer=lambda rows: np.zeros(len(rows)))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import trl
-from datasets import Dataset
+from datasets import Dataset, Image
 from tokenizers import normalizers
 from transformers import (
     AutoProcessor,
@@ -16,6 +16,7 @@ from trl_dt2it import MultimodalPreferenceCollator, MultimodalRewardTrainer, Rew
 from trl_dt2it.data import validate
 from trl_dt2it.data.rows import RowError
 from trl_dt2it.demo.tiny import build_tiny_tokenizer
+from trl_dt2it.training import setup
 
 from ..families import example_images, family_dir
 from ..rows import make_dataset, make_rows
@@ -74,6 +75,39 @@ def bad_rows() -> list[dict]:
     rows[4]["images"] = [{"bytes": None, "path": "gone.png"}]
     rows[5]["chosen"] = rows[5]["rejected"]
     return rows
+
+
+def test_bad_rows_are_read_again_only_for_what_columns_do_not_tell(tmp_path, monkeypatch):
+    collator = MultimodalPreferenceCollator(AutoProcessor.from_pretrained(family_dir("qwen3_vl")))
+    plain = Dataset.from_list(bad_rows()).cast_column("images", [Image(decode=False)])
+    read, made = [], []
+    get = Dataset.__getitem__
+    monkeypatch.setattr(
+        Dataset, "__getitem__", lambda rows, key: (isinstance(key, int) and read.append(key)) or get(rows, key)
+    )
+
+    def quarantined(rows, on_bad_row):
+        read.clear(), made.clear()
+        args = config(tmp_path, on_bad_row=on_bad_row)
+        if on_bad_row == "raise":
+            with pytest.raises(ValueError, match="3 of 6 rows of the train set cannot be used .*The first, p2: "):
+                setup.quarantine_bad_rows(rows, "train", collator, args)
+        else:
+            assert len(setup.quarantine_bad_rows(rows, "train", collator, args)) == 3
+            lines = (tmp_path / "_quarantine_train.jsonl").read_text().splitlines()
+            assert [json.loads(line)["pair_id"] for line in lines] == ["p2", "p4", "p5"]
+
+    for on_bad_row in ("raise", "quarantine"):
+        quarantined(plain, on_bad_row)
+        assert read == []
+    transformed = plain.with_transform(lambda batch: made.extend(batch["pair_id"]) or batch)
+    quarantined(transformed, "raise")
+    assert read == [2] and made.count("p2") == made.count("p4") + 1 == made.count("p5") + 1
+    quarantined(transformed, "quarantine")
+    assert read == [2, 4, 5]
+    monkeypatch.setattr(setup.PartialState, "is_main_process", False)
+    read.clear(), setup.quarantine_bad_rows(transformed, "train", collator, config(tmp_path, on_bad_row="quarantine"))
+    assert read == [2]
 
 
 def test_bad_rows_stop_the_run_at_start(tmp_path):

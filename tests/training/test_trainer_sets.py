@@ -3,9 +3,11 @@ files that change between two runs."""
 
 import io
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from datasets import load_dataset
 from PIL import Image
 from transformers import AutoProcessor
@@ -14,6 +16,8 @@ from trl_dt2it import MultimodalPreferenceCollator
 from trl_dt2it.curation import IterativeCurationCallback
 from trl_dt2it.data.validation import RowChecks
 from trl_dt2it.debias import StyleAuditCallback
+from trl_dt2it.training.batching import Evaluation
+from trl_dt2it.training.losses import BatchLoss
 from trl_dt2it.training.setup import as_trainers
 
 from ..families import family_dir
@@ -130,6 +134,13 @@ def test_sets_that_are_passed_late_are_prepared_as_those_at_start(data, expected
         trainer.evaluate(bad)
     with pytest.raises(ValueError, match="1 of 3 rows of the test set cannot be used"):
         trainer.predict(bad)
+
+
+def test_records_of_other_than_one_source_for_each_pair_are_refused():
+    evaluation = Evaluation(SimpleNamespace(process_index=0, torch_device_mesh=None))
+    batch = BatchLoss(torch.tensor(0.0), torch.zeros(2, 2), torch.zeros(2), torch.ones(2))
+    with pytest.raises(ValueError, match="zip"):
+        evaluation.add({"positions": torch.tensor([0, 1]), "source": ["a"]}, batch)
 
 
 def test_batch_metrics_see_each_pair_once_and_know_the_last_batch(data, tmp_path):

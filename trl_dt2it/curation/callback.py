@@ -148,7 +148,6 @@ class IterativeCurationCallback(TrainerCallback):
         self.ledger = None if ledger is None else CurationLedger(ledger)
         self.state = CurationState.at_start(len(dataset))
         self.state.selection.save = self._save
-        trainer.selection = self.state.selection
         self._rules = list(rules)
         has_source = "source" in dataset.column_names
         self._source = column_of(dataset, "source") if has_source else pa.repeat("", len(dataset))
@@ -172,6 +171,11 @@ class IterativeCurationCallback(TrainerCallback):
             "reference": None if reference is None else source_fingerprint(pair_ids(reference)),
             "scorer": None if scorer is None else getattr(scorer, "__qualname__", type(scorer).__qualname__),
         }
+
+    @property
+    def selection(self) -> Selection:
+        """The pairs that an epoch reads, which the trainer takes from its first callback that selects any."""
+        return self.state.selection
 
     def _save(self, folder: Path) -> None:
         """Write the state into a checkpoint."""

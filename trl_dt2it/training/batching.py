@@ -9,7 +9,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice, pairwise
+from itertools import islice, pairwise, starmap
 from typing import Any, NamedTuple, cast
 
 import datasets
@@ -467,7 +467,7 @@ class Evaluation:
         self._losses = batch.losses
         if self._is_kept:
             columns = torch.stack([*batch.rewards.T, batch.losses, batch.weights]).tolist()
-            self._records += map(PairRecord, positions, *columns, pairs["source"])
+            self._records += starmap(PairRecord, zip(positions, *columns, pairs["source"], strict=True))
 
     def gather(self, data: Any) -> Any:
         """Gather tensors of a batch from all processes, in place of `gather_for_metrics`, without fillers."""

@@ -1,6 +1,6 @@
 """Selection: the rows of a training set that an epoch reads, and their orientation.
 
-A callback fills `trainer.selection` and changes it between epochs; data loader and number of steps stay. All state
+A callback has one as its `selection` and changes it between epochs; data loader and number of steps stay. All state
 lives in a [`Selection`] in the main process: its samplers yield a [`Draw`] in place of a row index, which says how to
 read the row and reaches the data loader's workers with its batch. So nothing is stale in workers, whether they persist
 or prefetch.

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import partial
 from importlib.metadata import version
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, cast
 
@@ -156,10 +157,19 @@ def quarantine_bad_rows(
     # Without a cache: the file of an image may have changed since the last run.
     faults = look_in_shares(dataset, look, num_proc=args.dataset_num_proc).to_pydict()
     bad = [index for index, reason in enumerate(faults["reason"]) if reason]
+    # A message names the first; the file, which the main process writes, names all.
+    named = bad if args.on_bad_row == "quarantine" and PartialState().is_main_process else bad[:1]
+    if has_transform(dataset):  # has no columns to read without the images
+        names = [dataset[index].get("pair_id") for index in named]
+    else:
+        names = dataset.select(named)["pair_id"][:] if "pair_id" in column_names(dataset) else []
     return take_out(
         dataset,
         bad,
-        [{"row": i, "pair_id": dataset[i].get("pair_id"), **{k: v[i] for k, v in faults.items()}} for i in bad],
+        [
+            {"row": index, "pair_id": pair_id, **{column: values[index] for column, values in faults.items()}}
+            for index, pair_id in zip_longest(bad, names)
+        ],
         name=f"row of the {name} set",
         on_bad_row=args.on_bad_row,
         # The leading underscore keeps the file out of what is pushed to the Hub.

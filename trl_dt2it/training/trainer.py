@@ -124,7 +124,6 @@ class MultimodalRewardTrainer(RewardTrainer):
         if isinstance(train_dataset, dict) and not isinstance(train_dataset, (DatasetDict, IterableDatasetDict)):
             train_dataset = concatenate(train_dataset)
         setup.check_setup(args, train_dataset, eval_dataset)
-        self.selection: Selection | None = None  # by default, every row is trained on as it is
         self._lengths: list[int] | None = None
         self._plan: batching.BatchPlan | None = None
         self._set_epoch = batching.SetEpoch()
@@ -246,6 +245,12 @@ class MultimodalRewardTrainer(RewardTrainer):
             sampler = super()._get_train_sampler(Dataset.from_dict({self.args.length_column_name: self._lengths}))
         self._set_epoch.sampler = sampler
         return sampler
+
+    @property
+    def selection(self) -> Selection | None:
+        """The [`Selection`] of the first callback that has one; without any, every row is trained on as it is."""
+        found = (getattr(callback, "selection", None) for callback in self.callback_handler.callbacks)
+        return next((selection for selection in found if isinstance(selection, Selection)), None)
 
     def get_train_dataloader(self) -> DataLoader:
         """As in [`~transformers.Trainer`], of the rows that a callback has selected."""
