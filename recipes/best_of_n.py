@@ -23,8 +23,9 @@ from pathlib import Path
 from rich.console import Console
 from trl import TrlParser
 
+from trl_dt2it.processes import on_main_process, run_lock
 from trl_dt2it.recipe import SAMPLING_FLAGS, AnswerArguments, share_work, show_paths
-from trl_dt2it.utils import on_main_process, run_lock, whole_file
+from trl_dt2it.utils import whole_file
 
 
 MAIN_FLAGS = SAMPLING_FLAGS

@@ -20,8 +20,9 @@ from pathlib import Path
 from rich.console import Console
 from trl import TrlParser
 
+from trl_dt2it.processes import on_main_process, run_lock
 from trl_dt2it.recipe import SAMPLING_FLAGS, AnswerArguments, share_work, show_paths
-from trl_dt2it.utils import on_main_process, run_lock, whole_file, write_json
+from trl_dt2it.utils import whole_file, write_json
 
 
 MAIN_FLAGS = (*SAMPLING_FLAGS, "min_gap", "pairs_per_prompt", "drop_unfinished", "output_format")

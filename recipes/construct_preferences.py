@@ -20,7 +20,7 @@ from typing import Any
 from rich.console import Console
 from trl import TrlParser
 
-from trl_dt2it.utils import run_lock, whole_file
+from trl_dt2it.utils import whole_file
 
 
 @dataclass
@@ -89,6 +89,7 @@ def main(args):
     from trl_dt2it.debias import distill, plan_distill
     from trl_dt2it.judge import JudgeClient
     from trl_dt2it.judge.store import read_endpoint
+    from trl_dt2it.processes import run_lock
 
     if not args.judge:
         raise ValueError("Give `judge`, the endpoint of the judge.")

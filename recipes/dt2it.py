@@ -30,8 +30,9 @@ from rich.console import Console
 from trl import ModelConfig, TrlParser
 
 from trl_dt2it import MultimodalRewardConfig
-from trl_dt2it.recipe import find_base_model, from_json, loading_options, show_paths
-from trl_dt2it.utils import on_main_process, parse_shard, run_lock, wait_for_everyone, write_json
+from trl_dt2it.processes import on_main_process, run_lock, wait_for_everyone
+from trl_dt2it.recipe import find_base_model, loading_options, show_paths
+from trl_dt2it.utils import from_json, parse_shard, write_json
 
 
 @dataclass

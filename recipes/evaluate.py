@@ -23,8 +23,9 @@ from pathlib import Path
 from rich.console import Console
 from trl import TrlParser
 
+from trl_dt2it.processes import on_main_process
 from trl_dt2it.recipe import ScorerArguments, share_work, show_dry_run, show_paths
-from trl_dt2it.utils import on_main_process, write_json
+from trl_dt2it.utils import write_json
 
 
 @dataclass
@@ -98,11 +99,11 @@ def mapping(name, value):
 
 
 def main(args):
+    from trl_dt2it.data.cards import run_command
     from trl_dt2it.evaluation import evaluate, pooled, show_published
     from trl_dt2it.evaluation.benchmarks import PAPER_BENCHMARKS
     from trl_dt2it.evaluation.results import update_card
     from trl_dt2it.report import write_report
-    from trl_dt2it.training.model_card import run_command
 
     args.named_model()
     is_local = Path(args.model).is_dir()

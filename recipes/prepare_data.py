@@ -23,8 +23,7 @@ from rich.table import Table
 from rich.text import Text
 from trl import TrlParser
 
-from trl_dt2it.recipe import from_json
-from trl_dt2it.utils import parse_shard, run_lock
+from trl_dt2it.utils import from_json, parse_shard
 
 
 @dataclass
@@ -92,6 +91,7 @@ def main(args):
 
     from trl_dt2it import token_counter
     from trl_dt2it.data import ImageOptions, build_mixture, prepare_shard, read_benchmarks, read_settings
+    from trl_dt2it.processes import run_lock
 
     console = Console()
     if not args.sources:

@@ -19,9 +19,6 @@ from pathlib import Path
 from rich.console import Console
 from trl import TrlParser
 
-from trl_dt2it.recipe import show_dry_run, show_paths
-from trl_dt2it.utils import run_lock
-
 
 @dataclass
 class ReportArguments:
@@ -61,6 +58,8 @@ class ReportArguments:
 def main(args):
     from trl_dt2it.curation import CurationLedger
     from trl_dt2it.demo.digits import DEMO_LOADERS
+    from trl_dt2it.processes import run_lock
+    from trl_dt2it.recipe import show_dry_run, show_paths
     from trl_dt2it.report import write_report
 
     evaluations = args.evaluation or []

@@ -18,8 +18,9 @@ from rich.console import Console
 from rich.table import Table
 from trl import TrlParser
 
+from trl_dt2it.processes import on_main_process, run_lock
 from trl_dt2it.recipe import RowArguments, ScorerArguments, share_work, show_dry_run, show_paths
-from trl_dt2it.utils import on_main_process, run_lock, write_json
+from trl_dt2it.utils import write_json
 
 
 @dataclass

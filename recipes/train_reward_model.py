@@ -32,8 +32,9 @@ from rich.table import Table
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser
 
 from trl_dt2it import MultimodalRewardConfig
-from trl_dt2it.recipe import DIGITS, from_json, init_kwargs, show_dry_run, show_paths, with_tiny
-from trl_dt2it.utils import on_main_process, run_lock, whole_weights, write_json
+from trl_dt2it.processes import on_main_process, run_lock, whole_weights
+from trl_dt2it.recipe import DIGITS, init_kwargs, show_dry_run, show_paths, with_tiny
+from trl_dt2it.utils import from_json, write_json
 
 
 # Flags that `trl-dt2it train --help` shows.

@@ -11,11 +11,11 @@ from PIL import Image
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
 from trl_dt2it import RewardScorer
+from trl_dt2it.data.cards import PAPER
 from trl_dt2it.models.families import FAMILIES
 from trl_dt2it.models.modeling import load_processing_class, set_pixel_limits
 from trl_dt2it.training.config import MultimodalRewardConfig
 from trl_dt2it.training.losses import LOSSES
-from trl_dt2it.training.model_card import PAPER
 
 from .families import example_images, family_dir
 from .models.test_rendering_videos import VIDEO_FAMILIES

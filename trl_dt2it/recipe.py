@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,15 +17,15 @@ from .data.columns import leave_images_encoded
 from .data.images import ImageOptions
 from .demo import READER, READER_DIR, TINY
 from .models.shared_prefix import usable_attention
-from .scoring.answers import Answering, Sampling, ScoredAnswers, answer_and_score
-from .scoring.scorer import RewardScorer
-from .utils import main_process_first, on_main_process, whole_weights
+from .processes import main_process_first, on_main_process, whole_weights
 
 
 if TYPE_CHECKING:
     from trl import GRPOConfig, ModelConfig, RewardConfig
 
     from .curation.rounds.config import BaseModel
+    from .scoring.answers import ScoredAnswers
+    from .scoring.scorer import RewardScorer
 
 
 DIGITS = "digits"  # as `dataset_name`, the set that `trl_dt2it.demo.digits` makes
@@ -74,11 +73,6 @@ class RowArguments:
         return ImageOptions(image_root=self.image_root)
 
 
-def from_json(value: Any) -> Any:
-    """Parse a setting that a YAML file has as it is, and a command line as JSON."""
-    return json.loads(value) if isinstance(value, str) else value
-
-
 def show_dry_run(rows: Iterable[tuple[str, object]]) -> None:
     """Print what a recipe would read and write, a line for each name with a value that is not `None`."""
     if not PartialState().is_main_process:
@@ -120,6 +114,8 @@ class ScorerArguments:
 
     def load(self, **options: Any) -> RewardScorer:
         """Load the reward model, with more options of [`RewardScorer.from_pretrained`]."""
+        from .scoring.scorer import RewardScorer  # heavy, and not needed for `--help`
+
         names = ("dtype", "batch_tokens", "num_workers", "revision", "trust_remote_code")
         options |= {name: getattr(self, name) for name in names}
         attention = usable_attention(self.attn_implementation)
@@ -224,6 +220,8 @@ class AnswerArguments(RowArguments):
 
     def answer(self, rows: Dataset, *, source: str) -> list[ScoredAnswers]:
         """Sample answers to the prompts, and score them; every process has to call it."""
+        from .scoring.answers import Answering, Sampling, answer_and_score  # likewise
+
         folder = Path(self.output_dir)
         # A tiny model that was made stays: its answers are stored under the date of its files.
         has_answers = "answers" in rows.column_names

@@ -18,10 +18,10 @@ from transformers.utils import logging
 from trl_dt2it import MultimodalPreferenceCollator, MultimodalRewardTrainer, load_reward_model
 from trl_dt2it.data.rows import RowError
 from trl_dt2it.models.modeling import load_processing_class
+from trl_dt2it.processes import gather, main_process_first, on_main_process, raise_together, wait_for_everyone
 from trl_dt2it.scoring.shards import make_records
 from trl_dt2it.training import pair_scoring
 from trl_dt2it.training.pair_scoring import score_pairs
-from trl_dt2it.utils import gather, main_process_first, on_main_process, raise_together, wait_for_everyone
 
 from ..curation.runs import arguments, start
 from ..families import family_dir

@@ -11,8 +11,8 @@ from accelerate import PartialState
 from transformers import AutoModelForSequenceClassification
 from transformers.integrations import HfDeepSpeedConfig, is_deepspeed_zero3_enabled, is_fsdp_enabled
 
+from trl_dt2it.processes import whole_weights
 from trl_dt2it.scoring.scorer import RewardScorer
-from trl_dt2it.utils import whole_weights
 
 from ..pairs import model_of, processor_of
 from ..processes import Run

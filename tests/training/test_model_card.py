@@ -11,22 +11,21 @@ from markdown_it import MarkdownIt
 from trl_dt2it.curation import CurationLedger, IterativeCurationCallback
 from trl_dt2it.curation.publish import curation_facts, curation_section
 from trl_dt2it.curation.rounds.training import LedgerSection
-from trl_dt2it.debias import StyleAuditCallback, audit_style
-from trl_dt2it.debias.audit import style_facts, style_section
-from trl_dt2it.evaluation import read_benchmark
-from trl_dt2it.training.model_card import (
+from trl_dt2it.data.cards import (
     cell,
     code_block,
     code_span,
-    evaluation_entries,
     hub_link,
     name_cell,
     paragraph,
     run_command,
     source_counts,
     source_lines,
-    write_model_card,
 )
+from trl_dt2it.debias import StyleAuditCallback, audit_style
+from trl_dt2it.debias.audit import style_facts, style_section
+from trl_dt2it.evaluation import read_benchmark
+from trl_dt2it.training.model_card import evaluation_entries, write_model_card
 
 from ..evaluation.benchmark_rows import vl_rows
 from ..rows import make_dataset

@@ -21,10 +21,11 @@ from transformers.utils import logging
 
 from ..data.columns import column_of, has_transform
 from ..data.contents import pair_contents, pair_ids, source_fingerprint
+from ..processes import on_main_process, same_random_state
 from ..training.pair_scoring import evaluating, score_with_trainer
 from ..training.selection import STATE_FILE, Selection
 from ..training.trainer import MultimodalRewardTrainer
-from ..utils import digest, on_main_process, same_random_state, whole_file, write_json
+from ..utils import digest, whole_file, write_json
 from .ledger import CurationLedger
 from .noise import MIN_PAIRS, combine_scores, flip_mixture
 from .publish import curation_section

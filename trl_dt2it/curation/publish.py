@@ -15,23 +15,13 @@ import pyarrow.compute as pc
 from datasets import Dataset
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, DatasetCard, DatasetCardData, HfApi
 
+from ..data.cards import PAPER, PROJECT_URL, cell, code_span, hub_ids, licence_of, name_cell, source_lines, table
 from ..data.contents import pair_contents
 from ..data.export import parquet_shards, published_features
 from ..data.images import ImageOptions
 from ..data.mixing import with_columns
 from ..data.sources import SOURCES
 from ..debias.style import parts_by
-from ..training.model_card import (
-    PAPER,
-    PROJECT_URL,
-    cell,
-    code_span,
-    hub_ids,
-    licence_of,
-    name_cell,
-    source_lines,
-    table,
-)
 from .ledger import CurationLedger
 
 

@@ -16,7 +16,7 @@ from accelerate import PartialState
 from datasets import Dataset, Features, Image, IterableDataset, Json, LargeList, List, Value
 from datasets.fingerprint import generate_random_fingerprint
 
-from ..utils import gather, raise_together
+from ..processes import gather, raise_together
 
 
 AnyDataset: TypeAlias = Dataset | IterableDataset

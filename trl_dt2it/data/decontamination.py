@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
-import imagehash
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, Value
@@ -109,6 +108,9 @@ def all_images(row: Mapping[str, Any]) -> list[Any]:
 
 def perceptual_hash(image: Image.Image) -> np.ndarray:
     """Hash an image such that images that look alike differ in few bits. Shape: returns `(HASH_WORDS,)`."""
+    # Rather than a hash of our own: kept up since 2013. Here, because preparing a shard does without it.
+    import imagehash
+
     bits = imagehash.phash(image, hash_size=_SIDE).hash.ravel()
     return np.packbits(np.pad(bits, (0, 64 * HASH_WORDS - HASH_BITS))).view(np.uint64)
 

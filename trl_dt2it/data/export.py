@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, Image, LargeList, List, Value
-from trl import extract_prompt
 
 from .columns import column_of, holds, leave_images_encoded, retype_images, uncached
 from .images import (
@@ -300,6 +299,8 @@ def _converted(
             raise RowError("video_type", "there is a video, which TRL's DPO trainer cannot read; drop the row.")
         texts: dict[str, Any] = {name: row.get(name) for name in TEXTS}
         if texts["prompt"] is None:
+            from trl import extract_prompt  # takes its time, and few need it
+
             texts = dict(extract_prompt({side: row[side] for side in SIDES}))
             # Both may begin with other prompts, and then images would stand in an answer.
             check_row({**texts, "images": images})

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from operator import not_
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,6 @@ from datasets import Dataset, Features, IterableDataset, Value, concatenate_data
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
-from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import logging
 
 from ..utils import printable, whole_file
@@ -48,6 +47,10 @@ from .rows import (
     special_token_pattern,
     summarize,
 )
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 
 logger = logging.get_logger(__name__)
@@ -519,6 +522,8 @@ def _check_columns(dataset: AnyDataset, checks: RowChecks) -> None:
         raise ValueError(f"{message} Text-to-image pairs become such rows by `reformulate_t2i`.")
     check_free(columns, NOTES)
     if checks.token_counter is not None and checks.max_length is not None and {"image", "images"} & set(columns):
+        from transformers import ProcessorMixin  # loaded already, by what has made the counter
+
         if not isinstance(checks.token_counter.processing_class, ProcessorMixin):
             raise ValueError("`max_length` counts image tokens; pass the processor, and not only its tokenizer.")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from datasets import Dataset
@@ -15,14 +15,17 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GroupKFold
 from transformers import TrainerCallback
 
+from ..data.cards import cell, table
 from ..data.columns import column_of, has_transform
 from ..evaluation.metrics import Interval, clustered_interval, group_sums, wilson
-from ..training.model_card import cell, table
+from ..processes import on_main_process
 from ..training.pair_scoring import evaluating
-from ..training.trainer import MultimodalRewardTrainer
-from ..utils import on_main_process
 from .reports import FeatureLeakage, RewardStyle, StyleLeakage, StyleReport
 from .style import PairStyle, parts_by, read_pair_style
+
+
+if TYPE_CHECKING:
+    from ..training.trainer import MultimodalRewardTrainer
 
 
 Scorer = Callable[[Dataset], tuple[Sequence[float], Sequence[float]]]

@@ -18,8 +18,8 @@ from datasets import Dataset
 from huggingface_hub import ModelCard
 from rich.console import Console
 
+from ..data.cards import code_block, metadata, name_cell, paragraph, table
 from ..data.columns import column_of
-from ..training.model_card import code_block, metadata, name_cell, paragraph, table
 from ..utils import digest, screen_table, whole_file
 from .benchmarks import PAPER_BENCHMARKS
 from .metrics import Interval, wilson

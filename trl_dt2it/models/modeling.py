@@ -41,7 +41,7 @@ from transformers.modeling_layers import GenericForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from transformers.utils import cached_file, find_adapter_config_file, logging
 
-from ..utils import whole_weights
+from ..processes import whole_weights
 from .families import FAMILIES, PIXELS
 from .rendering import ProcessingClass
 from .shared_prefix import encode_once, last_hidden_states, use_shared_prefix

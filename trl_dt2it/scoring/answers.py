@@ -27,7 +27,8 @@ from ..data.messages import FEATURES, Prompt, read_prompt, with_images
 from ..data.rows import SIDES, RowError, check_row, row_name
 from ..models.modeling import load_processing_class
 from ..models.rendering import ProcessingClass, get_tokenizer, lacks_special_tokens, render_conversation
-from ..utils import digest_of, whole_weights
+from ..processes import whole_weights
+from ..utils import digest_of
 from .scorer import RewardScorer, open_images
 from .shards import REWARD_COLUMNS, make_records, model_fingerprint, processor_settings
 

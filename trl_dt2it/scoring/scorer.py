@@ -22,10 +22,10 @@ from ..data.rows import RowError, check_row
 from ..models import rendering
 from ..models.modeling import load_processing_class, load_reward_model, read_last_real_token, set_pixel_limits
 from ..models.shared_prefix import common_prefix_length, decide_share_prefix, pack_completions
+from ..processes import whole_weights
 from ..training.collator import MultimodalPreferenceCollator
 from ..training.pair_scoring import evaluating, score_pairs
 from ..training.setup import rename_old_columns
-from ..utils import whole_weights
 from .shards import add_rewards, model_fingerprint, processor_settings
 
 

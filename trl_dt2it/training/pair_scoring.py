@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice, zip_longest
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -23,16 +23,19 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
-from transformers import DataCollator, Trainer
 from transformers.utils import logging
 
 from ..data.columns import leave_images_encoded
 from ..data.rows import row_name
 from ..models.modeling import STATISTICS
-from ..utils import gather, portable, raise_together
+from ..processes import gather, portable, raise_together
 from .batching import count_tokens, pair_size, plan_batches
 from .config import MultimodalRewardConfig
 from .losses import pair_rewards
+
+
+if TYPE_CHECKING:
+    from transformers import DataCollator, Trainer
 
 
 logger = logging.get_logger(__name__)

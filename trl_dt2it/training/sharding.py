@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from accelerate.utils import fsdp2_prepare_model
@@ -16,11 +16,14 @@ from accelerate.utils.fsdp_utils import fsdp2_canonicalize_names
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from transformers.utils import logging
-from trl import RewardTrainer
 
 from ..models.freezing import part_of
 from ..models.modeling import RewardHead, is_head
 from .setup import is_reentrant, with_values
+
+
+if TYPE_CHECKING:
+    from trl import RewardTrainer
 
 
 logger = logging.get_logger(__name__)

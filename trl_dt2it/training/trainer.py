@@ -25,17 +25,18 @@ from transformers.trainer_utils import (
 from transformers.utils import PushInProgress
 from trl import RewardTrainer
 
+from ..data.cards import PAPER
 from ..data.columns import AnyDataset, column_names, has_transform
 from ..data.mixing import concatenate
 from ..models.freezing import let_gradients_into_checkpoints
 from ..models.modeling import pad_id_as_saved, set_reward_statistics, write_beside_adapter
 from ..models.rendering import ProcessingClass, get_tokenizer
 from ..models.shared_prefix import decide_share_prefix
-from ..utils import check_shared_folder, gather
+from ..processes import check_shared_folder, gather
 from . import batching, losses, setup, sharding
 from .collator import MultimodalPreferenceCollator
 from .config import MultimodalRewardConfig
-from .model_card import PAPER, push_checkpoint, push_model, write_model_card
+from .model_card import push_checkpoint, push_model, write_model_card
 from .pair_scoring import measure_reward_statistics
 from .selection import SelectedRows, Selection, resume_selection, selected
 

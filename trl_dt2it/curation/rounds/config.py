@@ -23,10 +23,11 @@ from ...data.mixing import concatenate, with_canonical_columns, with_columns
 from ...debias.balance import ONE_SIDED
 from ...debias.style import STYLE_FEATURES
 from ...models.modeling import load_processing_class, set_pixel_limits
+from ...processes import main_process_first, on_main_process
 from ...training.collator import MultimodalPreferenceCollator
 from ...training.config import MultimodalRewardConfig
 from ...training.setup import image_options, prepare_dataset
-from ...utils import digest, digest_of, main_process_first, on_main_process
+from ...utils import digest, digest_of
 from ..judging import Judging, read_judging
 from ..rules import FLIP_RULES, KEEP_RULES, Flip, Keep
 from .stages import Stage

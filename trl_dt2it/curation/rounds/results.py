@@ -27,13 +27,13 @@ from rich.text import Text
 from transformers import TrainerControl, TrainerState
 from transformers.integrations import get_reporting_integration_callbacks
 
+from ...data.cards import run_command
 from ...data.columns import column_of
 from ...data.contents import pair_contents
 from ...debias.audit import audit_style
 from ...debias.style import parts_by
 from ...scoring.shards import read_scores
 from ...training.config import MultimodalRewardConfig
-from ...training.model_card import run_command
 from ...utils import digest, printable, read_json, write_json
 from ..callback import curation_metrics
 from ..ledger import CurationLedger

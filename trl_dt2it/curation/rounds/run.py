@@ -15,9 +15,10 @@ import pyarrow.parquet as pq
 
 from ...data.columns import column_of
 from ...judge.endpoint import JudgeError
+from ...processes import on_main_process
 from ...scoring.shards import gather_scores, score_in_shards
 from ...training.setup import image_options
-from ...utils import on_main_process, read_json, whole_file
+from ...utils import read_json, whole_file
 from ..judging import NO_ANSWER, Judging, PairVotes, judge_pairs, most_judging_cost
 from ..ledger import CurationLedger
 from ..noise import combine_scores

@@ -16,7 +16,8 @@ from ...data.columns import column_of
 from ...data.mixing import concatenate, swap_pairs, with_columns
 from ...debias.audit import audit_style
 from ...debias.balance import style_weights
-from ...utils import move_aside, on_main_process, whole_file
+from ...processes import on_main_process
+from ...utils import move_aside, whole_file
 from ..ledger import CurationLedger
 from .config import CurationRun, folds_of
 

@@ -28,17 +28,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ... import __version__
+from ...processes import check_shared_folder, on_main_process, run_lock, wait_for_everyone
 from ...scoring.shards import claim, record_of
-from ...utils import (
-    check_shared_folder,
-    digest_of,
-    move_aside,
-    moved_aside,
-    on_main_process,
-    run_lock,
-    wait_for_everyone,
-    write_json,
-)
+from ...utils import digest_of, move_aside, moved_aside, write_json
 
 
 @dataclass(frozen=True)

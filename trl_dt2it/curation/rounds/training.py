@@ -24,12 +24,12 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoin
 from ...debias.audit import StyleAuditCallback
 from ...models.modeling import load_processing_class, load_reward_model
 from ...models.shared_prefix import decide_share_prefix
+from ...processes import on_main_process, wait_for_everyone, whole_weights
 from ...training.collator import MultimodalPreferenceCollator
 from ...training.config import MultimodalRewardConfig
 from ...training.pair_scoring import score_pairs
 from ...training.setup import image_options
 from ...training.trainer import MultimodalRewardTrainer
-from ...utils import on_main_process, wait_for_everyone, whole_weights
 from ..ledger import CurationLedger
 from ..publish import curation_section
 

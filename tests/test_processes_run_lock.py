@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from trl_dt2it import utils as module
-from trl_dt2it.utils import VARIABLE, RunLockedError, remove_unfinished, run_lock, whole_file
+from trl_dt2it import processes as module
+from trl_dt2it.processes import RUN_VARIABLE, RunLockedError, run_lock
+from trl_dt2it.utils import remove_unfinished, whole_file
 
 from .curation.runs import arguments, start
 from .processes import Run
@@ -21,8 +22,8 @@ HOST = socket.gethostname()
 
 @pytest.fixture(autouse=True)
 def little_patience(monkeypatch):
-    monkeypatch.setattr(module, "WAIT", 0.3)
-    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.setattr(module, "LOCK_WAIT", 0.3)
+    monkeypatch.delenv(RUN_VARIABLE, raising=False)
 
 
 def hold(folder: str, shard: tuple[int, int] = (0, 1)) -> None:
@@ -41,7 +42,7 @@ def hold_briefly(folder: str) -> None:
 
 def holder(folder: Path, shard: tuple[int, int] = (0, 1)) -> tuple[Run, int]:
     """A process that holds a folder, and its number."""
-    run = Run(hold, str(folder), shard, **{VARIABLE: ""})
+    run = Run(hold, str(folder), shard, **{RUN_VARIABLE: ""})
     deadline = time.monotonic() + 60
     while not (folder / "ready").is_file() and None in run.exit_codes and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -74,9 +75,10 @@ def test_a_second_run_is_told_who_is_at_work_and_goes_on_from_one_that_was_kille
         assert sorted(one.name for one in tmp_path.rglob("*.part")) == ["mine.part", other.name]
         with run_lock(tmp_path):  # the same run
             pass
-        stage = Run(hold_briefly, str(tmp_path), **{VARIABLE: os.environ[VARIABLE]})  # and one that it has started
+        own = {RUN_VARIABLE: os.environ[RUN_VARIABLE]}
+        stage = Run(hold_briefly, str(tmp_path), **own)  # and one that it has started
         assert stage.wait() == [0], stage.errors
-    assert not (tmp_path / "running.json").exists() and VARIABLE not in os.environ
+    assert not (tmp_path / "running.json").exists() and RUN_VARIABLE not in os.environ
     # One that ends by itself leaves nothing to say.
     (tmp_path / "ready").unlink()
     run, _ = holder(tmp_path)
@@ -140,8 +142,8 @@ def test_parts_of_a_run_share_a_folder_each_once(tmp_path):
 
 
 def in_two_processes(folder: str) -> None:
+    from trl_dt2it.processes import wait_for_everyone
     from trl_dt2it.recipe import share_work
-    from trl_dt2it.utils import wait_for_everyone
 
     state = share_work()
     with run_lock(folder):
@@ -152,11 +154,11 @@ def in_two_processes(folder: str) -> None:
 
 
 def test_all_processes_of_a_launch_are_one_run(tmp_path):
-    run = Run(in_two_processes, str(tmp_path), num_processes=2, ACCELERATE_USE_CPU="true", **{VARIABLE: ""})
+    run = Run(in_two_processes, str(tmp_path), num_processes=2, ACCELERATE_USE_CPU="true", **{RUN_VARIABLE: ""})
     assert run.wait() == [0, 0], run.errors[-2000:]
     assert [(tmp_path / f"rank-{rank}").read_text() for rank in (0, 1)] == ["2", "2"]
     with run_lock(tmp_path):
-        run = Run(in_two_processes, str(tmp_path), num_processes=2, ACCELERATE_USE_CPU="true", **{VARIABLE: ""})
+        run = Run(in_two_processes, str(tmp_path), num_processes=2, ACCELERATE_USE_CPU="true", **{RUN_VARIABLE: ""})
         assert run.wait() == [1, 1]  # none waits for the other
         assert f"is in use by process {os.getpid()} on {HOST}" in run.errors
 
@@ -164,7 +166,7 @@ def test_all_processes_of_a_launch_are_one_run(tmp_path):
 def test_the_recipe_of_rounds_stops_at_start(tmp_path):
     out = tmp_path / "out"
     with run_lock(out):
-        second = start(arguments(out), **{VARIABLE: ""})
+        second = start(arguments(out), **{RUN_VARIABLE: ""})
         assert second.wait() == [1]
         assert f"RunLockedError: {out} is in use by process {os.getpid()} on {HOST} since" in second.errors
     assert {one.name for one in out.iterdir()} == {"running.lock"}  # it has touched nothing
