@@ -48,6 +48,16 @@ def test_a_wrong_name_is_an_attribute_error(package):
         import_module(package).nothing  # noqa: B018  (the access is what is tested)
 
 
+@pytest.mark.parametrize(
+    "module",
+    ["data.prepare", "data.cards", "data.export", "data.validation", "debias.audit", "judge.client", "judge.prompts"],
+)
+def test_rows_style_and_judges_need_no_torch(module):
+    program = f"import sys, trl_dt2it.{module}; print(*sorted({{'torch', 'trl', 'accelerate'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_importing_a_package_loads_nothing_large(package):
     program = (

@@ -14,13 +14,13 @@ def on_another_folder(here: Path, base: str) -> dict[str, str]:
 
     from tests.rows import make_dataset
     from tests.trainers import config
-    from trl_dt2it import MultimodalRewardTrainer, utils
+    from trl_dt2it import MultimodalRewardTrainer, processes
     from trl_dt2it.curation.rounds.stages import Stage, run_stages
     from trl_dt2it.recipe import share_work
     from trl_dt2it.scoring.shards import add_rewards, make_records
 
     rank = share_work().process_index
-    utils.check_shared_folder.__defaults__ = (0.5,)
+    processes.check_shared_folder.__defaults__ = (0.5,)
     data, stage = make_dataset(4), Stage("one", lambda folder: {"pairs": 1}, {})
 
     def score(rows: Dataset, name: str) -> np.ndarray:
@@ -49,7 +49,7 @@ def on_another_folder(here: Path, base: str) -> dict[str, str]:
         raise ValueError("The folder holds something else.")
 
     try:
-        utils.on_main_process(fail)
+        processes.on_main_process(fail)
     except (RuntimeError, ValueError) as error:
         said["decided"] = str(error)
     return said

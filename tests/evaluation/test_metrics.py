@@ -202,7 +202,12 @@ def test_a_reasoning_item_of_an_unknown_folder_is_not_lost():
         (VL, [{"query": "?"}], ([1.0], [0.0]), "Row 0 of VL-RewardBench: .* neither an `id` nor a known `category`"),
         (VL, [], ([], []), "no row of VL-RewardBench"),
         (MM, [{"Category": "music"}], ([1.0], [0.0]), "Row 0 of Multimodal RewardBench: .* category 'music'"),
-        (MMRLHF, [{"id": "1", "image": "a.png"}], ([1.0], [0.0]), "Row 0 of MM-RLHF-RewardBench: .* path 'a.png', which names none of mcq"),
+        (
+            MMRLHF,
+            [{"id": "1", "image": "a.png"}],
+            ([1.0], [0.0]),
+            "Row 0 of MM-RLHF-RewardBench: .* path 'a.png', which names none of mcq",
+        ),
         (MMRLHF, [{"image": "mcq/a.png"}], ([1.0], [0.0]), "Row 0 of MM-RLHF-RewardBench has no 'group_id'"),
     ],
 )

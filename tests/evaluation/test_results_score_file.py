@@ -76,7 +76,8 @@ def test_lines_without_ids_are_matched_by_their_places_only_if_none_is_missing(t
     found = ScoreFile(path, by="position")(dataset)
     assert found.tolist() == [[3.25, -1.5], [0.12, 0.12]] * 6
     write_lines(path, predictions[:-1])
-    with pytest.raises(ValueError, match="11 lines, and there are 12 rows.*left rows out.*; write the scores with `pair_id`"):
+    message = "11 lines, and there are 12 rows.*left rows out.*; write the scores with `pair_id`"
+    with pytest.raises(ValueError, match=message):
         ScoreFile(path, by="position")(dataset)
 
 

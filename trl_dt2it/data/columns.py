@@ -12,11 +12,8 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from accelerate import PartialState
 from datasets import Dataset, Features, Image, IterableDataset, Json, LargeList, List, Value
 from datasets.fingerprint import generate_random_fingerprint
-
-from ..processes import gather, raise_together
 
 
 AnyDataset: TypeAlias = Dataset | IterableDataset
@@ -123,6 +120,10 @@ def look_in_shares(dataset: Dataset, look: Callable[..., pa.Table], *, num_proc:
     process must call it; an error of one is raised by all. `look` takes a part and `num_proc`, and waits for no other
     process.
     """
+    from accelerate import PartialState  # heavy, and rows are also read where no process has others
+
+    from ..processes import gather, raise_together
+
     state = PartialState()
     if state.num_processes == 1:
         return look(dataset, num_proc=num_proc)

@@ -20,6 +20,7 @@ from ..curation.rounds.config import SET_KINDS, Loaders
 from ..curation.rounds.results import FINAL_NAMES, MOST_AUDITED, accuracy_table, audit_pool
 from ..curation.rounds.sets import BALANCE
 from ..data.contents import pair_contents
+from ..data.rows import SIDES
 from ..evaluation.metrics import wilson
 from ..evaluation.results import published_scores
 from ..utils import whole_file

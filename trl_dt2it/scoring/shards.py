@@ -19,7 +19,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import ProcessorMixin
 
-from .. import utils
+from .. import processes, utils
 from ..data.contents import pair_ids, source_fingerprint
 from ..models.rendering import ProcessingClass
 
@@ -69,16 +69,16 @@ def add_rewards(
     if output_dir is None or len(dataset) == 0:
         rewards = score(dataset, "Scoring")
     else:
-        utils.check_shared_folder(output_dir)
+        processes.check_shared_folder(output_dir)
         names = pair_ids(dataset)
         # A `pair_id` stays the same when a row is corrected; the names of rows without one are made of their content.
         contents = pair_ids(dataset.remove_columns("pair_id")) if "pair_id" in dataset.column_names else names
         about = {"rows": source_fingerprint(contents), "rows_per_shard": rows_per_shard, **settings}
         mark, digest = output_dir / "scoring.json", utils.digest_of(about)
-        utils.on_main_process(lambda: claim(mark, digest, about, "scores-*.parquet"))
+        processes.on_main_process(lambda: claim(mark, digest, about, "scores-*.parquet"))
         score_in_shards(output_dir, dataset, score, pair_ids=names, rows_per_shard=rows_per_shard)
         rewards = gather_scores([[output_dir]], len(dataset))[:, :, 0]
-    with utils.main_process_first():  # where rows were selected, `datasets` writes them anew
+    with processes.main_process_first():  # where rows were selected, `datasets` writes them anew
         for name, column in zip(REWARD_COLUMNS, rewards.T, strict=True):
             dataset = dataset.add_column(name, pa.array(np.ascontiguousarray(column, dtype=np.float32)))
     return dataset
@@ -110,12 +110,12 @@ def score_in_shards(
         with utils.whole_file(file) as part:
             pq.write_table(pa.table(columns, schema=_SCHEMA), part)
 
-    for number in utils.on_main_process(missing):
+    for number in processes.on_main_process(missing):
         if number % shard[1] == shard[0]:
             some = rows[number * rows_per_shard : (number + 1) * rows_per_shard]
             rewards = score(dataset.select(some), f"Scoring, {number + 1} of {count}")
-            utils.on_main_process(partial(write, files[number], some, rewards))
-    return None if utils.on_main_process(missing) else {"pairs": len(rows), "files": count}
+            processes.on_main_process(partial(write, files[number], some, rewards))
+    return None if processes.on_main_process(missing) else {"pairs": len(rows), "files": count}
 
 
 def read_scores(folder: Path) -> pa.Table:
@@ -147,9 +147,9 @@ def make_records(
     `answers.jsonl.0`, ... until `answers.jsonl` is complete.
     """
     state = PartialState()
-    utils.check_shared_folder(path.parent)
+    processes.check_shared_folder(path.parent)
     known = _read_records(path, keys)
-    utils.wait_for_everyone()  # before anybody writes what another would read as known
+    processes.wait_for_everyone()  # before anybody writes what another would read as known
     batches = [list(range(first, min(first + batch_size, len(keys)))) for first in range(0, len(keys), batch_size)]
     missing = [batch for batch in batches if not all(row in known for row in batch)]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -170,10 +170,10 @@ def make_records(
                 with own.open("a", encoding="utf-8") as file:
                     file.writelines(lines)
             bar.update(sum(row not in known for row in batch))
-    utils.raise_together(failure)
+    processes.raise_together(failure)
     known = _read_records(path, keys)
     records = [known[row] for row in range(len(keys))]
-    utils.wait_for_everyone()
+    processes.wait_for_everyone()
 
     def join() -> None:
         parts = _parts(path)
@@ -183,7 +183,7 @@ def make_records(
             for one in parts:
                 one.unlink()
 
-    utils.on_main_process(join)
+    processes.on_main_process(join)
     return records
 
 

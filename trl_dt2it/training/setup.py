@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from accelerate import PartialState
 from accelerate.utils import is_peft_model
@@ -155,21 +156,19 @@ def quarantine_bad_rows(
 
     look = partial(look_at_rows, function=check, features=_FAULTS, desc=f"Checking {name} dataset")
     # Without a cache: the file of an image may have changed since the last run.
-    faults = look_in_shares(dataset, look, num_proc=args.dataset_num_proc).to_pydict()
-    bad = [index for index, reason in enumerate(faults["reason"]) if reason]
+    faults = look_in_shares(dataset, look, num_proc=args.dataset_num_proc)
+    bad = np.flatnonzero(pc.not_equal(faults["reason"], "").to_numpy())
     # A message names the first; the file, which the main process writes, names all.
     named = bad if args.on_bad_row == "quarantine" and PartialState().is_main_process else bad[:1]
     if has_transform(dataset):  # has no columns to read without the images
-        names = [dataset[index].get("pair_id") for index in named]
+        names = [dataset[int(index)].get("pair_id") for index in named]
     else:
         names = dataset.select(named)["pair_id"][:] if "pair_id" in column_names(dataset) else []
+    rows = zip_longest(bad.tolist(), names, faults.take(bad).to_pylist())
     return take_out(
         dataset,
         bad,
-        [
-            {"row": index, "pair_id": pair_id, **{column: values[index] for column, values in faults.items()}}
-            for index, pair_id in zip_longest(bad, names)
-        ],
+        [{"row": index, "pair_id": pair_id, **fault} for index, pair_id, fault in rows],
         name=f"row of the {name} set",
         on_bad_row=args.on_bad_row,
         # The leading underscore keeps the file out of what is pushed to the Hub.
