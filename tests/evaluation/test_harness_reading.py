@@ -205,7 +205,9 @@ def test_a_text_to_image_pair_is_a_question_about_two_images(name, rows, counts)
 def test_rows_in_memory_are_grouped_by_keys_of_any_type():
     (row,) = fixture("imagerewarddb")[:1]
     names = [1, "1", 1, "1", None, None, "", ""]  # rows without a key make no pair
-    rows = [{**row, "prompt_id": name, "rank": rank} for rank, name in enumerate(names)]
+    rows = [
+        {**row, "prompt_id": name, "rank": rank, "image": png((20 * rank, 40, 90))} for rank, name in enumerate(names)
+    ]
     found = read_benchmark("imagereward-test", rows, on_bad_row="leave_out")
     assert len(found) == 2 and len(set(found["group_id"])) == 1  # of one caption
 

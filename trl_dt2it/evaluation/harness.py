@@ -19,7 +19,7 @@ from huggingface_hub import snapshot_download
 from transformers.utils import logging
 
 from .. import __version__
-from ..data.columns import batch_rows, column_of, leave_images_encoded, named_groups, rows_at_once
+from ..data.columns import batch_rows, column_of, leave_images_encoded, rows_at_once
 from ..data.load import Conversion, raw_rows, read_raw, rows_by_group
 from ..data.mixing import with_columns
 from ..data.rows import summarize
@@ -69,7 +69,8 @@ def read_benchmark(
             One of [`BENCHMARKS`].
         rows (`Dataset`, `Iterable[Mapping]`, `str` or `os.PathLike`, *optional*):
             Rows as the benchmark has them, a file or folder with them, or a Hub id; by default the benchmark's own
-            repository on the Hub. Canonical rows come back as they are.
+            repository on the Hub. Canonical rows come back as they are, with the metrics of the benchmark, which a
+            data set does not keep when it is saved and loaded again.
         image_root (`str` or `os.PathLike`, *optional*):
             Folder that the paths of images start from; that of the files of the rows by default.
         split (`str`, *optional*, defaults to `"test"`):
@@ -242,9 +243,13 @@ def _grouped(raw: Dataset | list[Mapping[str, Any]], column: str | None) -> list
     """The rows, or all rows of each group together where pairs are formed from several."""
     if column is None:
         return list(raw)
-    is_table = isinstance(raw, Dataset)
-    groups = rows_by_group(raw, column) if is_table else named_groups(pa.array([row.get(column) for row in raw]))
-    return [{"group": [raw[int(index)] for index in group]} for group in groups]
+    if isinstance(raw, Dataset):
+        return [{"group": [raw[int(index)] for index in group]} for group in rows_by_group(raw, column)]
+    groups: dict[Any, list[Any]] = {}  # of keys that need not fit into one column of Arrow
+    for index, row in enumerate(raw):
+        key = row.get(column)
+        groups.setdefault(index if key in (None, "") else (key,), []).append(row)
+    return [{"group": group} for group in groups.values()]
 
 
 def _frames_as_images(pair: Mapping[str, Any]) -> dict[str, Any]:
@@ -435,7 +440,7 @@ class BenchmarkInfo(DatasetInfo):
 
 def with_metrics(dataset: Dataset, name: str) -> Dataset:
     """Make canonical rows of a benchmark bring its metrics along."""
-    if isinstance(dataset.info, BenchmarkInfo):
+    if isinstance(dataset.info, BenchmarkInfo) and dataset.info.dataset_name == name:
         return dataset
     dataset = copy.copy(dataset)
     dataset._info = BenchmarkInfo(**{**vars(dataset.info), "dataset_name": name})
