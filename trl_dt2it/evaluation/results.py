@@ -27,6 +27,8 @@ from .metrics import Interval, wilson
 
 HEADING = "## Benchmarks"
 
+INTERVALS = ("95 %, Wilson", "95 %, prompts drawn")  # heads of columns
+
 _UNMATCHED = (
     "{} has {} lines, and there are {}: whoever wrote it left rows out, or has another release; write the scores with "
     "`pair_id`, or pass the release that they are of."
@@ -42,16 +44,13 @@ class PublishedScore:
     A published score.
 
     Parameters:
-        model (`str`):
-            Name of the model.
-        benchmark (`str`):
-            One of [`BENCHMARKS`], or `"pooled"` for the share of right pairs of the paper's three.
-        metric (`str`):
-            As in [`compute_metrics`].
+        model, source (`str`):
+            Names of the model and of the publication.
+        benchmark, metric (`str`):
+            One of [`BENCHMARKS`], or `"pooled"` for the share of right pairs of the paper's three, and a metric of
+            [`compute_metrics`].
         value (`float`):
             Score, from 0 to 1.
-        source (`str`):
-            Publication.
         note (`str`, *optional*, defaults to `""`):
             Caveat.
     """
@@ -105,10 +104,8 @@ def published_scores(benchmark: str, metric: str | None = None) -> list[Publishe
     List the published scores of a benchmark.
 
     Args:
-        benchmark (`str`):
-            Name of the benchmark, or `"pooled"`.
-        metric (`str`, *optional*):
-            Name of a metric; all by default.
+        benchmark, metric (`str`):
+            As in [`PublishedScore`]; by default all metrics.
 
     Returns:
         `list[PublishedScore]`: the best first.
@@ -165,11 +162,20 @@ class EvalResult:
         return next(iter(self.metrics))
 
     @property
-    def _title(self) -> str:
+    def full_title(self) -> str:
+        """The title with the label."""
         return f"{self.title} ({self.label})" if self.label else self.title
 
-    def _counts(self, metric: str) -> tuple[str, ...]:
-        return tuple(f"{counts[metric]:,}" if metric in counts else "" for counts in (self.n, self.ties))
+    @property
+    def cells(self) -> list[tuple[str, ...]]:
+        """For each metric, as text, its name, value, both intervals, number and ties; empty what there is not."""
+        return [
+            (
+                *(name, f"{100 * value:.1f}", _interval(self.wilson.get(name)), _interval(self.bootstrap.get(name))),
+                *(f"{counts[name]:,}" if name in counts else "" for counts in (self.n, self.ties)),
+            )
+            for name, value in self.metrics.items()
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """The result as JSON values, intervals as lists."""
@@ -183,10 +189,8 @@ class EvalResult:
         """Print the result beside published scores of other models, on standard output by default."""
         console = console or Console()
         label = f", {self.label}" if self.label else ""
-        intervals = {m: [_interval(by.get(m)) for by in (self.wilson, self.bootstrap)] for m in self.metrics}
-        rows = [(m, _percent(value), *intervals[m], *self._counts(m)) for m, value in self.metrics.items()]
-        columns = ("", "value", "95 %, Wilson", "95 %, prompts drawn", "n", "ties")
-        console.print(screen_table(columns, rows, title=f"{self.title}{label}: accuracy, %"))
+        columns = ("", "value", *INTERVALS, "n", "ties")
+        console.print(screen_table(columns, self.cells, title=f"{self.title}{label}: accuracy, %"))
         for note in self.notes:
             console.print(note, markup=False)
         show_published([self], console)
@@ -198,7 +202,7 @@ class EvalResult:
                 task_type="text-classification",
                 task_name="Reward modeling",
                 dataset_type=self.settings.get("hub_id") or self.name,
-                dataset_name=self._title,
+                dataset_name=self.full_title,
                 dataset_split="test",
                 dataset_revision=self.settings.get("revision"),
                 metric_type="accuracy",
@@ -207,6 +211,10 @@ class EvalResult:
             )
             for metric, value in self.metrics.items()
         ]
+
+
+def _interval(ends: Sequence[float] | None) -> str:
+    return "" if ends is None else f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}"
 
 
 @dataclass(frozen=True)
@@ -222,7 +230,7 @@ class PooledResult:
         mean (`float`):
             Mean of the shares, each benchmark counting the same.
         correct, n, ties (`int`):
-            Number of right pairs, of pairs, and of pairs with two equal scores, which count as wrong.
+            Numbers as in [`EvalResult`], over all benchmarks.
         wilson ([`Interval`]):
             95 % interval of `micro`, if all pairs were independent.
     """
@@ -283,7 +291,7 @@ def show_published(results: Sequence[EvalResult], console: Console | None = None
         for score in published_scores(*column):
             others.setdefault(score.model, {})[column] = score
     labels = "; ".join(f"{name}: {label}" for name, label in sorted({(r.name, r.label) for r in results if r.label}))
-    rows = [(model, *map(_percent, columns.values()), labels)]
+    rows = [(model, *(f"{100 * value:.1f}" for value in columns.values()), labels)]
     notes: dict[str, int] = {}
     for name, scores in others.items():
         cells = []
@@ -300,14 +308,6 @@ def show_published(results: Sequence[EvalResult], console: Console | None = None
     console.print(table)
     for note, number in notes.items():
         console.print(f"\\[{number}] {note}")
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f}"
-
-
-def _interval(value: Interval | None) -> str:
-    return "" if value is None else f"{_percent(value.low)} to {_percent(value.high)}"
 
 
 @dataclass(frozen=True)
@@ -474,11 +474,9 @@ def update_card(
 
 def card_block(result: EvalResult, command: str | None = None) -> str:
     """A result as Markdown."""
-    rows = [
-        (name_cell(metric), _percent(value), _interval(result.bootstrap.get(metric)), *result._counts(metric))
-        for metric, value in result.metrics.items()
-    ]
-    lines = [f"### {name_cell(result._title)}", "", table(("metric", "value, %", "95 % interval", "of", "ties"), rows)]
+    rows = [(name_cell(name), value, drawn, *counts) for name, value, _, drawn, *counts in result.cells]
+    columns = ("metric", "value, %", "95 % interval", "of", "ties")
+    lines = [f"### {name_cell(result.full_title)}", "", table(columns, rows)]
     lines += ["", "Intervals by drawing prompts with replacement. Ties count as wrong."]
     lines += map(paragraph, result.notes)
     if command is not None:
@@ -488,9 +486,9 @@ def card_block(result: EvalResult, command: str | None = None) -> str:
 
 def _with_block(text: str, result: EvalResult, command: str | None) -> str:
     """Put the table of a benchmark into the text of a card, in place of an earlier one or else behind all others."""
-    name = re.sub(r"[^\w .()]+", "-", result._title)  # fit for a comment
-    if re.search(r"[^\w .()-]", result._title):  # and no other's
-        name += f" {digest(result._title.encode('utf-8', 'replace'))[:8]}"
+    name = re.sub(r"[^\w .()]+", "-", result.full_title)  # fit for a comment
+    if re.search(r"[^\w .()-]", result.full_title):  # and no other's
+        name += f" {digest(result.full_title.encode('utf-8', 'replace'))[:8]}"
     start, end = f"<!-- benchmark: {name} -->", f"<!-- end of benchmark: {name} -->"
     block = f"{start}\n{card_block(result, command)}\n{end}"
     if start in text and end in text:

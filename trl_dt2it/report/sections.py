@@ -22,7 +22,7 @@ from ..curation.rounds.sets import BALANCE
 from ..data.contents import pair_contents
 from ..data.rows import SIDES
 from ..evaluation.metrics import wilson
-from ..evaluation.results import published_scores
+from ..evaluation.results import INTERVALS, EvalResult, published_scores
 from ..utils import whole_file
 from .figures import STATES, Flow, bars, calibrate, draw_flow, histogram, read_flow, reliability, step_title
 from .gallery import gallery_items
@@ -371,7 +371,7 @@ class Evaluation:
     """Results of one model."""
 
     model: str
-    results: Sequence[dict[str, Any]]  # each as from `to_dict`
+    results: Sequence[EvalResult]  # with intervals as lists
     pooled: dict[str, Any] | None  # `micro`, `mean` and `n` over all
     scores: dict[str, np.ndarray]  # (n, 2), of chosen and rejected, by benchmark, where their file lies beside
 
@@ -380,12 +380,15 @@ def read_evaluation(path: str | os.PathLike) -> Evaluation:
     """Read `evaluation.json`, or one result as JSON."""
     path = Path(path)
     content = _read_json(path, "recipes/evaluate.py")
-    results = content.get("results", [content]) if isinstance(content, dict) else []
-    needed = {"name", "title", "metrics", "n", "wilson", "bootstrap"}
-    if not results or not all(isinstance(one, dict) and needed <= set(one) for one in results):
+    found = content.get("results", [content]) if isinstance(content, dict) else []
+    try:
+        results = [EvalResult(**one) for one in found]
+    except TypeError:  # no object, or other keys
+        results = []
+    if not results:
         raise ValueError(f"{path} holds no result of an evaluation; give the evaluation.json of recipes/evaluate.py.")
-    model = content.get("model") or results[0].get("settings", {}).get("model") or path.stem
-    files = {one["title"]: path.parent / f"{Path(one['name']).name}.parquet" for one in results}
+    model = content.get("model") or results[0].settings.get("model") or path.stem
+    files = {one.title: path.parent / f"{Path(one.name).name}.parquet" for one in results}
     tables = {title: pq.read_table(file, columns=list(SIDES)) for title, file in files.items() if file.is_file()}
     scores = {title: stack_rewards(table) for title, table in tables.items()}
     return Evaluation(str(model), results, content.get("pooled"), scores)
@@ -464,33 +467,24 @@ def benchmarks(evaluations: Sequence[Evaluation]) -> Section:
     tables, notes = [], []
     for evaluation in evaluations:
         for result in evaluation.results:
-            label = f" ({result['label']})" if result.get("label") else ""
-            rows = []
-            for name, value in result["metrics"].items():
-                counts = [_count(result[key].get(name)) for key in ("n", "ties")]
-                rows.append([name, _percent(value), *_intervals(result, name), *counts])
-            columns: tuple[str, ...] = ("metric", "%", "95 %, Wilson", "95 %, prompts drawn", "n", "ties")
-            tables.append(Table(f"{result['title']}{label}: {evaluation.model}", columns, rows))
+            columns: tuple[str, ...] = ("metric", "%", *INTERVALS, "n", "ties")
+            tables.append(Table(f"{result.full_title}: {evaluation.model}", columns, result.cells))
             published = [
-                [other.model, other.metric, _percent(other.value), other.source, other.note or ""]
-                for other in published_scores(result["name"])
-                if other.metric in result["metrics"]
+                [other.model, other.metric, f"{100 * other.value:.1f}", other.source, other.note]
+                for other in published_scores(result.name)
+                if other.metric in result.metrics
             ]
             if published:
                 columns = ("model", "metric", "%", "source", "")
-                tables.append(Table(f"{result['title']}: published, not measured here", columns, published, "llrll"))
-            notes += [note for note in result.get("notes", ()) if note not in notes]
+                tables.append(Table(f"{result.title}: published, not measured here", columns, published, "llrll"))
+            notes += [note for note in result.notes if note not in notes]
         if pooled := evaluation.pooled:
-            row = [evaluation.model, _percent(pooled["micro"]), _percent(pooled["mean"]), _count(pooled["n"])]
+            shares = [f"{100 * pooled[name]:.1f}" for name in ("micro", "mean")]
+            row = [evaluation.model, *shares, _count(pooled["n"])]
             columns = ("model", "% of all pairs", "mean of benchmarks, %", "pairs")
             tables.append(Table("All of them as one", columns, [row]))
     lead = "Share of pairs in which the chosen answer has the higher reward; a tie is wrong."
     return section(lead=lead, tables=tables, notes=notes)
-
-
-def _intervals(result: dict[str, Any], metric: str) -> list[str]:
-    intervals = (result[kind].get(metric) for kind in ("wilson", "bootstrap"))
-    return ["" if ends is None else f"{_percent(ends[0])} to {_percent(ends[1])}" for ends in intervals]
 
 
 def _gallery(run: RunFolder | None, flow: Flow | None, most: int) -> tuple[Section, dict[str, Any] | None]:
@@ -533,7 +527,3 @@ def _plain(value: Any) -> str:
 
 def _count(value: int | None) -> str:
     return "" if value is None else f"{value:,}"
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f}"

@@ -24,13 +24,13 @@ from transformers import (
 
 from ..data.images import ImageOptions
 from ..data.messages import FEATURES, Prompt, read_prompt, with_images
-from ..data.rows import SIDES, RowError, check_row, row_name
+from ..data.rows import SIDES, RowError, check_row, named_errors, text_message
 from ..models.modeling import load_processing_class
 from ..models.rendering import ProcessingClass, get_tokenizer, lacks_special_tokens, render_conversation
 from ..processes import whole_weights
 from ..utils import digest_of
 from .scorer import RewardScorer, open_images
-from .shards import REWARD_COLUMNS, make_records, model_fingerprint, processor_settings
+from .shards import REWARD_COLUMNS, make_records
 
 
 # Canonical columns and the rewards; `strength` is their difference.
@@ -175,11 +175,8 @@ def answer_and_score(how: Answering, rows: Dataset, output_dir: Path, *, source:
     """
 
     def read(index: int) -> Prompt:
-        row = rows[index]
-        try:
+        with named_errors(row := rows[index], index):
             return read_prompt(row, index, source=source)
-        except RowError as error:
-            raise RowError(error.reason, f"{row_name(row, index)}: {error}") from error
 
     prompts = [
         replace(prompt, images=[image["path"] for image in prompt.images]) for prompt in map(read, range(len(rows)))
@@ -191,10 +188,8 @@ def answer_and_score(how: Answering, rows: Dataset, output_dir: Path, *, source:
                 raise ValueError(f"{prompt.name} has no list of texts in `answers`; fill it, or drop the column.")
             answered.append({"answers": texts, "is_finished": [True] * len(texts)})
     else:
-        with _released():
-            answered = _sample(how, prompts, read, output_dir / "answers.jsonl")
-    with _released():
-        rewards = _score(how, prompts, [one["answers"] for one in answered], read, output_dir / "rewards.jsonl")
+        answered = _sample(how, prompts, read, output_dir / "answers.jsonl")
+    rewards = _score(how, prompts, [one["answers"] for one in answered], read, output_dir / "rewards.jsonl")
     return [
         ScoredAnswers(prompt, one["answers"], one["is_finished"], some)
         for prompt, one, some in zip(prompts, answered, rewards, strict=True)
@@ -210,6 +205,7 @@ def _released() -> Iterator[None]:
         release_memory()
 
 
+@_released()
 def _sample(
     how: Answering, prompts: Sequence[Prompt], read: Callable[[int], Prompt], path: Path
 ) -> list[dict[str, Any]]:
@@ -224,10 +220,7 @@ def _sample(
 
     def make(batch: list[int]) -> list[dict[str, Any]]:
         sampled = sample_answers(*loaded(), list(map(read, batch)), how.sampling, image_options=how.image_options)
-        return [
-            {"answers": [one.text for one in some], "is_finished": [one.is_finished for one in some]}
-            for some in sampled
-        ]
+        return [{"answers": [a.text for a in some], "is_finished": [a.is_finished for a in some]} for some in sampled]
 
     # They tell a model on disk from another in the same folder.
     folder = Path(name)
@@ -239,6 +232,7 @@ def _sample(
     return make_records(path, keys, make, batch_size=how.prompts_per_batch, desc="Sampling answers")
 
 
+@_released()
 def _score(
     how: Answering, prompts: Sequence[Prompt], answers: Sequence[list[str]], read: Callable[[int], Prompt], path: Path
 ) -> list[list[float | None]]:
@@ -249,8 +243,7 @@ def _score(
         some = [(read(row), answers[row]) for row in batch]
         return [{"rewards": rewards} for rewards in _rewards(scorer, some)]
 
-    processor = processor_settings(scorer.collator.processing_class)
-    about = [model_fingerprint(scorer.model), processor, scorer.normalization]
+    about = scorer.settings.values()
     keys = [digest_of([one.content, texts, *about]) for one, texts in zip(prompts, answers, strict=True)]
     records = make_records(path, keys, make, batch_size=how.prompts_per_batch, desc="Scoring answers")
     return [record["rewards"] for record in records]
@@ -336,11 +329,11 @@ def _usable(one: ScoredAnswers, drop_unfinished: bool, left_out: Counter[str]) -
 
 def _row(one: ScoredAnswers, better: int, worse: int, source: str) -> dict[str, Any]:
     prompt = one.prompt
-    texts = [[{"type": "text", "text": one.answers[index]}] for index in (better, worse)]
+    texts = [[text_message("assistant", one.answers[index])] for index in (better, worse)]
     rewards = [cast(float, one.rewards[index]) for index in (better, worse)]
     return {
         "prompt": prompt.messages,
-        **{side: [{"role": "assistant", "content": text}] for side, text in zip(SIDES, texts, strict=True)},
+        **dict(zip(SIDES, texts, strict=True)),
         **dict(zip(REWARD_COLUMNS, rewards, strict=True)),
         "strength": rewards[0] - rewards[1],
         "pair_id": f"{source}-{prompt.row:06d}-{better}-{worse}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
 
 from ..data.images import ImageOptions, load_image, with_image_root
-from ..data.rows import RowError, check_row
+from ..data.rows import RowError, check_row, text_block
 from ..models import rendering
 from ..models.modeling import load_processing_class, load_reward_model, read_last_real_token, set_pixel_limits
 from ..models.shared_prefix import common_prefix_length, decide_share_prefix, pack_completions
@@ -273,19 +274,18 @@ class RewardScorer:
         Raises:
             `ValueError`: if the columns exist, or if the folder holds rewards of other rows or of another model.
         """
-        folder = None if output_dir is None else Path(output_dir)
-        settings: dict[str, Any] = {}
-        if folder is not None:
-            settings["model"] = model_fingerprint(self.model)
-            settings["processor"] = processor_settings(self.collator.processing_class)
-            settings["normalize"] = self.normalization
-        return add_rewards(
-            dataset,
-            lambda rows, desc: self.score_pairs(rows, desc=desc),
-            output_dir=folder,
-            settings=settings,
-            rows_per_shard=rows_per_shard,
-        )
+        folder, settings = (None, {}) if output_dir is None else (Path(output_dir), self.settings)
+
+        def score(rows: Dataset, desc: str) -> np.ndarray:
+            return self.score_pairs(rows, desc=desc)
+
+        return add_rewards(dataset, score, output_dir=folder, settings=settings, rows_per_shard=rows_per_shard)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that rewards depend on besides the rows."""
+        model, processor = model_fingerprint(self.model), processor_settings(self.collator.processing_class)
+        return {"model": model, "processor": processor, "normalize": self.normalization}
 
     def as_reward_func(
         self, name: str | None = None, *, invalid_reward: float | None = None
@@ -308,25 +308,19 @@ class RewardScorer:
         def reward_func(prompts: list[Any], completions: list[Any], **kwargs: Any) -> list[float | None]:
             images = next((kwargs[key] for key in ("images", "image") if kwargs.get(key) is not None), None)
             groups: list[Candidates] = []
-            members: list[list[int]] = []
+            scored: list[int] = []
             for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
                 shown = None if images is None else images[index]
                 one = as_candidates(prompt, [completion], shown, self.collator.processing_class, f"prompt {index}")
                 if not groups or (groups[-1].prompt, groups[-1].images) != (one.prompt, one.images):
                     self._check(one, None)
                     groups.append(Candidates(one.prompt, [], one.images, one.name))
-                    members.append([])
-                try:
+                with suppress(RowError):
                     self._check(one, 0)
-                except RowError:
-                    continue
-                groups[-1].responses += one.responses
-                members[-1].append(index)
-            rewards = [invalid_reward] * len(prompts)
-            for indices, scores in zip(members, self._score(groups), strict=True):
-                for index, reward in zip(indices, scores, strict=True):
-                    rewards[index] = reward
-            return rewards
+                    groups[-1].responses += one.responses
+                    scored.append(index)
+            rewards = dict(zip(scored, chain.from_iterable(self._score(groups)), strict=True))
+            return [rewards.get(index, invalid_reward) for index in range(len(prompts))]
 
         reward_func.__name__ = name or Path(self.model.config._name_or_path).name or "reward_model"
         return reward_func
@@ -397,10 +391,8 @@ def as_candidates(
             return Candidates(prompt, answers, images or [], name)
         prompt = [{"role": "user", "content": prompt}]
     messages, inline = _take_out_images(prompt)
-    conversations = [
-        [{"role": "assistant", "content": answer}] if isinstance(answer, str) else list(answer) for answer in answers
-    ]
-    return Candidates(messages, conversations, inline if images is None else images, name)
+    answers = [[{"role": "assistant", "content": one}] if isinstance(one, str) else list(one) for one in answers]
+    return Candidates(messages, answers, inline if images is None else images, name)
 
 
 def _take_out_images(messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[Any]]:
@@ -410,10 +402,7 @@ def _take_out_images(messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[s
         content = message.get("content")
         if isinstance(content, (list, tuple)):
             images += [b["image"] for b in content if b.get("type") == "image" and b.get("image") is not None]
-            content = [
-                {key: value for key, value in b.items() if key != "image"} if b.get("type") == "image" else b
-                for b in content
-            ]
+            content = [{key: b[key] for key in b if (b.get("type"), key) != ("image", "image")} for b in content]
         cleaned.append({**message, "content": content})
     return cleaned, images
 
@@ -426,7 +415,7 @@ def _marked(response: Any, mark: str) -> Any:
     if content is None or isinstance(content, str):
         content = (content or "") + mark
     elif isinstance(content, (list, tuple)):
-        content = [*content, {"type": "text", "text": mark}]
+        content = [*content, text_block(mark)]
     return [*response[:-1], {**response[-1], "content": content}]
 
 
