@@ -11,7 +11,7 @@ from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 from sklearn.datasets import load_digits
 
-from ..data.messages import MESSAGES
+from ..data.messages import MESSAGES, preference
 from ..data.mixing import partner_column, swap_pairs, with_columns
 from ..data.t2i import ENGLISH, reformulate_t2i
 
@@ -137,9 +137,8 @@ def make_digits(
     # One stream for each decision: an option can then be changed without moving the others.
     content, wording, style = (random.Random(f"{key}-{name}") for name in ("content", "wording", "style"))
 
-    def answer(digits: str, manner: str) -> list[dict[str, Any]]:
-        template = wording.choice(ANSWERS[manner])
-        return _message("assistant", template.format(_read_out(digits, numerals)))
+    def answer(digits: str, manner: str) -> str:
+        return wording.choice(ANSWERS[manner]).format(_read_out(digits, numerals))
 
     def make_row() -> dict[str, Any]:
         strip = tuple(content.choice(samples) for _ in range(content.choice(num_digits)))
@@ -150,12 +149,10 @@ def make_digits(
         styles = ["plain", "plain"]
         if style_bias is not None:
             styles[style.random() >= style_bias] = style.choice(list(ANSWERS)[1:])
+        texts = (wording.choice(QUESTIONS), answer(read_better, styles[0]), answer(read_worse, styles[1]))
+        group = "-".join(["strip", *(f"{sample:04d}" for sample in strip)])
         return {
-            "prompt": _message("user", wording.choice(QUESTIONS), with_image=True),
-            "chosen": answer(read_better, styles[0]),
-            "rejected": answer(read_worse, styles[1]),
-            "images": [encoded_strip(strip)],
-            "group_id": "-".join(["strip", *(f"{sample:04d}" for sample in strip)]),
+            **preference(*texts, [encoded_strip(strip)], group=group),
             "source": source,
             "digits": digits,
             "chosen_wrong": better,
@@ -206,11 +203,6 @@ def make_digits_t2i(
         }
 
     return _table(make_row, _FEATURES_T2I, num_pairs, noise, key)
-
-
-def _message(role: str, text: str, with_image: bool = False) -> list[dict[str, Any]]:
-    blocks = [{"type": "image", "text": None}] if with_image else []
-    return [{"role": role, "content": [*blocks, {"type": "text", "text": text}]}]
 
 
 def _read_out(digits: str, numerals: str) -> str:
