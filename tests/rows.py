@@ -3,8 +3,11 @@
 import io
 import random
 
+import numpy as np
 from datasets import Dataset, Features, Image, List
 from PIL import Image as PILImage
+
+from trl_dt2it.data.mixing import swap_pairs, with_columns
 
 from .families import example_images
 
@@ -82,3 +85,17 @@ def text_rows(num_rows: int, *, seed: int = 0, implicit: bool = False, plain: bo
             row = {side: first + row[side] for side in ("chosen", "rejected")}
         rows.append(row)
     return rows
+
+
+def flip_preferences(dataset: Dataset, rate: float, seed: int = 42) -> Dataset:
+    """Flip the labels of an exact share of the pairs, to plant mistakes at known positions; `strength` stays."""
+    if not 0.0 <= rate <= 1.0:
+        raise ValueError(f"`rate` must be between 0 and 1, got {rate}.")
+    count, features = len(dataset), dataset.features
+    flipped = np.zeros(count, dtype=bool)
+    # The tolerance keeps 0.29 * 100 = 28.999999999999996 from losing a row.
+    flipped[np.random.default_rng(seed).permutation(count)[: int(rate * count + 1e-9)]] = True
+    columns = {"is_flipped": np.array(dataset["is_flipped"]) ^ flipped if "is_flipped" in features else flipped}
+    if "true_strength" in features:
+        columns["true_strength"] = np.where(flipped, -1.0, 1.0) * np.array(dataset["true_strength"])
+    return with_columns(swap_pairs(dataset, flipped), columns)

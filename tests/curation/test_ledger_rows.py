@@ -11,8 +11,9 @@ from trl_dt2it.curation import pair_ids
 from trl_dt2it.data.columns import leave_images_encoded
 from trl_dt2it.data.contents import source_fingerprint
 from trl_dt2it.data.mixing import partner_column, swap_pairs, with_columns
-from trl_dt2it.demo.digits import flip_preferences, make_digits, make_digits_t2i
+from trl_dt2it.demo.digits import make_digits, make_digits_t2i
 
+from ..rows import flip_preferences
 from .ledgers import act
 
 

@@ -11,7 +11,9 @@ from trl_dt2it.data.mixing import with_columns
 from trl_dt2it.debias import audit_style, balance_style
 from trl_dt2it.debias.audit import fit_probe, folds, held_out_scores, leakage
 from trl_dt2it.debias.style import PairStyle, read_pair_style
-from trl_dt2it.demo.digits import flip_preferences, make_digits
+from trl_dt2it.demo.digits import make_digits
+
+from ..rows import flip_preferences
 
 
 def planted(

@@ -16,12 +16,13 @@ from trl_dt2it.demo.digits import (
     QUESTIONS,
     TILE,
     WORDS,
-    flip_preferences,
     make_digits,
     make_digits_t2i,
     render_strip,
     split_samples,
 )
+
+from ..rows import flip_preferences
 
 
 LABELS = load_digits().target

@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
 
+from tools import tiny_reader
 from trl_dt2it import MultimodalPreferenceCollator, MultimodalRewardConfig, MultimodalRewardTrainer
-from trl_dt2it.demo import READER, READER_DIR, tiny
+from trl_dt2it.demo import READER, READER_DIR
 from trl_dt2it.demo.digits import demo_rows
 from trl_dt2it.recipe import with_tiny
 from trl_dt2it.training.pair_scoring import score_pairs
@@ -25,11 +26,11 @@ def settings(file):
 
 def test_what_ships_can_be_made_again(tmp_path, monkeypatch):
     """On few pairs, so that the weights differ; all else is the same, and the weights are those that were trained."""
-    monkeypatch.setattr(tiny, "PAIRS", 16)
+    monkeypatch.setattr(tiny_reader, "PAIRS", 16)
     backbone = {}
-    found = tiny._backbone
-    monkeypatch.setattr(tiny, "_backbone", lambda directory: backbone.setdefault("trained", found(directory)))
-    tiny.train_tiny_reader(tmp_path, seeing_epochs=1, epochs=1)
+    found = tiny_reader.backbone_of
+    monkeypatch.setattr(tiny_reader, "backbone_of", lambda folder: backbone.setdefault("trained", found(folder)))
+    tiny_reader.train_tiny_reader(tmp_path, seeing_epochs=1, epochs=1)
     for file in READER_DIR.iterdir():
         if file.suffix != ".safetensors":
             assert settings(tmp_path / file.name) == settings(file), file.name

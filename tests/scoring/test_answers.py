@@ -73,7 +73,7 @@ def test_a_killed_run_makes_only_what_is_missing(tmp_path):
         return [{"value": row**2} for row in batch]
 
     def run(until: int = 7, keys=keys):
-        return make_records(path, keys, lambda batch: make(batch, until), batch_size=2, desc="", show_progress=False)
+        return make_records(path, keys, lambda batch: make(batch, until), batch_size=2, desc="")
 
     with pytest.raises(KeyboardInterrupt):
         run(until=4)

@@ -12,7 +12,7 @@ from PIL import Image as PILImage
 from sklearn.datasets import load_digits
 
 from ..data.messages import MESSAGES, preference
-from ..data.mixing import partner_column, swap_pairs, with_columns
+from ..data.mixing import partner_column
 from ..data.t2i import ENGLISH, reformulate_t2i
 
 
@@ -241,20 +241,6 @@ def _table(
         row["true_strength"] = -row["strength"] if row["is_flipped"] else row["strength"]
         rows.append({name: row[partner if row["is_flipped"] else name] for name, partner in partners.items()})
     return Dataset.from_list(rows, features=features)
-
-
-def flip_preferences(dataset: Dataset, rate: float, seed: int = 42) -> Dataset:
-    """Flip the labels of an exact share of the pairs, to plant mistakes at known positions; `strength` stays."""
-    if not 0.0 <= rate <= 1.0:
-        raise ValueError(f"`rate` must be between 0 and 1, got {rate}.")
-    count, features = len(dataset), dataset.features
-    flipped = np.zeros(count, dtype=bool)
-    # The tolerance keeps 0.29 * 100 = 28.999999999999996 from losing a row.
-    flipped[np.random.default_rng(seed).permutation(count)[: int(rate * count + 1e-9)]] = True
-    columns = {"is_flipped": np.array(dataset["is_flipped"]) ^ flipped if "is_flipped" in features else flipped}
-    if "true_strength" in features:
-        columns["true_strength"] = np.where(flipped, -1.0, 1.0) * np.array(dataset["true_strength"])
-    return with_columns(swap_pairs(dataset, flipped), columns)
 
 
 def all_texts() -> list[str]:

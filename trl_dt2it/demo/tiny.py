@@ -1,16 +1,11 @@
-"""A vision-language model of about a million weights with a real processor, and its trained reader."""
+"""A vision-language model of about a million weights with a real processor."""
 
-import argparse
 import os
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
-from datasets import Dataset, concatenate_datasets
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
-    AutoProcessor,
     PreTrainedTokenizerFast,
     Qwen2VLImageProcessor,
     Qwen3VLConfig,
@@ -19,19 +14,14 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
-from ..data.t2i import reformulate_t2i
-from .digits import TILE, all_texts, make_digits, make_digits_t2i, two_image_texts
+from .digits import TILE, all_texts
 
-
-PAIRS = 3000  # of each kind, which the reader learns from
 
 SPECIAL_TOKENS = (
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>"),
     *("<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>"),
     *("<|image_pad|>", "<|video_pad|>"),
 )
-
-_COLUMNS = ["prompt", "chosen", "rejected", "images", "pair_id", "source"]
 
 # Words stay with their leading space and figures stay single, as in Qwen's own tokenizer.
 _PIECES = (
@@ -100,14 +90,13 @@ def build_tiny_vlm(
     vision_hidden_size: int = 64,
     vision_depth: int = 3,
     patch_size: int = 8,
-    vocab_size: int = 1024,
     extra_texts: Sequence[str] = (),
 ) -> str:
     """Build a tiny Qwen3-VL with random weights and its processor, and save both."""
     if hidden_size % 32 or vision_hidden_size % 16:
         given = f"got {hidden_size} and {vision_hidden_size}"
         raise ValueError(f"`hidden_size` must be a multiple of 32, and `vision_hidden_size` one of 16; {given}.")
-    tokenizer = build_tiny_tokenizer(vocab_size, extra_texts)
+    tokenizer = build_tiny_tokenizer(extra_texts=extra_texts)
     token_id = dict(tokenizer.get_added_vocab())
     # The three sections (time, height, width) share out the 16 rotary frequencies of a head.
     rotary = {"mrope_section": [6, 5, 5], "mrope_interleaved": True}
@@ -159,57 +148,3 @@ def build_tiny_vlm(
     )
     processor.save_pretrained(output_dir)
     return str(output_dir)
-
-
-def train_tiny_reader(output_dir: str | Path, *, seed: int = 42, seeing_epochs: int = 4, epochs: int = 8) -> str:
-    """Train the tiny model to read a digit and to compare two images, and save it without the reward head."""
-    read_outs = make_digits("train", PAIRS, seed=seed).select_columns(_COLUMNS)
-    images = reformulate_t2i(make_digits_t2i("train", PAIRS, seed=seed), seed=seed).select_columns(_COLUMNS)
-    with tempfile.TemporaryDirectory() as folder:
-        base = build_tiny_vlm(f"{folder}/base", seed=seed, extra_texts=two_image_texts())
-        seeing = _train(base, read_outs, f"{folder}/seeing", seed, seeing_epochs)
-        trained = _train(seeing, concatenate_datasets([images, read_outs]), f"{folder}/comparing", seed, epochs)
-        reader = Qwen3VLForConditionalGeneration.from_pretrained(base, dtype=torch.float32)
-        reader.model.load_state_dict(_backbone(trained))
-        reader.bfloat16().save_pretrained(output_dir)
-        AutoProcessor.from_pretrained(base).save_pretrained(output_dir)
-    return str(output_dir)
-
-
-def _backbone(directory: str) -> dict[str, torch.Tensor]:
-    from ..models.modeling import load_reward_model  # heavy, and not needed by `build_tiny_vlm`
-
-    return load_reward_model(directory, dtype="float32").model.state_dict()
-
-
-def _train(model: str, rows: Dataset, output_dir: str, seed: int, epochs: int) -> str:
-    from ..training.config import MultimodalRewardConfig
-    from ..training.trainer import MultimodalRewardTrainer
-
-    args = MultimodalRewardConfig(
-        output_dir,
-        seed=seed,
-        num_train_epochs=epochs,
-        per_device_train_batch_size=32,
-        learning_rate=1e-3,
-        warmup_steps=0.1,
-        weight_decay=0.01,
-        loss_type="bt",
-        gradient_checkpointing=False,
-        image_check="none",
-        use_cpu=True,
-        bf16=False,
-        save_strategy="no",
-        report_to="none",
-        reward_statistics_pairs=0,
-    )
-    trainer = MultimodalRewardTrainer(model=model, args=args, train_dataset=rows)
-    trainer.train()
-    trainer.save_model()
-    return output_dir
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("output_dir")
-    train_tiny_reader(parser.parse_args().output_dir)

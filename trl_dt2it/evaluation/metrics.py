@@ -97,10 +97,9 @@ def row_keys(benchmark: Benchmark, rows: Dataset | Iterable[Mapping[str, Any]]) 
     for index, row in enumerate(rows):
         try:
             categories.append(benchmark.category_of(row))
+            key = benchmark.unit_of(row)
         except ValueError as error:
             raise ValueError(f"Row {index} of {benchmark.title}: {error}") from error
-        try:
-            key = benchmark.unit_of(row)
         except KeyError as error:
             raise ValueError(f"Row {index} of {benchmark.title} has no {error}, so that it has no prompt.") from error
         unit.append(units.setdefault((index,) if key is None else key, len(units)))
@@ -129,23 +128,21 @@ class Interval(NamedTuple):
 def wilson(share: float, count: float, confidence: float = 0.95, freedom: float = np.inf) -> Interval:
     """Wilson's score interval of a share."""
     # `scipy.stats.binomtest` and `statsmodels` have it for whole counts, or without Student's quantile.
-    quantile = _quantile(confidence, freedom)
+    quantile = _quantile(freedom, confidence)
     center = (share + quantile**2 / (2 * count)) / (1 + quantile**2 / count)
     half = quantile / (1 + quantile**2 / count) * np.sqrt(share * (1 - share) / count + quantile**2 / (4 * count**2))
     # At the ends the interval holds the share itself, whatever rounding does.
     return Interval(max(0.0, min(share, float(center - half))), min(1.0, max(share, float(center + half))))
 
 
-def clustered_interval(
-    value: float, influence: np.ndarray, group: np.ndarray, confidence: float = 0.95
-) -> tuple[float, float]:
-    """Interval of an estimate that is no share, such as a correlation, with groups as the independent units.
+def clustered_interval(value: float, influence: np.ndarray, group: np.ndarray) -> tuple[float, float]:
+    """95 % interval of an estimate that is no share, such as a correlation, with groups as the independent units.
 
     Shapes: `influence` `(N,)`, `group` `(N,)`.
     """
     sums = group_sums(influence, group)
-    variance = float((sums**2).sum()) * len(sums) / max(len(sums) - 1, 1)
-    half = _quantile(confidence, max(len(sums) - 1, 1)) * float(np.sqrt(variance))
+    freedom = max(len(sums) - 1, 1)
+    half = _quantile(freedom) * float(np.sqrt((sums**2).sum() * len(sums) / freedom))
     return value - half, value + half
 
 
@@ -156,10 +153,8 @@ def group_sums(values: np.ndarray, group: np.ndarray) -> np.ndarray:
     return np.add.reduceat(values[order], starts, axis=0)
 
 
-def bootstrap_intervals(
-    tally: Tally, *, num_resamples: int = 2000, seed: int = 0, confidence: float = 0.95
-) -> dict[str, Interval]:
-    """Intervals of all metrics, with prompts as the independent units."""
+def bootstrap_intervals(tally: Tally, *, num_resamples: int = 2000, seed: int = 0) -> dict[str, Interval]:
+    """95 % intervals of all metrics, with prompts as the independent units."""
     # Prompts are drawn with replacement, the pairs of a prompt together. The draws tell how much each metric varies
     # and which vary together; the ends are Wilson's for so many effective pairs, with Student's quantile for so many
     # prompts: percentiles of draws of six prompts that are all right would be 100 % to 100 %. A mean of metrics has
@@ -173,7 +168,7 @@ def bootstrap_intervals(
         values = drawn[:, [names.index(part) for part in parts]]
         correlation = _correlation(values[np.isfinite(values).all(axis=1)])
         evidence[mean] = _pool([evidence[part] for part in parts], correlation)
-    return {name: wilson(one.share, one.count, confidence, one.freedom) for name, one in evidence.items()}
+    return {name: wilson(one.share, one.count, freedom=one.freedom) for name, one in evidence.items()}
 
 
 class _Evidence(NamedTuple):
@@ -240,6 +235,6 @@ def _correlation(values: np.ndarray) -> np.ndarray:
     return correlation
 
 
-def _quantile(confidence: float, freedom: float) -> float:
+def _quantile(freedom: float, confidence: float = 0.95) -> float:
     tail = (1 + confidence) / 2
     return float(norm.ppf(tail) if np.isinf(freedom) else t.ppf(tail, freedom))

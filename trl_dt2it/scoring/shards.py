@@ -134,13 +134,7 @@ def gather_scores(folders: list[list[Path]], num_rows: int) -> np.ndarray:
 
 
 def make_records(
-    path: Path,
-    keys: Sequence[str],
-    make: Callable[[list[int]], list[dict[str, Any]]],
-    *,
-    batch_size: int,
-    desc: str,
-    show_progress: bool = True,
+    path: Path, keys: Sequence[str], make: Callable[[list[int]], list[dict[str, Any]]], *, batch_size: int, desc: str
 ) -> list[dict[str, Any]]:
     """Make a record of every row that has none in a file of JSON lines, and return all on every process, each with its
     `row` and its `key`, a digest of what it depends on. Processes take turns with the batches, and append to
@@ -156,9 +150,8 @@ def make_records(
     own = path.with_name(f"{path.name}.{state.process_index}")
     if own.is_file():  # the next record begins a line, also after one that a kill has torn
         os.truncate(own, own.read_bytes().rfind(b"\n") + 1)
-    hidden = not (show_progress and state.is_main_process)
     failure = None
-    with tqdm(total=len(keys), initial=len(known), desc=desc, disable=hidden) as bar:
+    with tqdm(total=len(keys), initial=len(known), desc=desc, disable=not state.is_main_process) as bar:
         for turn, batch in enumerate(missing):
             if turn % state.num_processes == state.process_index:
                 try:
@@ -212,7 +205,7 @@ def _line(record: Mapping[str, Any]) -> str:
     return json.dumps(record, ensure_ascii=False) + "\n"
 
 
-def model_fingerprint(model: nn.Module, per_tensor: int = 64) -> str:
+def model_fingerprint(model: nn.Module) -> str:
     """Hash names, shapes and dtypes of a model's tensors, and evenly spread numbers of each, since training moves all
     of them; equal on all devices.
     """
@@ -220,7 +213,7 @@ def model_fingerprint(model: nn.Module, per_tensor: int = 64) -> str:
     for name, tensor in model.state_dict().items():
         parts.append(f"{name} {tuple(tensor.shape)} {tensor.dtype}")
         if tensor.numel():
-            number = min(per_tensor, tensor.numel())
+            number = min(64, tensor.numel())
             some = torch.arange(number) * (tensor.numel() - 1) // max(1, number - 1)
             values = tensor.detach().flatten()[some.to(tensor.device)]
             parts.append(values.to("cpu", torch.float64).numpy().tobytes())
