@@ -17,9 +17,7 @@ from ..data.t2i import ENGLISH, reformulate_t2i
 
 
 SPLITS = {"train": 0.7, "validation": 0.1, "test": 0.2}
-
 TILE = 32  # pixels of a digit's side
-
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 # No wording holds a number, so that the read-out alone speaks about the image, whatever the style.

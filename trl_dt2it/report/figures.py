@@ -37,7 +37,6 @@ STATES = ("kept", "flipped", "relabelled", "dropped")
 SIZE = (3.9, 2.7)  # inches of 96 pixels: three fit beside each other on a wide page, one on a telephone
 
 INK, MUTED, LINE, ACCENT, SOFT, GREY, FAINT = (f"#0{number}0{number}0{number}" for number in range(1, 8))
-
 _VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", ACCENT: "accent", SOFT: "soft", GREY: "grey", FAINT: "faint"}
 
 _STYLE: Any = {  # its keys are of a type that lists all of matplotlib's settings
@@ -55,7 +54,6 @@ _STYLE: Any = {  # its keys are of a type that lists all of matplotlib's setting
 _DASHED: Any = {"color": MUTED, "linewidth": 0.8, "linestyle": (0, (3, 3)), "zorder": 1}
 
 _COLORS = {"kept": GREY, "relabelled": SOFT, "flipped": ACCENT, "dropped": FAINT}  # of states, from top to bottom
-
 _GAP = 0.03  # between states of a stack, as a share of all pairs
 
 
@@ -214,10 +212,9 @@ def histogram(name: str, title: str, series: Mapping[str, np.ndarray], *, xlabel
     low, high = (low - 0.5, high + 0.5) if high <= low else (low, high)
     edges = np.linspace(low, high, 41)
     drawing, axes = new_drawing()
-    looks: list[Any] = [{"color": MUTED, "linewidth": 1.4, "zorder": 3}]
-    looks.append({"color": ACCENT, "fill": True, "alpha": 0.55, "zorder": 2})
-    for one, look in zip(series.values(), looks, strict=True):
-        axes.stairs(np.histogram(np.clip(one, low, high), edges)[0], edges, **look)
+    outline, filled = (np.histogram(np.clip(one, low, high), edges)[0] for one in series.values())
+    axes.stairs(outline, edges, color=MUTED, linewidth=1.4, zorder=3)
+    axes.stairs(filled, edges, color=ACCENT, fill=True, alpha=0.55, zorder=2)
     if zero and low < 0 < high:
         axes.axvline(0, **_DASHED)
     axes.set_xlabel(xlabel)

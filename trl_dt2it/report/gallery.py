@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -25,9 +26,7 @@ from .figures import STATES, Flow, step_title
 
 
 SIDE = 320  # pixels of the longer side of a thumbnail; some hundreds fit in a page
-
 MOST_IMAGES = 4
-
 MOST_CHARACTERS = 6000
 
 
@@ -35,9 +34,7 @@ def conversation(row: Mapping[str, Any]) -> dict[str, str]:
     """Return the texts of a row; of whole conversations, the common turns are the prompt."""
     prompt, chosen, rejected = row.get("prompt"), row["chosen"], row["rejected"]
     if not prompt and not isinstance(chosen, str):
-        same = 0
-        while same < min(len(chosen), len(rejected)) - 1 and chosen[same] == rejected[same]:
-            same += 1
+        same = sum(1 for _ in takewhile(lambda two: two[0] == two[1], zip(chosen[:-1], rejected[:-1], strict=False)))
         prompt, chosen, rejected = chosen[:same], chosen[same:], rejected[same:]
     # The position of a single image is obvious.
     mark = "[{}] " if len(row_images(row)) + len(row_videos(row)) > 1 else ""

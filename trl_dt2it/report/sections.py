@@ -30,13 +30,10 @@ from .page import RunFolder, Section, Table, read_run_folder, render, stack_rewa
 
 
 MOST_FEATURES = 10
-
 MOST_SOURCES = 24  # histograms; a mixture may have more sources than anyone looks at
 
 NO_RUN = "no run of rounds was given (`--run`)."
-
 NOT_DECIDED = "the run has not decided about any pair yet."
-
 NOT_SCORED = "no final model of a run was scored on a test set, and no scores lie beside an evaluation."
 
 # Arguments of the trainings that the page shows.

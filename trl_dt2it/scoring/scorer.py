@@ -15,7 +15,6 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import send_to_device
 from datasets import Dataset
-from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
 
 from ..data.images import ImageOptions, load_image, with_image_root
@@ -347,9 +346,24 @@ class RewardScorer:
             raise _named(error, candidates.name if index is None else candidates.where(index)) from error
 
     def _score(self, groups: list[Candidates]) -> list[list[float]]:
-        mean, std = self.normalization
-        rewards = score_candidates(self.model, groups, self.collator, batch_tokens=self.batch_tokens)
-        return [[(reward - mean) / std for reward in some] for some in rewards]
+        """Score the candidates of several prompts."""
+        rewards = [[0.0] * len(group.responses) for group in groups]
+        given = ((index, group) for index, group in enumerate(groups) if group.responses)
+        pieces = chain.from_iterable(_encode(*one, self.collator, self.batch_tokens) for one in given)
+        device, (mean, std) = next(self.model.parameters()).device, self.normalization
+        with torch.no_grad(), evaluating(self.model):
+            for batch in _batches(pieces, self.batch_tokens, self.collator.share_prefix):
+                for inputs, scored in _layouts(batch, self.collator):
+                    logits = self.model(**send_to_device(inputs, device), use_cache=False).logits
+                    if logits.shape != (len(scored), 1):
+                        raise ValueError(f"The logits are of shape {tuple(logits.shape)} for {len(scored)} answers.")
+                    for (group, members), reward in zip(scored, logits[:, 0].float().tolist(), strict=True):
+                        if not abs(reward) < float("inf"):
+                            where = groups[group].where(members[0])
+                            raise ValueError(f"{where} has the reward {reward}; load the model in another `dtype`.")
+                        for member in members:
+                            rewards[group][member] = (reward - mean) / std
+        return rewards
 
 
 def _is_one(prompt: Any) -> bool:
@@ -434,30 +448,6 @@ class _Piece:
     tokens: list[dict[str, torch.Tensor]]
     images: dict[str, torch.Tensor]
     size: int  # tokens of one row that shares the prompt
-
-
-def score_candidates(
-    model: nn.Module, groups: list[Candidates], collator: MultimodalPreferenceCollator, *, batch_tokens: int
-) -> list[list[float]]:
-    """Score the candidates of several prompts."""
-    rewards = [[0.0] * len(group.responses) for group in groups]
-    pieces = chain.from_iterable(
-        _encode(index, group, collator, batch_tokens) for index, group in enumerate(groups) if group.responses
-    )
-    device = next(model.parameters()).device
-    with torch.no_grad(), evaluating(model):
-        for batch in _batches(pieces, batch_tokens, collator.share_prefix):
-            for inputs, scored in _layouts(batch, collator):
-                logits = model(**send_to_device(inputs, device), use_cache=False).logits
-                if logits.shape != (len(scored), 1):
-                    raise ValueError(f"The logits are of shape {tuple(logits.shape)} for {len(scored)} answers.")
-                for (group, members), reward in zip(scored, logits[:, 0].float().tolist(), strict=True):
-                    if not abs(reward) < float("inf"):
-                        where = groups[group].where(members[0])
-                        raise ValueError(f"{where} has the reward {reward}; load the model in another `dtype`.")
-                    for member in members:
-                        rewards[group][member] = reward
-    return rewards
 
 
 def open_images(
