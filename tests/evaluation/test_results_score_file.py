@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.data.fixtures_as_rows import fixture
-from trl_dt2it.evaluation import ScoreFile, read_benchmark, split_predictions, write_scores
+from trl_dt2it.evaluation import ScoreFile, evaluate, read_benchmark, split_predictions, write_scores
 from trl_dt2it.evaluation.results import rounded
 
 from .benchmark_rows import vl_rows
@@ -61,6 +61,9 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path, dataset, scores):
     refused([{**rows[0], "chosen": None}, *rows[1:]], "missing or not a number")
     refused([{**row, "chosen": "high"} for row in rows], "missing or not a number")
     refused(rows, "`by` is 'order'", by="order")
+    lines = write_lines(tmp_path / "scores.jsonl", [{**rows[0], "chosen": float("nan")}, *rows[1:]])
+    with pytest.raises(ValueError, match="1 of 12 pairs have a score that is not a number, the first is row 0"):
+        evaluate(ScoreFile(lines), "vl-rewardbench", dataset)
     (tmp_path / "scores.jsonl").write_text('{"pair_id": "a"}\nnot JSON\n')
     with pytest.raises(ValueError, match="Line 2 of .* is not JSON"):
         ScoreFile(tmp_path / "scores.jsonl")(dataset)

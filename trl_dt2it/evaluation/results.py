@@ -350,7 +350,7 @@ class ScoreFile:
         positions: dict[str, int] = {}
         for position, pair_id in enumerate(table["pair_id"].to_pylist()):
             first = positions.setdefault(pair_id, position)
-            if not np.array_equal(scores[first], scores[position]):
+            if not np.array_equal(scores[first], scores[position], equal_nan=True):  # `evaluate` refuses NaN
                 raise ValueError(f"{self.path} has two scores for `{pair_id}`; keep one of them.")
         if missing := [pair_id for pair_id in pair_ids if pair_id not in positions]:
             raise ValueError(
