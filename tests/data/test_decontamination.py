@@ -15,7 +15,6 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from tests.rows import png
-from trl_dt2it.data import decontamination
 from trl_dt2it.data.decontamination import (
     HASH_WORDS,
     decontaminate,
