@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from operator import itemgetter
 from typing import Any, NamedTuple, TypeAlias
@@ -12,6 +12,8 @@ from typing import Any, NamedTuple, TypeAlias
 from ..messages import IMAGE_MARKER, preference
 from ..rows import RowError
 from .fields import (
+    Pairs,
+    Row,
     Source,
     image_field,
     images_field,
@@ -25,7 +27,7 @@ from .fields import (
 from .formats import llamafactory, or_llamafactory
 
 
-def rlaif_v(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
+def rlaif_v(row: Row) -> Pairs:
     """Read a row of openbmb/RLAIF-V-Dataset; no strength."""
     yield _pair(row, text_field(row, "question"), image_field(row, "image"), source_id=name_field(row, "idx"))
 
@@ -39,7 +41,7 @@ RLAIF_V = Source(
 )
 
 
-def rlhf_v(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
+def rlhf_v(row: Row) -> Pairs:
     """Read a row of openbmb/RLHF-V-Dataset, or of llamafactory/RLHF-V in ShareGPT's layout; no strength."""
     if row.get("conversations") is not None:
         yield from llamafactory(row)
@@ -59,7 +61,7 @@ RLHF_V = Source(
 )
 
 
-def spa_vl(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
+def spa_vl(row: Row) -> Pairs:
     """Read a row of sqrti/SPA-VL; no strength."""
     question = text_field(row, "question")
     if question.count(IMAGE_MARKER) > 1:  # of one image, which then comes first
@@ -76,7 +78,7 @@ SPA_VL = Source(
 )
 
 
-def mmpr(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
+def mmpr(row: Row) -> Pairs:
     """Read a row of the OpenGVLab/MMPR family, with any number of images; no strength."""
     yield _pair(row, text_field(row, "question"), images_field(row, "image"), source_id=name_field(row, "id"))
 
@@ -92,7 +94,7 @@ MMPR = Source(
 )
 
 
-def mm_rlhf(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
+def mm_rlhf(row: Row) -> Pairs:
     """Read a row of `dpo_pairs.jsonl` of yifanzhang114/MM-RLHF, about an image or a video. It has no strength: human
     scores are in another file, `data.jsonl`, and `ls_factor` smooths the labels of one training run.
     """
@@ -120,14 +122,14 @@ MM_RLHF = Source(
 )
 
 
-def _pair(row: Mapping[str, Any], question: str, images: list[Any], **kwargs: Any) -> dict[str, Any]:
+def _pair(row: Row, question: str, images: list[Any], **kwargs: Any) -> dict[str, Any]:
     return preference(question, text_field(row, "chosen"), text_field(row, "rejected"), images, **kwargs)
 
 
 _ANSWER_TAG = re.compile(r"\s*<answer>\s*([12])\s*</answer>\s*")
 
 
-def llava_critic(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
+def llava_critic(row: Row) -> Pairs:
     """Read a row of lmms-lab/LLaVA-Critic-113k, with question, answers and verdict in its text. Strength is the gap of
     two scores, or 1 or 2 for `[[A>B]]` and `[[A>>B]]`; where the judge only names the better answer, there is none.
     """
@@ -159,7 +161,7 @@ LLAVA_CRITIC = Source(
 )
 
 
-def r1_reward_rl(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
+def r1_reward_rl(row: Row) -> Pairs:
     """Read a row of yifanzhang114/R1-Reward-RL, with answers in a judge's prompt and the preference in its reply; no
     strength. Of the publisher's image paths the last part is kept: the image root holds all pictures in one folder.
     """
@@ -210,7 +212,7 @@ def _last_part(path: Any) -> str | None:
 ASPECTS = ("Helpfulness", "Ethical Considerations", "Visual Faithfulness")
 
 
-def vlfeedback(row: Mapping[str, Any], *, aspects: Sequence[str] = ASPECTS) -> Iterator[dict[str, Any] | RowError]:
+def vlfeedback(row: Row, *, aspects: Sequence[str] = ASPECTS) -> Pairs:
     """Read a row of MMInstruction/VLFeedback, or of Zhihui/VLFeedback in ShareGPT's layout. Strength is the gap of two
     answers' mean ratings, from 0 to 4.
     """
@@ -247,7 +249,7 @@ VLFEEDBACK = Source(
 )
 
 
-def _answers(completions: Any) -> list[Mapping[str, Any]]:
+def _answers(completions: Any) -> list[Row]:
     """List the completions, which the Hub has as a mapping of columns."""
     if isinstance(completions, Mapping):
         columns = {field: completions.get(field) for field in ("annotations", "response")}
@@ -260,7 +262,7 @@ def _answers(completions: Any) -> list[Mapping[str, Any]]:
     return [answer if isinstance(answer, Mapping) else {} for answer in completions]
 
 
-def _total(answer: Mapping[str, Any], index: int, aspects: Sequence[str]) -> float:
+def _total(answer: Row, index: int, aspects: Sequence[str]) -> float:
     """Sum up the ratings; sums of equal ratings are equal, which means are not."""
     annotations, total = answer.get("annotations"), 0.0
     for aspect in aspects:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import combinations, pairwise
 from operator import itemgetter
 from statistics import fmean
@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeGuard, cast
 from ..messages import IMAGE_MARKER
 from ..rows import RowError
 from ..t2i import t2i_pair
-from .fields import Source, answer_field, name_field, strength_field, to_number, turns_field
+from .fields import Pairs, Row, Source, answer_field, name_field, strength_field, to_number, turns_field
 
 
 # Images of the archive of HPDv2's train split that do not decode.
@@ -21,7 +21,7 @@ HPDV2_CORRUPT = frozenset({"00006811.jpg", "00168743.jpg", "00331911.jpg", "0031
 _TOLERANCE = 1e-9  # means of the same ratings may differ in their last digits
 
 
-def hpdv2_train(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
+def hpdv2_train(row: Row) -> Pairs:
     """Read a row of HPDv2's train split; no strength."""
     files, preference = row.get("file_path") or row.get("image_path"), row.get("human_preference")
     if not _is_list(files, 2):
@@ -47,9 +47,7 @@ HPDV2_TRAIN = Source(
 )
 
 
-def hpdv3(
-    row: Mapping[str, Any], *, min_confidence: float = 0.0, strength: Literal["confidence", "votes"] = "confidence"
-) -> Iterator[dict[str, Any] | RowError]:
+def hpdv3(row: Row, *, min_confidence: float = 0.0, strength: Literal["confidence", "votes"] = "confidence") -> Pairs:
     """Read a row of HPDv3, where `path1` is always the better image."""
     if strength not in ("confidence", "votes"):
         raise ValueError(f'`strength` is {strength!r}; choose "confidence" or "votes".')
@@ -73,7 +71,7 @@ HPDV3 = Source(
 )
 
 
-def pickapic(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
+def pickapic(row: Row) -> Pairs:
     """Read a row of Pick-a-Pic; no strength."""
     labels = [to_number(row.get(f"label_{index}")) for index in range(2)]
     if row.get("has_label") is False:
@@ -103,7 +101,7 @@ PICKAPIC_V2 = Source(
 )
 
 
-def imagereward_pairs(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
+def imagereward_pairs(row: Row) -> Pairs:
     """Read a row of ImageRewardDB's configurations `*_pair`; no strength."""
     yield _pair(row.get("prompt"), row.get("img_better"), row.get("img_worse"), source_id=row.get("prompt_id"))
 
@@ -117,9 +115,7 @@ IMAGEREWARD_PAIRS = Source(
 )
 
 
-def rapidata(
-    row: Mapping[str, Any], *, criterion: Literal["preference", "coherence", "alignment"] = "preference"
-) -> Iterator[dict[str, Any] | RowError]:
+def rapidata(row: Row, *, criterion: Literal["preference", "coherence", "alignment"] = "preference") -> Pairs:
     """Read a row of Rapidata's image sets. Strength is the difference of weighted vote shares, in [0, 1]."""
     names = [f"weighted_results_image{index}_{criterion}" for index in (1, 2)]
     first, second = (to_number(row.get(name)) for name in names)
@@ -142,7 +138,7 @@ RAPIDATA = Source(
 )
 
 
-def hpdv2_test(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
+def hpdv2_test(row: Row) -> Pairs:
     """Read all pairs of a row of HPDv2's test split. Strength is the share of annotators that rank the better image
     above the worse, minus the share that rank it below, in [0, 1]; unknown where the row has no annotators' ranks.
     """
@@ -167,8 +163,8 @@ HPDV2_TEST = Source(
 
 
 def evalmuse(
-    rows: Sequence[Mapping[str, Any]], *, min_gap: float = 0.0, pairs: Literal["all", "extremes", "adjacent"] = "all"
-) -> Iterator[dict[str, Any] | RowError]:
+    rows: Sequence[Row], *, min_gap: float = 0.0, pairs: Literal["all", "extremes", "adjacent"] = "all"
+) -> Pairs:
     """Read pairs of EvalMuse's images of one caption. Strength is the gap of mean scores, on a scale from 1 to 5."""
     _check_id(rows)
     verdicts = [verdict for row in rows for verdict in _each(row.get("promt_meaningless"))]
@@ -208,7 +204,7 @@ EVALMUSE = Source(
 )
 
 
-def imagereward(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any] | RowError]:
+def imagereward(rows: Sequence[Row]) -> Pairs:
     """Read all pairs of ImageRewardDB's images of one caption. Strength is the gap of overall ratings, on a scale from
     1 to 7; unknown where a rating is missing or contradicts the ranks.
     """
@@ -242,7 +238,7 @@ IMAGEREWARD = Source(
 )
 
 
-def imagereward_rankings(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
+def imagereward_rankings(row: Row) -> Pairs:
     """Read all pairs of a row of ImageReward's own training files; no strength."""
     files = row.get("generations")
     if not isinstance(files, (list, tuple)) or len(files) < 2:
@@ -260,7 +256,7 @@ IMAGEREWARD_RANKINGS = Source(
 
 
 def t2i(
-    row: Mapping[str, Any],
+    row: Row,
     *,
     caption: str = "caption",
     chosen_image: str = "chosen_image",
@@ -268,7 +264,7 @@ def t2i(
     strength: str | None = "strength",
     source_id: str | None = None,
     group: str | None = None,
-) -> Iterator[dict[str, Any] | RowError]:
+) -> Pairs:
     """Read a row of any table with a caption, a better and a worse image. All options are names of columns, as in
     [`~trl_dt2it.data.reformulate_t2i`].
     """
@@ -295,7 +291,7 @@ T2I = Source(
 )
 
 
-def per_answer_images(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
+def per_answer_images(row: Row) -> Pairs:
     """Read a ShareGPT row whose first image belongs to `chosen` and whose second to `rejected`, as the input of
     DT2IT-MRM's reformulation and the text-to-image part of OmniRewardData. The caption is the text of both answers
     or, where it is empty, the last human turn.
@@ -323,7 +319,7 @@ PER_ANSWER_IMAGES = Source(
 )
 
 
-def llava_reward(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
+def llava_reward(row: Row) -> Pairs:
     """Read a row of LLaVA-Reward. Strength is the difference of the two ratings."""
     captions = row["prompt"] if isinstance(row.get("prompt"), (list, tuple)) else [row.get("prompt")]
     better, worse = (to_number(row.get(name)) for name in ("c_rate", "r_rate"))
@@ -367,9 +363,7 @@ def _is_list(value: Any, length: int) -> TypeGuard[Sequence[Any]]:
     return isinstance(value, (list, tuple)) and len(value) == length
 
 
-def _ranked_pairs(
-    row: Mapping[str, Any], files: Sequence[Any], field: str, annotators: Sequence[Sequence[float]] = ()
-) -> Iterator[dict[str, Any] | RowError]:
+def _ranked_pairs(row: Row, files: Sequence[Any], field: str, annotators: Sequence[Sequence[float]] = ()) -> Pairs:
     """Make a pair of every two images with different ranks; `annotators` are further rankings, for the strength."""
     if (ranks := _numbers(row.get(field), len(files))) is None:
         raise RowError("bad_rating", f"`{field}` is {row.get(field)!r:.60}; it must be {len(files)} numbers.")
@@ -383,12 +377,12 @@ def _ranked_pairs(
         yield _pair(row.get("prompt"), files[better], files[worse], strength=strength)
 
 
-def _check_id(rows: Sequence[Mapping[str, Any]]) -> None:
+def _check_id(rows: Sequence[Row]) -> None:
     if any(row.get("prompt_id") in (None, "") for row in rows):
         raise RowError("missing_column", "`prompt_id` is missing or None; it tells which images share a caption.")
 
 
-def _two_captions(row: Mapping[str, Any]) -> RowError:
+def _two_captions(row: Row) -> RowError:
     shown = f"`prompt_id` {row.get('prompt_id')!r:.40}"
     return RowError("not_conversational", f"two images with the {shown} have different captions; fix the id.")
 

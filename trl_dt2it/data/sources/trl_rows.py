@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -22,6 +22,8 @@ from ..rows import (
     row_videos,
 )
 from .fields import (
+    Pairs,
+    Row,
     Source,
     answer_field,
     check_absent,
@@ -61,12 +63,12 @@ _VERDICTS = {word: kind for kind, words in _WORDS.items() for word in words} | {
 _MEDIA = ("image", "images", "video", "videos", "audio", "audios")  # columns that a question may be about
 
 
-def trl(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
+def trl(row: Row) -> Pairs:
     """Read a preference row of TRL."""
     yield as_canonical(row)
 
 
-def as_canonical(row: Mapping[str, Any], is_checked: bool = False) -> dict[str, Any]:
+def as_canonical(row: Row, is_checked: bool = False) -> dict[str, Any]:
     """Check and convert a preference row of TRL, canonical rows included."""
     strength = strength_field(row, "strength" if row.get("strength") is not None else "margin")
     weight = strength_field(row, "weight", "bad_weight")
@@ -88,7 +90,7 @@ def as_canonical(row: Mapping[str, Any], is_checked: bool = False) -> dict[str, 
     return made
 
 
-def _with_messages(row: Mapping[str, Any], videos: list[list[Any]]) -> Mapping[str, Any]:
+def _with_messages(row: Row, videos: list[list[Any]]) -> Row:
     """Turn a prompt that is a string into messages, or drop it where the answers are conversations that hold it."""
     for side in SIDES:
         if row.get(side) is None:
@@ -109,7 +111,7 @@ def _with_messages(row: Mapping[str, Any], videos: list[list[Any]]) -> Mapping[s
     return {**row, "prompt": preference(row["prompt"], "", "", _images(row), videos=videos)["prompt"]}
 
 
-def _converted(row: Mapping[str, Any], videos: list[list[Any]], is_checked: bool) -> dict[str, Any]:
+def _converted(row: Row, videos: list[list[Any]], is_checked: bool) -> dict[str, Any]:
     """Convert a row whose answers are messages."""
     if not is_checked:
         check_row({field: row.get(field) for field in ("prompt", *SIDES, "images", "image", "videos")})
@@ -158,11 +160,11 @@ def _blocked(message: Mapping[str, Any]) -> dict[str, Any]:
     return {"role": message["role"], "content": content}
 
 
-def _images(row: Mapping[str, Any]) -> list[Any]:
+def _images(row: Row) -> list[Any]:
     return [as_image(image) for image in images_field({"images": row_images(row)}, "images")]
 
 
-def _videos(row: Mapping[str, Any]) -> list[list[Any]]:
+def _videos(row: Row) -> list[list[Any]]:
     videos = row_videos(row)
     if any(video.fps != DEFAULT_FPS for video in videos):
         raise RowError("video_type", f"a video has its own `fps`; give {DEFAULT_FPS:g} frames a second.")
@@ -182,7 +184,7 @@ TRL = Source(
 
 
 def columns(
-    row: Mapping[str, Any],
+    row: Row,
     *,
     question: str,
     chosen: str | None = None,
@@ -197,7 +199,7 @@ def columns(
     source_id: str | None = None,
     group: str | None = None,
     system: str | None = None,
-) -> Iterator[dict[str, Any] | RowError]:
+) -> Pairs:
     """Read a row of any table with a question and two answers, ordered by their columns or by a label. All options but
     `labels` name columns; `"a.b"` is the field `b` in the column `a`, unless a column has that name.
     """
@@ -268,7 +270,7 @@ def _word(label: Any) -> str:
     return str(label).strip().casefold()
 
 
-def _value(row: Mapping[str, Any], path: str) -> Any:
+def _value(row: Row, path: str) -> Any:
     """Look up a column, or a field in one."""
     if path in row:
         return row[path]
