@@ -10,7 +10,7 @@ from operator import itemgetter
 from typing import Any, NamedTuple, TypeAlias
 
 from ..messages import IMAGE_MARKER, preference
-from ..rows import RowError
+from ..rows import RowError, blocks
 from .fields import (
     Pairs,
     Row,
@@ -170,13 +170,16 @@ def r1_reward_rl(row: Row) -> Pairs:
     match = _ANSWER_TAG.fullmatch(texts[0]) if len(texts) == 1 and isinstance(texts[0], str) else None
     if match is None:
         raise RowError("unparsed_verdict", f"`answer` is {answer!r:.60}; it has to hold <answer>1</answer> or 2.")
-    blocks = _blocks(json_field(row, "message"))
-    if any(block.get("type") == "video" for block in blocks):
+    messages = json_field(row, "message")
+    said = [message for message in messages if isinstance(message, Mapping)] if isinstance(messages, list) else []
+    said = [message for message in said if isinstance(message.get("content"), (str, list))]
+    parts = [block for message in said for block in blocks(message) if isinstance(block, Mapping)]
+    if any(part.get("type") == "video" for part in parts):
         raise RowError("video_type", "`message` shows a video, which is not read; drop the row.")
-    text = "\n".join(block["text"] for block in blocks if isinstance(block.get("text"), str))
+    text = "\n".join(part["text"] for part in parts if isinstance(part.get("text"), str))
     if (comparison := parse_headed_comparison(text)) is None:
         raise RowError("unparsed_verdict", "a question and two answers cannot be read from `message`.")
-    images = [_last_part(block.get("image")) for block in blocks if block.get("type") == "image"]
+    images = [_last_part(part.get("image")) for part in parts if part.get("type") == "image"]
     if not images or None in images:
         raise RowError("image_missing", "`message` has no path in its image block, or no such block; drop the row.")
     question, *answers = comparison
@@ -191,18 +194,6 @@ R1_REWARD_RL = Source(
     reads=("message", "question", "answer", "id"),
     note="Images are not shipped: give the one folder with those of the sets behind this one as `image_root`.",
 )
-
-
-def _blocks(messages: Any) -> list[Mapping[str, Any]]:
-    """Collect the content blocks of all messages; a string is one block of text."""
-    blocks: list[Any] = []
-    for message in messages if isinstance(messages, list) else []:
-        content = message.get("content") if isinstance(message, Mapping) else None
-        if isinstance(content, str):
-            blocks.append({"type": "text", "text": content})
-        elif isinstance(content, list):
-            blocks += content
-    return [block for block in blocks if isinstance(block, Mapping)]
 
 
 def _last_part(path: Any) -> str | None:
@@ -425,12 +416,9 @@ def _may_end(answer: str) -> bool:
 
 def _between(text: str, headers: Sequence[str]) -> list[str] | None:
     """Split a text behind each of its headers, if each occurs exactly once and in this order."""
-    parts, end = [], None
-    for header in headers:
-        matches = list(re.finditer(header, text))
-        if len(matches) != 1 or (end is not None and matches[0].start() < end):
-            return None
-        if end is not None:
-            parts.append(text[end : matches[0].start()])
-        end = matches[0].end()
-    return [*parts, text[end:]]
+    matches = [list(re.finditer(header, text)) for header in headers]
+    if any(len(found) != 1 for found in matches):
+        return None
+    spans = [*(found[0].span() for found in matches), (len(text), len(text))]
+    parts = [(end, start) for (_, end), (start, _) in itertools.pairwise(spans)]
+    return [text[end:start] for end, start in parts] if all(end <= start for end, start in parts) else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import combinations, pairwise
 from operator import itemgetter
 from statistics import fmean
@@ -17,6 +18,8 @@ from .fields import Pairs, Row, Source, answer_field, name_field, strength_field
 
 # Images of the archive of HPDv2's train split that do not decode.
 HPDV2_CORRUPT = frozenset({"00006811.jpg", "00168743.jpg", "00331911.jpg", "00310087.jpg"})
+
+T2ISource = partial(Source, is_t2i=True)
 
 _TOLERANCE = 1e-9  # means of the same ratings may differ in their last digits
 
@@ -33,14 +36,13 @@ def hpdv2_train(row: Row) -> Pairs:
     elif corrupt := [file for file in files if posixpath.basename(str(file)) in HPDV2_CORRUPT]:
         yield RowError("image_corrupt", f"`{corrupt[0]}` is known not to decode; drop the row.")
     else:
-        yield _pair(row.get("prompt"), *_better_first(files, preference[0] > preference[1]))
+        yield _pair(row.get("prompt"), *(files if preference[0] > preference[1] else files[::-1]))
 
 
-HPDV2_TRAIN = Source(
+HPDV2_TRAIN = T2ISource(
     hpdv2_train,
     licence="Apache-2.0",
     hub_id="ymhao/HPDv2",
-    is_t2i=True,
     files=("train.json",),
     reads=("prompt", "file_path", "image_path", "human_preference"),
     note="Unpack train.tar.gz (31.7 GB) and give the folder as `image_root`. Pairs of 4 corrupt images are dropped.",
@@ -60,11 +62,10 @@ def hpdv3(row: Row, *, min_confidence: float = 0.0, strength: Literal["confidenc
     yield _pair(row.get("prompt"), row.get("path1"), row.get("path2"), strength=confidence)
 
 
-HPDV3 = Source(
+HPDV3 = T2ISource(
     hpdv3,
     licence="MIT",
     hub_id="MizzenAI/HPDv3",
-    is_t2i=True,
     files=("{split}.json",),
     reads=("prompt", "path1", "path2", "confidence", "choice_dist"),
     note="Join and unpack images.tar.gz.* and give the folder as `image_root`. The test split has no confidence.",
@@ -85,14 +86,13 @@ def pickapic(row: Row) -> Pairs:
         yield RowError("unparsed_verdict", f"`label_0` and `label_1` are {shown}; one must be 1 and the other 0.")
     else:
         images = [row.get(f"jpg_{index}") or row.get(f"image_{index}_url") for index in range(2)]
-        ordered = _better_first(images, labels[0] == 1.0)
+        ordered = images if labels[0] == 1.0 else images[::-1]
         yield _pair(row.get("caption"), *ordered, source_id=row.get("ranking_id"))
 
 
-PICKAPIC_V2 = Source(
+PICKAPIC_V2 = T2ISource(
     pickapic,
     hub_id="yuvalkirstain/pickapic_v2",
-    is_t2i=True,
     reads=(
         *("caption", "has_label", "are_different", "ranking_id"),
         *(name for n in range(2) for name in (f"jpg_{n}", f"image_{n}_url", f"label_{n}")),
@@ -106,10 +106,9 @@ def imagereward_pairs(row: Row) -> Pairs:
     yield _pair(row.get("prompt"), row.get("img_better"), row.get("img_worse"), source_id=row.get("prompt_id"))
 
 
-IMAGEREWARD_PAIRS = Source(
+IMAGEREWARD_PAIRS = T2ISource(
     imagereward_pairs,
     licence="Apache-2.0",
-    is_t2i=True,
     reads=("prompt", "img_better", "img_worse", "prompt_id"),
     note="For local copies: `datasets` no longer runs the script of THUDM/ImageRewardDB that made the configurations.",
 )
@@ -124,15 +123,14 @@ def rapidata(row: Row, *, criterion: Literal["preference", "coherence", "alignme
     elif first == second:
         yield RowError("tie", f"`{names[0]}` and `{names[1]}` are equal.")
     else:
-        images = _better_first([row.get("image1"), row.get("image2")], first > second)
-        yield _pair(row.get("prompt"), *images, strength=abs(first - second))
+        better, worse = ("image1", "image2") if first > second else ("image2", "image1")
+        yield _pair(row.get("prompt"), row.get(better), row.get(worse), strength=abs(first - second))
 
 
-RAPIDATA = Source(
+RAPIDATA = T2ISource(
     rapidata,
     licence="CDLA-Permissive-2.0",
     hub_id="Rapidata/human-style-preferences-images",
-    is_t2i=True,
     reads=("prompt", "image1", "image2"),
     note="Other sets of Rapidata have the same columns, each with a licence of its own. Not for the video sets.",
 )
@@ -151,11 +149,10 @@ def hpdv2_test(row: Row) -> Pairs:
     yield from _ranked_pairs(row, files, "rank", [numbers for numbers in ranks if numbers is not None])
 
 
-HPDV2_TEST = Source(
+HPDV2_TEST = T2ISource(
     hpdv2_test,
     licence="Apache-2.0",
     hub_id="ymhao/HPDv2",
-    is_t2i=True,
     files=("test.json",),
     reads=("prompt", "image_path", "file_path", "rank", "raw_annotations"),
     note="Unpack test.tar.gz and give the folder as `image_root`. A benchmark too: do not train on it and report it.",
@@ -184,7 +181,7 @@ def evalmuse(
         if better.get("prompt") != worse.get("prompt"):
             yield _two_captions(better)
         elif gap < _TOLERANCE:
-            yield _tie(f"the mean `total_score` of {names} is {high:g}")
+            yield RowError("tie", f"the mean `total_score` of {names} is {high:g}, so that neither is preferred.")
         elif gap < min_gap - _TOLERANCE:
             yield RowError("tie", f"the mean `total_score` of {names} differs by {gap:.3g}, less than {min_gap}.")
         else:
@@ -192,11 +189,10 @@ def evalmuse(
             yield _pair(better.get("prompt"), *paths, strength=gap, source_id=better.get("prompt_id"))
 
 
-EVALMUSE = Source(
+EVALMUSE = T2ISource(
     evalmuse,
     licence="BSD-3-Clause",
     hub_id="DY-Evalab/EvalMuse",
-    is_t2i=True,
     group_by="prompt_id",
     files=("train_list.json",),
     reads=("prompt", "img_path", "total_score", "promt_meaningless", "prompt_id"),
@@ -217,20 +213,19 @@ def imagereward(rows: Sequence[Row]) -> Pairs:
             shown = f"{first.get('rank')!r:.20} and {second.get('rank')!r:.20}"
             yield RowError("bad_rating", f"`rank` of two images is {shown}; both must be numbers.")
         elif one == other:
-            yield _tie(f"`rank` of two images is {one:g}")
+            yield RowError("tie", f"`rank` of two images is {one:g}, so that neither is preferred.")
         else:
-            better, worse = _better_first((first, second), one < other)
+            better, worse = (first, second) if one < other else (second, first)
             high, low = to_number(better.get("overall_rating")), to_number(worse.get("overall_rating"))
             gap = None if high is None or low is None or high < low else high - low
             images = [row.get("image") or row.get("image_path") for row in (better, worse)]
             yield _pair(better.get("prompt"), *images, strength=gap, source_id=better.get("prompt_id"))
 
 
-IMAGEREWARD = Source(
+IMAGEREWARD = T2ISource(
     imagereward,
     licence="Apache-2.0",
     hub_id="THUDM/ImageRewardDB",
-    is_t2i=True,
     group_by="prompt_id",
     files=("metadata-{split}.parquet",),
     reads=("prompt", "image", "image_path", "rank", "overall_rating", "prompt_id"),
@@ -246,10 +241,9 @@ def imagereward_rankings(row: Row) -> Pairs:
     yield from _ranked_pairs(row, files, "ranking")
 
 
-IMAGEREWARD_RANKINGS = Source(
+IMAGEREWARD_RANKINGS = T2ISource(
     imagereward_rankings,
     licence="Apache-2.0",
-    is_t2i=True,
     reads=("prompt", "generations", "ranking"),
     note="The training files of the ImageReward code: JSON lists, with paths that start at its image folder.",
 )
@@ -283,9 +277,8 @@ def _t2i_fields(present: Collection[str], options: Mapping[str, Any]) -> set[str
     return {name for name in (names | dict(options)).values() if name}
 
 
-T2I = Source(
+T2I = T2ISource(
     t2i,
-    is_t2i=True,
     reads=_t2i_fields,
     note="Columns are `caption`, `chosen_image`, `rejected_image` and `strength`, unless options say otherwise.",
 )
@@ -311,9 +304,8 @@ def per_answer_images(row: Row) -> Pairs:
     yield _pair(texts[0] if texts[0].strip() or not human else human[-1], *images)
 
 
-PER_ANSWER_IMAGES = Source(
+PER_ANSWER_IMAGES = T2ISource(
     per_answer_images,
-    is_t2i=True,
     reads=("chosen", "rejected", "images", "conversations"),
     note="A format: images[0] is the image of `chosen`, images[1] that of `rejected`.",
 )
@@ -337,26 +329,19 @@ def llava_reward(row: Row) -> Pairs:
         yield _pair(captions[0], *paths, strength=better - worse, source_id=row.get("prompt_id"))
 
 
-LLAVA_REWARD = Source(
+LLAVA_REWARD = T2ISource(
     llava_reward,
-    is_t2i=True,
     reads=("prompt", "chosen_path", "c_rate", "reject_path", "r_rate", "prompt_id"),
     note="A format; the images are the authors' local files.",
 )
 
 
-def _pair(
-    caption: Any, chosen: Any, rejected: Any, *, strength: float | None = None, source_id: Any = None
-) -> dict[str, Any] | RowError:
+def _pair(caption: Any, chosen: Any, rejected: Any, **options: Any) -> dict[str, Any] | RowError:
     """Make a pair, or return the error that [`~trl_dt2it.data.t2i.t2i_pair`] raises."""
     try:
-        return t2i_pair(caption, chosen, rejected, strength=strength, source_id=source_id)
+        return t2i_pair(caption, chosen, rejected, **options)
     except RowError as error:
         return error
-
-
-def _better_first(images: Sequence[Any], first_is_better: bool) -> tuple[Any, Any]:
-    return (images[0], images[1]) if first_is_better else (images[1], images[0])
 
 
 def _is_list(value: Any, length: int) -> TypeGuard[Sequence[Any]]:
@@ -369,9 +354,9 @@ def _ranked_pairs(row: Row, files: Sequence[Any], field: str, annotators: Sequen
         raise RowError("bad_rating", f"`{field}` is {row.get(field)!r:.60}; it must be {len(files)} numbers.")
     for i, j in combinations(range(len(files)), 2):
         if ranks[i] == ranks[j]:
-            yield _tie(f"`{field}` of images {i} and {j} is {ranks[i]:g}")
+            yield RowError("tie", f"`{field}` of images {i} and {j} is {ranks[i]:g}, so that neither is preferred.")
             continue
-        better, worse = _better_first((i, j), ranks[i] < ranks[j])
+        better, worse = (i, j) if ranks[i] < ranks[j] else (j, i)
         votes = [(other[better] < other[worse]) - (other[better] > other[worse]) for other in annotators]
         strength = max(fmean(votes), 0.0) if votes else None
         yield _pair(row.get("prompt"), files[better], files[worse], strength=strength)
@@ -395,10 +380,6 @@ def _pairings(ordered: list[Any], pairs: str) -> Iterable[tuple[Any, Any]]:
     if pairs == "extremes":
         return [(ordered[0], ordered[-1])] if len(ordered) > 1 else []
     raise ValueError(f'`pairs` is {pairs!r}; choose "all", "extremes" or "adjacent".')
-
-
-def _tie(statement: str) -> RowError:
-    return RowError("tie", f"{statement}, so that neither is preferred.")
 
 
 def _each(value: Any) -> list[float]:
