@@ -204,9 +204,7 @@ def _is_known(row: Mapping[str, Any], ids: Mapping[str, set[str]]) -> bool:
 
 
 def _nearest(hashes: np.ndarray, candidates: list[int], search: Search) -> tuple[int, int]:
-    """Find the benchmark row with the image nearest to any of a row's, and its distance; with `match="image"`, among
-    all rows.
-    """
+    """Find the benchmark row of the nearest image, among all rows with `match="image"`, and its distance."""
     theirs = slice(None) if search.match == "image" else np.isin(search.owners, candidates)
     owners, bits = search.owners[theirs], distances(hashes, search.hashes[theirs]).min(axis=0)
     if len(owners) == 0 or bits.min() > search.max_distance:

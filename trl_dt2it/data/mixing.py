@@ -123,12 +123,11 @@ def mix(
             [`with_canonical_columns`]. Other columns whose types differ become floats or strings.
         weights (`Mapping[str, float]`, *optional*):
             A number above 0 for each set; only their proportions matter.
-        size (`int`, *optional*):
-            Number of rows of the mixture; all by default.
         max_per_source (`int` or `Mapping[str, int]`, *optional*):
             Most rows of a set, before proportions.
-        max_per_group, seed (`int`, *optional*):
-            Most rows of a set with one `group_id`, where they have one, and seed of the draw and of the order.
+        size, max_per_group, seed (`int`, *optional*):
+            Number of rows of the mixture, all by default; most rows of a set with one `group_id`, where they have
+            one; and seed of the draw and of the order.
 
     Returns:
         `Dataset`: the rows in random order.
@@ -318,10 +317,8 @@ def _converted(
             pair = as_canonical({**texts, "images": images, "videos": row.get("videos")}, is_checked)
             texts = {name: pair[name] for name in TEXTS}
         except RowError as error:
-            num_leading = len(images) if _is_of_strings(texts["prompt"]) else 0
-            texts = {name: _blocked(messages, error) for name, messages in texts.items()}
-            if num_leading:
-                texts["prompt"] = with_image_blocks(texts["prompt"] or [], num_leading)
+            num_leading = {"prompt": len(images)} if _is_of_strings(texts["prompt"]) else {}
+            texts = {name: _blocked(messages, num_leading.get(name, 0), error) for name, messages in texts.items()}
         made |= texts
     return {**made, "images": images} if "images" in features else made
 
@@ -333,8 +330,8 @@ def _is_of_strings(prompt: Any) -> bool:
     return has_user and all(isinstance(message["content"], str) for message in messages)
 
 
-def _blocked(messages: Any, error: RowError) -> list[dict[str, Any]] | None:
-    """Turn contents into blocks of type and text; raise `error` if the messages hold anything else."""
+def _blocked(messages: Any, num_images: int, error: RowError) -> list[dict[str, Any]] | None:
+    """Turn contents into blocks of type and text, behind images; raise `error` if messages hold anything else."""
     if messages is None:
         return None
     if isinstance(messages, str):
@@ -343,7 +340,7 @@ def _blocked(messages: Any, error: RowError) -> list[dict[str, Any]] | None:
         fields = [(message, ("role", "content")), *((block, ("type", "text")) for block in blocks(message))]
         if any(value for part, known in fields for key, value in part.items() if key not in known):
             raise error
-    return [{key: message[key] for key in ("role", "content")} for message in with_image_blocks(messages, 0)]
+    return [{key: message[key] for key in ("role", "content")} for message in with_image_blocks(messages, num_images)]
 
 
 def split_by_group(dataset: Dataset, test_size: float | int, *, seed: int = 42) -> DatasetDict:
@@ -404,10 +401,8 @@ def _shares(available: dict[str, int], weights: Mapping[str, float] | None, size
 
 def _groups(dataset: Dataset) -> tuple[np.ndarray, list[str]]:
     """Number the groups of the rows from 0, and name them; a row without a group is a group of its own."""
-    count = len(dataset)
-    if "group_id" not in dataset.column_names:
-        return np.arange(count), [f"row {row}" for row in range(count)]
-    codes, names = group_codes(column_of(dataset, "group_id"))
+    has_groups = "group_id" in dataset.column_names
+    codes, names = group_codes(column_of(dataset, "group_id") if has_groups else pa.nulls(len(dataset)))
     return codes, [*names, *(f"row {row}" for row in np.flatnonzero(codes >= len(names)))]
 
 

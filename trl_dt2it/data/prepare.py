@@ -107,10 +107,8 @@ def prepare_shard(
     Load, validate and write one shard of a source, unless it is there already, made of the same files and settings.
 
     Args:
-        output_dir (`str` or `os.PathLike`):
-            Folder of the mixture.
-        key (`str`):
-            Name of the source in the mixture, and in the column `source`.
+        output_dir, key (`str` or `os.PathLike`, `str`):
+            Folder of the mixture, and name of the source in it and in the column `source`.
         settings, shard ([`SourceSettings`], `int`):
             Settings of the source, and index of the shard, from 0.
         image_options, image_check, token_counter, max_length, num_proc (*optional*):
@@ -288,8 +286,12 @@ def build_mixture(
         move_aside(report_file)
         aside = move_aside(folder)
         logger.warning(f"{folder} was made with other settings or of other shards; it is now {aside}.")
-    _write_splits(splits, folder, rows_per_file)
-
+    with whole_folder(folder) as part:
+        for split, rows in splits.items():
+            num_files = max(1, -(-len(rows) // rows_per_file))
+            for number in range(num_files):
+                file = part / f"{split}-{number:05d}-of-{num_files:05d}.parquet"
+                write_parquet(rows.shard(num_files, number, contiguous=True), file)
     stages = {"duplicates": duplicates, "contaminated": contaminated, "mixed": mixture}
     stages |= {"test": mixture.select([]), **splits}
     counts = {stage: Counter(column_of(rows, "source").to_pylist()) for stage, rows in stages.items()}
@@ -312,16 +314,6 @@ def _shard_files(output_dir: Path, key: str, num_shards: int) -> list[Path]:
     if missing := [file for file in files if not file.with_suffix(".json").is_file()]:
         raise ValueError(f"{len(missing)} of {num_shards} shards of {key} are not there yet, {missing[0]} the first.")
     return files
-
-
-def _write_splits(splits: Mapping[str, Dataset], folder: Path, rows_per_file: int) -> None:
-    """Write splits as `{split}-00000-of-00002.parquet` into a folder, which is replaced only when all is written."""
-    with whole_folder(folder) as part:
-        for split, rows in splits.items():
-            num_files = max(1, -(-len(rows) // rows_per_file))
-            for number in range(num_files):
-                file = part / f"{split}-{number:05d}-of-{num_files:05d}.parquet"
-                write_parquet(rows.shard(num_files, number, contiguous=True), file)
 
 
 def read_benchmarks(benchmarks: Mapping[str, Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:

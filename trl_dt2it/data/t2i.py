@@ -268,8 +268,6 @@ def reformulate_t2i(
         strength (`str`, *optional*, defaults to `"strength"`):
             Column of how much better the chosen image is, >= 0, in the source's own unit; may be absent. `None` reads
             none.
-        seed (`int`, *optional*, defaults to `42`):
-            Seed of positions and wordings.
         template (`str`, [`T2ITemplate`] or a sequence of them, *optional*):
             Question with `{images}` and `{caption}` once each; all else is literal. Each row draws one of several. By
             default one of three English wordings, or of three Chinese ones if the caption has a Han character.
@@ -279,8 +277,9 @@ def reformulate_t2i(
         on_bad_row (`str`, *optional*, defaults to `"quarantine"`):
             `"quarantine"` drops bad rows and counts them on screen by reason, of a stream when it ends; `"raise"`
             raises an error for the first.
-        image_root, num_proc (*optional*):
-            Folder of the images, as in [`ImageOptions`], and number of processes, for a set in memory.
+        seed, image_root, num_proc (*optional*):
+            Seed of positions and wordings, 42 by default, folder of the images, as in [`ImageOptions`], and number of
+            processes, for a set in memory.
 
     Returns:
         [`~datasets.Dataset`] or [`~datasets.IterableDataset`]: canonical rows in the order of the pairs, with the
@@ -382,7 +381,7 @@ def find_bad_pair(row: Mapping[str, Any], columns: Columns, options: ImageOption
             raise RowError("empty_caption", f"`{name}` is empty; give the caption or drop the row.")
         check_unicode(f"`{name}`", caption)
         names = (columns.chosen_image, columns.rejected_image)
-        images = [placed_image(_checked_image(name, row.get(name)), options) for name in names]
+        images = [_image(row, name, options) for name in names]
         are_encoded = all(isinstance(image, Mapping) for image in images)
         chosen, rejected = images if are_encoded else map(image_identity, images)
         if chosen == rejected:
@@ -398,34 +397,27 @@ def find_bad_pair(row: Mapping[str, Any], columns: Columns, options: ImageOption
     return None
 
 
-def _checked_image(name: str, image: Any) -> Any:
-    image = _as_struct(image)
-    if image is None:
-        raise RowError("image_missing", f"`{name}` is missing or empty; give the image or drop the row.")
-    if not isinstance(image, (Mapping, Image.Image)):
-        raise RowError("image_type", f"`{name}` is of type {type(image).__name__}; give bytes, a path or a PIL image.")
-    return image
-
-
-def _as_struct(image: Any) -> Any:
-    """Reduce an encoded image to `{"bytes": ..., "path": ...}` with one of the two, or to `None` if it has neither."""
-    # A path beside bytes goes: `datasets` would read a file of that name in the working directory instead.
+def _image(row: Mapping[str, Any], name: str, options: ImageOptions) -> Any:
+    """Read an image of a pair: encoded, as `{"bytes": ..., "path": ...}` with one of the two, or as Pillow has it."""
+    image = row.get(name)
     if isinstance(image, Mapping) and isinstance(image.get("bytes"), _BYTES) and not len(image["bytes"]):
         image = image.get("path")
+    # A path beside bytes goes: `datasets` would read a file of that name in the working directory instead.
     image = encoded_content(image)
     if isinstance(image, os.PathLike):
         image = os.fspath(image)
-    if isinstance(image, (*_BYTES, str)):
-        return as_image(image) if len(image) else None
-    return image
+    if image is None or (isinstance(image, (*_BYTES, str)) and not len(image)):
+        raise RowError("image_missing", f"`{name}` is missing or empty; give the image or drop the row.")
+    if not isinstance(image, (*_BYTES, str, Image.Image)):
+        raise RowError("image_type", f"`{name}` is of type {type(image).__name__}; give bytes, a path or a PIL image.")
+    return placed_image(image, options)
 
 
 def canonical_rows(row: Mapping[str, Any], plan: Plan, chosen_first: bool) -> list[dict[str, Any]]:
     """Make the row of a good pair, or its two rows with `both_orders`."""
     columns = plan.columns
     caption = row[columns.caption]
-    sides = (columns.chosen_image, columns.rejected_image)
-    chosen, rejected = (placed_image(_as_struct(row[side]), plan.options) for side in sides)
+    chosen, rejected = (_image(row, name, plan.options) for name in (columns.chosen_image, columns.rejected_image))
     strength = None if columns.strength is None else row.get(columns.strength)
     names = {name: _name(row.get(name)) for name in PROVENANCE}
     pair_id = names["pair_id"] or content_group(caption, [chosen, rejected], [])

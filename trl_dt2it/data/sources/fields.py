@@ -225,9 +225,7 @@ def image_field(row: Row, *fields: str) -> list[Any]:
 
 
 def turns_field(row: Row, field: str, tags: Tags = TAGS, images: list[Any] | None = None) -> Turns:
-    """Read the messages of a conversation as pairs of role and text. Where contents may be blocks, `images` collects
-    their images, each of which leaves a marker in the text.
-    """
+    """Read messages as pairs of role and text. With `images`, which collects them, contents may be blocks of both."""
     messages = row.get(field)
     if messages is None:
         raise RowError("missing_column", f"`{field}` is missing or None; give the conversation, or drop the row.")

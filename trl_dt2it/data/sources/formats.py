@@ -60,9 +60,7 @@ _WHOLE = ("chosen_messages", "rejected_messages")
 def llamafactory(
     row: Row, *, columns: Mapping[str, str] | None = None, tags: Mapping[str, str] | None = None
 ) -> Pairs:
-    """Read a ranking row of LLaMA-Factory: ShareGPT's layout, OpenAI's, Alpaca's, or two whole conversations. All
-    images belong to the prompt.
-    """
+    """Read a ranking row of LLaMA-Factory, in any of its layouts. All images belong to the prompt."""
     if unknown := (columns or {}).keys() - _COLUMNS.keys():
         raise ValueError(f"`columns` has the keys {sorted(unknown)}; it may have {', '.join(_COLUMNS)}.")
     names, read_tags = {**_COLUMNS, **(columns or {})}, _read_tags(tags)
@@ -84,7 +82,7 @@ def llamafactory(
         messages = "messages"  # OpenAI's layout
     if whole is None and row.get(messages) is None and row.get(names["prompt"]) is None:
         whole = fields if all(isinstance(row.get(field), (list, tuple)) for field in fields) else None
-    if whole is not None:
+    if whole is not None:  # LLaMA-Factory's two whole conversations
         turns, chosen, rejected = _two_conversations(row, whole, read_tags, inside)
     else:
         check_is_text(row, fields, _AS_T2I)
@@ -367,9 +365,7 @@ def _read_tags(tags: Mapping[str, str] | None) -> Tags:
 
 
 def povid(row: Row) -> Pairs:
-    """Read a row of YiyangAiLab/POVID_preference_data_for_VLLMs; no strength. Image paths lose COCO's folder, so that
-    the image root is the folder that holds the pictures.
-    """
+    """Read a row of YiyangAiLab/POVID_preference_data_for_VLLMs; no strength. Image paths lose COCO's folder."""
     prompt, chosen, rejected = _two_conversations(row, ("conversations", "rejected_conversations"))
     (image,) = image_field(row, "image")
     image = image.removeprefix("./data/coco/") if isinstance(image, str) else image

@@ -204,12 +204,10 @@ ASPECTS = ("Helpfulness", "Ethical Considerations", "Visual Faithfulness")
 
 
 def vlfeedback(row: Row, *, aspects: Sequence[str] = ASPECTS) -> Pairs:
-    """Read a row of MMInstruction/VLFeedback, or of Zhihui/VLFeedback in ShareGPT's layout. Strength is the gap of two
-    answers' mean ratings, from 0 to 4.
-    """
+    """Read a row of MMInstruction/VLFeedback or Zhihui/VLFeedback. Strength is the gap of mean ratings, 0 to 4."""
     if not aspects:
         raise ValueError("`aspects` is empty; name at least one rating.")
-    if row.get("conversations") is not None:
+    if row.get("conversations") is not None:  # Zhihui's
         yield from llamafactory(row)
         return
     prompt, answers = text_field(row, "prompt"), _answers(row.get("completions"))

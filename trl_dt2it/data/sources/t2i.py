@@ -259,9 +259,7 @@ def t2i(
     source_id: str | None = None,
     group: str | None = None,
 ) -> Pairs:
-    """Read a row of any table with a caption, a better and a worse image. All options are names of columns, as in
-    [`~trl_dt2it.data.reformulate_t2i`].
-    """
+    """Read a row of any table with a caption, a better and a worse image. All options are names of columns."""
     for name in filter(None, (caption, chosen_image, rejected_image, source_id, group)):
         if name not in row:
             there = ", ".join(map(str, row))
