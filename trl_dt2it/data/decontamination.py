@@ -31,9 +31,7 @@ logger = logging.get_logger(__name__)
 # Side of the square of low frequencies whose signs make the hash. `benchmarks/decontamination.py` compares sizes and
 # kinds of hashes.
 _SIDE = 12
-
 HASH_BITS = _SIDE**2
-
 HASH_WORDS = -(-HASH_BITS // 64)
 
 Match = Literal["both", "image", "question"]
@@ -43,11 +41,9 @@ _NO_MATCH, _MATCH_BY_ID = -1, -2
 
 # `distance` is that of the nearest images, or -1.
 _RESULT = Features({"match": Value("int64"), "distance": Value("int64"), "unreadable": Value("bool")})
-
 _NOTES = Features({**NOTES, "distance": Value("int64")})
 
 _TEXTS = ("prompt", "question", "caption", "t2i_caption", "source", "source_id", "pair_id")
-
 _IMAGES = ("images", "image", "chosen_image", "rejected_image")
 
 # Names of rows in VL-RewardBench by their source, with the index of the row in it. Others, such as `mathverse_...`,

@@ -38,7 +38,6 @@ from .rows import (
 logger = logging.get_logger(__name__)
 
 IMAGES, CAPTION = "{images}", "{caption}"
-
 _PLACEHOLDERS = re.compile(f"({re.escape(IMAGES)}|{re.escape(CAPTION)})")
 # Blocks of Han characters: radicals, iteration marks, ideographs and the planes of their extensions.
 _HAN = re.compile(
@@ -120,7 +119,6 @@ ENGLISH = (
 )
 
 _CHINESE_LABELS = ("图1:", "\n图2:")
-
 CHINESE = (
     T2ITemplate(
         "{images}\n\n这两张图都是按下面的描述画的,哪一张画得更好?\n\n描述:{caption}",
@@ -207,12 +205,10 @@ def _edges(clean: Callable[[str], str]) -> list[tuple[str, str]]:
 
 
 _BYTES = (bytes, bytearray, memoryview)
-
 _VERDICT = Features({"reason": Value("string"), "message": Value("string")})
 
 # Columns that mean something else in a canonical row.
 _RESERVED = {"image", "videos", "tools", "chat_template_kwargs", "chosen_ids", "rejected_ids", "row_index", *_VERDICT}
-
 _BATCH_SIZE = 100  # rows of a stream at a time: two photographs each, held three times over
 
 

@@ -32,7 +32,6 @@ Adapter: TypeAlias = Callable[..., Pairs]
 Reads: TypeAlias = Callable[[Collection[str], Mapping[str, Any]], set[str]]
 
 Turns: TypeAlias = list[tuple[str, str]]  # role and text
-
 _CALLS = ("function_call", "function_response", "observation", "tool", "tool_call", "tool_response")
 
 
@@ -82,7 +81,6 @@ _MESSAGE_EXTRAS = {
     *("tool_calls", "tool_call_id", "function_call", "reasoning_content", "reasoning", "thinking", "tools"),
     *(f"{kind}{ending}" for kind in ("image", "video", "audio") for ending in ("", "s", "_url")),
 }
-
 _PLACEHOLDERS = (IMAGE_MARKER, "<video>", "<audio>")
 _IMAGE_STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GIF8", b"BM", b"II*\x00", b"MM\x00*")
 _IMAGE_IN_TEXT = re.compile(r"<(img|image)>\s*[^<>\s][^<>]*</\1>")  # as Qwen-VL's first files had it

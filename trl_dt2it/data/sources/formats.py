@@ -53,7 +53,6 @@ _TAGS: dict[str, str | None] = {
     "observation_tag": "observation",
     "function_tag": "function_call",
 }
-
 _WHOLE = ("chosen_messages", "rejected_messages")
 
 
@@ -130,9 +129,7 @@ _RESPONSES = (
     *("response", "answer", "output", "targets", "target", "answer_key", "answers", "solution"),
     *("text", "completion", "content"),
 )
-
 _SWIFT_TAGS = Tags(("role", "from"), ("content", "value"), {**TAGS.roles, "bot": "assistant"})
-
 _PARTS = ("messages", "images", "videos", "audios", "tools", "objects")
 _LISTS_OF_SAMPLES = tuple(f"{side}_{part}" for side in ("positive", "negative") for part in _PARTS)
 _SWIFT_FIELDS = {
@@ -140,7 +137,6 @@ _SWIFT_FIELDS = {
     *("image", "video", "audio", "ref_audios", "audio_codes", "rejected_response", "margin", "chat_template_kwargs"),
     *(*_SYSTEMS, *_LISTS_OF_SAMPLES),
 }
-
 _OBJECT = re.compile("<ref-object>|<bbox>")
 
 

@@ -275,9 +275,7 @@ class Verdict(NamedTuple):
 
 # Names that the two answers have in prompts with `Question: [...]`.
 _NAMES = (("The first response", "The second response"), ("Response 1", "Response 2"), ("Response A", "Response B"))
-
 _BRACKETED = tuple((r"Question: \[", *(rf"\][ \t\r]*\n\s*{name}: \[" for name in names)) for names in _NAMES)
-
 _ENCLOSED = tuple(
     tuple(map(re.escape, headers))
     for headers in (
@@ -285,15 +283,12 @@ _ENCLOSED = tuple(
         ("[Question]", "[Assistant 1]", "[End of Assistant 1]", "[Assistant 2]", "[End of Assistant 2]"),
     )
 )
-
 _HEADED = tuple(rf"(?m:^)[ \t]*#{{2,6}} \[{name}\]:" for name in ("Question", "Response 1", "Response 2"))
-
 _OUTPUT_FORMAT = re.compile(r"^[ \t]*#{2,6} \*\*Output Format", re.MULTILINE)
 
 # Forms that a judge is told to reply in. An answer that holds one has taken in the instructions.
 _FORM = re.compile(r"better response: ?\[|\[\[[AB][<>=]|<answer>", re.IGNORECASE)
 _SIDES = {"1": 1, "first": 1, "a": 1, "2": 2, "second": 2, "b": 2}
-
 _MARKS = {"A=B": Verdict(0), "A>B": Verdict(1, 1.0), "B>A": Verdict(2, 1.0)}
 _MARKS |= {"A>>B": Verdict(1, 2.0), "B>>A": Verdict(2, 2.0)}
 _MARK = re.compile(r"\[\[([AB<>=\s]+)\]\]")
@@ -301,14 +296,11 @@ _BETTER = re.compile(r"\bbetter response:[ \t]*(?:\[(\w+)\])?", re.IGNORECASE)
 _SCORES = re.compile(r"\s*(\d+(?:\.\d+)?)[ \t]+(\d+(?:\.\d+)?)[ \t\r]*(?:\n|$)")
 
 _ANSWER = r"(?:the )?(?:(?:response|answer|assistant) (?:1|2|a|b)|(?:first|second) (?:response|answer))"
-
 _CLAIM = re.compile(
     rf"\b(?P<answer>{_ANSWER})\b(?P<between>(?: is| was|'s| isn.t| wasn.t)(?: \w+){{0,3}}?) (?P<word>better|worse)\b",
     re.IGNORECASE,
 )
-
 _DENIAL = re.compile(r"\b(?:no|not|never|neither|hardly|barely|nowhere)\b|n.t\b", re.IGNORECASE)
-
 _LEAD = r"(?:(?:(?:final )?(?:verdict|judgement|judgment)|(?:in )?conclusion|overall|therefore|thus|hence)[,:]? )?"
 _REASON = r"(?: overall)?(?:[.!]?$|,? (?:because|since)\b)"
 
@@ -318,7 +310,6 @@ _WINNER = re.compile(
     rf"(?: response| answer| one)?(?: than {_ANSWER})?{_REASON}",
     re.IGNORECASE,
 )
-
 _TIE = re.compile(
     rf"{_LEAD}(?:(?:the |these )?(?:two|both) (?:responses|answers)|both) are equally good{_REASON}", re.IGNORECASE
 )

@@ -20,7 +20,6 @@ from .fields import Pairs, Row, Source, answer_field, name_field, strength_field
 HPDV2_CORRUPT = frozenset({"00006811.jpg", "00168743.jpg", "00331911.jpg", "00310087.jpg"})
 
 T2ISource = partial(Source, is_t2i=True)
-
 _TOLERANCE = 1e-9  # means of the same ratings may differ in their last digits
 
 

@@ -50,9 +50,7 @@ _WORDS = {
         *("none", "no preference", "[[c]]", "a=b", "[[a=b]]"),
     ),
 }
-
 _NOUNS = ("answer", "assistant", "completion", "model", "option", "output", "response")
-
 _VERDICTS = {word: kind for kind, words in _WORDS.items() for word in words} | {
     f"{noun}{joint}{letter}": kind
     for noun in _NOUNS
