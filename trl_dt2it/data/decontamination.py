@@ -78,14 +78,12 @@ def row_questions(row: Mapping[str, Any]) -> list[str]:
     given = next((row[name] for name in ("prompt", "question", "caption") if row.get(name) is not None), None)
     if given is None and not isinstance(row.get("chosen"), str):  # whole conversations
         given = row.get("chosen")
-    if isinstance(given, str):
-        texts = [given]
-    else:
-        turns = [message for message in given or [] if message.get("role") == "user"]
-        texts = [" ".join(block.get("text") or "" for block in blocks(turn)) for turn in turns]
-        if not texts:
-            return []
-        texts = [" ".join(texts), *texts]
+    messages = [{"role": "user", "content": given}] if isinstance(given, str) else given or []
+    turns = [blocks(message) for message in messages if message.get("role") == "user"]
+    if not turns:
+        return []
+    texts = [" ".join(block.get("text") or "" for block in turn) for turn in turns]
+    texts = [" ".join(texts), *texts] if len(texts) > 1 else texts
     caption, questions = row.get("t2i_caption"), [normalize(text) for text in texts]
     if isinstance(caption, str):
         captions: list[str | None] = [normalize(caption)]

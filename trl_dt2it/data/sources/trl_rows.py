@@ -7,7 +7,7 @@ from itertools import takewhile
 from typing import Any
 
 from ..images import as_image
-from ..messages import IMAGE_MARKER, preference
+from ..messages import IMAGE_MARKER, preference, with_image_blocks
 from ..rows import (
     DEFAULT_FPS,
     SIDES,
@@ -120,14 +120,12 @@ def _converted(row: Row, videos: list[list[Any]], is_checked: bool) -> dict[str,
         prompt, chosen, rejected = _split(chosen, rejected)
         for side, answer in zip(SIDES, (chosen, rejected), strict=True):
             check_answer(side, answer, prompt_is_explicit=True)  # the answers show no images of later questions
-    images = _images(row)
-    messages = [_blocked(message) for message in prompt]
-    if images and not any(isinstance(message.get("content"), (list, tuple)) for message in prompt):
-        if any(IMAGE_MARKER in (message.get("content") or "") for message in prompt):
-            problem = f"`prompt` has `{IMAGE_MARKER}` as text; give blocks, or load the set as `ms_swift`."
-            raise RowError("placeholder_count", problem)
-        first = next(message for message in messages if message["role"] == "user")
-        first["content"] = [*({"type": "image", "text": None} for _ in images), *first["content"]]
+    images, contents = _images(row), [message.get("content") for message in prompt]
+    has_blocks = any(isinstance(content, (list, tuple)) for content in contents)
+    if images and not has_blocks and any(IMAGE_MARKER in (content or "") for content in contents):
+        problem = f"`prompt` has `{IMAGE_MARKER}` as text; give blocks, or load the set as `ms_swift`."
+        raise RowError("placeholder_count", problem)
+    messages = with_image_blocks([_blocked(message) for message in prompt], 0 if has_blocks else len(images))
     converted = {
         "prompt": messages,
         "chosen": [_blocked(message) for message in chosen],
