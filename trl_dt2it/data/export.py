@@ -29,17 +29,7 @@ from .images import (
 )
 from .messages import MESSAGES, with_image_blocks
 from .mixing import TEXTS, with_columns
-from .rows import (
-    SIDES,
-    RowError,
-    blocks,
-    check_row,
-    encoded_content,
-    named_errors,
-    row_images,
-    row_name,
-    row_videos,
-)
+from .rows import SIDES, RowError, blocks, check_row, encoded_content, named_errors, row_images, row_name, row_videos
 from .validation import ROW_GROUP
 
 
@@ -195,10 +185,7 @@ def _is_text(feature: Any) -> bool:
 
 
 def to_dpo(
-    dataset: Dataset,
-    *,
-    image_root: str | os.PathLike | None = None,
-    image_options: ImageOptions | None = None,
+    dataset: Dataset, *, image_root: str | os.PathLike | None = None, image_options: ImageOptions | None = None
 ) -> Dataset:
     """
     Turn preference rows into rows for [`~trl.DPOTrainer`].

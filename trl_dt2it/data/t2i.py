@@ -7,7 +7,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -230,7 +230,7 @@ class Plan:
     templates: tuple[T2ITemplate, ...] | None
     both_orders: bool
     extras: tuple[str, ...]  # columns kept besides the canonical ones
-    options: ImageOptions = field(default_factory=ImageOptions)
+    options: ImageOptions
 
 
 def reformulate_t2i(
@@ -506,7 +506,7 @@ def _find_faults(
     return faults, pc.is_null(faults.data.column("reason")).to_numpy()
 
 
-def _verdict(row: Mapping[str, Any], columns: Columns, options: ImageOptions) -> dict[str, str | None]:
+def _verdict(row: Mapping[str, Any], columns: Columns, options: ImageOptions) -> dict[str, Any]:
     error = find_bad_pair(row, columns, options)
     return {"reason": error and error.reason, "message": error and str(error)}
 
@@ -550,13 +550,7 @@ def _warn(dropped: Counter[str], total: int) -> None:
 
 
 def t2i_pair(
-    caption: str,
-    chosen_image: Any,
-    rejected_image: Any,
-    *,
-    strength: float | None = None,
-    group: str | None = None,
-    source_id: str | int | None = None,
+    caption: str, chosen_image: Any, rejected_image: Any, *, strength: float | None = None, source_id: Any = None
 ) -> dict[str, Any]:
     """Make a text-to-image pair of a caption and two images."""
     if not isinstance(caption, str):
@@ -566,6 +560,6 @@ def t2i_pair(
         "chosen_image": as_image(chosen_image),
         "rejected_image": as_image(rejected_image),
         "strength": strength,
-        "group_id": group or content_group(caption, [], []),
+        "group_id": content_group(caption, [], []),
         "source_id": None if source_id is None else str(source_id),
     }

@@ -300,11 +300,7 @@ def has_tools(value: Any) -> bool:
 
 
 def check_absent(
-    row: Row,
-    reason: Reason,
-    *fields: str,
-    advice: str = "drop the row",
-    is_there: Callable[[Any], bool] = is_given,
+    row: Row, reason: Reason, *fields: str, advice: str = "drop the row", is_there: Callable[[Any], bool] = is_given
 ) -> None:
     """Refuse a row with fields that change what the pair means and that are not read."""
     for field in fields:

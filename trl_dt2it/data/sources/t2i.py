@@ -144,8 +144,8 @@ def hpdv2_test(row: Row) -> Pairs:
         raise RowError("image_missing", "`image_path` does not hold two file names or more; drop the row.")
     annotations = row.get("raw_annotations")
     annotations = annotations if isinstance(annotations, (list, tuple)) else []
-    ranks = [_numbers(item.get("rank"), len(files)) for item in annotations if isinstance(item, Mapping)]
-    yield from _ranked_pairs(row, files, "rank", [numbers for numbers in ranks if numbers is not None])
+    ranks = (_numbers(item.get("rank"), len(files)) for item in annotations if isinstance(item, Mapping))
+    yield from _ranked_pairs(row, files, "rank", list(filter(None, ranks)))
 
 
 HPDV2_TEST = T2ISource(
@@ -163,13 +163,13 @@ def evalmuse(
 ) -> Pairs:
     """Read pairs of EvalMuse's images of one caption. Strength is the gap of mean scores, on a scale from 1 to 5."""
     _check_id(rows)
-    verdicts = [verdict for row in rows for verdict in _each(row.get("promt_meaningless"))]
+    verdicts = [verdict for row in rows for verdict in _numbers(row.get("promt_meaningless"))]
     if verdicts and fmean(verdicts) > 0.5:
         message = f"annotators call the caption {rows[0].get('prompt')!r:.80} meaningless; drop it."
         raise RowError("empty_caption", message)
     scored = []
     for row in rows:
-        if scores := _each(row.get("total_score")):
+        if scores := _numbers(row.get("total_score")):
             scored.append((fmean(scores), row))
         else:
             problem = f"`total_score` of {row.get('img_path')!r:.80} is {row.get('total_score')!r:.40}, no rating."
@@ -347,7 +347,7 @@ def _is_list(value: Any, length: int) -> TypeGuard[Sequence[Any]]:
 
 def _ranked_pairs(row: Row, files: Sequence[Any], field: str, annotators: Sequence[Sequence[float]] = ()) -> Pairs:
     """Make a pair of every two images with different ranks; `annotators` are further rankings, for the strength."""
-    if (ranks := _numbers(row.get(field), len(files))) is None:
+    if not (ranks := _numbers(row.get(field), len(files))):
         raise RowError("bad_rating", f"`{field}` is {row.get(field)!r:.60}; it must be {len(files)} numbers.")
     for i, j in combinations(range(len(files)), 2):
         if ranks[i] == ranks[j]:
@@ -379,12 +379,7 @@ def _pairings(ordered: list[Any], pairs: str) -> Iterable[tuple[Any, Any]]:
     raise ValueError(f'`pairs` is {pairs!r}; choose "all", "extremes" or "adjacent".')
 
 
-def _each(value: Any) -> list[float]:
-    """Read a number or a list of numbers; empty if any is not finite."""
+def _numbers(value: Any, length: int | None = None) -> list[float]:
+    """Read a number or a list of numbers; empty if any is not finite, or if there are not as many as `length`."""
     numbers = [to_number(item) for item in (value if isinstance(value, (list, tuple)) else [value])]
-    return [] if None in numbers else cast(list[float], numbers)
-
-
-def _numbers(value: Any, length: int) -> list[float] | None:
-    """Read as many numbers."""
-    return (_each(value) or None) if _is_list(value, length) else None
+    return [] if None in numbers or length not in (None, len(numbers)) else cast(list[float], numbers)
