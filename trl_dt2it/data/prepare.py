@@ -122,11 +122,10 @@ def prepare_shard(
         `ValueError`: as [`load_preferences`] and [`validate`] do.
     """
     stem = Path(output_dir) / "shards" / key / f"{shard:05d}-of-{settings.num_shards:05d}"
+    path_or_id, split = settings.load.get("path_or_id"), settings.load.get("split", "train")
     made_by = {
         "settings": asdict(settings) | {"weight": None, "max_rows": None},  # these are for later
-        "files": raw_files(
-            SOURCES[settings.name], settings.load.get("path_or_id"), settings.load.get("split", "train")
-        ),
+        "files": raw_files(SOURCES[settings.name], path_or_id, split),
         "image_check": image_check,
         "image_options": asdict(image_options or ImageOptions()),
         "processing_class": None if token_counter is None else token_counter.tokenizer.name_or_path,
@@ -138,9 +137,10 @@ def prepare_shard(
     if (record := read_json(done)) is not None:
         if record["made_by"] == digest:
             return record, False
+        # The record first: whoever is killed in between leaves no record of missing rows.
         made = (done, *(stem.with_suffix(f".{end}") for end in ("parquet", "quarantine.parquet", "refused.jsonl")))
-        aside = [move_aside(file) for file in made if file.is_file()]
-        logger.warning(f"{stem} was made with other settings or of other files; it is now {aside[1].name} beside it.")
+        aside = [move_aside(file).name for file in made if file.is_file()]
+        logger.warning(f"{stem} was made with other settings or of other files; it is now {aside[:2][-1]} beside it.")
     refused = stem.with_suffix(".refused.jsonl")
     refused.unlink(missing_ok=True)  # of a run that was killed
     part = (shard, settings.num_shards)
