@@ -27,15 +27,14 @@ def hpdv2_train(row: Row) -> Pairs:
     """Read a row of HPDv2's train split; no strength."""
     files, preference = row.get("file_path") or row.get("image_path"), row.get("human_preference")
     if not _is_list(files, 2):
-        yield RowError("image_missing", "neither `file_path` nor `image_path` holds two file names; drop the row.")
-    elif not _is_list(preference, 2) or not all(value in (0, 1) for value in preference):
-        yield RowError("unparsed_verdict", f"`human_preference` is {preference!r:.40}; it must be two of 0 and 1.")
-    elif preference[0] == preference[1]:
-        yield RowError("tie", f"`human_preference` is {preference!r}, which prefers neither image.")
-    elif corrupt := [file for file in files if posixpath.basename(str(file)) in HPDV2_CORRUPT]:
-        yield RowError("image_corrupt", f"`{corrupt[0]}` is known not to decode; drop the row.")
-    else:
-        yield _pair(row.get("prompt"), *(files if preference[0] > preference[1] else files[::-1]))
+        raise RowError("image_missing", "neither `file_path` nor `image_path` holds two file names; drop the row.")
+    if not _is_list(preference, 2) or not all(value in (0, 1) for value in preference):
+        raise RowError("unparsed_verdict", f"`human_preference` is {preference!r:.40}; it must be two of 0 and 1.")
+    if preference[0] == preference[1]:
+        raise RowError("tie", f"`human_preference` is {preference!r}, which prefers neither image.")
+    if corrupt := [file for file in files if posixpath.basename(str(file)) in HPDV2_CORRUPT]:
+        raise RowError("image_corrupt", f"`{corrupt[0]}` is known not to decode; drop the row.")
+    yield _pair(row.get("prompt"), *(files if preference[0] > preference[1] else files[::-1]))
 
 
 HPDV2_TRAIN = T2ISource(
@@ -75,18 +74,17 @@ def pickapic(row: Row) -> Pairs:
     """Read a row of Pick-a-Pic; no strength."""
     labels = [to_number(row.get(f"label_{index}")) for index in range(2)]
     if row.get("has_label") is False:
-        yield RowError("unparsed_verdict", "`has_label` is False: nobody compared the two images.")
-    elif row.get("are_different") is False:
-        yield RowError("equal_images", "`are_different` is False: the two images are one.")
-    elif labels == [0.5, 0.5]:
-        yield RowError("tie", "`label_0` and `label_1` are 0.5, which prefers neither image.")
-    elif labels not in ([1.0, 0.0], [0.0, 1.0]):
+        raise RowError("unparsed_verdict", "`has_label` is False: nobody compared the two images.")
+    if row.get("are_different") is False:
+        raise RowError("equal_images", "`are_different` is False: the two images are one.")
+    if labels == [0.5, 0.5]:
+        raise RowError("tie", "`label_0` and `label_1` are 0.5, which prefers neither image.")
+    if labels not in ([1.0, 0.0], [0.0, 1.0]):
         shown = f"{row.get('label_0')!r:.20} and {row.get('label_1')!r:.20}"
-        yield RowError("unparsed_verdict", f"`label_0` and `label_1` are {shown}; one must be 1 and the other 0.")
-    else:
-        images = [row.get(f"jpg_{index}") or row.get(f"image_{index}_url") for index in range(2)]
-        ordered = images if labels[0] == 1.0 else images[::-1]
-        yield _pair(row.get("caption"), *ordered, source_id=row.get("ranking_id"))
+        raise RowError("unparsed_verdict", f"`label_0` and `label_1` are {shown}; one must be 1 and the other 0.")
+    images = [row.get(f"jpg_{index}") or row.get(f"image_{index}_url") for index in range(2)]
+    ordered = images if labels[0] == 1.0 else images[::-1]
+    yield _pair(row.get("caption"), *ordered, source_id=row.get("ranking_id"))
 
 
 PICKAPIC_V2 = T2ISource(
@@ -118,12 +116,11 @@ def rapidata(row: Row, *, criterion: Literal["preference", "coherence", "alignme
     names = [f"weighted_results_image{index}_{criterion}" for index in (1, 2)]
     first, second = (to_number(row.get(name)) for name in names)
     if first is None or second is None:
-        yield RowError("bad_rating", f"`{names[0]}` or `{names[1]}` is no number; choose a criterion of this set.")
-    elif first == second:
-        yield RowError("tie", f"`{names[0]}` and `{names[1]}` are equal.")
-    else:
-        better, worse = ("image1", "image2") if first > second else ("image2", "image1")
-        yield _pair(row.get("prompt"), row.get(better), row.get(worse), strength=abs(first - second))
+        raise RowError("bad_rating", f"`{names[0]}` or `{names[1]}` is no number; choose a criterion of this set.")
+    if first == second:
+        raise RowError("tie", f"`{names[0]}` and `{names[1]}` are equal.")
+    better, worse = ("image1", "image2") if first > second else ("image2", "image1")
+    yield _pair(row.get("prompt"), row.get(better), row.get(worse), strength=abs(first - second))
 
 
 RAPIDATA = T2ISource(
@@ -313,17 +310,16 @@ def llava_reward(row: Row) -> Pairs:
     captions = row["prompt"] if isinstance(row.get("prompt"), (list, tuple)) else [row.get("prompt")]
     better, worse = (to_number(row.get(name)) for name in ("c_rate", "r_rate"))
     if not captions or any(caption != captions[0] for caption in captions):
-        yield RowError("not_conversational", "`prompt` holds different captions; the images of a pair share one.")
-    elif better is None or worse is None:
+        raise RowError("not_conversational", "`prompt` holds different captions; the images of a pair share one.")
+    if better is None or worse is None:
         shown = f"{row.get('c_rate')!r:.20} and {row.get('r_rate')!r:.20}"
-        yield RowError("bad_rating", f"`c_rate` and `r_rate` are {shown}; both must be numbers.")
-    elif better == worse:
-        yield RowError("tie", f"`c_rate` and `r_rate` are both {better}.")
-    elif better < worse:
-        yield RowError("bad_rating", f"`c_rate` is {better}, less than `r_rate`, {worse}; swap the images.")
-    else:
-        paths = row.get("chosen_path"), row.get("reject_path")
-        yield _pair(captions[0], *paths, strength=better - worse, source_id=row.get("prompt_id"))
+        raise RowError("bad_rating", f"`c_rate` and `r_rate` are {shown}; both must be numbers.")
+    if better == worse:
+        raise RowError("tie", f"`c_rate` and `r_rate` are both {better}.")
+    if better < worse:
+        raise RowError("bad_rating", f"`c_rate` is {better}, less than `r_rate`, {worse}; swap the images.")
+    paths = row.get("chosen_path"), row.get("reject_path")
+    yield _pair(captions[0], *paths, strength=better - worse, source_id=row.get("prompt_id"))
 
 
 LLAVA_REWARD = T2ISource(
