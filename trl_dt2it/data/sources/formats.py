@@ -60,8 +60,9 @@ def llamafactory(
     row: Row, *, columns: Mapping[str, str] | None = None, tags: Mapping[str, str] | None = None
 ) -> Pairs:
     """Read a ranking row of LLaMA-Factory, in any of its layouts. All images belong to the prompt."""
-    if unknown := (columns or {}).keys() - _COLUMNS.keys():
-        raise ValueError(f"`columns` has the keys {sorted(unknown)}; it may have {', '.join(_COLUMNS)}.")
+    for option, given, known in (("columns", columns, _COLUMNS), ("tags", tags, _TAGS)):
+        if unknown := (given or {}).keys() - known.keys():
+            raise ValueError(f"`{option}` has the keys {sorted(unknown)}; it may have {', '.join(known)}.")
     names, read_tags = {**_COLUMNS, **(columns or {})}, _read_tags(tags)
     check_absent(row, "video_type", names["videos"], names["audios"], "video", "audio", advice=_AS_FRAMES)
     check_absent(row, "not_conversational", names["tools"], is_there=has_tools)
@@ -346,8 +347,6 @@ def _check_same_prompt(first: Turns, second: Turns, fields: Sequence[str]) -> No
 
 def _read_tags(tags: Mapping[str, str] | None) -> Tags:
     """Read the `tags` of `dataset_info.json`."""
-    if unknown := (tags or {}).keys() - _TAGS.keys():
-        raise ValueError(f"`tags` has the keys {sorted(unknown)}; it may have {', '.join(_TAGS)}.")
     if not tags:
         return TAGS
     given = {**_TAGS, **tags}

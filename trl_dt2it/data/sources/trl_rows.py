@@ -7,7 +7,7 @@ from itertools import takewhile
 from typing import Any
 
 from ..images import as_image
-from ..messages import IMAGE_MARKER, preference, with_image_blocks
+from ..messages import IMAGE_MARKER, PROVENANCE, preference, with_image_blocks
 from ..rows import (
     DEFAULT_FPS,
     SIDES,
@@ -81,8 +81,7 @@ def as_canonical(row: Row, is_checked: bool = False) -> dict[str, Any]:
             check_row(converted)
     else:
         converted = _converted(_with_messages(row, videos) if isinstance(prompt, str) else row, videos, is_checked)
-    names = ("pair_id", "group_id", "source", "source_id")
-    named = {name: value for name in names if (value := name_field(row, name)) is not None}
+    named = {name: value for name in PROVENANCE if (value := name_field(row, name)) is not None}
     made = {**converted, "strength": strength, **named, **({} if weight is None else {"weight": weight})}
     check_numbers(made)  # which the row that [`check_row`] saw did not have
     return made
