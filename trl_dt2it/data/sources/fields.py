@@ -32,6 +32,7 @@ Adapter: TypeAlias = Callable[..., Pairs]
 Reads: TypeAlias = Callable[[Collection[str], Mapping[str, Any]], set[str]]
 
 Turns: TypeAlias = list[tuple[str, str]]  # role and text
+
 _CALLS = ("function_call", "function_response", "observation", "tool", "tool_call", "tool_response")
 
 

@@ -130,7 +130,7 @@ _RESPONSES = (
     *("response", "answer", "output", "targets", "target", "answer_key", "answers", "solution"),
     *("text", "completion", "content"),
 )
-_SWIFT_TAGS = Tags(("role", "from"), ("content", "value"), {**TAGS.roles, "bot": "assistant"})
+_SWIFT_TAGS = Tags(("role", "from"), ("content", "value"), TAGS.roles)
 _PARTS = ("messages", "images", "videos", "audios", "tools", "objects")
 _LISTS_OF_SAMPLES = tuple(f"{side}_{part}" for side in ("positive", "negative") for part in _PARTS)
 _SWIFT_FIELDS = {
