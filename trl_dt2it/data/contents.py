@@ -11,6 +11,7 @@ from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, Features, Value
@@ -89,45 +90,21 @@ def _hash(*parts: str) -> bytes:
 
 
 def find_duplicates(
-    high: np.ndarray,
-    low: np.ndarray,
-    is_swapped: np.ndarray,
-    is_bad: np.ndarray,
-    is_mirror: np.ndarray | None = None,
+    high: np.ndarray, low: np.ndarray, is_swapped: np.ndarray, is_bad: np.ndarray, is_mirror: np.ndarray | None = None
 ) -> Duplicates:
     """Find rows that repeat an earlier row, and all rows of contradictions, of which nothing tells which is right.
     Keys come in two halves; bad rows are skipped, and those of `is_mirror` are no duplicates of others.
     """
-    # One half of the keys leaves hardly any row without a duplicate, and half as much to sort: some 20 bytes a row.
-    order = np.argsort(high, kind="stable")
-    ordered = high[order]
-    members = order[_has_equal(ordered[1:] == ordered[:-1])] if len(order) else order
-    members = members[~is_bad[members]]
-    is_mirror = np.zeros(len(high), dtype=bool) if is_mirror is None else is_mirror
-    if len(members):
-        # Stable: equal keys stay in the order of their rows.
-        members = members[np.lexsort((is_mirror[members], low[members], high[members]))]
-        same = (high[members[1:]] == high[members[:-1]]) & (low[members[1:]] == low[members[:-1]])
-        has_equal, is_first = _has_equal(same), np.r_[True, ~same]
-        members, is_first = members[has_equal], is_first[has_equal]
-    if len(members) == 0:
-        return Duplicates(members, members, np.zeros(0, dtype=bool))
-
-    swapped = is_swapped[members]
-    group, starts, nowhere = np.cumsum(is_first) - 1, np.flatnonzero(is_first), len(high)
-    firsts = [np.minimum.reduceat(np.where(swapped == label, members, nowhere), starts)[group] for label in (0, 1)]
-    is_contradiction = (firsts[0] < nowhere) & (firsts[1] < nowhere)
-    is_first[1:] |= is_mirror[members[1:]] != is_mirror[members[:-1]]
-    others = np.where(is_contradiction & ~swapped, firsts[1], firsts[0])
-    others = np.where(is_contradiction, others, members[is_first][np.cumsum(is_first) - 1])
-    is_either = np.flatnonzero(is_contradiction | (members != others))
-    is_either = is_either[np.argsort(members[is_either])]
-    return Duplicates(members[is_either], others[is_either], is_contradiction[is_either])
-
-
-def _has_equal(same: np.ndarray) -> np.ndarray:
-    """Mark sorted rows with an equal neighbor, given whether each equals the next."""
-    return np.r_[False, same] | np.r_[same, False]
+    # One half of the keys leaves hardly any row without a duplicate, and half as much to hash.
+    rows = pd.Series(np.flatnonzero(pd.Series(high).duplicated(keep=False) & ~is_bad))
+    key, swapped = [high[rows], low[rows]], is_swapped[rows]
+    # Of the rows with this key, the first with each preference, if there is any.
+    firsts = [rows.where(swapped == label).groupby(key).transform("min") for label in (False, True)]
+    is_contradiction = firsts[0].notna() & firsts[1].notna()
+    earlier = rows.groupby(key if is_mirror is None else [*key, is_mirror[rows]]).transform("min")
+    others = earlier.mask(is_contradiction, firsts[1].mask(swapped, firsts[0])).astype(int)
+    is_either = is_contradiction | (rows != others)
+    return Duplicates(*(column[is_either].to_numpy() for column in (rows, others, is_contradiction)))
 
 
 def duplicate_error(other: str, is_contradiction: bool) -> RowError:
@@ -271,10 +248,8 @@ def _distinct(names: pa.Array) -> pa.Array:
     encoded = names.dictionary_encode()
     if len(encoded.dictionary) == len(names):
         return names
-    codes = encoded.indices.to_numpy()
-    is_first = np.zeros(len(names), dtype=bool)
-    is_first[np.unique(codes, return_index=True)[1]] = True
-    repeated = np.flatnonzero(~is_first)
+    is_repeated = pd.Series(encoded.indices.to_numpy()).duplicated().to_numpy()
+    repeated = np.flatnonzero(is_repeated)
     logger.info(f"{len(repeated):,} of {len(names):,} rows have the name of a row before them, and get a number.")
     # Only a name with the mark in it can be in the way of a new one.
     taken = set(encoded.dictionary.filter(pc.match_substring(encoded.dictionary, "#")).to_pylist())
@@ -286,7 +261,7 @@ def _distinct(names: pa.Array) -> pa.Array:
             counts[name] += 1
         taken.add(new)
         numbered.append(new)
-    return pc.replace_with_mask(names, pa.array(~is_first), pa.array(numbered, pa.string()))
+    return pc.replace_with_mask(names, pa.array(is_repeated), pa.array(numbered, pa.string()))
 
 
 class T2IIdentity(NamedTuple):

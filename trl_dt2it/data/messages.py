@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,9 @@ from .rows import SIDES, RowError, blocks, check_row, content_group, row_images,
 
 
 IMAGE_MARKER = "<image>"
+_MARKER = re.compile(f"({IMAGE_MARKER})")
+_ONLY_MARKER = re.compile(r"\A\s*<image>\n?|\n?<image>\s*\Z")  # of "<image>\nquestion", with the newline
+_IMAGE = {"type": "image", "text": None}
 
 MESSAGES = List({"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})})
 
@@ -71,26 +75,19 @@ def preference(
 
 
 def _messages(turns: Sequence[tuple[str, str]], num_images: int, num_videos: int) -> list[dict[str, Any]]:
-    parts = [text.split(IMAGE_MARKER) if role == "user" else [text] for role, text in turns]
-    num_markers = sum(len(pieces) - 1 for pieces in parts)
+    num_markers = sum(text.count(IMAGE_MARKER) for role, text in turns if role == "user")
     if num_markers not in (0, num_images):
         message = f"the prompt has {num_markers} `{IMAGE_MARKER}` markers, but the row has {num_images} images."
         raise RowError("placeholder_count", message)
-    leading = ["image"] * (num_images - num_markers) + ["video"] * num_videos
-    messages = []
-    for (role, _), pieces in zip(turns, parts, strict=True):
-        if num_markers == 1 and len(pieces) == 2 and not pieces[0].strip():
-            pieces = ["", pieces[1].removeprefix("\n")]  # "<image>\nquestion": the newline belongs to the marker
-        elif num_markers == 1 and len(pieces) == 2 and not pieces[1].strip():
-            pieces = [pieces[0].removesuffix("\n"), ""]
-        content: list[dict[str, Any]] = []
-        if leading and role == "user":
-            content, leading = [{"type": kind, "text": None} for kind in leading], []
-        for index, piece in enumerate(pieces):
-            if index:
-                content.append({"type": "image", "text": None})
-            if piece:
-                content.append(text_block(piece))
+    kinds = ["image"] * (num_images - num_markers) + ["video"] * num_videos
+    leading, messages = [{"type": kind, "text": None} for kind in kinds], []
+    for role, text in turns:
+        content = [text_block(text)] if text else []
+        if role == "user":
+            text = _ONLY_MARKER.sub(IMAGE_MARKER, text, count=1) if num_markers == 1 else text
+            pieces = filter(None, _MARKER.split(text))
+            content = leading + [dict(_IMAGE) if piece == IMAGE_MARKER else text_block(piece) for piece in pieces]
+            leading = []
         messages.append({"role": role, "content": content})
     return messages
 
@@ -141,7 +138,7 @@ def with_image_blocks(messages: Sequence[Mapping[str, Any]], num_images: int) ->
     ]
     if num_images and not any(block["type"] == "image" for message in made for block in message["content"]):
         user = next(message for message in made if message["role"] == "user")
-        user["content"][:0] = [{"type": "image", "text": None} for _ in range(num_images)]
+        user["content"][:0] = [dict(_IMAGE) for _ in range(num_images)]
     return made
 
 

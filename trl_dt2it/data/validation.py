@@ -17,11 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, Features, IterableDataset, Value, concatenate_datasets
 from rich.console import Console
-from rich.table import Column, Table
-from rich.text import Text
 from transformers.utils import logging
 
-from ..utils import printable, whole_file
+from ..utils import screen_table, whole_file
 from .columns import (
     AnyDataset,
     Data,
@@ -57,20 +55,11 @@ logger = logging.get_logger(__name__)
 
 # Columns of a quarantined row besides its own.
 NOTES = Features({"row": Value("int64"), "reason": Value("string"), "message": Value("string")})
-
 ROW_GROUP = 100  # rows of a Parquet file that its reader holds at once; each may have images of some megabytes
 
 # Result of the checks of a row: its fault, "" if it has none, and its `pair_digest`, the key in two halves.
-_RESULT = Features(
-    {
-        "reason": Value("string"),
-        "message": Value("string"),
-        "high": Value("uint64"),
-        "low": Value("uint64"),
-        "is_swapped": Value("bool"),
-        "is_mirror": Value("bool"),
-    }
-)
+_DIGEST = {"high": Value("uint64"), "low": Value("uint64"), "is_swapped": Value("bool"), "is_mirror": Value("bool")}
+_RESULT = Features({"reason": Value("string"), "message": Value("string"), **_DIGEST})
 
 ImageCheck = Literal["header", "full", "none"]
 
@@ -120,22 +109,17 @@ class ValidationReport:
         if not self.reasons:
             console.print(f"{title}.")
             return
-        table = Table("reason", _number("rows"), _number("share"), "for example", title=title)
-        for reason, summary in self.reasons.items():
-            example = printable(f"{summary.example}: {summary.message}", 300)
-            table.add_row(reason, str(summary.count), f"{summary.share:.2%}", Text(example))
-        console.print(table)
+        rows = [
+            (reason, str(summary.count), f"{summary.share:.2%}", f"{summary.example}: {summary.message}"[:300])
+            for reason, summary in self.reasons.items()
+        ]
+        console.print(screen_table(("reason", "rows", "share"), rows, last="for example", title=title))
         if len(self.sources) > 1:
-            table = Table("source", _number("rows in"), _number("rows out"), "reasons")
+            sources = []
             for source, numbers in self.sources.items():
                 reasons = ", ".join(f"{numbers[reason]} {reason}" for reason in self.reasons if reason in numbers)
-                counts = (str(numbers[name]) for name in ("rows_in", "rows_out"))
-                table.add_row(Text(printable(source, 300)), *counts, reasons or "none")
-            console.print(table)
-
-
-def _number(header: str) -> Column:
-    return Column(header, justify="right")
+                sources.append((source[:300], str(numbers["rows_in"]), str(numbers["rows_out"]), reasons or "none"))
+            console.print(screen_table(("source", "rows in", "rows out"), sources, last="reasons"))
 
 
 def quarantine_report(clean: Dataset, quarantine: Dataset) -> ValidationReport:
@@ -152,15 +136,12 @@ def quarantine_report(clean: Dataset, quarantine: Dataset) -> ValidationReport:
     rows_in = len(clean) + len(quarantine)
     reasons = {}
     if len(quarantine):
-        encoded = column_of(quarantine, "reason").dictionary_encode()
-        # Codes are given in the order of first appearance.
-        codes, firsts, counts = np.unique(encoded.indices.to_numpy(), return_index=True, return_counts=True)
+        names = column_of(quarantine, "reason").to_pylist()
         notes = quarantine.select_columns([*NOTES, *({"pair_id"} & set(quarantine.column_names))])
-        for position in np.argsort(-counts, kind="stable"):
-            first, count = notes[int(firsts[position])], int(counts[position])
-            reasons[encoded.dictionary[int(codes[position])].as_py()] = ReasonSummary(
-                count, count / rows_in, row_name(first, first["row"]), first["message"]
-            )
+        for reason, count in Counter(names).most_common():  # of equal counts, the first to appear
+            first = notes[names.index(reason)]
+            name = row_name(first, first["row"])
+            reasons[reason] = ReasonSummary(count, count / rows_in, name, first["message"])
     return ValidationReport(rows_in, len(clean), reasons, _by_source(clean, quarantine))
 
 
@@ -170,9 +151,9 @@ def _by_source(clean: Dataset, quarantine: Dataset) -> dict[str, dict[str, int]]
     counts = column_of(clean, "source").value_counts().to_pylist()
     kept: Counter[str | None] = Counter({one["values"]: one["counts"] for one in counts})
     lost: dict[str | None, Counter[str]] = {source: Counter() for source in kept}
-    bad = pa.table({name: column_of(quarantine, name) for name in ("source", "reason")})
-    for one in bad.group_by(["source", "reason"], use_threads=False).aggregate([([], "count_all")]).to_pylist():
-        lost.setdefault(one["source"], Counter())[one["reason"]] = one["count_all"]
+    bad = (column_of(quarantine, name).to_pylist() for name in ("source", "reason"))
+    for source, reason in zip(*bad, strict=True):
+        lost.setdefault(source, Counter())[reason] += 1
     return {
         str(source): {"rows_in": kept[source] + reasons.total(), "rows_out": kept[source], **reasons}
         for source, reasons in lost.items()
@@ -207,7 +188,7 @@ def write_quarantine(quarantine: Dataset, path: str | os.PathLike) -> None:
 def take_out(
     dataset: Dataset,
     rows: Sequence[int] | np.ndarray,
-    notes: Dataset | Sequence[Mapping[str, Any]],
+    notes: Dataset,
     *,
     name: str,
     on_bad_row: str = "quarantine",
@@ -222,9 +203,7 @@ def take_out(
     if len(rows) == 0:
         return dataset
     kind, of = name.split(" ", 1)
-    # Of a data set, which may be larger than memory, only this column is read as a whole.
-    reasons = column_of(notes, "reason").to_pylist() if isinstance(notes, Dataset) else [n["reason"] for n in notes]
-    summary = summarize(Counter(reasons))
+    summary = summarize(Counter(column_of(notes, "reason").to_pylist()))
     first = f"The first, {row_name(notes[0], notes[0]['row'])}: {notes[0]['message']}"
     if on_bad_row == "raise":
         raise ValueError(f"{len(rows)} of {len(dataset)} {kind}s {of} cannot be used ({summary}). {first}{advice}")
@@ -541,12 +520,13 @@ def _divide(
     rows = np.flatnonzero(is_bad)
     reasons, messages = (results[name].take(pa.array(rows)).to_pylist() for name in ("reason", "message"))
     if duplicates:
-        names = ("high", "low", "is_swapped", "is_mirror")
-        high, low, is_swapped, is_mirror = (results[name].to_numpy() for name in names)
+        high, low, is_swapped, is_mirror = (results[name].to_numpy() for name in _DIGEST)
         del results  # the largest thing in memory, if the set is large
         repeats = find_duplicates(high, low, is_swapped, is_bad, is_mirror)
-        others = _names(dataset, repeats.others)
-        errors = [duplicate_error(*pair) for pair in zip(others, repeats.is_contradiction, strict=True)]
+        others = dataset.select(repeats.others)
+        ids = column_of(others, "pair_id").to_pylist() if "pair_id" in others.column_names else [None] * len(others)
+        names = map(row_name, ({"pair_id": pair_id} for pair_id in ids), repeats.others)
+        errors = [duplicate_error(*pair) for pair in zip(names, repeats.is_contradiction, strict=True)]
         reasons += [error.reason for error in errors]
         messages += map(str, errors)
         rows = np.concatenate([rows, repeats.rows])
@@ -555,12 +535,6 @@ def _divide(
     notes = {"reason": [reasons[index] for index in order], "message": [messages[index] for index in order]}
     quarantine = quarantined_rows(dataset, rows[order], notes)
     return mark_checked(dataset.select(np.flatnonzero(~is_bad)) if len(rows) else dataset), quarantine
-
-
-def _names(dataset: Dataset, rows: np.ndarray) -> list[str]:
-    has_ids = "pair_id" in dataset.column_names and len(rows) > 0
-    pair_ids = column_of(dataset.select(rows), "pair_id").to_pylist() if has_ids else [None] * len(rows)
-    return [row_name({"pair_id": pair_id}, row) for pair_id, row in zip(pair_ids, rows, strict=True)]
 
 
 def _reported(
@@ -572,10 +546,12 @@ def _reported(
 ) -> tuple[Dataset, Dataset]:
     if quarantine_file is not None:
         write_quarantine(quarantine, quarantine_file)
-    report = quarantine_report(clean, quarantine) if show or report_file is not None else None
-    if report is not None and report_file is not None:
-        Path(report_file).parent.mkdir(parents=True, exist_ok=True)
-        Path(report_file).write_text(report.to_json() + "\n", encoding="utf-8")
-    if report is not None and show:
+    if report_file is None and not show:  # counting takes time
+        return clean, quarantine
+    report = quarantine_report(clean, quarantine)
+    if report_file is not None:
+        with whole_file(report_file) as part:
+            part.write_text(report.to_json() + "\n", encoding="utf-8")
+    if show:
         report.show()
     return clean, quarantine

@@ -168,7 +168,7 @@ def quarantine_bad_rows(
     return take_out(
         dataset,
         bad,
-        [{"row": index, "pair_id": pair_id, **fault} for index, pair_id, fault in rows],
+        Dataset.from_list([{"row": index, "pair_id": pair_id, **fault} for index, pair_id, fault in rows]),
         name=f"row of the {name} set",
         on_bad_row=args.on_bad_row,
         # The leading underscore keeps the file out of what is pushed to the Hub.
