@@ -47,7 +47,7 @@ _CONTENT = ("prompt", *SIDES, "image", "images", "videos", "tools", "chat_templa
 _PICTURED = ("image", "images", "videos", "chosen_image", "rejected_image")
 
 CONTENT_COLUMNS = ("content", "content_text")  # hashes of a pair
-
+_CONTENT_FEATURES = Features(dict.fromkeys(CONTENT_COLUMNS, Value("string")))
 FLIPPED = "curation_flipped"  # True for rows of a curated set that are swapped, compared to their source
 
 
@@ -140,10 +140,9 @@ def pair_ids(dataset: Dataset, *, num_proc: int | None = None) -> pa.Array:
     unnamed = np.flatnonzero(names.is_null().to_numpy(zero_copy_only=False))
     if len(unnamed):
         if missing := [side for side in SIDES if side not in dataset.column_names]:
-            raise ValueError(
-                f"{len(unnamed)} of {len(dataset)} rows have no `pair_id`, and there is no column `{missing[0]}` to "
-                "tell them apart by; name the rows, or load them with `trl_dt2it.data.load_preferences`."
-            )
+            problem = f"have no `pair_id`, and there is no column `{missing[0]}` to tell them apart by"
+            advice = "name the rows, or load them with `trl_dt2it.data.load_preferences`."
+            raise ValueError(f"{len(unnamed)} of {len(dataset)} rows {problem}; {advice}")
         rows = dataset if len(unnamed) == len(dataset) else dataset.select(unnamed)
         rows = leave_images_encoded(rows.with_format(None))
         rows = rows.select_columns([name for name in _CONTENT if name in rows.column_names])
@@ -181,9 +180,8 @@ def pair_contents(
         return pa.table({"pair_id": names, **dict.fromkeys(CONTENT_COLUMNS, nothing)})
     rows = leave_images_encoded(dataset.with_format(None))
     rows = rows.select_columns([name for name in (*_CONTENT, "pair_id", FLIPPED) if name in rows.column_names])
-    features = Features(dict.fromkeys(CONTENT_COLUMNS, Value("string")))
     options = ImageOptions(image_root=None if image_root is None else os.fspath(image_root))
-    table = map_tables(rows, _contents, features, num_proc=num_proc, desc="Hashing pairs", options=options)
+    table = map_tables(rows, _contents, _CONTENT_FEATURES, num_proc=num_proc, desc="Hashing pairs", options=options)
     return pa.table({"pair_id": names, **{name: table[name].combine_chunks() for name in CONTENT_COLUMNS}})
 
 
@@ -198,10 +196,8 @@ def _content_ids(table: pa.Table, json_columns: Features) -> pa.Table:
 
 
 def _contents(table: pa.Table, json_columns: Features, options: ImageOptions) -> pa.Table:
-    hashes = [_content(row, options) for row in arrow_rows(table, json_columns)]
-    return pa.table(
-        [pa.array(column, pa.string()) for column in zip(*hashes, strict=True)], names=list(CONTENT_COLUMNS)
-    )
+    hashes = zip(*(_content(row, options) for row in arrow_rows(table, json_columns)), strict=True)
+    return pa.table(list(map(list, hashes)), schema=_CONTENT_FEATURES.arrow_schema)
 
 
 def _content(row: Mapping[str, Any], options: ImageOptions) -> tuple[str | None, str | None]:
@@ -311,9 +307,8 @@ def t2i_identity(row: Mapping[str, Any]) -> T2IIdentity | None:
         chosen, rejected = map(image_identity, images)
         return None if chosen == rejected else T2IIdentity(collapse(caption), chosen, rejected, None)
     images = row_images(row)
-    if len(images) != 2 or any(image is None for image in images):
-        return None
-    if any(row.get(field) for field in ("videos", "tools", "chat_template_kwargs")):
+    has_more = any(row.get(field) for field in ("videos", "tools", "chat_template_kwargs"))
+    if len(images) != 2 or any(image is None for image in images) or has_more:
         return None
     prompt = row.get("prompt")
     answers: list[Any] = [row.get(side) for side in SIDES]

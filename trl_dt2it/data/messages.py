@@ -20,14 +20,11 @@ _ONLY_MARKER = re.compile(r"\A\s*<image>\n?|\n?<image>\s*\Z")  # of "<image>\nqu
 _IMAGE = {"type": "image", "text": None}
 
 MESSAGES = List({"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})})
-
 PROVENANCE = ("pair_id", "group_id", "source", "source_id")  # `source_id` is the source's own name for the row
-
 _ANNOTATIONS = {"strength": Value("float64"), **dict.fromkeys(PROVENANCE, Value("string"))}
 
 # Canonical rows, whatever the source.
 FEATURES = Features({**dict.fromkeys(("prompt", *SIDES), MESSAGES), "images": List(Image()), **_ANNOTATIONS})
-
 VIDEO_FEATURES = Features({**FEATURES, "videos": List(List(Image()))})  # of the sources that have videos
 
 # The pair behind a two-image question, whatever its wording and the order of its images: the caption, the answer that
@@ -39,9 +36,8 @@ T2I_IDENTITY = Features(dict.fromkeys(("t2i_caption", "t2i_first", "t2i_order"),
 REFORMULATED_FEATURES = Features({**FEATURES, **T2I_IDENTITY})
 
 # A text-to-image pair before `reformulate_t2i`: each image is an answer to the caption.
-T2I_FEATURES = Features(
-    {"caption": Value("string"), "chosen_image": Image(), "rejected_image": Image(), **_ANNOTATIONS}
-)
+_IMAGES = {"chosen_image": Image(), "rejected_image": Image()}
+T2I_FEATURES = Features({"caption": Value("string"), **_IMAGES, **_ANNOTATIONS})
 
 
 def preference(
