@@ -1,4 +1,8 @@
-"""Images read safely: where they may lie, how large they may be, and how they are decoded."""
+"""Images read safely: where they may lie, how large they may be, and how they are decoded.
+
+A data set is written by strangers: its paths may point anywhere, its URLs into the network of the machine, and a few
+bytes may claim to be a picture of many gigabytes. All that is not plainly fine is a [`RowError`], never a crash.
+"""
 
 from __future__ import annotations
 

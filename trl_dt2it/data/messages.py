@@ -16,7 +16,7 @@ from .rows import SIDES, RowError, blocks, check_row, content_group, row_images,
 
 IMAGE_MARKER = "<image>"
 _MARKER = re.compile(f"({IMAGE_MARKER})")
-_ONLY_MARKER = re.compile(r"\A\s*<image>\n?|\n?<image>\s*\Z")  # of "<image>\nquestion", with the newline
+_ONLY_MARKER = re.compile(r"\A\s*<image>\n?|\n?<image>\s*\Z")  # the newline of "<image>\nquestion" belongs to it
 _IMAGE = {"type": "image", "text": None}
 
 MESSAGES = List({"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})})
