@@ -148,8 +148,7 @@ def pair_ids(dataset: Dataset, *, num_proc: int | None = None) -> pa.Array:
         rows = rows.select_columns([name for name in _CONTENT if name in rows.column_names])
         features = Features({"pair_id": Value("string")})
         table = map_tables(rows, _content_ids, features, num_proc=num_proc, desc="Naming pairs")
-        hashes = table["pair_id"].combine_chunks()
-        names = hashes if len(unnamed) == len(dataset) else pc.replace_with_mask(names, names.is_null(), hashes)
+        names = pc.replace_with_mask(names, names.is_null(), table["pair_id"].combine_chunks())
     return _distinct(names)
 
 

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from operator import not_
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -251,17 +252,30 @@ class RowChecks:
 
     image_options: ImageOptions
     image_check: ImageCheck = "header"  # `"full"` decodes every image, `"header"` reads headers
-    special_tokens: re.Pattern | None = None  # that no text may contain
-    token_counter: TokenCounter | None = None
+    token_counter: TokenCounter | None = None  # no text may contain its special tokens
     max_length: int | None = None  # most tokens of a conversation, image tokens included
+    duplicates: bool = False  # good rows are compared with each other
+    has_form: bool = False  # rows have passed [`check_row`] before
 
-    def fault(self, row: Mapping[str, Any], is_checked: bool = False) -> RowError | None:
-        """Find the first reason why a row cannot be used; `is_checked` if it has passed [`check_row`] before."""
+    def __post_init__(self) -> None:
+        if self.image_check not in ("header", "full", "none"):
+            raise ValueError(f'`image_check` is {self.image_check!r}; it must be "header", "full" or "none".')
+        if self.max_length is not None and self.max_length < 1:
+            raise ValueError(f"`max_length` is {self.max_length}; it must be at least 1.")
+        if self.max_length is not None and self.token_counter is None:
+            raise ValueError("`max_length` counts tokens; pass the model's processor in a `token_counter` too.")
+
+    @cached_property
+    def _special_tokens(self) -> re.Pattern | None:
+        return None if self.token_counter is None else special_token_pattern(self.token_counter.tokenizer)
+
+    def fault(self, row: Mapping[str, Any]) -> RowError | None:
+        """Find the first reason why a row cannot be used."""
         try:
-            if not is_checked:
-                check_row(row, special_tokens=self.special_tokens)
-            elif self.special_tokens is not None:
-                check_special_tokens(row, self.special_tokens)
+            if not self.has_form:
+                check_row(row, special_tokens=self._special_tokens)
+            elif self._special_tokens is not None:
+                check_special_tokens(row, self._special_tokens)
             if self.image_check != "none":
                 frames = (frame for video in row_videos(row) for frame in video.frames)
                 for image in (*row_images(row), *frames):
@@ -279,36 +293,14 @@ class RowChecks:
         return None
 
 
-def make_checks(
-    token_counter: TokenCounter | None, image_options: ImageOptions, image_check: ImageCheck, max_length: int | None
-) -> RowChecks:
-    """Make the checks that the options of [`validate`] ask for, after a check of the options."""
-    if image_check not in ("header", "full", "none"):
-        raise ValueError(f'`image_check` is {image_check!r}; it must be "header", "full" or "none".')
-    if max_length is not None and max_length < 1:
-        raise ValueError(f"`max_length` is {max_length}; it must be at least 1.")
-    if token_counter is None:
-        if max_length is not None:
-            raise ValueError("`max_length` counts tokens; pass the model's processor in a `token_counter` too.")
-        return RowChecks(image_options, image_check)
-    special_tokens = special_token_pattern(token_counter.tokenizer)
-    return RowChecks(image_options, image_check, special_tokens, token_counter, max_length)
-
-
 def _check_table(
-    table: pa.Table,
-    indices: list[int],
-    checks: RowChecks,
-    duplicates: bool,
-    num_checked: int,
-    has_form: bool,
-    json_columns: Features,
+    table: pa.Table, indices: list[int], checks: RowChecks, num_checked: int, json_columns: Features
 ) -> pa.Table:
     results = []
     for row, index in zip(arrow_rows(table, json_columns), indices, strict=True):
-        error = None if index < num_checked else checks.fault(row, has_form)
+        error = None if index < num_checked else checks.fault(row)
         digest: tuple[Any, ...] = (0, 0, False, False)
-        if error is None and duplicates:
+        if error is None and checks.duplicates:
             try:
                 key, *flags = pair_digest(row)
                 digest = int.from_bytes(key[:8], "big"), int.from_bytes(key[8:], "big"), *flags
@@ -323,9 +315,7 @@ class StreamChecks:
     """Checks of a stream, with a memory of its rows."""
 
     checks: RowChecks
-    duplicates: bool  # compares rows with those before them
     show: bool  # logs bad rows
-    is_checked: bool
     _seen: dict[tuple[bytes, bool], tuple[int, bool, str]] = field(default_factory=dict)
     _counts: Counter[str] = field(default_factory=Counter)
 
@@ -334,8 +324,8 @@ class StreamChecks:
         if index == 0:  # the stream begins anew
             self._seen.clear()
             self._counts.clear()
-        error = self.checks.fault(row, self.is_checked)
-        if error is None and self.duplicates:
+        error = self.checks.fault(row)
+        if error is None and self.checks.duplicates:
             error = self._compare(row, index)
         if error is None:
             return {"row": index, "reason": "", "message": ""}
@@ -361,16 +351,14 @@ class StreamChecks:
         return duplicate_error(name, is_contradiction=was_swapped != is_swapped)
 
 
-def _divide_stream(
-    dataset: IterableDataset, checks: RowChecks, duplicates: bool, show: bool
-) -> tuple[IterableDataset, IterableDataset]:
+def _divide_stream(dataset: IterableDataset, checks: RowChecks, show: bool) -> tuple[IterableDataset, IterableDataset]:
     """Divide a stream into good rows with their features, and bad rows with notes."""
     features, encoded = dataset.features, leave_images_encoded(dataset)
     noted = None if features is None else Features({**encoded.features, **NOTES})
     good, bad = (
-        encoded.map(
-            StreamChecks(checks, duplicates, shows, is_checked(dataset)), with_indices=True, features=noted
-        ).filter(is_kept, input_columns=["reason"])
+        encoded.map(StreamChecks(checks, shows), with_indices=True, features=noted).filter(
+            is_kept, input_columns=["reason"]
+        )
         for shows, is_kept in ((show, not_), (False, bool))
     )
     good = good.remove_columns(list(NOTES))
@@ -439,13 +427,14 @@ def validate(
     >>> clean, quarantine = readmit(clean, fixed)
     ```
     """
-    checks = make_checks(token_counter, with_image_root(image_options, image_root), image_check, max_length)
+    options = with_image_root(image_options, image_root)
+    checks = RowChecks(options, image_check, token_counter, max_length, duplicates, is_checked(dataset))
     _check_columns(dataset, checks)
     if isinstance(dataset, IterableDataset):
         if report_file is not None or quarantine_file is not None:
             raise ValueError("Nothing is known of a streamed set before it is read; it has no report and no file.")
-        return _divide_stream(dataset, checks, duplicates, show)
-    return _reported(*_divide(dataset, checks, duplicates, num_proc), report_file, quarantine_file, show)
+        return _divide_stream(dataset, checks, show)
+    return _reported(*_divide(dataset, checks, num_proc), report_file, quarantine_file, show)
 
 
 def readmit(
@@ -481,7 +470,8 @@ def readmit(
     Raises:
         `ValueError`: if the columns of the two sets differ, or if options do not fit.
     """
-    checks = make_checks(token_counter, with_image_root(image_options, image_root), image_check, max_length)
+    options = with_image_root(image_options, image_root)
+    checks = RowChecks(options, image_check, token_counter, max_length, duplicates)
     repaired = repaired.remove_columns([name for name in NOTES if name in repaired.column_names])
     if differing := sorted(set(clean.column_names) ^ set(repaired.column_names)):
         raise ValueError(f"Only one of `clean` and `repaired` has the column `{differing[0]}`; give both the same.")
@@ -489,7 +479,7 @@ def readmit(
     if repaired.features != clean.features:
         repaired = repaired.with_format(None).cast(clean.features)
     joined = concatenate_datasets([clean, repaired.with_format(**clean.format)])
-    divided = _divide(joined, checks, duplicates, num_proc, num_checked=len(clean))
+    divided = _divide(joined, checks, num_proc, num_checked=len(clean))
     return _reported(*divided, report_file, quarantine_file, show)
 
 
@@ -508,18 +498,15 @@ def _check_columns(dataset: AnyDataset, checks: RowChecks) -> None:
 
 
 def _divide(
-    dataset: Dataset, checks: RowChecks, duplicates: bool, num_proc: int | None, num_checked: int = 0
+    dataset: Dataset, checks: RowChecks, num_proc: int | None, num_checked: int = 0
 ) -> tuple[Dataset, Dataset]:
     """Divide a data set into good rows and quarantine; the first `num_checked` rows are known to be good."""
-    kwargs: dict[str, Any] = {"checks": checks, "duplicates": duplicates, "num_checked": num_checked}
-    kwargs["has_form"] = is_checked(dataset)
-    results = map_tables(
-        dataset, _check_table, _RESULT, num_proc=num_proc, desc="Checking rows", with_indices=True, **kwargs
-    )
+    kwargs: dict[str, Any] = {"with_indices": True, "checks": checks, "num_checked": num_checked}
+    results = map_tables(dataset, _check_table, _RESULT, num_proc=num_proc, desc="Checking rows", **kwargs)
     is_bad = pc.not_equal(results["reason"], "").to_numpy()
     rows = np.flatnonzero(is_bad)
     reasons, messages = (results[name].take(pa.array(rows)).to_pylist() for name in ("reason", "message"))
-    if duplicates:
+    if checks.duplicates:
         high, low, is_swapped, is_mirror = (results[name].to_numpy() for name in _DIGEST)
         del results  # the largest thing in memory, if the set is large
         repeats = find_duplicates(high, low, is_swapped, is_bad, is_mirror)
