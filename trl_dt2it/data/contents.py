@@ -102,7 +102,7 @@ def find_duplicates(
     firsts = [rows.where(swapped == label).groupby(key).transform("min") for label in (False, True)]
     is_contradiction = firsts[0].notna() & firsts[1].notna()
     earlier = rows.groupby(key if is_mirror is None else [*key, is_mirror[rows]]).transform("min")
-    others = earlier.mask(is_contradiction, firsts[1].mask(swapped, firsts[0])).astype(int)
+    others = earlier.mask(is_contradiction, firsts[1].mask(swapped, firsts[0])).astype(np.int64)
     is_either = is_contradiction | (rows != others)
     return Duplicates(*(column[is_either].to_numpy() for column in (rows, others, is_contradiction)))
 
@@ -175,8 +175,7 @@ def pair_contents(
     """
     names = pair_ids(dataset, num_proc=num_proc)
     if not any(set(sides) <= set(dataset.column_names) for sides in (SIDES, _T2I)):
-        nothing = pa.nulls(len(names), pa.string())
-        return pa.table({"pair_id": names, **dict.fromkeys(CONTENT_COLUMNS, nothing)})
+        return pa.table({"pair_id": names, **dict.fromkeys(CONTENT_COLUMNS, pa.nulls(len(names), pa.string()))})
     rows = leave_images_encoded(dataset.with_format(None))
     rows = rows.select_columns([name for name in (*_CONTENT, "pair_id", FLIPPED) if name in rows.column_names])
     options = ImageOptions(image_root=None if image_root is None else os.fspath(image_root))
