@@ -204,6 +204,7 @@ def take_out(
     if len(rows) == 0:
         return dataset
     kind, of = name.split(" ", 1)
+    # The notes may be larger than memory: only this column is read as a whole.
     summary = summarize(Counter(column_of(notes, "reason").to_pylist()))
     first = f"The first, {row_name(notes[0], notes[0]['row'])}: {notes[0]['message']}"
     if on_bad_row == "raise":
