@@ -40,9 +40,10 @@ from .t2i import collapse, find_caption, prefers_first
 logger = logging.get_logger(__name__)
 
 _T2I = ("caption", "chosen_image", "rejected_image")
+_EXTRAS = ("videos", "tools", "chat_template_kwargs")  # which no question about two images has
 
 # Columns that `content_id` reads.
-_CONTENT = ("prompt", *SIDES, "image", "images", "videos", "tools", "chat_template_kwargs", *T2I_IDENTITY, *_T2I)
+_CONTENT = ("prompt", *SIDES, "image", "images", *_EXTRAS, *T2I_IDENTITY, *_T2I)
 
 _PICTURED = ("image", "images", "videos", "chosen_image", "rejected_image")
 
@@ -305,8 +306,7 @@ def t2i_identity(row: Mapping[str, Any]) -> T2IIdentity | None:
         chosen, rejected = map(image_identity, images)
         return None if chosen == rejected else T2IIdentity(collapse(caption), chosen, rejected, None)
     images = row_images(row)
-    has_more = any(row.get(field) for field in ("videos", "tools", "chat_template_kwargs"))
-    if len(images) != 2 or any(image is None for image in images) or has_more:
+    if len(images) != 2 or any(image is None for image in images) or any(map(row.get, _EXTRAS)):
         return None
     prompt = row.get("prompt")
     answers: list[Any] = [row.get(side) for side in SIDES]
