@@ -156,7 +156,7 @@ def prepare_shard(
         {"pair_id": name, "row": row, "reason": error.reason, "message": str(error)}
         for name, (row, error) in zip(names, errors.items(), strict=True)
     ]
-    rows = take_out(rows, list(errors), notes, name=f"row of {key}", file=refused, appends=True)
+    rows = take_out(rows, list(errors), Dataset.from_list(notes), name=f"row of {key}", file=refused, appends=True)
     clean, quarantine = validate(
         rows,
         image_options=limits,
