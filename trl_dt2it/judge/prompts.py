@@ -13,8 +13,7 @@ from typing import Any, Literal
 from PIL import Image
 
 from ..data.images import ImageOptions, check_image, load_image, open_encoded, with_image_root
-from ..utils import digest
-from .rubric import DEFAULT_RUBRIC, MARK_LENGTH, JudgeReply, JudgeRequest, Rubric, content_parts
+from .rubric import DEFAULT_RUBRIC, JudgeReply, JudgeRequest, Rubric, content_parts, fenced, mark_of
 
 
 # The words of each language, by their use.
@@ -80,9 +79,6 @@ _CHINESE = {
 }
 _WORDINGS = {"en": _ENGLISH, "zh": _CHINESE}
 
-Better = Literal["first", "second", "tie"]
-_SWAPPED: dict[Better, Better] = {"first": "second", "second": "first", "tie": "tie"}
-
 _IMAGE_OPTIONS = ImageOptions()
 _MEDIA_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
 _ORIENTATION_TAG = 0x0112
@@ -142,20 +138,6 @@ def neutralize(text: str) -> str:
     """Break control tokens, role headers and fences by a backslash; write invisible characters as `\\u{e0041}`."""
     text = _HIDDEN.sub(lambda match: f"\\u{{{ord(match[0]):x}}}", text)
     return _BREAKS.sub("\\\\", text)
-
-
-def mark_of(contents: Sequence[str]) -> str:
-    """Hash texts to the mark of the fences around them, which none of them contains."""
-    parts = [f"{len(content.encode())}:{content}" for content in contents]
-    lowered = "\n".join(content.lower() for content in contents)  # no mark spans a line break
-    while (mark := digest(parts)[:MARK_LENGTH]) in lowered:
-        parts.append("again")
-    return mark
-
-
-def fenced(name: str, content: str, mark: str) -> str:
-    """Put a text between the two lines that fence it."""
-    return f"<<<{name} | {mark}>>>\n{content}\n<<<END OF {name} | {mark}>>>"
 
 
 def listwise_messages(
@@ -378,7 +360,7 @@ def both_orders(
     return request, replace(request, messages=two)
 
 
-def combine_orders(first: JudgeReply, second: JudgeReply) -> Better | None:
+def combine_orders(first: JudgeReply, second: JudgeReply) -> Literal["first", "second", "tie"] | None:
     """
     Combine the replies to the requests of [`both_orders`].
 
@@ -392,7 +374,8 @@ def combine_orders(first: JudgeReply, second: JudgeReply) -> Better | None:
     """
     from .replies import PairwiseVerdict  # with `pydantic`, which messages do without
 
-    if not isinstance(first.verdict, PairwiseVerdict) or not isinstance(second.verdict, PairwiseVerdict):
+    one, two = first.verdict, second.verdict
+    if not isinstance(one, PairwiseVerdict) or not isinstance(two, PairwiseVerdict):
         return None
-    swapped = _SWAPPED[second.verdict.better]
-    return first.verdict.better if first.verdict.better == swapped else "tie"
+    # The better answer has the other position in the other order.
+    return one.better if {one.better, two.better} == {"first", "second"} else "tie"

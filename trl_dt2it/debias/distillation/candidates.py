@@ -13,8 +13,9 @@ import numpy as np
 from ...data.images import ImageOptions
 from ...data.messages import read_prompt
 from ...data.rows import RowError
-from ...judge.prompts import fenced, image_block, mark_of, neutralize
+from ...judge.prompts import image_block, neutralize
 from ...judge.replies import read_answer
+from ...judge.rubric import fenced, mark_of
 from ...utils import digest
 
 
