@@ -346,10 +346,6 @@ class DistillReport:
         """Number of questions without an answer yet; the next run asks them."""
         return sum(statuses[status] for statuses in self.calls.values() for status in UNANSWERED)
 
-    def count_call(self, stage: str, status: str) -> None:
-        """Count a reply."""
-        self.calls.setdefault(stage, Counter())[status] += 1
-
     def settle(self, outcome: str, name: str, message: str = "") -> None:
         """Count the outcome of a pool, and keep the first example of each without a pair."""
         self.outcomes[outcome] += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
 from typing import Any, Literal
@@ -89,9 +90,8 @@ class Pool:
     generator: str
     texts: InitVar[Sequence[str]] = ()  # the given answers
     candidates: list[Candidate] = field(default_factory=list)  # no two alike
-    num_equal: int = 0  # dropped because equal to another
-    num_empty: int = 0  # dropped because empty
-    num_unfinished: int = 0  # dropped because their thoughts never end
+    # answers that are no candidates: equal to another, empty, or "unfinished", with thoughts that never end
+    dropped: Counter[str] = field(default_factory=lambda: Counter(equal=0, empty=0))
     # scored lists of each round of asking; the second round has one more candidate
     rounds: list[list[ListScores]] = field(default_factory=list)
     criteria: dict[int, dict[str, float]] = field(default_factory=dict)  # scores of each candidate by criterion
@@ -113,11 +113,11 @@ class Pool:
         text, open_marker = read_answer(text)
         words = text.split()
         if open_marker is not None:
-            self.num_unfinished += 1
+            self.dropped["unfinished"] += 1
         elif not words:
-            self.num_empty += 1
+            self.dropped["empty"] += 1
         elif any(words == other.text.split() for other in self.candidates):
-            self.num_equal += 1
+            self.dropped["equal"] += 1
         else:
             self.candidates.append(Candidate(text.strip(), origin))
             return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -42,7 +42,7 @@ def judge_pools(
     report: DistillReport,
 ) -> None:
     """Generate and judge candidates; where all are alike, add one and judge again."""
-    empty = [pool for pool in pools if not (pool.candidates or pool.num_empty or pool.num_unfinished)]
+    empty = [pool for pool in pools if not (pool.candidates or pool.dropped.total())]
     if generator is not None and empty:
         _generate(empty, settings, generator, report)
     for pool in pools:
@@ -69,7 +69,7 @@ def _ask(
     """Replies to requests, counted by stage and status. An endpoint that answers none of them ends the run."""
     replies = client.ask([request for *_, request in asked], stop_early=True) if asked else []
     for (pool, stage, target, _), reply in zip(asked, replies, strict=True):
-        report.count_call(stage, reply.status)
+        report.calls.setdefault(stage, Counter())[reply.status] += 1
         if reply.status in UNANSWERED:
             pool.unanswered = f"{stage}: {reply.status}"
         yield pool, stage, target, reply
