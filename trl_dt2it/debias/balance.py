@@ -211,7 +211,15 @@ def _weights(style: PairStyle, max_weight: float | None, one_sided: str, where: 
         if not kept.any():
             raise ValueError(_impossible(style.difference[used], style.features, where))
     if max_weight is not None:
-        free = _bounded(directions, base, max_weight, where)
+        try:
+            free, _ = balance(directions, base, max_weight)
+        except NotBalanced:
+            free, left = balance(directions, base, max_weight, ridge=RIDGE)
+            if left > _NOTICEABLE:
+                logger.warning(
+                    f"Weights up to {max_weight} do not balance the style of the pairs{where}: in one direction, "
+                    f"{left:.3f} root mean squares are left. Raise `max_weight`, or leave it out."
+                )
     if free is None:
         raise ValueError(_impossible(columns[kept], style.features, where))
     weight[used[kept]] = free
@@ -254,19 +262,6 @@ def _without(columns: np.ndarray, combination: np.ndarray) -> np.ndarray:
     unit, scaled = combination * scale, columns / scale
     unit = unit / np.linalg.norm(unit)
     return (scaled - np.outer(scaled @ unit, unit)) * scale
-
-
-def _bounded(directions: np.ndarray, base: np.ndarray, max_weight: float, where: str) -> np.ndarray:
-    try:
-        return balance(directions, base, max_weight)[0]
-    except NotBalanced:
-        bounded, left = balance(directions, base, max_weight, ridge=RIDGE)
-    if left > _NOTICEABLE:
-        logger.warning(
-            f"Weights up to {max_weight} do not balance the style of the pairs{where}: in one direction, "
-            f"{left:.3f} root mean squares are left. Raise `max_weight`, or leave it out."
-        )
-    return bounded
 
 
 def _impossible(difference: np.ndarray, features: tuple[str, ...], where: str) -> str:

@@ -116,7 +116,7 @@ class StyleReport:
         for name, part in self._parts.items():
             top = ", ".join(f"{feature} {part.features[feature].auc:.2f}" for feature in part.top_features(4))
             counts = f"{part.num_pairs:,}", f"{part.num_groups:,}"
-            rows.append((name[:60], *counts, _number(part.auc), _interval(part.interval), part.note or top))
+            rows.append((name[:60], *counts, _shown(part.auc), _shown(part.interval), part.note or top))
         title = "Style leakage: does style alone tell which answer was chosen? 0.5 is no"
         columns: tuple[str, ...] = ("", "pairs", "groups", "AUC", "95 % interval")
         console.print(screen_table(columns, rows, last="most telling features", title=title))
@@ -129,8 +129,8 @@ class StyleReport:
         for name, part in self._parts.items():
             if (reward := part.reward) is not None:
                 accuracies = reward.accuracy, reward.agree_accuracy, reward.disagree_accuracy, reward.accuracy_gap
-                others = _interval(reward.accuracy_gap_interval), _number(reward.follows), _number(reward.r_squared)
-                rows.append((name[:60], *map(_number, accuracies), *others))
+                others = reward.accuracy_gap_interval, reward.follows, reward.r_squared
+                rows.append((name[:60], *map(_shown, (*accuracies, *others))))
         if rows:
             columns = ("", "accuracy", "style agrees", "disagrees", "gap", "95 % interval", "follows", "R²")
             console.print(screen_table(columns, rows, title="Does the reward follow style beyond the label?"))
@@ -164,12 +164,9 @@ class StyleReport:
         figure.savefig(path, dpi=150)
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _interval(value: tuple[float, float] | None) -> str:
-    return "-" if value is None else f"{value[0]:.3f} to {value[1]:.3f}"
+def _shown(value: float | tuple[float, float] | None) -> str:
+    values = value if isinstance(value, tuple) else (value,)
+    return "-" if value is None else " to ".join(map("{:.3f}".format, values))
 
 
 @dataclass(frozen=True)

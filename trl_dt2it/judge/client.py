@@ -316,9 +316,6 @@ class _Run:
         self.in_flight += 1
         try:
             outcome = await self._send(self._parameters(request, messages, without), request, most)
-        finally:
-            self.in_flight -= 1
-        try:
             if isinstance(outcome, Failure):
                 price = {"tokens": 0, "cost": 0.0, "is_unsettled": outcome.may_be_billed}
                 if outcome.kind != "refused":
@@ -335,6 +332,7 @@ class _Run:
                 self._stop(f"The first {self.cut} replies are all cut, and paid: {outcome['error']}")
             return None
         finally:
+            self.in_flight -= 1
             self.settled.set()
             self.settled = asyncio.Event()
 

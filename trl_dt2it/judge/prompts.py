@@ -13,7 +13,8 @@ from typing import Any, Literal
 from PIL import Image
 
 from ..data.images import ImageOptions, check_image, load_image, open_encoded, with_image_root
-from .rubric import DEFAULT_RUBRIC, JudgeReply, JudgeRequest, Rubric, content_parts, fenced, mark_of
+from ..data.rows import blocks, text_block
+from .rubric import DEFAULT_RUBRIC, JudgeReply, JudgeRequest, Rubric, fenced, mark_of
 
 
 # The words of each language, by their use.
@@ -140,6 +141,11 @@ def neutralize(text: str) -> str:
     return _BREAKS.sub("\\\\", text)
 
 
+def language_of(question: str) -> str:
+    """Choose Chinese for a question with a Han character, and English for any other."""
+    return "zh" if _HAN.search(question) else "en"
+
+
 def listwise_messages(
     question: str,
     images: Sequence[Any],
@@ -237,10 +243,10 @@ def pairwise_messages(
 def reminded(messages: Sequence[Mapping[str, Any]]) -> list[dict]:
     """Ask for the form again, without the unread reply, which may repeat what an answer smuggled into it."""
     *head, last = messages
-    parts = content_parts(last)
+    parts = blocks(last)
     is_chinese = any(part["type"] == "text" and _CHINESE["request"] in part["text"] for part in parts)
     # One more part, not one more message: many chat templates want user and assistant in turns.
-    parts.append({"type": "text", "text": (_CHINESE if is_chinese else _ENGLISH)["reminder"]})
+    parts.append(text_block((_CHINESE if is_chinese else _ENGLISH)["reminder"]))
     return [*map(dict, head), {**last, "content": parts}]
 
 
@@ -294,8 +300,7 @@ def _compose(
     image_root: str | os.PathLike | None,
     image_options: ImageOptions | None,
 ) -> list[dict]:
-    if language is None:
-        language = "zh" if _HAN.search(question) else "en"
+    language = language_of(question) if language is None else language
     if language not in _WORDINGS:
         raise ValueError(f"`language` must be one of {sorted(_WORDINGS)}, got {language!r}.")
     words, options = _WORDINGS[language], with_image_root(image_options, image_root)
@@ -315,7 +320,7 @@ def _compose(
     ]
     system = "\n".join([words["role"], *criteria, "", words["fences"].format(mark=mark), "", task])
     user = "\n\n".join([*(fenced(name, text, mark) for name, text in texts), words["request"]])
-    content = [*(image_block(image, options) for image in images), {"type": "text", "text": user}]
+    content = [*(image_block(image, options) for image in images), text_block(user)]
     return [{"role": "system", "content": system}, {"role": "user", "content": content}]
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..data.rows import blocks
 from ..utils import digest
 
 
@@ -204,12 +205,6 @@ class JudgeReply:
     error: str | None
 
 
-def content_parts(message: Mapping[str, Any]) -> list[dict]:
-    """List the parts of a chat message, whose content may be a text alone."""
-    content = message["content"]
-    return [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
-
-
 def mark_of(contents: Sequence[str]) -> str:
     """Hash texts to the mark of the fences around them, which none of them contains."""
     parts = [f"{len(content.encode())}:{content}" for content in contents]
@@ -226,7 +221,7 @@ def fenced(name: str, content: str, mark: str) -> str:
 
 def fenced_texts(messages: Sequence[Mapping[str, Any]]) -> list[str]:
     """Extract all fenced texts from chat messages."""
-    texts = (part["text"] for message in messages for part in content_parts(message) if part["type"] == "text")
+    texts = (part["text"] for message in messages for part in blocks(message) if part["type"] == "text")
     return [match[3] for text in texts for match in _FENCED.finditer(text)]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
@@ -14,7 +13,7 @@ import numpy as np
 from ...data.images import ImageOptions
 from ...data.messages import read_prompt
 from ...data.rows import RowError
-from ...judge.prompts import image_block, neutralize
+from ...judge.prompts import image_block, language_of, neutralize
 from ...judge.replies import read_answer
 from ...judge.rubric import fenced, mark_of
 from ...utils import digest
@@ -27,8 +26,6 @@ Origin = Literal["given", "generated", "corrupted", "rewritten"]
 
 # Generator of candidates that name none: they form one pool.
 UNKNOWN_GENERATOR = "unknown"
-
-_HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
 
 # Fenced text is data: a request inside an answer is copied or changed like any other words.
 INSTRUCTIONS: dict[Need, dict[str, str]] = {
@@ -192,8 +189,8 @@ def generation_messages(question: Question) -> list[dict[str, Any]]:
 
 
 def needed_candidate(scores: Sequence[float], *, min_spread: float, middle: float) -> Need | None:
-    """The kind of candidate that a prompt lacks, if its candidates are alike."""
-    if np.ptp(scores) >= min_spread:
+    """The kind of candidate that a prompt lacks, if it has scores and its candidates are alike."""
+    if not scores or np.ptp(scores) >= min_spread:
         return None
     return "corrupted" if np.mean(scores) >= middle else "rewritten"
 
@@ -208,8 +205,7 @@ def candidate_messages(
     sections = {name: neutralize(text) for name, text in sections.items()}
     mark = mark_of(list(sections.values()))
     text = "\n\n".join(fenced(name, content, mark) for name, content in sections.items())
-    language = language or ("zh" if _HAN.search(question.text) else "en")
     return [
-        {"role": "system", "content": INSTRUCTIONS[need][language]},
+        {"role": "system", "content": INSTRUCTIONS[need][language or language_of(question.text)]},
         {"role": "user", "content": [*question.image_blocks, {"type": "text", "text": text}]},
     ]

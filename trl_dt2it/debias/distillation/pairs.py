@@ -13,6 +13,7 @@ import numpy as np
 from datasets import Features, Value
 
 from ...data.messages import FEATURES
+from ...data.rows import text_message
 from ...judge.rubric import Rubric
 from ...utils import digest
 from ..reports import AgreementCounts, DistillReport, PositionBias
@@ -230,7 +231,7 @@ def pair_row(
     row: dict[str, Any] = {"prompt": question.prompt}
     for side, index in (("chosen", agreed.better), ("rejected", agreed.worse)):
         candidate = pool.candidates[index]
-        row[side] = [{"role": "assistant", "content": [{"type": "text", "text": candidate.text}]}]
+        row[side] = [text_message("assistant", candidate.text)]
         row[f"{side}_origin"] = candidate.origin
         provenance[side] = {
             "listwise": pair.listwise[index],
