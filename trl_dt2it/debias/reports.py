@@ -343,6 +343,10 @@ class DistillReport:
         """Number of questions without an answer yet; the next run asks them."""
         return sum(statuses[status] for statuses in self.calls.values() for status in UNANSWERED)
 
+    def count_call(self, stage: str, status: str) -> None:
+        """Count a reply."""
+        self.calls.setdefault(stage, Counter())[status] += 1
+
     def settle(self, outcome: str, name: str, message: str = "") -> None:
         """Count the outcome of a pool, and keep the first example of each without a pair."""
         self.outcomes[outcome] += 1
@@ -371,26 +375,25 @@ class DistillReport:
             rate = "none in an order by both" if self.agreement.rate is None else f"{self.agreement.rate:.1%} agree"
             console.print(_counts(f"Pairs of candidates, {rate}", asdict(self.agreement)))
         if self.pairs_by_bin:
-            console.print(_of_bins(self))
+            counts = [zip(drawn, self.agreed_by_bin[name], strict=True) for name, drawn in self.pairs_by_bin.items()]
+            lines = [
+                (f"{low:g} to {high:g}", *(f"{drawn} of {agreed}" for drawn, agreed in pairs))
+                for low, high, *pairs in zip(self.bin_edges, self.bin_edges[1:], *counts, strict=False)
+            ]
+            columns = ("strength, points", *(printable(name, 200) for name in self.pairs_by_bin))
+            console.print(screen_table(columns, lines, title="Pairs drawn, of pairs agreed on"))
         for bias in self.position_bias:
             console.print(_of_positions(bias))
         for stage, statuses in self.calls.items():
             if set(statuses) - {"ok"}:
                 console.print(_counts(f"Replies, {stage}", statuses))
         if self.usage:
-            console.print(_of_usage(self.usage))
+            shown = "{calls:,} {input_tokens:,} {output_tokens:,} {cost:.4f} {unsettled_calls:,} {unsettled_cost:.4f}"
+            lines = [(role, *shown.format(**spent).split()) for role, spent in self.usage.items()]
+            columns = ("", "calls", "tokens in", "tokens out", "USD", "unsettled calls", "USD at most")
+            console.print(screen_table(columns, lines, title="Calls and cost, over the life of the store"))
         if self.unanswered:
             console.print(f"{self.unanswered:,} questions have no answer yet; run it again to ask them.", markup=False)
-
-
-def _of_bins(report: DistillReport) -> Table:
-    counts = [zip(drawn, report.agreed_by_bin[name], strict=True) for name, drawn in report.pairs_by_bin.items()]
-    rows = [
-        (f"{low:g} to {high:g}", *(f"{drawn} of {agreed}" for drawn, agreed in pairs))
-        for low, high, *pairs in zip(report.bin_edges, report.bin_edges[1:], *counts, strict=False)
-    ]
-    columns = ("strength, points", *(printable(name, 200) for name in report.pairs_by_bin))
-    return screen_table(columns, rows, title="Pairs drawn, of pairs agreed on")
 
 
 def _of_positions(bias: PositionBias) -> Table:
@@ -402,13 +405,6 @@ def _of_positions(bias: PositionBias) -> Table:
         f"noise, spread {bias.spread:.2g})"
     )
     return screen_table(("place", "points", "95 % interval"), rows, title=title)
-
-
-def _of_usage(usage: Mapping[str, Mapping[str, Any]]) -> Table:
-    shown = "{calls:,} {input_tokens:,} {output_tokens:,} {cost:.4f} {unsettled_calls:,} {unsettled_cost:.4f}"
-    rows = [(role, *shown.format(**spent).split()) for role, spent in usage.items()]
-    columns = ("", "calls", "tokens in", "tokens out", "USD", "unsettled calls", "USD at most")
-    return screen_table(columns, rows, title="Calls and cost, over the life of the store")
 
 
 def _counts(title: str, counts: Mapping[str, int]) -> Text:

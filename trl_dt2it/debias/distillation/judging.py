@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -63,7 +63,7 @@ def _ask(
     """Replies to requests, counted by stage and status. An endpoint that answers none of them ends the run."""
     replies = client.ask([request for *_, request in asked], stop_early=True) if asked else []
     for (pool, stage, target, _), reply in zip(asked, replies, strict=True):
-        report.calls.setdefault(stage, Counter())[reply.status] += 1
+        report.count_call(stage, reply.status)
         if reply.status in UNANSWERED:
             pool.unanswered = f"{stage}: {reply.status}"
         yield pool, stage, target, reply
