@@ -127,22 +127,20 @@ class JudgeStore:
     def opened(self):
         """Lock the store, read it to its end and open it for writing."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(f"{self.path}.lock")
         try:
-            lock.acquire(timeout=0)
+            lock = FileLock(f"{self.path}.lock").acquire(timeout=0)
         except Timeout:
             raise JudgeError(
                 f"Another run is writing to the store {str(self.path)!r}; wait for it, or give each run its own."
             ) from None
-        try:
-            with open(self.path, "ab+", buffering=0) as self._file:
+        with lock, open(self.path, "ab+", buffering=0) as self._file:
+            try:
                 self._repair_end()
                 self.refresh()
                 yield self
                 os.fsync(self._file.fileno())
-        finally:
-            self._file = None
-            lock.release()
+            finally:
+                self._file = None
 
     def refresh(self) -> None:
         """Read the records written since the last time."""
