@@ -375,10 +375,10 @@ class DistillReport:
             rate = "none in an order by both" if self.agreement.rate is None else f"{self.agreement.rate:.1%} agree"
             console.print(_counts(f"Pairs of candidates, {rate}", asdict(self.agreement)))
         if self.pairs_by_bin:
-            counts = [zip(drawn, self.agreed_by_bin[name], strict=True) for name, drawn in self.pairs_by_bin.items()]
+            bins = [zip(drawn, self.agreed_by_bin[name], strict=True) for name, drawn in self.pairs_by_bin.items()]
             lines = [
                 (f"{low:g} to {high:g}", *(f"{drawn} of {agreed}" for drawn, agreed in pairs))
-                for low, high, *pairs in zip(self.bin_edges, self.bin_edges[1:], *counts, strict=False)
+                for low, high, *pairs in zip(self.bin_edges, self.bin_edges[1:], *bins, strict=False)
             ]
             columns = ("strength, points", *(printable(name, 200) for name in self.pairs_by_bin))
             console.print(screen_table(columns, lines, title="Pairs drawn, of pairs agreed on"))
