@@ -5,6 +5,7 @@ import io
 import logging
 import unicodedata
 
+import imagehash
 import numpy as np
 import pytest
 from datasets import Dataset
@@ -14,7 +15,6 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from tests.rows import png
-from trl_dt2it.data import decontamination
 from trl_dt2it.data.decontamination import (
     HASH_WORDS,
     decontaminate,
@@ -202,7 +202,7 @@ def test_the_distance_is_exact():
 
 
 def test_only_images_of_matching_questions_are_decoded(monkeypatch):
-    monkeypatch.setattr(decontamination.imagehash, "phash", lambda *args, **kwargs: pytest.fail("an image was hashed"))
+    monkeypatch.setattr(imagehash, "phash", lambda *args, **kwargs: pytest.fail("an image was hashed"))
     train = [row("Who?", png(photographs()[0])), row("What?", b"no image")]
     assert found(train, [{"question": "Where?"}])[0] == []
 
@@ -318,10 +318,10 @@ def test_distances_are_counted_bit_by_bit(data):
 
 def test_a_hash_holds_what_imagehash_gives():
     image = photographs()[0]
-    expected = decontamination.imagehash.phash(image, hash_size=12)
+    expected = imagehash.phash(image, hash_size=12)
     bits = np.unpackbits(perceptual_hash(image).view(np.uint8))
     assert bits[:144].tolist() == expected.hash.ravel().astype(int).tolist() and not bits[144:].any()
-    other = decontamination.imagehash.phash(photographs()[1], hash_size=12)
+    other = imagehash.phash(photographs()[1], hash_size=12)
     assert distances(perceptual_hash(image)[None], perceptual_hash(photographs()[1])[None]) == [[expected - other]]
 
 

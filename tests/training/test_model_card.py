@@ -23,7 +23,7 @@ from trl_dt2it.data.cards import (
     source_lines,
 )
 from trl_dt2it.debias import StyleAuditCallback, audit_style
-from trl_dt2it.debias.callback import style_section
+from trl_dt2it.debias.style_callback import style_section
 from trl_dt2it.evaluation import read_benchmark
 from trl_dt2it.training.model_card import evaluation_entries, write_model_card
 

@@ -20,7 +20,6 @@ from .sources import SOURCES
 
 PROJECT_URL = "https://pypi.org/project/trl-dt2it"
 
-
 PAPER: dict[str, str] = {
     "title": "DT2IT-MRM: Debiased Preference Construction and Iterative Training for Multimodal Reward Modeling",
     "id": "2604.19544",

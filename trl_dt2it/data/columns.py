@@ -17,7 +17,6 @@ from datasets.fingerprint import generate_random_fingerprint
 
 
 AnyDataset: TypeAlias = Dataset | IterableDataset
-
 Data = TypeVar("Data", Dataset, IterableDataset)
 
 _SCALARS = {"str": "string", "int": "int64", "float": "float64", "bool": "bool"}
@@ -32,14 +31,11 @@ _TYPES: dict[frozenset[str], Any] = {
 }
 
 _SLICE = 20  # rows turned into Python objects at a time
-
 _MESSAGES = ("prompt", "chosen", "rejected")  # strings in some sets, which cannot be joined with messages
 
 
 def arrow_rows(table: pa.Table, json_columns: Features) -> Iterator[dict[str, Any]]:
-    """Yield the rows of an Arrow table, images as bytes and paths, with `json_columns` (see [`find_json_columns`])
-    parsed.
-    """
+    """Yield the rows of an Arrow table, images as bytes and paths, and parse those of [`find_json_columns`]."""
     coded = Features({name: feature for name, feature in json_columns.items() if name in table.column_names})
     for start in range(0, len(table), _SLICE):
         for row in table.slice(start, _SLICE).to_pylist():
@@ -125,19 +121,18 @@ def look_in_shares(dataset: Dataset, look: Callable[..., pa.Table], *, num_proc:
     from ..processes import gather, raise_together
 
     state = PartialState()
-    if state.num_processes == 1:
+    processes, index = state.num_processes, state.process_index
+    if processes == 1:
         return look(dataset, num_proc=num_proc)
     if num_proc is not None:
-        num_proc = max(1, num_proc // int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes)))
-    first, last = (
-        len(dataset) * number // state.num_processes for number in (state.process_index, state.process_index + 1)
-    )
+        num_proc = max(1, num_proc // int(os.environ.get("LOCAL_WORLD_SIZE", processes)))
+    share = range(len(dataset) * index // processes, len(dataset) * (index + 1) // processes)
     hides = not state.is_main_process and not datasets.are_progress_bars_disabled()
     table, failure = None, None
     if hides:
         datasets.disable_progress_bars()
     try:
-        table = look(dataset.select(range(first, last)), num_proc=num_proc)
+        table = look(dataset.select(share), num_proc=num_proc)
     except Exception as error:  # the others wait for this process
         failure = error
     finally:
@@ -221,9 +216,7 @@ def column_of(dataset: Dataset, name: str) -> pa.Array:
 
 
 def group_codes(values: pa.Array) -> tuple[np.ndarray, list[Any]]:
-    """Number equal values from 0 in order of first appearance, and return the values by number. Every null is a group
-    of its own; these come last.
-    """
+    """Number equal values from 0 by first appearance, nulls behind them, each alone; return also the values."""
     encoded = (values.cast(pa.string()) if pa.types.is_null(values.type) else values).dictionary_encode()
     codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
     alone = np.flatnonzero(codes < 0)
@@ -244,9 +237,7 @@ def named_groups(names: pa.Array) -> list[np.ndarray]:
 
 
 def json_columns(lines: Iterable[str], paths: Collection[str]) -> dict[str, Any]:
-    """Collect the types of all keys in rows of JSON, apart from `paths`: numbers, strings and lists of them as they
-    are, others as JSON text.
-    """
+    """Find the types of all keys but `paths` in rows of JSON: numbers, strings and lists of them, else JSON text."""
     kinds: dict[str, set[str]] = {}
     for line in lines:
         try:

@@ -11,6 +11,7 @@ from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, Features, Value
@@ -39,14 +40,15 @@ from .t2i import collapse, find_caption, prefers_first
 logger = logging.get_logger(__name__)
 
 _T2I = ("caption", "chosen_image", "rejected_image")
+_EXTRAS = ("videos", "tools", "chat_template_kwargs")  # which no question about two images has
 
 # Columns that `content_id` reads.
-_CONTENT = ("prompt", *SIDES, "image", "images", "videos", "tools", "chat_template_kwargs", *T2I_IDENTITY, *_T2I)
+_CONTENT = ("prompt", *SIDES, "image", "images", *_EXTRAS, *T2I_IDENTITY, *_T2I)
 
 _PICTURED = ("image", "images", "videos", "chosen_image", "rejected_image")
 
 CONTENT_COLUMNS = ("content", "content_text")  # hashes of a pair
-
+_CONTENT_FEATURES = Features(dict.fromkeys(CONTENT_COLUMNS, Value("string")))
 FLIPPED = "curation_flipped"  # True for rows of a curated set that are swapped, compared to their source
 
 
@@ -89,45 +91,21 @@ def _hash(*parts: str) -> bytes:
 
 
 def find_duplicates(
-    high: np.ndarray,
-    low: np.ndarray,
-    is_swapped: np.ndarray,
-    is_bad: np.ndarray,
-    is_mirror: np.ndarray | None = None,
+    high: np.ndarray, low: np.ndarray, is_swapped: np.ndarray, is_bad: np.ndarray, is_mirror: np.ndarray | None = None
 ) -> Duplicates:
     """Find rows that repeat an earlier row, and all rows of contradictions, of which nothing tells which is right.
     Keys come in two halves; bad rows are skipped, and those of `is_mirror` are no duplicates of others.
     """
-    # One half of the keys leaves hardly any row without a duplicate, and half as much to sort: some 20 bytes a row.
-    order = np.argsort(high, kind="stable")
-    ordered = high[order]
-    members = order[_has_equal(ordered[1:] == ordered[:-1])] if len(order) else order
-    members = members[~is_bad[members]]
-    is_mirror = np.zeros(len(high), dtype=bool) if is_mirror is None else is_mirror
-    if len(members):
-        # Stable: equal keys stay in the order of their rows.
-        members = members[np.lexsort((is_mirror[members], low[members], high[members]))]
-        same = (high[members[1:]] == high[members[:-1]]) & (low[members[1:]] == low[members[:-1]])
-        has_equal, is_first = _has_equal(same), np.r_[True, ~same]
-        members, is_first = members[has_equal], is_first[has_equal]
-    if len(members) == 0:
-        return Duplicates(members, members, np.zeros(0, dtype=bool))
-
-    swapped = is_swapped[members]
-    group, starts, nowhere = np.cumsum(is_first) - 1, np.flatnonzero(is_first), len(high)
-    firsts = [np.minimum.reduceat(np.where(swapped == label, members, nowhere), starts)[group] for label in (0, 1)]
-    is_contradiction = (firsts[0] < nowhere) & (firsts[1] < nowhere)
-    is_first[1:] |= is_mirror[members[1:]] != is_mirror[members[:-1]]
-    others = np.where(is_contradiction & ~swapped, firsts[1], firsts[0])
-    others = np.where(is_contradiction, others, members[is_first][np.cumsum(is_first) - 1])
-    is_either = np.flatnonzero(is_contradiction | (members != others))
-    is_either = is_either[np.argsort(members[is_either])]
-    return Duplicates(members[is_either], others[is_either], is_contradiction[is_either])
-
-
-def _has_equal(same: np.ndarray) -> np.ndarray:
-    """Mark sorted rows with an equal neighbor, given whether each equals the next."""
-    return np.r_[False, same] | np.r_[same, False]
+    # One half of the keys leaves hardly any row without a duplicate, and half as much to hash.
+    rows = pd.Series(np.flatnonzero(pd.Series(high).duplicated(keep=False) & ~is_bad))
+    key, swapped = [high[rows], low[rows]], is_swapped[rows]
+    # Of the rows with this key, the first with each preference, if there is any.
+    firsts = [rows.where(swapped == label).groupby(key).transform("min") for label in (False, True)]
+    is_contradiction = firsts[0].notna() & firsts[1].notna()
+    earlier = rows.groupby(key if is_mirror is None else [*key, is_mirror[rows]]).transform("min")
+    others = earlier.mask(is_contradiction, firsts[1].mask(swapped, firsts[0])).astype(np.int64)
+    is_either = is_contradiction | (rows != others)
+    return Duplicates(*(column[is_either].to_numpy() for column in (rows, others, is_contradiction)))
 
 
 def duplicate_error(other: str, is_contradiction: bool) -> RowError:
@@ -163,17 +141,15 @@ def pair_ids(dataset: Dataset, *, num_proc: int | None = None) -> pa.Array:
     unnamed = np.flatnonzero(names.is_null().to_numpy(zero_copy_only=False))
     if len(unnamed):
         if missing := [side for side in SIDES if side not in dataset.column_names]:
-            raise ValueError(
-                f"{len(unnamed)} of {len(dataset)} rows have no `pair_id`, and there is no column `{missing[0]}` to "
-                "tell them apart by; name the rows, or load them with `trl_dt2it.data.load_preferences`."
-            )
+            problem = f"have no `pair_id`, and there is no column `{missing[0]}` to tell them apart by"
+            advice = "name the rows, or load them with `trl_dt2it.data.load_preferences`."
+            raise ValueError(f"{len(unnamed)} of {len(dataset)} rows {problem}; {advice}")
         rows = dataset if len(unnamed) == len(dataset) else dataset.select(unnamed)
         rows = leave_images_encoded(rows.with_format(None))
         rows = rows.select_columns([name for name in _CONTENT if name in rows.column_names])
         features = Features({"pair_id": Value("string")})
         table = map_tables(rows, _content_ids, features, num_proc=num_proc, desc="Naming pairs")
-        hashes = table["pair_id"].combine_chunks()
-        names = hashes if len(unnamed) == len(dataset) else pc.replace_with_mask(names, names.is_null(), hashes)
+        names = pc.replace_with_mask(names, names.is_null(), table["pair_id"].combine_chunks())
     return _distinct(names)
 
 
@@ -200,13 +176,11 @@ def pair_contents(
     """
     names = pair_ids(dataset, num_proc=num_proc)
     if not any(set(sides) <= set(dataset.column_names) for sides in (SIDES, _T2I)):
-        nothing = pa.nulls(len(names), pa.string())
-        return pa.table({"pair_id": names, **dict.fromkeys(CONTENT_COLUMNS, nothing)})
+        return pa.table({"pair_id": names, **dict.fromkeys(CONTENT_COLUMNS, pa.nulls(len(names), pa.string()))})
     rows = leave_images_encoded(dataset.with_format(None))
     rows = rows.select_columns([name for name in (*_CONTENT, "pair_id", FLIPPED) if name in rows.column_names])
-    features = Features(dict.fromkeys(CONTENT_COLUMNS, Value("string")))
     options = ImageOptions(image_root=None if image_root is None else os.fspath(image_root))
-    table = map_tables(rows, _contents, features, num_proc=num_proc, desc="Hashing pairs", options=options)
+    table = map_tables(rows, _contents, _CONTENT_FEATURES, num_proc=num_proc, desc="Hashing pairs", options=options)
     return pa.table({"pair_id": names, **{name: table[name].combine_chunks() for name in CONTENT_COLUMNS}})
 
 
@@ -221,10 +195,8 @@ def _content_ids(table: pa.Table, json_columns: Features) -> pa.Table:
 
 
 def _contents(table: pa.Table, json_columns: Features, options: ImageOptions) -> pa.Table:
-    hashes = [_content(row, options) for row in arrow_rows(table, json_columns)]
-    return pa.table(
-        [pa.array(column, pa.string()) for column in zip(*hashes, strict=True)], names=list(CONTENT_COLUMNS)
-    )
+    hashes = zip(*(_content(row, options) for row in arrow_rows(table, json_columns)), strict=True)
+    return pa.table(list(map(list, hashes)), schema=_CONTENT_FEATURES.arrow_schema)
 
 
 def _content(row: Mapping[str, Any], options: ImageOptions) -> tuple[str | None, str | None]:
@@ -271,10 +243,8 @@ def _distinct(names: pa.Array) -> pa.Array:
     encoded = names.dictionary_encode()
     if len(encoded.dictionary) == len(names):
         return names
-    codes = encoded.indices.to_numpy()
-    is_first = np.zeros(len(names), dtype=bool)
-    is_first[np.unique(codes, return_index=True)[1]] = True
-    repeated = np.flatnonzero(~is_first)
+    is_repeated = pd.Series(encoded.indices.to_numpy()).duplicated().to_numpy()
+    repeated = np.flatnonzero(is_repeated)
     logger.info(f"{len(repeated):,} of {len(names):,} rows have the name of a row before them, and get a number.")
     # Only a name with the mark in it can be in the way of a new one.
     taken = set(encoded.dictionary.filter(pc.match_substring(encoded.dictionary, "#")).to_pylist())
@@ -286,7 +256,7 @@ def _distinct(names: pa.Array) -> pa.Array:
             counts[name] += 1
         taken.add(new)
         numbered.append(new)
-    return pc.replace_with_mask(names, pa.array(~is_first), pa.array(numbered, pa.string()))
+    return pc.replace_with_mask(names, pa.array(is_repeated), pa.array(numbered, pa.string()))
 
 
 class T2IIdentity(NamedTuple):
@@ -336,9 +306,7 @@ def t2i_identity(row: Mapping[str, Any]) -> T2IIdentity | None:
         chosen, rejected = map(image_identity, images)
         return None if chosen == rejected else T2IIdentity(collapse(caption), chosen, rejected, None)
     images = row_images(row)
-    if len(images) != 2 or any(image is None for image in images):
-        return None
-    if any(row.get(field) for field in ("videos", "tools", "chat_template_kwargs")):
+    if len(images) != 2 or any(image is None for image in images) or any(map(row.get, _EXTRAS)):
         return None
     prompt = row.get("prompt")
     answers: list[Any] = [row.get(side) for side in SIDES]

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import unicodedata
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -30,9 +31,7 @@ logger = logging.get_logger(__name__)
 # Side of the square of low frequencies whose signs make the hash. `benchmarks/decontamination.py` compares sizes and
 # kinds of hashes.
 _SIDE = 12
-
 HASH_BITS = _SIDE**2
-
 HASH_WORDS = -(-HASH_BITS // 64)
 
 Match = Literal["both", "image", "question"]
@@ -42,14 +41,10 @@ _NO_MATCH, _MATCH_BY_ID = -1, -2
 
 # `distance` is that of the nearest images, or -1.
 _RESULT = Features({"match": Value("int64"), "distance": Value("int64"), "unreadable": Value("bool")})
-
 _NOTES = Features({**NOTES, "distance": Value("int64")})
 
 _TEXTS = ("prompt", "question", "caption", "t2i_caption", "source", "source_id", "pair_id")
-
 _IMAGES = ("images", "image", "chosen_image", "rejected_image")
-
-_COMPARISONS = 4_000_000  # of hashes at once
 
 # Names of rows in VL-RewardBench by their source, with the index of the row in it. Others, such as `mathverse_...`,
 # `mmmu_...` and those from VLFeedback, are of sets that are not known by such numbers.
@@ -83,14 +78,12 @@ def row_questions(row: Mapping[str, Any]) -> list[str]:
     given = next((row[name] for name in ("prompt", "question", "caption") if row.get(name) is not None), None)
     if given is None and not isinstance(row.get("chosen"), str):  # whole conversations
         given = row.get("chosen")
-    if isinstance(given, str):
-        texts = [given]
-    else:
-        turns = [message for message in given or [] if message.get("role") == "user"]
-        texts = [" ".join(block.get("text") or "" for block in blocks(turn)) for turn in turns]
-        if not texts:
-            return []
-        texts = [" ".join(texts), *texts]
+    messages = [{"role": "user", "content": given}] if isinstance(given, str) else given or []
+    turns = [blocks(message) for message in messages if message.get("role") == "user"]
+    if not turns:
+        return []
+    texts = [" ".join(block.get("text") or "" for block in turn) for turn in turns]
+    texts = [" ".join(texts), *texts] if len(texts) > 1 else texts
     caption, questions = row.get("t2i_caption"), [normalize(text) for text in texts]
     if isinstance(caption, str):
         captions: list[str | None] = [normalize(caption)]
@@ -124,14 +117,14 @@ def distances(hashes: np.ndarray, others: np.ndarray) -> np.ndarray:
 class Search:
     """Search for rows in benchmarks. Picklable, for worker processes."""
 
-    names: list[str]  # of the rows of the benchmarks
-    by_question: dict[str, list[int]]  # indices of the rows that ask a normalized question
-    hashes: np.ndarray  # (H, HASH_WORDS), of all images in the order of their rows
-    owners: np.ndarray  # (H,), index of the row of each image, ascending
     match: Match
     max_distance: int  # most bits in which the hashes of one image may differ
     ids: dict[str, set[str]]  # of rows that are in a benchmark, by `source`
     options: ImageOptions
+    names: list[str]  # of the rows of the benchmarks
+    by_question: dict[str, list[int]]  # indices of the rows that ask a normalized question
+    hashes: np.ndarray  # (H, HASH_WORDS), of all images in the order of their rows
+    owners: np.ndarray  # (H,), index of the row of each image
 
 
 def _read_benchmarks(
@@ -139,7 +132,7 @@ def _read_benchmarks(
 ) -> tuple[list[str], dict[str, list[int]], np.ndarray, np.ndarray]:
     """Read the questions and hash the images of benchmarks, given by name; see [`Search`]."""
     names, hashes, owners = list[str](), list[np.ndarray](), list[int]()
-    by_question: dict[str, list[int]] = {}
+    by_question = defaultdict[str, list[int]](list)
     for benchmark, rows in benchmarks.items():
         if isinstance(rows, Dataset):
             rows = leave_images_encoded(rows.with_format(None))
@@ -158,10 +151,10 @@ def _read_benchmarks(
             # No question and no image would match any row without a question.
             for question in questions:
                 if question or images:
-                    by_question.setdefault(question, []).append(len(names))
+                    by_question[question].append(len(names))
             names.append(name)
     hash_table = np.array(hashes, dtype=np.uint64).reshape(-1, HASH_WORDS)
-    return names, by_question, hash_table, np.array(owners, dtype=np.int64)
+    return names, dict(by_question), hash_table, np.array(owners, dtype=np.int64)
 
 
 def _search_table(table: pa.Table, search: Search, json_columns: Features) -> pa.Table:
@@ -170,37 +163,29 @@ def _search_table(table: pa.Table, search: Search, json_columns: Features) -> pa
     if "chosen" in names and ("prompt" not in names or table["prompt"].null_count):
         texts.append("chosen")
     image_table = table.select([name for name in _IMAGES if name in names])
-    match = np.full(len(table), _NO_MATCH)
-    distance = np.full(len(table), -1)
-    unreadable = np.zeros(len(table), dtype=bool)
-    hashes, owners = list[np.ndarray](), list[int]()
+    found = []
     for index, row in enumerate(arrow_rows(table.select(texts), json_columns)):
+        candidates, match, distance, is_unreadable = list[int](), _NO_MATCH, -1, False
         if _is_known(row, search.ids):
-            match[index] = _MATCH_BY_ID
-            continue
-        candidates: list[int] = []
-        if search.match != "image":
+            match = _MATCH_BY_ID
+        elif search.match != "image":
             candidates = [other for question in row_questions(row) for other in search.by_question.get(question, ())]
-            if not candidates:
-                continue
-            if search.match == "question":
-                match[index] = candidates[0]
-                continue
-        images = all_images(image_table.slice(index, 1).to_pylist()[0]) if image_table.num_columns else []
-        own = []
-        for image in images:
-            try:
-                own.append(perceptual_hash(load_image(image, search.options)))
-            except RowError:
-                unreadable[index] = True
-        if search.match == "image":
-            hashes += own
-            owners += [index] * len(own)
-        else:
-            match[index], distance[index] = _nearest(own, bool(images), candidates, search)
-    if hashes:
-        _match_images(np.stack(hashes), np.array(owners), search, match, distance)
-    return pa.table([match, distance, unreadable & (match == _NO_MATCH)], schema=_RESULT.arrow_schema)
+            if candidates and search.match == "question":
+                match = candidates[0]
+        if match == _NO_MATCH and (candidates or search.match == "image"):
+            images = all_images(image_table.slice(index, 1).to_pylist()[0]) if image_table.num_columns else []
+            hashes = []
+            for image in images:
+                try:
+                    hashes.append(perceptual_hash(load_image(image, search.options)))
+                except RowError:
+                    is_unreadable = True
+            if hashes:
+                match, distance = _nearest(np.stack(hashes), candidates, search)
+            elif not images:
+                match = next((other for other in candidates if other not in search.owners), _NO_MATCH)
+        found.append({"match": match, "distance": distance, "unreadable": is_unreadable and match == _NO_MATCH})
+    return pa.Table.from_pylist(found, schema=_RESULT.arrow_schema)
 
 
 def _is_known(row: Mapping[str, Any], ids: Mapping[str, set[str]]) -> bool:
@@ -212,34 +197,13 @@ def _is_known(row: Mapping[str, Any], ids: Mapping[str, set[str]]) -> bool:
     return not ids[source].isdisjoint({str(row.get("source_id")), number, number.partition("-")[0]})
 
 
-def _nearest(own: list[np.ndarray], has_images: bool, candidates: list[int], search: Search) -> tuple[int, int]:
-    """Find the candidate with the nearest image, or without images if the row has none, and its distance."""
-    best = (_NO_MATCH, search.max_distance + 1)
-    for row in candidates:
-        theirs = search.hashes[slice(*np.searchsorted(search.owners, [row, row + 1]))]
-        if len(theirs) == 0 and not has_images:
-            return row, -1
-        if len(theirs) and own:
-            distance = int(distances(np.stack(own), theirs).min())
-            if distance < best[1]:
-                best = (row, distance)
-    return best if best[0] != _NO_MATCH else (_NO_MATCH, -1)
-
-
-def _match_images(
-    hashes: np.ndarray, owners: np.ndarray, search: Search, match: np.ndarray, distance: np.ndarray
-) -> None:
-    """Write the nearest benchmark row of each image into `match` and `distance`, if it is near enough."""
-    theirs = search.hashes
-    if len(theirs) == 0:
-        return
-    step = max(1, _COMPARISONS // len(theirs))
-    for start in range(0, len(hashes), step):
-        table = distances(hashes[start : start + step], theirs)
-        nearest = table.argmin(axis=1)
-        for owner, column, bits in zip(owners[start : start + step], nearest, table.min(axis=1), strict=True):
-            if bits <= search.max_distance and (match[owner] == _NO_MATCH or bits < distance[owner]):
-                match[owner], distance[owner] = search.owners[column], bits
+def _nearest(hashes: np.ndarray, candidates: list[int], search: Search) -> tuple[int, int]:
+    """Find the benchmark row of the nearest image, among all rows with `match="image"`, and its distance."""
+    theirs = slice(None) if search.match == "image" else np.isin(search.owners, candidates)
+    owners, bits = search.owners[theirs], distances(hashes, search.hashes[theirs]).min(axis=0)
+    if len(owners) == 0 or bits.min() > search.max_distance:
+        return _NO_MATCH, -1
+    return int(owners[bits.argmin()]), int(bits.min())
 
 
 def decontaminate(
@@ -299,8 +263,8 @@ def decontaminate(
     named = benchmark_rows if isinstance(benchmark_rows, Mapping) else {"the benchmark": benchmark_rows}
     image_options = with_image_root(image_options, image_root)
     ids = {source: set(map(str, given)) for source, given in (source_ids or {}).items()}
-    benchmark = _read_benchmarks(named, match, image_options)
-    search = Search(*benchmark, match, max_distance, ids, image_options)
+    benchmarks = _read_benchmarks(named, match, image_options)
+    search = Search(match, max_distance, ids, image_options, *benchmarks)
     results = map_tables(
         train, _search_table, _RESULT, num_proc=num_proc, desc="Looking for benchmark rows", search=search
     )

@@ -29,17 +29,7 @@ from .images import (
 )
 from .messages import MESSAGES, with_image_blocks
 from .mixing import TEXTS, with_columns
-from .rows import (
-    SIDES,
-    RowError,
-    blocks,
-    check_row,
-    encoded_content,
-    named_errors,
-    row_images,
-    row_name,
-    row_videos,
-)
+from .rows import SIDES, RowError, blocks, check_row, encoded_content, named_errors, row_images, row_name, row_videos
 from .validation import ROW_GROUP
 
 
@@ -195,10 +185,7 @@ def _is_text(feature: Any) -> bool:
 
 
 def to_dpo(
-    dataset: Dataset,
-    *,
-    image_root: str | os.PathLike | None = None,
-    image_options: ImageOptions | None = None,
+    dataset: Dataset, *, image_root: str | os.PathLike | None = None, image_options: ImageOptions | None = None
 ) -> Dataset:
     """
     Turn preference rows into rows for [`~trl.DPOTrainer`].
@@ -237,8 +224,15 @@ def to_dpo(
         raise ValueError(f"The data set has no column `{missing[0]}`; it has {', '.join(names)}.")
     options = with_image_root(image_options, image_root)
     dataset = leave_images_encoded(dataset)
-    features = _text_features(dataset)
-    has_images = bool({"image", "images"} & set(names)) and not isinstance(features["chosen"], Value)
+    has_images = bool({"image", "images"} & set(names))
+    content = MESSAGES.feature["content"] if has_images else Value("string")
+    features: dict[str, Any] = {}
+    for name in TEXTS:
+        feature = dataset.features.get(name, dataset.features["chosen"])
+        if isinstance(feature, (List, LargeList)) and isinstance(feature.feature, dict):
+            feature = List({**feature.feature, "content": content})
+        features[name] = feature  # otherwise plain strings, or JSON, which holds anything
+    has_images = has_images and not isinstance(features["chosen"], Value)
     writes_images = has_images and not _can_stay(dataset, options)
     kept = [name for name in _PASSED_ON if name in names]
     if has_images and not writes_images:
@@ -265,19 +259,6 @@ def to_dpo(
     result = copy.deepcopy(result.select_columns(list(final)))
     result.info.features = Features(final)  # the storage is the same
     return result
-
-
-def _text_features(dataset: Dataset) -> dict[str, Any]:
-    """Features of prompt and answers, with the contents of messages as strings or as blocks."""
-    features: dict[str, Any] = {}
-    for name in TEXTS:
-        feature = dataset.features.get(name, dataset.features["chosen"])
-        if isinstance(feature, (List, LargeList)) and isinstance(feature.feature, dict):
-            has_images = bool({"image", "images"} & set(dataset.column_names))
-            content = MESSAGES.feature["content"] if has_images else Value("string")
-            feature = List({**feature.feature, "content": content})
-        features[name] = feature  # otherwise plain strings, or JSON, which holds anything
-    return features
 
 
 def _can_stay(dataset: Dataset, options: ImageOptions) -> bool:

@@ -1,4 +1,8 @@
-"""Images read safely: where they may lie, how large they may be, and how they are decoded."""
+"""Images read safely: where they may lie, how large they may be, and how they are decoded.
+
+A data set is written by strangers: its paths may point anywhere, its URLs into the network of the machine, and a few
+bytes may claim to be a picture of many gigabytes. All that is not plainly fine is a [`RowError`], never a crash.
+"""
 
 from __future__ import annotations
 
@@ -287,14 +291,7 @@ def _opened(value: Any, options: ImageOptions) -> Iterator[tuple[Image.Image, st
         return
     with open_encoded(value, options) as (stream, name):
         with _decoding(name):
-            try:
-                image = Image.open(stream, formats=FORMATS)
-            except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-                # Far above its own limit, Pillow does not even tell the size.
-                raise RowError("image_too_large", f"{name} is too large ({error}); scale it down.") from error
-            except UnidentifiedImageError as error:
-                kinds = ", ".join(FORMATS)
-                raise RowError("image_corrupt", f"{name} is not an image in a known format ({kinds}).") from error
+            image = Image.open(stream, formats=FORMATS)
         _check_size(image, name, options)
         yield image, name
 
@@ -304,8 +301,14 @@ def _decoding(name: str) -> Iterator[None]:
     """Turn errors of Pillow's plugins, which raise nearly anything on hostile bytes, into a [`RowError`]."""
     try:
         yield
-    except (MemoryError, RowError):
+    except MemoryError:
         raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        # Far above its own limit, Pillow does not even tell the size.
+        raise RowError("image_too_large", f"{name} is too large ({error}); scale it down.") from error
+    except UnidentifiedImageError as error:
+        kinds = ", ".join(FORMATS)
+        raise RowError("image_corrupt", f"{name} is not an image in a known format ({kinds}).") from error
     except Exception as error:
         raise RowError("image_corrupt", f"{name} does not decode ({error}); replace it.") from error
 

@@ -47,23 +47,17 @@ from .rows import RowError, check_row, is_milestone
 from .sources import SOURCES
 from .sources.fields import FOLDER_COLUMN, JSON_COLUMN, Source, is_given, name_field, strength_field
 from .t2i import Columns, collapse, find_bad_pair, reformulate_t2i
-from .validation import take_out
+from .validation import NOTES, take_out
 
 
 logger = logging.get_logger(__name__)
 
 _JSON_ROWS = Features({JSON_COLUMN: Value("string")})
-
 _SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".tsv")
-
 _LISTS = ("data", "rows", "pairs", "examples", "train")  # keys of the rows in an object, as in `{"data": [...]}`
-
 _HEAD = 1 << 20  # bytes at the beginning of a file that tell its kind
-
 _BATCH = 100  # rows of a stream at a time; each may hold images of some megabytes
-
-# Columns beside those of a row: the index of its raw row, and the reason why it cannot be used ("" if it can).
-VERDICT = {"row": Value("int64"), "reason": Value("string"), "message": Value("string")}
+_FIRST_ROWS = 1000  # of a stream, which tell its columns
 
 _T2I_COLUMNS = Columns("caption", "chosen_image", "rejected_image", "strength")
 
@@ -72,13 +66,11 @@ _SHARED = ("strength", "margin", "weight", *PROVENANCE)
 
 # Columns that mean something in canonical rows; a source's own columns of these names are renamed.
 _TAKEN = {
-    *(*VIDEO_FEATURES, *T2I_FEATURES, *VERDICT, *_SHARED, "image", "tools", "chat_template_kwargs", "row_index"),
+    *(*VIDEO_FEATURES, *T2I_FEATURES, *NOTES, *_SHARED, "image", "tools", "chat_template_kwargs", "row_index"),
     *(f"{side}_{ids}" for side in ("chosen", "rejected") for ids in ("ids", "input_ids")),
 }
 
 _PLAIN = ("string", "int64", "int32", "int16", "int8", "float64", "float32", "bool", "uint8", "uint16", "uint32")
-
-_FIRST_ROWS = 1000  # of a stream, which tell its columns
 
 _SAID: set[str] = set()  # columns that a warning has named
 
@@ -320,11 +312,11 @@ class Conversion:
 
     @cached_property
     def features(self) -> Features:
-        """Columns of a converted row and of its verdict."""
+        """Columns of a converted row and its notes: the index of its raw row, and why it is bad ("" if it is good)."""
         source = self.source
         columns = T2I_FEATURES if source.is_t2i else VIDEO_FEATURES if source.has_videos else FEATURES
         weight = {"weight": Value("float64")} if source.has_weights else {}
-        return Features({**columns, **weight, **VERDICT, **self.kept_features})
+        return Features({**columns, **weight, **NOTES, **self.kept_features})
 
     @property
     def caching(self) -> dict[str, Any]:
@@ -336,18 +328,16 @@ class Conversion:
         made, nothing = list(self._pairs(raw)), dict.fromkeys(self.features)
         for number, pair in enumerate(made):
             suffix = f"{index}-{number}" if len(made) > 1 else str(index)
-            if not isinstance(pair, RowError):
-                try:
-                    if len(made) > 1 and pair.get("pair_id"):
-                        pair["pair_id"] += f"-{number}"
-                    pair = self._finished(pair, suffix, raw.get(FOLDER_COLUMN))
-                except RowError as error:
-                    pair = error
-            if isinstance(pair, RowError):
+            try:
+                if isinstance(pair, RowError):
+                    raise pair
+                if len(made) > 1 and pair.get("pair_id"):
+                    pair["pair_id"] += f"-{number}"
+                pair = self._finished(pair, suffix, raw.get(FOLDER_COLUMN)) | {"reason": "", "message": ""}
+            except RowError as error:
                 names = {"pair_id": f"{self.name}-{suffix}", "source": self.name}
-                yield {**nothing, **names, "row": index, "reason": pair.reason, "message": str(pair)}
-            else:
-                yield {**nothing, **pair, "row": index, "reason": "", "message": ""}
+                pair = {**names, "reason": error.reason, "message": str(error)}
+            yield {**nothing, **pair, "row": index}
 
     def _pairs(self, raw: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
         try:
@@ -420,8 +410,7 @@ class Conversion:
             raise RowError("image_missing", f"the video {video!r:.300} is no folder of frames; check `image_root`.")
         frames = sorted((file for file in path.iterdir() if file.is_file()), key=_by_number)
         if len(frames) > self.max_frames:
-            step = (len(frames) - 1) / max(1, self.max_frames - 1)
-            frames = [frames[round(step * index)] for index in range(self.max_frames)]
+            frames = [frames[round(at)] for at in np.linspace(0, len(frames) - 1, self.max_frames)]
         return [{"bytes": None, "path": str(frame)} for frame in frames]
 
 
@@ -607,6 +596,26 @@ def _check_options(name: str, source: Source, options: dict[str, Any]) -> None:
         list(source.convert([] if source.group_by else {}, **options))
 
 
+def map_pairs(
+    raw: Dataset,
+    convert: Callable[[Mapping[str, Any], int], Iterator[dict[str, Any]]],
+    conversion: Conversion,
+    features: Features,
+    **options: Any,
+) -> Dataset:
+    """Make a data set of all that `convert` yields for a raw row and its index; `options` are of `Dataset.map`."""
+
+    def convert_batch(batch: dict[str, list[Any]], indices: list[int], version: str) -> dict[str, list[Any]]:
+        pairs = [pair for row, at in zip(batch_rows(batch), indices, strict=True) for pair in convert(row, at)]
+        return {name: [pair[name] for pair in pairs] for name in features}
+
+    sizes = dict.fromkeys(("batch_size", "writer_batch_size"), rows_at_once(raw))
+    options = {**sizes, "desc": f"Reading {conversion.name}", **conversion.caching, **options}
+    # The version is part of what `datasets` finds a cached result by; the code of adapters is not.
+    options |= {"features": features, "remove_columns": raw.column_names, "fn_kwargs": {"version": __version__}}
+    return raw.map(convert_batch, batched=True, with_indices=True, **options)
+
+
 def _convert(
     raw: Dataset,
     conversion: Conversion,
@@ -625,32 +634,18 @@ def _convert(
     if count == 0:
         raise ValueError(f"There is no row in {name}{'' if shard is None else f' for the shard {shard}'}.")
 
-    def convert(batch: dict[str, list[Any]], indices: list[int], version: str) -> dict[str, list[Any]]:
-        rows = batch_rows(batch)
+    def convert(row: Mapping[str, Any], index: int) -> Iterator[dict[str, Any]]:
         if groups is not None:
-            rows = [{"group": [raw[int(row)] for row in groups[index]]} for index in indices]
-        numbered = zip(rows, indices, strict=True)
-        made = [pair for row, index in numbered for pair in conversion.convert(row, first + index)]
-        return {column: [pair[column] for pair in made] for column in conversion.features}
+            row = {"group": [raw[int(member)] for member in groups[index]]}
+        return conversion.convert(row, first + index)
 
-    # The version is part of what `datasets` finds a cached result by; the code of adapters is not.
     given = raw if groups is None else Dataset.from_dict({"group": range(count)})
-    converted = given.map(
-        convert,
-        batched=True,
-        with_indices=True,
-        batch_size=rows_at_once(raw) if groups is None else 10,
-        writer_batch_size=rows_at_once(raw),
-        remove_columns=given.column_names,
-        features=conversion.features,
-        fn_kwargs={"version": __version__},
-        num_proc=num_proc if count >= (num_proc or 1) else None,
-        desc=f"Reading {name}",
-        **conversion.caching,
-    )
+    sizes = {} if groups is None else {"batch_size": 10, "writer_batch_size": rows_at_once(raw)}
+    workers = num_proc if count >= (num_proc or 1) else None
+    converted = map_pairs(given, convert, conversion, conversion.features, num_proc=workers, **sizes)
     rows = np.flatnonzero(pc.not_equal(column_of(converted, "reason"), "").to_numpy(zero_copy_only=False))
-    notes = converted.select(rows).select_columns(["pair_id", *VERDICT])
-    kept = converted.remove_columns(list(VERDICT))
+    notes = converted.select(rows).select_columns(["pair_id", *NOTES])
+    kept = converted.remove_columns(list(NOTES))
     return take_out(kept, rows, notes, name=f"pair of {name}", on_bad_row=on_bad_row, file=quarantine_file)
 
 
@@ -663,7 +658,7 @@ def _stream(
             "`streaming` (it is read from disk as needed, and not held in memory)."
         )
     counts: Counter[str] = Counter()
-    features = Features({name: feature for name, feature in conversion.features.items() if name not in VERDICT})
+    features = Features({name: feature for name, feature in conversion.features.items() if name not in NOTES})
 
     def convert(batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
         made: list[dict[str, Any]] = []

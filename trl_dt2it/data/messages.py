@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,16 +15,16 @@ from .rows import SIDES, RowError, blocks, check_row, content_group, row_images,
 
 
 IMAGE_MARKER = "<image>"
+_MARKER = re.compile(f"({IMAGE_MARKER})")
+_ONLY_MARKER = re.compile(r"\A\s*<image>\n?|\n?<image>\s*\Z")  # the newline of "<image>\nquestion" belongs to it
+_IMAGE = {"type": "image", "text": None}
 
 MESSAGES = List({"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})})
-
 PROVENANCE = ("pair_id", "group_id", "source", "source_id")  # `source_id` is the source's own name for the row
-
 _ANNOTATIONS = {"strength": Value("float64"), **dict.fromkeys(PROVENANCE, Value("string"))}
 
 # Canonical rows, whatever the source.
 FEATURES = Features({**dict.fromkeys(("prompt", *SIDES), MESSAGES), "images": List(Image()), **_ANNOTATIONS})
-
 VIDEO_FEATURES = Features({**FEATURES, "videos": List(List(Image()))})  # of the sources that have videos
 
 # The pair behind a two-image question, whatever its wording and the order of its images: the caption, the answer that
@@ -35,9 +36,8 @@ T2I_IDENTITY = Features(dict.fromkeys(("t2i_caption", "t2i_first", "t2i_order"),
 REFORMULATED_FEATURES = Features({**FEATURES, **T2I_IDENTITY})
 
 # A text-to-image pair before `reformulate_t2i`: each image is an answer to the caption.
-T2I_FEATURES = Features(
-    {"caption": Value("string"), "chosen_image": Image(), "rejected_image": Image(), **_ANNOTATIONS}
-)
+_IMAGES = {"chosen_image": Image(), "rejected_image": Image()}
+T2I_FEATURES = Features({"caption": Value("string"), **_IMAGES, **_ANNOTATIONS})
 
 
 def preference(
@@ -71,26 +71,19 @@ def preference(
 
 
 def _messages(turns: Sequence[tuple[str, str]], num_images: int, num_videos: int) -> list[dict[str, Any]]:
-    parts = [text.split(IMAGE_MARKER) if role == "user" else [text] for role, text in turns]
-    num_markers = sum(len(pieces) - 1 for pieces in parts)
+    num_markers = sum(text.count(IMAGE_MARKER) for role, text in turns if role == "user")
     if num_markers not in (0, num_images):
         message = f"the prompt has {num_markers} `{IMAGE_MARKER}` markers, but the row has {num_images} images."
         raise RowError("placeholder_count", message)
-    leading = ["image"] * (num_images - num_markers) + ["video"] * num_videos
-    messages = []
-    for (role, _), pieces in zip(turns, parts, strict=True):
-        if num_markers == 1 and len(pieces) == 2 and not pieces[0].strip():
-            pieces = ["", pieces[1].removeprefix("\n")]  # "<image>\nquestion": the newline belongs to the marker
-        elif num_markers == 1 and len(pieces) == 2 and not pieces[1].strip():
-            pieces = [pieces[0].removesuffix("\n"), ""]
-        content: list[dict[str, Any]] = []
-        if leading and role == "user":
-            content, leading = [{"type": kind, "text": None} for kind in leading], []
-        for index, piece in enumerate(pieces):
-            if index:
-                content.append({"type": "image", "text": None})
-            if piece:
-                content.append(text_block(piece))
+    kinds = ["image"] * (num_images - num_markers) + ["video"] * num_videos
+    leading, messages = [{"type": kind, "text": None} for kind in kinds], []
+    for role, text in turns:
+        content = [text_block(text)] if text else []
+        if role == "user":
+            text = _ONLY_MARKER.sub(IMAGE_MARKER, text, count=1) if num_markers == 1 else text
+            pieces = filter(None, _MARKER.split(text))
+            content = leading + [dict(_IMAGE) if piece == IMAGE_MARKER else text_block(piece) for piece in pieces]
+            leading = []
         messages.append({"role": role, "content": content})
     return messages
 
@@ -141,7 +134,7 @@ def with_image_blocks(messages: Sequence[Mapping[str, Any]], num_images: int) ->
     ]
     if num_images and not any(block["type"] == "image" for message in made for block in message["content"]):
         user = next(message for message in made if message["role"] == "user")
-        user["content"][:0] = [{"type": "image", "text": None} for _ in range(num_images)]
+        user["content"][:0] = [dict(_IMAGE) for _ in range(num_images)]
     return made
 
 

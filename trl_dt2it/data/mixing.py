@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pyarrow as pa
 from datasets import Dataset, DatasetDict, Features, Image, List, Value, concatenate_datasets
 
@@ -122,12 +123,11 @@ def mix(
             [`with_canonical_columns`]. Other columns whose types differ become floats or strings.
         weights (`Mapping[str, float]`, *optional*):
             A number above 0 for each set; only their proportions matter.
-        size (`int`, *optional*):
-            Number of rows of the mixture; all by default.
         max_per_source (`int` or `Mapping[str, int]`, *optional*):
             Most rows of a set, before proportions.
-        max_per_group, seed (`int`, *optional*):
-            Most rows of a set with one `group_id`, where they have one, and seed of the draw and of the order.
+        size, max_per_group, seed (`int`, *optional*):
+            Number of rows of the mixture, all by default; most rows of a set with one `group_id`, where they have
+            one; and seed of the draw and of the order.
 
     Returns:
         `Dataset`: the rows in random order.
@@ -135,14 +135,27 @@ def mix(
     Raises:
         `ValueError`: if there is no set, if an argument does not fit, or if a source has too few rows for `size`.
     """
-    _check_arguments(datasets, weights, size, max_per_source, max_per_group)
+    _check_sets(datasets)
+    caps: Mapping[str, int | None] = (
+        max_per_source if isinstance(max_per_source, Mapping) else dict.fromkeys(datasets, max_per_source)
+    )
+    for option, given in (("weights", weights or {}), ("max_per_source", caps)):
+        if unknown := set(given) - set(datasets):
+            raise ValueError(f"`{option}` names {sorted(unknown)[0]!r}; the sets are {', '.join(datasets)}.")
+    for name in datasets:
+        if weights is not None and not 0 < weights.get(name, 0) < float("inf"):
+            raise ValueError(f"`weights` has {weights.get(name)} for {name!r}; pass a number above 0 for each set.")
+    limits = (("size", size), ("max_per_group", max_per_group), *(("max_per_source", cap) for cap in caps.values()))
+    for option, number in limits:
+        if number is not None and number < 1:
+            raise ValueError(f"`{option}` is {number}; it must be at least 1.")
     drawn = {}
     for name, dataset in datasets.items():
-        most = max_per_source.get(name) if isinstance(max_per_source, Mapping) else max_per_source
         order = _rng(seed, name).permutation(len(dataset))
         if max_per_group is not None:
-            order = order[_places(_groups(dataset)[0][order]) < max_per_group]
-        drawn[name] = order[:most]
+            groups = pd.Series(_groups(dataset)[0][order])
+            order = order[groups.groupby(groups).cumcount().to_numpy() < max_per_group]
+        drawn[name] = order[: caps.get(name)]
     available = {name: len(order) for name, order in drawn.items()}
     counts = _shares(available, weights, size)
     parts = {name: select_rows(dataset, np.sort(drawn[name][: counts[name]])) for name, dataset in datasets.items()}
@@ -152,12 +165,8 @@ def mix(
 
 def concatenate(datasets: Mapping[str, Dataset]) -> Dataset:
     """Concatenate preference sets, whatever shape their rows have."""
+    _check_sets(datasets)
     parts = dict(datasets)
-    if not parts:
-        raise ValueError("There is no set; pass at least one.")
-    for name, part in parts.items():
-        if not isinstance(part, Dataset):
-            raise ValueError(f"`{name}` is a {type(part).__name__}; sets are joined as `Dataset`, loaded whole.")
     if len({str(part.features.arrow_schema.remove_metadata()) for part in parts.values()}) > 1:
         for name, part in parts.items():
             try:
@@ -175,6 +184,15 @@ def concatenate(datasets: Mapping[str, Dataset]) -> Dataset:
         raise ValueError(f"The column {conflict}; cast it in one of them, or rename it.")
     joined = concatenate_datasets(list(parts.values())) if len(parts) > 1 else next(iter(parts.values()))
     return mark_checked(joined) if all(map(is_checked, datasets.values())) else joined
+
+
+def _check_sets(datasets: Mapping[str, Dataset]) -> None:
+    if not datasets:
+        raise ValueError("There is no set; pass at least one.")
+    for name, dataset in datasets.items():
+        if not isinstance(dataset, Dataset):
+            message = f"`{name}` is a {type(dataset).__name__}; sets are joined as `Dataset`, so load it without"
+            raise ValueError(f"{message} streaming, or mix streams with `datasets.interleave_datasets`.")
 
 
 def _first_conflict(datasets: Mapping[str, Dataset]) -> str | None:
@@ -242,24 +260,26 @@ def with_canonical_columns(dataset: Dataset, *, image_root: str | os.PathLike | 
         return dataset
     if len(dataset) == 0:
         return Dataset.from_dict({name: [] for name in final}, features=final)
-    kept = [name for name in encoded.column_names if name in features and name not in changed]
+    json_columns = find_json_columns(encoded.features)
+
+    def convert(table: pa.Table, indices: list[int]) -> pa.Table:
+        rows = []
+        for row, index in zip(arrow_rows(table, json_columns), indices, strict=True):
+            with named_errors(row, index):
+                rows.append(_converted(row, changed, options, was_checked))
+        return pa.Table.from_pylist(rows, schema=Features(changed).arrow_schema)
+
     made = encoded.with_format("arrow").map(
-        _convert_table,
+        convert,
         with_indices=True,
         batched=True,
         batch_size=rows_at_once(encoded),
         remove_columns=encoded.column_names,
         features=Features(changed),
-        fn_kwargs={
-            "features": Features(changed),
-            "options": options,
-            "json": find_json_columns(encoded.features),
-            "is_checked": was_checked,
-        },
         desc="Making rows canonical",
         **uncached(),
     )
-    if kept:
+    if kept := [name for name in encoded.column_names if name in features and name not in changed]:
         columns = {name: made.data.column(name).combine_chunks() for name in changed}
         made = with_columns(encoded.select_columns(kept), columns)
     made = copy.deepcopy(made.with_format(None).select_columns(list(final)))
@@ -282,17 +302,9 @@ def _differs(feature: Any, wanted: Any) -> bool:
     return feature is None or Features({"": feature}).arrow_schema != Features({"": wanted}).arrow_schema
 
 
-def _convert_table(
-    table: pa.Table, indices: list[int], features: Features, options: ImageOptions, json: Features, is_checked: bool
-) -> pa.Table:
-    made = []
-    for row, index in zip(arrow_rows(table, json), indices, strict=True):
-        with named_errors(row, index):
-            made.append(_converted(row, features, options, is_checked))
-    return pa.Table.from_pylist(made, schema=features.arrow_schema)
-
-
-def _converted(row: Mapping[str, Any], features: Features, options: ImageOptions, is_checked: bool) -> dict[str, Any]:
+def _converted(
+    row: Mapping[str, Any], features: Mapping[str, Any], options: ImageOptions, is_checked: bool
+) -> dict[str, Any]:
     made: dict[str, Any] = {}
     for name, feature in features.items():
         if isinstance(feature, Value) and row.get(name) is not None:
@@ -305,10 +317,8 @@ def _converted(row: Mapping[str, Any], features: Features, options: ImageOptions
             pair = as_canonical({**texts, "images": images, "videos": row.get("videos")}, is_checked)
             texts = {name: pair[name] for name in TEXTS}
         except RowError as error:
-            num_leading = len(images) if _is_of_strings(texts["prompt"]) else 0
-            texts = {name: _blocked(messages, error) for name, messages in texts.items()}
-            if num_leading:
-                texts["prompt"] = with_image_blocks(texts["prompt"] or [], num_leading)
+            num_leading = {"prompt": len(images)} if _is_of_strings(texts["prompt"]) else {}
+            texts = {name: _blocked(messages, num_leading.get(name, 0), error) for name, messages in texts.items()}
         made |= texts
     return {**made, "images": images} if "images" in features else made
 
@@ -320,8 +330,8 @@ def _is_of_strings(prompt: Any) -> bool:
     return has_user and all(isinstance(message["content"], str) for message in messages)
 
 
-def _blocked(messages: Any, error: RowError) -> list[dict[str, Any]] | None:
-    """Turn contents into blocks of type and text; raise `error` if the messages hold anything else."""
+def _blocked(messages: Any, num_images: int, error: RowError) -> list[dict[str, Any]] | None:
+    """Turn contents into blocks of type and text, behind images; raise `error` if messages hold anything else."""
     if messages is None:
         return None
     if isinstance(messages, str):
@@ -330,7 +340,7 @@ def _blocked(messages: Any, error: RowError) -> list[dict[str, Any]] | None:
         fields = [(message, ("role", "content")), *((block, ("type", "text")) for block in blocks(message))]
         if any(value for part, known in fields for key, value in part.items() if key not in known):
             raise error
-    return [{key: message[key] for key in ("role", "content")} for message in with_image_blocks(messages, 0)]
+    return [{key: message[key] for key in ("role", "content")} for message in with_image_blocks(messages, num_images)]
 
 
 def split_by_group(dataset: Dataset, test_size: float | int, *, seed: int = 42) -> DatasetDict:
@@ -366,31 +376,6 @@ def split_by_group(dataset: Dataset, test_size: float | int, *, seed: int = 42) 
     return DatasetDict({split: select_rows(dataset, np.flatnonzero(part)) for split, part in parts.items()})
 
 
-def _check_arguments(
-    datasets: Mapping[str, Dataset],
-    weights: Mapping[str, float] | None,
-    size: int | None,
-    max_per_source: int | Mapping[str, int] | None,
-    max_per_group: int | None,
-) -> None:
-    if not datasets:
-        raise ValueError("`mix` needs at least one set.")
-    for name, dataset in datasets.items():
-        if not isinstance(dataset, Dataset):
-            message = f"`{name}` is a {type(dataset).__name__}; `mix` counts rows, so load it without streaming"
-            raise ValueError(f"{message}, or mix streams with `datasets.interleave_datasets`.")
-    for option, given in (("weights", weights), ("max_per_source", max_per_source)):
-        if isinstance(given, Mapping) and (unknown := set(given) - set(datasets)):
-            raise ValueError(f"`{option}` names {sorted(unknown)[0]!r}; the sets are {', '.join(datasets)}.")
-    for name in datasets:
-        if weights is not None and not 0 < weights.get(name, 0) < float("inf"):
-            raise ValueError(f"`weights` has {weights.get(name)} for {name!r}; pass a number above 0 for each set.")
-    caps = max_per_source.values() if isinstance(max_per_source, Mapping) else [max_per_source]
-    for option, number in (("size", size), ("max_per_group", max_per_group), *(("max_per_source", c) for c in caps)):
-        if number is not None and number < 1:
-            raise ValueError(f"`{option}` is {number}; it must be at least 1.")
-
-
 def _shares(available: dict[str, int], weights: Mapping[str, float] | None, size: int | None) -> dict[str, int]:
     """Compute the number of rows of each source. Fractions go to the largest remainders, so that the sum is `size`."""
     if weights is None:
@@ -416,19 +401,9 @@ def _shares(available: dict[str, int], weights: Mapping[str, float] | None, size
 
 def _groups(dataset: Dataset) -> tuple[np.ndarray, list[str]]:
     """Number the groups of the rows from 0, and name them; a row without a group is a group of its own."""
-    count = len(dataset)
-    if "group_id" not in dataset.column_names:
-        return np.arange(count), [f"row {row}" for row in range(count)]
-    codes, names = group_codes(column_of(dataset, "group_id"))
+    has_groups = "group_id" in dataset.column_names
+    codes, names = group_codes(column_of(dataset, "group_id") if has_groups else pa.nulls(len(dataset)))
     return codes, [*names, *(f"row {row}" for row in np.flatnonzero(codes >= len(names)))]
-
-
-def _places(codes: np.ndarray) -> np.ndarray:
-    """Count for each row the rows before it in its group."""
-    order, starts = np.argsort(codes, kind="stable"), np.r_[0, np.cumsum(np.bincount(codes))]
-    places = np.empty_like(order)
-    places[order] = np.arange(len(codes)) - starts[codes[order]]
-    return places
 
 
 def _hash(seed: int, text: str) -> int:

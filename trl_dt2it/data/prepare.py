@@ -107,10 +107,8 @@ def prepare_shard(
     Load, validate and write one shard of a source, unless it is there already, made of the same files and settings.
 
     Args:
-        output_dir (`str` or `os.PathLike`):
-            Folder of the mixture.
-        key (`str`):
-            Name of the source in the mixture, and in the column `source`.
+        output_dir, key (`str` or `os.PathLike`, `str`):
+            Folder of the mixture, and name of the source in it and in the column `source`.
         settings, shard ([`SourceSettings`], `int`):
             Settings of the source, and index of the shard, from 0.
         image_options, image_check, token_counter, max_length, num_proc (*optional*):
@@ -124,11 +122,10 @@ def prepare_shard(
         `ValueError`: as [`load_preferences`] and [`validate`] do.
     """
     stem = Path(output_dir) / "shards" / key / f"{shard:05d}-of-{settings.num_shards:05d}"
+    path_or_id, split = settings.load.get("path_or_id"), settings.load.get("split", "train")
     made_by = {
         "settings": asdict(settings) | {"weight": None, "max_rows": None},  # these are for later
-        "files": raw_files(
-            SOURCES[settings.name], settings.load.get("path_or_id"), settings.load.get("split", "train")
-        ),
+        "files": raw_files(SOURCES[settings.name], path_or_id, split),
         "image_check": image_check,
         "image_options": asdict(image_options or ImageOptions()),
         "processing_class": None if token_counter is None else token_counter.tokenizer.name_or_path,
@@ -140,9 +137,10 @@ def prepare_shard(
     if (record := read_json(done)) is not None:
         if record["made_by"] == digest:
             return record, False
+        # The record first: whoever is killed in between leaves no record of missing rows.
         made = (done, *(stem.with_suffix(f".{end}") for end in ("parquet", "quarantine.parquet", "refused.jsonl")))
-        aside = [move_aside(file) for file in made if file.is_file()]
-        logger.warning(f"{stem} was made with other settings or of other files; it is now {aside[1].name} beside it.")
+        aside = [move_aside(file).name for file in made if file.is_file()]
+        logger.warning(f"{stem} was made with other settings or of other files; it is now {aside[:2][-1]} beside it.")
     refused = stem.with_suffix(".refused.jsonl")
     refused.unlink(missing_ok=True)  # of a run that was killed
     part = (shard, settings.num_shards)
@@ -158,7 +156,7 @@ def prepare_shard(
         {"pair_id": name, "row": row, "reason": error.reason, "message": str(error)}
         for name, (row, error) in zip(names, errors.items(), strict=True)
     ]
-    rows = take_out(rows, list(errors), notes, name=f"row of {key}", file=refused, appends=True)
+    rows = take_out(rows, list(errors), Dataset.from_list(notes), name=f"row of {key}", file=refused, appends=True)
     clean, quarantine = validate(
         rows,
         image_options=limits,
@@ -288,8 +286,12 @@ def build_mixture(
         move_aside(report_file)
         aside = move_aside(folder)
         logger.warning(f"{folder} was made with other settings or of other shards; it is now {aside}.")
-    _write_splits(splits, folder, rows_per_file)
-
+    with whole_folder(folder) as part:
+        for split, rows in splits.items():
+            num_files = max(1, -(-len(rows) // rows_per_file))
+            for number in range(num_files):
+                file = part / f"{split}-{number:05d}-of-{num_files:05d}.parquet"
+                write_parquet(rows.shard(num_files, number, contiguous=True), file)
     stages = {"duplicates": duplicates, "contaminated": contaminated, "mixed": mixture}
     stages |= {"test": mixture.select([]), **splits}
     counts = {stage: Counter(column_of(rows, "source").to_pylist()) for stage, rows in stages.items()}
@@ -312,16 +314,6 @@ def _shard_files(output_dir: Path, key: str, num_shards: int) -> list[Path]:
     if missing := [file for file in files if not file.with_suffix(".json").is_file()]:
         raise ValueError(f"{len(missing)} of {num_shards} shards of {key} are not there yet, {missing[0]} the first.")
     return files
-
-
-def _write_splits(splits: Mapping[str, Dataset], folder: Path, rows_per_file: int) -> None:
-    """Write splits as `{split}-00000-of-00002.parquet` into a folder, which is replaced only when all is written."""
-    with whole_folder(folder) as part:
-        for split, rows in splits.items():
-            num_files = max(1, -(-len(rows) // rows_per_file))
-            for number in range(num_files):
-                file = part / f"{split}-{number:05d}-of-{num_files:05d}.parquet"
-                write_parquet(rows.shard(num_files, number, contiguous=True), file)
 
 
 def read_benchmarks(benchmarks: Mapping[str, Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:

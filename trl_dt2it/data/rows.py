@@ -1,4 +1,8 @@
-"""The canonical row: its parts, its checks, its errors and its identity."""
+"""The canonical row: its parts, its checks, its errors and its identity.
+
+Data sets come from anywhere, so a row is checked before it meets a chat template: a template takes every block for an
+image that has an `image`, `url` or `path` key, and a tokenizer takes every `<|im_end|>` in an answer for the real one.
+"""
 
 from __future__ import annotations
 
@@ -55,9 +59,7 @@ Reason = Literal[
 REASONS: tuple[str, ...] = get_args(Reason)
 
 SIDES = ("chosen", "rejected")
-
 DEFAULT_FPS = 2.0
-
 _ROLES = ("system", "user", "assistant", "tool")
 
 # White space, and characters that show nothing at all: controls, joiners, marks of direction, fillers.
@@ -65,7 +67,6 @@ _BLANK = re.compile(
     r"[\s\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
     r"\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\U000e0000-\U000e0fff]*"
 )
-
 _LARGEST = 3.4028234663852886e38  # of float32, in which the loss is computed: anything larger becomes infinite
 
 
@@ -131,7 +132,8 @@ def row_images(row: Mapping[str, Any]) -> list[Any]:
     images, image = row.get("images"), row.get("image")
     images = [] if images is None else images
     if not isinstance(images, (list, tuple)):
-        raise RowError("image_type", f"`images` is of type {type(images).__name__}; it must be a list, also of one.")
+        kind = type(images).__name__
+        raise RowError("image_type", f"`images` is of type {kind}; it must be a list, also of a single image.")
     if images and image is not None:
         raise RowError("image_type", "both `images` and `image` hold images; keep one of the two columns.")
     return list(images) if image is None else [image]
@@ -229,9 +231,8 @@ def check_row(row: Mapping[str, Any], *, special_tokens: re.Pattern | None = Non
     if isinstance(row["chosen"], str):
         _check_plain(row, prompt, has_images=bool(images or videos))
     else:
-        for field in ("prompt", *SIDES):
-            if field != "prompt" or prompt is not None:
-                check_messages(field, row[field])
+        for field in SIDES if prompt is None else ("prompt", *SIDES):
+            check_messages(field, row[field])
         for side in SIDES:
             check_answer(side, row[side], prompt_is_explicit=prompt is not None)
         for kind, given in (("image", images), ("video", videos)):
@@ -263,15 +264,12 @@ def special_token_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern | No
 
 def _check_plain(row: Mapping[str, Any], prompt: Any, *, has_images: bool) -> None:
     if not isinstance(row["rejected"], str) or not (prompt is None or isinstance(prompt, str)):
-        raise RowError(
-            "not_conversational", "`chosen` is a string and another field is not; give all as strings or as messages."
-        )
+        message = "`chosen` is a string and another field is not; give all as strings or as messages."
+        raise RowError("not_conversational", message)
     if has_images:
-        raise RowError(
-            "not_conversational",
-            "a row of plain strings cannot have images; give `prompt`, `chosen` and `rejected` as messages, with one "
-            '{"type": "image"} block for each image in the prompt.',
-        )
+        advice = 'as messages, with one {"type": "image"} block for each image in the prompt.'
+        message = f"a row of plain strings cannot have images; give `prompt`, `chosen` and `rejected` {advice}"
+        raise RowError("not_conversational", message)
     for field in ("prompt", *SIDES):
         check_unicode(f"`{field}`", row.get(field))
     for side in SIDES:
@@ -282,8 +280,8 @@ def _check_plain(row: Mapping[str, Any], prompt: Any, *, has_images: bool) -> No
 def check_messages(field: str, messages: Any) -> None:
     """Refuse anything but a list of messages whose contents are blocks or strings."""
     if not isinstance(messages, (list, tuple)):
-        kind = type(messages).__name__
-        raise RowError("not_conversational", f"`{field}` is of type {kind}; give strings or lists of messages.")
+        problem = f"is of type {type(messages).__name__}; give all fields as strings or as lists of messages."
+        raise RowError("not_conversational", f"`{field}` {problem}")
     if not messages:
         raise RowError("missing_column" if field == "prompt" else "empty_answer", f"`{field}` has no messages.")
     for index, message in enumerate(messages):
@@ -298,8 +296,8 @@ def check_messages(field: str, messages: Any) -> None:
         elif isinstance(content, str):
             check_unicode(where, content)
         elif not (content is None and message["role"] == "assistant"):
-            kind = type(content).__name__
-            raise RowError("not_conversational", f"{where} has content of type {kind}; give a string or blocks.")
+            problem = f"has content of type {type(content).__name__}; give a string or a list of blocks."
+            raise RowError("not_conversational", f"{where} {problem}")
 
 
 def check_unicode(where: str, text: str | None) -> None:
@@ -315,23 +313,20 @@ def _check_block(where: str, role: str, block: Any) -> None:
     if not isinstance(block, Mapping):
         raise RowError("block_type", f"{where} has a block of type {type(block).__name__}; a block is a dict.")
     kind = block.get("type")
-    extra = sorted(str(key) for key, value in block.items() if value is not None and key not in ("type", "text"))
+    own = ("type", "text") if kind == "text" else ("type",)
+    keys = ", ".join(sorted(f"`{key}`" for key, value in block.items() if value is not None and key not in own))
     if kind in ("image", "video"):
-        if extra or block.get("text") is not None:
-            keys = ", ".join(f"`{key}`" for key in extra or ["text"])
-            message = f'{where} has {keys} beside {{"type": "{kind}"}}; put the {kind} in the `{kind}s` column.'
-            raise RowError("block_type", message)
+        if keys:
+            advice = f'leave {{"type": "{kind}"}} alone and put the {kind} in the `{kind}s` column.'
+            raise RowError("block_type", f"{where} has {keys} in its {kind} block; {advice}")
         if role == "tool":
             raise RowError("block_type", f"{where} is a tool's and has an {kind} block; move it to a user's message.")
     elif kind != "text" or not isinstance(block.get("text"), str):
         # The kind comes from the data: shown, but not at any length.
-        raise RowError(
-            "block_type",
-            f"{where} has a block of type {kind!r:.40} that is neither text with a string `text`, nor an image or a "
-            'video; use {"type": "text", "text": ...}, or {"type": "image"} and the `images` column.',
-        )
-    elif extra:
-        keys = ", ".join(f"`{key}`" for key in extra)
+        problem = f"{where} has a block of type {kind!r:.40} that is neither text with a string `text`, nor an image"
+        advice = 'use {"type": "text", "text": ...}, or {"type": "image"} and the `images` column.'
+        raise RowError("block_type", f"{problem} or a video; {advice}")
+    elif keys:
         message = f"{where} has {keys} in a text block; drop it, and put an image in the `images` column."
         raise RowError("block_type", message)
 
@@ -367,17 +362,12 @@ def _check_placeholders(field: str, messages: Any, kind: str, given: int) -> Non
     if kind == "image" and all_strings and user_strings:
         return
     if count != given:
-        raise RowError(
-            "placeholder_count",
-            f'`{field}` has {count} {{"type": "{kind}"}} blocks, but the row has {given} {kind}s; give one block for '
-            f"each {kind}.",
-        )
+        problem = f'`{field}` has {count} {{"type": "{kind}"}} blocks, but the row has {given} {kind}s'
+        raise RowError("placeholder_count", f"{problem}; give one block for each {kind}.")
     if kind == "image" and given and user_strings:
-        raise RowError(
-            "placeholder_count",
-            f"`{field}` has image blocks in one user message and a string as another, where TRL adds the images a "
-            "second time; pass every user message as blocks.",
-        )
+        problem = f"`{field}` has image blocks in one user message and a string as another"
+        advice = "where TRL adds the images a second time; pass every user message as blocks."
+        raise RowError("placeholder_count", f"{problem}, {advice}")
 
 
 def check_special_tokens(row: Mapping[str, Any], pattern: re.Pattern) -> None:
@@ -388,9 +378,11 @@ def check_special_tokens(row: Mapping[str, Any], pattern: re.Pattern) -> None:
         for index, message in enumerate([value] if is_text else value or []):
             for text in _strings(message):
                 if match := pattern.search(text):
-                    token, is_marker = match.group(), match.group() == "<image>"
+                    token = match.group()
                     where = f"`{field}`" if is_text else f"`{field}` message {index}"
-                    advice = 'put an {"type": "image"} block there' if is_marker else "remove or spell it differently"
+                    advice = "remove or spell it differently"
+                    if token == "<image>":
+                        advice = 'put an {"type": "image"} block in its place'
                     raise RowError("special_token", f"{where} contains the special token {token!r}; {advice}.")
 
 

@@ -6,8 +6,8 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -38,21 +38,16 @@ from .rows import (
 logger = logging.get_logger(__name__)
 
 IMAGES, CAPTION = "{images}", "{caption}"
-
 _PLACEHOLDERS = re.compile(f"({re.escape(IMAGES)}|{re.escape(CAPTION)})")
-
 # Blocks of Han characters: radicals, iteration marks, ideographs and the planes of their extensions.
 _HAN = re.compile(
     "[\u2e80-\u2fd5\u3005\u3007\u3021-\u3029\u3038-\u303b\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
 )
-
 # Wordings of others, white space collapsed: DT2IT-MRM's own script and UnifiedReward put the caption into brackets.
 _BRACKETED = re.compile(
     r"(?:image [12]: ?){0,2}(?:you are )?given a (?:text )?caption\b.*?\bcaption ?: ?\[(.*)\]", re.IGNORECASE
 )
-
 _BETTER = re.compile(r"image ([12]) is better(?: than image (?!\1)[12])?", re.IGNORECASE)
-
 _ANSWER_TAG = re.compile(r"</?answer>", re.IGNORECASE)
 
 
@@ -124,7 +119,6 @@ ENGLISH = (
 )
 
 _CHINESE_LABELS = ("图1:", "\n图2:")
-
 CHINESE = (
     T2ITemplate(
         "{images}\n\n这两张图都是按下面的描述画的,哪一张画得更好?\n\n描述:{caption}",
@@ -211,12 +205,10 @@ def _edges(clean: Callable[[str], str]) -> list[tuple[str, str]]:
 
 
 _BYTES = (bytes, bytearray, memoryview)
-
 _VERDICT = Features({"reason": Value("string"), "message": Value("string")})
 
 # Columns that mean something else in a canonical row.
 _RESERVED = {"image", "videos", "tools", "chat_template_kwargs", "chosen_ids", "rejected_ids", "row_index", *_VERDICT}
-
 _BATCH_SIZE = 100  # rows of a stream at a time: two photographs each, held three times over
 
 
@@ -238,7 +230,7 @@ class Plan:
     templates: tuple[T2ITemplate, ...] | None
     both_orders: bool
     extras: tuple[str, ...]  # columns kept besides the canonical ones
-    options: ImageOptions = field(default_factory=ImageOptions)
+    options: ImageOptions
 
 
 def reformulate_t2i(
@@ -272,8 +264,6 @@ def reformulate_t2i(
         strength (`str`, *optional*, defaults to `"strength"`):
             Column of how much better the chosen image is, >= 0, in the source's own unit; may be absent. `None` reads
             none.
-        seed (`int`, *optional*, defaults to `42`):
-            Seed of positions and wordings.
         template (`str`, [`T2ITemplate`] or a sequence of them, *optional*):
             Question with `{images}` and `{caption}` once each; all else is literal. Each row draws one of several. By
             default one of three English wordings, or of three Chinese ones if the caption has a Han character.
@@ -283,8 +273,9 @@ def reformulate_t2i(
         on_bad_row (`str`, *optional*, defaults to `"quarantine"`):
             `"quarantine"` drops bad rows and counts them on screen by reason, of a stream when it ends; `"raise"`
             raises an error for the first.
-        image_root, num_proc (*optional*):
-            Folder of the images, as in [`ImageOptions`], and number of processes, for a set in memory.
+        seed, image_root, num_proc (*optional*):
+            Seed of positions and wordings, 42 by default, folder of the images, as in [`ImageOptions`], and number of
+            processes, for a set in memory.
 
     Returns:
         [`~datasets.Dataset`] or [`~datasets.IterableDataset`]: canonical rows in the order of the pairs, with the
@@ -308,8 +299,7 @@ def reformulate_t2i(
         kwargs = {"dataset": leave_images_encoded(dataset).with_format(None), "plan": plan, "on_bad_row": on_bad_row}
         return IterableDataset.from_generator(_stream_rows, features=features, gen_kwargs=kwargs)
 
-    faults = _find_faults(dataset, columns, options, num_proc)
-    is_good = _is_good(faults)
+    faults, is_good = _find_faults(dataset, columns, options, num_proc)
     if not is_good.all():
         if on_bad_row == "raise":
             index = int(np.argmin(is_good))
@@ -320,28 +310,18 @@ def reformulate_t2i(
         dataset = dataset.select(np.flatnonzero(is_good))
     if len(dataset) == 0:
         return Dataset.from_dict({name: [] for name in features}, features=features)
-    positions = None if both_orders else _all_positions(dataset, plan.seed)
+    sources = column_of(dataset, "source") if "source" in dataset.column_names else pa.nulls(len(dataset))
+    seen: Counter[str | None] = Counter()
+    positions = [not both_orders and _next_position(plan.seed, source.as_py(), seen) for source in sources]
 
     def make(table: pa.Table, indices: list[int]) -> pa.Table:
         rows: list[dict[str, Any]] = []
         for row, index in zip(table.to_pylist(), indices, strict=True):
-            rows += canonical_rows(row, plan, None if positions is None else bool(positions[index]))
+            rows += canonical_rows(row, plan, positions[index])
         return pa.Table.from_pylist(rows, schema=features.arrow_schema)
 
-    read = [name for name in dict.fromkeys((*columns, *PROVENANCE, *extras)) if name in dataset.column_names]
-    made = dataset.select_columns(read).with_format("arrow")
-    # In Arrow format, `map` neither decodes an image nor encodes one.
-    made = made.map(
-        make,
-        with_indices=True,
-        batched=True,
-        batch_size=rows_at_once(dataset),
-        features=features,
-        num_proc=num_proc,
-        desc="Reformulating pairs",
-        **({} if options.image_root is None else uncached()),
-    )
-    return made.with_format(None)
+    shared = {"features": features, "num_proc": num_proc, "desc": "Reformulating pairs", "with_indices": True}
+    return _mapped(dataset, make, (*columns, *PROVENANCE, *extras), options, **shared)
 
 
 def split_t2i(
@@ -374,20 +354,17 @@ def split_t2i(
     columns, options = Columns(caption, chosen_image, rejected_image, strength), with_image_root(None, image_root)
     _check_columns(dataset, columns)
     if isinstance(dataset, IterableDataset):
-        good = dataset.features
-        bad = None if good is None else Features({**good, **_VERDICT})
-        stream = leave_images_encoded(dataset).with_format(None)
-        halves = []
-        for is_good, features in ((True, good), (False, bad)):
-            kwargs = {"dataset": stream, "columns": columns, "options": options, "is_good": is_good}
-            halves.append(IterableDataset.from_generator(_stream_half, features=features, gen_kwargs=kwargs))
-        return halves[0], halves[1]
-    faults = _find_faults(dataset, columns, options, num_proc)
-    usable = _is_good(faults)
-    rows = np.flatnonzero(~usable)
+        stream, checks = leave_images_encoded(dataset).with_format(None), {"columns": columns, "options": options}
+        good = stream.filter(_is_good, fn_kwargs=checks)
+        bad = stream.map(_verdict, fn_kwargs=checks).filter(bool, input_columns="reason")
+        if (features := dataset.features) is None:
+            return good, bad
+        return good.cast(features), bad.cast(Features({**features, **_VERDICT}))
+    faults, is_good = _find_faults(dataset, columns, options, num_proc)
+    rows = np.flatnonzero(~is_good)
     before = dataset.remove_columns([name for name in _VERDICT if name in dataset.column_names])
     quarantine = concatenate_datasets([before.select(rows), faults.select(rows)], axis=1)
-    return dataset.select(np.flatnonzero(usable)), quarantine
+    return dataset.select(np.flatnonzero(is_good)), quarantine
 
 
 def find_bad_pair(row: Mapping[str, Any], columns: Columns, options: ImageOptions) -> RowError | None:
@@ -400,7 +377,7 @@ def find_bad_pair(row: Mapping[str, Any], columns: Columns, options: ImageOption
             raise RowError("empty_caption", f"`{name}` is empty; give the caption or drop the row.")
         check_unicode(f"`{name}`", caption)
         names = (columns.chosen_image, columns.rejected_image)
-        images = [placed_image(_checked_image(name, row.get(name)), options) for name in names]
+        images = [_image(row, name, options) for name in names]
         are_encoded = all(isinstance(image, Mapping) for image in images)
         chosen, rejected = images if are_encoded else map(image_identity, images)
         if chosen == rejected:
@@ -416,34 +393,27 @@ def find_bad_pair(row: Mapping[str, Any], columns: Columns, options: ImageOption
     return None
 
 
-def _checked_image(name: str, image: Any) -> Any:
-    image = _as_struct(image)
-    if image is None:
-        raise RowError("image_missing", f"`{name}` is missing or empty; give the image or drop the row.")
-    if not isinstance(image, (Mapping, Image.Image)):
-        raise RowError("image_type", f"`{name}` is of type {type(image).__name__}; give bytes, a path or a PIL image.")
-    return image
-
-
-def _as_struct(image: Any) -> Any:
-    """Reduce an encoded image to `{"bytes": ..., "path": ...}` with one of the two, or to `None` if it has neither."""
-    # A path beside bytes goes: `datasets` would read a file of that name in the working directory instead.
+def _image(row: Mapping[str, Any], name: str, options: ImageOptions) -> Any:
+    """Read an image of a pair: encoded, as `{"bytes": ..., "path": ...}` with one of the two, or as Pillow has it."""
+    image = row.get(name)
     if isinstance(image, Mapping) and isinstance(image.get("bytes"), _BYTES) and not len(image["bytes"]):
         image = image.get("path")
+    # A path beside bytes goes: `datasets` would read a file of that name in the working directory instead.
     image = encoded_content(image)
     if isinstance(image, os.PathLike):
         image = os.fspath(image)
-    if isinstance(image, (*_BYTES, str)):
-        return as_image(image) if len(image) else None
-    return image
+    if image is None or (isinstance(image, (*_BYTES, str)) and not len(image)):
+        raise RowError("image_missing", f"`{name}` is missing or empty; give the image or drop the row.")
+    if not isinstance(image, (*_BYTES, str, Image.Image)):
+        raise RowError("image_type", f"`{name}` is of type {type(image).__name__}; give bytes, a path or a PIL image.")
+    return placed_image(image, options)
 
 
-def canonical_rows(row: Mapping[str, Any], plan: Plan, chosen_first: bool | None) -> list[dict[str, Any]]:
+def canonical_rows(row: Mapping[str, Any], plan: Plan, chosen_first: bool) -> list[dict[str, Any]]:
     """Make the row of a good pair, or its two rows with `both_orders`."""
     columns = plan.columns
     caption = row[columns.caption]
-    sides = (columns.chosen_image, columns.rejected_image)
-    chosen, rejected = (placed_image(_as_struct(row[side]), plan.options) for side in sides)
+    chosen, rejected = (_image(row, name, plan.options) for name in (columns.chosen_image, columns.rejected_image))
     strength = None if columns.strength is None else row.get(columns.strength)
     names = {name: _name(row.get(name)) for name in PROVENANCE}
     pair_id = names["pair_id"] or content_group(caption, [chosen, rejected], [])
@@ -520,56 +490,47 @@ def _is_plain(feature: Any) -> bool:
     return isinstance(feature, (Value, ClassLabel)) and "binary" not in feature.dtype
 
 
-def _find_faults(dataset: Dataset, columns: Columns, options: ImageOptions, num_proc: int | None) -> Dataset:
-    """Find the reason and message of every bad pair; both are `None` for good pairs."""
+def _find_faults(
+    dataset: Dataset, columns: Columns, options: ImageOptions, num_proc: int | None
+) -> tuple[Dataset, np.ndarray]:
+    """Find the reason and message of every bad pair, both `None` for good pairs, and a mask `(N,)` of these."""
     if len(dataset) == 0:
-        return Dataset.from_dict({"reason": [], "message": []}, features=_VERDICT)
+        return Dataset.from_dict({"reason": [], "message": []}, features=_VERDICT), np.zeros(0, dtype=bool)
 
     def check(table: pa.Table) -> pa.Table:
-        errors = [find_bad_pair(row, columns, options) for row in table.to_pylist()]
-        verdicts = [{"reason": error and error.reason, "message": error and str(error)} for error in errors]
+        verdicts = [_verdict(row, columns, options) for row in table.to_pylist()]
         return pa.Table.from_pylist(verdicts, schema=_VERDICT.arrow_schema)
 
-    read = dataset.select_columns([name for name in dict.fromkeys(columns) if name in dataset.column_names])
-    faults = read.with_format("arrow").map(
-        check,
-        batched=True,
-        batch_size=rows_at_once(dataset),
-        features=_VERDICT,
-        num_proc=num_proc,
-        desc="Checking pairs",
-        **({} if options.image_root is None else uncached()),
-    )
-    return faults.with_format(None)
+    shared = {"features": _VERDICT, "num_proc": num_proc, "desc": "Checking pairs"}
+    faults = _mapped(dataset, check, columns, options, **shared)
+    return faults, pc.is_null(faults.data.column("reason")).to_numpy()
 
 
-def _is_good(faults: Dataset) -> np.ndarray:
-    return pc.is_null(faults.data.column("reason")).to_numpy()
+def _verdict(row: Mapping[str, Any], columns: Columns, options: ImageOptions) -> dict[str, Any]:
+    error = find_bad_pair(row, columns, options)
+    return {"reason": error and error.reason, "message": error and str(error)}
 
 
-def _all_positions(dataset: Dataset, seed: int) -> np.ndarray:
-    """Draw whether each row shows the better image first. Shape: returns `(N,)` `bool`."""
-    sources = column_of(dataset, "source") if "source" in dataset.column_names else pa.nulls(len(dataset))
-    seen: Counter[str | None] = Counter()
-    return np.fromiter((_next_position(seed, source.as_py(), seen) for source in sources), dtype=bool)
-
-
-def _rows_of(dataset: IterableDataset) -> Iterator[dict[str, Any]]:
-    # Not `iter(dataset)`: in a worker process of a DataLoader, it would give the worker its share of the shards only,
-    # though the generator around it is the one that reads them all.
-    for batch in dataset.iter(batch_size=_BATCH_SIZE):
-        yield from batch_rows(batch)
+def _mapped(dataset: Dataset, function: Callable, names: Iterable, options: ImageOptions, **kwargs: Any) -> Dataset:
+    """Map a function of Arrow tables, in which `map` neither decodes an image nor encodes one, over some columns."""
+    read = dataset.select_columns([name for name in dict.fromkeys(names) if name in dataset.column_names])
+    kwargs |= {} if options.image_root is None else uncached()
+    made = read.with_format("arrow").map(function, batched=True, batch_size=rows_at_once(dataset), **kwargs)
+    return made.with_format(None)
 
 
 def _stream_rows(dataset: IterableDataset, plan: Plan, on_bad_row: str) -> Iterator[dict[str, Any]]:
     seen: Counter[str | None] = Counter()
     dropped: Counter[str] = Counter()
     index = -1
-    for index, row in enumerate(_rows_of(dataset)):
+    # Not `iter(dataset)`: in a worker process of a DataLoader, it would give the worker its share of the shards only,
+    # though the generator around it is the one that reads them all.
+    rows = (row for batch in dataset.iter(batch_size=_BATCH_SIZE) for row in batch_rows(batch))
+    for index, row in enumerate(rows):
         error = find_bad_pair(row, plan.columns, plan.options)
         if error is None:
-            position = None if plan.both_orders else _next_position(plan.seed, row.get("source"), seen)
-            yield from canonical_rows(row, plan, position)
+            is_first = not plan.both_orders and _next_position(plan.seed, row.get("source"), seen)
+            yield from canonical_rows(row, plan, is_first)
         elif on_bad_row == "raise":
             with named_errors(row, index):
                 raise error
@@ -579,14 +540,8 @@ def _stream_rows(dataset: IterableDataset, plan: Plan, on_bad_row: str) -> Itera
         _warn(dropped, index + 1)
 
 
-def _stream_half(
-    dataset: IterableDataset, columns: Columns, options: ImageOptions, is_good: bool
-) -> Iterator[dict[str, Any]]:
-    """Yield the good pairs of a stream, or the bad pairs with reason and message."""
-    for row in _rows_of(dataset):
-        error = find_bad_pair(row, columns, options)
-        if is_good == (error is None):
-            yield row if error is None else {**row, "reason": error.reason, "message": str(error)}
+def _is_good(row: Mapping[str, Any], columns: Columns, options: ImageOptions) -> bool:
+    return find_bad_pair(row, columns, options) is None
 
 
 def _warn(dropped: Counter[str], total: int) -> None:
@@ -595,13 +550,7 @@ def _warn(dropped: Counter[str], total: int) -> None:
 
 
 def t2i_pair(
-    caption: str,
-    chosen_image: Any,
-    rejected_image: Any,
-    *,
-    strength: float | None = None,
-    group: str | None = None,
-    source_id: str | int | None = None,
+    caption: str, chosen_image: Any, rejected_image: Any, *, strength: float | None = None, source_id: Any = None
 ) -> dict[str, Any]:
     """Make a text-to-image pair of a caption and two images."""
     if not isinstance(caption, str):
@@ -611,6 +560,6 @@ def t2i_pair(
         "chosen_image": as_image(chosen_image),
         "rejected_image": as_image(rejected_image),
         "strength": strength,
-        "group_id": group or content_group(caption, [], []),
+        "group_id": content_group(caption, [], []),
         "source_id": None if source_id is None else str(source_id),
     }

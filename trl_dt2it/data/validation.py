@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from operator import not_
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,11 +18,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, Features, IterableDataset, Value, concatenate_datasets
 from rich.console import Console
-from rich.table import Column, Table
-from rich.text import Text
 from transformers.utils import logging
 
-from ..utils import printable, whole_file
+from ..utils import screen_table, whole_file
 from .columns import (
     AnyDataset,
     Data,
@@ -57,20 +56,11 @@ logger = logging.get_logger(__name__)
 
 # Columns of a quarantined row besides its own.
 NOTES = Features({"row": Value("int64"), "reason": Value("string"), "message": Value("string")})
-
 ROW_GROUP = 100  # rows of a Parquet file that its reader holds at once; each may have images of some megabytes
 
 # Result of the checks of a row: its fault, "" if it has none, and its `pair_digest`, the key in two halves.
-_RESULT = Features(
-    {
-        "reason": Value("string"),
-        "message": Value("string"),
-        "high": Value("uint64"),
-        "low": Value("uint64"),
-        "is_swapped": Value("bool"),
-        "is_mirror": Value("bool"),
-    }
-)
+_DIGEST = {"high": Value("uint64"), "low": Value("uint64"), "is_swapped": Value("bool"), "is_mirror": Value("bool")}
+_RESULT = Features({"reason": Value("string"), "message": Value("string"), **_DIGEST})
 
 ImageCheck = Literal["header", "full", "none"]
 
@@ -120,22 +110,17 @@ class ValidationReport:
         if not self.reasons:
             console.print(f"{title}.")
             return
-        table = Table("reason", _number("rows"), _number("share"), "for example", title=title)
-        for reason, summary in self.reasons.items():
-            example = printable(f"{summary.example}: {summary.message}", 300)
-            table.add_row(reason, str(summary.count), f"{summary.share:.2%}", Text(example))
-        console.print(table)
+        rows = [
+            (reason, str(summary.count), f"{summary.share:.2%}", f"{summary.example}: {summary.message}"[:300])
+            for reason, summary in self.reasons.items()
+        ]
+        console.print(screen_table(("reason", "rows", "share"), rows, last="for example", title=title))
         if len(self.sources) > 1:
-            table = Table("source", _number("rows in"), _number("rows out"), "reasons")
+            sources = []
             for source, numbers in self.sources.items():
                 reasons = ", ".join(f"{numbers[reason]} {reason}" for reason in self.reasons if reason in numbers)
-                counts = (str(numbers[name]) for name in ("rows_in", "rows_out"))
-                table.add_row(Text(printable(source, 300)), *counts, reasons or "none")
-            console.print(table)
-
-
-def _number(header: str) -> Column:
-    return Column(header, justify="right")
+                sources.append((source[:300], str(numbers["rows_in"]), str(numbers["rows_out"]), reasons or "none"))
+            console.print(screen_table(("source", "rows in", "rows out"), sources, last="reasons"))
 
 
 def quarantine_report(clean: Dataset, quarantine: Dataset) -> ValidationReport:
@@ -152,15 +137,12 @@ def quarantine_report(clean: Dataset, quarantine: Dataset) -> ValidationReport:
     rows_in = len(clean) + len(quarantine)
     reasons = {}
     if len(quarantine):
-        encoded = column_of(quarantine, "reason").dictionary_encode()
-        # Codes are given in the order of first appearance.
-        codes, firsts, counts = np.unique(encoded.indices.to_numpy(), return_index=True, return_counts=True)
+        names = column_of(quarantine, "reason").to_pylist()
         notes = quarantine.select_columns([*NOTES, *({"pair_id"} & set(quarantine.column_names))])
-        for position in np.argsort(-counts, kind="stable"):
-            first, count = notes[int(firsts[position])], int(counts[position])
-            reasons[encoded.dictionary[int(codes[position])].as_py()] = ReasonSummary(
-                count, count / rows_in, row_name(first, first["row"]), first["message"]
-            )
+        for reason, count in Counter(names).most_common():  # of equal counts, the first to appear
+            first = notes[names.index(reason)]
+            name = row_name(first, first["row"])
+            reasons[reason] = ReasonSummary(count, count / rows_in, name, first["message"])
     return ValidationReport(rows_in, len(clean), reasons, _by_source(clean, quarantine))
 
 
@@ -170,9 +152,9 @@ def _by_source(clean: Dataset, quarantine: Dataset) -> dict[str, dict[str, int]]
     counts = column_of(clean, "source").value_counts().to_pylist()
     kept: Counter[str | None] = Counter({one["values"]: one["counts"] for one in counts})
     lost: dict[str | None, Counter[str]] = {source: Counter() for source in kept}
-    bad = pa.table({name: column_of(quarantine, name) for name in ("source", "reason")})
-    for one in bad.group_by(["source", "reason"], use_threads=False).aggregate([([], "count_all")]).to_pylist():
-        lost.setdefault(one["source"], Counter())[one["reason"]] = one["count_all"]
+    bad = (column_of(quarantine, name).to_pylist() for name in ("source", "reason"))
+    for source, reason in zip(*bad, strict=True):
+        lost.setdefault(source, Counter())[reason] += 1
     return {
         str(source): {"rows_in": kept[source] + reasons.total(), "rows_out": kept[source], **reasons}
         for source, reasons in lost.items()
@@ -207,7 +189,7 @@ def write_quarantine(quarantine: Dataset, path: str | os.PathLike) -> None:
 def take_out(
     dataset: Dataset,
     rows: Sequence[int] | np.ndarray,
-    notes: Dataset | Sequence[Mapping[str, Any]],
+    notes: Dataset,
     *,
     name: str,
     on_bad_row: str = "quarantine",
@@ -222,9 +204,8 @@ def take_out(
     if len(rows) == 0:
         return dataset
     kind, of = name.split(" ", 1)
-    # Of a data set, which may be larger than memory, only this column is read as a whole.
-    reasons = column_of(notes, "reason").to_pylist() if isinstance(notes, Dataset) else [n["reason"] for n in notes]
-    summary = summarize(Counter(reasons))
+    # The notes may be larger than memory: only this column is read as a whole.
+    summary = summarize(Counter(column_of(notes, "reason").to_pylist()))
     first = f"The first, {row_name(notes[0], notes[0]['row'])}: {notes[0]['message']}"
     if on_bad_row == "raise":
         raise ValueError(f"{len(rows)} of {len(dataset)} {kind}s {of} cannot be used ({summary}). {first}{advice}")
@@ -272,17 +253,30 @@ class RowChecks:
 
     image_options: ImageOptions
     image_check: ImageCheck = "header"  # `"full"` decodes every image, `"header"` reads headers
-    special_tokens: re.Pattern | None = None  # that no text may contain
-    token_counter: TokenCounter | None = None
+    token_counter: TokenCounter | None = None  # no text may contain its special tokens
     max_length: int | None = None  # most tokens of a conversation, image tokens included
+    duplicates: bool = False  # good rows are compared with each other
+    has_form: bool = False  # rows have passed [`check_row`] before
 
-    def fault(self, row: Mapping[str, Any], is_checked: bool = False) -> RowError | None:
-        """Find the first reason why a row cannot be used; `is_checked` if it has passed [`check_row`] before."""
+    def __post_init__(self) -> None:
+        if self.image_check not in ("header", "full", "none"):
+            raise ValueError(f'`image_check` is {self.image_check!r}; it must be "header", "full" or "none".')
+        if self.max_length is not None and self.max_length < 1:
+            raise ValueError(f"`max_length` is {self.max_length}; it must be at least 1.")
+        if self.max_length is not None and self.token_counter is None:
+            raise ValueError("`max_length` counts tokens; pass the model's processor in a `token_counter` too.")
+
+    @cached_property
+    def _special_tokens(self) -> re.Pattern | None:
+        return None if self.token_counter is None else special_token_pattern(self.token_counter.tokenizer)
+
+    def fault(self, row: Mapping[str, Any]) -> RowError | None:
+        """Find the first reason why a row cannot be used."""
         try:
-            if not is_checked:
-                check_row(row, special_tokens=self.special_tokens)
-            elif self.special_tokens is not None:
-                check_special_tokens(row, self.special_tokens)
+            if not self.has_form:
+                check_row(row, special_tokens=self._special_tokens)
+            elif self._special_tokens is not None:
+                check_special_tokens(row, self._special_tokens)
             if self.image_check != "none":
                 frames = (frame for video in row_videos(row) for frame in video.frames)
                 for image in (*row_images(row), *frames):
@@ -300,36 +294,14 @@ class RowChecks:
         return None
 
 
-def make_checks(
-    token_counter: TokenCounter | None, image_options: ImageOptions, image_check: ImageCheck, max_length: int | None
-) -> RowChecks:
-    """Make the checks that the options of [`validate`] ask for, after a check of the options."""
-    if image_check not in ("header", "full", "none"):
-        raise ValueError(f'`image_check` is {image_check!r}; it must be "header", "full" or "none".')
-    if max_length is not None and max_length < 1:
-        raise ValueError(f"`max_length` is {max_length}; it must be at least 1.")
-    if token_counter is None:
-        if max_length is not None:
-            raise ValueError("`max_length` counts tokens; pass the model's processor in a `token_counter` too.")
-        return RowChecks(image_options, image_check)
-    special_tokens = special_token_pattern(token_counter.tokenizer)
-    return RowChecks(image_options, image_check, special_tokens, token_counter, max_length)
-
-
 def _check_table(
-    table: pa.Table,
-    indices: list[int],
-    checks: RowChecks,
-    duplicates: bool,
-    num_checked: int,
-    has_form: bool,
-    json_columns: Features,
+    table: pa.Table, indices: list[int], checks: RowChecks, num_checked: int, json_columns: Features
 ) -> pa.Table:
     results = []
     for row, index in zip(arrow_rows(table, json_columns), indices, strict=True):
-        error = None if index < num_checked else checks.fault(row, has_form)
+        error = None if index < num_checked else checks.fault(row)
         digest: tuple[Any, ...] = (0, 0, False, False)
-        if error is None and duplicates:
+        if error is None and checks.duplicates:
             try:
                 key, *flags = pair_digest(row)
                 digest = int.from_bytes(key[:8], "big"), int.from_bytes(key[8:], "big"), *flags
@@ -344,9 +316,7 @@ class StreamChecks:
     """Checks of a stream, with a memory of its rows."""
 
     checks: RowChecks
-    duplicates: bool  # compares rows with those before them
     show: bool  # logs bad rows
-    is_checked: bool
     _seen: dict[tuple[bytes, bool], tuple[int, bool, str]] = field(default_factory=dict)
     _counts: Counter[str] = field(default_factory=Counter)
 
@@ -355,8 +325,8 @@ class StreamChecks:
         if index == 0:  # the stream begins anew
             self._seen.clear()
             self._counts.clear()
-        error = self.checks.fault(row, self.is_checked)
-        if error is None and self.duplicates:
+        error = self.checks.fault(row)
+        if error is None and self.checks.duplicates:
             error = self._compare(row, index)
         if error is None:
             return {"row": index, "reason": "", "message": ""}
@@ -382,16 +352,14 @@ class StreamChecks:
         return duplicate_error(name, is_contradiction=was_swapped != is_swapped)
 
 
-def _divide_stream(
-    dataset: IterableDataset, checks: RowChecks, duplicates: bool, show: bool
-) -> tuple[IterableDataset, IterableDataset]:
+def _divide_stream(dataset: IterableDataset, checks: RowChecks, show: bool) -> tuple[IterableDataset, IterableDataset]:
     """Divide a stream into good rows with their features, and bad rows with notes."""
     features, encoded = dataset.features, leave_images_encoded(dataset)
     noted = None if features is None else Features({**encoded.features, **NOTES})
     good, bad = (
-        encoded.map(
-            StreamChecks(checks, duplicates, shows, is_checked(dataset)), with_indices=True, features=noted
-        ).filter(is_kept, input_columns=["reason"])
+        encoded.map(StreamChecks(checks, shows), with_indices=True, features=noted).filter(
+            is_kept, input_columns=["reason"]
+        )
         for shows, is_kept in ((show, not_), (False, bool))
     )
     good = good.remove_columns(list(NOTES))
@@ -460,13 +428,14 @@ def validate(
     >>> clean, quarantine = readmit(clean, fixed)
     ```
     """
-    checks = make_checks(token_counter, with_image_root(image_options, image_root), image_check, max_length)
+    options = with_image_root(image_options, image_root)
+    checks = RowChecks(options, image_check, token_counter, max_length, duplicates, is_checked(dataset))
     _check_columns(dataset, checks)
     if isinstance(dataset, IterableDataset):
         if report_file is not None or quarantine_file is not None:
             raise ValueError("Nothing is known of a streamed set before it is read; it has no report and no file.")
-        return _divide_stream(dataset, checks, duplicates, show)
-    return _reported(*_divide(dataset, checks, duplicates, num_proc), report_file, quarantine_file, show)
+        return _divide_stream(dataset, checks, show)
+    return _reported(*_divide(dataset, checks, num_proc), report_file, quarantine_file, show)
 
 
 def readmit(
@@ -502,7 +471,8 @@ def readmit(
     Raises:
         `ValueError`: if the columns of the two sets differ, or if options do not fit.
     """
-    checks = make_checks(token_counter, with_image_root(image_options, image_root), image_check, max_length)
+    options = with_image_root(image_options, image_root)
+    checks = RowChecks(options, image_check, token_counter, max_length, duplicates)
     repaired = repaired.remove_columns([name for name in NOTES if name in repaired.column_names])
     if differing := sorted(set(clean.column_names) ^ set(repaired.column_names)):
         raise ValueError(f"Only one of `clean` and `repaired` has the column `{differing[0]}`; give both the same.")
@@ -510,7 +480,7 @@ def readmit(
     if repaired.features != clean.features:
         repaired = repaired.with_format(None).cast(clean.features)
     joined = concatenate_datasets([clean, repaired.with_format(**clean.format)])
-    divided = _divide(joined, checks, duplicates, num_proc, num_checked=len(clean))
+    divided = _divide(joined, checks, num_proc, num_checked=len(clean))
     return _reported(*divided, report_file, quarantine_file, show)
 
 
@@ -529,24 +499,22 @@ def _check_columns(dataset: AnyDataset, checks: RowChecks) -> None:
 
 
 def _divide(
-    dataset: Dataset, checks: RowChecks, duplicates: bool, num_proc: int | None, num_checked: int = 0
+    dataset: Dataset, checks: RowChecks, num_proc: int | None, num_checked: int = 0
 ) -> tuple[Dataset, Dataset]:
     """Divide a data set into good rows and quarantine; the first `num_checked` rows are known to be good."""
-    kwargs: dict[str, Any] = {"checks": checks, "duplicates": duplicates, "num_checked": num_checked}
-    kwargs["has_form"] = is_checked(dataset)
-    results = map_tables(
-        dataset, _check_table, _RESULT, num_proc=num_proc, desc="Checking rows", with_indices=True, **kwargs
-    )
+    kwargs: dict[str, Any] = {"with_indices": True, "checks": checks, "num_checked": num_checked}
+    results = map_tables(dataset, _check_table, _RESULT, num_proc=num_proc, desc="Checking rows", **kwargs)
     is_bad = pc.not_equal(results["reason"], "").to_numpy()
     rows = np.flatnonzero(is_bad)
     reasons, messages = (results[name].take(pa.array(rows)).to_pylist() for name in ("reason", "message"))
-    if duplicates:
-        names = ("high", "low", "is_swapped", "is_mirror")
-        high, low, is_swapped, is_mirror = (results[name].to_numpy() for name in names)
+    if checks.duplicates:
+        high, low, is_swapped, is_mirror = (results[name].to_numpy() for name in _DIGEST)
         del results  # the largest thing in memory, if the set is large
         repeats = find_duplicates(high, low, is_swapped, is_bad, is_mirror)
-        others = _names(dataset, repeats.others)
-        errors = [duplicate_error(*pair) for pair in zip(others, repeats.is_contradiction, strict=True)]
+        others = dataset.select(repeats.others)
+        ids = column_of(others, "pair_id").to_pylist() if "pair_id" in others.column_names else [None] * len(others)
+        names = map(row_name, ({"pair_id": pair_id} for pair_id in ids), repeats.others)
+        errors = [duplicate_error(*pair) for pair in zip(names, repeats.is_contradiction, strict=True)]
         reasons += [error.reason for error in errors]
         messages += map(str, errors)
         rows = np.concatenate([rows, repeats.rows])
@@ -555,12 +523,6 @@ def _divide(
     notes = {"reason": [reasons[index] for index in order], "message": [messages[index] for index in order]}
     quarantine = quarantined_rows(dataset, rows[order], notes)
     return mark_checked(dataset.select(np.flatnonzero(~is_bad)) if len(rows) else dataset), quarantine
-
-
-def _names(dataset: Dataset, rows: np.ndarray) -> list[str]:
-    has_ids = "pair_id" in dataset.column_names and len(rows) > 0
-    pair_ids = column_of(dataset.select(rows), "pair_id").to_pylist() if has_ids else [None] * len(rows)
-    return [row_name({"pair_id": pair_id}, row) for pair_id, row in zip(pair_ids, rows, strict=True)]
 
 
 def _reported(
@@ -572,10 +534,12 @@ def _reported(
 ) -> tuple[Dataset, Dataset]:
     if quarantine_file is not None:
         write_quarantine(quarantine, quarantine_file)
-    report = quarantine_report(clean, quarantine) if show or report_file is not None else None
-    if report is not None and report_file is not None:
-        Path(report_file).parent.mkdir(parents=True, exist_ok=True)
-        Path(report_file).write_text(report.to_json() + "\n", encoding="utf-8")
-    if report is not None and show:
+    if report_file is None and not show:  # counting takes time
+        return clean, quarantine
+    report = quarantine_report(clean, quarantine)
+    if report_file is not None:
+        with whole_file(report_file) as part:
+            part.write_text(report.to_json() + "\n", encoding="utf-8")
+    if show:
         report.show()
     return clean, quarantine

@@ -2,7 +2,6 @@ from .audit import audit_style as audit_style
 from .balance import balance_style as balance_style
 from .balance import match_style as match_style
 from .balance import style_weights as style_weights
-from .callback import StyleAuditCallback as StyleAuditCallback
 from .distillation.pairs import DISTILLED_FEATURES as DISTILLED_FEATURES
 from .distillation.run import DistillPlan as DistillPlan
 from .distillation.run import distill as distill
@@ -12,3 +11,4 @@ from .reports import DistillReport as DistillReport
 from .reports import StyleReport as StyleReport
 from .style import STYLE_FEATURES as STYLE_FEATURES
 from .style import style_features as style_features
+from .style_callback import StyleAuditCallback as StyleAuditCallback

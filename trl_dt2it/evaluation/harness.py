@@ -18,9 +18,8 @@ from datasets import Dataset, DatasetInfo, Features, Value
 from huggingface_hub import snapshot_download
 from transformers.utils import logging
 
-from .. import __version__
-from ..data.columns import batch_rows, column_of, leave_images_encoded, named_groups, rows_at_once
-from ..data.load import Conversion, raw_rows, read_raw, rows_by_group
+from ..data.columns import column_of, leave_images_encoded, named_groups
+from ..data.load import Conversion, map_pairs, raw_rows, read_raw, rows_by_group
 from ..data.mixing import with_columns
 from ..data.rows import summarize
 from ..data.sources.fields import FOLDER_COLUMN, JSON_COLUMN
@@ -213,23 +212,7 @@ def _convert(
         pairs = [pair for index, row in enumerate(_grouped(raw, source.group_by)) for pair in convert(row, index)]
         return Dataset.from_list(pairs, features=features)
 
-    def convert_batch(batch: dict[str, list[Any]], indices: list[int], version: str) -> dict[str, list[Any]]:
-        pairs = [p for row, index in zip(batch_rows(batch), indices, strict=True) for p in convert(row, index)]
-        return {name: [pair[name] for pair in pairs] for name in features}
-
-    # The version is part of what `datasets` finds a cached result by; the code of adapters is not.
-    return raw.map(
-        convert_batch,
-        batched=True,
-        with_indices=True,
-        batch_size=rows_at_once(raw),
-        writer_batch_size=rows_at_once(raw),
-        remove_columns=raw.column_names,
-        features=features,
-        fn_kwargs={"version": __version__},
-        desc=f"Reading {conversion.name}",
-        **conversion.caching,
-    )
+    return map_pairs(raw, convert, conversion, features)
 
 
 def _has_video(row: Mapping[str, Any]) -> bool:

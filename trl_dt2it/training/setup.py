@@ -46,7 +46,7 @@ from ..data.columns import (
 )
 from ..data.images import ImageOptions
 from ..data.rows import RowError, row_name
-from ..data.validation import ImageCheck, make_checks, take_out
+from ..data.validation import ImageCheck, RowChecks, take_out
 from ..models import freezing, modeling
 from ..models.rendering import ProcessingClass, equal_when_rendered, get_tokenizer
 from .batching import count_pairs, count_tokens, needs_lengths, token_counter
@@ -136,7 +136,7 @@ def quarantine_bad_rows(
 ) -> AnyDataset:
     """Check every row of a data set, or of a stream as it streams, and raise on bad ones or drop them."""
     reader = token_counter(collator.processing_class)
-    checks = make_checks(reader, collator.image_options, cast(ImageCheck, args.image_check), None)
+    checks = RowChecks(collator.image_options, cast(ImageCheck, args.image_check), reader)
 
     def check(row: Mapping[str, Any]) -> dict[str, str]:
         error = checks.fault(row) if "chosen_ids" not in row else token_fault(row)
@@ -168,7 +168,7 @@ def quarantine_bad_rows(
     return take_out(
         dataset,
         bad,
-        [{"row": index, "pair_id": pair_id, **fault} for index, pair_id, fault in rows],
+        Dataset.from_list([{"row": index, "pair_id": pair_id, **fault} for index, pair_id, fault in rows]),
         name=f"row of the {name} set",
         on_bad_row=args.on_bad_row,
         # The leading underscore keeps the file out of what is pushed to the Hub.

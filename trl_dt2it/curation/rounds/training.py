@@ -21,7 +21,7 @@ from transformers import BitsAndBytesConfig, TrainerCallback
 from transformers.integrations import is_wandb_available
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
-from ...debias.callback import StyleAuditCallback
+from ...debias.style_callback import StyleAuditCallback
 from ...models.modeling import load_processing_class, load_reward_model
 from ...models.shared_prefix import decide_share_prefix
 from ...processes import on_main_process, wait_for_everyone, whole_weights

@@ -20,14 +20,18 @@ from ..rows import Reason, RowError
 JSON_COLUMN = "_json"  # column of a raw row as JSON
 FOLDER_COLUMN = "_folder"  # column of the folder that a row's image paths start from
 
-# A function of a row as the source has it (of a grouped source, of all rows of a group), with options as keywords. It
-# yields canonical rows, and a `RowError` for each pair that the source holds and that cannot be used.
-Adapter: TypeAlias = Callable[..., Iterator[dict[str, Any] | RowError]]
+Row: TypeAlias = Mapping[str, Any]
+
+# Canonical rows, and a `RowError` for each pair that the source holds and that cannot be used.
+Pairs: TypeAlias = Iterator[dict[str, Any] | RowError]
+
+# A function of a row as the source has it (of a grouped source, of all rows of a group), with options as keywords.
+Adapter: TypeAlias = Callable[..., Pairs]
 
 # A function of the fields that a set has and of the options: the fields among them that the adapter reads or refuses.
 Reads: TypeAlias = Callable[[Collection[str], Mapping[str, Any]], set[str]]
 
-Turns = list[tuple[str, str]]  # role and text
+Turns: TypeAlias = list[tuple[str, str]]  # role and text
 
 _CALLS = ("function_call", "function_response", "observation", "tool", "tool_call", "tool_response")
 
@@ -78,7 +82,6 @@ _MESSAGE_EXTRAS = {
     *("tool_calls", "tool_call_id", "function_call", "reasoning_content", "reasoning", "thinking", "tools"),
     *(f"{kind}{ending}" for kind in ("image", "video", "audio") for ending in ("", "s", "_url")),
 }
-
 _PLACEHOLDERS = (IMAGE_MARKER, "<video>", "<audio>")
 _IMAGE_STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GIF8", b"BM", b"II*\x00", b"MM\x00*")
 _IMAGE_IN_TEXT = re.compile(r"<(img|image)>\s*[^<>\s][^<>]*</\1>")  # as Qwen-VL's first files had it
@@ -87,7 +90,7 @@ _IMAGE_FILE = re.compile(
 )
 
 
-def text_field(row: Mapping[str, Any], field: str) -> str:
+def text_field(row: Row, field: str) -> str:
     """Read a string, which must not be missing."""
     value = row.get(field)
     if value is None:
@@ -97,7 +100,7 @@ def text_field(row: Mapping[str, Any], field: str) -> str:
     return value
 
 
-def answer_field(row: Mapping[str, Any], field: str, tags: Tags = TAGS) -> str:
+def answer_field(row: Row, field: str, tags: Tags = TAGS) -> str:
     """Read an answer: a string, or a message of the assistant, alone or in a list."""
     value = row.get(field)
     if isinstance(value, (list, tuple)) and len(value) == 1 and isinstance(value[0], Mapping):
@@ -117,7 +120,7 @@ def answer_field(row: Mapping[str, Any], field: str, tags: Tags = TAGS) -> str:
     return text_field({field: content}, field)
 
 
-def check_is_text(row: Mapping[str, Any], fields: Sequence[str], how: str) -> None:
+def check_is_text(row: Row, fields: Sequence[str], how: str) -> None:
     """Refuse answers that are images or names of image files: a text-to-image pair is not read as text."""
     for field in fields:
         value = row.get(field)
@@ -157,7 +160,7 @@ def check_placeholders(turns: Turns, answers: Mapping[str, str], placeholders: S
             raise RowError("video_type", problem)
 
 
-def json_field(row: Mapping[str, Any], field: str) -> Any:
+def json_field(row: Row, field: str) -> Any:
     """Parse a field that holds JSON, or return it where it is parsed already."""
     value = row.get(field)
     if isinstance(value, (Mapping, list)):
@@ -170,13 +173,13 @@ def json_field(row: Mapping[str, Any], field: str) -> Any:
         raise RowError("unparsed_verdict", problem) from error
 
 
-def name_field(row: Mapping[str, Any], field: str) -> str | None:
+def name_field(row: Row, field: str) -> str | None:
     """Read a name or a number as a string, for columns that only tell where a row comes from."""
     value = row.get(field)
     return str(value) if isinstance(value, (str, int, float)) and value != "" else None
 
 
-def strength_field(row: Mapping[str, Any], field: str, reason: Reason = "bad_strength") -> float | None:
+def strength_field(row: Row, field: str, reason: Reason = "bad_strength") -> float | None:
     """Read a finite number that is not negative, also in a string; `None` if it is unknown."""
     value = row.get(field)
     number = to_number(value)
@@ -197,7 +200,7 @@ def to_number(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def images_field(row: Mapping[str, Any], field: str) -> list[Any]:
+def images_field(row: Row, field: str) -> list[Any]:
     """Read the images of a field that holds one, a list of them, or none."""
     value = row.get(field)
     if not isinstance(value, (list, tuple)):
@@ -208,7 +211,7 @@ def images_field(row: Mapping[str, Any], field: str) -> list[Any]:
     return [_decoded(image, f"`{field}[{index}]`") for index, image in enumerate(value)]
 
 
-def image_field(row: Mapping[str, Any], *fields: str) -> list[Any]:
+def image_field(row: Row, *fields: str) -> list[Any]:
     """Read the single image of a row, as a list, from the first field that holds any."""
     for field in fields:
         images = images_field(row, field)
@@ -220,10 +223,8 @@ def image_field(row: Mapping[str, Any], *fields: str) -> list[Any]:
     raise RowError("image_missing", f"there is no image in {names}; give it or drop the row.")
 
 
-def turns_field(row: Mapping[str, Any], field: str, tags: Tags = TAGS, images: list[Any] | None = None) -> Turns:
-    """Read the messages of a conversation as pairs of role and text. Where contents may be blocks, `images` collects
-    their images, each of which leaves a marker in the text.
-    """
+def turns_field(row: Row, field: str, tags: Tags = TAGS, images: list[Any] | None = None) -> Turns:
+    """Read messages as pairs of role and text. With `images`, which collects them, contents may be blocks of both."""
     messages = row.get(field)
     if messages is None:
         raise RowError("missing_column", f"`{field}` is missing or None; give the conversation, or drop the row.")
@@ -245,14 +246,12 @@ def turns_field(row: Mapping[str, Any], field: str, tags: Tags = TAGS, images: l
     return turns
 
 
-def prompt_field(row: Mapping[str, Any], field: str, tags: Tags = TAGS, images: list[Any] | None = None) -> Turns:
+def prompt_field(row: Row, field: str, tags: Tags = TAGS, images: list[Any] | None = None) -> Turns:
     """Read a conversation that ends with a user message."""
     return _checked_prompt(turns_field(row, field, tags, images), field)
 
 
-def answered_field(
-    row: Mapping[str, Any], field: str, tags: Tags = TAGS, images: list[Any] | None = None
-) -> tuple[Turns, str]:
+def answered_field(row: Row, field: str, tags: Tags = TAGS, images: list[Any] | None = None) -> tuple[Turns, str]:
     """Read a whole conversation as its prompt and the answer at its end."""
     *turns, (role, answer) = turns_field(row, field, tags, images)
     if role != "assistant":
@@ -267,7 +266,7 @@ def _checked_prompt(turns: Turns, field: str) -> Turns:
     return turns
 
 
-def with_system(turns: Turns, row: Mapping[str, Any], field: str) -> Turns:
+def with_system(turns: Turns, row: Row, field: str) -> Turns:
     """Put a row's system prompt in front of turns, unless they begin with their own."""
     if row.get(field) is None or row[field] == "" or turns[0][0] == "system":
         return turns
@@ -302,11 +301,7 @@ def has_tools(value: Any) -> bool:
 
 
 def check_absent(
-    row: Mapping[str, Any],
-    reason: Reason,
-    *fields: str,
-    advice: str = "drop the row",
-    is_there: Callable[[Any], bool] = is_given,
+    row: Row, reason: Reason, *fields: str, advice: str = "drop the row", is_there: Callable[[Any], bool] = is_given
 ) -> None:
     """Refuse a row with fields that change what the pair means and that are not read."""
     for field in fields:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ..images import as_image
@@ -11,6 +11,8 @@ from ..messages import IMAGE_MARKER, preference
 from ..rows import RowError
 from .fields import (
     TAGS,
+    Pairs,
+    Row,
     Source,
     Tags,
     Turns,
@@ -51,18 +53,16 @@ _TAGS: dict[str, str | None] = {
     "observation_tag": "observation",
     "function_tag": "function_call",
 }
-
 _WHOLE = ("chosen_messages", "rejected_messages")
 
 
 def llamafactory(
-    row: Mapping[str, Any], *, columns: Mapping[str, str] | None = None, tags: Mapping[str, str] | None = None
-) -> Iterator[dict[str, Any] | RowError]:
-    """Read a ranking row of LLaMA-Factory: ShareGPT's layout, OpenAI's, Alpaca's, or two whole conversations. All
-    images belong to the prompt.
-    """
-    if unknown := (columns or {}).keys() - _COLUMNS.keys():
-        raise ValueError(f"`columns` has the keys {sorted(unknown)}; it may have {', '.join(_COLUMNS)}.")
+    row: Row, *, columns: Mapping[str, str] | None = None, tags: Mapping[str, str] | None = None
+) -> Pairs:
+    """Read a ranking row of LLaMA-Factory, in any of its layouts. All images belong to the prompt."""
+    for option, given, known in (("columns", columns, _COLUMNS), ("tags", tags, _TAGS)):
+        if unknown := (given or {}).keys() - known.keys():
+            raise ValueError(f"`{option}` has the keys {sorted(unknown)}; it may have {', '.join(known)}.")
     names, read_tags = {**_COLUMNS, **(columns or {})}, _read_tags(tags)
     check_absent(row, "video_type", names["videos"], names["audios"], "video", "audio", advice=_AS_FRAMES)
     check_absent(row, "not_conversational", names["tools"], is_there=has_tools)
@@ -82,7 +82,7 @@ def llamafactory(
         messages = "messages"  # OpenAI's layout
     if whole is None and row.get(messages) is None and row.get(names["prompt"]) is None:
         whole = fields if all(isinstance(row.get(field), (list, tuple)) for field in fields) else None
-    if whole is not None:
+    if whole is not None:  # LLaMA-Factory's two whole conversations
         turns, chosen, rejected = _two_conversations(row, whole, read_tags, inside)
     else:
         check_is_text(row, fields, _AS_T2I)
@@ -130,9 +130,7 @@ _RESPONSES = (
     *("response", "answer", "output", "targets", "target", "answer_key", "answers", "solution"),
     *("text", "completion", "content"),
 )
-
-_SWIFT_TAGS = Tags(("role", "from"), ("content", "value"), {**TAGS.roles, "bot": "assistant"})
-
+_SWIFT_TAGS = Tags(("role", "from"), ("content", "value"), TAGS.roles)
 _PARTS = ("messages", "images", "videos", "audios", "tools", "objects")
 _LISTS_OF_SAMPLES = tuple(f"{side}_{part}" for side in ("positive", "negative") for part in _PARTS)
 _SWIFT_FIELDS = {
@@ -140,11 +138,10 @@ _SWIFT_FIELDS = {
     *("image", "video", "audio", "ref_audios", "audio_codes", "rejected_response", "margin", "chat_template_kwargs"),
     *(*_SYSTEMS, *_LISTS_OF_SAMPLES),
 }
-
 _OBJECT = re.compile("<ref-object>|<bbox>")
 
 
-def ms_swift(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
+def ms_swift(row: Row) -> Pairs:
     """Read a preference row of ms-swift: a conversation that ends with the better answer, and the worse answer."""
     media = ("videos", "video", "audios", "audio", "rejected_videos", "rejected_audios", "ref_audios", "audio_codes")
     check_absent(row, "video_type", *media, advice=_AS_FRAMES)
@@ -183,7 +180,7 @@ def _ms_swift_fields(present: Collection[str], options: Mapping[str, Any]) -> se
 MS_SWIFT = Source(ms_swift, reads=_ms_swift_fields)
 
 
-def _swift_conversation(row: Mapping[str, Any], inside: list[Any]) -> tuple[Turns, str, str]:
+def _swift_conversation(row: Row, inside: list[Any]) -> tuple[Turns, str, str]:
     """Read the prompt without the system field, the better answer, and the name of the field that holds it."""
     for name in _CONVERSATIONS:
         if row.get(name) is not None:
@@ -196,7 +193,7 @@ def _swift_conversation(row: Mapping[str, Any], inside: list[Any]) -> tuple[Turn
     return [*_history(row, "history"), ("user", query)], answer_field(row, answer), answer
 
 
-def _only_field(row: Mapping[str, Any], names: Sequence[str]) -> str:
+def _only_field(row: Row, names: Sequence[str]) -> str:
     """Pick the one of several names for the same thing that a row has."""
     given = [name for name in names if row.get(name) is not None]
     if names[0] in given:
@@ -209,7 +206,7 @@ def _only_field(row: Mapping[str, Any], names: Sequence[str]) -> str:
     return given[0]
 
 
-def _swift_answered(row: Mapping[str, Any], field: str, inside: list[Any]) -> tuple[Turns, str]:
+def _swift_answered(row: Row, field: str, inside: list[Any]) -> tuple[Turns, str]:
     """Read a conversation, also as a string or as ShareGPT's exchanges."""
     messages = row[field]
     if isinstance(messages, str) and (messages := literal(row[field])) is None:
@@ -231,7 +228,7 @@ def _exchange(exchange: Any, field: str) -> list[dict[str, Any]]:
     return [{"role": role, "content": given[key]} for role, (key,) in zip(("user", "assistant"), keys, strict=True)]
 
 
-def _swift_rejected(row: Mapping[str, Any], prompt: Turns, field: str, images: Sequence[Any]) -> str:
+def _swift_rejected(row: Row, prompt: Turns, field: str, images: Sequence[Any]) -> str:
     """Read the worse answer, which has to be to the same prompt."""
     given, conversation = row.get("rejected_response"), row.get("rejected_messages")
     if conversation is not None and not is_given(given):
@@ -257,7 +254,7 @@ def _swift_rejected(row: Mapping[str, Any], prompt: Turns, field: str, images: S
     return rejected
 
 
-def _with_objects(row: Mapping[str, Any], prompt: Turns, chosen: str, rejected: str) -> tuple[Turns, str, str]:
+def _with_objects(row: Row, prompt: Turns, chosen: str, rejected: str) -> tuple[Turns, str, str]:
     """Fill `<ref-object>` and `<bbox>` from `objects`, as ms-swift does."""
     texts, has_own = [text for _, text in prompt], is_given(row.get("rejected_objects"))
     *turns, better = _filled([*texts, chosen], row.get("objects"), "objects", is_exact=True)
@@ -301,7 +298,7 @@ def _are_same(first: Sequence[Any], second: Sequence[Any]) -> bool:
     return list(map(as_image, first)) == list(map(as_image, second))
 
 
-def _only_images(row: Mapping[str, Any], fields: Sequence[str], inside: list[Any], messages: str) -> list[Any]:
+def _only_images(row: Row, fields: Sequence[str], inside: list[Any], messages: str) -> list[Any]:
     """Read the images of a row, from one of some fields or from the blocks of its messages."""
     found = {field: images for field in dict.fromkeys(fields) if (images := images_field(row, field))}
     found |= {messages: inside} if inside else {}
@@ -312,11 +309,11 @@ def _only_images(row: Mapping[str, Any], fields: Sequence[str], inside: list[Any
     return images
 
 
-def _joined(row: Mapping[str, Any], *fields: str) -> str:
+def _joined(row: Row, *fields: str) -> str:
     return "\n".join(filter(None, (text_field(row, field) for field in fields)))
 
 
-def _history(row: Mapping[str, Any], field: str) -> Turns:
+def _history(row: Row, field: str) -> Turns:
     """Read earlier turns, as a list of pairs of strings or a string that holds it."""
     turns: Turns = []
     history = row.get(field) or []
@@ -330,7 +327,7 @@ def _history(row: Mapping[str, Any], field: str) -> Turns:
 
 
 def _two_conversations(
-    row: Mapping[str, Any], fields: tuple[str, str], tags: Tags = TAGS, inside: list[Any] | None = None
+    row: Row, fields: tuple[str, str], tags: Tags = TAGS, inside: list[Any] | None = None
 ) -> tuple[Turns, str, str]:
     """Read the common prompt of two conversations and their last answers; `inside` collects images of blocks."""
     other_inside = None if inside is None else list[Any]()
@@ -350,8 +347,6 @@ def _check_same_prompt(first: Turns, second: Turns, fields: Sequence[str]) -> No
 
 def _read_tags(tags: Mapping[str, str] | None) -> Tags:
     """Read the `tags` of `dataset_info.json`."""
-    if unknown := (tags or {}).keys() - _TAGS.keys():
-        raise ValueError(f"`tags` has the keys {sorted(unknown)}; it may have {', '.join(_TAGS)}.")
     if not tags:
         return TAGS
     given = {**_TAGS, **tags}
@@ -364,10 +359,8 @@ def _read_tags(tags: Mapping[str, str] | None) -> Tags:
     return Tags(role_keys, content_keys, roles, calls)
 
 
-def povid(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
-    """Read a row of YiyangAiLab/POVID_preference_data_for_VLLMs; no strength. Image paths lose COCO's folder, so that
-    the image root is the folder that holds the pictures.
-    """
+def povid(row: Row) -> Pairs:
+    """Read a row of YiyangAiLab/POVID_preference_data_for_VLLMs; no strength. Image paths lose COCO's folder."""
     prompt, chosen, rejected = _two_conversations(row, ("conversations", "rejected_conversations"))
     (image,) = image_field(row, "image")
     image = image.removeprefix("./data/coco/") if isinstance(image, str) else image
@@ -383,7 +376,7 @@ POVID = Source(
 )
 
 
-def wildvision_battle(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
+def wildvision_battle(row: Row) -> Pairs:
     """Read a row of WildVision/wildvision-battle, a user's vote on the answers of two models; no strength."""
     winner = row.get("winner")
     if winner in ("tie", "tie (bothbad)"):
@@ -403,7 +396,7 @@ WILDVISION_BATTLE = Source(
 )
 
 
-def llava_human_preference(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
+def llava_human_preference(row: Row) -> Pairs:
     """Read a row of zhiqings/LLaVA-Human-Preference-10K, two answers to a conversation; no strength."""
     verdict = row.get("preference")
     if isinstance(verdict, bool) or verdict not in (1, 2):

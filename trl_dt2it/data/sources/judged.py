@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from operator import itemgetter
 from typing import Any, NamedTuple, TypeAlias
 
 from ..messages import IMAGE_MARKER, preference
-from ..rows import RowError
+from ..rows import RowError, blocks
 from .fields import (
+    Pairs,
+    Row,
     Source,
     image_field,
     images_field,
@@ -25,7 +27,7 @@ from .fields import (
 from .formats import llamafactory, or_llamafactory
 
 
-def rlaif_v(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
+def rlaif_v(row: Row) -> Pairs:
     """Read a row of openbmb/RLAIF-V-Dataset; no strength."""
     yield _pair(row, text_field(row, "question"), image_field(row, "image"), source_id=name_field(row, "idx"))
 
@@ -39,7 +41,7 @@ RLAIF_V = Source(
 )
 
 
-def rlhf_v(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
+def rlhf_v(row: Row) -> Pairs:
     """Read a row of openbmb/RLHF-V-Dataset, or of llamafactory/RLHF-V in ShareGPT's layout; no strength."""
     if row.get("conversations") is not None:
         yield from llamafactory(row)
@@ -59,7 +61,7 @@ RLHF_V = Source(
 )
 
 
-def spa_vl(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
+def spa_vl(row: Row) -> Pairs:
     """Read a row of sqrti/SPA-VL; no strength."""
     question = text_field(row, "question")
     if question.count(IMAGE_MARKER) > 1:  # of one image, which then comes first
@@ -76,7 +78,7 @@ SPA_VL = Source(
 )
 
 
-def mmpr(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
+def mmpr(row: Row) -> Pairs:
     """Read a row of the OpenGVLab/MMPR family, with any number of images; no strength."""
     yield _pair(row, text_field(row, "question"), images_field(row, "image"), source_id=name_field(row, "id"))
 
@@ -92,7 +94,7 @@ MMPR = Source(
 )
 
 
-def mm_rlhf(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
+def mm_rlhf(row: Row) -> Pairs:
     """Read a row of `dpo_pairs.jsonl` of yifanzhang114/MM-RLHF, about an image or a video. It has no strength: human
     scores are in another file, `data.jsonl`, and `ls_factor` smooths the labels of one training run.
     """
@@ -120,14 +122,14 @@ MM_RLHF = Source(
 )
 
 
-def _pair(row: Mapping[str, Any], question: str, images: list[Any], **kwargs: Any) -> dict[str, Any]:
+def _pair(row: Row, question: str, images: list[Any], **kwargs: Any) -> dict[str, Any]:
     return preference(question, text_field(row, "chosen"), text_field(row, "rejected"), images, **kwargs)
 
 
 _ANSWER_TAG = re.compile(r"\s*<answer>\s*([12])\s*</answer>\s*")
 
 
-def llava_critic(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
+def llava_critic(row: Row) -> Pairs:
     """Read a row of lmms-lab/LLaVA-Critic-113k, with question, answers and verdict in its text. Strength is the gap of
     two scores, or 1 or 2 for `[[A>B]]` and `[[A>>B]]`; where the judge only names the better answer, there is none.
     """
@@ -159,7 +161,7 @@ LLAVA_CRITIC = Source(
 )
 
 
-def r1_reward_rl(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
+def r1_reward_rl(row: Row) -> Pairs:
     """Read a row of yifanzhang114/R1-Reward-RL, with answers in a judge's prompt and the preference in its reply; no
     strength. Of the publisher's image paths the last part is kept: the image root holds all pictures in one folder.
     """
@@ -168,13 +170,16 @@ def r1_reward_rl(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
     match = _ANSWER_TAG.fullmatch(texts[0]) if len(texts) == 1 and isinstance(texts[0], str) else None
     if match is None:
         raise RowError("unparsed_verdict", f"`answer` is {answer!r:.60}; it has to hold <answer>1</answer> or 2.")
-    blocks = _blocks(json_field(row, "message"))
-    if any(block.get("type") == "video" for block in blocks):
+    messages = json_field(row, "message")
+    said = [message for message in messages if isinstance(message, Mapping)] if isinstance(messages, list) else []
+    said = [message for message in said if isinstance(message.get("content"), (str, list))]
+    parts = [block for message in said for block in blocks(message) if isinstance(block, Mapping)]
+    if any(part.get("type") == "video" for part in parts):
         raise RowError("video_type", "`message` shows a video, which is not read; drop the row.")
-    text = "\n".join(block["text"] for block in blocks if isinstance(block.get("text"), str))
+    text = "\n".join(part["text"] for part in parts if isinstance(part.get("text"), str))
     if (comparison := parse_headed_comparison(text)) is None:
         raise RowError("unparsed_verdict", "a question and two answers cannot be read from `message`.")
-    images = [_last_part(block.get("image")) for block in blocks if block.get("type") == "image"]
+    images = [_last_part(part.get("image")) for part in parts if part.get("type") == "image"]
     if not images or None in images:
         raise RowError("image_missing", "`message` has no path in its image block, or no such block; drop the row.")
     question, *answers = comparison
@@ -191,18 +196,6 @@ R1_REWARD_RL = Source(
 )
 
 
-def _blocks(messages: Any) -> list[Mapping[str, Any]]:
-    """Collect the content blocks of all messages; a string is one block of text."""
-    blocks: list[Any] = []
-    for message in messages if isinstance(messages, list) else []:
-        content = message.get("content") if isinstance(message, Mapping) else None
-        if isinstance(content, str):
-            blocks.append({"type": "text", "text": content})
-        elif isinstance(content, list):
-            blocks += content
-    return [block for block in blocks if isinstance(block, Mapping)]
-
-
 def _last_part(path: Any) -> str | None:
     return path.replace("\\", "/").rsplit("/", 1)[-1] or None if isinstance(path, str) else None
 
@@ -210,13 +203,11 @@ def _last_part(path: Any) -> str | None:
 ASPECTS = ("Helpfulness", "Ethical Considerations", "Visual Faithfulness")
 
 
-def vlfeedback(row: Mapping[str, Any], *, aspects: Sequence[str] = ASPECTS) -> Iterator[dict[str, Any] | RowError]:
-    """Read a row of MMInstruction/VLFeedback, or of Zhihui/VLFeedback in ShareGPT's layout. Strength is the gap of two
-    answers' mean ratings, from 0 to 4.
-    """
+def vlfeedback(row: Row, *, aspects: Sequence[str] = ASPECTS) -> Pairs:
+    """Read a row of MMInstruction/VLFeedback or Zhihui/VLFeedback. Strength is the gap of mean ratings, 0 to 4."""
     if not aspects:
         raise ValueError("`aspects` is empty; name at least one rating.")
-    if row.get("conversations") is not None:
+    if row.get("conversations") is not None:  # Zhihui's
         yield from llamafactory(row)
         return
     prompt, answers = text_field(row, "prompt"), _answers(row.get("completions"))
@@ -247,7 +238,7 @@ VLFEEDBACK = Source(
 )
 
 
-def _answers(completions: Any) -> list[Mapping[str, Any]]:
+def _answers(completions: Any) -> list[Row]:
     """List the completions, which the Hub has as a mapping of columns."""
     if isinstance(completions, Mapping):
         columns = {field: completions.get(field) for field in ("annotations", "response")}
@@ -260,7 +251,7 @@ def _answers(completions: Any) -> list[Mapping[str, Any]]:
     return [answer if isinstance(answer, Mapping) else {} for answer in completions]
 
 
-def _total(answer: Mapping[str, Any], index: int, aspects: Sequence[str]) -> float:
+def _total(answer: Row, index: int, aspects: Sequence[str]) -> float:
     """Sum up the ratings; sums of equal ratings are equal, which means are not."""
     annotations, total = answer.get("annotations"), 0.0
     for aspect in aspects:
@@ -284,9 +275,7 @@ class Verdict(NamedTuple):
 
 # Names that the two answers have in prompts with `Question: [...]`.
 _NAMES = (("The first response", "The second response"), ("Response 1", "Response 2"), ("Response A", "Response B"))
-
 _BRACKETED = tuple((r"Question: \[", *(rf"\][ \t\r]*\n\s*{name}: \[" for name in names)) for names in _NAMES)
-
 _ENCLOSED = tuple(
     tuple(map(re.escape, headers))
     for headers in (
@@ -294,15 +283,12 @@ _ENCLOSED = tuple(
         ("[Question]", "[Assistant 1]", "[End of Assistant 1]", "[Assistant 2]", "[End of Assistant 2]"),
     )
 )
-
 _HEADED = tuple(rf"(?m:^)[ \t]*#{{2,6}} \[{name}\]:" for name in ("Question", "Response 1", "Response 2"))
-
 _OUTPUT_FORMAT = re.compile(r"^[ \t]*#{2,6} \*\*Output Format", re.MULTILINE)
 
 # Forms that a judge is told to reply in. An answer that holds one has taken in the instructions.
 _FORM = re.compile(r"better response: ?\[|\[\[[AB][<>=]|<answer>", re.IGNORECASE)
 _SIDES = {"1": 1, "first": 1, "a": 1, "2": 2, "second": 2, "b": 2}
-
 _MARKS = {"A=B": Verdict(0), "A>B": Verdict(1, 1.0), "B>A": Verdict(2, 1.0)}
 _MARKS |= {"A>>B": Verdict(1, 2.0), "B>>A": Verdict(2, 2.0)}
 _MARK = re.compile(r"\[\[([AB<>=\s]+)\]\]")
@@ -310,14 +296,11 @@ _BETTER = re.compile(r"\bbetter response:[ \t]*(?:\[(\w+)\])?", re.IGNORECASE)
 _SCORES = re.compile(r"\s*(\d+(?:\.\d+)?)[ \t]+(\d+(?:\.\d+)?)[ \t\r]*(?:\n|$)")
 
 _ANSWER = r"(?:the )?(?:(?:response|answer|assistant) (?:1|2|a|b)|(?:first|second) (?:response|answer))"
-
 _CLAIM = re.compile(
     rf"\b(?P<answer>{_ANSWER})\b(?P<between>(?: is| was|'s| isn.t| wasn.t)(?: \w+){{0,3}}?) (?P<word>better|worse)\b",
     re.IGNORECASE,
 )
-
 _DENIAL = re.compile(r"\b(?:no|not|never|neither|hardly|barely|nowhere)\b|n.t\b", re.IGNORECASE)
-
 _LEAD = r"(?:(?:(?:final )?(?:verdict|judgement|judgment)|(?:in )?conclusion|overall|therefore|thus|hence)[,:]? )?"
 _REASON = r"(?: overall)?(?:[.!]?$|,? (?:because|since)\b)"
 
@@ -327,7 +310,6 @@ _WINNER = re.compile(
     rf"(?: response| answer| one)?(?: than {_ANSWER})?{_REASON}",
     re.IGNORECASE,
 )
-
 _TIE = re.compile(
     rf"{_LEAD}(?:(?:the |these )?(?:two|both) (?:responses|answers)|both) are equally good{_REASON}", re.IGNORECASE
 )
@@ -423,12 +405,9 @@ def _may_end(answer: str) -> bool:
 
 def _between(text: str, headers: Sequence[str]) -> list[str] | None:
     """Split a text behind each of its headers, if each occurs exactly once and in this order."""
-    parts, end = [], None
-    for header in headers:
-        matches = list(re.finditer(header, text))
-        if len(matches) != 1 or (end is not None and matches[0].start() < end):
-            return None
-        if end is not None:
-            parts.append(text[end : matches[0].start()])
-        end = matches[0].end()
-    return [*parts, text[end:]]
+    matches = [list(re.finditer(header, text)) for header in headers]
+    if any(len(found) != 1 for found in matches):
+        return None
+    spans = [*(found[0].span() for found in matches), (len(text), len(text))]
+    parts = [(end, start) for (_, end), (start, _) in itertools.pairwise(spans)]
+    return [text[end:start] for end, start in parts] if all(end <= start for end, start in parts) else None

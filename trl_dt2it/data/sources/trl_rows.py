@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
 from ..images import as_image
-from ..messages import IMAGE_MARKER, preference
+from ..messages import IMAGE_MARKER, PROVENANCE, preference, with_image_blocks
 from ..rows import (
     DEFAULT_FPS,
     SIDES,
@@ -22,6 +22,8 @@ from ..rows import (
     row_videos,
 )
 from .fields import (
+    Pairs,
+    Row,
     Source,
     answer_field,
     check_absent,
@@ -48,9 +50,7 @@ _WORDS = {
         *("none", "no preference", "[[c]]", "a=b", "[[a=b]]"),
     ),
 }
-
 _NOUNS = ("answer", "assistant", "completion", "model", "option", "output", "response")
-
 _VERDICTS = {word: kind for kind, words in _WORDS.items() for word in words} | {
     f"{noun}{joint}{letter}": kind
     for noun in _NOUNS
@@ -61,12 +61,12 @@ _VERDICTS = {word: kind for kind, words in _WORDS.items() for word in words} | {
 _MEDIA = ("image", "images", "video", "videos", "audio", "audios")  # columns that a question may be about
 
 
-def trl(row: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
+def trl(row: Row) -> Pairs:
     """Read a preference row of TRL."""
     yield as_canonical(row)
 
 
-def as_canonical(row: Mapping[str, Any], is_checked: bool = False) -> dict[str, Any]:
+def as_canonical(row: Row, is_checked: bool = False) -> dict[str, Any]:
     """Check and convert a preference row of TRL, canonical rows included."""
     strength = strength_field(row, "strength" if row.get("strength") is not None else "margin")
     weight = strength_field(row, "weight", "bad_weight")
@@ -81,14 +81,13 @@ def as_canonical(row: Mapping[str, Any], is_checked: bool = False) -> dict[str, 
             check_row(converted)
     else:
         converted = _converted(_with_messages(row, videos) if isinstance(prompt, str) else row, videos, is_checked)
-    names = ("pair_id", "group_id", "source", "source_id")
-    named = {name: value for name in names if (value := name_field(row, name)) is not None}
+    named = {name: value for name in PROVENANCE if (value := name_field(row, name)) is not None}
     made = {**converted, "strength": strength, **named, **({} if weight is None else {"weight": weight})}
     check_numbers(made)  # which the row that [`check_row`] saw did not have
     return made
 
 
-def _with_messages(row: Mapping[str, Any], videos: list[list[Any]]) -> Mapping[str, Any]:
+def _with_messages(row: Row, videos: list[list[Any]]) -> Row:
     """Turn a prompt that is a string into messages, or drop it where the answers are conversations that hold it."""
     for side in SIDES:
         if row.get(side) is None:
@@ -109,7 +108,7 @@ def _with_messages(row: Mapping[str, Any], videos: list[list[Any]]) -> Mapping[s
     return {**row, "prompt": preference(row["prompt"], "", "", _images(row), videos=videos)["prompt"]}
 
 
-def _converted(row: Mapping[str, Any], videos: list[list[Any]], is_checked: bool) -> dict[str, Any]:
+def _converted(row: Row, videos: list[list[Any]], is_checked: bool) -> dict[str, Any]:
     """Convert a row whose answers are messages."""
     if not is_checked:
         check_row({field: row.get(field) for field in ("prompt", *SIDES, "images", "image", "videos")})
@@ -120,14 +119,12 @@ def _converted(row: Mapping[str, Any], videos: list[list[Any]], is_checked: bool
         prompt, chosen, rejected = _split(chosen, rejected)
         for side, answer in zip(SIDES, (chosen, rejected), strict=True):
             check_answer(side, answer, prompt_is_explicit=True)  # the answers show no images of later questions
-    images = _images(row)
-    messages = [_blocked(message) for message in prompt]
-    if images and not any(isinstance(message.get("content"), (list, tuple)) for message in prompt):
-        if any(IMAGE_MARKER in (message.get("content") or "") for message in prompt):
-            problem = f"`prompt` has `{IMAGE_MARKER}` as text; give blocks, or load the set as `ms_swift`."
-            raise RowError("placeholder_count", problem)
-        first = next(message for message in messages if message["role"] == "user")
-        first["content"] = [*({"type": "image", "text": None} for _ in images), *first["content"]]
+    images, contents = _images(row), [message.get("content") for message in prompt]
+    has_blocks = any(isinstance(content, (list, tuple)) for content in contents)
+    if images and not has_blocks and any(IMAGE_MARKER in (content or "") for content in contents):
+        problem = f"`prompt` has `{IMAGE_MARKER}` as text; give blocks, or load the set as `ms_swift`."
+        raise RowError("placeholder_count", problem)
+    messages = with_image_blocks([_blocked(message) for message in prompt], 0 if has_blocks else len(images))
     converted = {
         "prompt": messages,
         "chosen": [_blocked(message) for message in chosen],
@@ -158,11 +155,11 @@ def _blocked(message: Mapping[str, Any]) -> dict[str, Any]:
     return {"role": message["role"], "content": content}
 
 
-def _images(row: Mapping[str, Any]) -> list[Any]:
+def _images(row: Row) -> list[Any]:
     return [as_image(image) for image in images_field({"images": row_images(row)}, "images")]
 
 
-def _videos(row: Mapping[str, Any]) -> list[list[Any]]:
+def _videos(row: Row) -> list[list[Any]]:
     videos = row_videos(row)
     if any(video.fps != DEFAULT_FPS for video in videos):
         raise RowError("video_type", f"a video has its own `fps`; give {DEFAULT_FPS:g} frames a second.")
@@ -182,7 +179,7 @@ TRL = Source(
 
 
 def columns(
-    row: Mapping[str, Any],
+    row: Row,
     *,
     question: str,
     chosen: str | None = None,
@@ -197,7 +194,7 @@ def columns(
     source_id: str | None = None,
     group: str | None = None,
     system: str | None = None,
-) -> Iterator[dict[str, Any] | RowError]:
+) -> Pairs:
     """Read a row of any table with a question and two answers, ordered by their columns or by a label. All options but
     `labels` name columns; `"a.b"` is the field `b` in the column `a`, unless a column has that name.
     """
@@ -268,7 +265,7 @@ def _word(label: Any) -> str:
     return str(label).strip().casefold()
 
 
-def _value(row: Mapping[str, Any], path: str) -> Any:
+def _value(row: Row, path: str) -> Any:
     """Look up a column, or a field in one."""
     if path in row:
         return row[path]
