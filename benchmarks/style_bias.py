@@ -47,7 +47,7 @@ def held_out_weights(rows: Dataset, num_folds: int = 5) -> float:
     directions, won, weight = whiten(style.difference), np.zeros(len(style)), np.zeros(len(style))
     columns = np.column_stack([directions, np.ones(len(style))])
     for train, test in folds(style.group, num_folds, seed=42):
-        made = balance(directions[train], np.ones(len(train)))
+        made, _ = balance(directions[train], np.ones(len(train)))
         exponent = np.linalg.lstsq(columns[train], np.log(made), rcond=None)[0]
         weight[test] = np.exp(columns[test] @ exponent)
         won[test] = wins(style.difference[test] @ fit_probe(style.take(train)))

@@ -57,7 +57,8 @@ def test_equal_and_empty_candidates_are_counted():
     ]
     candidates = [{"text": text, "generator": generator} for generator, text in given]
     pools = read_pools(question_of(question="Which?"), candidates)
-    assert [(one.generator, [c.text for c in one.candidates], one.num_equal, one.num_empty) for one in pools] == [
+    dropped = [(one.dropped["equal"], one.dropped["empty"]) for one in pools]
+    assert [(one.generator, [c.text for c in one.candidates], *n) for one, n in zip(pools, dropped, strict=True)] == [
         ("a", ["It is red.", "It is Red."], 1, 1),
         ("b", ["Blue"], 0, 0),
         ("unknown", ["x"], 0, 0),

@@ -33,7 +33,7 @@ def with_known_weights(source: Path, folder: Path) -> Path:
 
 
 def saved(folder: Path, before: Path) -> dict:
-    """What a saved model is: what its configuration has changed of the one before, and its weights by name."""
+    """The saved model as JSON: changes of its configuration from the one before, and its weights by name."""
     config, native = (json.loads((one / "config.json").read_text()) for one in (folder, before))
     weights = load_file(folder / "model.safetensors")
     digest = hashlib.sha256()
@@ -51,7 +51,7 @@ def saved(folder: Path, before: Path) -> dict:
 
 
 def _changed(before: dict, after: dict) -> dict:
-    """What is new or another; `None` for what is gone."""
+    """Keys that are new or have another value; `None` for those that are gone."""
     changes = {name: None for name in before if name not in after}
     for name, value in after.items():
         if isinstance(value, dict) and isinstance(before.get(name), dict):

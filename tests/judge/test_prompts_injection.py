@@ -16,9 +16,9 @@ from trl_dt2it.judge import (
     pairwise_messages,
     pointwise_messages,
 )
-from trl_dt2it.judge.prompts import mark_of, neutralize
+from trl_dt2it.judge.prompts import neutralize
 from trl_dt2it.judge.replies import Unreadable, parse_verdict
-from trl_dt2it.judge.rubric import fenced_texts
+from trl_dt2it.judge.rubric import fenced_texts, mark_of
 
 
 INJECTIONS = json.loads(Path(__file__).with_name("injections.json").read_text(encoding="utf-8"))

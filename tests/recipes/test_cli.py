@@ -30,7 +30,7 @@ WIDTH = 110
 
 
 def examples_of(name: str) -> list[tuple[str, str]]:
-    """What is wanted, and the command, of each example in the docstring of a verb's recipe."""
+    """The purpose and the command of each example in the docstring of a verb's recipe."""
     text = ast.get_docstring(ast.parse((RECIPES / f"{VERBS[name].recipe}.py").read_text(encoding="utf-8")))
     return re.findall(r"^ *# (.+)\n *(trl-dt2it .+)$", re.sub(r" \\\n +", " ", text), flags=re.MULTILINE)
 
@@ -59,7 +59,7 @@ def cells(text: str) -> dict[str, list[str]]:
 
 
 def flags_of(name: str, command: str) -> list[str]:
-    """What the recipe gets of an example: without what the launcher gets."""
+    """The words of an example that reach the recipe, without those for the launcher."""
     words = shlex.split(command)
     assert words[:2] == ["trl-dt2it", name]
     words = words[2:]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from datasets import Dataset
 from scipy.optimize import linprog, minimize, root
 from scipy.spatial import cKDTree
-from scipy.special import logsumexp
 from transformers.utils import logging
 
 from ..data.mixing import with_columns
@@ -191,7 +190,7 @@ def _weights(style: PairStyle, max_weight: float | None, one_sided: str, where: 
         base, directions = base / base.mean(), whiten(columns[kept])
         candidates, free = np.ones(len(base), dtype=bool), None
         try:
-            free = balance(directions, base)
+            free, _ = balance(directions, base)
             candidates = free < _LOST * base
         except NotBalanced:
             if not leaning:
@@ -212,7 +211,15 @@ def _weights(style: PairStyle, max_weight: float | None, one_sided: str, where: 
         if not kept.any():
             raise ValueError(_impossible(style.difference[used], style.features, where))
     if max_weight is not None:
-        free = _bounded(directions, base, max_weight, where)
+        try:
+            free, _ = balance(directions, base, max_weight)
+        except NotBalanced:
+            free, left = balance(directions, base, max_weight, ridge=RIDGE)
+            if left > _NOTICEABLE:
+                logger.warning(
+                    f"Weights up to {max_weight} do not balance the style of the pairs{where}: in one direction, "
+                    f"{left:.3f} root mean squares are left. Raise `max_weight`, or leave it out."
+                )
     if free is None:
         raise ValueError(_impossible(columns[kept], style.features, where))
     weight[used[kept]] = free
@@ -255,19 +262,6 @@ def _without(columns: np.ndarray, combination: np.ndarray) -> np.ndarray:
     unit, scaled = combination * scale, columns / scale
     unit = unit / np.linalg.norm(unit)
     return (scaled - np.outer(scaled @ unit, unit)) * scale
-
-
-def _bounded(directions: np.ndarray, base: np.ndarray, max_weight: float, where: str) -> np.ndarray:
-    try:
-        return balance_bounded(directions, base, max_weight)[0]
-    except NotBalanced:
-        bounded, left = balance_bounded(directions, base, max_weight, ridge=RIDGE)
-    if left > _NOTICEABLE:
-        logger.warning(
-            f"Weights up to {max_weight} do not balance the style of the pairs{where}: in one direction, "
-            f"{left:.3f} root mean squares are left. Raise `max_weight`, or leave it out."
-        )
-    return bounded
 
 
 def _impossible(difference: np.ndarray, features: tuple[str, ...], where: str) -> str:
@@ -315,34 +309,15 @@ def whiten(columns: np.ndarray) -> np.ndarray:
 
 # scipy minimizes and solves here; no kept package has this dual with base weights, a bound and exactness to 1e-10, nor
 # names the features in the way of a balance.
-def balance(directions: np.ndarray, base: np.ndarray) -> np.ndarray:
-    """Balanced weights without a bound. Shapes: `directions` `(N, R)`, `base` `(N,)`, returns `(N,)`."""
-    log_base = np.log(base)
-
-    def weights(point: np.ndarray) -> np.ndarray:
-        scores = log_base + directions @ point
-        return np.exp(scores - logsumexp(scores))
-
-    def hessian(point: np.ndarray) -> np.ndarray:
-        weight = weights(point)
-        mean = weight @ directions
-        return (directions * weight[:, None]).T @ directions - np.outer(mean, mean)
-
-    point = np.zeros(directions.shape[1])
-    if len(point):
-        functions = lambda x: float(logsumexp(log_base + directions @ x)), lambda x: weights(x) @ directions, hessian
-        point = _minimum(*functions, point, 300)
-    return weights(point) * base.sum()
-
-
-def balance_bounded(
-    directions: np.ndarray, base: np.ndarray, bound: float, *, ridge: float = 0.0
+def balance(
+    directions: np.ndarray, base: np.ndarray, bound: float | None = None, *, ridge: float = 0.0
 ) -> tuple[np.ndarray, float]:
-    """Balanced weights that are at most `bound`, and the imbalance left. Shapes: as in [`balance`]."""
+    """Balanced weights of mean 1, at most `bound`, and the imbalance left. Shapes: `(N, R)`, `(N,)`, to `(N,)`."""
     # The dual has one more unknown, mu, which keeps the sum: it minimizes the mean of phi_i(lambda f_i + mu) less mu,
     # where phi_i goes on as a straight line from where its slope, the weight, reaches the bound.
     count = len(base)
     columns = np.column_stack([directions, np.ones(count)])
+    bound = count + 1.0 if bound is None else bound  # which no weights of mean 1 reach
     log_base, log_bound = np.log(base), np.log(bound)
     target = np.r_[np.zeros(directions.shape[1]), 1.0]
     price = ridge * (1.0 - target)
@@ -362,17 +337,9 @@ def balance_bounded(
         weight = np.where(scores < log_bound, np.exp(np.minimum(scores, log_bound)), 0.0)
         return (columns * weight[:, None]).T @ columns / count + np.diag(price)
 
-    weight = weights(_minimum(objective, gradient, hessian, np.zeros(columns.shape[1]), 500))
-    return weight / weight.mean(), float(np.abs(weight @ directions).max(initial=0.0) / count)
-
-
-def _minimum(
-    objective: Callable, gradient: Callable, hessian: Callable, start: np.ndarray, max_iterations: int
-) -> np.ndarray:
-    """The point where the gradient is 0."""
     # scipy's trust-region Newton method stops where rounding hides that the objective still falls, at gradients of
     # about 1e-8; from there MINPACK's `hybrj`, which looks at the gradient alone, reaches 1e-12.
-    options = {"gtol": 1e-8, "maxiter": max_iterations}
+    start, options = np.zeros(columns.shape[1]), {"gtol": 1e-8, "maxiter": 500}
     point = minimize(objective, start, jac=gradient, hess=hessian, method="trust-exact", options=options).x
     with np.errstate(all="ignore"):
         polished = root(gradient, point, jac=hessian, method="hybr", options={"xtol": 1e-14}).x
@@ -380,7 +347,8 @@ def _minimum(
             point = polished
     if np.abs(gradient(point)).max() > TOLERANCE:
         raise NotBalanced
-    return point
+    weight = weights(point)
+    return weight / weight.mean(), float(np.abs(weight @ directions).max(initial=0.0) / count)
 
 
 def one_sided_combination(columns: np.ndarray, candidates: np.ndarray) -> np.ndarray | None:

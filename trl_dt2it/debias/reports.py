@@ -116,7 +116,7 @@ class StyleReport:
         for name, part in self._parts.items():
             top = ", ".join(f"{feature} {part.features[feature].auc:.2f}" for feature in part.top_features(4))
             counts = f"{part.num_pairs:,}", f"{part.num_groups:,}"
-            rows.append((name[:60], *counts, _number(part.auc), _interval(part.interval), part.note or top))
+            rows.append((name[:60], *counts, _shown(part.auc), _shown(part.interval), part.note or top))
         title = "Style leakage: does style alone tell which answer was chosen? 0.5 is no"
         columns: tuple[str, ...] = ("", "pairs", "groups", "AUC", "95 % interval")
         console.print(screen_table(columns, rows, last="most telling features", title=title))
@@ -129,8 +129,8 @@ class StyleReport:
         for name, part in self._parts.items():
             if (reward := part.reward) is not None:
                 accuracies = reward.accuracy, reward.agree_accuracy, reward.disagree_accuracy, reward.accuracy_gap
-                others = _interval(reward.accuracy_gap_interval), _number(reward.follows), _number(reward.r_squared)
-                rows.append((name[:60], *map(_number, accuracies), *others))
+                others = reward.accuracy_gap_interval, reward.follows, reward.r_squared
+                rows.append((name[:60], *map(_shown, (*accuracies, *others))))
         if rows:
             columns = ("", "accuracy", "style agrees", "disagrees", "gap", "95 % interval", "follows", "R²")
             console.print(screen_table(columns, rows, title="Does the reward follow style beyond the label?"))
@@ -164,12 +164,9 @@ class StyleReport:
         figure.savefig(path, dpi=150)
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _interval(value: tuple[float, float] | None) -> str:
-    return "-" if value is None else f"{value[0]:.3f} to {value[1]:.3f}"
+def _shown(value: float | tuple[float, float] | None) -> str:
+    values = value if isinstance(value, tuple) else (value,)
+    return "-" if value is None else " to ".join(map("{:.3f}".format, values))
 
 
 @dataclass(frozen=True)
@@ -378,26 +375,25 @@ class DistillReport:
             rate = "none in an order by both" if self.agreement.rate is None else f"{self.agreement.rate:.1%} agree"
             console.print(_counts(f"Pairs of candidates, {rate}", asdict(self.agreement)))
         if self.pairs_by_bin:
-            console.print(_of_bins(self))
+            bins = [zip(drawn, self.agreed_by_bin[name], strict=True) for name, drawn in self.pairs_by_bin.items()]
+            lines = [
+                (f"{low:g} to {high:g}", *(f"{drawn} of {agreed}" for drawn, agreed in pairs))
+                for low, high, *pairs in zip(self.bin_edges, self.bin_edges[1:], *bins, strict=False)
+            ]
+            columns = ("strength, points", *(printable(name, 200) for name in self.pairs_by_bin))
+            console.print(screen_table(columns, lines, title="Pairs drawn, of pairs agreed on"))
         for bias in self.position_bias:
             console.print(_of_positions(bias))
         for stage, statuses in self.calls.items():
             if set(statuses) - {"ok"}:
                 console.print(_counts(f"Replies, {stage}", statuses))
         if self.usage:
-            console.print(_of_usage(self.usage))
+            shown = "{calls:,} {input_tokens:,} {output_tokens:,} {cost:.4f} {unsettled_calls:,} {unsettled_cost:.4f}"
+            lines = [(role, *shown.format(**spent).split()) for role, spent in self.usage.items()]
+            columns = ("", "calls", "tokens in", "tokens out", "USD", "unsettled calls", "USD at most")
+            console.print(screen_table(columns, lines, title="Calls and cost, over the life of the store"))
         if self.unanswered:
             console.print(f"{self.unanswered:,} questions have no answer yet; run it again to ask them.", markup=False)
-
-
-def _of_bins(report: DistillReport) -> Table:
-    counts = [zip(drawn, report.agreed_by_bin[name], strict=True) for name, drawn in report.pairs_by_bin.items()]
-    rows = [
-        (f"{low:g} to {high:g}", *(f"{drawn} of {agreed}" for drawn, agreed in pairs))
-        for low, high, *pairs in zip(report.bin_edges, report.bin_edges[1:], *counts, strict=False)
-    ]
-    columns = ("strength, points", *(printable(name, 200) for name in report.pairs_by_bin))
-    return screen_table(columns, rows, title="Pairs drawn, of pairs agreed on")
 
 
 def _of_positions(bias: PositionBias) -> Table:
@@ -409,13 +405,6 @@ def _of_positions(bias: PositionBias) -> Table:
         f"noise, spread {bias.spread:.2g})"
     )
     return screen_table(("place", "points", "95 % interval"), rows, title=title)
-
-
-def _of_usage(usage: Mapping[str, Mapping[str, Any]]) -> Table:
-    shown = "{calls:,} {input_tokens:,} {output_tokens:,} {cost:.4f} {unsettled_calls:,} {unsettled_cost:.4f}"
-    rows = [(role, *shown.format(**spent).split()) for role, spent in usage.items()]
-    columns = ("", "calls", "tokens in", "tokens out", "USD", "unsettled calls", "USD at most")
-    return screen_table(columns, rows, title="Calls and cost, over the life of the store")
 
 
 def _counts(title: str, counts: Mapping[str, int]) -> Text:

@@ -67,31 +67,20 @@ class StyleAuditCallback(TrainerCallback):
         return style_section(trainer.state.log_history)
 
 
-def style_facts(log_history: Sequence[Mapping[str, Any]], count: int = 5) -> dict[str, Any] | None:
-    """`leakage`, `sources` and the `count` most telling `features` of the last audit in a trainer's log, if any."""
+def style_section(log_history: Sequence[Mapping[str, Any]]) -> str | None:
+    """Section of a model card on the last audit in a trainer's log: leakage, also by source, and the top features."""
     last = next((entry for entry in reversed(log_history) if "style/leakage" in entry), None)
     if last is None:
         return None
+    text = (
+        "### Style\n\nStyle alone (length, lists, bold, hedges and the like) names the chosen answer with an AUC of "
+        f"{last['style/leakage']:.3f}; 0.5 is no style bias."
+    )
 
     def values(prefix: str) -> list[tuple[str, float]]:
         return [(cell(name.removeprefix(prefix)), value) for name, value in last.items() if name.startswith(prefix)]
 
-    features = sorted(values("style/feature/"), key=lambda item: -abs(item[1] - 0.5))[:count]
-    return {
-        "leakage": f"{last['style/leakage']:.3f}",
-        "sources": [(name, f"{value:.3f}") for name, value in values("style/leakage/")],
-        "features": [(name, f"{value:.3f}") for name, value in features],
-    }
-
-
-def style_section(log_history: Sequence[Mapping[str, Any]]) -> str | None:
-    """Section of a model card on the style of its train set; see [`style_facts`]."""
-    facts = style_facts(log_history)
-    if facts is None:
-        return None
-    text = (
-        "### Style\n\nStyle alone (length, lists, bold, hedges and the like) names the chosen answer with an AUC of "
-        f"{facts['leakage']}; 0.5 is no style bias."
-    )
-    tables = {"source": facts["sources"], "most telling feature": facts["features"]}
-    return "\n\n".join([text, *(table((name, "AUC"), lines) for name, lines in tables.items() if lines)])
+    features = sorted(values("style/feature/"), key=lambda item: -abs(item[1] - 0.5))[:5]
+    tables = {"source": values("style/leakage/"), "most telling feature": features}
+    shown = {name: [(label, f"{value:.3f}") for label, value in lines] for name, lines in tables.items() if lines}
+    return "\n\n".join([text, *(table((name, "AUC"), lines) for name, lines in shown.items())])

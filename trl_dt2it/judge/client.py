@@ -7,12 +7,12 @@ import logging
 import os
 import secrets
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from anyio.from_thread import start_blocking_portal
 from tqdm.auto import tqdm
 
 from ..utils import digest, digest_of
@@ -159,7 +159,9 @@ class JudgeClient:
 
             run = _Run(self, secret, on_reply, stop_early, self._silent if stop_early else 0)
             self._silent = 0
-            _in_thread(lambda: run.ask_all(pending))
+            # In another thread, because a notebook's has a running loop already. An interrupt cancels all calls.
+            with start_blocking_portal() as portal:
+                portal.call(run.ask_all, pending)
             self._silent = run.silent
 
 
@@ -314,9 +316,6 @@ class _Run:
         self.in_flight += 1
         try:
             outcome = await self._send(self._parameters(request, messages, without), request, most)
-        finally:
-            self.in_flight -= 1
-        try:
             if isinstance(outcome, Failure):
                 price = {"tokens": 0, "cost": 0.0, "is_unsettled": outcome.may_be_billed}
                 if outcome.kind != "refused":
@@ -333,6 +332,7 @@ class _Run:
                 self._stop(f"The first {self.cut} replies are all cut, and paid: {outcome['error']}")
             return None
         finally:
+            self.in_flight -= 1
             self.settled.set()
             self.settled = asyncio.Event()
 
@@ -388,23 +388,3 @@ def _with_hashed_images(value: Any) -> Any:
         return [_with_hashed_images(part) for part in value]
     content = data_uri_bytes(value) if isinstance(value, str) and value.startswith("data:") else None
     return value if content is None else "sha256:" + digest(content)
-
-
-def _in_thread(make_coroutine: Callable[[], Coroutine]) -> None:
-    """Run a coroutine in another thread, because a notebook's has a running loop already."""
-    started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task]] = Future()
-
-    async def main() -> None:
-        task = asyncio.ensure_future(make_coroutine())
-        started.set_result((asyncio.get_running_loop(), task))
-        await task
-
-    with ThreadPoolExecutor(1, thread_name_prefix="judge") as pool:
-        future = pool.submit(asyncio.run, main())
-        try:
-            future.result()
-        except BaseException:
-            if not future.done():  # an interrupt, which only this thread sees
-                loop, task = started.result()
-                loop.call_soon_threadsafe(task.cancel)
-            raise

@@ -13,8 +13,8 @@ from typing import Any, Literal
 from PIL import Image
 
 from ..data.images import ImageOptions, check_image, load_image, open_encoded, with_image_root
-from ..utils import digest
-from .rubric import DEFAULT_RUBRIC, MARK_LENGTH, JudgeReply, JudgeRequest, Rubric, content_parts
+from ..data.rows import blocks, text_block
+from .rubric import DEFAULT_RUBRIC, JudgeReply, JudgeRequest, Rubric, fenced, mark_of
 
 
 # The words of each language, by their use.
@@ -80,9 +80,6 @@ _CHINESE = {
 }
 _WORDINGS = {"en": _ENGLISH, "zh": _CHINESE}
 
-Better = Literal["first", "second", "tie"]
-_SWAPPED: dict[Better, Better] = {"first": "second", "second": "first", "tie": "tie"}
-
 _IMAGE_OPTIONS = ImageOptions()
 _MEDIA_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
 _ORIENTATION_TAG = 0x0112
@@ -144,18 +141,9 @@ def neutralize(text: str) -> str:
     return _BREAKS.sub("\\\\", text)
 
 
-def mark_of(contents: Sequence[str]) -> str:
-    """Hash texts to the mark of the fences around them, which none of them contains."""
-    parts = [f"{len(content.encode())}:{content}" for content in contents]
-    lowered = "\n".join(content.lower() for content in contents)  # no mark spans a line break
-    while (mark := digest(parts)[:MARK_LENGTH]) in lowered:
-        parts.append("again")
-    return mark
-
-
-def fenced(name: str, content: str, mark: str) -> str:
-    """Put a text between the two lines that fence it."""
-    return f"<<<{name} | {mark}>>>\n{content}\n<<<END OF {name} | {mark}>>>"
+def language_of(question: str) -> str:
+    """Choose Chinese for a question with a Han character, and English for any other."""
+    return "zh" if _HAN.search(question) else "en"
 
 
 def listwise_messages(
@@ -255,10 +243,10 @@ def pairwise_messages(
 def reminded(messages: Sequence[Mapping[str, Any]]) -> list[dict]:
     """Ask for the form again, without the unread reply, which may repeat what an answer smuggled into it."""
     *head, last = messages
-    parts = content_parts(last)
+    parts = blocks(last)
     is_chinese = any(part["type"] == "text" and _CHINESE["request"] in part["text"] for part in parts)
     # One more part, not one more message: many chat templates want user and assistant in turns.
-    parts.append({"type": "text", "text": (_CHINESE if is_chinese else _ENGLISH)["reminder"]})
+    parts.append(text_block((_CHINESE if is_chinese else _ENGLISH)["reminder"]))
     return [*map(dict, head), {**last, "content": parts}]
 
 
@@ -312,8 +300,7 @@ def _compose(
     image_root: str | os.PathLike | None,
     image_options: ImageOptions | None,
 ) -> list[dict]:
-    if language is None:
-        language = "zh" if _HAN.search(question) else "en"
+    language = language_of(question) if language is None else language
     if language not in _WORDINGS:
         raise ValueError(f"`language` must be one of {sorted(_WORDINGS)}, got {language!r}.")
     words, options = _WORDINGS[language], with_image_root(image_options, image_root)
@@ -333,7 +320,7 @@ def _compose(
     ]
     system = "\n".join([words["role"], *criteria, "", words["fences"].format(mark=mark), "", task])
     user = "\n\n".join([*(fenced(name, text, mark) for name, text in texts), words["request"]])
-    content = [*(image_block(image, options) for image in images), {"type": "text", "text": user}]
+    content = [*(image_block(image, options) for image in images), text_block(user)]
     return [{"role": "system", "content": system}, {"role": "user", "content": content}]
 
 
@@ -378,7 +365,7 @@ def both_orders(
     return request, replace(request, messages=two)
 
 
-def combine_orders(first: JudgeReply, second: JudgeReply) -> Better | None:
+def combine_orders(first: JudgeReply, second: JudgeReply) -> Literal["first", "second", "tie"] | None:
     """
     Combine the replies to the requests of [`both_orders`].
 
@@ -392,7 +379,8 @@ def combine_orders(first: JudgeReply, second: JudgeReply) -> Better | None:
     """
     from .replies import PairwiseVerdict  # with `pydantic`, which messages do without
 
-    if not isinstance(first.verdict, PairwiseVerdict) or not isinstance(second.verdict, PairwiseVerdict):
+    one, two = first.verdict, second.verdict
+    if not isinstance(one, PairwiseVerdict) or not isinstance(two, PairwiseVerdict):
         return None
-    swapped = _SWAPPED[second.verdict.better]
-    return first.verdict.better if first.verdict.better == swapped else "tie"
+    # The better answer has the other position in the other order.
+    return one.better if {one.better, two.better} == {"first", "second"} else "tie"

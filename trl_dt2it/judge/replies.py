@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 from .endpoint import Endpoint, Failure, import_error, redacted
 from .rubric import DEFAULT_RUBRIC, JudgeReply, JudgeRequest, Rubric, Status, fenced_texts
@@ -315,13 +315,6 @@ def _brings(content: str, verdict: BaseModel, source: str, context: dict) -> boo
     return False
 
 
-class _Reading(NamedTuple):
-    status: Status
-    verdict: BaseModel | None
-    text: str | None  # without thoughts if the status is `"ok"`
-    error: str | None = None
-
-
 def read_completion(
     completion: Any, request: JudgeRequest, endpoint: Endpoint, most: Spending, secret: str | None
 ) -> dict[str, Any] | Failure:
@@ -349,8 +342,8 @@ def read_completion(
     if refusal:
         said = redacted(refusal, secret) if isinstance(refusal, str) else record["text"]
         return {**record, "text": said, "status": "refused", "error": _DECLINED}
-    reading = _read(request, endpoint, record)
-    return {**record, "status": reading.status, "error": reading.error}
+    reply = _read(request, endpoint, record)
+    return {**record, "status": reply.status, "error": reply.error}
 
 
 def _parts(content: Any) -> list[tuple[str, str]]:
@@ -383,15 +376,21 @@ def _plain(finish_reason: Any) -> str:
     return str(finish_reason).strip().lower().rpartition(".")[2].partition(":")[0]
 
 
-def _read(request: JudgeRequest, endpoint: Endpoint, record: Mapping[str, Any]) -> _Reading:
+def _read(
+    request: JudgeRequest, endpoint: Endpoint, record: Mapping[str, Any], tokens: tuple[int, int] = (0, 0)
+) -> JudgeReply:
     """Read a record of a reply; nothing is parsed before the reply is known to be complete."""
+
+    def reading(status: Status, text: str | None, error: str | None = None, verdict: Any = None) -> JudgeReply:
+        return JudgeReply(status, verdict, text, *tokens, True, error)
+
     text, reason = record["text"] or "", _plain(record["finish_reason"])
     reply = f"The reply of {endpoint.model} at {endpoint.location}"
     advice = "raise `max_tokens`, or turn the model's thinking off (`extra_body`)"
     if record.get("status") == "refused":
-        return _Reading("refused", None, record["text"], record["error"])
+        return reading("refused", record["text"], record["error"])
     if reason in _FILTERED:
-        return _Reading("refused", None, text, _DECLINED)
+        return reading("refused", text, _DECLINED)
     is_unsaid = reason in _UNSAID
     # No server says that it is cut, but it is as long as it may be.
     is_full = is_unsaid and not record.get("is_estimate") and record["output_tokens"] >= endpoint.max_tokens
@@ -402,19 +401,19 @@ def _read(request: JudgeRequest, endpoint: Endpoint, record: Mapping[str, Any]) 
         if not text.strip():
             is_thought = record.get("has_thoughts")
             where += ", in the model's thoughts, and holds no answer" if is_thought else " and is empty"
-        return _Reading("cut", None, text, f"{reply} {where}; {advice}.")
+        return reading("cut", text, f"{reply} {where}; {advice}.")
     if not is_unsaid and reason not in _WHOLE:
         said = f"{reply} ended with `finish_reason` {record['finish_reason']!r}, so that it may not be whole."
-        return _Reading("cut", None, text, said)
+        return reading("cut", text, said)
     answer, open_marker = read_answer(text)
     if open_marker is not None:
         said = f"{reply} holds thoughts ({open_marker}) that never end, and no answer; {advice}."
-        return _Reading("cut" if is_unsaid else "malformed", None, text, said)
+        return reading("cut" if is_unsaid else "malformed", text, said)
     if not answer.strip():
         holds = "holds thoughts and no answer" if text.strip() or record.get("has_thoughts") else "is empty"
-        return _Reading("malformed", None, text, f"{reply} {holds}.")
+        return reading("malformed", text, f"{reply} {holds}.")
     if request.schema is None:
-        return _Reading("ok", None, answer)
+        return reading("ok", answer)
     try:
         verdict = parse_verdict(
             answer,
@@ -424,8 +423,8 @@ def _read(request: JudgeRequest, endpoint: Endpoint, record: Mapping[str, Any]) 
             untrusted=fenced_texts(request.messages),
         )
     except Unreadable as error:
-        return _Reading("malformed", None, text, str(error))
-    return _Reading("ok", verdict, answer)
+        return reading("malformed", text, str(error))
+    return reading("ok", answer, verdict=verdict)
 
 
 def _sums(records: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
@@ -437,22 +436,19 @@ def conclude(
 ) -> JudgeReply | None:
     """Conclude the reply to a request from its records; `None` if it is to be asked, for the first time or again."""
     tokens = _sums(records)
-    malformed = list[_Reading]()
+    malformed = list[JudgeReply]()
     for record in records:
-        reading = _read(request, endpoint, record)
-        if record["status"] == "ok" and reading.status != "ok":
+        reply = _read(request, endpoint, record, tokens)
+        if record["status"] == "ok" and reply.status != "ok":
             continue  # an earlier version took it for a verdict
-        if reading.status == "malformed" and not record["text"] and "has_thoughts" not in record:
+        if reply.status == "malformed" and not record["text"] and "has_thoughts" not in record:
             continue  # it may have come in parts, which an earlier version took for nothing
-        if reading.status != "malformed":  # also a cut reply: with the same `max_tokens` it would be cut again
-            return JudgeReply(reading.status, reading.verdict, reading.text, *tokens, True, reading.error)
-        malformed.append(reading)
+        if reply.status != "malformed":  # also a cut reply: with the same `max_tokens` it would be cut again
+            return reply
+        malformed.append(reply)
     # A reminder or a draw may bring another reply; the same words at temperature 0 do not.
     may_differ = request.schema is not None or endpoint.temperature > 0
-    if malformed and len(malformed) > (max_reasks if may_differ else 0):
-        last = malformed[-1]
-        return JudgeReply("malformed", None, last.text, *tokens, True, last.error)
-    return None
+    return malformed[-1] if len(malformed) > (max_reasks if may_differ else 0) else None
 
 
 def unanswered(status: Status, records: Sequence[Mapping[str, Any]], error: str) -> JudgeReply:

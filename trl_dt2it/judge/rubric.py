@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import math
 import re
@@ -11,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..data.rows import blocks
 from ..utils import digest
 
 
@@ -22,9 +22,9 @@ Status = Literal["ok", "malformed", "cut", "refused", "rejected", "transport", "
 # Statuses without any answer: the next run asks again, and nothing may be concluded about what was asked.
 UNANSWERED: tuple[Status, ...] = ("transport", "over_budget")
 
-MARK_LENGTH = 16  # hexadecimal digits in the mark of a fence: 64 bits
+_MARK_LENGTH = 16  # hexadecimal digits in the mark of a fence: 64 bits
 _FENCED = re.compile(
-    rf"^<<<([^<>|\n]+) \| ([0-9a-f]{{{MARK_LENGTH}}})>>>\n(.*?)\n<<<END OF \1 \| \2>>>$", re.DOTALL | re.MULTILINE
+    rf"^<<<([^<>|\n]+) \| ([0-9a-f]{{{_MARK_LENGTH}}})>>>\n(.*?)\n<<<END OF \1 \| \2>>>$", re.DOTALL | re.MULTILINE
 )
 
 
@@ -205,15 +205,23 @@ class JudgeReply:
     error: str | None
 
 
-def content_parts(message: Mapping[str, Any]) -> list[dict]:
-    """List the parts of a chat message, whose content may be a text alone."""
-    content = message["content"]
-    return [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
+def mark_of(contents: Sequence[str]) -> str:
+    """Hash texts to the mark of the fences around them, which none of them contains."""
+    parts = [f"{len(content.encode())}:{content}" for content in contents]
+    lowered = "\n".join(content.lower() for content in contents)  # no mark spans a line break
+    while (mark := digest(parts)[:_MARK_LENGTH]) in lowered:
+        parts.append("again")
+    return mark
+
+
+def fenced(name: str, content: str, mark: str) -> str:
+    """Put a text between the two lines that fence it."""
+    return f"<<<{name} | {mark}>>>\n{content}\n<<<END OF {name} | {mark}>>>"
 
 
 def fenced_texts(messages: Sequence[Mapping[str, Any]]) -> list[str]:
     """Extract all fenced texts from chat messages."""
-    texts = (part["text"] for message in messages for part in content_parts(message) if part["type"] == "text")
+    texts = (part["text"] for message in messages for part in blocks(message) if part["type"] == "text")
     return [match[3] for text in texts for match in _FENCED.finditer(text)]
 
 
@@ -224,5 +232,5 @@ def data_uri_bytes(uri: str) -> bytes | None:
         return None
     try:
         return base64.b64decode(payload, validate=True)
-    except (binascii.Error, ValueError):
+    except ValueError:
         return None

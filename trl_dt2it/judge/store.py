@@ -16,8 +16,9 @@ from typing import IO, Any
 from filelock import FileLock, Timeout
 from PIL import Image
 
+from ..data.rows import blocks
 from .endpoint import Endpoint, JudgeError
-from .rubric import content_parts, data_uri_bytes
+from .rubric import data_uri_bytes
 
 
 logger = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ class Spending:
 def prompt_tokens(messages: Sequence[Mapping[str, Any]]) -> int:
     """Bound the tokens of messages, at one for each byte of text, and more for images."""
     # The chat template has tokens of its own.
-    return 64 + 32 * len(messages) + sum(_part_tokens(part) for one in messages for part in content_parts(one))
+    return 64 + 32 * len(messages) + sum(_part_tokens(part) for one in messages for part in blocks(one))
 
 
 def _part_tokens(part: Mapping[str, Any]) -> int:
@@ -126,22 +127,20 @@ class JudgeStore:
     def opened(self):
         """Lock the store, read it to its end and open it for writing."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(f"{self.path}.lock")
         try:
-            lock.acquire(timeout=0)
+            lock = FileLock(f"{self.path}.lock").acquire(timeout=0)
         except Timeout:
             raise JudgeError(
                 f"Another run is writing to the store {str(self.path)!r}; wait for it, or give each run its own."
             ) from None
-        try:
-            with open(self.path, "ab+", buffering=0) as self._file:
+        with lock, open(self.path, "ab+", buffering=0) as self._file:
+            try:
                 self._repair_end()
                 self.refresh()
                 yield self
                 os.fsync(self._file.fileno())
-        finally:
-            self._file = None
-            lock.release()
+            finally:
+                self._file = None
 
     def refresh(self) -> None:
         """Read the records written since the last time."""
@@ -157,11 +156,9 @@ class JudgeStore:
 
     def replies(self, key: str) -> list[dict[str, Any]]:
         """Read the replies to a request, in order."""
-        records: list[dict[str, Any]] = []
-        if key not in self._replies:
-            return records
-        with open(self.path, "rb") as file:
-            for offset in self._replies[key]:
+        records = []
+        for offset in self._replies.get(key, ()):
+            with open(self.path, "rb") as file:
                 file.seek(offset)
                 records.append(json.loads(file.readline()))
         return records

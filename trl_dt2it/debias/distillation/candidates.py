@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
 from typing import Any, Literal
@@ -13,8 +13,9 @@ import numpy as np
 from ...data.images import ImageOptions
 from ...data.messages import read_prompt
 from ...data.rows import RowError
-from ...judge.prompts import fenced, image_block, mark_of, neutralize
+from ...judge.prompts import image_block, language_of, neutralize
 from ...judge.replies import read_answer
+from ...judge.rubric import fenced, mark_of
 from ...utils import digest
 
 
@@ -25,8 +26,6 @@ Origin = Literal["given", "generated", "corrupted", "rewritten"]
 
 # Generator of candidates that name none: they form one pool.
 UNKNOWN_GENERATOR = "unknown"
-
-_HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
 
 # Fenced text is data: a request inside an answer is copied or changed like any other words.
 INSTRUCTIONS: dict[Need, dict[str, str]] = {
@@ -88,9 +87,8 @@ class Pool:
     generator: str
     texts: InitVar[Sequence[str]] = ()  # the given answers
     candidates: list[Candidate] = field(default_factory=list)  # no two alike
-    num_equal: int = 0  # dropped because equal to another
-    num_empty: int = 0  # dropped because empty
-    num_unfinished: int = 0  # dropped because their thoughts never end
+    # answers that are no candidates: equal to another, empty, or "unfinished", with thoughts that never end
+    dropped: Counter[str] = field(default_factory=lambda: Counter(equal=0, empty=0))
     # scored lists of each round of asking; the second round has one more candidate
     rounds: list[list[ListScores]] = field(default_factory=list)
     criteria: dict[int, dict[str, float]] = field(default_factory=dict)  # scores of each candidate by criterion
@@ -112,11 +110,11 @@ class Pool:
         text, open_marker = read_answer(text)
         words = text.split()
         if open_marker is not None:
-            self.num_unfinished += 1
+            self.dropped["unfinished"] += 1
         elif not words:
-            self.num_empty += 1
+            self.dropped["empty"] += 1
         elif any(words == other.text.split() for other in self.candidates):
-            self.num_equal += 1
+            self.dropped["equal"] += 1
         else:
             self.candidates.append(Candidate(text.strip(), origin))
             return True
@@ -191,8 +189,8 @@ def generation_messages(question: Question) -> list[dict[str, Any]]:
 
 
 def needed_candidate(scores: Sequence[float], *, min_spread: float, middle: float) -> Need | None:
-    """The kind of candidate that a prompt lacks, if its candidates are alike."""
-    if np.ptp(scores) >= min_spread:
+    """The kind of candidate that a prompt lacks, if it has scores and its candidates are alike."""
+    if not scores or np.ptp(scores) >= min_spread:
         return None
     return "corrupted" if np.mean(scores) >= middle else "rewritten"
 
@@ -207,8 +205,7 @@ def candidate_messages(
     sections = {name: neutralize(text) for name, text in sections.items()}
     mark = mark_of(list(sections.values()))
     text = "\n\n".join(fenced(name, content, mark) for name, content in sections.items())
-    language = language or ("zh" if _HAN.search(question.text) else "en")
     return [
-        {"role": "system", "content": INSTRUCTIONS[need][language]},
+        {"role": "system", "content": INSTRUCTIONS[need][language or language_of(question.text)]},
         {"role": "user", "content": [*question.image_blocks, {"type": "text", "text": text}]},
     ]

@@ -13,7 +13,7 @@ from ...judge.prompts import listwise_messages, pointwise_messages
 from ...judge.replies import ListwiseVerdict, PointwiseVerdict
 from ...judge.rubric import UNANSWERED, JudgeReply, JudgeRequest, Rubric
 from ..reports import DistillReport
-from .candidates import ListScores, Need, Pool, candidate_messages, generation_messages, needed_candidate
+from .candidates import ListScores, Pool, candidate_messages, generation_messages, needed_candidate
 from .position_bias import balanced_orders
 
 
@@ -42,20 +42,14 @@ def judge_pools(
     report: DistillReport,
 ) -> None:
     """Generate and judge candidates; where all are alike, add one and judge again."""
-    empty = [pool for pool in pools if not (pool.candidates or pool.num_empty or pool.num_unfinished)]
+    empty = [pool for pool in pools if not (pool.candidates or pool.dropped.total())]
     if generator is not None and empty:
         _generate(empty, settings, generator, report)
     for pool in pools:
         if not pool.candidates and pool.failure is None:
             pool.failure = "no_candidates"
     _ask_judge([(pool, 0) for pool in pools if pool.failure is None], settings, judge, report)
-    alike = []
-    for pool in pools:
-        if (need := _need(pool, settings)) and pool.unanswered is None:
-            alike.append((pool, need))
-        elif need:  # with all its scores, it may not be alike at all
-            report.diversity["unanswered"] += 1
-    changed = _diversify(alike, settings, generator, report)
+    changed = _diversify([pool for pool in pools if pool.failure is None], settings, generator, report)
     _ask_judge([(pool, len(pool.candidates) - 1) for pool in changed], settings, judge, report)
 
 
@@ -158,25 +152,24 @@ def _raw_scores(pool: Pool, settings: JudgingSettings) -> dict[int, float]:
     return {candidate: (total + float(lists[candidate].mean())) / 2 for candidate, total in totals.items()}
 
 
-def _need(pool: Pool, settings: JudgingSettings) -> Need | None:
-    if pool.failure is not None or not (scores := _raw_scores(pool, settings)):
-        return None
-    middle = (settings.rubric.low + settings.rubric.high) / 2
-    return needed_candidate(list(scores.values()), min_spread=settings.min_spread, middle=middle)
-
-
 def _diversify(
-    alike: Sequence[tuple[Pool, Need]], settings: JudgingSettings, generator: JudgeClient | None, report: DistillReport
+    pools: Sequence[Pool], settings: JudgingSettings, generator: JudgeClient | None, report: DistillReport
 ) -> list[Pool]:
-    """Ask for one more candidate of each pool; return the pools that got one."""
+    """Ask for one more candidate of each pool whose candidates are alike; return the pools that got one."""
     asked: list[_Asked] = []
-    for pool, need in alike:
-        if need == "rewritten" and pool.question.reference is None:
+    middle = (settings.rubric.low + settings.rubric.high) / 2
+    for pool in pools:
+        scores = _raw_scores(pool, settings)
+        need = needed_candidate(list(scores.values()), min_spread=settings.min_spread, middle=middle)
+        if need is None:
+            continue
+        if pool.unanswered is not None:  # with all its scores, it may not be alike at all
+            report.diversity["unanswered"] += 1
+        elif need == "rewritten" and pool.question.reference is None:
             report.diversity["no_reference"] += 1
         elif generator is None:
             report.diversity["no_generator"] += 1
         else:
-            scores = _raw_scores(pool, settings)
             best = pool.candidates[max(scores, key=lambda index: (scores[index], -index))].text
             messages = candidate_messages(need, pool.question, best, language=settings.language)
             asked.append((pool, "diversity", need, JudgeRequest(messages)))

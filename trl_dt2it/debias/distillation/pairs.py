@@ -13,6 +13,7 @@ import numpy as np
 from datasets import Features, Value
 
 from ...data.messages import FEATURES
+from ...data.rows import text_message
 from ...judge.rubric import Rubric
 from ...utils import digest
 from ..reports import AgreementCounts, DistillReport, PositionBias
@@ -101,15 +102,12 @@ def agreed_pairs(
     pairs = []
     for index, pool in enumerate(pools):
         by_list = listwise.get(index, {})
-        report.candidates["equal"] += pool.num_equal
-        report.candidates["empty"] += pool.num_empty
-        if pool.num_unfinished:
-            report.candidates["unfinished"] += pool.num_unfinished
+        report.candidates.update(pool.dropped)
         both = [candidate for candidate in sorted(pool.criteria) if candidate in by_list]
         agreed, counts = list[AgreedPair](), AgreementCounts()
         if pool.failure is None and len(pool.candidates) == 1:
             pool.failure = pool.unanswered or "all_equal"
-            if pool.generation_status is not None and not pool.num_equal:
+            if pool.generation_status is not None and not pool.dropped["equal"]:
                 pool.failure = f"generation: {pool.generation_status}"
         elif pool.failure is None and len(both) < 2:
             pool.failure = f"pointwise: {pool.pointwise_status}"
@@ -170,7 +168,7 @@ def draw_pairs(
     # Bins take turns, those with the fewest pairs so far first, each the next pair in a drawn order whose prompt may
     # have one more.
     per_prompt: Counter[str] = Counter()
-    turns: list[tuple[tuple[str, int], int]] = []
+    turns: list[tuple[tuple[str, int], int, int]] = []
     queue = [(0, len(pairs), stratum) for stratum, pairs in strata.items()]
     heapq.heapify(queue)
     while queue:
@@ -181,20 +179,15 @@ def draw_pairs(
         if pairs:
             index = pairs.pop()
             per_prompt[prompts[index]] += 1
-            turns.append((stratum, index))
+            turns.append((stratum, count, index))
             heapq.heappush(queue, (count + 1, len(pairs), stratum))
 
     # No bin of a generator keeps more than the median of its bins with a pair; a single bin keeps all.
-    counts = Counter(stratum for stratum, _ in turns)
     levels: dict[str, list[int]] = defaultdict(list)
-    for (generator, _), count in counts.items():
+    for (generator, _), count in Counter(stratum for stratum, *_ in turns).items():
         levels[generator].append(count)
-    quotas = {stratum: int(np.median(levels[stratum[0]])) for stratum in counts}
-    kept = []
-    for stratum, index in turns:
-        quotas[stratum] -= 1
-        if quotas[stratum] >= 0:
-            kept.append(index)
+    quotas = {generator: int(np.median(counts)) for generator, counts in levels.items()}
+    kept = [index for (generator, _), count, index in turns if count < quotas[generator]]
     outcome[kept[:max_pairs]] = DRAWN
     return outcome
 
@@ -238,7 +231,7 @@ def pair_row(
     row: dict[str, Any] = {"prompt": question.prompt}
     for side, index in (("chosen", agreed.better), ("rejected", agreed.worse)):
         candidate = pool.candidates[index]
-        row[side] = [{"role": "assistant", "content": [{"type": "text", "text": candidate.text}]}]
+        row[side] = [text_message("assistant", candidate.text)]
         row[f"{side}_origin"] = candidate.origin
         provenance[side] = {
             "listwise": pair.listwise[index],
