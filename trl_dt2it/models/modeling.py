@@ -13,7 +13,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -42,6 +42,7 @@ from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from transformers.utils import cached_file, find_adapter_config_file, logging
 
 from ..processes import whole_weights
+from ..utils import with_values
 from .families import FAMILIES, PIXELS
 from .rendering import ProcessingClass
 from .shared_prefix import encode_once, last_hidden_states, use_shared_prefix
@@ -149,8 +150,7 @@ class GenericRewardModel(_Base):
         **kwargs: Any,
     ) -> SequenceClassifierOutputWithPast | tuple:
         """Compute rewards `(R, 1)` of `input_ids` and `attention_mask` `(R, L)`, or of the one row `(1, T)` that
-        `pair_layout` `(G, 1 + N)` describes: G prompts with up to N completions each, in R rewards.
-        """
+        `pair_layout` `(G, 1 + N)` describes: G prompts with up to N completions each, in R rewards."""
         if input_ids is not None:
             refuse_unseen(self.config, input_ids, kwargs, self.training)
         if pair_layout is not None:
@@ -173,8 +173,7 @@ class GenericRewardModel(_Base):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info=False, **kwargs):
         """As in [`~transformers.PreTrainedModel`], but raises on missing, surplus or misshapen weights, and on pickled
-        ones unless `use_safetensors=None` is passed.
-        """
+        ones unless `use_safetensors=None` is passed."""
         kwargs = {"use_safetensors": True, **kwargs}
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         model, info = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
@@ -206,8 +205,10 @@ def refuse_unseen(config: PreTrainedConfig, input_ids: torch.Tensor, inputs: dic
         return
     for kind, name in PIXELS.items():
         if is_shown[kind] and not has_pixels[kind]:
-            advice = "pass all that the processor returns (to GRPO and RLOO, `RewardScorer(...).as_reward_func()`)"
-            raise ValueError(f"The tokens hold placeholders of {kind}s without `{name}`; {advice}.")
+            raise ValueError(
+                f"The tokens hold placeholders of {kind}s without `{name}` to put in their place; pass all that the "
+                "processor returns (in GRPO and RLOO, `RewardScorer(...).as_reward_func()` in place of the model)."
+            )
 
 
 def _placeholder_ids(config: PreTrainedConfig, kind: str, like: torch.Tensor) -> torch.Tensor:
@@ -338,7 +339,8 @@ def _load_text_model(
     else:
         reference = config.auto_map["AutoModelForSequenceClassification"]
         cls = get_class_from_dynamic_module(reference, name_or_path, revision=load_kwargs["revision"])
-    with _head_kept_in_fp32(cls):
+    # The head is loaded in fp32, without changing the class for others.
+    with with_values(cls, _keep_in_fp32_modules_strict=[*(cls._keep_in_fp32_modules_strict or ()), "score"]):
         loaded = AutoModelForSequenceClassification.from_pretrained(name_or_path, num_labels=1, **load_kwargs)
     model, info = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
     keep_head_in_fp32(model)
@@ -351,21 +353,10 @@ def _load_text_model(
     return model
 
 
-@contextmanager
-def _head_kept_in_fp32(cls: Any) -> Iterator[None]:
-    """Load the head of a text model of transformers in fp32, without changing its class for others."""
-    known = cls._keep_in_fp32_modules_strict
-    cls._keep_in_fp32_modules_strict = [*(known or ()), "score"]
-    try:
-        yield
-    finally:
-        cls._keep_in_fp32_modules_strict = known
-
-
 def mark_as_reward_model(config: PreTrainedConfig) -> None:
     """Set one label and a regression in a configuration and its text configuration, as vLLM needs it."""
     # Otherwise vLLM applies a sigmoid to the reward; older releases read the text configuration alone.
-    for part in {id(config): config, id(text := config.get_text_config()): text}.values():
+    for part in (config, config.get_text_config()):
         part.num_labels = 1
         part.problem_type = "regression"
 
@@ -479,17 +470,12 @@ def pad_id_as_saved(model: Any) -> Iterator[None]:
     # By such an id transformers would read every conversation one token early, without a warning. Without an id it
     # reads a single conversation right and refuses a batch.
     configs = [model.config, model.config.get_text_config()] if isinstance(model, _TextRewardModel) else []
-    pads = []
-    for config in configs:
-        ends, pad = getattr(config, "eos_token_id", None), config.pad_token_id
-        if pad is not None and pad in (ends if isinstance(ends, (list, tuple)) else [ends]):
-            pads.append((config, pad))
-            config.pad_token_id = None
-    try:
+    with ExitStack() as removed:
+        for config in configs:
+            ends, pad = getattr(config, "eos_token_id", None), config.pad_token_id
+            if pad is not None and pad in (ends if isinstance(ends, (list, tuple)) else [ends]):
+                removed.enter_context(with_values(config, pad_token_id=None))
         yield
-    finally:
-        for config, pad_token_id in pads:
-            config.pad_token_id = pad_token_id
 
 
 def read_last_real_token(model: Any) -> None:
@@ -556,14 +542,9 @@ def embedding_name(model: PreTrainedModel) -> str:
     return next(name for name, module in model.named_modules() if module is embeddings)
 
 
-def num_embeddings(model: PreTrainedModel) -> int:
-    """Count the token embeddings of a model."""
-    return cast(torch.Tensor, model.get_input_embeddings().weight).shape[0]
-
-
 def num_tokens_of_adapter(base: PreTrainedModel, peft_config: Any, shapes: Mapping[str, Sequence[int]]) -> int | None:
     """Return the number of token embeddings that an adapter needs, or `None` if its base model has as many."""
-    path, current = embedding_name(base), num_embeddings(base)
+    path, current = embedding_name(base), len(cast(torch.Tensor, base.get_input_embeddings().weight))
     saved = [shape[0] for key, shape in shapes.items() if f".{path}." in key and key.endswith("weight")]
     indices = getattr(peft_config, "trainable_token_indices", None) or {}
     if isinstance(indices, dict):

@@ -118,8 +118,9 @@ def _without_none(value: Any) -> Any:
 
 
 def _text_of(content: Any) -> Any:
-    is_list = isinstance(content, list)
-    return "".join(block["text"] for block in content if block["type"] == "text") if is_list else content
+    if not isinstance(content, list):
+        return content
+    return "".join(block["text"] for block in content if block["type"] == "text")
 
 
 def encode_completions(
@@ -164,11 +165,8 @@ def _encode_visual(
         if getattr(processor, "video_processor", None) is None:
             raise ValueError(f"The row has a video, but {type(processor).__name__} reads none; use another model.")
         inputs["videos"] = [video.frames for video in videos]
-        counts = [len(video.frames) for video in videos]
-        metadata = [
-            VideoMetadata(total_num_frames=n, fps=v.fps, frames_indices=list(range(n)), duration=n / v.fps)
-            for n, v in zip(counts, videos, strict=True)
-        ]
+        sizes = [(len(video.frames), video.fps) for video in videos]
+        metadata = [VideoMetadata(n, fps, frames_indices=list(range(n)), duration=n / fps) for n, fps in sizes]
         inputs["videos_kwargs"] = {"do_sample_frames": False, "video_metadata": metadata}
     replaying = _replaying(processor)
     tokens: list[list[dict[str, torch.Tensor]]] = []

@@ -134,8 +134,7 @@ def common_prefix_length(rows: Sequence[torch.Tensor]) -> int:
 
 def pack_completions(groups: Sequence[Sequence[dict[str, torch.Tensor]]], unshared_ids: set[int]) -> dict | None:
     """Lay groups of conversations that begin alike into one row, with its `pair_layout` `(G, 1 + N)` int64, or return
-    `None` if a completion holds one of `unshared_ids`.
-    """
+    `None` if a completion holds one of `unshared_ids`."""
     layout: list[list[int]] = []
     parts: list[dict[str, torch.Tensor]] = []
     special = torch.tensor(sorted(unshared_ids), dtype=torch.int64)
@@ -188,8 +187,7 @@ def sdpa_attention(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attend by torch's scaled dot products: `query` `(1, heads, T, D)`, `key` and `value` `(1, key-value heads, T,
-    D)`, returns `(1, T, heads, D)`. One call per segment, or per row where torch has a kernel for it.
-    """
+    D)`, returns `(1, T, heads, D)`. One call per segment, or per row where torch has a kernel for it."""
     attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
     if shared_prefix is None:
         return attend(module, query, key, value, attention_mask, **kwargs)
@@ -353,8 +351,7 @@ def _skip_unread_tokens(layer: Any) -> None:
 
 def last_hidden_states(base: Any, input_ids: torch.Tensor, pair_layout: torch.Tensor, **kwargs: Any) -> torch.Tensor:
     """Return the hidden states `(R, H)` of the last token of each completion, from `input_ids` `(1, T)` and the
-    `pair_layout` `(G, 1 + N)`.
-    """
+    `pair_layout` `(G, 1 + N)`."""
     layout = SharedPrefix(pair_layout.tolist(), input_ids.device)
     shape, total = tuple(input_ids.shape), sum(map(sum, layout.lengths))
     if shape != (1, total):

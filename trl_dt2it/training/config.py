@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, cast
 
 from transformers.trainer_pt_utils import AcceleratorConfig
@@ -154,7 +155,7 @@ class MultimodalRewardConfig(RewardConfig):
                 if name != "loss_type" or not callable(value):
                     raise ValueError(f"`{name}` is {value!r}; choose one of {', '.join(choices)}.")
         cuts, least, most = [0.0, *self.ordinal_thresholds], self.min_pixels, self.max_pixels
-        is_rising = all(low < high for low, high in zip(cuts, cuts[1:], strict=False))
+        is_rising = all(low < high for low, high in pairwise(cuts))
         ranges = {
             "neutral_strength": (0 <= self.neutral_strength <= 1, "in [0, 1]"),
             "margin_scale": (self.margin_scale >= 0, ">= 0"),
@@ -170,15 +171,9 @@ class MultimodalRewardConfig(RewardConfig):
             if not is_within:
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}; it must be {condition}.")
         super().__post_init__()
-        if self.max_tokens_per_batch is not None:
-            self._check_packing()
-
-    def to_dict(self) -> dict[str, Any]:
-        """As in [`~trl.RewardConfig`], with the name of a loss that is a function."""
-        return {**super().to_dict(), "loss_type": loss_name(self.loss_type)}
-
-    def _check_packing(self) -> None:
-        """Refuse settings that packing overrides."""
+        if self.max_tokens_per_batch is None:
+            return
+        # Packing would override these settings.
         accelerator = cast(AcceleratorConfig, self.accelerator_config)  # `__post_init__` has resolved it
         parallel = self.parallelism_config
         conflicts = {
@@ -192,3 +187,7 @@ class MultimodalRewardConfig(RewardConfig):
         for name, is_set in conflicts.items():
             if is_set:
                 raise ValueError(f"`max_tokens_per_batch` and `{name}` exclude each other; leave one of them out.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in [`~trl.RewardConfig`], with the name of a loss that is a function."""
+        return {**super().to_dict(), "loss_type": loss_name(self.loss_type)}

@@ -30,8 +30,7 @@ with c = `margin_scale`, p = `strength_power`. TRL's `margin` column keeps its m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -42,6 +41,7 @@ from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
 from torch import nn
 from torch.nn.functional import logsigmoid
+from torch.utils.hooks import RemovableHandle
 
 
 # Of `delta`, `batch` and `config`, as above.
@@ -276,15 +276,10 @@ class EmbeddingNoise:
         self.alpha = alpha
         self._lengths: torch.Tensor | None = None
 
-    @contextmanager
-    def on(self, model: Any) -> Iterator[None]:
-        """Add noise while a model trains, of the batches passed to `see`."""
+    def on(self, model: Any) -> RemovableHandle:
+        """Add noise while a model trains, of the batches passed to `see`, until the context of the handle ends."""
         base = model.get_base_model() if is_peft_model(model) else model
-        handle = base.get_input_embeddings().register_forward_hook(self._add)
-        try:
-            yield
-        finally:
-            handle.remove()
+        return base.get_input_embeddings().register_forward_hook(self._add)
 
     def see(self, inputs: Mapping[str, Any]) -> None:
         """Take the lengths of a batch, before the model reads it."""

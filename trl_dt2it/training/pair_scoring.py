@@ -202,7 +202,7 @@ class _Loader:
             items,
             batch_size=None,
             sampler=self._tasks,
-            collate_fn=_identity,
+            collate_fn=tuple,  # an item as it is
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             generator=torch.Generator(),  # otherwise it would draw a seed from the global generator
@@ -219,10 +219,6 @@ class _Loader:
             except Exception as error:
                 item = None, error
             yield item
-
-
-def _identity(item: Any) -> Any:
-    return item
 
 
 def _count_sizes(loader: _Loader, number: int, collator: Any, cap: int, *, disable: bool) -> list[int]:
