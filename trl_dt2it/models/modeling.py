@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,7 +41,7 @@ from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from transformers.utils import cached_file, find_adapter_config_file, logging
 
 from ..processes import whole_weights
-from ..utils import with_values
+from ..utils import read_json, with_values, write_json
 from .families import FAMILIES, PIXELS
 from .rendering import ProcessingClass
 from .shared_prefix import encode_once, last_hidden_states, use_shared_prefix
@@ -200,7 +199,11 @@ def refuse_unseen(config: PreTrainedConfig, input_ids: torch.Tensor, inputs: dic
     is_costly = training and input_ids.device.type != "cpu" and any(has_pixels.values())  # a wait for the device
     if all(has_pixels.values()) or is_costly or torch.compiler.is_compiling():
         return
-    is_shown = {kind: bool(torch.isin(input_ids, _placeholder_ids(config, kind, input_ids)).any()) for kind in PIXELS}
+    is_shown = {}
+    for kind in PIXELS:
+        ids = [getattr(config, f"{kind}_token_{end}", None) for end in ("id", "index")]
+        placeholders = input_ids.new_tensor([token_id for token_id in ids if token_id is not None])
+        is_shown[kind] = bool(torch.isin(input_ids, placeholders).any())
     if has_pixels["video"] and not is_shown["video"]:  # a family that writes frames as images
         return
     for kind, name in PIXELS.items():
@@ -209,11 +212,6 @@ def refuse_unseen(config: PreTrainedConfig, input_ids: torch.Tensor, inputs: dic
                 f"The tokens hold placeholders of {kind}s without `{name}` to put in their place; pass all that the "
                 "processor returns (in GRPO and RLOO, `RewardScorer(...).as_reward_func()` in place of the model)."
             )
-
-
-def _placeholder_ids(config: PreTrainedConfig, kind: str, like: torch.Tensor) -> torch.Tensor:
-    ids = (getattr(config, f"{kind}_token_{end}", None) for end in ("id", "index"))
-    return like.new_tensor([token_id for token_id in ids if token_id is not None])
 
 
 @functools.cache
@@ -564,7 +562,7 @@ def write_beside_adapter(config: PreTrainedConfig, folder: str | os.PathLike) ->
     """Write the mean and standard deviation of a configuration into an adapter's directory."""
     path = Path(folder) / STATISTICS_FILE
     if values := {name: vars(config)[name] for name in STATISTICS if name in vars(config)}:
-        path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        write_json(path, values)
     else:
         path.unlink(missing_ok=True)
 
@@ -572,7 +570,7 @@ def write_beside_adapter(config: PreTrainedConfig, folder: str | os.PathLike) ->
 def read_beside_adapter(config: PreTrainedConfig, name_or_path: str | os.PathLike, revision: str | None) -> None:
     """Set the mean and standard deviation of an adapter's rewards in its base model's configuration."""
     path = cached_file(name_or_path, STATISTICS_FILE, revision=revision, _raise_exceptions_for_missing_entries=False)
-    values = None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+    values = None if path is None else read_json(path)
     if path is not None and not (
         isinstance(values, dict)
         and {*values} == {*STATISTICS}

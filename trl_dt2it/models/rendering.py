@@ -20,6 +20,8 @@ from ..data.rows import RowError, Video, row_images
 
 
 ProcessingClass = PreTrainedTokenizerBase | ProcessorMixin
+# The vectors `(L,)` of each token input, as `[completion][row]`, and the image tensors of all rows.
+Encoded = tuple[list[list[dict[str, torch.Tensor]]], dict[str, torch.Tensor]]
 
 
 @dataclass
@@ -123,13 +125,8 @@ def _text_of(content: Any) -> Any:
     return "".join(block["text"] for block in content if block["type"] == "text")
 
 
-def encode_completions(
-    rows: Sequence[Rendered], processing_class: ProcessingClass
-) -> tuple[list[list[dict[str, torch.Tensor]]], dict[str, torch.Tensor]]:
-    """Tokenize all completions of R rows and preprocess each image once.
-
-    Returns the vectors `(L,)` of each token input, as `[completion][row]`, and the image tensors of all rows.
-    """
+def encode_completions(rows: Sequence[Rendered], processing_class: ProcessingClass) -> Encoded:
+    """Tokenize all completions of R rows and preprocess each image once."""
     tokens: list[list[dict[str, torch.Tensor]]] = [[{} for _ in rows] for _ in rows[0].texts]
     tokenizer = get_tokenizer(processing_class)
     visual = [index for index, row in enumerate(rows) if row.images or row.videos]
@@ -152,9 +149,7 @@ def encode_completions(
     return tokens, join_images(parts)
 
 
-def _encode_visual(
-    rows: Sequence[Rendered], processor: ProcessorMixin
-) -> tuple[list[list[dict[str, torch.Tensor]]], dict[str, torch.Tensor]]:
+def _encode_visual(rows: Sequence[Rendered], processor: ProcessorMixin) -> Encoded:
     """Encode rows that all have images, or one row with videos."""
     inputs: dict[str, Any] = {"padding": True, "padding_side": "right", "return_tensors": "pt"}
     inputs["add_special_tokens"] = rows[0].add_special_tokens

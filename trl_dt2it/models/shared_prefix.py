@@ -55,10 +55,9 @@ class SharedPrefix:
             for index, length in enumerate(completions):
                 if length == 0:
                     continue
-                if position == prefix_stop:  # the first completion goes with its prefix
-                    self.segments.append(Segment(prefix, position + length, prefix, prefix))
-                else:
-                    self.segments.append(Segment(position, position + length, prefix, prefix_stop))
+                # The first completion goes with its prefix.
+                start, seen_stop = (prefix, prefix) if position == prefix_stop else (position, prefix_stop)
+                self.segments.append(Segment(start, position + length, prefix, seen_stop))
                 position += length
                 last_tokens[index].append(position - 1)
         # Ordered by completion, then by group: first all chosen, then all rejected.
@@ -229,16 +228,9 @@ def _varlen_attention(
     index = shared_prefix.key_index.to(key.device)
     queries = query[0].transpose(0, 1)
     keys, values = (states[0].transpose(0, 1)[index] for states in (key, value))
-    result = varlen_attn(
-        queries,
-        keys,
-        values,
-        *shared_prefix.varlen_on(query.device).values(),
-        scale=scale,
-        window_size=(-1, 0),
-        enable_gqa=queries.shape[1] != keys.shape[1],
-    )
-    return cast(torch.Tensor, result)[None]
+    lengths = shared_prefix.varlen_on(query.device).values()
+    options: dict[str, Any] = {"scale": scale, "window_size": (-1, 0), "enable_gqa": queries.shape[1] != keys.shape[1]}
+    return cast(torch.Tensor, varlen_attn(queries, keys, values, *lengths, **options))[None]
 
 
 def flash_attention(

@@ -98,24 +98,16 @@ class MultimodalRewardConfig(RewardConfig):
 
     # Parameters that control the model
     freeze_vision_tower: bool = _option(False, "Train everything but the vision tower.")
-    freeze_projector: bool = _option(
-        False, "Train everything but the modules between vision tower and language model."
-    )
-    share_prefix: str = _option(
-        "auto", "Lay out a pair as one row, the prompt once in front of both answers.", ("auto", "true", "false")
-    )
+    freeze_projector: bool = _option(False, "Train all but the modules between vision tower and language model.")
+    share_prefix: str = _option("auto", "Lay out a pair as one row, its prompt once.", ("auto", "true", "false"))
 
     # Parameters that control the data preprocessing
     min_pixels: int | None = _option(None, "Fewest pixels to which the processor scales an image.")
     max_pixels: int | None = _option(None, "Most pixels to which the processor scales an image.")
-    max_length: int | None = _option(
-        None, "Maximum number of tokens of a conversation; longer pairs are dropped and counted."
-    )
+    max_length: int | None = _option(None, "Most tokens of a conversation; longer pairs are dropped and counted.")
     image_root: str | None = _option(None, "Folder of relative image paths; no image outside of it is read.")
     max_image_pixels: int = _option(64 * 1024 * 1024, "Most pixels that an image may claim before it is decoded.")
-    allowed_image_hosts: list[str] | None = _option(
-        None, "Hosts from which images may be fetched by URL. By default none."
-    )
+    allowed_image_hosts: list[str] | None = _option(None, "Hosts to fetch images from by URL. By default none.")
     on_bad_row: str = _option("raise", "Treatment of a row that cannot be trained on.", ("raise", "quarantine"))
     image_check: str = _option("header", "Check of the images at start.", ("full", "header", "none"))
 
@@ -125,9 +117,7 @@ class MultimodalRewardConfig(RewardConfig):
         "Loss of a pair. `auto` is `strength_margin` with a `strength` column and `bt` without.",
         ("auto", *LOSSES),
     )
-    strength_normalization: str = _option(
-        "rank", "Map of the `strength` column to [0, 1], per source.", STRENGTH_NORMALIZATIONS
-    )
+    strength_normalization: str = _option("rank", "Map of `strength` to [0, 1], per source.", STRENGTH_NORMALIZATIONS)
     neutral_strength: float = _option(0.5, "Normalized strength of a pair of unknown strength.")
     margin_scale: float = _option(1.0, "Margin of a pair of strength 1, in units of reward.")
     strength_power: float = _option(1.0, "Exponent of the strength in the weight of a pair.")
@@ -139,12 +129,8 @@ class MultimodalRewardConfig(RewardConfig):
     )
 
     # Parameters that control the training
-    max_tokens_per_batch: int | None = _option(
-        None, "Most tokens of a batch, which is packed with as many pairs as fit."
-    )
-    reward_statistics_pairs: int = _option(
-        1000, "Training pairs to score at the end, for `reward_mean` and `reward_std`; 0 for none."
-    )
+    max_tokens_per_batch: int | None = _option(None, "Most tokens of a batch, packed with as many pairs as fit.")
+    reward_statistics_pairs: int = _option(1000, "Pairs to score for `reward_mean` and `reward_std`; 0 for none.")
 
     def __post_init__(self) -> None:
         self.share_prefix = str(self.share_prefix).lower()  # YAML and Python pass booleans, a command line strings
