@@ -124,8 +124,7 @@ class MultimodalPreferenceCollator:
     def render(
         self, example: Mapping[str, Any], index: int | None = None, *, is_checked: bool = False
     ) -> rendering.Rendered:
-        """Check a row, unless it `is_checked`, decode its images and render its two conversations. A
-        [`~trl_dt2it.data.rows.RowError`] has the row's name in front of the reason."""
+        """Check a row, unless it `is_checked`, decode its images and render its conversations; errors name the row."""
         with named_errors(example, index):
             if not is_checked:
                 check_row(example, special_tokens=self.special_tokens)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 from transformers.trainer_pt_utils import AcceleratorConfig
 from trl import RewardConfig
 
 from .losses import LOSSES, STRENGTH_NORMALIZATIONS, loss_name
+
+
+Trainer: TypeAlias = Any  # [`MultimodalRewardTrainer`], in modules that it imports
 
 
 def _option(default: Any, text: str, choices: Sequence[str] = ()) -> Any:

@@ -22,16 +22,7 @@ from accelerate import PartialState
 from accelerate.utils import is_peft_model
 from datasets import Dataset, Features, IterableDataset, Value
 from peft import PeftConfig
-from torch import nn
-from transformers import (
-    AutoTokenizer,
-    BitsAndBytesConfig,
-    PreTrainedModel,
-    ProcessorMixin,
-    Trainer,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, ProcessorMixin, set_seed
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.utils import is_liger_kernel_available, logging
 
@@ -44,13 +35,14 @@ from ..data.columns import (
     look_at_rows,
     look_in_shares,
 )
+from ..data.images import ImageOptions
 from ..data.rows import RowError, row_name
 from ..data.validation import ImageCheck, RowChecks, take_out
 from ..models import freezing, modeling
 from ..models.rendering import ProcessingClass, equal_when_rendered, get_tokenizer
 from .batching import count_pairs, count_tokens, counter_of, needs_lengths
 from .collator import MultimodalPreferenceCollator
-from .config import MultimodalRewardConfig
+from .config import MultimodalRewardConfig, Trainer
 
 
 logger = logging.get_logger(__name__)
@@ -63,6 +55,11 @@ COLUMNS = [
 ]
 
 _FAULTS = Features({"reason": Value("string"), "message": Value("string")})
+
+
+def image_options(args: MultimodalRewardConfig) -> ImageOptions:
+    """Return the allowed origins and sizes of images of a configuration."""
+    return ImageOptions(args.image_root, args.max_image_pixels, tuple(args.allowed_image_hosts or ()))
 
 
 def prepare_dataset(
@@ -278,6 +275,7 @@ def set_up_model(
         raise ValueError(f"No parameter of the {type(model).__name__} is trained; {advice}.")
     if is_peft_model(model):
         freezing.with_trained_head(model)
+    use_liger_kernels(model, args)
     return model, processing_class, peft_config
 
 
@@ -424,7 +422,7 @@ def set_up_arguments(
         accelerator_config.dispatch_batches = False
 
 
-def is_reentrant(args: TrainingArguments) -> bool:
+def is_reentrant(args: MultimodalRewardConfig) -> bool:
     """Tell whether gradient checkpoints are set to be reentrant."""
     options = cast("dict[str, Any] | None", args.gradient_checkpointing_kwargs) or {}  # `__post_init__` resolved it
     return bool(options.get("use_reentrant"))
@@ -443,7 +441,7 @@ def put_back_exact(trainer: Trainer, exact: dict[str, torch.Tensor]) -> None:
     # DeepSpeed, which takes weights of one dtype, keeps what TRL makes.
     if not exact or trainer.is_deepspeed_enabled:
         return
-    for name, parameter in cast(nn.Module, trainer.model).named_parameters():
+    for name, parameter in trainer.model.named_parameters():
         if parameter.requires_grad:
             original = name.replace(".modules_to_save.default.", ".").removeprefix("base_model.model.")
             value = exact.get(name, exact.get(original))
@@ -466,8 +464,7 @@ def refuse_uneven_batches(trainer: Trainer) -> None:
     accelerator, args = trainer.accelerator, trainer.args
     if accelerator.even_batches or accelerator.num_processes == 1 or not isinstance(trainer.train_dataset, Dataset):
         return
-    is_packed = cast(MultimodalRewardConfig, args).max_tokens_per_batch is not None
-    if is_packed or args.dataloader_drop_last:  # batches by tokens are as many on each process
+    if args.max_tokens_per_batch is not None or args.dataloader_drop_last:  # as many batches on each process
         return
     pairs, size = len(trainer.train_dataset), args.train_batch_size
     if accelerator.split_batches:

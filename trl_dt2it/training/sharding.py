@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from accelerate.utils import fsdp2_prepare_model
@@ -20,12 +20,11 @@ from transformers.utils import logging
 from ..models.freezing import part_of
 from ..models.modeling import RewardHead, is_head
 from ..utils import with_values
+from .config import Trainer
 from .setup import is_reentrant
 
 
 logger = logging.get_logger(__name__)
-
-Trainer: TypeAlias = Any  # [`MultimodalRewardTrainer`], which imports this module
 
 
 def is_sharded(trainer: Trainer) -> bool:

@@ -15,19 +15,12 @@ from peft import PeftConfig
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import BitsAndBytesConfig, DataCollator, EvalPrediction, PreTrainedModel, TrainerCallback
-from transformers.trainer_utils import (
-    PREFIX_CHECKPOINT_DIR,
-    EvalLoopOutput,
-    HubStrategy,
-    PredictionOutput,
-    TrainOutput,
-)
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, PredictionOutput, TrainOutput
 from transformers.utils import PushInProgress
 from trl import RewardTrainer
 
 from ..data.cards import PAPER
 from ..data.columns import AnyDataset, column_names, has_transform
-from ..data.images import ImageOptions
 from ..data.mixing import concatenate
 from ..models.freezing import let_gradients_into_checkpoints
 from ..models.modeling import pad_id_as_saved, set_reward_statistics, write_beside_adapter
@@ -138,11 +131,10 @@ class MultimodalRewardTrainer(RewardTrainer):
         model, processing_class, peft_config = setup.set_up_model(
             model, processing_class, args, quantization_config, peft_config
         )
-        setup.use_liger_kernels(model, args)
         # Read by `_prepare_dataset`, which RewardTrainer's `__init__` calls.
         self._collator = MultimodalPreferenceCollator(
             processing_class,
-            ImageOptions(args.image_root, args.max_image_pixels, tuple(args.allowed_image_hosts or ())),
+            setup.image_options(args),
             pad_to_multiple_of=cast("int | None", args.pad_to_multiple_of),  # `__post_init__` has resolved a string
             media=(),  # what the sets can hold is not known yet
             share_prefix=decide_share_prefix(args.share_prefix, model),
@@ -478,8 +470,7 @@ class MultimodalRewardTrainer(RewardTrainer):
     ) -> EvalLoopOutput:
         """As in [`~transformers.Trainer`], with exact metrics under `metric_key_prefix`."""
         evaluation = batching.Evaluation(self.accelerator)
-        values = {"_evaluation": evaluation, "gather_function": evaluation.gather}
-        with with_values(self, **values), sharding.evaluable(self):
+        with with_values(self, _evaluation=evaluation, gather_function=evaluation.gather), sharding.evaluable(self):
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
@@ -526,7 +517,7 @@ class MultimodalRewardTrainer(RewardTrainer):
         return push_model(self, commit_message, blocking, token, revision, private, **kwargs)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+        if not self.is_world_process_zero() or self.args.hub_strategy == "end":
             return
         busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
         if busy and not self.args.hub_always_push:
