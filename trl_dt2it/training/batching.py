@@ -33,7 +33,7 @@ from ..models.families import FAMILIES
 from ..models.rendering import ProcessingClass, check_difference, encode_completions, get_tokenizer, render_pair
 from ..models.shared_prefix import common_prefix_length
 from .collator import MultimodalPreferenceCollator
-from .config import MultimodalRewardConfig
+from .config import MultimodalRewardConfig, Trainer
 from .losses import BatchLoss, PairRecord
 
 
@@ -401,22 +401,18 @@ def _collate_positioned(collator: Callable[[list[Any]], dict[str, Any]], rows: S
     return batch
 
 
-def evaluation_loader(
-    dataset: AnyDataset,
-    collator: Callable[[list[Any]], dict[str, Any]],
-    args: MultimodalRewardConfig,
-    accelerator: Accelerator,
-) -> DataLoader:
+def evaluation_loader(trainer: Trainer, dataset: AnyDataset) -> DataLoader:
     """Make a data loader that yields every pair of a set once."""
     # Ignored, because they choose how pairs are repeated or dropped: `dataloader_drop_last`, `dataloader_in_order`,
     # `dataloader_persistent_workers` and, of `accelerator_config`, `even_batches` and `dispatch_batches`.
+    args, accelerator = trainer.args, trainer.accelerator
     copies = num_copies(accelerator)
     num_processes = accelerator.num_processes // copies
     size = max(1, args.eval_batch_size // (num_processes if accelerator.split_batches else 1))
     loader = DataLoader(
         EvaluationRows(dataset),
         batch_sampler=EvaluationBatches(dataset, size, accelerator.process_index // copies, num_processes),
-        collate_fn=partial(_collate_positioned, collator),
+        collate_fn=partial(_collate_positioned, trainer.data_collator),
         num_workers=args.dataloader_num_workers,
         pin_memory=args.dataloader_pin_memory,
         multiprocessing_context=args.dataloader_multiprocessing_context,

@@ -236,13 +236,12 @@ class BatchLoss(NamedTuple):
 def batch_loss(
     model: nn.Module,
     inputs: dict[str, Any],
-    *,
     loss_type: str | LossFunction,
     args: Any,
-    total_weight: torch.Tensor | int | None = None,
-    num_processes: int = 1,
+    total_weight: torch.Tensor | int | None,
+    num_processes: int,
 ) -> BatchLoss:
-    """Compute the loss of a batch of B pairs, averaged with the weights."""
+    """Compute the loss of a batch of B pairs, averaged with the weights, or over a total weight of all processes."""
     pairs = inputs["pairs"]
     num_pairs = len(pairs["weight"])
     rewards = pair_rewards(model, {key: value for key, value in inputs.items() if key != "pairs"}, num_pairs)

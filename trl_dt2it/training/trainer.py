@@ -212,11 +212,9 @@ class MultimodalRewardTrainer(RewardTrainer):
                 padded = not self._collator.share_prefix
                 self._plan = batching.plan_training(self._lengths, cap, world_size=args.world_size, padded=padded)
         if "strength" in column_names(dataset):
-            self._collator.normalizer = losses.fit_dataset_strength(
-                setup.plain_columns(dataset, ("strength", "source")),
-                how=args.strength_normalization,
-                neutral=args.neutral_strength,
-            )
+            strengths = setup.plain_columns(dataset, ("strength", "source"))
+            how, neutral = args.strength_normalization, args.neutral_strength
+            self._collator.normalizer = losses.fit_dataset_strength(strengths, how=how, neutral=neutral)
         return dataset
 
     def _remove_unused_columns(self, dataset: Dataset, description: str | None = None) -> Dataset:
@@ -290,7 +288,7 @@ class MultimodalRewardTrainer(RewardTrainer):
         dataset = self._prepare_dataset(dataset, self.processing_class, self.args, name)
         if isinstance(dataset, Dataset):
             dataset = self._remove_unused_columns(dataset, description=name)
-        return batching.evaluation_loader(dataset, self.data_collator, self.args, self.accelerator)
+        return batching.evaluation_loader(self, dataset)
 
     def predict(  # type: ignore[override]  # transformers' takes no dict
         self,
@@ -446,12 +444,7 @@ class MultimodalRewardTrainer(RewardTrainer):
         if self._noise is not None:
             self._noise.see(inputs)
         batch = losses.batch_loss(
-            model,
-            inputs,
-            loss_type=self.loss_type,
-            args=self.args,
-            total_weight=num_items_in_batch,
-            num_processes=self.accelerator.num_processes,
+            model, inputs, self.loss_type, self.args, num_items_in_batch, self.accelerator.num_processes
         )
         if self._evaluation is not None:
             self._evaluation.add(pairs, batch)
