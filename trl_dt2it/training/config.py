@@ -115,11 +115,8 @@ class MultimodalRewardConfig(RewardConfig):
     image_check: str = _option("header", "Check of the images at start.", ("full", "header", "none"))
 
     # Parameters that control the loss
-    loss_type: str = _option(  # or, outside of the command line, a function
-        "auto",
-        "Loss of a pair. `auto` is `strength_margin` with a `strength` column and `bt` without.",
-        ("auto", *LOSSES),
-    )
+    # Or, outside of the command line, a function.
+    loss_type: str = _option("auto", "Loss; `auto`: `strength_margin` with strengths, else `bt`.", ("auto", *LOSSES))
     strength_normalization: str = _option("rank", "Map of `strength` to [0, 1], per source.", STRENGTH_NORMALIZATIONS)
     neutral_strength: float = _option(0.5, "Normalized strength of a pair of unknown strength.")
     margin_scale: float = _option(1.0, "Margin of a pair of strength 1, in units of reward.")
