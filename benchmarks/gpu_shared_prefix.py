@@ -35,6 +35,7 @@ from lib.published import build
 from lib.report import RESULTS, in_turn, ratio, wall_seconds, write
 from lib.vlm import batches, rows_of, step
 from PIL import Image
+from torch.nn.functional import logsigmoid
 
 
 ROOT = Path(__file__).parents[1]
@@ -43,7 +44,6 @@ sys.path.insert(0, str(ROOT))
 from lib.torch_flash import install, kernel_shares_heads, set_attention  # noqa: E402  (here and below: after the path is set, for `tests`)
 
 from trl_dt2it import RewardScorer  # noqa: E402
-from trl_dt2it.training.losses import pairwise_loss  # noqa: E402
 
 
 SHAPES = {"300/135": 8, "1100/100": 4, "1100/400": 4}  # tokens of prompt and answer, and pairs of a batch
@@ -206,7 +206,7 @@ def exactness(options) -> Iterator[dict]:
 def rewards_and_gradients(model, batch: dict) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     model.zero_grad()
     rewards = model(**batch).logits[:, 0].float()
-    pairwise_loss(*rewards.chunk(2)).mean().backward()
+    (-logsigmoid(torch.sub(*rewards.chunk(2)))).mean().backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     return rewards.detach(), gradients

@@ -27,13 +27,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from peft import LoraConfig, get_peft_model  # noqa: E402  (here and below: after the path is set, for `tests`)
 from torch.distributed.fsdp import fully_shard  # noqa: E402
+from torch.nn.functional import logsigmoid  # noqa: E402
 from torch.nn.parallel import DistributedDataParallel  # noqa: E402
 
 from tests import pairs as layouts  # noqa: E402
 from tests.families import build_family  # noqa: E402
 from tests.rows import make_rows  # noqa: E402
 from trl_dt2it import MultimodalPreferenceCollator, load_reward_model  # noqa: E402
-from trl_dt2it.training.losses import pairwise_loss  # noqa: E402
 
 
 REWARD_BOUND, GRADIENT_BOUND = 1e-5, 1e-4
@@ -94,7 +94,7 @@ def compare_together(directory: Path) -> dict[str, tuple[float, float]]:
             fully_shard(model)
         rewards = model(**one).logits[:, 0]
         chosen, rejected = rewards[:4].chunk(2)
-        (pairwise_loss(chosen, rejected).mean() + 0.0 * rewards.sum()).backward()
+        (-logsigmoid(chosen - rejected).mean() + 0.0 * rewards.sum()).backward()
         chosen_and_rejected = torch.cat([expected[:4][mine], expected[4:][mine]])
         difference = (rewards[:4].detach() - chosen_and_rejected).abs().max()
         dist.all_reduce(difference, dist.ReduceOp.MAX)

@@ -20,10 +20,10 @@ import matplotlib
 import torch
 from lib.report import RESULTS, markdown, write
 from lib.vlm import batches, load, rows_of
+from torch.nn.functional import logsigmoid
 from torch.profiler import ProfilerActivity, profile
 
 from trl_dt2it import MultimodalPreferenceCollator
-from trl_dt2it.training.losses import pairwise_loss
 
 
 matplotlib.use("agg")
@@ -67,7 +67,7 @@ def profile_layout(directory: Path, layout: str, runs: int) -> dict[str, dict[st
         times = [time.perf_counter()]
         collator(rows)
         times.append(time.perf_counter())
-        loss = pairwise_loss(*model(**batch).logits[:, 0].chunk(2)).mean()
+        loss = -logsigmoid(torch.sub(*model(**batch).logits[:, 0].chunk(2))).mean()
         times.append(time.perf_counter())
         loss.backward()
         times.append(time.perf_counter())

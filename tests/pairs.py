@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 
 import torch
+from torch.nn.functional import logsigmoid
 from transformers import AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from trl_dt2it import MultimodalPreferenceCollator, load_reward_model
 from trl_dt2it.models import families
-from trl_dt2it.training.losses import pairwise_loss
 
 from .families import FAMILIES, family_dir
 
@@ -55,7 +55,7 @@ def plain_two_rows(batch: dict) -> dict:
 def rewards_and_gradients(model: torch.nn.Module, batch: dict) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     model.zero_grad()
     rewards = model(**batch).logits[:, 0]
-    pairwise_loss(*rewards.chunk(2)).mean().backward()
+    (-logsigmoid(torch.sub(*rewards.chunk(2)))).mean().backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     return rewards.detach(), gradients
 

@@ -1,4 +1,4 @@
-"""Files written whole, digests, text fit for a terminal, shards; nothing that takes time to import."""
+"""Files written whole, digests, text fit for a terminal, shards, overrides; nothing that takes time to import."""
 
 from __future__ import annotations
 
@@ -173,6 +173,19 @@ def _sync(path: Path) -> None:
             raise
     finally:
         os.close(file)
+
+
+@contextmanager
+def with_values(holder: Any, **values: object) -> Iterator[None]:
+    """Override attributes of an object or a class."""
+    before = {name: getattr(holder, name) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(holder, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(holder, name, value)
 
 
 def without_secrets(command: Sequence[str]) -> list[str]:

@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 
 import torch
+from torch.nn.functional import logsigmoid
 from transformers import AutoProcessor
 
 from trl_dt2it import MultimodalPreferenceCollator, load_reward_model
-from trl_dt2it.training.losses import pairwise_loss
 
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "peers"))
@@ -60,5 +60,5 @@ def batches(processor, rows: list[dict]) -> dict[str, dict]:
 def step(model, batch: dict) -> None:
     """Forward and backward pass, without an optimiser."""
     chosen, rejected = model(**batch).logits[:, 0].chunk(2)
-    pairwise_loss(chosen, rejected).mean().backward()
+    (-logsigmoid(chosen - rejected)).mean().backward()
     model.zero_grad()

@@ -49,5 +49,5 @@ def test_constant_strengths():
 def test_none_wants_the_unit_interval():
     normalizer = fit_strength([0.2, 1.0], None, how="none")
     np.testing.assert_allclose(normalizer([0.2, None, 1.0], [None] * 3), [0.2, 0.5, 1.0])
-    with pytest.raises(ValueError, match=r"strength 3.0 lies outside \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"strength 3.0 lies outside \[0, 1\]; set .* or scale the column"):
         normalizer([3.0], [None])

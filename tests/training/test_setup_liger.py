@@ -57,9 +57,10 @@ def test_text_models_and_settings(tmp_path):
     MultimodalRewardTrainer(  # which changes the class
         model, args=config(tmp_path), train_dataset=Dataset.from_list(text_rows(2)), processing_class=tokenizer
     )
-    with pytest.raises(ValueError, match="`cross_entropy`, which is of the language head.*has rms_norm, rope, swiglu"):
+    wrong = "`cross_entropy`, which is for the language head.*has rms_norm, rope, swiglu"
+    with pytest.raises(ValueError, match=wrong):
         patch_backbone(model, {"cross_entropy": True})
-    with pytest.raises(ValueError, match="`geglu`, which is not there"):
+    with pytest.raises(ValueError, match="`geglu`, which does not exist"):
         patch_backbone(model, {"geglu": True})
     patch_backbone(model, {"swiglu": False, "rope": False, "fused_linear_cross_entropy": False})
     assert patched(model) and all(name.startswith("model.") and "norm" in name for name in patched(model))

@@ -36,7 +36,7 @@ def test_a_wrong_word_in_the_configuration_fails_at_once(tmp_path):
 
 def test_images_and_a_text_model(tmp_path):
     tokenizer = AutoProcessor.from_pretrained(family_dir("qwen3_vl")).tokenizer
-    with pytest.raises(ValueError, match="train set has images, but the model reads text only"):
+    with pytest.raises(ValueError, match="train set has images, but the model reads text only; .*remove the column"):
         MultimodalRewardTrainer(
             text_model(tokenizer), args=config(tmp_path), train_dataset=make_dataset(2), processing_class=tokenizer
         )
@@ -65,7 +65,7 @@ def test_tokenized_rows_under_old_names_are_those_under_new_ones(streamed, tmp_p
 
 def test_a_misspelt_column_is_named(tmp_path):
     data = make_dataset(2).rename_column("rejected", "rejcted")
-    with pytest.raises(ValueError, match="has the columns .*rejcted.*; it needs `chosen` and `rejected`"):
+    with pytest.raises(ValueError, match="columns .*rejcted.*; it needs `chosen` and `rejected` .*unless both begin"):
         trainer_for("qwen3_vl", tmp_path, data)
 
 

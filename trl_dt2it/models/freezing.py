@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,12 +53,11 @@ def with_reward_head(peft_config: PeftConfig, frozen: Sequence[str] = ()) -> Pef
     config.modules_to_save = modules if "score" in modules else [*modules, "score"]
     if not frozen or getattr(config, "exclude_modules", None) is not None:
         return config
-    is_projector = rf".*\b({'|'.join(map(re.escape, PROJECTOR_NAMES))})\b.*"
-    is_vision = rf".*\b({'|'.join(map(re.escape, VISION_TOWER_NAMES))})\b.*"
+    projector, vision = (rf".*\b({'|'.join(names)})\b.*" for names in (PROJECTOR_NAMES, VISION_TOWER_NAMES))
     if "projector" not in frozen:
-        config.exclude_modules = f"(?!{is_projector}){is_vision}"
+        config.exclude_modules = f"(?!{projector}){vision}"
     else:
-        config.exclude_modules = f"({is_projector}|{is_vision})" if "vision_tower" in frozen else is_projector
+        config.exclude_modules = f"({projector}|{vision})" if "vision_tower" in frozen else projector
     return config
 
 
@@ -95,7 +93,8 @@ def with_trained_head(model: Any) -> None:
         return
     if not isinstance(head, (nn.Linear, ModulesToSaveWrapper)):
         raise ValueError(
-            'Adapters of the model stand on its `score` head; put "score" into `modules_to_save` instead.'
+            "The adapters of the model stand on its `score` head, which is small enough to be trained whole; put "
+            '"score" into `modules_to_save` in place of `target_modules`.'
         )
     if isinstance(head, nn.Linear):
         head = base.score = ModulesToSaveWrapper(head, name)
@@ -120,11 +119,7 @@ def let_gradients_into_checkpoints(model: nn.Module) -> None:
         except NotImplementedError:  # a vision tower that names none
             module.register_forward_pre_hook(_require_gradient_of_input, with_kwargs=True)
         else:
-            embeddings.register_forward_hook(_require_gradient_of_output)
-
-
-def _require_gradient_of_output(module: nn.Module, args: Any, output: torch.Tensor) -> None:
-    output.requires_grad_(True)
+            embeddings.register_forward_hook(lambda module, args, output: output.requires_grad_(True))
 
 
 def _require_gradient_of_input(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -42,6 +41,7 @@ from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from transformers.utils import cached_file, find_adapter_config_file, logging
 
 from ..processes import whole_weights
+from ..utils import read_json, with_values, write_json
 from .families import FAMILIES, PIXELS
 from .rendering import ProcessingClass
 from .shared_prefix import encode_once, last_hidden_states, use_shared_prefix
@@ -149,8 +149,7 @@ class GenericRewardModel(_Base):
         **kwargs: Any,
     ) -> SequenceClassifierOutputWithPast | tuple:
         """Compute rewards `(R, 1)` of `input_ids` and `attention_mask` `(R, L)`, or of the one row `(1, T)` that
-        `pair_layout` `(G, 1 + N)` describes: G prompts with up to N completions each, in R rewards.
-        """
+        `pair_layout` `(G, 1 + N)` describes: G prompts with up to N completions each, in R rewards."""
         if input_ids is not None:
             refuse_unseen(self.config, input_ids, kwargs, self.training)
         if pair_layout is not None:
@@ -173,8 +172,7 @@ class GenericRewardModel(_Base):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info=False, **kwargs):
         """As in [`~transformers.PreTrainedModel`], but raises on missing, surplus or misshapen weights, and on pickled
-        ones unless `use_safetensors=None` is passed.
-        """
+        ones unless `use_safetensors=None` is passed."""
         kwargs = {"use_safetensors": True, **kwargs}
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         model, info = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
@@ -201,18 +199,19 @@ def refuse_unseen(config: PreTrainedConfig, input_ids: torch.Tensor, inputs: dic
     is_costly = training and input_ids.device.type != "cpu" and any(has_pixels.values())  # a wait for the device
     if all(has_pixels.values()) or is_costly or torch.compiler.is_compiling():
         return
-    is_shown = {kind: bool(torch.isin(input_ids, _placeholder_ids(config, kind, input_ids)).any()) for kind in PIXELS}
+    is_shown = {}
+    for kind in PIXELS:
+        ids = [getattr(config, f"{kind}_token_{end}", None) for end in ("id", "index")]
+        placeholders = input_ids.new_tensor([token_id for token_id in ids if token_id is not None])
+        is_shown[kind] = bool(torch.isin(input_ids, placeholders).any())
     if has_pixels["video"] and not is_shown["video"]:  # a family that writes frames as images
         return
     for kind, name in PIXELS.items():
         if is_shown[kind] and not has_pixels[kind]:
-            advice = "pass all that the processor returns (to GRPO and RLOO, `RewardScorer(...).as_reward_func()`)"
-            raise ValueError(f"The tokens hold placeholders of {kind}s without `{name}`; {advice}.")
-
-
-def _placeholder_ids(config: PreTrainedConfig, kind: str, like: torch.Tensor) -> torch.Tensor:
-    ids = (getattr(config, f"{kind}_token_{end}", None) for end in ("id", "index"))
-    return like.new_tensor([token_id for token_id in ids if token_id is not None])
+            raise ValueError(
+                f"The tokens hold placeholders of {kind}s without `{name}` to put in their place; pass all that the "
+                "processor returns (in GRPO and RLOO, `RewardScorer(...).as_reward_func()` in place of the model)."
+            )
 
 
 @functools.cache
@@ -338,7 +337,8 @@ def _load_text_model(
     else:
         reference = config.auto_map["AutoModelForSequenceClassification"]
         cls = get_class_from_dynamic_module(reference, name_or_path, revision=load_kwargs["revision"])
-    with _head_kept_in_fp32(cls):
+    # The head is loaded in fp32, without changing the class for others.
+    with with_values(cls, _keep_in_fp32_modules_strict=[*(cls._keep_in_fp32_modules_strict or ()), "score"]):
         loaded = AutoModelForSequenceClassification.from_pretrained(name_or_path, num_labels=1, **load_kwargs)
     model, info = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
     keep_head_in_fp32(model)
@@ -351,21 +351,10 @@ def _load_text_model(
     return model
 
 
-@contextmanager
-def _head_kept_in_fp32(cls: Any) -> Iterator[None]:
-    """Load the head of a text model of transformers in fp32, without changing its class for others."""
-    known = cls._keep_in_fp32_modules_strict
-    cls._keep_in_fp32_modules_strict = [*(known or ()), "score"]
-    try:
-        yield
-    finally:
-        cls._keep_in_fp32_modules_strict = known
-
-
 def mark_as_reward_model(config: PreTrainedConfig) -> None:
     """Set one label and a regression in a configuration and its text configuration, as vLLM needs it."""
     # Otherwise vLLM applies a sigmoid to the reward; older releases read the text configuration alone.
-    for part in {id(config): config, id(text := config.get_text_config()): text}.values():
+    for part in (config, config.get_text_config()):
         part.num_labels = 1
         part.problem_type = "regression"
 
@@ -479,17 +468,12 @@ def pad_id_as_saved(model: Any) -> Iterator[None]:
     # By such an id transformers would read every conversation one token early, without a warning. Without an id it
     # reads a single conversation right and refuses a batch.
     configs = [model.config, model.config.get_text_config()] if isinstance(model, _TextRewardModel) else []
-    pads = []
-    for config in configs:
-        ends, pad = getattr(config, "eos_token_id", None), config.pad_token_id
-        if pad is not None and pad in (ends if isinstance(ends, (list, tuple)) else [ends]):
-            pads.append((config, pad))
-            config.pad_token_id = None
-    try:
+    with ExitStack() as removed:
+        for config in configs:
+            ends, pad = getattr(config, "eos_token_id", None), config.pad_token_id
+            if pad is not None and pad in (ends if isinstance(ends, (list, tuple)) else [ends]):
+                removed.enter_context(with_values(config, pad_token_id=None))
         yield
-    finally:
-        for config, pad_token_id in pads:
-            config.pad_token_id = pad_token_id
 
 
 def read_last_real_token(model: Any) -> None:
@@ -556,14 +540,9 @@ def embedding_name(model: PreTrainedModel) -> str:
     return next(name for name, module in model.named_modules() if module is embeddings)
 
 
-def num_embeddings(model: PreTrainedModel) -> int:
-    """Count the token embeddings of a model."""
-    return cast(torch.Tensor, model.get_input_embeddings().weight).shape[0]
-
-
 def num_tokens_of_adapter(base: PreTrainedModel, peft_config: Any, shapes: Mapping[str, Sequence[int]]) -> int | None:
     """Return the number of token embeddings that an adapter needs, or `None` if its base model has as many."""
-    path, current = embedding_name(base), num_embeddings(base)
+    path, current = embedding_name(base), len(cast(torch.Tensor, base.get_input_embeddings().weight))
     saved = [shape[0] for key, shape in shapes.items() if f".{path}." in key and key.endswith("weight")]
     indices = getattr(peft_config, "trainable_token_indices", None) or {}
     if isinstance(indices, dict):
@@ -583,7 +562,7 @@ def write_beside_adapter(config: PreTrainedConfig, folder: str | os.PathLike) ->
     """Write the mean and standard deviation of a configuration into an adapter's directory."""
     path = Path(folder) / STATISTICS_FILE
     if values := {name: vars(config)[name] for name in STATISTICS if name in vars(config)}:
-        path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        write_json(path, values)
     else:
         path.unlink(missing_ok=True)
 
@@ -591,7 +570,7 @@ def write_beside_adapter(config: PreTrainedConfig, folder: str | os.PathLike) ->
 def read_beside_adapter(config: PreTrainedConfig, name_or_path: str | os.PathLike, revision: str | None) -> None:
     """Set the mean and standard deviation of an adapter's rewards in its base model's configuration."""
     path = cached_file(name_or_path, STATISTICS_FILE, revision=revision, _raise_exceptions_for_missing_entries=False)
-    values = None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+    values = None if path is None else read_json(path)
     if path is not None and not (
         isinstance(values, dict)
         and {*values} == {*STATISTICS}

@@ -20,6 +20,8 @@ from ..data.rows import RowError, Video, row_images
 
 
 ProcessingClass = PreTrainedTokenizerBase | ProcessorMixin
+# The vectors `(L,)` of each token input, as `[completion][row]`, and the image tensors of all rows.
+Encoded = tuple[list[list[dict[str, torch.Tensor]]], dict[str, torch.Tensor]]
 
 
 @dataclass
@@ -118,17 +120,13 @@ def _without_none(value: Any) -> Any:
 
 
 def _text_of(content: Any) -> Any:
-    is_list = isinstance(content, list)
-    return "".join(block["text"] for block in content if block["type"] == "text") if is_list else content
+    if not isinstance(content, list):
+        return content
+    return "".join(block["text"] for block in content if block["type"] == "text")
 
 
-def encode_completions(
-    rows: Sequence[Rendered], processing_class: ProcessingClass
-) -> tuple[list[list[dict[str, torch.Tensor]]], dict[str, torch.Tensor]]:
-    """Tokenize all completions of R rows and preprocess each image once.
-
-    Returns the vectors `(L,)` of each token input, as `[completion][row]`, and the image tensors of all rows.
-    """
+def encode_completions(rows: Sequence[Rendered], processing_class: ProcessingClass) -> Encoded:
+    """Tokenize all completions of R rows and preprocess each image once."""
     tokens: list[list[dict[str, torch.Tensor]]] = [[{} for _ in rows] for _ in rows[0].texts]
     tokenizer = get_tokenizer(processing_class)
     visual = [index for index, row in enumerate(rows) if row.images or row.videos]
@@ -151,9 +149,7 @@ def encode_completions(
     return tokens, join_images(parts)
 
 
-def _encode_visual(
-    rows: Sequence[Rendered], processor: ProcessorMixin
-) -> tuple[list[list[dict[str, torch.Tensor]]], dict[str, torch.Tensor]]:
+def _encode_visual(rows: Sequence[Rendered], processor: ProcessorMixin) -> Encoded:
     """Encode rows that all have images, or one row with videos."""
     inputs: dict[str, Any] = {"padding": True, "padding_side": "right", "return_tensors": "pt"}
     inputs["add_special_tokens"] = rows[0].add_special_tokens
@@ -164,11 +160,8 @@ def _encode_visual(
         if getattr(processor, "video_processor", None) is None:
             raise ValueError(f"The row has a video, but {type(processor).__name__} reads none; use another model.")
         inputs["videos"] = [video.frames for video in videos]
-        counts = [len(video.frames) for video in videos]
-        metadata = [
-            VideoMetadata(total_num_frames=n, fps=v.fps, frames_indices=list(range(n)), duration=n / v.fps)
-            for n, v in zip(counts, videos, strict=True)
-        ]
+        sizes = [(len(video.frames), video.fps) for video in videos]
+        metadata = [VideoMetadata(n, fps, frames_indices=list(range(n)), duration=n / fps) for n, fps in sizes]
         inputs["videos_kwargs"] = {"do_sample_frames": False, "video_metadata": metadata}
     replaying = _replaying(processor)
     tokens: list[list[dict[str, torch.Tensor]]] = []

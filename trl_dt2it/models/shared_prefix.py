@@ -55,10 +55,9 @@ class SharedPrefix:
             for index, length in enumerate(completions):
                 if length == 0:
                     continue
-                if position == prefix_stop:  # the first completion goes with its prefix
-                    self.segments.append(Segment(prefix, position + length, prefix, prefix))
-                else:
-                    self.segments.append(Segment(position, position + length, prefix, prefix_stop))
+                # The first completion goes with its prefix.
+                start, seen_stop = (prefix, prefix) if position == prefix_stop else (position, prefix_stop)
+                self.segments.append(Segment(start, position + length, prefix, seen_stop))
                 position += length
                 last_tokens[index].append(position - 1)
         # Ordered by completion, then by group: first all chosen, then all rejected.
@@ -134,8 +133,7 @@ def common_prefix_length(rows: Sequence[torch.Tensor]) -> int:
 
 def pack_completions(groups: Sequence[Sequence[dict[str, torch.Tensor]]], unshared_ids: set[int]) -> dict | None:
     """Lay groups of conversations that begin alike into one row, with its `pair_layout` `(G, 1 + N)` int64, or return
-    `None` if a completion holds one of `unshared_ids`.
-    """
+    `None` if a completion holds one of `unshared_ids`."""
     layout: list[list[int]] = []
     parts: list[dict[str, torch.Tensor]] = []
     special = torch.tensor(sorted(unshared_ids), dtype=torch.int64)
@@ -188,8 +186,7 @@ def sdpa_attention(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attend by torch's scaled dot products: `query` `(1, heads, T, D)`, `key` and `value` `(1, key-value heads, T,
-    D)`, returns `(1, T, heads, D)`. One call per segment, or per row where torch has a kernel for it.
-    """
+    D)`, returns `(1, T, heads, D)`. One call per segment, or per row where torch has a kernel for it."""
     attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
     if shared_prefix is None:
         return attend(module, query, key, value, attention_mask, **kwargs)
@@ -231,16 +228,9 @@ def _varlen_attention(
     index = shared_prefix.key_index.to(key.device)
     queries = query[0].transpose(0, 1)
     keys, values = (states[0].transpose(0, 1)[index] for states in (key, value))
-    result = varlen_attn(
-        queries,
-        keys,
-        values,
-        *shared_prefix.varlen_on(query.device).values(),
-        scale=scale,
-        window_size=(-1, 0),
-        enable_gqa=queries.shape[1] != keys.shape[1],
-    )
-    return cast(torch.Tensor, result)[None]
+    lengths = shared_prefix.varlen_on(query.device).values()
+    options: dict[str, Any] = {"scale": scale, "window_size": (-1, 0), "enable_gqa": queries.shape[1] != keys.shape[1]}
+    return cast(torch.Tensor, varlen_attn(queries, keys, values, *lengths, **options))[None]
 
 
 def flash_attention(
@@ -353,8 +343,7 @@ def _skip_unread_tokens(layer: Any) -> None:
 
 def last_hidden_states(base: Any, input_ids: torch.Tensor, pair_layout: torch.Tensor, **kwargs: Any) -> torch.Tensor:
     """Return the hidden states `(R, H)` of the last token of each completion, from `input_ids` `(1, T)` and the
-    `pair_layout` `(G, 1 + N)`.
-    """
+    `pair_layout` `(G, 1 + N)`."""
     layout = SharedPrefix(pair_layout.tolist(), input_ids.device)
     shape, total = tuple(input_ids.shape), sum(map(sum, layout.lengths))
     if shape != (1, total):

@@ -23,7 +23,7 @@ from ..models import rendering
 from ..models.modeling import load_processing_class, load_reward_model, read_last_real_token, set_pixel_limits
 from ..models.shared_prefix import common_prefix_length, decide_share_prefix, pack_completions
 from ..processes import whole_weights
-from ..training.collator import MultimodalPreferenceCollator
+from ..training.collator import MultimodalPreferenceCollator, pad_rows
 from ..training.pair_scoring import evaluating, score_pairs
 from ..training.setup import rename_old_columns
 from .shards import add_rewards, model_fingerprint, processor_settings
@@ -541,7 +541,8 @@ def _layouts(
         if (index := column - count + len(piece.members)) >= 0
     ]
     if packed is None:
-        packed = dict[str, Any](collator._pad([piece.tokens[index] for piece, index in order]))
+        rows = [piece.tokens[index] for piece, index in order]
+        packed = dict[str, Any](pad_rows(rows, collator.processing_class, collator.pad_to_multiple_of))
         if images and count > 1:
             packed["image_repeats"] = count
     yield {**packed, **images}, [(piece.group, piece.members[index]) for piece, index in order]

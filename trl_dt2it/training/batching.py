@@ -12,14 +12,13 @@ from functools import partial
 from itertools import islice, pairwise, starmap
 from typing import Any, NamedTuple, cast
 
-import datasets
 import numpy as np
+import pyarrow as pa
 import torch
 from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import gather_object, recursively_apply
-from datasets import Dataset, Features, IterableDataset, Value
-from datasets.table import InMemoryTable
+from datasets import Dataset, Features, Value
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 from transformers import TrainerCallback
@@ -28,13 +27,13 @@ from transformers.utils import logging
 
 from ..data.columns import AnyDataset, look_at_rows, look_in_shares
 from ..data.images import ImageOptions, check_image
-from ..data.rows import RowError, check_row, row_images, row_name
+from ..data.rows import check_row, named_errors, row_images
 from ..data.validation import TokenCounter
 from ..models.families import FAMILIES
 from ..models.rendering import ProcessingClass, check_difference, encode_completions, get_tokenizer, render_pair
 from ..models.shared_prefix import common_prefix_length
 from .collator import MultimodalPreferenceCollator
-from .config import MultimodalRewardConfig
+from .config import MultimodalRewardConfig, Trainer
 from .losses import BatchLoss, PairRecord
 
 
@@ -72,13 +71,10 @@ def count_tokens(
     if row.get("videos") or (images and type(processor).__name__ not in UNCOUNTED_TOKENS):
         tokens, _ = encode_completions([collator.render(row, is_checked=is_checked)], processor)
         return _compare([side["input_ids"].tolist() for (side,) in tokens], collator.image_token_ids)
-    try:
+    with named_errors(row, None):
         if not is_checked:
             check_row(row, special_tokens=collator.special_tokens)
         sizes = [check_image(image, collator.image_options) for image in images]
-    except RowError as error:
-        raise RowError(error.reason, f"{row_name(row, None)}: {error}") from error
-
     rendered = render_pair(row, cast(Any, sizes), processor)  # of the images, only the number counts
     tokenizer = get_tokenizer(processor)
     ids = tokenizer(rendered.texts, add_special_tokens=rendered.add_special_tokens)["input_ids"]
@@ -102,8 +98,13 @@ def token_counter(processing_class: ProcessingClass) -> TokenCounter:
     Returns:
         [`~trl_dt2it.data.TokenCounter`]
     """
-    collator = MultimodalPreferenceCollator(processing_class)
-    return TokenCounter(processing_class, partial(_check, processing_class), partial(_count, collator))
+    return counter_of(MultimodalPreferenceCollator(processing_class))
+
+
+def counter_of(collator: MultimodalPreferenceCollator) -> TokenCounter:
+    """Make the reader of [`token_counter`] from a collator of the model."""
+    check = partial(_check, collator.processing_class)
+    return TokenCounter(collator.processing_class, check, partial(_count, collator))
 
 
 def _check(processing_class: Any, row: Mapping[str, Any]) -> None:
@@ -112,6 +113,7 @@ def _check(processing_class: Any, row: Mapping[str, Any]) -> None:
 
 
 def _count(collator: Any, row: Mapping[str, Any], image_options: ImageOptions) -> tuple[int, int]:
+    collator = copy.copy(collator)
     collator.image_options = image_options
     return count_tokens(row, collator, is_checked=True)[:2]
 
@@ -144,34 +146,31 @@ def needs_lengths(args: MultimodalRewardConfig) -> bool:
 
 def count_pairs(
     dataset: Dataset, *, name: str, collator: MultimodalPreferenceCollator, num_proc: int | None = None
-) -> Dataset:
-    """Count the tokens of all pairs of a data set; each process counts its share."""
+) -> pa.Table:
+    """Count the tokens of all pairs of a data set, in columns as [`PairTokens`]; each process counts its share."""
     # Nothing is kept for the next run: an image file may change.
-    look = partial(
-        look_at_rows,
-        function=lambda row: count_tokens(row, collator, True)._asdict(),
-        features=_COUNTS,
-        desc=f"Counting tokens of {name} dataset",
-    )
-    return Dataset(InMemoryTable(look_in_shares(dataset, look, num_proc=num_proc)))
+    options = {"features": _COUNTS, "desc": f"Counting tokens of {name} dataset"}
+    look = partial(look_at_rows, function=lambda row: count_tokens(row, collator, True)._asdict(), **options)
+    return look_in_shares(dataset, look, num_proc=num_proc)
 
 
 def pair_sizes(
-    dataset: Dataset, counts: Dataset | None, *, collator: MultimodalPreferenceCollator, args: MultimodalRewardConfig
+    dataset: Dataset, counts: pa.Table | None, *, collator: MultimodalPreferenceCollator, args: MultimodalRewardConfig
 ) -> list[int]:
     """Return the number of tokens that each pair of the training set adds to a batch."""
     name = args.length_column_name
-    if name in dataset.column_names:
-        sizes = dataset.with_format(None)[name][:]
-        for index, size in enumerate(sizes):
-            if not (isinstance(size, int) and size > 0):
-                column = f"column `{name}` of the train set is taken for numbers of tokens"
-                raise ValueError(f"The {column}, but row {index} has {size!r}; set another `length_column_name`.")
-        logger.warning(f"The lengths of the pairs are taken from the column `{name}` of the train set.")
-        return sizes
-    columns = [cast(Dataset, counts)[field][:] for field in PairTokens._fields]
-    tokens = map(PairTokens._make, zip(*columns, strict=True))
-    return [pair_size(pair, collator, args.max_tokens_per_batch or 0) for pair in tokens]
+    if name not in dataset.column_names:
+        tokens = (PairTokens(**row) for row in cast(pa.Table, counts).to_pylist())
+        return [pair_size(pair, collator, args.max_tokens_per_batch or 0) for pair in tokens]
+    sizes = dataset.with_format(None)[name][:]
+    for index, size in enumerate(sizes):
+        if not (isinstance(size, int) and size > 0):
+            raise ValueError(
+                f"The column `{name}` of the train set is taken for numbers of tokens, but row {index} has {size!r}; "
+                "remove the column, or set `length_column_name` to another name."
+            )
+    logger.warning(f"The lengths of the pairs are taken from the column `{name}` of the train set.")
+    return sizes
 
 
 @dataclass
@@ -340,29 +339,18 @@ class SetEpoch(TrainerCallback):
             self.sampler.set_epoch(int(state.epoch))
 
 
-def training_sampler(sizes: list[int], plan: BatchPlan | None, args: MultimodalRewardConfig) -> Sampler | None:
-    """Return the sampler of the training pairs, `None` where the trainer's own serves."""
-    seed = args.seed if args.data_seed is None else args.data_seed
-    if plan is not None:
-        return TokenBatchSampler(plan, rank=args.process_index, seed=seed)
-    if args.train_sampling_strategy == "group_by_length":
-        size = args.train_batch_size * args.gradient_accumulation_steps
-        return EpochLengthGroupedSampler(size, sizes, seed=seed)
-    return None
-
-
 class EvaluationRows(TorchDataset):
     """An evaluation set read by batches of positions with row indices, or of a stream's positions with its rows."""
 
-    def __init__(self, dataset: AnyDataset) -> None:
+    def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
 
     def __len__(self) -> int:
-        return len(cast(datasets.Dataset, self.dataset))  # a TypeError for a stream, which has no length
+        return len(self.dataset)  # a TypeError for a stream, which has no length
 
     def __getitems__(self, batch: Sequence[tuple[int, Any]]) -> list[tuple[int, dict[str, Any]]]:
         positions, rows = zip(*batch, strict=True)
-        if isinstance(self.dataset, datasets.Dataset):
+        if isinstance(self.dataset, Dataset):
             rows = self.dataset.__getitems__(list(rows))
         return list(zip(positions, rows, strict=True))
 
@@ -373,7 +361,7 @@ class EvaluationBatches(Sampler[list[tuple[int, Any]]]):
     # Each rank's main process reads a stream whole and sends its rows to the workers, which decode and collate them.
     # Otherwise `datasets` would spread the files over the workers and number the rows anew in each.
 
-    def __init__(self, dataset: AnyDataset, batch_size: int, process_index: int, num_processes: int) -> None:
+    def __init__(self, dataset: Any, batch_size: int, process_index: int, num_processes: int) -> None:
         self.dataset = dataset
         self.size = batch_size
         self.process_index = process_index
@@ -381,11 +369,10 @@ class EvaluationBatches(Sampler[list[tuple[int, Any]]]):
         self.digest = 0  # of a stream, in the order in which it was read
 
     def __len__(self) -> int:
-        return math.ceil(len(cast(datasets.Dataset, self.dataset)) / self.size / self.num_processes)
+        return math.ceil(len(self.dataset) / self.size / self.num_processes)
 
     def __iter__(self) -> Iterator[list[tuple[int, Any]]]:
-        is_stream = not isinstance(self.dataset, datasets.Dataset)
-        rows = enumerate(self._stream() if is_stream else range(len(cast(datasets.Dataset, self.dataset))))
+        rows = enumerate(range(len(self.dataset)) if isinstance(self.dataset, Dataset) else self._stream())
         first, count = None, 0
         while batch := list(islice(rows, self.size)):
             first = first or batch[0]
@@ -397,7 +384,7 @@ class EvaluationBatches(Sampler[list[tuple[int, Any]]]):
             yield [(-1, first[1])]
 
     def _stream(self) -> Iterator[Any]:
-        whole, self.digest = cast(IterableDataset, self.dataset), 0
+        whole, self.digest = self.dataset, 0
         if whole._distributed is not None:  # a user's `split_dataset_by_node`: the whole set is needed here
             whole = copy.copy(whole)
             whole._distributed = None
@@ -414,24 +401,18 @@ def _collate_positioned(collator: Callable[[list[Any]], dict[str, Any]], rows: S
     return batch
 
 
-def evaluation_loader(
-    dataset: AnyDataset,
-    collator: Callable[[list[Any]], dict[str, Any]],
-    args: MultimodalRewardConfig,
-    accelerator: Accelerator,
-) -> DataLoader:
+def evaluation_loader(trainer: Trainer, dataset: AnyDataset) -> DataLoader:
     """Make a data loader that yields every pair of a set once."""
-    # `dataloader_drop_last`, `dataloader_in_order`, `dataloader_persistent_workers` and, of `accelerator_config`,
-    # `even_batches` and `dispatch_batches` do not count here: they choose between ways to repeat or drop pairs.
+    # Ignored, because they choose how pairs are repeated or dropped: `dataloader_drop_last`, `dataloader_in_order`,
+    # `dataloader_persistent_workers` and, of `accelerator_config`, `even_batches` and `dispatch_batches`.
+    args, accelerator = trainer.args, trainer.accelerator
     copies = num_copies(accelerator)
     num_processes = accelerator.num_processes // copies
-    size = args.eval_batch_size
-    if accelerator.split_batches:
-        size = max(1, size // num_processes)
+    size = max(1, args.eval_batch_size // (num_processes if accelerator.split_batches else 1))
     loader = DataLoader(
         EvaluationRows(dataset),
         batch_sampler=EvaluationBatches(dataset, size, accelerator.process_index // copies, num_processes),
-        collate_fn=partial(_collate_positioned, collator),
+        collate_fn=partial(_collate_positioned, trainer.data_collator),
         num_workers=args.dataloader_num_workers,
         pin_memory=args.dataloader_pin_memory,
         multiprocessing_context=args.dataloader_multiprocessing_context,
@@ -491,6 +472,7 @@ class Evaluation:
         """Return the records of all processes, in the order of the set; every process must call it."""
         if len(set(gather_object([getattr(loader.batch_sampler, "digest", 0)]))) > 1:
             raise ValueError(
-                "The processes have read the streamed evaluation set in different orders; pass a `seed` to `shuffle`."
+                "The processes have read the streamed evaluation set in different orders; pass a `seed` to its "
+                "`shuffle`, or do not shuffle it."
             )
         return sorted(gather_object(self._records), key=lambda record: record.position)

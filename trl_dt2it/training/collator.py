@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import ProcessorMixin
 
 from ..data.images import ImageOptions, load_image
-from ..data.rows import RowError, Video, check_row, row_images, row_name, row_videos, special_token_pattern
+from ..data.rows import Video, check_row, named_errors, row_images, row_videos, special_token_pattern
 from ..models import rendering
 from ..models.families import FAMILIES, PIXELS
 from ..models.shared_prefix import pack_completions
@@ -97,13 +97,16 @@ class MultimodalPreferenceCollator:
             has_media = [bool(row.images or row.videos) for row in rendered]
         for index, (chosen, rejected) in enumerate(rows):  # rounding would decide their order
             if torch.equal(chosen["input_ids"], rejected["input_ids"]):
-                error = rendering.equal_when_rendered()
-                raise RowError(error.reason, f"{row_name(examples[index], index)}: {error}")
+                with named_errors(examples[index], index):
+                    raise rendering.equal_when_rendered()
         dummies = self._missing_media(images)
         images = rendering.join_images([images, *(tensors for _, tensors in dummies)])
-        if len(PIXELS.values() & images.keys()) > 1 and type(self.processing_class).__name__ in _ONE_KIND_A_BATCH:
-            name = type(self.processing_class).__name__
-            raise ValueError(f"{name} reads one kind in a batch; train on a set that has images or videos alone.")
+        name = type(self.processing_class).__name__
+        if len(PIXELS.values() & images.keys()) > 1 and name in _ONE_KIND_A_BATCH:
+            raise ValueError(
+                f"The batch holds images and videos, of which {name} reads one kind in a batch; train on a set that "
+                "has images or videos alone."
+            )
 
         # First `pairs`, and in it a vector of length B: Trainer takes the batch size from the first tensor.
         batch: dict[str, Any] = {"pairs": self._pairs(examples)}
@@ -116,14 +119,13 @@ class MultimodalPreferenceCollator:
         token_rows = [row[side] for side in range(2) for row in rows]
         if images:
             batch["image_repeats"] = 2
-        return {**batch, **self._pad(token_rows), **images}
+        return {**batch, **pad_rows(token_rows, self.processing_class, self.pad_to_multiple_of), **images}
 
     def render(
         self, example: Mapping[str, Any], index: int | None = None, *, is_checked: bool = False
     ) -> rendering.Rendered:
-        """Check a row, unless it `is_checked`, decode its images and render its two conversations. A
-        [`~trl_dt2it.data.rows.RowError`] has the row's name in front of the reason."""
-        try:
+        """Check a row, unless it `is_checked`, decode its images and render its conversations; errors name the row."""
+        with named_errors(example, index):
             if not is_checked:
                 check_row(example, special_tokens=self.special_tokens)
             load = partial(load_image, options=self.image_options)
@@ -132,8 +134,6 @@ class MultimodalPreferenceCollator:
             if (images or videos) and not isinstance(self.processing_class, ProcessorMixin):
                 raise ValueError("The row has images, but the model reads text only; use a vision-language model.")
             return rendering.render_pair(example, images, self.processing_class, videos)
-        except RowError as error:
-            raise RowError(error.reason, f"{row_name(example, index)}: {error}") from error
 
     def lengths(self, example: Mapping[str, Any]) -> tuple[int, int]:
         """Return the numbers of tokens of both conversations, image tokens included, nothing truncated."""
@@ -158,22 +158,6 @@ class MultimodalPreferenceCollator:
         pairs["source"] = sources
         return pairs
 
-    def _pad(self, token_rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """Pad the token vectors of R rows on the right to `(R, L)`."""
-        length = max(len(row["input_ids"]) for row in token_rows)
-        if self.pad_to_multiple_of is not None:
-            length = -(-length // self.pad_to_multiple_of) * self.pad_to_multiple_of
-        pad_id = rendering.get_tokenizer(self.processing_class).pad_token_id
-        keys = sorted({key for row in token_rows for key in row})
-        shape = (len(token_rows), length)
-        padded = {key: torch.zeros(shape, dtype=torch.int64) for key in ["attention_mask", *keys]}
-        padded["input_ids"].fill_(0 if pad_id is None else pad_id)
-        for index, row in enumerate(token_rows):
-            padded["attention_mask"][index, : len(row["input_ids"])] = 1
-            for key, vector in row.items():
-                padded[key][index, : len(vector)] = vector
-        return padded
-
     def _missing_media(self, images: Mapping[str, torch.Tensor]) -> list[EncodedPair]:
         """Return dummies of the kinds that a batch lacks, encoded once per collator."""
         if not self.add_dummy_image or not isinstance(self.processing_class, ProcessorMixin):
@@ -195,3 +179,19 @@ class MultimodalPreferenceCollator:
         row = rendering.Rendered([text, text], images, rendering.lacks_special_tokens(text, processor), videos)
         sides, tensors = rendering.encode_completions([row], processor)
         return [side for (side,) in sides], tensors
+
+
+def pad_rows(
+    rows: Sequence[Mapping[str, torch.Tensor]], processing_class: rendering.ProcessingClass, multiple: int | None
+) -> dict[str, torch.Tensor]:
+    """Pad the token vectors of R rows on the right to `(R, L)`, with L a multiple."""
+    length = max(len(row["input_ids"]) for row in rows)
+    length += -length % (multiple or 1)
+    keys = ["attention_mask", *sorted({key for row in rows for key in row})]
+    padded = {key: torch.zeros(len(rows), length, dtype=torch.int64) for key in keys}
+    padded["input_ids"].fill_(rendering.get_tokenizer(processing_class).pad_token_id or 0)
+    for index, row in enumerate(rows):
+        padded["attention_mask"][index, : len(row["input_ids"])] = 1
+        for key, vector in row.items():
+            padded[key][index, : len(vector)] = vector
+    return padded

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from itertools import pairwise
+from typing import Any, TypeAlias, cast
 
 from transformers.trainer_pt_utils import AcceleratorConfig
 from trl import RewardConfig
 
 from .losses import LOSSES, STRENGTH_NORMALIZATIONS, loss_name
+
+
+Trainer: TypeAlias = Any  # [`MultimodalRewardTrainer`], in modules that it imports
 
 
 def _option(default: Any, text: str, choices: Sequence[str] = ()) -> Any:
@@ -97,36 +101,23 @@ class MultimodalRewardConfig(RewardConfig):
 
     # Parameters that control the model
     freeze_vision_tower: bool = _option(False, "Train everything but the vision tower.")
-    freeze_projector: bool = _option(
-        False, "Train everything but the modules between vision tower and language model."
-    )
-    share_prefix: str = _option(
-        "auto", "Lay out a pair as one row, the prompt once in front of both answers.", ("auto", "true", "false")
-    )
+    freeze_projector: bool = _option(False, "Train all but the modules between vision tower and language model.")
+    share_prefix: str = _option("auto", "Lay out a pair as one row, its prompt once.", ("auto", "true", "false"))
 
     # Parameters that control the data preprocessing
     min_pixels: int | None = _option(None, "Fewest pixels to which the processor scales an image.")
     max_pixels: int | None = _option(None, "Most pixels to which the processor scales an image.")
-    max_length: int | None = _option(
-        None, "Maximum number of tokens of a conversation; longer pairs are dropped and counted."
-    )
+    max_length: int | None = _option(None, "Most tokens of a conversation; longer pairs are dropped and counted.")
     image_root: str | None = _option(None, "Folder of relative image paths; no image outside of it is read.")
     max_image_pixels: int = _option(64 * 1024 * 1024, "Most pixels that an image may claim before it is decoded.")
-    allowed_image_hosts: list[str] | None = _option(
-        None, "Hosts from which images may be fetched by URL. By default none."
-    )
+    allowed_image_hosts: list[str] | None = _option(None, "Hosts to fetch images from by URL. By default none.")
     on_bad_row: str = _option("raise", "Treatment of a row that cannot be trained on.", ("raise", "quarantine"))
     image_check: str = _option("header", "Check of the images at start.", ("full", "header", "none"))
 
     # Parameters that control the loss
-    loss_type: str = _option(  # or, outside of the command line, a function
-        "auto",
-        "Loss of a pair. `auto` is `strength_margin` with a `strength` column and `bt` without.",
-        ("auto", *LOSSES),
-    )
-    strength_normalization: str = _option(
-        "rank", "Map of the `strength` column to [0, 1], per source.", STRENGTH_NORMALIZATIONS
-    )
+    # Or, outside of the command line, a function.
+    loss_type: str = _option("auto", "Loss; `auto`: `strength_margin` with strengths, else `bt`.", ("auto", *LOSSES))
+    strength_normalization: str = _option("rank", "Map of `strength` to [0, 1], per source.", STRENGTH_NORMALIZATIONS)
     neutral_strength: float = _option(0.5, "Normalized strength of a pair of unknown strength.")
     margin_scale: float = _option(1.0, "Margin of a pair of strength 1, in units of reward.")
     strength_power: float = _option(1.0, "Exponent of the strength in the weight of a pair.")
@@ -138,12 +129,8 @@ class MultimodalRewardConfig(RewardConfig):
     )
 
     # Parameters that control the training
-    max_tokens_per_batch: int | None = _option(
-        None, "Most tokens of a batch, which is packed with as many pairs as fit."
-    )
-    reward_statistics_pairs: int = _option(
-        1000, "Training pairs to score at the end, for `reward_mean` and `reward_std`; 0 for none."
-    )
+    max_tokens_per_batch: int | None = _option(None, "Most tokens of a batch, packed with as many pairs as fit.")
+    reward_statistics_pairs: int = _option(1000, "Pairs to score for `reward_mean` and `reward_std`; 0 for none.")
 
     def __post_init__(self) -> None:
         self.share_prefix = str(self.share_prefix).lower()  # YAML and Python pass booleans, a command line strings
@@ -154,7 +141,7 @@ class MultimodalRewardConfig(RewardConfig):
                 if name != "loss_type" or not callable(value):
                     raise ValueError(f"`{name}` is {value!r}; choose one of {', '.join(choices)}.")
         cuts, least, most = [0.0, *self.ordinal_thresholds], self.min_pixels, self.max_pixels
-        is_rising = all(low < high for low, high in zip(cuts, cuts[1:], strict=False))
+        is_rising = all(low < high for low, high in pairwise(cuts))
         ranges = {
             "neutral_strength": (0 <= self.neutral_strength <= 1, "in [0, 1]"),
             "margin_scale": (self.margin_scale >= 0, ">= 0"),
@@ -170,15 +157,9 @@ class MultimodalRewardConfig(RewardConfig):
             if not is_within:
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}; it must be {condition}.")
         super().__post_init__()
-        if self.max_tokens_per_batch is not None:
-            self._check_packing()
-
-    def to_dict(self) -> dict[str, Any]:
-        """As in [`~trl.RewardConfig`], with the name of a loss that is a function."""
-        return {**super().to_dict(), "loss_type": loss_name(self.loss_type)}
-
-    def _check_packing(self) -> None:
-        """Refuse settings that packing overrides."""
+        if self.max_tokens_per_batch is None:
+            return
+        # Packing would override these settings.
         accelerator = cast(AcceleratorConfig, self.accelerator_config)  # `__post_init__` has resolved it
         parallel = self.parallelism_config
         conflicts = {
@@ -192,3 +173,7 @@ class MultimodalRewardConfig(RewardConfig):
         for name, is_set in conflicts.items():
             if is_set:
                 raise ValueError(f"`max_tokens_per_batch` and `{name}` exclude each other; leave one of them out.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in [`~trl.RewardConfig`], with the name of a loss that is a function."""
+        return {**super().to_dict(), "loss_type": loss_name(self.loss_type)}

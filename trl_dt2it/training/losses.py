@@ -30,8 +30,7 @@ with c = `margin_scale`, p = `strength_power`. TRL's `margin` column keeps its m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -42,6 +41,7 @@ from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
 from torch import nn
 from torch.nn.functional import logsigmoid
+from torch.utils.hooks import RemovableHandle
 
 
 # Of `delta`, `batch` and `config`, as above.
@@ -117,13 +117,12 @@ def loss_name(loss_type: str | LossFunction) -> str:
 def pairwise_loss(
     rewards_chosen: torch.Tensor,
     rewards_rejected: torch.Tensor,
-    batch: Mapping[str, Any] | None = None,
-    config: Any = None,
+    batch: Mapping[str, Any],
+    config: Any,
     *,
     loss_type: str | LossFunction = "bt",
 ) -> torch.Tensor:
     """Compute the loss `(B,)` fp32 of each pair from its rewards `(B,)`."""
-    batch = batch or {}
     vectors = {"rewards_rejected": rewards_rejected, "strength": batch.get("strength"), "margin": batch.get("margin")}
     for name, vector in vectors.items():
         # A (B, 1) vector against a (B,) one would broadcast to (B, B) and give a plausible, wrong number.
@@ -140,12 +139,11 @@ def pairwise_loss(
     delta = chosen - rejected
     if vectors["margin"] is not None:
         delta = delta - vectors["margin"].float()
-    function = LOSSES[loss_type] if isinstance(loss_type, str) else loss_type
-    loss = function(delta, batch, config)
+    loss = (LOSSES[loss_type] if isinstance(loss_type, str) else loss_type)(delta, batch, config)
     if loss.shape != delta.shape:
         shapes = f"shape {tuple(loss.shape)}, expected {tuple(delta.shape)}"
         raise ValueError(f"The loss `{loss_name(loss_type)}` has {shapes}: one value per pair.")
-    if config is not None and config.center_rewards_coefficient is not None:
+    if config.center_rewards_coefficient is not None:
         loss = loss + config.center_rewards_coefficient * (chosen + rejected) ** 2
     return loss
 
@@ -173,20 +171,17 @@ class StrengthNormalizer:
         raw, names = _arrays(strength, source)
         known = ~np.isnan(raw)
         if self.how == "none":
-            outside = known & ((raw < 0) | (raw > 1))
-            if outside.any():
-                bad = raw[outside][0]
+            if len(outside := raw[(raw < 0) | (raw > 1)]):
                 raise ValueError(
-                    f'The strength {bad} lies outside [0, 1]; scale it, or set `strength_normalization="rank"`.'
+                    f"The strength {outside[0]} lies outside [0, 1]; set `strength_normalization` to "
+                    '"rank" or "quantile", or scale the column.'
                 )
             return np.where(known, raw, self.neutral)
         result = np.full(len(raw), self.neutral)
         normalize = _rank if self.how == "rank" else _quantile
-        for name in set(names[known].tolist()):
-            reference = self.seen.get(name)
-            if reference is not None and len(reference) > 0:  # otherwise training has not seen the source
-                rows = known & (names == name)
-                result[rows] = normalize(raw[rows], reference)
+        for name in set(names[known]) & self.seen.keys():  # a source that training has not seen stays neutral
+            rows = known & (names == name)
+            result[rows] = normalize(raw[rows], self.seen[name])
         return result
 
 
@@ -196,7 +191,7 @@ def fit_strength(
     """Fit the normalizer to a training set's strengths, per source."""
     raw, names = _arrays(strength, source if source is not None else [None] * len(strength))
     known = ~np.isnan(raw)
-    seen = {name: np.sort(raw[known & (names == name)]) for name in sorted(set(names.tolist()))}
+    seen = {name: np.sort(raw[known & (names == name)]) for name in sorted(set(names[known]))}
     return StrengthNormalizer(how=how, neutral=neutral, seen=seen)
 
 
@@ -215,8 +210,7 @@ def fit_dataset_strength(dataset: Dataset | IterableDataset, *, how: str, neutra
 
 def _arrays(strength: Sequence[float | None], source: Sequence[str | None]) -> tuple[np.ndarray, np.ndarray]:
     """Strengths as fp64, NaN where unknown, and the names of their sources, empty where unknown."""
-    raw = np.array([np.nan if s is None else s for s in strength], dtype=np.float64)
-    return raw, np.array(["" if s is None else s for s in source], dtype=object)
+    return np.array([*strength], dtype=np.float64), np.array(["" if s is None else s for s in source], dtype=object)
 
 
 def _rank(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
@@ -242,13 +236,12 @@ class BatchLoss(NamedTuple):
 def batch_loss(
     model: nn.Module,
     inputs: dict[str, Any],
-    *,
     loss_type: str | LossFunction,
     args: Any,
-    total_weight: torch.Tensor | int | None = None,
-    num_processes: int = 1,
+    total_weight: torch.Tensor | int | None,
+    num_processes: int,
 ) -> BatchLoss:
-    """Compute the loss of a batch of B pairs, averaged with the weights."""
+    """Compute the loss of a batch of B pairs, averaged with the weights, or over a total weight of all processes."""
     pairs = inputs["pairs"]
     num_pairs = len(pairs["weight"])
     rewards = pair_rewards(model, {key: value for key, value in inputs.items() if key != "pairs"}, num_pairs)
@@ -282,15 +275,10 @@ class EmbeddingNoise:
         self.alpha = alpha
         self._lengths: torch.Tensor | None = None
 
-    @contextmanager
-    def on(self, model: Any) -> Iterator[None]:
-        """Add noise while a model trains, of the batches passed to `see`."""
+    def on(self, model: Any) -> RemovableHandle:
+        """Add noise while a model trains, of the batches passed to `see`, until the context of the handle ends."""
         base = model.get_base_model() if is_peft_model(model) else model
-        handle = base.get_input_embeddings().register_forward_hook(self._add)
-        try:
-            yield
-        finally:
-            handle.remove()
+        return base.get_input_embeddings().register_forward_hook(self._add)
 
     def see(self, inputs: Mapping[str, Any]) -> None:
         """Take the lengths of a batch, before the model reads it."""
@@ -324,9 +312,8 @@ class PairRecord(NamedTuple):
 class TrainMetrics:
     """Sums over the pairs and tokens since the last log, on the device so that no step waits for them."""
 
-    def __init__(self) -> None:
-        self.sums: torch.Tensor | None = None  # (5,) fp64: pairs, wins of chosen, margins, rewards, tokens
-        self.low, self.high = torch.tensor(float("inf")), torch.tensor(float("-inf"))
+    sums: torch.Tensor | None = None  # (5,) fp64: pairs, wins of chosen, margins, rewards, tokens
+    bounds: torch.Tensor  # (2,) fp64: highest negated reward, highest reward
 
     @torch.no_grad()
     def add(self, chosen: torch.Tensor, rejected: torch.Tensor, num_tokens: torch.Tensor) -> None:
@@ -336,24 +323,26 @@ class TrainMetrics:
         both = torch.stack([chosen, rejected]).to(dtype)
         wins, margins = both[0] > both[1], both[0] - both[1]
         sums = (torch.ones_like(margins), wins, margins, both[0] + both[1], num_tokens)
-        batch = torch.stack([values.sum().to(dtype) for values in sums])
+        batch, bounds = (
+            torch.stack([values.sum().to(dtype) for values in sums]),
+            torch.stack([-both.min(), both.max()]),
+        )
+        self.bounds = bounds if self.sums is None else torch.maximum(self.bounds, bounds)
         self.sums = batch if self.sums is None else self.sums + batch
-        self.low = torch.minimum(self.low.to(both), both.min())
-        self.high = torch.maximum(self.high.to(both), both.max())
 
     def collect(self, accelerator: Accelerator) -> tuple[dict[str, float], int]:
         """Return the metrics and number of tokens of all processes since the last call; all must call it."""
         if self.sums is None:  # perhaps not on other processes
             dtype = torch.float32 if accelerator.device.type == "mps" else torch.float64
             self.sums = torch.zeros(5, dtype=dtype, device=accelerator.device)
-        bounds = torch.stack([self.low.to(self.sums), self.high.to(self.sums)])
-        everywhere = accelerator.gather(torch.cat([self.sums, bounds])[None])  # (processes, 7)
+            self.bounds = torch.full((2,), float("-inf")).to(self.sums)
+        everywhere = accelerator.gather(torch.cat([self.sums, self.bounds])[None])  # (processes, 7)
         pairs, wins, margins, rewards, tokens = everywhere[:, :5].sum(0).tolist()
-        low, high = everywhere[:, 5].min().item(), everywhere[:, 6].max().item()
-        self.sums, self.low, self.high = None, torch.tensor(float("inf")), torch.tensor(float("-inf"))
+        negated_low, high = everywhere[:, 5:].amax(0).tolist()
+        self.sums = None
         if pairs == 0:
             return {}, 0
-        metrics = {"min_reward": low, "mean_reward": rewards / (2 * pairs), "max_reward": high}
+        metrics = {"min_reward": -negated_low, "mean_reward": rewards / (2 * pairs), "max_reward": high}
         return {**metrics, "accuracy": wins / pairs, "margin": margins / pairs}, int(tokens)
 
 

@@ -5,38 +5,23 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Mapping, Sequence, Sized
+from importlib import import_module
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from accelerate.utils import is_peft_model
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, upload_file, upload_folder
 from peft import LoraConfig
-from transformers import PreTrainedModel, ProcessorMixin, is_wandb_available
+from transformers import ProcessorMixin, is_wandb_available
 from trl.trainer.utils import get_trackio_space_url
 
-from ..data.cards import (
-    PAPER,
-    PROJECT_URL,
-    code_block,
-    code_span,
-    hub_ids,
-    hub_link,
-    metadata,
-    name_cell,
-    run_command,
-    source_counts,
-    source_lines,
-)
+from ..data import cards
 from ..processes import on_main_process
 from ..utils import whole_file
-from .config import MultimodalRewardConfig
+from .config import MultimodalRewardConfig, Trainer
 from .losses import loss_name
-
-
-if TYPE_CHECKING:
-    from trl import RewardTrainer
 
 
 # The files of a model on the Hub: weights, configuration, processor, tokenizer and card; no pickle.
@@ -57,10 +42,8 @@ def evaluation_entries(
     # A set may have `title` and `hub_id` in its `info`. A single set is taken for pairs held out of `dataset_name`.
     sets = eval_dataset if isinstance(eval_dataset, Mapping) else {}
     entries = []
-    for key, value in metrics.items():
-        if not key.endswith("_accuracy"):
-            continue
-        name = metadata(key.removeprefix("eval_").removesuffix("accuracy").rstrip("_"))
+    for key in (key for key in metrics if key.endswith("_accuracy")):
+        name = cards.metadata(key.removeprefix("eval_").removesuffix("accuracy").rstrip("_"))
         info = getattr(sets.get(name), "info", None)
         entry = EvalResult(
             task_type="text-classification",
@@ -69,58 +52,54 @@ def evaluation_entries(
             dataset_name=getattr(info, "title", None) or name or dataset_name or "held-out pairs",
             metric_type="accuracy",
             metric_name="pair accuracy",
-            metric_value=round(value, 4),
+            metric_value=round(metrics[key], 4),
         )
         entries.append(entry)
     return entries
 
 
 def write_model_card(
-    trainer: RewardTrainer, *, model_name: str | None = None, dataset_name: str | None = None, tags: Sequence[str] = ()
+    trainer: Trainer, *, model_name: str | None = None, dataset_name: str | None = None, tags: Sequence[str] = ()
 ) -> None:
     """Write the card of a trainer's model, with the `model_card_section(trainer)` of each callback that has one."""
-    output_dir = Path(cast(str, trainer.args.output_dir))  # `__post_init__` replaces None
+    output_dir = Path(trainer.args.output_dir)  # `__post_init__` replaces None
     model_name = model_name or output_dir.name
-    name_or_path = cast(PreTrainedModel, trainer.model).config._name_or_path
+    name_or_path = trainer.model.config._name_or_path
     base_model = name_or_path if name_or_path and not os.path.isdir(name_or_path) else None
     logged = (item for entry in trainer.state.log_history for item in entry.items() if item[0].startswith("eval_"))
     timings = ("_runtime", "_per_second", "_num_tokens")
     metrics = {name: value for name, value in logged if not name.endswith(timings)}  # the newest value of each
-    counts = source_counts(trainer.train_dataset)
-    callbacks: list[Any] = trainer.callback_handler.callbacks
+    counts = cards.source_counts(trainer.train_dataset)
+    callbacks = trainer.callback_handler.callbacks
     sections = [one.model_card_section(trainer) for one in callbacks if hasattr(one, "model_card_section")]
-    hub_model_id = cast(str, trainer.hub_model_id or trainer.args.hub_model_id or trainer.args.output_dir)
+    hub_model_id = trainer.hub_model_id or trainer.args.hub_model_id or trainer.args.output_dir
     card_data = ModelCardData(
         base_model=base_model,
-        datasets=dataset_name or hub_ids(list(counts)) or None,
+        datasets=dataset_name or cards.hub_ids(list(counts)) or None,
         library_name="peft" if is_peft_model(trainer.model) else "transformers",
         pipeline_tag="text-classification",
-        tags=metadata(list(dict.fromkeys(["generated_from_trainer", *trainer._tag_names, *tags]))),
-        model_name=metadata(model_name),
+        tags=cards.metadata(list(dict.fromkeys(["generated_from_trainer", *trainer._tag_names, *tags]))),
+        model_name=cards.metadata(model_name),
         eval_results=evaluation_entries(metrics, dataset_name, trainer.eval_dataset) or None,
     )
-    command = run_command(trainer.accelerator.num_processes)
-    run = None
-    if is_wandb_available():
-        import wandb
-
-        run = wandb.run
+    command = cards.run_command(trainer.accelerator.num_processes)
+    run = import_module("wandb").run if is_wandb_available() else None
     card = ModelCard.from_template(
         card_data,
         template_path=str(files("trl_dt2it").joinpath("templates/model_card.md")),
-        base_model=base_model and hub_link(base_model),
-        citation=PAPER["citation"],
-        command=command and code_block(command, "bash"),
-        dataset_name=dataset_name and hub_link(dataset_name, "datasets/"),
+        base_model=base_model and cards.hub_link(base_model),
+        citation=cards.PAPER["citation"],
+        command=command and cards.code_block(command, "bash"),
+        dataset_name=dataset_name and cards.hub_link(dataset_name, "datasets/"),
         hub_model_id=hub_model_id,
         is_adapter=is_peft_model(trainer.model),
         is_multimodal=isinstance(trainer.processing_class, ProcessorMixin),
-        metrics=[(name_cell(name), f"{value:.4g}") for name, value in metrics.items()],
-        model_name=name_cell(model_name),
-        project_url=PROJECT_URL,
+        metrics=[(cards.name_cell(name), f"{value:.4g}") for name, value in metrics.items()],
+        model_name=cards.name_cell(model_name),
+        project_url=cards.PROJECT_URL,
         sections=list(filter(None, sections)),
-        serve=code_span(f"vllm serve {shlex.quote(hub_model_id)} --runner pooling"),
-        sources=source_lines(counts),
+        serve=cards.code_span(f"vllm serve {shlex.quote(hub_model_id)} --runner pooling"),
+        sources=cards.source_lines(counts),
         training=_training_figures(trainer),
         versions=[(name, version(name)) for name in ("trl-dt2it", "trl", "transformers", "torch", "datasets")],
         wandb_url=run and run.url,
@@ -131,13 +110,13 @@ def write_model_card(
 
 
 def push_model(
-    trainer: RewardTrainer,
-    *,
+    trainer: Trainer,
     commit_message: str | None,
     blocking: bool,
     token: str | None,
     revision: str | None,
     private: bool | None,
+    *,
     model_name: str | None = None,
     **card: Any,
 ) -> Any:
@@ -151,12 +130,12 @@ def push_model(
     uploads: list[Any] = []
 
     def push() -> None:
-        repo_id = cast(str, trainer.hub_model_id)  # set by `init_hf_repo`
+        repo_id = trainer.hub_model_id  # set by `init_hf_repo`
         trainer.create_model_card(model_name=model_name or repo_id.split("/")[-1], **card)
         trainer._finish_current_push()
         upload = upload_folder(
             repo_id=repo_id,
-            folder_path=cast(str, trainer.args.output_dir),
+            folder_path=trainer.args.output_dir,
             commit_message=commit_message,
             token=token,
             revision=revision or trainer.args.hub_revision,
@@ -170,13 +149,13 @@ def push_model(
     return uploads[0] if uploads else None
 
 
-def push_checkpoint(trainer: RewardTrainer, checkpoint: str) -> list[Any]:
+def push_checkpoint(trainer: Trainer, checkpoint: str) -> list[Any]:
     """Upload the model files of a checkpoint, and the card, without waiting."""
     args = trainer.args
     hub: dict[str, Any] = {"repo_id": trainer.hub_model_id, "token": args.hub_token, "revision": args.hub_revision}
     hub |= {"run_as_future": True, "commit_message": f"Training in progress, step {trainer.state.global_step}"}
     jobs = [upload_folder(folder_path=checkpoint, allow_patterns=MODEL_FILES, **hub)]
-    card = Path(cast(str, args.output_dir)) / "README.md"
+    card = Path(args.output_dir) / "README.md"
     if card.is_file():
         jobs.append(upload_file(path_or_fileobj=card, path_in_repo="README.md", **hub))
     if args.hub_strategy in ("checkpoint", "all_checkpoints"):
@@ -186,11 +165,11 @@ def push_checkpoint(trainer: RewardTrainer, checkpoint: str) -> list[Any]:
     return jobs
 
 
-def _training_figures(trainer: RewardTrainer) -> list[tuple[str, str]]:
-    args = cast(MultimodalRewardConfig, trainer.args)
+def _training_figures(trainer: Trainer) -> list[tuple[str, str]]:
+    args: MultimodalRewardConfig = trainer.args
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * trainer.accelerator.num_processes
     figures = [
-        ("loss", code_span(loss_name(getattr(trainer, "loss_type", args.loss_type)))),
+        ("loss", cards.code_span(loss_name(getattr(trainer, "loss_type", args.loss_type)))),
         ("pairs a step", str(batch) if args.max_tokens_per_batch is None else "as many as fit the tokens of a batch"),
         ("epochs", f"{trainer.state.epoch or args.num_train_epochs:g}"),
         ("optimizer steps", str(trainer.state.global_step)),
@@ -201,7 +180,7 @@ def _training_figures(trainer: RewardTrainer) -> list[tuple[str, str]]:
         ("seed", str(args.seed)),
     ]
     if is_peft_model(trainer.model):
-        config = cast(PreTrainedModel, trainer.model).peft_config["default"]
+        config = trainer.model.peft_config["default"]
         rank = f", rank {config.r}" if isinstance(config, LoraConfig) else ""
         figures.append(("adapters", config.peft_type.value + rank))
     limits = ("max_length", "max_pixels", "max_tokens_per_batch")

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice, zip_longest
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
+from transformers import DataCollator
 from transformers.utils import logging
 
 from ..data.columns import leave_images_encoded
@@ -30,12 +31,8 @@ from ..data.rows import row_name
 from ..models.modeling import STATISTICS
 from ..processes import gather, portable, raise_together
 from .batching import count_tokens, pair_size, plan_batches
-from .config import MultimodalRewardConfig
+from .config import Trainer
 from .losses import pair_rewards
-
-
-if TYPE_CHECKING:
-    from transformers import DataCollator, Trainer
 
 
 logger = logging.get_logger(__name__)
@@ -96,16 +93,15 @@ def score_pairs(
 
 def score_with_trainer(trainer: Trainer, dataset: Any, lengths: Any = None, **options: Any) -> np.ndarray:
     """Score pairs by [`score_pairs`] with a trainer's model, collator, processes and settings, and other `options`."""
-    args = cast(MultimodalRewardConfig, trainer.args)
     return score_pairs(
         trainer.model_wrapped,
         dataset,
         trainer.data_collator,
         lengths=lengths,
         accelerator=trainer.accelerator,
-        max_tokens_per_batch=args.max_tokens_per_batch,
-        num_workers=args.dataloader_num_workers,
-        show_progress=not args.disable_tqdm,
+        max_tokens_per_batch=trainer.args.max_tokens_per_batch,
+        num_workers=trainer.args.dataloader_num_workers,
+        show_progress=not trainer.args.disable_tqdm,
         **options,
     )
 
@@ -138,7 +134,7 @@ def measure_reward_statistics(trainer: Trainer) -> dict[str, float] | None:
 
 def _sample(trainer: Trainer) -> tuple[Sequence[Any] | Dataset, Any]:
     """Return pairs to score, and their numbers of tokens if known."""
-    args, dataset = cast(MultimodalRewardConfig, trainer.args), trainer.train_dataset
+    args, dataset = trainer.args, trainer.train_dataset
     most = args.reward_statistics_pairs
     if isinstance(dataset, IterableDataset):
         # Rows that training has read: a later one may be bad.
@@ -151,9 +147,7 @@ def _sample(trainer: Trainer) -> tuple[Sequence[Any] | Dataset, Any]:
         raise_together(failure)
         # Parts of a stream that was split over the processes may differ in length.
         return rows[: min(gather(len(rows)))], None
-    dataset = cast("Dataset", dataset)
-    counted = cast(Any, trainer)._lengths
-    lengths = None if counted is None else np.asarray(counted)
+    lengths = None if trainer._lengths is None else np.asarray(trainer._lengths)
     if most >= len(dataset):
         return dataset, lengths
     seed = args.seed if args.data_seed is None else args.data_seed
@@ -202,7 +196,7 @@ class _Loader:
             items,
             batch_size=None,
             sampler=self._tasks,
-            collate_fn=_identity,
+            collate_fn=tuple,  # an item as it is
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             generator=torch.Generator(),  # otherwise it would draw a seed from the global generator
@@ -219,10 +213,6 @@ class _Loader:
             except Exception as error:
                 item = None, error
             yield item
-
-
-def _identity(item: Any) -> Any:
-    return item
 
 
 def _count_sizes(loader: _Loader, number: int, collator: Any, cap: int, *, disable: bool) -> list[int]:

@@ -93,24 +93,10 @@ class SelectionSampler(Sampler[Draw]):
             left -= len(order[:left])
 
 
-class PlannedSampler(Sampler[Draw]):
+class PlannedSampler(Sampler[Any]):
     """The draws of a sampler whose order was planned over all pairs, such as groups of similar length."""
 
     # A dropped pair keeps its position, and [`SelectedRows`] gives it the weight 0.
-
-    def __init__(self, sampler: Sampler, selection: Selection) -> None:
-        self.sampler = sampler
-        self.selection = selection
-
-    def __len__(self) -> int:
-        return len(self.sampler)  # type: ignore[arg-type]  # all of the trainer's have a length
-
-    def __iter__(self) -> Iterator[Draw]:
-        return map(self.selection.draw, self.sampler)
-
-
-class PlannedBatchSampler(BatchRebalanceSampler):
-    """As [`PlannedSampler`], for batches; in name a `BatchRebalanceSampler`, as [`TokenBatchSampler`]."""
 
     def __init__(self, sampler: Any, selection: Selection) -> None:
         self.sampler = sampler
@@ -118,6 +104,13 @@ class PlannedBatchSampler(BatchRebalanceSampler):
 
     def __len__(self) -> int:
         return len(self.sampler)
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(self.selection.draw, self.sampler)
+
+
+class PlannedBatchSampler(PlannedSampler, BatchRebalanceSampler):
+    """As [`PlannedSampler`], for batches; in name a `BatchRebalanceSampler`, as [`TokenBatchSampler`]."""
 
     def __iter__(self) -> Iterator[list[Draw]]:
         return (list(map(self.selection.draw, batch)) for batch in self.sampler)
@@ -161,7 +154,7 @@ def selected(sampler: Sampler | None, selection: Selection, data_seed: int | Non
         return PlannedBatchSampler(sampler, selection)
     if isinstance(sampler, (RandomSampler, SequentialSampler)):
         return SelectionSampler(selection, shuffle=isinstance(sampler, RandomSampler))
-    return PlannedSampler(cast(Sampler, sampler), selection)  # only streamed sets have none
+    return PlannedSampler(sampler, selection)  # only streamed sets have no sampler
 
 
 def resume_selection(selection: Selection | None, checkpoint: str | bool | None, output_dir: str) -> None:

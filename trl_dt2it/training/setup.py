@@ -6,8 +6,7 @@ import copy
 import inspect
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import partial
 from importlib.metadata import version
@@ -16,22 +15,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from accelerate import PartialState
 from accelerate.utils import is_peft_model
 from datasets import Dataset, Features, IterableDataset, Value
 from peft import PeftConfig
-from torch import nn
-from transformers import (
-    AutoTokenizer,
-    BitsAndBytesConfig,
-    PreTrainedModel,
-    ProcessorMixin,
-    Trainer,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, ProcessorMixin, set_seed
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.utils import is_liger_kernel_available, logging
 
@@ -49,9 +40,9 @@ from ..data.rows import RowError, row_name
 from ..data.validation import ImageCheck, RowChecks, take_out
 from ..models import freezing, modeling
 from ..models.rendering import ProcessingClass, equal_when_rendered, get_tokenizer
-from .batching import count_pairs, count_tokens, needs_lengths, token_counter
+from .batching import count_pairs, count_tokens, counter_of, needs_lengths
 from .collator import MultimodalPreferenceCollator
-from .config import MultimodalRewardConfig
+from .config import MultimodalRewardConfig, Trainer
 
 
 logger = logging.get_logger(__name__)
@@ -68,30 +59,34 @@ _FAULTS = Features({"reason": Value("string"), "message": Value("string")})
 
 def image_options(args: MultimodalRewardConfig) -> ImageOptions:
     """Return the allowed origins and sizes of images of a configuration."""
-    hosts = tuple(args.allowed_image_hosts or ())
-    return ImageOptions(args.image_root, max_image_pixels=args.max_image_pixels, allowed_hosts=hosts)
+    return ImageOptions(args.image_root, args.max_image_pixels, tuple(args.allowed_image_hosts or ()))
 
 
 def prepare_dataset(
     dataset: AnyDataset, *, name: str, collator: MultimodalPreferenceCollator, args: MultimodalRewardConfig
-) -> tuple[AnyDataset, Dataset | None]:
+) -> tuple[AnyDataset, pa.Table | None]:
     """Check the rows of a data set, drop long pairs and leave images encoded; return token counts where needed."""
     dataset = rename_old_columns(leave_images_encoded(as_python(dataset)))
     columns = set(column_names(dataset))
     if not columns or (isinstance(dataset, Dataset) and len(dataset) == 0):
         raise ValueError(f"The {name} set has no rows; check the split and the filters that it comes from.")
     if not {"chosen", "rejected"} <= columns and not {"chosen_ids", "rejected_ids"} <= columns:
-        has = ", ".join(sorted(columns))
-        raise ValueError(f"The {name} set has the columns {has}; it needs `chosen` and `rejected` (and `prompt`).")
+        raise ValueError(
+            f"The {name} set has the columns {', '.join(sorted(columns))}; it needs `chosen` and `rejected` (and "
+            "`prompt`, unless both begin with it)."
+        )
     for column in sorted(columns - set(COLUMNS)):
         # A slip costs a letter or two; `rejected_digits` is no misspelt `rejected_ids`.
         near = [name for name in COLUMNS if name not in columns and abs(len(name) - len(column)) <= 1]
         if close := get_close_matches(column, near, n=1, cutoff=0.8):
-            advice = f"rename it if `{close[0]}` is meant"
-            logger.warning(f"The {name} set has a column `{column}`, which is not read; {advice}.")
+            unread = f"The {name} set has a column `{column}`, which is not read"
+            logger.warning(f"{unread}; rename it if `{close[0]}` is meant.")
     if "chosen_ids" not in columns:
         if not isinstance(collator.processing_class, ProcessorMixin) and {"image", "images"} & columns:
-            raise ValueError(f"The {name} set has images, but the model reads text only; use a vision-language model.")
+            raise ValueError(
+                f"The {name} set has images, but the model reads text only; use a vision-language model, or remove "
+                "the column."
+            )
         kind = (dataset.features or {}).get("chosen")  # a stream may not know
         if collator.processing_class.chat_template is None and not (kind is None or isinstance(kind, Value)):
             raise ValueError(
@@ -103,9 +98,20 @@ def prepare_dataset(
     needed = name == "train" and needs_lengths(args) and args.length_column_name not in columns
     if isinstance(dataset, Dataset) and (needed or args.max_length is not None):
         counts = count_pairs(dataset, name=name, collator=collator, num_proc=args.dataset_num_proc)
-    if args.max_length is not None:
-        dataset, counts = drop_long_rows(dataset, counts, name, collator, args)
-    return dataset, counts
+    if (most := args.max_length) is None:
+        return dataset, counts
+    if counts is None:  # of a stream
+        is_checked = args.on_bad_row == "quarantine"
+        return dataset.filter(lambda row: max(count_tokens(row, collator, is_checked)[:2]) <= most), None
+    fitting = np.flatnonzero(np.maximum(counts["chosen"], counts["rejected"]) <= most)
+    if len(fitting) == len(dataset):
+        return dataset, counts
+    num_long = len(dataset) - len(fitting)
+    message = f"Dropped {num_long} of {len(dataset)} pairs of the {name} set: longer than {most} tokens."
+    if len(fitting) == 0:
+        raise ValueError(message + " None is left; raise `max_length`, or lower `max_pixels`.")
+    logger.warning(message)
+    return dataset.select(fitting), counts.take(fitting)
 
 
 def token_fault(row: Mapping[str, Any]) -> RowError | None:
@@ -135,8 +141,7 @@ def quarantine_bad_rows(
     dataset: AnyDataset, name: str, collator: MultimodalPreferenceCollator, args: MultimodalRewardConfig
 ) -> AnyDataset:
     """Check every row of a data set, or of a stream as it streams, and raise on bad ones or drop them."""
-    reader = token_counter(collator.processing_class)
-    checks = RowChecks(collator.image_options, cast(ImageCheck, args.image_check), reader)
+    checks = RowChecks(collator.image_options, cast(ImageCheck, args.image_check), counter_of(collator))
 
     def check(row: Mapping[str, Any]) -> dict[str, str]:
         error = checks.fault(row) if "chosen_ids" not in row else token_fault(row)
@@ -173,31 +178,9 @@ def quarantine_bad_rows(
         on_bad_row=args.on_bad_row,
         # The leading underscore keeps the file out of what is pushed to the Hub.
         file=Path(cast(str, args.output_dir)) / f"_quarantine_{name}.jsonl",
-        advice=' Fix them, or set `on_bad_row="quarantine"`.',
+        advice=' Fix them, or set `on_bad_row="quarantine"` to drop them.',
         show=PartialState().is_main_process,
     )
-
-
-def drop_long_rows(
-    dataset: AnyDataset,
-    counts: Dataset | None,
-    name: str,
-    collator: MultimodalPreferenceCollator,
-    args: MultimodalRewardConfig,
-) -> tuple[AnyDataset, Dataset | None]:
-    """Drop the pairs with a side of more than `max_length` tokens, and their counts."""
-    max_length, is_checked = cast(int, args.max_length), args.on_bad_row == "quarantine"
-    if counts is None:
-        return dataset.filter(lambda row: max(count_tokens(row, collator, is_checked)[:2]) <= max_length), None
-    fitting = np.flatnonzero(np.maximum(counts["chosen"][:], counts["rejected"][:]) <= max_length)
-    if len(fitting) == len(dataset):
-        return dataset, counts
-    num_long = len(dataset) - len(fitting)
-    message = f"Dropped {num_long} of {len(dataset)} pairs of the {name} set: longer than {max_length} tokens."
-    if len(fitting) == 0:
-        raise ValueError(message + " None is left; raise `max_length`, or lower `max_pixels`.")
-    logger.warning(message)
-    return dataset.select(fitting), counts.select(fitting)
 
 
 def plain_columns(dataset: AnyDataset, names: Sequence[str]) -> AnyDataset:
@@ -213,15 +196,20 @@ def plain_columns(dataset: AnyDataset, names: Sequence[str]) -> AnyDataset:
 def check_setup(args: MultimodalRewardConfig, train_dataset: Any, eval_dataset: Any) -> None:
     """Refuse settings and sets that would fail later, before a model is loaded."""
     if not isinstance(args, MultimodalRewardConfig):
-        raise TypeError(f"`args` is a {type(args).__name__}; pass a `MultimodalRewardConfig`.")
+        raise TypeError(
+            f"`args` is a {type(args).__name__}; pass a `MultimodalRewardConfig`, which has its fields too."
+        )
     is_streamed = isinstance(train_dataset, IterableDataset)
     if needs_lengths(args) and is_streamed:
         raise ValueError(
-            "`max_tokens_per_batch` and `train_sampling_strategy` need the length of every pair, and the train set is "
-            "streamed; load it whole, or leave the setting out."
+            "Batches by length (`max_tokens_per_batch` or `train_sampling_strategy`) need the length of every pair, "
+            "and the train set is streamed; load it whole, or leave the setting out."
         )
     if cast(AcceleratorConfig, args.accelerator_config).dispatch_batches and not is_streamed:
-        raise ValueError("`dispatch_batches` sends tensors alone, and batches of pairs hold text too; leave it out.")
+        raise ValueError(
+            "`dispatch_batches` sends the tensors of one process's batches to the others, and batches of pairs hold "
+            "text too; leave it out, so that each process reads its own."
+        )
     if isinstance(eval_dataset, dict):
         if not eval_dataset:
             raise ValueError("`eval_dataset` is a dict without any set; pass `None`, or the sets to evaluate on.")
@@ -236,28 +224,16 @@ def check_setup(args: MultimodalRewardConfig, train_dataset: Any, eval_dataset: 
             raise ValueError(f"The {name} has no rows; check the split and the filters that it comes from.")
 
 
-@contextmanager
-def with_values(holder: Any, **values: object) -> Iterator[None]:
-    """Override attributes while TRL or transformers read them."""
-    before = {name: getattr(holder, name) for name in values}
-    vars(holder).update(values)
-    try:
-        yield
-    finally:
-        vars(holder).update(before)
-
-
 def set_up_model(
     model: str | PreTrainedModel,
     processing_class: ProcessingClass | None,
     args: MultimodalRewardConfig,
-    *,
-    init_kwargs: dict[str, Any],
-    quantization_config: BitsAndBytesConfig | None = None,
-    peft_config: PeftConfig | None = None,
+    quantization_config: BitsAndBytesConfig | None,
+    peft_config: PeftConfig | None,
 ) -> tuple[PreTrainedModel, ProcessingClass, PeftConfig | None]:
     """Load a reward model, its processor and its adapter's configuration where not passed, and set them up."""
     name_or_path = model if isinstance(model, str) else model.config._name_or_path
+    init_kwargs = cast("dict[str, Any] | None", args.model_init_kwargs) or {}  # `__post_init__` has resolved a string
     if isinstance(model, str):
         # In fp32 by default, as TRL does.
         kwargs = {"dtype": "float32", "trust_remote_code": args.trust_remote_code, "is_trainable": True, **init_kwargs}
@@ -268,12 +244,15 @@ def set_up_model(
         set_seed(args.seed)
         model = modeling.load_reward_model(name_or_path, **kwargs)
         if is_peft_model(model) and peft_config is not None:
-            advice = "leave `peft_config` out, or merge it first"
-            raise ValueError(f"{name_or_path} is an adapter, which training goes on with; {advice}.")
+            raise ValueError(
+                f"{name_or_path} is an adapter, which training goes on with; leave `peft_config` out, or merge the "
+                "adapter into its base model to train a new one."
+            )
     if model.config.num_labels != 1:
-        has = f"{type(model).__name__} has `num_labels={model.config.num_labels}`"
-        advice = "load it with `trl_dt2it.load_reward_model`"
-        raise ValueError(f"{has}, but reward models require `num_labels=1`; {advice}.")
+        raise ValueError(
+            f"{type(model).__name__} has `num_labels={model.config.num_labels}`, but reward models require "
+            "`num_labels=1`; load it with `trl_dt2it.load_reward_model`, or pass its name or directory as `model`."
+        )
     modeling.read_last_real_token(model)
     set_up_4bit_weights(model, args)
     if processing_class is None:
@@ -295,6 +274,7 @@ def set_up_model(
         raise ValueError(f"No parameter of the {type(model).__name__} is trained; {advice}.")
     if is_peft_model(model):
         freezing.with_trained_head(model)
+    use_liger_kernels(model, args)
     return model, processing_class, peft_config
 
 
@@ -307,8 +287,9 @@ def set_up_4bit_weights(model: PreTrainedModel, args: MultimodalRewardConfig) ->
         # bitsandbytes packs them when an evaluation reads them and unpacks them when the model is saved, but restores
         # the scales of the blocks only if these are quantized too. The next step would go on with another model.
         raise ValueError(
-            "On a CPU, 4-bit weights need double quantization, or are spoiled when saved; set `use_bnb_nested_quant`, "
-            "or `bnb_4bit_use_double_quant=True` in the `BitsAndBytesConfig`."
+            "On a CPU, 4-bit weights need double quantization, because bitsandbytes spoils others when the model is "
+            "saved after an evaluation; set `use_bnb_nested_quant`, or `bnb_4bit_use_double_quant=True` in the "
+            "`BitsAndBytesConfig`."
         )
     half = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
     if half is None or config.bnb_4bit_compute_dtype != torch.float32:
@@ -344,10 +325,11 @@ def use_chat_template(model: PreTrainedModel, processing_class: ProcessingClass,
         tokenizer.eos_token = source.eos_token
         text_config = model.config.get_text_config()
         text_config.eos_token_id = tokenizer.eos_token_id
-        if new_tokens and max(new_tokens) >= modeling.num_embeddings(model):
+        if new_tokens and max(new_tokens) >= len(cast(torch.Tensor, model.get_input_embeddings().weight)):
             if getattr(text_config, "hidden_size_per_layer_input", 0):  # each layer has its own table
                 kind = model.config.model_type
-                raise ValueError(f"{adds} and the embeddings of `{kind}` cannot grow; take a template that it knows.")
+                advice = "take a template whose tokens it knows"
+                raise ValueError(f"{adds} and the embeddings of `{kind}` cannot grow; {advice}.")
             model.resize_token_embeddings(max(new_tokens) + 1)
     processing_class.chat_template = tokenizer.chat_template = template
     return new_tokens
@@ -361,10 +343,13 @@ def use_liger_kernels(model: PreTrainedModel, args: MultimodalRewardConfig) -> N
         return
     if (kind := args.device.type) in ("cpu", "mps"):
         raise ValueError(
-            f"`use_liger_kernel=True` needs a GPU for Triton, but training runs on `{kind}`; leave it out."
+            f"`use_liger_kernel=True` needs a GPU that Triton compiles for, but training runs on `{kind}`; leave it "
+            "out."
         )
     if not is_liger_kernel_available():
-        raise ImportError("`use_liger_kernel=True` needs Liger: `pip install liger-kernel`, or leave it out.")
+        raise ImportError(
+            "`use_liger_kernel=True`, but Liger is not installed; run `pip install liger-kernel`, or leave it out."
+        )
     patch_backbone(model, cast("dict[str, bool] | None", args.liger_kernel_config) or {})
 
 
@@ -386,7 +371,7 @@ def patch_backbone(model: Any, kernels: dict[str, bool]) -> None:
     offered = inspect.signature(patch).parameters.keys() - {"model", *losses}
     for name, is_on in kernels.items():
         if name not in offered and is_on:
-            reason = "is of the language head, which a reward model has not" if name in losses else "is not there"
+            reason = "is for the language head, which a reward model lacks" if name in losses else "does not exist"
             has = ", ".join(sorted(offered))
             raise ValueError(f"`liger_kernel_config` asks for `{name}`, which {reason}; `{types[0]}` has {has}.")
     chosen = {"rope": False, **kernels}
@@ -436,7 +421,7 @@ def set_up_arguments(
         accelerator_config.dispatch_batches = False
 
 
-def is_reentrant(args: TrainingArguments) -> bool:
+def is_reentrant(args: MultimodalRewardConfig) -> bool:
     """Tell whether gradient checkpoints are set to be reentrant."""
     options = cast("dict[str, Any] | None", args.gradient_checkpointing_kwargs) or {}  # `__post_init__` resolved it
     return bool(options.get("use_reentrant"))
@@ -455,7 +440,7 @@ def put_back_exact(trainer: Trainer, exact: dict[str, torch.Tensor]) -> None:
     # DeepSpeed, which takes weights of one dtype, keeps what TRL makes.
     if not exact or trainer.is_deepspeed_enabled:
         return
-    for name, parameter in cast(nn.Module, trainer.model).named_parameters():
+    for name, parameter in trainer.model.named_parameters():
         if parameter.requires_grad:
             original = name.replace(".modules_to_save.default.", ".").removeprefix("base_model.model.")
             value = exact.get(name, exact.get(original))
@@ -468,7 +453,8 @@ def refuse_no_batch(trainer: Trainer) -> None:
     size = args.train_batch_size * args.world_size
     if args.dataloader_drop_last and isinstance(dataset, Dataset) and len(dataset) < size:
         pairs = f"all {len(dataset)} pairs of the train set, which do not fill one batch of {size}"
-        raise ValueError(f"`dataloader_drop_last` drops {pairs}; leave it out, or lower the batch size.")
+        advice = "leave it out, or lower `per_device_train_batch_size`"
+        raise ValueError(f"`dataloader_drop_last` drops {pairs}; {advice}.")
 
 
 def refuse_uneven_batches(trainer: Trainer) -> None:
@@ -477,8 +463,7 @@ def refuse_uneven_batches(trainer: Trainer) -> None:
     accelerator, args = trainer.accelerator, trainer.args
     if accelerator.even_batches or accelerator.num_processes == 1 or not isinstance(trainer.train_dataset, Dataset):
         return
-    is_packed = cast(MultimodalRewardConfig, args).max_tokens_per_batch is not None
-    if is_packed or args.dataloader_drop_last:  # batches by tokens are as many on each process
+    if args.max_tokens_per_batch is not None or args.dataloader_drop_last:  # as many batches on each process
         return
     pairs, size = len(trainer.train_dataset), args.train_batch_size
     if accelerator.split_batches:
@@ -486,5 +471,6 @@ def refuse_uneven_batches(trainer: Trainer) -> None:
     if -(-pairs // size) % accelerator.num_processes:
         raise ValueError(
             f"With `even_batches` false in `accelerator_config`, {pairs} train pairs in batches of {size} give "
-            f"{accelerator.num_processes} processes unequally many; leave it out, or set `dataloader_drop_last=True`."
+            f"{accelerator.num_processes} processes different numbers of batches; leave it out, or set "
+            "`dataloader_drop_last=True`."
         )

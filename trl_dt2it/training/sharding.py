@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import torch
 from accelerate.utils import fsdp2_prepare_model
@@ -19,27 +19,20 @@ from transformers.utils import logging
 
 from ..models.freezing import part_of
 from ..models.modeling import RewardHead, is_head
-from .setup import is_reentrant, with_values
-
-
-if TYPE_CHECKING:
-    from trl import RewardTrainer
+from ..utils import with_values
+from .config import Trainer
+from .setup import is_reentrant
 
 
 logger = logging.get_logger(__name__)
 
 
-def _model(trainer: RewardTrainer) -> nn.Module:
-    """Return the model, which transformers annotates as optional."""
-    return cast(nn.Module, trainer.model)
-
-
-def is_sharded(trainer: RewardTrainer) -> bool:
+def is_sharded(trainer: Trainer) -> bool:
     """Tell whether DeepSpeed or FSDP divides the model or its optimizer over the processes."""
     return trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
 
 
-def needs_equal_calls(trainer: RewardTrainer) -> bool:
+def needs_equal_calls(trainer: Trainer) -> bool:
     """Tell whether all processes have to run each module equally often."""
     # Always where the model is sharded, and under DDP where it does not look for unused parameters.
     if trainer.accelerator.num_processes == 1:
@@ -47,12 +40,7 @@ def needs_equal_calls(trainer: RewardTrainer) -> bool:
     return is_sharded(trainer) or not trainer.args.ddp_find_unused_parameters
 
 
-def needs_all_gradients(trainer: RewardTrainer) -> bool:
-    """Tell whether DDP waits for gradients of a vision tower even if no set has images."""
-    return needs_equal_calls(trainer) and not is_sharded(trainer) and bool(vision_parameters(_model(trainer)))
-
-
-def refuse_reentrant_twice(trainer: RewardTrainer) -> None:
+def refuse_reentrant_twice(trainer: Trainer) -> None:
     """Refuse reentrant checkpoints where a step may run the vision tower twice, for images and for videos."""
     # DDP and DeepSpeed reduce each gradient as soon as it is there, and it would be there twice.
     if (
@@ -60,13 +48,13 @@ def refuse_reentrant_twice(trainer: RewardTrainer) -> None:
         and not trainer.is_fsdp_enabled
         and trainer.args.gradient_checkpointing
         and is_reentrant(trainer.args)
-        and len(cast(Any, trainer)._collator.media) > 1
-        and any(part_of(name) == "vision_tower" for name, p in _model(trainer).named_parameters() if p.requires_grad)
+        and len(trainer._collator.media) > 1
+        and any(part_of(name) == "vision_tower" for name, p in trainer.model.named_parameters() if p.requires_grad)
     ):
         raise ValueError(
-            "Reentrant gradient checkpointing (which adapters need under ZeRO-3) trains no vision tower on images and "
-            "videos on several processes; set `use_reentrant=False`, `gradient_checkpointing=False` or "
-            "`freeze_vision_tower=True`."
+            "The sets have images and videos, and reentrant gradient checkpointing (which adapters need under ZeRO-3) "
+            "cannot train a vision tower on both on several processes; set `use_reentrant=False`, "
+            "`gradient_checkpointing=False` or `freeze_vision_tower=True`."
         )
 
 
@@ -76,27 +64,26 @@ def vision_parameters(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for name, parameter in named if parameter.requires_grad and part_of(name) != "language_model"]
 
 
-def leave_vision_alone(trainer: RewardTrainer) -> None:
+def leave_vision_alone(trainer: Trainer) -> None:
     """Have the coming optimizer step skip the vision tower."""
     # Dummy images have given it gradients of zeros, by which weight decay and momentum would move it. DeepSpeed's
     # optimizer skips it by itself, see [`split_vision_groups`].
     if not trainer.is_deepspeed_enabled:
-        for parameter in vision_parameters(_model(trainer)):
+        for parameter in vision_parameters(trainer.model):
             parameter.grad = None
 
 
-def split_vision_groups(trainer: RewardTrainer) -> None:
+def split_vision_groups(trainer: Trainer) -> None:
     """Split the vision tower into its own groups of the optimizer, with the key `is_vision`."""
     # Before DeepSpeed flattens each group. It steps on whole groups, gradients or not.
-    optimizer = cast(Any, trainer.optimizer)
-    vision = {id(parameter) for parameter in vision_parameters(_model(trainer))}
+    vision = {id(parameter) for parameter in vision_parameters(trainer.model)}
     groups = []
-    for group in getattr(optimizer, "param_groups", []):
+    for group in getattr(trainer.optimizer, "param_groups", []):
         for is_vision in (False, True):
             if chosen := [parameter for parameter in group["params"] if (id(parameter) in vision) == is_vision]:
                 groups.append({**group, "params": chosen, "is_vision": is_vision})
     if groups:
-        optimizer.param_groups = groups
+        trainer.optimizer.param_groups = groups
 
 
 def skip_idle_groups(optimizer: Any, is_idle: Callable[[], bool]) -> None:
@@ -114,7 +101,7 @@ def skip_idle_groups(optimizer: Any, is_idle: Callable[[], bool]) -> None:
     optimizer._optimizer_step = step_unless_idle
 
 
-def shard_head(trainer: RewardTrainer) -> None:
+def shard_head(trainer: Trainer) -> None:
     """Make the `score` head an FSDP2 unit of its own, in fp32."""
     # A unit has one dtype, and the head would be cast with the norm and the embeddings.
     if not _is_fsdp2(trainer):
@@ -123,24 +110,20 @@ def shard_head(trainer: RewardTrainer) -> None:
     if plugin.mixed_precision_policy is None:
         return
     mesh = getattr(trainer.accelerator, "torch_device_mesh", None)
-    parallelism = cast(Any, trainer.accelerator.parallelism_config)
-    for module in _model(trainer).modules():
+    if mesh is not None:
+        mesh = mesh[tuple(trainer.accelerator.parallelism_config.fsdp_dim_names)]
+    for module in trainer.model.modules():
         if isinstance(module, RewardHead) and not isinstance(module, FSDPModule):
-            fully_shard(
-                module,
-                mesh=None if mesh is None else mesh[tuple(parallelism.fsdp_dim_names)],
-                mp_policy=MixedPrecisionPolicy(),
-                offload_policy=plugin.cpu_offload,
-            )
+            fully_shard(module, mesh=mesh, mp_policy=MixedPrecisionPolicy(), offload_policy=plugin.cpu_offload)
 
 
-def _is_fsdp2(trainer: RewardTrainer) -> bool:
+def _is_fsdp2(trainer: Trainer) -> bool:
     plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
     return trainer.is_fsdp_enabled and getattr(plugin, "fsdp_version", 1) == 2
 
 
 @contextmanager
-def evaluable(trainer: RewardTrainer) -> Iterator[None]:
+def evaluable(trainer: Trainer) -> Iterator[None]:
     """Prepare a model for an evaluation before training."""
     # Below ZeRO-3 every process has the whole model, and transformers refuses to make an engine for inference;
     # accelerate prepares a model for FSDP2 with an optimizer only.
@@ -157,7 +140,7 @@ def evaluable(trainer: RewardTrainer) -> Iterator[None]:
     yield
 
 
-def take_back_preparation(trainer: RewardTrainer) -> None:
+def take_back_preparation(trainer: Trainer) -> None:
     """Undo the preparation of an evaluation before training."""
     # It marks the bare model as prepared, so that training would not wrap it in DDP: each process would silently train
     # by itself. Under ZeRO-3 it leaves an engine without an optimizer.
@@ -168,25 +151,25 @@ def take_back_preparation(trainer: RewardTrainer) -> None:
         trainer.model_wrapped, trainer.deepspeed = trainer.model, None
     is_alone = trainer.accelerator.num_processes == 1 and not trainer.is_deepspeed_enabled
     if trainer.model_wrapped is trainer.model and not is_alone:
-        trainer.model._is_accelerate_prepared = False  # type: ignore[assignment]  # torch: only tensors and modules
+        trainer.model._is_accelerate_prepared = False
         trainer.accelerator._models.clear()
 
 
-def name_groups(trainer: RewardTrainer) -> list[list[str]]:
+def name_groups(trainer: Trainer) -> list[list[str]]:
     """Return the names of each optimizer group's parameters, before FSDP2 replaces the parameters."""
-    names = {id(parameter): name for name, parameter in _model(trainer).named_parameters()}
-    return [[names[id(p)] for p in group["params"]] for group in cast(Any, trainer.optimizer).param_groups]
+    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+    return [[names[id(p)] for p in group["params"]] for group in trainer.optimizer.param_groups]
 
 
-def point_groups_at(trainer: RewardTrainer, groups: list[list[str]]) -> None:
+def point_groups_at(trainer: Trainer, groups: list[list[str]]) -> None:
     """Put the parameters of the sharded model into the optimizer groups of [`name_groups`]."""
     # accelerate finds them by the address of their data, which is 0 for every parameter without data on this process.
-    named = fsdp2_canonicalize_names(dict(_model(trainer).named_parameters()))
-    for group, names in zip(cast(Any, trainer.optimizer).param_groups, groups, strict=True):
+    named = fsdp2_canonicalize_names(dict(trainer.model.named_parameters()))
+    for group, names in zip(trainer.optimizer.param_groups, groups, strict=True):
         group["params"] = [named[name] for name in names]
 
 
-def keep_trained_in_fp32(trainer: RewardTrainer) -> None:
+def keep_trained_in_fp32(trainer: Trainer) -> None:
     """Give trainable weights in half precision an fp32 copy where nothing else does."""
     # bf16 has 8 bits, so that a step of 1e-5 of a weight would be rounded away. DeepSpeed in half precision keeps such
     # a copy. Otherwise the weights themselves become fp32, and autocast computes in half precision; without autocast,
@@ -194,17 +177,17 @@ def keep_trained_in_fp32(trainer: RewardTrainer) -> None:
     is_mixed = trainer.accelerator.mixed_precision != "no"
     if trainer.is_deepspeed_enabled and is_mixed:
         dtype = torch.float16 if trainer.accelerator.mixed_precision == "fp16" else torch.bfloat16
-        for module in _model(trainer).modules():
+        for module in trainer.model.modules():
             if isinstance(module, RewardHead):
                 module.keeps_fp32 = False
                 module.to(dtype)
         return
     half = (torch.float16, torch.bfloat16)
-    trained = [parameter for parameter in _model(trainer).parameters() if parameter.requires_grad]
+    trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
     if not any(parameter.dtype in half for parameter in trained):
         return
     if not is_mixed:
-        trained = list(_model(trainer).parameters())
+        trained = list(trainer.model.parameters())
         logger.warning(
             "The model was loaded in half precision, but `bf16` and `fp16` are off, so that it trains in float32; set "
             "`bf16=True` to compute in half precision."
@@ -214,7 +197,7 @@ def keep_trained_in_fp32(trainer: RewardTrainer) -> None:
             parameter.data = parameter.data.float()
 
 
-def exact_head(trainer: RewardTrainer) -> dict[str, torch.Tensor]:
+def exact_head(trainer: Trainer) -> dict[str, torch.Tensor]:
     """Gather the fp32 weights of the trained `score` head that DeepSpeed keeps apart; every process has to call it."""
     engine = getattr(trainer, "deepspeed", None)
     if engine is None or trainer.optimizer is None or trainer.accelerator.mixed_precision == "no":

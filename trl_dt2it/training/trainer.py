@@ -15,13 +15,7 @@ from peft import PeftConfig
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import BitsAndBytesConfig, DataCollator, EvalPrediction, PreTrainedModel, TrainerCallback
-from transformers.trainer_utils import (
-    PREFIX_CHECKPOINT_DIR,
-    EvalLoopOutput,
-    HubStrategy,
-    PredictionOutput,
-    TrainOutput,
-)
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, PredictionOutput, TrainOutput
 from transformers.utils import PushInProgress
 from trl import RewardTrainer
 
@@ -33,6 +27,7 @@ from ..models.modeling import pad_id_as_saved, set_reward_statistics, write_besi
 from ..models.rendering import ProcessingClass, get_tokenizer
 from ..models.shared_prefix import decide_share_prefix
 from ..processes import check_shared_folder, gather
+from ..utils import with_values
 from . import batching, losses, setup, sharding
 from .collator import MultimodalPreferenceCollator
 from .config import MultimodalRewardConfig
@@ -132,18 +127,10 @@ class MultimodalRewardTrainer(RewardTrainer):
         if batching.needs_lengths(args):
             callbacks = [*(callbacks or []), self._set_epoch]
 
-        # `__post_init__` has resolved a string.
-        init_kwargs = dict(cast("dict[str, Any] | None", args.model_init_kwargs) or {})
         is_loaded_here = isinstance(model, str)
         model, processing_class, peft_config = setup.set_up_model(
-            model,
-            processing_class,
-            args,
-            init_kwargs=init_kwargs,
-            quantization_config=quantization_config,
-            peft_config=peft_config,
+            model, processing_class, args, quantization_config, peft_config
         )
-        setup.use_liger_kernels(model, args)
         # Read by `_prepare_dataset`, which RewardTrainer's `__init__` calls.
         self._collator = MultimodalPreferenceCollator(
             processing_class,
@@ -159,7 +146,7 @@ class MultimodalRewardTrainer(RewardTrainer):
 
         exact = setup.exact_weights(model)
         # Both are used above. RewardTrainer warns that it ignores the first, and applies the second to a tokenizer.
-        with setup.with_values(args, model_init_kwargs=None, chat_template_path=None):
+        with with_values(args, model_init_kwargs=None, chat_template_path=None):
             super().__init__(
                 model=model,
                 args=args,
@@ -181,8 +168,9 @@ class MultimodalRewardTrainer(RewardTrainer):
         self.processing_class = self.callback_handler.processing_class = processing_class
         self.model.config.pad_token_id = get_tokenizer(processing_class).pad_token_id
         self._collator.add_dummy_image = sharding.needs_equal_calls(self)
-        if self._collator.add_dummy_image and not self._collator.media and sharding.needs_all_gradients(self):
-            self._collator.media = ("image",)
+        is_ddp = self._collator.add_dummy_image and not sharding.is_sharded(self)
+        if is_ddp and not self._collator.media and sharding.vision_parameters(self.model):
+            self._collator.media = ("image",)  # DDP waits for gradients of the vision tower even if no set has images
         # DeepSpeed steps on parameters without a gradient as if it were zero, also on one process.
         self._leaves_vision_alone = self._collator.add_dummy_image or self.is_deepspeed_enabled
         if isinstance(data_collator, MultimodalPreferenceCollator):
@@ -224,11 +212,9 @@ class MultimodalRewardTrainer(RewardTrainer):
                 padded = not self._collator.share_prefix
                 self._plan = batching.plan_training(self._lengths, cap, world_size=args.world_size, padded=padded)
         if "strength" in column_names(dataset):
-            self._collator.normalizer = losses.fit_dataset_strength(
-                setup.plain_columns(dataset, ("strength", "source")),
-                how=args.strength_normalization,
-                neutral=args.neutral_strength,
-            )
+            strengths = setup.plain_columns(dataset, ("strength", "source"))
+            how, neutral = args.strength_normalization, args.neutral_strength
+            self._collator.normalizer = losses.fit_dataset_strength(strengths, how=how, neutral=neutral)
         return dataset
 
     def _remove_unused_columns(self, dataset: Dataset, description: str | None = None) -> Dataset:
@@ -237,13 +223,20 @@ class MultimodalRewardTrainer(RewardTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         # The lengths are kept beside the data: as a column they would have the whole set written anew.
-        if self._lengths is None:
+        lengths, args = self._lengths, self.args
+        if lengths is None:
             return super()._get_train_sampler(train_dataset)
-        if len(self._lengths) != len(cast(Dataset, self.train_dataset if train_dataset is None else train_dataset)):
+        if len(lengths) != len(cast(Dataset, self.train_dataset if train_dataset is None else train_dataset)):
             raise ValueError("The train set was replaced after its lengths were taken; make a new trainer for it.")
-        sampler = batching.training_sampler(self._lengths, self._plan, self.args)
-        if sampler is None:
-            sampler = super()._get_train_sampler(Dataset.from_dict({self.args.length_column_name: self._lengths}))
+        seed = args.seed if args.data_seed is None else args.data_seed
+        sampler: Sampler | None
+        if self._plan is not None:
+            sampler = batching.TokenBatchSampler(self._plan, rank=args.process_index, seed=seed)
+        elif args.train_sampling_strategy == "group_by_length":
+            size = args.train_batch_size * args.gradient_accumulation_steps
+            sampler = batching.EpochLengthGroupedSampler(size, lengths, seed=seed)
+        else:
+            sampler = super()._get_train_sampler(Dataset.from_dict({args.length_column_name: lengths}))
         self._set_epoch.sampler = sampler
         return sampler
 
@@ -254,9 +247,8 @@ class MultimodalRewardTrainer(RewardTrainer):
         return next((selection for selection in found if isinstance(selection, Selection)), None)
 
     def get_train_dataloader(self) -> DataLoader:
-        """As in [`~transformers.Trainer`], of the rows that a callback has selected."""
-        selection = self.selection
-        if selection is None:
+        """As in [`~transformers.Trainer`], over the rows that a callback has selected."""
+        if (selection := self.selection) is None:
             return super().get_train_dataloader()
         dataset = cast(Dataset, self.train_dataset)
         if len(dataset) != len(selection):
@@ -270,10 +262,10 @@ class MultimodalRewardTrainer(RewardTrainer):
         )
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        if self.selection is not None and self.selection.save is not None and self.args.should_save:
+        if (selection := self.selection) is not None and selection.save is not None and self.args.should_save:
             # First, because the checkpoint may be pushed, and is whole once the trainer's state is written.
             folder = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            self.selection.save(Path(self._get_output_dir(trial=trial)) / folder)
+            selection.save(Path(self._get_output_dir(trial=trial)) / folder)
         super()._save_checkpoint(model, trial)
 
     def get_eval_dataloader(self, eval_dataset: str | AnyDataset | None = None) -> DataLoader:
@@ -296,7 +288,7 @@ class MultimodalRewardTrainer(RewardTrainer):
         dataset = self._prepare_dataset(dataset, self.processing_class, self.args, name)
         if isinstance(dataset, Dataset):
             dataset = self._remove_unused_columns(dataset, description=name)
-        return batching.evaluation_loader(dataset, self.data_collator, self.args, self.accelerator)
+        return batching.evaluation_loader(self, dataset)
 
     def predict(  # type: ignore[override]  # transformers' takes no dict
         self,
@@ -324,18 +316,19 @@ class MultimodalRewardTrainer(RewardTrainer):
         setup.refuse_uneven_batches(self)
         sharding.take_back_preparation(self)
         if not sharding.is_sharded(self):
-            sharding.keep_trained_in_fp32(
-                self
-            )  # again: an evaluation with `bf16_full_eval` has put the model into bf16
+            # Again, because an evaluation with `bf16_full_eval` puts the model into bf16.
+            sharding.keep_trained_in_fp32(self)
         resume = kwargs.get("resume_from_checkpoint", args[0] if args else None)
         resume_selection(self.selection, resume, cast(str, self.args.output_dir))
         set_reward_statistics(self.model.config, None)  # those of the model that training starts from
         # Liger is applied already; transformers would hand it the whole model.
         noise = nullcontext() if self._noise is None else self._noise.on(self.model)
-        with setup.with_values(self.args, use_liger_kernel=False), noise:
+        with with_values(self.args, use_liger_kernel=False), noise:
             output = super().train(*args, **kwargs)
         if output.global_step == 0 and isinstance(self.train_dataset, IterableDataset):
-            raise ValueError("The streamed train set gave no batch; check where it reads from.")
+            raise ValueError(
+                "The streamed train set gave no batch, so nothing was trained; check where it reads from."
+            )
         set_reward_statistics(self.model.config, measure_reward_statistics(self))
         return output
 
@@ -355,7 +348,7 @@ class MultimodalRewardTrainer(RewardTrainer):
         if state_dict and self.args.should_save:  # empty where DeepSpeed saves in its own format
             state_dict = sharding.with_dtypes(state_dict, self._exact_head, self._body_dtype)
         # It is pickled, as many functions cannot be.
-        with setup.with_values(self.args, loss_type=losses.loss_name(self.args.loss_type)):
+        with with_values(self.args, loss_type=losses.loss_name(self.args.loss_type)):
             super()._save(output_dir, state_dict)
         folder = output_dir or cast(str, self.args.output_dir)
         if self.args.should_save and self._body_dtype is not None:
@@ -401,8 +394,10 @@ class MultimodalRewardTrainer(RewardTrainer):
         if max(counts) == 0:
             return []
         if is_first and 0 in counts:
-            number = counts.index(0)
-            raise ValueError(f"Process {number} gets no row of the streamed train set; make it of more files.")
+            raise ValueError(
+                f"Process {counts.index(0)} gets no row of the streamed train set, though others do; make it of at "
+                "least as many files as there are processes, none of them empty."
+            )
         return [*batches, *[self._filler] * (num_batches - len(batches))]
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -449,20 +444,13 @@ class MultimodalRewardTrainer(RewardTrainer):
         if self._noise is not None:
             self._noise.see(inputs)
         batch = losses.batch_loss(
-            model,
-            inputs,
-            loss_type=self.loss_type,
-            args=self.args,
-            total_weight=num_items_in_batch,
-            num_processes=self.accelerator.num_processes,
+            model, inputs, self.loss_type, self.args, num_items_in_batch, self.accelerator.num_processes
         )
-        if pairs.get("is_filler"):
-            pass
-        elif self.model.training:
+        if self._evaluation is not None:
+            self._evaluation.add(pairs, batch)
+        elif self.model.training and not pairs.get("is_filler"):
             chosen, rejected = batch.rewards.T
             self._train_metrics.add(chosen, rejected, pairs["num_tokens"].sum())
-        elif self._evaluation is not None:
-            self._evaluation.add(pairs, batch)
         return (batch.loss, {"logits": batch.rewards}) if return_outputs else batch.loss
 
     def evaluation_loop(
@@ -474,16 +462,11 @@ class MultimodalRewardTrainer(RewardTrainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """As in [`~transformers.Trainer`], with exact metrics under `metric_key_prefix`."""
-        self._evaluation = evaluation = batching.Evaluation(self.accelerator)
-        self.gather_function = evaluation.gather
-        try:
-            with sharding.evaluable(self):
-                output = super().evaluation_loop(
-                    dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-                )
-        finally:
-            self._evaluation = None
-            self.gather_function = self.accelerator.gather_for_metrics
+        evaluation = batching.Evaluation(self.accelerator)
+        with with_values(self, _evaluation=evaluation, gather_function=evaluation.gather), sharding.evaluable(self):
+            output = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
         records = evaluation.records(dataloader)
         dataset = getattr(dataloader.dataset, "dataset", dataloader.dataset)
         metrics = losses.evaluation_metrics(records)
@@ -524,11 +507,10 @@ class MultimodalRewardTrainer(RewardTrainer):
     ) -> Any:
         """As in [`~transformers.Trainer`], of the model, its processor and its card, and nothing else of the output
         directory; `kwargs` are passed to [`~MultimodalRewardTrainer.create_model_card`]."""
-        hub: dict[str, Any] = {"commit_message": commit_message, "token": token, "revision": revision}
-        return push_model(self, blocking=blocking, private=private, **hub, **kwargs)
+        return push_model(self, commit_message, blocking, token, revision, private, **kwargs)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+        if not self.is_world_process_zero() or self.args.hub_strategy == "end":
             return
         busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
         if busy and not self.args.hub_always_push:
