@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
@@ -204,7 +203,7 @@ class IterativeCurationCallback(TrainerCallback):
             parts += [json.dumps(column.to_pylist()) for column in (self._contents["content"], *own)]
             fingerprint = digest(parts)  # of all pairs, in their order
             for entry in [] if self.ledger is None else self.ledger.rounds:
-                if entry["stage"] != STAGE or _with_plain_names(entry["settings"]) != self._settings:
+                if entry["stage"] != STAGE or entry["settings"] != self._settings:
                     told = f"of other settings (round {entry['round']}, stage {entry['stage']!r}); pass another"
                     where = cast(CurationLedger, self.ledger).directory
                     raise ValueError(f"The ledger in {where} holds rounds of something else, or {told}.")
@@ -362,7 +361,6 @@ def curation_metrics(
     sources: Mapping[str | None, np.ndarray],
 ) -> dict[str, float]:
     """Compute the metrics of some rows of a curated set of N pairs, and of each source if there are several."""
-
     metrics: dict[str, float] = {}
     parts = {f"/{source}": part for source, part in sources.items()} if len(sources) > 1 else {}
     for end, part in {"": rows, **parts}.items():
@@ -406,7 +404,7 @@ def load_state(folder: str | os.PathLike, settings: dict[str, Any], fingerprint:
             f"The curation of {folder} is that of another train set: its pairs, their content, sources, strengths or "
             "order differ; resume with the set that it was trained on, or start anew."
         )
-    written = _with_plain_names(record["settings"])
+    written = record["settings"]
     for name in sorted({*settings, *written}):
         before, now = written.get(name), settings.get(name)
         if before != now:
@@ -433,11 +431,6 @@ def describe(value: Any) -> Any:
     # No module of ours, which may move; a user's may well have a function of the same name.
     is_ours = named.__module__.startswith("trl_dt2it.")
     return named.__qualname__ if is_ours else f"{named.__module__}.{named.__qualname__}"
-
-
-def _with_plain_names(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Bring settings of older files, which name rules of the package with their modules, into the present form."""
-    return json.loads(re.sub(r'"trl_dt2it\.[\w.]+\.(\w+)"', r'"\1"', json.dumps(settings)))
 
 
 def add_round(ledger: CurationLedger, round: int, **content: Any) -> None:
