@@ -323,7 +323,10 @@ class CurationLedger:
         """
         if contents is None:
             contents = pair_contents(dataset, num_proc=num_proc)
-        state, names = self.state(after, contents=contents), pair_ids(dataset, num_proc=num_proc)
+            names = contents["pair_id"].combine_chunks()
+        else:  # they may be of more rows than these
+            names = pair_ids(dataset, num_proc=num_proc)
+        state = self.state(after, contents=contents)
         known = _labels(names, state)
         is_known, changed = known["is_known"], np.flatnonzero(known["has_changed"])
         if len(state) and len(names) and not is_known.any() and not len(changed):
@@ -384,7 +387,7 @@ class CurationLedger:
             `pa.Table`: `round`, `stage`, `undone`, `source`; the numbers of `pairs`, and of those to `keep`, `flip`
             and `drop`; and their `mean_strength`.
         """
-        parts = [_SUMMARY.empty_table()]
+        rows: list[dict[str, Any]] = []
         for about, entry in self._entries():
             table = self.table(entry, ["source", "action", "strength"])
             action = table["action"].cast(pa.string())
@@ -392,9 +395,8 @@ class CurationLedger:
             columns |= {name: pc.equal(action, name).cast(pa.int64()) for name in _ACTIONS}
             counts = pa.table(columns).group_by("source", use_threads=False)
             counts = counts.aggregate([([], "count_all"), *((name, "sum") for name in _ACTIONS), ("strength", "mean")])
-            values = [pa.array([value] * len(counts)) for value in about.values()]
-            parts.append(pa.table(values + [column.combine_chunks() for column in counts.columns], schema=_SUMMARY))
-        return pa.concat_tables(parts)
+            rows += [about | row for row in counts.rename_columns(_SUMMARY.names[len(about) :]).to_pylist()]
+        return pa.Table.from_pylist(rows, schema=_SUMMARY)
 
     def _entries(self) -> list[tuple[dict[str, Any], dict[str, Any]]]:
         """Return `round`, `stage` and `undone` of each round, and its entry in `ledger.json`."""
@@ -689,9 +691,7 @@ def _labels(names: pa.Array, state: pa.Table) -> dict[str, np.ndarray]:
     """Look up pairs in a state, as [`CurationLedger.labels`] does."""
     positions, is_new = _find(names, state["pair_id"].combine_chunks())
     known = state.drop_columns(["pair_id", "stage"]).take(pa.array(positions, mask=is_new))
-    columns = {name: pc.fill_null(known[name], value).to_numpy() for name, value in _INITIAL.items()}
-    has_changed = np.zeros(len(names), dtype=bool)
-    if "changed" in known.column_names:
-        has_changed = pc.fill_null(known["changed"], False).to_numpy()
-    is_known = pc.fill_null(known["round"], 0).to_numpy() > 0
-    return {**columns, "is_known": is_known, "has_changed": has_changed}
+    initial = {**_INITIAL, "round": 0, "changed": False}
+    columns = {name: pc.fill_null(known[name], initial[name]).to_numpy() for name in known.column_names}
+    has_changed = columns.pop("changed", np.zeros(len(names), dtype=bool))
+    return {"is_known": columns.pop("round") > 0, "has_changed": has_changed, **columns}

@@ -64,10 +64,8 @@ def push_curated(
     paths of local models too, and endpoints of judges, but holds no keys.
 
     Args:
-        dataset (`Dataset`):
-            The source set, to which the ledger is applied.
-        ledger ([`CurationLedger`]):
-            The ledger of this set.
+        dataset, ledger (`Dataset`, [`CurationLedger`]):
+            The source set, and its ledger, which is applied to it.
         repo_id, revision (`str`):
             The repository and, optionally, a branch; both are made if they are not there.
         split (`str`, *optional*, defaults to `"train"`):
@@ -108,6 +106,8 @@ def push_curated(
     if not len(ledger.state()):
         raise ValueError(f"The ledger in {ledger.directory} holds no round that stands; there is nothing to publish.")
     options, contents = ImageOptions(image_root=image_root), pair_contents(dataset, image_root=image_root)
+    names = contents["pair_id"].combine_chunks()
+    dataset = with_columns(dataset, {"pair_id": names})
     curated = ledger.apply(dataset, refresh_strength=refresh_strength, contents=contents)
     columns = list(published_features(curated.features))
     about: dict[str, Any] = {"split": split, "with_dropped": with_dropped}
@@ -120,9 +120,8 @@ def push_curated(
         api.create_branch(repo_id, branch=revision, repo_type="dataset", exist_ok=True)
     parts = [(f"data/{split}", curated)]
     if with_dropped:
-        names = contents["pair_id"].combine_chunks()
         dropped = np.flatnonzero(~ledger.labels(names, contents=contents)["kept"])
-        parts.append((f"dropped/{split}", with_columns(dataset, {"pair_id": names}).select(dropped)))
+        parts.append((f"dropped/{split}", dataset.select(dropped)))
     operations: list[CommitOperationAdd | CommitOperationDelete] = []
     for stem, rows in parts:
         for number, content in enumerate(parquet_shards(rows, options, max_shard_bytes)):
