@@ -130,12 +130,11 @@ def most_judging_cost(
     dataset: Dataset,
     endpoints: Sequence[Endpoint],
     *,
-    image_root: str | os.PathLike | None = None,
     image_options: ImageOptions | None = None,
     sample: int = 32,
 ) -> Spending:
     """Bound what asking about all pairs of a set takes, by the mean of a sample of them."""
-    rows, options = leave_images_encoded(dataset), with_image_root(image_options, image_root)
+    rows, options = leave_images_encoded(dataset), image_options or ImageOptions()
     indices = np.unique(np.linspace(0, len(rows) - 1, min(sample, len(rows)), dtype=int)).tolist()
     asked = []
     for index in indices:

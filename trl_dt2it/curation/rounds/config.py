@@ -7,9 +7,9 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from functools import partial, wraps
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -33,8 +33,6 @@ from ..rules import FLIP_RULES, KEEP_RULES, Flip, Keep
 from .stages import Stage
 from .training import RewardTraining
 
-
-T = TypeVar("T")
 
 # The paper: the worse half of the pairs that the model contradicts is flipped; a model that is trained on the result
 # decides what is consistent; judges decide on the rest. Twice.
@@ -200,13 +198,12 @@ def _load(where: str, name: str, config: str | None, split: str) -> Dataset:
     return load_dataset(str(path) if path.is_dir() else name, config, split=split)
 
 
-def set_digest(dataset: Dataset, pair_ids: pa.Array, contents: pa.Table | None = None) -> str:
+def set_digest(dataset: Dataset, contents: pa.Table) -> str:
     """Hash the names, contents and rows of a set, the same on another machine."""
     names = [name for name in dataset.column_names if name not in ("image", "images", "videos")]
     tables = dataset.select_columns(names).with_format("arrow").iter(rows_at_once(dataset))
     return digest(
-        (f"{name}\n" for name in pair_ids.to_pylist()),
-        (f"{content}\n" for content in ([] if contents is None else contents["content"].to_pylist())),
+        *((f"{value}\n" for value in contents[name].to_pylist()) for name in ("pair_id", "content")),
         (json.dumps(row, sort_keys=True, default=str) for table in tables for row in table.to_pylist()),
     )
 
@@ -215,13 +212,11 @@ def folds_of(dataset: Dataset, pair_ids: pa.Array, number: int, seed: int = 42) 
     """Split a set into parts that share no prompt; return the part of each row, `(N,)`."""
     # Without its number, the name of a copy is that of the original.
     names = pa.array([re.sub(r"#\d+$", "", name) for name in pair_ids.to_pylist()]).dictionary_encode()
-    copies = names.indices.to_numpy()
-    groups = copies
+    groups = copies = names.indices.to_numpy()
     if "group_id" in dataset.column_names:
         own = column_of(dataset, "group_id").dictionary_encode()
         given = own.indices.fill_null(-1).to_numpy().astype(np.int64)
-        first = np.zeros(len(names.dictionary), dtype=np.int64)
-        first[copies[::-1]] = np.arange(len(copies))[::-1]
+        _, first = np.unique(copies, return_index=True)
         groups = np.where(given >= 0, given, len(own.dictionary) + copies)[first[copies]]
     _, groups, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     order = np.random.default_rng(seed).permutation(len(sizes))
@@ -229,18 +224,6 @@ def folds_of(dataset: Dataset, pair_ids: pa.Array, number: int, seed: int = 42) 
     part = np.empty(len(sizes), dtype=np.int64)
     part[order] = (middles * number / len(copies)).astype(np.int64)
     return part[groups]
-
-
-def _once(method: Callable[[Any, str], T]) -> Callable[[Any, str], T]:
-    """Call a method of [`SourceSets`] once for each set."""
-
-    @wraps(method)
-    def made(sets: Any, name: str) -> T:
-        if (key := (method.__name__, name)) not in sets._made:
-            sets._made[key] = method(sets, name)
-        return sets._made[key]
-
-    return made
 
 
 @dataclass
@@ -251,32 +234,31 @@ class SourceSets:
     args: MultimodalRewardConfig  # `on_bad_row`, `image_check` and `max_length` decide which rows can be used
     model_dir: Callable[[], str]  # directory or Hub id of a model whose processor counts tokens and knows special ones
     loaders: Loaders | None = None
-    _made: dict[tuple[str, str], Any] = field(default_factory=dict)
 
-    @_once
+    def __post_init__(self) -> None:
+        for method in (self.raw, self.contents, self.digest, self.usable):
+            setattr(self, method.__name__, cache(method))
+
     def raw(self, name: str) -> Dataset:
         """Return all rows of a set."""
         return read_sets(name, self.specs[name], self.loaders)
 
-    @_once
     def contents(self, name: str) -> pa.Table:
         """Return names and contents of all rows of a set, as [`pair_contents`] does; images are read once."""
         rows, args = self.raw(name), self.args
         return on_main_process(lambda: pair_contents(rows, image_root=args.image_root, num_proc=args.dataset_num_proc))
 
-    @_once
     def digest(self, name: str) -> str:
         """Hash a set, and the settings that decide which of its rows can be used."""
         args, rows, contents = self.args, self.raw(name), self.contents(name)
         limits = {"max_length": args.max_length, "min_pixels": args.min_pixels, "max_pixels": args.max_pixels}
-        content = on_main_process(lambda: set_digest(rows, contents["pair_id"].combine_chunks(), contents))
+        content = on_main_process(lambda: set_digest(rows, contents))
         return digest_of([content, args.on_bad_row, args.image_check, limits])
 
     def fingerprint(self, name: str) -> str:
         """Hash the names of all rows of a set, by which a ledger knows it, whichever of them can be used."""
         return source_fingerprint(self.contents(name)["pair_id"].combine_chunks())
 
-    @_once
     def usable(self, name: str) -> Dataset:
         """Return the rows of a set that can be trained on and scored; others are quarantined as in a training."""
         model_dir, args = self.model_dir(), self.args

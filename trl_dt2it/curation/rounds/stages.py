@@ -33,6 +33,9 @@ from ...scoring.shards import claim, record_of
 from ...utils import digest_of, move_aside, moved_aside, write_json
 
 
+_LOCK = ".stages.lock"  # held while folders move, by one of the machines that share them
+
+
 @dataclass(frozen=True)
 class Stage:
     """One step of a run, with all that its result depends on."""
@@ -72,6 +75,7 @@ def run_stages(
     `only_shared`, as one of several machines, up to a stage that is not shared. Return the records of finished stages.
     """
     check_shared_folder(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
     digests, records = stage_digests(stages), dict[str, dict[str, Any]]()
     console = console or Console()
 
@@ -154,7 +158,7 @@ def _bring_back(output_dir: Path, stage: Stage, digest: str) -> list[str]:
     folder = output_dir / stage.name
     if _made_before(folder, digest) is None:
         return []
-    with _one_at_a_time(output_dir):
+    with FileLock(output_dir / _LOCK):
         before = _made_before(folder, digest)
         if before is None:  # another machine was faster
             return []
@@ -165,15 +169,9 @@ def _bring_back(output_dir: Path, stage: Stage, digest: str) -> list[str]:
     return [*_moved(aside), f"made with these settings before, and back from {before}."]
 
 
-def _one_at_a_time(output_dir: Path) -> FileLock:
-    """Lock the moving of folders among the machines that share them."""
-    output_dir.mkdir(parents=True, exist_ok=True)
-    return FileLock(output_dir / ".stages.lock")
-
-
 def _begin(output_dir: Path, stage: Stage, digest: str) -> list[str]:
     """Claim the folder of a stage, and keep files of an interrupted run of it; return what was moved where."""
-    with _one_at_a_time(output_dir):
+    with FileLock(output_dir / _LOCK):
         return _moved(claim(output_dir / stage.name / "begun.json", digest))
 
 
