@@ -212,9 +212,7 @@ def _judge(
     told = {name: {"source": name} if "source" in parameters else {} for name in alone}
     judged = [(rows, _mask(partial(function, **told[name]), margins[rows])) for name, rows in alone.items()]
     if len(alone) < len(groups):
-        small = np.zeros(len(margins), dtype=bool)
-        small[np.concatenate([rows for name, rows in groups.items() if name not in alone])] = True
-        small = small[everything]
+        small = np.isin(everything, np.concatenate([rows for name, rows in groups.items() if name not in alone]))
         judged.append((everything[small], _mask(function, margins[everything])[small]))
     return judged
 
