@@ -21,7 +21,7 @@ from ..data.rows import SIDES, RowError, blocks, check_row, row_images, row_name
 from ..data.t2i import CHINESE, ENGLISH
 from ..judge.prompts import both_orders
 from ..judge.rubric import UNANSWERED, JudgeRequest
-from ..judge.store import Spending, most_spending
+from ..judge.store import Spending, most_spending, read_endpoint
 from ..utils import digest
 from .rules import UNREADABLE
 
@@ -191,7 +191,5 @@ def read_judging(given: Mapping[str, Any]) -> Judging:
     judges = rest.pop("endpoints", None)
     if judges is not None and rest:
         raise ValueError(f"`judge` has `endpoints`, and the key `{next(iter(rest))}` beside it; put it into these.")
-    from ..judge.store import read_endpoint
-
     endpoints, clients = zip(*(read_endpoint("judge", one) for one in judges or [rest]), strict=True)
     return Judging(endpoints, clients, **own)

@@ -27,7 +27,7 @@ from ...processes import main_process_first, on_main_process
 from ...training.collator import MultimodalPreferenceCollator
 from ...training.config import MultimodalRewardConfig
 from ...training.setup import image_options, prepare_dataset
-from ...utils import digest, digest_of
+from ...utils import check_value, digest, digest_of
 from ..judging import Judging, read_judging
 from ..rules import FLIP_RULES, KEEP_RULES, Flip, Keep
 from .stages import Stage
@@ -81,13 +81,11 @@ class Step:
     def __post_init__(self) -> None:
         choices = {"train_on": (None, "base", "current"), "combine": ("raw", "zscore", "rank")}
         for name, known in {**choices, "orientation": ("source", "current")}.items():
-            if (given := getattr(self, name)) not in known:
-                told = ", ".join(filter(None, known))
-                raise ValueError(f"`{name}` of a round is {given!r}; choose one of {told}.")
-        if self.folds is not None and self.folds < 1:
-            raise ValueError(f"`folds` of a round is {self.folds}; it must be at least 1.")
-        if not 0 <= self.min_kept <= 1:
-            raise ValueError(f"`min_kept` of a round is {self.min_kept}; it must be a share from 0 to 1.")
+            given, told = getattr(self, name), f"choose one of {', '.join(filter(None, known))}"
+            check_value(f"`{name}` of a round", given, given in known, told)
+        folds, min_kept = self.folds, self.min_kept
+        check_value("`folds` of a round", folds, folds is None or folds >= 1, "it must be at least 1")
+        check_value("`min_kept` of a round", min_kept, 0 <= min_kept <= 1, "it must be a share from 0 to 1")
         if not self.rules:
             raise ValueError("A round has no `rules`; give at least one, such as {flip: flip_mixture}.")
         self.read_rules()
@@ -124,8 +122,7 @@ def read_rounds(
     method: str, rounds: Sequence[Mapping[str, Any]] | None = None, *, folds: int = 2, judge: bool = False
 ) -> list[list[Step]]:
     """Read the rounds of a configuration, with all defaults filled in."""
-    if method not in METHODS:
-        raise ValueError(f"`method` is {method!r}; choose one of {', '.join(METHODS)}.")
+    check_value("`method`", method, method in METHODS, f"choose one of {', '.join(METHODS)}")
     if rounds is not None and not rounds:
         raise ValueError("`rounds` is empty; give at least one round, or leave it out for those of the method.")
     read: list[list[Step]] = []
@@ -353,8 +350,7 @@ def read_run(
             "The rounds load whole models to score, which DeepSpeed ZeRO-3 does not allow; launch them with ZeRO-2, "
             "as in recipes/accelerate/deepspeed_zero2.yaml."
         )
-    if rows_per_shard < 1:
-        raise ValueError(f"`rows_per_shard` is {rows_per_shard}; it must be at least 1.")
+    check_value("`rows_per_shard`", rows_per_shard, rows_per_shard >= 1, "it must be at least 1")
     read = list[BaseModel]()
     for one in models:
         if unknown := [key for key in one if key not in ("model_name_or_path", "seed")]:
@@ -394,10 +390,9 @@ def read_balance(given: Mapping[str, Any] | bool | None) -> dict[str, Any] | Non
         raise ValueError(f"`balance_style` has the unknown key `{unknown[0]}`; known are {known} and one_sided.")
     settings = {**_BALANCE, **options}
     most, one_sided = settings["max_weight"], settings.get("one_sided", "leave")
-    if most is not None and not most > 1:
-        raise ValueError(f"`max_weight` of `balance_style` is {most}; give a number above 1.")
-    if one_sided not in ONE_SIDED:
-        raise ValueError(f"`one_sided` of `balance_style` is {one_sided!r}; give one of {', '.join(ONE_SIDED)}.")
+    check_value("`max_weight` of `balance_style`", most, most is None or most > 1, "give a number above 1")
+    told = f"give one of {', '.join(ONE_SIDED)}"
+    check_value("`one_sided` of `balance_style`", one_sided, one_sided in ONE_SIDED, told)
     if unknown := [name for name in settings["features"] or () if name not in STYLE_FEATURES]:
         known = ", ".join(STYLE_FEATURES)
         raise ValueError(f"`balance_style` names the feature {unknown[0]!r}; known are {known}.")
