@@ -16,7 +16,7 @@ import pyarrow as pa
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from ...data.columns import column_of, leave_images_encoded, rows_at_once
+from ...data.columns import column_of, group_codes, leave_images_encoded, rows_at_once
 from ...data.contents import pair_contents, source_fingerprint
 from ...data.load import load_preferences
 from ...data.mixing import concatenate, with_canonical_columns, with_columns
@@ -208,18 +208,15 @@ def set_digest(dataset: Dataset, contents: pa.Table) -> str:
 def folds_of(dataset: Dataset, pair_ids: pa.Array, number: int, seed: int = 42) -> np.ndarray:
     """Split a set into parts that share no prompt; return the part of each row, `(N,)`."""
     # Without its number, the name of a copy is that of the original.
-    names = pa.array([re.sub(r"#\d+$", "", name) for name in pair_ids.to_pylist()]).dictionary_encode()
-    groups = copies = names.indices.to_numpy()
+    groups, _ = group_codes(pa.array([re.sub(r"#\d+$", "", name) for name in pair_ids.to_pylist()]))
     if "group_id" in dataset.column_names:
-        own = column_of(dataset, "group_id").dictionary_encode()
-        given = own.indices.fill_null(-1).to_numpy().astype(np.int64)
-        _, first = np.unique(copies, return_index=True)
-        groups = np.where(given >= 0, given, len(own.dictionary) + copies)[first[copies]]
+        _, first = np.unique(groups, return_index=True)
+        groups = group_codes(column_of(dataset, "group_id"))[0][first[groups]]  # copies are where the original is
     _, groups, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     order = np.random.default_rng(seed).permutation(len(sizes))
     middles = np.cumsum(sizes[order]) - sizes[order] / 2
     part = np.empty(len(sizes), dtype=np.int64)
-    part[order] = (middles * number / len(copies)).astype(np.int64)
+    part[order] = (middles * number / len(groups)).astype(np.int64)
     return part[groups]
 
 
@@ -234,7 +231,7 @@ class SourceSets:
 
     def __post_init__(self) -> None:
         for method in (self.raw, self.contents, self.digest, self.usable):
-            setattr(self, method.__name__, cache(method))
+            setattr(self, method.__name__, cache(method))  # called once for each set
 
     def raw(self, name: str) -> Dataset:
         """Return all rows of a set."""
