@@ -22,7 +22,7 @@ from ..data.contents import CONTENT_COLUMNS, FLIPPED, pair_contents, pair_ids
 from ..data.mixing import swap_pairs, with_columns
 from ..data.rows import SIDES
 from ..utils import file_digest, read_json, whole_file, write_json
-from .rules import Decision, is_missing_vote
+from .rules import Decision, as_strings, is_missing_vote
 
 
 logger = logging.get_logger(__name__)
@@ -152,7 +152,7 @@ class CurationLedger:
         if round < latest:
             raise ValueError(f"Round {round} comes after round {latest}; number rounds in order, or undo the later.")
 
-        names = _strings(pair_ids, "pair_ids")
+        names = as_strings(pair_ids, "pair_ids")
         # A pair that has changed since an earlier round stands as it does now.
         known = _labels(names, self._state(before, contents))
         was_flipped = known["flipped"] if orientation == "current" else np.zeros(len(names), dtype=bool)
@@ -542,10 +542,7 @@ class CurationLedger:
         rounds = np.array([*(entry["round"] for entry in entries), 0], dtype=np.int32)
         stages = np.array([*(entry["stage"] for entry in entries), ""], dtype=object)
         last, changed = values.pop("entry"), values.pop("changed")
-        done: dict[str, Any] = {
-            "pair_id": known,
-            **{name: pa.array(value, from_pandas=True) for name, value in values.items()},
-        }
+        done = {"pair_id": known} | {name: pa.array(value, from_pandas=True) for name, value in values.items()}
         done |= {"round": pa.array(rounds[last]), "stage": pa.array(stages[last], pa.string())}
         return pa.table(done if contents is None else {**done, "changed": changed})
 
@@ -554,14 +551,13 @@ class CurationLedger:
 
     def _last_contents(self, names: pa.Array) -> pa.Table:
         """Return what [`pair_contents`] did for pairs, by the last round that knows, undone rounds too."""
-        last: dict[str, Sequence[str | None]] = dict.fromkeys(names.to_pylist(), (None, None))
+        columns = ("pair_id", *CONTENT_COLUMNS)
+        last = {name: {"pair_id": name} for name in names.to_pylist()}
         for entry in filter(self._has_contents, self.rounds):
-            table = self.table(entry, ["pair_id", *CONTENT_COLUMNS])
-            table = table.filter(pc.is_in(table["pair_id"], value_set=names))
-            for name, *hashes in zip(*(column.to_pylist() for column in table.columns), strict=True):
-                last[name] = hashes if any(hashes) else last[name]
-        columns = zip(*((name, *hashes) for name, hashes in last.items()), strict=True)
-        return pa.table([pa.array(column, pa.string()) for column in columns], names=["pair_id", *CONTENT_COLUMNS])
+            table = self.table(entry, columns)
+            rows = table.filter(pc.is_in(table["pair_id"], value_set=names)).to_pylist()
+            last |= {row["pair_id"]: row for row in rows if any(row[name] for name in CONTENT_COLUMNS)}
+        return pa.Table.from_pylist(list(last.values()), pa.schema(dict.fromkeys(columns, pa.string())))
 
 
 def read_corrections(path: str | os.PathLike) -> tuple[str | None, dict[str, tuple[bool, bool]], list[str]]:
@@ -605,18 +601,9 @@ def _standing(record: dict[str, Any]) -> list[dict[str, Any]]:
     return sorted((entry for entry in record["rounds"] if entry["file"] not in undone), key=CurationLedger.is_manual)
 
 
-def _strings(values: Any, argument: str, count: int | None = None) -> pa.Array:
-    """Return strings as one Arrow array, of length `count` if that is passed; messages name the `argument`."""
-    column = values if isinstance(values, (pa.Array, pa.ChunkedArray)) else pa.array(values, from_pandas=True)
-    if count is not None and len(column) != count:
-        raise ValueError(f"There are {count} pairs and {len(column)} entries of `{argument}`; pass one per pair.")
-    column = column.cast(pa.string())
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-
-
 def _decision(actions: Any, reason: str, margins: np.ndarray) -> Decision:
     """Turn an action per pair into a decision."""
-    words = _strings(actions, "actions", len(margins))
+    words = as_strings(actions, "actions", len(margins))
     known = pc.index_in(words, value_set=pa.array(_ACTIONS))
     if known.null_count:
         wrong = words.filter(known.is_null())[0].as_py()
@@ -637,7 +624,7 @@ def _decision_columns(
     if names.null_count or (distinct := pc.count_distinct(names).as_py()) < count:
         problem = "is missing" if names.null_count else f"is there twice ({distinct} of {count} are distinct)"
         raise ValueError(f"A pair's name {problem}; take the names that `pair_ids` gives for the data set.")
-    sources = pa.nulls(count, pa.string()) if sources is None else _strings(sources, "sources", count)
+    sources = pa.nulls(count, pa.string()) if sources is None else as_strings(sources, "sources", count)
     codes = np.where(decision.keep, np.where(decision.flip, 1, 0), 2).astype(np.int8)
     margins = np.asarray(decision.strength if strength is None else strength, dtype=np.float64)
     return {
