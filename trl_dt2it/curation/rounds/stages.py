@@ -103,8 +103,9 @@ def run_stages(
             start = time.perf_counter()
             counts = stage.run(folder)
             seconds = round(time.perf_counter() - start, 1)
+            made: dict[str, Any] = {"stage": stage.name, "digest": digest, "counts": counts, "seconds": seconds}
             # A stage is done when all processes are through, and only then may any continue.
-            record = gather({"stage": stage.name, "digest": digest, "counts": counts, "seconds": seconds})[0]
+            record = gather(made)[0]
             if record["counts"] is None:
                 say(title, ": this machine's part is done; others are still at work.")
                 break
