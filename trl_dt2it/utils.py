@@ -49,6 +49,12 @@ def printable(text: object, most: int | None = None, *, instead: str = "\ufffd")
     return "".join(char if char.isprintable() else instead for char in str(text)[:most])
 
 
+def check_value(what: str, value: object, is_right: bool, told: str) -> None:
+    """Refuse a wrong value of an argument or a setting with a `ValueError` that ends with what is `told`."""
+    if not is_right:
+        raise ValueError(f"{what} is {value!r}; {told}.")
+
+
 def parse_shard(text: str | None) -> tuple[int, int]:
     """Read `--shard`: `"1/4"` as `(1, 4)`, and `None` as `(0, 1)`, which is everything."""
     if text is None:

@@ -151,7 +151,7 @@ def test_strengths_are_dealt_out_anew(tmp_path):
         ({"only_sources": ["x"]}, "`only_sources` names x, which is not in the column `source`"),
         ({"reference": make_dataset(3)}, "`reference` is 3 pairs; it must be at least 20"),
         ({"reference": make_dataset(20), "rules": RULES}, "no rule takes it"),
-        ({"combine": "mean"}, "`combine` is mean; it must be raw, zscore or rank"),
+        ({"combine": "mean"}, "`combine` is 'mean'; it must be raw, zscore or rank"),
     ],
 )
 def test_misuse_fails_at_start(options, message, tmp_path):

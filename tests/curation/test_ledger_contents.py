@@ -212,7 +212,7 @@ def test_each_pool_finds_its_ledger_again(tmp_path, said):
 
 def test_a_replaced_image_is_another_set():
     one, other = rows_of(pair("a")), rows_of(pair("a", image={"bytes": png("blue"), "path": None}))
-    digests = {set_digest(rows, pair_contents(rows)["pair_id"], pair_contents(rows)) for rows in (one, other)}
+    digests = {set_digest(rows, pair_contents(rows)) for rows in (one, other)}
     assert len(digests) == 2
 
 

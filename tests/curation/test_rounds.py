@@ -67,7 +67,7 @@ def test_a_set_keeps_its_sources_and_its_digest_tells_changes(tmp_path):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({**row, "chosen": name}) + "\n")
         one = read_sets("pool", {"own": {"dataset_name": str(tmp_path / f"{name}.jsonl")}})
         assert one["source"][:] == ["own"]
-        read.setdefault(name, set()).add(set_digest(one, pa.array(["1"])))
+        read.setdefault(name, set()).add(set_digest(one, pa.table({"pair_id": ["1"], "content": ["c"]})))
     assert len(read["a"]) == 1 and len(read["a"] | read["c"]) == 2
 
 

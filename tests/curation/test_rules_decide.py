@@ -87,7 +87,7 @@ def test_misuse_of_decide_is_named():
         decide([1.0], [], min_kept=2)
     with pytest.raises(ValueError, match="no `source` is given"):
         decide([1.0], [Keep(keep_consistent, by="source")])
-    with pytest.raises(ValueError, match="2 reward margins and 1 entries of `source`"):
+    with pytest.raises(ValueError, match="2 pairs and 1 entries of `source`"):
         decide([1.0, 2.0], [], source=["a"])
     with pytest.raises(ValueError, match="`by` is 'pair'; give \"source\""):
         Flip(flip_negative, by="pair")

@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
 from trl_dt2it.curation import CurationLedger, IterativeCurationCallback
-from trl_dt2it.curation.publish import curation_facts, curation_section
+from trl_dt2it.curation.publish import curation_section
 from trl_dt2it.curation.rounds.training import LedgerSection
 from trl_dt2it.data.cards import (
     cell,
@@ -69,24 +69,21 @@ def test_sources_by_hand():
 
 def test_curation_by_hand(tmp_path):
     ledger = CurationLedger(tmp_path)
-    assert curation_facts(ledger, []) is None and curation_facts(None, []) is None
+    assert curation_section(ledger, []) is None and curation_section(None, []) is None
     ledger.append(1, "flip", pair_ids=["a", "b", "c"], actions=["flip", "drop", "keep"], sources=["x", "y", "x"])
     ledger.append(2, "flip", pair_ids=["a", "b", "c"], actions=["drop"] * 3)
     ledger.append(3, "judge", pair_ids=["b"], actions=["flip"])
     ledger.undo(2)
-    assert curation_facts(ledger, [{"curation/kept": 0}]) == {
-        "kept": "3",
-        "flipped": "2",
-        "dropped": "0",
-        "rounds": [("1", "flip", "3", "1", "1", "1"), ("3", "judge", "1", "0", "1", "0")],
-    }
+    section = curation_section(ledger, [{"curation/kept": 0}])
+    assert section.startswith("### Curation\n\n") and section == curation_section(ledger)
+    assert "3 pairs are kept, 2 of them with chosen and rejected exchanged, and 0 are left out." in section
+    assert section.endswith("\n| 1 | flip | 3 | 1 | 1 | 1 |\n| 3 | judge | 1 | 0 | 1 | 0 |")
     log = [{"curation/kept": 9, "curation/flipped": 1, "curation/dropped": 0}, {"loss": 1.0}]
     log.append({"curation/kept": 8000, "curation/flipped": 2, "curation/dropped": 1})
-    assert curation_facts(None, log) == {"kept": "8,000", "flipped": "2", "dropped": "1", "rounds": []}
+    assert curation_section(None, log).endswith(
+        ": 8,000 pairs are kept, 2 of them with chosen and rejected exchanged, and 1 are left out."
+    )
     assert curation_section(None) is None
-    section = curation_section(ledger)
-    assert section.startswith("### Curation\n\n") and section.endswith("| 3 | judge | 1 | 0 | 1 | 0 |")
-    assert "3 pairs are kept, 2 of them with chosen and rejected exchanged, and 0 are left out." in section
 
 
 def test_style_by_hand():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
@@ -25,7 +24,7 @@ from ..processes import on_main_process, same_random_state
 from ..training.pair_scoring import evaluating, score_with_trainer
 from ..training.selection import STATE_FILE, Selection
 from ..training.trainer import MultimodalRewardTrainer
-from ..utils import digest, whole_file, write_json
+from ..utils import check_value, digest, whole_file, write_json
 from .ledger import CurationLedger
 from .noise import MIN_PAIRS, combine_scores, flip_mixture
 from .publish import curation_section
@@ -130,18 +129,20 @@ class IterativeCurationCallback(TrainerCallback):
             raise ValueError(
                 "Curation reads columns, and a transform makes its rows; apply the function with `map` instead."
             )
-        _check_range("every", every, every >= 1, "at least 1")
-        _check_range("start_epoch", start_epoch, start_epoch >= 0, "not negative")
-        _check_range("min_kept", min_kept, 0 < min_kept <= 1, "above 0 and at most 1")
-        _check_range("momentum", momentum, 0 <= momentum < 1, "at least 0 and below 1")
-        _check_range("combine", combine, combine in ("raw", "zscore", "rank"), "raw, zscore or rank")
+        check_value("`every`", every, every >= 1, "it must be at least 1")
+        check_value("`start_epoch`", start_epoch, start_epoch >= 0, "it must be not negative")
+        check_value("`min_kept`", min_kept, 0 < min_kept <= 1, "it must be above 0 and at most 1")
+        check_value("`momentum`", momentum, 0 <= momentum < 1, "it must be at least 0 and below 1")
+        check_value("`combine`", combine, combine in ("raw", "zscore", "rank"), "it must be raw, zscore or rank")
         if folds is not None:
-            _check_range("folds", folds, 2 <= folds <= len(dataset), "from 2 to the number of pairs")
-            _check_range("every", every, every == 1, "1 with `folds`, of which each epoch holds out the next")
+            check_value("`folds`", folds, 2 <= folds <= len(dataset), "it must be from 2 to the number of pairs")
+            told = "it must be 1 with `folds`, of which each epoch holds out the next"
+            check_value("`every`", every, every == 1, told)
         if refresh_strength and "strength" not in dataset.column_names:
             raise ValueError("`refresh_strength` is set, but the train set has no column `strength`; add it.")
         if reference is not None:
-            _check_range("reference", f"{len(reference)} pairs", len(reference) >= MIN_PAIRS, f"at least {MIN_PAIRS}")
+            if len(reference) < MIN_PAIRS:
+                raise ValueError(f"`reference` is {len(reference)} pairs; it must be at least {MIN_PAIRS}.")
             if not any("reference" in parameters_of(rule) for rule in rules):
                 raise ValueError("`reference` is passed, but no rule takes it; use `Flip(flip_mixture)` or leave it.")
         self.trainer, self.scorer, self.reference = trainer, scorer, reference
@@ -204,7 +205,7 @@ class IterativeCurationCallback(TrainerCallback):
             parts += [json.dumps(column.to_pylist()) for column in (self._contents["content"], *own)]
             fingerprint = digest(parts)  # of all pairs, in their order
             for entry in [] if self.ledger is None else self.ledger.rounds:
-                if entry["stage"] != STAGE or _with_plain_names(entry["settings"]) != self._settings:
+                if entry["stage"] != STAGE or entry["settings"] != self._settings:
                     told = f"of other settings (round {entry['round']}, stage {entry['stage']!r}); pass another"
                     where = cast(CurationLedger, self.ledger).directory
                     raise ValueError(f"The ledger in {where} holds rounds of something else, or {told}.")
@@ -323,11 +324,6 @@ class IterativeCurationCallback(TrainerCallback):
         return changed, {"average": average, "reference": reference}, metrics
 
 
-def _check_range(name: str, value: Any, is_in: bool, allowed: str) -> None:
-    if not is_in:
-        raise ValueError(f"`{name}` is {value}; it must be {allowed}.")
-
-
 def _check_shape(scores: np.ndarray, number: int) -> None:
     if scores.shape[:2] != (number, 2):
         told = f"an array of shape {scores.shape} for {number} pairs"
@@ -362,7 +358,6 @@ def curation_metrics(
     sources: Mapping[str | None, np.ndarray],
 ) -> dict[str, float]:
     """Compute the metrics of some rows of a curated set of N pairs, and of each source if there are several."""
-
     metrics: dict[str, float] = {}
     parts = {f"/{source}": part for source, part in sources.items()} if len(sources) > 1 else {}
     for end, part in {"": rows, **parts}.items():
@@ -406,7 +401,7 @@ def load_state(folder: str | os.PathLike, settings: dict[str, Any], fingerprint:
             f"The curation of {folder} is that of another train set: its pairs, their content, sources, strengths or "
             "order differ; resume with the set that it was trained on, or start anew."
         )
-    written = _with_plain_names(record["settings"])
+    written = record["settings"]
     for name in sorted({*settings, *written}):
         before, now = written.get(name), settings.get(name)
         if before != now:
@@ -435,21 +430,16 @@ def describe(value: Any) -> Any:
     return named.__qualname__ if is_ours else f"{named.__module__}.{named.__qualname__}"
 
 
-def _with_plain_names(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Bring settings of older files, which name rules of the package with their modules, into the present form."""
-    return json.loads(re.sub(r'"trl_dt2it\.[\w.]+\.(\w+)"', r'"\1"', json.dumps(settings)))
-
-
 def add_round(ledger: CurationLedger, round: int, **content: Any) -> None:
     """Add a round of the training to its ledger; undo another round in its place, and the rounds after it."""
     try:  # to find the same round, from before the training was resumed, which other devices may not repeat
         ledger.append(round, STAGE, orientation="source", **content)
     except ValueError:
-        rounds = ledger.summary().select(["round", "undone"]).to_pylist()
-        stale = {entry["round"] for entry in rounds if entry["round"] >= round and not entry["undone"]}
+        own = (entry["round"] for entry in ledger.standing if entry["stage"] == STAGE)
+        stale = sorted({number for number in own if number >= round})
         if round not in stale:
             raise
         logger.warning(f"Round {round} of the resumed training is not the one in {ledger.directory}, which is undone.")
-        for number in sorted(stale):
+        for number in stale:
             ledger.undo(number, STAGE)
         ledger.append(round, STAGE, orientation="source", **content)

@@ -21,7 +21,7 @@ from ..data.rows import SIDES, RowError, blocks, check_row, row_images, row_name
 from ..data.t2i import CHINESE, ENGLISH
 from ..judge.prompts import both_orders
 from ..judge.rubric import UNANSWERED, JudgeRequest
-from ..judge.store import Spending, most_spending
+from ..judge.store import Spending, most_spending, read_endpoint
 from ..utils import digest
 from .rules import UNREADABLE
 
@@ -130,12 +130,11 @@ def most_judging_cost(
     dataset: Dataset,
     endpoints: Sequence[Endpoint],
     *,
-    image_root: str | os.PathLike | None = None,
     image_options: ImageOptions | None = None,
     sample: int = 32,
 ) -> Spending:
     """Bound what asking about all pairs of a set takes, by the mean of a sample of them."""
-    rows, options = leave_images_encoded(dataset), with_image_root(image_options, image_root)
+    rows, options = leave_images_encoded(dataset), image_options or ImageOptions()
     indices = np.unique(np.linspace(0, len(rows) - 1, min(sample, len(rows)), dtype=int)).tolist()
     asked = []
     for index in indices:
@@ -192,7 +191,5 @@ def read_judging(given: Mapping[str, Any]) -> Judging:
     judges = rest.pop("endpoints", None)
     if judges is not None and rest:
         raise ValueError(f"`judge` has `endpoints`, and the key `{next(iter(rest))}` beside it; put it into these.")
-    from ..judge.store import read_endpoint
-
     endpoints, clients = zip(*(read_endpoint("judge", one) for one in judges or [rest]), strict=True)
     return Judging(endpoints, clients, **own)

@@ -22,7 +22,7 @@ from ..data.contents import CONTENT_COLUMNS, FLIPPED, pair_contents, pair_ids
 from ..data.mixing import swap_pairs, with_columns
 from ..data.rows import SIDES
 from ..utils import file_digest, read_json, whole_file, write_json
-from .rules import Decision, is_missing_vote
+from .rules import Decision, as_strings, is_missing_vote
 
 
 logger = logging.get_logger(__name__)
@@ -152,7 +152,7 @@ class CurationLedger:
         if round < latest:
             raise ValueError(f"Round {round} comes after round {latest}; number rounds in order, or undo the later.")
 
-        names = _strings(pair_ids, "pair_ids")
+        names = as_strings(pair_ids, "pair_ids")
         # A pair that has changed since an earlier round stands as it does now.
         known = _labels(names, self._state(before, contents))
         was_flipped = known["flipped"] if orientation == "current" else np.zeros(len(names), dtype=bool)
@@ -323,7 +323,10 @@ class CurationLedger:
         """
         if contents is None:
             contents = pair_contents(dataset, num_proc=num_proc)
-        state, names = self.state(after, contents=contents), pair_ids(dataset, num_proc=num_proc)
+            names = contents["pair_id"].combine_chunks()
+        else:  # they may be of more rows than these
+            names = pair_ids(dataset, num_proc=num_proc)
+        state = self.state(after, contents=contents)
         known = _labels(names, state)
         is_known, changed = known["is_known"], np.flatnonzero(known["has_changed"])
         if len(state) and len(names) and not is_known.any() and not len(changed):
@@ -384,7 +387,7 @@ class CurationLedger:
             `pa.Table`: `round`, `stage`, `undone`, `source`; the numbers of `pairs`, and of those to `keep`, `flip`
             and `drop`; and their `mean_strength`.
         """
-        parts = [_SUMMARY.empty_table()]
+        rows: list[dict[str, Any]] = []
         for about, entry in self._entries():
             table = self.table(entry, ["source", "action", "strength"])
             action = table["action"].cast(pa.string())
@@ -392,9 +395,8 @@ class CurationLedger:
             columns |= {name: pc.equal(action, name).cast(pa.int64()) for name in _ACTIONS}
             counts = pa.table(columns).group_by("source", use_threads=False)
             counts = counts.aggregate([([], "count_all"), *((name, "sum") for name in _ACTIONS), ("strength", "mean")])
-            values = [pa.array([value] * len(counts)) for value in about.values()]
-            parts.append(pa.table(values + [column.combine_chunks() for column in counts.columns], schema=_SUMMARY))
-        return pa.concat_tables(parts)
+            rows += [about | row for row in counts.rename_columns(_SUMMARY.names[len(about) :]).to_pylist()]
+        return pa.Table.from_pylist(rows, schema=_SUMMARY)
 
     def _entries(self) -> list[tuple[dict[str, Any], dict[str, Any]]]:
         """Return `round`, `stage` and `undone` of each round, and its entry in `ledger.json`."""
@@ -540,10 +542,7 @@ class CurationLedger:
         rounds = np.array([*(entry["round"] for entry in entries), 0], dtype=np.int32)
         stages = np.array([*(entry["stage"] for entry in entries), ""], dtype=object)
         last, changed = values.pop("entry"), values.pop("changed")
-        done: dict[str, Any] = {
-            "pair_id": known,
-            **{name: pa.array(value, from_pandas=True) for name, value in values.items()},
-        }
+        done = {"pair_id": known} | {name: pa.array(value, from_pandas=True) for name, value in values.items()}
         done |= {"round": pa.array(rounds[last]), "stage": pa.array(stages[last], pa.string())}
         return pa.table(done if contents is None else {**done, "changed": changed})
 
@@ -552,14 +551,13 @@ class CurationLedger:
 
     def _last_contents(self, names: pa.Array) -> pa.Table:
         """Return what [`pair_contents`] did for pairs, by the last round that knows, undone rounds too."""
-        last: dict[str, Sequence[str | None]] = dict.fromkeys(names.to_pylist(), (None, None))
+        columns = ("pair_id", *CONTENT_COLUMNS)
+        last = {name: {"pair_id": name} for name in names.to_pylist()}
         for entry in filter(self._has_contents, self.rounds):
-            table = self.table(entry, ["pair_id", *CONTENT_COLUMNS])
-            table = table.filter(pc.is_in(table["pair_id"], value_set=names))
-            for name, *hashes in zip(*(column.to_pylist() for column in table.columns), strict=True):
-                last[name] = hashes if any(hashes) else last[name]
-        columns = zip(*((name, *hashes) for name, hashes in last.items()), strict=True)
-        return pa.table([pa.array(column, pa.string()) for column in columns], names=["pair_id", *CONTENT_COLUMNS])
+            table = self.table(entry, columns)
+            rows = table.filter(pc.is_in(table["pair_id"], value_set=names)).to_pylist()
+            last |= {row["pair_id"]: row for row in rows if any(row[name] for name in CONTENT_COLUMNS)}
+        return pa.Table.from_pylist(list(last.values()), pa.schema(dict.fromkeys(columns, pa.string())))
 
 
 def read_corrections(path: str | os.PathLike) -> tuple[str | None, dict[str, tuple[bool, bool]], list[str]]:
@@ -603,18 +601,9 @@ def _standing(record: dict[str, Any]) -> list[dict[str, Any]]:
     return sorted((entry for entry in record["rounds"] if entry["file"] not in undone), key=CurationLedger.is_manual)
 
 
-def _strings(values: Any, argument: str, count: int | None = None) -> pa.Array:
-    """Return strings as one Arrow array, of length `count` if that is passed; messages name the `argument`."""
-    column = values if isinstance(values, (pa.Array, pa.ChunkedArray)) else pa.array(values, from_pandas=True)
-    if count is not None and len(column) != count:
-        raise ValueError(f"There are {count} pairs and {len(column)} entries of `{argument}`; pass one per pair.")
-    column = column.cast(pa.string())
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-
-
 def _decision(actions: Any, reason: str, margins: np.ndarray) -> Decision:
     """Turn an action per pair into a decision."""
-    words = _strings(actions, "actions", len(margins))
+    words = as_strings(actions, "actions", len(margins))
     known = pc.index_in(words, value_set=pa.array(_ACTIONS))
     if known.null_count:
         wrong = words.filter(known.is_null())[0].as_py()
@@ -635,7 +624,7 @@ def _decision_columns(
     if names.null_count or (distinct := pc.count_distinct(names).as_py()) < count:
         problem = "is missing" if names.null_count else f"is there twice ({distinct} of {count} are distinct)"
         raise ValueError(f"A pair's name {problem}; take the names that `pair_ids` gives for the data set.")
-    sources = pa.nulls(count, pa.string()) if sources is None else _strings(sources, "sources", count)
+    sources = pa.nulls(count, pa.string()) if sources is None else as_strings(sources, "sources", count)
     codes = np.where(decision.keep, np.where(decision.flip, 1, 0), 2).astype(np.int8)
     margins = np.asarray(decision.strength if strength is None else strength, dtype=np.float64)
     return {
@@ -689,9 +678,7 @@ def _labels(names: pa.Array, state: pa.Table) -> dict[str, np.ndarray]:
     """Look up pairs in a state, as [`CurationLedger.labels`] does."""
     positions, is_new = _find(names, state["pair_id"].combine_chunks())
     known = state.drop_columns(["pair_id", "stage"]).take(pa.array(positions, mask=is_new))
-    columns = {name: pc.fill_null(known[name], value).to_numpy() for name, value in _INITIAL.items()}
-    has_changed = np.zeros(len(names), dtype=bool)
-    if "changed" in known.column_names:
-        has_changed = pc.fill_null(known["changed"], False).to_numpy()
-    is_known = pc.fill_null(known["round"], 0).to_numpy() > 0
-    return {**columns, "is_known": is_known, "has_changed": has_changed}
+    initial = {**_INITIAL, "round": 0, "changed": False}
+    columns = {name: pc.fill_null(known[name], initial[name]).to_numpy() for name in known.column_names}
+    has_changed = columns.pop("changed", np.zeros(len(names), dtype=bool))
+    return {"is_known": columns.pop("round") > 0, "has_changed": has_changed, **columns}

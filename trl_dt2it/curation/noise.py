@@ -15,6 +15,7 @@ from scipy.stats import chi2, rankdata
 from transformers.utils import logging
 
 from ..evaluation.metrics import wilson
+from ..utils import check_value
 
 
 logger = logging.get_logger(__name__)
@@ -84,8 +85,7 @@ def combine_scores(scores: npt.ArrayLike, how: Literal["raw", "zscore", "rank"] 
     if np.isinf(scores).any():
         pair, _, model = np.argwhere(np.isinf(scores))[0]
         raise ValueError(f"A score of model {model} for pair {pair} is infinite; give NaN for what has no score.")
-    if how not in _SCALES:
-        raise ValueError(f"`how` is {how!r}; give one of {', '.join(map(repr, _SCALES))}.")
+    check_value("`how`", how, how in _SCALES, f"give one of {', '.join(map(repr, _SCALES))}")
     difference = scores[:, 0] - scores[:, 1]
     for column in difference.T:  # views, changed in place
         is_scored = ~np.isnan(column)
@@ -318,8 +318,7 @@ def flip_mixture(
     Returns:
         `np.ndarray` of shape `(N,)` and dtype `bool`: all false where these pairs do not show noise.
     """
-    if not 0 < threshold < 1:
-        raise ValueError(f"`threshold` is {threshold}; give a probability between 0 and 1.")
+    check_value("`threshold`", threshold, 0 < threshold < 1, "give a probability between 0 and 1")
     margins = as_margins(strength)
     estimate = estimate_noise(margins, reference, slope=slope)
     count, share = int((~np.isnan(margins)).sum()), estimate.contradicted

@@ -64,10 +64,8 @@ def push_curated(
     paths of local models too, and endpoints of judges, but holds no keys.
 
     Args:
-        dataset (`Dataset`):
-            The source set, to which the ledger is applied.
-        ledger ([`CurationLedger`]):
-            The ledger of this set.
+        dataset, ledger (`Dataset`, [`CurationLedger`]):
+            The source set, and its ledger, which is applied to it.
         repo_id, revision (`str`):
             The repository and, optionally, a branch; both are made if they are not there.
         split (`str`, *optional*, defaults to `"train"`):
@@ -108,6 +106,8 @@ def push_curated(
     if not len(ledger.state()):
         raise ValueError(f"The ledger in {ledger.directory} holds no round that stands; there is nothing to publish.")
     options, contents = ImageOptions(image_root=image_root), pair_contents(dataset, image_root=image_root)
+    names = contents["pair_id"].combine_chunks()
+    dataset = with_columns(dataset, {"pair_id": names})
     curated = ledger.apply(dataset, refresh_strength=refresh_strength, contents=contents)
     columns = list(published_features(curated.features))
     about: dict[str, Any] = {"split": split, "with_dropped": with_dropped}
@@ -120,9 +120,8 @@ def push_curated(
         api.create_branch(repo_id, branch=revision, repo_type="dataset", exist_ok=True)
     parts = [(f"data/{split}", curated)]
     if with_dropped:
-        names = contents["pair_id"].combine_chunks()
         dropped = np.flatnonzero(~ledger.labels(names, contents=contents)["kept"])
-        parts.append((f"dropped/{split}", with_columns(dataset, {"pair_id": names}).select(dropped)))
+        parts.append((f"dropped/{split}", dataset.select(dropped)))
     operations: list[CommitOperationAdd | CommitOperationDelete] = []
     for stem, rows in parts:
         for number, content in enumerate(parquet_shards(rows, options, max_shard_bytes)):
@@ -186,7 +185,16 @@ def curated_card(
             if "-nc" in licence.lower() or (name in SOURCES and SOURCES[name].is_non_commercial)
         ],
         project_url=PROJECT_URL,
-        provenance=provenance(ledger),
+        provenance=[
+            {
+                "name": f"round {entry['round']}, {entry['stage']}",
+                "models": [cell(name) for name in entry["models"]],
+                "settings": code_span(
+                    json.dumps({k: v for k, v in entry["settings"].items() if k != "digest"}, ensure_ascii=False)
+                ),
+            }
+            for entry in ledger.standing
+        ],
         repo_id=repo_id,
         rounds=ledger_lines(ledger),
         sources=lines,
@@ -196,20 +204,6 @@ def curated_card(
         versions=[(name, version(name)) for name in ("trl-dt2it", "trl", "transformers", "datasets")],
         with_dropped=with_dropped,
     )
-
-
-def provenance(ledger: CurationLedger) -> list[dict[str, object]]:
-    """List name, models and settings of each round that counts."""
-    return [
-        {
-            "name": f"round {entry['round']}, {entry['stage']}",
-            "models": [cell(name) for name in entry["models"]],
-            "settings": code_span(
-                json.dumps({k: v for k, v in entry["settings"].items() if k != "digest"}, ensure_ascii=False)
-            ),
-        }
-        for entry in ledger.standing
-    ]
 
 
 def ledger_lines(ledger: CurationLedger) -> list[tuple[str, ...]]:
@@ -223,28 +217,23 @@ def ledger_lines(ledger: CurationLedger) -> list[tuple[str, ...]]:
     ]
 
 
-def curation_facts(
-    ledger: CurationLedger | None, log_history: Sequence[Mapping[str, Any]] = ()
-) -> dict[str, Any] | None:
-    """Return counts of pairs and [`ledger_lines`], or counts of the last round in a log; `None` without either."""
-    if ledger is not None and len(state := ledger.state()):
-        kept, flipped = (state[name].to_numpy().astype(bool) for name in ("kept", "flipped"))
-        return {**_counts(kept, flipped), "rounds": ledger_lines(ledger)}
-    logged = next((entry for entry in reversed(log_history) if "curation/kept" in entry), None)
-    return None if logged is None else {**{name: f"{logged[f'curation/{name}']:,}" for name in _COUNTS}, "rounds": []}
-
-
 def curation_section(ledger: CurationLedger | None, log_history: Sequence[Mapping[str, Any]] = ()) -> str | None:
-    """Write the section of a model card on the curation of its training set; `None` without any curation."""
-    facts = curation_facts(ledger, log_history)
-    if facts is None:
+    """Write the section of a model card on the curation of its training set, by its ledger or else by the last round
+    in a log; `None` without either.
+    """
+    lines: list[tuple[str, ...]] = []
+    if ledger is not None and len(state := ledger.state()):
+        counts = _counts(*(state[name].to_numpy().astype(bool) for name in ("kept", "flipped")))
+        lines = ledger_lines(ledger)
+    elif logged := next((entry for entry in reversed(log_history) if "curation/kept" in entry), None):
+        counts = {name: f"{logged[f'curation/{name}']:,}" for name in _COUNTS}
+    else:
         return None
     text = (
-        f"### Curation\n\nBy reward models, rules and maybe judges: {facts['kept']} pairs are kept, "
-        f"{facts['flipped']} of them with chosen and rejected exchanged, and {facts['dropped']} are left out."
+        f"### Curation\n\nBy reward models, rules and maybe judges: {counts['kept']} pairs are kept, "
+        f"{counts['flipped']} of them with chosen and rejected exchanged, and {counts['dropped']} are left out."
     )
-    heads = ("round", "stage", "pairs", *_COUNTS)
-    return f"{text}\n\n{table(heads, facts['rounds'])}" if facts["rounds"] else text
+    return f"{text}\n\n{table(('round', 'stage', 'pairs', *_COUNTS), lines)}" if lines else text
 
 
 def _counts(kept: np.ndarray, flipped: np.ndarray) -> dict[str, str]:

@@ -15,6 +15,7 @@ import pyarrow as pa
 from transformers.utils import logging
 
 from ..data.columns import group_rows
+from ..utils import check_value
 from .noise import as_margins, calibrate, flip_mixture, shared_slope
 
 
@@ -56,7 +57,7 @@ class Flip:
     min_pairs: int = 200
 
     def __post_init__(self) -> None:
-        _check_by(self.by)
+        check_value("`by`", self.by, self.by in (None, "source"), 'give "source", or leave it out')
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,7 @@ class Keep:
     by: Literal["source"] | None = None
 
     def __post_init__(self) -> None:
-        _check_by(self.by)
-
-
-def _check_by(by: str | None) -> None:
-    if by not in (None, "source"):
-        raise ValueError(f'`by` is {by!r}; give "source", or leave it out.')
+        check_value("`by`", self.by, self.by in (None, "source"), 'give "source", or leave it out')
 
 
 @dataclass(frozen=True)
@@ -153,8 +149,7 @@ def decide(
     """
     margins = as_margins(strength).copy()
     count = len(margins)
-    if not 0 <= min_kept <= 1:
-        raise ValueError(f"`min_kept` is {min_kept}; give a share from 0 to 1.")
+    check_value("`min_kept`", min_kept, 0 <= min_kept <= 1, "give a share from 0 to 1")
     if source is None and any(rule.by for rule in rules):
         raise ValueError('A rule has `by="source"`, but no `source` is given; pass the source of each pair.')
     sources = group_by_source(source, count)
@@ -184,14 +179,19 @@ def group_by_source(source: Any, count: int) -> dict[str | None, np.ndarray]:
     """Return the rows of each source, ascending."""
     if source is None:
         return {None: np.arange(count)}
-    column = source if isinstance(source, (pa.Array, pa.ChunkedArray)) else pa.array(source, from_pandas=True)
-    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    if len(column) != count:
-        raise ValueError(f"There are {count} reward margins and {len(column)} entries of `source`; pass one per pair.")
-    encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    encoded = as_strings(source, "source", count).dictionary_encode()
     names = [*encoded.dictionary.to_pylist(), None]
     codes = encoded.indices.fill_null(len(names) - 1).to_numpy(zero_copy_only=False)
     return {name: rows for name, rows in zip(names, group_rows(codes), strict=False) if len(rows)}
+
+
+def as_strings(values: Any, argument: str, count: int | None = None) -> pa.Array:
+    """Return strings as one Arrow array, of length `count` if that is passed; messages name the `argument`."""
+    column = values if isinstance(values, (pa.Array, pa.ChunkedArray)) else pa.array(values, from_pandas=True)
+    if count is not None and len(column) != count:
+        raise ValueError(f"There are {count} pairs and {len(column)} entries of `{argument}`; pass one per pair.")
+    column = column.cast(pa.string())
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
 def _judge(
@@ -212,9 +212,7 @@ def _judge(
     told = {name: {"source": name} if "source" in parameters else {} for name in alone}
     judged = [(rows, _mask(partial(function, **told[name]), margins[rows])) for name, rows in alone.items()]
     if len(alone) < len(groups):
-        small = np.zeros(len(margins), dtype=bool)
-        small[np.concatenate([rows for name, rows in groups.items() if name not in alone])] = True
-        small = small[everything]
+        small = np.isin(everything, np.concatenate([rows for name, rows in groups.items() if name not in alone]))
         judged.append((everything[small], _mask(function, margins[everything])[small]))
     return judged
 
@@ -305,8 +303,7 @@ def flip_negative(strength: npt.ArrayLike, margin: float = 0.0) -> np.ndarray:
     Returns:
         `np.ndarray` of shape `(N,)` and dtype `bool`
     """
-    if not margin >= 0:
-        raise ValueError(f"`margin` is {margin}; give a number that is not negative.")
+    check_value("`margin`", margin, margin >= 0, "give a number that is not negative")
     return as_margins(strength) < -margin
 
 
@@ -337,8 +334,7 @@ def keep_confident(strength: npt.ArrayLike, share: float = 0.9) -> np.ndarray:
     Returns:
         `np.ndarray` of shape `(N,)` and dtype `bool`: of equal margins the earlier rows are kept first.
     """
-    if not 0 <= share <= 1:
-        raise ValueError(f"`share` is {share}; give a number from 0 to 1.")
+    check_value("`share`", share, 0 <= share <= 1, "give a number from 0 to 1")
     margins = as_margins(strength)
     scored = np.flatnonzero(~np.isnan(margins))
     order = np.argsort(-margins[scored], kind="stable")
@@ -365,8 +361,7 @@ def relabel_by_vote(votes: npt.ArrayLike, how: Literal["unanimous", "majority"] 
     Raises:
         `ValueError`: if the shape is another, a vote has another value, or `how` is unknown.
     """
-    if how not in _VOTE_REASONS:
-        raise ValueError(f"`how` is {how!r}; give one of {', '.join(map(repr, _VOTE_REASONS))}.")
+    check_value("`how`", how, how in _VOTE_REASONS, f"give one of {', '.join(map(repr, _VOTE_REASONS))}")
     votes = np.asarray(votes)
     if votes.ndim != 3 or votes.shape[1] == 0 or votes.shape[2] != 2:
         raise ValueError(f"`votes` has shape {votes.shape}; it must be (pairs, judges, 2): both orders of each judge.")

@@ -7,16 +7,16 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from functools import partial, wraps
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from ...data.columns import column_of, leave_images_encoded, rows_at_once
+from ...data.columns import column_of, group_codes, leave_images_encoded, rows_at_once
 from ...data.contents import pair_contents, source_fingerprint
 from ...data.load import load_preferences
 from ...data.mixing import concatenate, with_canonical_columns, with_columns
@@ -27,14 +27,12 @@ from ...processes import main_process_first, on_main_process
 from ...training.collator import MultimodalPreferenceCollator
 from ...training.config import MultimodalRewardConfig
 from ...training.setup import image_options, prepare_dataset
-from ...utils import digest, digest_of
+from ...utils import check_value, digest, digest_of
 from ..judging import Judging, read_judging
 from ..rules import FLIP_RULES, KEEP_RULES, Flip, Keep
 from .stages import Stage
 from .training import RewardTraining
 
-
-T = TypeVar("T")
 
 # The paper: the worse half of the pairs that the model contradicts is flipped; a model that is trained on the result
 # decides what is consistent; judges decide on the rest. Twice.
@@ -83,13 +81,11 @@ class Step:
     def __post_init__(self) -> None:
         choices = {"train_on": (None, "base", "current"), "combine": ("raw", "zscore", "rank")}
         for name, known in {**choices, "orientation": ("source", "current")}.items():
-            if (given := getattr(self, name)) not in known:
-                told = ", ".join(filter(None, known))
-                raise ValueError(f"`{name}` of a round is {given!r}; choose one of {told}.")
-        if self.folds is not None and self.folds < 1:
-            raise ValueError(f"`folds` of a round is {self.folds}; it must be at least 1.")
-        if not 0 <= self.min_kept <= 1:
-            raise ValueError(f"`min_kept` of a round is {self.min_kept}; it must be a share from 0 to 1.")
+            given, told = getattr(self, name), f"choose one of {', '.join(filter(None, known))}"
+            check_value(f"`{name}` of a round", given, given in known, told)
+        folds, min_kept = self.folds, self.min_kept
+        check_value("`folds` of a round", folds, folds is None or folds >= 1, "it must be at least 1")
+        check_value("`min_kept` of a round", min_kept, 0 <= min_kept <= 1, "it must be a share from 0 to 1")
         if not self.rules:
             raise ValueError("A round has no `rules`; give at least one, such as {flip: flip_mixture}.")
         self.read_rules()
@@ -126,8 +122,7 @@ def read_rounds(
     method: str, rounds: Sequence[Mapping[str, Any]] | None = None, *, folds: int = 2, judge: bool = False
 ) -> list[list[Step]]:
     """Read the rounds of a configuration, with all defaults filled in."""
-    if method not in METHODS:
-        raise ValueError(f"`method` is {method!r}; choose one of {', '.join(METHODS)}.")
+    check_value("`method`", method, method in METHODS, f"choose one of {', '.join(METHODS)}")
     if rounds is not None and not rounds:
         raise ValueError("`rounds` is empty; give at least one round, or leave it out for those of the method.")
     read: list[list[Step]] = []
@@ -200,13 +195,12 @@ def _load(where: str, name: str, config: str | None, split: str) -> Dataset:
     return load_dataset(str(path) if path.is_dir() else name, config, split=split)
 
 
-def set_digest(dataset: Dataset, pair_ids: pa.Array, contents: pa.Table | None = None) -> str:
+def set_digest(dataset: Dataset, contents: pa.Table) -> str:
     """Hash the names, contents and rows of a set, the same on another machine."""
     names = [name for name in dataset.column_names if name not in ("image", "images", "videos")]
     tables = dataset.select_columns(names).with_format("arrow").iter(rows_at_once(dataset))
     return digest(
-        (f"{name}\n" for name in pair_ids.to_pylist()),
-        (f"{content}\n" for content in ([] if contents is None else contents["content"].to_pylist())),
+        *((f"{value}\n" for value in contents[name].to_pylist()) for name in ("pair_id", "content")),
         (json.dumps(row, sort_keys=True, default=str) for table in tables for row in table.to_pylist()),
     )
 
@@ -214,33 +208,16 @@ def set_digest(dataset: Dataset, pair_ids: pa.Array, contents: pa.Table | None =
 def folds_of(dataset: Dataset, pair_ids: pa.Array, number: int, seed: int = 42) -> np.ndarray:
     """Split a set into parts that share no prompt; return the part of each row, `(N,)`."""
     # Without its number, the name of a copy is that of the original.
-    names = pa.array([re.sub(r"#\d+$", "", name) for name in pair_ids.to_pylist()]).dictionary_encode()
-    copies = names.indices.to_numpy()
-    groups = copies
+    groups, _ = group_codes(pa.array([re.sub(r"#\d+$", "", name) for name in pair_ids.to_pylist()]))
     if "group_id" in dataset.column_names:
-        own = column_of(dataset, "group_id").dictionary_encode()
-        given = own.indices.fill_null(-1).to_numpy().astype(np.int64)
-        first = np.zeros(len(names.dictionary), dtype=np.int64)
-        first[copies[::-1]] = np.arange(len(copies))[::-1]
-        groups = np.where(given >= 0, given, len(own.dictionary) + copies)[first[copies]]
+        _, first = np.unique(groups, return_index=True)
+        groups = group_codes(column_of(dataset, "group_id"))[0][first[groups]]  # copies are where the original is
     _, groups, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     order = np.random.default_rng(seed).permutation(len(sizes))
     middles = np.cumsum(sizes[order]) - sizes[order] / 2
     part = np.empty(len(sizes), dtype=np.int64)
-    part[order] = (middles * number / len(copies)).astype(np.int64)
+    part[order] = (middles * number / len(groups)).astype(np.int64)
     return part[groups]
-
-
-def _once(method: Callable[[Any, str], T]) -> Callable[[Any, str], T]:
-    """Call a method of [`SourceSets`] once for each set."""
-
-    @wraps(method)
-    def made(sets: Any, name: str) -> T:
-        if (key := (method.__name__, name)) not in sets._made:
-            sets._made[key] = method(sets, name)
-        return sets._made[key]
-
-    return made
 
 
 @dataclass
@@ -251,32 +228,31 @@ class SourceSets:
     args: MultimodalRewardConfig  # `on_bad_row`, `image_check` and `max_length` decide which rows can be used
     model_dir: Callable[[], str]  # directory or Hub id of a model whose processor counts tokens and knows special ones
     loaders: Loaders | None = None
-    _made: dict[tuple[str, str], Any] = field(default_factory=dict)
 
-    @_once
+    def __post_init__(self) -> None:
+        for method in (self.raw, self.contents, self.digest, self.usable):
+            setattr(self, method.__name__, cache(method))  # called once for each set
+
     def raw(self, name: str) -> Dataset:
         """Return all rows of a set."""
         return read_sets(name, self.specs[name], self.loaders)
 
-    @_once
     def contents(self, name: str) -> pa.Table:
         """Return names and contents of all rows of a set, as [`pair_contents`] does; images are read once."""
         rows, args = self.raw(name), self.args
         return on_main_process(lambda: pair_contents(rows, image_root=args.image_root, num_proc=args.dataset_num_proc))
 
-    @_once
     def digest(self, name: str) -> str:
         """Hash a set, and the settings that decide which of its rows can be used."""
         args, rows, contents = self.args, self.raw(name), self.contents(name)
         limits = {"max_length": args.max_length, "min_pixels": args.min_pixels, "max_pixels": args.max_pixels}
-        content = on_main_process(lambda: set_digest(rows, contents["pair_id"].combine_chunks(), contents))
+        content = on_main_process(lambda: set_digest(rows, contents))
         return digest_of([content, args.on_bad_row, args.image_check, limits])
 
     def fingerprint(self, name: str) -> str:
         """Hash the names of all rows of a set, by which a ledger knows it, whichever of them can be used."""
         return source_fingerprint(self.contents(name)["pair_id"].combine_chunks())
 
-    @_once
     def usable(self, name: str) -> Dataset:
         """Return the rows of a set that can be trained on and scored; others are quarantined as in a training."""
         model_dir, args = self.model_dir(), self.args
@@ -371,8 +347,7 @@ def read_run(
             "The rounds load whole models to score, which DeepSpeed ZeRO-3 does not allow; launch them with ZeRO-2, "
             "as in recipes/accelerate/deepspeed_zero2.yaml."
         )
-    if rows_per_shard < 1:
-        raise ValueError(f"`rows_per_shard` is {rows_per_shard}; it must be at least 1.")
+    check_value("`rows_per_shard`", rows_per_shard, rows_per_shard >= 1, "it must be at least 1")
     read = list[BaseModel]()
     for one in models:
         if unknown := [key for key in one if key not in ("model_name_or_path", "seed")]:
@@ -412,10 +387,9 @@ def read_balance(given: Mapping[str, Any] | bool | None) -> dict[str, Any] | Non
         raise ValueError(f"`balance_style` has the unknown key `{unknown[0]}`; known are {known} and one_sided.")
     settings = {**_BALANCE, **options}
     most, one_sided = settings["max_weight"], settings.get("one_sided", "leave")
-    if most is not None and not most > 1:
-        raise ValueError(f"`max_weight` of `balance_style` is {most}; give a number above 1.")
-    if one_sided not in ONE_SIDED:
-        raise ValueError(f"`one_sided` of `balance_style` is {one_sided!r}; give one of {', '.join(ONE_SIDED)}.")
+    check_value("`max_weight` of `balance_style`", most, most is None or most > 1, "give a number above 1")
+    told = f"give one of {', '.join(ONE_SIDED)}"
+    check_value("`one_sided` of `balance_style`", one_sided, one_sided in ONE_SIDED, told)
     if unknown := [name for name in settings["features"] or () if name not in STYLE_FEATURES]:
         known = ", ".join(STYLE_FEATURES)
         raise ValueError(f"`balance_style` names the feature {unknown[0]!r}; known are {known}.")

@@ -191,14 +191,11 @@ def summarize_run(run: CurationRun, records: Mapping[str, Mapping[str, Any]]) ->
     """Collect the figures of a finished run."""
     counts = {name: record["counts"] for name, record in records.items()}
     rounds = {name: one for name, one in counts.items() if name.endswith(("/decide", "/judge"))}
-    final = {}
+    final: dict[str, dict[str, Any]] = {}
     for name in run.final:
-        stage = run.final_stage(name)
-        final[name] = {
-            "model_dir": str(run.output_dir / stage),
-            **{key: counts[stage][key] for key in ("pairs", "steps")},
-        }
-        tested = counts.get(f"test/{name}", {})
+        stage, tested = run.final_stage(name), counts.get(f"test/{name}", {})
+        final[name] = {"model_dir": str(run.output_dir / stage)}
+        final[name] |= {key: counts[stage][key] for key in ("pairs", "steps")}
         final[name] |= {key: value for key, value in tested.items() if key.startswith("accuracy")}
     ledger = CurationLedger(run.output_dir / "ledger")
     audits = audit_pool(run.sets.usable("pool"), ledger, lambda _: run.sets.contents("pool"))

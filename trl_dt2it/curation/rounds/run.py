@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -41,6 +42,11 @@ class _Plan:
     stages: list[Stage] = field(default_factory=list)
     entries: list[tuple[int, str]] = field(default_factory=list)  # round and stage of each decision in the ledger
     decided: tuple[str, ...] = ()  # the last stage that decided
+
+    def add_decision(self, stage: Stage, entry: tuple[int, str]) -> None:
+        self.stages.append(stage)
+        self.entries.append(entry)
+        self.decided = (stage.name,)
 
 
 def plan_rounds(run: CurationRun) -> list[Stage]:
@@ -79,30 +85,17 @@ def _plan_step(plan: _Plan, number: int, step: Step) -> None:
             _plan_scoring(plan, f"{label}/score/{name}", trained, "pool", part)
             scored[-1].append(f"{label}/score/{name}")
     expected: dict[str, float] = {"pairs": len(run.sets.raw("pool"))}
-    before = tuple(plan.entries)
-    inputs = (*(name for names in scored for name in names), *plan.decided)
-    decide = partial(decide_step, run, number=number, step=step, scored=scored, before=before)
-    _plan_decision(plan, number, step, "decide", Stage(f"{label}/decide", decide, step.settings(), inputs, expected))
+    inputs = (*chain.from_iterable(scored), *plan.decided)
+    decide = partial(decide_step, run, number=number, step=step, scored=scored, before=tuple(plan.entries))
+    stage = Stage(f"{label}/decide", decide, step.settings(), inputs, expected, is_replayed=True)
+    plan.add_decision(stage, (number, ledger_stage(step, "decide")))
     if step.judge:
         judging = cast(Judging, run.judging)
         most = most_judging_cost(run.sets.raw("pool"), judging.endpoints, image_options=image_options(run.sets.args))
         expected = {**expected, "calls": most.calls, "USD": most.cost}
         ask = partial(ask_judges, run, number=number, step=step, before=tuple(plan.entries))
-        stage = Stage(f"{label}/judge", ask, judging.settings(), plan.decided, expected)
-        _plan_decision(plan, number, step, "judge", stage)
-
-
-def _plan_decision(plan: _Plan, number: int, step: Step, kind: str, stage: Stage) -> None:
-    plan.entries.append((number, ledger_stage(step, kind)))
-    place = len(plan.entries)
-
-    def decide(folder: Path) -> Mapping[str, Any]:
-        counts = cast("Mapping[str, Any]", stage.run(folder))
-        on_main_process(lambda: report_decision(plan.run, place, counts))
-        return counts
-
-    plan.stages.append(replace(stage, run=decide, is_replayed=True))
-    plan.decided = (stage.name,)
+        stage = Stage(f"{label}/judge", ask, judging.settings(), plan.decided, expected, is_replayed=True)
+        plan.add_decision(stage, (number, ledger_stage(step, "judge")))
 
 
 def _plan_training(plan: _Plan, name: str, model: int, kind: str, fold: tuple[int, int] | None = None) -> None:
@@ -262,13 +255,15 @@ def _write_once(
             ledger.append(entry[0], entry[1], **about, contents=contents, **make(ledger))
         flipped, kept = pool_labels(run, ledger)
         reasons = ledger.table(cast(dict, standing()), ["reason"])["reason"]
-        return {
+        counts = {
             "pairs": len(flipped),
             "flipped": int((flipped & kept).sum()),
             "kept": int(kept.sum()),
             **label_noise(run.sets.usable("pool"), flipped, kept),
             "reasons": dict(Counter(reasons.to_pylist()).most_common()),
         }
+        report_decision(run, len(before) + 1, counts)
+        return counts
 
     return on_main_process(work)
 

@@ -28,9 +28,12 @@ from rich.console import Console
 from rich.table import Table
 
 from ... import __version__
-from ...processes import check_shared_folder, on_main_process, run_lock, wait_for_everyone
+from ...processes import check_shared_folder, gather, on_main_process, run_lock
 from ...scoring.shards import claim, record_of
 from ...utils import digest_of, move_aside, moved_aside, write_json
+
+
+_LOCK = ".stages.lock"  # held while folders move, by one of the machines that share them
 
 
 @dataclass(frozen=True)
@@ -72,46 +75,45 @@ def run_stages(
     `only_shared`, as one of several machines, up to a stage that is not shared. Return the records of finished stages.
     """
     check_shared_folder(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
     digests, records = stage_digests(stages), dict[str, dict[str, Any]]()
     console = console or Console()
 
-    def say(text: str) -> None:
+    def say(title: str, text: str) -> None:
         if PartialState().is_main_process:
-            console.print(text, markup=False, highlight=False, soft_wrap=True)
+            console.print(f"{title}{text}", markup=False, highlight=False, soft_wrap=True)
 
     # Each of several machines holds its part of the folder, which the caller locks.
     with nullcontext() if only_shared else run_lock(output_dir):
         for number, stage in enumerate(stages, 1):
             title = f"{number}/{len(stages)} {stage.name}"
             folder, digest = output_dir / stage.name, digests[stage.name]
-            for sentence in on_main_process(partial(_bring_back, output_dir, stage, digest)):
-                say(f"{title}: {sentence}")
+            on_main_process(partial(_bring_back, output_dir, stage, digest, partial(say, f"{title}: ")))
             if (record := on_main_process(partial(record_of, folder / "stage.json", digest))) is not None:
                 records[stage.name] = record
                 continue
             if only_shared and not stage.is_shared:
-                say(f"{title}: run it without `--shard`, on one machine or on all as one launch.")
+                say(title, ": run it without `--shard`, on one machine or on all as one launch.")
                 break
             if stop_before is not None and stage.name.startswith(stop_before):
-                say(f"{title}: stopped before it.")
+                say(title, ": stopped before it.")
                 break
-            say(f"{title} ...")
-            for sentence in on_main_process(partial(_begin, output_dir, stage, digest)):
-                say(f"{title}: {sentence}")
+            say(title, " ...")
+            on_main_process(partial(_begin, output_dir, stage, digest, partial(say, f"{title}: ")))
             start = time.perf_counter()
             counts = stage.run(folder)
             seconds = round(time.perf_counter() - start, 1)
-            record = {"stage": stage.name, "digest": digest, "counts": counts, "seconds": seconds}
+            made: dict[str, Any] = {"stage": stage.name, "digest": digest, "counts": counts, "seconds": seconds}
             # A stage is done when all processes are through, and only then may any continue.
-            wait_for_everyone()
-            record = on_main_process(partial(_end, folder / "stage.json", record))
+            record = gather(made)[0]
             if record["counts"] is None:
-                say(f"{title}: this machine's part is done; others are still at work.")
+                say(title, ": this machine's part is done; others are still at work.")
                 break
+            on_main_process(partial(write_json, folder / "stage.json", record))
             records[stage.name] = record
             numbers = {name: value for name, value in record["counts"].items() if isinstance(value, (int, float))}
             told = ", ".join(f"{k} {_number(v)}" for k, v in numbers.items() if not isinstance(v, bool))
-            say(f"{title} done in {seconds:.0f} s" + (f": {told}" if told else ""))
+            say(title, f" done in {seconds:.0f} s" + (f": {told}" if told else ""))
     return records
 
 
@@ -149,42 +151,32 @@ def _made_before(folder: Path, digest: str) -> Path | None:
     return next((place for place in moved_aside(folder) if _has_begun(place, digest)), None)
 
 
-def _bring_back(output_dir: Path, stage: Stage, digest: str) -> list[str]:
-    """Put an earlier result with this digest back into its place; return sentences on what was moved where."""
+def _bring_back(output_dir: Path, stage: Stage, digest: str, say: Callable[[str], None]) -> None:
+    """Put an earlier result with this digest back into its place, and say what was moved where."""
     folder = output_dir / stage.name
     if _made_before(folder, digest) is None:
-        return []
-    with _one_at_a_time(output_dir):
+        return
+    with FileLock(output_dir / _LOCK):
         before = _made_before(folder, digest)
         if before is None:  # another machine was faster
-            return []
+            return
         if stage.is_replayed:
             (before / "stage.json").unlink(missing_ok=True)
         aside = move_aside(folder) if (folder / "begun.json").is_file() else None
         before.rename(folder)
-    return [*_moved(aside), f"made with these settings before, and back from {before}."]
+    _say_moved(aside, say)
+    say(f"made with these settings before, and back from {before}.")
 
 
-def _one_at_a_time(output_dir: Path) -> FileLock:
-    """Lock the moving of folders among the machines that share them."""
-    output_dir.mkdir(parents=True, exist_ok=True)
-    return FileLock(output_dir / ".stages.lock")
+def _begin(output_dir: Path, stage: Stage, digest: str, say: Callable[[str], None]) -> None:
+    """Claim the folder of a stage, and keep files of an interrupted run of it; say what was moved where."""
+    with FileLock(output_dir / _LOCK):
+        _say_moved(claim(output_dir / stage.name / "begun.json", digest), say)
 
 
-def _begin(output_dir: Path, stage: Stage, digest: str) -> list[str]:
-    """Claim the folder of a stage, and keep files of an interrupted run of it; return what was moved where."""
-    with _one_at_a_time(output_dir):
-        return _moved(claim(output_dir / stage.name / "begun.json", digest))
-
-
-def _moved(aside: Path | None) -> list[str]:
-    return [] if aside is None else [f"what was made with other settings is now in {aside}."]
-
-
-def _end(path: Path, record: dict[str, Any]) -> dict[str, Any]:
-    if record["counts"] is not None:
-        write_json(path, record)
-    return record
+def _say_moved(aside: Path | None, say: Callable[[str], None]) -> None:
+    if aside is not None:
+        say(f"what was made with other settings is now in {aside}.")
 
 
 def _number(value: float) -> str:

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -173,20 +174,18 @@ def newest_checkpoint(folder: Path) -> str | None:
 @contextmanager
 def scorer(folder: Path, training: RewardTraining) -> Iterator[Callable[[Dataset, str], np.ndarray]]:
     """Score with a trained model, loaded when it is first needed and freed afterwards."""
-    loaded: list[tuple[torch.nn.Module, MultimodalPreferenceCollator]] = []
-    args = training.args
+    load, args = cache(partial(_load_scorer, folder, training)), training.args
 
     def score(dataset: Dataset, desc: str) -> np.ndarray:
-        if not loaded:
-            loaded.append(_load_scorer(folder, training))
+        model, collator = load()
         options: dict[str, Any] = {"num_workers": args.dataloader_num_workers, "show_progress": not args.disable_tqdm}
         options |= {"batch_size": args.per_device_eval_batch_size, "max_tokens_per_batch": args.max_tokens_per_batch}
-        return score_pairs(loaded[0][0], dataset, loaded[0][1], desc=desc, **options)
+        return score_pairs(model, dataset, collator, desc=desc, **options)
 
     try:
         yield score
     finally:
-        loaded.clear()
+        load.cache_clear()
         _free()
 
 
