@@ -30,6 +30,7 @@ from .rows import (
     encoded_content,
     image_identity,
     media_identity,
+    message_text,
     row_images,
     to_json,
     without_empty,
@@ -319,7 +320,7 @@ def t2i_identity(row: Mapping[str, Any]) -> T2IIdentity | None:
     turns = [message for message in prompt if message.get("role") != "system"]
     if len(turns) != 1 or turns[0].get("role") != "user":
         return None
-    better, worse = ("".join(block.get("text") or "" for block in blocks(answer[0])) for answer in answers)
+    better, worse = (message_text(answer[0]) for answer in answers)
     caption, first = row.get("t2i_caption"), row.get("t2i_first")
     is_marked = isinstance(caption, str) and isinstance(first, str)
     if is_marked and first in (better, worse) and better != worse:

@@ -100,6 +100,15 @@ def with_columns(dataset: Dataset, columns: Mapping[str, Any]) -> Dataset:
     return added if selected is None else added.select(selected)
 
 
+def beside(kept: Dataset, made: Dataset, features: Features) -> Dataset:
+    """Put columns made of the rows of a data set beside those kept, as `features`, whose storage is the same."""
+    if kept.column_names:
+        made = with_columns(kept, {name: made.data.column(name).combine_chunks() for name in made.column_names})
+    made = copy.deepcopy(made.select_columns(list(features)))
+    made.info.features = features
+    return made
+
+
 def mix(
     datasets: Mapping[str, Dataset],
     *,
@@ -279,12 +288,8 @@ def with_canonical_columns(dataset: Dataset, *, image_root: str | os.PathLike | 
         desc="Making rows canonical",
         **uncached(),
     )
-    if kept := [name for name in encoded.column_names if name in features and name not in changed]:
-        columns = {name: made.data.column(name).combine_chunks() for name in changed}
-        made = with_columns(encoded.select_columns(kept), columns)
-    made = copy.deepcopy(made.with_format(None).select_columns(list(final)))
-    made.info.features = final  # the storage is the same
-    return made
+    kept = [name for name in encoded.column_names if name in features and name not in changed]
+    return beside(encoded.select_columns(kept), made.with_format(None), final)
 
 
 def _canonical_features(features: Features) -> dict[str, Any]:

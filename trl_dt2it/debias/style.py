@@ -13,7 +13,7 @@ import numpy as np
 from datasets import Dataset
 
 from ..data.columns import arrow_rows, column_of, find_json_columns, group_codes, group_rows
-from ..data.rows import SIDES, blocks, row_name
+from ..data.rows import SIDES, message_text, row_name
 
 
 HEDGE_WORDS = frozenset(
@@ -298,8 +298,4 @@ def _answer(row: Mapping[str, Any], side: str, index: int) -> tuple[str, str]:
         raise ValueError(f"{row_name(row, index)}: `{side}` is missing; `trl_dt2it.data.validate` quarantines it.")
     earlier = prompt if isinstance(prompt, list) else messages[:-1]
     question = next((message for message in reversed(earlier) if message["role"] == "user"), None)
-    return _text(messages[-1]), "" if question is None else _text(question)
-
-
-def _text(message: Mapping[str, Any]) -> str:
-    return "".join(block.get("text") or "" for block in blocks(message))
+    return message_text(messages[-1]), "" if question is None else message_text(question)

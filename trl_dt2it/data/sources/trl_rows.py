@@ -18,6 +18,7 @@ from ..rows import (
     check_numbers,
     check_row,
     content_group,
+    message_text,
     row_images,
     row_videos,
 )
@@ -100,7 +101,7 @@ def _with_messages(row: Row, videos: list[list[Any]]) -> Row:
         check_answer(side, row[side], prompt_is_explicit=True)
     if any(row[side][0]["role"] != "assistant" for side in SIDES):
         asked, *_ = _split(row["chosen"], row["rejected"])
-        texts = ["".join(block["text"] for block in blocks(m) if block["type"] == "text").strip() for m in asked]
+        texts = [message_text(message).strip() for message in asked]
         if row["prompt"].strip() not in texts:
             problem = "`prompt` is not among the messages that both answers begin with; keep one of the two."
             raise RowError("not_conversational", problem)
