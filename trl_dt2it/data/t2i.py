@@ -215,10 +215,10 @@ _BATCH_SIZE = 100  # rows of a stream at a time: two photographs each, held thre
 class Columns(NamedTuple):
     """Names of the columns that hold the pairs of a set."""
 
-    caption: str
-    chosen_image: str
-    rejected_image: str
-    strength: str | None
+    caption: str = "caption"
+    chosen_image: str = "chosen_image"
+    rejected_image: str = "rejected_image"
+    strength: str | None = "strength"
 
 
 @dataclass(frozen=True)

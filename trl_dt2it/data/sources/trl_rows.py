@@ -93,9 +93,6 @@ def _with_messages(row: Row, videos: list[list[Any]]) -> Row:
     for side in SIDES:
         if row.get(side) is None:
             raise RowError("missing_column", f"`{side}` is missing or None; a preference row needs both answers.")
-        if not isinstance(row[side], (list, tuple)):
-            problem = f"`{side}` is of type {type(row[side]).__name__}; give both answers as strings or as messages."
-            raise RowError("not_conversational", problem)
         check_messages(side, row[side])
     for side in SIDES:
         check_answer(side, row[side], prompt_is_explicit=True)
