@@ -375,7 +375,6 @@ def validate(
     image_check: ImageCheck = "header",
     max_length: int | None = None,
     duplicates: bool = True,
-    num_checked: int = 0,
     num_proc: int | None = None,
     report_file: str | os.PathLike | None = None,
     quarantine_file: str | os.PathLike | None = None,
@@ -405,9 +404,8 @@ def validate(
         duplicates (`bool`, *optional*, defaults to `True`):
             Whether to quarantine rows that equal an earlier row, and all rows that differ from another in nothing but
             the preferred answer.
-        num_checked, num_proc (`int`, *optional*):
-            Of a set in memory, the number of rows at its beginning that are known to be good, and only compared with
-            the others, 0 by default; and the number of processes.
+        num_proc (`int`, *optional*):
+            Number of processes, of a set in memory.
         report_file, quarantine_file (`str` or `os.PathLike`, *optional*):
             JSON file for the report, and Parquet file for the bad rows, images as they are. Not of a streamed set.
         show (`bool`, *optional*, defaults to `True`):
@@ -434,25 +432,26 @@ def validate(
     checks = RowChecks(options, image_check, token_counter, max_length, duplicates, is_checked(dataset))
     _check_columns(dataset, checks)
     if isinstance(dataset, IterableDataset):
-        if report_file is not None or quarantine_file is not None or num_checked:
+        if report_file is not None or quarantine_file is not None:
             raise ValueError("Nothing is known of a streamed set before it is read; it has no report and no file.")
         return _divide_stream(dataset, checks, show)
-    clean, quarantine = _divide(dataset, checks, num_proc, num_checked)
-    if quarantine_file is not None:
-        write_quarantine(quarantine, quarantine_file)
-    if report_file is None and not show:  # counting takes time
-        return clean, quarantine
-    report = quarantine_report(clean, quarantine)
-    if report_file is not None:
-        with whole_file(report_file) as part:
-            part.write_text(report.to_json() + "\n", encoding="utf-8")
-    if show:
-        report.show()
-    return clean, quarantine
+    return _reported(*_divide(dataset, checks, num_proc), report_file, quarantine_file, show)
 
 
 def readmit(
-    clean: Dataset, repaired: Dataset, *, image_root: str | os.PathLike | None = None, **options: Any
+    clean: Dataset,
+    repaired: Dataset,
+    *,
+    token_counter: TokenCounter | None = None,
+    image_root: str | os.PathLike | None = None,
+    image_options: ImageOptions | None = None,
+    image_check: ImageCheck = "header",
+    max_length: int | None = None,
+    duplicates: bool = True,
+    num_proc: int | None = None,
+    report_file: str | os.PathLike | None = None,
+    quarantine_file: str | os.PathLike | None = None,
+    show: bool = True,
 ) -> tuple[Dataset, Dataset]:
     """
     Readmit fixed rows of a quarantine, after the same checks, duplicates and contradictions included.
@@ -460,7 +459,9 @@ def readmit(
     Args:
         clean, repaired (`Dataset`):
             Good rows of [`validate`], which are not checked again but compared, and fixed rows of its quarantine.
-        image_root, options (*optional*):
+        token_counter, image_root, image_options, image_check, max_length, duplicates (*optional*):
+            As in [`validate`].
+        num_proc, report_file, quarantine_file, show (*optional*):
             As in [`validate`].
 
     Returns:
@@ -470,13 +471,17 @@ def readmit(
     Raises:
         `ValueError`: if the columns of the two sets differ, or if options do not fit.
     """
+    options = with_image_root(image_options, image_root)
+    checks = RowChecks(options, image_check, token_counter, max_length, duplicates)
     repaired = repaired.remove_columns([name for name in NOTES if name in repaired.column_names])
     if differing := sorted(set(clean.column_names) ^ set(repaired.column_names)):
         raise ValueError(f"Only one of `clean` and `repaired` has the column `{differing[0]}`; give both the same.")
+    _check_columns(clean, checks)
     if repaired.features != clean.features:
         repaired = repaired.with_format(None).cast(clean.features)
     joined = concatenate_datasets([clean, repaired.with_format(**clean.format)])
-    return validate(joined, num_checked=len(clean), image_root=image_root, **options)
+    divided = _divide(joined, checks, num_proc, num_checked=len(clean))
+    return _reported(*divided, report_file, quarantine_file, show)
 
 
 def _check_columns(dataset: AnyDataset, checks: RowChecks) -> None:
@@ -493,7 +498,9 @@ def _check_columns(dataset: AnyDataset, checks: RowChecks) -> None:
             raise ValueError("`max_length` counts image tokens; pass the processor, and not only its tokenizer.")
 
 
-def _divide(dataset: Dataset, checks: RowChecks, num_proc: int | None, num_checked: int) -> tuple[Dataset, Dataset]:
+def _divide(
+    dataset: Dataset, checks: RowChecks, num_proc: int | None, num_checked: int = 0
+) -> tuple[Dataset, Dataset]:
     """Divide a data set into good rows and quarantine; the first `num_checked` rows are known to be good."""
     kwargs: dict[str, Any] = {"with_indices": True, "checks": checks, "num_checked": num_checked}
     results = map_tables(dataset, _check_table, _RESULT, num_proc=num_proc, desc="Checking rows", **kwargs)
@@ -513,3 +520,23 @@ def _divide(dataset: Dataset, checks: RowChecks, num_proc: int | None, num_check
     notes = {"reason": [errors[row].reason for row in rows], "message": [str(errors[row]) for row in rows]}
     quarantine = quarantined_rows(dataset, rows, notes)
     return mark_checked(dataset.select(np.flatnonzero(~is_bad)) if len(rows) else dataset), quarantine
+
+
+def _reported(
+    clean: Dataset,
+    quarantine: Dataset,
+    report_file: str | os.PathLike | None,
+    quarantine_file: str | os.PathLike | None,
+    show: bool,
+) -> tuple[Dataset, Dataset]:
+    if quarantine_file is not None:
+        write_quarantine(quarantine, quarantine_file)
+    if report_file is None and not show:  # counting takes time
+        return clean, quarantine
+    report = quarantine_report(clean, quarantine)
+    if report_file is not None:
+        with whole_file(report_file) as part:
+            part.write_text(report.to_json() + "\n", encoding="utf-8")
+    if show:
+        report.show()
+    return clean, quarantine
