@@ -181,7 +181,8 @@ def pair_contents(
     rows = leave_images_encoded(dataset.with_format(None))
     rows = rows.select_columns([name for name in (*_CONTENT, "pair_id", FLIPPED) if name in rows.column_names])
     options = ImageOptions(image_root=None if image_root is None else os.fspath(image_root))
-    table = map_tables(rows, _contents, _CONTENT_FEATURES, num_proc=num_proc, desc="Hashing pairs", options=options)
+    kwargs = {"num_proc": num_proc, "desc": "Hashing pairs", "fn_kwargs": {"options": options}}
+    table = map_tables(rows, _contents, _CONTENT_FEATURES, **kwargs)
     return pa.table({"pair_id": names, **{name: table[name].combine_chunks() for name in CONTENT_COLUMNS}})
 
 
@@ -191,12 +192,12 @@ def source_fingerprint(names: pa.Array) -> str:
     return digest(str(len(names)), ("\0".join(part) + "\0" for part in slices))[:16]
 
 
-def _content_ids(table: pa.Table, json_columns: Features) -> pa.Table:
-    return pa.table({"pair_id": [content_id(row) for row in arrow_rows(table, json_columns)]})
+def _content_ids(table: pa.Table) -> pa.Table:
+    return pa.table({"pair_id": [content_id(row) for row in arrow_rows(table)]})
 
 
-def _contents(table: pa.Table, json_columns: Features, options: ImageOptions) -> pa.Table:
-    hashes = zip(*(_content(row, options) for row in arrow_rows(table, json_columns)), strict=True)
+def _contents(table: pa.Table, options: ImageOptions) -> pa.Table:
+    hashes = zip(*(_content(row, options) for row in arrow_rows(table)), strict=True)
     return pa.table(list(map(list, hashes)), schema=_CONTENT_FEATURES.arrow_schema)
 
 

@@ -17,7 +17,6 @@ from ..utils import digest
 from .columns import (
     arrow_rows,
     column_of,
-    find_json_columns,
     group_codes,
     has_transform,
     is_checked,
@@ -269,11 +268,10 @@ def with_canonical_columns(dataset: Dataset, *, image_root: str | os.PathLike | 
         return dataset
     if len(dataset) == 0:
         return Dataset.from_dict({name: [] for name in final}, features=final)
-    json_columns = find_json_columns(encoded.features)
 
     def convert(table: pa.Table, indices: list[int]) -> pa.Table:
         rows = []
-        for row, index in zip(arrow_rows(table, json_columns), indices, strict=True):
+        for row, index in zip(arrow_rows(table), indices, strict=True):
             with named_errors(row, index):
                 rows.append(_converted(row, changed, options, was_checked))
         return pa.Table.from_pylist(rows, schema=Features(changed).arrow_schema)

@@ -294,11 +294,9 @@ class RowChecks:
         return None
 
 
-def _check_table(
-    table: pa.Table, indices: list[int], checks: RowChecks, num_checked: int, json_columns: Features
-) -> pa.Table:
+def _check_table(table: pa.Table, indices: list[int], checks: RowChecks, num_checked: int) -> pa.Table:
     results = []
-    for row, index in zip(arrow_rows(table, json_columns), indices, strict=True):
+    for row, index in zip(arrow_rows(table), indices, strict=True):
         error = None if index < num_checked else checks.fault(row)
         digest: tuple[Any, ...] = (0, 0, False, False)
         if error is None and checks.duplicates:
@@ -502,7 +500,7 @@ def _divide(
     dataset: Dataset, checks: RowChecks, num_proc: int | None, num_checked: int = 0
 ) -> tuple[Dataset, Dataset]:
     """Divide a data set into good rows and quarantine; the first `num_checked` rows are known to be good."""
-    kwargs: dict[str, Any] = {"with_indices": True, "checks": checks, "num_checked": num_checked}
+    kwargs = {"with_indices": True, "fn_kwargs": {"checks": checks, "num_checked": num_checked}}
     results = map_tables(dataset, _check_table, _RESULT, num_proc=num_proc, desc="Checking rows", **kwargs)
     is_bad = pc.not_equal(results["reason"], "").to_numpy()
     faults = results.select(["reason", "message"]).filter(pa.array(is_bad)).to_pylist()

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from ..data.columns import arrow_rows, column_of, find_json_columns, group_codes, group_rows
+from ..data.columns import arrow_rows, column_of, group_codes, group_rows
 from ..data.rows import SIDES, message_text, row_name
 
 
@@ -248,9 +248,8 @@ def read_pair_style(dataset: Dataset, features: Sequence[str] | None = None) -> 
     difference = np.empty((len(dataset), len(names)))
     total, squares, done = np.zeros(len(names)), np.zeros(len(names)), 0
     texts = dataset.with_format(None).select_columns([x for x in ("prompt", *SIDES) if x in dataset.column_names])
-    json_columns = find_json_columns(texts.features)
     for batch in texts.with_format("arrow").iter(_BATCH):
-        rows = list(arrow_rows(batch, json_columns))
+        rows = list(arrow_rows(batch))
         answers = [_answer(row, side, done + index) for side in SIDES for index, row in enumerate(rows)]
         style = style_features(*zip(*answers, strict=True))[:, columns]
         chosen, rejected = style[: len(rows)], style[len(rows) :]
