@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from ..data.columns import leave_images_encoded
 from ..data.images import ImageOptions, with_image_root
-from ..data.rows import SIDES, RowError, blocks, check_row, row_images, row_name
+from ..data.rows import SIDES, RowError, check_row, message_text, row_images, row_name
 from ..data.t2i import CHINESE, ENGLISH
 from ..judge.prompts import both_orders
 from ..judge.rubric import UNANSWERED, JudgeRequest
@@ -123,7 +123,7 @@ def _answer(side: Any) -> str:
     """Return the text of an answer; of several messages, the last is what was judged."""
     if isinstance(side, str):
         return side
-    return "".join(block["text"] for block in blocks(side[-1]) if block["type"] == "text")
+    return message_text(side[-1])
 
 
 def most_judging_cost(

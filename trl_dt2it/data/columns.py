@@ -34,19 +34,16 @@ _SLICE = 20  # rows turned into Python objects at a time
 _MESSAGES = ("prompt", "chosen", "rejected")  # strings in some sets, which cannot be joined with messages
 
 
-def arrow_rows(table: pa.Table, json_columns: Features) -> Iterator[dict[str, Any]]:
-    """Yield the rows of an Arrow table, images as bytes and paths, and parse those of [`find_json_columns`]."""
-    coded = Features({name: feature for name, feature in json_columns.items() if name in table.column_names})
+def arrow_rows(table: pa.Table) -> Iterator[dict[str, Any]]:
+    """Yield the rows of an Arrow table, images as bytes and paths, and JSON parsed."""
+    # Without the metadata, in which an image may have a type that decodes.
+    features = Features.from_arrow_schema(table.schema.remove_metadata())
+    coded = Features({name: feature for name, feature in features.items() if holds(feature, Json)})
     for start in range(0, len(table), _SLICE):
         for row in table.slice(start, _SLICE).to_pylist():
             if coded:
                 row.update(coded.decode_example({name: row[name] for name in coded}))
             yield row
-
-
-def find_json_columns(features: Features) -> Features:
-    """Select the columns that Arrow stores as JSON text, in whole or in part."""
-    return Features({name: feature for name, feature in features.items() if holds(feature, Json)})
 
 
 def holds(feature: Any, kind: type) -> bool:
@@ -76,35 +73,16 @@ def uncached() -> dict[str, Any]:
     return {"load_from_cache_file": False, "new_fingerprint": generate_random_fingerprint()}
 
 
-def map_tables(
-    dataset: Dataset,
-    function: Callable[..., pa.Table],
-    features: Features,
-    *,
-    num_proc: int | None,
-    desc: str,
-    with_indices: bool = False,
-    **kwargs: Any,
-) -> pa.Table:
-    """Collect the results of `function`, uncached: a table with the columns `features` and a row for every row. It
-    takes an Arrow table (and the indices of its rows), `json_columns` for [`arrow_rows`] and `kwargs`.
+def map_tables(dataset: Dataset, function: Callable[..., pa.Table], features: Features, **options: Any) -> pa.Table:
+    """Collect the results of a function of Arrow tables, uncached: a table with the columns `features` and a row for
+    every row; `options` are of `Dataset.map`.
     """
-    return look_at_rows(
-        dataset.with_format("arrow"),
-        function,
-        features,
-        with_indices=with_indices,
-        batched=True,
-        batch_size=rows_at_once(dataset),
-        writer_batch_size=10_000,
-        fn_kwargs={**kwargs, "json_columns": find_json_columns(dataset.features)},
-        num_proc=num_proc,
-        desc=desc,
-    )
+    options |= {"batched": True, "batch_size": rows_at_once(dataset), "writer_batch_size": 10_000}
+    return look_at_rows(dataset.with_format("arrow"), function, features, **options)
 
 
 def look_at_rows(dataset: Dataset, function: Callable[..., Any], features: Features, **options: Any) -> pa.Table:
-    """Collect as [`map_tables`] does, but row by row, through a transform of the user's; `options` are of `map`."""
+    """Collect as [`map_tables`] does, but row by row, through a transform of the user's."""
     if len(dataset) == 0:
         return features.arrow_schema.empty_table()
     options |= {"remove_columns": dataset.column_names, "features": features, "keep_in_memory": True, **uncached()}

@@ -30,6 +30,7 @@ from .rows import (
     encoded_content,
     image_identity,
     media_identity,
+    message_text,
     row_images,
     to_json,
     without_empty,
@@ -180,7 +181,8 @@ def pair_contents(
     rows = leave_images_encoded(dataset.with_format(None))
     rows = rows.select_columns([name for name in (*_CONTENT, "pair_id", FLIPPED) if name in rows.column_names])
     options = ImageOptions(image_root=None if image_root is None else os.fspath(image_root))
-    table = map_tables(rows, _contents, _CONTENT_FEATURES, num_proc=num_proc, desc="Hashing pairs", options=options)
+    kwargs = {"num_proc": num_proc, "desc": "Hashing pairs", "fn_kwargs": {"options": options}}
+    table = map_tables(rows, _contents, _CONTENT_FEATURES, **kwargs)
     return pa.table({"pair_id": names, **{name: table[name].combine_chunks() for name in CONTENT_COLUMNS}})
 
 
@@ -190,12 +192,12 @@ def source_fingerprint(names: pa.Array) -> str:
     return digest(str(len(names)), ("\0".join(part) + "\0" for part in slices))[:16]
 
 
-def _content_ids(table: pa.Table, json_columns: Features) -> pa.Table:
-    return pa.table({"pair_id": [content_id(row) for row in arrow_rows(table, json_columns)]})
+def _content_ids(table: pa.Table) -> pa.Table:
+    return pa.table({"pair_id": [content_id(row) for row in arrow_rows(table)]})
 
 
-def _contents(table: pa.Table, json_columns: Features, options: ImageOptions) -> pa.Table:
-    hashes = zip(*(_content(row, options) for row in arrow_rows(table, json_columns)), strict=True)
+def _contents(table: pa.Table, options: ImageOptions) -> pa.Table:
+    hashes = zip(*(_content(row, options) for row in arrow_rows(table)), strict=True)
     return pa.table(list(map(list, hashes)), schema=_CONTENT_FEATURES.arrow_schema)
 
 
@@ -319,7 +321,7 @@ def t2i_identity(row: Mapping[str, Any]) -> T2IIdentity | None:
     turns = [message for message in prompt if message.get("role") != "system"]
     if len(turns) != 1 or turns[0].get("role") != "user":
         return None
-    better, worse = ("".join(block.get("text") or "" for block in blocks(answer[0])) for answer in answers)
+    better, worse = (message_text(answer[0]) for answer in answers)
     caption, first = row.get("t2i_caption"), row.get("t2i_first")
     is_marked = isinstance(caption, str) and isinstance(first, str)
     if is_marked and first in (better, worse) and better != worse:

@@ -157,14 +157,14 @@ def _read_benchmarks(
     return names, dict(by_question), hash_table, np.array(owners, dtype=np.int64)
 
 
-def _search_table(table: pa.Table, search: Search, json_columns: Features) -> pa.Table:
+def _search_table(table: pa.Table, search: Search) -> pa.Table:
     names = set(table.column_names)
     texts = [name for name in _TEXTS if name in names]
     if "chosen" in names and ("prompt" not in names or table["prompt"].null_count):
         texts.append("chosen")
     image_table = table.select([name for name in _IMAGES if name in names])
     found = []
-    for index, row in enumerate(arrow_rows(table.select(texts), json_columns)):
+    for index, row in enumerate(arrow_rows(table.select(texts))):
         candidates, match, distance, is_unreadable = list[int](), _NO_MATCH, -1, False
         if _is_known(row, search.ids):
             match = _MATCH_BY_ID
@@ -265,9 +265,8 @@ def decontaminate(
     ids = {source: set(map(str, given)) for source, given in (source_ids or {}).items()}
     benchmarks = _read_benchmarks(named, match, image_options)
     search = Search(match, max_distance, ids, image_options, *benchmarks)
-    results = map_tables(
-        train, _search_table, _RESULT, num_proc=num_proc, desc="Looking for benchmark rows", search=search
-    )
+    kwargs = {"num_proc": num_proc, "desc": "Looking for benchmark rows", "fn_kwargs": {"search": search}}
+    results = map_tables(train, _search_table, _RESULT, **kwargs)
 
     matches, bits = results["match"].to_numpy(), results["distance"].to_numpy()
     rows = np.flatnonzero(matches != _NO_MATCH)

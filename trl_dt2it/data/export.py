@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Iterator, Mapping
 from io import BytesIO
@@ -28,8 +27,8 @@ from .images import (
     with_image_root,
 )
 from .messages import MESSAGES, with_image_blocks
-from .mixing import TEXTS, with_columns
-from .rows import SIDES, RowError, blocks, check_row, encoded_content, named_errors, row_images, row_name, row_videos
+from .mixing import TEXTS, beside
+from .rows import SIDES, RowError, check_row, encoded_content, message_text, named_errors, row_images, row_name
 from .validation import ROW_GROUP
 
 
@@ -253,12 +252,7 @@ def to_dpo(
         desc="Converting pairs",
         **uncached(),
     )
-    if kept:
-        columns = {name: result.data.column(name).combine_chunks() for name in features}
-        result = with_columns(dataset.select_columns(kept), columns)
-    result = copy.deepcopy(result.select_columns(list(final)))
-    result.info.features = Features(final)  # the storage is the same
-    return result
+    return beside(dataset.select_columns(kept), result, Features(final))
 
 
 def _can_stay(dataset: Dataset, options: ImageOptions) -> bool:
@@ -276,7 +270,7 @@ def _converted(
         images = row_images(row)
         for image in images:
             check_image(image, options)
-        if row_videos(row):
+        if row.get("videos"):
             raise RowError("video_type", "there is a video, which TRL's DPO trainer cannot read; drop the row.")
         texts: dict[str, Any] = {name: row.get(name) for name in TEXTS}
         if texts["prompt"] is None:
@@ -288,7 +282,7 @@ def _converted(
         if not isinstance(texts["chosen"], str):
             texts = {name: with_image_blocks(texts[name], len(images) if name == "prompt" else 0) for name in TEXTS}
             for message in () if as_blocks else (message for name in TEXTS for message in texts[name]):
-                message["content"] = "".join(block["text"] for block in blocks(message))
+                message["content"] = message_text(message)
         if "images" in columns:
             texts["images"] = [_fetched(placed_image(image, options), options) for image in images]
     return {name: texts[name] for name in columns}

@@ -59,8 +59,6 @@ _HEAD = 1 << 20  # bytes at the beginning of a file that tell its kind
 _BATCH = 100  # rows of a stream at a time; each may hold images of some megabytes
 _FIRST_ROWS = 1000  # of a stream, which tell its columns
 
-_T2I_COLUMNS = Columns("caption", "chosen_image", "rejected_image", "strength")
-
 # Columns that mean the same in any source that has them.
 _SHARED = ("strength", "margin", "weight", *PROVENANCE)
 
@@ -71,8 +69,6 @@ _TAKEN = {
 }
 
 _PLAIN = ("string", "int64", "int32", "int16", "int8", "float64", "float32", "bool", "uint8", "uint16", "uint32")
-
-_SAID: set[str] = set()  # columns that a warning has named
 
 
 def read_raw(
@@ -318,11 +314,6 @@ class Conversion:
         weight = {"weight": Value("float64")} if source.has_weights else {}
         return Features({**columns, **weight, **NOTES, **self.kept_features})
 
-    @property
-    def caching(self) -> dict[str, Any]:
-        """Arguments of `Dataset.map`, uncached where files decide: links under `image_root`, or frames of a video."""
-        return {} if self.image_root is None and not self.source.has_videos else uncached()
-
     def convert(self, raw: Mapping[str, Any], index: int) -> Iterator[dict[str, Any]]:
         """Yield the canonical rows of a raw row."""
         made, nothing = list(self._pairs(raw)), dict.fromkeys(self.features)
@@ -362,10 +353,9 @@ class Conversion:
             if all(other == value for other in others):
                 values[new] = fit_json(value, self.kept_features[new], name)
         if not self.knows_all:
-            known = {*self.reads, *self.shared, *self.kept, *_SAID}
+            known = {*self.reads, *self.shared, *self.kept}
             for name in (name for name in rows[0] if name not in known and is_given(rows[0][name])):
-                _SAID.add(name)
-                logger.warning(
+                logger.warning_once(
                     f"The column `{name}` is in none of the first {_FIRST_ROWS} rows of the stream and is not kept; "
                     "load the set without `streaming` to keep it."
                 )
@@ -382,7 +372,7 @@ class Conversion:
         }
         if self.source.is_t2i:
             # Here, where a bad pair is listed, and not only when it is reformulated.
-            if (error := find_bad_pair(pair, _T2I_COLUMNS, ImageOptions())) is not None:
+            if (error := find_bad_pair(pair, Columns(), ImageOptions())) is not None:
                 raise error
             return pair | {side: self._placed(pair[side], folder) for side in ("chosen_image", "rejected_image")}
         pair["images"] = [self._placed(image, folder) for image in pair["images"]]
@@ -610,7 +600,9 @@ def map_pairs(
         return {name: [pair[name] for pair in pairs] for name in features}
 
     sizes = dict.fromkeys(("batch_size", "writer_batch_size"), rows_at_once(raw))
-    options = {**sizes, "desc": f"Reading {conversion.name}", **conversion.caching, **options}
+    # Files decide too: links under `image_root`, or the frames of a video.
+    caching = {} if conversion.image_root is None and not conversion.source.has_videos else uncached()
+    options = {**sizes, "desc": f"Reading {conversion.name}", **caching, **options}
     # The version is part of what `datasets` finds a cached result by; the code of adapters is not.
     options |= {"features": features, "remove_columns": raw.column_names, "fn_kwargs": {"version": __version__}}
     return raw.map(convert_batch, batched=True, with_indices=True, **options)

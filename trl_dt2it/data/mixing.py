@@ -17,7 +17,6 @@ from ..utils import digest
 from .columns import (
     arrow_rows,
     column_of,
-    find_json_columns,
     group_codes,
     has_transform,
     is_checked,
@@ -98,6 +97,15 @@ def with_columns(dataset: Dataset, columns: Mapping[str, Any]) -> Dataset:
         base = Dataset(base.data, info=base.info.copy(), split=base.split, fingerprint=f"{base._fingerprint}-all")
     added = concatenate_datasets([base, new], axis=1).select_columns(order)
     return added if selected is None else added.select(selected)
+
+
+def beside(kept: Dataset, made: Dataset, features: Features) -> Dataset:
+    """Put columns made of the rows of a data set beside those kept, as `features`, whose storage is the same."""
+    if kept.column_names:
+        made = with_columns(kept, {name: made.data.column(name).combine_chunks() for name in made.column_names})
+    made = copy.deepcopy(made.select_columns(list(features)))
+    made.info.features = features
+    return made
 
 
 def mix(
@@ -260,11 +268,10 @@ def with_canonical_columns(dataset: Dataset, *, image_root: str | os.PathLike | 
         return dataset
     if len(dataset) == 0:
         return Dataset.from_dict({name: [] for name in final}, features=final)
-    json_columns = find_json_columns(encoded.features)
 
     def convert(table: pa.Table, indices: list[int]) -> pa.Table:
         rows = []
-        for row, index in zip(arrow_rows(table, json_columns), indices, strict=True):
+        for row, index in zip(arrow_rows(table), indices, strict=True):
             with named_errors(row, index):
                 rows.append(_converted(row, changed, options, was_checked))
         return pa.Table.from_pylist(rows, schema=Features(changed).arrow_schema)
@@ -279,12 +286,8 @@ def with_canonical_columns(dataset: Dataset, *, image_root: str | os.PathLike | 
         desc="Making rows canonical",
         **uncached(),
     )
-    if kept := [name for name in encoded.column_names if name in features and name not in changed]:
-        columns = {name: made.data.column(name).combine_chunks() for name in changed}
-        made = with_columns(encoded.select_columns(kept), columns)
-    made = copy.deepcopy(made.with_format(None).select_columns(list(final)))
-    made.info.features = final  # the storage is the same
-    return made
+    kept = [name for name in encoded.column_names if name in features and name not in changed]
+    return beside(encoded.select_columns(kept), made.with_format(None), final)
 
 
 def _canonical_features(features: Features) -> dict[str, Any]:

@@ -199,7 +199,12 @@ def blocks(message: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     content = message.get("content")
     if content is None:
         return []
-    return [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
+    return [text_block(content)] if isinstance(content, str) else list(content)
+
+
+def message_text(message: Mapping[str, Any]) -> str:
+    """Join the text blocks of a message."""
+    return "".join(block.get("text") or "" for block in blocks(message))
 
 
 def check_row(row: Mapping[str, Any], *, special_tokens: re.Pattern | None = None) -> None:
@@ -341,8 +346,7 @@ def check_answer(side: str, messages: Any, *, prompt_is_explicit: bool) -> None:
     answer = messages[-1]
     if answer["role"] != "assistant":
         raise RowError("not_conversational", f"`{side}` ends with a {answer['role']} message; end it with the answer.")
-    text = "".join(block["text"] for block in blocks(answer) if block["type"] == "text")
-    if _BLANK.fullmatch(text) and not answer.get("tool_calls"):
+    if _BLANK.fullmatch(message_text(answer)) and not answer.get("tool_calls"):
         raise RowError("empty_answer", f"`{side}` is empty; drop the row.")
 
 
@@ -351,7 +355,7 @@ def _stripped(answer: Any) -> Any:
     if isinstance(answer, str):
         return answer.strip()
     *others, last = answer
-    return [*others, {**last, "content": "".join(block["text"] for block in blocks(last)).strip()}]
+    return [*others, {**last, "content": message_text(last).strip()}]
 
 
 def _check_placeholders(field: str, messages: Any, kind: str, given: int) -> None:
@@ -380,23 +384,25 @@ def check_special_tokens(row: Mapping[str, Any], pattern: re.Pattern) -> None:
                 if match := pattern.search(text):
                     token = match.group()
                     where = f"`{field}`" if is_text else f"`{field}` message {index}"
-                    advice = "remove or spell it differently"
-                    if token == "<image>":
-                        advice = 'put an {"type": "image"} block in its place'
+                    instead = 'put an {"type": "image"} block in its place'
+                    advice = instead if token == "<image>" else "remove or spell it differently"
                     raise RowError("special_token", f"{where} contains the special token {token!r}; {advice}.")
 
 
 def check_numbers(row: Mapping[str, Any]) -> None:
     """Refuse a strength, weight or margin in which the loss cannot be computed."""
-    checks: tuple[tuple[str, Reason], ...] = (("strength", "bad_strength"), ("weight", "bad_weight"))
-    for field, reason in checks:
-        value = row.get(field)
-        if value is not None and not (is_finite(value) and value >= 0):
-            message = f"`{field}` is {value!r:.40}; give a finite number that is not negative, or None if unknown."
-            raise RowError(reason, message)
+    check_amount("strength", row.get("strength"), "bad_strength")
+    check_amount("weight", row.get("weight"), "bad_weight")
     if "margin" in row and not is_finite(row["margin"]):
         message = f"`margin` is {row['margin']!r:.40}; give a finite number, 0.0 for none, or drop the column."
         raise RowError("bad_margin", message)
+
+
+def check_amount(field: str, value: Any, reason: Reason, largest: float = _LARGEST) -> None:
+    """Refuse a number that is negative or larger than `largest`; `None` stands for an unknown number."""
+    if value is not None and not (is_finite(value, largest) and value >= 0):
+        message = f"`{field}` is {value!r:.40}; give a finite number that is not negative, or None if unknown."
+        raise RowError(reason, message)
 
 
 def is_finite(value: Any, largest: float = _LARGEST) -> bool:

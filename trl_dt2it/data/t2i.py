@@ -24,11 +24,11 @@ from .images import ImageOptions, as_image, placed_image, with_image_root
 from .messages import PROVENANCE, REFORMULATED_FEATURES
 from .rows import (
     RowError,
+    check_amount,
     check_unicode,
     content_group,
     encoded_content,
     image_identity,
-    is_finite,
     named_errors,
     summarize,
     text_message,
@@ -215,10 +215,10 @@ _BATCH_SIZE = 100  # rows of a stream at a time: two photographs each, held thre
 class Columns(NamedTuple):
     """Names of the columns that hold the pairs of a set."""
 
-    caption: str
-    chosen_image: str
-    rejected_image: str
-    strength: str | None
+    caption: str = "caption"
+    chosen_image: str = "chosen_image"
+    rejected_image: str = "rejected_image"
+    strength: str | None = "strength"
 
 
 @dataclass(frozen=True)
@@ -383,11 +383,9 @@ def find_bad_pair(row: Mapping[str, Any], columns: Columns, options: ImageOption
         if chosen == rejected:
             message = f"`{names[0]}` and `{names[1]}` are one image; drop the row, there is nothing to prefer."
             raise RowError("equal_images", message)
-        strength = None if columns.strength is None else row.get(columns.strength)
-        # Of any size that a float may have: `check_row` knows what is too large to train with.
-        if strength is not None and not (is_finite(strength, sys.float_info.max) and strength >= 0):
-            message = f"`{columns.strength}` is {strength!r:.40}; give a finite number that is not negative, or None"
-            raise RowError("bad_strength", f"{message} if unknown.")
+        if (strength := columns.strength) is not None:
+            # Of any size that a float may have: `check_row` knows what is too large to train with.
+            check_amount(strength, row.get(strength), "bad_strength", sys.float_info.max)
     except RowError as error:
         return error
     return None

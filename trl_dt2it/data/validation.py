@@ -294,11 +294,9 @@ class RowChecks:
         return None
 
 
-def _check_table(
-    table: pa.Table, indices: list[int], checks: RowChecks, num_checked: int, json_columns: Features
-) -> pa.Table:
+def _check_table(table: pa.Table, indices: list[int], checks: RowChecks, num_checked: int) -> pa.Table:
     results = []
-    for row, index in zip(arrow_rows(table, json_columns), indices, strict=True):
+    for row, index in zip(arrow_rows(table), indices, strict=True):
         error = None if index < num_checked else checks.fault(row)
         digest: tuple[Any, ...] = (0, 0, False, False)
         if error is None and checks.duplicates:
@@ -502,11 +500,11 @@ def _divide(
     dataset: Dataset, checks: RowChecks, num_proc: int | None, num_checked: int = 0
 ) -> tuple[Dataset, Dataset]:
     """Divide a data set into good rows and quarantine; the first `num_checked` rows are known to be good."""
-    kwargs: dict[str, Any] = {"with_indices": True, "checks": checks, "num_checked": num_checked}
+    kwargs = {"with_indices": True, "fn_kwargs": {"checks": checks, "num_checked": num_checked}}
     results = map_tables(dataset, _check_table, _RESULT, num_proc=num_proc, desc="Checking rows", **kwargs)
     is_bad = pc.not_equal(results["reason"], "").to_numpy()
-    rows = np.flatnonzero(is_bad)
-    reasons, messages = (results[name].take(pa.array(rows)).to_pylist() for name in ("reason", "message"))
+    faults = results.select(["reason", "message"]).filter(pa.array(is_bad)).to_pylist()
+    errors = {row: RowError(**fault) for row, fault in zip(np.flatnonzero(is_bad), faults, strict=True)}
     if checks.duplicates:
         high, low, is_swapped, is_mirror = (results[name].to_numpy() for name in _DIGEST)
         del results  # the largest thing in memory, if the set is large
@@ -514,14 +512,11 @@ def _divide(
         others = dataset.select(repeats.others)
         ids = column_of(others, "pair_id").to_pylist() if "pair_id" in others.column_names else [None] * len(others)
         names = map(row_name, ({"pair_id": pair_id} for pair_id in ids), repeats.others)
-        errors = [duplicate_error(*pair) for pair in zip(names, repeats.is_contradiction, strict=True)]
-        reasons += [error.reason for error in errors]
-        messages += map(str, errors)
-        rows = np.concatenate([rows, repeats.rows])
+        errors |= zip(repeats.rows, map(duplicate_error, names, repeats.is_contradiction), strict=True)
         is_bad[repeats.rows] = True
-    order = np.argsort(rows)
-    notes = {"reason": [reasons[index] for index in order], "message": [messages[index] for index in order]}
-    quarantine = quarantined_rows(dataset, rows[order], notes)
+    rows = np.flatnonzero(is_bad)
+    notes = {"reason": [errors[row].reason for row in rows], "message": [str(errors[row]) for row in rows]}
+    quarantine = quarantined_rows(dataset, rows, notes)
     return mark_checked(dataset.select(np.flatnonzero(~is_bad)) if len(rows) else dataset), quarantine
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from ..data.columns import arrow_rows, column_of, find_json_columns, group_codes, group_rows
-from ..data.rows import SIDES, blocks, row_name
+from ..data.columns import arrow_rows, column_of, group_codes, group_rows
+from ..data.rows import SIDES, message_text, row_name
 
 
 HEDGE_WORDS = frozenset(
@@ -248,9 +248,8 @@ def read_pair_style(dataset: Dataset, features: Sequence[str] | None = None) -> 
     difference = np.empty((len(dataset), len(names)))
     total, squares, done = np.zeros(len(names)), np.zeros(len(names)), 0
     texts = dataset.with_format(None).select_columns([x for x in ("prompt", *SIDES) if x in dataset.column_names])
-    json_columns = find_json_columns(texts.features)
     for batch in texts.with_format("arrow").iter(_BATCH):
-        rows = list(arrow_rows(batch, json_columns))
+        rows = list(arrow_rows(batch))
         answers = [_answer(row, side, done + index) for side in SIDES for index, row in enumerate(rows)]
         style = style_features(*zip(*answers, strict=True))[:, columns]
         chosen, rejected = style[: len(rows)], style[len(rows) :]
@@ -298,8 +297,4 @@ def _answer(row: Mapping[str, Any], side: str, index: int) -> tuple[str, str]:
         raise ValueError(f"{row_name(row, index)}: `{side}` is missing; `trl_dt2it.data.validate` quarantines it.")
     earlier = prompt if isinstance(prompt, list) else messages[:-1]
     question = next((message for message in reversed(earlier) if message["role"] == "user"), None)
-    return _text(messages[-1]), "" if question is None else _text(question)
-
-
-def _text(message: Mapping[str, Any]) -> str:
-    return "".join(block.get("text") or "" for block in blocks(message))
+    return message_text(messages[-1]), "" if question is None else message_text(question)

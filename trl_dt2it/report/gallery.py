@@ -17,7 +17,7 @@ from datasets import Dataset
 from PIL import Image
 
 from ..curation.ledger import CurationLedger
-from ..data.columns import arrow_rows, column_of, find_json_columns, leave_images_encoded
+from ..data.columns import arrow_rows, column_of, leave_images_encoded
 from ..data.export import check_publishable
 from ..data.images import ImageOptions, load_image
 from ..data.rows import SIDES, RowError, blocks, row_images, row_videos
@@ -124,12 +124,11 @@ def gallery_items(
     histories = _histories(ledger, names)
     since = flow.since()
     encoded = leave_images_encoded(pool).with_format(None)
-    coded = find_json_columns(encoded.features)
     images: dict[str, str] = {}
     pairs = []
     for index, name in zip(shown.tolist(), names.to_pylist(), strict=True):
         table = encoded.select([rows[index].as_py()]).with_format("arrow")[:]
-        row = next(iter(arrow_rows(table, coded)))
+        row = next(iter(arrow_rows(table)))
         history = histories.get(name, [])
         pairs.append(
             {

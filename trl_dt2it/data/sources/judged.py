@@ -179,8 +179,9 @@ def r1_reward_rl(row: Row) -> Pairs:
     text = "\n".join(part["text"] for part in parts if isinstance(part.get("text"), str))
     if (comparison := parse_headed_comparison(text)) is None:
         raise RowError("unparsed_verdict", "a question and two answers cannot be read from `message`.")
-    images = [_last_part(part.get("image")) for part in parts if part.get("type") == "image"]
-    if not images or None in images:
+    paths = [part.get("image") for part in parts if part.get("type") == "image"]
+    images = [re.split(r"[/\\]", path)[-1] if isinstance(path, str) else "" for path in paths]
+    if not images or "" in images:
         raise RowError("image_missing", "`message` has no path in its image block, or no such block; drop the row.")
     question, *answers = comparison
     question = row["question"] if isinstance(row.get("question"), str) else question
@@ -194,10 +195,6 @@ R1_REWARD_RL = Source(
     reads=("message", "question", "answer", "id"),
     note="Images are not shipped: give the one folder with those of the sets behind this one as `image_root`.",
 )
-
-
-def _last_part(path: Any) -> str | None:
-    return path.replace("\\", "/").rsplit("/", 1)[-1] or None if isinstance(path, str) else None
 
 
 ASPECTS = ("Helpfulness", "Ethical Considerations", "Visual Faithfulness")

@@ -366,13 +366,10 @@ def _two_captions(row: Row) -> RowError:
 
 
 def _pairings(ordered: list[Any], pairs: str) -> Iterable[tuple[Any, Any]]:
-    if pairs == "all":
-        return combinations(ordered, 2)
-    if pairs == "adjacent":
-        return pairwise(ordered)
-    if pairs == "extremes":
-        return [(ordered[0], ordered[-1])] if len(ordered) > 1 else []
-    raise ValueError(f'`pairs` is {pairs!r}; choose "all", "extremes" or "adjacent".')
+    if pairs not in ("all", "extremes", "adjacent"):
+        raise ValueError(f'`pairs` is {pairs!r}; choose "all", "extremes" or "adjacent".')
+    ordered = [ordered[0], ordered[-1]] if pairs == "extremes" and len(ordered) > 1 else ordered
+    return combinations(ordered, 2) if pairs == "all" else pairwise(ordered)
 
 
 def _numbers(value: Any, length: int | None = None) -> list[float]:

@@ -18,6 +18,7 @@ from ..rows import (
     check_numbers,
     check_row,
     content_group,
+    message_text,
     row_images,
     row_videos,
 )
@@ -92,15 +93,12 @@ def _with_messages(row: Row, videos: list[list[Any]]) -> Row:
     for side in SIDES:
         if row.get(side) is None:
             raise RowError("missing_column", f"`{side}` is missing or None; a preference row needs both answers.")
-        if not isinstance(row[side], (list, tuple)):
-            problem = f"`{side}` is of type {type(row[side]).__name__}; give both answers as strings or as messages."
-            raise RowError("not_conversational", problem)
         check_messages(side, row[side])
     for side in SIDES:
         check_answer(side, row[side], prompt_is_explicit=True)
     if any(row[side][0]["role"] != "assistant" for side in SIDES):
         asked, *_ = _split(row["chosen"], row["rejected"])
-        texts = ["".join(block["text"] for block in blocks(m) if block["type"] == "text").strip() for m in asked]
+        texts = [message_text(message).strip() for message in asked]
         if row["prompt"].strip() not in texts:
             problem = "`prompt` is not among the messages that both answers begin with; keep one of the two."
             raise RowError("not_conversational", problem)
