@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import numpy as np
+import pandas as pd
 from datasets import Dataset
 from scipy.stats import norm, t
 
@@ -136,10 +137,7 @@ def wilson(share: float, count: float, confidence: float = 0.95, freedom: float 
 
 
 def clustered_interval(value: float, influence: np.ndarray, group: np.ndarray) -> tuple[float, float]:
-    """95 % interval of an estimate that is no share, such as a correlation, with groups as the independent units.
-
-    Shapes: `influence` `(N,)`, `group` `(N,)`.
-    """
+    """95 % interval of an estimate that is no share, given its `influence` `(N,)`; each `group` `(N,)` is one unit."""
     sums = group_sums(influence, group)
     freedom = max(len(sums) - 1, 1)
     half = _quantile(freedom) * float(np.sqrt((sums**2).sum() * len(sums) / freedom))
@@ -227,10 +225,7 @@ def _pool(parts: Sequence[_Evidence], correlation: np.ndarray) -> _Evidence:
 
 def _correlation(values: np.ndarray) -> np.ndarray:
     """Correlations of columns, 0 with a column that does not vary."""
-    deviation = values - values.mean(axis=0) if len(values) else np.zeros((1, values.shape[1]))
-    size = np.sqrt((deviation**2).sum(axis=0))
-    scaled = deviation / np.where(size > 0, size, 1.0)
-    correlation = scaled.T @ scaled
+    correlation = pd.DataFrame(values).corr().fillna(0.0).to_numpy(copy=True)
     np.fill_diagonal(correlation, 1.0)
     return correlation
 
