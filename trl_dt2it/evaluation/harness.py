@@ -423,10 +423,8 @@ def training_metrics(dataset: Any, records: Sequence[PairRecord]) -> dict[str, f
     Compute the metrics of a benchmark from the records that the trainer keeps of an evaluation.
 
     Args:
-        dataset (`Dataset`):
-            Evaluation set.
-        records (`Sequence[PairRecord]`):
-            Pairs, with their positions in the set.
+        dataset, records (`Dataset` and `Sequence[PairRecord]`):
+            Evaluation set, and its pairs with their positions in it.
 
     Returns:
         `dict[str, float]`: as in [`compute_metrics`]; empty if the set is not from [`read_benchmark`].
