@@ -24,7 +24,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from errno import ENOLCK, ENOSYS, ENOTSUP, EOPNOTSUPP
 from pathlib import Path
@@ -60,13 +60,9 @@ def on_main_process(function: Callable[[], T]) -> T:
     if PartialState().num_processes == 1:
         return function()
     outcome: list[Any] = [None]
-    failure = None
-    if PartialState().is_main_process:
-        try:
+    with failing_together():
+        if PartialState().is_main_process:
             outcome[0] = function()
-        except Exception as error:
-            failure = error
-    raise_together(failure)
     dist.broadcast_object_list(outcome, group=_patient_group())
     return outcome[0]
 
@@ -83,14 +79,10 @@ def main_process_first() -> Iterator[None]:
     turn = 0 if state.is_main_process else 1 if state.is_local_main_process else 2
     for _ in range(turn):
         raise_together(None)
-    try:
+    with failing_together() if turn < 2 else nullcontext():
         yield
-    except Exception as error:
-        if turn < 2:
-            raise_together(error)
-        raise
-    for _ in range(turn, 2):
-        raise_together(None)
+    if turn == 0:
+        raise_together(None)  # of the processes whose turn is the second
 
 
 def wait_for_everyone() -> None:
@@ -124,6 +116,17 @@ def raise_together(error: Exception | None) -> None:
             error.add_note(f"It was raised on process {rank} of {state.num_processes}.")
     if error is not None:
         raise error
+
+
+@contextmanager
+def failing_together() -> Iterator[None]:
+    """Raise the error of a process's block, once all are at the end of theirs, as [`raise_together`]."""
+    failure = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    raise_together(failure)
 
 
 def portable(error: Exception) -> Exception:

@@ -153,12 +153,14 @@ def find_base_model(name: str, seed: int, *, sets: Mapping[str, Mapping[str, Map
     """Resolve the name of the model that rounds on these sets start from, as [`with_tiny`]."""
     from .curation.rounds.config import BaseModel
     from .curation.rounds.stages import Stage
-    from .demo.digits import texts_of
+    from .demo.digits import two_image_texts
     from .demo.tiny import build_tiny_vlm
 
     if name != TINY:
         return BaseModel(name, seed, str(READER_DIR) if name == READER else None)
-    texts = texts_of(sets)
+    # Questions about two images have words that read-outs have not.
+    is_t2i = any("digits_t2i" in (spec or {}) for sources in sets.values() for spec in sources.values())
+    texts = two_image_texts() if is_t2i else []
 
     def build(folder: Path) -> dict[str, Any]:
         on_main_process(lambda: build_tiny_vlm(folder, seed=seed, extra_texts=texts))

@@ -23,9 +23,7 @@ _UNFINISHED = re.compile(r".*\.(?P<host>[\w-]+)-(?P<pid>\d+)-[0-9a-f]{8}\.part")
 
 
 def digest(*contents: str | bytes | bytearray | memoryview | Iterable[str | bytes], size: int | None = None) -> str:
-    """Hash texts and bytes, or streams of them, one after the other; return hexadecimal digits of SHA-256 or, with
-    `size`, of that many bytes of BLAKE2b.
-    """
+    """Hash texts and bytes, or streams of them, in turn: hex digits of SHA-256, or of `size` bytes of BLAKE2b."""
     state = hashlib.sha256() if size is None else hashlib.blake2b(digest_size=size)
     for content in contents:
         for part in [content] if isinstance(content, (str, bytes, bytearray, memoryview)) else content:
@@ -67,9 +65,7 @@ def parse_shard(text: str | None) -> tuple[int, int]:
 
 @contextmanager
 def whole_file(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a path to write a file or folder to, which replaces `path` once all is on disk, or is removed if writing
-    fails.
-    """
+    """Yield a path for a file or folder, which replaces `path` once all is on disk, or is removed after an error."""
     # Several processes and machines may write a file at a time: each writes to its own path, and the last wins.
     path = Path(path)
     part = _unfinished(path)

@@ -96,7 +96,7 @@ def look_in_shares(dataset: Dataset, look: Callable[..., pa.Table], *, num_proc:
     """
     from accelerate import PartialState  # heavy, and rows are also read where no process has others
 
-    from ..processes import gather, raise_together
+    from ..processes import failing_together, gather
 
     state = PartialState()
     processes, index = state.num_processes, state.process_index
@@ -106,17 +106,14 @@ def look_in_shares(dataset: Dataset, look: Callable[..., pa.Table], *, num_proc:
         num_proc = max(1, num_proc // int(os.environ.get("LOCAL_WORLD_SIZE", processes)))
     share = range(len(dataset) * index // processes, len(dataset) * (index + 1) // processes)
     hides = not state.is_main_process and not datasets.are_progress_bars_disabled()
-    table, failure = None, None
     if hides:
         datasets.disable_progress_bars()
     try:
-        table = look(dataset.select(share), num_proc=num_proc)
-    except Exception as error:  # the others wait for this process
-        failure = error
+        with failing_together():
+            table = look(dataset.select(share), num_proc=num_proc)
     finally:
         if hides:
             datasets.enable_progress_bars()
-    raise_together(failure)
     return pa.concat_tables(gather(table))
 
 

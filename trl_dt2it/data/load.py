@@ -550,7 +550,7 @@ def load_preferences(
     if name not in SOURCES:
         raise ValueError(f"`{name}` is no known preference set or format. Known are {', '.join(sorted(SOURCES))}.")
     known = SOURCES[name]
-    _check_options(name, known, options)
+    check_options(name, known, options)
     root = with_image_root(None, image_root).image_root  # `None`, or a folder that is there
     if on_bad_row not in ("quarantine", "raise"):
         raise ValueError(f'`on_bad_row` is {on_bad_row!r}; it must be "quarantine" or "raise".')
@@ -575,7 +575,8 @@ def load_preferences(
     return rows if known.is_t2i else mark_checked(rows)
 
 
-def _check_options(name: str, source: Source, options: dict[str, Any]) -> None:
+def check_options(name: str, source: Source, options: dict[str, Any]) -> None:
+    """Refuse options that the adapter of a source does not have or take."""
     parameters = list(inspect.signature(source.convert).parameters.values())[1:]
     allowed = sorted(parameter.name for parameter in parameters)
     if unknown := sorted(set(options) - set(allowed)):

@@ -247,12 +247,6 @@ def all_texts() -> list[str]:
     return [*QUESTIONS, *(frame.format(f"{word} {word}") for frame in frames for word in (*WORDS, *"0123456789"))]
 
 
-def texts_of(specs: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
-    """List the texts besides read-outs that a tokenizer of these sets must know."""
-    has_images = any("digits_t2i" in (spec or {}) for sources in specs.values() for spec in sources.values())
-    return two_image_texts() if has_images else []
-
-
 def two_image_texts() -> list[str]:
     """List the wordings of questions about two images."""
     return [text for t in ENGLISH for text in (t.prompt, t.first_is_better, t.second_is_better, *t.labels)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import json
 import os
 from collections import Counter
@@ -19,7 +18,8 @@ from huggingface_hub import snapshot_download
 from transformers.utils import logging
 
 from ..data.columns import column_of, leave_images_encoded
-from ..data.load import Conversion, map_pairs, raw_rows, read_raw, rows_by_group
+from ..data.contents import pair_ids
+from ..data.load import Conversion, check_options, map_pairs, raw_rows, read_raw, rows_by_group
 from ..data.mixing import with_columns
 from ..data.rows import summarize
 from ..data.sources.fields import FOLDER_COLUMN, JSON_COLUMN
@@ -72,10 +72,8 @@ def read_benchmark(
             data set does not keep when it is saved and loaded again.
         image_root (`str` or `os.PathLike`, *optional*):
             Folder that the paths of images start from; that of the files of the rows by default.
-        split (`str`, *optional*, defaults to `"test"`):
-            Split to read.
-        revision (`str`, *optional*):
-            Branch, tag or commit on the Hub.
+        split, revision (`str`, *optional*):
+            Split to read, `"test"` by default, and branch, tag or commit on the Hub.
         videos (`str`, *optional*, defaults to `"auto"`):
             Form of rows about a video. `"images"`: its frames are images of the prompt. `"video"`: a video, in the
             column `videos`. `"skip"`: they are dropped. `"auto"`: images, or dropped if not all frames are there.
@@ -107,9 +105,7 @@ def read_benchmark(
         return with_metrics(rows, name)
     if image_root is not None and not Path(image_root).is_dir():
         raise ValueError(f"`image_root` is {image_root}, but there is no such folder.")
-    allowed = list(inspect.signature(benchmark.source.convert).parameters)[1:]
-    if unknown := sorted(set(options) - set(allowed)):
-        raise ValueError(f"`{name}` has no option `{unknown[0]}`; it takes {', '.join(allowed) or 'none'}.")
+    check_options(name, benchmark.source, options)
     raw, folder = _read_raw_rows(benchmark, rows, split, revision)
     root, below = (Path(image_root), None) if image_root is not None else _find_image_root(raw, folder)
     conversion = Conversion(benchmark.source, name, options, None if root is None else str(root.resolve()), max_frames)
@@ -123,7 +119,9 @@ def read_benchmark(
         orders = {"ab": "chosen_first", "ba": "chosen_second"}
         categories = pa.array([orders[name[-2:]] if ask_both else "" for name in kept["pair_id"]], pa.string())
         kept = with_columns(kept, {"category": categories, "row_index": np.arange(len(kept))})
-    return with_metrics(_with_unique_ids(kept), name)
+    names = pair_ids(kept)  # the second of equal names becomes `name#2`
+    kept = kept if names.equals(column_of(kept, "pair_id")) else with_columns(kept, {"pair_id": names})
+    return with_metrics(kept, name)
 
 
 def eval_datasets(
@@ -287,16 +285,6 @@ def _warn_of_missing_files(rows: Dataset, benchmark: Benchmark) -> None:
         )
 
 
-def _with_unique_ids(rows: Dataset) -> Dataset:
-    """Make ids unique: the second of equal ones becomes `id#2`."""
-    seen: Counter[str] = Counter()
-    unique = []
-    for name in column_of(rows, "pair_id").to_pylist():
-        seen[name] += 1
-        unique.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
-    return rows if len(seen) == len(unique) else with_columns(rows, {"pair_id": unique})
-
-
 @runtime_checkable
 class PairScorer(Protocol):
     """A scorer of pairs, such as `RewardScorer`."""
@@ -435,10 +423,8 @@ def training_metrics(dataset: Any, records: Sequence[PairRecord]) -> dict[str, f
     Compute the metrics of a benchmark from the records that the trainer keeps of an evaluation.
 
     Args:
-        dataset (`Dataset`):
-            Evaluation set.
-        records (`Sequence[PairRecord]`):
-            Pairs, with their positions in the set.
+        dataset, records (`Dataset` and `Sequence[PairRecord]`):
+            Evaluation set, and its pairs with their positions in it.
 
     Returns:
         `dict[str, float]`: as in [`compute_metrics`]; empty if the set is not from [`read_benchmark`].

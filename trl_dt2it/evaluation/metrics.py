@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import numpy as np
+import pandas as pd
 from datasets import Dataset
 from scipy.stats import norm, t
 
@@ -136,10 +137,7 @@ def wilson(share: float, count: float, confidence: float = 0.95, freedom: float 
 
 
 def clustered_interval(value: float, influence: np.ndarray, group: np.ndarray) -> tuple[float, float]:
-    """95 % interval of an estimate that is no share, such as a correlation, with groups as the independent units.
-
-    Shapes: `influence` `(N,)`, `group` `(N,)`.
-    """
+    """95 % interval of an estimate that is no share, given its `influence` `(N,)`; each `group` `(N,)` is one unit."""
     sums = group_sums(influence, group)
     freedom = max(len(sums) - 1, 1)
     half = _quantile(freedom) * float(np.sqrt((sums**2).sum() * len(sums) / freedom))
@@ -159,14 +157,15 @@ def bootstrap_intervals(tally: Tally, *, num_resamples: int = 2000, seed: int = 
     # and which vary together; the ends are Wilson's for so many effective pairs, with Student's quantile for so many
     # prompts: percentiles of draws of six prompts that are all right would be 100 % to 100 %. A mean of metrics has
     # the interval of a share of as many trials as its parts together are worth.
-    names, drawn = list(tally.ratios), _draw(tally, num_resamples, seed)
+    drawn = pd.DataFrame(_draw(tally, num_resamples, seed), columns=list(tally.ratios))
     evidence = {
-        name: _evidence(ratio.hits, ratio.total, float(np.nanvar(values)))
-        for (name, ratio), values in zip(tally.ratios.items(), drawn.T, strict=True)
+        name: _evidence(ratio.hits, ratio.total, float(np.nanvar(drawn[name].to_numpy())))
+        for name, ratio in tally.ratios.items()
     }
     for mean, parts in tally.averages.items():
-        values = drawn[:, [names.index(part) for part in parts]]
-        correlation = _correlation(values[np.isfinite(values).all(axis=1)])
+        # 0 with a part that does not vary.
+        correlation = drawn[list(parts)].dropna().corr().fillna(0.0).to_numpy(copy=True)
+        np.fill_diagonal(correlation, 1.0)
         evidence[mean] = _pool([evidence[part] for part in parts], correlation)
     return {name: wilson(one.share, one.count, freedom=one.freedom) for name, one in evidence.items()}
 
@@ -223,16 +222,6 @@ def _pool(parts: Sequence[_Evidence], correlation: np.ndarray) -> _Evidence:
     uncertain = float(sum(one**2 / part.freedom for one, part in zip(variance, parts, strict=True)))
     freedom = float(variance.sum()) ** 2 / uncertain if uncertain > 0 else np.inf
     return _Evidence(mean, len(parts) ** 2 / float(size @ correlation @ size), freedom)
-
-
-def _correlation(values: np.ndarray) -> np.ndarray:
-    """Correlations of columns, 0 with a column that does not vary."""
-    deviation = values - values.mean(axis=0) if len(values) else np.zeros((1, values.shape[1]))
-    size = np.sqrt((deviation**2).sum(axis=0))
-    scaled = deviation / np.where(size > 0, size, 1.0)
-    correlation = scaled.T @ scaled
-    np.fill_diagonal(correlation, 1.0)
-    return correlation
 
 
 def _quantile(freedom: float, confidence: float = 0.95) -> float:

@@ -275,10 +275,8 @@ def show_published(results: Sequence[EvalResult], console: Console | None = None
     Args:
         results (`Sequence[EvalResult]`):
             One result for each benchmark. For the paper's three, the share of all pairs is a column too.
-        console (`rich.console.Console`, *optional*):
-            Console to print on; standard output by default.
-        model (`str`, *optional*, defaults to `"this model"`):
-            Name for the model of the results.
+        console, model (`rich.console.Console` and `str`, *optional*):
+            Console to print on, standard output by default, and name for the model of the results.
     """
     # A column for each metric that somebody published, and one for the share of all pairs.
     columns = {(r.name, m): value for r in results for m, value in r.metrics.items() if published_scores(r.name, m)}
@@ -367,10 +365,8 @@ def write_scores(path: str | os.PathLike, dataset: Dataset, scores: Any) -> None
     Args:
         path (`str` or `os.PathLike`):
             File to write, `.parquet` or `.jsonl`, whole or not at all.
-        dataset (`Dataset`):
-            Rows with `pair_id`.
-        scores (`array` of shape `(n, 2)`):
-            Scores of chosen and rejected.
+        dataset, scores (`Dataset` and `array` of shape `(n, 2)`):
+            Rows with `pair_id`, and their scores of chosen and rejected.
 
     Raises:
         `ValueError`: if the suffix is another, or the lengths differ.

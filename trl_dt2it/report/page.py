@@ -54,24 +54,20 @@ def read_run_folder(directory: Path, pool: Dataset | None = None, loaders: Loade
     files.sort(key=lambda file: file.stat().st_mtime)  # in the order in which they were done
     stages = {str(file.parent.relative_to(directory)): read_json(file) for file in files}
     record, problem = read_record(directory), None
-    if pool is None:
-        pool, problem = _read_pool(record, loaders)
+    if pool is None and record is not None:
+        try:
+            rows = read_sets("pool", record["sets"]["pool"], loaders)
+            pool = with_columns(rows, {"pair_id": pair_ids(rows)})
+        except (ValueError, OSError) as error:
+            problem = f"the pool cannot be read again: {error}"
+    elif pool is None:
+        problem = "the run has no run.json (it is of an older release), and so does not say where its pool is"
     summary = read_json(directory / "summary.json")
     ledger = CurationLedger(directory / "ledger") if has_ledger else None
     tested = [name.removeprefix("test/") for name in stages if name.startswith("test/")]
     names = sorted(tested, key=list(FINAL_NAMES).index)
     rewards = {name: stack_rewards(read_scores(directory / "test" / name)) for name in names}
     return RunFolder(directory, record, summary, stages, ledger, pool, problem, rewards)
-
-
-def _read_pool(record: Mapping[str, Any] | None, loaders: Loaders | None) -> tuple[Dataset | None, str | None]:
-    if record is None:
-        return None, "the run has no run.json (it is of an older release), and so does not say where its pool is"
-    try:
-        rows = read_sets("pool", record["sets"]["pool"], loaders)
-        return with_columns(rows, {"pair_id": pair_ids(rows)}), None
-    except (ValueError, OSError) as error:
-        return None, f"the pool cannot be read again: {error}"
 
 
 def stack_rewards(table: pa.Table) -> np.ndarray:

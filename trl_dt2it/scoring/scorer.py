@@ -230,10 +230,8 @@ class RewardScorer:
         Args:
             dataset (`Dataset`):
                 Preference rows, as [`MultimodalRewardTrainer`] takes them, images and videos included.
-            num_workers (`int`, *optional*):
-                Overrides the scorer's `num_workers`.
-            desc, show_progress (*optional*):
-                Title of the progress bar, and whether to show it.
+            num_workers, desc, show_progress (*optional*):
+                Overrides the scorer's `num_workers`; title of the progress bar, and whether to show it.
 
         Returns:
             `np.ndarray` of shape `(n, 2)`, float32: rewards of chosen and rejected, the same on every process.

@@ -150,20 +150,15 @@ def make_records(
     own = path.with_name(f"{path.name}.{state.process_index}")
     if own.is_file():  # the next record begins a line, also after one that a kill has torn
         os.truncate(own, own.read_bytes().rfind(b"\n") + 1)
-    failure = None
-    with tqdm(total=len(keys), initial=len(known), desc=desc, disable=not state.is_main_process) as bar:
+    hidden = not state.is_main_process
+    with processes.failing_together(), tqdm(total=len(keys), initial=len(known), desc=desc, disable=hidden) as bar:
         for turn, batch in enumerate(missing):
             if turn % state.num_processes == state.process_index:
-                try:
-                    made = list(zip(batch, make(batch), strict=True))
-                except Exception as error:  # the others go on, and keep what they make
-                    failure = error
-                    break
+                made = list(zip(batch, make(batch), strict=True))  # after an error, the others keep what they make
                 lines = [_line({"row": row, "key": keys[row], **one}) for row, one in made if row not in known]
                 with own.open("a", encoding="utf-8") as file:
                     file.writelines(lines)
             bar.update(sum(row not in known for row in batch))
-    processes.raise_together(failure)
     known = _read_records(path, keys)
     records = [known[row] for row in range(len(keys))]
     processes.wait_for_everyone()

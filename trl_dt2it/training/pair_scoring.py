@@ -29,7 +29,7 @@ from transformers.utils import logging
 from ..data.columns import leave_images_encoded
 from ..data.rows import row_name
 from ..models.modeling import STATISTICS
-from ..processes import gather, portable, raise_together
+from ..processes import failing_together, gather, portable, raise_together
 from .batching import count_tokens, pair_size, plan_batches
 from .config import Trainer
 from .losses import pair_rewards
@@ -139,12 +139,8 @@ def _sample(trainer: Trainer) -> tuple[Sequence[Any] | Dataset, Any]:
     if isinstance(dataset, IterableDataset):
         # Rows that training has read: a later one may be bad.
         step = trainer._train_batch_size * args.gradient_accumulation_steps * args.world_size
-        rows, failure = [], None
-        try:
+        with failing_together():
             rows = list(islice(dataset, min(most, trainer.state.global_step * step)))
-        except Exception as error:
-            failure = error
-        raise_together(failure)
         # Parts of a stream that was split over the processes may differ in length.
         return rows[: min(gather(len(rows)))], None
     lengths = None if trainer._lengths is None else np.asarray(trainer._lengths)
@@ -221,14 +217,12 @@ def _count_sizes(loader: _Loader, number: int, collator: Any, cap: int, *, disab
     chunks = _ranges(number, ROWS_COUNTED_TOGETHER)
     mine = chunks[state.process_index :: state.num_processes]
     own: list[list[int]] = []
-    failure: Exception | None = None
-    with tqdm(total=number, desc="Counting tokens", disable=disable, leave=False) as bar:
+    with failing_together(), tqdm(total=number, desc="Counting tokens", disable=disable, leave=False) as bar:
         for counted, failure in loader.load(mine, is_batch=False):
             if failure is not None:
-                break
+                raise failure
             own.append([pair_size(tokens, collator, cap) for tokens in counted])
             bar.update(min(len(counted) * state.num_processes, number - bar.n))
-    raise_together(failure)
     in_turn = zip_longest(*gather(own), fillvalue=[])
     return [size for of_processes in in_turn for sizes in of_processes for size in sizes]
 
