@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Annotated, Any, Literal
 
@@ -62,14 +61,19 @@ _PUNCTUATION = re.compile(r"[\s\[\]{},:;\"'\\\u201c\u201d\u2018\u2019\uff0c\uff1
 _INVISIBLE = re.compile(r"[\s\\`\u200b-\u200f\u2060\ufeff]+")
 
 
-def _score(value: Any) -> float:
-    """Read a number, or a string that spells one; booleans, NaN and all else are refused."""
+def _rubric(info: ValidationInfo) -> Rubric:
+    return (info.context or {}).get("rubric") or DEFAULT_RUBRIC
+
+
+def _score(value: Any, info: ValidationInfo) -> float:
+    """Read a number on the scale, or a string that spells one; booleans, NaN and all else are refused."""
     if isinstance(value, str) and _NUMBER.fullmatch(value):
-        return float(value)
+        value = float(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"a score is {value!r:.40}, which is no number")
-    if not math.isfinite(value) or abs(value) > 1e9:
-        raise ValueError(f"a score is {value!r:.40}, which is off every scale")
+    rubric = _rubric(info)
+    if not rubric.low <= value <= rubric.high:
+        raise ValueError(f"the score {value!r:.40} is not in [{rubric.low}, {rubric.high}]")
     return float(value)
 
 
@@ -77,16 +81,6 @@ Score = Annotated[float, BeforeValidator(_score)]
 
 # The analysis decides nothing, so that any value will do.
 Analysis = Annotated[str, BeforeValidator(lambda value: value if isinstance(value, str) else json.dumps(value))]
-
-
-def _rubric(info: ValidationInfo) -> Rubric:
-    return (info.context or {}).get("rubric") or DEFAULT_RUBRIC
-
-
-def _check_range(scores: Iterable[float], rubric: Rubric) -> None:
-    for score in scores:
-        if not rubric.low <= score <= rubric.high:
-            raise ValueError(f"the score {score:g} is not in [{rubric.low}, {rubric.high}]")
 
 
 class ListwiseVerdict(BaseModel):
@@ -109,7 +103,6 @@ class ListwiseVerdict(BaseModel):
         expected = (info.context or {}).get("num_scores")
         if expected is not None and len(scores) != expected:
             raise ValueError(f"there are {len(scores)} scores for {expected} answers")
-        _check_range(scores, _rubric(info))
         return scores
 
 
@@ -130,11 +123,9 @@ class PointwiseVerdict(BaseModel):
     @field_validator("scores")
     @classmethod
     def _check(cls, scores: dict[str, float], info: ValidationInfo) -> dict[str, float]:
-        rubric = _rubric(info)
-        names = [criterion.name for criterion in rubric.criteria]
+        names = [criterion.name for criterion in _rubric(info).criteria]
         if set(scores) != set(names):
             raise ValueError(f"the scores are of {sorted(scores)!r:.200} instead of {sorted(names)}")
-        _check_range(scores.values(), rubric)
         return {name: scores[name] for name in names}
 
 

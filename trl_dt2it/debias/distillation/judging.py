@@ -47,7 +47,7 @@ def listwise_request(pool: Pool, order: Sequence[int], settings: JudgingSettings
     """All candidates together, in an order."""
     question, texts = pool.question, [pool.candidates[index].text for index in order]
     messages = listwise_messages(question.text, [], texts, rubric=settings.rubric, language=settings.language)
-    messages = _with_images(messages, question.image_blocks)
+    messages = _with_images(messages, question.images)
     return JudgeRequest(messages, ListwiseVerdict, num_scores=len(texts), rubric=settings.rubric)
 
 
@@ -55,7 +55,7 @@ def pointwise_request(pool: Pool, candidate: int, settings: JudgingSettings) -> 
     """One candidate alone, against the reference answer if there is one."""
     question, text, rubric = pool.question, pool.candidates[candidate].text, settings.rubric
     options: dict[str, Any] = {"reference": question.reference, "rubric": rubric, "language": settings.language}
-    messages = _with_images(pointwise_messages(question.text, [], text, **options), question.image_blocks)
+    messages = _with_images(pointwise_messages(question.text, [], text, **options), question.images)
     return JudgeRequest(messages, PointwiseVerdict, rubric=rubric)
 
 

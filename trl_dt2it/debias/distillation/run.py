@@ -24,7 +24,7 @@ from ...utils import screen_table
 from ..reports import DistillReport
 from .candidates import Pool, candidate_messages, generation_messages, read_pools, read_question
 from .judging import Judging, JudgingSettings, listwise_request, pointwise_request
-from .pairs import DISTILLED_FEATURES, agreed_pairs, count_drawn, listwise_scores, pair_row
+from .pairs import DISTILLED_FEATURES, agreed_pairs, count_drawn, fit_listwise, pair_row
 from .position_bias import balanced_orders
 
 
@@ -241,11 +241,11 @@ def distill(
                         report.settle("duplicate_prompt", pool.question.name)
             judging.judge_pools(batch)
             for pool in batch:
-                pool.question.image_blocks.clear()  # the largest part of it, and no longer needed
+                pool.question.images.clear()  # the largest part of it, and no longer needed
             bar.update(stop - start)
     pools = list(by_key.values())
-    listwise, report.position_bias = listwise_scores(pools, rubric)
-    pairs = agreed_pairs(pools, listwise, rubric, min_gap, report)
+    report.position_bias = fit_listwise(pools, rubric)
+    pairs = agreed_pairs(pools, rubric, min_gap, report)
     report.bin_edges = np.linspace(min_gap, scale, num_bins + 1).tolist()
     drawn = count_drawn(pools, pairs, report, **limits, seed=seed)
     report.usage = {"judge": judge.usage().as_dict()}
