@@ -192,15 +192,11 @@ def read_answer(text: str) -> tuple[str, str | None]:
 
 def _markers(text: str) -> Iterator[tuple[int, bool, int, int]]:
     """Find markers of thoughts, unless quoted in a JSON object or between backticks: kind, is start, start, end."""
-    quoted, decoded = [], 0
-    for _, source in _objects(text):
-        start = text.index(source, decoded)
-        decoded = start + len(source)
-        quoted.append(range(start, decoded))
+    quoted = [where for _, where in _objects(text)]
     for match in _MARKER.finditer(text):
         start, end = match.span()
         is_code = text[start - 1 : start] == "`" == text[end : end + 1]
-        if not is_code and not any(start in span for span in quoted):
+        if not is_code and not any(where.start <= start < where.stop for where in quoted):
             name = str(match.lastgroup)
             yield int(name[1:]), name[0] == "o", start, end
 
@@ -224,7 +220,8 @@ def parse_verdict(
     candidates = [one for one in _objects(text) if not keys or any(key in one[0] for key in keys)]
     if len(candidates) > 1:
         raise Unreadable(f"The reply holds {len(candidates)} objects that could be the verdict.")
-    value, source = candidates[0] if candidates else _repaired(text, keys)
+    value, where = candidates[0] if candidates else _repaired(text, keys)
+    source = text[where]
     if keys and re.search(_key_with_value(keys), text.replace(source, " ", 1)):
         raise Unreadable("The reply holds another verdict next to the one that can be read.")
     verdict = _validated(value, schema, context)
@@ -243,15 +240,15 @@ def _validated(value: Any, schema: type[BaseModel], context: dict) -> BaseModel:
         raise Unreadable(f"The verdict is not valid: {where}: {first['msg'].removeprefix('Value error, ')}.") from None
 
 
-def _objects(text: str) -> Iterator[tuple[dict, str]]:
-    """Find the JSON objects of a text that are not inside another, each with its source."""
+def _objects(text: str) -> Iterator[tuple[dict, slice]]:
+    """Find the JSON objects of a text that are not inside another, each with its position."""
     decoder = json.JSONDecoder(object_pairs_hook=_without_duplicates)
     start = _START.search(text)
     while start:
         end = start.end()
         with suppress(ValueError, RecursionError):
             value, end = decoder.raw_decode(text, start.start())
-            yield value, text[start.start() : end]
+            yield value, slice(start.start(), end)
         start = _START.search(text, end)
 
 
@@ -268,7 +265,7 @@ def _key_with_value(keys: Sequence[str]) -> str:
     return rf"""["'\u201c\u2018](?:{names})["'\u201d\u2019]\s*[:\uff1a=]|\b(?:{names})\s*[:\uff1a=]\s*[\[\{{\d"']"""
 
 
-def _repaired(text: str, keys: Sequence[str]) -> tuple[Any, str]:
+def _repaired(text: str, keys: Sequence[str]) -> tuple[Any, slice]:
     """Repair the only object of a text that is nearly JSON."""
     start, end = text.find("{"), text.rfind("}")
     if start < 0 or not keys:
@@ -286,7 +283,7 @@ def _repaired(text: str, keys: Sequence[str]) -> tuple[Any, str]:
     # A repair may add brackets, commas and quotes. If a word or a number is lost or made, it was a guess.
     if not isinstance(value, dict) or _words(json.dumps(value, ensure_ascii=False)) != _words(source):
         raise Unreadable("The reply holds no JSON object that can be read without guessing.")
-    return value, source
+    return value, slice(start, end + 1)
 
 
 def _words(text: str) -> list[str]:
@@ -318,7 +315,7 @@ def read_completion(
         problem = f"The endpoint broke off its reply (`finish_reason` {finish_reason!r})."
         if message is None:
             problem = "The reply of the endpoint is no chat completion."
-        return Failure("retry", problem, may_be_billed=True, most_tries=2)
+        return Failure("retry", problem, most_tries=2)
     parts = _parts(getattr(message, "content", None))
     refusal = getattr(message, "refusal", None) or "".join(text for kind, text in parts if kind == "refusal")
     details = getattr(getattr(completion, "usage", None), "completion_tokens_details", None)
@@ -406,13 +403,8 @@ def _read(
     if request.schema is None:
         return reading("ok", answer)
     try:
-        verdict = parse_verdict(
-            answer,
-            request.schema,
-            num_scores=request.num_scores,
-            rubric=request.rubric,
-            untrusted=fenced_texts(request.messages),
-        )
+        shown: dict[str, Any] = {"num_scores": request.num_scores, "rubric": request.rubric}
+        verdict = parse_verdict(answer, request.schema, **shown, untrusted=fenced_texts(request.messages))
     except Unreadable as error:
         return reading("malformed", text, str(error))
     return reading("ok", answer, verdict=verdict)

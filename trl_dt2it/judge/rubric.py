@@ -33,10 +33,8 @@ class Criterion:
     A criterion of a rubric.
 
     Parameters:
-        name (`str`):
-            Key of its score in a verdict.
-        weight (`float`):
-            Its share of the total, above 0.
+        name, weight (`str` and `float`):
+            Key of its score in a verdict, and its share of the total, above 0.
         description (`Mapping[str, str]`):
             Instruction to the judge, by language: `"en"` at least, and `"zh"` for questions in Chinese.
     """

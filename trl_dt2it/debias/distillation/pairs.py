@@ -6,7 +6,7 @@ import heapq
 import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -49,45 +49,40 @@ class AgreedPair:
         return (self.listwise_gap + self.pointwise_gap) / 2
 
 
-@dataclass
-class JudgedPair:
+@dataclass(frozen=True)
+class JudgedPair(AgreedPair):
     """An agreed pair and its pool."""
 
     pool: Pool
-    agreed: AgreedPair
 
     @property
     def key(self) -> str:
         """A key that is the same for the same prompt, images, generator and texts."""
-        texts = [self.pool.candidates[side].text for side in (self.agreed.better, self.agreed.worse)]
+        texts = [self.pool.candidates[side].text for side in (self.better, self.worse)]
         return digest(json.dumps([self.pool.key, *texts]))[:16]
 
 
 def fit_listwise(pools: Sequence[Pool], rubric: Rubric) -> list[PositionBias]:
     """Fit the listwise scores of each pool's candidates without position bias; return the biases."""
-    # All rounds tell about the judge; the last one that came back holds all candidates.
-    lists: dict[int, list[tuple[int, int, ListScores]]] = defaultdict(list)
+    # All rounds tell about the judge; a pool's longest, which is its last that came back, holds all candidates.
+    rounds: dict[int, list[tuple[int, list[ListScores]]]] = defaultdict(list)
     for index, pool in enumerate(pools):
-        for number, scored in enumerate(pool.rounds):
-            for one_list in scored:
-                lists[len(one_list.order)].append((index, number, one_list))
-    fitted: dict[tuple[int, int], dict[int, float]] = defaultdict(dict)
+        for lists in filter(None, pool.rounds):
+            rounds[len(lists[0].order)].append((index, lists))
     biases = []
-    for length in sorted(lists):
-        units: dict[tuple[int, int, int], int] = {}
+    for length, same_length in sorted(rounds.items()):
         flat = [
-            (value, units.setdefault((index, number, candidate), len(units)), position, index)
-            for index, number, scored in lists[length]
+            (value, number * length + candidate, position, index)
+            for number, (index, lists) in enumerate(same_length)
+            for scored in lists
             for position, (candidate, value) in enumerate(zip(scored.order, scored.scores, strict=True))
         ]
         columns = map(np.array, zip(*flat, strict=True))
         qualities, bias = fit_positions(*columns, num_positions=length, low=rubric.low, high=rubric.high)
-        for (index, number, candidate), unit in units.items():
-            fitted[index, number][candidate] = float(qualities[unit])
+        for (index, _), scores in zip(same_length, qualities.reshape(-1, length).tolist(), strict=True):
+            pools[index].listwise = dict(enumerate(scores))
         if bias is not None:
             biases.append(bias)
-    for index, number in sorted(fitted):
-        pools[index].listwise = fitted[index, number]
     return biases
 
 
@@ -114,8 +109,8 @@ def agreed_pairs(pools: Sequence[Pool], rubric: Rubric, min_gap: float, report: 
         if pool.failure is not None:
             report.settle(pool.failure, pool.question.name)
         for pair in agreed:
-            named = replace(pair, better=both[pair.better], worse=both[pair.worse])
-            pairs.append(JudgedPair(pool, named))
+            better, worse = both[pair.better], both[pair.worse]
+            pairs.append(JudgedPair(better, worse, pair.listwise_gap, pair.pointwise_gap, pool))
     return pairs
 
 
@@ -190,7 +185,7 @@ def count_drawn(
 ) -> list[tuple[JudgedPair, int]]:
     """Draw pairs as [`draw_pairs`] does, and count them and their pools; return each drawn pair with its bin."""
     num_bins = len(report.bin_edges) - 1
-    bins = strength_bins(np.array([pair.agreed.strength for pair in pairs]), report.bin_edges)
+    bins = strength_bins(np.array([pair.strength for pair in pairs]), report.bin_edges)
     generators = np.array([pair.pool.generator for pair in pairs])
     group_ids, keys = [pair.pool.question.group_id for pair in pairs], [pair.key for pair in pairs]
     outcome = draw_pairs(bins, group_ids, generators.tolist(), keys, **options)
@@ -217,11 +212,11 @@ def pair_row(
     effects: Mapping[int, Sequence[float]],
 ) -> dict[str, Any]:
     """All columns of a pair but its images."""
-    pool, agreed, question = pair.pool, pair.agreed, pair.pool.question
+    pool, question = pair.pool, pair.pool.question
     last = next(lists for lists in reversed(pool.rounds) if lists)
     provenance: dict[str, Any] = {**about, "list_length": len(last[0].order), "pairs_of_prompt": vars(pool.agreement)}
     row: dict[str, Any] = {"prompt": question.messages}
-    for side, index in (("chosen", agreed.better), ("rejected", agreed.worse)):
+    for side, index in (("chosen", pair.better), ("rejected", pair.worse)):
         candidate = pool.candidates[index]
         row[side] = [text_message("assistant", candidate.text)]
         row[f"{side}_origin"] = candidate.origin
@@ -233,14 +228,14 @@ def pair_row(
         }
     return {
         **row,
-        "strength": agreed.strength,
+        "strength": pair.strength,
         "pair_id": f"{source}-{pair.key}",
         "group_id": question.group_id,
         "source": source,
         "source_id": question.source_id,
         "generator": pool.generator,
-        "listwise_gap": agreed.listwise_gap,
-        "pointwise_gap": agreed.pointwise_gap,
+        "listwise_gap": pair.listwise_gap,
+        "pointwise_gap": pair.pointwise_gap,
         "strength_bin": strength_bin,
         "provenance": json.dumps(provenance, ensure_ascii=False),
     }

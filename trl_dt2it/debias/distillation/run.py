@@ -181,10 +181,9 @@ def distill(
             needs at least 2; as many as there are candidates show each candidate in every position.
         rubric ([`~trl_dt2it.judge.Rubric`], *optional*):
             Criteria of the judge, and the scale.
-        min_gap (`float`, *optional*, defaults to `1.0`):
-            Smallest gap, in points, by which both scores must tell two candidates apart.
-        min_spread (`float`, *optional*, defaults to `2.0`):
-            Least points from a prompt's worst candidate to its best; below, one more is made. 0 makes none.
+        min_gap, min_spread (`float`, *optional*, default to `1.0` and `2.0`):
+            Smallest gap, in points, by which both scores must tell two candidates apart; and least points from a
+            prompt's worst candidate to its best: below, one more is made. 0 makes none.
         num_bins (`int`, *optional*, defaults to `5`):
             Number of bins of strength, from `min_gap` to the length of the scale.
         pairs_per_prompt, max_pairs (`int`, *optional*, default to `2` and no limit):
