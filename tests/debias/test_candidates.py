@@ -31,7 +31,7 @@ def test_images_keep_their_places():
     (message,) = generation_messages(one)
     kinds = [part["type"] for part in message["content"]]
     assert kinds == ["image_url", "text", "image_url", "text"]
-    assert message["content"][0] == one.image_blocks[0] != message["content"][2] == one.image_blocks[1]
+    assert message["content"][0] == one.images[0] != message["content"][2] == one.images[1]
     assert question_of(question="Which?", images=[RED, BLUE]).text == "Which?"
 
 

@@ -263,7 +263,7 @@ def test_the_example_line_is_read(tmp_path):
     rows = load_dataset("json", data_files=str(tmp_path / "prompts.jsonl"), split="train", cache_dir=str(tmp_path))
     question = read_question(rows[0], 0, source="s", image_options=ImageOptions(image_root=str(tmp_path)))
     (pool,) = read_pools(question, rows[0]["candidates"])
-    assert (question.reference, len(question.image_blocks)) == ("It is 4711.", 1)
+    assert (question.reference, len(question.images)) == ("It is 4711.", 1)
     assert (pool.generator, [one.text for one in pool.candidates]) == ("model-a", ["It is 4711.", "I read 4177."])
 
 

@@ -21,9 +21,9 @@ def drawn_by_bin(bins, found, num_bins):
 
 def test_bins_have_one_width_and_take_what_lies_outside():
     strengths = np.array([0.5, 1.0, 2.99, 3.0, 6.9, 7.0, 9.0, 12.0])
-    assert strength_bins(strengths, num_bins=4, low=1.0, high=9.0).tolist() == [0, 0, 0, 1, 2, 3, 3, 3]
-    assert strength_bins(np.array([1.0, 9.0]), num_bins=1, low=1.0, high=9.0).tolist() == [0, 0]
-    assert strength_bins(np.array([]), num_bins=3, low=1.0, high=9.0).tolist() == []
+    assert strength_bins(strengths, np.linspace(1.0, 9.0, 5)).tolist() == [0, 0, 0, 1, 2, 3, 3, 3]
+    assert strength_bins(np.array([1.0, 9.0]), [1.0, 9.0]).tolist() == [0, 0]
+    assert strength_bins(np.array([]), np.linspace(1.0, 9.0, 4)).tolist() == []
 
 
 def test_no_bin_has_more_than_the_median_bin():

@@ -71,7 +71,8 @@ def test_keys_of_questions_about_pairs():
         source="asked",
         image_options=ImageOptions(),
     )
-    about = {name: value for name, value in asdict(question).items() if name != "image_blocks"}
+    about = {name: value for name, value in asdict(question).items() if name != "images"}
+    about["prompt"] = about.pop("messages")
     check("judged_pairs", {"keys": found, "question": about})
 
 

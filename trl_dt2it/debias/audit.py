@@ -88,9 +88,8 @@ def audit_style(
         return leakage(style.take(rows), **{name: values[rows] for name, values in known.items()}, **options)
 
     overall = measure(np.arange(len(style)))
-    if len(parts) == 1:  # the same pairs once more
-        return StyleReport(overall=overall, sources=dict.fromkeys(parts, overall))
-    return StyleReport(overall=overall, sources={name: measure(rows) for name, rows in parts.items()})
+    # A single source holds the same pairs once more.
+    return StyleReport(overall, {name: overall if len(parts) == 1 else measure(rows) for name, rows in parts.items()})
 
 
 def leakage(

@@ -43,14 +43,12 @@ class JudgeClient:
             Address and settings of the judge.
         store (`str` or `os.PathLike`):
             File of replies, `.jsonl`, created if it is missing.
-        max_concurrency (`int`, *optional*, defaults to `8`):
-            Most calls at a time.
         budget ([`Budget`], *optional*):
             Limits over the life of the store.
+        max_concurrency, max_reasks (`int`, *optional*, default to `8` and `2`):
+            Most calls at a time, and most repetitions of a question whose reply cannot be read.
         max_retries (`int`, *optional*, defaults to `6`):
             Most retries of a call after a busy or failing server, a timeout or a lost connection.
-        max_reasks (`int`, *optional*, defaults to `2`):
-            Most repetitions of a question whose reply cannot be read.
         retry_delay, max_retry_delay (`float`, *optional*, defaults to `1.0` and `60.0`):
             Seconds before the first retry, doubled with each one, and at most. `Retry-After` is honored.
         show_progress (`bool`, *optional*, defaults to `True`):
@@ -317,7 +315,7 @@ class _Run:
         try:
             outcome = await self._send(self._parameters(request, messages, without), request, most)
             if isinstance(outcome, Failure):
-                price = {"tokens": 0, "cost": 0.0, "is_unsettled": outcome.may_be_billed}
+                price = {"tokens": 0, "cost": 0.0, "is_unsettled": outcome.most_tries is not None}
                 if outcome.kind != "refused":
                     self.store.append({"event": "failed", **call, **price, "error": outcome.message})
                     return outcome

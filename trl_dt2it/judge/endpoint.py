@@ -9,7 +9,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal
@@ -60,10 +60,8 @@ class Endpoint:
             Address, such as `"http://localhost:8000/v1"`, and name of the model there.
         api_key_env (`str`, *optional*):
             Name of the environment variable that holds the key, read at every run. Without it, no key is sent.
-        temperature (`float`, *optional*, defaults to `0.0`):
-            Sampling temperature.
-        max_tokens (`int`, *optional*, defaults to `1024`):
-            Most tokens of a reply, thoughts included.
+        temperature, max_tokens (`float` and `int`, *optional*, default to `0.0` and `1024`):
+            Sampling temperature, and most tokens of a reply, thoughts included.
         timeout (`float`, *optional*, defaults to `120.0`):
             Seconds for one call as a whole.
         input_price, output_price (`float`, *optional*, defaults to `0.0`):
@@ -128,10 +126,8 @@ class UsageReport:
     Calls, tokens and cost over the life of a store.
 
     Parameters:
-        calls (`int`):
-            Calls, including failures.
-        cached, by_status (`int` and `Mapping[str, int]`):
-            Replies of this client: those from the store, and all by status.
+        calls, cached, by_status (`int`, `int` and `Mapping[str, int]`):
+            Calls, including failures; and replies of this client: those from the store, and all by status.
         input_tokens, output_tokens (`int`):
             Tokens of prompts with a reply, and of replies.
         cost (`float`):
@@ -172,9 +168,9 @@ class Failure:
     kind: Kind
     message: str  # one sentence, without secrets
     retry_after: float | None = None  # seconds that the endpoint asks to wait
-    may_be_billed: bool = False  # the endpoint may have done the work all the same
     parameter: str | None = None  # that the endpoint does not take
-    most_tries: int | None = None  # of a question with failures like this, where each may have to be paid
+    # of a question with failures like this, where the endpoint may have done the work, and bill it, all the same
+    most_tries: int | None = None
 
 
 def redacted(text: str, secret: str | None) -> str:
@@ -187,17 +183,17 @@ def classify(error: Exception, sent: dict[str, Any], secret: str | None, key_nam
     from openai import APIConnectionError, APIStatusError, APITimeoutError
 
     if isinstance(error, (APITimeoutError, asyncio.TimeoutError)):
-        return Failure("retry", "The endpoint did not reply in time.", may_be_billed=True, most_tries=3)
+        return Failure("retry", "The endpoint did not reply in time.", most_tries=3)
     if isinstance(error, APIConnectionError):
         name = type(error.__cause__ or error).__name__
         problem = f"The connection to the endpoint failed ({name})."
         # Only what failed before anything was sent is free for certain.
         if name in ("ConnectError", "ConnectTimeout", "UnsupportedProtocol"):
             return Failure("retry", problem)
-        return Failure("retry", problem, may_be_billed=True, most_tries=3)
+        return Failure("retry", problem, most_tries=3)
     if not isinstance(error, APIStatusError):
         problem = f"The reply of the endpoint is no chat completion ({type(error).__name__})."
-        return Failure("retry", problem, may_be_billed=True, most_tries=2)
+        return Failure("retry", problem, most_tries=2)
     status, body = error.status_code, error.body if isinstance(error.body, dict) else {}
     words = str(body.get("message") or body.get("detail") or error.message).split()
     said = redacted(" ".join(words)[:_SHOWN], secret)
@@ -261,11 +257,8 @@ def redacted_logs(secret: str | None) -> Iterator[None]:
             record.msg, record.args = redacted(message, secret), ()
         return True
 
-    loggers = list(map(logging.getLogger, _LOGGERS)) if secret is not None else []
-    for logger in loggers:
-        logger.addFilter(redact)
-    try:
+    with ExitStack() as stack:
+        for logger in map(logging.getLogger, _LOGGERS if secret is not None else ()):
+            logger.addFilter(redact)
+            stack.callback(logger.removeFilter, redact)
         yield
-    finally:
-        for logger in loggers:
-            logger.removeFilter(redact)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from PIL import Image
+from PIL import ExifTags, Image
 
 from ..data.images import ImageOptions, check_image, load_image, open_encoded, with_image_root
 from ..data.rows import blocks, text_block
@@ -82,7 +82,6 @@ _WORDINGS = {"en": _ENGLISH, "zh": _CHINESE}
 
 _IMAGE_OPTIONS = ImageOptions()
 _MEDIA_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
-_ORIENTATION_TAG = 0x0112
 _HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 
 # Wide forms count as well, because some tokenizers normalize them to ASCII before they look for special tokens.
@@ -161,10 +160,8 @@ def listwise_messages(
     Ask for a score per answer, with all answers seen at once.
 
     Args:
-        question (`str`):
-            Text of the question.
-        images (`Sequence`):
-            Images of the question, each as in [`~trl_dt2it.data.images.load_image`].
+        question, images (`str` and `Sequence`):
+            Text and images of the question, each image as in [`~trl_dt2it.data.images.load_image`].
         candidates (`Sequence[str]`):
             Answers, in the order in which the judge sees them.
         rubric ([`Rubric`], *optional*):
@@ -285,7 +282,7 @@ def _media_type(content: bytes) -> str | None:
     with Image.open(io.BytesIO(content)) as image:
         if image.format not in _MEDIA_TYPES or getattr(image, "n_frames", 1) > 1:
             return None
-        upright = Image.Image.getexif(image).get(_ORIENTATION_TAG, 1) == 1
+        upright = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1) == 1
         return _MEDIA_TYPES[image.format] if upright else None
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Annotated, Any, Literal
 
@@ -62,14 +61,19 @@ _PUNCTUATION = re.compile(r"[\s\[\]{},:;\"'\\\u201c\u201d\u2018\u2019\uff0c\uff1
 _INVISIBLE = re.compile(r"[\s\\`\u200b-\u200f\u2060\ufeff]+")
 
 
-def _score(value: Any) -> float:
-    """Read a number, or a string that spells one; booleans, NaN and all else are refused."""
+def _rubric(info: ValidationInfo) -> Rubric:
+    return (info.context or {}).get("rubric") or DEFAULT_RUBRIC
+
+
+def _score(value: Any, info: ValidationInfo) -> float:
+    """Read a number on the scale, or a string that spells one; booleans, NaN and all else are refused."""
     if isinstance(value, str) and _NUMBER.fullmatch(value):
-        return float(value)
+        value = float(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"a score is {value!r:.40}, which is no number")
-    if not math.isfinite(value) or abs(value) > 1e9:
-        raise ValueError(f"a score is {value!r:.40}, which is off every scale")
+    rubric = _rubric(info)
+    if not rubric.low <= value <= rubric.high:
+        raise ValueError(f"the score {value!r:.40} is not in [{rubric.low}, {rubric.high}]")
     return float(value)
 
 
@@ -77,16 +81,6 @@ Score = Annotated[float, BeforeValidator(_score)]
 
 # The analysis decides nothing, so that any value will do.
 Analysis = Annotated[str, BeforeValidator(lambda value: value if isinstance(value, str) else json.dumps(value))]
-
-
-def _rubric(info: ValidationInfo) -> Rubric:
-    return (info.context or {}).get("rubric") or DEFAULT_RUBRIC
-
-
-def _check_range(scores: Iterable[float], rubric: Rubric) -> None:
-    for score in scores:
-        if not rubric.low <= score <= rubric.high:
-            raise ValueError(f"the score {score:g} is not in [{rubric.low}, {rubric.high}]")
 
 
 class ListwiseVerdict(BaseModel):
@@ -109,7 +103,6 @@ class ListwiseVerdict(BaseModel):
         expected = (info.context or {}).get("num_scores")
         if expected is not None and len(scores) != expected:
             raise ValueError(f"there are {len(scores)} scores for {expected} answers")
-        _check_range(scores, _rubric(info))
         return scores
 
 
@@ -130,11 +123,9 @@ class PointwiseVerdict(BaseModel):
     @field_validator("scores")
     @classmethod
     def _check(cls, scores: dict[str, float], info: ValidationInfo) -> dict[str, float]:
-        rubric = _rubric(info)
-        names = [criterion.name for criterion in rubric.criteria]
+        names = [criterion.name for criterion in _rubric(info).criteria]
         if set(scores) != set(names):
             raise ValueError(f"the scores are of {sorted(scores)!r:.200} instead of {sorted(names)}")
-        _check_range(scores.values(), rubric)
         return {name: scores[name] for name in names}
 
 
@@ -201,15 +192,11 @@ def read_answer(text: str) -> tuple[str, str | None]:
 
 def _markers(text: str) -> Iterator[tuple[int, bool, int, int]]:
     """Find markers of thoughts, unless quoted in a JSON object or between backticks: kind, is start, start, end."""
-    quoted, decoded = [], 0
-    for _, source in _objects(text):
-        start = text.index(source, decoded)
-        decoded = start + len(source)
-        quoted.append(range(start, decoded))
+    quoted = [where for _, where in _objects(text)]
     for match in _MARKER.finditer(text):
         start, end = match.span()
         is_code = text[start - 1 : start] == "`" == text[end : end + 1]
-        if not is_code and not any(start in span for span in quoted):
+        if not is_code and not any(where.start <= start < where.stop for where in quoted):
             name = str(match.lastgroup)
             yield int(name[1:]), name[0] == "o", start, end
 
@@ -233,7 +220,8 @@ def parse_verdict(
     candidates = [one for one in _objects(text) if not keys or any(key in one[0] for key in keys)]
     if len(candidates) > 1:
         raise Unreadable(f"The reply holds {len(candidates)} objects that could be the verdict.")
-    value, source = candidates[0] if candidates else _repaired(text, keys)
+    value, where = candidates[0] if candidates else _repaired(text, keys)
+    source = text[where]
     if keys and re.search(_key_with_value(keys), text.replace(source, " ", 1)):
         raise Unreadable("The reply holds another verdict next to the one that can be read.")
     verdict = _validated(value, schema, context)
@@ -252,15 +240,15 @@ def _validated(value: Any, schema: type[BaseModel], context: dict) -> BaseModel:
         raise Unreadable(f"The verdict is not valid: {where}: {first['msg'].removeprefix('Value error, ')}.") from None
 
 
-def _objects(text: str) -> Iterator[tuple[dict, str]]:
-    """Find the JSON objects of a text that are not inside another, each with its source."""
+def _objects(text: str) -> Iterator[tuple[dict, slice]]:
+    """Find the JSON objects of a text that are not inside another, each with its position."""
     decoder = json.JSONDecoder(object_pairs_hook=_without_duplicates)
     start = _START.search(text)
     while start:
         end = start.end()
         with suppress(ValueError, RecursionError):
             value, end = decoder.raw_decode(text, start.start())
-            yield value, text[start.start() : end]
+            yield value, slice(start.start(), end)
         start = _START.search(text, end)
 
 
@@ -277,7 +265,7 @@ def _key_with_value(keys: Sequence[str]) -> str:
     return rf"""["'\u201c\u2018](?:{names})["'\u201d\u2019]\s*[:\uff1a=]|\b(?:{names})\s*[:\uff1a=]\s*[\[\{{\d"']"""
 
 
-def _repaired(text: str, keys: Sequence[str]) -> tuple[Any, str]:
+def _repaired(text: str, keys: Sequence[str]) -> tuple[Any, slice]:
     """Repair the only object of a text that is nearly JSON."""
     start, end = text.find("{"), text.rfind("}")
     if start < 0 or not keys:
@@ -295,7 +283,7 @@ def _repaired(text: str, keys: Sequence[str]) -> tuple[Any, str]:
     # A repair may add brackets, commas and quotes. If a word or a number is lost or made, it was a guess.
     if not isinstance(value, dict) or _words(json.dumps(value, ensure_ascii=False)) != _words(source):
         raise Unreadable("The reply holds no JSON object that can be read without guessing.")
-    return value, source
+    return value, slice(start, end + 1)
 
 
 def _words(text: str) -> list[str]:
@@ -327,7 +315,7 @@ def read_completion(
         problem = f"The endpoint broke off its reply (`finish_reason` {finish_reason!r})."
         if message is None:
             problem = "The reply of the endpoint is no chat completion."
-        return Failure("retry", problem, may_be_billed=True, most_tries=2)
+        return Failure("retry", problem, most_tries=2)
     parts = _parts(getattr(message, "content", None))
     refusal = getattr(message, "refusal", None) or "".join(text for kind, text in parts if kind == "refusal")
     details = getattr(getattr(completion, "usage", None), "completion_tokens_details", None)
@@ -415,13 +403,8 @@ def _read(
     if request.schema is None:
         return reading("ok", answer)
     try:
-        verdict = parse_verdict(
-            answer,
-            request.schema,
-            num_scores=request.num_scores,
-            rubric=request.rubric,
-            untrusted=fenced_texts(request.messages),
-        )
+        shown: dict[str, Any] = {"num_scores": request.num_scores, "rubric": request.rubric}
+        verdict = parse_verdict(answer, request.schema, **shown, untrusted=fenced_texts(request.messages))
     except Unreadable as error:
         return reading("malformed", text, str(error))
     return reading("ok", answer, verdict=verdict)

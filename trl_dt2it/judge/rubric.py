@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..data.rows import blocks
-from ..utils import digest
+from ..utils import digest, digest_of
 
 
 if TYPE_CHECKING:
@@ -34,10 +33,8 @@ class Criterion:
     A criterion of a rubric.
 
     Parameters:
-        name (`str`):
-            Key of its score in a verdict.
-        weight (`float`):
-            Its share of the total, above 0.
+        name, weight (`str` and `float`):
+            Key of its score in a verdict, and its share of the total, above 0.
         description (`Mapping[str, str]`):
             Instruction to the judge, by language: `"en"` at least, and `"zh"` for questions in Chinese.
     """
@@ -99,8 +96,7 @@ class Rubric:
     def digest(self) -> str:
         """Hash all that a judge reads of the rubric: names, weights, descriptions and the scale."""
         read = [[one.name, one.weight, dict(one.description)] for one in self.criteria]
-        text = json.dumps([read, self.low, self.high], sort_keys=True, ensure_ascii=True)
-        return digest(text)
+        return digest_of([read, self.low, self.high])
 
 
 # Weight, and description in English and in Chinese.

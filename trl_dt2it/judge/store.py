@@ -151,8 +151,7 @@ class JudgeStore:
             for line in file:
                 if not line.endswith(b"\n"):
                     break  # torn, or being written
-                self._take(line, self._read)
-                self._read += len(line)
+                self._take(line)
 
     def replies(self, key: str) -> list[dict[str, Any]]:
         """Read the replies to a request, in order."""
@@ -179,8 +178,7 @@ class JudgeStore:
                 self._unsynced = 0
         except OSError as error:
             raise JudgeError(f"The store {str(self.path)!r} cannot be written ({error}); free some space.") from None
-        self._take(line, self._read)
-        self._read += len(line)
+        self._take(line)
 
     def _repair_end(self) -> None:
         """End a torn last line, so that the next record begins a line."""
@@ -190,8 +188,10 @@ class JudgeStore:
             if self._file.read(1) != b"\n":
                 self._file.write(b"\n")
 
-    def _take(self, line: bytes, offset: int) -> None:
-        """Count a record; skip a torn line with a warning."""
+    def _take(self, line: bytes) -> None:
+        """Count the next record; skip a torn line with a warning."""
+        offset = self._read
+        self._read += len(line)
         try:
             record = json.loads(line)
             event, call, key = record["event"], str(record["call"]), str(record["key"])

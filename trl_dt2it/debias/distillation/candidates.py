@@ -11,12 +11,13 @@ from typing import Any, Literal
 import numpy as np
 
 from ...data.images import ImageOptions
-from ...data.messages import read_prompt
-from ...data.rows import RowError
+from ...data.messages import Prompt, read_prompt
+from ...data.rows import RowError, text_block
 from ...judge.prompts import image_block, language_of, neutralize
 from ...judge.replies import read_answer
 from ...judge.rubric import fenced, mark_of
 from ...utils import digest
+from ..reports import AgreementCounts
 
 
 Need = Literal["corrupted", "rewritten"]
@@ -92,6 +93,8 @@ class Pool:
     # scored lists of each round of asking; the second round has one more candidate
     rounds: list[list[ListScores]] = field(default_factory=list)
     criteria: dict[int, dict[str, float]] = field(default_factory=dict)  # scores of each candidate by criterion
+    listwise: dict[int, float] = field(default_factory=dict)  # scores of each candidate, without position bias
+    agreement: AgreementCounts = field(default_factory=AgreementCounts)  # of all pairs that both ways scored
     generation_status: str | None = None  # of the last reply of the generator that was no candidate
     pointwise_status: str | None = None  # of the last reply about a single candidate that was not `"ok"`
     # stage and status of an open question about it, so that nothing may be concluded from the lack of a pair
@@ -122,23 +125,16 @@ class Pool:
 
 
 @dataclass(frozen=True)
-class Question:
-    """A row without its candidates."""
+class Question(Prompt):
+    """A prompt whose images are parts of a chat message, shared by all requests about it."""
 
-    row: int  # position of the row in its data set
-    name: str  # name of the row in messages
-    prompt: list[dict[str, Any]]  # messages with image blocks
-    image_blocks: list[dict[str, Any]]  # images as parts of a chat message, shared by all requests about the row
     reference: str | None  # a correct answer
-    group_id: str
-    source_id: str | None
-    content: str  # a hash of prompt and images
 
     @property
     def text(self) -> str:
         """The question for a judge: a single turn as it is, a conversation with the roles named."""
         turns, number = [], 0
-        for message in self.prompt:
+        for message in self.messages:
             text = ""
             for block in message["content"]:
                 number += block["type"] == "image"
@@ -156,10 +152,8 @@ def read_question(row: Mapping[str, Any], index: int, *, source: str, image_opti
     if reference is not None and not isinstance(reference, str):
         kind = type(reference).__name__
         raise RowError("not_conversational", f"`reference` is of type {kind}; pass a string, or None.")
-    shared = {name: getattr(prompt, name) for name in ("row", "name", "group_id", "source_id", "content")}
-    image_blocks = [image_block(image, image_options) for image in prompt.images]
-    reference = (reference or "").strip() or None
-    return Question(prompt=prompt.messages, image_blocks=image_blocks, reference=reference, **shared)
+    images = [image_block(image, image_options) for image in prompt.images]
+    return Question(**{**vars(prompt), "images": images}, reference=(reference or "").strip() or None)
 
 
 def read_pools(question: Question, candidates: Sequence[Mapping[str, Any]] | None) -> list[Pool]:
@@ -175,10 +169,10 @@ def read_pools(question: Question, candidates: Sequence[Mapping[str, Any]] | Non
 
 def generation_messages(question: Question) -> list[dict[str, Any]]:
     """The prompt as chat messages, images in their positions."""
-    images, messages = iter(question.image_blocks), []
-    for message in question.prompt:
+    images, messages = iter(question.images), []
+    for message in question.messages:
         parts = [
-            next(images) if block["type"] == "image" else {"type": "text", "text": neutralize(block["text"])}
+            next(images) if block["type"] == "image" else text_block(neutralize(block["text"]))
             for block in message["content"]
         ]
         # Servers want plain strings of all roles but the user's.
@@ -207,5 +201,5 @@ def candidate_messages(
     text = "\n\n".join(fenced(name, content, mark) for name, content in sections.items())
     return [
         {"role": "system", "content": INSTRUCTIONS[need][language or language_of(question.text)]},
-        {"role": "user", "content": [*question.image_blocks, {"type": "text", "text": text}]},
+        {"role": "user", "content": [*question.images, text_block(text)]},
     ]

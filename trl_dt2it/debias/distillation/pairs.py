@@ -6,7 +6,7 @@ import heapq
 import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -49,62 +49,50 @@ class AgreedPair:
         return (self.listwise_gap + self.pointwise_gap) / 2
 
 
-@dataclass
-class JudgedPair:
+@dataclass(frozen=True)
+class JudgedPair(AgreedPair):
     """An agreed pair and its pool."""
 
     pool: Pool
-    agreed: AgreedPair
-    listwise: dict[int, float]  # listwise scores of all candidates of the pool
-    counts: AgreementCounts  # of all pairs of the pool
 
     @property
     def key(self) -> str:
         """A key that is the same for the same prompt, images, generator and texts."""
-        texts = [self.pool.candidates[side].text for side in (self.agreed.better, self.agreed.worse)]
+        texts = [self.pool.candidates[side].text for side in (self.better, self.worse)]
         return digest(json.dumps([self.pool.key, *texts]))[:16]
 
 
-def listwise_scores(pools: Sequence[Pool], rubric: Rubric) -> tuple[dict[int, dict[int, float]], list[PositionBias]]:
-    """Listwise scores without position bias, of the candidates of each pool by its index, and the biases."""
-    # All rounds tell about the judge; the last one that came back holds all candidates.
-    lists: dict[int, list[tuple[int, int, ListScores]]] = defaultdict(list)
+def fit_listwise(pools: Sequence[Pool], rubric: Rubric) -> list[PositionBias]:
+    """Fit the listwise scores of each pool's candidates without position bias; return the biases."""
+    # All rounds tell about the judge; a pool's longest, which is its last that came back, holds all candidates.
+    rounds: dict[int, list[tuple[int, list[ListScores]]]] = defaultdict(list)
     for index, pool in enumerate(pools):
-        for number, scored in enumerate(pool.rounds):
-            for one_list in scored:
-                lists[len(one_list.order)].append((index, number, one_list))
-    fitted: dict[tuple[int, int], dict[int, float]] = defaultdict(dict)
+        for lists in filter(None, pool.rounds):
+            rounds[len(lists[0].order)].append((index, lists))
     biases = []
-    for length in sorted(lists):
-        units: dict[tuple[int, int, int], int] = {}
+    for length, same_length in sorted(rounds.items()):
         flat = [
-            (value, units.setdefault((index, number, candidate), len(units)), position, index)
-            for index, number, scored in lists[length]
+            (value, number * length + candidate, position, index)
+            for number, (index, lists) in enumerate(same_length)
+            for scored in lists
             for position, (candidate, value) in enumerate(zip(scored.order, scored.scores, strict=True))
         ]
         columns = map(np.array, zip(*flat, strict=True))
         qualities, bias = fit_positions(*columns, num_positions=length, low=rubric.low, high=rubric.high)
-        for (index, number, candidate), unit in units.items():
-            fitted[index, number][candidate] = float(qualities[unit])
+        for (index, _), scores in zip(same_length, qualities.reshape(-1, length).tolist(), strict=True):
+            pools[index].listwise = dict(enumerate(scores))
         if bias is not None:
             biases.append(bias)
-    return {index: fitted[index, number] for index, number in sorted(fitted)}, biases
+    return biases
 
 
-def agreed_pairs(
-    pools: Sequence[Pool],
-    listwise: Mapping[int, dict[int, float]],
-    rubric: Rubric,
-    min_gap: float,
-    report: DistillReport,
-) -> list[JudgedPair]:
+def agreed_pairs(pools: Sequence[Pool], rubric: Rubric, min_gap: float, report: DistillReport) -> list[JudgedPair]:
     """The pairs that both scores agree on. Pools without any are settled in the report."""
     pairs = []
-    for index, pool in enumerate(pools):
-        by_list = listwise.get(index, {})
+    for pool in pools:
         report.candidates.update(pool.dropped)
-        both = [candidate for candidate in sorted(pool.criteria) if candidate in by_list]
-        agreed, counts = list[AgreedPair](), AgreementCounts()
+        both = [candidate for candidate in sorted(pool.criteria) if candidate in pool.listwise]
+        agreed = list[AgreedPair]()
         if pool.failure is None and len(pool.candidates) == 1:
             pool.failure = pool.unanswered or "all_equal"
             if pool.generation_status is not None and not pool.dropped["equal"]:
@@ -112,16 +100,17 @@ def agreed_pairs(
         elif pool.failure is None and len(both) < 2:
             pool.failure = f"pointwise: {pool.pointwise_status}"
         elif pool.failure is None:
+            by_list = [pool.listwise[candidate] for candidate in both]
             by_point = [rubric.total(pool.criteria[candidate]) for candidate in both]
-            agreed, counts = agreeing_pairs([by_list[candidate] for candidate in both], by_point, min_gap=min_gap)
-            report.agreement += counts
+            agreed, pool.agreement = agreeing_pairs(by_list, by_point, min_gap=min_gap)
+            report.agreement += pool.agreement
             if not agreed:
-                pool.failure = pool.unanswered or ("opposed" if counts.opposed else "no_order")
+                pool.failure = pool.unanswered or ("opposed" if pool.agreement.opposed else "no_order")
         if pool.failure is not None:
             report.settle(pool.failure, pool.question.name)
         for pair in agreed:
-            named = replace(pair, better=both[pair.better], worse=both[pair.worse])
-            pairs.append(JudgedPair(pool, named, by_list, counts))
+            better, worse = both[pair.better], both[pair.worse]
+            pairs.append(JudgedPair(better, worse, pair.listwise_gap, pair.pointwise_gap, pool))
     return pairs
 
 
@@ -142,10 +131,9 @@ def agreeing_pairs(
     return pairs, AgreementCounts(len(pairs), opposed, len(first) - len(pairs) - opposed)
 
 
-def strength_bins(strengths: np.ndarray, *, num_bins: int, low: float, high: float) -> np.ndarray:
-    """The bin of each strength, of bins of one width. Shapes: `strengths` `(n,)`, returns `(n,)`."""
-    edges = np.linspace(low, high, num_bins + 1)[1:-1]
-    return np.searchsorted(edges, strengths, side="right")
+def strength_bins(strengths: np.ndarray, edges: Sequence[float]) -> np.ndarray:
+    """The bin of each strength; the outer bins take what lies outside. Shapes: `strengths` `(n,)`, returns `(n,)`."""
+    return np.searchsorted(edges[1:-1], strengths, side="right")
 
 
 def draw_pairs(
@@ -196,9 +184,8 @@ def count_drawn(
     pools: Sequence[Pool], pairs: Sequence[JudgedPair], report: DistillReport, **options: Any
 ) -> list[tuple[JudgedPair, int]]:
     """Draw pairs as [`draw_pairs`] does, and count them and their pools; return each drawn pair with its bin."""
-    num_bins, (low, *_, high) = len(report.bin_edges) - 1, report.bin_edges
-    strengths = np.array([pair.agreed.strength for pair in pairs])
-    bins = strength_bins(strengths, num_bins=num_bins, low=low, high=high)
+    num_bins = len(report.bin_edges) - 1
+    bins = strength_bins(np.array([pair.strength for pair in pairs]), report.bin_edges)
     generators = np.array([pair.pool.generator for pair in pairs])
     group_ids, keys = [pair.pool.question.group_id for pair in pairs], [pair.key for pair in pairs]
     outcome = draw_pairs(bins, group_ids, generators.tolist(), keys, **options)
@@ -225,30 +212,30 @@ def pair_row(
     effects: Mapping[int, Sequence[float]],
 ) -> dict[str, Any]:
     """All columns of a pair but its images."""
-    pool, agreed, question = pair.pool, pair.agreed, pair.pool.question
+    pool, question = pair.pool, pair.pool.question
     last = next(lists for lists in reversed(pool.rounds) if lists)
-    provenance: dict[str, Any] = {**about, "list_length": len(last[0].order), "pairs_of_prompt": vars(pair.counts)}
-    row: dict[str, Any] = {"prompt": question.prompt}
-    for side, index in (("chosen", agreed.better), ("rejected", agreed.worse)):
+    provenance: dict[str, Any] = {**about, "list_length": len(last[0].order), "pairs_of_prompt": vars(pool.agreement)}
+    row: dict[str, Any] = {"prompt": question.messages}
+    for side, index in (("chosen", pair.better), ("rejected", pair.worse)):
         candidate = pool.candidates[index]
         row[side] = [text_message("assistant", candidate.text)]
         row[f"{side}_origin"] = candidate.origin
         provenance[side] = {
-            "listwise": pair.listwise[index],
+            "listwise": pool.listwise[index],
             "lists": [_list_score(scored, index, effects) for scored in last],
             "pointwise": rubric.total(pool.criteria[index]),
             "criteria": pool.criteria[index],
         }
     return {
         **row,
-        "strength": agreed.strength,
+        "strength": pair.strength,
         "pair_id": f"{source}-{pair.key}",
         "group_id": question.group_id,
         "source": source,
         "source_id": question.source_id,
         "generator": pool.generator,
-        "listwise_gap": agreed.listwise_gap,
-        "pointwise_gap": agreed.pointwise_gap,
+        "listwise_gap": pair.listwise_gap,
+        "pointwise_gap": pair.pointwise_gap,
         "strength_bin": strength_bin,
         "provenance": json.dumps(provenance, ensure_ascii=False),
     }

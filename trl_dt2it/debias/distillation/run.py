@@ -16,15 +16,15 @@ from tqdm.auto import tqdm
 from ...data.columns import leave_images_encoded
 from ...data.images import ImageOptions, with_image_root
 from ...data.messages import with_images
-from ...data.rows import RowError, row_name
+from ...data.rows import RowError
 from ...judge.endpoint import Endpoint
 from ...judge.rubric import DEFAULT_RUBRIC, Rubric
 from ...judge.store import Spending, most_spending
 from ...utils import screen_table
 from ..reports import DistillReport
 from .candidates import Pool, candidate_messages, generation_messages, read_pools, read_question
-from .judging import JudgingSettings, judge_pools, listwise_request, pointwise_request
-from .pairs import DISTILLED_FEATURES, agreed_pairs, count_drawn, listwise_scores, pair_row
+from .judging import Judging, JudgingSettings, listwise_request, pointwise_request
+from .pairs import DISTILLED_FEATURES, agreed_pairs, count_drawn, fit_listwise, pair_row
 from .position_bias import balanced_orders
 
 
@@ -72,6 +72,27 @@ class DistillPlan:
         spending = Spending(most.calls * calls, tokens * calls, cost * calls)
         self.spending[stage] = self.spending.get(stage, Spending()) + spending
 
+    def _add_pool(
+        self, pool: Pool, settings: JudgingSettings, judge: Endpoint, generator: Endpoint | None, num_unwritten: int
+    ) -> None:
+        count, length = len(pool.candidates), generator.max_tokens if generator is not None else 0
+        unknown = length if num_unwritten else 0
+        listwise = listwise_request(pool, range(count), settings).messages if count else []
+        if count > 1:
+            orders = len(balanced_orders(count, settings.num_shuffles, ""))
+            self._add("listwise", judge, listwise, num_unwritten * length, orders)
+        pointwise = [pointwise_request(pool, candidate, settings).messages for candidate in range(count)]
+        for messages in pointwise:
+            self._add("pointwise", judge, messages, unknown)
+        if generator is None or settings.min_spread <= 0 or not count:
+            return
+        # If the candidates of every pool were alike: one more for each, which is judged with the others.
+        longest = max((candidate.text for candidate in pool.candidates), key=lambda text: len(text.encode()))
+        self._add("diversity", generator, candidate_messages("rewritten", pool.question, longest), unknown)
+        orders = len(balanced_orders(count + 1, settings.num_shuffles, ""))
+        self._add("listwise again", judge, listwise, (num_unwritten + 1) * length + 128, orders)
+        self._add("pointwise again", judge, pointwise[0], length)
+
 
 def plan_distill(
     dataset: Dataset,
@@ -111,41 +132,14 @@ def plan_distill(
             plan.left_out[error.reason] += 1
             continue
         for pool in pools:
-            _plan_pool(plan, pool, settings, judge, generator, num_unwritten=0)
+            plan._add_pool(pool, settings, judge, generator, num_unwritten=0)
         if not pools and generator is None:
             plan.left_out["no_candidates"] += 1
         elif not pools and generator is not None:
             plan._add("generation", generator, generation_messages(question), 0, calls=num_candidates)
             stand_ins = Pool(question, generator.model, [str(number) for number in range(num_candidates)])
-            _plan_pool(plan, stand_ins, settings, judge, generator, num_unwritten=num_candidates)
+            plan._add_pool(stand_ins, settings, judge, generator, num_unwritten=num_candidates)
     return plan
-
-
-def _plan_pool(
-    plan: DistillPlan,
-    pool: Pool,
-    settings: JudgingSettings,
-    judge: Endpoint,
-    generator: Endpoint | None,
-    num_unwritten: int,
-) -> None:
-    count, length = len(pool.candidates), generator.max_tokens if generator is not None else 0
-    unknown = length if num_unwritten else 0
-    listwise = listwise_request(pool, range(count), settings).messages if count else []
-    if count > 1:
-        orders = len(balanced_orders(count, settings.num_shuffles, ""))
-        plan._add("listwise", judge, listwise, num_unwritten * length, orders)
-    pointwise = [pointwise_request(pool, candidate, settings).messages for candidate in range(count)]
-    for messages in pointwise:
-        plan._add("pointwise", judge, messages, unknown)
-    if generator is None or settings.min_spread <= 0 or not count:
-        return
-    # If the candidates of every pool were alike: one more for each, which is judged with the others.
-    longest = max((candidate.text for candidate in pool.candidates), key=lambda text: len(text.encode()))
-    plan._add("diversity", generator, candidate_messages("rewritten", pool.question, longest), unknown)
-    orders = len(balanced_orders(count + 1, settings.num_shuffles, ""))
-    plan._add("listwise again", judge, listwise, (num_unwritten + 1) * length + 128, orders)
-    plan._add("pointwise again", judge, pointwise[0], length)
 
 
 def distill(
@@ -187,10 +181,9 @@ def distill(
             needs at least 2; as many as there are candidates show each candidate in every position.
         rubric ([`~trl_dt2it.judge.Rubric`], *optional*):
             Criteria of the judge, and the scale.
-        min_gap (`float`, *optional*, defaults to `1.0`):
-            Smallest gap, in points, by which both scores must tell two candidates apart.
-        min_spread (`float`, *optional*, defaults to `2.0`):
-            Least points from a prompt's worst candidate to its best; below, one more is made. 0 makes none.
+        min_gap, min_spread (`float`, *optional*, default to `1.0` and `2.0`):
+            Smallest gap, in points, by which both scores must tell two candidates apart; and least points from a
+            prompt's worst candidate to its best: below, one more is made. 0 makes none.
         num_bins (`int`, *optional*, defaults to `5`):
             Number of bins of strength, from `min_gap` to the length of the scale.
         pairs_per_prompt, max_pairs (`int`, *optional*, default to `2` and no limit):
@@ -232,22 +225,26 @@ def distill(
         if value is not None and value < 1:
             none = ", or None for no limit" if name in limits else ""
             raise ValueError(f"`{name}` is {value}; it must be at least 1{none}.")
-    settings = JudgingSettings(num_candidates, num_shuffles, rubric, min_spread, language, seed)
     rows, report = leave_images_encoded(dataset), DistillReport(prompts=len(dataset))
-    options = with_image_root(image_options, image_root)
-    pools, seen = list[Pool](), set[str]()
+    settings = JudgingSettings(num_candidates, num_shuffles, rubric, min_spread, language, seed)
+    judging, options = Judging(settings, judge, generator, report), with_image_root(image_options, image_root)
+    by_key = dict[str, Pool]()
     with tqdm(total=len(rows), desc="prompts", unit="prompt", disable=None if show_progress else True) as bar:
         for start in range(0, len(rows), prompts_at_once):
             stop, batch = min(start + prompts_at_once, len(rows)), list[Pool]()
             for index in range(start, stop):
-                batch += _read(rows[index], index, source, options, generator, report, seen)
-            judge_pools(batch, settings, judge=judge, generator=generator, report=report)
+                for pool in judging.read(rows[index], index, source, options):
+                    if by_key.setdefault(pool.key, pool) is pool:
+                        batch.append(pool)
+                    else:
+                        report.settle("duplicate_prompt", pool.question.name)
+            judging.judge_pools(batch)
             for pool in batch:
-                pool.question.image_blocks.clear()  # the largest part of it, and no longer needed
-            pools += batch
+                pool.question.images.clear()  # the largest part of it, and no longer needed
             bar.update(stop - start)
-    listwise, report.position_bias = listwise_scores(pools, rubric)
-    pairs = agreed_pairs(pools, listwise, rubric, min_gap, report)
+    pools = list(by_key.values())
+    report.position_bias = fit_listwise(pools, rubric)
+    pairs = agreed_pairs(pools, rubric, min_gap, report)
     report.bin_edges = np.linspace(min_gap, scale, num_bins + 1).tolist()
     drawn = count_drawn(pools, pairs, report, **limits, seed=seed)
     report.usage = {"judge": judge.usage().as_dict()}
@@ -258,32 +255,3 @@ def distill(
     made = [pair_row(pair, strength_bin, source, about, rubric, effects) for pair, strength_bin in drawn]
     positions = [pair.pool.question.row for pair, _ in drawn]
     return with_images(rows, positions, made, options, DISTILLED_FEATURES), report
-
-
-def _read(
-    row: dict[str, Any],
-    index: int,
-    source: str,
-    options: ImageOptions,
-    generator: JudgeClient | None,
-    report: DistillReport,
-    seen: set[str],
-) -> list[Pool]:
-    """The new pools of a row; what cannot be used is settled at once."""
-    try:
-        question = read_question(row, index, source=source, image_options=options)
-        pools = read_pools(question, row.get("candidates"))
-    except RowError as error:
-        report.pools += 1
-        report.settle(error.reason, row_name(row, index), str(error))
-        return []
-    if not pools and generator is not None:
-        pools = [Pool(question, generator.endpoint.model)]
-    report.pools += max(1, len(pools))
-    if not pools:
-        report.settle("no_candidates", question.name)
-    new = {pool.key: pool for pool in pools if pool.key not in seen}
-    for _ in range(len(pools) - len(new)):
-        report.settle("duplicate_prompt", question.name)
-    seen |= set(new)
-    return list(new.values())
