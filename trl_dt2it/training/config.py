@@ -42,11 +42,9 @@ class MultimodalRewardConfig(RewardConfig):
 
         > Parameters that control the data preprocessing
 
-        min_pixels (`int`, *optional*):
-            Fewest pixels to which the processor scales an image, saved with it. Only for processors with pixel limits
-            (the Qwen-VL and GLM-4V families).
-        max_pixels (`int`, *optional*):
-            Most pixels, likewise.
+        min_pixels, max_pixels (`int`, *optional*):
+            Fewest and most pixels to which the processor scales an image, saved with it. Only for processors with
+            pixel limits (the Qwen-VL and GLM-4V families).
         max_length (`int` or `None`, *optional*, defaults to `None`):
             Maximum number of tokens of a conversation, image tokens included. Longer pairs are dropped and counted;
             nothing is truncated. One image often exceeds TRL's 1024.
