@@ -331,8 +331,7 @@ class SetEpoch(TrainerCallback):
 
     # The trainer does not reach the sampler through the wrappers of a resumed run or of several processes.
 
-    def __init__(self) -> None:
-        self.sampler: Any = None
+    sampler: Any = None
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if hasattr(self.sampler, "set_epoch"):

@@ -95,7 +95,7 @@ class SelectionSampler(Sampler[Draw]):
 
 @dataclass(eq=False)
 class PlannedSampler(Sampler[Any]):
-    """The draws of a sampler whose order was planned over all pairs, such as groups of similar length."""
+    """The draws of a sampler, or of its batches, whose order was planned over all pairs, such as by length."""
 
     # A dropped pair keeps its position, and [`SelectedRows`] gives it the weight 0.
 
@@ -106,14 +106,12 @@ class PlannedSampler(Sampler[Any]):
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[Any]:
-        return map(self.selection.draw, self.sampler)
+        draw = self.selection.draw
+        return (list(map(draw, item)) if isinstance(item, list) else draw(item) for item in self.sampler)
 
 
 class PlannedBatchSampler(PlannedSampler, BatchRebalanceSampler):
     """As [`PlannedSampler`], for batches; in name a `BatchRebalanceSampler`, as [`TokenBatchSampler`]."""
-
-    def __iter__(self) -> Iterator[list[Draw]]:
-        return (list(map(self.selection.draw, batch)) for batch in self.sampler)
 
     def set_epoch(self, epoch: int) -> None:
         self.sampler.set_epoch(epoch)

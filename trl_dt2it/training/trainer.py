@@ -396,8 +396,11 @@ class MultimodalRewardTrainer(RewardTrainer):
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As in [`~transformers.Trainer`]; a step without an image on any process leaves the vision tower alone."""
         loss = super().training_step(*args, **kwargs)
-        if self._shows_nothing and self.accelerator.sync_gradients:
-            sharding.leave_vision_alone(self)
+        if self._shows_nothing and self.accelerator.sync_gradients and not self.is_deepspeed_enabled:
+            # Dummy images have given it gradients of zeros, by which weight decay and momentum would move it.
+            # DeepSpeed's optimizer skips it by itself, see [`sharding.split_vision_groups`].
+            for parameter in sharding.vision_parameters(self.model):
+                parameter.grad = None
         return loss
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
