@@ -17,7 +17,6 @@ from trl_dt2it.curation import IterativeCurationCallback
 from trl_dt2it.data.validation import RowChecks
 from trl_dt2it.debias import StyleAuditCallback
 from trl_dt2it.training.batching import Evaluation
-from trl_dt2it.training.losses import BatchLoss
 from trl_dt2it.training.setup import as_trainers
 
 from ..families import family_dir
@@ -138,9 +137,9 @@ def test_sets_that_are_passed_late_are_prepared_as_those_at_start(data, expected
 
 def test_records_of_other_than_one_source_for_each_pair_are_refused():
     evaluation = Evaluation(SimpleNamespace(process_index=0, torch_device_mesh=None))
-    batch = BatchLoss(torch.tensor(0.0), torch.zeros(2, 2), torch.zeros(2), torch.ones(2))
+    columns = [torch.zeros(2), torch.zeros(2), torch.zeros(2), torch.ones(2)]
     with pytest.raises(ValueError, match="zip"):
-        evaluation.add({"positions": torch.tensor([0, 1]), "source": ["a"]}, batch)
+        evaluation.add({"positions": torch.tensor([0, 1]), "source": ["a"]}, *columns)
 
 
 def test_batch_metrics_see_each_pair_once_and_know_the_last_batch(data, tmp_path):

@@ -23,10 +23,10 @@ from safetensors import safe_open
 from torch import nn
 from transformers import (
     CONFIG_MAPPING,
-    MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForSequenceClassification,
     AutoProcessor,
@@ -264,18 +264,12 @@ def load_reward_model(
             Hub id or directory of a reward model, of a native checkpoint, or of a PEFT adapter trained on one.
         dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`):
             Dtype of the weights; `"auto"` keeps the checkpoint's.
-        attn_implementation (`str` or `dict[str, str]`, *optional*):
-            Attention implementation, such as `"sdpa"` or `"flash_attention_2"`.
-        revision (`str`, *optional*):
-            Branch, tag or commit on the Hub.
-        trust_remote_code (`bool`, *optional*, defaults to `False`):
-            Whether code that ships with the checkpoint may run.
         allow_new_head (`bool`, *optional*, defaults to `True`):
             Whether to add a new `score` head to a checkpoint without one, which is an error otherwise.
         is_trainable (`bool`, *optional*, defaults to `False`):
             Whether to load an adapter and its head for further training; other weights are trainable in any case.
-        kwargs:
-            Passed to `from_pretrained`, such as `device_map`. `use_safetensors=None` allows pickled weights.
+        attn_implementation, revision, trust_remote_code, kwargs (*optional*):
+            As in [`~transformers.PreTrainedModel.from_pretrained`]. `use_safetensors=None` allows pickled weights.
 
     Returns:
         [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]: the model with `config.num_labels == 1`, in
@@ -332,19 +326,14 @@ def _load_text_model(
     name_or_path: str | os.PathLike, config: PreTrainedConfig, is_reward_model: bool, load_kwargs: dict[str, Any]
 ) -> PreTrainedModel:
     """Load a text model, whose class transformers or the checkpoint has."""
-    if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
-        cls: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
-    else:
-        reference = config.auto_map["AutoModelForSequenceClassification"]
-        cls = get_class_from_dynamic_module(reference, name_or_path, revision=load_kwargs["revision"])
+    revision = load_kwargs["revision"]
+    cls = _class_for(AutoModelForSequenceClassification, config, name_or_path, revision)
     # The head is loaded in fp32, without changing the class for others.
     with with_values(cls, _keep_in_fp32_modules_strict=[*(cls._keep_in_fp32_modules_strict or ()), "score"]):
         loaded = AutoModelForSequenceClassification.from_pretrained(name_or_path, num_labels=1, **load_kwargs)
     model, info = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
     keep_head_in_fp32(model)
-    heads: set[str] = set()
-    if info["unexpected_keys"]:
-        heads = language_head_weights(config, name_or_path, load_kwargs["revision"])
+    heads = language_head_weights(config, name_or_path, revision) if info["unexpected_keys"] else set()
     _raise_on_incomplete(info, name_or_path, () if is_reward_model else ("score.weight",), tuple(heads))
     mark_as_reward_model(model.config)
     read_last_real_token(model)
@@ -508,15 +497,18 @@ def _new_by_mask(stock: Any) -> PreTrainedModel:
     return cls.__new__(cls)
 
 
+def _class_for(auto: Any, config: PreTrainedConfig, name_or_path: str | os.PathLike, revision: str) -> Any:
+    """Return the class that an Auto class loads, of transformers or of the checkpoint's own code, or `None`."""
+    if type(config) in auto._model_mapping:
+        return auto._model_mapping[type(config)]
+    reference = (getattr(config, "auto_map", None) or {}).get(auto.__name__)
+    return reference and get_class_from_dynamic_module(reference, name_or_path, revision=revision)
+
+
 def language_head_weights(config: PreTrainedConfig, name_or_path: str | os.PathLike, revision: str) -> set[str]:
     """Return the names of the language head's weights of a text family, in the model and in the checkpoint."""
     # `lm_head` in most families, `embed_out` in GPT-NeoX, with or without bias, tied or not.
-    remote = (getattr(config, "auto_map", None) or {}).get("AutoModelForCausalLM")
-    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
-        native: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    elif remote is not None:
-        native = get_class_from_dynamic_module(remote, name_or_path, revision=revision)
-    else:
+    if (native := _class_for(AutoModelForCausalLM, config, name_or_path, revision)) is None:
         return set()
     with whole_weights(), torch.device("meta"):
         model = native(config)
@@ -598,18 +590,16 @@ def set_pixel_limits(
     processing_class: ProcessingClass, *, min_pixels: int | None = None, max_pixels: int | None = None
 ) -> None:
     """Set the fewest and most pixels to which the processor scales an image; they are saved with it."""
-    if min_pixels is None and max_pixels is None:
+    limits = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
+    given = {edge: area for edge, area in limits.items() if area is not None}
+    if not given:
         return
     # With pixel limits the class's default size has these two keys, which hold areas in spite of their names. Other
     # families name one edge, or height and width.
     image_processor = processing_class.image_processor if isinstance(processing_class, ProcessorMixin) else None
-    if image_processor is None or set(type(image_processor).size or ()) != {"shortest_edge", "longest_edge"}:
+    if image_processor is None or set(type(image_processor).size or ()) != {*limits}:
         name = type(processing_class).__name__
         raise ValueError(
             f"`min_pixels` and `max_pixels` have no effect on {name}, which has no pixel limits; leave them out."
         )
-    current = image_processor.size
-    image_processor.size = type(current)(
-        shortest_edge=current["shortest_edge"] if min_pixels is None else min_pixels,
-        longest_edge=current["longest_edge"] if max_pixels is None else max_pixels,
-    )
+    image_processor.size = type(image_processor.size)(**{**dict(image_processor.size), **given})

@@ -163,7 +163,10 @@ def _encode_visual(rows: Sequence[Rendered], processor: ProcessorMixin) -> Encod
         sizes = [(len(video.frames), video.fps) for video in videos]
         metadata = [VideoMetadata(n, fps, frames_indices=list(range(n)), duration=n / fps) for n, fps in sizes]
         inputs["videos_kwargs"] = {"do_sample_frames": False, "video_metadata": metadata}
-    replaying = _replaying(processor)
+    replaying = copy.copy(processor)
+    for name in ("image_processor", "video_processor"):
+        if getattr(processor, name, None) is not None:
+            setattr(replaying, name, _Replay(getattr(processor, name)))
     tokens: list[list[dict[str, torch.Tensor]]] = []
     tensors: dict[str, torch.Tensor] = {}
     for texts in zip(*(row.texts for row in rows), strict=True):
@@ -212,12 +215,3 @@ class _Replay:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._image_processor, name)
-
-
-def _replaying(processor: ProcessorMixin) -> ProcessorMixin:
-    """Copy a processor so that it preprocesses images once, however often it is called."""
-    replaying = copy.copy(processor)
-    for name in ("image_processor", "video_processor"):
-        if getattr(processor, name, None) is not None:
-            setattr(replaying, name, _Replay(getattr(processor, name)))
-    return replaying

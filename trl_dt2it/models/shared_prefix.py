@@ -166,16 +166,6 @@ def usable_attention(implementation: str | None) -> str | None:
     return "sdpa"
 
 
-def register_shared_prefix_attention(implementation: str) -> str:
-    """Register an attention implementation that also reads shared prefixes, and return its name."""
-    name = SHARED_PREFIX + implementation.replace("/", "--")  # a slash would be taken for a kernel of the Hub
-    is_sdpa = implementation == "sdpa"
-    attend: Any = sdpa_attention if is_sdpa else partial(flash_attention, implementation=implementation)
-    AttentionInterface.register(name, attend)
-    AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS["sdpa" if is_sdpa else "flash_attention_2"])
-    return name
-
-
 def sdpa_attention(
     module: Any,
     query: torch.Tensor,
@@ -195,7 +185,13 @@ def sdpa_attention(
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = (states.to(dtype) for states in (query, key, value))
     if _has_varlen_kernel(query, kwargs):
-        return _varlen_attention(query, key, value, shared_prefix, kwargs.get("scaling")), None
+        # All segments of the row in one call, the causal mask aligned to the bottom right.
+        index = shared_prefix.key_index.to(key.device)
+        k, v = (states[0].transpose(0, 1)[index] for states in (key, value))
+        options: dict[str, Any] = {"scale": kwargs.get("scaling"), "window_size": (-1, 0)}
+        options |= {"enable_gqa": query.shape[1] != key.shape[1]}
+        lengths = shared_prefix.varlen_on(query.device).values()
+        return cast(torch.Tensor, varlen_attn(query[0].transpose(0, 1), k, v, *lengths, **options))[None], None
     # Split all at once: the gradient of a slice is as large as the whole tensor, that of a split is not.
     queries = query.split(shared_prefix.query_lengths, dim=2)
     keys, values = (shared_prefix.gather(states.split(shared_prefix.part_lengths, dim=2)) for states in (key, value))
@@ -219,18 +215,6 @@ def _has_varlen_kernel(query: torch.Tensor, options: dict[str, Any]) -> bool:
         and torch.cuda.get_device_capability(query.device) >= (8, 0)
         and not options.get("dropout")
     )
-
-
-def _varlen_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, shared_prefix: SharedPrefix, scale: float | None
-) -> torch.Tensor:
-    """Attend all segments of a row in one call, the causal mask aligned to the bottom right; `(1, T, heads, D)`."""
-    index = shared_prefix.key_index.to(key.device)
-    queries = query[0].transpose(0, 1)
-    keys, values = (states[0].transpose(0, 1)[index] for states in (key, value))
-    lengths = shared_prefix.varlen_on(query.device).values()
-    options: dict[str, Any] = {"scale": scale, "window_size": (-1, 0), "enable_gqa": queries.shape[1] != keys.shape[1]}
-    return cast(torch.Tensor, varlen_attn(queries, keys, values, *lengths, **options))[None]
 
 
 def flash_attention(
@@ -307,8 +291,12 @@ def use_shared_prefix(model: Any) -> None:
         return
     if (reason := why_not_shared(model)) is not None:
         raise ValueError(f"{type(model).__name__} cannot read one row per pair: it {reason}.")
-    # `set_attn_implementation` would look for a kernel of this name.
-    decoder.config._attn_implementation = register_shared_prefix_attention(attention)
+    name = SHARED_PREFIX + attention.replace("/", "--")  # a slash would be taken for a kernel of the Hub
+    is_sdpa = attention == "sdpa"
+    attend: Any = sdpa_attention if is_sdpa else partial(flash_attention, implementation=attention)
+    AttentionInterface.register(name, attend)
+    AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS["sdpa" if is_sdpa else "flash_attention_2"])
+    decoder.config._attn_implementation = name  # `set_attn_implementation` would look for a kernel of this name
     _skip_unread_tokens(decoder.layers[-1])
 
 

@@ -34,7 +34,7 @@ from ..models.rendering import ProcessingClass, check_difference, encode_complet
 from ..models.shared_prefix import common_prefix_length
 from .collator import MultimodalPreferenceCollator
 from .config import MultimodalRewardConfig, Trainer
-from .losses import BatchLoss, PairRecord
+from .losses import PairRecord
 
 
 logger = logging.get_logger(__name__)
@@ -287,16 +287,16 @@ def _round_up(number: int, multiple: int) -> int:
     return -(-number // multiple) * multiple
 
 
+@dataclass(eq=False)
 class TokenBatchSampler(BatchRebalanceSampler):
     """The batches of one process of a plan, in the order of an epoch."""
 
     # In name a `BatchRebalanceSampler`, because the trainer passes these to the data loader as they are.
 
-    def __init__(self, plan: BatchPlan, *, rank: int = 0, seed: int = 0) -> None:
-        self.plan = plan
-        self.rank = rank
-        self.seed = seed
-        self.epoch = 0
+    plan: BatchPlan
+    rank: int = 0
+    seed: int = 0
+    epoch: int = 0
 
     def __len__(self) -> int:
         return len(self.plan.batches) // self.plan.world_size
@@ -331,19 +331,18 @@ class SetEpoch(TrainerCallback):
 
     # The trainer does not reach the sampler through the wrappers of a resumed run or of several processes.
 
-    def __init__(self) -> None:
-        self.sampler: Any = None
+    sampler: Any = None
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if hasattr(self.sampler, "set_epoch"):
             self.sampler.set_epoch(int(state.epoch))
 
 
+@dataclass(eq=False)
 class EvaluationRows(TorchDataset):
     """An evaluation set read by batches of positions with row indices, or of a stream's positions with its rows."""
 
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
+    dataset: Any
 
     def __len__(self) -> int:
         return len(self.dataset)  # a TypeError for a stream, which has no length
@@ -355,18 +354,18 @@ class EvaluationRows(TorchDataset):
         return list(zip(positions, rows, strict=True))
 
 
+@dataclass(eq=False)
 class EvaluationBatches(Sampler[list[tuple[int, Any]]]):
     """Every `num_processes`-th batch of a set, as positions and row indices, or rows of a stream."""
 
     # Each rank's main process reads a stream whole and sends its rows to the workers, which decode and collate them.
     # Otherwise `datasets` would spread the files over the workers and number the rows anew in each.
 
-    def __init__(self, dataset: Any, batch_size: int, process_index: int, num_processes: int) -> None:
-        self.dataset = dataset
-        self.size = batch_size
-        self.process_index = process_index
-        self.num_processes = num_processes
-        self.digest = 0  # of a stream, in the order in which it was read
+    dataset: Any
+    size: int
+    process_index: int
+    num_processes: int
+    digest: int = 0  # of a stream, in the order in which it was read
 
     def __len__(self) -> int:
         return math.ceil(len(self.dataset) / self.size / self.num_processes)
@@ -438,17 +437,18 @@ class Evaluation:
         self._is_kept = True
         self._losses: torch.Tensor | None = None
 
-    def add(self, pairs: Mapping[str, Any], batch: BatchLoss) -> None:
-        """Keep the records of a batch, from its `pairs` and its loss."""
+    def add(self, pairs: Mapping[str, Any], *columns: torch.Tensor) -> None:
+        """Keep the records of a batch from its `pairs` and, each `(B,)`, rewards of chosen and rejected, losses and
+        weights."""
         if "positions" in pairs:
             positions = pairs["positions"].tolist()
         else:  # not of [`evaluation_loader`]
-            positions = range(len(self._records), len(self._records) + len(batch.losses))
+            positions = range(len(self._records), len(self._records) + len(columns[0]))
         self._is_kept = min(positions) >= 0 and not self._is_copy
-        self._losses = batch.losses
+        self._losses = columns[2]
         if self._is_kept:
-            columns = torch.stack([*batch.rewards.T, batch.losses, batch.weights]).tolist()
-            self._records += starmap(PairRecord, zip(positions, *columns, pairs["source"], strict=True))
+            values = torch.stack(columns).tolist()
+            self._records += starmap(PairRecord, zip(positions, *values, pairs["source"], strict=True))
 
     def gather(self, data: Any) -> Any:
         """Gather tensors of a batch from all processes, in place of `gather_for_metrics`, without fillers."""
@@ -460,13 +460,9 @@ class Evaluation:
     def _gather(self, tensor: torch.Tensor) -> torch.Tensor:
         if self.accelerator.num_processes == 1:
             return tensor
-        tensor = tensor[None] if tensor.ndim == 0 else tensor
-        size = len(tensor) if self._is_kept else 0
-        sizes = self.accelerator.gather(torch.tensor([size], device=tensor.device)).tolist()
-        padded = tensor.new_zeros((max(sizes), *tensor.shape[1:]))
-        padded[:size] = tensor[:size]
-        parts = self.accelerator.gather(padded).split(max(sizes))
-        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+        own = torch.atleast_1d(tensor)[: None if self._is_kept else 0]
+        # By way of the CPU, because the processes have different numbers of pairs.
+        return torch.cat(gather_object([own.detach().cpu()])).to(tensor.device)
 
     def records(self, loader: DataLoader) -> list[PairRecord]:
         """Return the records of all processes, in the order of the set; every process must call it."""

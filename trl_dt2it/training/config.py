@@ -31,10 +31,9 @@ class MultimodalRewardConfig(RewardConfig):
     Parameters:
         > Parameters that control the model
 
-        freeze_vision_tower (`bool`, *optional*, defaults to `False`):
-            Whether to freeze the vision tower and, with a PEFT configuration, keep adapters out of it.
-        freeze_projector (`bool`, *optional*, defaults to `False`):
-            Same for the modules between the vision tower and the language model.
+        freeze_vision_tower, freeze_projector (`bool`, *optional*, defaults to `False`):
+            Whether to freeze the vision tower, or the modules between it and the language model, and, with a PEFT
+            configuration, keep adapters out of it.
         share_prefix (`str` or `bool`, *optional*, defaults to `"auto"`):
             Whether to lay out a pair as one row, the prompt and its images once in front of both answers, with the
             rewards and gradients of two rows: `"auto"` does so for the families for which it is proven
@@ -42,11 +41,9 @@ class MultimodalRewardConfig(RewardConfig):
 
         > Parameters that control the data preprocessing
 
-        min_pixels (`int`, *optional*):
-            Fewest pixels to which the processor scales an image, saved with it. Only for processors with pixel limits
-            (the Qwen-VL and GLM-4V families).
-        max_pixels (`int`, *optional*):
-            Most pixels, likewise.
+        min_pixels, max_pixels (`int`, *optional*):
+            Fewest and most pixels to which the processor scales an image, saved with it. Only for processors with
+            pixel limits (the Qwen-VL and GLM-4V families).
         max_length (`int` or `None`, *optional*, defaults to `None`):
             Maximum number of tokens of a conversation, image tokens included. Longer pairs are dropped and counted;
             nothing is truncated. One image often exceeds TRL's 1024.
@@ -96,8 +93,6 @@ class MultimodalRewardConfig(RewardConfig):
             scores. The mean and standard deviation of their rewards are saved in its configuration, as `reward_mean`
             and `reward_std`, for `RewardScorer(..., normalize=True)`; checkpoints have none. `0` scores none.
     """
-
-    _VALID_DICT_FIELDS = RewardConfig._VALID_DICT_FIELDS
 
     # Parameters that control the model
     freeze_vision_tower: bool = _option(False, "Train everything but the vision tower.")

@@ -37,7 +37,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
 from torch import nn
 from torch.nn.functional import logsigmoid
@@ -178,10 +177,14 @@ class StrengthNormalizer:
                 )
             return np.where(known, raw, self.neutral)
         result = np.full(len(raw), self.neutral)
-        normalize = _rank if self.how == "rank" else _quantile
         for name in set(names[known]) & self.seen.keys():  # a source that training has not seen stays neutral
-            rows = known & (names == name)
-            result[rows] = normalize(raw[rows], self.seen[name])
+            rows, seen = known & (names == name), self.seen[name]
+            if self.how == "rank":
+                weaker, not_stronger = (np.searchsorted(seen, raw[rows], side=side) for side in ("left", "right"))
+                result[rows] = (weaker + not_stronger) / (2 * len(seen))
+            else:
+                scale = np.quantile(seen, 0.95)
+                result[rows] = np.clip(raw[rows] / scale, 0, 1) if scale > 0 else 1
         return result
 
 
@@ -213,49 +216,6 @@ def _arrays(strength: Sequence[float | None], source: Sequence[str | None]) -> t
     return np.array([*strength], dtype=np.float64), np.array(["" if s is None else s for s in source], dtype=object)
 
 
-def _rank(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    weaker = np.searchsorted(reference, values, side="left")
-    not_stronger = np.searchsorted(reference, values, side="right")
-    return (weaker + not_stronger) / (2 * len(reference))
-
-
-def _quantile(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    scale = np.quantile(reference, 0.95)
-    return np.clip(values / scale, 0, 1) if scale > 0 else np.ones_like(values)
-
-
-class BatchLoss(NamedTuple):
-    """The loss of a batch of B pairs: a scalar, `rewards` `(B, 2)`, `losses` `(B,)` and `weights` `(B,)`, fp32."""
-
-    loss: torch.Tensor
-    rewards: torch.Tensor
-    losses: torch.Tensor
-    weights: torch.Tensor
-
-
-def batch_loss(
-    model: nn.Module,
-    inputs: dict[str, Any],
-    loss_type: str | LossFunction,
-    args: Any,
-    total_weight: torch.Tensor | int | None,
-    num_processes: int,
-) -> BatchLoss:
-    """Compute the loss of a batch of B pairs, averaged with the weights, or over a total weight of all processes."""
-    pairs = inputs["pairs"]
-    num_pairs = len(pairs["weight"])
-    rewards = pair_rewards(model, {key: value for key, value in inputs.items() if key != "pairs"}, num_pairs)
-    chosen, rejected = rewards[:, :num_pairs]
-    losses = pairwise_loss(chosen, rejected, pairs, args, loss_type=loss_type)
-    weights = pair_weight(pairs, args, loss_type)
-    total = weights.sum() if total_weight is None else torch.as_tensor(total_weight)
-    # The weight is summed over processes, and DDP, FSDP and DeepSpeed average the loss over them.
-    factor = 1 if total_weight is None else num_processes
-    loss = (weights * losses).sum() * factor / total.clamp(min=torch.finfo(torch.float32).tiny)
-    loss = loss + 0.0 * rewards[:, num_pairs:].sum()  # dummies take part without effect
-    return BatchLoss(loss, torch.stack([chosen, rejected], dim=1).detach().float(), losses.detach(), weights)
-
-
 def pair_rewards(model: nn.Module, tensors: dict[str, torch.Tensor], num_pairs: int) -> torch.Tensor:
     """Compute the rewards `(2, B + D)` fp32 of B pairs and D dummies."""
     logits = model(**tensors, use_cache=False).logits
@@ -277,8 +237,7 @@ class EmbeddingNoise:
 
     def on(self, model: Any) -> RemovableHandle:
         """Add noise while a model trains, of the batches passed to `see`, until the context of the handle ends."""
-        base = model.get_base_model() if is_peft_model(model) else model
-        return base.get_input_embeddings().register_forward_hook(self._add)
+        return model.get_input_embeddings().register_forward_hook(self._add)
 
     def see(self, inputs: Mapping[str, Any]) -> None:
         """Take the lengths of a batch, before the model reads it."""
@@ -312,34 +271,28 @@ class PairRecord(NamedTuple):
 class TrainMetrics:
     """Sums over the pairs and tokens since the last log, on the device so that no step waits for them."""
 
-    sums: torch.Tensor | None = None  # (5,) fp64: pairs, wins of chosen, margins, rewards, tokens
-    bounds: torch.Tensor  # (2,) fp64: highest negated reward, highest reward
+    def __init__(self, device: torch.device) -> None:
+        # MPS has no fp64; the counts of one logging window fit fp32 there.
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        self.sums = torch.zeros(5, dtype=dtype, device=device)  # pairs, wins of chosen, margins, rewards, tokens
+        self.bounds = self.sums.new_full((2,), float("-inf"))  # highest negated reward, highest reward
 
     @torch.no_grad()
     def add(self, chosen: torch.Tensor, rejected: torch.Tensor, num_tokens: torch.Tensor) -> None:
         """Add a batch: rewards `(B,)` and its number of tokens, a scalar."""
-        # MPS has no fp64; the counts of one logging window fit fp32 there.
-        dtype = torch.float32 if chosen.device.type == "mps" else torch.float64
-        both = torch.stack([chosen, rejected]).to(dtype)
-        wins, margins = both[0] > both[1], both[0] - both[1]
-        sums = (torch.ones_like(margins), wins, margins, both[0] + both[1], num_tokens)
-        batch, bounds = (
-            torch.stack([values.sum().to(dtype) for values in sums]),
-            torch.stack([-both.min(), both.max()]),
-        )
-        self.bounds = bounds if self.sums is None else torch.maximum(self.bounds, bounds)
-        self.sums = batch if self.sums is None else self.sums + batch
+        both = torch.stack([chosen, rejected]).to(self.sums)
+        margins = both[0] - both[1]
+        batch = (torch.ones_like(margins), both[0] > both[1], margins, both[0] + both[1], num_tokens)
+        self.sums += torch.stack([values.sum().to(self.sums) for values in batch])
+        self.bounds = torch.maximum(self.bounds, torch.stack([-both.min(), both.max()]))
 
     def collect(self, accelerator: Accelerator) -> tuple[dict[str, float], int]:
         """Return the metrics and number of tokens of all processes since the last call; all must call it."""
-        if self.sums is None:  # perhaps not on other processes
-            dtype = torch.float32 if accelerator.device.type == "mps" else torch.float64
-            self.sums = torch.zeros(5, dtype=dtype, device=accelerator.device)
-            self.bounds = torch.full((2,), float("-inf")).to(self.sums)
         everywhere = accelerator.gather(torch.cat([self.sums, self.bounds])[None])  # (processes, 7)
         pairs, wins, margins, rewards, tokens = everywhere[:, :5].sum(0).tolist()
         negated_low, high = everywhere[:, 5:].amax(0).tolist()
-        self.sums = None
+        self.sums.zero_()
+        self.bounds.fill_(float("-inf"))
         if pairs == 0:
             return {}, 0
         metrics = {"min_reward": -negated_low, "mean_reward": rewards / (2 * pairs), "max_reward": high}

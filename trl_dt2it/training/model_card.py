@@ -111,11 +111,11 @@ def write_model_card(
 
 def push_model(
     trainer: Trainer,
-    commit_message: str | None,
-    blocking: bool,
-    token: str | None,
-    revision: str | None,
-    private: bool | None,
+    commit_message: str | None = "End of training",
+    blocking: bool = True,
+    token: str | None = None,
+    revision: str | None = None,
+    private: bool | None = None,
     *,
     model_name: str | None = None,
     **card: Any,

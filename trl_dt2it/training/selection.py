@@ -69,6 +69,7 @@ class Selection:
         return Draw(row, bool(self.flipped[row]), bool(is_drawn), strength)
 
 
+@dataclass(eq=False)
 class SelectionSampler(Sampler[Draw]):
     """A sampler of as many draws per epoch as the data set has pairs, all of kept pairs."""
 
@@ -76,9 +77,8 @@ class SelectionSampler(Sampler[Draw]):
     # rates stay, and no kept pair comes more than once more often than another. The order follows from seed, epoch and
     # selection alone; with all pairs kept it is that of accelerate's `SeedableRandomSampler`, the trainer's default.
 
-    def __init__(self, selection: Selection, shuffle: bool = True) -> None:
-        self.selection = selection
-        self.shuffle = shuffle
+    selection: Selection
+    shuffle: bool = True
 
     def __len__(self) -> int:
         return len(self.selection)
@@ -93,37 +93,35 @@ class SelectionSampler(Sampler[Draw]):
             left -= len(order[:left])
 
 
+@dataclass(eq=False)
 class PlannedSampler(Sampler[Any]):
-    """The draws of a sampler whose order was planned over all pairs, such as groups of similar length."""
+    """The draws of a sampler, or of its batches, whose order was planned over all pairs, such as by length."""
 
     # A dropped pair keeps its position, and [`SelectedRows`] gives it the weight 0.
 
-    def __init__(self, sampler: Any, selection: Selection) -> None:
-        self.sampler = sampler
-        self.selection = selection
+    sampler: Any
+    selection: Selection
 
     def __len__(self) -> int:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[Any]:
-        return map(self.selection.draw, self.sampler)
+        draw = self.selection.draw
+        return (list(map(draw, item)) if isinstance(item, list) else draw(item) for item in self.sampler)
 
 
 class PlannedBatchSampler(PlannedSampler, BatchRebalanceSampler):
     """As [`PlannedSampler`], for batches; in name a `BatchRebalanceSampler`, as [`TokenBatchSampler`]."""
 
-    def __iter__(self) -> Iterator[list[Draw]]:
-        return (list(map(self.selection.draw, batch)) for batch in self.sampler)
-
     def set_epoch(self, epoch: int) -> None:
         self.sampler.set_epoch(epoch)
 
 
+@dataclass(eq=False)
 class SelectedRows(Dataset):
     """A training set read by draws."""
 
-    def __init__(self, dataset: datasets.Dataset) -> None:
-        self.dataset = dataset
+    dataset: datasets.Dataset
 
     def __len__(self) -> int:
         return len(self.dataset)

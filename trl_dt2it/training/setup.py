@@ -165,10 +165,8 @@ def quarantine_bad_rows(
     bad = np.flatnonzero(pc.not_equal(faults["reason"], "").to_numpy())
     # A message names the first; the file, which the main process writes, names all.
     named = bad if args.on_bad_row == "quarantine" and PartialState().is_main_process else bad[:1]
-    if has_transform(dataset):  # has no columns to read without the images
-        names = [dataset[int(index)].get("pair_id") for index in named]
-    else:
-        names = dataset.select(named)["pair_id"][:] if "pair_id" in column_names(dataset) else []
+    shown = cast(Dataset, plain_columns(dataset.select(named), ("pair_id",)))
+    names = shown["pair_id"][:] if "pair_id" in shown.column_names else []
     rows = zip_longest(bad.tolist(), names, faults.take(bad).to_pylist())
     return take_out(
         dataset,

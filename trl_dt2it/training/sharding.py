@@ -64,15 +64,6 @@ def vision_parameters(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for name, parameter in named if parameter.requires_grad and part_of(name) != "language_model"]
 
 
-def leave_vision_alone(trainer: Trainer) -> None:
-    """Have the coming optimizer step skip the vision tower."""
-    # Dummy images have given it gradients of zeros, by which weight decay and momentum would move it. DeepSpeed's
-    # optimizer skips it by itself, see [`split_vision_groups`].
-    if not trainer.is_deepspeed_enabled:
-        for parameter in vision_parameters(trainer.model):
-            parameter.grad = None
-
-
 def split_vision_groups(trainer: Trainer) -> None:
     """Split the vision tower into its own groups of the optimizer, with the key `is_vision`."""
     # Before DeepSpeed flattens each group. It steps on whole groups, gradients or not.

@@ -15,7 +15,7 @@ from peft import PeftConfig
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import BitsAndBytesConfig, DataCollator, EvalPrediction, PreTrainedModel, TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, PredictionOutput, TrainOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput
 from transformers.utils import PushInProgress
 from trl import RewardTrainer
 
@@ -190,7 +190,7 @@ class MultimodalRewardTrainer(RewardTrainer):
         # In place of transformers' noise, which depends on the batch.
         alpha, self.neftune_noise_alpha = self.neftune_noise_alpha, None
         self._noise = None if alpha is None else losses.EmbeddingNoise(alpha)
-        self._train_metrics = losses.TrainMetrics()
+        self._train_metrics = losses.TrainMetrics(self.accelerator.device)
         self._evaluation: batching.Evaluation | None = None
 
     def _prepare_dataset(self, dataset: AnyDataset, processing_class: Any, args: Any, dataset_name: str) -> AnyDataset:
@@ -290,20 +290,13 @@ class MultimodalRewardTrainer(RewardTrainer):
             dataset = self._remove_unused_columns(dataset, description=name)
         return batching.evaluation_loader(self, dataset)
 
-    def predict(  # type: ignore[override]  # transformers' takes no dict
-        self,
-        test_dataset: AnyDataset | dict[str, AnyDataset],
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "test",
-    ) -> PredictionOutput | dict[str, PredictionOutput]:
+    def predict(self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test") -> Any:
         """As in [`~transformers.Trainer`], of a set that is prepared like those passed at start, or a `dict` of sets,
         whose names follow the prefix. `predictions` `(N, 2)` are the rewards of chosen and rejected, in the order of
         the set."""
         if isinstance(test_dataset, dict):
-            return {
-                name: cast(PredictionOutput, self.predict(dataset, ignore_keys, f"{metric_key_prefix}_{name}"))
-                for name, dataset in test_dataset.items()
-            }
+            sets = test_dataset.items()
+            return {name: self.predict(one, ignore_keys, f"{metric_key_prefix}_{name}") for name, one in sets}
         return super().predict(test_dataset, ignore_keys, metric_key_prefix)
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -403,8 +396,11 @@ class MultimodalRewardTrainer(RewardTrainer):
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As in [`~transformers.Trainer`]; a step without an image on any process leaves the vision tower alone."""
         loss = super().training_step(*args, **kwargs)
-        if self._shows_nothing and self.accelerator.sync_gradients:
-            sharding.leave_vision_alone(self)
+        if self._shows_nothing and self.accelerator.sync_gradients and not self.is_deepspeed_enabled:
+            # Dummy images have given it gradients of zeros, by which weight decay and momentum would move it.
+            # DeepSpeed's optimizer skips it by itself, see [`sharding.split_vision_groups`].
+            for parameter in sharding.vision_parameters(self.model):
+                parameter.grad = None
         return loss
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -440,33 +436,34 @@ class MultimodalRewardTrainer(RewardTrainer):
         `(B, 2)`, the rewards of chosen and rejected. `num_items_in_batch` is the weight of all pairs of the
         optimization step over all processes, by default the batch's own."""
         pairs = inputs["pairs"]
-        inputs.pop("skip_logits", None)  # Trainer's option for Liger's language models
+        num_pairs = len(pairs["weight"])
         if self._noise is not None:
             self._noise.see(inputs)
-        batch = losses.batch_loss(
-            model, inputs, self.loss_type, self.args, num_items_in_batch, self.accelerator.num_processes
-        )
+        # `skip_logits` is Trainer's option for Liger's language models.
+        tensors = {name: value for name, value in inputs.items() if name not in ("pairs", "skip_logits")}
+        rewards = losses.pair_rewards(model, tensors, num_pairs)  # (2, B + D), of D dummies too
+        chosen, rejected = rewards[:, :num_pairs]
+        of_pairs = losses.pairwise_loss(chosen, rejected, pairs, self.args, loss_type=self.loss_type)
+        weights = losses.pair_weight(pairs, self.args, self.loss_type)
+        total, factor = weights.sum(), 1
+        if num_items_in_batch is not None:
+            # The weight is summed over processes, and DDP, FSDP and DeepSpeed average the loss over them.
+            total, factor = torch.as_tensor(num_items_in_batch), self.accelerator.num_processes
+        loss = (weights * of_pairs).sum() * factor / total.clamp(min=torch.finfo(torch.float32).tiny)
+        loss = loss + 0.0 * rewards[:, num_pairs:].sum()  # dummies take part without effect
+        chosen, rejected = chosen.detach(), rejected.detach()
         if self._evaluation is not None:
-            self._evaluation.add(pairs, batch)
+            self._evaluation.add(pairs, chosen, rejected, of_pairs.detach(), weights)
         elif self.model.training and not pairs.get("is_filler"):
-            chosen, rejected = batch.rewards.T
             self._train_metrics.add(chosen, rejected, pairs["num_tokens"].sum())
-        return (batch.loss, {"logits": batch.rewards}) if return_outputs else batch.loss
+        return (loss, {"logits": torch.stack([chosen, rejected], dim=1)}) if return_outputs else loss
 
-    def evaluation_loop(
-        self,
-        dataloader: DataLoader,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
-        """As in [`~transformers.Trainer`], with exact metrics under `metric_key_prefix`."""
+    def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """As in [`~transformers.Trainer`], with exact metrics under `metric_key_prefix`, which is a keyword here."""
+        prefix = kwargs.setdefault("metric_key_prefix", "eval")
         evaluation = batching.Evaluation(self.accelerator)
         with with_values(self, _evaluation=evaluation, gather_function=evaluation.gather), sharding.evaluable(self):
-            output = super().evaluation_loop(
-                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-            )
+            output = super().evaluation_loop(dataloader, *args, **kwargs)
         records = evaluation.records(dataloader)
         dataset = getattr(dataloader.dataset, "dataset", dataloader.dataset)
         metrics = losses.evaluation_metrics(records)
@@ -474,7 +471,7 @@ class MultimodalRewardTrainer(RewardTrainer):
             metrics |= measure(dataset, records)
         metrics["num_tokens"] = self._total_train_tokens
         total = cast("dict[str, float]", output.metrics)  # None only in outputs made by hand
-        total.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
+        total.update({f"{prefix}_{name}": value for name, value in metrics.items()})
         return output._replace(num_samples=len(records))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -496,18 +493,10 @@ class MultimodalRewardTrainer(RewardTrainer):
             extra = [tags] if isinstance(tags, str) else list(tags or [])
             write_model_card(self, model_name=model_name, dataset_name=dataset_name, tags=[*self._tag_names, *extra])
 
-    def push_to_hub(
-        self,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        **kwargs: Any,
-    ) -> Any:
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
         """As in [`~transformers.Trainer`], of the model, its processor and its card, and nothing else of the output
-        directory; `kwargs` are passed to [`~MultimodalRewardTrainer.create_model_card`]."""
-        return push_model(self, commit_message, blocking, token, revision, private, **kwargs)
+        directory; other `kwargs` are passed to [`~MultimodalRewardTrainer.create_model_card`]."""
+        return push_model(self, *args, **kwargs)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if not self.is_world_process_zero() or self.args.hub_strategy == "end":
