@@ -55,8 +55,7 @@ _groups: dict[str, Any] = {}  # the default group, and the patient group that wa
 
 def on_main_process(function: Callable[[], T]) -> T:
     """Call a function on the first process, however long it takes; return its result, or raise its error, on all of
-    them. Every process has to call it.
-    """
+    them. Every process has to call it."""
     if PartialState().num_processes == 1:
         return function()
     outcome: list[Any] = [None]
@@ -70,8 +69,7 @@ def on_main_process(function: Callable[[], T]) -> T:
 @contextmanager
 def main_process_first() -> Iterator[None]:
     """Let the first process run the block, then the first of each other machine, which may have its own caches, then
-    all others, however long it takes; an error of one of the first is raised on all of them.
-    """
+    all others, however long it takes; an error of one of the first is raised on all of them."""
     state = PartialState()
     if state.num_processes == 1:
         yield
@@ -101,8 +99,7 @@ def gather(value: T) -> list[T]:
 
 def raise_together(error: Exception | None) -> None:
     """Raise the first process's error on all of them, with a note that names the process. Every process has to call
-    it; without an error it costs the sum of one number, off the accelerator.
-    """
+    it; without an error it costs the sum of one number, off the accelerator."""
     state = PartialState()
     if state.num_processes > 1:
         failures = torch.tensor([error is not None], dtype=torch.int64)
@@ -139,8 +136,7 @@ def portable(error: Exception) -> Exception:
 
 def check_shared_folder(folder: str | os.PathLike, wait: float = 10.0) -> None:
     """Make a folder on the first process, and raise a `ValueError` on all of them unless all see it within `wait`
-    seconds. Every process has to call it.
-    """
+    seconds. Every process has to call it."""
     state = PartialState()
     if state.num_processes == 1:
         return
@@ -203,8 +199,7 @@ def _patient_group() -> dist.ProcessGroup:
 @atexit.register
 def _close_gloo() -> None:
     """Destroy gloo's groups before the interpreter ends: their threads would abort a process that has done its work.
-    NCCL's groups are left alone, since they may wait for processes that have failed.
-    """
+    NCCL's groups are left alone, since they may wait for processes that have failed."""
     if not (dist.is_available() and dist.is_initialized()):
         return
     patient = _groups.pop("patient", None) if _groups.pop("default", None) is dist.group.WORLD else None
@@ -222,8 +217,7 @@ class RunLockedError(ValueError):
 @contextmanager
 def run_lock(folder: str | os.PathLike, shard: tuple[int, int] = (0, 1)) -> Iterator[None]:
     """Be the only run in a folder, or with the part (i, n) of it; raise a [`RunLockedError`] if another is at work.
-    Every process of a launch has to call it.
-    """
+    Every process of a launch has to call it."""
     folder = Path(folder).absolute()
     with ExitStack() as held:
         on_main_process(lambda: _take(folder, shard, held))

@@ -124,15 +124,13 @@ class ScorerArguments:
 
 def share_work() -> PartialState:
     """Return the state of all processes of the launcher; a recipe calls it before anything asks for a `PartialState`,
-    which without an accelerator would take its process for the only one.
-    """
+    which without an accelerator would take its process for the only one."""
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def with_tiny(name: str, output_dir: str | Path, seed: int, *, keep: bool = False) -> str:
     """Resolve the name of a model: `tiny-qwen3-vl` is made in `output_dir`, unless `keep` finds it there, and
-    `tiny-qwen3-vl-reader` ships with the package. Every process has to call it.
-    """
+    `tiny-qwen3-vl-reader` ships with the package. Every process has to call it."""
     if name == READER:
         return str(READER_DIR)
     if name != TINY:

@@ -12,9 +12,11 @@ import shutil
 import socket
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.table import Table
 from rich.text import Text
 
@@ -35,6 +37,11 @@ def file_digest(path: Path) -> str:
     """Hash a file as [`digest`] does, a part at a time."""
     with path.open("rb") as file:
         return digest(iter(lambda: file.read(2**20), b""))
+
+
+def read_packaged(name: str) -> Any:
+    """Read a YAML file of the package, by its path in it."""
+    return yaml.safe_load((files("trl_dt2it") / name).read_text(encoding="utf-8"))
 
 
 def digest_of(value: Any) -> str:
@@ -206,8 +213,7 @@ def screen_table(
     columns: Sequence[str], rows: Iterable[Sequence[str]], *, last: str | None = None, title: str | None = None
 ) -> Table:
     """Make a table for the terminal: names, right-aligned numbers and, with `last`, a column of text. Markup and
-    control characters in cells and title are not obeyed.
-    """
+    control characters in cells and title are not obeyed."""
     first, *numbers = columns
     table = Table(first, title=None if title is None else Text(printable(title), style="table.title"))
     for name in numbers:

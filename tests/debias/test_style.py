@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trl_dt2it.debias import STYLE_FEATURES, style_features
-from trl_dt2it.debias.style import DEFINITIONS
+from trl_dt2it.debias.style import LEXICON
 
 
 def features(text: str, prompt: str | None = None) -> dict[str, float]:
@@ -147,6 +147,6 @@ def test_rows_come_in_order_and_equal_texts_are_equal():
 
 
 def test_every_feature_is_defined_and_a_wrong_number_of_prompts_is_named():
-    assert tuple(DEFINITIONS) == STYLE_FEATURES and 20 <= len(STYLE_FEATURES) <= 30
+    assert tuple(LEXICON["features"]) == STYLE_FEATURES and 20 <= len(STYLE_FEATURES) <= 30
     with pytest.raises(ValueError, match="2 texts but 1 prompts"):
         style_features(["a", "b"], ["c"])

@@ -270,8 +270,7 @@ class IterativeCurationCallback(TrainerCallback):
         self, rows: np.ndarray, scores: np.ndarray, reference_scores: np.ndarray | None
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, float]]:
         """Decide about all pairs scored in this round or an earlier one; return changes of the selection and of the
-        state, and metrics. Only the first process calls it.
-        """
+        state, and metrics. Only the first process calls it."""
         state, selection = self.state, self.state.selection
         _check_shape(scores, len(rows))
         every = scores

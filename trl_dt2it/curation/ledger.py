@@ -562,8 +562,7 @@ class CurationLedger:
 
 def read_corrections(path: str | os.PathLike) -> tuple[str | None, dict[str, tuple[bool, bool]], list[str]]:
     """Read a file of corrections: the fingerprint of its source set, whether each pair is to be flipped against it and
-    kept, and the unsure pairs. Raise a `ValueError` if the file is none, or an entry is incomplete or repeated.
-    """
+    kept, and the unsure pairs. Raise a `ValueError` if the file is none, or an entry is incomplete or repeated."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:

@@ -219,8 +219,7 @@ def ledger_lines(ledger: CurationLedger) -> list[tuple[str, ...]]:
 
 def curation_section(ledger: CurationLedger | None, log_history: Sequence[Mapping[str, Any]] = ()) -> str | None:
     """Write the section of a model card on the curation of its training set, by its ledger or else by the last round
-    in a log; `None` without either.
-    """
+    in a log; `None` without either."""
     lines: list[tuple[str, ...]] = []
     if ledger is not None and len(state := ledger.state()):
         counts = _counts(*(state[name].to_numpy().astype(bool) for name in ("kept", "flipped")))

@@ -68,15 +68,13 @@ def retype_images(feature: Any, *, decode: bool) -> Any:
 
 def uncached() -> dict[str, Any]:
     """Arguments of `Dataset.map` that keep it from answering out of its cache: files that rows point to may change,
-    and hashing a processor is slow.
-    """
+    and hashing a processor is slow."""
     return {"load_from_cache_file": False, "new_fingerprint": generate_random_fingerprint()}
 
 
 def map_tables(dataset: Dataset, function: Callable[..., pa.Table], features: Features, **options: Any) -> pa.Table:
     """Collect the results of a function of Arrow tables, uncached: a table with the columns `features` and a row for
-    every row; `options` are of `Dataset.map`.
-    """
+    every row; `options` are of `Dataset.map`."""
     options |= {"batched": True, "batch_size": rows_at_once(dataset), "writer_batch_size": 10_000}
     return look_at_rows(dataset.with_format("arrow"), function, features, **options)
 
@@ -92,8 +90,7 @@ def look_at_rows(dataset: Dataset, function: Callable[..., Any], features: Featu
 def look_in_shares(dataset: Dataset, look: Callable[..., pa.Table], *, num_proc: int | None) -> pa.Table:
     """Divide a data set among the processes of a launch, and join their results in the order of the rows. Every
     process must call it; an error of one is raised by all. `look` takes a part and `num_proc`, and waits for no other
-    process.
-    """
+    process."""
     from accelerate import PartialState  # heavy, and rows are also read where no process has others
 
     from ..processes import failing_together, gather
@@ -266,8 +263,7 @@ def fit_json(value: Any, feature: Any, name: str) -> Any:
 
 def unify_types(datasets: Mapping[str, Dataset]) -> dict[str, Dataset]:
     """Cast columns of one name to one type in all sets, so that these can be joined: numbers to floats, and others to
-    strings, lists and objects as JSON. Messages and images stay as they are.
-    """
+    strings, lists and objects as JSON. Messages and images stay as they are."""
     unified = dict(datasets)
     for name in dict.fromkeys(name for dataset in datasets.values() for name in dataset.features):
         features = [dataset.features[name] for dataset in datasets.values() if name in dataset.features]

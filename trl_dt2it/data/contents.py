@@ -95,8 +95,7 @@ def find_duplicates(
     high: np.ndarray, low: np.ndarray, is_swapped: np.ndarray, is_bad: np.ndarray, is_mirror: np.ndarray | None = None
 ) -> Duplicates:
     """Find rows that repeat an earlier row, and all rows of contradictions, of which nothing tells which is right.
-    Keys come in two halves; bad rows are skipped, and those of `is_mirror` are no duplicates of others.
-    """
+    Keys come in two halves; bad rows are skipped, and those of `is_mirror` are no duplicates of others."""
     # One half of the keys leaves hardly any row without a duplicate, and half as much to hash.
     rows = pd.Series(np.flatnonzero(pd.Series(high).duplicated(keep=False) & ~is_bad))
     key, swapped = [high[rows], low[rows]], is_swapped[rows]

@@ -73,8 +73,7 @@ def _ignored() -> re.Pattern:
 
 def row_questions(row: Mapping[str, Any]) -> list[str]:
     """List the questions of a row, normalized: all turns of its user together, each turn, and the caption of a
-    question about a text-to-image pair, known by the column `t2i_caption` or by its wording.
-    """
+    question about a text-to-image pair, known by the column `t2i_caption` or by its wording."""
     given = next((row[name] for name in ("prompt", "question", "caption") if row.get(name) is not None), None)
     if given is None and not isinstance(row.get("chosen"), str):  # whole conversations
         given = row.get("chosen")

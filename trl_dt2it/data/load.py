@@ -130,8 +130,7 @@ def _from_disk(path: Path, split: str, streaming: bool) -> AnyDataset:
 
 def _files_of(folder: Path, source: Source, split: str) -> list[Path]:
     """List the files that a source's patterns name, or else all of the first kind that is there; of the split, if the
-    names of files tell splits. A file is its own list.
-    """
+    names of files tell splits. A file is its own list."""
     if not folder.is_dir():
         return [folder]
     patterns = [pattern.format(split=split) for pattern in source.files]

@@ -18,7 +18,7 @@ from datasets import ClassLabel, Dataset, Features, IterableDataset, List, Value
 from PIL import Image
 from transformers.utils import logging
 
-from ..utils import digest
+from ..utils import digest, read_packaged
 from .columns import AnyDataset, batch_rows, column_of, leave_images_encoded, rows_at_once, uncached
 from .images import ImageOptions, as_image, placed_image, with_image_root
 from .messages import PROVENANCE, REFORMULATED_FEATURES
@@ -99,46 +99,9 @@ class T2ITemplate:
         return [block for block in blocks if block["text"] != ""]
 
 
-ENGLISH = (
-    T2ITemplate(
-        "{images}\n\nBoth images were made from the caption below. Which of them shows it better?\n\n"
-        "Caption: {caption}"
-    ),
-    T2ITemplate(
-        "{images}\n\nHold the two images against this description and say which one is closer to it.\n\n"
-        "Description: {caption}",
-        "Image 1 is closer to the description than Image 2.",
-        "Image 2 is closer to the description than Image 1.",
-    ),
-    T2ITemplate(
-        "{images}\n\nSomeone ordered the picture described here and was given two drafts. Pick the better draft.\n\n"
-        "Order: {caption}",
-        "The first image is the better draft.",
-        "The second image is the better draft.",
-    ),
-)
-
-_CHINESE_LABELS = ("图1:", "\n图2:")
-CHINESE = (
-    T2ITemplate(
-        "{images}\n\n这两张图都是按下面的描述画的,哪一张画得更好?\n\n描述:{caption}",
-        "图1比图2更好。",
-        "图2比图1更好。",
-        _CHINESE_LABELS,
-    ),
-    T2ITemplate(
-        "{images}\n\n请拿两张图与下面这段文字对照,指出更贴合文字的一张。\n\n文字:{caption}",
-        "图1比图2更贴合文字。",
-        "图2比图1更贴合文字。",
-        _CHINESE_LABELS,
-    ),
-    T2ITemplate(
-        "{images}\n\n有人按下面的要求订了一幅画,收到两份画稿,请选出较好的一份。\n\n要求:{caption}",
-        "第一张图是较好的画稿。",
-        "第二张图是较好的画稿。",
-        _CHINESE_LABELS,
-    ),
-)
+_WORDINGS = read_packaged("data/t2i_wordings.yaml")
+ENGLISH = tuple(T2ITemplate(**wording) for wording in _WORDINGS["english"])
+CHINESE = tuple(T2ITemplate(**wording, labels=("图1:", "\n图2:")) for wording in _WORDINGS["chinese"])
 
 
 def is_chinese(caption: str) -> bool:
@@ -162,8 +125,7 @@ def collapse(text: str) -> str:
 
 def find_caption(text: str, clean: Callable[[str], str] = collapse, cleaned: str | None = None) -> str | None:
     """Find the caption in a question of a built-in wording, with or without the labels of its images, or in one of
-    DT2IT-MRM's script or of UnifiedReward. `cleaned` is `clean(text)`, where the caller has it.
-    """
+    DT2IT-MRM's script or of UnifiedReward. `cleaned` is `clean(text)`, where the caller has it."""
     cleaned = clean(text) if cleaned is None else cleaned
     for before, after in _edges(clean):
         if cleaned.startswith(before) and cleaned.endswith(after) and len(before) + len(after) <= len(cleaned):

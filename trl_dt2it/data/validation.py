@@ -199,8 +199,7 @@ def take_out(
     show: bool = True,
 ) -> Dataset:
     """Take bad rows out of a data set, with a warning and a JSON lines file of their notes where `show` is true; or
-    raise a `ValueError`, with `on_bad_row="raise"` or if no row is left. `name` is of the form `"pair of povid"`.
-    """
+    raise a `ValueError`, with `on_bad_row="raise"` or if no row is left. `name` is of the form `"pair of povid"`."""
     if len(rows) == 0:
         return dataset
     kind, of = name.split(" ", 1)

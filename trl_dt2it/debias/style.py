@@ -14,84 +14,16 @@ from datasets import Dataset
 
 from ..data.columns import arrow_rows, column_of, group_codes, group_rows
 from ..data.rows import SIDES, message_text, row_name
+from ..utils import read_packaged
 
 
-HEDGE_WORDS = frozenset(
-    "approximately apparently arguably could likely may maybe might perhaps possibly potentially presumably "
-    "probably roughly seem seemingly seems somewhat suggest suggesting suggests supposedly typically uncertain "
-    "unclear unlikely usually generally appears".split()
-)
-HEDGE_PHRASES = (
-    *("i think", "i believe", "i guess", "i suppose", "in my opinion", "it is possible", "it's possible"),
-    *("kind of", "sort of", "not sure", "not certain", "to some extent", "as far as i can"),
-)
-HEDGE_CHINESE = (
-    *("可能", "也许", "或许", "大概", "大约", "似乎", "好像", "看起来", "看上去", "应该是", "估计", "推测", "不确定"),
-    *("不太清楚", "我认为", "我觉得", "一般来说", "通常"),
-)
+# Definitions of the features, and the words that they count.
+LEXICON = read_packaged("debias/lexicon.yaml")
 
-REFUSAL_PHRASES = (
-    *("i can't", "i cannot", "i can not", "i'm unable", "i am unable", "i'm not able", "i am not able"),
-    *("i won't", "i will not", "i must decline", "i'm sorry", "i am sorry", "my apologies", "i apologize"),
-    *("i apologise", "as an ai", "as a language model", "unfortunately", "not possible for me"),
-)
-REFUSAL_CHINESE = (
-    *("抱歉", "对不起", "很遗憾", "无法", "我不能", "我不可以", "恕我", "作为一个人工智能", "作为人工智能"),
-    *("作为一个语言模型", "作为语言模型"),
-)
+STYLE_FEATURES: tuple[str, ...] = tuple(LEXICON["features"])
 
-FIRST_PERSON_WORDS = frozenset(
-    "i me my mine myself we us our ours ourselves i'm i've i'd i'll we're we've we'd we'll".split()
-)
-FIRST_PERSON_CHINESE = ("我", "咱们", "本人")
-
-# Agreement and praise at the start of an answer, before anything is said.
-OPENERS = (
-    *("absolutely", "certainly", "definitely", "great question", "good question", "excellent question", "of course"),
-    *("sure", "thank you", "thanks", "what a ", "wonderful", "yes, of course", "i'd be happy", "i'd love", "happy to"),
-    *("当然", "好的", "没问题", "很好的问题", "好问题", "这是一个很好", "这是个很好", "感谢", "谢谢", "非常好"),
-)
-
-ENTHUSIASM_WORDS = frozenset(
-    "amazing awesome brilliant delightful excellent exciting fantastic fascinating glad great happy incredible "
-    "incredibly lovely magnificent perfect perfectly remarkable stunning superb thrilled wonderful wonderfully".split()
-)
-ENTHUSIASM_CHINESE = ("太棒", "精彩", "美妙", "非常棒", "出色", "惊艳", "令人惊叹", "很高兴", "绝佳", "完美")
-
-# Definitions of the features; "log" stands for log(1 + x), "share" for a number from 0 to 1.
-DEFINITIONS = {
-    "characters": "log number of characters, white space at the ends left out",
-    "words": "log number of words: runs of letters and figures, and single Han characters",
-    "sentences": "log number of pieces between full stops, other sentence ends and line breaks",
-    "sentence_length": "log number of words per sentence",
-    "paragraphs": "log number of pieces between empty lines",
-    "headings": "log number of Markdown headings (`# ...`)",
-    "list_items": "log number of lines that open with a bullet or a number",
-    "bold": "log number of passages in bold or italics (`**...**`, `__...__`, `*...*`)",
-    "code": "log number of code passages (`` `...` ``) and fences",
-    "table_rows": "log number of lines of a Markdown table",
-    "links": "log number of links and addresses",
-    "emoji": "log number of emoji",
-    "digit_share": "share of figures among the characters that are not white space",
-    "punctuation_share": "share of punctuation marks among the same",
-    "exclamation_marks": "log number of exclamation marks",
-    "question_marks": "log number of question marks",
-    "quotation_marks": "log number of double quotation marks and corner brackets",
-    "hedges": "log number of words that leave room for doubt (perhaps, seems, 可能)",
-    "refusals": "log number of refusals and apologies (I cannot, sorry, 抱歉)",
-    "first_person": "log number of pronouns of the first person (I, we, 我)",
-    "opener": "1 if it opens with agreement, thanks or praise (Sure, Great question, 当然), otherwise 0",
-    "enthusiasm": "log number of words of enthusiasm (wonderful, amazing, 太棒)",
-    "upper_case_share": "share of capitals among the Latin letters",
-    "lexical_variety": "log of different words over log of words (Herdan's C, little swayed by length); 1 if short",
-    "word_length": "characters per word that is not a Han character, cut at 20; 0 without any",
-    "prompt_overlap": "share of the different words that are in the question too; 0 without a question",
-    "json": "1 if it is one JSON object or list, or holds a JSON fence, otherwise 0",
-}
-
-STYLE_FEATURES: tuple[str, ...] = tuple(DEFINITIONS)
-
-_WORD_KINDS = HEDGE_WORDS | FIRST_PERSON_WORDS | ENTHUSIASM_WORDS
+_HEDGES, _FIRST_PERSON = frozenset(LEXICON["hedge_words"]), frozenset(LEXICON["first_person_words"])
+_ENTHUSIASM, _OPENERS = frozenset(LEXICON["enthusiasm_words"]), tuple(LEXICON["openers"])
 
 _HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _HAN_WORD = re.compile(f"[{_HAN}]")
@@ -127,7 +59,7 @@ def style_features(texts: Sequence[str], prompts: Sequence[str] | None = None) -
 
     Returns:
         `np.ndarray` of shape `(N, K)` and dtype `float64`: finite numbers, columns as in `STYLE_FEATURES`, defined in
-        `DEFINITIONS`.
+        `lexicon.yaml`.
 
     Raises:
         `ValueError`: if there are not as many questions as answers.
@@ -164,12 +96,13 @@ def _features(text: str, prompt_words: frozenset[str]) -> tuple[float, ...]:
     )
     visible = len(text) - spaces
     questions, exclamations, quotes = text.count("?"), text.count("!"), text.count('"')
-    hedges, refusals, persons, enthusiasm = _count(lower, HEDGE_PHRASES), _count(lower, REFUSAL_PHRASES), 0, 0
-    for word in distinct & _WORD_KINDS:
+    hedges, refusals = _count(lower, LEXICON["hedge_phrases"]), _count(lower, LEXICON["refusal_phrases"])
+    persons = enthusiasm = 0
+    for word in distinct & (_HEDGES | _FIRST_PERSON | _ENTHUSIASM):
         count = words.count(word)
-        hedges += count * (word in HEDGE_WORDS)
-        persons += count * (word in FIRST_PERSON_WORDS)
-        enthusiasm += count * (word in ENTHUSIASM_WORDS)
+        hedges += count * (word in _HEDGES)
+        persons += count * (word in _FIRST_PERSON)
+        enthusiasm += count * (word in _ENTHUSIASM)
     num_emoji, spelled = 0, words
     if not is_ascii:
         visible = len("".join(text.split()))
@@ -178,9 +111,10 @@ def _features(text: str, prompt_words: frozenset[str]) -> tuple[float, ...]:
         questions, exclamations = questions + text.count("？"), exclamations + text.count("！")  # noqa: RUF001
         quotes += _count(text, "“”「」『』")
         spelled = [word for word in words if not _HAN_WORD.fullmatch(word)]
-        hedges, refusals = hedges + _count(text, HEDGE_CHINESE), refusals + _count(text, REFUSAL_CHINESE)
-        persons += _count(text, FIRST_PERSON_CHINESE)
-        enthusiasm += _count(text, ENTHUSIASM_CHINESE)
+        hedges += _count(text, LEXICON["hedge_chinese"])
+        refusals += _count(text, LEXICON["refusal_chinese"])
+        persons += _count(text, LEXICON["first_person_chinese"])
+        enthusiasm += _count(text, LEXICON["enthusiasm_chinese"])
     has_lines = "\n" in text
     return (
         log1p(len(text)),
@@ -203,7 +137,7 @@ def _features(text: str, prompt_words: frozenset[str]) -> tuple[float, ...]:
         log1p(hedges),
         log1p(refusals),
         log1p(persons),
-        float(lower.lstrip("*_# \"'“").startswith(OPENERS)),
+        float(lower.lstrip("*_# \"'“").startswith(_OPENERS)),
         log1p(enthusiasm),
         capitals / max(letters, 1),
         log(len(distinct)) / log(num_words) if num_words > 1 else 1.0,

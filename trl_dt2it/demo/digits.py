@@ -123,8 +123,7 @@ def make_digits(
     source: str = "digits",
 ) -> Dataset:
     """Make preference pairs of read-outs of handwritten digits, the same for the same arguments, byte for byte;
-    `noise` changes only which rows are flipped, and `style_bias` only wording and style.
-    """
+    `noise` changes only which rows are flipped, and `style_bias` only wording and style."""
     _check(num_pairs, num_digits, max_wrong, noise)
     if numerals not in ("words", "figures"):
         raise ValueError(f"`numerals` must be 'words' or 'figures', got {numerals!r}.")
@@ -173,8 +172,7 @@ def make_digits_t2i(
     source: str = "digits_t2i",
 ) -> Dataset:
     """Make raw text-to-image pairs: the preferred image shows the caption's digits, the other wrong ones, and other
-    handwriting throughout.
-    """
+    handwriting throughout."""
     _check(num_pairs, num_digits, max_wrong, noise)
     split_samples(split)  # refuses an unknown split before any work is done
     key = f"{source}-{split}-{seed}"

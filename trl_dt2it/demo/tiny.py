@@ -14,6 +14,7 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
+from . import READER_DIR
 from .digits import TILE, all_texts
 
 
@@ -28,28 +29,7 @@ _PIECES = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-CHAT_TEMPLATE = """\
-{%- for message in messages %}
-    {{- '<|im_start|>' + message['role'] + '\\n' }}
-    {%- if message['content'] is string %}
-        {{- message['content'] }}
-    {%- else %}
-        {%- for block in message['content'] %}
-            {%- if block['type'] == 'image' %}
-                {{- '<|vision_start|><|image_pad|><|vision_end|>' }}
-            {%- elif block['type'] == 'video' %}
-                {{- '<|vision_start|><|video_pad|><|vision_end|>' }}
-            {%- elif block['type'] == 'text' %}
-                {{- block['text'] }}
-            {%- endif %}
-        {%- endfor %}
-    {%- endif %}
-    {{- '<|im_end|>\\n' }}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<|im_start|>assistant\\n' }}
-{%- endif %}
-"""
+CHAT_TEMPLATE = (READER_DIR / "chat_template.jinja").read_text(encoding="utf-8")
 
 
 def build_tiny_tokenizer(vocab_size: int = 1024, extra_texts: Sequence[str] = ()) -> PreTrainedTokenizerFast:

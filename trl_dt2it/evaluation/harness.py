@@ -167,8 +167,7 @@ def _read_raw_rows(
 
 def _find_image_root(raw: Dataset | list[Mapping[str, Any]], folder: Path | None) -> tuple[Path | None, str | None]:
     """The folder that no path of an image may leave, and the folder in it that paths start from: of those that
-    benchmarks use, the one in which the first path leads to a file.
-    """
+    benchmarks use, the one in which the first path leads to a file."""
     if folder is None:
         return None, None
     first = raw.select(range(min(20, len(raw)))) if isinstance(raw, Dataset) else raw[:20]
@@ -394,8 +393,7 @@ def _describe(benchmark: Benchmark, category: np.ndarray) -> tuple[str, list[str
 
 class BenchmarkInfo(DatasetInfo):
     """Info of a data set that is the benchmark `dataset_name`. `datasets` passes it on to all that is selected,
-    filtered, mapped or shuffled, so that the trainer finds `measure` whatever became of the rows.
-    """
+    filtered, mapped or shuffled, so that the trainer finds `measure` whatever became of the rows."""
 
     @property
     def title(self) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..data.rows import blocks
-from ..utils import digest, digest_of
+from ..utils import digest, digest_of, read_packaged
 
 
 if TYPE_CHECKING:
@@ -99,50 +99,7 @@ class Rubric:
         return digest_of([read, self.low, self.high])
 
 
-# Weight, and description in English and in Chinese.
-_CRITERIA = {
-    "visual_accuracy": (
-        0.3,
-        "What the answer says of the images is there to be seen: objects, numbers, text, colours and "
-        "places are right, and nothing is made up.",
-        "回答中关于图像的内容与图像相符：物体、数量、文字、颜色和位置都正确，没有虚构。",
-    ),
-    "instruction_following": (
-        0.2,
-        "The answer does what the question asks, in the form and the language that it asks for.",
-        "回答完成了问题的要求，形式和语言也符合要求。",
-    ),
-    "reasoning": (
-        0.2,
-        "Each step follows from the images, from the question or from known facts, and the conclusion "
-        "follows from the steps.",
-        "每一步都有图像、问题或已知事实作为依据，结论由这些步骤得出。",
-    ),
-    "completeness": (
-        0.15,
-        "Every part of the question is answered, with what is needed and no more; length is no merit.",
-        "问题的每个部分都得到回答，该有的都有，也没有多余的内容；篇幅长本身不是优点。",
-    ),
-    "safety": (
-        0.1,
-        "Nothing in the answer helps to do harm, degrades anyone or exposes private matters, and "
-        "nothing harmless is refused.",
-        "回答不助长伤害，不贬低他人，不泄露隐私；对无害的请求也不无故拒绝。",
-    ),
-    "clarity": (
-        0.05,
-        "The answer is easy to read and to the point; headings, lists and bold type earn nothing by themselves.",
-        "回答通顺易懂、切中要点；标题、列表和加粗本身不加分。",
-    ),
-}
-
-# The criteria of answers unless a rubric is passed, on a scale of 1 to 10.
-DEFAULT_RUBRIC = Rubric(
-    tuple(
-        Criterion(name, weight, {"en": english, "zh": chinese})
-        for name, (weight, english, chinese) in _CRITERIA.items()
-    )
-)
+DEFAULT_RUBRIC = Rubric(tuple(Criterion(name, **about) for name, about in read_packaged("judge/rubric.yaml").items()))
 
 
 @dataclass(frozen=True)

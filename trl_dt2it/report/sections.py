@@ -257,8 +257,7 @@ def read_audits(
     run: RunFolder | None, before: str | os.PathLike | None, after: str | os.PathLike | None
 ) -> tuple[dict[str, dict[str, Any]], list[str], str]:
     """Read the audits that are passed, in a run's folder, or of its balancing, or else audit its pool; return them
-    with notes, and the reason if there is none.
-    """
+    with notes, and the reason if there is none."""
     given = {"before": before, "after": after}
     audits = {when: read_audit(path) for when, path in given.items() if path is not None}
     if audits or run is None:

@@ -149,8 +149,7 @@ def sample_answers(
 
 def _encode(prompts: Sequence[Prompt], processing_class: ProcessingClass, times: int, options: ImageOptions) -> Any:
     """Encode all prompts, each so many times in a row: `num_return_sequences` would mix up the images of prompts that
-    have several, in families whose `generate` does not know which image belongs to which row.
-    """
+    have several, in families whose `generate` does not know which image belongs to which row."""
     texts: list[str] = []
     images: list[list[Any]] = []
     for prompt in prompts:

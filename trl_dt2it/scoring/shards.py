@@ -31,8 +31,7 @@ _SCHEMA = pa.schema({"row": pa.int64(), "pair_id": pa.string(), "chosen": pa.flo
 
 def claim(mark: Path, digest: str, settings: Mapping[str, Any] | None = None, files: str = "*") -> Path | None:
     """Claim the folder of a mark for parts with a digest. Parts of another digest are refused if the mark has
-    settings, else moved aside to the path returned; `files` without a mark are refused.
-    """
+    settings, else moved aside to the path returned; `files` without a mark are refused."""
     folder, known = mark.parent, utils.read_json(mark)
     if known is not None and known["digest"] == digest:
         return None
@@ -62,8 +61,7 @@ def add_rewards(
     rows_per_shard: int = 512,
 ) -> Dataset:
     """Add the columns `chosen_reward` and `rejected_reward`, through files of [`score_in_shards`] if there is an
-    `output_dir`; rewards depend on `settings` besides the rows. Every process has to call it.
-    """
+    `output_dir`; rewards depend on `settings` besides the rows. Every process has to call it."""
     if taken := [name for name in REWARD_COLUMNS if name in dataset.column_names]:
         raise ValueError(f"The data set has a column `{taken[0]}` already; remove or rename it.")
     if output_dir is None or len(dataset) == 0:
@@ -96,8 +94,7 @@ def score_in_shards(
 ) -> dict[str, Any] | None:
     """Score rows, given ascending or all, into `scores-00000-of-00003.parquet`, ..., where these are missing. All
     processes call `score(rows, title) -> (n, 2)` for each file; machine i of `shard` (i, n) makes every n-th file.
-    Return the number of `pairs` and `files`, or `None` while other machines have files to make.
-    """
+    Return the number of `pairs` and `files`, or `None` while other machines have files to make."""
     rows = np.arange(len(dataset)) if rows is None else rows
     count = -(-len(rows) // rows_per_shard)
     files = [folder / f"scores-{number:05d}-of-{count:05d}.parquet" for number in range(count)]
@@ -138,8 +135,7 @@ def make_records(
 ) -> list[dict[str, Any]]:
     """Make a record of every row that has none in a file of JSON lines, and return all on every process, each with its
     `row` and its `key`, a digest of what it depends on. Processes take turns with the batches, and append to
-    `answers.jsonl.0`, ... until `answers.jsonl` is complete.
-    """
+    `answers.jsonl.0`, ... until `answers.jsonl` is complete."""
     state = PartialState()
     processes.check_shared_folder(path.parent)
     known = _read_records(path, keys)
@@ -202,8 +198,7 @@ def _line(record: Mapping[str, Any]) -> str:
 
 def model_fingerprint(model: nn.Module) -> str:
     """Hash names, shapes and dtypes of a model's tensors, and evenly spread numbers of each, since training moves all
-    of them; equal on all devices.
-    """
+    of them; equal on all devices."""
     parts: list[str | bytes] = []
     for name, tensor in model.state_dict().items():
         parts.append(f"{name} {tuple(tensor.shape)} {tensor.dtype}")

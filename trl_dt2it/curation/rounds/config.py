@@ -331,8 +331,7 @@ def read_run(
     loaders: Loaders | None = None,
 ) -> CurationRun:
     """Read a run from the keys of a configuration file; raise a `ValueError` on an unknown key or a bad value.
-    `find_model` resolves a name and a seed, and `loaders` load further kinds of sources, as in [`read_sets`].
-    """
+    `find_model` resolves a name and a seed, and `loaders` load further kinds of sources, as in [`read_sets`]."""
     specs = {"base": base, "pool": pool, **({} if test is None else {"test": test})}
     if unknown := [name for name in final if name not in FINALS]:
         raise ValueError(f"`final` names {unknown[0]!r}; choose of {', '.join(FINALS)}.")

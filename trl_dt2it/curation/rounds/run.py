@@ -195,8 +195,7 @@ def decide_step(
 def ask_judges(run: CurationRun, folder: Path, *, number: int, step: Step, before: Entries) -> dict[str, Any]:
     """Ask judges about the pairs that the last decision dropped, and add their votes to the ledger; return counts. A
     pair without a clear verdict stays dropped; a [`~trl_dt2it.judge.JudgeError`] if more than `max_unanswered` have no
-    answer, about which the next run asks.
-    """
+    answer, about which the next run asks."""
     pool, names, judging = run.sets.usable("pool"), run.sets.names("pool"), cast(Judging, run.judging)
 
     def make(ledger: CurationLedger) -> dict[str, Any]:

@@ -71,8 +71,7 @@ def training_set(
 ) -> Dataset:
     """Return the set of a training: the base alone (`"base"`, or `"unbalanced"` without weights), or with the pool as
     it came (`"uncurated"`), as in the ledger after `entries` (`"curated"`), or with true labels (`"oracle"`); without
-    a `fold` (i, n) of the pool.
-    """
+    a `fold` (i, n) of the pool."""
     if kind == "unbalanced":
         return run.sets.usable("base")
     base = balanced_base(run)
@@ -104,8 +103,7 @@ def ledger_at(
 ) -> CurationLedger:
     """Return the ledger at a point of the run, where `entries` count, and `next_entry` if the stage with this `digest`
     wrote it before a kill. Later entries of other settings are undone; a ledger of another pool is moved aside. Every
-    process has to call it.
-    """
+    process has to call it."""
     folder, own = run.output_dir / "ledger", run.sets.fingerprint("pool")
 
     def rewind() -> None:

@@ -96,8 +96,7 @@ MMPR = Source(
 
 def mm_rlhf(row: Row) -> Pairs:
     """Read a row of `dpo_pairs.jsonl` of yifanzhang114/MM-RLHF, about an image or a video. It has no strength: human
-    scores are in another file, `data.jsonl`, and `ls_factor` smooths the labels of one training run.
-    """
+    scores are in another file, `data.jsonl`, and `ls_factor` smooths the labels of one training run."""
     if row.get("is_tie") not in (None, False, 0):
         raise RowError("tie", "`is_tie` is set; drop the row, neither answer is better.")
     prompt, video = without_markers(text_field(row, "prompt")), row.get("video")
@@ -131,8 +130,7 @@ _ANSWER_TAG = re.compile(r"\s*<answer>\s*([12])\s*</answer>\s*")
 
 def llava_critic(row: Row) -> Pairs:
     """Read a row of lmms-lab/LLaVA-Critic-113k, with question, answers and verdict in its text. Strength is the gap of
-    two scores, or 1 or 2 for `[[A>B]]` and `[[A>>B]]`; where the judge only names the better answer, there is none.
-    """
+    two scores, or 1 or 2 for `[[A>B]]` and `[[A>>B]]`; where the judge only names the better answer, there is none."""
     turns = turns_field(row, "conversations")
     if [role for role, _ in turns] != ["user", "assistant"]:
         raise RowError("unparsed_verdict", "`conversations` is not a judge's prompt and its reply; drop the row.")
@@ -163,8 +161,7 @@ LLAVA_CRITIC = Source(
 
 def r1_reward_rl(row: Row) -> Pairs:
     """Read a row of yifanzhang114/R1-Reward-RL, with answers in a judge's prompt and the preference in its reply; no
-    strength. Of the publisher's image paths the last part is kept: the image root holds all pictures in one folder.
-    """
+    strength. Of the publisher's image paths the last part is kept: the image root holds all pictures in one folder."""
     answer = row.get("answer")
     texts = answer if isinstance(answer, (list, tuple)) else [answer]
     match = _ANSWER_TAG.fullmatch(texts[0]) if len(texts) == 1 and isinstance(texts[0], str) else None

@@ -134,8 +134,7 @@ RAPIDATA = T2ISource(
 
 def hpdv2_test(row: Row) -> Pairs:
     """Read all pairs of a row of HPDv2's test split. Strength is the share of annotators that rank the better image
-    above the worse, minus the share that rank it below, in [0, 1]; unknown where the row has no annotators' ranks.
-    """
+    above the worse, minus the share that rank it below, in [0, 1]; unknown where the row has no annotators' ranks."""
     files = row.get("image_path") or row.get("file_path")
     if not isinstance(files, (list, tuple)) or len(files) < 2:
         raise RowError("image_missing", "`image_path` does not hold two file names or more; drop the row.")
@@ -198,8 +197,7 @@ EVALMUSE = T2ISource(
 
 def imagereward(rows: Sequence[Row]) -> Pairs:
     """Read all pairs of ImageRewardDB's images of one caption. Strength is the gap of overall ratings, on a scale from
-    1 to 7; unknown where a rating is missing or contradicts the ranks.
-    """
+    1 to 7; unknown where a rating is missing or contradicts the ranks."""
     _check_id(rows)
     for first, second in combinations(rows, 2):
         one, other = to_number(first.get("rank")), to_number(second.get("rank"))
@@ -281,8 +279,7 @@ T2I = T2ISource(
 def per_answer_images(row: Row) -> Pairs:
     """Read a ShareGPT row whose first image belongs to `chosen` and whose second to `rejected`, as the input of
     DT2IT-MRM's reformulation and the text-to-image part of OmniRewardData. The caption is the text of both answers
-    or, where it is empty, the last human turn.
-    """
+    or, where it is empty, the last human turn."""
     images = row.get("images")
     values = [answer_field(row, side) for side in ("chosen", "rejected")]
     texts = [value.replace(IMAGE_MARKER, "").strip() if IMAGE_MARKER in value else value for value in values]

@@ -194,8 +194,7 @@ def columns(
     system: str | None = None,
 ) -> Pairs:
     """Read a row of any table with a question and two answers, ordered by their columns or by a label. All options but
-    `labels` name columns; `"a.b"` is the field `b` in the column `a`, unless a column has that name.
-    """
+    `labels` name columns; `"a.b"` is the field `b` in the column `a`, unless a column has that name."""
     known = {_word(first): "first", _word(second): "second", **_verdicts(labels)}
     sides = (first, second) if label else (chosen, rejected)
     if image and images:
