@@ -113,7 +113,8 @@ def main(args):
     state, console = share_work(), Console()
     folder = Path(args.output_dir or (Path(args.model) / "evaluation" if is_local else "evaluation"))
     if args.dry_run:
-        plan(args, sources, folder)
+        if state.is_main_process:  # which alone has to read for it
+            plan(args, sources, folder)
         return
     scorer = args.load(min_pixels=args.min_pixels, max_pixels=args.max_pixels)
     folder.mkdir(parents=True, exist_ok=True)

@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from rich.console import Console
 from rich.table import Table
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser
@@ -103,7 +104,8 @@ def load_data(script_args, dataset_args, seed):
 
 def main(script_args, training_args, model_args, dataset_args):
     if script_args.dry_run:
-        plan(script_args, training_args, model_args, dataset_args)
+        if PartialState().is_main_process:  # which alone has to read for it
+            plan(script_args, training_args, model_args, dataset_args)
         return
     with run_lock(training_args.output_dir):
         train(script_args, training_args, model_args, dataset_args)

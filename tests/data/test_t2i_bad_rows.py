@@ -86,6 +86,12 @@ def test_rows_in_are_rows_out_and_rows_counted(caplog):
         assert sum(shown) in (len(shown) // 2, len(shown) - len(shown) // 2)
     for half, streamed in zip((good, bad), split_t2i(dataset.to_iterable_dataset()), strict=True):
         assert streamed.features == half.features and raw(streamed) == raw(half)
+        shown = [
+            next(row[name] for row in rows if row[name] is not None)
+            for rows in (half, streamed, streamed.take(99))
+            for name in ("chosen_image", "rejected_image")
+        ]
+        assert len({type(image) for image in shown}) == 1 and isinstance(shown[0], PILImage.Image)
 
 
 def test_bad_rows_are_repaired_and_put_back():

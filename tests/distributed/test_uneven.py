@@ -81,7 +81,7 @@ def evaluate_shuffled(base: str, output_dir: str) -> None:
 def test_a_stream_that_each_process_shuffles_its_own_way_is_refused(tmp_path):
     run = Run(evaluate_shuffled, str(family_dir("qwen3_vl")), str(tmp_path), num_processes=2)
     lines = run.finish().splitlines()
-    assert lines.count("12") == 2 and sum("pass a `seed` to `shuffle`" in line for line in lines) == 2
+    assert lines.count("12") == 2 and sum("pass a `seed` to its `shuffle`" in line for line in lines) == 2
 
 
 def train_on_files(files: list[str], base: str, output_dir: str) -> None:

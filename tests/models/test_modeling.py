@@ -244,23 +244,41 @@ def test_classes_can_be_imported_and_pickled_by_name():
     assert cls.__module__ == "trl_dt2it.models.modeling"
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        "import trl_dt2it; from transformers import AutoModelForSequenceClassification as Auto",
-        "from transformers import AutoModelForSequenceClassification as Auto; import trl_dt2it",
-        "from trl_dt2it import load_reward_model; from transformers import AutoModelForSequenceClassification as Auto",
-        "import trl_dt2it.models.modeling; from transformers import AutoModelForSequenceClassification as Auto",
-        # These import the Auto classes from the middle of the import of a family's configuration.
-        "import trl_dt2it; from transformers import Qwen2VLImageProcessor, AutoModelForSequenceClassification as Auto",
-        "import trl_dt2it.demo.tiny; from transformers import AutoModelForSequenceClassification as Auto",
-    ],
+IMPORTS = (
+    "import trl_dt2it; from transformers import AutoModelForSequenceClassification as Auto",
+    "from transformers import AutoModelForSequenceClassification as Auto; import trl_dt2it",
+    "from trl_dt2it import load_reward_model; from transformers import AutoModelForSequenceClassification as Auto",
+    "import trl_dt2it.models.modeling; from transformers import AutoModelForSequenceClassification as Auto",
+    # These import the Auto classes from the middle of the import of a family's configuration.
+    "import trl_dt2it; from transformers import Qwen2VLImageProcessor, AutoModelForSequenceClassification as Auto",
+    "import trl_dt2it.demo.tiny; from transformers import AutoModelForSequenceClassification as Auto",
 )
-def test_the_auto_class_knows_the_models_whatever_is_imported_first(code, tmp_path):
-    load_reward_model(family_dir("qwen2_5_vl")).save_pretrained(tmp_path)
-    program = f"{code}\nprint(type(Auto.from_pretrained({str(tmp_path)!r})).__name__)"
-    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-    assert output.strip().endswith("Qwen2_5_VLForSequenceClassification")
+
+
+@pytest.fixture(scope="module")
+def classes_by_import(tmp_path_factory) -> list[str]:
+    """The class that the Auto class gives after each of the imports, in processes without transformers before."""
+    folder = tmp_path_factory.mktemp("model")
+    load_reward_model(family_dir("qwen2_5_vl")).save_pretrained(folder)
+    program = (
+        "import os, sys, datasets, scipy.stats, torch, torchvision\n"
+        "for code in sys.argv[2:]:\n"
+        "    if os.fork() == 0:\n"
+        "        exec(code)\n"
+        "        print(type(Auto.from_pretrained(sys.argv[1])).__name__, flush=True)\n"
+        "        os._exit(0)\n"
+        "    os.wait()\n"
+        "    print(flush=True)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, folder, *IMPORTS], capture_output=True, text=True, check=True
+    )
+    return done.stdout.split("\n\n")
+
+
+@pytest.mark.parametrize("number", range(len(IMPORTS)), ids=IMPORTS)
+def test_the_auto_class_knows_the_models_whatever_is_imported_first(classes_by_import, number):
+    assert classes_by_import[number].strip() == "Qwen2_5_VLForSequenceClassification"
 
 
 def test_no_family_is_loaded_until_its_class_is_asked_for():

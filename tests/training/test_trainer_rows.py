@@ -82,9 +82,13 @@ def test_bad_rows_are_read_again_only_for_what_columns_do_not_tell(tmp_path, mon
     plain = Dataset.from_list(bad_rows()).cast_column("images", [Image(decode=False)])
     read, made = [], []
     get = Dataset.__getitem__
-    monkeypatch.setattr(
-        Dataset, "__getitem__", lambda rows, key: (isinstance(key, int) and read.append(key)) or get(rows, key)
-    )
+
+    def watched(rows, key):
+        if isinstance(key, int) and "message" not in rows.column_names:  # the notes of bad rows have one
+            read.append(key)
+        return get(rows, key)
+
+    monkeypatch.setattr(Dataset, "__getitem__", watched)
 
     def quarantined(rows, on_bad_row):
         read.clear(), made.clear()
@@ -102,12 +106,13 @@ def test_bad_rows_are_read_again_only_for_what_columns_do_not_tell(tmp_path, mon
         assert read == []
     transformed = plain.with_transform(lambda batch: made.extend(batch["pair_id"]) or batch)
     quarantined(transformed, "raise")
-    assert read == [2] and made.count("p2") == made.count("p4") + 1 == made.count("p5") + 1
+    assert len({made.count(name) for name in ("p0", "p1", "p3", "p4", "p5")}) == 1 < made.count("p2")
     quarantined(transformed, "quarantine")
-    assert read == [2, 4, 5]
+    assert made.count("p2") >= made.count("p4") == made.count("p5") > made.count("p0") == made.count("p3")
     monkeypatch.setattr(setup.PartialState, "is_main_process", False)
-    read.clear(), setup.quarantine_bad_rows(transformed, "train", collator, config(tmp_path, on_bad_row="quarantine"))
-    assert read == [2]
+    made.clear()
+    setup.quarantine_bad_rows(transformed, "train", collator, config(tmp_path, on_bad_row="quarantine"))
+    assert made.count("p2") > made.count("p4") == made.count("p0")
 
 
 def test_bad_rows_stop_the_run_at_start(tmp_path):

@@ -22,7 +22,7 @@ from ..data.contents import CONTENT_COLUMNS, FLIPPED, pair_contents, pair_ids
 from ..data.mixing import swap_pairs, with_columns
 from ..data.rows import SIDES
 from ..utils import file_digest, read_json, whole_file, write_json
-from .rules import Decision, as_strings, is_missing_vote
+from .rules import Decision, as_column, is_missing_vote
 
 
 logger = logging.get_logger(__name__)
@@ -152,7 +152,7 @@ class CurationLedger:
         if round < latest:
             raise ValueError(f"Round {round} comes after round {latest}; number rounds in order, or undo the later.")
 
-        names = as_strings(pair_ids, "pair_ids")
+        names = as_column(pair_ids, "pair_ids").cast(pa.string())
         # A pair that has changed since an earlier round stands as it does now.
         known = _labels(names, self._state(before, contents))
         was_flipped = known["flipped"] if orientation == "current" else np.zeros(len(names), dtype=bool)
@@ -602,7 +602,7 @@ def _standing(record: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _decision(actions: Any, reason: str, margins: np.ndarray) -> Decision:
     """Turn an action per pair into a decision."""
-    words = as_strings(actions, "actions", len(margins))
+    words = as_column(actions, "actions", len(margins)).cast(pa.string())
     known = pc.index_in(words, value_set=pa.array(_ACTIONS))
     if known.null_count:
         wrong = words.filter(known.is_null())[0].as_py()
@@ -623,12 +623,12 @@ def _decision_columns(
     if names.null_count or (distinct := pc.count_distinct(names).as_py()) < count:
         problem = "is missing" if names.null_count else f"is there twice ({distinct} of {count} are distinct)"
         raise ValueError(f"A pair's name {problem}; take the names that `pair_ids` gives for the data set.")
-    sources = pa.nulls(count, pa.string()) if sources is None else as_strings(sources, "sources", count)
+    sources = pa.nulls(count) if sources is None else as_column(sources, "sources", count)
     codes = np.where(decision.keep, np.where(decision.flip, 1, 0), 2).astype(np.int8)
     margins = np.asarray(decision.strength if strength is None else strength, dtype=np.float64)
     return {
         "pair_id": names,
-        "source": sources.dictionary_encode(),
+        "source": sources.cast(pa.string()).dictionary_encode(),
         "was_flipped": pa.array(was_flipped),
         "flipped": pa.array(was_flipped ^ decision.flip),
         "action": pa.DictionaryArray.from_arrays(codes, list(_ACTIONS)),

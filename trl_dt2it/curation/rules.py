@@ -179,18 +179,18 @@ def group_by_source(source: Any, count: int) -> dict[str | None, np.ndarray]:
     """Return the rows of each source, ascending."""
     if source is None:
         return {None: np.arange(count)}
-    encoded = as_strings(source, "source", count).dictionary_encode()
+    column = as_column(source, "source", count)
+    encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
     names = [*encoded.dictionary.to_pylist(), None]
     codes = encoded.indices.fill_null(len(names) - 1).to_numpy(zero_copy_only=False)
     return {name: rows for name, rows in zip(names, group_rows(codes), strict=False) if len(rows)}
 
 
-def as_strings(values: Any, argument: str, count: int | None = None) -> pa.Array:
-    """Return strings as one Arrow array, of length `count` if that is passed; messages name the `argument`."""
+def as_column(values: Any, argument: str, count: int | None = None) -> pa.Array:
+    """Return values as one Arrow array, of length `count` if that is passed; messages name the `argument`."""
     column = values if isinstance(values, (pa.Array, pa.ChunkedArray)) else pa.array(values, from_pandas=True)
     if count is not None and len(column) != count:
         raise ValueError(f"There are {count} pairs and {len(column)} entries of `{argument}`; pass one per pair.")
-    column = column.cast(pa.string())
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 

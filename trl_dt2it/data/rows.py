@@ -272,9 +272,11 @@ def _check_plain(row: Mapping[str, Any], prompt: Any, *, has_images: bool) -> No
         message = "`chosen` is a string and another field is not; give all as strings or as messages."
         raise RowError("not_conversational", message)
     if has_images:
-        advice = 'as messages, with one {"type": "image"} block for each image in the prompt.'
-        message = f"a row of plain strings cannot have images; give `prompt`, `chosen` and `rejected` {advice}"
-        raise RowError("not_conversational", message)
+        raise RowError(
+            "not_conversational",
+            "a row of plain strings cannot have images; give `prompt`, `chosen` and `rejected` as messages, with one "
+            '{"type": "image"} block for each image in the prompt.',
+        )
     for field in ("prompt", *SIDES):
         check_unicode(f"`{field}`", row.get(field))
     for side in SIDES:
@@ -366,8 +368,11 @@ def _check_placeholders(field: str, messages: Any, kind: str, given: int) -> Non
     if kind == "image" and all_strings and user_strings:
         return
     if count != given:
-        problem = f'`{field}` has {count} {{"type": "{kind}"}} blocks, but the row has {given} {kind}s'
-        raise RowError("placeholder_count", f"{problem}; give one block for each {kind}.")
+        raise RowError(
+            "placeholder_count",
+            f'`{field}` has {count} {{"type": "{kind}"}} blocks, but the row has {given} {kind}s; give one block for '
+            f"each {kind}.",
+        )
     if kind == "image" and given and user_strings:
         problem = f"`{field}` has image blocks in one user message and a string as another"
         advice = "where TRL adds the images a second time; pass every user message as blocks."

@@ -274,12 +274,13 @@ def reformulate_t2i(
         return Dataset.from_dict({name: [] for name in features}, features=features)
     sources = column_of(dataset, "source") if "source" in dataset.column_names else pa.nulls(len(dataset))
     seen: Counter[str | None] = Counter()
-    positions = [not both_orders and _next_position(plan.seed, source.as_py(), seen) for source in sources]
+    drawn = (not both_orders and _next_position(plan.seed, source.as_py(), seen) for source in sources)
+    positions = np.fromiter(drawn, dtype=bool)  # an array, because `map` hashes and pickles it
 
     def make(table: pa.Table, indices: list[int]) -> pa.Table:
         rows: list[dict[str, Any]] = []
         for row, index in zip(table.to_pylist(), indices, strict=True):
-            rows += canonical_rows(row, plan, positions[index])
+            rows += canonical_rows(row, plan, bool(positions[index]))
         return pa.Table.from_pylist(rows, schema=features.arrow_schema)
 
     shared = {"features": features, "num_proc": num_proc, "desc": "Reformulating pairs", "with_indices": True}
@@ -317,7 +318,7 @@ def split_t2i(
     _check_columns(dataset, columns)
     if isinstance(dataset, IterableDataset):
         stream, checks = leave_images_encoded(dataset).with_format(None), {"columns": columns, "options": options}
-        good = stream.filter(_is_good, fn_kwargs=checks)
+        good = stream.filter(_is_good, fn_kwargs=checks).map(dict)  # else `cast` would leave images undecoded
         bad = stream.map(_verdict, fn_kwargs=checks).filter(bool, input_columns="reason")
         if (features := dataset.features) is None:
             return good, bad

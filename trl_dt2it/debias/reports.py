@@ -165,7 +165,7 @@ class StyleReport:
 
 
 def _shown(value: float | tuple[float, float] | None) -> str:
-    values = value if isinstance(value, tuple) else (value,)
+    values = value if isinstance(value, (tuple, list)) else (value,)
     return "-" if value is None else " to ".join(map("{:.3f}".format, values))
 
 

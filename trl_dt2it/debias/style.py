@@ -10,6 +10,7 @@ from math import log, log1p
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from datasets import Dataset
 
 from ..data.columns import arrow_rows, column_of, group_codes, group_rows
@@ -24,6 +25,7 @@ STYLE_FEATURES: tuple[str, ...] = tuple(LEXICON["features"])
 
 _HEDGES, _FIRST_PERSON = frozenset(LEXICON["hedge_words"]), frozenset(LEXICON["first_person_words"])
 _ENTHUSIASM, _OPENERS = frozenset(LEXICON["enthusiasm_words"]), tuple(LEXICON["openers"])
+_COUNTED = _HEDGES | _FIRST_PERSON | _ENTHUSIASM
 
 _HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _HAN_WORD = re.compile(f"[{_HAN}]")
@@ -98,7 +100,7 @@ def _features(text: str, prompt_words: frozenset[str]) -> tuple[float, ...]:
     questions, exclamations, quotes = text.count("?"), text.count("!"), text.count('"')
     hedges, refusals = _count(lower, LEXICON["hedge_phrases"]), _count(lower, LEXICON["refusal_phrases"])
     persons = enthusiasm = 0
-    for word in distinct & (_HEDGES | _FIRST_PERSON | _ENTHUSIASM):
+    for word in distinct & _COUNTED:
         count = words.count(word)
         hedges += count * (word in _HEDGES)
         persons += count * (word in _FIRST_PERSON)
@@ -215,7 +217,10 @@ def parts_by(dataset: Dataset, column: str | None) -> dict[str, np.ndarray]:
         return {}
     if column not in dataset.column_names:
         raise ValueError(f"`by` is {column!r}, but the columns are {', '.join(dataset.column_names)}.")
-    codes, values = group_codes(column_of(dataset, column))
+    values = column_of(dataset, column)
+    if pa.types.is_nested(values.type):  # which Arrow does not encode
+        values = pa.array(map(str, values.to_pylist()))
+    codes, values = group_codes(values)
     names = [*map(str, values), "None"]  # the last is that of all nulls
     numbers = {name: number for number, name in enumerate(sorted(set(names)))}
     rows = group_rows(np.array([numbers[name] for name in names])[np.minimum(codes, len(values))])

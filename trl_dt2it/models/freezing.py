@@ -119,7 +119,11 @@ def let_gradients_into_checkpoints(model: nn.Module) -> None:
         except NotImplementedError:  # a vision tower that names none
             module.register_forward_pre_hook(_require_gradient_of_input, with_kwargs=True)
         else:
-            embeddings.register_forward_hook(lambda module, args, output: output.requires_grad_(True))
+            embeddings.register_forward_hook(_require_gradient_of_output)
+
+
+def _require_gradient_of_output(module: nn.Module, args: tuple, output: torch.Tensor) -> None:
+    output.requires_grad_(True)
 
 
 def _require_gradient_of_input(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:

@@ -7,7 +7,7 @@ import os
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from .gallery import gallery_items
 from .page import RunFolder, Section, Table, read_run_folder, render, stack_rewards
 
 
+_EVALUATION = "give the evaluation.json of recipes/evaluate.py"
 MOST_FEATURES = 10
 MOST_SOURCES = 24  # histograms; a mixture may have more sources than anyone looks at
 
@@ -378,11 +379,13 @@ def read_evaluation(path: str | os.PathLike) -> Evaluation:
     content = _read_json(path, "recipes/evaluate.py")
     found = content.get("results", [content]) if isinstance(content, dict) else []
     try:
-        results = [EvalResult(**one) for one in found]
-    except TypeError:  # no object, or other keys
-        results = []
+        # Keys that it does not know are of another release, or of a person.
+        names = {field.name for field in fields(EvalResult)}
+        results = [EvalResult(**{name: one[name] for name in names & one.keys()}) for one in found]
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"{path} holds no result of an evaluation ({error}); {_EVALUATION}.") from error
     if not results:
-        raise ValueError(f"{path} holds no result of an evaluation; give the evaluation.json of recipes/evaluate.py.")
+        raise ValueError(f"{path} holds no result of an evaluation; {_EVALUATION}.")
     model = content.get("model") or results[0].settings.get("model") or path.stem
     files = {one.title: path.parent / f"{Path(one.name).name}.parquet" for one in results}
     tables = {title: pq.read_table(file, columns=list(SIDES)) for title, file in files.items() if file.is_file()}

@@ -160,7 +160,7 @@ def pair_sizes(
     """Return the number of tokens that each pair of the training set adds to a batch."""
     name = args.length_column_name
     if name not in dataset.column_names:
-        tokens = (PairTokens(**row) for row in cast(pa.Table, counts).to_pylist())
+        tokens = map(PairTokens, *(cast(pa.Table, counts)[name].to_pylist() for name in PairTokens._fields))
         return [pair_size(pair, collator, args.max_tokens_per_batch or 0) for pair in tokens]
     sizes = dataset.with_format(None)[name][:]
     for index, size in enumerate(sizes):
