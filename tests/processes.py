@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import faulthandler
 import functools
+import gc
 import multiprocessing
 import os
 import runpy
@@ -146,6 +147,7 @@ def _run_script(path: str, arguments: list[str]) -> None:
 
 def _call(streams: list[str], environment: dict[str, str], function: Callable, arguments: tuple) -> None:
     """Runs in the process that was forked."""
+    gc.freeze()  # so that no collection, of which each training makes several, looks at all that is imported
     import torch
 
     for number, name in enumerate(streams, 1):

@@ -44,9 +44,10 @@ def holder(folder: Path, shard: tuple[int, int] = (0, 1)) -> tuple[Run, int]:
     """A process that holds a folder, and its number."""
     run = Run(hold, str(folder), shard, **{RUN_VARIABLE: ""})
     deadline = time.monotonic() + 60
-    while not (folder / "ready").is_file() and None in run.exit_codes and time.monotonic() < deadline:
+    ready = folder / "ready"
+    while not (ready.is_file() and ready.read_text()) and None in run.exit_codes and time.monotonic() < deadline:
         time.sleep(0.01)
-    return run, int((folder / "ready").read_text())
+    return run, int(ready.read_text())
 
 
 def refusal(folder: Path, shard: tuple[int, int] = (0, 1)) -> str:
