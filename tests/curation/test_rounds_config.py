@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from datasets import Dataset, DatasetDict
 
 from trl_dt2it.curation.rounds import config
 from trl_dt2it.curation.rounds.config import read_rounds, read_rule, read_run
@@ -160,3 +161,12 @@ def test_zero3_is_refused_with_the_way_out(tmp_path, monkeypatch):
     monkeypatch.setattr(config, "is_deepspeed_zero3_enabled", lambda: True)
     way_out = "launch them with ZeRO-2, as in recipes/accelerate/deepspeed_zero2.yaml"
     test_misuse_fails_at_start_with_one_sentence(tmp_path, {}, way_out)
+
+
+def test_a_split_that_a_saved_set_lacks_is_named(tmp_path):
+    DatasetDict({"train": Dataset.from_dict({"prompt": ["a"], "chosen": ["b"], "rejected": ["c"]})}).save_to_disk(
+        tmp_path
+    )
+    with pytest.raises(ValueError, match="has the splits train, and not 'test'"):
+        config._load("pool.a", str(tmp_path), None, "test")
+    assert config._load("pool.a", str(tmp_path), None, "train")["chosen"][:] == ["b"]

@@ -130,7 +130,7 @@ class IterativeCurationCallback(TrainerCallback):
                 "Curation reads columns, and a transform makes its rows; apply the function with `map` instead."
             )
         check_value("`every`", every, every >= 1, "it must be at least 1")
-        check_value("`start_epoch`", start_epoch, start_epoch >= 0, "it must be not negative")
+        check_value("`start_epoch`", start_epoch, start_epoch >= 0, "it must not be negative")
         check_value("`min_kept`", min_kept, 0 < min_kept <= 1, "it must be above 0 and at most 1")
         check_value("`momentum`", momentum, 0 <= momentum < 1, "it must be at least 0 and below 1")
         check_value("`combine`", combine, combine in ("raw", "zscore", "rank"), "it must be raw, zscore or rank")

@@ -84,9 +84,10 @@ def read_raw(
         raise ValueError("This is a format and not a data set; pass `path_or_id`.")
     path_or_id = os.fspath(path_or_id or str(source.hub_id))
     path = Path(path_or_id).expanduser()
-    if path.exists():
-        is_saved = _is_saved(path)
-        raw = _from_disk(path, split, streaming) if is_saved else _read_files(path, source, split, streaming)
+    if is_saved(path):
+        raw = _as_asked(load_saved(path, split), streaming)
+    elif path.exists():
+        raw = _read_files(path, source, split, streaming)
     elif path.is_absolute() or path_or_id.startswith((".", "~")) or path.suffix in (*_SUFFIXES, ".zip"):
         raise ValueError(f"There is no file or folder {path_or_id} to read preferences from.")
     elif source.files:
@@ -103,11 +104,11 @@ def raw_files(source: Source, path_or_id: str | os.PathLike | None, split: str =
     """List the files of a local set with their sizes and times, which tell whether they have changed."""
     if path_or_id is None or not (path := Path(path_or_id).expanduser()).exists():
         return []
-    files = sorted(path.rglob("*.arrow")) if _is_saved(path) else _files_of(path, source, split)
+    files = sorted(path.rglob("*.arrow")) if is_saved(path) else _files_of(path, source, split)
     return [(str(file), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
 
 
-def _is_saved(path: Path) -> bool:
+def is_saved(path: Path) -> bool:
     """Tell a set that `datasets` has saved."""
     return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
 
@@ -121,11 +122,12 @@ def raw_rows(raw: AnyDataset) -> Iterator[dict[str, Any]]:
             yield json.loads(row[JSON_COLUMN])
 
 
-def _from_disk(path: Path, split: str, streaming: bool) -> AnyDataset:
+def load_saved(path: Path, split: str) -> Dataset:
+    """Load a set that `datasets` has saved, or a split of several; raise a `ValueError` if there is no such split."""
     loaded = load_from_disk(path)
     if not isinstance(loaded, Dataset) and split not in loaded:
         raise ValueError(f"{path} has the splits {', '.join(loaded)}, and not {split!r}.")
-    return _as_asked(loaded if isinstance(loaded, Dataset) else loaded[split], streaming)
+    return loaded if isinstance(loaded, Dataset) else loaded[split]
 
 
 def _files_of(folder: Path, source: Source, split: str) -> list[Path]:

@@ -13,12 +13,12 @@ from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets import Dataset, load_dataset
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ...data.columns import column_of, group_codes, leave_images_encoded, rows_at_once
 from ...data.contents import pair_contents, source_fingerprint
-from ...data.load import load_preferences
+from ...data.load import is_saved, load_preferences, load_saved
 from ...data.mixing import concatenate, with_canonical_columns, with_columns
 from ...debias.balance import ONE_SIDED
 from ...debias.style import STYLE_FEATURES
@@ -83,9 +83,8 @@ class Step:
         for name, known in {**choices, "orientation": ("source", "current")}.items():
             given, told = getattr(self, name), f"choose one of {', '.join(filter(None, known))}"
             check_value(f"`{name}` of a round", given, given in known, told)
-        folds, min_kept = self.folds, self.min_kept
-        check_value("`folds` of a round", folds, folds is None or folds >= 1, "it must be at least 1")
-        check_value("`min_kept` of a round", min_kept, 0 <= min_kept <= 1, "it must be a share from 0 to 1")
+        check_value("`folds` of a round", self.folds, self.folds is None or self.folds >= 1, "it must be at least 1")
+        check_value("`min_kept` of a round", self.min_kept, 0 <= self.min_kept <= 1, "it must be a share from 0 to 1")
         if not self.rules:
             raise ValueError("A round has no `rules`; give at least one, such as {flip: flip_mixture}.")
         self.read_rules()
@@ -189,9 +188,8 @@ def _load(where: str, name: str, config: str | None, split: str) -> Dataset:
         return load_dataset(_FILES[path.suffix], data_files=str(path), split=split)
     if not path.is_dir() and (path.is_absolute() or name.startswith((".", "~"))):
         raise ValueError(f"`{where}` is {name}, but there is no such folder.")
-    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        saved = load_from_disk(str(path))
-        return saved[split] if isinstance(saved, DatasetDict) else saved
+    if is_saved(path):
+        return load_saved(path, split)
     return load_dataset(str(path) if path.is_dir() else name, config, split=split)
 
 
