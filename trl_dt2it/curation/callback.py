@@ -25,10 +25,11 @@ from ..training.pair_scoring import evaluating, score_with_trainer
 from ..training.selection import STATE_FILE, Selection
 from ..training.trainer import MultimodalRewardTrainer
 from ..utils import check_value, digest, whole_file, write_json
+from .health import NO_REFERENCE, describe_health, num_references, show_health
 from .ledger import CurationLedger
-from .noise import MIN_PAIRS, combine_scores, flip_mixture
+from .noise import MIN_PAIRS, combine_scores, flip_mixture, group_by_source
 from .publish import curation_section
-from .rules import Flip, Keep, decide, group_by_source, keep_confident, parameters_of
+from .rules import Flip, Keep, decide, keep_confident, parameters_of, with_reference
 
 
 logger = logging.get_logger(__name__)
@@ -56,10 +57,10 @@ class IterativeCurationCallback(TrainerCallback):
     > [!WARNING]
     > A model that still guesses cannot judge labels: rounds in its first epochs turn right ones wrong, and it learns
     > them. Best train on from a reward model and let it judge before the first epoch, with `start_epoch=0`; otherwise
-    > begin late, or pass a `reference`, by which [`flip_mixture`] flips nothing while the model is no better than
-    > guessing. Later on, the model has seen the pairs that it scores, and the longer it learns a wrong label the
-    > better it likes it: `momentum` holds on to its earlier scores, `folds` score a pair only at the end of an epoch
-    > that it was held out of, and a `scorer` that never saw the pairs has no such bias.
+    > begin late. By a `reference`, [`flip_mixture`] flips nothing while the model is no better than guessing. Later
+    > on, the model has seen the pairs that it scores, and the longer it learns a wrong label the better it likes it:
+    > `momentum` holds on to its earlier scores, `folds` score a pair only at the end of an epoch that it was held out
+    > of, and a `scorer` that never saw the pairs has no such bias.
 
     Example:
 
@@ -90,10 +91,12 @@ class IterativeCurationCallback(TrainerCallback):
         ledger (`str` or `os.PathLike`, *optional*):
             Folder of a [`CurationLedger`] that records each round.
         only_sources (`Sequence[str]`, *optional*):
-            Sources to curate; pairs of others are neither scored nor changed.
+            Sources to curate; pairs of others are trusted and not changed.
         reference ([`~datasets.Dataset`], *optional*):
             At least 20 pairs that are known to be right and not trained on, by whose scores in each round rules such
-            as [`flip_mixture`] know how far the model can be trusted.
+            as [`flip_mixture`] know how far the model can be trusted. By default, a tenth of the trusted pairs (at
+            least 200 and at most 1,000, but no more than a quarter), which are then not trained on. Without either,
+            a bias of the model cannot be told from noise, and little is flipped.
         combine (`str`, *optional*, defaults to `"raw"`):
             As in [`combine_scores`].
         momentum (`float`, *optional*, defaults to `0.5`):
@@ -140,10 +143,11 @@ class IterativeCurationCallback(TrainerCallback):
             check_value("`every`", every, every == 1, told)
         if refresh_strength and "strength" not in dataset.column_names:
             raise ValueError("`refresh_strength` is set, but the train set has no column `strength`; add it.")
+        takes_reference = any("reference" in parameters_of(rule) for rule in rules)
         if reference is not None:
             if len(reference) < MIN_PAIRS:
                 raise ValueError(f"`reference` is {len(reference)} pairs; it must be at least {MIN_PAIRS}.")
-            if not any("reference" in parameters_of(rule) for rule in rules):
+            if not takes_reference:
                 raise ValueError("`reference` is passed, but no rule takes it; use `Flip(flip_mixture)` or leave it.")
         self.trainer, self.scorer, self.reference = trainer, scorer, reference
         self.every, self.start_epoch, self.folds = every, start_epoch, folds
@@ -164,13 +168,22 @@ class IterativeCurationCallback(TrainerCallback):
                 raise ValueError(f"{told}; it has {', '.join(sorted(map(str, known)))}.")
             is_curated = pc.is_in(self._source, value_set=pa.array(list(only_sources)))
             self._curated = np.flatnonzero(is_curated.to_numpy(zero_copy_only=False))
+        # Trusted rows that are held out of training, because no `reference` is passed.
+        self._own_reference = np.empty(0, dtype=np.int64)
+        if reference is None and takes_reference:
+            trusted = np.setdiff1d(np.arange(len(dataset)), self._curated)
+            self._own_reference = draw_reference(trusted)
+            if len(self._own_reference):
+                self.reference = dataset.select(self._own_reference)
+            else:
+                logger.warning(NO_REFERENCE)
         self._fingerprint = ""
         self._contents: pa.Table | None = None  # on the first process, for the ledger
         self._settings = {
             **{"every": every, "start_epoch": start_epoch, "rules": describe(list(rules)), "min_kept": min_kept},
             **{"refresh_strength": refresh_strength, "combine": combine, "momentum": momentum, "folds": folds},
             "only_sources": None if only_sources is None else sorted(only_sources),
-            "reference": None if reference is None else source_fingerprint(pair_ids(reference)),
+            "reference": len(self._own_reference) or None if reference is None else _fingerprint_of(reference),
             "scorer": None if scorer is None else getattr(scorer, "__qualname__", type(scorer).__qualname__),
         }
 
@@ -228,8 +241,11 @@ class IterativeCurationCallback(TrainerCallback):
         if self._is_due(epoch) and self.state.last_epoch < epoch:
             self._curate(epoch)
         selection.held_out = None
+        if len(self._own_reference):
+            selection.held_out = np.isin(np.arange(len(selection)), self._own_reference)
         if self.folds is not None and self._is_due(epoch + 1) and epoch + 1 < state.num_train_epochs:
-            selection.held_out = self._fold_of_epoch(epoch)
+            fold = self._fold_of_epoch(epoch)
+            selection.held_out = fold if selection.held_out is None else fold | selection.held_out
         if not selection.drawn.any():
             raise ValueError(f"All kept pairs are in the fold that epoch {epoch} holds out; leave `folds` out.")
 
@@ -286,13 +302,11 @@ class IterativeCurationCallback(TrainerCallback):
         if len(scored) == 0:
             raise ValueError("The scorer gave NaN for every pair, so that there is nothing to decide on.")
         source = self._source.take(pa.array(scored))
-        rules = [
-            rule
-            if reference is None or "reference" not in parameters_of(rule)
-            else replace(rule, rule=partial(rule.rule, reference=reference))
-            for rule in self._rules
-        ]
+        rules = with_reference(self._rules, reference)
         decision = decide(average[scored], rules, source=source, min_kept=self._settings["min_kept"])
+        health = describe_health(decision.estimates, reference)
+        if health is not None:
+            show_health(health)
         flipped, kept, margins = selection.flipped.copy(), selection.kept.copy(), np.full(len(average), np.nan)
         flipped[scored], kept[scored], margins[scored] = decision.flip, decision.keep, decision.strength
         if self.ledger is not None:
@@ -313,6 +327,7 @@ class IterativeCurationCallback(TrainerCallback):
                 settings=self._settings,
                 source_set=source_fingerprint(names),
                 contents=self._contents,
+                health=health,
             )
         sources = {name: scored[part] for name, part in group_by_source(source, len(scored)).items()}
         changed: dict[str, Any] = {"flipped": flipped, "kept": kept, "strength": None}
@@ -333,6 +348,16 @@ def blend(before: np.ndarray, now: np.ndarray, momentum: float) -> np.ndarray:
     """Update the exponential average of reward margins, `(N,)`; NaN on one side leaves the other."""
     average = momentum * before + (1 - momentum) * now
     return np.where(np.isnan(before), now, np.where(np.isnan(now), before, average))
+
+
+def _fingerprint_of(reference: Dataset) -> str:
+    return source_fingerprint(pair_ids(reference))
+
+
+def draw_reference(rows: np.ndarray) -> np.ndarray:
+    """Draw the rows of trusted pairs that are not trained on, ascending; none if there are too few."""
+    count = num_references(len(rows))
+    return np.sort(np.random.default_rng(42).permutation(rows)[:count])
 
 
 def draw_folds(num_pairs: int, folds: int, seed: int) -> np.ndarray:

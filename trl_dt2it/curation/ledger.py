@@ -22,7 +22,8 @@ from ..data.contents import CONTENT_COLUMNS, FLIPPED, pair_contents, pair_ids
 from ..data.mixing import swap_pairs, with_columns
 from ..data.rows import SIDES
 from ..utils import file_digest, read_json, whole_file, write_json
-from .rules import Decision, as_column, is_missing_vote
+from .noise import as_column
+from .rules import Decision, is_missing_vote
 
 
 logger = logging.get_logger(__name__)
@@ -98,6 +99,7 @@ class CurationLedger:
         orientation: Literal["current", "source"] = "current",
         source_set: str | None = None,
         contents: pa.Table | None = None,
+        health: Mapping[str, Any] | None = None,
     ) -> None:
         """
         Add the decisions of a stage of a round. Adding the same again changes nothing, so a killed run may repeat
@@ -129,6 +131,8 @@ class CurationLedger:
                 Fingerprint of the source set, of which a ledger takes no other than its first.
             contents (`pa.Table`, *optional*):
                 Content of the pairs, from [`pair_contents`], by which a pair that has changed since is noticed.
+            health (`Mapping`, *optional*):
+                How far the model can be believed, by source; must fit into JSON.
 
         Raises:
             `ValueError`: if an argument has a wrong shape or value, or the round has this stage with other content.
@@ -189,6 +193,7 @@ class CurationLedger:
             pq.write_table(table, part, use_dictionary=["source", "action", "reason"], compression="zstd")
             sha256 = file_digest(part)
         self._trusted.add(sha256)
+        about |= {} if health is None else {"health": json.loads(json.dumps(dict(health)))}
         rounds.append({"round": round, "stage": stage, "file": file, "sha256": sha256, "pairs": len(table), **about})
         # After the table, so that `ledger.json` never names a file that is not there.
         write_json(self.directory / "ledger.json", record)

@@ -1,20 +1,21 @@
-"""Share of wrong labels: a mixture fitted to reward margins, and scores of several models combined."""
+"""Wrong labels: scores of several models combined, and the probability that each label is wrong."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize, minimize_scalar
-from scipy.special import expit, log_expit, logit
-from scipy.stats import chi2, rankdata
+import pyarrow as pa
+from scipy.special import expit, log_softmax, logsumexp
+from scipy.stats import rankdata
 from transformers.utils import logging
 
-from ..evaluation.metrics import wilson
+from ..data.columns import group_rows
 from ..utils import check_value
 
 
@@ -22,31 +23,22 @@ logger = logging.get_logger(__name__)
 
 MIN_PAIRS = 20
 
-# Twice the log-likelihood that a fit has to gain over coin flips: two standard errors of the mean sign.
-MIN_EVIDENCE = 4.0
+# A rate whose 95 % interval is wider is not identified; without a reference, the interval is that of a guess.
+MAX_WIDTH, MAX_WIDTH_ALONE = 0.5, 0.3
 
-# A flip takes more: over a model that guesses, at the 0.01 % level (a run asks this of each source in each round, and
-# half of the labels are at stake), and over labels that are all right and a model that is less sure than elsewhere, at
-# the 5 % level.
-MIN_READING, MIN_NOISE_EVIDENCE = float(chi2.isf(0.0001, 1)), float(chi2.isf(0.05, 1))
+# Flips that would raise the share of wrong labels by more than this are harm, and no more probable than that.
+HARM, MAX_RISK = 0.01, 0.35
+MAX_RISK_ALONE = 0.1  # without a reference
 
-# A rate whose 95 % interval is wider is not identified.
-MAX_WIDTH = 0.3
-_INTERVAL_DEPTH = float(chi2.isf(0.05, 1))
+# The accuracy on a source from which it is read, surely, and below which it is not, probably.
+READ, NOT_READ = 0.6, 0.55
 
-# Most labels of a source are only called wrong where the model surely contradicts more of them than this: a model that
-# reads a source badly contradicts about half, and a few more by a bias of its own.
-MIN_REVERSED = 0.6
+# Pairs of a source that its likelihood counts for at most. No curve of the grid is the true one, and the likelihood of
+# more pairs is sure of the one that is least wrong, however wrong: it is raised to a power that stops this, as by
+# Miller and Dunson (2019), "Robust Bayesian inference via coarsening", Eq. 2.
+_MAX_COUNT = 350
 
-# A fit sees at most this many margins, evenly spaced by rank, and so takes the same time for any number of pairs.
-_POINTS, _COARSE_POINTS = 4096, 512
-
-# Slopes per root mean square, from which the search starts.
-_SLOPES = np.geomspace(0.25, 64.0, 17)
-_LOG_SLOPES = np.linspace(math.log(_SLOPES[0]) - 3, math.log(_SLOPES[-1]) + 1, 40)
-
-# A prior worth one wrong and one right pair, and a slope that is finite where no pair contradicts.
-_LOG_SLOPE, _LOG_SLOPE_SPREAD = math.log(3.0), 1.5
+_BINS = 24  # of the reward margins of a source, equally filled
 
 
 def combine_scores(scores: npt.ArrayLike, how: Literal["raw", "zscore", "rank"] = "raw") -> np.ndarray:
@@ -112,179 +104,118 @@ def as_margins(strength: npt.ArrayLike) -> np.ndarray:
     return margins
 
 
+class MarginCurves(NamedTuple):
+    """What is seen and inferred at each size of the reward margin: arrays `(B,)` over bins of equally many pairs."""
+
+    margin: np.ndarray  # mean of |d|
+    pairs: np.ndarray
+    contradicted: np.ndarray  # share of negative margins; 0 counts half
+    accuracy: np.ndarray  # probability that the model ranks a pair rightly, with its 90 % interval
+    accuracy_low: np.ndarray
+    accuracy_high: np.ndarray
+    noise: np.ndarray  # probability that a label is wrong
+    posterior: np.ndarray  # the same, of labels that the model contradicts
+
+
 @dataclass(frozen=True)
 class NoiseEstimate:
     """
-    Share of wrong labels, and the probability that each is wrong.
+    Share of wrong labels of a source, the probability that each is wrong, and what may be flipped.
 
     Parameters:
-        rate (`float`):
-            Best-fitting share of wrong labels, from 0 to 1; NaN where there is no fit.
-        slope (`float`):
-            Log-odds that the model ranks a pair rightly, per unit of reward margin.
-        mean, std (`float`):
-            Mean and standard deviation of the reward margins that right labels would have.
-        is_identified (`bool`):
-            Whether there are enough pairs, their signs are more than coin flips (or a `reference` says so), and
-            `interval` is at most 0.3 wide where the slope is not known.
         posterior (`np.ndarray` of shape `(N,)` and dtype `float64`):
-            Probability that each label is wrong; NaN where the pair is not scored, and 0 for all if not identified.
-        interval (`tuple[float, float]`):
-            95 % interval of `rate` by its profile likelihood; 0 to 1 where there is no fit.
-        evidence, reading (`float`):
-            Twice the log-likelihood that the fit gains over labels that are all right (at any slope, or at that of the
-            `reference`; above 3.84 it is noise at the 5 % level), and over a model that guesses.
+            Probability that each label is wrong; NaN where the pair is not scored, 0 for all if not identified.
+        flip (`np.ndarray` of shape `(N,)` and dtype `bool`):
+            Labels to flip: the model contradicts them, and their posterior is above one half and `threshold`.
+        rate (`float`), interval (`tuple[float, float]`):
+            Expected share of wrong labels, from 0 to 1, NaN where nothing is fitted; its 95 % credible interval.
+        accuracy (`float`), accuracy_interval (`tuple[float, float]`):
+            Expected share of these pairs that the model ranks rightly, NaN where nothing is fitted; its 90 % credible
+            interval.
+        is_identified (`bool`):
+            Whether there are enough pairs, the model reads them, and `interval` is at most 0.3 wide, with a reference
+            0.5.
+        reading (`str`):
+            `"read"`: the accuracy is surely at least 0.6; `"not read"`: it is probably below 0.55; `"hardly read"`
+            between the two; `"unknown"` with under 20 scored pairs, or where all margins are 0.
         contradicted (`float`):
             Share of the scored pairs with a negative margin, a margin of 0 counted half; NaN without any.
+        clean (`float`):
+            Probability that no label is wrong.
+        threshold (`float`):
+            Posterior from which flips are believed to do no harm; 1 if none are.
+        curves ([`MarginCurves`], *optional*):
+            The same by the size of the margin; `None` where nothing is fitted.
     """
 
-    rate: float
-    slope: float
-    mean: float
-    std: float
-    is_identified: bool
     posterior: np.ndarray
+    flip: np.ndarray
+    rate: float = math.nan
     interval: tuple[float, float] = (0.0, 1.0)
-    evidence: float = 0.0
-    reading: float = 0.0
+    accuracy: float = math.nan
+    accuracy_interval: tuple[float, float] = (0.0, 1.0)
+    is_identified: bool = False
+    reading: str = "unknown"
     contradicted: float = math.nan
+    clean: float = math.nan
+    threshold: float = 1.0
+    curves: MarginCurves | None = None
+
+    def summary(self) -> dict[str, Any]:
+        """Return the figures and curves as JSON, for the ledger and the report."""
+        names = ("rate", "interval", "accuracy", "accuracy_interval", "is_identified", "reading", "contradicted")
+        told = {name: getattr(self, name) for name in (*names, "clean", "threshold")}
+        told |= {"pairs": int((~np.isnan(self.posterior)).sum()), "flipped": int(self.flip.sum())}
+        if self.curves is not None:
+            told["curves"] = {name: np.round(values, 4).tolist() for name, values in self.curves._asdict().items()}
+        return {
+            name: None if isinstance(value, float) and math.isnan(value) else value for name, value in told.items()
+        }
 
 
-def estimate_noise(
-    strength: npt.ArrayLike, reference: npt.ArrayLike | None = None, *, slope: float | None = None
-) -> NoiseEstimate:
+def estimate_noise(strength: npt.ArrayLike, reference: npt.ArrayLike | None = None) -> NoiseEstimate:
     r"""
-    Fit the mirrored mixture to reward margins.
+    Estimate which labels are wrong, from reward margins and from how often the model is right.
 
-    A pair with a wrong label has minus the margin that it would have with the right one. So with noise rate \(e\) and
-    density \(f\) of the margins of right labels, margins \(d\) have the density \((1 - e) f(d) + e f(-d)\), and a
-    label is wrong with probability \(e f(-d) / ((1 - e) f(d) + e f(-d))\). Reward models are trained to make the
-    log-odds of a preference linear in the difference of rewards, so \(\log f(d) / f(-d) = k d\) is all that is assumed
-    of \(f\), and that posterior is \(\sigma(\log \frac{e}{1 - e} - k d)\). The distribution of \(|d|\) may be any:
-    given \(|d|\), the sign is negative with probability \(e + (1 - 2e) \sigma(-k |d|)\), and \(e\) and \(k\) maximize
-    the likelihood of the signs, with a weak prior. In short: where the model is sure, the share of negative margins is
-    the noise rate, and how that share rises to one half towards 0 tells how far the model can be trusted.
+    A label is contradicted (\(d < 0\)) where it is right and the model errs, or where it is wrong and the model is
+    right. With \(g(m)\) the accuracy of the model on pairs whose margin has the size \(m = |d|\), and \(e(m)\) the
+    share of wrong labels among them, where errors of both are independent given \(m\), the share of contradicted
+    labels is \(e g + (1 - e)(1 - g)\), and a contradicted label is wrong with probability
+
+    \[ P(wrong \mid d = -m) = \frac{e(m) g(m)}{e(m) g(m) + (1 - e(m)) (1 - g(m))}. \]
+
+    `reference` pairs tell \(g\): it is then known how often the model is surely wrong, and what is contradicted more
+    often is noise. Without them, only the shape of the contradictions tells the two apart: errors become rare where
+    the model is sure, and noise need not. Neither curve is assumed, but weighed against others: accuracies of
+    \(\frac{\lambda}{2} + (1 - \lambda) \sigma(k m / (1 + (\tau m)^2))\), with errors at any margin
+    (\(\lambda\)) and at large ones (\(\tau\)), and noise with log-odds that are linear in \(m\), may rest on the
+    same pairs that the model finds hard (a wrong label is then more likely where the model errs), and may be none at
+    all. Means over the posterior of all of these are returned, so that what the pairs do not tell stays unsure.
+
+    Labels are flipped where that leaves the fewest wrong ones in expectation (posterior above one half), and only if
+    the probability that the flips together raise the share of wrong labels by over a hundredth is small (35 %, without
+    a reference 10 %). This is the best rule that sees only margins where the pairs are like the reference, apart from
+    wrong labels, and wrong labels are no more likely on pairs that the model gets wrong than on others of the same
+    margin, or somewhat more. A bias that model and annotators share cannot be seen in margins: wrong labels that the
+    model agrees with stay.
 
     The paper flips half of the negative pairs, which is right only where wrong labels that the model sees through
-    are as many as right labels that it misjudges, at \(e = 1 - a\) with \(a\) its accuracy: with a better model or
-    noisier labels wrong labels stay, with cleaner labels right ones are flipped. Here the bound is where the posterior
-    is one half, \(d = \log \frac{e}{1 - e} / k\), which of all rules that see only \(d\) leaves the fewest wrong
-    labels: near 0 for noisy labels, far from it for clean ones, and at \(e = 0\) nothing is flipped.
-
-    An error that the model is sure of cannot be told from noise, and counts as such. Nor can noise of one half be told
-    from a model that guesses: the estimate is then not identified, unless a reference of the same kind of pairs shows
-    that the model does not guess. Where the model is often unsure and all margins are about equally large, as votes
-    are, the interval of the rate is wide. With under 20 pairs nothing is fitted.
+    are as many as right labels that it misjudges.
 
     Args:
         strength (`np.ndarray` of shape `(N,)`):
-            Reward margins, out of sample if possible: a model that has seen a wrong label partly believes it. NaN
-            where a pair is not scored.
+            Reward margins of pairs from one source, out of sample if possible: a model that has seen a wrong label
+            partly believes it. NaN where a pair is not scored.
         reference (`np.ndarray` of shape `(R,)`, *optional*):
-            Reward margins of at least 20 pairs known to be right and not trained on. They set the slope (logistic
-            regression without intercept), and only the rate is estimated, for which few pairs suffice.
-        slope (`float`, *optional*):
-            The slope, where it is known; 0 for a model that guesses.
+            Reward margins, in the same unit, of at least 20 pairs known to be right and not trained on.
 
     Returns:
         [`NoiseEstimate`]
 
     Raises:
-        `ValueError`: if a shape is wrong, a margin is infinite, the slope is NaN, there are too few references, or
-            both `reference` and `slope` are passed.
+        `ValueError`: if a shape is wrong, a margin is infinite, or there are too few references.
     """
-    if reference is not None and slope is not None:
-        raise ValueError("Both `reference` and `slope` are given, and each tells the slope; leave one of them out.")
-    if slope is not None and math.isnan(slope):
-        raise ValueError(f"`slope` is {slope}; pass log-odds per unit of reward margin, 0 for a model that guesses.")
-    margins = as_margins(strength)
-    scored = margins[~np.isnan(margins)]
-    count, has_reference = len(scored), reference is not None
-    if reference is not None:
-        slope = calibrate(reference)
-    is_slope_known = slope is not None
-    contradicted = float(np.mean(scored < 0) + np.mean(scored == 0) / 2) if count else math.nan
-    unknown = np.where(np.isnan(margins), np.nan, 0.0)
-    if count < MIN_PAIRS or not scored.any() or (slope is not None and slope <= 0):
-        return NoiseEstimate(math.nan, math.nan, math.nan, math.nan, False, unknown, contradicted=contradicted)
-    scale = _root_mean_square(scored)
-    points = _by_rank(np.sort(scored), _POINTS) / scale
-    if slope is None:
-        slopes = np.exp(_LOG_SLOPES)
-        rate, slope = _fit(points, count)
-        slope /= scale
-    else:
-        slopes = np.array([slope * scale])
-        rate = _fit_rate(points, slope * scale, count)
-    fitted = count * _mean_log_likelihood(points, rate, slope * scale)
-    # Against a model that guesses, and against labels that are all right.
-    coins, clean = -count * math.log(2), count * _best_without_noise(points, slope * scale if has_reference else None)
-    interval = _profile_interval(_by_rank(points, _COARSE_POINTS), count, rate, slopes)
-    is_told = has_reference or 2 * (fitted - coins) >= MIN_EVIDENCE
-    is_identified = is_told and (is_slope_known or interval[1] - interval[0] <= MAX_WIDTH)
-    posterior = expit(logit(rate) - slope * margins)
-    # Of the signs that right labels would have, in expectation; in units of `scale`, the mean square is 1.
-    mean = float(np.mean(scored / scale * (1 - 2 * posterior[~np.isnan(margins)])))
-    return NoiseEstimate(
-        rate=rate,
-        slope=slope,
-        mean=mean * scale,
-        std=math.sqrt(max(0.0, 1 - mean**2)) * scale,
-        is_identified=is_identified,
-        posterior=posterior if is_identified else unknown,
-        interval=interval,
-        evidence=2 * (fitted - clean),
-        reading=2 * (fitted - coins),
-        contradicted=contradicted,
-    )
-
-
-def shared_slope(parts: Sequence[np.ndarray]) -> float:
-    """Fit the slope that sources of different noise rates share; 0 if it is not identified."""
-    # The slope is a property of the model. A source of 500 pairs whose rate is near one half does not show alone
-    # whether its labels are noise or the model guesses; the others do.
-    parts = [part for part in parts if len(part)]
-    count = sum(map(len, parts))
-    if count < MIN_PAIRS or (scale := _root_mean_square(np.concatenate(parts))) == 0:
-        return 0.0
-    ordered = [np.sort(part) / scale for part in parts]
-
-    def loss(log_slope: float, most: int) -> float:
-        total = -(((log_slope - _LOG_SLOPE) / _LOG_SLOPE_SPREAD) ** 2) / 2 / count
-        for part in ordered:
-            share = len(part) / count
-            points, slope = _by_rank(part, max(MIN_PAIRS, int(most * share))), math.exp(log_slope)
-            total += share * _mean_log_likelihood(points, _fit_rate(points, slope, len(part)), slope)
-        return -total
-
-    start = min(np.log(_SLOPES), key=lambda log_slope: loss(log_slope, _COARSE_POINTS))
-    step = math.log(_SLOPES[1] / _SLOPES[0])
-    bounds = (start - step, start + step)
-    best = minimize_scalar(loss, bounds=bounds, args=(_POINTS,), method="bounded", options={"xatol": 1e-4})
-    return math.exp(best.x) / scale if 2 * count * (math.log(2) - best.fun) >= MIN_EVIDENCE else 0.0
-
-
-def calibrate(reference: npt.ArrayLike) -> float:
-    """Fit the slope of pairs known to be right; 0 if the model does no better than guess on them."""
-    known = as_margins(reference)
-    known = known[~np.isnan(known)]
-    count = len(known)
-    if count < MIN_PAIRS:
-        raise ValueError(f"There are {count} scored references; give at least {MIN_PAIRS}, or none.")
-    scale = _root_mean_square(known)
-    if scale == 0:
-        return 0.0
-    points = _by_rank(np.sort(known), _POINTS) / scale
-
-    def loss(log_slope: np.ndarray) -> tuple[float, np.ndarray]:
-        slope, shift = math.exp(log_slope[0]), (log_slope[0] - _LOG_SLOPE) / _LOG_SLOPE_SPREAD
-        value = np.mean(log_expit(slope * points)) - shift**2 / 2 / count
-        by_slope = np.mean(points * expit(-slope * points)) * slope - shift / _LOG_SLOPE_SPREAD / count
-        return -float(value), -np.array([by_slope])
-
-    slope = math.exp(minimize(loss, [_LOG_SLOPE], jac=True, method="L-BFGS-B", bounds=[(-4.0, 7.0)]).x[0])
-    gain = 2 * count * (float(np.mean(log_expit(slope * points))) + math.log(2))
-    return slope / scale if gain >= MIN_EVIDENCE else 0.0
+    return _estimate([as_margins(strength)], reference)[0]
 
 
 def flip_mixture(
@@ -292,131 +223,317 @@ def flip_mixture(
     threshold: float = 0.5,
     *,
     reference: npt.ArrayLike | None = None,
-    slope: float | None = None,
-    source: str | None = None,
+    source: Any = None,
+    estimates: dict[str | None, NoiseEstimate] | None = None,
 ) -> np.ndarray:
     """
     Flip the pairs whose label is wrong with more than a given probability, by [`estimate_noise`].
 
-    Nothing is flipped unless these pairs themselves show noise: the rate is identified, and the fit beats labels that
-    are all right, whatever the slope, at the 5 % level, and a model that guesses at the 0.01 % level; with a
-    reference, only labels that are all right at its slope. Without one, most labels are not called wrong unless the
-    model surely (99 %) contradicts more than 60 % of them. A pair that the model ranks as its label does is never
-    flipped. The outcome is logged.
+    Each source has its own rate, however few its pairs. Their model is one: what a source tells about its accuracy
+    helps to judge the others, unless the model reads that source worse, which is weighed too. Nothing is flipped in a
+    source whose noise is not identified, or where flips are not sure enough to do no harm. A pair that the model ranks
+    as its label does is never flipped. The outcome is logged.
 
     Args:
         strength (`np.ndarray` of shape `(N,)`):
             Reward margins; NaN is not flipped.
         threshold (`float`, *optional*, defaults to `0.5`):
             Probability above which a pair is flipped, from 0 to 1. At 0.5 the fewest wrong labels are expected.
-        reference, slope (*optional*):
-            As in [`estimate_noise`]. With `Flip(flip_mixture, by="source")`, [`decide`] passes the slope that all
-            sources share, or that of the reference: that the model reads it does not say that it reads a source.
-        source (`str`, *optional*):
-            Name of the pairs in messages, which [`decide`] passes.
+        reference (`np.ndarray` of shape `(R,)`, *optional*):
+            As in [`estimate_noise`].
+        source (sequence of `str`, *optional*):
+            Source of each pair, which [`decide`] passes with `Flip(flip_mixture, by="source")`; one by default.
+        estimates (`dict`, *optional*):
+            Is filled with the estimate of each source, in the order of its rows.
 
     Returns:
-        `np.ndarray` of shape `(N,)` and dtype `bool`: all false where these pairs do not show noise.
+        `np.ndarray` of shape `(N,)` and dtype `bool`.
     """
     check_value("`threshold`", threshold, 0 < threshold < 1, "give a probability between 0 and 1")
     margins = as_margins(strength)
-    estimate = estimate_noise(margins, reference, slope=slope)
-    count, share = int((~np.isnan(margins)).sum()), estimate.contradicted
-    if count == 0:
-        return np.zeros(len(margins), dtype=bool)
+    groups = group_by_source(source, len(margins))
+    mask = np.zeros(len(margins), dtype=bool)
+    parts = [margins[rows] for rows in groups.values()]
+    for (name, rows), estimate in zip(groups.items(), _estimate(parts, reference), strict=True):
+        # Comparisons with NaN are false.
+        mask[rows] = estimate.flip & (estimate.posterior > threshold)
+        if threshold < 0.5:
+            above = max(threshold, estimate.threshold if estimate.threshold > 0.5 else 0)
+            mask[rows] = estimate.is_identified & (estimate.posterior > above) & (margins[rows] < 0)
+        _log(name, estimate, int(mask[rows].sum()))
+        if estimates is not None:
+            estimates[name] = estimate
+    return mask
+
+
+def group_by_source(source: Any, count: int) -> dict[str | None, np.ndarray]:
+    """Return the rows of each source, ascending."""
+    if source is None:
+        return {None: np.arange(count)}
+    column = as_column(source, "source", count)
+    encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    names = [*encoded.dictionary.to_pylist(), None]
+    codes = encoded.indices.fill_null(len(names) - 1).to_numpy(zero_copy_only=False)
+    return {name: rows for name, rows in zip(names, group_rows(codes), strict=False) if len(rows)}
+
+
+def as_column(values: Any, argument: str, count: int | None = None) -> pa.Array:
+    """Return values as one Arrow array, of length `count` if that is passed; messages name the `argument`."""
+    column = values if isinstance(values, (pa.Array, pa.ChunkedArray)) else pa.array(values, from_pandas=True)
+    if count is not None and len(column) != count:
+        raise ValueError(f"There are {count} pairs and {len(column)} entries of `{argument}`; pass one per pair.")
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def _log(source: str | None, estimate: NoiseEstimate, flipped: int) -> None:
+    """Say what is seen in a source, and what is done."""
+    count, share = int((~np.isnan(estimate.posterior)).sum()), estimate.contradicted
+    if count < MIN_PAIRS:
+        return
     whose = f"{count:,} pairs" if source is None else f"the {count:,} pairs of {source!r}"
     seen = f"The model contradicts {share:.1%} of the labels of {whose}"
-    low, high = wilson(share, count, confidence=0.98)  # each end one-sided at 1 %
-    is_noisy = estimate.is_identified and estimate.evidence >= MIN_NOISE_EVIDENCE
-    if reference is None and (estimate.reading < MIN_READING or (estimate.rate > 0.5 and low <= MIN_REVERSED)):
-        is_noisy = False
-    if is_noisy and estimate.rate > 0.5:
+    low, high = estimate.interval
+    if flipped and estimate.rate > 0.5:
         logger.warning(
             f"{seen}, far more than by chance, and these labels are flipped as reversed: look at some of them, and if "
             "the model is wrong about such pairs, leave the source out of the curation."
         )
-    elif is_noisy:
-        logger.info(f"{seen}; {estimate.rate:.1%} of the labels are estimated to be wrong.")
-    elif count >= MIN_PAIRS and high > 0.5 and reference is None:
+    elif flipped:
+        told = f"{estimate.rate:.1%} of the labels are estimated to be wrong ({low:.0%} to {high:.0%})"
+        logger.info(f"{seen}; {told}, and {flipped:,} are flipped.")
+    elif estimate.reading == "not read":
         logger.warning(
             f"{seen}, which does not tell wrong labels from a model that cannot read such pairs; they are left as "
             "they are."
         )
+    elif not estimate.is_identified:
+        logger.warning(f"{seen}, from which between {low:.0%} and {high:.0%} may be wrong; nothing is flipped.")
     else:
         logger.info(f"{seen}, which shows no noise that is more than the model's own errors; nothing is flipped.")
-    # Comparisons with NaN are false.
-    return (estimate.posterior > threshold) & (margins < 0) & is_noisy
+
+
+class _Grid(NamedTuple):
+    """The curves that are weighed, with the logs of their prior probabilities."""
+
+    steepness: np.ndarray  # (K, 1): of accuracies
+    lapse: np.ndarray
+    fall: np.ndarray
+    known: np.ndarray  # (K,): prior of the accuracy on pairs like the reference,
+    alone: np.ndarray  # without a reference,
+    foreign: np.ndarray  # and on a source that the model reads in another way
+    level: np.ndarray  # (A, 1): log-odds of a wrong label at the median margin,
+    slope: np.ndarray  # their change per median margin,
+    shared: np.ndarray  # and what is added where the model errs
+    noise: np.ndarray  # (A,)
+
+
+@lru_cache(maxsize=1)
+def _grid() -> _Grid:
+    # Priors are those of real models and annotators: accuracies that rise with the margin, a tenth to a third of the
+    # labels wrong, more of them on hard pairs than on easy ones. They were chosen on simulated models and annotators
+    # (`benchmarks/noise_simulation.py`), and what is flipped depends little on them.
+    log_k = np.linspace(math.log(0.15), math.log(30), 13)
+    lapses, falls = np.array([0, 0.06, 0.15, 0.3, 0.6, 1]), np.array([0, 0.15, 0.35])
+    k, lapse, fall = (axis.reshape(-1, 1) for axis in np.meshgrid(np.exp(log_k), lapses, falls, indexing="ij"))
+
+    def prior(of_lapses: Sequence[float], of_falls: Sequence[float]) -> np.ndarray:
+        of_k = -(((log_k - math.log(2)) / 1.2) ** 2) / 2
+        return log_softmax((of_k[:, None, None] + np.log(of_lapses)[:, None] + np.log(of_falls)).ravel())
+
+    levels, slopes, shares = np.linspace(-4.5, -0.1, 11), np.array([-2.7, -1.8, -1, -0.5, 0, 0.7]), np.array([0.0, 1])
+    of_level = -(((levels + 1.2) / 1.0) ** 2) / 2
+    of_slope = np.log([0.17, 0.18, 0.2, 0.18, 0.22, 0.05])
+    noise = log_softmax(np.broadcast_to((of_level[:, None] + of_slope)[..., None], (11, 6, 2)).ravel())
+    level, slope, shared = (axis.reshape(-1, 1) for axis in np.meshgrid(levels, slopes, shares, indexing="ij"))
+    # One more: all labels are reversed, but for a few.
+    extra = [np.append(axis, [[value]], axis=0) for axis, value in ((level, 3.5), (slope, 0.0), (shared, 0.0))]
+    return _Grid(
+        *(k, lapse, fall),
+        known=prior((0.5, 0.2, 0.12, 0.08, 0.06, 0.04), (0.65, 0.18, 0.17)),
+        alone=prior((0.45, 0.16, 0.13, 0.11, 0.1, 0.05), (0.6, 0.2, 0.2)),
+        foreign=prior((0.35, 0.15, 0.15, 0.1, 0.05, 0.2), (0.6, 0.2, 0.2)),
+        level=extra[0],
+        slope=extra[1],
+        shared=extra[2],
+        noise=np.append(noise + math.log(0.99), math.log(0.01)),
+    )
+
+
+# Prior probabilities: that no label of a source is wrong, with and without a reference, and that the model reads a
+# source in another way than the rest.
+_CLEAN, _CLEAN_ALONE, _FOREIGN = 0.05, 0.2, 0.03
+
+
+class _Bins(NamedTuple):
+    """Reward margins of a source by size."""
+
+    margin: np.ndarray  # (B,), in units of the scale
+    agreed: np.ndarray  # (B,), pairs with a positive margin; of 0 one half
+    contradicted: np.ndarray
+    power: float  # of the likelihood
+
+
+def _bin(margins: np.ndarray, scale: float) -> _Bins:
+    ordered = margins[np.argsort(np.abs(margins), kind="stable")]
+    parts = np.array_split(ordered, min(_BINS, len(ordered)))
+    agreed, contradicted = (
+        np.array([np.sum(sign * part > 0) + np.sum(part == 0) / 2 for part in parts]) for sign in (1, -1)
+    )
+    margin = np.array([np.mean(np.abs(part) / scale) for part in parts])
+    return _Bins(margin, agreed, contradicted, min(1.0, _MAX_COUNT / len(margins)))
+
+
+def bin_margins(margins: np.ndarray) -> dict[str, np.ndarray]:
+    """Return mean size, number and share of negative margins by size, each `(B,)`."""
+    bins = _bin(margins, 1.0)
+    pairs = bins.agreed + bins.contradicted
+    return {"margin": bins.margin, "pairs": pairs, "contradicted": bins.contradicted / pairs}
+
+
+def _accuracy(grid: _Grid, margin: np.ndarray) -> np.ndarray:
+    """Return all accuracies at some margins, `(K, B)`."""
+    rises = expit(grid.steepness * margin / (1 + (grid.fall * margin) ** 2))
+    return ((1 - grid.lapse) * rises + grid.lapse / 2).clip(1e-6, 1 - 1e-6)
+
+
+def _log_likelihood(contradicted: np.ndarray, bins: _Bins) -> np.ndarray:
+    """Return the log-likelihood of the signs at probabilities of contradiction `(..., B)`."""
+    return bins.power * (np.log(contradicted) @ bins.contradicted + np.log1p(-contradicted) @ bins.agreed)
+
+
+class _Fit(NamedTuple):
+    """All curves on a source."""
+
+    accuracy: np.ndarray  # (K, 1, B)
+    missed: np.ndarray  # (A, B): probability of a wrong label where the model is right,
+    shared: np.ndarray  # and where it errs
+    contradicted: np.ndarray  # (K, A, B)
+    log_joint: np.ndarray  # (K, A + 1): log-likelihood times prior of the noise; the last is no noise
+
+
+def _fit(grid: _Grid, bins: _Bins, clean: float) -> _Fit:
+    accuracy = _accuracy(grid, bins.margin)[:, None]
+    base = grid.level + grid.slope * (np.minimum(bins.margin, 3) - 1)
+    missed, shared = expit(base), expit(base + grid.shared * np.minimum(bins.margin, 1.5))
+    contradicted = missed * accuracy + (1 - shared) * (1 - accuracy)
+    noisy = _log_likelihood(contradicted, bins) + grid.noise + math.log1p(-clean)
+    none = _log_likelihood(1 - accuracy[:, 0], bins) + math.log(clean)
+    return _Fit(accuracy, missed, shared, contradicted, np.concatenate([noisy, none[:, None]], axis=1))
+
+
+def _estimate(parts: Sequence[np.ndarray], reference: npt.ArrayLike | None) -> list[NoiseEstimate]:
+    """Estimate the noise of each source; the accuracy is one, but where a source is read in another way."""
+    known = None if reference is None else as_margins(reference)
+    known = None if known is None else known[~np.isnan(known)]
+    if known is not None and len(known) < MIN_PAIRS:
+        raise ValueError(f"There are {len(known)} scored references; give at least {MIN_PAIRS}, or none.")
+    scored = [part[~np.isnan(part)] for part in parts]
+    fitted = [index for index, part in enumerate(scored) if len(part) >= MIN_PAIRS and part.any()]
+    results = [_unknown(part) for part in parts]
+    scale = _scale([scored[index] for index in fitted] + ([] if known is None else [known]))
+    if not fitted or scale == 0:
+        return results
+    grid, clean = _grid(), _CLEAN_ALONE if known is None else _CLEAN
+    shared = grid.alone
+    if known is not None:
+        reference_bins = _bin(known, scale)
+        shared = log_softmax(grid.known + _log_likelihood(1 - _accuracy(grid, reference_bins.margin), reference_bins))
+    binned = {index: _bin(scored[index], scale) for index in fitted}
+    own, other = math.log1p(-_FOREIGN), math.log(_FOREIGN)
+    # What each source says about the shared accuracy; fits are made anew below, because all of them take much memory.
+    evidence = dict.fromkeys(fitted, np.zeros(len(shared)))
+    for index in fitted if len(fitted) > 1 else ():
+        marginal = logsumexp(_fit(grid, binned[index], clean).log_joint, axis=1)
+        evidence[index] = np.logaddexp(own + marginal, other + logsumexp(grid.foreign + marginal))
+    total = np.sum(list(evidence.values()), axis=0)
+    for index in fitted:
+        prior = log_softmax(shared + total - evidence[index])
+        prior = np.logaddexp(own + prior, other + grid.foreign)
+        fit = _fit(grid, binned[index], clean)
+        joint = prior[:, None] + fit.log_joint
+        weights = np.exp(joint - logsumexp(joint))
+        limits = (MAX_RISK_ALONE, MAX_WIDTH_ALONE) if known is None else (MAX_RISK, MAX_WIDTH)
+        results[index] = _conclude(parts[index], binned[index], fit, weights, scale, *limits)
+    return results
+
+
+def _unknown(margins: np.ndarray) -> NoiseEstimate:
+    scored = margins[~np.isnan(margins)]
+    contradicted = float(np.mean(scored < 0) + np.mean(scored == 0) / 2) if len(scored) else math.nan
+    posterior = np.where(np.isnan(margins), np.nan, 0.0)
+    return NoiseEstimate(posterior, np.zeros(len(margins), dtype=bool), contradicted=contradicted)
+
+
+def _conclude(
+    margins: np.ndarray,
+    bins: _Bins,
+    fit: _Fit,
+    weights: np.ndarray,
+    scale: float,
+    max_risk: float,
+    max_width: float,
+) -> NoiseEstimate:
+    """Draw the estimate of a source from the posterior weights of the curves, `(K, A + 1)`."""
+    pairs, noisy = bins.agreed + bins.contradicted, weights[:, :-1]
+    share = pairs / pairs.sum()
+    accuracy, of_accuracy = fit.accuracy[:, 0], weights.sum(axis=1)
+    wrong = fit.missed * fit.accuracy + fit.shared * (1 - fit.accuracy)  # (K, A, B)
+    rates = np.append(wrong @ share, np.zeros((len(weights), 1)), axis=1)
+    if_contradicted = fit.missed * fit.accuracy / fit.contradicted
+    if_agreed = fit.shared * (1 - fit.accuracy) / (1 - fit.contradicted)
+    negative, positive, noise = (np.tensordot(noisy, each, axes=2) for each in (if_contradicted, if_agreed, wrong))
+    lowest, highest = _quantiles(rates, weights, (0.025, 0.975))
+    low, middle, high = _quantiles(accuracy @ share, of_accuracy, (0.05, 0.5, 0.95))
+    reading = "read" if low >= READ else "not read" if middle < NOT_READ else "hardly read"
+    is_identified = reading != "not read" and highest - lowest <= max_width
+    threshold = 1.0
+    for bound in np.arange(0.5, 0.95, 0.05):
+        flipped = bins.contradicted * (negative > bound) / pairs.sum()
+        if not flipped.any():
+            break
+        harm = np.append(flipped.sum() - 2 * (if_contradicted @ flipped), np.full((len(weights), 1), flipped.sum()), 1)
+        if weights[harm > HARM].sum() <= max_risk:
+            threshold = float(bound)
+            break
+    sizes, is_negative = np.abs(margins) / scale, margins < 0
+    posterior = np.where(
+        is_negative, np.interp(sizes, bins.margin, negative), np.interp(sizes, bins.margin, positive)
+    )  # NaN stays NaN
+    posterior = posterior if is_identified else np.where(np.isnan(margins), np.nan, 0.0)
+    lows, highs = np.transpose([_quantiles(one, of_accuracy, (0.05, 0.95)) for one in accuracy.T])
+    return NoiseEstimate(
+        posterior=posterior,
+        flip=is_negative & (posterior > threshold),
+        rate=float(np.sum(weights * rates)),
+        interval=(lowest, highest),
+        accuracy=float(of_accuracy @ accuracy @ share),
+        accuracy_interval=(low, high),
+        is_identified=is_identified,
+        reading=reading,
+        contradicted=float(bins.contradicted.sum() / pairs.sum()),
+        clean=float(weights[:, -1].sum()),
+        threshold=threshold,
+        curves=MarginCurves(
+            bins.margin * scale, pairs, bins.contradicted / pairs, of_accuracy @ accuracy, lows, highs, noise, negative
+        ),
+    )
+
+
+def _quantiles(values: np.ndarray, weights: np.ndarray, levels: Sequence[float]) -> list[float]:
+    """Return quantiles of weighted values, both of one shape."""
+    order = np.argsort(values, axis=None)
+    reached = np.searchsorted(np.cumsum(weights.ravel()[order]), levels)
+    return values.ravel()[order][np.minimum(reached, values.size - 1)].tolist()
+
+
+def _scale(parts: Sequence[np.ndarray]) -> float:
+    """Return the size of a reward margin that is neither large nor small, 1.48 times the median."""
+    sizes = np.abs(np.concatenate([*parts, np.zeros(0)]))
+    median = float(np.median(sizes)) if len(sizes) else 0.0
+    return 1.48 * (median or (_root_mean_square(sizes) if len(sizes) else 0.0))
 
 
 def _root_mean_square(values: np.ndarray) -> float:
     # Scaled by the largest first, so that squares neither overflow nor vanish.
     largest = float(np.abs(values).max())
     return largest * math.sqrt(np.mean((values / largest) ** 2)) if largest else 0.0
-
-
-def _by_rank(ordered: np.ndarray, count: int) -> np.ndarray:
-    """Thin sorted values to `count`, evenly spaced by rank."""
-    if len(ordered) <= count:
-        return ordered
-    return ordered[((np.arange(count) + 0.5) * (len(ordered) / count)).astype(np.int64)]
-
-
-def _fit(points: np.ndarray, count: int) -> tuple[float, float]:
-    """Fit rate and slope to `count` pairs that `points` stand for."""
-    coarse = _by_rank(points, _COARSE_POINTS)
-    starts = [np.array([logit(_fit_rate(coarse, slope, count)), math.log(slope)]) for slope in _SLOPES]
-    start = min(starts, key=lambda start: _loss(start, coarse, count)[0])
-    bounds = [(-20.0, 20.0), (math.log(_SLOPES[0]) - 3, math.log(_SLOPES[-1]) + 3)]
-    log_odds, log_slope = minimize(_loss, start, args=(points, count), jac=True, method="L-BFGS-B", bounds=bounds).x
-    return float(expit(log_odds)), math.exp(log_slope)
-
-
-def _loss(parameters: np.ndarray, points: np.ndarray, count: int) -> tuple[float, np.ndarray]:
-    """Minus the mean log-likelihood with its prior, and its gradient, at log-odds of the rate and log of the slope."""
-    rate, slope = float(expit(parameters[0])), math.exp(parameters[1])
-    agree = expit(slope * points)
-    likelihood = agree + rate * (1 - 2 * agree)
-    shift = (parameters[1] - _LOG_SLOPE) / _LOG_SLOPE_SPREAD
-    prior = math.log(rate) + math.log1p(-rate) - shift**2 / 2
-    by_rate = np.mean((1 - 2 * agree) / likelihood) * rate * (1 - rate) + (1 - 2 * rate) / count
-    by_slope = np.mean(points * agree * (1 - agree) / likelihood) * (1 - 2 * rate) * slope
-    by_slope -= shift / _LOG_SLOPE_SPREAD / count
-    return -(float(np.mean(np.log(likelihood))) + prior / count), -np.array([by_rate, by_slope])
-
-
-def _fit_rate(points: np.ndarray, slope: float, count: int) -> float:
-    """Fit the rate at a given slope, by bisection of the derivative of the likelihood, which is concave in it."""
-    agree = expit(slope * points)
-    low, high = 0.0, 1.0
-    for _ in range(40):
-        rate = (low + high) / 2
-        rises = np.mean((1 - 2 * agree) / (agree + rate * (1 - 2 * agree))) + (1 / rate - 1 / (1 - rate)) / count > 0
-        low, high = (rate, high) if rises else (low, rate)
-    return (low + high) / 2
-
-
-def _mean_log_likelihood(points: np.ndarray, rate: float, slope: float) -> float:
-    agree = expit(slope * points)
-    return float(np.mean(np.log(agree + rate * (1 - 2 * agree))))
-
-
-def _best_without_noise(points: np.ndarray, slope: float | None) -> float:
-    """Return the largest mean log-likelihood of labels that are all right, at any slope from 0 or at the given one."""
-    if slope is not None:
-        return float(np.mean(log_expit(slope * points)))
-    # Concave in the slope, and at its maximum above 0 only where the mean margin is.
-    if points.mean() <= 0:
-        return -math.log(2)
-    bounds = (_LOG_SLOPES[0] - 3, _LOG_SLOPES[-1] + 3)
-    best = minimize_scalar(lambda x: -np.mean(log_expit(math.exp(x) * points)), bounds=bounds, method="bounded")
-    return max(-math.log(2), -float(best.fun))
-
-
-def _profile_interval(points: np.ndarray, count: int, rate: float, slopes: np.ndarray) -> tuple[float, float]:
-    """Return the 95 % interval of the rate: those whose likelihood at the best slope is near enough to the largest."""
-    agree = expit(slopes[:, None] * points)
-    grid = np.r_[rate, np.linspace(0.0, 1.0, 101)]
-    with np.errstate(divide="ignore"):
-        profile = np.array([np.log(agree + one * (1 - 2 * agree)).mean(1).max() for one in grid])
-    near = grid[2 * count * (profile.max() - profile) <= _INTERVAL_DEPTH]
-    return float(min(near.min(), rate)), float(max(near.max(), rate))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -14,9 +14,8 @@ import numpy.typing as npt
 import pyarrow as pa
 from transformers.utils import logging
 
-from ..data.columns import group_rows
 from ..utils import check_value
-from .noise import as_margins, calibrate, flip_mixture, shared_slope
+from .noise import NoiseEstimate, as_margins, flip_mixture, group_by_source
 
 
 logger = logging.get_logger(__name__)
@@ -27,6 +26,7 @@ Rule = Callable[..., np.ndarray]
 UNREADABLE = -128
 
 KEPT, NOT_SCORED, BROUGHT_BACK = "kept", "not scored", "brought back, for its source to keep enough"
+NOT_READ = "kept, for the model does not read its source"
 
 _VOTE_REASONS = {
     "unanimous": ("judges agree with the label", "judges reverse the label", "judges disagree", "vote unreadable"),
@@ -45,11 +45,12 @@ class Flip:
         rule (`Callable`):
             Function of finite reward margins of shape `(n,)` that returns a mask of those to flip.
         by (`str`, *optional*):
-            `"source"` for a rule that sees one source at a time. A parameter `slope`, as of [`flip_mixture`], gets
-            that of its `reference`, or else the [`shared_slope`] of all sources; a parameter `source` gets the name.
+            `"source"` for a rule that sees one source at a time. A rule with a parameter `source`, as
+            [`flip_mixture`], is called once instead, with the source of each pair. One with a parameter `estimates`
+            gets a dictionary, which it fills with the [`NoiseEstimate`] of each source, in the order of its pairs.
         min_pairs (`int`, *optional*, defaults to `200`):
             Scored pairs below which a source is too small to be judged alone with `by="source"` by a rule without a
-            parameter `slope`: for such sources the rule sees the pairs of all sources together.
+            parameter `source`: for such sources the rule sees the pairs of all sources together.
     """
 
     rule: Rule
@@ -98,6 +99,8 @@ class Decision:
         posterior (`np.ndarray` of shape `(N,)`, *optional*):
             Probability that the label is wrong, in the orientation in which the pair was scored, before any flip; NaN
             where it is not known.
+        estimates (`dict[str | None, NoiseEstimate]`):
+            Estimate of each source by the last rule that makes any.
     """
 
     flip: np.ndarray
@@ -106,6 +109,7 @@ class Decision:
     reason_code: np.ndarray
     reason_names: tuple[str, ...]
     posterior: np.ndarray | None = None
+    estimates: Mapping[str | None, NoiseEstimate] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.flip)
@@ -132,7 +136,8 @@ def decide(
     Apply rules one after the other.
 
     A rule sees the scored pairs that earlier rules kept, with their reward margins after earlier flips. Pairs that are
-    not scored are dropped, so pass only pairs that are to be curated.
+    not scored are dropped, so pass only pairs that are to be curated. What an estimate of the noise calls not read is
+    left alone by all later rules.
 
     Args:
         strength (`np.ndarray` of shape `(N,)`):
@@ -158,10 +163,13 @@ def decide(
         raise ValueError('A rule has `by="source"`, but no `source` is given; pass the source of each pair.')
     sources = group_by_source(source, count)
     keep, flip = ~np.isnan(margins), np.zeros(count, dtype=bool)
-    names = [KEPT, NOT_SCORED, BROUGHT_BACK]
+    is_read, posterior, estimates = np.ones(count, dtype=bool), None, dict[str | None, NoiseEstimate]()
+    names = [KEPT, NOT_SCORED, BROUGHT_BACK, NOT_READ]
     code = np.where(keep, 0, 1).astype(np.int16)
     for rule in rules:
-        for rows, mask in _judge(rule, margins, keep, sources):
+        found: dict[str | None, NoiseEstimate] = {}
+        seen, before = keep & is_read, flip.copy()
+        for rows, mask in _judge(rule, margins, seen, sources, found):
             if isinstance(rule, Flip):
                 turned = rows[mask]
                 flip[turned] ^= True
@@ -173,48 +181,48 @@ def decide(
                 keep[dropped] = False
                 code[dropped] = len(names)
         names.append(f"{'flipped' if isinstance(rule, Flip) else 'dropped'} by {_name(rule.rule)}")
+        if found:
+            estimates, posterior = found, np.full(count, np.nan)
+            for name, estimate in found.items():
+                rows = np.flatnonzero(seen) if rule.by is None else sources[name][seen[sources[name]]]
+                posterior[rows] = np.where(before[rows], 1 - estimate.posterior, estimate.posterior)
+                if estimate.reading == "not read":
+                    is_read[rows] = False
+                    code[rows] = names.index(NOT_READ)
     saved = _bring_back(margins, keep, sources, min_kept)
     keep[saved] = True
     code[saved] = names.index(BROUGHT_BACK)
-    return Decision(flip, keep, margins, code, tuple(names))
-
-
-def group_by_source(source: Any, count: int) -> dict[str | None, np.ndarray]:
-    """Return the rows of each source, ascending."""
-    if source is None:
-        return {None: np.arange(count)}
-    column = as_column(source, "source", count)
-    encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
-    names = [*encoded.dictionary.to_pylist(), None]
-    codes = encoded.indices.fill_null(len(names) - 1).to_numpy(zero_copy_only=False)
-    return {name: rows for name, rows in zip(names, group_rows(codes), strict=False) if len(rows)}
-
-
-def as_column(values: Any, argument: str, count: int | None = None) -> pa.Array:
-    """Return values as one Arrow array, of length `count` if that is passed; messages name the `argument`."""
-    column = values if isinstance(values, (pa.Array, pa.ChunkedArray)) else pa.array(values, from_pandas=True)
-    if count is not None and len(column) != count:
-        raise ValueError(f"There are {count} pairs and {len(column)} entries of `{argument}`; pass one per pair.")
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    return Decision(flip, keep, margins, code, tuple(names), posterior, estimates)
 
 
 def _judge(
-    rule: Flip | Keep, margins: np.ndarray, keep: np.ndarray, sources: dict[str | None, np.ndarray]
+    rule: Flip | Keep,
+    margins: np.ndarray,
+    seen: np.ndarray,
+    sources: dict[str | None, np.ndarray],
+    estimates: dict[str | None, NoiseEstimate],
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return groups of rows that a rule sees, each with its mask, before anything is changed."""
-    everything = np.flatnonzero(keep)
-    if rule.by is None:
-        return [(everything, _mask(rule.rule, margins[everything]))] if len(everything) else []
-    groups = {name: rows[keep[rows]] for name, rows in sources.items()}
-    groups = {name: rows for name, rows in groups.items() if len(rows)}
+    everything = np.flatnonzero(seen)
+    if len(everything) == 0:
+        return []
     parameters = parameters_of(rule)
-    function, alone = rule.rule, groups
-    if "slope" in parameters:
-        function = _with_slope(function, [margins[rows] for rows in groups.values()])
-    elif isinstance(rule, Flip):
+    function = partial(rule.rule, estimates=estimates) if "estimates" in parameters else rule.rule
+    if rule.by is None:
+        return [(everything, _mask(function, margins[everything]))]
+    groups = {name: rows[seen[rows]] for name, rows in sources.items()}
+    groups = {name: rows for name, rows in groups.items() if len(rows)}
+    if "source" in parameters:
+        codes = np.empty(len(margins), dtype=np.int32)
+        for code, rows in enumerate(groups.values()):
+            codes[rows] = code
+        names = pa.array(groups, pa.string())
+        source = pa.DictionaryArray.from_arrays(pa.array(codes[everything]), names)
+        return [(everything, _mask(partial(function, source=source), margins[everything]))]
+    alone = groups
+    if isinstance(rule, Flip):
         alone = {name: rows for name, rows in groups.items() if len(rows) >= rule.min_pairs}
-    told = {name: {"source": name} if "source" in parameters else {} for name in alone}
-    judged = [(rows, _mask(partial(function, **told[name]), margins[rows])) for name, rows in alone.items()]
+    judged = [(rows, _mask(function, margins[rows])) for rows in alone.values()]
     if len(alone) < len(groups):
         small = np.isin(everything, np.concatenate([rows for name, rows in groups.items() if name not in alone]))
         judged.append((everything[small], _mask(function, margins[everything])[small]))
@@ -229,16 +237,14 @@ def parameters_of(rule: Flip | Keep) -> set[str]:
         return set()
 
 
-def _with_slope(rule: Rule, parts: Sequence[np.ndarray]) -> Rule:
-    """Bind the slope of a rule, unless it is set: that of its reference, or of all sources."""
-    bound = rule if isinstance(rule, partial) else partial(rule)
-    told = dict(bound.keywords)
-    if told.get("slope") is not None:
-        return rule
-    # That the model reads the reference does not say that it reads this source: only the slope is lent.
-    reference = told.pop("reference", None)
-    slope = shared_slope(parts) if reference is None else calibrate(reference)
-    return partial(bound.func, *bound.args, **{**told, "slope": slope})
+def with_reference(rules: Sequence[Flip | Keep], reference: np.ndarray | None) -> list[Flip | Keep]:
+    """Bind reward margins of pairs known to be right to the rules that take them."""
+    if reference is None:
+        return list(rules)
+    return [
+        replace(rule, rule=partial(rule.rule, reference=reference)) if "reference" in parameters_of(rule) else rule
+        for rule in rules
+    ]
 
 
 def _mask(rule: Rule, margins: np.ndarray) -> np.ndarray:

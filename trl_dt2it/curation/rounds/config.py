@@ -28,8 +28,9 @@ from ...training.collator import MultimodalPreferenceCollator
 from ...training.config import MultimodalRewardConfig
 from ...training.setup import image_options, prepare_dataset
 from ...utils import check_value, digest, digest_of
+from ..health import num_references
 from ..judging import Judging, read_judging
-from ..rules import FLIP_RULES, KEEP_RULES, Flip, Keep
+from ..rules import FLIP_RULES, KEEP_RULES, Flip, Keep, parameters_of
 from .stages import Stage
 from .training import RewardTraining
 
@@ -92,6 +93,11 @@ class Step:
     def read_rules(self) -> list[Flip | Keep]:
         """Return the rules as [`decide`] takes them."""
         return [read_rule(rule) for rule in self.rules]
+
+    @property
+    def takes_reference(self) -> bool:
+        """Whether a rule of it asks how far the model can be trusted."""
+        return any("reference" in parameters_of(rule) for rule in self.read_rules())
 
     def settings(self) -> dict[str, Any]:
         """Return all settings that a decision depends on."""
@@ -304,9 +310,16 @@ class CurationRun:
                     return f"{step_name(number, step)}/train/model-{model}"
         return None
 
+    @property
+    def has_reference(self) -> bool:
+        """Whether models that score leave pairs of the base out, by which rules know how far they can be trusted."""
+        is_asked = any(step.takes_reference for steps in self.rounds for step in steps)
+        return is_asked and num_references(len(self.sets.raw("base"))) > 0
+
     def final_stage(self, name: str) -> str:
-        """Return the stage that trains a final model: one that has scored the pool is not trained again."""
-        return (self.base_stage(0) if name == "base" else None) or f"final/{name}"
+        """Return the stage that trains a final model: one that has scored the pool is not trained again, unless it has
+        left pairs of the base out."""
+        return (self.base_stage(0) if name == "base" and not self.has_reference else None) or f"final/{name}"
 
 
 def read_run(

@@ -20,13 +20,23 @@ from ...processes import on_main_process
 from ...scoring.shards import gather_scores, score_in_shards
 from ...training.setup import image_options
 from ...utils import read_json, whole_file
+from ..health import describe_health, num_references, show_health
 from ..judging import NO_ANSWER, Judging, PairVotes, judge_pairs, most_judging_cost
 from ..ledger import CurationLedger
 from ..noise import combine_scores
-from ..rules import UNREADABLE, decide, relabel_by_vote
+from ..rules import UNREADABLE, decide, relabel_by_vote, with_reference
 from .config import CurationRun, Step, step_name
 from .results import accuracy, label_noise, report_decision
-from .sets import BALANCE, balance_base, corrections, fold_rows, ledger_at, pool_labels, training_set
+from .sets import (
+    BALANCE,
+    balance_base,
+    corrections,
+    fold_rows,
+    ledger_at,
+    pool_labels,
+    reference_rows,
+    training_set,
+)
 from .stages import Stage
 from .training import scorer, train_model
 
@@ -72,21 +82,26 @@ def plan_rounds(run: CurationRun) -> list[Stage]:
 def _plan_step(plan: _Plan, number: int, step: Step) -> None:
     run, label, is_base = plan.run, step_name(number, step), step.train_on == "base"
     folds = 1 if is_base else cast(int, step.folds)
-    scored: list[list[str]] = []
+    scored, referenced = list[list[str]](), list[list[str]]()
     for model in range(len(run.models)):
         scored.append([])
+        referenced.append([])
         for fold in range(folds):
             name = f"model-{model}" + (f"-fold-{fold}" if folds > 1 else "")
             part = (fold, folds) if folds > 1 else None
             trained = cast(str, run.base_stage(model)) if is_base else f"{label}/train/{name}"
             # On the base alone, each model is trained once, whatever steps it scores in.
             if trained not in [one.name for one in plan.stages]:
-                _plan_training(plan, trained, model, "base" if is_base else "curated", part)
+                _plan_training(plan, trained, model, "base" if is_base else "curated", part, is_scoring=True)
             _plan_scoring(plan, f"{label}/score/{name}", trained, "pool", part)
             scored[-1].append(f"{label}/score/{name}")
+            if run.has_reference and step.takes_reference:
+                _plan_scoring(plan, f"{label}/reference/{name}", trained, "base", part)
+                referenced[-1].append(f"{label}/reference/{name}")
     expected: dict[str, float] = {"pairs": len(run.sets.raw("pool"))}
-    inputs = (*chain.from_iterable(scored), *plan.decided)
-    decide = partial(decide_step, run, number=number, step=step, scored=scored, before=tuple(plan.entries))
+    inputs = (*chain.from_iterable(scored), *chain.from_iterable(referenced), *plan.decided)
+    before = tuple(plan.entries)
+    decide = partial(decide_step, run, number=number, step=step, scored=scored, referenced=referenced, before=before)
     stage = Stage(f"{label}/decide", decide, step.settings(), inputs, expected, is_replayed=True)
     plan.add_decision(stage, (number, ledger_stage(step, "decide")))
     if step.judge:
@@ -98,7 +113,9 @@ def _plan_step(plan: _Plan, number: int, step: Step) -> None:
         plan.add_decision(stage, (number, ledger_stage(step, "judge")))
 
 
-def _plan_training(plan: _Plan, name: str, model: int, kind: str, fold: tuple[int, int] | None = None) -> None:
+def _plan_training(
+    plan: _Plan, name: str, model: int, kind: str, fold: tuple[int, int] | None = None, is_scoring: bool = False
+) -> None:
     """Plan a training on the set of [`training_set`]."""
     run, base = plan.run, plan.run.models[model]
     inputs: tuple[str, ...] = () if base.stage is None else (base.stage.name,)
@@ -116,6 +133,10 @@ def _plan_training(plan: _Plan, name: str, model: int, kind: str, fold: tuple[in
     if kind not in ("unbalanced", "base"):
         settings |= {"pool": run.sets.digest("pool"), "fold": fold}
         pairs += round(len(run.sets.raw("pool")) * (1 if fold is None else 1 - 1 / fold[1]))
+    without_reference = is_scoring and run.has_reference
+    if without_reference:
+        settings["without_reference"] = True
+        pairs -= num_references(len(run.sets.raw("base")))
     entries = tuple(plan.entries) if kind == "curated" else ()
     is_final = name == "final/curated"
     # After a person's corrections, the final model is trained anew; the rounds are not repeated.
@@ -125,7 +146,7 @@ def _plan_training(plan: _Plan, name: str, model: int, kind: str, fold: tuple[in
     def train(folder: Path) -> dict[str, Any]:
         return train_model(
             folder,
-            training_set(run, kind, fold=fold, entries=entries),
+            training_set(run, kind, fold=fold, entries=entries, without_reference=without_reference),
             run.training,
             model=run.model_dir(model),
             seed=base.seed,
@@ -140,18 +161,22 @@ def _plan_training(plan: _Plan, name: str, model: int, kind: str, fold: tuple[in
 
 
 def _plan_scoring(plan: _Plan, name: str, trained: str, set_name: str, fold: tuple[int, int] | None = None) -> None:
-    """Plan the scoring of a set, or of one fold of it, by the model of a training."""
+    """Plan the scoring of a set, or of one fold of it, by the model of a training; of the base, of the reference."""
     run, count = plan.run, len(plan.run.sets.raw(set_name))
+    count = num_references(count) if set_name == "base" else count
 
     def score(folder: Path) -> dict[str, Any] | None:
         rows = run.sets.usable(set_name)
+        selected = None if fold is None else fold_rows(run, fold, inside=True)
+        if set_name == "base":
+            selected = reference_rows(run, fold)
         with scorer(run.output_dir / trained, run.training) as rewards:
             counts = score_in_shards(
                 folder,
                 rows,
                 rewards,
                 pair_ids=run.sets.names(set_name),
-                rows=None if fold is None else fold_rows(run, fold, inside=True),
+                rows=selected,
                 rows_per_shard=run.rows_per_shard,
                 shard=run.shard,
             )
@@ -168,28 +193,49 @@ def ledger_stage(step: Step, kind: str) -> str:
 
 
 def decide_step(
-    run: CurationRun, folder: Path, *, number: int, step: Step, scored: Sequence[Sequence[str]], before: Entries
+    run: CurationRun,
+    folder: Path,
+    *,
+    number: int,
+    step: Step,
+    scored: Sequence[Sequence[str]],
+    referenced: Sequence[Sequence[str]],
+    before: Entries,
 ) -> dict[str, Any]:
-    """Decide by the scores of each model's stages, write the decision into the ledger, and return counts."""
+    """Decide by the scores of each model's stages, of the pool and of the reference; write the decision into the
+    ledger, and return counts."""
     pool, names = run.sets.usable("pool"), run.sets.names("pool")
 
     def make(ledger: CurationLedger) -> dict[str, Any]:
-        scores = gather_scores([[run.output_dir / name for name in parts] for parts in scored], len(pool))
+        scores = _gather(run, scored, len(pool))
         if step.orientation == "current":
             flipped, _ = pool_labels(run, ledger)
             scores[flipped] = scores[flipped, ::-1]
         source = column_of(pool, "source")
-        margins = combine_scores(scores, how=cast(Any, step.combine))
+        # On one scale, whichever it is.
+        known = [_gather(run, referenced, len(run.sets.usable("base")))[reference_rows(run)]] if referenced[0] else []
+        margins = combine_scores(np.concatenate([scores, *known]), how=cast(Any, step.combine))
+        reference = margins[len(scores) :] if known and len(known[0]) else None
+        rules = with_reference(step.read_rules(), reference)
+        decision = decide(margins[: len(scores)], rules, source=source, min_kept=step.min_kept)
+        health = describe_health(decision.estimates, reference)
+        if health is not None:
+            show_health(health)
         return {
             "pair_ids": names,
-            "decision": decide(margins, step.read_rules(), source=source, min_kept=step.min_kept),
+            "decision": decision,
             "sources": source,
             "scores": scores,
             "models": [f"{one.name_or_path}, seed {one.seed}" for one in run.models],
             "orientation": step.orientation,
+            "health": health,
         }
 
     return _write_once(run, folder, (number, ledger_stage(step, "decide")), before, step.settings(), make)
+
+
+def _gather(run: CurationRun, stages: Sequence[Sequence[str]], count: int) -> np.ndarray:
+    return gather_scores([[run.output_dir / name for name in parts] for parts in stages], count)
 
 
 def ask_judges(run: CurationRun, folder: Path, *, number: int, step: Step, before: Entries) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from ...debias.audit import audit_style
 from ...debias.balance import style_weights
 from ...processes import on_main_process
 from ...utils import move_aside, whole_file
+from ..health import num_references
 from ..ledger import CurationLedger
 from .config import CurationRun, folds_of
 
@@ -67,14 +68,21 @@ def _weighted(rows: Dataset, weight: Any) -> Dataset:
 
 
 def training_set(
-    run: CurationRun, kind: str, *, fold: tuple[int, int] | None = None, entries: Sequence[tuple[int, str]] = ()
+    run: CurationRun,
+    kind: str,
+    *,
+    fold: tuple[int, int] | None = None,
+    entries: Sequence[tuple[int, str]] = (),
+    without_reference: bool = False,
 ) -> Dataset:
     """Return the set of a training: the base alone (`"base"`, or `"unbalanced"` without weights), or with the pool as
     it came (`"uncurated"`), as in the ledger after `entries` (`"curated"`), or with true labels (`"oracle"`); without
-    a `fold` (i, n) of the pool."""
+    a `fold` (i, n) of the pool, and without the [`reference_rows`] of the base."""
     if kind == "unbalanced":
         return run.sets.usable("base")
     base = balanced_base(run)
+    if without_reference:
+        base = base.select(np.setdiff1d(np.arange(len(base)), reference_rows(run)))
     if kind == "base":
         return base
     pool = run.sets.usable("pool")
@@ -92,6 +100,16 @@ def fold_rows(run: CurationRun, fold: tuple[int, int], *, inside: bool) -> np.nd
     part, parts = fold
     folds = folds_of(run.sets.usable("pool"), run.sets.names("pool"), parts)
     return np.flatnonzero((folds == part) == inside)
+
+
+def reference_rows(run: CurationRun, fold: tuple[int, int] | None = None) -> np.ndarray:
+    """Return the rows of the base that models which score do not train on, ascending: whole prompts. With a `fold`
+    (i, n), those that its model scores, so that each is scored once, as the pool is."""
+    base = run.sets.usable("base")
+    count = num_references(len(base))
+    parts = folds_of(base, run.sets.names("base"), max(1, len(base) // max(1, count)))
+    rows = np.flatnonzero(parts == 0) if count else np.empty(0, dtype=np.int64)
+    return rows if fold is None else rows[fold[0] :: fold[1]]
 
 
 def ledger_at(
