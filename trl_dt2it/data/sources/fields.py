@@ -296,12 +296,12 @@ def is_given(value: Any) -> bool:
 
 
 def has_tools(value: Any) -> bool:
-    """Tell tools from none, which LLaMA-Factory and ms-swift may write as text."""
+    """Tell tools from none, which TRL, LLaMA-Factory and ms-swift may write as text."""
     return is_given(value) and value not in ("[]", "{}", "null", "None")
 
 
 def check_absent(
-    row: Row, reason: Reason, *fields: str, advice: str = "drop the row", is_there: Callable[[Any], bool] = is_given
+    row: Row, reason: Reason, *fields: str, advice: str = "drop the row", is_there: Callable[[Any], Any] = is_given
 ) -> None:
     """Refuse a row with fields that change what the pair means and that are not read."""
     for field in fields:
