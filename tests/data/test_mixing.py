@@ -235,7 +235,11 @@ def test_images_keep_their_mode():
     """Whether a set decodes its images or not, joined with its like, or made canonical; sets of two modes are joined
     undecoded, where a mode means nothing."""
     features = {"image": Image(mode="L"), "images": List(Image(mode="L")), "more": {"a": List(List(Image(mode="L")))}}
-    row = {"images": [PNG, PNG], "more": {"a": [[PNG]]}, **{k: README_ROW[k] for k in ("prompt", "chosen", "rejected")}}
+    row = {
+        "images": [PNG, PNG],
+        "more": {"a": [[PNG]]},
+        **{k: README_ROW[k] for k in ("prompt", "chosen", "rejected")},
+    }
     gray = Dataset.from_list([row]).cast_column("images", features["images"]).cast_column("more", features["more"])
     encoded = leave_images_encoded(gray)
     assert encoded.features["images"] == List(Image(mode="L", decode=False))

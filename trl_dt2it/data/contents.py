@@ -307,7 +307,11 @@ def t2i_identity(row: Mapping[str, Any]) -> T2IIdentity | None:
         chosen, rejected = map(image_identity, images)
         return None if chosen == rejected else T2IIdentity(collapse(caption), chosen, rejected, None)
     images = row_images(row)
-    if len(images) != 2 or any(image is None for image in images) or any(without_empty(row.get(name)) for name in _EXTRAS):
+    if (
+        len(images) != 2
+        or any(image is None for image in images)
+        or any(without_empty(row.get(name)) for name in _EXTRAS)
+    ):
         return None
     prompt = row.get("prompt")
     answers: list[Any] = [row.get(side) for side in SIDES]
