@@ -207,6 +207,7 @@ def test_a_source_without_its_images_says_so(raw, tmp_path):
 def test_a_dry_run_shows_the_plan_and_writes_nothing(raw, tmp_path):
     printed = run(config(raw, tmp_path / "out"), "--dry_run", "true")
     assert "CC-BY-NC-4.0" in printed and "2 of 2" in printed
+    assert "hpdv2: Unpack train.tar.gz (31.7 GB) and give the folder as `image_root`." in " ".join(printed.split())
     assert not (tmp_path / "out").exists()
 
 

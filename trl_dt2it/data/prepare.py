@@ -173,7 +173,8 @@ def prepare_shard(
     if report.rows_out == 0:
         reason, first = next(iter(report.reasons.items()))
         message = f"No row of {key} can be used; {first.count} have {reason}. The first, "
-        raise ValueError(f"{message}{first.example}: {first.message}")
+        advice = "" if key in SOURCES else SOURCES[settings.name].image_advice(reason)  # rows have the key as source
+        raise ValueError(f"{message}{first.example}: {first.message}{advice}")
     write_parquet(clean, stem.with_suffix(".parquet"), image_options=limits)
     before: Counter[str] = Counter()
     if refused.is_file():
