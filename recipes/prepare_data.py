@@ -147,12 +147,15 @@ def plan(settings, todo, args):
     """Make a table of the sources and of the shards that this run would write."""
     from trl_dt2it.data import SOURCES
 
-    table = Table("source", "from", "licence", "shards here", "weight", title=f"Would be written to {args.output_dir}")
+    names, title = ("source", "from", "licence", "shards here", "weight"), f"Would be written to {args.output_dir}"
+    table, notes = Table(*names, title=title, caption_justify="left"), []
     for key, setting in settings.items():
         source, here = SOURCES[setting.name], sum(other == key for other, _ in todo)
         origin = str(setting.load.get("path_or_id") or source.hub_id)
         weight = "" if setting.weight is None else f"{setting.weight:g}"
         table.add_row(key, origin, source.licence, f"{here} of {setting.num_shards}", weight)
+        notes += [f"{key}: {source.note}"] if source.note else []
+    table.caption = Text("\n".join(notes)) if notes else None
     return table
 
 

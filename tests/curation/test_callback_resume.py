@@ -1,13 +1,17 @@
 """Trainings with the callback that are resumed, and the ledger that they write: as if undisturbed, bit for bit."""
 
 import json
+from collections import UserDict
+from copy import deepcopy
+from enum import Enum
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from trl_dt2it.curation import CurationLedger, Flip, Keep, decide, flip_negative, keep_consistent
-from trl_dt2it.curation.callback import add_round
+from trl_dt2it.curation.callback import add_round, describe
 
 from .trainings import (
     BY_TOKENS,
@@ -112,6 +116,50 @@ def test_rules_are_written_by_names_that_no_move_of_a_module_changes(tmp_path):
 def test_other_settings_are_refused(change, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         run_and_resume(tmp_path, after=change)
+
+
+def flip_below(strength, options):
+    return strength < options["at"]
+
+
+def test_a_changed_option_inside_a_dict_is_refused(tmp_path):
+    before, after = (
+        {"rules": [Flip(partial(flip_below, options={"at": np.float32(at), "of": {"a"}, "file": Path("a.txt")}))]}
+        for at in (0.5, 0.25)
+    )
+    with pytest.raises(ValueError, match='made with `rules` .*"at": 0.5.*, which now is .*"at": 0.25'):
+        run_and_resume(tmp_path, before=before, after=after)
+
+
+class Side(Enum):
+    LEFT, RIGHT = 1, 2
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        ({"a": 1}, {"a": 2}, {"b": 1}, {"a": {"b": 1}}, {1: 1}, {"1": 1}, {}, UserDict(c=1)),
+        ({1, 2}, {1, 3}, frozenset([1]), set()),
+        (np.int64(1), np.float32(2.5), np.str_("a"), np.bool_(True), np.datetime64("2020-01-01"), np.longdouble(3)),
+        (Path("a"), Path("b"), b"a", b"b", Side.LEFT, Side.RIGHT),
+        (np.array([1, 2]), np.array([2, 1]), np.array([{"a": 1}, None]), np.array([{"a": 2}, None])),
+        (float("nan"), float("inf"), -float("inf"), 0.0),
+    ],
+    ids=["mappings", "sets", "scalars", "values", "arrays", "floats"],
+)
+def test_options_are_described_by_their_values(values):
+    """Options that differ are told apart; the same options are described the same, as JSON gives them back."""
+    described = [json.loads(json.dumps(describe(value))) for value in values]
+    assert len({json.dumps(one, sort_keys=True) for one in described}) == len(values)
+    assert described == [describe(deepcopy(value)) for value in values]
+
+
+def test_options_are_described_whatever_their_order():
+    assert describe({"a": 1, "b": 2}) == describe(UserDict(b=2, a=1))
+    assert describe({1: "a", 2: "b"}) == describe({2: "b", 1: "a"})
+    names = [f"name {i}" for i in range(50)]
+    assert describe(set(names)) == describe(frozenset(reversed(names))) == sorted(names)
+    assert describe(np.int64(3)) == 3 and describe(np.float64(0.1)) == 0.1 and describe(np.str_("a")) == "a"
 
 
 def test_another_train_set_is_refused(tmp_path):

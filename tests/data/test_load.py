@@ -13,7 +13,7 @@ from PIL import Image as PILImage
 
 from tests.data.fixtures_as_rows import fixture
 from tests.hub_server import LoopbackHub
-from trl_dt2it.data import SOURCES, RowError, load_preferences
+from trl_dt2it.data import SOURCES, RowError, SourceSettings, load_preferences, prepare_shard, validate
 from trl_dt2it.data.columns import leave_images_encoded
 from trl_dt2it.data.messages import FEATURES
 
@@ -463,7 +463,11 @@ def test_pairs_of_several_rows_keep_what_these_have_in_common(tmp_path):
         ("trl", {}, "This is a format and not a data set; pass `path_or_id`"),
         ("povid", {"path_or_id": "./nowhere.json"}, "There is no file or folder ./nowhere.json"),
         ("povid", {"path_or_id": "/nowhere"}, "There is no file or folder /nowhere"),
-        ("povid", {"image_root": "/nowhere"}, "`image_root` is /nowhere, but there is no such folder"),
+        (
+            "povid",
+            {"image_root": "/nowhere"},
+            "`image_root` is /nowhere, but there is no such folder. Images are not .*2014",
+        ),
         ("povid", {"on_bad_row": "drop"}, "`on_bad_row` is 'drop'"),
         ("povid", {"shard": (2, 2)}, "`shard` is"),
         ("povid", {"streaming": True, "quarantine_file": "x"}, "A streamed set has no `quarantine_file`"),
@@ -472,6 +476,31 @@ def test_pairs_of_several_rows_keep_what_these_have_in_common(tmp_path):
 def test_misuse_is_named_before_anything_is_read(name, arguments, message):
     with pytest.raises(ValueError, match=message):
         load_preferences(name, **arguments)
+
+
+COCO = "Images are not shipped: give the folder of COCO's train2014 as `image_root`."
+
+
+def test_an_image_that_is_not_found_says_where_those_of_the_set_are(povid, tmp_path):
+    """When the set is loaded, when it is checked, under a name of one's own or not, and on a stream."""
+    for streaming in (False, True):
+        with pytest.raises(
+            ValueError, match=r"image_outside_root.* is not inside `image_root`; move it there\. Images are"
+        ):
+            rows = [{**row, "image": "../x.jpg"} for row in povid_rows(1)]
+            (tmp_path / "outside.json").write_text(json.dumps(rows))
+            outside = {"image_root": povid / "coco", "streaming": streaming, "on_bad_row": "raise"}
+            list(load_preferences("povid", tmp_path / "outside.json", **outside))
+    (povid / "coco" / "COCO_train2014_3.jpg").unlink()
+    pairs = load_preferences("povid", povid / "povid.json", image_root=povid / "coco")
+    _, bad = validate(pairs, show=False)
+    assert bad["reason"][:] == ["image_missing"]
+    assert bad["message"][0].endswith(f"check the path and `image_root`. {COCO}")
+    _, others = validate(pairs.remove_columns("source").add_column("source", ["mine"] * 7), show=False)
+    assert others["message"][0].endswith("check the path and `image_root`.")
+    settings = SourceSettings("povid", load={"path_or_id": str(povid / "povid.json"), "image_root": str(tmp_path)})
+    with pytest.raises(ValueError, match=rf"No row of mine can be used; 7 have image_missing\..*{COCO}"):
+        prepare_shard(tmp_path / "out", "mine", settings, 0)
 
 
 PAIR = {"prompt": "q", "chosen": "a, long", "rejected": "b"}

@@ -8,10 +8,12 @@ import pytest
 from datasets import Dataset, Image, IterableDataset, List, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image as PILImage
 
 from tests.data.t2i_pairs import pairs, raw
+from tests.rows import png
 from trl_dt2it.data import RowError, mix, reformulate_t2i, split_by_group, validate
-from trl_dt2it.data.columns import leave_images_encoded
+from trl_dt2it.data.columns import leave_images_encoded, retype_images
 from trl_dt2it.data.messages import MESSAGES
 from trl_dt2it.data.mixing import with_canonical_columns
 
@@ -173,6 +175,9 @@ README_ROW = {
 }
 
 
+PNG = {"bytes": png(PILImage.new("RGB", (4, 4), "red")), "path": None}
+
+
 def from_lines(folder, *lines) -> Dataset:
     """What `load_dataset` makes of a file."""
     file = folder / f"{len(list(folder.iterdir()))}.jsonl"
@@ -224,6 +229,29 @@ def test_sets_of_one_shape_stay_as_they_are(tmp_path):
     assert mix(sets).features == sets["a"].features
     assert with_canonical_columns(two := reformulate_t2i(pairs(2))).features == two.features
     assert mix({"a": two, "b": two}).features == two.features
+
+
+def test_images_keep_their_mode():
+    """Whether a set decodes its images or not, joined with its like, or made canonical; sets of two modes are joined
+    undecoded, where a mode means nothing."""
+    features = {"image": Image(mode="L"), "images": List(Image(mode="L")), "more": {"a": List(List(Image(mode="L")))}}
+    row = {
+        "images": [PNG, PNG],
+        "more": {"a": [[PNG]]},
+        **{k: README_ROW[k] for k in ("prompt", "chosen", "rejected")},
+    }
+    gray = Dataset.from_list([row]).cast_column("images", features["images"]).cast_column("more", features["more"])
+    encoded = leave_images_encoded(gray)
+    assert encoded.features["images"] == List(Image(mode="L", decode=False))
+    assert {name: retype_images(encoded.features[name], decode=True) for name in ("images", "more")} == {
+        name: features[name] for name in ("images", "more")
+    }
+    assert mix({"a": gray, "b": encoded}).features["images"] == List(Image(mode="L", decode=False))
+    single = gray.remove_columns(["images", "more"]).add_column("image", [PNG]).cast_column("image", features["image"])
+    made = with_canonical_columns(single)
+    assert made.features["images"] == List(Image(mode="L")) and made[0]["images"][0].mode == "L"
+    both = mix({"a": single, "b": with_canonical_columns(reformulate_t2i(pairs(1)))})
+    assert both.features["images"] == List(Image(decode=False)) and len(both) == 2
 
 
 def test_paths_start_from_the_image_root(tmp_path):

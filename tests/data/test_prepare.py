@@ -207,6 +207,7 @@ def test_a_source_without_its_images_says_so(raw, tmp_path):
 def test_a_dry_run_shows_the_plan_and_writes_nothing(raw, tmp_path):
     printed = run(config(raw, tmp_path / "out"), "--dry_run", "true")
     assert "CC-BY-NC-4.0" in printed and "2 of 2" in printed
+    assert "hpdv2: Unpack train.tar.gz (31.7 GB) and give the folder as `image_root`." in " ".join(printed.split())
     assert not (tmp_path / "out").exists()
 
 
@@ -312,6 +313,28 @@ def test_planted_pairs_of_images_are_found_whatever_they_are_worded(captioned, t
         assert (name, counts) == (name, {"hpdv3": [8, 2, 2, 4], "t2i": [6, 4, 1, 1]})
         mixture = load_dataset("parquet", data_dir=str(tmp_path / "mixture"), split="train")
         assert sorted(mixture["t2i_caption"]) == [f"thing {number}" for number in (1, 2, 3, 6, 8)]
+
+
+def test_a_benchmark_of_other_content_makes_another_mixture(raw, tmp_path, caplog):
+    """As many rows under the same name, with another question or another image; but not the same from elsewhere."""
+    settings = read_settings({"rlaif_v": config(raw, tmp_path)["sources"]["rlaif_v"]})
+    prepare_shard(tmp_path, "rlaif_v", settings["rlaif_v"], 0)
+    question, images = json.loads((raw / "benchmark.jsonl").read_text())["query"], [str(tmp_path / "50.png")]
+    given = [(raw / "pictures" / f"{index}.png").read_bytes() for index in (50, 51)]
+
+    def build(question: str, image: bytes, images: list) -> tuple[int, int]:
+        (tmp_path / "50.png").write_bytes(image)
+        rows = {"b": [{"question": question, "t2i_caption": None, "images": images}]}
+        report = build_mixture(tmp_path, settings, benchmarks=rows, test_size=0)["sources"]["rlaif_v"]
+        return report["contaminated"], len(list(tmp_path.glob("mixture*")))
+
+    assert build(question, given[0], images) == (1, 1)
+    assert build(question, given[0], [{"bytes": given[0], "path": None}]) == (1, 1) and "it is now" not in caplog.text
+    assert build("Else?", given[0], images) == (0, 2)
+    assert build("Else?", given[1], images) == (0, 3)
+    assert build("Else?", given[1], images) == (0, 3)
+    assert build("Else?", given[1], []) == (0, 4)
+    assert "mixture was made with other settings, shards or benchmarks; it is now " in caplog.text
 
 
 def test_settings_of_a_benchmark_that_do_not_fit_are_named(captioned, caplog):

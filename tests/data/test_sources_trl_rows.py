@@ -1,6 +1,7 @@
 """Rows of TRL: messages, strings and videos, with and without a prompt, and every reason why a pair is left out."""
 
 import pytest
+from datasets import Dataset
 
 from tests.data.fixtures_as_rows import fixture
 from tests.data.source_rows import IMAGE, TABLE, VIDEO, changed, expected, message, path, results, say, says, user
@@ -65,6 +66,8 @@ def test_trl_rows_come_out_as_they_went_in():
 
 ROW = {"prompt": says("q"), "chosen": says("q", "a")[1:], "rejected": says("q", "b")[1:]}
 
+NO_TOOLS = (None, [], [None], [{"type": None, "function": {"name": None}}], "", "[]", "null")
+
 
 def test_trl_keeps_what_is_known_about_a_row():
     known = {"pair_id": "p", "group_id": "g", "source": "s", "source_id": "i", "strength": 2.0, "weight": 0.5}
@@ -76,6 +79,16 @@ def test_trl_keeps_what_is_known_about_a_row():
         assert results(trl, {**ROW, "margin": margin})[0]["strength"] == strength
         assert results(trl, {**ROW, "margin": margin, "strength": None})[0]["strength"] == strength
         assert results(trl, {**ROW, "margin": -1, "strength": margin or 0})[0]["strength"] == (strength or 0)
+
+
+def test_trl_fields_of_nothing_but_nulls_are_absent():
+    """As Arrow makes them of the keys that only other rows have."""
+    absent = ({"thinking": None}, {"a": {"b": None}}, {"a": []}, {}, None)
+    for change in (*({"chat_template_kwargs": value} for value in absent), *({"tools": v} for v in NO_TOOLS)):
+        assert results(trl, {**ROW, **change}) == [expected(user("q"), "a", "b")], change
+    stored = Dataset.from_list([{**ROW, "chat_template_kwargs": {"a": 1}}, {**ROW, "chat_template_kwargs": {}}])
+    assert stored[1]["chat_template_kwargs"] == {"a": None}
+    assert [results(trl, row) for row in stored] == [["not_conversational"], [expected(user("q"), "a", "b")]]
 
 
 def test_trl_rows_of_strings_have_their_images_first():
@@ -180,9 +193,8 @@ SYSTEM = [{"role": "system", "content": "s"}]
             "not_conversational",
         ),
         ({"tools": [{"type": "function"}]}, "not_conversational"),
-        ({"tools": "[]"}, "not_conversational"),
-        ({"chat_template_kwargs": {"thinking": True}}, "not_conversational"),
-        ({"chat_template_kwargs": {"thinking": None}}, "not_conversational"),
+        ({"tools": '[{"type": "function"}]'}, "not_conversational"),
+        *(({"chat_template_kwargs": {"thinking": value}}, "not_conversational") for value in (True, False, "", 0)),
         *(({field: "null"}, "video_type") for field in ("video", "audio", "audios")),
         ({"chosen": [say("assistant", " ")]}, "empty_answer"),
         ({"rejected": ROW["chosen"]}, "equal_answers"),

@@ -214,6 +214,9 @@ def test_what_is_no_text_to_image_pair():
         {"tools": [{"type": "function"}]},
     ):
         assert t2i_identity({**bare, **changes}) is None
+    # What Arrow makes of keys that only other rows have.
+    nulls = {"chat_template_kwargs": {"enable_thinking": None}, "tools": None, "videos": []}
+    assert t2i_identity({**bare, **nulls}) == t2i_identity(row)
     # A caption of the user's own about other rows is no identity.
     assert t2i_identity({**bare, "prompt": [{"role": "user", "content": "What?"}], "t2i_caption": None}) is None
     conversation = {side: [*row["prompt"], *row[side]] for side in ("chosen", "rejected")}

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
+from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -437,15 +438,32 @@ def load_state(folder: str | os.PathLike, settings: dict[str, Any], fingerprint:
 
 
 def describe(value: Any) -> Any:
-    """Describe a rule as JSON: its function and arguments, functions of the package by their plain names."""
-    if value is None or isinstance(value, (str, int, float, bool)):
+    """Describe a rule as JSON: its function and arguments, functions of the package by their plain names, and other
+    objects than values and containers by their types."""
+    if isinstance(value, float):
+        return float(value) if np.isfinite(value) else str(value)  # NaN equals nothing, not even itself
+    if value is None or isinstance(value, (str, int)):
         return value
     if isinstance(value, (list, tuple)):
         return [describe(one) for one in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(describe, value), key=json.dumps)
+    if isinstance(value, Mapping):
+        if all(isinstance(key, str) for key in value):
+            return {key: describe(item) for key, item in value.items()}
+        return sorted(([describe(key), describe(item)] for key, item in value.items()), key=json.dumps)
     if isinstance(value, np.ndarray):
-        return digest(np.ascontiguousarray(value).tobytes())
+        return describe(value.tolist()) if value.dtype == object else digest(np.ascontiguousarray(value).tobytes())
+    if isinstance(value, (np.bool_, np.integer)):
+        return value.item()
+    if isinstance(value, (bytes, bytearray)):
+        return digest(value)
+    if isinstance(value, os.PathLike):
+        return describe(os.fspath(value))
+    if isinstance(value, (Enum, np.generic)):  # dates, and floats of other sizes than Python's
+        return describe(float(value)) if isinstance(value, np.floating) else str(value)
     if isinstance(value, partial):
-        return [describe(value.func), describe(value.args), {k: describe(v) for k, v in value.keywords.items()}]
+        return [describe(value.func), describe(value.args), describe(value.keywords)]
     if is_dataclass(value) and not isinstance(value, type):
         return [describe(type(value)), {field.name: describe(getattr(value, field.name)) for field in fields(value)}]
     named = value if callable(value) and hasattr(value, "__qualname__") else type(value)

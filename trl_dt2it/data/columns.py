@@ -6,6 +6,7 @@ import copy
 import json
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 import datasets
@@ -53,16 +54,17 @@ def holds(feature: Any, kind: type) -> bool:
     return isinstance(feature, kind) or holds(getattr(feature, "feature", {}), kind)
 
 
-def retype_images(feature: Any, *, decode: bool) -> Any:
-    """Make every image type inside a column type one that decodes, or not."""
+def retype_images(feature: Any, *, decode: bool, keeps_mode: bool = True) -> Any:
+    """Make every image type inside a column type one that decodes, or not, maybe without its mode."""
+    retype = partial(retype_images, decode=decode, keeps_mode=keeps_mode)
     if isinstance(feature, Image):
-        return Image(decode=decode)
+        return Image(mode=feature.mode if keeps_mode else None, decode=decode)
     if isinstance(feature, List):
-        return List(retype_images(feature.feature, decode=decode), length=feature.length)
+        return List(retype(feature.feature), length=feature.length)
     if isinstance(feature, LargeList):
-        return LargeList(retype_images(feature.feature, decode=decode))
+        return LargeList(retype(feature.feature))
     if isinstance(feature, dict):
-        return {name: retype_images(part, decode=decode) for name, part in feature.items()}
+        return {name: retype(part) for name, part in feature.items()}
     return feature
 
 
@@ -132,7 +134,7 @@ def as_python(dataset: AnyDataset) -> AnyDataset:
     return dataset if set(shown) == set(dataset.column_names) else dataset.with_format(None).select_columns(shown)
 
 
-def leave_images_encoded(dataset: AnyDataset) -> AnyDataset:
+def leave_images_encoded(dataset: AnyDataset, *, keeps_mode: bool = True) -> AnyDataset:
     """Make rows hold bytes and paths instead of decoded images, without touching the data; a transform stays.
 
     `datasets` would decode any file that a row points to, unlike the collator's own loader.
@@ -140,7 +142,7 @@ def leave_images_encoded(dataset: AnyDataset) -> AnyDataset:
     if has_transform(dataset):
         return dataset
     for name, feature in (dataset.features or {}).items():
-        encoded = retype_images(feature, decode=False)
+        encoded = retype_images(feature, decode=False, keeps_mode=keeps_mode)
         if encoded != feature and isinstance(dataset, IterableDataset):
             dataset = dataset.cast_column(name, encoded)
         elif encoded != feature:

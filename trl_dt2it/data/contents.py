@@ -215,7 +215,7 @@ def _content(row: Mapping[str, Any], options: ImageOptions) -> tuple[str | None,
     except (RowError, TypeError, ValueError, KeyError, AttributeError):  # a row that no check has seen yet
         return None, None
     try:
-        read = {name: _each(row[name], lambda image: _bytes(image, options)) for name in pictured}
+        read = {name: _each(row[name], lambda image: read_encoded(image, options)) for name in pictured}
         return content_id({**row, **read})[:32], text[:32]
     except (RowError, OSError, ValueError):
         return None, text[:32]
@@ -230,7 +230,8 @@ def _each(value: Any, change: Callable[[Any], Any]) -> Any:
     return change(value)
 
 
-def _bytes(image: Any, options: ImageOptions) -> Any:
+def read_encoded(image: Any, options: ImageOptions) -> Any:
+    """Read the bytes of an encoded image, wherever they lie, but nothing from the network; any other image stays."""
     image = encoded_content(image)
     if not isinstance(image, (str, os.PathLike)):
         return image
@@ -307,7 +308,11 @@ def t2i_identity(row: Mapping[str, Any]) -> T2IIdentity | None:
         chosen, rejected = map(image_identity, images)
         return None if chosen == rejected else T2IIdentity(collapse(caption), chosen, rejected, None)
     images = row_images(row)
-    if len(images) != 2 or any(image is None for image in images) or any(map(row.get, _EXTRAS)):
+    if (
+        len(images) != 2
+        or any(image is None for image in images)
+        or any(without_empty(row.get(name)) for name in _EXTRAS)
+    ):
         return None
     prompt = row.get("prompt")
     answers: list[Any] = [row.get(side) for side in SIDES]

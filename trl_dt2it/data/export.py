@@ -259,7 +259,8 @@ def _can_stay(dataset: Dataset, options: ImageOptions) -> bool:
     """Tell whether the column of images needs no copy: lists in every row, and no path or address to resolve."""
     if options.image_root is not None or options.allowed_hosts or "image" in dataset.column_names:
         return False
-    return dataset.features["images"] == List(Image(decode=False)) and not dataset.data.column("images").null_count
+    feature = retype_images(dataset.features["images"], decode=False, keeps_mode=False)
+    return feature == List(Image(decode=False)) and not dataset.data.column("images").null_count
 
 
 def _converted(

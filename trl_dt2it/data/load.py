@@ -328,7 +328,8 @@ class Conversion:
                 pair = self._finished(pair, suffix, raw.get(FOLDER_COLUMN)) | {"reason": "", "message": ""}
             except RowError as error:
                 names = {"pair_id": f"{self.name}-{suffix}", "source": self.name}
-                pair = {**names, "reason": error.reason, "message": str(error)}
+                message = f"{error}{self.source.image_advice(error.reason)}"
+                pair = {**names, "reason": error.reason, "message": message}
             yield {**nothing, **pair, "row": index}
 
     def _pairs(self, raw: Mapping[str, Any]) -> Iterator[dict[str, Any] | RowError]:
@@ -552,7 +553,10 @@ def load_preferences(
         raise ValueError(f"`{name}` is no known preference set or format. Known are {', '.join(sorted(SOURCES))}.")
     known = SOURCES[name]
     check_options(name, known, options)
-    root = with_image_root(None, image_root).image_root  # `None`, or a folder that is there
+    try:
+        root = with_image_root(None, image_root).image_root  # `None`, or a folder that is there
+    except ValueError as error:
+        raise ValueError(f"{error}{known.image_advice('image_missing')}") from None
     if on_bad_row not in ("quarantine", "raise"):
         raise ValueError(f'`on_bad_row` is {on_bad_row!r}; it must be "quarantine" or "raise".')
     if quarantine_file is not None and streaming:

@@ -186,8 +186,9 @@ def concatenate(datasets: Mapping[str, Dataset]) -> Dataset:
         for name, part in parts.items():
             if "margin" not in part.column_names:
                 parts[name] = with_columns(part, {"margin": pa.repeat(0.0, len(part))})
-    if _first_conflict(parts) is not None:  # maybe only that some decode their images
-        parts = {name: leave_images_encoded(part) for name, part in parts.items()}
+    for keeps_mode in (True, False):  # maybe only that some decode their images, or into another mode
+        if _first_conflict(parts) is not None:
+            parts = {name: leave_images_encoded(part, keeps_mode=keeps_mode) for name, part in parts.items()}
     if (conflict := _first_conflict(parts)) is not None:
         raise ValueError(f"The column {conflict}; cast it in one of them, or rename it.")
     joined = concatenate_datasets(list(parts.values())) if len(parts) > 1 else next(iter(parts.values()))
@@ -294,7 +295,9 @@ def _canonical_features(features: Features) -> dict[str, Any]:
     canonical: dict[str, Any] = {}
     for name, feature in features.items():
         if name in ("image", "images"):
-            canonical["images"] = List(Image()) if name == "image" or _differs(feature, List(Image())) else feature
+            image = getattr(feature, "feature", feature)
+            images = List(Image(mode=image.mode if isinstance(image, Image) else None))
+            canonical["images"] = images if name == "image" or _differs(feature, images) else feature
         else:
             canonical[name] = _KNOWN.get(name, feature) if name in TEXTS or isinstance(feature, Value) else feature
     # Both sides may begin with the prompt.

@@ -18,12 +18,13 @@ from transformers.utils import logging
 from .. import __version__
 from ..utils import digest_of, move_aside, read_json, whole_file, whole_folder, write_json
 from .columns import column_of, leave_images_encoded, mark_checked, select_rows
-from .decontamination import decontaminate
+from .contents import read_encoded
+from .decontamination import all_images, decontaminate, row_questions
 from .export import embedded_tables, find_unpublishable, with_image_columns
 from .images import ImageOptions, placed_image, with_image_root
 from .load import load_preferences, raw_files, raw_rows, read_raw
 from .mixing import concatenate, mix, split_by_group
-from .rows import RowError
+from .rows import RowError, image_identity
 from .sources import SOURCES
 from .sources.fields import Source
 from .sources.trl_rows import columns
@@ -172,7 +173,8 @@ def prepare_shard(
     if report.rows_out == 0:
         reason, first = next(iter(report.reasons.items()))
         message = f"No row of {key} can be used; {first.count} have {reason}. The first, "
-        raise ValueError(f"{message}{first.example}: {first.message}")
+        advice = "" if key in SOURCES else SOURCES[settings.name].image_advice(reason)  # rows have the key as source
+        raise ValueError(f"{message}{first.example}: {first.message}{advice}")
     write_parquet(clean, stem.with_suffix(".parquet"), image_options=limits)
     before: Counter[str] = Counter()
     if refused.is_file():
@@ -234,7 +236,7 @@ def build_mixture(
     Args:
         output_dir (`str` or `os.PathLike`):
             Folder with the shards. The set goes into its folder `mixture`, which is replaced as a whole, and the
-            report into `report.json`. A mixture of other shards or settings is moved aside, with its report.
+            report into `report.json`. One of other shards, settings or benchmarks is moved aside, with its report.
         settings (`Mapping[str, SourceSettings]`):
             Settings of the sources by name.
         benchmarks (`Mapping[str, list[dict]]`, *optional*):
@@ -276,7 +278,7 @@ def build_mixture(
         [
             [record["made_by"] for key in settings for record in records[key]],
             {key: [source.weight, source.max_rows] for key, source in settings.items()},
-            {name: len(rows) for name, rows in (benchmarks or {}).items()},
+            {name: _benchmark_digest(rows) for name, rows in (benchmarks or {}).items()},
             [max_per_group, size, test_size, rows_per_file, seed, __version__],
         ]
     )
@@ -285,7 +287,7 @@ def build_mixture(
     if folder.is_dir() and before is not None and before.get("made_by") != made_by:
         move_aside(report_file)
         aside = move_aside(folder)
-        logger.warning(f"{folder} was made with other settings or of other shards; it is now {aside}.")
+        logger.warning(f"{folder} was made with other settings, shards or benchmarks; it is now {aside}.")
     with whole_folder(folder) as part:
         for split, rows in splits.items():
             num_files = max(1, -(-len(rows) // rows_per_file))
@@ -305,6 +307,13 @@ def build_mixture(
         }
     write_json(report_file, report, ensure_ascii=False)
     return report
+
+
+def _benchmark_digest(rows: list[dict[str, Any]]) -> str:
+    """Hash what [`decontaminate`] compares of the rows of a benchmark: questions, and images by their bytes."""
+    options = ImageOptions()
+    images = ([image_identity(read_encoded(image, options)) for image in all_images(row)] for row in rows)
+    return digest_of(list(zip(map(row_questions, rows), images, strict=True)))
 
 
 def _shard_files(output_dir: Path, key: str, num_shards: int) -> list[Path]:

@@ -46,6 +46,7 @@ from .rows import (
     special_token_pattern,
     summarize,
 )
+from .sources import SOURCES
 
 
 if TYPE_CHECKING:
@@ -288,8 +289,10 @@ class RowChecks:
                         message = f"prompt and `{side}` have {count} tokens, more than {self.max_length}"
                         raise RowError("too_long", f"{message}; shorten the text.")
         except RowError as error:
+            known = SOURCES.get(str(row.get("source")))
+            advice = "" if known is None else known.image_advice(error.reason)
             # A token counter names the row, as the quarantine does.
-            return RowError(error.reason, str(error).removeprefix(f"{row_name(row)}: "))
+            return RowError(error.reason, str(error).removeprefix(f"{row_name(row)}: ") + advice)
         return None
 
 

@@ -129,8 +129,9 @@ def rename_old_columns(dataset: AnyDataset) -> AnyDataset:
     if not set(old) <= columns or set(old.values()) <= columns:  # with both, today's names count
         return dataset
     warnings.warn(
-        "The columns `chosen_input_ids` and `rejected_input_ids` are deprecated and will not be supported in v1 of "
-        "TRL; rename them to `chosen_ids` and `rejected_ids`.",
+        "The column `chosen_input_ids` is read as `chosen_ids`, and `rejected_input_ids` as `rejected_ids`, the names "
+        "that replaced them in TRL; rename them in the data set before the old names stop working, with "
+        f"`dataset.rename_columns({old})`.",
         FutureWarning,
         stacklevel=2,
     )

@@ -60,6 +60,11 @@ class Source:
     files: tuple[str, ...] = ()
     note: str = ""  # for users: images that are not shipped, unclear terms
 
+    def image_advice(self, reason: str) -> str:
+        """Quote the sentences of the note on where the images are, behind the message of a row without its image."""
+        told = [sentence for sentence in re.split(r"(?<=[.]) ", self.note) if "`image_root`" in sentence]
+        return "".join(f" {sentence}" for sentence in told) if reason in _NOT_FOUND else ""
+
 
 class Tags(NamedTuple):
     """Keys and roles of the messages of a layout, and the roles of calls and results of tools, which are refused."""
@@ -82,6 +87,7 @@ _MESSAGE_EXTRAS = {
     *("tool_calls", "tool_call_id", "function_call", "reasoning_content", "reasoning", "thinking", "tools"),
     *(f"{kind}{ending}" for kind in ("image", "video", "audio") for ending in ("", "s", "_url")),
 }
+_NOT_FOUND = ("image_missing", "image_outside_root")
 _PLACEHOLDERS = (IMAGE_MARKER, "<video>", "<audio>")
 _IMAGE_STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GIF8", b"BM", b"II*\x00", b"MM\x00*")
 _IMAGE_IN_TEXT = re.compile(r"<(img|image)>\s*[^<>\s][^<>]*</\1>")  # as Qwen-VL's first files had it
@@ -296,12 +302,12 @@ def is_given(value: Any) -> bool:
 
 
 def has_tools(value: Any) -> bool:
-    """Tell tools from none, which LLaMA-Factory and ms-swift may write as text."""
+    """Tell tools from none, which TRL, LLaMA-Factory and ms-swift may write as text."""
     return is_given(value) and value not in ("[]", "{}", "null", "None")
 
 
 def check_absent(
-    row: Row, reason: Reason, *fields: str, advice: str = "drop the row", is_there: Callable[[Any], bool] = is_given
+    row: Row, reason: Reason, *fields: str, advice: str = "drop the row", is_there: Callable[[Any], Any] = is_given
 ) -> None:
     """Refuse a row with fields that change what the pair means and that are not read."""
     for field in fields:

@@ -239,7 +239,7 @@ IMAGEREWARD_RANKINGS = T2ISource(
     imagereward_rankings,
     licence="Apache-2.0",
     reads=("prompt", "generations", "ranking"),
-    note="The training files of the ImageReward code: JSON lists, with paths that start at its image folder.",
+    note="The training files of the ImageReward code: JSON lists. Give its image folder as `image_root`.",
 )
 
 

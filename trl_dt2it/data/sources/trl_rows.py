@@ -21,6 +21,7 @@ from ..rows import (
     message_text,
     row_images,
     row_videos,
+    without_empty,
 )
 from .fields import (
     Pairs,
@@ -30,6 +31,7 @@ from .fields import (
     check_absent,
     check_is_text,
     check_placeholders,
+    has_tools,
     image_field,
     images_field,
     is_given,
@@ -72,8 +74,8 @@ def as_canonical(row: Row, is_checked: bool = False) -> dict[str, Any]:
     strength = strength_field(row, "strength" if row.get("strength") is not None else "margin")
     weight = strength_field(row, "weight", "bad_weight")
     check_absent(row, "video_type", "video", "audio", "audios", advice="pass frames in `videos`")
-    tools = ("tools", "chat_template_kwargs")
-    check_absent(row, "not_conversational", *tools, advice="drop the field", is_there=bool)
+    for field, is_there in (("tools", has_tools), ("chat_template_kwargs", without_empty)):
+        check_absent(row, "not_conversational", field, advice="drop the field", is_there=is_there)
     prompt, chosen, rejected = (row.get(field) for field in ("prompt", *SIDES))
     videos = _videos(row)
     if isinstance(prompt, str) and isinstance(chosen, str) and isinstance(rejected, str):
