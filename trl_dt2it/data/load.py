@@ -539,9 +539,9 @@ def load_preferences(
             Options of the set's adapter, such as `min_confidence` of HPDv3 or the column names of `"columns"`.
 
     Returns:
-        `Dataset` or `IterableDataset`: rows with the columns of [`FEATURES`], `videos`, `weight` or
-        `label_confidence` where the source has such, and all columns with any value that its adapter does not read. A name that rows have already becomes
-        `original_` and the name, with a warning.
+        `Dataset` or `IterableDataset`: rows with the columns of [`FEATURES`], `videos`, `weight` or `label_confidence`
+        where the source has such, and all columns with any value that its adapter does not read. A name that rows have
+        already becomes `original_` and the name, with a warning.
 
     Raises:
         `ValueError`: if the name or an option is not known, if there is nothing to read, if no pair can be used, or

@@ -2,8 +2,8 @@ r"""The pairwise losses: Bradley-Terry, with margin, scaled by strength, soft, b
 
 To add a loss, write a function of three arguments and enter it in `LOSSES` under its `loss_type`:
 
-- `delta` `(B,)` fp32, the reward margin of each pair, less TRL's `margin` column where there is one; any reals, because
-  a pair with a `label_confidence` is also asked about with its answers swapped;
+- `delta` `(B,)` fp32, the reward margin of each pair, less TRL's `margin` column where there is one; where pairs have
+  a `label_confidence`, the function is called again with the answers swapped;
 - `batch`, the `pairs` of a batch of the collator: vectors `(B,)`, such as `weight`, and `strength` (in [0, 1]) and
   `is_tie` where the set has strengths;
 - `config`, the [`MultimodalRewardConfig`], which holds the settings of all losses.
