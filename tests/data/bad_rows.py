@@ -176,6 +176,10 @@ KINDS = [
     ("negative weight", row(weight=-1), "bad_weight"),
     ("weight too large for the loss", row(weight=1e300), "bad_weight"),
     ("several weights", row(weight=[1.0]), "bad_weight"),
+    ("confidence above one", row(label_confidence=1.01), "bad_label_confidence"),
+    ("negative confidence", row(label_confidence=-1e-9), "bad_label_confidence"),
+    ("confidence that is no number", row(label_confidence=math.nan), "bad_label_confidence"),
+    ("confidence in words", row(label_confidence="high"), "bad_label_confidence"),
     ("no margin in a column of margins", row(margin=None), "bad_margin"),
     ("infinite margin", row(margin=math.inf), "bad_margin"),
     # --- other rows

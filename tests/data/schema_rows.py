@@ -56,7 +56,9 @@ GOOD = {
     "strings, two images": row(prompt=say("system", "s") + user("q") + answer("a") + user("q"), images=[PIXELS] * 2),
     "text only": row(prompt=user("q"), images=[]),
     "no image columns": row(prompt=user("q"), images=...),
-    "null columns": row(prompt=user("q"), images=None, image=None, videos=None, strength=None, weight=None),
+    "null columns": row(
+        prompt=user("q"), images=None, image=None, videos=None, strength=None, weight=None, label_confidence=None
+    ),
     "implicit": row(
         prompt=...,
         chosen=user([IMAGE, text("q")]) + answer([text("A cat.")]),
@@ -68,8 +70,8 @@ GOOD = {
     "plain": {"prompt": "q", "chosen": "a", "rejected": "b"},
     "plain, empty prompt": {"prompt": "", "chosen": "a", "rejected": "b", "images": []},
     "plain, implicit": {"chosen": "q a", "rejected": "q b"},
-    "numbers": row(strength=0, weight=np.float32(2.5), margin=-1.5),
-    "more numbers": row(strength=Fraction(1, 3), weight=np.int64(0), margin=0),
+    "numbers": row(strength=0, weight=np.float32(2.5), margin=-1.5, label_confidence=1),
+    "more numbers": row(strength=Fraction(1, 3), weight=np.int64(0), margin=0, label_confidence=np.float32(0)),
     "tools": row(
         prompt=user("Look."),
         chosen=[{"role": "assistant", "tool_calls": [TOOL_CALL]}],

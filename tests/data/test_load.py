@@ -375,7 +375,15 @@ def test_a_set_in_parts_stays_the_source_of_its_rows(tmp_path):
 
 
 def test_columns_that_mean_the_same_everywhere_are_read_in_every_layout(tmp_path):
-    own = {"strength": 2, "weight": 0.5, "pair_id": 7, "group_id": "g", "source_id": "s", "source": "mine"}
+    own = {
+        "strength": 2,
+        "weight": 0.5,
+        "label_confidence": 0.8,
+        "pair_id": 7,
+        "group_id": "g",
+        "source_id": "s",
+        "source": "mine",
+    }
     for name in ("columns", "llamafactory", "ms_swift", "trl", "mmpr"):
         path = tmp_path / f"{name}.jsonl"
         path.write_text(json.dumps({**ROWS_WITH_OWN[name], **own}))
@@ -388,6 +396,9 @@ def test_columns_that_mean_the_same_everywhere_are_read_in_every_layout(tmp_path
         assert (pair["strength"], pair["original_margin"]) == (2.0, 3), name
         path.write_text(json.dumps({**ROWS_WITH_OWN[name], "strength": "much"}))
         with pytest.raises(ValueError, match="1 bad_strength.*`strength` is 'much'"):
+            load_preferences(name, path, **OPTIONS.get(name, {}))
+        path.write_text(json.dumps({**ROWS_WITH_OWN[name], "label_confidence": 80}))
+        with pytest.raises(ValueError, match="1 bad_label_confidence.*`label_confidence` is 80.0; give the prob"):
             load_preferences(name, path, **OPTIONS.get(name, {}))
 
 

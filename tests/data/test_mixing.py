@@ -86,8 +86,9 @@ def test_the_same_seed_gives_the_same_rows_and_another_source_changes_none_of_th
 
 
 def test_columns_that_one_set_lacks_are_none():
-    mixed = mix({"a": rows("a", 2, weight=[0.5, 2.0]), "b": rows("b", 1)})
-    assert dict(zip(mixed["pair_id"], mixed["weight"], strict=True)) == {"a-0": 0.5, "a-1": 2.0, "b-0": None}
+    for name in ("weight", "label_confidence"):
+        mixed = mix({"a": rows("a", 2, **{name: [0.5, 1.0]}), "b": rows("b", 1)})
+        assert dict(zip(mixed["pair_id"], mixed[name], strict=True)) == {"a-0": 0.5, "a-1": 1.0, "b-0": None}
 
 
 def test_a_set_without_margins_has_margins_of_zero_beside_one_that_has_them():

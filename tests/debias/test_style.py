@@ -4,11 +4,12 @@ from math import log, log1p
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trl_dt2it.debias import STYLE_FEATURES, style_features
-from trl_dt2it.debias.style import LEXICON
+from trl_dt2it.debias.style import LEXICON, read_pair_style
 
 
 def features(text: str, prompt: str | None = None) -> dict[str, float]:
@@ -150,3 +151,10 @@ def test_every_feature_is_defined_and_a_wrong_number_of_prompts_is_named():
     assert tuple(LEXICON["features"]) == STYLE_FEATURES and 20 <= len(STYLE_FEATURES) <= 30
     with pytest.raises(ValueError, match="2 texts but 1 prompts"):
         style_features(["a", "b"], ["c"])
+
+
+def test_confidences_that_do_not_count_are_told(caplog):
+    rows = {"chosen": ["Yes!", "No."], "rejected": ["Maybe.", "Well."]}
+    for confidence, is_told in (([1.0, None], False), ([1.0, 0.9], True)):
+        read_pair_style(Dataset.from_dict({**rows, "label_confidence": confidence}))
+        assert ("`label_confidence` does not count in it" in caplog.text) is is_told

@@ -30,13 +30,15 @@ def sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x))
 
 
-def pairwise_loss(chosen, rejected, loss_type="bt", *, strength=None, margin=None, is_tie=None, **settings):
+def pairwise_loss(
+    chosen, rejected, loss_type="bt", *, strength=None, margin=None, is_tie=None, label_confidence=None, **settings
+):
     """The loss with the defaults of the configuration, but for some settings."""
     fields = MultimodalRewardConfig.__dataclass_fields__
-    names = ("margin_scale", "label_smoothing", "tie_factor", "center_rewards_coefficient")
+    names = ("margin_scale", "label_smoothing", "gce_q", "tie_factor", "center_rewards_coefficient")
     defaults = {name: fields[name].default for name in names}
     defaults["ordinal_thresholds"] = fields["ordinal_thresholds"].default_factory()
-    batch = {"strength": strength, "margin": margin, "is_tie": is_tie}
+    batch = {"strength": strength, "margin": margin, "is_tie": is_tie, "label_confidence": label_confidence}
     return losses.pairwise_loss(
         chosen, rejected, batch, SimpleNamespace(**{**defaults, **settings}), loss_type=loss_type
     )
@@ -83,7 +85,7 @@ def test_strength_margin_does_both():
     assert_losses(weight_of("strength_margin", weight=torch.ones(3), strength=STRENGTH), [0.25, 1.0, 0.5])
 
 
-@pytest.mark.parametrize("loss_type", ["bt", "margin", "soft", "btt", "ordinal"])
+@pytest.mark.parametrize("loss_type", ["bt", "margin", "soft", "gce", "btt", "ordinal"])
 def test_other_losses_take_the_weight_column_alone(loss_type):
     weight = torch.tensor([2.0, 0.0, 0.5])
     assert_losses(weight_of(loss_type, weight=weight, strength=STRENGTH), [2.0, 0.0, 0.5])
@@ -99,6 +101,42 @@ def test_soft_with_vote_share():
 def test_soft_with_label_smoothing():
     expected = [0.95 * softplus(-d) + 0.05 * softplus(d) for d in DELTA]
     assert_losses(pairwise_loss(CHOSEN, REJECTED, loss_type="soft", label_smoothing=0.1), expected)
+
+
+def test_gce():
+    # sigmoid(1) = 0.731059 and its root 0.855020; sigmoid(-3) = 0.047426 and its root 0.217775
+    loss = pairwise_loss(CHOSEN, REJECTED, loss_type="gce", gce_q=0.5)
+    assert_losses(loss, [2 * (1 - 0.8550195), 2 * (1 - math.sqrt(0.5)), 2 * (1 - 0.2177749)])
+    assert_losses(pairwise_loss(CHOSEN, REJECTED, loss_type="gce", gce_q=1.0), [sigmoid(-d) for d in DELTA])
+    assert_losses(pairwise_loss(CHOSEN, REJECTED, loss_type="gce"), [(1 - sigmoid(d) ** 0.7) / 0.7 for d in DELTA])
+
+
+def test_gce_has_the_slope_of_the_paper_and_forgives_confident_contradictions():
+    chosen = torch.tensor([1.0, 0.0, -3.0, -40.0, 40.0, -1e4, 1e4], requires_grad=True)
+    loss = pairwise_loss(chosen, torch.zeros(7), loss_type="gce")
+    loss.sum().backward()
+    slopes = [-(sigmoid(d) ** 0.7) * sigmoid(-d) for d in (*DELTA, -40.0, 40.0)] + [0.0, 0.0]
+    torch.testing.assert_close(chosen.grad, torch.tensor(slopes), rtol=1e-5, atol=1e-7)
+    assert torch.isfinite(loss).all() and loss.min() >= 0 and loss.max().item() == pytest.approx(1 / 0.7)
+    # Small losses keep their digits: 1 - (1 - e)^q = q e, where 1 - sigmoid(40) rounds to 0.
+    assert loss[4].item() == pytest.approx(math.exp(-40), rel=1e-5)
+
+
+@pytest.mark.parametrize("q", [0.1, 0.5, 0.7, 1.0])
+def test_gce_is_nearly_symmetric(q):
+    """The losses of both labels of a pair add up to a number between bounds (the paper's Lemma 1 for two classes),
+    so that wrong labels move the minimum little; with q = 1, to 1."""
+    delta = torch.linspace(-30, 30, 241)
+    zero = torch.zeros_like(delta)
+    both = sum(pairwise_loss(*sides, loss_type="gce", gce_q=q) for sides in ((delta, zero), (zero, delta)))
+    assert both.min().item() == pytest.approx((2 - 2 ** (1 - q)) / q, rel=1e-5) and both.max() <= 1 / q + 1e-6
+
+
+def test_gce_for_small_q_is_bradley_terry():
+    delta = torch.tensor([-30.0, -3.0, 0.0, 1.0, 30.0])
+    for q, tolerance in ((1e-2, 0.2), (1e-4, 2e-3), (1e-6, 2e-5)):
+        loss = pairwise_loss(delta, torch.zeros(5), loss_type="gce", gce_q=q)
+        torch.testing.assert_close(loss, pairwise_loss(delta, torch.zeros(5)), rtol=tolerance, atol=1e-7)
 
 
 def test_btt():
@@ -148,6 +186,64 @@ def test_centering():
     assert_losses(loss, expected)
 
 
+CONFIDENCE = torch.tensor([0.9, 1.0, 0.25])
+
+
+def test_confidence_mixes_the_losses_of_both_labels():
+    loss = pairwise_loss(CHOSEN, REJECTED, label_confidence=CONFIDENCE)
+    assert_losses(
+        loss,
+        [
+            0.9 * softplus(-1.0) + 0.1 * softplus(1.0),
+            softplus(0.0),
+            0.25 * softplus(3.0) + 0.75 * softplus(-3.0),
+        ],
+    )
+    # A margin is asked for in either direction, and the rewards are centered once.
+    settings = {"margin": torch.tensor([0.5, 1.0, -1.0]), "center_rewards_coefficient": 0.1}
+    expected = [
+        0.9 * softplus(-0.5) + 0.1 * softplus(1.5) + 0.1,
+        softplus(1.0) + 0.1,
+        0.25 * softplus(2.0) + 0.75 * softplus(-4.0) + 0.1,
+    ]
+    assert_losses(pairwise_loss(CHOSEN, REJECTED, label_confidence=CONFIDENCE, **settings), expected)
+    settings = {"loss_type": "strength_margin", "strength": STRENGTH}
+    expected = [
+        0.9 * softplus(-0.75) + 0.1 * softplus(1.25),
+        softplus(1.0),
+        0.25 * softplus(3.5) + 0.75 * softplus(-2.5),
+    ]
+    assert_losses(pairwise_loss(CHOSEN, REJECTED, label_confidence=CONFIDENCE, **settings), expected)
+
+
+def test_confidence_is_the_target_of_bt_and_joins_that_of_soft():
+    """The gradient of a cross-entropy: the model's probability less the target."""
+    chosen = CHOSEN.clone().requires_grad_()
+    pairwise_loss(chosen, REJECTED, label_confidence=CONFIDENCE).sum().backward()
+    expected = [sigmoid(d) - c for d, c in zip(DELTA, CONFIDENCE.tolist(), strict=True)]
+    assert_losses(chosen.grad, expected)
+    targets = torch.tensor([0.625, 1.0, 0.75])  # of the strengths
+    joined = CONFIDENCE * targets + (1 - CONFIDENCE) * (1 - targets)
+    soft = pairwise_loss(CHOSEN, REJECTED, loss_type="soft", strength=STRENGTH, label_confidence=CONFIDENCE)
+    assert_losses(soft, pairwise_loss(CHOSEN, REJECTED, label_confidence=joined).tolist())
+
+
+@pytest.mark.parametrize("loss_type", LOSSES)
+def test_answers_swapped_and_the_opposite_confidence_are_the_same_pair(loss_type):
+    columns = {"strength": torch.tensor([0.2, 0.9, 0.6]), "margin": torch.tensor([0.3, -0.2, 0.0])}
+    columns |= {"is_tie": torch.tensor([False, True, False]), "loss_type": loss_type}
+    plain = pairwise_loss(CHOSEN, REJECTED, label_confidence=CONFIDENCE, **columns)
+    swapped = pairwise_loss(REJECTED, CHOSEN, label_confidence=1 - CONFIDENCE, **columns)
+    torch.testing.assert_close(swapped, plain)
+    # Certainty is the loss as it is, bit for bit, and that the label is wrong that of the other label.
+    without = pairwise_loss(CHOSEN, REJECTED, **columns)
+    assert torch.equal(pairwise_loss(CHOSEN, REJECTED, label_confidence=torch.ones(3), **columns), without)
+    none = pairwise_loss(REJECTED, CHOSEN, label_confidence=torch.zeros(3), **columns)
+    assert torch.equal(none, without)
+    tie = pairwise_loss(CHOSEN, REJECTED, "btt", is_tie=torch.ones(3, dtype=bool), label_confidence=CONFIDENCE)
+    torch.testing.assert_close(tie, pairwise_loss(CHOSEN, REJECTED, "btt", is_tie=torch.ones(3, dtype=bool)))
+
+
 @pytest.mark.parametrize("loss_type", LOSSES)
 def test_gradient_is_that_of_finite_differences(loss_type):
     strength = torch.tensor([0.2, 0.9, 0.6])
@@ -171,7 +267,7 @@ def test_bf16_rewards_are_compared_in_fp32():
     assert pairwise_loss(chosen, rejected).item() == pytest.approx(softplus(-4.0), rel=1e-6)
 
 
-@pytest.mark.parametrize("name", ["margin", "strength"])
+@pytest.mark.parametrize("name", ["margin", "strength", "label_confidence"])
 def test_a_column_vector_is_refused(name):
     with pytest.raises(ValueError, match=rf"`{name}` has shape \(3, 1\), expected \(3,\)"):
         pairwise_loss(CHOSEN, REJECTED, loss_type="margin", **{"strength": STRENGTH, name: torch.ones(3, 1)})

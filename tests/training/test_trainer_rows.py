@@ -27,7 +27,13 @@ def test_a_wrong_word_in_the_configuration_fails_at_once(tmp_path):
     for name, value in (("loss_type", "bradley"), ("on_bad_row", "skip"), ("strength_normalization", "z")):
         with pytest.raises(ValueError, match=f"`{name}` is '{value}'; choose one of"):
             config(tmp_path, **{name: value})
-    for name, value in (("label_smoothing", 1.0), ("tie_factor", 1.0), ("ordinal_thresholds", [2.0, 1.0])):
+    for name, value in (
+        ("label_smoothing", 1.0),
+        ("tie_factor", 1.0),
+        ("gce_q", 0.0),
+        ("gce_q", 1.1),
+        ("ordinal_thresholds", [2.0, 1.0]),
+    ):
         with pytest.raises(ValueError, match=f"`{name}` is .*; it must be"):
             config(tmp_path, **{name: value})
     with pytest.raises(ValueError, match="`min_pixels` is 9; it must be <= max_pixels"):

@@ -38,7 +38,7 @@ TEXTS = ("prompt", *SIDES)
 # Types of the columns that mean something in canonical rows, but for images.
 _KNOWN = {
     **dict.fromkeys(TEXTS, MESSAGES),
-    **dict.fromkeys(("strength", "weight", "margin"), Value("float64")),
+    **dict.fromkeys(("strength", "weight", "label_confidence", "margin"), Value("float64")),
     **dict.fromkeys(PROVENANCE, Value("string")),
     **T2I_IDENTITY,
 }
@@ -52,6 +52,7 @@ def partner_column(name: str, columns: Collection[str]) -> str | None:
 
 def swap_pairs(dataset: Dataset, swapped: npt.ArrayLike, rows: npt.ArrayLike | None = None) -> Dataset:
     """Swap chosen and rejected where `swapped` `(N,)` is true, without copying a cell, and select `rows`."""
+    # The label changes, so that numbers about it stay: as 1 - p, a `label_confidence` would undo the swap in the loss.
     count, names = len(dataset), dataset.column_names
     swapped = np.asarray(swapped, dtype=bool)
     indices = np.arange(count) if rows is None else np.asarray(rows, dtype=np.int64)

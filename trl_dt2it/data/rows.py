@@ -36,6 +36,7 @@ Reason = Literal[
     "special_token",  # text that the tokenizer would read as control tokens
     "bad_strength",
     "bad_weight",
+    "bad_label_confidence",
     "bad_margin",
     "image_missing",  # no such file, no such address, or `None`
     "image_corrupt",  # does not decode
@@ -395,9 +396,10 @@ def check_special_tokens(row: Mapping[str, Any], pattern: re.Pattern) -> None:
 
 
 def check_numbers(row: Mapping[str, Any]) -> None:
-    """Refuse a strength, weight or margin in which the loss cannot be computed."""
+    """Refuse a strength, weight, confidence or margin in which the loss cannot be computed."""
     check_amount("strength", row.get("strength"), "bad_strength")
     check_amount("weight", row.get("weight"), "bad_weight")
+    check_confidence("label_confidence", row.get("label_confidence"))
     if "margin" in row and not is_finite(row["margin"]):
         message = f"`margin` is {row['margin']!r:.40}; give a finite number, 0.0 for none, or drop the column."
         raise RowError("bad_margin", message)
@@ -408,6 +410,13 @@ def check_amount(field: str, value: Any, reason: Reason, largest: float = _LARGE
     if value is not None and not (is_finite(value, largest) and value >= 0):
         message = f"`{field}` is {value!r:.40}; give a finite number that is not negative, or None if unknown."
         raise RowError(reason, message)
+
+
+def check_confidence(field: str, value: Any) -> None:
+    """Refuse what is no probability; `None` stands for certainty."""
+    if value is not None and not (is_finite(value, 1.0) and value >= 0):
+        message = f"`{field}` is {value!r:.40}; give the probability that the label is right, in [0, 1], or None if"
+        raise RowError("bad_label_confidence", f"{message} there is no doubt.")
 
 
 def is_finite(value: Any, largest: float = _LARGEST) -> bool:

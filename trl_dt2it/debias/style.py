@@ -11,12 +11,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset
+from transformers.utils import logging
 
 from ..data.columns import arrow_rows, column_of, group_codes, group_rows
 from ..data.rows import SIDES, message_text, row_name
 from ..utils import read_packaged
 
+
+logger = logging.get_logger(__name__)
 
 # Definitions of the features, and the words that they count.
 LEXICON = read_packaged("debias/lexicon.yaml")
@@ -180,6 +184,10 @@ def read_pair_style(dataset: Dataset, features: Sequence[str] | None = None) -> 
         raise ValueError(f"`features` names {unknown[0]!r}; the style features are {', '.join(STYLE_FEATURES)}.")
     if not names:
         raise ValueError("`features` is empty; name at least one, or leave it out for all.")
+    if "label_confidence" in dataset.column_names:
+        confidence = column_of(dataset, "label_confidence").cast("float64").fill_null(1.0)
+        if pc.any(pc.less(confidence, 1.0)).as_py():
+            logger.warning("Style is measured on the labels as they stand; `label_confidence` does not count in it.")
     columns = [STYLE_FEATURES.index(name) for name in names]
     difference = np.empty((len(dataset), len(names)))
     total, squares, done = np.zeros(len(names)), np.zeros(len(names)), 0

@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import ProcessorMixin
 
 from ..data.images import ImageOptions, load_image
-from ..data.rows import Video, check_row, named_errors, row_images, row_videos, special_token_pattern
+from ..data.rows import Video, check_numbers, check_row, named_errors, row_images, row_videos, special_token_pattern
 from ..models import rendering
 from ..models.families import FAMILIES, PIXELS
 from ..models.shared_prefix import pack_completions
@@ -55,9 +55,10 @@ class MultimodalPreferenceCollator:
     A row is as described in [`~trl_dt2it.data.rows.check_row`], or has the columns `chosen_ids` and `rejected_ids`.
 
     Returns a dict with
-        - `pairs`: `weight` `(B,)` fp32; `strength` `(B,)` fp32 and `is_tie` `(B,)` bool, with a normalizer; `margin`
-          `(B,)` fp32, with that column; `row_index` `(B,)` int64, with that column of integers; `num_tokens`
-          `(B,)` int64, of both conversations; `has_media` `(B,)` bool; `source`, a list of B strings or `None`;
+        - `pairs`: `weight` `(B,)` fp32; `label_confidence` `(B,)` fp32 in [0, 1], where one is below 1; `strength`
+          `(B,)` fp32 and `is_tie` `(B,)` bool, with a normalizer; `margin` `(B,)` fp32, with that column; `row_index`
+          `(B,)` int64, with that column of integers; `num_tokens` `(B,)` int64, of both conversations; `has_media`
+          `(B,)` bool; `source`, a list of B strings or `None`;
         - with one row per pair: `pair_layout` `(B + D, 3)` int64, the numbers of tokens shared, only in chosen and
           only in rejected; `input_ids` `(1, T)` int64, and the processor's other tensors per token;
         - with two: `input_ids` and `attention_mask` `(2 * (B + D), L)` int64, the processor's other tensors per token,
@@ -90,6 +91,9 @@ class MultimodalPreferenceCollator:
         if "chosen_ids" in examples[0]:
             names = ("chosen_ids", "rejected_ids")
             rows = [[{"input_ids": torch.tensor(e[name])} for name in names] for e in examples]
+            for index, example in enumerate(examples):
+                with named_errors(example, index):
+                    check_numbers(example)
         else:
             rendered = [self.render(example, index) for index, example in enumerate(examples)]
             sides, images = rendering.encode_completions(rendered, self.processing_class)
@@ -146,6 +150,9 @@ class MultimodalPreferenceCollator:
         weights = [1.0 if e.get("weight") is None else e["weight"] for e in examples]
         sources = [e.get("source") for e in examples]
         pairs: dict[str, Any] = {"weight": torch.tensor(weights, dtype=torch.float32)}
+        confidences = [1.0 if e.get("label_confidence") is None else e["label_confidence"] for e in examples]
+        if any(confidence != 1 for confidence in confidences):  # otherwise the loss needs no second term
+            pairs["label_confidence"] = torch.tensor(confidences, dtype=torch.float32)
         if self.normalizer is not None:
             raw = [e.get("strength") for e in examples]
             pairs["strength"] = torch.from_numpy(self.normalizer(raw, sources).astype(np.float32))

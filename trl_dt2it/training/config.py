@@ -63,7 +63,8 @@ class MultimodalRewardConfig(RewardConfig):
 
         loss_type (`str` or `Callable`, *optional*, defaults to `"auto"`):
             `"bt"` (Bradley-Terry), `"margin"` (Llama 2), `"scaled"` (HelpSteer2-Preference), `"strength_margin"`
-            (both), `"soft"` (label smoothing, or judges' vote share), `"btt"` (ties, Rao-Kupper) or `"ordinal"`.
+            (both), `"soft"` (label smoothing, or judges' vote share), `"gce"` (bounded, for wrong labels), `"btt"`
+            (ties, Rao-Kupper) or `"ordinal"`.
             `"auto"` is `"strength_margin"` if the training set has a `strength` column and `"bt"` otherwise. See
             [`trl_dt2it.training.losses`] for the formulas, and for a function `(delta, batch, config)` of your own.
         strength_normalization (`str`, *optional*, defaults to `"rank"`):
@@ -76,6 +77,9 @@ class MultimodalRewardConfig(RewardConfig):
             Exponent of the strength in the weight of a pair, >= 0.
         label_smoothing (`float`, *optional*, defaults to `0.0`):
             For `"soft"`: share of the target that is spread over both answers, in [0, 1).
+        gce_q (`float`, *optional*, defaults to `0.7`):
+            For `"gce"`: q of the generalized cross-entropy, in (0, 1]. The loss of a pair is at most 1 / q; near 0 it
+            is Bradley-Terry's, and with 1 the probability of the rejected answer.
         tie_factor (`float`, *optional*, defaults to `5.0`):
             For `"btt"`: Rao and Kupper's k, > 1. Pairs of strength 0 are ties.
         ordinal_thresholds (`list[float]`, *optional*, defaults to `[1.0, 2.0, 3.0]`):
@@ -117,6 +121,7 @@ class MultimodalRewardConfig(RewardConfig):
     margin_scale: float = _option(1.0, "Margin of a pair of strength 1, in units of reward.")
     strength_power: float = _option(1.0, "Exponent of the strength in the weight of a pair.")
     label_smoothing: float = _option(0.0, "For `soft`: share of the target that is spread over both answers.")
+    gce_q: float = _option(0.7, "For `gce`: 1 is the most robust to wrong labels, near 0 is `bt`.")
     tie_factor: float = _option(5.0, "For `btt`: Rao and Kupper's k, greater than 1.")
     ordinal_thresholds: list[float] = field(
         default_factory=lambda: [1.0, 2.0, 3.0],
@@ -142,6 +147,7 @@ class MultimodalRewardConfig(RewardConfig):
             "margin_scale": (self.margin_scale >= 0, ">= 0"),
             "strength_power": (self.strength_power >= 0, ">= 0"),
             "label_smoothing": (0 <= self.label_smoothing < 1, "in [0, 1)"),
+            "gce_q": (0 < self.gce_q <= 1, "in (0, 1]"),
             "tie_factor": (self.tie_factor > 1, "> 1"),
             "reward_statistics_pairs": (self.reward_statistics_pairs >= 0, ">= 0"),
             "ordinal_thresholds": (is_rising and len(cuts) > 1, "positive and increasing"),

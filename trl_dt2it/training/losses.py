@@ -1,8 +1,9 @@
-r"""The pairwise losses: Bradley-Terry, with margin, scaled by strength, soft, with ties, ordinal.
+r"""The pairwise losses: Bradley-Terry, with margin, scaled by strength, soft, bounded, with ties, ordinal.
 
 To add a loss, write a function of three arguments and enter it in `LOSSES` under its `loss_type`:
 
-- `delta` `(B,)` fp32, the reward margin of each pair, less TRL's `margin` column where there is one;
+- `delta` `(B,)` fp32, the reward margin of each pair, less TRL's `margin` column where there is one; where pairs have
+  a `label_confidence`, the function is called again with the answers swapped;
 - `batch`, the `pairs` of a batch of the collator: vectors `(B,)`, such as `weight`, and `strength` (in [0, 1]) and
   `is_tie` where the set has strengths;
 - `config`, the [`MultimodalRewardConfig`], which holds the settings of all losses.
@@ -22,10 +23,16 @@ the losses are
 | `scaled` | -log σ(Δ) | s^p | HelpSteer2-Preference, arXiv 2410.01257, Eq. 4 |
 | `strength_margin` | -log σ(Δ - c s) | s^p | both of the above |
 | `soft` | -z log σ(Δ) - (1 - z) log σ(-Δ) | 1 | arXiv 2411.12843; z = (1 + s) / 2, then label smoothing |
+| `gce` | (1 - σ(Δ)^q) / q | 1 | Zhang and Sabuncu, 2018, arXiv 1805.07836, Eq. 6 |
 | `btt` | -log σ(Δ - log k); for ties below | 1 | Rao and Kupper, 1967 |
 | `ordinal` | -log[σ(θ_{j+1} - Δ) - σ(θ_j - Δ)] | 1 | McCullagh, 1980; arXiv 2603.02232 |
 
-with c = `margin_scale`, p = `strength_power`. TRL's `margin` column keeps its meaning: it is first subtracted from Δ.
+with c = `margin_scale`, p = `strength_power`, q = `gce_q`. TRL's `margin` column keeps its meaning: it is first
+subtracted from Δ.
+
+Where a pair has a `label_confidence` \(\pi\), the probability that its label is right, each loss \(L\) becomes its
+expectation \(\pi L(\Delta) + (1 - \pi) L(-\Delta)\). A margin is asked for in both directions: with TRL's margin m,
+\(\pi L(\Delta - m) + (1 - \pi) L(-\Delta - m)\). With `bt` that is the cross-entropy with π as the target.
 """
 
 from __future__ import annotations
@@ -64,6 +71,12 @@ def soft(delta: torch.Tensor, batch: Mapping[str, Any], config: Any) -> torch.Te
     return -target * logsigmoid(delta) - (1 - target) * logsigmoid(-delta)
 
 
+def generalized_cross_entropy(delta: torch.Tensor, batch: Mapping[str, Any], config: Any) -> torch.Tensor:
+    """(1 - σ(Δ)^q) / q, in [0, 1/q]: -log σ(Δ) for q to 0, and 1 - σ(Δ) for q = 1. Its slope -σ(Δ)^q σ(-Δ) vanishes
+    where the model contradicts the label."""
+    return -torch.expm1(config.gce_q * logsigmoid(delta)) / config.gce_q
+
+
 def rao_kupper(delta: torch.Tensor, batch: Mapping[str, Any], config: Any) -> torch.Tensor:
     """-log P(win) = -log σ(Δ - log k); -log P(tie) = -log σ(Δ - log k) - log σ(-Δ - log k) - log(k^2 - 1)."""
     log_k = torch.tensor(config.tie_factor, device=delta.device).log()
@@ -91,6 +104,7 @@ LOSSES: dict[str, LossFunction] = {
     "scaled": bradley_terry,
     "strength_margin": with_margin,
     "soft": soft,
+    "gce": generalized_cross_entropy,
     "btt": rao_kupper,
     "ordinal": ordinal,
 }
@@ -122,7 +136,8 @@ def pairwise_loss(
     loss_type: str | LossFunction = "bt",
 ) -> torch.Tensor:
     """Compute the loss `(B,)` fp32 of each pair from its rewards `(B,)`."""
-    vectors = {"rewards_rejected": rewards_rejected, "strength": batch.get("strength"), "margin": batch.get("margin")}
+    names = ("strength", "margin", "label_confidence")
+    vectors = {"rewards_rejected": rewards_rejected, **{name: batch.get(name) for name in names}}
     for name, vector in vectors.items():
         # A (B, 1) vector against a (B,) one would broadcast to (B, B) and give a plausible, wrong number.
         if vector is not None and vector.shape != rewards_chosen.shape:
@@ -135,13 +150,21 @@ def pairwise_loss(
         raise ValueError(f'loss_type="{loss_type}" needs a strength for each pair.')
 
     chosen, rejected = rewards_chosen.float(), rewards_rejected.float()
-    delta = chosen - rejected
-    if vectors["margin"] is not None:
-        delta = delta - vectors["margin"].float()
-    loss = (LOSSES[loss_type] if isinstance(loss_type, str) else loss_type)(delta, batch, config)
-    if loss.shape != delta.shape:
-        shapes = f"shape {tuple(loss.shape)}, expected {tuple(delta.shape)}"
-        raise ValueError(f"The loss `{loss_name(loss_type)}` has {shapes}: one value per pair.")
+    function = LOSSES[loss_type] if isinstance(loss_type, str) else loss_type
+    confidence = vectors["label_confidence"]
+
+    def loss_of(delta: torch.Tensor) -> torch.Tensor:
+        if vectors["margin"] is not None:
+            delta = delta - vectors["margin"].float()
+        loss = function(delta, batch, config)
+        if loss.shape != delta.shape:
+            shapes = f"shape {tuple(loss.shape)}, expected {tuple(delta.shape)}"
+            raise ValueError(f"The loss `{loss_name(loss_type)}` has {shapes}: one value per pair.")
+        return loss
+
+    loss = loss_of(chosen - rejected)
+    if confidence is not None:
+        loss = confidence.float() * loss + (1 - confidence.float()) * loss_of(rejected - chosen)
     if config.center_rewards_coefficient is not None:
         loss = loss + config.center_rewards_coefficient * (chosen + rejected) ** 2
     return loss

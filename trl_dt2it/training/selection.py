@@ -136,7 +136,7 @@ class SelectedRows(Dataset):
 
 def as_drawn(row: dict[str, Any], draw: Draw) -> dict[str, Any]:
     """Apply a draw to a row: swap its sides, set its weight to 0, or replace its strength."""
-    if draw.is_flipped:
+    if draw.is_flipped:  # numbers about the label stay, `label_confidence` included, as in [`swap_pairs`]
         row = {name: row[partner_column(name, row.keys()) or name] for name in row}
     if not draw.is_drawn:
         row = {**row, "weight": 0.0}

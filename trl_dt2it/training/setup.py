@@ -36,7 +36,7 @@ from ..data.columns import (
     look_in_shares,
 )
 from ..data.images import ImageOptions
-from ..data.rows import RowError, row_name
+from ..data.rows import RowError, check_numbers, row_name
 from ..data.validation import ImageCheck, RowChecks, take_out
 from ..models import freezing, modeling
 from ..models.rendering import ProcessingClass, equal_when_rendered, get_tokenizer
@@ -50,8 +50,8 @@ logger = logging.get_logger(__name__)
 # The columns that training and evaluation read; the trainer drops all others.
 COLUMNS = [
     *("prompt", "chosen", "rejected", "image", "images", "videos", "tools", "chat_template_kwargs"),
-    *("strength", "weight", "margin", "source", "pair_id", "group_id", "category", "row_index", "chosen_ids"),
-    "rejected_ids",
+    *("strength", "weight", "label_confidence", "margin", "source", "pair_id", "group_id", "category", "row_index"),
+    *("chosen_ids", "rejected_ids"),
 ]
 
 _FAULTS = Features({"reason": Value("string"), "message": Value("string")})
@@ -119,6 +119,10 @@ def token_fault(row: Mapping[str, Any]) -> RowError | None:
     for side in ("chosen_ids", "rejected_ids"):
         if not row[side]:
             return RowError("empty_answer", f"`{side}` holds no tokens; drop the row.")
+    try:
+        check_numbers(row)
+    except RowError as error:
+        return error
     return equal_when_rendered() if list(row["chosen_ids"]) == list(row["rejected_ids"]) else None
 
 

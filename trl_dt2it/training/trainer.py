@@ -64,7 +64,8 @@ class MultimodalRewardTrainer(RewardTrainer):
             By default [`MultimodalPreferenceCollator`], whose batches any other collator has to return too.
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`] or `dict` or `list` of the former):
             Preference rows: conversational or plain, with explicit or implicit prompt; `images` or `image`; and
-            optionally `strength`, `weight`, `margin`, `source` and `pair_id`. Several sets are concatenated.
+            optionally `strength`, `weight`, `label_confidence`, `margin`, `source` and `pair_id`. Several sets are
+            concatenated.
         eval_dataset ([`~datasets.Dataset`], [`~datasets.IterableDataset`] or `dict` of them, *optional*):
             Rows to evaluate on. If the `info` of a set has a method `measure(dataset, records)`, as that of a
             benchmark has, its metrics are logged too.

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 from ..messages import IMAGE_MARKER
-from ..rows import Reason, RowError
+from ..rows import Reason, RowError, check_confidence
 
 
 JSON_COLUMN = "_json"  # column of a raw row as JSON
@@ -192,6 +192,14 @@ def strength_field(row: Row, field: str, reason: Reason = "bad_strength") -> flo
     if value is not None and (number is None or number < 0):
         problem = f"`{field}` is {value!r:.40}; give a finite number that is not negative, or None if unknown."
         raise RowError(reason, problem)
+    return number
+
+
+def confidence_field(row: Row, field: str) -> float | None:
+    """Read a probability, also in a string; `None` if there is no doubt."""
+    value = row.get(field)
+    number = to_number(value)
+    check_confidence(field, value if number is None else number)
     return number
 
 
