@@ -10,7 +10,16 @@ import pytest
 
 import trl_dt2it
 from trl_dt2it.curation import CurationLedger
-from trl_dt2it.curation.rules import UNREADABLE, Flip, Keep, decide, flip_negative, keep_consistent, relabel_by_vote
+from trl_dt2it.curation.rules import (
+    UNREADABLE,
+    Decision,
+    Flip,
+    Keep,
+    decide,
+    flip_negative,
+    keep_consistent,
+    relabel_by_vote,
+)
 
 from .ledgers import NAMES, act, orientation
 
@@ -291,3 +300,22 @@ def test_the_inside_of_the_ledger_is_imported_by_the_ledger_alone():
     # Nor does anything else touch its private methods.
     inside = {name for name in vars(CurationLedger) if name.startswith("_") and not name.startswith("__")}
     assert "_read" in inside and not [text for text in texts if re.search(rf"ledger\.({'|'.join(inside)})\b", text)]
+
+
+def test_the_posterior_of_a_decision_is_kept_and_older_rounds_have_none(ledger):
+    def decision(posterior):
+        flip, code = np.array([True, False, False]), np.zeros(3, dtype=np.int16)
+        return Decision(flip, ~flip, np.ones(3), code, ("kept",), posterior)
+
+    ledger.append(1, "flip", pair_ids=NAMES[:3], decision=decision(None))
+    assert "posterior" not in ledger.table(ledger.rounds[0]).column_names
+    # A round of a release without posteriors is the same round; another posterior is another round.
+    ledger.append(1, "flip", pair_ids=NAMES[:3], decision=decision(np.array([0.9, np.nan, 0.25])))
+    ledger.append(2, "flip", pair_ids=NAMES[:3], decision=decision(np.array([0.9, np.nan, 0.25])))
+    ledger.append(2, "flip", pair_ids=NAMES[:3], decision=decision(np.array([0.9, np.nan, 0.25])))
+    with pytest.raises(ValueError, match="undo it first"):
+        ledger.append(2, "flip", pair_ids=NAMES[:3], decision=decision(np.array([0.9, np.nan, 0.5])))
+    assert len(ledger.rounds) == 2 and len(ledger.state()) == 3
+    column = ledger.table(ledger.rounds[1])["posterior"]
+    assert column.type == pa.float32() and column.to_pylist() == [np.float32(0.9), None, 0.25]
+    assert ledger.history("b")[1]["posterior"] is None

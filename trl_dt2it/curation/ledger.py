@@ -172,10 +172,10 @@ class CurationLedger:
         about = {"models": list(models), "settings": json.loads(json.dumps(dict(settings or {})))}
         if same is not None:
             written = self.table(same)
-            # Either of the two may lack the content of the pairs.
+            # Either of the two may lack the content of the pairs, or be of a release without posteriors.
             both = [name for name in written.column_names if name in table.column_names]
             others = set(written.column_names) ^ set(table.column_names)
-            is_same = not others - set(CONTENT_COLUMNS) and written.select(both).equals(table.select(both))
+            is_same = not others - {*CONTENT_COLUMNS, "posterior"} and written.select(both).equals(table.select(both))
             if {name: same[name] for name in about} != about or not is_same:
                 raise ValueError(
                     f"The ledger in {self.directory} has another {stage!r} in round {round}; undo it first "
@@ -474,8 +474,9 @@ class CurationLedger:
 
         Returns:
             `pa.Table`: `pair_id`, `source`, `was_flipped`, `flipped`, `action`, `reason` and `strength`; and where the
-            round has them `chosen_0`, `rejected_0`, ... for each model, and `vote_0_0`, `vote_0_1`, ... for each
-            judge, with and without position swap.
+            round has them `posterior`, the probability that the label as of `was_flipped` is wrong, null if unknown;
+            `chosen_0`, `rejected_0`, ... for each model; and `vote_0_0`, `vote_0_1`, ... for each judge, with and
+            without position swap.
         """
         return pq.read_table(self._verified(entry), columns=None if columns is None else list(columns))
 
@@ -626,6 +627,9 @@ def _decision_columns(
     sources = pa.nulls(count) if sources is None else as_column(sources, "sources", count)
     codes = np.where(decision.keep, np.where(decision.flip, 1, 0), 2).astype(np.int8)
     margins = np.asarray(decision.strength if strength is None else strength, dtype=np.float64)
+    posterior = {}
+    if decision.posterior is not None:
+        posterior["posterior"] = pa.array(np.asarray(decision.posterior, dtype=np.float32), from_pandas=True)
     return {
         "pair_id": names,
         "source": sources.cast(pa.string()).dictionary_encode(),
@@ -634,6 +638,7 @@ def _decision_columns(
         "action": pa.DictionaryArray.from_arrays(codes, list(_ACTIONS)),
         "reason": pa.DictionaryArray.from_arrays(decision.reason_code, list(decision.reason_names)),
         "strength": pa.array(margins, from_pandas=True),
+        **posterior,
     }
 
 

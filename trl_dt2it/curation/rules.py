@@ -95,6 +95,9 @@ class Decision:
             Index of the reason in `reason_names`.
         reason_names (`tuple[str, ...]`):
             Reasons, such as "flipped by flip_mixture".
+        posterior (`np.ndarray` of shape `(N,)`, *optional*):
+            Probability that the label is wrong, in the orientation in which the pair was scored, before any flip; NaN
+            where it is not known.
     """
 
     flip: np.ndarray
@@ -102,6 +105,7 @@ class Decision:
     strength: np.ndarray
     reason_code: np.ndarray
     reason_names: tuple[str, ...]
+    posterior: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.flip)
