@@ -129,11 +129,18 @@ def pool_metrics(run: CurationRun, after: int | None = None) -> dict[str, float]
     return metrics | audit_style(ledger.apply(pool, after=after, contents=contents)).metrics()
 
 
+def wrong_labels(pool: Dataset) -> np.ndarray | None:
+    """Return a mask of the labels of a pool that are wrong; `None` where the truth is not known."""
+    if "is_flipped" not in pool.column_names:
+        return None
+    return column_of(pool, "is_flipped").to_numpy(zero_copy_only=False).astype(bool)
+
+
 def label_noise(pool: Dataset, flipped: np.ndarray, kept: np.ndarray) -> dict[str, float]:
     """Measure the wrong labels of a pool before and after curation; empty where the truth is not known."""
-    if "is_flipped" not in pool.column_names:
+    wrong = wrong_labels(pool)
+    if wrong is None:
         return {}
-    wrong = column_of(pool, "is_flipped").to_numpy(zero_copy_only=False).astype(bool)
     fixed = float((wrong & flipped).sum())
     return {
         "noise_before": round(float(wrong.mean()), 6),
