@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from trl_dt2it.curation.budget import ORDERS, judge_curve, judge_order, weigh_votes
+from trl_dt2it.curation.budget import ORDERS, estimate_accuracy, judge_curve, judge_order, weigh_votes
 from trl_dt2it.curation.rules import UNREADABLE, relabel_by_vote
 
 
@@ -111,6 +111,25 @@ def test_votes_by_hand():
         np.testing.assert_array_equal(getattr(alone, name), getattr(by_votes, name))
     sure = weigh_votes(by_votes, np.zeros(8), flipped=flipped & False, kept=kept, strength=strength, accuracy=1.0)
     assert sure.flip[:2].all() and np.isfinite(sure.posterior).all()
+
+
+@pytest.mark.parametrize("accuracy", [0.65, 0.8, 0.95])
+def test_the_accuracy_of_a_judge_is_estimated(accuracy):
+    rng, count = np.random.default_rng(0), 20_000
+    posterior = rng.beta(1, 3, count)
+    wrong = rng.random(count) < posterior
+    votes = np.where(wrong == (rng.random(count) < accuracy), -1, 1)[:, None, None].repeat(2, axis=2)
+    votes[::5, 0, 1] *= -1  # no clear verdict
+    assert estimate_accuracy(relabel_by_vote(votes), posterior) == pytest.approx(accuracy, abs=0.015)
+    # Seen from the other orientation it is the same; where nothing is known, or little is asked, it is 0.8.
+    assert estimate_accuracy(relabel_by_vote(-votes), 1 - posterior) == estimate_accuracy(
+        relabel_by_vote(votes), posterior
+    )
+    assert estimate_accuracy(relabel_by_vote(votes), np.full(count, np.nan)) == pytest.approx(0.8)
+    assert estimate_accuracy(relabel_by_vote(votes[:0]), []) == pytest.approx(0.8)
+    # Twenty sure verdicts that are right stand beside sixteen of twenty.
+    sure = relabel_by_vote(np.ones((20, 1, 2), dtype=int))
+    assert estimate_accuracy(sure, np.zeros(20)) == pytest.approx(0.9, abs=0.001)
 
 
 def test_the_curve_by_hand():

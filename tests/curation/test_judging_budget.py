@@ -11,6 +11,7 @@ import pytest
 from trl_dt2it.curation import CurationLedger, Decision, Keep, decide, keep_consistent
 from trl_dt2it.curation.judging import read_judging
 from trl_dt2it.curation.rounds.config import CurationRun, SourceSets, Step
+from trl_dt2it.curation.rounds.results import tell_judging
 from trl_dt2it.curation.rounds.run import ask_judges
 from trl_dt2it.curation.rounds.training import RewardTraining
 from trl_dt2it.data.columns import leave_images_encoded
@@ -69,6 +70,7 @@ def test_a_budget_goes_where_it_is_worth_most(tmp_path):
     )
     with JudgeServer(judge) as server:
         about = {"base_url": server.base_url, "model": "judge", "max_concurrency": 1, "order": "gain", "pairs": "all"}
+        about["accuracy"] = 0.8
         counts = ask(about, max_calls=9)
         # Dropped pair 4 counts as a coin, of a smaller margin than pair 2 is none; then 5 and 6. Nine calls are four
         # pairs, each in both orders.
@@ -83,6 +85,11 @@ def test_a_budget_goes_where_it_is_worth_most(tmp_path):
         assert counts["order"] == "gain" and counts["curve"]["calls"] == [0, 2, 4, 6, 8]
         assert [counts["curve"]["noise"][index] for index in (0, -1)] == pytest.approx(noise, abs=1e-6)
         assert counts["noise_after"] == counts["curve"]["noise"][-1]
+        noise = " to ".join(f"{value:.1%}" for value in counts["curve"]["noise"])
+        assert tell_judging("round-1/judge", counts) == (
+            f"round-1/judge: 8 calls in the order gain, judges right in about 80%, wrong labels {noise}; not asked: "
+            "5 pairs for lack of budget, 3 without gain."
+        )
         history = CurationLedger(tmp_path / "ledger").history(names[6])
         after = 0.4 * 0.8 / (0.4 * 0.8 + 0.6 * 0.2) if wrong[6] else 0.4 * 0.2 / (0.4 * 0.2 + 0.6 * 0.8)
         assert [one["posterior"] for one in history] == pytest.approx([0.4, after], abs=1e-6)

@@ -15,8 +15,9 @@ Order = Literal["gain", "uncertainty", "margin", "random"]
 
 ORDERS: tuple[Order, ...] = ("gain", "uncertainty", "margin", "random")
 
-# Share of right verdicts that is assumed of judges who agree with themselves after a position swap.
-ACCURACY = 0.8
+# Share of right verdicts that is assumed of judges who agree with themselves after a position swap, until votes tell
+# more than so many verdicts would.
+ACCURACY, _PRIOR_VERDICTS = 0.8, 20
 
 _CURVE_POINTS, _DIGITS = 50, 6
 
@@ -95,6 +96,33 @@ def fill_unknown(posterior: npt.ArrayLike) -> np.ndarray:
     )
     wrong[~is_known] = known.mean() if len(known) else 0.5
     return wrong
+
+
+def estimate_accuracy(by_votes: Decision, posterior: npt.ArrayLike) -> float:
+    r"""
+    Estimate how often clear verdicts are right, by how they agree with what was known before.
+
+    A label that is wrong with probability \(p\) is called wrong with probability \(p a + (1 - p)(1 - a)\). The
+    estimate is the \(a\) that makes all verdicts most likely, and 20 more, of which 16 are right. Where all \(p\) are
+    one half, nothing is learned.
+
+    Args:
+        by_votes ([`Decision`]):
+            Decision by the votes alone about N pairs, from [`relabel_by_vote`].
+        posterior (`np.ndarray` of shape `(N,)`):
+            As in [`judge_order`], in the orientation of the votes.
+
+    Returns:
+        `float`: from 0.5 to 0.999.
+    """
+    wrong, is_clear = fill_unknown(posterior), by_votes.keep
+    believed = np.where(by_votes.flip, wrong, 1 - wrong)[is_clear]  # that the verdict is right
+    accuracy = np.linspace(0.5, 0.999, 500)
+    fits = _PRIOR_VERDICTS * (ACCURACY * np.log(accuracy) + (1 - ACCURACY) * np.log(1 - accuracy))
+    # Of many equal or about equal beliefs one is computed.
+    values, counts = np.unique(believed.round(3), return_counts=True)
+    fits += np.log(np.outer(accuracy, values) + np.outer(1 - accuracy, 1 - values)) @ counts
+    return float(accuracy[fits.argmax()])
 
 
 def weigh_votes(

@@ -25,7 +25,7 @@ from ..judge.prompts import both_orders
 from ..judge.rubric import UNANSWERED, JudgeRequest
 from ..judge.store import Spending, most_spending, read_endpoint
 from ..utils import digest
-from .budget import ACCURACY, ORDERS, Order
+from .budget import ORDERS, Order
 from .rules import UNREADABLE
 
 
@@ -216,7 +216,7 @@ class Judging:
     max_unanswered: float = 0.0  # share of pairs that may stay unanswered; with more, the run stops
     pairs: str = "dropped"  # or `"all"`: kept pairs too
     order: Order | None = None  # as in `judge_order`, until the budget is spent; `None` asks about all, or stops
-    accuracy: float = ACCURACY  # as in `judge_order`
+    accuracy: float | None = None  # as in `judge_order`; `None` estimates it from the votes, once they are there
 
     def settings(self) -> dict[str, Any]:
         """Return all that votes depend on. A larger budget is part of it, so that pairs beyond it are asked about."""
@@ -227,7 +227,7 @@ class Judging:
         budgets = [dataclasses.asdict(kwargs["budget"]) for kwargs in self.client_kwargs]
         own: dict[str, Any] = {name: getattr(self, name) for name in ("votes", "swap", "language")}
         # Unless they are set, a run of an earlier release stays as it is.
-        later = {"pairs": "dropped", "order": None, "accuracy": ACCURACY}
+        later = {"pairs": "dropped", "order": None, "accuracy": None}
         own |= {name: getattr(self, name) for name, usual in later.items() if getattr(self, name) != usual}
         return {"judges": judges, "budgets": budgets, **own}
 
@@ -259,8 +259,8 @@ def read_judging(given: Mapping[str, Any]) -> Judging:
             raise ValueError(f"`{name}` of the judge is {own[name]!r}; choose one of {told}.")
     if not 0 <= own.get("max_unanswered", 0.0) <= 1:
         raise ValueError(f"`max_unanswered` of the judge is {own['max_unanswered']}; it is a share from 0 to 1.")
-    accuracy = own.get("accuracy", ACCURACY)
-    if not (isinstance(accuracy, (int, float)) and 0.5 < accuracy <= 1):
+    accuracy = own.get("accuracy")
+    if accuracy is not None and not (isinstance(accuracy, (int, float)) and 0.5 < accuracy <= 1):
         raise ValueError(f"`accuracy` of the judge is {accuracy!r}; it is a share above 0.5, and at most 1.")
     judges = rest.pop("endpoints", None)
     if judges is not None and rest:

@@ -20,7 +20,7 @@ from ...processes import on_main_process
 from ...scoring.shards import gather_scores, score_in_shards
 from ...training.setup import image_options
 from ...utils import read_json, whole_file, write_json
-from ..budget import judge_curve, judge_order, weigh_votes
+from ..budget import ACCURACY, estimate_accuracy, judge_curve, judge_order, weigh_votes
 from ..judging import NO_ANSWER, Judging, PairVotes, estimate_judging, judge_pairs
 from ..ledger import CurationLedger
 from ..noise import combine_scores
@@ -216,10 +216,11 @@ def ask_judges(run: CurationRun, folder: Path, *, number: int, step: Step, befor
         known = ledger.labels(names, contents=run.sets.contents("pool"))
         flipped, kept, strength = (known[name] for name in ("flipped", "kept", "strength"))
         posterior = label_posterior(ledger, before[-1], names, np.where(flipped, -strength, strength))
-        state: dict[str, Any] = {"flipped": flipped, "kept": kept, "accuracy": judging.accuracy}
+        state = {"flipped": flipped, "kept": kept}
         rows = may_ask = np.flatnonzero(~kept) if judging.pairs == "dropped" else np.arange(len(kept))
         if judging.order is not None:
-            order = judge_order(posterior, strength, how=judging.order, seed=run.training.args.seed, **state)
+            about: dict[str, Any] = {"how": judging.order, "accuracy": judging.accuracy or ACCURACY, **state}
+            order = judge_order(posterior, strength, seed=run.training.args.seed, **about)
             rows = order[np.isin(order, may_ask)]
         verdicts = judge_pairs(
             pool.select(rows),
@@ -242,15 +243,16 @@ def ask_judges(run: CurationRun, folder: Path, *, number: int, step: Step, befor
             )
         answered = verdicts.answered
         some, votes = rows[answered], verdicts.votes[answered]
-        seen = {name: value[some] if isinstance(value, np.ndarray) else value for name, value in state.items()}
-        by_votes = relabel_by_vote(votes, cast(Any, judging.votes))
-        decision = weigh_votes(by_votes, posterior[some], strength=strength[some], **seen)
+        by_votes, before_votes = relabel_by_vote(votes, cast(Any, judging.votes)), posterior[some]
+        accuracy = judging.accuracy or estimate_accuracy(by_votes, before_votes)
+        seen = {name: value[some] for name, value in {**state, "strength": strength}.items()}
+        decision = weigh_votes(by_votes, before_votes, accuracy=accuracy, **seen)
         _write_votes(folder, names.take(pa.array(rows)), verdicts)
         if judging.order is not None:
             calls, truth = np.full(len(some), 2 * len(judging.endpoints)), wrong_labels(pool)
             curve = judge_curve(decision, some, calls, flipped=flipped, kept=kept, wrong=truth)
-            asked = {"order": judging.order, "without_gain": len(may_ask) - len(rows), "curve": curve}
-            write_json(folder / "asked.json", asked)
+            about = {"order": judging.order, "judge_accuracy": round(accuracy, 3), "curve": curve}
+            write_json(folder / "asked.json", {"not asked (no gain)": len(may_ask) - len(rows), **about})
         return {
             "pair_ids": names.take(pa.array(some)),
             "decision": decision,
@@ -321,8 +323,7 @@ def _vote_counts(folder: Path) -> dict[str, Any]:
     if unanswered > len(late):
         counts["unanswered"] = unanswered - len(late)
     if asked is not None:
-        counts |= {"not asked (budget)": len(late), "not asked (no gain)": asked["without_gain"]}
-        counts |= {"order": asked["order"], "curve": asked["curve"]}
+        counts |= {"not asked (budget)": len(late), **asked}
     statuses = Counter(status for row in rows for status in row)
     if asked is not None:
         del statuses["over_budget"]
