@@ -13,7 +13,7 @@ import pytest
 from datasets import Dataset, concatenate_datasets
 
 from trl_dt2it.curation import CurationLedger, relabel_by_vote
-from trl_dt2it.curation.judging import judge_pairs, most_judging_cost, read_judging
+from trl_dt2it.curation.judging import estimate_judging, judge_pairs, read_judging
 from trl_dt2it.curation.rounds.config import CurationRun, SourceSets, Step
 from trl_dt2it.curation.rounds.run import ask_judges
 from trl_dt2it.curation.rounds.training import RewardTraining
@@ -249,7 +249,7 @@ def test_the_most_that_judging_may_cost():
     pairs, _ = mixed_pairs(4)
     given = {"base_url": "http://127.0.0.1:9/v1", "model": "m", "output_price": 1e6, "max_tokens": 10}
     judging = read_judging({"endpoints": [given, {**given, "model": "n", "output_price": 2e6}], "votes": "majority"})
-    most = most_judging_cost(pairs, judging.endpoints, sample=4)
+    most = estimate_judging(pairs, judging.endpoints, sample=4)
     # 8 pairs in both orders; each reply at most 10 tokens, at 1 and at 2 USD a token.
     assert most.calls == 32 and most.cost == pytest.approx(16 * 10 * (1 + 2))
     assert judging.settings()["judges"][1]["model"] == "n" and judging.votes == "majority"

@@ -17,7 +17,7 @@ from trl_dt2it.demo.digits import make_digits
 from trl_dt2it.report import write_report
 from trl_dt2it.report.gallery import conversation, thumbnails
 
-from .run_folder import NASTY, NASTY_ID, NASTY_SOURCE, evaluation_file
+from .run_folder import NASTY, NASTY_ID, NASTY_SOURCE, evaluation_file, write_stage
 
 
 SECTIONS = ["run", "strength", "style", "flow", "rewards", "calibration", "benchmarks", "gallery"]
@@ -228,3 +228,18 @@ def test_what_is_refused(tmp_path, monkeypatch, arguments, message):
     with pytest.raises(ValueError, match=message):
         write_report("r.html", **arguments)
     assert not (tmp_path / "r.html").exists()
+
+
+def test_calls_to_judges_have_a_curve(run, tmp_path):
+    points = {"calls": [0, 2, 4], "changed": [0, 1, 1], "noise": [0.25, 0.2, 0.2]}
+    left = {"not asked (budget)": 7, "not asked (no gain)": 1234}
+    counts = {"judged": 2, "order": "gain", "judge_accuracy": 0.75, "curve": points, **left}
+    write_stage(run, "round-1/judge", counts)
+    write_stage(run, "round-2/judge", {**counts, "curve": {name: points[name] for name in ("calls", "changed")}})
+    page = Page(write_report(tmp_path / "r.html", run=run).read_text("utf-8"))
+    text = words(page.text["flow"])
+    assert "round-1/judge gain 4 2 1 25.0% 20.0% 7 1,234" in text and "round-2/judge gain 4 2 1 7 1,234" in text
+    assert "round-1/judge: judges asked in the order gain" in text and "share of wrong labels" in text
+    labels = [attributes.get("aria-label", "") for _, attributes in page.tags]
+    assert "share of wrong labels by calls, from 0.25 at 0 to 0.2 at 4" in labels
+    assert "labels changed by calls, from 0 at 0 to 1 at 4" in labels

@@ -126,6 +126,16 @@ class JudgeClient:
             logger.warning("%s Replies like this count as no answer.", cut.error)
         return answers
 
+    def most_left(self, requests: Sequence[JudgeRequest]) -> Spending:
+        """Bound the price of asking requests once, without those that have a reply in the store."""
+        replies = [self.store.replies(request_key(self.endpoint, request)) for request in requests]
+        open_ones = [
+            request
+            for request, records in zip(requests, replies, strict=True)
+            if conclude(request, self.endpoint, records, self.max_reasks) is None
+        ]
+        return sum((most_spending(self.endpoint, request.messages) for request in open_ones), Spending())
+
     def usage(self) -> UsageReport:
         """Report the spending of the store, and the replies of this client."""
         self.store.refresh()

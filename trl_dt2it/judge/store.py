@@ -153,6 +153,9 @@ class JudgeStore:
                     break  # torn, or being written
                 self._take(line)
 
+    def __len__(self) -> int:
+        return len(self._replies)
+
     def replies(self, key: str) -> list[dict[str, Any]]:
         """Read the replies to a request, in order."""
         records = []

@@ -268,6 +268,22 @@ def bars(name: str, title: str, series: Mapping[str, Mapping[str, float]], *, xl
     return Figure(title, as_svg(drawing, name), f"Bars of {xlabel} for {', '.join(map(str, names))}")
 
 
+def curve(name: str, title: str, x: npt.ArrayLike, y: npt.ArrayLike, *, xlabel: str, ylabel: str) -> Figure:
+    """Draw a line through points in order, from 0 upwards."""
+    x, y = np.asarray(x), np.asarray(y)
+    drawing, axes = new_drawing()
+    axes.plot(x, y, color=ACCENT, linewidth=1.6, zorder=2)
+    axes.plot(x[[0, -1]], y[[0, -1]], "o", color=ACCENT, markersize=4.5, zorder=3)
+    axes.set_ylim(0, 1.08 * max(y.max(), 1e-3))
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    return Figure(
+        title, as_svg(drawing, name), f"{ylabel} by {xlabel}, from {y[0]:g} at {x[0]} to {y[-1]:g} at {x[-1]}"
+    )
+
+
 def draw_flow(flow: Flow) -> Figure:
     """Draw the flow of curation, for wide and for narrow screens."""
     counts = flow.counts()

@@ -24,7 +24,19 @@ from ..data.rows import SIDES
 from ..evaluation.metrics import wilson
 from ..evaluation.results import INTERVALS, EvalResult, published_scores
 from ..utils import whole_file
-from .figures import STATES, Flow, bars, calibrate, draw_flow, histogram, read_flow, reliability, step_title
+from .figures import (
+    STATES,
+    Figure,
+    Flow,
+    bars,
+    calibrate,
+    curve,
+    draw_flow,
+    histogram,
+    read_flow,
+    reliability,
+    step_title,
+)
 from .gallery import gallery_items
 from .page import RunFolder, Section, Table, read_run_folder, render, stack_rewards
 
@@ -340,15 +352,36 @@ def curation_flow(run: RunFolder | None, flow: Flow | None) -> Section:
     ]
     if reasons:
         tables.append(Table("Why", ("stage", "reason", "pairs"), reasons, "llr", is_folded=True))
+    curves, calls = _judging(run)
+    tables += calls
     marks = dict(zip(STATES, ("grey", "solid", "soft", "faint"), strict=True))
     return section(
         lead="Each stack is the whole pool: kept pairs stand as their source labels them, flipped ones the other way "
         "round; relabelled ones were brought back by judges, and dropped ones are left out for now. A later round may "
         "decide anew.",
         legend=[(marks[state], state) for state in states],
-        figures=(draw_flow(flow),),
+        figures=(draw_flow(flow), *curves),
         tables=tables,
     )
+
+
+def _judging(run: RunFolder) -> tuple[list[Figure], list[Table]]:
+    """Show what each call to judges did, of the stages that asked them in an order."""
+    figures, rows = list[Figure](), list[list[str]]()
+    for name, counts in ((name, stage["counts"]) for name, stage in run.stages.items()):
+        if "curve" not in counts:
+            continue
+        points, title = counts["curve"], f"{name}: judges asked in the order {counts['order']}"
+        what, values = "share of wrong labels", points.get("noise")
+        if values is None:
+            what, values = "labels changed", points["changed"]
+        figures.append(curve(f"judging-{len(rows)}", title, points["calls"], values, xlabel="calls", ylabel=what))
+        noise = [f"{points['noise'][index]:.1%}" for index in (0, -1)] if "noise" in points else ["", ""]
+        left = [_count(counts[f"not asked ({why})"]) for why in ("budget", "no gain")]
+        numbers = map(_count, (points["calls"][-1], counts["judged"], points["changed"][-1]))
+        rows.append([name, counts["order"], *numbers, *noise, *left])
+    heads = ("stage", "order", "calls", "pairs", "changed", "wrong before", "wrong after", "no budget", "no gain")
+    return figures, [Table("Calls to judges", heads, rows, "llrrrrrrr")] if rows else []
 
 
 def _noise(run: RunFolder) -> dict[str, str]:

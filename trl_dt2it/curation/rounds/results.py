@@ -129,11 +129,18 @@ def pool_metrics(run: CurationRun, after: int | None = None) -> dict[str, float]
     return metrics | audit_style(ledger.apply(pool, after=after, contents=contents)).metrics()
 
 
+def wrong_labels(pool: Dataset) -> np.ndarray | None:
+    """Return a mask of the labels of a pool that are wrong; `None` where the truth is not known."""
+    if "is_flipped" not in pool.column_names:
+        return None
+    return column_of(pool, "is_flipped").to_numpy(zero_copy_only=False).astype(bool)
+
+
 def label_noise(pool: Dataset, flipped: np.ndarray, kept: np.ndarray) -> dict[str, float]:
     """Measure the wrong labels of a pool before and after curation; empty where the truth is not known."""
-    if "is_flipped" not in pool.column_names:
+    wrong = wrong_labels(pool)
+    if wrong is None:
         return {}
-    wrong = column_of(pool, "is_flipped").to_numpy(zero_copy_only=False).astype(bool)
     fixed = float((wrong & flipped).sum())
     return {
         "noise_before": round(float(wrong.mean()), 6),
@@ -230,6 +237,9 @@ def show_summary(summary: Mapping[str, Any], console: Console | None = None) -> 
         noise = [f"{counts['noise_after']:.1%}"] if has_truth else []
         table.add_row(name, f"{counts['flipped']:,}", f"{counts['kept']:,}", *noise)
     console.print(table)
+    for name, counts in rounds:
+        if "curve" in counts:
+            console.print(tell_judging(name, counts), markup=False, highlight=False)
     models = summary["final"]
     heads, rows = accuracy_table(models)
     table = Table(heads[0], "pairs", title="Reward models" if len(heads) == 1 else "Test accuracy of reward models")
@@ -245,6 +255,20 @@ def show_summary(summary: Mapping[str, Any], console: Console | None = None) -> 
     console.print(table)
     for sentence in summary.get("harm", []):
         console.print(sentence, style="bold red", markup=False, highlight=False)
+
+
+def tell_judging(name: str, counts: Mapping[str, Any]) -> str:
+    """Tell in a sentence what the calls of a stage to judges did, after each quarter of them."""
+    curve, points = counts["curve"], np.linspace(0, len(counts["curve"]["calls"]) - 1, 5).round().astype(int)
+    is_known = "noise" in curve
+    values = [curve["noise" if is_known else "changed"][point] for point in points]
+    shown = " to ".join(f"{value:.1%}" if is_known else f"{value:,}" for value in values)
+    return (
+        f"{name}: {curve['calls'][-1]:,} calls in the order {counts['order']}, judges right in about "
+        f"{counts['judge_accuracy']:.0%}, "
+        f"{'wrong labels' if is_known else 'labels changed'} {shown}; not asked: "
+        f"{counts['not asked (budget)']:,} pairs for lack of budget, {counts['not asked (no gain)']:,} without gain."
+    )
 
 
 def accuracy_table(models: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:

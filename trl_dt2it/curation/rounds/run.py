@@ -19,19 +19,21 @@ from ...judge.endpoint import JudgeError
 from ...processes import on_main_process
 from ...scoring.shards import gather_scores, score_in_shards
 from ...training.setup import image_options
-from ...utils import read_json, whole_file
+from ...utils import read_json, whole_file, write_json
+from ..budget import ACCURACY, estimate_accuracy, judge_curve, judge_order, weigh_votes
 from ..health import describe_health, num_references, show_health
-from ..judging import NO_ANSWER, Judging, PairVotes, judge_pairs, most_judging_cost
+from ..judging import NO_ANSWER, Judging, PairVotes, estimate_judging, judge_pairs
 from ..ledger import CurationLedger
 from ..noise import combine_scores
 from ..rules import UNREADABLE, decide, relabel_by_vote, with_reference
 from .config import CurationRun, Step, step_name
-from .results import accuracy, label_noise, report_decision
+from .results import accuracy, label_noise, report_decision, wrong_labels
 from .sets import (
     BALANCE,
     balance_base,
     corrections,
     fold_rows,
+    label_posterior,
     ledger_at,
     pool_labels,
     reference_rows,
@@ -106,8 +108,11 @@ def _plan_step(plan: _Plan, number: int, step: Step) -> None:
     plan.add_decision(stage, (number, ledger_stage(step, "decide")))
     if step.judge:
         judging = cast(Judging, run.judging)
-        most = most_judging_cost(run.sets.raw("pool"), judging.endpoints, image_options=image_options(run.sets.args))
+        most = estimate_judging(run.sets.raw("pool"), judging.endpoints, image_options=image_options(run.sets.args))
         expected = {**expected, "calls": most.calls, "USD": most.cost}
+        for name, limit in (("calls", "max_calls"), ("USD", "max_cost")):
+            limits = [getattr(kwargs["budget"], limit) for kwargs in judging.client_kwargs]
+            expected[name] = expected[name] if None in limits else min(expected[name], sum(limits))
         ask = partial(ask_judges, run, number=number, step=step, before=tuple(plan.entries))
         stage = Stage(f"{label}/judge", ask, judging.settings(), plan.decided, expected, is_replayed=True)
         plan.add_decision(stage, (number, ledger_stage(step, "judge")))
@@ -239,36 +244,57 @@ def _gather(run: CurationRun, stages: Sequence[Sequence[str]], count: int) -> np
 
 
 def ask_judges(run: CurationRun, folder: Path, *, number: int, step: Step, before: Entries) -> dict[str, Any]:
-    """Ask judges about the pairs that the last decision dropped, and add their votes to the ledger; return counts. A
-    pair without a clear verdict stays dropped; a [`~trl_dt2it.judge.JudgeError`] if more than `max_unanswered` have no
-    answer, about which the next run asks."""
+    """Ask judges about the pairs that the last decision dropped, or about all, and add their votes to the ledger;
+    return counts. A pair without a clear verdict stays as it is, and so does one that the budget has no room for, if
+    the judging has an order; a [`~trl_dt2it.judge.JudgeError`] if more than `max_unanswered` have no answer for
+    another reason, about which the next run asks."""
     pool, names, judging = run.sets.usable("pool"), run.sets.names("pool"), cast(Judging, run.judging)
 
     def make(ledger: CurationLedger) -> dict[str, Any]:
-        dropped = np.flatnonzero(~pool_labels(run, ledger)[1])
+        known = ledger.labels(names, contents=run.sets.contents("pool"))
+        flipped, kept, strength = (known[name] for name in ("flipped", "kept", "strength"))
+        posterior = label_posterior(ledger, before[-1], names, np.where(flipped, -strength, strength))
+        state = {"flipped": flipped, "kept": kept}
+        rows = may_ask = np.flatnonzero(~kept) if judging.pairs == "dropped" else np.arange(len(kept))
+        if judging.order is not None:
+            about: dict[str, Any] = {"how": judging.order, "accuracy": judging.accuracy or ACCURACY, **state}
+            order = judge_order(posterior, strength, seed=run.training.args.seed, **about)
+            rows = order[np.isin(order, may_ask)]
         verdicts = judge_pairs(
-            pool.select(dropped),
+            pool.select(rows),
             judging.clients(run.output_dir),
             swap=judging.swap,
             language=judging.language,
             image_options=image_options(run.sets.args),
+            within_budget=judging.order is not None,
             show_progress=not run.training.args.disable_tqdm,
         )
-        missing, total = int(verdicts.unanswered.sum()), len(dropped)
+        is_late = verdicts.over_budget & (judging.order is not None)
+        missing, total = int((verdicts.unanswered & ~is_late).sum()), int((~is_late).sum())
         if missing > judging.max_unanswered * total:
             told = {"over_budget": "the budget had no room for {} questions", "transport": "{} questions failed"}
-            counts = verdicts.counts().items()
+            counts = Counter(verdicts.status[~is_late].ravel().tolist()).most_common()
             reasons = " and ".join(told[status].format(count) for status, count in counts if status in told)
             raise JudgeError(
                 f"{missing} of {total} pairs have no answer of all judges ({reasons}); start again to ask about them, "
                 "with a larger budget if that was the reason, or let them stay with `max_unanswered` of the judge."
             )
-        _write_votes(folder, names.take(pa.array(dropped)), verdicts)
-        votes, rows = verdicts.votes[verdicts.answered], pa.array(dropped[verdicts.answered])
+        answered = verdicts.answered
+        some, votes = rows[answered], verdicts.votes[answered]
+        by_votes, before_votes = relabel_by_vote(votes, cast(Any, judging.votes)), posterior[some]
+        accuracy = judging.accuracy or estimate_accuracy(by_votes, before_votes)
+        seen = {name: value[some] for name, value in {**state, "strength": strength}.items()}
+        decision = weigh_votes(by_votes, before_votes, accuracy=accuracy, **seen)
+        _write_votes(folder, names.take(pa.array(rows)), verdicts)
+        if judging.order is not None:
+            calls, truth = np.full(len(some), 2 * len(judging.endpoints)), wrong_labels(pool)
+            curve = judge_curve(decision, some, calls, flipped=flipped, kept=kept, wrong=truth)
+            about = {"order": judging.order, "judge_accuracy": round(accuracy, 3), "curve": curve}
+            write_json(folder / "asked.json", {"not asked (no gain)": len(may_ask) - len(rows), **about})
         return {
-            "pair_ids": names.take(rows),
-            "decision": relabel_by_vote(votes, cast(Any, judging.votes)),
-            "sources": column_of(pool, "source").take(rows),
+            "pair_ids": names.take(pa.array(some)),
+            "decision": decision,
+            "sources": column_of(pool, "source").take(pa.array(some)),
             "models": [f"{one.model} at {one.location}" for one in judging.endpoints],
             "votes": votes,
             "orientation": "source",
@@ -326,9 +352,17 @@ def _write_votes(folder: Path, names: pa.Array, verdicts: PairVotes) -> None:
 
 
 def _vote_counts(folder: Path) -> dict[str, Any]:
-    votes = pq.read_table(folder / "votes.parquet")
+    votes, asked = pq.read_table(folder / "votes.parquet"), read_json(folder / "asked.json")
     columns = [votes[name].to_pylist() for name in votes.column_names if name.startswith("status_")]
-    statuses = Counter(status for column in columns for status in column)
-    unanswered = sum(any(status in NO_ANSWER for status in row) for row in zip(*columns, strict=True))
-    counts = {"judged": len(votes) - unanswered, **({"unanswered": unanswered} if unanswered else {})}
+    rows = list(zip(*columns, strict=True))
+    late = [row for row in rows if asked is not None and "over_budget" in row]
+    unanswered = sum(any(status in NO_ANSWER for status in row) for row in rows)
+    counts: dict[str, Any] = {"judged": len(rows) - unanswered}
+    if unanswered > len(late):
+        counts["unanswered"] = unanswered - len(late)
+    if asked is not None:
+        counts |= {"not asked (budget)": len(late), **asked}
+    statuses = Counter(status for row in rows for status in row)
+    if asked is not None:
+        del statuses["over_budget"]
     return {**counts, "replies": dict(statuses.most_common())}

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset
 from transformers.utils import logging
@@ -18,8 +19,10 @@ from ...debias.audit import audit_style
 from ...debias.balance import style_weights
 from ...processes import on_main_process
 from ...utils import move_aside, whole_file
+from ..budget import fill_unknown
 from ..health import num_references
 from ..ledger import CurationLedger
+from ..noise import estimate_noise
 from .config import CurationRun, folds_of
 
 
@@ -169,3 +172,21 @@ def pool_labels(run: CurationRun, ledger: CurationLedger) -> tuple[np.ndarray, n
     """Return masks of the pairs of the pool that a ledger flips and keeps."""
     known = ledger.labels(run.sets.names("pool"), contents=run.sets.contents("pool"))
     return known["flipped"], known["kept"]
+
+
+def label_posterior(
+    ledger: CurationLedger, entry: tuple[int, str], names: pa.Array, margins: np.ndarray
+) -> np.ndarray:
+    """Return the probability that the label of each pair, as its source has it, is wrong, by a decision of the ledger,
+    or, where that has none, by the reward `margins` of these labels; where it is not known, as of the other pairs."""
+    # Not by earlier decisions: those of judges already count the votes that are about to be counted.
+    decided = next(one for one in ledger.standing if (one["round"], one["stage"]) == entry)
+    table, wrong = ledger.table(decided), np.full(len(names), np.nan)
+    if "posterior" not in table.column_names:
+        noise = estimate_noise(margins)
+        return fill_unknown(noise.posterior if noise.is_identified else wrong)
+    rows = pc.index_in(table["pair_id"], value_set=names)
+    table = table.append_column("row", rows).filter(pc.is_valid(rows))
+    now = table["posterior"].to_numpy().astype(np.float64)
+    wrong[table["row"].to_numpy()] = np.where(table["was_flipped"].to_numpy(), 1 - now, now)
+    return fill_unknown(wrong)

@@ -45,7 +45,7 @@ class Stage:
     run: Callable[[Path], Mapping[str, Any] | None]
     settings: Mapping[str, Any]  # JSON, all that the result depends on besides `inputs`
     inputs: tuple[str, ...] = ()  # earlier stages whose results it reads
-    expected: Mapping[str, Any] = field(default_factory=dict)  # at most: `pairs`, `steps`, `calls`, `USD`
+    expected: Mapping[str, Any] = field(default_factory=dict)  # at most: `pairs`, `steps`, `calls`; estimated: `USD`
     is_shared: bool = False  # among machines: `run` returns `None` while the parts of others are not done
     is_replayed: bool = False  # writes outside of its folder too, so it runs again when its folder comes back
 
@@ -118,9 +118,10 @@ def run_stages(
 
 
 def show_plan(stages: Sequence[Stage], output_dir: Path, console: Console | None = None) -> None:
-    """Print the state of each stage, and what is left to do at most."""
+    """Print the state of each stage, and what is left to do."""
     digests = stage_digests(stages)
-    table = Table("stage", "state", title=f"Plan of {output_dir}", caption="pairs, steps, calls and USD: at most")
+    told = "pairs, steps, calls: at most; USD: estimated from a sample of pairs, each reply at its longest"
+    table = Table("stage", "state", title=f"Plan of {output_dir}", caption=told)
     columns = ("pairs", "steps", "calls", "USD")
     for column in columns:
         table.add_column(column, justify="right")
