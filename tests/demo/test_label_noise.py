@@ -25,9 +25,8 @@ def lengths(rows):
 
 
 @pytest.mark.parametrize(("make", "kind"), MAKERS)
-@pytest.mark.parametrize("noise", [0.2, 0.35])
-def test_the_rate_is_the_one_asked_for_and_noise_changes_labels_alone(make, kind, noise):
-    count = 1000
+def test_the_rate_is_the_one_asked_for_and_noise_changes_labels_alone(make, kind):
+    count, noise = 1000, 0.35
     clean, noisy = (make("train", count, num_digits=(1, 2), noise=r, noise_kind=kind, seed=3) for r in (0.0, noise))
     flips = np.array(noisy["is_flipped"])
     labels = count / COPIES if kind == "near_duplicates" else count
@@ -47,13 +46,13 @@ def test_the_rate_is_the_one_asked_for_and_noise_changes_labels_alone(make, kind
 
 
 def test_hard_pairs_are_wrong_more_often_by_the_number_of_wrong_digits_and_by_looks():
-    rows = make_digits("train", 6000, num_digits=(1, 2, 3), noise=0.3, noise_kind="hard")
+    rows = make_digits("train", 4000, num_digits=(1, 2, 3), noise=0.3, noise_kind="hard")
     flips, gap = np.array(rows["is_flipped"]), np.array(rows["strength"])
     rates = [flips[gap == size].mean() for size in (1.0, 2.0, 3.0)]
     assert rates[0] > 0.3 > rates[1] + 0.05 and rates[1] > rates[2]
     # A nine looks like a three and not like a six.
     of = defaultdict(list)
-    for row in make_digits("train", 3000, noise=0.2, noise_kind="hard"):
+    for row in make_digits("train", 3000, noise=0.2, noise_kind="hard").remove_columns("images"):
         of[frozenset((read(row["chosen"]), read(row["rejected"])))].append(row["is_flipped"])
     alike, unlike = (
         np.concatenate([of[frozenset(pair)] for pair in pairs])
@@ -78,7 +77,7 @@ def test_chances_have_the_mean_rate_and_are_those_of_bradley_and_terry():
 
 
 def test_who_prefers_the_longer_answer_errs_only_where_the_worse_is_longer():
-    rows = make_digits("train", 2000, num_digits=(1, 2), noise=0.35, noise_kind="length")
+    rows = make_digits("train", 2000, num_digits=(1, 2), noise=0.35, noise_kind="length").remove_columns("images")
     better, worse = lengths(rows)
     flips = np.array(rows["is_flipped"])
     assert not flips[worse <= better].any() and 0.6 < flips[worse > better].mean() < 0.9
