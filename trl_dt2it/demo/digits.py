@@ -13,7 +13,9 @@ from sklearn.datasets import load_digits
 
 from ..data.messages import MESSAGES, preference
 from ..data.mixing import partner_column
+from ..data.rows import SIDES
 from ..data.t2i import ENGLISH, reformulate_t2i
+from .label_noise import COPIES, NOISE_KINDS, check_noise, plant_noise
 
 
 SPLITS = {"train": 0.7, "validation": 0.1, "test": 0.2}
@@ -103,10 +105,10 @@ def render_strip(samples: Sequence[int]) -> PILImage.Image:
 
 
 @lru_cache(maxsize=8192)
-def encoded_strip(samples: tuple[int, ...]) -> dict[str, Any]:
-    """Encode a strip as PNG, in the form in which `datasets` stores images."""
-    buffer = io.BytesIO()
-    render_strip(samples).save(buffer, format="PNG")
+def encoded_strip(samples: tuple[int, ...], copy: int = 0) -> dict[str, Any]:
+    """Encode a strip as PNG, in the form in which `datasets` stores images; a copy is darker by 4 % each."""
+    buffer, strip = io.BytesIO(), render_strip(samples)
+    (strip.point(lambda value: value * (100 - 4 * copy) // 100) if copy else strip).save(buffer, format="PNG")
     return {"bytes": buffer.getvalue(), "path": None}
 
 
@@ -119,12 +121,15 @@ def make_digits(
     max_wrong: int = 3,
     numerals: str = "words",
     noise: float = 0.0,
+    noise_kind: str = "uniform",
     style_bias: float | None = None,
     source: str = "digits",
 ) -> Dataset:
     """Make preference pairs of read-outs of handwritten digits, the same for the same arguments, byte for byte;
-    `noise` changes only which rows are flipped, and `style_bias` only wording and style."""
-    _check(num_pairs, num_digits, max_wrong, noise)
+    `noise` changes only which rows are flipped, and `style_bias` only wording and style. `noise_kind` is one of those
+    of [`~trl_dt2it.demo.label_noise`]; some of them divide the source, or repeat pairs."""
+    _check(num_pairs, num_digits, max_wrong)
+    check_noise(noise, noise_kind)
     if numerals not in ("words", "figures"):
         raise ValueError(f"`numerals` must be 'words' or 'figures', got {numerals!r}.")
     if style_bias is not None and not 0.0 <= style_bias <= 1.0:
@@ -137,7 +142,7 @@ def make_digits(
     def answer(digits: str, manner: str) -> str:
         return wording.choice(ANSWERS[manner]).format(_read_out(digits, numerals))
 
-    def make_row() -> dict[str, Any]:
+    def draw() -> tuple[Any, ...]:
         strip = tuple(content.choice(samples) for _ in range(content.choice(num_digits)))
         digits = "".join(str(_handwriting()[1][sample]) for sample in strip)
         most = min(max_wrong, len(strip))
@@ -146,19 +151,24 @@ def make_digits(
         styles = ["plain", "plain"]
         if style_bias is not None:
             styles[style.random() >= style_bias] = style.choice(list(ANSWERS)[1:])
-        texts = (wording.choice(QUESTIONS), answer(read_better, styles[0]), answer(read_worse, styles[1]))
-        group = "-".join(["strip", *(f"{sample:04d}" for sample in strip)])
+        return strip, digits, (better, worse), (read_better, read_worse), styles
+
+    def make_row(copy: int, strip: Any, digits: str, wrong: Any, reads: Any, styles: Any) -> dict[str, Any]:
+        texts = (wording.choice(QUESTIONS), answer(reads[0], styles[0]), answer(reads[1], styles[1]))
+        group = _group("strip", *(f"{sample:04d}" for sample in strip), copy=copy)
         return {
-            **preference(*texts, [encoded_strip(strip)], group=group),
+            **preference(*texts, [encoded_strip(strip, copy)], group=group),
             "source": source,
             "digits": digits,
-            "chosen_wrong": better,
-            "rejected_wrong": worse,
+            "chosen_wrong": wrong[0],
+            "rejected_wrong": wrong[1],
             "style_chosen": styles[0],
             "style_rejected": styles[1],
+            "difference": _looks_wrong(digits, reads[1]) - _looks_wrong(digits, reads[0]),
+            "extra_length": len(texts[2]) - len(texts[1]),
         }
 
-    return _table(make_row, _FEATURES, num_pairs, noise, key)
+    return _table(draw, make_row, _FEATURES, num_pairs, noise, noise_kind, key)
 
 
 def make_digits_t2i(
@@ -169,36 +179,42 @@ def make_digits_t2i(
     num_digits: Sequence[int] = (1,),
     max_wrong: int = 3,
     noise: float = 0.0,
+    noise_kind: str = "uniform",
     source: str = "digits_t2i",
 ) -> Dataset:
     """Make raw text-to-image pairs: the preferred image shows the caption's digits, the other wrong ones, and other
-    handwriting throughout."""
-    _check(num_pairs, num_digits, max_wrong, noise)
+    handwriting throughout. `noise` and `noise_kind` are as in [`make_digits`], but for `"length"`, as images have
+    none."""
+    _check(num_pairs, num_digits, max_wrong)
+    check_noise(noise, noise_kind, [kind for kind in NOISE_KINDS if kind != "length"])
     split_samples(split)  # refuses an unknown split before any work is done
     key = f"{source}-{split}-{seed}"
-    content = random.Random(f"{key}-content")
+    content, wording = random.Random(f"{key}-content"), random.Random(f"{key}-wording")
 
-    def image(digits: str) -> dict[str, Any]:
-        return encoded_strip(tuple(content.choice(samples_of(split, digit)) for digit in digits))
+    def image(digits: str) -> tuple[int, ...]:
+        return tuple(content.choice(samples_of(split, digit)) for digit in digits)
 
-    def make_row() -> dict[str, Any]:
+    def draw() -> tuple[Any, ...]:
         digits = "".join(content.choice("0123456789") for _ in range(content.choice(num_digits)))
         wrong = content.randint(1, min(max_wrong, len(digits)))
         worse = _corrupt(digits, wrong, content)
+        return digits, wrong, worse, content.choice(CAPTIONS), image(digits), image(worse)
+
+    def make_row(copy: int, digits: str, wrong: int, worse: str, caption: str, *images: Any) -> dict[str, Any]:
         return {
-            "caption": content.choice(CAPTIONS).format(_read_out(digits, "words")),
-            "chosen_image": image(digits),
-            "rejected_image": image(worse),
-            "group_id": f"caption-{digits}",
+            "caption": (wording.choice(CAPTIONS) if copy else caption).format(_read_out(digits, "words")),
+            **{f"{side}_image": encoded_strip(strip, copy) for side, strip in zip(SIDES, images, strict=True)},
+            "group_id": _group("caption", digits, copy=copy),
             "source": source,
             "digits": digits,
             "chosen_digits": digits,
             "rejected_digits": worse,
             "chosen_wrong": 0,
             "rejected_wrong": wrong,
+            "difference": _looks_wrong(digits, worse),
         }
 
-    return _table(make_row, _FEATURES_T2I, num_pairs, noise, key)
+    return _table(draw, make_row, _FEATURES_T2I, num_pairs, noise, noise_kind, key)
 
 
 def _read_out(digits: str, numerals: str) -> str:
@@ -214,24 +230,50 @@ def _corrupt(digits: str, wrong: int, rng: random.Random) -> str:
     )
 
 
-def _check(num_pairs: int, num_digits: Sequence[int], max_wrong: int, noise: float) -> None:
+def _looks_wrong(digits: str, read: str) -> float:
+    """Add up how unlike the true digits the digits of a read-out look, in wrong digits of mean unlikeness."""
+    return float(sum(_unlikeness()[int(a), int(b)] for a, b in zip(digits, read, strict=True)))
+
+
+@lru_cache(maxsize=1)
+def _unlikeness() -> np.ndarray:
+    """Return squared distances of the digits' mean images, `(10, 10)`, of mean 1 between different digits."""
+    images, labels = _handwriting()
+    means = np.stack([images[labels == digit].reshape(-1, 64).mean(0) for digit in range(10)])
+    squares = ((means[:, None] - means) ** 2).sum(-1)
+    return squares * 90 / squares.sum()
+
+
+def _group(kind: str, *names: str, copy: int) -> str:
+    """Name a group; sets do not say which of their pairs are near-duplicates, so a copy has a group of its own."""
+    return "-".join([kind, *names, *([f"copy-{copy}"] if copy else [])])
+
+
+def _check(num_pairs: int, num_digits: Sequence[int], max_wrong: int) -> None:
     for name, number in (("num_pairs", num_pairs), ("max_wrong", max_wrong)):
         if number < 1:
             raise ValueError(f"`{name}` must be at least 1, got {number}.")
     if not num_digits or not set(num_digits) <= {1, 2, 3, 4}:
         raise ValueError(f"`num_digits` must hold lengths from 1 to 4, got {tuple(num_digits)}.")
-    if not 0.0 <= noise <= 1.0:
-        raise ValueError(f"`noise` must be between 0 and 1, got {noise}.")
 
 
 def _table(
-    make_row: Callable[[], dict[str, Any]], features: Features, num_pairs: int, noise: float, key: str
+    draw: Callable[[], tuple[Any, ...]],
+    make_row: Callable[..., dict[str, Any]],
+    features: Features,
+    num_pairs: int,
+    noise: float,
+    noise_kind: str,
+    key: str,
 ) -> Dataset:
-    """Collect the rows of `make_row`, number them, and flip the labels of some."""
-    coin, rows = random.Random(f"{key}-noise"), []
-    partners = {name: partner_column(name, features) or name for name in features}
-    for index in range(num_pairs):
-        row = make_row() | {"pair_id": f"{key}-{index:06d}", "is_flipped": coin.random() < noise}
+    """Make rows of what is drawn, number them, and flip the labels of some."""
+    copies = COPIES if noise_kind == "near_duplicates" else 1
+    drawn = [draw() for _ in range(0, num_pairs, copies)]
+    made = [make_row(index % copies, *drawn[index // copies]) for index in range(num_pairs)]
+    plant_noise(made, noise, noise_kind, random.Random(f"{key}-noise"))
+    partners, rows = {name: partner_column(name, features) or name for name in features}, []
+    for index, row in enumerate(made):
+        row["pair_id"] = f"{key}-{index:06d}"
         # The annotator reports the size of the difference; a flip is a mistake about its direction only.
         row["strength"] = float(row["rejected_wrong"] - row["chosen_wrong"])
         row["true_strength"] = -row["strength"] if row["is_flipped"] else row["strength"]
