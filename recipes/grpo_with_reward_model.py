@@ -40,6 +40,8 @@ class GRPOScriptArguments(ScriptArguments):
             Most tokens that it reads at a time.
         invalid_reward (`float`, *optional*):
             Reward of a completion that spells a special token of the reward model. By default it does not count.
+        lower_confidence (`float`, *optional*, defaults to `0.0`):
+            Standard deviations to lower each reward by; the model was trained with `reward_posterior`.
         image_root (`str`, *optional*):
             Folder that paths of images start from.
         num_prompts (`int`, *optional*, defaults to `1000`):
@@ -50,6 +52,7 @@ class GRPOScriptArguments(ScriptArguments):
     reward_dtype: str | None = field(default=None, metadata={"help": "Dtype of its weights."})
     reward_batch_tokens: int = field(default=16384, metadata={"help": "Most tokens that it reads at a time."})
     invalid_reward: float | None = field(default=None, metadata={"help": "Reward of what it cannot read."})
+    lower_confidence: float = field(default=0.0, metadata={"help": "Standard deviations to lower each reward by."})
     image_root: str | None = field(default=None, metadata={"help": "Folder that paths of images start from."})
     num_prompts: int = field(default=1000, metadata={"help": "Number of prompts of the digits set."})
 
@@ -92,7 +95,9 @@ def main(script_args, training_args, model_args):
     training_args.model_init_kwargs = init_kwargs(model_args, training_args)
     trainer = GRPOTrainer(
         model=model,
-        reward_funcs=scorer.as_reward_func(invalid_reward=script_args.invalid_reward),
+        reward_funcs=scorer.as_reward_func(
+            invalid_reward=script_args.invalid_reward, lower_confidence=script_args.lower_confidence
+        ),
         args=training_args,
         train_dataset=load_prompts(script_args, training_args.seed),
         quantization_config=get_quantization_config(model_args),

@@ -165,6 +165,7 @@ def train_case(case: Case, bases: dict[str, str], output_dir: Path, **options: A
             "weight_decay": 0.1,
             "lr_scheduler_type": "constant",
             "reward_statistics_pairs": 4,
+            "reward_posterior": True,
             "bf16": case.bf16,
             "model_init_kwargs": {"dtype": "bfloat16"} if case.bf16 else None,
             **options,

@@ -89,6 +89,15 @@ def test_sharded_training_equals_plain_training(outputs, launch, settings):
     np.testing.assert_allclose(found["rewards"], expected["rewards"], rtol=0, atol=1e-4)
     np.testing.assert_allclose(found["statistics"], expected["statistics"], rtol=0, atol=1e-4)
     assert largest_difference(saved_weights(folder), saved_weights(plain)) <= 1e-4
+    (posterior, covariance), (same, close) = (with_covariance(one) for one in (folder, plain))
+    np.testing.assert_allclose(covariance, close, rtol=0, atol=2e-3 * close.abs().max().item())
+    np.testing.assert_allclose(posterior.head, same.head, rtol=0, atol=1e-4)
+    assert posterior.about["num_pairs"] == same.about["num_pairs"] == 12
+
+
+def with_covariance(folder):
+    posterior = read_posterior(folder)
+    return posterior, posterior.factor @ posterior.factor.T
 
 
 def test_losses_differ_between_steps_and_weights_move(outputs, bases):

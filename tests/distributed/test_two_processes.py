@@ -1,7 +1,10 @@
 """One process and two, over gloo: the same losses, weights and metrics."""
 
 import pytest
+import torch
 from safetensors.torch import load_file
+
+from trl_dt2it.models.posterior import read_posterior
 
 from .launching import train
 
@@ -9,7 +12,7 @@ from .launching import train
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "gemma3", "llava"])
 def test_two_processes_give_what_one_gives(family, tmp_path):
     # The same four pairs make up each step: 2 processes x 2 pairs, or 1 x 4.
-    options = {"train_sampling_strategy": "sequential"}
+    options = {"train_sampling_strategy": "sequential", "reward_posterior": True}
     one = train(tmp_path / "one", 1, 4, family, **options)
     two = train(tmp_path / "two", 2, 2, family, **options)
     assert len(one["log"]) == len(two["log"]) == 4
@@ -29,3 +32,7 @@ def test_two_processes_give_what_one_gives(family, tmp_path):
         # Adam divides by the size of the gradient, so where that is round-off the sign of a step is, too.
         assert (value - expected[name]).abs().max() <= 4 * 2e-3, name
         assert (value - expected[name]).abs().mean() <= 1e-4, name
+    one, two = (read_posterior(tmp_path / name) for name in ("one", "two"))
+    covariance = one.factor @ one.factor.T
+    torch.testing.assert_close(two.factor @ two.factor.T, covariance, rtol=0, atol=1e-2 * covariance.max().item())
+    assert one.about["num_pairs"] == two.about["num_pairs"] == 7  # one pair has no weight

@@ -74,6 +74,7 @@ class Answering:
     image_options: ImageOptions
     model_kwargs: dict[str, Any]  # of [`load_generator`]
     reward_model_kwargs: dict[str, Any]  # of [`RewardScorer.from_pretrained`]
+    lower_confidence: float = 0.0  # standard deviations by which each reward is lowered
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,9 @@ class ScoredAnswers:
     prompt: Prompt  # with the paths of its images alone, `None` for an image without one
     answers: list[str]
     is_finished: list[bool]  # by the model itself; given answers count as finished
-    rewards: list[float | None]  # `None` for an answer that spells a special token of the reward model
+    rewards: list[
+        float | None
+    ]  # lowered if so asked; `None` for an answer that spells a special token of the reward model
 
 
 @dataclass
@@ -237,22 +240,27 @@ def _score(
 ) -> list[list[float | None]]:
     kwargs = how.reward_model_kwargs
     scorer = RewardScorer.from_pretrained(how.reward_model, image_options=how.image_options, **kwargs)
+    reward_func = scorer.as_reward_func(lower_confidence=how.lower_confidence)
 
     def make(batch: list[int]) -> list[dict[str, Any]]:
         some = [(read(row), answers[row]) for row in batch]
-        return [{"rewards": rewards} for rewards in _rewards(scorer, some)]
+        return [{"rewards": rewards} for rewards in _rewards(reward_func, some)]
 
-    about = scorer.settings.values()
+    about = [*scorer.settings.values()]
+    if how.lower_confidence:
+        about += [how.lower_confidence, scorer.posterior.about]
     keys = [digest_of([one.content, texts, *about]) for one, texts in zip(prompts, answers, strict=True)]
     records = make_records(path, keys, make, batch_size=how.prompts_per_batch, desc="Scoring answers")
     return [record["rewards"] for record in records]
 
 
-def _rewards(scorer: RewardScorer, some: Sequence[tuple[Prompt, list[str]]]) -> list[list[float | None]]:
+def _rewards(
+    reward_func: Callable[..., list[float | None]], some: Sequence[tuple[Prompt, list[str]]]
+) -> list[list[float | None]]:
     """Score the answers to each prompt, with `None` for those that cannot be scored."""
     flat = [(prompt, text) for prompt, texts in some for text in texts]
     try:
-        rewards = scorer.as_reward_func()(
+        rewards = reward_func(
             [prompt.messages for prompt, _ in flat],
             [text for _, text in flat],
             images=[prompt.images for prompt, _ in flat],
@@ -261,7 +269,7 @@ def _rewards(scorer: RewardScorer, some: Sequence[tuple[Prompt, list[str]]]) -> 
         if len(some) == 1:
             text = str(error).removeprefix("prompt 0: ")
             raise RowError(error.reason, f"{some[0][0].name}: {text}") from error
-        return [rewards for one in some for rewards in _rewards(scorer, [one])]  # to find out which it is
+        return [rewards for one in some for rewards in _rewards(reward_func, [one])]  # to find out which it is
     following = iter(rewards)
     return [[next(following) for _ in texts] for _, texts in some]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -21,17 +21,18 @@ from ..data.images import ImageOptions, load_image, with_image_root
 from ..data.rows import RowError, check_row, text_block
 from ..models import rendering
 from ..models.modeling import load_processing_class, load_reward_model, read_last_real_token, set_pixel_limits
+from ..models.posterior import RewardPosterior, read_posterior, watching_head
 from ..models.shared_prefix import common_prefix_length, decide_share_prefix, pack_completions
 from ..processes import whole_weights
 from ..training.collator import MultimodalPreferenceCollator, pad_rows
-from ..training.pair_scoring import evaluating, score_pairs
+from ..training.pair_scoring import evaluating, pair_inputs, score_pairs
 from ..training.setup import rename_old_columns
 from .shards import add_rewards, model_fingerprint, processor_settings
 
 
 @dataclass(frozen=True)
 class RankedResponse:
-    """An answer, its index among those given, and its reward."""
+    """An answer, its index among those given, and its reward, or the lower bound of it that was asked for."""
 
     index: int
     reward: float
@@ -67,6 +68,8 @@ class RewardScorer:
             Whether to standardize rewards by `reward_mean` and `reward_std` of the model's configuration.
         num_workers (`int`, *optional*, defaults to `0`):
             Worker processes, for each process, that read the rows of whole data sets while the model computes.
+        posterior (`str`, `os.PathLike` or [`~trl_dt2it.models.posterior.RewardPosterior`], *optional*):
+            Directory or Hub id of the model, beside which its posterior is, or the posterior, for standard deviations.
 
     Raises:
         `ValueError`: if the model has more than one label or weights that DeepSpeed ZeRO-3 has partitioned, or with
@@ -84,6 +87,7 @@ class RewardScorer:
         share_prefix: str = "auto",
         normalize: bool = False,
         num_workers: int = 0,
+        posterior: str | os.PathLike | RewardPosterior | None = None,
     ) -> None:
         if model.config.num_labels != 1:
             raise ValueError(f"{type(model).__name__} has {model.config.num_labels} labels; a reward model has one.")
@@ -113,6 +117,8 @@ class RewardScorer:
             )
         # Subtracted from every reward, and what the difference is divided by.
         self.normalization = [float(mean), float(std)] if normalize else [0.0, 1.0]
+        self._posterior: Any = posterior  # read when it is first needed
+        self._revision: str | None = None  # of the repository that it is read from
 
     @classmethod
     def from_pretrained(
@@ -162,7 +168,7 @@ class RewardScorer:
             model = model.to(device or PartialState().device)  # type: ignore[arg-type]  # a string will do
         for config in (model.config.get_text_config(), model.config):
             config.pad_token_id = rendering.get_tokenizer(processing_class).pad_token_id
-        return cls(
+        scorer = cls(
             model,
             processing_class,
             batch_tokens=batch_tokens,
@@ -170,9 +176,26 @@ class RewardScorer:
             share_prefix=share_prefix,
             normalize=normalize,
             num_workers=num_workers,
+            posterior=path,
         )
+        scorer._revision = revision
+        return scorer
 
-    def score(self, prompt: Any, responses: Sequence[Any], images: Any = None) -> Any:
+    @property
+    def posterior(self) -> RewardPosterior:
+        """The posterior of the model's head, on the model's device.
+
+        Raises:
+            `ValueError`: if there is none beside the model; the message says how to make it.
+        """
+        if self._posterior is None:
+            raise ValueError("Pass `posterior`, the directory of the model or the posterior, for standard deviations.")
+        if not isinstance(self._posterior, RewardPosterior):
+            self._posterior = read_posterior(self._posterior, self._revision)
+        self._posterior = self._posterior.to(next(self.model.parameters()).device)
+        return self._posterior
+
+    def score(self, prompt: Any, responses: Sequence[Any], images: Any = None, *, return_std: bool = False) -> Any:
         """
         Score answers to a prompt, or to several.
 
@@ -185,38 +208,54 @@ class RewardScorer:
             images (`list`, *optional*):
                 PIL images, bytes, paths, or URLs on allowed hosts; they precede a prompt that is text. For B prompts,
                 B such lists or `None`.
+            return_std (`bool`, *optional*, defaults to `False`):
+                Whether to return standard deviations too, of the posterior that `reward_posterior=True` saves in
+                training: of each reward less the mean reward of the prompt's answers, because a training on pairs
+                tells differences alone; of a single answer, less the reward of the average training answer.
 
         Returns:
-            `list[float]`: a reward for each answer; for B prompts, a list of B such lists.
+            `list[float]`: a reward for each answer; for B prompts, a list of B such lists. With `return_std`, a tuple
+            of rewards and standard deviations, in lists of one form.
 
         Raises:
             [`~trl_dt2it.data.rows.RowError`]: if a prompt, an answer or an image cannot be used; the message says
                 which.
-            `ValueError`: if a reward is not finite, or if the lists do not match.
+            `ValueError`: if a reward is not finite, if the lists do not match, or with `return_std` if the model has
+                no posterior.
         """
+        groups = self._groups(prompt, responses, images)
+        rewards, stds = self._score_with_std(groups) if return_std else (self._score(groups), [])
         if _is_one(prompt):
-            return self._score([self._candidates(prompt, responses, images)])[0]
+            return (rewards[0], stds[0]) if return_std else rewards[0]
+        return (rewards, stds) if return_std else rewards
+
+    def _groups(self, prompt: Any, responses: Sequence[Any], images: Any) -> list[Candidates]:
+        if _is_one(prompt):
+            return [self._candidates(prompt, responses, images)]
         images = [None] * len(prompt) if images is None else images
         if not len(prompt) == len(responses) == len(images):
             counts = f"{len(prompt)} prompts, {len(responses)} lists of responses and {len(images)} of images"
             raise ValueError(f"There are {counts}; pass as many of each.")
         given = zip(prompt, responses, images, strict=True)
-        return self._score([self._candidates(*one, name=f"prompt {index}") for index, one in enumerate(given)])
+        return [self._candidates(*one, name=f"prompt {index}") for index, one in enumerate(given)]
 
-    def rank(self, prompt: Any, responses: Sequence[Any], images: Any = None) -> Any:
+    def rank(self, prompt: Any, responses: Sequence[Any], images: Any = None, *, lower_confidence: float = 0.0) -> Any:
         """
         Sort answers by reward, best first, into `list[RankedResponse]`; ties keep their order. Arguments as in
-        [`score`]; for B prompts, a list of B such lists.
+        [`score`]; for B prompts, a list of B such lists. With `lower_confidence`, >= 0, the reward less so many of
+        the standard deviations of [`score`] takes the place of the reward.
         """
-        rewards = self.score(prompt, responses, images)
-        return _ranked(rewards, responses) if _is_one(prompt) else list(map(_ranked, rewards, responses))
+        rewards = self._lower(self._groups(prompt, responses, images), lower_confidence)
+        return _ranked(rewards[0], responses) if _is_one(prompt) else list(map(_ranked, rewards, responses))
 
-    def best_of_n(self, prompt: Any, responses: Sequence[Any], images: Any = None) -> Any:
+    def best_of_n(
+        self, prompt: Any, responses: Sequence[Any], images: Any = None, *, lower_confidence: float = 0.0
+    ) -> Any:
         """
-        Pick the answer with the highest reward, the first in a tie, as [`RankedResponse`]. Arguments as in [`score`];
+        Pick the answer with the highest reward, the first in a tie, as [`RankedResponse`]. Arguments as in [`rank`];
         for B prompts, a list of B.
         """
-        ranked = self.rank(prompt, responses, images)
+        ranked = self.rank(prompt, responses, images, lower_confidence=lower_confidence)
         if not all([ranked] if _is_one(prompt) else ranked):
             raise ValueError("There is no answer to take the best of.")
         return ranked[0] if _is_one(prompt) else [one[0] for one in ranked]
@@ -239,17 +278,42 @@ class RewardScorer:
         Raises:
             [`~trl_dt2it.data.rows.RowError`]: if a row cannot be used, on every process; the message names it.
         """
-        rewards = score_pairs(
+        rewards = self._read_pairs(dataset, num_workers, desc=desc, show_progress=show_progress)
+        mean, std = map(np.float32, self.normalization)
+        return (rewards - mean) / std
+
+    def margin_std(
+        self, dataset: Dataset, *, num_workers: int | None = None, desc: str = "Scoring", show_progress: bool = True
+    ) -> np.ndarray:
+        """
+        Compute the standard deviation of the reward margin of every pair, chosen less rejected. Arguments, processes
+        and errors as in [`score_pairs`].
+
+        Returns:
+            `np.ndarray` of shape `(n,)`, float32: >= 0, the same on every process and for swapped answers.
+
+        Raises:
+            `ValueError`: if the model has no posterior.
+        """
+        posterior = self.posterior
+
+        def read(scores: torch.Tensor, pairs: Mapping[str, Any]) -> torch.Tensor:
+            chosen, rejected = pair_inputs(head, scores, len(pairs["weight"]), posterior).float()
+            return posterior.std(chosen - rejected).expand(2, -1)
+
+        with watching_head(self.model) as head:
+            stds = self._read_pairs(dataset, num_workers, read=read, desc=desc, show_progress=show_progress)
+        return stds[:, 0] / np.float32(self.normalization[1])
+
+    def _read_pairs(self, dataset: Dataset, num_workers: int | None, **options: Any) -> np.ndarray:
+        return score_pairs(
             self.model,
             rename_old_columns(dataset),
             self.collator,
             max_tokens_per_batch=self.batch_tokens,
             num_workers=self.num_workers if num_workers is None else num_workers,
-            desc=desc,
-            show_progress=show_progress,
+            **options,
         )
-        mean, std = map(np.float32, self.normalization)
-        return (rewards - mean) / std
 
     def score_dataset(
         self, dataset: Dataset, output_dir: str | os.PathLike | None = None, *, rows_per_shard: int = 512
@@ -285,7 +349,7 @@ class RewardScorer:
         return {"model": model, "processor": processor, "normalize": self.normalization}
 
     def as_reward_func(
-        self, name: str | None = None, *, invalid_reward: float | None = None
+        self, name: str | None = None, *, invalid_reward: float | None = None, lower_confidence: float = 0.0
     ) -> Callable[..., list[float | None]]:
         """
         Make a reward function for TRL's GRPO and RLOO trainers, which pass images to functions and not to models.
@@ -296,11 +360,19 @@ class RewardScorer:
             invalid_reward (`float`, *optional*):
                 Reward of a completion that spells a special token of the reward model. `None` drops it from GRPO's
                 group; RLOO counts it as 0.
+            lower_confidence (`float`, *optional*, defaults to `0.0`):
+                Number of standard deviations by which each reward is lowered, >= 0, so that a policy is not drawn to
+                answers of which the training pairs say little. They are relative to the completions of the prompt
+                that a call gets, which should be all: those of a process.
 
         Returns:
             `Callable`: takes `prompts`, `completions` and the column `images` or `image`, and returns a list of
             rewards. Consecutive completions of equal prompts share the prompt.
+
+        Raises:
+            `ValueError`: with `lower_confidence` if it is negative or if the model has no posterior.
         """
+        self._lower([], lower_confidence)
 
         def reward_func(prompts: list[Any], completions: list[Any], **kwargs: Any) -> list[float | None]:
             images = next((kwargs[key] for key in ("images", "image") if kwargs.get(key) is not None), None)
@@ -316,7 +388,7 @@ class RewardScorer:
                     self._check(one, 0)
                     groups[-1].responses += one.responses
                     scored.append(index)
-            rewards = dict(zip(scored, chain.from_iterable(self._score(groups)), strict=True))
+            rewards = dict(zip(scored, chain.from_iterable(self._lower(groups, lower_confidence)), strict=True))
             return [rewards.get(index, invalid_reward) for index in range(len(prompts))]
 
         reward_func.__name__ = name or Path(self.model.config._name_or_path).name or "reward_model"
@@ -343,18 +415,40 @@ class RewardScorer:
         except RowError as error:
             raise _named(error, candidates.name if index is None else candidates.where(index)) from error
 
-    def _score(self, groups: list[Candidates]) -> list[list[float]]:
-        """Score the candidates of several prompts."""
+    def _lower(self, groups: list[Candidates], lower_confidence: float) -> list[list[float]]:
+        """Score candidates, each reward lowered by so many standard deviations."""
+        if not 0 <= lower_confidence < float("inf"):
+            raise ValueError(f"`lower_confidence` is {lower_confidence}; it must be finite and at least 0.")
+        if not lower_confidence:
+            return self._score(groups)
+        scored = zip(*self._score_with_std(groups), strict=True)
+        return [[r - lower_confidence * s for r, s in zip(*one, strict=True)] for one in scored]
+
+    def _score_with_std(self, groups: list[Candidates]) -> tuple[list[list[float]], list[list[float]]]:
+        """Score candidates, with the standard deviation of each reward relative to the mean of its prompt."""
+        posterior, inputs = self.posterior, [[torch.empty(0)] * len(group.responses) for group in groups]
+        rewards = self._score(groups, inputs)
+        stds = (posterior.relative_std(torch.stack(one)) if one else torch.empty(0) for one in inputs)
+        return rewards, [(one / self.normalization[1]).tolist() for one in stds]
+
+    def _score(self, groups: list[Candidates], read: list[list[torch.Tensor]] | None = None) -> list[list[float]]:
+        """Score the candidates of several prompts; `read` is filled with what the head reads of each, `(H,)` fp32."""
         rewards = [[0.0] * len(group.responses) for group in groups]
         given = ((index, group) for index, group in enumerate(groups) if group.responses)
         pieces = chain.from_iterable(_encode(*one, self.collator, self.batch_tokens) for one in given)
         device, (mean, std) = next(self.model.parameters()).device, self.normalization
-        with torch.no_grad(), evaluating(self.model):
+        watching: Any = nullcontext() if read is None else watching_head(self.model)
+        with torch.no_grad(), evaluating(self.model), watching as head:
             for batch in _batches(pieces, self.batch_tokens, self.collator.share_prefix):
                 for inputs, scored in _layouts(batch, self.collator):
                     logits = self.model(**send_to_device(inputs, device), use_cache=False).logits
                     if logits.shape != (len(scored), 1):
                         raise ValueError(f"The logits are of shape {tuple(logits.shape)} for {len(scored)} answers.")
+                    if read is not None:
+                        seen = head.take(len(scored), self.posterior).float()
+                        for (group, members), one in zip(scored, seen, strict=True):
+                            for member in members:
+                                read[group][member] = one
                     for (group, members), reward in zip(scored, logits[:, 0].float().tolist(), strict=True):
                         if not abs(reward) < float("inf"):
                             where = groups[group].where(members[0])

@@ -96,6 +96,9 @@ class MultimodalRewardConfig(RewardConfig):
             Number of training pairs, drawn with the seed (from the start of a streamed set), that the final model
             scores. The mean and standard deviation of their rewards are saved in its configuration, as `reward_mean`
             and `reward_std`, for `RewardScorer(..., normalize=True)`; checkpoints have none. `0` scores none.
+        reward_posterior (`bool`, *optional*, defaults to `False`):
+            Whether the final model scores all training pairs once more, to save beside it the posterior of its head
+            from which `RewardScorer.score(..., return_std=True)` takes standard deviations; not of a streamed set.
     """
 
     # Parameters that control the model
@@ -131,6 +134,7 @@ class MultimodalRewardConfig(RewardConfig):
     # Parameters that control the training
     max_tokens_per_batch: int | None = _option(None, "Most tokens of a batch, packed with as many pairs as fit.")
     reward_statistics_pairs: int = _option(1000, "Pairs to score for `reward_mean` and `reward_std`; 0 for none.")
+    reward_posterior: bool = _option(False, "Save what standard deviations of rewards are computed from.")
 
     def __post_init__(self) -> None:
         self.share_prefix = str(self.share_prefix).lower()  # YAML and Python pass booleans, a command line strings

@@ -170,6 +170,30 @@ def pairwise_loss(
     return loss
 
 
+@torch.enable_grad()
+def pair_curvature(
+    rewards: torch.Tensor, batch: Mapping[str, Any], config: Any, *, loss_type: str | LossFunction = "bt"
+) -> torch.Tensor:
+    """Compute the second derivatives `(2, B)` fp32 of each pair's loss from its rewards `(2, B)`: by their difference,
+    and by their sum, which `center_rewards_coefficient` alone curves. Where a loss is concave, its curvature counts
+    as 0."""
+    by_difference, by_sum = shifts = [torch.zeros_like(rewards[0], requires_grad=True) for _ in range(2)]
+    chosen = rewards[0].detach() + (by_sum + by_difference) / 2
+    rejected = rewards[1].detach() + (by_sum - by_difference) / 2
+    total = pairwise_loss(chosen, rejected, batch, config, loss_type=loss_type).sum()
+    slopes = torch.autograd.grad(total, shifts, create_graph=True)
+    curvatures = []
+    for slope, shift in zip(slopes, shifts, strict=True):
+        # A piecewise linear loss has none.
+        second = (
+            torch.autograd.grad(slope.sum(), shift, retain_graph=True, allow_unused=True)
+            if slope.requires_grad
+            else (None,)
+        )
+        curvatures.append(torch.zeros_like(shift) if second[0] is None else second[0])
+    return torch.stack(curvatures).detach().clamp(min=0)
+
+
 def pair_weight(batch: Mapping[str, torch.Tensor], config: Any, loss_type: str | LossFunction) -> torch.Tensor:
     """Return the weight `(B,)` fp32 of each pair: its `weight`, times strength^power for losses scaled by it."""
     weight = batch["weight"].float()

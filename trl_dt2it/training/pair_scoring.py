@@ -8,7 +8,7 @@ have to take part in.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice, zip_longest
@@ -29,10 +29,12 @@ from transformers.utils import logging
 from ..data.columns import leave_images_encoded
 from ..data.rows import row_name
 from ..models.modeling import STATISTICS
+from ..models.posterior import HeadInputs, RewardPosterior, laplace_posterior, watching_head
 from ..processes import failing_together, gather, portable, raise_together
 from .batching import count_tokens, pair_size, plan_batches
 from .config import Trainer
-from .losses import pair_rewards
+from .losses import loss_name, pair_curvature, pair_rewards, pair_weight
+from .selection import Selection, as_drawn
 
 
 logger = logging.get_logger(__name__)
@@ -50,10 +52,12 @@ def score_pairs(
     max_tokens_per_batch: int | None = None,
     lengths: Sequence[int] | np.ndarray | None = None,
     num_workers: int = 0,
+    read: Callable[[torch.Tensor, Mapping[str, Any]], torch.Tensor] | None = None,
     desc: str = "Scoring",
     show_progress: bool = True,
 ) -> np.ndarray:
-    """Compute the rewards `(N, 2)` fp32 of chosen and rejected of N pairs; every process has to call it."""
+    """Compute the rewards `(N, 2)` fp32 of chosen and rejected of N pairs; every process has to call it. `read` takes
+    the rewards `(2, B + D)` of each batch and its dummies, and its `pairs`, and returns what to keep, `(2, B)`."""
     # Random generators and the mode of each module, training or evaluation, stay as they are.
     state = accelerator or PartialState()
     if isinstance(dataset, Dataset):
@@ -82,7 +86,8 @@ def score_pairs(
                 tensors = send_to_device({name: value for name, value in inputs.items() if name != "pairs"}, device)
                 scores = pair_rewards(model, tensors, number)
                 if turn < len(batches):
-                    rewards[indices] = scores[:, :number].T.cpu()
+                    kept = scores[:, :number] if read is None else read(scores, inputs["pairs"])
+                    rewards[indices] = kept.T.cpu()
             except Exception as error:  # the others hear of it before their next batch
                 failure = error
             bar.update(min(number * step, len(dataset) - bar.n))
@@ -130,6 +135,75 @@ def measure_reward_statistics(trainer: Trainer) -> dict[str, float] | None:
         logger.warning(f"All rewards of the training set are {mean:g}; they cannot be normalized.")
         std = 0.0
     return dict(zip(STATISTICS, (mean, std), strict=True))
+
+
+def pair_inputs(
+    head: HeadInputs, scores: torch.Tensor, num_pairs: int, posterior: RewardPosterior | None = None
+) -> torch.Tensor:
+    """Return the head's inputs `(2, B, H)` of chosen and rejected, from the rewards `(2, B + D)` of its last pass."""
+    return head.take(scores.numel(), posterior).unflatten(0, (2, -1))[:, :num_pairs]
+
+
+@dataclass(frozen=True)
+class _KeptRows(Sequence):
+    """The rows of a training set as a selection reads them, held-out pairs included."""
+
+    dataset: Dataset
+    selection: Selection
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: Any) -> Any:
+        draw = self.selection.draw(index)._replace(is_drawn=bool(self.selection.kept[index]))
+        return as_drawn(self.dataset[index], draw)
+
+
+def fit_reward_posterior(trainer: Trainer) -> RewardPosterior:
+    """Fit the posterior of the `score` head to a trainer's training pairs in one pass; every process calls it."""
+    rows, selection = leave_images_encoded(trainer.train_dataset), trainer.selection
+    device = trainer.accelerator.device
+    at = torch.device("cpu") if device.type == "mps" else device  # which has no fp64
+    sums: dict[str, Any] = {"hessian": 0, "inputs": 0, "count": 0, "weight": 0}
+
+    def add(scores: torch.Tensor, pairs: Mapping[str, Any]) -> torch.Tensor:
+        weight = pair_weight(pairs, trainer.args, trainer.loss_type)
+        rewards = scores[:, : len(weight)].cpu()
+        curvature = pair_curvature(rewards, pairs, trainer.args, loss_type=trainer.loss_type)
+        inputs = pair_inputs(head, scores, len(weight)).to(at, torch.float64)
+        for direction, second in zip((inputs[0] - inputs[1], inputs[0] + inputs[1]), curvature, strict=True):
+            if second.any():
+                sums["hessian"] += (direction.T * (weight * second).to(direction)) @ direction
+        counts = (weight > 0).to(inputs)
+        sums["inputs"] += (inputs * counts[:, None]).sum((0, 1)) / 2
+        sums["count"] += counts.sum()
+        sums["weight"] += weight.sum().to(inputs)
+        return rewards
+
+    options = {"batch_size": trainer._train_batch_size, "desc": "Reward posterior"}
+    with watching_head(trainer.model_wrapped) as head:
+        kept = rows if selection is None else _KeptRows(rows, selection)
+        score_with_trainer(trainer, kept, trainer._lengths, read=add, **options)
+    weight = head.weight
+    hidden = weight.shape[-1]
+    # One sum over the processes, some of which may have had no batch.
+    shapes = {"hessian": (hidden, hidden), "inputs": (hidden,), "count": (), "weight": ()}
+    flat = torch.cat([(sums[n] + torch.zeros(s, dtype=torch.float64, device=at)).flatten() for n, s in shapes.items()])
+    flat = reduce(flat, "sum")
+    hessian, total, (count, all_weight) = flat[: hidden**2], flat[hidden**2 : -2], flat[-2:].tolist()
+    if count == 0:
+        raise ValueError("All pairs of the train set have the weight 0, so that they say nothing about the rewards.")
+    about = {"num_pairs": int(count), "total_weight": all_weight, "loss_type": loss_name(trainer.loss_type)}
+    return laplace_posterior(hessian.view(hidden, hidden), weight.flatten(), total / count, about)
+
+
+def try_reward_posterior(trainer: Trainer) -> RewardPosterior | None:
+    """Fit a posterior as [`fit_reward_posterior`]; an error on any process is a warning, and costs no training."""
+    try:
+        return fit_reward_posterior(trainer)
+    except Exception as error:
+        logger.warning(f"The trained model has no reward posterior: {type(error).__name__}: {error}")
+        return None
 
 
 def _sample(trainer: Trainer) -> tuple[Sequence[Any] | Dataset, Any]:

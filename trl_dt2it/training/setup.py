@@ -208,6 +208,11 @@ def check_setup(args: MultimodalRewardConfig, train_dataset: Any, eval_dataset: 
             "Batches by length (`max_tokens_per_batch` or `train_sampling_strategy`) need the length of every pair, "
             "and the train set is streamed; load it whole, or leave the setting out."
         )
+    if args.reward_posterior and is_streamed:
+        raise ValueError(
+            "`reward_posterior` reads every training pair once more, and the train set is streamed; load it whole, or "
+            "leave the setting out."
+        )
     if cast(AcceleratorConfig, args.accelerator_config).dispatch_batches and not is_streamed:
         raise ValueError(
             "`dispatch_batches` sends the tensors of one process's batches to the others, and batches of pairs hold "

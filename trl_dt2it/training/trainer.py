@@ -24,6 +24,7 @@ from ..data.columns import AnyDataset, column_names, has_transform
 from ..data.mixing import concatenate
 from ..models.freezing import let_gradients_into_checkpoints
 from ..models.modeling import pad_id_as_saved, set_reward_statistics, write_beside_adapter
+from ..models.posterior import POSTERIOR_FILE, RewardPosterior, write_posterior
 from ..models.rendering import ProcessingClass, get_tokenizer
 from ..models.shared_prefix import decide_share_prefix
 from ..processes import check_shared_folder, gather
@@ -32,7 +33,7 @@ from . import batching, losses, setup, sharding
 from .collator import MultimodalPreferenceCollator
 from .config import MultimodalRewardConfig
 from .model_card import push_checkpoint, push_model, write_model_card
-from .pair_scoring import measure_reward_statistics
+from .pair_scoring import fit_reward_posterior, measure_reward_statistics, try_reward_posterior
 from .selection import SelectedRows, Selection, resume_selection, selected
 
 
@@ -193,6 +194,7 @@ class MultimodalRewardTrainer(RewardTrainer):
         self._noise = None if alpha is None else losses.EmbeddingNoise(alpha)
         self._train_metrics = losses.TrainMetrics(self.accelerator.device)
         self._evaluation: batching.Evaluation | None = None
+        self._posterior: RewardPosterior | None = None
 
     def _prepare_dataset(self, dataset: AnyDataset, processing_class: Any, args: Any, dataset_name: str) -> AnyDataset:
         if dataset in self._prepared:
@@ -306,7 +308,7 @@ class MultimodalRewardTrainer(RewardTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """As in [`~transformers.Trainer`], also after an evaluation on several processes. The model's configuration
-        gets the mean and standard deviation of the rewards, see `reward_statistics_pairs`."""
+        gets the mean and standard deviation of the rewards, see `reward_statistics_pairs` and `reward_posterior`."""
         setup.refuse_uneven_batches(self)
         sharding.take_back_preparation(self)
         if not sharding.is_sharded(self):
@@ -315,6 +317,7 @@ class MultimodalRewardTrainer(RewardTrainer):
         resume = kwargs.get("resume_from_checkpoint", args[0] if args else None)
         resume_selection(self.selection, resume, cast(str, self.args.output_dir))
         set_reward_statistics(self.model.config, None)  # those of the model that training starts from
+        self._posterior = None
         # Liger is applied already; transformers would hand it the whole model.
         noise = nullcontext() if self._noise is None else self._noise.on(self.model)
         with with_values(self.args, use_liger_kernel=False), noise:
@@ -324,7 +327,34 @@ class MultimodalRewardTrainer(RewardTrainer):
                 "The streamed train set gave no batch, so nothing was trained; check where it reads from."
             )
         set_reward_statistics(self.model.config, measure_reward_statistics(self))
+        self._posterior = try_reward_posterior(self) if self.args.reward_posterior else None
         return output
+
+    def save_reward_posterior(self, output_dir: str | None = None) -> RewardPosterior:
+        """
+        Fit the posterior of the `score` head to the training set, in one pass of the model as it is, and write it
+        beside the model; all processes must call it. For a model that was trained before, pass it to a trainer with
+        its training set and its configuration.
+
+        Args:
+            output_dir (`str`, *optional*):
+                Folder of the model; by default that of the configuration.
+
+        Returns:
+            [`~trl_dt2it.models.posterior.RewardPosterior`]: also for `RewardScorer(..., posterior=...)`.
+
+        Raises:
+            `ValueError`: if the set is streamed, if the loss has no curvature on it or all weights are 0, or before
+                `train` where DeepSpeed or FSDP shards the model.
+        """
+        if isinstance(self.train_dataset, IterableDataset):
+            raise ValueError("The posterior needs every training pair, and the train set is streamed; load it whole.")
+        if sharding.is_sharded(self) and self.state.global_step == 0:
+            raise ValueError("DeepSpeed and FSDP shard the model in `train`; call this after it, or launch without.")
+        self._posterior = fit_reward_posterior(self)
+        if self.args.should_save:
+            write_posterior(self._posterior, output_dir or cast(str, self.args.output_dir))
+        return self._posterior
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As in [`~transformers.Trainer`], with the `score` head in fp32 and the body in the dtype in which the model
@@ -353,6 +383,10 @@ class MultimodalRewardTrainer(RewardTrainer):
                 model.config.save_pretrained(folder)
         if self.args.should_save and is_peft_model(self.model):
             write_beside_adapter(self.model.config, folder)
+        if self.args.should_save and self._posterior is not None:
+            write_posterior(self._posterior, folder)
+        elif self.args.should_save and self.state.global_step:  # that of a model that lay here before
+            (Path(folder) / POSTERIOR_FILE).unlink(missing_ok=True)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
