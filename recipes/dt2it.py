@@ -68,6 +68,9 @@ class RoundsArguments:
             Models to train at the end, on the base and: nothing (`"base"`, or `"unbalanced"`, with its style as it
             came), the pool as it is (`"uncurated"`), the curated pool (`"curated"`), or the pool with its true labels
             (`"oracle"`, where `is_flipped` tells them).
+        labels (`str`, *optional*, defaults to `"hard"`):
+            What trainings make of doubt about labels of the pool: `"hard"`: flips alone; `"soft"`: the probability
+            that a label is right is its target; `"weight"`: its weight.
         rows_per_shard (`int`, *optional*, defaults to `4096`):
             Pairs that are scored and written together.
         shard (`str`, *optional*):
@@ -93,6 +96,7 @@ class RoundsArguments:
         default=None, metadata={"help": "How the style of the constructed set is balanced, mapping, JSON or true."}
     )
     final: list[Any] | str | None = field(default=None, metadata={"help": "Models to train at the end."})
+    labels: str = field(default="hard", metadata={"help": "Doubt about labels: hard (flips alone), soft or weight."})
     rows_per_shard: int = field(default=4096, metadata={"help": "Pairs that are scored together."})
     shard: str | None = field(default=None, metadata={"help": "i/n: score only every n-th part."})
     stop_before: str | None = field(default=None, metadata={"help": "Stop before the stages named like this."})
@@ -148,6 +152,7 @@ def run_or_plan(args, training_args, model_args):
         balance_style=from_json(args.balance_style),
         final=from_json(args.final) or ["curated"],
         rows_per_shard=args.rows_per_shard,
+        labels=args.labels,
         shard=parse_shard(args.shard),
         find_model=partial(find_base_model, sets=sets),
         loaders=DEMO_LOADERS,

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from trl_dt2it.curation import CurationLedger
-from trl_dt2it.curation.ledger import read_corrections
+from trl_dt2it.curation.corrections import read_corrections
 from trl_dt2it.curation.rounds.config import BaseModel, CurationRun, SourceSets, read_rounds
 from trl_dt2it.curation.rounds.run import plan_rounds
 from trl_dt2it.curation.rounds.stages import stage_digests

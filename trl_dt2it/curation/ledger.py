@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -21,22 +22,21 @@ from ..data.columns import column_of
 from ..data.contents import CONTENT_COLUMNS, FLIPPED, pair_contents, pair_ids
 from ..data.mixing import swap_pairs, with_columns
 from ..data.rows import SIDES
-from ..utils import file_digest, read_json, whole_file, write_json
+from ..utils import check_value, file_digest, read_json, whole_file, write_json
+from .corrections import read_corrections
 from .noise import as_column
 from .rules import Decision, is_missing_vote
 
 
 logger = logging.get_logger(__name__)
 
-FORMAT, VERDICTS = "trl-dt2it corrections", ("accept", "wrong", "unsure")
-
-VERSION, _VERSION = 1, 1  # of a file of corrections, and of a ledger
+_VERSION = 1  # of a ledger
 
 _ACTIONS, _MANUAL = ("keep", "flip", "drop"), "manual"
 _STAGE = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
 # The state of a pair that no round covers: as the source set has it.
-_INITIAL = {"flipped": False, "kept": True, "strength": np.nan}
+_INITIAL = {"flipped": False, "kept": True, "strength": np.nan, "posterior": np.nan}
 
 _SUMMARY = pa.schema(
     [
@@ -45,6 +45,11 @@ _SUMMARY = pa.schema(
         ("mean_strength", pa.float64()),
     ]
 )
+
+
+Labels = Literal["hard", "soft", "weight"]
+
+LABELS: tuple[Labels, ...] = ("hard", "soft", "weight")
 
 
 class CurationLedger:
@@ -271,9 +276,10 @@ class CurationLedger:
                 Content of the pairs now, from [`pair_contents`]: decisions about other content then do not count.
 
         Returns:
-            `pa.Table`: `pair_id`; `flipped`, against the source set; `kept`; `strength`, null if unknown; `round` and
-            `stage` of the last decision, 0 and `""` if none counts; and with `contents` `changed`, true where the last
-            decision is about other content.
+            `pa.Table`: `pair_id`; `flipped`, against the source set; `kept`; `strength`, null if unknown; `posterior`,
+            the probability that the label of the source set is wrong, null if the last decision does not say; `round`
+            and `stage` of the last decision, 0 and `""` if none counts; and with `contents` `changed`, true where the
+            last decision is about other content.
         """
         return self._state([entry for entry in self.standing if after is None or entry["round"] <= after], contents)
 
@@ -284,8 +290,8 @@ class CurationLedger:
         Look up the state of N pairs by their names, in the ledger or not, as in [`~CurationLedger.state`].
 
         Returns:
-            `dict[str, np.ndarray]`: `flipped`, `kept`, `strength`, `is_known` and `has_changed`, each of shape `(N,)`.
-            Unknown pairs are not flipped and kept, and their strength is NaN.
+            `dict[str, np.ndarray]`: `flipped`, `kept`, `strength`, `posterior`, `is_known` and `has_changed`, each of
+            shape `(N,)`. Unknown pairs are not flipped and kept, and their strength and posterior are NaN.
         """
         return _labels(names, self.state(after, contents=contents))
 
@@ -295,6 +301,7 @@ class CurationLedger:
         *,
         after: int | None = None,
         refresh_strength: bool = False,
+        labels: Labels = "hard",
         num_proc: int | None = None,
         contents: pa.Table | None = None,
     ) -> Dataset:
@@ -315,6 +322,11 @@ class CurationLedger:
                 Last round that counts.
             refresh_strength (`bool`, *optional*, defaults to `False`):
                 Whether the column `strength` takes the reward margins of the ledger where it has any, at least 0.
+            labels (`str`, *optional*, defaults to `"hard"`):
+                What becomes of doubt about labels, where a rule says how probable a wrong one is: `"hard"`: nothing.
+                `"soft"`: the column `label_confidence` is the probability that the label is right, at least 0.5, so
+                that a training learns its expectation. `"weight"`: the column `weight` is multiplied by twice that
+                minus 1, so that a label that may as well be wrong is not learned.
             num_proc (`int`, *optional*):
                 Number of processes that name and hash rows.
             contents (`pa.Table`, *optional*):
@@ -356,6 +368,16 @@ class CurationLedger:
                 own = column_of(dataset, "strength").cast(pa.float64()).to_numpy(zero_copy_only=False)
             new = np.maximum(known["strength"], 0.0)
             columns["strength"] = pa.array(np.where(np.isnan(new), own, new), from_pandas=True)
+        if labels != "hard":
+            check_value("`labels`", labels, labels in LABELS, f"give one of {', '.join(LABELS)}")
+            doubt = np.where(flipped, 1 - known["posterior"], known["posterior"]).clip(0, 0.5)
+            if labels == "soft":
+                columns["label_confidence"] = pa.array(1 - doubt, from_pandas=True)  # null where nothing is known
+            else:
+                weight = np.ones(len(dataset))
+                if "weight" in dataset.column_names:
+                    weight = column_of(dataset, "weight").fill_null(1.0).to_numpy(zero_copy_only=False)
+                columns["weight"] = pa.array(weight * (1 - 2 * np.nan_to_num(doubt)))
         rows = np.flatnonzero(known["kept"])
         logger.info(
             f"Of {len(dataset):,} pairs, the ledger speaks of {is_known.sum():,}, flips {flipped[rows].sum():,} and "
@@ -525,6 +547,7 @@ class CurationLedger:
                     "earlier release, or written without `contents`): that rows changed since then goes unnoticed."
                 )
             columns = ["pair_id", "flipped", "action", "strength"]
+            columns += ["posterior", "was_flipped"] if "posterior" in self._columns(entry) else []
             table = self.table(entry, [*columns, *(CONTENT_COLUMNS if has_contents else ())])
             names = table["pair_id"].combine_chunks()
             positions, is_new = _find(names, known)
@@ -543,6 +566,7 @@ class CurationLedger:
             values["flipped"][positions] = table["flipped"].to_numpy()
             values["kept"][positions] = pc.not_equal(table["action"].cast(pa.string()), "drop").to_numpy()
             values["strength"][positions] = table["strength"].to_numpy()
+            values["posterior"][positions] = _source_posterior(table)
             values["entry"][positions] = number
         # Entry -1, of which nothing counts, takes the last value.
         rounds = np.array([*(entry["round"] for entry in entries), 0], dtype=np.int32)
@@ -553,7 +577,10 @@ class CurationLedger:
         return pa.table(done if contents is None else {**done, "changed": changed})
 
     def _has_contents(self, entry: Mapping[str, Any]) -> bool:
-        return set(CONTENT_COLUMNS) <= set(pq.read_schema(self._verified(entry)).names)
+        return set(CONTENT_COLUMNS) <= self._columns(entry)
+
+    def _columns(self, entry: Mapping[str, Any]) -> set[str]:
+        return set(pq.read_schema(self._verified(entry)).names)
 
     def _last_contents(self, names: pa.Array) -> pa.Table:
         """Return what [`pair_contents`] did for pairs, by the last round that knows, undone rounds too."""
@@ -566,44 +593,20 @@ class CurationLedger:
         return pa.Table.from_pylist(list(last.values()), pa.schema(dict.fromkeys(columns, pa.string())))
 
 
-def read_corrections(path: str | os.PathLike) -> tuple[str | None, dict[str, tuple[bool, bool]], list[str]]:
-    """Read a file of corrections: the fingerprint of its source set, whether each pair is to be flipped against it and
-    kept, and the unsure pairs. Raise a `ValueError` if the file is none, or an entry is incomplete or repeated."""
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); export it from the report once more.") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ValueError(f'{path} is no file of corrections: its `format` has to be "{FORMAT}".')
-    if content.get("version") != VERSION:
-        raise ValueError(f"{path} has version {content.get('version')!r}; this release reads version {VERSION}.")
-    wanted: dict[str, tuple[bool, bool]] = {}
-    unsure: list[str] = []
-    for number, entry in enumerate(content.get("corrections") or []):
-        where = f"Correction {number} of {path}"
-        if not isinstance(entry, dict) or not isinstance(name := entry.get("pair_id"), str):
-            raise ValueError(f"{where} has no `pair_id`; name the pair.")
-        verdict = entry.get("verdict")
-        if verdict not in VERDICTS:
-            raise ValueError(f"{where} has the verdict {verdict!r:.40}; give one of {', '.join(VERDICTS)}.")
-        if name in wanted or name in unsure:
-            raise ValueError(f"{where} speaks of {name!r} a second time; leave one of them.")
-        if verdict == "unsure":
-            unsure.append(name)
-            continue
-        for key in ("flipped", "kept"):
-            if not isinstance(entry.get(key), bool):
-                raise ValueError(f"{where} has {entry.get(key)!r:.40} as `{key}`; give true or false.")
-        wanted[name] = (entry["flipped"], entry["kept"])
-    return content.get("source_set"), wanted, unsure
-
-
 def _standing(record: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the rounds that count, those of persons last."""
     undone: set[str] = set()
     for event in record["events"]:
         undone = (undone | set(event.get("undo", ()))) - set(event.get("redo", ()))
     return sorted((entry for entry in record["rounds"] if entry["file"] not in undone), key=CurationLedger.is_manual)
+
+
+def _source_posterior(table: pa.Table) -> np.ndarray | float:
+    """Return the probability that the labels of the source set are wrong, `(N,)`; NaN of a round that does not say."""
+    if "posterior" not in table.column_names:
+        return math.nan
+    wrong = table["posterior"].to_numpy().astype(np.float64)
+    return np.where(table["was_flipped"].to_numpy(), 1 - wrong, wrong)
 
 
 def _decision(actions: Any, reason: str, margins: np.ndarray) -> Decision:

@@ -30,6 +30,7 @@ from ...training.setup import image_options, prepare_dataset
 from ...utils import check_value, digest, digest_of
 from ..health import num_references
 from ..judging import Judging, read_judging
+from ..ledger import LABELS
 from ..rules import FLIP_RULES, KEEP_RULES, Flip, Keep, parameters_of
 from .stages import Stage
 from .training import RewardTraining
@@ -296,6 +297,7 @@ class CurationRun:
     balance: dict[str, Any] | None = None  # from `read_balance`
     rows_per_shard: int = 4096
     shard: tuple[int, int] = (0, 1)  # i of n machines
+    labels: str = "hard"  # of the curated pool in trainings, as in [`CurationLedger.apply`]
 
     def model_dir(self, model: int = 0) -> str:
         """Return the directory or Hub id of a base model."""
@@ -338,6 +340,7 @@ def read_run(
     final: Sequence[str] = ("curated",),
     rows_per_shard: int = 4096,
     shard: tuple[int, int] = (0, 1),
+    labels: str = "hard",
     find_model: Callable[[str, int], BaseModel] = BaseModel,
     loaders: Loaders | None = None,
 ) -> CurationRun:
@@ -357,6 +360,7 @@ def read_run(
             "The rounds load whole models to score, which DeepSpeed ZeRO-3 does not allow; launch them with ZeRO-2, "
             "as in recipes/accelerate/deepspeed_zero2.yaml."
         )
+    check_value("`labels`", labels, labels in LABELS, f"give one of {', '.join(LABELS)}")
     check_value("`rows_per_shard`", rows_per_shard, rows_per_shard >= 1, "it must be at least 1")
     read = list[BaseModel]()
     for one in models:
@@ -379,6 +383,7 @@ def read_run(
         read_balance(balance_style),
         rows_per_shard,
         shard,
+        labels,
     )
     if "oracle" in final and "is_flipped" not in run.sets.raw("pool").column_names:
         raise ValueError("`final` names 'oracle', but the pool has no column `is_flipped` that tells true labels.")

@@ -137,6 +137,7 @@ def _plan_training(
     pairs = len(run.sets.raw("base"))
     if kind not in ("unbalanced", "base"):
         settings |= {"pool": run.sets.digest("pool"), "fold": fold}
+        settings |= {"labels": run.labels} if kind == "curated" and run.labels != "hard" else {}
         pairs += round(len(run.sets.raw("pool")) * (1 if fold is None else 1 - 1 / fold[1]))
     without_reference = is_scoring and run.has_reference
     if without_reference:
@@ -253,7 +254,7 @@ def ask_judges(run: CurationRun, folder: Path, *, number: int, step: Step, befor
     def make(ledger: CurationLedger) -> dict[str, Any]:
         known = ledger.labels(names, contents=run.sets.contents("pool"))
         flipped, kept, strength = (known[name] for name in ("flipped", "kept", "strength"))
-        posterior = label_posterior(ledger, before[-1], names, np.where(flipped, -strength, strength))
+        posterior = label_posterior(known)
         state = {"flipped": flipped, "kept": kept}
         rows = may_ask = np.flatnonzero(~kept) if judging.pairs == "dropped" else np.arange(len(kept))
         if judging.order is not None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset
 from transformers.utils import logging
@@ -21,7 +20,7 @@ from ...processes import on_main_process
 from ...utils import move_aside, whole_file
 from ..budget import fill_unknown
 from ..health import num_references
-from ..ledger import CurationLedger
+from ..ledger import CurationLedger, Labels
 from ..noise import estimate_noise
 from .config import CurationRun, folds_of
 
@@ -94,7 +93,8 @@ def training_set(
     if kind == "oracle":
         pool = swap_pairs(pool, column_of(pool, "is_flipped").to_numpy(zero_copy_only=False).astype(bool))
     elif kind == "curated":
-        pool = ledger_at(run, entries).apply(pool, contents=run.sets.contents("pool"))
+        contents, ledger = run.sets.contents("pool"), ledger_at(run, entries)
+        pool = ledger.apply(pool, contents=contents, labels=cast(Labels, run.labels))
     return concatenate({"base": base, "pool": pool})
 
 
@@ -174,19 +174,12 @@ def pool_labels(run: CurationRun, ledger: CurationLedger) -> tuple[np.ndarray, n
     return known["flipped"], known["kept"]
 
 
-def label_posterior(
-    ledger: CurationLedger, entry: tuple[int, str], names: pa.Array, margins: np.ndarray
-) -> np.ndarray:
-    """Return the probability that the label of each pair, as its source has it, is wrong, by a decision of the ledger,
-    or, where that has none, by the reward `margins` of these labels; where it is not known, as of the other pairs."""
-    # Not by earlier decisions: those of judges already count the votes that are about to be counted.
-    decided = next(one for one in ledger.standing if (one["round"], one["stage"]) == entry)
-    table, wrong = ledger.table(decided), np.full(len(names), np.nan)
-    if "posterior" not in table.column_names:
-        noise = estimate_noise(margins)
-        return fill_unknown(noise.posterior if noise.is_identified else wrong)
-    rows = pc.index_in(table["pair_id"], value_set=names)
-    table = table.append_column("row", rows).filter(pc.is_valid(rows))
-    now = table["posterior"].to_numpy().astype(np.float64)
-    wrong[table["row"].to_numpy()] = np.where(table["was_flipped"].to_numpy(), 1 - now, now)
+def label_posterior(known: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return the probability that the label of each pair, as its source has it, is wrong, from the state of the pairs
+    in the ledger, or, where the last decision does not say, from their reward margins; where it is not known, as of
+    the other pairs."""
+    wrong = known["posterior"]
+    if np.isnan(wrong).all():
+        noise = estimate_noise(np.where(known["flipped"], -known["strength"], known["strength"]))
+        wrong = noise.posterior if noise.is_identified else wrong
     return fill_unknown(wrong)
