@@ -198,6 +198,36 @@ def test_the_ledger_gives_what_training_read(tmp_path):
     assert ledger.history("pair-10") == []
 
 
+@pytest.mark.parametrize("every", [1, 5], ids=["in a round", "without a further round"])
+def test_a_person_s_corrections_count_from_the_next_epoch_on(every, tmp_path):
+    """They do not change the epoch that a checkpoint interrupts, and override what the rules decide later."""
+    strength = [-1.0, -2.0, 1.0, 3.0] * 2 + [2.0] * 3
+    options = {"rules": [Flip(flip_negative)], "ledger": tmp_path / "ledger", "every": every}
+    args = {"save_strategy": "steps", "save_steps": 8}
+    before, after = [], []
+    whole = trained(tmp_path / "run", args=args, record=before, scorer=Known(strength), **options)
+    assert np.flatnonzero(callback_of(whole).selection.flipped).tolist() == [0, 1, 4, 5]
+    ledger = CurationLedger(tmp_path / "ledger")
+    rounds = ledger.rounds
+    ledger.correct({"pair-0": "flip", "pair-1": "keep", "pair-3": "drop", "pair-6": "flip"})  # from the present state
+    resume = tmp_path / "run" / "checkpoint-8"
+    resumed = trained(tmp_path / "run", args=args, record=after, scorer=Known(strength), resume=resume, **options)
+    assert after[:4] == before[8:12]  # the rest of the epoch
+    selection = callback_of(resumed).selection
+    assert np.flatnonzero(selection.flipped).tolist() == [1, 4, 5, 6]
+    assert np.flatnonzero(~selection.kept).tolist() == [3]
+    assert {row for batch, _ in after[4:] for row in batch} == set(range(N)) - {3}
+    assert [*rounds, *ledger.rounds[len(rounds) :]] == ledger.rounds and ledger.rounds[-1]["stage"] == "manual"
+    assert ledger.standing == ledger.rounds  # nothing was undone
+    applied = ledger.apply(data())
+    flipped = dict(zip(applied["row_index"], applied["curation_flipped"], strict=True))
+    assert flipped == {row: bool(selection.flipped[row]) for row in range(N) if row != 3}
+    if every == 1:  # the same margins, of which that of pair 0 is now against it
+        assert rounds_of(resumed)[-1]["curation/mean_strength"] == pytest.approx(
+            (np.abs(strength).sum() - 3 - 2 * (1 + 1)) / (N - 1)
+        )
+
+
 def test_a_ledger_of_something_else_is_refused(tmp_path):
     options = {"scorer": Known([1.0] * N), "ledger": tmp_path / "ledger", "args": {"num_train_epochs": 2}}
     trained(tmp_path, **options)

@@ -90,7 +90,8 @@ class IterativeCurationCallback(TrainerCallback):
         refresh_strength (`bool`, *optional*, defaults to `False`):
             Whether the known strengths of a source are redistributed among its kept pairs, by their reward margins.
         ledger (`str` or `os.PathLike`, *optional*):
-            Folder of a [`CurationLedger`] that records each round.
+            Folder of a [`CurationLedger`] that records each round. A person's corrections in it override the rules,
+            from the next epoch on.
         only_sources (`Sequence[str]`, *optional*):
             Sources to curate; pairs of others are trusted and not changed.
         reference ([`~datasets.Dataset`], *optional*):
@@ -218,7 +219,8 @@ class IterativeCurationCallback(TrainerCallback):
             own = [column_of(dataset, name) for name in ("source", "strength") if name in dataset.column_names]
             parts += [json.dumps(column.to_pylist()) for column in (self._contents["content"], *own)]
             fingerprint = digest(parts)  # of all pairs, in their order
-            for entry in [] if self.ledger is None else self.ledger.rounds:
+            rounds = [] if self.ledger is None else self.ledger.rounds
+            for entry in (entry for entry in rounds if not CurationLedger.is_manual(entry)):
                 if entry["stage"] != STAGE or entry["settings"] != self._settings:
                     told = f"of other settings (round {entry['round']}, stage {entry['stage']!r}); pass another"
                     where = cast(CurationLedger, self.ledger).directory
@@ -241,6 +243,10 @@ class IterativeCurationCallback(TrainerCallback):
         selection.epoch = epoch
         if self._is_due(epoch) and self.state.last_epoch < epoch:
             self._curate(epoch)
+        elif self.ledger is not None and state.epoch == epoch:  # within an epoch, they would change its order
+            selection.flipped, selection.kept = on_main_process(
+                partial(self._correct, selection.flipped, selection.kept)
+            )
         selection.held_out = None
         if len(self._own_reference):
             selection.held_out = np.isin(np.arange(len(selection)), self._own_reference)
@@ -283,6 +289,20 @@ class IterativeCurationCallback(TrainerCallback):
         batch_size = self.trainer.args.per_device_eval_batch_size
         return score_with_trainer(self.trainer, dataset, lengths, batch_size=batch_size)
 
+    def _correct(self, flipped: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Apply a person's corrections in the ledger, about the present content of pairs, to copies of the masks of
+        flipped and kept pairs, `(N,)`. Only the first process calls it."""
+        flipped, kept = flipped.copy(), kept.copy()
+        if self.ledger is not None and any(map(CurationLedger.is_manual, self.ledger.standing)):
+            contents = cast(pa.Table, self._contents)
+            names, state = contents["pair_id"].combine_chunks(), self.ledger.state(contents=contents)
+            state = state.filter(
+                pa.array([CurationLedger.is_manual({"stage": one.as_py()}) for one in state["stage"]])
+            )
+            rows = pc.index_in(state["pair_id"].combine_chunks(), value_set=names).to_numpy()
+            flipped[rows], kept[rows] = state["flipped"].to_numpy(), state["kept"].to_numpy()
+        return flipped, kept
+
     def _decide(
         self, rows: np.ndarray, scores: np.ndarray, reference_scores: np.ndarray | None
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, float]]:
@@ -310,6 +330,9 @@ class IterativeCurationCallback(TrainerCallback):
             show_health(health)
         flipped, kept, margins = selection.flipped.copy(), selection.kept.copy(), np.full(len(average), np.nan)
         flipped[scored], kept[scored], margins[scored] = decision.flip, decision.keep, decision.strength
+        by_rules = flipped
+        flipped, kept = self._correct(flipped, kept)
+        margins[flipped != by_rules] *= -1
         if self.ledger is not None:
             every_score = np.full((len(average), *scores.shape[1:]), np.nan, dtype=scores.dtype)
             every_score[rows] = scores
