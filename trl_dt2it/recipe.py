@@ -33,17 +33,8 @@ DIGITS = "digits"  # as `dataset_name`, the set that `trl_dt2it.demo.digits` mak
 # Flags that the help of the recipes that sample answers shows.
 SAMPLING_FLAGS = (
     *("model_name_or_path", "reward_model", "dataset_name", "image_root", "max_rows", "output_dir", "num_answers"),
-    *(
-        "max_new_tokens",
-        "temperature",
-        "top_p",
-        "prompts_per_batch",
-        "normalize",
-        "lower_confidence",
-        "dtype",
-        "reward_dtype",
-    ),
-    "dry_run",
+    *("max_new_tokens", "temperature", "top_p", "prompts_per_batch", "normalize", "lower_confidence", "dtype"),
+    *("reward_dtype", "dry_run"),
 )
 
 

@@ -12,6 +12,7 @@ from transformers import AutoModelForSequenceClassification, AutoProcessor
 
 from trl_dt2it import MultimodalPreferenceCollator, RewardScorer, load_reward_model
 from trl_dt2it.models.freezing import part_of
+from trl_dt2it.models.posterior import read_posterior
 
 from ..families import family_dir
 from ..processes import Run

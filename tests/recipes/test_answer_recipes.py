@@ -3,6 +3,7 @@
 import functools
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from trl_dt2it.data import ImageOptions, RowError, check_row, to_dpo
 from trl_dt2it.data.columns import leave_images_encoded
 from trl_dt2it.data.messages import read_prompt
 from trl_dt2it.demo.digits import make_digits
+from trl_dt2it.models.posterior import laplace_posterior, write_posterior
 from trl_dt2it.scoring.answers import Sampling, load_generator, sample_answers
 
 from ..policies import ON_THE_CPU, policy_and_reward_model
@@ -137,6 +139,30 @@ def test_given_answers_are_scored_and_an_unreadable_one_has_no_reward(models, tm
     (tmp_path / "1.png").unlink()
     with pytest.raises(RowError, match=r"^row 1: .*1\.png.* is not a file"):
         run("best_of_n", *flags[:-3], tmp_path / "other")
+
+
+def test_rewards_lowered_by_their_standard_deviations(models, tmp_path):
+    flags = [*given(tmp_path), "--reward_model", models[1], "--output_dir", tmp_path / "out"]
+    with pytest.raises(ValueError, match="which standard deviations of rewards need"):
+        run("best_of_n", *flags, "--lower_confidence", 2)
+    scorer = RewardScorer.from_pretrained(models[1])
+    head = scorer.model.score.weight.detach()[0]
+    about = {"num_pairs": 1, "total_weight": 1.0, "loss_type": "bt"}
+    posterior = laplace_posterior(torch.eye(len(head), dtype=torch.float64), head, 0 * head, about)
+    model = shutil.copytree(models[1], tmp_path / "model")
+    write_posterior(posterior, model)
+    flags[flags.index("--reward_model") + 1] = model
+    run("best_of_n", *flags, "--lower_confidence", 2)
+    scorer = RewardScorer.from_pretrained(model)
+    for index, line in enumerate(lines(tmp_path / "out" / "best_of_n.jsonl")):
+        usable = [place for place, reward in enumerate(line["rewards"]) if reward is not None]
+        texts = [line["answers"][place] for place in usable]
+        prompt = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": f"What is {index}?"}]}]
+        ranked = scorer.rank(prompt, texts, [str(tmp_path / f"{index}.png")], lower_confidence=2)
+        assert line["best"] == usable[ranked[0].index]
+        assert line["reward"] == pytest.approx(ranked[0].reward, abs=1e-5)
+    with pytest.raises(ValueError, match="other content or settings"):
+        run("best_of_n", *flags)
 
 
 def test_pairs_as_json_lines_and_refusals(models, tmp_path, capsys):

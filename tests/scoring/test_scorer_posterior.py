@@ -1,6 +1,8 @@
 """Standard deviations and lower bounds of rewards: by hand from what the head reads, wherever the model lies."""
 
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -13,8 +15,9 @@ from trl_dt2it.models.posterior import POSTERIOR_FILE, laplace_posterior, write_
 from trl_dt2it.scoring.scorer import RewardScorer
 
 from ..families import example_images
+from ..hub_server import LoopbackHub
 from ..pairs import model_of, processor_of
-from ..processes import Run
+from ..processes import ROOT, Run
 from ..rows import make_dataset
 from ..trainers import text_model, trainer_for
 
@@ -216,6 +219,28 @@ def test_two_processes_measure_what_one_does(saved, tmp_path):
     Run(measure, saved, tmp_path, num_processes=2).finish()
     for rank in range(2):
         np.testing.assert_allclose(np.load(tmp_path / f"{rank}.npy"), expected, rtol=1e-3)
+
+
+FROM_THE_HUB = """
+import sys
+from huggingface_hub import create_repo, upload_folder
+from trl_dt2it import RewardScorer
+from trl_dt2it.training.model_card import MODEL_FILES
+
+create_repo("loopback/model", token="t")
+upload_folder(repo_id="loopback/model", folder_path=sys.argv[1], token="t", allow_patterns=MODEL_FILES)
+scorer = RewardScorer.from_pretrained("loopback/model", device="cpu")
+print(*scorer.score("What?", ["A flower.", "A dog."], return_std=True)[1])
+"""
+
+
+def test_it_comes_from_the_hub_too(saved):
+    with LoopbackHub() as hub:
+        command = [sys.executable, "-c", FROM_THE_HUB, str(saved)]
+        run = subprocess.run(command, env=hub.env(), capture_output=True, text=True, timeout=300, cwd=ROOT)
+        assert run.returncode == 0, run.stderr[-3000:]
+    expected = RewardScorer.from_pretrained(saved).score("What?", ["A flower.", "A dog."], return_std=True)[1]
+    assert list(map(float, run.stdout.split())) == pytest.approx(expected, rel=1e-4)
 
 
 def test_dummy_images_are_no_answers():

@@ -84,9 +84,7 @@ class ScoredAnswers:
     prompt: Prompt  # with the paths of its images alone, `None` for an image without one
     answers: list[str]
     is_finished: list[bool]  # by the model itself; given answers count as finished
-    rewards: list[
-        float | None
-    ]  # lowered if so asked; `None` for an answer that spells a special token of the reward model
+    rewards: list[float | None]  # `None` for an answer that spells a special token of the reward model
 
 
 @dataclass
