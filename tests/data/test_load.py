@@ -402,6 +402,19 @@ def test_columns_that_mean_the_same_everywhere_are_read_in_every_layout(tmp_path
             load_preferences(name, path, **OPTIONS.get(name, {}))
 
 
+def test_columns_that_mean_the_same_everywhere_are_read_in_tables_too(tmp_path):
+    """A table is text, and a cell without a value is empty."""
+    header = "q,good,bad,strength,weight,label_confidence,source,pair_id"
+    (tmp_path / "rows.csv").write_text(f"{header}\nWhat?,A.,B.,2,0.5,0.8,mine,a\nWho?,C.,D.,,,,mine,b\n")
+    for streaming in (False, True):
+        pairs = list(load_preferences("columns", tmp_path / "rows.csv", streaming=streaming, **OPTIONS["columns"]))
+        own = ("strength", "weight", "label_confidence", "source", "pair_id")
+        assert [[pair[name] for name in own] for pair in pairs] == [
+            [2.0, 0.5, 0.8, "mine", "a"],
+            [None, None, None, "mine", "b"],
+        ]
+
+
 def test_columns_with_names_of_ours_are_kept_by_other_names(tmp_path, caplog):
     row = {**ROWS_WITH_OWN["columns"], "prompt": "p", "chosen": 1, "row": 2, "source": {"a": 1}, "original_row": 3}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row))

@@ -294,6 +294,45 @@ def test_a_function_is_a_loss_as_well():
         pairwise_loss(CHOSEN, REJECTED, loss_type=lambda delta, batch, config: delta.mean())
 
 
+def fitted(margins_of, loss_type="bt", **columns) -> torch.Tensor:
+    """The direction of the linear reward with the least loss, of pairs given by the differences of their features."""
+    theta, zero = torch.zeros(margins_of.shape[1], requires_grad=True), torch.zeros(len(margins_of))
+    optimizer = torch.optim.LBFGS([theta], max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimizer.zero_grad()
+        loss = pairwise_loss(margins_of @ theta, zero, loss_type, **columns).mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return theta.detach() / theta.detach().norm()
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_wrong_labels_mislead_gce_less_and_known_confidences_help(seed):
+    """Pairs of a linear reward, in units of the angle (1 - cosine) to the truth that the fit misses."""
+    generator = torch.Generator().manual_seed(seed)
+    truth = torch.randn(8, generator=generator)
+    truth = truth / truth.norm()
+    pairs = torch.randn(2000, 8, generator=generator)
+    is_right = torch.rand(2000, generator=generator) < torch.sigmoid(3 * pairs @ truth)
+    pairs = torch.where(is_right[:, None], pairs, -pairs)
+    # A quarter of the labels goes by the taste of an annotator, against the truth in feature 0.
+    by_taste = torch.rand(2000, generator=generator) < 0.25
+    taste = -torch.sign(pairs[:, :1]) * torch.sign(truth[0])
+    mislabeled = torch.where(by_taste[:, None], taste * pairs, pairs)
+    misses = {name: 1 - (fitted(mislabeled, name) @ truth).item() for name in ("bt", "gce")}
+    assert misses["gce"] < 0.6 * misses["bt"]
+    # Half of the labels is right with 0.95, and half with 0.6.
+    confidence = torch.where(torch.arange(2000) < 1000, 0.95, 0.6)
+    is_kept = torch.rand(2000, generator=generator) < confidence
+    noisy = torch.where(is_kept[:, None], pairs, -pairs)
+    for name in ("bt", "gce"):
+        plain, aware = fitted(noisy, name), fitted(noisy, name, label_confidence=confidence)
+        assert aware @ truth > plain @ truth
+
+
 def test_a_function_trains_and_is_saved_by_its_name(tmp_path):
     """`bt` under another name: the same losses, in a configuration that can be pickled and written as JSON."""
     args = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2}

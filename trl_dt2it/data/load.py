@@ -429,7 +429,8 @@ def with_own_columns(conversion: Conversion, raw: AnyDataset) -> Conversion:
         for name, feature in types.items()
         if name not in (*reads, FOLDER_COLUMN)
     }
-    shared = {name for name in _SHARED if isinstance(feature := unread.get(name), Value) and feature.dtype in _PLAIN}
+    plain = _PLAIN if is_json else (*_PLAIN, "large_string")  # of JSON it is an object or a list, as text
+    shared = {name for name in _SHARED if isinstance(feature := unread.get(name), Value) and feature.dtype in plain}
     own = {name: feature for name, feature in unread.items() if feature not in (None, {}) and name not in shared}
     if (conversion.overrides or conversion.source.has_parts) and "source" in types:
         own["source"] = types["source"]  # kept, but under another name

@@ -187,7 +187,7 @@ def name_field(row: Row, field: str) -> str | None:
 
 def strength_field(row: Row, field: str, reason: Reason = "bad_strength") -> float | None:
     """Read a finite number that is not negative, also in a string; `None` if it is unknown."""
-    value = row.get(field)
+    value = _given(row, field)
     number = to_number(value)
     if value is not None and (number is None or number < 0):
         problem = f"`{field}` is {value!r:.40}; give a finite number that is not negative, or None if unknown."
@@ -197,10 +197,16 @@ def strength_field(row: Row, field: str, reason: Reason = "bad_strength") -> flo
 
 def confidence_field(row: Row, field: str) -> float | None:
     """Read a probability, also in a string; `None` if there is no doubt."""
-    value = row.get(field)
+    value = _given(row, field)
     number = to_number(value)
     check_confidence(field, value if number is None else number)
     return number
+
+
+def _given(row: Row, field: str) -> Any:
+    """Return a value, and `None` for an empty cell of a table."""
+    value = row.get(field)
+    return None if isinstance(value, str) and not value.strip() else value
 
 
 def to_number(value: Any) -> float | None:
