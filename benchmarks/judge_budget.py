@@ -189,8 +189,8 @@ def main() -> int:
     text = [
         markdown(heads, rows),
         "`before` is the label noise after `flip_mixture`, `all calls` that after all verdicts in the random order, "
-        "and `followed` that if every clear verdict is taken as it is. `needs` is the share of all calls after which an "
-        "order has the noise of `all calls`, or less, for the first time.",
+        "and `followed` that if every clear verdict is taken as it is. `needs` is the share of all calls after which "
+        "an order has the noise of `all calls`, or less, for the first time.",
         markdown(["half of the calls as the budget", *ORDERS, "gain, no budget"], served),
         f"Calls that arrived, and the label noise then, of {2 * DIGITS:,} calls for all pairs. The last column is "
         "what the order of gain asks without a budget: no verdict about the other pairs would change a label.",

@@ -60,7 +60,7 @@ class RoundsArguments:
         models (`list[dict]`, *optional*):
             Models that score, each with `model_name_or_path` and `seed`; by default the one of the configuration.
         judge (`dict`, *optional*):
-            Judges to ask about what the rules drop, or about all pairs, as in
+            Judges to ask about pairs that the rules drop, or all, as in
             [`trl_dt2it.curation.judging.read_judging`].
         balance_style (`dict` or `bool`, *optional*):
             Balances the style of the constructed set before it is trained on, as in

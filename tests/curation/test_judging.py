@@ -245,23 +245,30 @@ def test_pairs_without_an_answer_are_asked_about_again_and_nothing_is_decided_ab
         assert "unanswered" not in counts and set(judge.full.values()) == {1} and len(judge.full) == 12
 
 
-def test_the_most_that_judging_may_cost():
+def test_what_judging_is_estimated_to_cost():
     pairs, _ = mixed_pairs(4)
     given = {"base_url": "http://127.0.0.1:9/v1", "model": "m", "output_price": 1e6, "max_tokens": 10}
     judging = read_judging({"endpoints": [given, {**given, "model": "n", "output_price": 2e6}], "votes": "majority"})
     most = estimate_judging(pairs, judging.endpoints, sample=4)
     # 8 pairs in both orders; each reply at most 10 tokens, at 1 and at 2 USD a token.
     assert most.calls == 32 and most.cost == pytest.approx(16 * 10 * (1 + 2))
-    assert judging.settings()["judges"][1]["model"] == "n" and judging.votes == "majority"
+    settings = judging.settings()
+    assert settings["judges"][1]["model"] == "n" and judging.votes == "majority"
+    # An earlier release knew no order: what its runs have done stays done.
+    assert set(settings) == {"judges", "budgets", "votes", "swap", "language"}
+    ordered = read_judging({**given, "order": "gain", "pairs": "dropped", "accuracy": 0.9}).settings()
+    assert set(ordered) - set(settings) == {"order", "accuracy"}
 
 
-def test_a_run_with_a_judge_that_is_killed_pays_for_no_call_twice(tmp_path):
+@pytest.mark.parametrize("order", [None, "gain"])
+def test_a_run_with_a_judge_that_is_killed_pays_for_no_call_twice(tmp_path, order):
     pairs, truth = mixed_pairs(12, noise=0.4)
     write_parquet(pairs, tmp_path / "pool.parquet")
     judge = TruthfulJudge(truth)
     calm, killed = tmp_path / "calm", tmp_path / "killed"
     with JudgeServer(judge) as server:
         about = {"base_url": server.base_url, "model": "judge", "max_concurrency": 1, "timeout": 5.0}
+        about |= {} if order is None else {"order": order, "max_calls": 1000}
         settings = {
             "pool": {"mixed": {"dataset_name": str(tmp_path / "pool.parquet")}},
             "rounds": [{"rules": [{"keep": "keep_consistent"}], "judge": True, "min_kept": 0.0}],

@@ -189,7 +189,7 @@ def test_sources_have_rates_of_their_own_and_share_the_accuracy(caplog):
 def test_the_posterior_is_that_of_the_orientation_that_was_scored():
     strength, _, reference = drawn(plain, 1000, 0.3, 0)
     alone = decide(strength, [Flip(partial(flip_mixture, reference=reference))])
-    # A rule before that flips all: the probability that the label as scored is wrong is then 1 minus what the rule says.
+    # After a rule that flips all, the label as scored is wrong with 1 minus the probability that the rule says.
     turned = decide(
         -strength, [Flip(lambda margins: margins == margins), Flip(partial(flip_mixture, reference=reference))]
     )

@@ -296,6 +296,7 @@ def test_a_plan_says_what_is_done_and_what_the_judge_may_cost(tmp_path):
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
     # 48 pairs in both orders, each reply at most 10 tokens of 1 USD.
     assert ["round-1/judge", "to do", "48", "", "96", "960"] in rows
+    assert any("USD: estimated" in line for line in lines)
     assert not (tmp_path / "out").exists()
 
 

@@ -147,6 +147,12 @@ def test_rules_of_a_configuration_get_their_options():
         ({"judge": {"base_url": "http://x/v1"}}, "`judge` has no `model`"),
         ({"judge": {"base_url": "http://x/v1", "model": "m", "vote": "majority"}}, "the unknown key `vote`"),
         ({"judge": {"base_url": "http://x/v1", "model": "m", "votes": "most"}}, "`votes` of the judge is 'most'"),
+        (
+            {"judge": {"base_url": "http://x/v1", "model": "m", "order": "best"}},
+            "`order` of the judge is 'best'; choose one of gain, uncertainty, margin, random",
+        ),
+        ({"judge": {"base_url": "http://x/v1", "model": "m", "pairs": "kept"}}, "choose one of dropped, all"),
+        ({"judge": {"base_url": "http://x/v1", "model": "m", "accuracy": 0.5}}, "`accuracy` of the judge is 0.5"),
     ],
 )
 def test_misuse_fails_at_start_with_one_sentence(tmp_path, given, message):

@@ -5,12 +5,13 @@ import pyarrow as pa
 import pytest
 from scipy.special import expit
 
-from trl_dt2it.curation import CurationLedger
+from trl_dt2it.curation import CurationLedger, relabel_by_vote
+from trl_dt2it.curation.budget import weigh_votes
 from trl_dt2it.evaluation.metrics import wilson
 from trl_dt2it.report.figures import STATES, Flow, calibrate, read_flow
 from trl_dt2it.report.gallery import choose_pairs
 
-from .run_folder import NASTY_SOURCE, STRENGTH
+from .run_folder import NASTY_ID, NASTY_SOURCE, STRENGTH
 
 
 def test_pairs_are_followed_through_the_ledger(written_run):
@@ -40,6 +41,19 @@ def test_what_is_undone_and_what_a_person_said(run):
     ledger.undo(1)
     empty = read_flow(ledger)
     assert len(empty.pair_id) == 0 and empty.transitions().shape == (0, 4, 4) and empty.since().tolist() == []
+
+
+def test_pairs_that_judges_were_asked_about_though_they_were_kept(run):
+    ledger = CurationLedger(run / "ledger")
+    # After round 2, 0 is flipped, 8 is kept, and 39 is dropped.
+    votes = np.array([[[1, 1]], [[-1, -1]], [[1, 1]], [[1, 1]]])
+    state = {"flipped": np.array([1, 0, 0, 0], dtype=bool), "kept": np.array([1, 1, 0, 1], dtype=bool)}
+    decision = weigh_votes(relabel_by_vote(votes), np.full(4, 0.5), strength=np.ones(4), **state)
+    names = [NASTY_ID, "pair-8", "pair-39", "pair-9"]
+    ledger.append(2, "judge", pair_ids=names, decision=decision, votes=votes, models=["judge"], orientation="source")
+    flow = read_flow(ledger)
+    found = dict(zip(flow.pair_id.to_pylist(), flow.states[-1].tolist(), strict=True))
+    assert [STATES[found[name]] for name in names] == ["kept", "flipped", "relabelled", "kept"]
 
 
 def chosen(states: str, strength: list[float], most: int) -> str:

@@ -98,10 +98,11 @@ def read_flow(ledger: CurationLedger) -> Flow:
         rows = pc.index_in(table["pair_id"].combine_chunks(), value_set=names).to_numpy()
         turned = table["flipped"].to_numpy()
         is_dropped = pc.equal(table["action"].cast(pa.string()), "drop").to_numpy()
+        kept = np.where(turned, STATES.index("flipped"), STATES.index("kept"))
         if any(name.startswith("vote_") for name in table.column_names):
-            kept = np.full(len(turned), STATES.index("relabelled"))
-        else:
-            kept = np.where(turned, STATES.index("flipped"), STATES.index("kept"))
+            # Judges may have been asked about kept pairs too, which do not come back from anywhere.
+            was_out = np.isin(states[step - 1, rows], [STATES.index("dropped"), STATES.index("relabelled")])
+            kept[was_out] = STATES.index("relabelled")
         states[step] = states[step - 1]
         states[step, rows] = np.where(is_dropped, STATES.index("dropped"), kept)
         flipped[rows] = turned
