@@ -27,7 +27,7 @@ MIN_PAIRS = 20
 MAX_WIDTH, MAX_WIDTH_ALONE = 0.5, 0.3
 
 # Flips that would raise the share of wrong labels by more than this are harm, and no more probable than that.
-HARM, MAX_RISK = 0.01, 0.2
+HARM, MAX_RISK = 0.01, 0.16
 MAX_RISK_ALONE = 0.15  # without a reference
 
 # The accuracy on a source from which it is read, surely, and below which it is not, probably.
@@ -36,7 +36,7 @@ READ, NOT_READ = 0.6, 0.55
 # Pairs of a source that its likelihood counts for at most. No curve of the grid is the true one, and the likelihood of
 # more pairs is sure of the one that is least wrong, however wrong: it is raised to a power that stops this, as by
 # Miller and Dunson (2019), "Robust Bayesian inference via coarsening", Eq. 2.
-_MAX_COUNT = 350
+_MAX_COUNT = 300
 
 _BINS = 24  # of the reward margins of a source, equally filled
 
@@ -193,7 +193,7 @@ def estimate_noise(strength: npt.ArrayLike, reference: npt.ArrayLike | None = No
     all. Means over the posterior of all of these are returned, so that what the pairs do not tell stays unsure.
 
     Labels are flipped where that leaves the fewest wrong ones in expectation (posterior above one half), and only if
-    the probability that the flips together raise the share of wrong labels by over a hundredth is small (20 %, without
+    the probability that the flips together raise the share of wrong labels by over a hundredth is small (16 %, without
     a reference 15 %). This is the best rule that sees only margins where the pairs are like the reference, apart from
     wrong labels, and wrong labels are no more likely on pairs that the model gets wrong than on others of the same
     margin, or somewhat more. A bias that model and annotators share cannot be seen in margins: wrong labels that the
@@ -336,20 +336,20 @@ def _grid() -> _Grid:
     lapses, falls = np.array([0, 0.06, 0.15, 0.3, 0.6, 1]), np.array([0, 0.15, 0.35])
     k, lapse, fall = (axis.reshape(-1, 1) for axis in np.meshgrid(np.exp(log_k), lapses, falls, indexing="ij"))
 
-    def prior(of_lapses: Sequence[float], of_falls: Sequence[float]) -> np.ndarray:
-        of_k = -(((log_k - math.log(2)) / 1.2) ** 2) / 2
+    def prior(of_lapses: Sequence[float], of_falls: Sequence[float], spread: float = 1.2) -> np.ndarray:
+        of_k = -(((log_k - math.log(1.8)) / spread) ** 2) / 2
         return log_softmax((of_k[:, None, None] + np.log(of_lapses)[:, None] + np.log(of_falls)).ravel())
 
     levels, slopes, shares = np.linspace(-4.5, -0.1, 11), np.array([-2.7, -1.8, -1, -0.5, 0, 0.7]), np.array([0.0, 1])
-    of_level = -(((levels + 1.1) / 1.0) ** 2) / 2
-    of_slope, of_share = np.log([0.17, 0.18, 0.2, 0.18, 0.22, 0.05]), np.log([0.6, 0.4])
+    of_level = -((levels + 1.15) ** 2) / 2
+    of_slope, of_share = np.log([0.05, 0.08, 0.23, 0.33, 0.27, 0.04]), np.log([0.5, 0.5])
     noise = log_softmax((of_level[:, None, None] + of_slope[:, None] + of_share).ravel())
     level, slope, shared = (axis.reshape(-1, 1) for axis in np.meshgrid(levels, slopes, shares, indexing="ij"))
     # One more: all labels are reversed, but for a few.
     extra = [np.append(axis, [[value]], axis=0) for axis, value in ((level, 3.5), (slope, 0.0), (shared, 0.0))]
     return _Grid(
         *(k, lapse, fall),
-        known=prior((0.6, 0.19, 0.09, 0.06, 0.04, 0.02), (0.6, 0.2, 0.2)),
+        known=prior((0.6, 0.19, 0.09, 0.06, 0.04, 0.02), (0.6, 0.2, 0.2), spread=0.55),
         alone=prior((0.5, 0.2, 0.18, 0.06, 0.02, 0.04), (0.6, 0.2, 0.2)),
         foreign=prior((0.35, 0.15, 0.15, 0.1, 0.05, 0.2), (0.6, 0.2, 0.2)),
         level=extra[0],
@@ -361,7 +361,7 @@ def _grid() -> _Grid:
 
 # Prior probabilities: that no label of a source is wrong, with and without a reference, and that the model reads a
 # source in another way than the rest.
-_CLEAN, _CLEAN_ALONE, _FOREIGN = 0.05, 0.3, 0.03
+_CLEAN, _CLEAN_ALONE, _FOREIGN = 0.02, 0.3, 0.03
 
 
 class _Bins(NamedTuple):
