@@ -6,8 +6,9 @@ sure they are that the answer with the higher reward is the better one, which is
 
 Then answers are drawn by a machine that knows nothing: eight of ten are read-outs like those of the training, and two
 read two to four digits where one is written, in wordings that no training pair has; these are all wrong. Best of n
-picks by the mean reward, or by the reward less `K` standard deviations, of the posterior or of the ensemble. All
-settings, `K` among them, were chosen before the first run.
+picks by the mean reward, or by the reward less `K` standard deviations, of the posterior or of the ensemble. Then the
+same with eight of ten answers strange, of many more and longer ones, to see the reward chosen against. All settings,
+`K` among them, were chosen before the first run; the second part was added after it, and its settings before its own.
 
 Prints tables and writes `benchmarks/results/reward_uncertainty.{json,md,png}`. Fails if the posterior is worse
 calibrated than the reward alone; whether pessimism helps is for the table to say.
@@ -35,8 +36,9 @@ from trl_dt2it.demo.tiny import build_tiny_vlm
 
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
-TRAIN_PAIRS, EVAL_PAIRS, MEMBERS, IMAGES, DRAWS = 300, 1000, 3, 120, 50
-STRANGE, SHARE_STRANGE = 60, 0.2
+TRAIN_PAIRS, EVAL_PAIRS, MEMBERS, DRAWS = 300, 1000, 3, 50
+# Number of answers of a kind that no training pair has, their share, their most digits, and images to answer about.
+FEW, MANY = (60, 0.2, 4, 120), (480, 0.8, 6, 40)
 K = 1.0
 SETTINGS = {**DIGITS_SETTINGS, "num_train_epochs": 10, "reward_posterior": True}
 READ_OUTS = [(digit, frame.format(word)) for digit, word in enumerate(WORDS) for frame in ANSWERS["plain"]]
@@ -58,9 +60,11 @@ def run(seed: int) -> dict:
         pairs = np.array([scorer.score_pairs(test, show_progress=False) for scorer in scorers])
         margins = pairs[:, :, 0] - pairs[:, :, 1]
         std = scorers[0].margin_std(test, show_progress=False)
-        picked = best_of_n(scorers, np.random.default_rng(seed))
+        picked = best_of_n(scorers, np.random.default_rng(seed), *FEW)
+        among_many = best_of_n(scorers[:1], np.random.default_rng(seed), *MANY)
         about = scorers[0].posterior.about
-    return {"seed": seed, "posterior": about, "seconds": seconds, **judged(margins, std), "best_of_n": picked}
+    judgment = {**judged(margins, std), "best_of_n": picked, "among_many": among_many}
+    return {"seed": seed, "posterior": about, "seconds": seconds, **judgment}
 
 
 def judged(margins: np.ndarray, std: np.ndarray) -> dict:
@@ -79,40 +83,39 @@ def judged(margins: np.ndarray, std: np.ndarray) -> dict:
     }
 
 
-def best_of_n(scorers: list[RewardScorer], generator: np.random.Generator) -> dict:
-    """Share of right picks by way and n."""
-    samples = generator.permutation(split_samples("test"))[:IMAGES].tolist()
+def best_of_n(
+    scorers: list[RewardScorer], generator: np.random.Generator, number: int, share: float, longest: int, count: int
+) -> dict:
+    """Shares of right picks and of strange ones by way and n, of the first model and of all together."""
+    samples = generator.permutation(split_samples("test"))[:count].tolist()
     labels = load_digits().target[samples]
     strange = [
         generator.choice([frame for manner in ("verbose", "markdown") for frame in ANSWERS[manner]]).format(
-            " ".join(generator.choice(WORDS, size=generator.integers(2, 5)))
+            " ".join(generator.choice(WORDS, size=generator.integers(2, longest + 1)))
         )
-        for _ in range(STRANGE)
+        for _ in range(number)
     ]
     texts = [text for _, text in READ_OUTS] + strange
-    digits = np.array([digit for digit, _ in READ_OUTS] + [-1] * STRANGE)
-    chance = [(1 - SHARE_STRANGE) / len(READ_OUTS)] * len(READ_OUTS) + [SHARE_STRANGE / STRANGE] * STRANGE
-    drawn = generator.choice(len(texts), p=chance, size=(IMAGES, DRAWS, max(SIZES)))
-    questions = [QUESTIONS[index] for index in generator.integers(len(QUESTIONS), size=IMAGES)]
+    digits = np.array([digit for digit, _ in READ_OUTS] + [-1] * number)
+    chance = [(1 - share) / len(READ_OUTS)] * len(READ_OUTS) + [share / number] * number
+    drawn = generator.choice(len(texts), p=chance, size=(count, DRAWS, max(SIZES)))
+    questions = [QUESTIONS[index] for index in generator.integers(len(QUESTIONS), size=count)]
     images = [[render_strip([sample])] for sample in samples]
-    groups = scorers[0]._groups(questions, [texts] * IMAGES, images)
+    groups = scorers[0]._groups(questions, [texts] * count, images)
     read = [[torch.empty(0)] * len(texts) for _ in groups]
     rewards = np.array([scorers[0]._score(groups, read), *(scorer._score(groups) for scorer in scorers[1:])])
     # Distances in these coordinates are standard deviations.
     spots = np.array([(torch.stack(one) @ scorers[0].posterior.factor).numpy() for one in read])
     found: dict[str, dict[int, list]] = {}
-    for index, size in product(range(IMAGES), SIZES):
+    for index, size in product(range(count), SIZES):
         some = drawn[index, :, :size]  # (draws, n)
         each = rewards[:, index][:, some]  # (members, draws, n)
         spot = spots[index][some]
         std = np.linalg.norm(spot - spot.mean(1, keepdims=True), axis=2)
         centered = each - each.mean(2, keepdims=True)
-        values = {
-            "reward": each[0],
-            "posterior": each[0] - K * std if size > 1 else each[0],
-            "ensemble mean": each.mean(0),
-            "ensemble": each.mean(0) - K * centered.std(0, ddof=1),
-        }
+        values = {"reward": each[0], "posterior": each[0] - K * std}
+        if len(scorers) > 1:
+            values |= {"ensemble mean": each.mean(0), "ensemble": each.mean(0) - K * centered.std(0, ddof=1)}
         for way, value in values.items():
             pick = np.take_along_axis(some, value.argmax(1)[:, None], 1)[:, 0]
             found.setdefault(way, {}).setdefault(size, []).append(
@@ -160,6 +163,25 @@ def draw(rows: list[dict], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
+def picks(rows: list[dict], name: str, setting: tuple) -> list[str]:
+    """A sentence and a table of one part."""
+    number, share, longest, count = setting
+    titles = {"reward": "reward", "posterior": f"less {K:g} std of the posterior", "ensemble mean": "ensemble's mean"}
+    titles["ensemble"] = f"less {K:g} std of the ensemble"
+    ways, cells = list(rows[0][name]), []
+    for size in SIZES:
+        found = [[row[name][way][size] for row in rows] for way in ways]
+        right = [" / ".join(f"{one[0]:.3f}" for one in each) + f", mean {np.mean(each, 0)[0]:.3f}" for each in found]
+        cells.append([str(size), *right, *(f"{np.mean(each, 0)[1]:.3f}" for each in found[:2])])
+    heads = ["n", *(titles[way] for way in ways), "strange picks by reward", "by less std of the posterior"]
+    return [
+        f"Share of right picks by seed, {count} handwritten digits, {DRAWS} draws each; a share of {share:g} of the "
+        f"answers is strange, of {number} that read 2 to {longest} digits.",
+        "",
+        markdown(heads, cells),
+    ]
+
+
 def main(seeds: list[int]) -> None:
     rows = [run(seed) for seed in seeds]
     draw(rows, RESULTS / "reward_uncertainty.png")
@@ -172,14 +194,6 @@ def main(seeds: list[int]) -> None:
     calibration.append(["calibration error", *(f"{error_of(rows, way):.3f}" for way in WAYS)])
     likelihoods = [np.mean([row["likelihood"][way] for row in rows]) for way in WAYS]
     calibration.append(["negative log likelihood of the labels", *(f"{value:.3f}" for value in likelihoods)])
-    ways = list(rows[0]["best_of_n"])
-    names = {"reward": "reward", "posterior": f"less {K:g} std of the posterior", "ensemble mean": "ensemble's mean"}
-    names["ensemble"] = f"less {K:g} std of the ensemble"
-    picks = []
-    for size in SIZES:
-        cells = [[row["best_of_n"][way][size] for row in rows] for way in ways]
-        right = [" / ".join(f"{one[0]:.3f}" for one in cell) + f", mean {np.mean(cell, 0)[0]:.3f}" for cell in cells]
-        picks.append([str(size), *right, *(f"{np.mean(cell, 0)[1]:.3f}" for cell in cells[:2])])
     accuracy = ", ".join(f"{np.mean(row['right']['reward']):.3f}" for row in rows)
     parameters = ", ".join(f"{row['posterior']['effective_parameters']:.1f}" for row in rows)
     seconds = np.mean([row["seconds"] for row in rows])
@@ -194,18 +208,12 @@ def main(seeds: list[int]) -> None:
         "",
         markdown(["sure", "reward alone", "posterior", f"ensemble of {MEMBERS}"], calibration),
         "",
-        f"Share of right picks by seed, {IMAGES} handwritten digits, {DRAWS} draws each; a share of {SHARE_STRANGE:g} "
-        "of the answers is of a kind that no training pair has.",
-        "",
-        markdown(
-            ["n", *(names[way] for way in ways), "strange picks by reward", "by less std of the posterior"], picks
-        ),
-        "",
+        *(picks(rows, "best_of_n", FEW), "", *picks(rows, "among_many", MANY), ""),
         "![Calibration, and share of right picks against n](reward_uncertainty.png)",
     ]
     for row in rows:  # the tables hold what they say
         del row["sure"], row["right"]
-    settings = {"train_pairs": TRAIN_PAIRS, "k": K, "share_strange": SHARE_STRANGE, "draws": DRAWS, **SETTINGS}
+    settings = {"train_pairs": TRAIN_PAIRS, "k": K, "few": FEW, "many": MANY, "draws": DRAWS, **SETTINGS}
     record = {"rows": rows, "calibration": curves, "settings": settings}
     write("reward_uncertainty", "\n".join(text), record)
     if likelihoods[1] >= likelihoods[0]:
