@@ -80,11 +80,11 @@ KINDS = tuple(kind for kind in NOISE_KINDS if kind != "uniform")
 RATES, SEEDS = (0.2, 0.35), (42, 43, 44)
 
 DIGITS = {"strong": [1, 2], "weak": [4]}
-BASE_PAIRS = {"strong": 300, "weak": 150}
+BASE_PAIRS = {"strong": 100, "weak": 150}
 POOL_PAIRS, UNREAD_PAIRS, TEST_PAIRS = 1200, 300, 2000
 TRAINING = {
-    "max_steps": 100,
-    "per_device_train_batch_size": 16,
+    "max_steps": 80,
+    "per_device_train_batch_size": 32,
     "learning_rate": 1.0e-3,
     "lr_scheduler_type": "linear",
     "warmup_steps": 0.1,
