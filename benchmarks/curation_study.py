@@ -8,8 +8,9 @@ Read-outs of handwritten digits: clean pairs, and a noisy pool with wrong labels
 - weak: four digits, where that model is right in 65 to 75 % of the test, and in the pool a second source that nobody
   can read, because the pixels of its images are shuffled. Its labels are all right, so each flip there does harm.
 
-A cell is one part, kind, rate and seed. It appends one line to `outputs/curation_study/cells.jsonl` and is not done
-again; within a cell, a killed run goes on where it was. Several processes share the cells by `--shard`.
+A cell is one part, kind, rate and seed. It appends one line to `cells.jsonl` in `--folder` and is not done again with
+the settings below; within a cell, a killed run goes on where it was. Several processes share the cells by `--shard`.
+Code is no setting: to compare two rules of one name, give each a folder.
 
 usage: python benchmarks/curation_study.py  (all cells, then the table)
        python benchmarks/curation_study.py run [--shard I/N] [--parts strong weak] [--kinds KIND ...] [--seeds N ...]
@@ -24,7 +25,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -47,7 +48,7 @@ from trl_dt2it.demo import READER
 from trl_dt2it.demo.digits import DEMO_LOADERS, make_digits
 from trl_dt2it.demo.label_noise import NOISE_KINDS
 from trl_dt2it.recipe import find_base_model
-from trl_dt2it.utils import parse_shard
+from trl_dt2it.utils import digest_of, parse_shard
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,11 @@ KINDS = tuple(kind for kind in NOISE_KINDS if kind != "uniform")
 RATES, SEEDS = (0.2, 0.35), (42, 43, 44)
 
 DIGITS = {"strong": [1, 2], "weak": [4]}
-BASE_PAIRS = {"strong": 300, "weak": 150}
+BASE_PAIRS = {"strong": 100, "weak": 150}
 POOL_PAIRS, UNREAD_PAIRS, TEST_PAIRS = 1200, 300, 2000
 TRAINING = {
-    "max_steps": 100,
-    "per_device_train_batch_size": 16,
+    "max_steps": 80,
+    "per_device_train_batch_size": 32,
     "learning_rate": 1.0e-3,
     "lr_scheduler_type": "linear",
     "warmup_steps": 0.1,
@@ -101,7 +102,8 @@ TRAINING = {
     "disable_tqdm": True,
     "logging_steps": 100,
 }
-FOLDER = Path(__file__).parents[1] / "outputs" / "curation_study"
+FOLDER = Path(__file__).parents[1] / "outputs" / "curation_study"  # unless `--folder` names another
+CELLS = "cells.jsonl"
 
 
 def shuffled_digits(source: str, options: Mapping) -> Dataset:
@@ -203,9 +205,15 @@ def study(part: str, kind: str, noise: float, seed: int, folder: Path) -> dict:
     return {"accuracies": accuracies, "curated": curated}
 
 
+def settings_of(part: str) -> str:
+    """A digest of the settings that the cells of a part depend on."""
+    sizes = (DIGITS[part], BASE_PAIRS[part], POOL_PAIRS, UNREAD_PAIRS, TEST_PAIRS)
+    return digest_of([TRAINING, sizes, list(map(asdict, PARTS[part]))])
+
+
 def run_cells(options: argparse.Namespace) -> None:
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    path, (index, count) = FOLDER / "cells.jsonl", parse_shard(options.shard)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    index, count = parse_shard(options.shard)
     cells = [
         {"part": part, "kind": kind, "noise": noise, "seed": seed}
         for seed in options.seeds
@@ -214,20 +222,24 @@ def run_cells(options: argparse.Namespace) -> None:
         for kind in options.kinds
     ]
     remember_rendered()
-    done = [{key: one[key] for key in cells[0]} for one in read_cells(path)]
+    done = [{key: one[key] for key in cells[0]} for one in read_cells(options.folder)]
     for cell in [cell for cell in cells[index::count] if cell not in done]:
-        folder, start = FOLDER / "-".join(map(str, cell.values())), time.perf_counter()
-        cpu = time.process_time()
-        record = {**cell, **study(**cell, folder=folder)}
-        record |= {"seconds": round(time.perf_counter() - start), "cpu_seconds": round(time.process_time() - cpu)}
-        with path.open("a") as file:  # one short write, so that processes do not mix their lines
+        folder = options.folder / "-".join(map(str, cell.values()))
+        start, start_cpu = time.perf_counter(), time.process_time()
+        record = {**cell, **study(**cell, folder=folder), "settings": settings_of(cell["part"])}
+        record["seconds"] = round(time.perf_counter() - start)
+        record["cpu_seconds"] = round(time.process_time() - start_cpu)
+        with (options.folder / CELLS).open("a") as file:  # one short write, so that processes do not mix their lines
             file.write(json.dumps(record) + "\n")
         shutil.rmtree(folder)
         print(json.dumps(record), flush=True)
 
 
-def read_cells(path: Path = FOLDER / "cells.jsonl") -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+def read_cells(folder: Path) -> list[dict]:
+    """The cells that were done with the settings as they are."""
+    path = folder / CELLS
+    cells = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [cell for cell in cells if cell["settings"] == settings_of(cell["part"])]
 
 
 def closed(scores: Mapping[str, float], model: str) -> float:
@@ -288,8 +300,8 @@ def harms(cell: dict) -> list[str]:
     return told
 
 
-def show_table() -> None:
-    cells, texts, short = read_cells(), [], []
+def show_table(options: argparse.Namespace) -> None:
+    cells, texts, short = read_cells(options.folder), [], []
     for part in PARTS:
         if own := [cell for cell in cells if cell["part"] == part]:
             text, missed = table(part, own)
@@ -311,11 +323,12 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=NOISE_KINDS, default=KINDS)
     parser.add_argument("--rates", nargs="+", type=float, default=RATES)
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
+    parser.add_argument("--folder", type=Path, default=FOLDER)
     options = parser.parse_args()
     if options.command != "table":
         run_cells(options)
     if options.command != "run":
-        show_table()
+        show_table(options)
 
 
 if __name__ == "__main__":
