@@ -17,7 +17,7 @@ ORDERS: tuple[Order, ...] = ("gain", "uncertainty", "margin", "random")
 
 # Share of right verdicts that is assumed of judges who agree with themselves after a position swap, until votes tell
 # more than so many verdicts would.
-ACCURACY, _PRIOR_VERDICTS = 0.8, 20
+ACCURACY, _PRIOR_VERDICTS = 0.8, 50
 
 _CURVE_POINTS, _DIGITS = 50, 6
 
@@ -79,10 +79,18 @@ def judge_order(
         return np.lexsort([size])
     if how == "uncertainty":
         return np.lexsort([size, np.abs(wrong - 0.5).round(_DIGITS)])
-    # Rounded, so that 0.1 and 1 - 0.9 are equals.
-    gain = (np.where(kept, np.where(flipped, 1 - wrong, wrong), 0.5) + accuracy - 1).round(_DIGITS)
+    gain = expected_gain(wrong, flipped, kept, accuracy)
     order = np.lexsort([size, -gain])
     return order[gain[order] > 0]
+
+
+def expected_gain(
+    posterior: npt.ArrayLike, flipped: npt.ArrayLike, kept: npt.ArrayLike, accuracy: float
+) -> np.ndarray:
+    """Return the gain of [`judge_order`] of each pair, `(N,)`, below 0 where no verdict changes the label."""
+    wrong = fill_unknown(posterior)
+    # Rounded, so that 0.1 and 1 - 0.9 are equals.
+    return (np.where(kept, np.where(flipped, 1 - wrong, wrong), 0.5) + accuracy - 1).round(_DIGITS)
 
 
 def fill_unknown(posterior: npt.ArrayLike) -> np.ndarray:
@@ -103,7 +111,7 @@ def estimate_accuracy(by_votes: Decision, posterior: npt.ArrayLike) -> float:
     Estimate how often clear verdicts are right, by how they agree with what was known before.
 
     A label that is wrong with probability \(p\) is called wrong with probability \(p a + (1 - p)(1 - a)\). The
-    estimate is the \(a\) that makes all verdicts most likely, and 20 more, of which 16 are right. Where all \(p\) are
+    estimate is the \(a\) that makes all verdicts most likely, and 50 more, of which 40 are right. Where all \(p\) are
     one half, nothing is learned.
 
     Args:
