@@ -66,7 +66,9 @@ def follow(
     posterior = fill_unknown(estimate.posterior if estimate.is_identified else np.full(len(margins), np.nan))
     curves = {}
     for how in ORDERS:
-        order = judge_order(posterior, margins, how=how, flipped=flipped, kept=kept, accuracy=1.0)
+        order = judge_order(
+            posterior, np.where(flipped, -margins, margins), how=how, flipped=flipped, kept=kept, accuracy=1.0
+        )
 
         def num_worth(votes: PairVotes, count: int, order: np.ndarray = order) -> int:
             done, rows = order[: len(votes.votes)], order[len(votes.votes) :][:count]

@@ -33,7 +33,8 @@ def test_orders_by_hand():
 
 
 def test_ties_go_by_margin_and_then_by_row():
-    assert order([0.4] * 5, [1.0, -0.5, 0.5, np.nan, 1.0], "gain") == [3, 1, 2, 0, 4]
+    assert order([0.4] * 5, [1.0, -0.5, 0.5, np.nan, 1.0], "gain") == [1, 3, 2, 0, 4]
+    assert order([0.4] * 5, [1.0, -0.5, 0.5, np.nan, 1.0], "uncertainty") == [3, 1, 2, 0, 4]
     assert order([0.4] * 3, [1.0] * 3, "uncertainty") == order([0.4] * 3, [-1.0] * 3, "margin") == [0, 1, 2]
     assert order([], [], "gain") == order([], [], "random") == []
 

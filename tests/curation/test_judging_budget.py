@@ -163,9 +163,9 @@ def test_without_a_posterior_the_margins_tell(tmp_path):
     with JudgeServer(judge) as server:
         about = {"base_url": server.base_url, "model": "judge", "order": "gain", "pairs": "all", "max_calls": 20}
         counts = ask(about)
-        # The labels that the model contradicts are dropped; those that it contradicts least come first.
+        # The labels that the model contradicts are dropped; those that it contradicts most come first.
         votes = pq.read_table(tmp_path / "round-1/judge/votes.parquet").to_pydict()
-        contradicted = np.flatnonzero(wrong)[np.argsort(-margins[wrong])]
+        contradicted = np.flatnonzero(wrong)[np.argsort(margins[wrong])]
         assert votes["pair_id"][: len(contradicted)] == [names[row] for row in contradicted]
         assert votes["status_0_0"][:11] == ["ok"] * 10 + ["over_budget"] and len(server.requests) == 20
         assert counts["flipped"] == 10 and counts["curve"]["changed"][-1] == 10

@@ -52,7 +52,7 @@ def judge_order(
             Probability that each label is wrong, from 0 to 1, in the orientation of `flipped = False`; where it is not
             known, NaN, which counts as the mean of the others, or 0.5 if none is known.
         margins (`np.ndarray` of shape `(N,)`):
-            Reward margins in any orientation, NaN counting as 0.
+            Reward margins of the labels as they are now, NaN counting as 0.
         how (`str`):
             `"gain"`: largest \(g\) first, without the pairs of \(g = 0\). `"uncertainty"`: posterior closest to 0.5
             first. `"margin"`: smallest absolute margin first. `"random"`: at random.
@@ -65,22 +65,23 @@ def judge_order(
 
     Returns:
         `np.ndarray` of shape `(M,)` and dtype `int64`: indices of pairs, the first to ask about first; all N, but for
-        `"gain"`. Of equals, the pair of the smaller absolute margin comes first, then the earlier one.
+        `"gain"`. Of equals, the pair of the smaller absolute margin comes first (for `"gain"` of the lower margin,
+        whose label is rather wrong even where no posterior tells), then the earlier one.
 
     Raises:
         `ValueError`: if `how` is unknown, or a number is out of range.
     """
     check_value("`how`", how, how in ORDERS, f"give one of {', '.join(ORDERS)}")
     check_value("`accuracy`", accuracy, 0.5 < accuracy <= 1, "give a share above 0.5, and at most 1")
-    wrong, size = fill_unknown(posterior), np.abs(np.nan_to_num(np.asarray(margins, dtype=np.float64)))
+    wrong, margins = fill_unknown(posterior), np.nan_to_num(np.asarray(margins, dtype=np.float64))
     if how == "random":
         return np.random.default_rng(seed).permutation(len(wrong))
     if how == "margin":
-        return np.lexsort([size])
+        return np.lexsort([np.abs(margins)])
     if how == "uncertainty":
-        return np.lexsort([size, np.abs(wrong - 0.5).round(_DIGITS)])
+        return np.lexsort([np.abs(margins), np.abs(wrong - 0.5).round(_DIGITS)])
     gain = expected_gain(wrong, flipped, kept, accuracy)
-    order = np.lexsort([size, -gain])
+    order = np.lexsort([margins, -gain])
     return order[gain[order] > 0]
 
 
