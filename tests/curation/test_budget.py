@@ -33,7 +33,8 @@ def test_orders_by_hand():
 
 
 def test_ties_go_by_margin_and_then_by_row():
-    assert order([0.4] * 5, [1.0, -0.5, 0.5, np.nan, 1.0], "gain") == [3, 1, 2, 0, 4]
+    assert order([0.4] * 5, [1.0, -0.5, 0.5, np.nan, 1.0], "gain") == [1, 3, 2, 0, 4]
+    assert order([0.4] * 5, [1.0, -0.5, 0.5, np.nan, 1.0], "uncertainty") == [3, 1, 2, 0, 4]
     assert order([0.4] * 3, [1.0] * 3, "uncertainty") == order([0.4] * 3, [-1.0] * 3, "margin") == [0, 1, 2]
     assert order([], [], "gain") == order([], [], "random") == []
 
@@ -127,9 +128,9 @@ def test_the_accuracy_of_a_judge_is_estimated(accuracy):
     )
     assert estimate_accuracy(relabel_by_vote(votes), np.full(count, np.nan)) == pytest.approx(0.8)
     assert estimate_accuracy(relabel_by_vote(votes[:0]), []) == pytest.approx(0.8)
-    # Twenty sure verdicts that are right stand beside sixteen of twenty.
-    sure = relabel_by_vote(np.ones((20, 1, 2), dtype=int))
-    assert estimate_accuracy(sure, np.zeros(20)) == pytest.approx(0.9, abs=0.001)
+    # Fifty sure verdicts that are right stand beside forty of fifty.
+    sure = relabel_by_vote(np.ones((50, 1, 2), dtype=int))
+    assert estimate_accuracy(sure, np.zeros(50)) == pytest.approx(0.9, abs=0.001)
 
 
 def test_the_curve_by_hand():

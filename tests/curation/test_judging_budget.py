@@ -163,9 +163,9 @@ def test_without_a_posterior_the_margins_tell(tmp_path):
     with JudgeServer(judge) as server:
         about = {"base_url": server.base_url, "model": "judge", "order": "gain", "pairs": "all", "max_calls": 20}
         counts = ask(about)
-        # The labels that the model contradicts are dropped; those that it contradicts least come first.
+        # The labels that the model contradicts are dropped; those that it contradicts most come first.
         votes = pq.read_table(tmp_path / "round-1/judge/votes.parquet").to_pydict()
-        contradicted = np.flatnonzero(wrong)[np.argsort(-margins[wrong])]
+        contradicted = np.flatnonzero(wrong)[np.argsort(margins[wrong])]
         assert votes["pair_id"][: len(contradicted)] == [names[row] for row in contradicted]
         assert votes["status_0_0"][:11] == ["ok"] * 10 + ["over_budget"] and len(server.requests) == 20
         assert counts["flipped"] == 10 and counts["curve"]["changed"][-1] == 10
@@ -196,3 +196,27 @@ def test_a_budget_is_spent_as_if_there_had_been_no_kill(tmp_path):
                 (counts["curve"], CurationLedger(folder / "ledger").state().drop_columns(["pair_id"]).to_pydict())
             )
     assert outcomes[0] == outcomes[1]
+
+
+def test_nobody_is_asked_where_no_verdict_would_change_anything(tmp_path):
+    pool, names, judge, ask = rounds_run(tmp_path, num_pairs=90)
+    posterior = np.where(np.arange(90) % 3, 0.45, 0.02)
+    ledger = CurationLedger(tmp_path / "ledger")
+    ledger.append(1, "decide", pair_ids=names, decision=decided(names, posterior))
+    with JudgeServer(judge) as server:
+        about = {"base_url": server.base_url, "model": "judge", "order": "gain", "pairs": "all"}
+        for calls, judged in ((20, 10), (1000, 60)):
+            counts = ask(about, max_calls=calls)
+            assert (counts["judged"], counts["not asked (no gain)"]) == (judged, 30)
+            assert counts["not asked (budget)"] == 60 - judged and len(server.requests) == 2 * judged
+            # What is one half, nearly, tells little of the judge.
+            assert 0.75 < counts["judge_accuracy"] < 0.85
+            votes = pq.read_table(tmp_path / "round-1/judge/votes.parquet")
+            assert len(votes) == 60 and set(votes["pair_id"].to_pylist()).isdisjoint(names[::3])
+            ledger.undo(1, "judge")
+        # All replies are there; who asks about all in any order gets the rest.
+        counts = ask(about, order="random", max_calls=1000)
+        assert counts["judged"] == 90 and len(server.requests) == 180
+        wrong = np.array(pool["is_flipped"][:])
+        flipped = CurationLedger(tmp_path / "ledger").labels(pa.array(names))["flipped"]
+        assert (flipped[posterior > 0.1] == wrong[posterior > 0.1]).all()

@@ -17,7 +17,7 @@ ORDERS: tuple[Order, ...] = ("gain", "uncertainty", "margin", "random")
 
 # Share of right verdicts that is assumed of judges who agree with themselves after a position swap, until votes tell
 # more than so many verdicts would.
-ACCURACY, _PRIOR_VERDICTS = 0.8, 20
+ACCURACY, _PRIOR_VERDICTS = 0.8, 50
 
 _CURVE_POINTS, _DIGITS = 50, 6
 
@@ -52,7 +52,7 @@ def judge_order(
             Probability that each label is wrong, from 0 to 1, in the orientation of `flipped = False`; where it is not
             known, NaN, which counts as the mean of the others, or 0.5 if none is known.
         margins (`np.ndarray` of shape `(N,)`):
-            Reward margins in any orientation, NaN counting as 0.
+            Reward margins of the labels as they are now, NaN counting as 0.
         how (`str`):
             `"gain"`: largest \(g\) first, without the pairs of \(g = 0\). `"uncertainty"`: posterior closest to 0.5
             first. `"margin"`: smallest absolute margin first. `"random"`: at random.
@@ -65,24 +65,33 @@ def judge_order(
 
     Returns:
         `np.ndarray` of shape `(M,)` and dtype `int64`: indices of pairs, the first to ask about first; all N, but for
-        `"gain"`. Of equals, the pair of the smaller absolute margin comes first, then the earlier one.
+        `"gain"`. Of equals, the pair of the smaller absolute margin comes first (for `"gain"` of the lower margin,
+        whose label is rather wrong even where no posterior tells), then the earlier one.
 
     Raises:
         `ValueError`: if `how` is unknown, or a number is out of range.
     """
     check_value("`how`", how, how in ORDERS, f"give one of {', '.join(ORDERS)}")
     check_value("`accuracy`", accuracy, 0.5 < accuracy <= 1, "give a share above 0.5, and at most 1")
-    wrong, size = fill_unknown(posterior), np.abs(np.nan_to_num(np.asarray(margins, dtype=np.float64)))
+    wrong, margins = fill_unknown(posterior), np.nan_to_num(np.asarray(margins, dtype=np.float64))
     if how == "random":
         return np.random.default_rng(seed).permutation(len(wrong))
     if how == "margin":
-        return np.lexsort([size])
+        return np.lexsort([np.abs(margins)])
     if how == "uncertainty":
-        return np.lexsort([size, np.abs(wrong - 0.5).round(_DIGITS)])
-    # Rounded, so that 0.1 and 1 - 0.9 are equals.
-    gain = (np.where(kept, np.where(flipped, 1 - wrong, wrong), 0.5) + accuracy - 1).round(_DIGITS)
-    order = np.lexsort([size, -gain])
+        return np.lexsort([np.abs(margins), np.abs(wrong - 0.5).round(_DIGITS)])
+    gain = expected_gain(wrong, flipped, kept, accuracy)
+    order = np.lexsort([margins, -gain])
     return order[gain[order] > 0]
+
+
+def expected_gain(
+    posterior: npt.ArrayLike, flipped: npt.ArrayLike, kept: npt.ArrayLike, accuracy: float
+) -> np.ndarray:
+    """Return the gain of [`judge_order`] of each pair, `(N,)`, below 0 where no verdict changes the label."""
+    wrong = fill_unknown(posterior)
+    # Rounded, so that 0.1 and 1 - 0.9 are equals.
+    return (np.where(kept, np.where(flipped, 1 - wrong, wrong), 0.5) + accuracy - 1).round(_DIGITS)
 
 
 def fill_unknown(posterior: npt.ArrayLike) -> np.ndarray:
@@ -103,7 +112,7 @@ def estimate_accuracy(by_votes: Decision, posterior: npt.ArrayLike) -> float:
     Estimate how often clear verdicts are right, by how they agree with what was known before.
 
     A label that is wrong with probability \(p\) is called wrong with probability \(p a + (1 - p)(1 - a)\). The
-    estimate is the \(a\) that makes all verdicts most likely, and 20 more, of which 16 are right. Where all \(p\) are
+    estimate is the \(a\) that makes all verdicts most likely, and 50 more, of which 40 are right. Where all \(p\) are
     one half, nothing is learned.
 
     Args:

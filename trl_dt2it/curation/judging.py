@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -80,12 +80,14 @@ def judge_pairs(
     image_options: ImageOptions | None = None,
     pairs_at_once: int = 64,
     within_budget: bool = False,
+    num_worth: Callable[[PairVotes, int], int] | None = None,
     show_progress: bool = True,
 ) -> PairVotes:
     """
     Ask every judge about every pair, in both orders; replies that are in the clients' stores are not asked for.
     `within_budget` asks about the first pairs first, and of each pair only whole: where a judge has no room for both
-    orders, no judge is asked.
+    orders, no judge is asked. `num_worth` returns, for the votes so far, how many of a number of next pairs are worth
+    asking about; votes end before the first that is not.
     """
     from ..judge.replies import PairwiseVerdict  # with `pydantic`, which rounds without judges lack
 
@@ -107,18 +109,31 @@ def judge_pairs(
                     found.votes[index, number, order] = sign * words[reply.verdict.better]
                 found.status[index, number, order] = reply.status
 
-    for start in tqdm(range(0, len(rows), pairs_at_once), desc="judging", disable=None if show_progress else True):
-        if within_budget and used >= stored and any(map(_is_spent, judges)):
-            found.status[start:] = "over_budget"  # without the work of writing all their requests
+    start, end = 0, len(rows)
+    bar = tqdm(total=end, desc="judging", disable=None if show_progress else True)
+    while start < end:
+        stop, is_spent = min(start + pairs_at_once, end), within_budget and any(map(_is_spent, judges))
+        if is_spent and used >= stored:
+            stop = end
+        if num_worth is not None:
+            stop = start + num_worth(PairVotes(found.votes[:start], found.status[:start]), stop - start)
+        if stop == start:
+            end = start
+            break
+        if is_spent and used >= stored:
+            found.status[start:stop] = "over_budget"  # without the work of writing all their requests
+            end = stop
             break
         pairs = list[_Asked]()
-        for index in range(start, min(start + pairs_at_once, len(rows))):
+        for index in range(start, stop):
             try:
                 requests, sign = pair_requests(rows[index], index, swap, language, options)
             except RowError as error:
                 found.problems[index] = f"{row_name(rows[index], index)}, {error.reason}: {error}"
                 continue
             pairs.append((index, sign, requests))
+        bar.update(stop - start)
+        start = stop
         if not within_budget:
             ask(pairs)
             continue
@@ -131,7 +146,8 @@ def judge_pairs(
             else:
                 found.status[pairs[0][0]] = "over_budget"
             del pairs[: max(1, count)], most[: max(1, count)]
-    return found
+    bar.close()
+    return PairVotes(found.votes[:end], found.status[:end], found.problems)
 
 
 _Asked = tuple[int, int, tuple[JudgeRequest, JudgeRequest]]  # row, 1 if the first answer is the chosen one, and both

@@ -24,11 +24,11 @@ logger = logging.get_logger(__name__)
 MIN_PAIRS = 20
 
 # A rate whose 95 % interval is wider is not identified; without a reference, the interval is that of a guess.
-MAX_WIDTH, MAX_WIDTH_ALONE = 0.5, 0.3
+MAX_WIDTH, MAX_WIDTH_ALONE = 0.5, 0.35
 
 # Flips that would raise the share of wrong labels by more than this are harm, and no more probable than that.
 HARM, MAX_RISK = 0.01, 0.16
-MAX_RISK_ALONE = 0.15  # without a reference
+MAX_RISK_ALONE = 0.1  # without a reference
 
 # The accuracy on a source from which it is read, surely, and below which it is not, probably.
 READ, NOT_READ = 0.6, 0.55
@@ -133,7 +133,7 @@ class NoiseEstimate:
             Expected share of these pairs that the model ranks rightly, NaN where nothing is fitted; its 90 % credible
             interval.
         is_identified (`bool`):
-            Whether there are enough pairs, the model reads them, and `interval` is at most 0.3 wide, with a reference
+            Whether there are enough pairs, the model reads them, and `interval` is at most 0.35 wide, with a reference
             0.5.
         reading (`str`):
             `"read"`: the accuracy is surely at least 0.6; `"not read"`: it is probably below 0.55; `"hardly read"`
@@ -194,7 +194,7 @@ def estimate_noise(strength: npt.ArrayLike, reference: npt.ArrayLike | None = No
 
     Labels are flipped where that leaves the fewest wrong ones in expectation (posterior above one half), and only if
     the probability that the flips together raise the share of wrong labels by over a hundredth is small (16 %, without
-    a reference 15 %). This is the best rule that sees only margins where the pairs are like the reference, apart from
+    a reference 10 %). This is the best rule that sees only margins where the pairs are like the reference, apart from
     wrong labels, and wrong labels are no more likely on pairs that the model gets wrong than on others of the same
     margin, or somewhat more. A bias that model and annotators share cannot be seen in margins: wrong labels that the
     model agrees with stay.
@@ -350,7 +350,7 @@ def _grid() -> _Grid:
     return _Grid(
         *(k, lapse, fall),
         known=prior((0.6, 0.19, 0.09, 0.06, 0.04, 0.02), (0.6, 0.2, 0.2), spread=0.55),
-        alone=prior((0.5, 0.2, 0.18, 0.06, 0.02, 0.04), (0.6, 0.2, 0.2)),
+        alone=prior((0.5, 0.2, 0.18, 0.06, 0.02, 0.04), (0.6, 0.2, 0.2), spread=1.9),
         foreign=prior((0.35, 0.15, 0.15, 0.1, 0.05, 0.2), (0.6, 0.2, 0.2)),
         level=extra[0],
         slope=extra[1],
@@ -361,7 +361,7 @@ def _grid() -> _Grid:
 
 # Prior probabilities: that no label of a source is wrong, with and without a reference, and that the model reads a
 # source in another way than the rest.
-_CLEAN, _CLEAN_ALONE, _FOREIGN = 0.02, 0.3, 0.03
+_CLEAN, _CLEAN_ALONE, _FOREIGN = 0.02, 0.15, 0.03
 
 
 class _Bins(NamedTuple):

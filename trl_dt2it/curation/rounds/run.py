@@ -20,7 +20,7 @@ from ...processes import on_main_process
 from ...scoring.shards import gather_scores, score_in_shards
 from ...training.setup import image_options
 from ...utils import read_json, whole_file, write_json
-from ..budget import ACCURACY, estimate_accuracy, judge_curve, judge_order, weigh_votes
+from ..budget import estimate_accuracy, expected_gain, judge_curve, judge_order, weigh_votes
 from ..health import describe_health, num_references, show_health
 from ..judging import NO_ANSWER, Judging, PairVotes, estimate_judging, judge_pairs
 from ..ledger import CurationLedger
@@ -258,9 +258,18 @@ def ask_judges(run: CurationRun, folder: Path, *, number: int, step: Step, befor
         state = {"flipped": flipped, "kept": kept}
         rows = may_ask = np.flatnonzero(~kept) if judging.pairs == "dropped" else np.arange(len(kept))
         if judging.order is not None:
-            about: dict[str, Any] = {"how": judging.order, "accuracy": judging.accuracy or ACCURACY, **state}
+            # Without an accuracy, all pairs whose label may be wrong are in the order, and `num_worth` ends it.
+            about: dict[str, Any] = {"how": judging.order, "accuracy": judging.accuracy or 1.0, **state}
             order = judge_order(posterior, strength, seed=run.training.args.seed, **about)
             rows = order[np.isin(order, may_ask)]
+
+        def num_worth(asked: PairVotes, count: int) -> int:
+            done, next_rows = rows[: len(asked.votes)], rows[len(asked.votes) :][:count]
+            by_votes = relabel_by_vote(asked.votes[asked.answered], cast(Any, judging.votes))
+            accuracy = estimate_accuracy(by_votes, posterior[done[asked.answered]])
+            gain = expected_gain(posterior[next_rows], flipped[next_rows], kept[next_rows], accuracy)
+            return int((np.cumsum(gain <= 0) == 0).sum())
+
         verdicts = judge_pairs(
             pool.select(rows),
             judging.clients(run.output_dir),
@@ -268,8 +277,10 @@ def ask_judges(run: CurationRun, folder: Path, *, number: int, step: Step, befor
             language=judging.language,
             image_options=image_options(run.sets.args),
             within_budget=judging.order is not None,
+            num_worth=num_worth if judging.order == "gain" and judging.accuracy is None else None,
             show_progress=not run.training.args.disable_tqdm,
         )
+        rows = rows[: len(verdicts.votes)]
         is_late = verdicts.over_budget & (judging.order is not None)
         missing, total = int((verdicts.unanswered & ~is_late).sum()), int((~is_late).sum())
         if missing > judging.max_unanswered * total:
