@@ -31,9 +31,7 @@ def health_section(ledger: CurationLedger | None) -> Section | None:
     largest = sorted(sources, key=lambda name: -sources[name]["pairs"])
     drawn = [name for name in largest if "curves" in sources[name]]
     figures = [
-        _draw_source(
-            f"noise-{number}", f"{source_title(name, health)}, {sources[name]['pairs']:,} pairs", sources[name]
-        )
+        _draw_source(f"noise-{number}", source_title(name, health), sources[name])
         for number, name in enumerate(drawn[:MOST_CURVES])
     ]
     if health["reference"] is not None:
@@ -97,6 +95,7 @@ def _draw_source(name: str, title: str, source: Mapping[str, Any]) -> Figure:
     axes.plot(x, curves["posterior"], color=INK, linewidth=1.2, linestyle=(0, (4, 2)))
     _finish(axes, curves, 1.0)
     seen = f"{source['contradicted']:.1%} of the labels contradicted; {tell_reading(source)}"
+    title = f"{title}, {source['pairs']:,} pairs"
     return Figure(title, as_svg(drawing, name), f"Contradicted and wrong labels by reward margin: {seen}")
 
 
@@ -110,10 +109,9 @@ def _draw_reference(known: Mapping[str, Any], sources: Sequence[Mapping[str, Any
             axes.fill_between(curves["margin"], low, high, color=FAINT, alpha=0.6, linewidth=0)
         axes.plot(curves["margin"], 1 - curves["accuracy"], color=MUTED, linewidth=1.4 if number == 0 else 0.8)
     _finish(axes, {name: np.array(values) for name, values in known["curve"].items()}, 0.6)
-    label = (
-        f"Errors on {known['pairs']:,} pairs known to be right, by reward margin: {1 - known['accuracy']:.1%} in all"
-    )
-    return Figure(f"Known to be right, {known['pairs']:,} pairs", as_svg(drawing, "noise-reference"), label)
+    title = f"Known to be right, {known['pairs']:,} pairs"
+    label = f"Errors by reward margin: {1 - known['accuracy']:.1%} in all"
+    return Figure(title, as_svg(drawing, "noise-reference"), label)
 
 
 def _finish(axes: Axes, seen: Mapping[str, np.ndarray], top: float) -> None:

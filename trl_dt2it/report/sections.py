@@ -122,8 +122,8 @@ def write_report(
         benchmarks(read),
         pairs,
     ]
-    about = {"subtitle": _subtitle(folder, flow), "warnings": _harm(folder, *audits[:2])}
-    page = render(title or _title(folder, read), sections, **about, gallery=items)
+    title, subtitle = title or _title(folder, read), _subtitle(folder, flow)
+    page = render(title, sections, subtitle=subtitle, warnings=_harm(folder, *audits[:2]), gallery=items)
     with whole_file(output) as part:
         part.write_bytes(page.encode("utf-8", "replace"))  # JSON may hold half a character
     return Path(output)
