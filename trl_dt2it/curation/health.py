@@ -127,12 +127,19 @@ def health_cells(source: Mapping[str, Any]) -> list[str]:
     return [f"{source['pairs']:,}", "" if share is None else f"{share:.1%}", *intervals, f"{source['flipped']:,}"]
 
 
+def audited_rows(count: int) -> np.ndarray:
+    """Draw the rows of so many whose style is audited, ascending; all if they are few."""
+    if count <= MOST_AUDITED:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(0).choice(count, MOST_AUDITED, replace=False))
+
+
 def audit_pool(
     pool: Dataset, ledger: CurationLedger | None, contents: Callable[[Dataset], pa.Table] = pair_contents
 ) -> dict[str, dict[str, Any]]:
     """Audit the style of a pool as labelled by its sources, and after curation by a ledger."""
     if len(pool) > MOST_AUDITED:
-        pool = pool.select(np.sort(np.random.default_rng(0).choice(len(pool), MOST_AUDITED, replace=False)))
+        pool = pool.select(audited_rows(len(pool)))
     audits = {"before": asdict(audit_style(pool))}
     if ledger is not None:
         audits["after"] = asdict(audit_style(ledger.apply(pool, contents=contents(pool))))
@@ -140,14 +147,17 @@ def audit_pool(
 
 
 def style_rises(audits: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """List the sources whose style tells more of their labels after curation than before."""
+    """List the sources, or without any the set, whose style tells more of their labels after curation than before."""
     sentences = []
-    before, after = (audits.get(when, {"sources": {}})["sources"] for when in ("before", "after"))
-    for source in sorted(set(before) & set(after)):
-        was, now = before[source]["auc"], after[source]["auc"]
+    before, after = (
+        (audit.get("sources") or {"": audit["overall"]}) if (audit := audits.get(when)) else {}
+        for when in ("before", "after")
+    )
+    for source in sorted(set(before) & set(after), key=str):
+        was, now, whose = before[source]["auc"], after[source]["auc"], f" of {source!r}" if source else ""
         if None not in (was, now) and after[source]["interval"][0] > was and now - was > LEAST_CHANGE:
             sentences.append(
-                f"Style tells more of the labels of {source!r} after curation than before (leakage {was:.3f} to "
-                f"{now:.3f}): wrong labels hid it, or the model follows style; look at what was flipped there."
+                f"Style tells more of the labels{whose} after curation than before (leakage {was:.3f} to {now:.3f}): "
+                "wrong labels hid it, or the model follows style; look at what was flipped there."
             )
     return sentences
