@@ -258,7 +258,7 @@ def curves(source: str, reading: str, pairs: int, rate: float | None = 0.2, **gi
     return {source: {**told, "pairs": pairs, **given}}
 
 
-def add_health(run, sources: dict, **known) -> None:
+def add_health(run, sources: dict) -> None:
     """Put the health of a decision into the first and the last round of a ledger."""
     path = run / "ledger/ledger.json"
     record = json.loads(path.read_text())
@@ -281,10 +281,8 @@ def test_health_comes_first(run, tmp_path):
     assert "There are no pairs known to be right" in text["health"]
     assert "at the last decision (round 2)" in text["health"]
     # The largest first.
-    assert (
-        f"{NASTY_SOURCE} 1,000 25.0% 70-90% 10-30% 3 not read, left alone a 900 25.0% 70-90% 10-30% 3 read"
-        in text["health"]
-    )
+    cells = "25.0% 70-90% 10-30% 3"
+    assert f"{NASTY_SOURCE} 1,000 {cells} not read, left alone a 900 {cells} read" in text["health"]
     assert "no source 7 25.0% 3 too few pairs to tell" in text["health"]
     earlier = text["health"].split("Earlier decisions")[-1]
     assert "round 1 known to be right 200 20.0% 75-85% round 1" in earlier
