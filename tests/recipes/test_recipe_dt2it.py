@@ -80,14 +80,16 @@ def test_the_plan_of_the_digits(recipe, tmp_path, capsys):
     )
     out = capsys.readouterr().out
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
-    plan = {row[0]: row[1:4] for row in rows}
-    assert plan["balance-style"] == ["to do", "850", ""]
-    assert plan["round-1/train/model-0"] == plan["final/unbalanced"] == ["to do", "850", "250"]
-    assert plan["round-2/train/model-0-fold-1"] == ["to do", "2,350", "250"]
-    assert plan["round-2/score/model-0-fold-1"] == ["to do", "1,500", ""]
-    assert plan["final/uncurated"] == ["to do", "3,850", "250"] and plan["test/base"] == ["to do", "1,400", ""]
-    assert "final/base" not in plan  # it is the first training of round 1
-    assert plan["to do in all"][2] == "1,750" and not list(tmp_path.iterdir())
+    plan = {row[0]: row[1:5] for row in rows}
+    assert plan["balance-style"] == ["to do", "850", "", ""]
+    # 250 steps of 32 pairs; of the 850, 200 are held out to tell how far the model can be believed.
+    assert plan["round-1/train/model-0"] == ["to do", "650", "250", "12.3"]
+    assert plan["final/unbalanced"] == plan["final/base"] == ["to do", "850", "250", "9.4"]
+    assert plan["round-2/train/model-0-fold-1"] == ["to do", "2,150", "250", "3.7"]
+    assert plan["round-2/score/model-0-fold-1"] == ["to do", "1,500", "", ""]
+    assert plan["round-1/reference/model-0"] == ["to do", "200", "", ""]
+    assert plan["final/uncurated"] == ["to do", "3,850", "250", "2.1"] and plan["test/base"][:2] == ["to do", "1,400"]
+    assert plan["to do in all"][2:] == ["2,000", ""] and not list(tmp_path.iterdir())
 
 
 def command(output_dir: Path) -> list[str]:

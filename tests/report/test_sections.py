@@ -6,7 +6,9 @@ import json
 import re
 import shutil
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -14,7 +16,7 @@ from trl_dt2it.curation import CurationLedger
 from trl_dt2it.data.images import ImageOptions
 from trl_dt2it.debias import audit_style
 from trl_dt2it.demo.digits import make_digits
-from trl_dt2it.report import write_report
+from trl_dt2it.report import health_section, write_report
 from trl_dt2it.report.gallery import conversation, thumbnails
 
 from .run_folder import NASTY, NASTY_ID, NASTY_SOURCE, evaluation_file, write_stage
@@ -243,3 +245,87 @@ def test_calls_to_judges_have_a_curve(run, tmp_path):
     labels = [attributes.get("aria-label", "") for _, attributes in page.tags]
     assert "share of wrong labels by calls, from 0.25 at 0 to 0.2 at 4" in labels
     assert "labels changed by calls, from 0 at 0 to 1 at 4" in labels
+
+
+def curves(source: str, reading: str, pairs: int, rate: float | None = 0.2, **given) -> dict:
+    """What the ledger keeps of a source, with fitted curves if there are any."""
+    told = {"rate": rate, "interval": [0.1, 0.3], "accuracy": 0.8, "accuracy_interval": [0.7, 0.9], "clean": 0.1}
+    told |= {"is_identified": True, "reading": reading, "contradicted": 0.25, "threshold": 0.5, "flipped": 3}
+    if rate is not None:
+        line = {"margin": [0.5, 1.5], "pairs": [pairs / 2] * 2, "contradicted": [0.4, 0.1]}
+        names = ("accuracy", "accuracy_low", "accuracy_high", "noise", "posterior")
+        told["curves"] = line | {name: [0.6, 0.9] for name in names}
+    return {source: {**told, "pairs": pairs, **given}}
+
+
+def add_health(run, sources: dict) -> None:
+    """Put the health of a decision into the first and the last round of a ledger."""
+    path = run / "ledger/ledger.json"
+    record = json.loads(path.read_text())
+    curve = {"margin": [0.5, 1.5], "pairs": [100, 100], "contradicted": [0.3, 0.1]}
+    known = {"pairs": 200, "accuracy": 0.8, "interval": [0.75, 0.85], "curve": curve}
+    record["rounds"][0]["health"] = {"reference": known, "sources": curves(NASTY_SOURCE, "hardly read", 40)}
+    record["rounds"][-1]["health"] = {"reference": None, "sources": sources}
+    path.write_text(json.dumps(record))
+
+
+def test_health_comes_first(run, tmp_path):
+    sources = curves("a", "read", 900) | curves(NASTY_SOURCE, "not read", 1000, 0.6) | curves("", "unknown", 7, None)
+    add_health(run, sources)
+    page = Page(write_report(tmp_path / "r.html", run=run).read_text("utf-8"))
+    text = {name: words(content) for name, content in page.text.items()}
+    assert [attributes["id"] for tag, attributes in page.tags if tag == "section"] == ["health", *SECTIONS]
+    told = f"The model reads 1 of 3 sources; it does not read {NASTY_SOURCE!r}, which it leaves alone; it has too few"
+    assert told in text["health"]
+    assert f"The model takes most labels of {NASTY_SOURCE!r} to be wrong" in text["health"]
+    assert "There are no pairs known to be right" in text["health"]
+    assert "at the last decision (round 2)" in text["health"]
+    # The largest first.
+    cells = "25.0% 70-90% 10-30% 3"
+    assert f"{NASTY_SOURCE} 1,000 {cells} not read, left alone a 900 {cells} read" in text["health"]
+    assert "no source 7 25.0% 3 too few pairs to tell" in text["health"]
+    earlier = text["health"].split("Earlier decisions")[-1]
+    assert "round 1 known to be right 200 20.0% 75-85% round 1" in earlier
+    assert f"round 1 {NASTY_SOURCE} 40 25.0% 70-90% 10-30% 3 hardly read" in earlier
+    warnings = [attributes for tag, attributes in page.tags if attributes.get("class") == "warning"]
+    assert len(warnings) == 2
+
+
+def test_figures_of_health_are_of_the_data_and_the_curves(monkeypatch):
+    """Dots are shares of at least forty pairs, weighted; lines are the curves of the ledger."""
+    drawn = []
+    monkeypatch.setattr(health_section, "as_svg", lambda drawing, name: drawn.append((name, drawing.axes[0])) or "")
+    known = {"pairs": 200, "accuracy": 0.8, "interval": [0.75, 0.85]}
+    # Twelve bins of 20 pairs become six of 40.
+    shares = np.arange(12) / 20
+    known["curve"] = {"margin": np.arange(12).tolist(), "pairs": [20] * 12, "contradicted": shares.tolist()}
+    many = {f"s{number}": curves("", "read", 100 + number)[""] for number in range(8)}
+    entry = {"round": 1, "stage": "decide", "health": {"reference": known, "sources": many}}
+    section = health_section.health_section(SimpleNamespace(standing=[entry]))
+    assert [name for name, _ in drawn] == [*[f"noise-{number}" for number in range(6)], "noise-reference"]
+    assert [one.title for one in section.figures[:2]] == ["Known to be right, 200 pairs", "s7, 107 pairs"]
+    assert section.notes == ["Figures of the 6 largest sources; all 8 are in the table."]
+    dots = drawn[-1][1].lines[-1]
+    assert dots.get_xdata() == pytest.approx([0.5, 2.5, 4.5, 6.5, 8.5, 10.5])
+    assert dots.get_ydata() == pytest.approx((shares[::2] + shares[1::2]) / 2)
+    errors, noise, posterior, dots = drawn[0][1].lines
+    assert errors.get_ydata() == pytest.approx([0.4, 0.1]) and dots.get_ydata() == pytest.approx([0.4, 0.1])
+    assert noise.get_ydata() == pytest.approx([0.6, 0.9]) and posterior.get_ydata() == pytest.approx([0.6, 0.9])
+    assert health_section.health_section(SimpleNamespace(standing=[{"round": 1}])) is None
+    assert health_section.health_section(None) is None
+
+
+def test_a_rise_of_style_stands_on_top_also_of_a_run_that_has_not_ended(run, tmp_path):
+    (run / "summary.json").unlink()
+    for when, bias in (("before", 0.5), ("after", 0.9)):
+        (tmp_path / f"{when}.json").write_text(audit_style(make_digits("train", 400, style_bias=bias)).to_json())
+    paths = {f"style_{when}": tmp_path / f"{when}.json" for when in ("before", "after")}
+    for given in ({"run": run}, {}):
+        page = write_report(tmp_path / "r.html", **paths, **given).read_text("utf-8")
+        top = page[: page.index("<section")]
+        assert '<p class="warning">Style tells more of the labels of &#39;digits&#39; after curation' in top
+    # Weights that balance constructed pairs are no curation.
+    (run / "balance-style").mkdir()
+    for when in ("before", "after"):
+        shutil.copy(tmp_path / f"{when}.json", run / f"balance-style/style_{when}.json")
+    assert 'class="warning"' not in write_report(tmp_path / "r.html", run=run).read_text("utf-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -21,12 +21,14 @@ from transformers.utils import logging
 
 from ..data.columns import column_of, has_transform
 from ..data.contents import pair_contents, pair_ids, source_fingerprint
+from ..data.mixing import swap_pairs
+from ..debias.audit import audit_style
 from ..processes import on_main_process, same_random_state
 from ..training.pair_scoring import evaluating, score_with_trainer
 from ..training.selection import STATE_FILE, Selection
 from ..training.trainer import MultimodalRewardTrainer
 from ..utils import check_value, digest, whole_file, write_json
-from .health import NO_REFERENCE, describe_health, num_references, show_health
+from .health import NO_REFERENCE, audited_rows, describe_health, num_references, show_health, style_rises
 from .ledger import CurationLedger
 from .noise import MIN_PAIRS, combine_scores, flip_mixture, group_by_source
 from .publish import curation_section
@@ -255,6 +257,23 @@ class IterativeCurationCallback(TrainerCallback):
             selection.held_out = fold if selection.held_out is None else fold | selection.held_out
         if not selection.drawn.any():
             raise ValueError(f"All kept pairs are in the fold that epoch {epoch} holds out; leave `folds` out.")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        on_main_process(self._warn_of_style)
+
+    def _warn_of_style(self) -> None:
+        """Warn where style tells more of the labels than before the curation."""
+        flipped, kept = self.state.selection.flipped, self.state.selection.kept
+        if not flipped.any() and kept.all():
+            return
+        rows = audited_rows(len(kept))
+        before = cast(Dataset, self.trainer.train_dataset).select(rows)
+        sets = {"before": before, "after": swap_pairs(before, flipped[rows], np.flatnonzero(kept[rows]))}
+        try:
+            for sentence in style_rises({when: asdict(audit_style(one)) for when, one in sets.items()}):
+                logger.warning(sentence)
+        except ValueError as error:  # the model is trained, and has yet to be saved
+            logger.warning(f"Style is not audited after the curation: {error}")
 
     def _is_due(self, epoch: int) -> bool:
         return epoch >= self.start_epoch and (epoch - self.start_epoch) % self.every == 0

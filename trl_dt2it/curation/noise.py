@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -262,7 +262,7 @@ def flip_mixture(
             mask[rows] = estimate.is_identified & (estimate.posterior > above) & (margins[rows] < 0)
         _log(name, estimate, int(mask[rows].sum()))
         if estimates is not None:
-            estimates[name] = estimate
+            estimates[name] = replace(estimate, flip=mask[rows])
     return mask
 
 

@@ -109,14 +109,19 @@ class Section:
 
 
 def render(
-    title: str, sections: Sequence[Section], *, subtitle: str = "", gallery: Mapping[str, Any] | None = None
+    title: str,
+    sections: Sequence[Section],
+    *,
+    subtitle: str = "",
+    warnings: Sequence[str] = (),
+    gallery: Mapping[str, Any] | None = None,
 ) -> str:
     """Render the page."""
     loader = PackageLoader("trl_dt2it.report")
     env = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     style, script = (loader.get_source(env, name)[0] for name in ("report.css", "report.js"))
     return env.get_template("report.html").render(
-        {"title": title, "subtitle": subtitle, "sections": sections, "gallery": gallery},
+        {"title": title, "subtitle": subtitle, "warnings": warnings, "sections": sections, "gallery": gallery},
         style=Markup(style),  # noqa: S704
         script=Markup(script),  # noqa: S704
         # The browser runs this script and no other, and asks no other machine for anything.

@@ -16,8 +16,9 @@ import numpy as np
 import pyarrow.parquet as pq
 from datasets import Dataset
 
+from ..curation.health import MOST_AUDITED, audit_pool, style_rises
 from ..curation.rounds.config import SET_KINDS, Loaders
-from ..curation.rounds.results import FINAL_NAMES, MOST_AUDITED, accuracy_table, audit_pool
+from ..curation.rounds.results import FINAL_NAMES, accuracy_table
 from ..curation.rounds.sets import BALANCE
 from ..data.contents import pair_contents
 from ..data.rows import SIDES
@@ -38,12 +39,15 @@ from .figures import (
     step_title,
 )
 from .gallery import gallery_items
+from .health_section import health_section
 from .page import RunFolder, Section, Table, read_run_folder, render, stack_rewards
 
 
 _EVALUATION = "give the evaluation.json of recipes/evaluate.py"
 MOST_FEATURES = 10
 MOST_SOURCES = 24  # histograms; a mixture may have more sources than anyone looks at
+
+_WEIGHTED = "Of the constructed data, weighted."
 
 NO_RUN = "no run of rounds was given (`--run`)."
 NOT_DECIDED = "the run has not decided about any pair yet."
@@ -104,21 +108,32 @@ def write_report(
     flow = None if ledger is None else read_flow(ledger)
     flow = flow if flow is not None and len(flow.pair_id) else None  # all of it may be undone
     sets = scored_sets(folder, read)
+    audits = read_audits(folder, style_before, style_after)
     pairs, items = _gallery(folder, flow, gallery)
+    health = health_section(ledger)
     sections = [
+        *([] if health is None else [health]),
         trained(folder),
         margins(folder, flow),
-        style_leakage(*read_audits(folder, style_before, style_after)),
+        style_leakage(*audits),
         curation_flow(folder, flow),
         reward_distributions(sets),
         calibration(sets),
         benchmarks(read),
         pairs,
     ]
-    page = render(title or _title(folder, read), sections, subtitle=_subtitle(folder, flow), gallery=items)
+    title, subtitle = title or _title(folder, read), _subtitle(folder, flow)
+    page = render(title, sections, subtitle=subtitle, warnings=_harm(folder, *audits[:2]), gallery=items)
     with whole_file(output) as part:
         part.write_bytes(page.encode("utf-8", "replace"))  # JSON may hold half a character
     return Path(output)
+
+
+def _harm(run: RunFolder | None, audits: Mapping[str, Mapping[str, Any]], notes: Sequence[str]) -> list[str]:
+    """List what curation has made worse, as far as the run has found, or the audits show."""
+    found = [] if run is None else (run.summary or {}).get("harm", [])
+    rises = [] if _WEIGHTED in notes else style_rises(audits)
+    return list(dict.fromkeys([*found, *rises]))
 
 
 def _title(run: RunFolder | None, evaluations: Sequence[Evaluation]) -> str:
@@ -155,8 +170,7 @@ def trained(run: RunFolder | None) -> Section:
         tables += [_sets(record), _settings(record)]
     else:
         notes.append("The run has no run.json, so its settings, versions and command are not known.")
-    warnings = (run.summary or {}).get("harm", [])
-    return section(warnings=warnings, facts=facts, tables=tables, notes=notes)
+    return section(facts=facts, tables=tables, notes=notes)
 
 
 def _models(run: RunFolder, trainings: Mapping[str, Mapping[str, Any]]) -> list[Table]:
@@ -275,7 +289,7 @@ def read_audits(
     audits = {when: read_audit(path) for when, path in given.items() if path is not None}
     if audits or run is None:
         return audits, [], "no audit was given (`--style_before`, `--style_after`), and no run."
-    for folder, notes in ((run.directory, []), (run.directory / BALANCE, ["Of the constructed data, weighted."])):
+    for folder, notes in ((run.directory, []), (run.directory / BALANCE, [_WEIGHTED])):
         files = {when: folder / f"style_{when}.json" for when in given}
         if audits := {when: read_audit(file) for when, file in files.items() if file.is_file()}:
             return audits, notes, ""

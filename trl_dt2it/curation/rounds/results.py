@@ -7,8 +7,7 @@ import os
 import platform
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import zip_longest
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import pyarrow as pa
 import torch
 from accelerate import PartialState
 from accelerate.utils import patch_environment
@@ -29,13 +27,13 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 from ...data.cards import run_command
 from ...data.columns import column_of
-from ...data.contents import pair_contents
 from ...debias.audit import audit_style
 from ...debias.style import parts_by
 from ...scoring.shards import read_scores
 from ...training.config import MultimodalRewardConfig
 from ...utils import digest, printable, read_json, write_json
 from ..callback import curation_metrics
+from ..health import LEAST_CHANGE, audit_pool, style_rises
 from ..ledger import CurationLedger
 from .config import CurationRun
 from .training import close_trackers
@@ -51,11 +49,6 @@ FINAL_NAMES = {
     "curated": "+ curated",
     "oracle": "+ true labels (oracle)",
 }
-
-MOST_AUDITED = 20_000  # pairs drawn from a larger pool: enough for the third digit, within some seconds
-
-# A smaller change of an accuracy on one source, or of a leakage, is not called harm.
-LEAST_CHANGE = 0.01
 
 GAINS = (("gain by balancing style", "base", "unbalanced"), ("gain by curation", "curated", "uncurated"))
 
@@ -160,18 +153,6 @@ def accuracy(folder: Path, dataset: Dataset) -> dict[str, float]:
     return {"accuracy": float(right.mean()), **parts}
 
 
-def audit_pool(
-    pool: Dataset, ledger: CurationLedger | None, contents: Callable[[Dataset], pa.Table] = pair_contents
-) -> dict[str, dict[str, Any]]:
-    """Audit the style of a pool as labelled by its sources, and after curation by a ledger."""
-    if len(pool) > MOST_AUDITED:
-        pool = pool.select(np.sort(np.random.default_rng(0).choice(len(pool), MOST_AUDITED, replace=False)))
-    audits = {"before": asdict(audit_style(pool))}
-    if ledger is not None:
-        audits["after"] = asdict(audit_style(ledger.apply(pool, contents=contents(pool))))
-    return audits
-
-
 def harm(final: Mapping[str, Mapping[str, Any]], audits: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """List what the curated pool has made worse: test accuracies, against the base alone, and style leakages."""
     sentences = []
@@ -183,15 +164,7 @@ def harm(final: Mapping[str, Mapping[str, Any]], audits: Mapping[str, Mapping[st
                 f"The model with the curated pool is right in {curated[key]:.4f} of the test pairs{of}, that of the "
                 f"base alone in {base[key]:.4f}: leave the pool out, or look for the source that does harm."
             )
-    before, after = (audits.get(when, {"sources": {}})["sources"] for when in ("before", "after"))
-    for source in sorted(set(before) & set(after)):
-        was, now = before[source]["auc"], after[source]["auc"]
-        if None not in (was, now) and after[source]["interval"][0] > was and now - was > LEAST_CHANGE:
-            sentences.append(
-                f"Style tells more of the labels of {source!r} after curation than before (leakage {was:.3f} to "
-                f"{now:.3f}): wrong labels hid it, or the model follows style; look at what was flipped there."
-            )
-    return sentences
+    return sentences + style_rises(audits)
 
 
 def summarize_run(run: CurationRun, records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -162,7 +162,9 @@ def _plan_training(
             ledger=CurationLedger(run.output_dir / "ledger") if is_final else None,
         )
 
-    expected = {"pairs": pairs, "steps": run.training.num_steps(pairs)}
+    expected: dict[str, float] = {"pairs": pairs, "steps": run.training.num_steps(pairs)}
+    if (times := run.training.times_seen(pairs)) is not None:
+        expected["times seen"] = times
     plan.stages.append(Stage(name, train, settings, (*inputs, *(plan.decided if entries else ())), expected))
 
 

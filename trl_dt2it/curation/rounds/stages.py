@@ -25,7 +25,7 @@ import numpy as np
 from accelerate import PartialState
 from filelock import FileLock
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from ... import __version__
 from ...processes import check_shared_folder, gather, on_main_process, run_lock
@@ -121,10 +121,13 @@ def show_plan(stages: Sequence[Stage], output_dir: Path, console: Console | None
     """Print the state of each stage, and what is left to do."""
     digests = stage_digests(stages)
     told = "pairs, steps, calls: at most; USD: estimated from a sample of pairs, each reply at its longest"
-    table = Table("stage", "state", title=f"Plan of {output_dir}", caption=told)
-    columns = ("pairs", "steps", "calls", "USD")
+    columns = ["pairs", "steps", "calls", "USD"]
+    if any("times seen" in stage.expected for stage in stages):
+        columns.insert(2, "times seen")
+        told += "; times seen: each pair, by a fixed number of steps"
+    table = Table(Column("stage", overflow="fold"), "state", title=f"Plan of {output_dir}", caption=told)
     for column in columns:
-        table.add_column(column, justify="right")
+        table.add_column(column.replace(" ", "\n"), justify="right")
     total = np.zeros(len(columns))
     for stage in stages:
         digest = digests[stage.name]
@@ -133,11 +136,12 @@ def show_plan(stages: Sequence[Stage], output_dir: Path, console: Console | None
         is_done = record_of(folder / "stage.json", digest) is not None and not (before and stage.is_replayed)
         state = "done" if is_done else "begun" if _has_begun(folder, digest) else "to do"
         values = [stage.expected.get(name) for name in columns]
-        table.add_row(stage.name, state, *("" if value is None else _number(value) for value in values))
+        table.add_row(stage.name, state, *map(_cell, columns, values))
         if not is_done:
             total += [value or 0 for value in values]
     table.add_section()
-    table.add_row("to do in all", "", "", *map(_number, total[1:]))
+    sums = [None if name in ("pairs", "times seen") else value for name, value in zip(columns, total, strict=True)]
+    table.add_row("to do in all", "", *map(_cell, columns, sums))
     (console or Console()).print(table)
 
 
@@ -178,6 +182,12 @@ def _begin(output_dir: Path, stage: Stage, digest: str, say: Callable[[str], Non
 def _say_moved(aside: Path | None, say: Callable[[str], None]) -> None:
     if aside is not None:
         say(f"what was made with other settings is now in {aside}.")
+
+
+def _cell(column: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.1f}" if column == "times seen" else _number(value)
 
 
 def _number(value: float) -> str:

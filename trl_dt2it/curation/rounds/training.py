@@ -68,6 +68,14 @@ class RewardTraining:
         batches = math.ceil(num_pairs / batch / self.args.gradient_accumulation_steps)
         return math.ceil(batches * self.args.num_train_epochs)
 
+    def times_seen(self, num_pairs: int) -> float | None:
+        """Return how often a fixed number of steps sees each of `num_pairs` pairs; `None` if epochs say it, or if
+        batches are as large as their tokens allow."""
+        if self.args.max_steps <= 0 or self.args.max_tokens_per_batch is not None or num_pairs == 0:
+            return None
+        batch = self.args.train_batch_size * PartialState().num_processes * self.args.gradient_accumulation_steps
+        return self.args.max_steps * batch / num_pairs
+
 
 class WholeCheckpoints(TrainerCallback):
     """Marks each checkpoint that all processes have written; a killed run resumes from no other."""
