@@ -146,7 +146,7 @@ def read_posterior(name_or_path: str | os.PathLike, revision: str | None = None)
 
 @dataclass
 class HeadInputs:
-    """What the `score` head of a model read in the last forward pass."""
+    """Inputs of the `score` head of a model in its last forward pass."""
 
     weight: Any = None  # (1, H), as the pass used it
     _seen: list[torch.Tensor] = field(default_factory=list)
