@@ -185,7 +185,8 @@ def decide(
             estimates, posterior = found, np.full(count, np.nan)
             for name, estimate in found.items():
                 rows = np.flatnonzero(seen) if rule.by is None else sources[name][seen[sources[name]]]
-                posterior[rows] = np.where(before[rows], 1 - estimate.posterior, estimate.posterior)
+                if estimate.is_identified:
+                    posterior[rows] = np.where(before[rows], 1 - estimate.posterior, estimate.posterior)
                 if estimate.reading == "not read":
                     is_read[rows] = False
                     code[rows] = names.index(NOT_READ)
