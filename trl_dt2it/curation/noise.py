@@ -27,7 +27,7 @@ MIN_PAIRS = 20
 MAX_WIDTH, MAX_WIDTH_ALONE = 0.5, 0.35
 
 # Flips that would raise the share of wrong labels by more than this are harm, and no more probable than that.
-HARM, MAX_RISK = 0.01, 0.16
+HARM, MAX_RISK = 0.0125, 0.22
 MAX_RISK_ALONE = 0.1  # without a reference
 
 # The accuracy on a source from which it is read, surely, and below which it is not, probably.
@@ -36,7 +36,7 @@ READ, NOT_READ = 0.6, 0.55
 # Pairs of a source that its likelihood counts for at most. No curve of the grid is the true one, and the likelihood of
 # more pairs is sure of the one that is least wrong, however wrong: it is raised to a power that stops this, as by
 # Miller and Dunson (2019), "Robust Bayesian inference via coarsening", Eq. 2.
-_MAX_COUNT = 300
+_MAX_COUNT = 1000
 
 _BINS = 24  # of the reward margins of a source, equally filled
 
@@ -193,7 +193,7 @@ def estimate_noise(strength: npt.ArrayLike, reference: npt.ArrayLike | None = No
     all. Means over the posterior of all of these are returned, so that what the pairs do not tell stays unsure.
 
     Labels are flipped where that leaves the fewest wrong ones in expectation (posterior above one half), and only if
-    the probability that the flips together raise the share of wrong labels by over a hundredth is small (16 %, without
+    the probability that the flips together raise the share of wrong labels by over 1.25 points is small (22 %, without
     a reference 10 %). This is the best rule that sees only margins where the pairs are like the reference, apart from
     wrong labels, and wrong labels are no more likely on pairs that the model gets wrong than on others of the same
     margin, or somewhat more. A bias that model and annotators share cannot be seen in margins: wrong labels that the
@@ -336,22 +336,23 @@ def _grid() -> _Grid:
     lapses, falls = np.array([0, 0.06, 0.15, 0.3, 0.6, 1]), np.array([0, 0.15, 0.35])
     k, lapse, fall = (axis.reshape(-1, 1) for axis in np.meshgrid(np.exp(log_k), lapses, falls, indexing="ij"))
 
-    def prior(of_lapses: Sequence[float], of_falls: Sequence[float], spread: float = 1.2) -> np.ndarray:
-        of_k = -(((log_k - math.log(1.8)) / spread) ** 2) / 2
+    def prior(of_lapses: Sequence[float], of_falls: Sequence[float], spread: float = 1.3) -> np.ndarray:
+        of_k = -(((log_k - math.log(2)) / spread) ** 2) / 2
         return log_softmax((of_k[:, None, None] + np.log(of_lapses)[:, None] + np.log(of_falls)).ravel())
 
     levels, slopes, shares = np.linspace(-4.5, -0.1, 11), np.array([-2.7, -1.8, -1, -0.5, 0, 0.7]), np.array([0.0, 1])
-    of_level = -((levels + 1.15) ** 2) / 2
-    of_slope, of_share = np.log([0.05, 0.08, 0.23, 0.33, 0.27, 0.04]), np.log([0.5, 0.5])
+    of_level = -(((levels + 1.3) / 1.2) ** 2) / 2
+    of_level[-1] -= 1.0  # half of the labels of a source are seldom wrong
+    of_slope, of_share = np.log([0.05, 0.08, 0.2, 0.15, 0.47, 0.05]), np.log([0.56, 0.44])
     noise = log_softmax((of_level[:, None, None] + of_slope[:, None] + of_share).ravel())
     level, slope, shared = (axis.reshape(-1, 1) for axis in np.meshgrid(levels, slopes, shares, indexing="ij"))
     # One more: all labels are reversed, but for a few.
     extra = [np.append(axis, [[value]], axis=0) for axis, value in ((level, 3.5), (slope, 0.0), (shared, 0.0))]
     return _Grid(
         *(k, lapse, fall),
-        known=prior((0.6, 0.19, 0.09, 0.06, 0.04, 0.02), (0.6, 0.2, 0.2), spread=0.55),
+        known=prior((0.71, 0.105, 0.075, 0.045, 0.02, 0.045), (0.7, 0.15, 0.15)),
         alone=prior((0.5, 0.2, 0.18, 0.06, 0.02, 0.04), (0.6, 0.2, 0.2), spread=1.9),
-        foreign=prior((0.35, 0.15, 0.15, 0.1, 0.05, 0.2), (0.6, 0.2, 0.2)),
+        foreign=prior((0.004, 0.004, 0.008, 0.012, 0.022, 0.95), (0.6, 0.2, 0.2)),
         level=extra[0],
         slope=extra[1],
         shared=extra[2],
@@ -360,8 +361,8 @@ def _grid() -> _Grid:
 
 
 # Prior probabilities: that no label of a source is wrong, with and without a reference, and that the model reads a
-# source in another way than the rest.
-_CLEAN, _CLEAN_ALONE, _FOREIGN = 0.02, 0.15, 0.03
+# source in another way than the rest, mostly not at all.
+_CLEAN, _CLEAN_ALONE, _FOREIGN = 0.007, 0.15, 0.06
 
 
 class _Bins(NamedTuple):
@@ -406,7 +407,7 @@ class _Fit(NamedTuple):
 
     accuracy: np.ndarray  # (K, 1, B)
     missed: np.ndarray  # (A, B): probability of a wrong label where the model is right,
-    shared: np.ndarray  # and where it errs
+    shared: np.ndarray  # (K, A, B): and where it errs
     contradicted: np.ndarray  # (K, A, B)
     log_joint: np.ndarray  # (K, A + 1): log-likelihood times prior of the noise; the last is no noise
 
@@ -414,7 +415,8 @@ class _Fit(NamedTuple):
 def _fit(grid: _Grid, bins: _Bins, clean: float) -> _Fit:
     accuracy = _accuracy(grid, bins.margin)[:, None]
     base = grid.level + grid.slope * (np.minimum(bins.margin, 3) - 1)
-    missed, shared = expit(base), expit(base + grid.shared * np.minimum(bins.margin, 1.5))
+    # What makes both err can only show where the model knows anything.
+    missed, shared = expit(base), expit(base + grid.shared * 1.5 * (2 * accuracy - 1))
     contradicted = missed * accuracy + (1 - shared) * (1 - accuracy)
     noisy = _log_likelihood(contradicted, bins) + grid.noise + math.log1p(-clean)
     none = _log_likelihood(1 - accuracy[:, 0], bins) + math.log(clean)
@@ -440,9 +442,10 @@ def _estimate(parts: Sequence[np.ndarray], reference: npt.ArrayLike | None) -> l
         shared = log_softmax(grid.known + _log_likelihood(1 - _accuracy(grid, reference_bins.margin), reference_bins))
     binned = {index: _bin(scored[index], scale) for index in fitted}
     own, other = math.log1p(-_FOREIGN), math.log(_FOREIGN)
-    # What each source says about the shared accuracy; fits are made anew below, because all of them take much memory.
+    # What each source says about the shared accuracy, without pairs that are known to be right, which say it better.
+    # Fits are made anew below, because all of them take much memory.
     evidence = dict.fromkeys(fitted, np.zeros(len(shared)))
-    for index in fitted if len(fitted) > 1 else ():
+    for index in fitted if len(fitted) > 1 and known is None else ():
         marginal = logsumexp(_fit(grid, binned[index], clean).log_joint, axis=1)
         evidence[index] = np.logaddexp(own + marginal, other + logsumexp(grid.foreign + marginal))
     total = np.sum(list(evidence.values()), axis=0)
