@@ -70,8 +70,8 @@ class RoundsArguments:
             came), the pool as it is (`"uncurated"`), the curated pool (`"curated"`), or the pool with its true labels
             (`"oracle"`, where `is_flipped` tells them).
         labels (`str`, *optional*, defaults to `"hard"`):
-            What trainings make of doubt about labels of the pool: `"hard"`: flips alone; `"soft"`: the probability
-            that a label is right is its target; `"weight"`: its weight.
+            What the final training makes of doubt about labels of the pool: `"hard"`: nothing; `"soft"`: its target is
+            the probability that a label is right; `"weight"`: its weight falls with doubt.
         rows_per_shard (`int`, *optional*, defaults to `4096`):
             Pairs that are scored and written together.
         shard (`str`, *optional*):

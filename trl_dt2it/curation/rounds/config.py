@@ -30,7 +30,7 @@ from ...training.setup import image_options, prepare_dataset
 from ...utils import check_value, digest, digest_of
 from ..health import num_references
 from ..judging import Judging, read_judging
-from ..ledger import LABELS
+from ..ledger import LABELS, Labels
 from ..rules import FLIP_RULES, KEEP_RULES, Flip, Keep, parameters_of
 from .stages import Stage
 from .training import RewardTraining
@@ -297,7 +297,7 @@ class CurationRun:
     balance: dict[str, Any] | None = None  # from `read_balance`
     rows_per_shard: int = 4096
     shard: tuple[int, int] = (0, 1)  # i of n machines
-    labels: str = "hard"  # of the curated pool in trainings, as in [`CurationLedger.apply`]
+    labels: Labels = "hard"  # of the curated pool in the final training, as in [`CurationLedger.apply`]
 
     def model_dir(self, model: int = 0) -> str:
         """Return the directory or Hub id of a base model."""
@@ -383,7 +383,7 @@ def read_run(
         read_balance(balance_style),
         rows_per_shard,
         shard,
-        labels,
+        cast(Labels, labels),
     )
     if "oracle" in final and "is_flipped" not in run.sets.raw("pool").column_names:
         raise ValueError("`final` names 'oracle', but the pool has no column `is_flipped` that tells true labels.")

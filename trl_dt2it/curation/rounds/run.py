@@ -137,7 +137,6 @@ def _plan_training(
     pairs = len(run.sets.raw("base"))
     if kind not in ("unbalanced", "base"):
         settings |= {"pool": run.sets.digest("pool"), "fold": fold}
-        settings |= {"labels": run.labels} if kind == "curated" and run.labels != "hard" else {}
         pairs += round(len(run.sets.raw("pool")) * (1 if fold is None else 1 - 1 / fold[1]))
     without_reference = is_scoring and run.has_reference
     if without_reference:
@@ -145,6 +144,8 @@ def _plan_training(
         pairs -= num_references(len(run.sets.raw("base")))
     entries = tuple(plan.entries) if kind == "curated" else ()
     is_final = name == "final/curated"
+    labels = run.labels if is_final else "hard"
+    settings |= {} if labels == "hard" else {"labels": labels}
     # After a person's corrections, the final model is trained anew; the rounds are not repeated.
     if is_final and (by_hand := corrections(run)):
         settings["corrections"] = by_hand
@@ -152,7 +153,7 @@ def _plan_training(
     def train(folder: Path) -> dict[str, Any]:
         return train_model(
             folder,
-            training_set(run, kind, fold=fold, entries=entries, without_reference=without_reference),
+            training_set(run, kind, fold=fold, entries=entries, without_reference=without_reference, labels=labels),
             run.training,
             model=run.model_dir(model),
             seed=base.seed,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -76,10 +76,12 @@ def training_set(
     fold: tuple[int, int] | None = None,
     entries: Sequence[tuple[int, str]] = (),
     without_reference: bool = False,
+    labels: Labels = "hard",
 ) -> Dataset:
     """Return the set of a training: the base alone (`"base"`, or `"unbalanced"` without weights), or with the pool as
     it came (`"uncurated"`), as in the ledger after `entries` (`"curated"`), or with true labels (`"oracle"`); without
-    a `fold` (i, n) of the pool, and without the [`reference_rows`] of the base."""
+    a `fold` (i, n) of the pool, and without the [`reference_rows`] of the base; with `labels` as [`CurationLedger.apply`]
+    makes them."""
     if kind == "unbalanced":
         return run.sets.usable("base")
     base = balanced_base(run)
@@ -94,7 +96,7 @@ def training_set(
         pool = swap_pairs(pool, column_of(pool, "is_flipped").to_numpy(zero_copy_only=False).astype(bool))
     elif kind == "curated":
         contents, ledger = run.sets.contents("pool"), ledger_at(run, entries)
-        pool = ledger.apply(pool, contents=contents, labels=cast(Labels, run.labels))
+        pool = ledger.apply(pool, contents=contents, labels=labels)
     return concatenate({"base": base, "pool": pool})
 
 
