@@ -23,8 +23,8 @@ from trl_dt2it.curation.rounds.config import (
     set_digest,
 )
 from trl_dt2it.curation.rounds.results import audit_pool, harm, label_noise, show_summary
-from trl_dt2it.curation.rounds.run import decide_step
-from trl_dt2it.curation.rounds.sets import fold_rows, ledger_at, training_set
+from trl_dt2it.curation.rounds.run import decide_step, plan_rounds
+from trl_dt2it.curation.rounds.sets import fold_rows, ledger_at, reference_rows, training_set
 from trl_dt2it.curation.rounds.training import RewardTraining, newest_checkpoint
 from trl_dt2it.curation.rules import flip_negative
 from trl_dt2it.data import check_row
@@ -265,6 +265,68 @@ def test_a_model_is_trained_on_the_base_and_the_other_folds(run):
     assert len(training_set(run, "uncurated")) == 12 and len(training_set(run, "base")) == 4
 
 
+def test_part_of_the_base_is_held_out_and_tells_how_far_the_models_can_be_believed(run, tmp_path, tiny, capsys):
+    specs = {"base": {"clean": {"digits": {"num_pairs": 120}}}, "pool": {"noisy": {"digits": {"num_pairs": 60}}}}
+    sets = SourceSets(specs, run.sets.args, lambda: tiny, DEMO_LOADERS)
+    run = CurationRun(tmp_path, run.training, run.models, sets, read_rounds("mixture"), ["base", "curated"])
+    rows, base = reference_rows(run), sets.usable("base")
+    groups = np.array(base["group_id"][:])
+    # A quarter of so few, in whole groups; each is scored by one of the models of the folds, and none has seen it.
+    assert len(rows) == pytest.approx(30, abs=4) and not set(groups[rows]) & set(np.delete(groups, rows))
+    assert sorted([*reference_rows(run, (0, 2)), *reference_rows(run, (1, 2))]) == rows.tolist()
+    seen = training_set(run, "base", without_reference=True)["pair_id"][:]
+    assert len(seen) == 120 - len(rows) and not set(seen) & set(np.array(base["pair_id"][:])[rows])
+    assert len(training_set(run, "base")) == 120 and run.has_reference
+    plan = {stage.name: stage for stage in plan_rounds(run)}
+    assert "round-1/reference/model-0" in plan["round-1/decide"].inputs
+    assert plan["round-1/train/model-0"].settings["without_reference"] is True
+    # The final model learns from all of the base.
+    assert "without_reference" not in plan["final/base"].settings | plan["final/curated"].settings
+    paper = CurationRun(tmp_path, run.training, run.models, sets, read_rounds("paper"), ["base"])
+    assert not paper.has_reference and paper.final_stage("base").startswith("round-1/")
+
+    def score(name, set_name, margins, rows=None):
+        both = np.stack([margins, np.zeros(len(margins))], axis=1)
+        names, at = sets.names(set_name), iter(both)
+        score_in_shards(
+            tmp_path / name,
+            sets.usable(set_name),
+            lambda part, desc: np.array([next(at) for _ in range(len(part))]),
+            pair_ids=names,
+            rows=rows,
+        )
+
+    # A model that is always right, against 20 of 60 labels: all of them are wrong.
+    score("s", "pool", np.where(np.arange(60) < 20, -2.0, 2.0))
+    score("r", "base", np.full(len(rows), 2.0), rows)
+    step = Step(train_on="base", folds=1, rules=({"flip": "flip_mixture", "by": "source"},))
+    folder = begin(run, "round-1")
+    counts = decide_step(run, folder, number=1, step=step, scored=[["s"]], referenced=[["r"]], before=[])
+    assert counts["flipped"] == 20 and labels(run)[0] == list(range(20))
+    (entry,) = CurationLedger(tmp_path / "ledger").rounds
+    assert entry["health"]["reference"]["accuracy"] == 1.0 and entry["health"]["reference"]["pairs"] == len(rows)
+    assert entry["health"]["sources"]["noisy"]["reading"] == "read"
+    assert "The model reads 1 of 1 source." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("labels", ["soft", "weight"])
+def test_doubt_about_labels_reaches_the_final_training(run, labels):
+    names = run.sets.names("pool")
+    posterior = np.array([0.9, 0.2, 0.6, np.nan, 0.0, 0.5, 0.1, 0.7])
+    flip = np.array([True, False, False, False, False, False, False, True])
+    decision = Decision(flip, np.ones(8, bool), np.ones(8), np.zeros(8, dtype=np.int16), ("by hand",), posterior)
+    ledger_at(run, []).append(1, "decide", pair_ids=names, decision=decision)
+    rows = training_set(run, "curated", entries=[(1, "decide")], labels=labels)
+    # Of flipped pairs, the probability that the new label is right; at worst one half, null where nothing is known.
+    confidence = [0.9, 0.8, 0.5, None, 1.0, 0.5, 0.9, 0.7]
+    if labels == "soft":
+        assert rows["label_confidence"][:4] == [None] * 4  # of the base, which is trusted
+        found, wanted = rows["label_confidence"][4:], confidence
+    else:
+        found, wanted = rows["weight"][4:], [1.0 if one is None else 2 * one - 1 for one in confidence]
+    assert [None if one is None else pytest.approx(one, abs=1e-6) for one in found] == wanted
+
+
 # ----------------------------------------------------------------------------------------------------- runs and kills
 
 
@@ -295,7 +357,7 @@ def test_a_plan_says_what_is_done_and_what_the_judge_may_cost(tmp_path):
     lines = start(arguments(tmp_path / "out", judge=judge, rounds=rounds, dry_run=True)).finish().splitlines()
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
     # 48 pairs in both orders, each reply at most 10 tokens of 1 USD.
-    assert ["round-1/judge", "to do", "48", "", "96", "960"] in rows
+    assert ["round-1/judge", "to do", "48", "", "", "96", "960"] in rows
     assert any("USD: estimated" in line for line in lines)
     assert not (tmp_path / "out").exists()
 

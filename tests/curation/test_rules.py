@@ -143,6 +143,9 @@ def test_every_rule_is_defined_on_every_kind_of_strengths(rule):
     # A pair that the model likes more is flipped no sooner, and kept no later.
     mask = rule(strength)
     inside, outside = (strength[mask], strength[~mask]) if is_flip else (strength[~mask], strength[mask])
+    if rule is flip_mixture:  # which does not know how far to believe this model
+        assert not len(inside)
+        return
     assert len(inside) and inside.max() < outside.min()
     if "reference" not in dict(zip(FLIPS.values(), FLIPS, strict=True)).get(rule, ""):
         np.testing.assert_array_equal(rule(strength * 1000), mask)

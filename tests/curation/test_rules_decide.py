@@ -49,7 +49,7 @@ def test_a_rule_by_source_sees_one_source_at_a_time():
     assert np.flatnonzero(alone.flip).tolist() == [2, 5]
     together = decide(strength, [Flip(flip_weakest_half)], source=source, min_kept=0)
     assert np.flatnonzero(together.flip).tolist() == [1, 3, 5]
-    # A rule without a slope judges too small sources as part of all: of these, the lowest three are in b, which is
+    # A rule without a `source` judges too small sources as part of all: of these, the lowest three are in b, which is
     # large enough alone.
     mixed = decide(strength, [Flip(flip_weakest_half, by="source", min_pairs=3)], source=source, min_kept=0)
     assert np.flatnonzero(mixed.flip).tolist() == [5]

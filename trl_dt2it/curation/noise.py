@@ -27,11 +27,12 @@ MIN_PAIRS = 20
 MAX_WIDTH, MAX_WIDTH_ALONE = 0.5, 0.35
 
 # Flips that would raise the share of wrong labels by more than this are harm, and no more probable than that.
-HARM, MAX_RISK = 0.0125, 0.22
-MAX_RISK_ALONE = 0.1  # without a reference
+HARM, MAX_RISK = 0.0125, 0.2
+MAX_RISK_ALONE = 0.07  # without a reference
 
-# The accuracy on a source from which it is read, surely, and below which it is not, probably.
-READ, NOT_READ = 0.6, 0.55
+# The accuracy on a source from which it is read, surely (95 %), and below which it is not, as far as can be told: with
+# at least this probability.
+READ, NOT_READ, MAX_GUESS = 0.6, 0.55, 0.2
 
 # Pairs of a source that its likelihood counts for at most. No curve of the grid is the true one, and the likelihood of
 # more pairs is sure of the one that is least wrong, however wrong: it is raised to a power that stops this, as by
@@ -136,8 +137,8 @@ class NoiseEstimate:
             Whether there are enough pairs, the model reads them, and `interval` is at most 0.35 wide, with a reference
             0.5.
         reading (`str`):
-            `"read"`: the accuracy is surely at least 0.6; `"not read"`: it is probably below 0.55; `"hardly read"`
-            between the two; `"unknown"` with under 20 scored pairs, or where all margins are 0.
+            `"read"`: the accuracy is surely at least 0.6; `"not read"`: it may be below 0.55, with a probability of at
+            least 20 %; `"hardly read"` between the two; `"unknown"` with under 20 scored pairs, or where all margins are 0.
         contradicted (`float`):
             Share of the scored pairs with a negative margin, a margin of 0 counted half; NaN without any.
         clean (`float`):
@@ -193,8 +194,8 @@ def estimate_noise(strength: npt.ArrayLike, reference: npt.ArrayLike | None = No
     all. Means over the posterior of all of these are returned, so that what the pairs do not tell stays unsure.
 
     Labels are flipped where that leaves the fewest wrong ones in expectation (posterior above one half), and only if
-    the probability that the flips together raise the share of wrong labels by over 1.25 points is small (22 %, without
-    a reference 10 %). This is the best rule that sees only margins where the pairs are like the reference, apart from
+    the probability that the flips together raise the share of wrong labels by over 1.25 points is small (20 %, without
+    a reference 7 %). This is the best rule that sees only margins where the pairs are like the reference, apart from
     wrong labels, and wrong labels are no more likely on pairs that the model gets wrong than on others of the same
     margin, or somewhat more. A bias that model and annotators share cannot be seen in margins: wrong labels that the
     model agrees with stay.
@@ -343,7 +344,7 @@ def _grid() -> _Grid:
     levels, slopes, shares = np.linspace(-4.5, -0.1, 11), np.array([-2.7, -1.8, -1, -0.5, 0, 0.7]), np.array([0.0, 1])
     of_level = -(((levels + 1.3) / 1.2) ** 2) / 2
     of_level[-1] -= 1.0  # half of the labels of a source are seldom wrong
-    of_slope, of_share = np.log([0.05, 0.08, 0.2, 0.15, 0.47, 0.05]), np.log([0.56, 0.44])
+    of_slope, of_share = np.log([0.05, 0.08, 0.2, 0.15, 0.47, 0.05]), np.log([0.75, 0.25])
     noise = log_softmax((of_level[:, None, None] + of_slope[:, None] + of_share).ravel())
     level, slope, shared = (axis.reshape(-1, 1) for axis in np.meshgrid(levels, slopes, shares, indexing="ij"))
     # One more: all labels are reversed, but for a few.
@@ -351,7 +352,7 @@ def _grid() -> _Grid:
     return _Grid(
         *(k, lapse, fall),
         known=prior((0.71, 0.105, 0.075, 0.045, 0.02, 0.045), (0.7, 0.15, 0.15)),
-        alone=prior((0.5, 0.2, 0.18, 0.06, 0.02, 0.04), (0.6, 0.2, 0.2), spread=1.9),
+        alone=prior((0.5, 0.2, 0.18, 0.06, 0.02, 0.04), (0.4, 0.3, 0.3), spread=1.9),
         foreign=prior((0.004, 0.004, 0.008, 0.012, 0.022, 0.95), (0.6, 0.2, 0.2)),
         level=extra[0],
         slope=extra[1],
@@ -362,7 +363,7 @@ def _grid() -> _Grid:
 
 # Prior probabilities: that no label of a source is wrong, with and without a reference, and that the model reads a
 # source in another way than the rest, mostly not at all.
-_CLEAN, _CLEAN_ALONE, _FOREIGN = 0.007, 0.15, 0.06
+_CLEAN, _CLEAN_ALONE, _FOREIGN = 0.007, 0.3, 0.2
 
 
 class _Bins(NamedTuple):
@@ -486,8 +487,10 @@ def _conclude(
     if_agreed = fit.shared * (1 - fit.accuracy) / (1 - fit.contradicted)
     negative, positive, noise = (np.tensordot(noisy, each, axes=2) for each in (if_contradicted, if_agreed, wrong))
     lowest, highest = _quantiles(rates, weights, (0.025, 0.975))
-    low, middle, high = _quantiles(accuracy @ share, of_accuracy, (0.05, 0.5, 0.95))
-    reading = "read" if low >= READ else "not read" if middle < NOT_READ else "hardly read"
+    accuracies = accuracy @ share
+    low, high = _quantiles(accuracies, of_accuracy, (0.05, 0.95))
+    is_guess = of_accuracy[accuracies < NOT_READ].sum() >= MAX_GUESS
+    reading = "read" if low >= READ else "not read" if is_guess else "hardly read"
     is_identified = reading != "not read" and highest - lowest <= max_width
     threshold = 1.0
     for bound in np.arange(0.5, 0.95, 0.05):
@@ -509,7 +512,7 @@ def _conclude(
         flip=is_negative & (posterior > threshold),
         rate=float(np.sum(weights * rates)),
         interval=(lowest, highest),
-        accuracy=float(of_accuracy @ accuracy @ share),
+        accuracy=float(of_accuracy @ accuracies),
         accuracy_interval=(low, high),
         is_identified=is_identified,
         reading=reading,

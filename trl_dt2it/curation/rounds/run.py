@@ -208,8 +208,8 @@ def decide_step(
     number: int,
     step: Step,
     scored: Sequence[Sequence[str]],
-    referenced: Sequence[Sequence[str]],
     before: Entries,
+    referenced: Sequence[Sequence[str]] = ((),),
 ) -> dict[str, Any]:
     """Decide by the scores of each model's stages, of the pool and of the reference; write the decision into the
     ledger, and return counts."""

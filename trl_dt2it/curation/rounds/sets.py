@@ -80,8 +80,8 @@ def training_set(
 ) -> Dataset:
     """Return the set of a training: the base alone (`"base"`, or `"unbalanced"` without weights), or with the pool as
     it came (`"uncurated"`), as in the ledger after `entries` (`"curated"`), or with true labels (`"oracle"`); without
-    a `fold` (i, n) of the pool, and without the [`reference_rows`] of the base; with `labels` as [`CurationLedger.apply`]
-    makes them."""
+    a `fold` (i, n) of the pool, and without the [`reference_rows`] of the base; `labels` as in
+    [`CurationLedger.apply`]."""
     if kind == "unbalanced":
         return run.sets.usable("base")
     base = balanced_base(run)
