@@ -106,7 +106,7 @@ def as_margins(strength: npt.ArrayLike) -> np.ndarray:
 
 
 class MarginCurves(NamedTuple):
-    """What is seen and inferred at each size of the reward margin: arrays `(B,)` over bins of equally many pairs."""
+    """Observed and inferred curves over the size of the reward margin: arrays `(B,)` of bins of equally many pairs."""
 
     margin: np.ndarray  # mean of |d|
     pairs: np.ndarray
@@ -138,7 +138,8 @@ class NoiseEstimate:
             0.5.
         reading (`str`):
             `"read"`: the accuracy is surely at least 0.6; `"not read"`: it may be below 0.55, with a probability of at
-            least 20 %; `"hardly read"` between the two; `"unknown"` with under 20 scored pairs, or where all margins are 0.
+            least 20 %; `"hardly read"` between the two; `"unknown"` with under 20 scored pairs, or where all margins
+            are 0.
         contradicted (`float`):
             Share of the scored pairs with a negative margin, a margin of 0 counted half; NaN without any.
         clean (`float`):
@@ -363,7 +364,7 @@ def _grid() -> _Grid:
 
 # Prior probabilities: that no label of a source is wrong, with and without a reference, and that the model reads a
 # source in another way than the rest, mostly not at all.
-_CLEAN, _CLEAN_ALONE, _FOREIGN = 0.007, 0.3, 0.2
+_CLEAN, _CLEAN_ALONE, _FOREIGN = 0.1, 0.3, 0.2
 
 
 class _Bins(NamedTuple):
@@ -416,7 +417,7 @@ class _Fit(NamedTuple):
 def _fit(grid: _Grid, bins: _Bins, clean: float) -> _Fit:
     accuracy = _accuracy(grid, bins.margin)[:, None]
     base = grid.level + grid.slope * (np.minimum(bins.margin, 3) - 1)
-    # What makes both err can only show where the model knows anything.
+    # A cause of errors of both can only show where the model knows anything.
     missed, shared = expit(base), expit(base + grid.shared * 1.5 * (2 * accuracy - 1))
     contradicted = missed * accuracy + (1 - shared) * (1 - accuracy)
     noisy = _log_likelihood(contradicted, bins) + grid.noise + math.log1p(-clean)
@@ -443,7 +444,7 @@ def _estimate(parts: Sequence[np.ndarray], reference: npt.ArrayLike | None) -> l
         shared = log_softmax(grid.known + _log_likelihood(1 - _accuracy(grid, reference_bins.margin), reference_bins))
     binned = {index: _bin(scored[index], scale) for index in fitted}
     own, other = math.log1p(-_FOREIGN), math.log(_FOREIGN)
-    # What each source says about the shared accuracy, without pairs that are known to be right, which say it better.
+    # Each source says something about the shared accuracy; pairs that are known to be right say it better.
     # Fits are made anew below, because all of them take much memory.
     evidence = dict.fromkeys(fitted, np.zeros(len(shared)))
     for index in fitted if len(fitted) > 1 and known is None else ():

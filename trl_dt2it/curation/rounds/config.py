@@ -97,7 +97,7 @@ class Step:
 
     @property
     def takes_reference(self) -> bool:
-        """Whether a rule of it asks how far the model can be trusted."""
+        """True if a rule of the step takes the margins of pairs known to be right."""
         return any("reference" in parameters_of(rule) for rule in self.read_rules())
 
     def settings(self) -> dict[str, Any]:
@@ -314,7 +314,7 @@ class CurationRun:
 
     @property
     def has_reference(self) -> bool:
-        """Whether models that score leave pairs of the base out, by which rules know how far they can be trusted."""
+        """True if models that score leave pairs of the base out, by which rules know how far they can be trusted."""
         is_asked = any(step.takes_reference for steps in self.rounds for step in steps)
         return is_asked and num_references(len(self.sets.raw("base"))) > 0
 
