@@ -214,13 +214,13 @@ def test_the_settings_that_the_pages_name_exist():
     table = PAGES["training.md"].split("## Settings that matter")[1]
     assert set(re.findall(r"^\| `(\w+)`", table, flags=re.MULTILINE)) <= fields
     for page in ("training.md", "method.md"):
-        named = set(re.findall(r"^\| `(\w+)` \| -|^\| `(\w+)` \| (?:s\^|with)", PAGES[page], flags=re.MULTILINE))
+        named = set(re.findall(r"^\| `(\w+)` \| [-(]|^\| `(\w+)` \| (?:s\^|with)", PAGES[page], flags=re.MULTILINE))
         assert {one for pair in named for one in pair if one} == set(LOSSES), page
 
 
 def test_the_training_of_the_page(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (block,) = code_blocks("python", PAGES["training.md"])
+    block, doubt = code_blocks("python", PAGES["training.md"])
     for old, new in (
         ("max_steps=20", 'max_steps=2, report_to="none", save_strategy="no"'),
         ("per_device_train_batch_size=32", "per_device_train_batch_size=8"),
@@ -231,6 +231,8 @@ def test_the_training_of_the_page(tmp_path, monkeypatch, capsys):
     exec(compile(block, "docs/training.md", "exec"), names := {})
     assert names["trainer"].state.global_step == 2 and Path("reward-model/model.safetensors").is_file()
     assert 0 <= float(capsys.readouterr().out.splitlines()[-1]) <= 1
+    exec(compile(doubt, "docs/training.md", "exec"), names)
+    assert names["doubtful"]["label_confidence"][299:301] == [0.8, None]
 
 
 def test_the_site_builds_without_a_warning(tmp_path):

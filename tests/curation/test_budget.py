@@ -107,6 +107,9 @@ def test_votes_by_hand():
     # 0.3 * 0.8 / (0.3 * 0.8 + 0.7 * 0.2), and so on.
     after = [0.24 / 0.38, 0.08 / 0.26, 0.18 / 0.26, 0.4, 0.24 / 0.38, 0.3, 0.3, 0.14 / 0.38]
     assert found.posterior == pytest.approx(after)
+    # What nobody knew and no clear verdict tells is not known after it either.
+    unknown = weigh_votes(by_votes, np.full(8, np.nan), flipped=flipped, kept=kept, strength=strength, accuracy=0.8)
+    assert np.isnan(unknown.posterior).tolist() == [False, False, False, True, False, True, True, False]
     alone = weigh_votes(by_votes, posterior, flipped=flipped, kept=kept & False, strength=strength)
     for name in ("flip", "keep", "strength", "reason"):
         np.testing.assert_array_equal(getattr(alone, name), getattr(by_votes, name))

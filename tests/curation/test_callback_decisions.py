@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from trl_dt2it.curation import Flip, Keep, flip_negative, keep_consistent
+from trl_dt2it.curation import Flip, Keep, flip_mixture, flip_negative, keep_consistent
 from trl_dt2it.curation.callback import blend, curation_metrics, draw_folds, redistribute
+from trl_dt2it.curation.health import num_references
 from trl_dt2it.training.pair_scoring import score_pairs
 
 from ..rows import make_dataset
@@ -146,3 +147,46 @@ def test_metrics_by_hand():
         "curation/noise_rate": pytest.approx(2 / 3),
         "curation/mean_strength": 2.0,
     }
+
+
+# ------------------------------------------------------------------------------------------------ trusted pairs
+
+
+def test_trusted_pairs_that_are_held_out_tell_how_far_the_scorer_can_be_believed(tmp_path):
+    """Sources that are not curated are trusted: a part of them is not trained on, and is the reference of the rule."""
+    trusted, count = 84, 84 + 40
+    wrong = np.arange(count) >= count - 10  # of the curated pairs, the last ten labels
+    dataset = make_dataset(
+        count,
+        source=["trusted"] * trusted + ["noisy"] * 40,
+        pair_id=[f"pair-{i}" for i in range(count)],
+        row_index=list(range(count)),
+    )
+    scorer, record = Known(np.where(wrong, -2.0, 2.0).tolist()), []
+    curated = trained(
+        tmp_path,
+        dataset,
+        {"num_train_epochs": 2},
+        record=record,
+        scorer=scorer,
+        only_sources=["noisy"],
+        rules=[Flip(flip_mixture, by="source")],
+        ledger=tmp_path / "ledger",
+        start_epoch=0,
+    )
+    callback, held_out = callback_of(curated), scorer.asked[1]
+    assert len(held_out) == num_references(trusted) == 21 and max(held_out) < trusted
+    assert sorted({row for batch, _ in record for row in batch}) == sorted(set(range(count)) - set(held_out))
+    assert np.flatnonzero(callback.state.selection.flipped).tolist() == np.flatnonzero(wrong).tolist()
+    health = callback.ledger.rounds[0]["health"]
+    assert health["reference"]["pairs"] == 21 and health["reference"]["accuracy"] == 1.0
+    assert health["sources"]["noisy"]["flipped"] == 10
+
+
+def test_without_trusted_pairs_it_says_what_cannot_be_found(tmp_path, caplog):
+    told = "a bias that the model has throughout cannot be told from wrong labels"
+    trained(tmp_path, scorer=Known([1.0] * N), rules=[Flip(flip_mixture)])
+    assert told in caplog.text
+    caplog.clear()
+    trained(tmp_path, scorer=Known([1.0] * N), rules=[Flip(flip_negative)])  # which believes the model anyway
+    assert told not in caplog.text

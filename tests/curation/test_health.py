@@ -11,6 +11,7 @@ from trl_dt2it.curation import CurationLedger, Flip, NoiseEstimate, callback, de
 from trl_dt2it.curation.health import (
     NO_REFERENCE,
     describe_health,
+    draw_references,
     num_references,
     show_health,
     style_rises,
@@ -201,3 +202,13 @@ def test_how_often_a_set_is_seen_by_a_fixed_number_of_steps(tmp_path, capsys):
     assert "…" not in out and "times" in out
     show_plan(stages[1:], tmp_path, Console(width=80))
     assert "times" not in capsys.readouterr().out  # where epochs say it
+
+
+@pytest.mark.parametrize(
+    ("sizes", "wanted"), [([8] * 10, 24), ([1] * 79, 0), ([1] * 80, 20), ([50, 50], 50), ([100], 0), ([1] * 5000, 500)]
+)
+def test_whole_groups_are_held_out_until_they_are_enough(sizes, wanted):
+    groups = np.repeat(np.arange(len(sizes)), sizes)
+    rows = draw_references(groups)
+    assert len(rows) == wanted and not set(groups[rows]) & set(np.delete(groups, rows))
+    assert len(draw_references(np.empty(0, dtype=np.int64))) == 0

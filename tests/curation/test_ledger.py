@@ -80,7 +80,8 @@ def test_the_state_is_that_of_a_plain_loop(ledger):
             flipped, *_, by_hand = expected.get(name, (False, True, None, 0, False))
             if not by_hand:
                 expected[name] = (bool(flipped ^ flip), bool(keep), strength, round, round == 5)
-    found = {row["pair_id"]: tuple(row.values())[1:5] for row in ledger.state().to_pylist()}
+    columns = ("flipped", "kept", "strength", "round")
+    found = {row["pair_id"]: tuple(row[name] for name in columns) for row in ledger.state().to_pylist()}
     assert found == {name: value[:4] for name, value in expected.items()}
 
 

@@ -323,8 +323,17 @@ def test_doubt_about_labels_reaches_the_final_training(run, labels):
         assert rows["label_confidence"][:4] == [None] * 4  # of the base, which is trusted
         found, wanted = rows["label_confidence"][4:], confidence
     else:
-        found, wanted = rows["weight"][4:], [1.0 if one is None else 2 * one - 1 for one in confidence]
+        found, wanted = rows["weight"][4:], [None if one is None else 2 * one - 1 for one in confidence]
     assert [None if one is None else pytest.approx(one, abs=1e-6) for one in found] == wanted
+    # Numbers that are there already stay where nothing is known, and doubt counts once.
+    pool, ledger = run.sets.usable("pool"), CurationLedger(run.output_dir / "ledger")
+    name, contents = {"soft": "label_confidence", "weight": "weight"}[labels], run.sets.contents("pool")
+    own = ledger.apply(pool.add_column(name, [0.5] * 8), contents=contents, labels=labels)[name]
+    factor = 1 if labels == "soft" else 0.5
+    assert own == [pytest.approx(0.5 if new is None else factor * new, abs=1e-6) for new in found]
+    if labels == "weight":
+        with pytest.raises(ValueError, match='apply `labels="weight"` to the source set, and once'):
+            ledger.apply(ledger.apply(pool, contents=contents), contents=contents, labels=labels)
 
 
 # ----------------------------------------------------------------------------------------------------- runs and kills

@@ -131,6 +131,8 @@ def test_rules_of_a_configuration_get_their_options():
             "give `test`",
         ),
         ({"final": ["best"]}, "`final` names 'best'"),
+        ({"labels": "firm"}, "`labels` is 'firm'; give one of hard, soft, weight"),
+        ({"labels": "soft", "method": "paper"}, "no rule says how probable a wrong label is"),
         ({"final": ["unbalanced"]}, "`final` names 'unbalanced', but no style is balanced"),
         ({"balance_style": {"by": "source", "weights": 1}}, "`balance_style` has the unknown key `weights`"),
         ({"models": [{"sed": 1}]}, "A model has the unknown key `sed`"),

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from trl_dt2it.curation.noise import flip_mixture
+from trl_dt2it.curation.noise import flip_mixture, group_by_source
 from trl_dt2it.curation.rules import (
     Flip,
     Keep,
@@ -16,6 +16,8 @@ from trl_dt2it.curation.rules import (
     flip_weakest_half,
     keep_confident,
     keep_consistent,
+    parameters_of,
+    with_reference,
 )
 
 
@@ -93,3 +95,53 @@ def test_misuse_of_decide_is_named():
         Flip(flip_negative, by="pair")
     with pytest.raises(ValueError, match=r"rule <lambda> gave float64 values of shape \(2,\) for 2 pairs"):
         decide([1.0, 2.0], [Keep(lambda given: given)])
+
+
+# -------------------------------------------------------------------------------------------------- estimates of rules
+
+
+def noisy(count, seed=0):
+    """Margins of which a quarter is turned, and margins of clean pairs."""
+    rng = np.random.default_rng(seed)
+    wrong = rng.random(count) < 0.25
+    return np.where(wrong, -1, 1) * rng.normal(2, 1, count), rng.normal(2, 1, 200)
+
+
+def test_estimates_are_those_of_the_rows_that_each_call_saw():
+    margins, reference = noisy(400)
+    source = ["a", "b", "b", None] * 100
+
+    def mine(strength, estimates=None):
+        return flip_mixture(strength, reference=reference, estimates=estimates)
+
+    # A rule that sees one source at a time and does not know its name.
+    decision = decide(margins, [Flip(mine, by="source", min_pairs=1)], source=source)
+    assert set(decision.estimates) == {"a", "b", None}
+    for name, estimate in decision.estimates.items():
+        rows = [row for row, one in enumerate(source) if one == name]
+        np.testing.assert_array_equal(decision.posterior[rows], estimate.posterior)
+        np.testing.assert_array_equal(decision.flip[rows], estimate.flip)
+    bound = partial(flip_mixture, source=source, reference=reference)
+    with pytest.raises(ValueError, match="leave its `source` to"):
+        decide(margins, [Flip(bound)])
+
+
+def test_what_is_bound_to_a_rule_is_not_bound_anew(caplog):
+    margins, reference = noisy(400)
+    own = partial(flip_mixture, reference=reference)
+    assert "reference" not in parameters_of(Flip(own)) and "source" in parameters_of(Flip(own))
+    (rule,) = with_reference([Flip(own)], -np.ones(30))
+    assert rule.rule.keywords["reference"] is reference
+    (rule,) = with_reference([Flip(flip_mixture)], reference)
+    np.testing.assert_array_equal(rule.rule.keywords["reference"], reference)
+    few = np.r_[np.ones(19), np.full(81, np.nan)]
+    (rule,) = with_reference([Flip(flip_mixture)], few)
+    assert rule.rule is flip_mixture and "Under 20 pairs known to be right have a score" in caplog.text
+
+
+def test_sources_as_arrow_dictionaries_of_any_make():
+    again = pa.DictionaryArray.from_arrays(pa.array([0, 1, 0, 2]), pa.array(["a", "a", "b"]))
+    assert {name: rows.tolist() for name, rows in group_by_source(again, 4).items()} == {"a": [0, 1, 2], "b": [3]}
+    names = [f"s{number}" for number in range(128)]
+    many = pa.DictionaryArray.from_arrays(pa.array(range(128), pa.int8()), pa.array(names))
+    assert list(group_by_source(many, 128)) == names

@@ -141,7 +141,7 @@ def test_dry_runs_of_the_other_verbs(folder, tmp_path, capsys, monkeypatch):
     assert main(["prepare", "--sources", sources, "--output_dir", "p", "--shard", "0/2", "--dry_run"]) == 0
     assert cells(capsys.readouterr().out)["rlaif_v"][2] == "2 of 4"
     assert main(["curate", "--config", "dt2it_digits", "--output_dir", "r", "--dry_run"]) == 0
-    assert cells(capsys.readouterr().out)["round-1/train/model-0"] == ["to do", "850", "250", "", ""]
+    assert cells(capsys.readouterr().out)["round-1/train/model-0"] == ["to do", "650", "250", "12.3", "", ""]
     (tmp_path / "evaluation.json").write_text("{}")
     assert main(["report", "--evaluation", "evaluation.json", "--dry_run"]) == 0
     assert cells(capsys.readouterr().out)["writes"] == ["report.html"]

@@ -163,6 +163,8 @@ def weigh_votes(
     # Probability of the votes if the label is wrong; without a clear verdict, they tell nothing.
     likelihood = np.where(is_clear, np.where(says_wrong, accuracy, 1 - accuracy), 0.5)
     after = wrong * likelihood / (wrong * likelihood + (1 - wrong) * (1 - likelihood))
+    # What nobody knew before and no verdict tells stays unknown.
+    known = np.where(np.isnan(np.asarray(posterior, dtype=np.float64)) & ~is_clear, np.nan, after)
     is_against = kept & is_clear & (says_wrong != flipped)
     turned = is_against & (np.where(flipped, 1 - after, after) > 0.5)
     names = (*by_votes.reason_names, "judges do not outweigh the model")
@@ -172,7 +174,7 @@ def weigh_votes(
         np.where(kept & ~turned, strength, by_votes.strength),
         np.where(is_against & ~turned, len(names) - 1, by_votes.reason_code).astype(np.int16),
         names,
-        after,
+        known,
     )
 
 

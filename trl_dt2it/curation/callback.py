@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 from transformers import TrainerCallback
 from transformers.utils import logging
 
-from ..data.columns import column_of, has_transform
+from ..data.columns import column_of, group_codes, has_transform
 from ..data.contents import pair_contents, pair_ids, source_fingerprint
 from ..data.mixing import swap_pairs
 from ..debias.audit import audit_style
@@ -28,7 +28,14 @@ from ..training.pair_scoring import evaluating, score_with_trainer
 from ..training.selection import STATE_FILE, Selection
 from ..training.trainer import MultimodalRewardTrainer
 from ..utils import check_value, digest, whole_file, write_json
-from .health import NO_REFERENCE, audited_rows, describe_health, num_references, show_health, style_rises
+from .health import (
+    NO_REFERENCE,
+    audited_rows,
+    describe_health,
+    draw_references,
+    show_health,
+    style_rises,
+)
 from .ledger import CurationLedger
 from .noise import MIN_PAIRS, combine_scores, flip_mixture, group_by_source
 from .publish import curation_section
@@ -176,7 +183,10 @@ class IterativeCurationCallback(TrainerCallback):
         self._own_reference = np.empty(0, dtype=np.int64)
         if reference is None and takes_reference:
             trusted = np.setdiff1d(np.arange(len(dataset)), self._curated)
-            self._own_reference = draw_reference(trusted)
+            groups = np.arange(len(trusted))
+            if "group_id" in dataset.column_names:
+                groups = np.unique(group_codes(column_of(dataset, "group_id"))[0][trusted], return_inverse=True)[1]
+            self._own_reference = trusted[draw_references(groups)]
             if len(self._own_reference):
                 self.reference = dataset.select(self._own_reference)
             else:
@@ -395,12 +405,6 @@ def blend(before: np.ndarray, now: np.ndarray, momentum: float) -> np.ndarray:
 
 def _fingerprint_of(reference: Dataset) -> str:
     return source_fingerprint(pair_ids(reference))
-
-
-def draw_reference(rows: np.ndarray) -> np.ndarray:
-    """Draw the rows of trusted pairs that are not trained on, ascending; none if there are too few."""
-    count = num_references(len(rows))
-    return np.sort(np.random.default_rng(42).permutation(rows)[:count])
 
 
 def draw_folds(num_pairs: int, folds: int, seed: int) -> np.ndarray:

@@ -24,7 +24,7 @@ from .noise import MIN_PAIRS, NoiseEstimate, bin_margins
 
 NO_REFERENCE = (
     "There are no pairs known to be right, and so a bias that the model has throughout cannot be told from wrong "
-    "labels: little is flipped; pass `reference` rows to flip more."
+    "labels: little is flipped; pass `reference` rows, or a base of at least 80 pairs to the rounds, to flip more."
 )
 
 MOST_AUDITED = 20_000  # pairs drawn from a larger pool: enough for the third digit, within some seconds
@@ -48,6 +48,16 @@ def num_references(count: int) -> int:
     return held_out if held_out >= MIN_PAIRS else 0
 
 
+def draw_references(groups: np.ndarray) -> np.ndarray:
+    """Draw the trusted rows that are held out, ascending: whole groups, of the group of each row `(N,)`; none if that
+    would take more than half."""
+    count, sizes = num_references(len(groups)), np.bincount(groups) if len(groups) else np.zeros(0, dtype=np.int64)
+    order = np.random.default_rng(42).permutation(len(sizes))
+    drawn = order[: np.searchsorted(np.cumsum(sizes[order]), count) + 1] if count else order[:0]
+    rows = np.flatnonzero(np.isin(groups, drawn))
+    return rows if len(rows) <= len(groups) / 2 else rows[:0]
+
+
 def describe_health(
     estimates: Mapping[str | None, NoiseEstimate], reference: np.ndarray | None = None
 ) -> dict[str, Any] | None:
@@ -61,7 +71,8 @@ def describe_health(
         accuracy = float(np.mean(margins > 0) + np.mean(margins == 0) / 2)
         known = {"pairs": len(margins), "accuracy": accuracy, "interval": list(wilson(accuracy, len(margins)))}
         known["curve"] = {name: np.round(values, 4).tolist() for name, values in bin_margins(margins).items()}
-    sources = {"" if name is None else name: estimate.summary() for name, estimate in estimates.items()}
+    nameless = "no source" if "" in estimates else ""
+    sources = {nameless if name is None else name: estimate.summary() for name, estimate in estimates.items()}
     return {"reference": known, "sources": sources}
 
 

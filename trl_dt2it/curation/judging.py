@@ -145,7 +145,9 @@ def judge_pairs(
                 ask(pairs[:count])
             else:
                 found.status[pairs[0][0]] = "over_budget"
-            del pairs[: max(1, count)], most[: max(1, count)]
+            del pairs[: max(1, count)]
+            # Copies of what has just been asked are in the store now.
+            most = [[judge.most_left(requests) for judge in judges] for *_, requests in pairs]
     bar.close()
     return PairVotes(found.votes[:end], found.status[:end], found.problems)
 

@@ -371,13 +371,15 @@ class CurationLedger:
         if labels != "hard":
             check_value("`labels`", labels, labels in LABELS, f"give one of {', '.join(LABELS)}")
             doubt = np.where(flipped, 1 - known["posterior"], known["posterior"]).clip(0, 0.5)
-            if labels == "soft":
-                columns["label_confidence"] = pa.array(1 - doubt, from_pandas=True)  # null where nothing is known
-            else:
-                weight = np.ones(len(dataset))
-                if "weight" in dataset.column_names:
-                    weight = column_of(dataset, "weight").fill_null(1.0).to_numpy(zero_copy_only=False)
-                columns["weight"] = pa.array(weight * (1 - 2 * np.nan_to_num(doubt)))
+            if labels == "weight" and FLIPPED in dataset.column_names:
+                raise ValueError('The set is an earlier result; apply `labels="weight"` to the source set, and once.')
+            name = "label_confidence" if labels == "soft" else "weight"
+            own = np.full(len(dataset), np.nan)
+            if name in dataset.column_names:
+                own = column_of(dataset, name).cast(pa.float64()).to_numpy(zero_copy_only=False)
+            new = 1 - doubt if labels == "soft" else np.nan_to_num(own, nan=1.0) * (1 - 2 * doubt)
+            # Null, or as it was, where nothing is known.
+            columns[name] = pa.array(np.where(np.isnan(new), own, new), from_pandas=True)
         rows = np.flatnonzero(known["kept"])
         logger.info(
             f"Of {len(dataset):,} pairs, the ledger speaks of {is_known.sum():,}, flips {flipped[rows].sum():,} and "

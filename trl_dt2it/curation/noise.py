@@ -32,7 +32,7 @@ MAX_RISK_ALONE = 0.07  # without a reference
 
 # The accuracy on a source from which it is read, surely (95 %), and below which it is not, as far as can be told: with
 # at least this probability.
-READ, NOT_READ, MAX_GUESS = 0.6, 0.55, 0.2
+READ, NOT_READ, MAX_GUESS = 0.6, 0.55, 0.1
 
 # Pairs of a source that its likelihood counts for at most. No curve of the grid is the true one, and the likelihood of
 # more pairs is sure of the one that is least wrong, however wrong: it is raised to a power that stops this, as by
@@ -94,14 +94,16 @@ _SCALES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def as_margins(strength: npt.ArrayLike) -> np.ndarray:
+def as_margins(strength: npt.ArrayLike, argument: str = "strength") -> np.ndarray:
     """Return reward margins as `float64`, `(N,)`; raise a `ValueError` at another shape or an infinite margin."""
     margins = np.asarray(strength, dtype=np.float64)
     if margins.ndim != 1:
-        raise ValueError(f"`strength` has shape {margins.shape}; give one number per pair, as `combine_scores` does.")
+        raise ValueError(
+            f"`{argument}` has shape {margins.shape}; give one number per pair, as `combine_scores` does."
+        )
     if np.isinf(margins).any():
-        index = np.flatnonzero(np.isinf(margins))[0]
-        raise ValueError(f"The reward margin of pair {index} is infinite; give NaN for a pair that is not scored.")
+        index, whose = np.flatnonzero(np.isinf(margins))[0], "" if argument == "strength" else f" of `{argument}`"
+        raise ValueError(f"The reward margin of pair {index}{whose} is infinite; give NaN for one that is not scored.")
     return margins
 
 
@@ -128,17 +130,20 @@ class NoiseEstimate:
             Probability that each label is wrong; NaN where the pair is not scored, 0 for all if not identified.
         flip (`np.ndarray` of shape `(N,)` and dtype `bool`):
             Labels to flip: the model contradicts them, and their posterior is above one half and `threshold`.
-        rate (`float`), interval (`tuple[float, float]`):
-            Expected share of wrong labels, from 0 to 1, NaN where nothing is fitted; its 95 % credible interval.
-        accuracy (`float`), accuracy_interval (`tuple[float, float]`):
-            Expected share of these pairs that the model ranks rightly, NaN where nothing is fitted; its 90 % credible
-            interval.
+        rate (`float`):
+            Expected share of wrong labels, from 0 to 1; NaN where nothing is fitted.
+        interval (`tuple[float, float]`):
+            95 % credible interval of `rate`.
+        accuracy (`float`):
+            Expected share of these pairs that the model ranks rightly; NaN where nothing is fitted.
+        accuracy_interval (`tuple[float, float]`):
+            90 % credible interval of `accuracy`.
         is_identified (`bool`):
             Whether there are enough pairs, the model reads them, and `interval` is at most 0.35 wide, with a reference
             0.5.
         reading (`str`):
             `"read"`: the accuracy is surely at least 0.6; `"not read"`: it may be below 0.55, with a probability of at
-            least 20 %; `"hardly read"` between the two; `"unknown"` with under 20 scored pairs, or where all margins
+            least 10 %; `"hardly read"` between the two; `"unknown"` with under 20 scored pairs, or where all margins
             are 0.
         contradicted (`float`):
             Share of the scored pairs with a negative margin, a margin of 0 counted half; NaN without any.
@@ -231,16 +236,17 @@ def flip_mixture(
     """
     Flip the pairs whose label is wrong with more than a given probability, by [`estimate_noise`].
 
-    Each source has its own rate, however few its pairs. Their model is one: what a source tells about its accuracy
-    helps to judge the others, unless the model reads that source worse, which is weighed too. Nothing is flipped in a
-    source whose noise is not identified, or where flips are not sure enough to do no harm. A pair that the model ranks
-    as its label does is never flipped. The outcome is logged.
+    Each source of at least 20 pairs has its own rate; smaller ones stay as they are. Their model is one: without a
+    reference, what a source tells about its accuracy helps to judge the others. That the model reads a source in
+    another way, or not at all, is weighed too. Nothing is flipped in a source whose noise is not identified, or where
+    flips are not sure enough to do no harm. A pair that the model ranks as its label does is never flipped. Logs the
+    outcome.
 
     Args:
         strength (`np.ndarray` of shape `(N,)`):
             Reward margins; NaN is not flipped.
         threshold (`float`, *optional*, defaults to `0.5`):
-            Probability above which a pair is flipped, from 0 to 1. At 0.5 the fewest wrong labels are expected.
+            Probability above which a pair is flipped, from 0.5 up to 1. At 0.5 the fewest wrong labels are expected.
         reference (`np.ndarray` of shape `(R,)`, *optional*):
             As in [`estimate_noise`].
         source (sequence of `str`, *optional*):
@@ -251,17 +257,17 @@ def flip_mixture(
     Returns:
         `np.ndarray` of shape `(N,)` and dtype `bool`.
     """
-    check_value("`threshold`", threshold, 0 < threshold < 1, "give a probability between 0 and 1")
+    check_value("`threshold`", threshold, 0.5 <= threshold < 1, "give a probability of at least 0.5, below 1")
     margins = as_margins(strength)
     groups = group_by_source(source, len(margins))
     mask = np.zeros(len(margins), dtype=bool)
     parts = [margins[rows] for rows in groups.values()]
+    small = [len(part) for part in parts if 0 < (~np.isnan(part)).sum() < MIN_PAIRS]
+    if small and len(parts) > 1:
+        logger.info(f"{sum(small):,} pairs of {len(small):,} sources of under {MIN_PAIRS} pairs stay as they are.")
     for (name, rows), estimate in zip(groups.items(), _estimate(parts, reference), strict=True):
         # Comparisons with NaN are false.
         mask[rows] = estimate.flip & (estimate.posterior > threshold)
-        if threshold < 0.5:
-            above = max(threshold, estimate.threshold if estimate.threshold > 0.5 else 0)
-            mask[rows] = estimate.is_identified & (estimate.posterior > above) & (margins[rows] < 0)
         _log(name, estimate, int(mask[rows].sum()))
         if estimates is not None:
             estimates[name] = replace(estimate, flip=mask[rows])
@@ -274,8 +280,10 @@ def group_by_source(source: Any, count: int) -> dict[str | None, np.ndarray]:
         return {None: np.arange(count)}
     column = as_column(source, "source", count)
     encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    if len(encoded.dictionary.unique()) < len(encoded.dictionary):
+        encoded = encoded.cast(encoded.type.value_type).dictionary_encode()
     names = [*encoded.dictionary.to_pylist(), None]
-    codes = encoded.indices.fill_null(len(names) - 1).to_numpy(zero_copy_only=False)
+    codes = encoded.indices.cast(pa.int64()).fill_null(len(names) - 1).to_numpy(zero_copy_only=False)
     return {name: rows for name, rows in zip(names, group_rows(codes), strict=False) if len(rows)}
 
 
@@ -323,8 +331,8 @@ class _Grid(NamedTuple):
     known: np.ndarray  # (K,): prior of the accuracy on pairs like the reference,
     alone: np.ndarray  # without a reference,
     foreign: np.ndarray  # and on a source that the model reads in another way
-    level: np.ndarray  # (A, 1): log-odds of a wrong label at the median margin,
-    slope: np.ndarray  # their change per median margin,
+    level: np.ndarray  # (A, 1): log-odds of a wrong label at a margin of 1, in units of `_scale`,
+    slope: np.ndarray  # their change per unit,
     shared: np.ndarray  # and what is added where the model errs
     noise: np.ndarray  # (A,)
 
@@ -427,7 +435,7 @@ def _fit(grid: _Grid, bins: _Bins, clean: float) -> _Fit:
 
 def _estimate(parts: Sequence[np.ndarray], reference: npt.ArrayLike | None) -> list[NoiseEstimate]:
     """Estimate the noise of each source; the accuracy is one, but where a source is read in another way."""
-    known = None if reference is None else as_margins(reference)
+    known = None if reference is None else as_margins(reference, "reference")
     known = None if known is None else known[~np.isnan(known)]
     if known is not None and len(known) < MIN_PAIRS:
         raise ValueError(f"There are {len(known)} scored references; give at least {MIN_PAIRS}, or none.")
@@ -497,6 +505,7 @@ def _conclude(
     for bound in np.arange(0.5, 0.95, 0.05):
         flipped = bins.contradicted * (negative > bound) / pairs.sum()
         if not flipped.any():
+            threshold = float(bound) if bound == 0.5 else threshold  # there is nothing to flip
             break
         harm = np.append(flipped.sum() - 2 * (if_contradicted @ flipped), np.full((len(weights), 1), flipped.sum()), 1)
         if weights[harm > HARM].sum() <= max_risk:

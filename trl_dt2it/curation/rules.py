@@ -15,7 +15,7 @@ import pyarrow as pa
 from transformers.utils import logging
 
 from ..utils import check_value
-from .noise import NoiseEstimate, as_margins, flip_mixture, group_by_source
+from .noise import MIN_PAIRS, NoiseEstimate, as_margins, flip_mixture, group_by_source
 
 
 logger = logging.get_logger(__name__)
@@ -167,9 +167,9 @@ def decide(
     names = [KEPT, NOT_SCORED, BROUGHT_BACK, NOT_READ]
     code = np.where(keep, 0, 1).astype(np.int16)
     for rule in rules:
-        found: dict[str | None, NoiseEstimate] = {}
-        seen, before = keep & is_read, flip.copy()
-        for rows, mask in _judge(rule, margins, seen, sources, found):
+        seen, before, told = keep & is_read, flip.copy(), dict[str | None, tuple[np.ndarray, NoiseEstimate]]()
+        for rows, mask, of_sources in _judge(rule, margins, seen, sources):
+            told |= of_sources
             if isinstance(rule, Flip):
                 turned = rows[mask]
                 flip[turned] ^= True
@@ -181,15 +181,14 @@ def decide(
                 keep[dropped] = False
                 code[dropped] = len(names)
         names.append(f"{'flipped' if isinstance(rule, Flip) else 'dropped'} by {_name(rule.rule)}")
-        if found:
-            estimates, posterior = found, np.full(count, np.nan)
-            for name, estimate in found.items():
-                rows = np.flatnonzero(seen) if rule.by is None else sources[name][seen[sources[name]]]
+        if told:
+            estimates, posterior = {name: one for name, (_, one) in told.items()}, np.full(count, np.nan)
+            for rows, estimate in told.values():
                 if estimate.is_identified:
                     posterior[rows] = np.where(before[rows], 1 - estimate.posterior, estimate.posterior)
                 if estimate.reading == "not read":
                     is_read[rows] = False
-                    code[rows] = names.index(NOT_READ)
+                    code[rows[~flip[rows]]] = names.index(NOT_READ)
     saved = _bring_back(margins, keep, sources, min_kept)
     keep[saved] = True
     code[saved] = names.index(BROUGHT_BACK)
@@ -197,50 +196,65 @@ def decide(
 
 
 def _judge(
-    rule: Flip | Keep,
-    margins: np.ndarray,
-    seen: np.ndarray,
-    sources: dict[str | None, np.ndarray],
-    estimates: dict[str | None, NoiseEstimate],
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return groups of rows that a rule sees, each with its mask, before anything is changed."""
+    rule: Flip | Keep, margins: np.ndarray, seen: np.ndarray, sources: dict[str | None, np.ndarray]
+) -> list[tuple[np.ndarray, np.ndarray, dict[str | None, tuple[np.ndarray, NoiseEstimate]]]]:
+    """Return groups of rows that a rule sees, each with its mask, before anything is changed, and rows and estimate of
+    each source where the rule makes any."""
     everything = np.flatnonzero(seen)
     if len(everything) == 0:
         return []
     parameters = parameters_of(rule)
-    function = partial(rule.rule, estimates=estimates) if "estimates" in parameters else rule.rule
+
+    def judge(
+        rows: np.ndarray, groups: Mapping[str | None, np.ndarray], **told: Any
+    ) -> tuple[np.ndarray, np.ndarray, dict[str | None, tuple[np.ndarray, NoiseEstimate]]]:
+        found: dict[str | None, NoiseEstimate] = {}
+        told |= {"estimates": found} if "estimates" in parameters else {}
+        mask = _mask(partial(rule.rule, **told) if told else rule.rule, margins[rows])
+        if len(groups) == len(found) == 1:  # of one group, whatever the rule calls it
+            found = dict(zip(groups, found.values(), strict=True))
+        if any(name not in groups or len(one.posterior) != len(groups[name]) for name, one in found.items()):
+            raise ValueError(
+                f"The estimates of {_name(rule.rule)} are of other sources than it was given; leave its `source` to "
+                '`by="source"`.'
+            )
+        return rows, mask, {name: (groups[name], estimate) for name, estimate in found.items()}
+
     if rule.by is None:
-        return [(everything, _mask(function, margins[everything]))]
+        return [judge(everything, {None: everything})]
     groups = {name: rows[seen[rows]] for name, rows in sources.items()}
     groups = {name: rows for name, rows in groups.items() if len(rows)}
     if "source" in parameters:
         codes = np.empty(len(margins), dtype=np.int32)
         for code, rows in enumerate(groups.values()):
             codes[rows] = code
-        names = pa.array(groups, pa.string())
-        source = pa.DictionaryArray.from_arrays(pa.array(codes[everything]), names)
-        return [(everything, _mask(partial(function, source=source), margins[everything]))]
+        source = pa.DictionaryArray.from_arrays(pa.array(codes[everything]), pa.array(groups, pa.string()))
+        return [judge(everything, groups, source=source)]
     alone = groups
     if isinstance(rule, Flip):
         alone = {name: rows for name, rows in groups.items() if len(rows) >= rule.min_pairs}
-    judged = [(rows, _mask(function, margins[rows])) for rows in alone.values()]
+    judged = [judge(rows, {name: rows}) for name, rows in alone.items()]
     if len(alone) < len(groups):
         small = np.isin(everything, np.concatenate([rows for name, rows in groups.items() if name not in alone]))
-        judged.append((everything[small], _mask(function, margins[everything])[small]))
+        _, mask, _ = judge(everything, {None: everything})
+        judged.append((everything[small], mask[small], {}))
     return judged
 
 
 def parameters_of(rule: Flip | Keep) -> set[str]:
-    """Return the names of the parameters of a rule; none if it is written in C without a signature."""
+    """Return the names of the parameters of a rule that are not bound; none of a rule without a signature, in C."""
+    bound = rule.rule.keywords if isinstance(rule.rule, partial) else {}
     try:
-        return set(inspect.signature(rule.rule).parameters)
+        return set(inspect.signature(rule.rule).parameters) - set(bound)
     except ValueError:
         return set()
 
 
 def with_reference(rules: Sequence[Flip | Keep], reference: np.ndarray | None) -> list[Flip | Keep]:
-    """Bind reward margins of pairs known to be right to the rules that take them."""
-    if reference is None:
+    """Bind reward margins of pairs known to be right to the rules that take them, if enough of them are scored."""
+    if reference is None or (~np.isnan(reference)).sum() < MIN_PAIRS:
+        if reference is not None:
+            logger.warning(f"Under {MIN_PAIRS} pairs known to be right have a score, so that the rules get none.")
         return list(rules)
     return [
         replace(rule, rule=partial(rule.rule, reference=reference)) if "reference" in parameters_of(rule) else rule

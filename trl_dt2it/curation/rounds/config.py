@@ -210,14 +210,20 @@ def set_digest(dataset: Dataset, contents: pa.Table) -> str:
     )
 
 
-def folds_of(dataset: Dataset, pair_ids: pa.Array, number: int, seed: int = 42) -> np.ndarray:
-    """Split a set into parts that share no prompt; return the part of each row, `(N,)`."""
+def prompt_groups(dataset: Dataset, pair_ids: pa.Array) -> np.ndarray:
+    """Number the prompts of a set, by `group_id` where it has one; return that of each row, `(N,)`."""
     # Without its number, the name of a copy is that of the original.
     groups, _ = group_codes(pa.array([re.sub(r"#\d+$", "", name) for name in pair_ids.to_pylist()]))
     if "group_id" in dataset.column_names:
         _, first = np.unique(groups, return_index=True)
         groups = group_codes(column_of(dataset, "group_id"))[0][first[groups]]  # copies are where the original is
-    _, groups, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    return np.unique(groups, return_inverse=True)[1]
+
+
+def folds_of(dataset: Dataset, pair_ids: pa.Array, number: int, seed: int = 42) -> np.ndarray:
+    """Split a set into parts that share no prompt; return the part of each row, `(N,)`."""
+    groups = prompt_groups(dataset, pair_ids)
+    sizes = np.bincount(groups)
     order = np.random.default_rng(seed).permutation(len(sizes))
     middles = np.cumsum(sizes[order]) - sizes[order] / 2
     part = np.empty(len(sizes), dtype=np.int64)
@@ -385,6 +391,14 @@ def read_run(
         shard,
         cast(Labels, labels),
     )
+    has_doubt = any(
+        "estimates" in parameters_of(rule) for steps in run.rounds for one in steps for rule in one.read_rules()
+    )
+    if labels != "hard" and not ("curated" in final and has_doubt):
+        raise ValueError(
+            f"`labels` is {labels!r}, but no rule says how probable a wrong label is, or `final` does not name "
+            "'curated'; flip by `flip_mixture`, or leave `labels` out."
+        )
     if "oracle" in final and "is_flipped" not in run.sets.raw("pool").column_names:
         raise ValueError("`final` names 'oracle', but the pool has no column `is_flipped` that tells true labels.")
     return run

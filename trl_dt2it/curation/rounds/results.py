@@ -72,6 +72,7 @@ def record_run(run: CurationRun, argv: Sequence[str] | None = None) -> dict[str,
         "images": {"image_root": args.image_root, "max_image_pixels": args.max_image_pixels},
         "models": [{"model_name_or_path": one.name_or_path, "seed": one.seed} for one in run.models],
         "rounds": [[step.settings() for step in steps] for steps in run.rounds],
+        "labels": run.labels,
         "balance_style": run.balance,
         "training": run.training.settings(),
     }

@@ -114,7 +114,9 @@ def _plan_step(plan: _Plan, number: int, step: Step) -> None:
             limits = [getattr(kwargs["budget"], limit) for kwargs in judging.client_kwargs]
             expected[name] = expected[name] if None in limits else min(expected[name], sum(limits))
         ask = partial(ask_judges, run, number=number, step=step, before=tuple(plan.entries))
-        stage = Stage(f"{label}/judge", ask, judging.settings(), plan.decided, expected, is_replayed=True)
+        settings = judging.settings()
+        settings |= {"seed": run.training.args.seed} if judging.order == "random" else {}
+        stage = Stage(f"{label}/judge", ask, settings, plan.decided, expected, is_replayed=True)
         plan.add_decision(stage, (number, ledger_stage(step, "judge")))
 
 
@@ -179,6 +181,8 @@ def _plan_scoring(plan: _Plan, name: str, trained: str, set_name: str, fold: tup
         selected = None if fold is None else fold_rows(run, fold, inside=True)
         if set_name == "base":
             selected = reference_rows(run, fold)
+            if len(selected) == 0:
+                return {"pairs": 0}
         with scorer(run.output_dir / trained, run.training) as rewards:
             counts = score_in_shards(
                 folder,
@@ -222,9 +226,10 @@ def decide_step(
             scores[flipped] = scores[flipped, ::-1]
         source = column_of(pool, "source")
         # On one scale, whichever it is.
-        known = [_gather(run, referenced, len(run.sets.usable("base")))[reference_rows(run)]] if referenced[0] else []
+        rows = reference_rows(run) if referenced[0] else np.empty(0, dtype=np.int64)
+        known = [_gather(run, referenced, len(run.sets.usable("base")))[rows]] if len(rows) else []
         margins = combine_scores(np.concatenate([scores, *known]), how=cast(Any, step.combine))
-        reference = margins[len(scores) :] if known and len(known[0]) else None
+        reference = margins[len(scores) :] if known else None
         rules = with_reference(step.read_rules(), reference)
         decision = decide(margins[: len(scores)], rules, source=source, min_kept=step.min_kept)
         health = describe_health(decision.estimates, reference)

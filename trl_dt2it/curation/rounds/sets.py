@@ -18,11 +18,10 @@ from ...debias.audit import audit_style
 from ...debias.balance import style_weights
 from ...processes import on_main_process
 from ...utils import move_aside, whole_file
-from ..budget import fill_unknown
-from ..health import num_references
+from ..health import draw_references
 from ..ledger import CurationLedger, Labels
 from ..noise import estimate_noise
-from .config import CurationRun, folds_of
+from .config import CurationRun, folds_of, prompt_groups
 
 
 logger = logging.get_logger(__name__)
@@ -110,10 +109,7 @@ def fold_rows(run: CurationRun, fold: tuple[int, int], *, inside: bool) -> np.nd
 def reference_rows(run: CurationRun, fold: tuple[int, int] | None = None) -> np.ndarray:
     """Return the rows of the base that models which score do not train on, ascending: whole prompts. With a `fold`
     (i, n), those that its model scores, so that each is scored once, as the pool is."""
-    base = run.sets.usable("base")
-    count = num_references(len(base))
-    parts = folds_of(base, run.sets.names("base"), max(1, len(base) // max(1, count)))
-    rows = np.flatnonzero(parts == 0) if count else np.empty(0, dtype=np.int64)
+    rows = draw_references(prompt_groups(run.sets.usable("base"), run.sets.names("base")))
     return rows if fold is None else rows[fold[0] :: fold[1]]
 
 
@@ -178,10 +174,9 @@ def pool_labels(run: CurationRun, ledger: CurationLedger) -> tuple[np.ndarray, n
 
 def label_posterior(known: Mapping[str, np.ndarray]) -> np.ndarray:
     """Return the probability that the label of each pair, as its source has it, is wrong, from the state of the pairs
-    in the ledger, or, where the last decision does not say, from their reward margins; where it is not known, as of
-    the other pairs."""
+    in the ledger, or, where the last decision does not say, from their reward margins; NaN where it is not known."""
     wrong = known["posterior"]
     if np.isnan(wrong).all():
         noise = estimate_noise(np.where(known["flipped"], -known["strength"], known["strength"]))
         wrong = noise.posterior if noise.is_identified else wrong
-    return fill_unknown(wrong)
+    return wrong
