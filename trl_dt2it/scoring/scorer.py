@@ -376,23 +376,41 @@ class RewardScorer:
 
         def reward_func(prompts: list[Any], completions: list[Any], **kwargs: Any) -> list[float | None]:
             images = next((kwargs[key] for key in ("images", "image") if kwargs.get(key) is not None), None)
-            groups: list[Candidates] = []
-            scored: list[int] = []
-            for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-                shown = None if images is None else images[index]
-                one = as_candidates(prompt, [completion], shown, self.collator.processing_class, f"prompt {index}")
-                if not groups or (groups[-1].prompt, groups[-1].images) != (one.prompt, one.images):
-                    self._check(one, None)
-                    groups.append(Candidates(one.prompt, [], one.images, one.name))
-                with suppress(RowError):
-                    self._check(one, 0)
-                    groups[-1].responses += one.responses
-                    scored.append(index)
-            rewards = dict(zip(scored, chain.from_iterable(self._lower(groups, lower_confidence)), strict=True))
-            return [rewards.get(index, invalid_reward) for index in range(len(prompts))]
+            rewards = self._complete(prompts, completions, images, lower_confidence=lower_confidence)
+            return [invalid_reward if reward is None else reward for reward in rewards]
 
         reward_func.__name__ = name or Path(self.model.config._name_or_path).name or "reward_model"
         return reward_func
+
+    def _complete(
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        images: Sequence[Any] | None,
+        *,
+        keys: Sequence[int] | None = None,
+        lower_confidence: float = 0.0,
+    ) -> list[float | None]:
+        """Score completions, `None` for one that spells a special token. Those in a row with equal `keys`, by default
+        with equal prompts and images, are answers to one prompt."""
+        groups: list[Candidates] = []
+        scored: list[int] = []
+        for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+            shown = None if images is None else images[index]
+            one = as_candidates(prompt, [completion], shown, self.collator.processing_class, f"prompt {index}")
+            if keys is None:
+                is_new = not groups or (groups[-1].prompt, groups[-1].images) != (one.prompt, one.images)
+            else:
+                is_new = not groups or keys[index] != keys[index - 1]
+            if is_new:
+                self._check(one, None)
+                groups.append(Candidates(one.prompt, [], one.images, one.name))
+            with suppress(RowError):
+                self._check(one, 0)
+                groups[-1].responses += one.responses
+                scored.append(index)
+        rewards = dict(zip(scored, chain.from_iterable(self._lower(groups, lower_confidence)), strict=True))
+        return [rewards.get(index) for index in range(len(prompts))]
 
     def _candidates(self, prompt: Any, responses: Sequence[Any], images: Any, name: str = "") -> Candidates:
         candidates = as_candidates(prompt, responses, images, self.collator.processing_class, name)
