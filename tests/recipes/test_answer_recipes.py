@@ -205,6 +205,9 @@ def test_pairs_as_json_lines_and_refusals(models, tmp_path, capsys):
     ):
         with pytest.raises(ValueError, match=message):
             run("build_dpo_pairs", *flags[:2], *flags[4:], *wrong)
+    # The lower bound of an uncertain answer does not make it a bad one.
+    with pytest.raises(ValueError, match="lower_confidence"):
+        run("build_dpo_pairs", *flags, "--lower_confidence", 1)
     run("build_dpo_pairs", *flags, "--dry_run", "true")
     assert "column `answers`" in capsys.readouterr().out
 
