@@ -27,6 +27,7 @@ from ..processes import whole_weights
 from ..training.collator import MultimodalPreferenceCollator, pad_rows
 from ..training.pair_scoring import evaluating, pair_inputs, score_pairs
 from ..training.setup import rename_old_columns
+from ..utils import digest_of
 from .shards import add_rewards, model_fingerprint, processor_settings
 
 
@@ -210,8 +211,8 @@ class RewardScorer:
                 B such lists or `None`.
             return_std (`bool`, *optional*, defaults to `False`):
                 Whether to return standard deviations too, of the posterior that `reward_posterior=True` saves in
-                training: of each reward less the mean reward of the prompt's answers, because a training on pairs
-                tells differences alone; of a single answer, less the reward of the average training answer.
+                training: of each reward less the mean reward of the prompt's distinct answers, because a training on
+                pairs tells differences alone; of a single one, less the reward of the average training answer.
 
         Returns:
             `list[float]`: a reward for each answer; for B prompts, a list of B such lists. With `return_std`, a tuple
@@ -446,7 +447,10 @@ class RewardScorer:
         """Score candidates, with the standard deviation of each reward relative to the mean of its prompt."""
         posterior, inputs = self.posterior, [[torch.empty(0)] * len(group.responses) for group in groups]
         rewards = self._score(groups, inputs)
-        stds = (posterior.relative_std(torch.stack(one)) if one else torch.empty(0) for one in inputs)
+        stds = (
+            posterior.relative_std(torch.stack(one), _distinct(group.responses)) if one else torch.empty(0)
+            for group, one in zip(groups, inputs, strict=True)
+        )
         return rewards, [(one / self.normalization[1]).tolist() for one in stds]
 
     def _score(self, groups: list[Candidates], read: list[list[torch.Tensor]] | None = None) -> list[list[float]]:
@@ -517,6 +521,14 @@ def as_candidates(
     messages, inline = _take_out_images(prompt)
     answers = [[{"role": "assistant", "content": one}] if isinstance(one, str) else list(one) for one in answers]
     return Candidates(messages, answers, inline if images is None else images, name)
+
+
+def _distinct(responses: Sequence[Any]) -> list[int]:
+    """Select the answers that equal no earlier one, by index: an answer that is drawn often is one answer."""
+    first: dict[str, int] = {}
+    for index, response in enumerate(responses):
+        first.setdefault(response if isinstance(response, str) else digest_of(response), index)
+    return list(first.values())
 
 
 def _take_out_images(messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[Any]]:
