@@ -17,7 +17,7 @@ prompts out.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
@@ -28,12 +28,20 @@ from trl_dt2it.recipe import SAMPLING_FLAGS, AnswerArguments, share_work, show_p
 from trl_dt2it.utils import whole_file
 
 
-MAIN_FLAGS = SAMPLING_FLAGS
+MAIN_FLAGS = (*SAMPLING_FLAGS, "lower_confidence")
 
 
 @dataclass
 class BestOfNArguments(AnswerArguments):
-    """Arguments of this script: those of [`trl_dt2it.recipe.AnswerArguments`]."""
+    """
+    Arguments of this script, besides those of [`trl_dt2it.recipe.AnswerArguments`].
+
+    Parameters:
+        lower_confidence (`float`, *optional*, defaults to `0.0`):
+            Standard deviations to lower each reward by; the reward model was trained with `reward_posterior`.
+    """
+
+    lower_confidence: float = field(default=0.0, metadata={"help": "Standard deviations to lower each reward by."})
 
 
 def main(args):
@@ -42,7 +50,8 @@ def main(args):
         args.show_plan(rows, output)
         return
     with run_lock(args.output_dir):
-        lines = [best_of(scored) for scored in args.answer(rows, source="prompts")]
+        answered = args.answer(rows, source="prompts", lower_confidence=args.lower_confidence)
+        lines = [best_of(scored) for scored in answered]
 
         def finish():
             with whole_file(output) as part, part.open("w", encoding="utf-8") as file:

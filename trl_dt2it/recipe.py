@@ -33,7 +33,7 @@ DIGITS = "digits"  # as `dataset_name`, the set that `trl_dt2it.demo.digits` mak
 # Flags that the help of the recipes that sample answers shows.
 SAMPLING_FLAGS = (
     *("model_name_or_path", "reward_model", "dataset_name", "image_root", "max_rows", "output_dir", "num_answers"),
-    *("max_new_tokens", "temperature", "top_p", "prompts_per_batch", "normalize", "lower_confidence", "dtype"),
+    *("max_new_tokens", "temperature", "top_p", "prompts_per_batch", "normalize", "dtype"),
     *("reward_dtype", "dry_run"),
 )
 
@@ -195,7 +195,6 @@ class AnswerArguments(RowArguments):
     top_p: float = field(default=1.0, metadata={"help": "Share of the probability that tokens are drawn from."})
     prompts_per_batch: int = field(default=4, metadata={"help": "Prompts answered together, lost if a run is killed."})
     normalize: bool = field(default=False, metadata={"help": "Rewards in standard deviations of the training set."})
-    lower_confidence: float = field(default=0.0, metadata={"help": "Standard deviations to lower each reward by."})
     dtype: str | None = field(default=None, metadata={"help": "Dtype of the answering model."})
     reward_dtype: str | None = field(default=None, metadata={"help": "Dtype of the reward model."})
     attn_implementation: str | None = field(default=None, metadata={"help": "Attention implementation."})
@@ -220,7 +219,7 @@ class AnswerArguments(RowArguments):
             raise ValueError("Give `model_name_or_path`, the model that answers, or rows with a column `answers`.")
         return leave_images_encoded(rows)
 
-    def answer(self, rows: Dataset, *, source: str) -> list[ScoredAnswers]:
+    def answer(self, rows: Dataset, *, source: str, lower_confidence: float = 0.0) -> list[ScoredAnswers]:
         """Sample answers to the prompts, and score them; every process has to call it."""
         from .scoring.answers import Answering, Sampling, answer_and_score  # likewise
 
@@ -236,7 +235,7 @@ class AnswerArguments(RowArguments):
         models = (model, cast(str, self.reward_model))  # `read` has refused None
         sampling = Sampling(**{name: getattr(self, name) for name in names})
         kwargs = ({"dtype": self.dtype, **loading}, {**scoring, **loading})
-        how = Answering(*models, sampling, self.prompts_per_batch, self.image_options, *kwargs, self.lower_confidence)
+        how = Answering(*models, sampling, self.prompts_per_batch, self.image_options, *kwargs, lower_confidence)
         return answer_and_score(how, rows, folder, source=source)
 
     def show_plan(self, rows: Dataset, output: Path) -> None:

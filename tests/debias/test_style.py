@@ -155,6 +155,6 @@ def test_every_feature_is_defined_and_a_wrong_number_of_prompts_is_named():
 
 def test_confidences_that_do_not_count_are_told(caplog):
     rows = {"chosen": ["Yes!", "No."], "rejected": ["Maybe.", "Well."]}
-    for confidence, is_told in (([1.0, None], False), ([1.0, 0.9], True)):
+    for confidence, is_told in (([1.0, None], False), (["", "0.5"], False), ([1.0, 0.9], True)):
         read_pair_style(Dataset.from_dict({**rows, "label_confidence": confidence}))
         assert ("`label_confidence` does not count in it" in caplog.text) is is_told

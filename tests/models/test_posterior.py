@@ -14,6 +14,7 @@ from trl_dt2it.models.posterior import (
     laplace_posterior,
     prior_precision,
     read_posterior,
+    watching_head,
     write_posterior,
 )
 
@@ -80,6 +81,50 @@ def test_relative_standard_deviations_know_no_common_shift():
     assert first.item() == pytest.approx(second.item()) == pytest.approx(posterior.std(inputs[0] - inputs[1]) / 2)
     # A single answer has nothing to be compared with but the average of the training.
     torch.testing.assert_close(posterior.relative_std(inputs[:1])[0], posterior.std(inputs[0] - 2))
+
+
+def test_an_answer_that_is_repeated_is_one_answer():
+    posterior, inputs = posterior_of(center=2.0), torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    repeated = posterior.relative_std(inputs[[0, 1, 1, 1, 2]], [0, 1, 4])
+    torch.testing.assert_close(repeated[[0, 1, 4]], posterior.relative_std(inputs))
+    one = posterior.relative_std(inputs[[0, 0, 0]], [0])
+    torch.testing.assert_close(one, posterior.relative_std(inputs[:1]).expand(3))
+
+
+class Scored(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.score = torch.nn.Linear(5, 5), torch.nn.Linear(5, 1, bias=False)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.score(self.body(inputs))
+
+
+def test_a_model_that_is_compiled_is_watched_too():
+    model, inputs = Scored(), torch.ones(3, 5)
+    compiled = torch.compile(model, backend="eager")
+    with torch.no_grad():
+        compiled(inputs)  # its graph is made without a hook
+        with watching_head(compiled) as head:
+            compiled(inputs)
+            torch.testing.assert_close(head.take(3), model.body(inputs))
+
+
+@pytest.mark.parametrize(
+    "dtype, change, is_refused", [("fp32", 1e-4, True), ("bf16", 1e-4, False), ("bf16", 0.02, True)]
+)
+def test_a_head_in_fp32_has_to_be_the_same(dtype, change, is_refused):
+    model = Scored()
+    posterior = laplace_posterior(hessian_of(8, 5), model.score.weight.detach()[0], torch.zeros(5), ABOUT)
+    model.score.weight.data *= 1 + change
+    model.to(torch.float32 if dtype == "fp32" else torch.bfloat16)
+    with torch.no_grad(), watching_head(model) as head:
+        model(torch.ones(2, 5, dtype=model.score.weight.dtype))
+        if is_refused:
+            with pytest.raises(ValueError, match="fitted to another `score` head"):
+                head.take(2, posterior)
+        else:
+            head.take(2, posterior)
 
 
 def test_intervals_of_margins_hold_the_truth_as_often_as_they_say():

@@ -165,6 +165,27 @@ def test_rewards_lowered_by_their_standard_deviations(models, tmp_path):
         run("best_of_n", *flags)
 
 
+def test_a_row_is_lowered_alike_beside_any_other(models, tmp_path):
+    """Two rows with the same prompt and no image, which a trainer would take for one group."""
+    scorer = RewardScorer.from_pretrained(models[1])
+    head = scorer.model.score.weight.detach()[0]
+    about = {"num_pairs": 1, "total_weight": 1.0, "loss_type": "bt"}
+    posterior = laplace_posterior(torch.eye(len(head), dtype=torch.float64), head, 0 * head, about)
+    model = shutil.copytree(models[1], tmp_path / "model")
+    write_posterior(posterior, model)
+    answers = [["Yes.", "No."], ["Maybe so.", "A long and different answer, really."]]
+    content = [{"question": "Why?", "answers": texts} for texts in answers]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
+    flags = ["--dataset_name", tmp_path / "prompts.jsonl", "--reward_model", model, "--lower_confidence", 2]
+    scorer = RewardScorer.from_pretrained(model)
+    for size in (1, 2):
+        run("best_of_n", *flags, "--output_dir", tmp_path / str(size), "--prompts_per_batch", size)
+        for texts, line in zip(answers, lines(tmp_path / str(size) / "best_of_n.jsonl"), strict=True):
+            rewards, stds = scorer.score("Why?", texts, return_std=True)
+            expected = [reward - 2 * std for reward, std in zip(rewards, stds, strict=True)]
+            assert line["rewards"] == pytest.approx(expected, abs=1e-5)
+
+
 def test_pairs_as_json_lines_and_refusals(models, tmp_path, capsys):
     flags = [*given(tmp_path), "--reward_model", models[1], "--output_dir", tmp_path / "out"]
     run("build_dpo_pairs", *flags, "--output_format", "jsonl", "--min_gap", 0)
@@ -184,6 +205,9 @@ def test_pairs_as_json_lines_and_refusals(models, tmp_path, capsys):
     ):
         with pytest.raises(ValueError, match=message):
             run("build_dpo_pairs", *flags[:2], *flags[4:], *wrong)
+    # The lower bound of an uncertain answer does not make it a bad one.
+    with pytest.raises(ValueError, match="lower_confidence"):
+        run("build_dpo_pairs", *flags, "--lower_confidence", 1)
     run("build_dpo_pairs", *flags, "--dry_run", "true")
     assert "column `answers`" in capsys.readouterr().out
 

@@ -311,6 +311,10 @@ def test_figures_of_health_are_of_the_data_and_the_curves(monkeypatch):
     errors, noise, posterior, dots = drawn[0][1].lines
     assert errors.get_ydata() == pytest.approx([0.4, 0.1]) and dots.get_ydata() == pytest.approx([0.4, 0.1])
     assert noise.get_ydata() == pytest.approx([0.6, 0.9]) and posterior.get_ydata() == pytest.approx([0.6, 0.9])
+    assert section.warnings == []
+    entry["health"]["sources"] = {f"s{n}": curves("", "read", 100 + n, 0.6)[""] for n in range(8)}
+    (told,) = health_section.health_section(SimpleNamespace(standing=[entry])).warnings
+    assert told.startswith("The model takes most labels of 's7', 's6', 's5', 's4', 's3', 's2' and 2 more to be wrong:")
     assert health_section.health_section(SimpleNamespace(standing=[{"round": 1}])) is None
     assert health_section.health_section(None) is None
 

@@ -73,12 +73,14 @@ def test_standard_deviations_are_relative_to_the_answers_of_the_prompt(scorer, n
     scorer.model.eval()
     inputs = torch.stack([inputs_of(scorer, "What is shown?", one, images) for one in ANSWERS])
     covariance = scorer.posterior.factor @ scorer.posterior.factor.T
-    centered = inputs - inputs.mean(0)
+    centered = inputs - inputs[[0, 1, 2, 4]].mean(0)  # an answer that is repeated is one answer
     expected = (centered @ covariance * centered).sum(1).sqrt()
     rewards, stds = scorer.score("What is shown?", ANSWERS, images, return_std=True)
     assert stds == pytest.approx(expected.tolist(), rel=1e-3) and stds[0] == stds[3]
     assert all(isinstance(one, float) for one in stds) and len({round(one, 4) for one in stds}) == 4
     assert rewards == scorer.score("What is shown?", ANSWERS, images)  # bit for bit
+    _, same = scorer.score("What is shown?", ANSWERS[:1] * 3, images, return_std=True)
+    assert same == pytest.approx(scorer.score("What is shown?", ANSWERS[:1], images, return_std=True)[1] * 3, rel=1e-3)
     alone = inputs[1] - 0.1
     _, (std,) = scorer.score("What is shown?", ANSWERS[1:2], images, return_std=True)
     assert std == pytest.approx((alone @ covariance @ alone).sqrt().item(), rel=1e-3)

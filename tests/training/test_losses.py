@@ -228,6 +228,16 @@ def test_confidence_is_the_target_of_bt_and_joins_that_of_soft():
     assert_losses(soft, pairwise_loss(CHOSEN, REJECTED, label_confidence=joined).tolist())
 
 
+def test_a_label_that_is_certain_has_no_loss_of_its_opposite():
+    """Which may be infinite: 0 times that would be no number."""
+    chosen = torch.tensor([100.0, -100.0, 0.0], requires_grad=True)
+    confidence = torch.tensor([1.0, 0.0, 0.8])
+    loss = pairwise_loss(chosen, torch.zeros(3), lambda delta, *_: torch.exp(-delta), label_confidence=confidence)
+    assert loss.tolist() == pytest.approx([0.0, 0.0, 1.0], abs=1e-6)
+    loss.sum().backward()
+    assert chosen.grad.tolist() == pytest.approx([0.0, 0.0, 0.2 - 0.8])
+
+
 @pytest.mark.parametrize("loss_type", LOSSES)
 def test_answers_swapped_and_the_opposite_confidence_are_the_same_pair(loss_type):
     columns = {"strength": torch.tensor([0.2, 0.9, 0.6]), "margin": torch.tensor([0.3, -0.2, 0.0])}

@@ -1,5 +1,7 @@
 """The posterior of a training: the Hessian of its own loss, whatever the batches, the layout and the model."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -9,11 +11,13 @@ from peft import LoraConfig
 from trl_dt2it import MultimodalRewardTrainer
 from trl_dt2it.data.mixing import swap_pairs
 from trl_dt2it.models.posterior import POSTERIOR_FILE, read_posterior
+from trl_dt2it.training import pair_scoring
 from trl_dt2it.training.losses import pair_weight, pairwise_loss
 from trl_dt2it.training.pair_scoring import fit_reward_posterior
 from trl_dt2it.training.selection import Selection
 
 from ..pairs import plain_two_rows
+from ..processes import Run
 from ..rows import make_dataset
 from ..trainers import config, trainer_for
 
@@ -117,6 +121,35 @@ def test_a_pair_of_weight_two_is_two_pairs(tmp_path):
     assert (heavy.about["num_pairs"], heavy.about["total_weight"]) == (4, 5.0)
 
 
+def test_a_doubtful_label_tells_less(tmp_path):
+    """Of a pair, (2 p - 1)^2 of the Fisher information at margin 0; the probabilities of p = 0.8 by hand."""
+    doubtful = fitted(tmp_path, make_dataset(4, label_confidence=[1.0, 0.5, 0.8, 1.0]))
+    lighter = fitted(tmp_path, make_dataset(4, weight=[1.0, 0.0, 0.36, 1.0]))
+    torch.testing.assert_close(precision_of(doubtful), precision_of(lighter), rtol=1e-3, atol=1e-3)
+    right = [0.8 * 0.5 + 0.2 * 0.5, 0.8 * sigmoid(1e-4) + 0.2 * sigmoid(-1e-4)]  # at margins 0 and 1e-4
+    slope = (right[1] - right[0]) / 1e-4
+    assert slope**2 / (right[0] * (1 - right[0])) == pytest.approx(0.36 / 4, rel=1e-3)
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + np.exp(-x))
+
+
+def fail_on_the_first(output) -> None:
+    def laplace_posterior(*args):
+        raise MemoryError("no room for eigenvectors")
+
+    pair_scoring.laplace_posterior = laplace_posterior if os.environ["RANK"] == "0" else pair_scoring.laplace_posterior
+    args = {"loss_type": "bt", "per_device_train_batch_size": 1}
+    trainer = trainer_for("qwen3_vl", output / os.environ["RANK"], make_dataset(3), args=args)
+    (output / f"{os.environ['RANK']}.txt").write_text(str(pair_scoring.try_reward_posterior(trainer)))
+
+
+def test_two_processes_have_no_posterior_where_one_fails(tmp_path):
+    Run(fail_on_the_first, tmp_path, num_processes=2).finish()
+    assert [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)] == ["None", "None"]
+
+
 def test_what_a_selection_dropped_does_not_count(tmp_path):
     trainer = trainer_for("qwen3_vl", tmp_path, make_dataset(5), args={"loss_type": "bt"})
     selection = Selection.of_all(5)
@@ -186,5 +219,5 @@ def test_a_model_with_another_head_is_refused(tmp_path):
     fit_reward_posterior(trainer)  # its last layer is as linear as any
     trainer.model.score = torch.nn.Bilinear(64, 64, 1)
     trainer.model.score.forward = lambda inputs: inputs[:, :1]
-    with pytest.raises(ValueError, match="one linear `score` head at the last real token"):
+    with pytest.raises(ValueError, match="called no linear `score` head"):
         fit_reward_posterior(trainer)

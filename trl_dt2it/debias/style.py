@@ -185,8 +185,9 @@ def read_pair_style(dataset: Dataset, features: Sequence[str] | None = None) -> 
     if not names:
         raise ValueError("`features` is empty; name at least one, or leave it out for all.")
     if "label_confidence" in dataset.column_names:
-        confidence = column_of(dataset, "label_confidence").cast("float64").fill_null(1.0)
-        if pc.any(pc.less(confidence, 1.0)).as_py():
+        confidence = column_of(dataset, "label_confidence")
+        is_number = pa.types.is_floating(confidence.type) or pa.types.is_integer(confidence.type)
+        if is_number and pc.any(pc.less(confidence.cast("float64"), 1.0)).as_py():
             logger.warning("Style is measured on the labels as they stand; `label_confidence` does not count in it.")
     columns = [STYLE_FEATURES.index(name) for name in names]
     difference = np.empty((len(dataset), len(names)))

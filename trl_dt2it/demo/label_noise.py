@@ -1,6 +1,7 @@
 """Wrong labels, planted in the demo's pairs the way that annotators make them.
 
-Every kind has the mean rate `noise`, exactly in expectation over the rows at hand:
+Every kind has the mean rate `noise`, exactly in expectation over the rows at hand; `annotator` only where their number
+is a multiple of `ANNOTATORS`, and otherwise nearly:
 
 | kind | annotators |
 |---|---|

@@ -14,6 +14,11 @@ last layer alone: Daxberger et al., 2021, arXiv 2106.14806),
 \(\tfrac{d}{2} \log \lambda - \tfrac{\lambda}{2} |w|^2 - \tfrac{1}{2} \log \det(H + \lambda I),\)
 
 whose one maximum solves \(\sum_j h_j / (h_j + \lambda) = \lambda |w|^2\) with the eigenvalues h of H.
+
+Two kinds of pairs tell less than others. With a `label_confidence` \(\pi\), \(\ell''\) is taken times
+\((2 \pi - 1)^2\), the share of a pair's Fisher information at margin 0 that labels which are right with probability
+\(\pi\) leave: a coin flip tells nothing, though its cross-entropy is curved. And where a loss is concave, as `gce` is
+on pairs that the model contradicts, \(\ell''\) counts as 0, so that they determine nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +26,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -70,10 +75,12 @@ class RewardPosterior:
         """Compute the standard deviations `(...)` fp32 of the head's products with `directions` `(..., H)`."""
         return (directions.to(self.factor) @ self.factor).norm(dim=-1)
 
-    def relative_std(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Compute the standard deviations `(N,)` of N rewards relative to their mean, from the head's `inputs`
-        `(N, H)`; of a single reward, relative to the average answer of the training."""
-        return self.std(inputs - (inputs.mean(0) if len(inputs) > 1 else self.center.to(inputs)))
+    def relative_std(self, inputs: torch.Tensor, distinct: Sequence[int] | None = None) -> torch.Tensor:
+        """Compute the standard deviations `(N,)` of N rewards relative to the mean of those at the indices `distinct`,
+        by default all, from the head's `inputs` `(N, H)`; of a single one, relative to the average answer of the
+        training."""
+        compared = inputs if distinct is None else inputs[list(distinct)]
+        return self.std(inputs - (compared.mean(0) if len(compared) > 1 else self.center.to(inputs)))
 
     def to(self, device: torch.device) -> RewardPosterior:
         """Return a copy on a device."""
@@ -104,13 +111,15 @@ def laplace_posterior(
     hessian: torch.Tensor, head: torch.Tensor, center: torch.Tensor, about: dict[str, Any]
 ) -> RewardPosterior:
     """Make the posterior of a Hessian `(H, H)` fp64 of the loss by the weights `head` `(H,)`, on the CPU."""
-    eigenvalues, eigenvectors = torch.linalg.eigh(hessian)
+    # MPS has no fp64, and beside a model there may be no memory for eigenvectors.
+    hessian, center, head = hessian.cpu(), center.cpu(), head.detach().to("cpu", torch.float32, copy=True)
+    eigenvalues, factor = torch.linalg.eigh(hessian)
     eigenvalues = eigenvalues.clamp(min=0)  # below by rounding alone
-    precision = prior_precision(eigenvalues.cpu(), float(head.double().square().sum()))
-    factor = eigenvectors / (eigenvalues + precision).sqrt()
+    precision = prior_precision(eigenvalues, float(head.double().square().sum()))
+    factor /= (eigenvalues + precision).sqrt()
     number = float((eigenvalues / (eigenvalues + precision)).sum())
     about = {**about, "prior_precision": precision, "effective_parameters": number}
-    return RewardPosterior(head.float().cpu(), factor.float().cpu(), center.float().cpu(), about)
+    return RewardPosterior(head, factor.float(), center.float(), about)
 
 
 def write_posterior(posterior: RewardPosterior, folder: str | os.PathLike) -> Path:
@@ -160,6 +169,11 @@ class HeadInputs:
         """Return the inputs `(R, H)` of the pass that has just computed R rewards; refuse a posterior of another head
         than it used."""
         seen, self._seen[:] = list(self._seen), []
+        if not seen:
+            raise ValueError(
+                "The forward pass of this model called no linear `score` head, so that rewards have no standard "
+                "deviations; load the model with `trl_dt2it.load_reward_model`."
+            )
         if len(seen) != 1 or seen[0].ndim != 2 or len(seen[0]) != num_rewards:
             raise ValueError(
                 "This model does not compute its rewards with one linear `score` head at the last real token, so they "
@@ -167,8 +181,9 @@ class HeadInputs:
             )
         if posterior is not None:
             used, head = self.weight.flatten().float(), posterior.head.to(self.weight.device)
-            # DeepSpeed trains in half precision and saves an exact copy, so that the two may differ by rounding.
-            if used.shape != head.shape or (used - head).norm() > 0.02 * head.norm():
+            # In half precision a model may be read, and trained by DeepSpeed and FSDP, which save an exact copy.
+            is_rounded = self.weight.dtype != torch.float32 or _is_half(head)
+            if used.shape != head.shape or (used - head).norm() > (0.005 if is_rounded else 0) * head.norm():
                 raise ValueError(
                     "The reward posterior was fitted to another `score` head than this model has; make it again with "
                     "`MultimodalRewardTrainer.save_reward_posterior`."
@@ -176,14 +191,21 @@ class HeadInputs:
         return seen[0]
 
 
+def _is_half(values: torch.Tensor) -> bool:
+    """Tell whether values were in half precision before."""
+    return any(torch.equal(values.to(dtype).to(values.dtype), values) for dtype in (torch.bfloat16, torch.float16))
+
+
 @contextmanager
 def watching_head(model: nn.Module) -> Iterator[HeadInputs]:
-    """Watch what the `score` head of a model reads; of an adapter, the copy that is in use."""
+    """Watch what the `score` head of a model reads; of an adapter, the copy that is in use. A compiled model runs
+    uncompiled meanwhile, because its graph does not call hooks that came after it."""
     inputs = HeadInputs()
     heads = [module for name, module in model.named_modules() if isinstance(module, nn.Linear) and is_head(name)]
     handles = [head.register_forward_pre_hook(inputs.see) for head in heads]
     try:
-        yield inputs
+        with torch.compiler.set_stance("force_eager"):
+            yield inputs
     finally:
         for handle in handles:
             handle.remove()

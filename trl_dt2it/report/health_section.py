@@ -16,6 +16,7 @@ from .page import Section, Table
 
 
 MOST_CURVES = 6  # sources with a figure; the others are in the table
+MOST_NAMED = 6  # sources in a sentence, likewise
 _PAIRS_PER_DOT = 40  # of fewer pairs, a share says little
 
 _COLUMNS = ("source", "pairs", "contradicted", "accuracy, 90 %", "wrong labels, 95 %", "flipped", "reading")
@@ -50,7 +51,7 @@ def health_section(ledger: CurationLedger | None) -> Section | None:
         "health",
         "Can the model be believed?",
         lead=" ".join([*([] if is_bad else [told]), tell_accuracy(health)]),
-        warnings=[*([told] if is_bad else []), *map(_REVERSED.format, reversed_)],
+        warnings=[*([told] if is_bad else []), *([_tell_reversed(reversed_)] if reversed_ else [])],
         legend=_LEGEND,
         figures=figures,
         tables=tables,
@@ -58,14 +59,19 @@ def health_section(ledger: CurationLedger | None) -> Section | None:
     )
 
 
-_REVERSED = "The model takes most labels of {!r} to be wrong: look at some of them, or leave the source out."
-
 _LEGEND = (
     ("dot", "labels that the model contradicts, of pairs with about this margin"),
     ("band", "errors of the model, with their 90 % interval"),
     ("line", "wrong labels"),
     ("broken", "probability that a contradicted label is wrong"),
 )
+
+
+def _tell_reversed(titles: Sequence[str]) -> str:
+    """Name the sources whose labels look reversed, the largest first."""
+    named = ", ".join(map(repr, titles[:MOST_NAMED]))
+    more = f" and {len(titles) - MOST_NAMED:,} more" if len(titles) > MOST_NAMED else ""
+    return f"The model takes most labels of {named}{more} to be wrong: look at some of them, or drop these sources."
 
 
 def _row(health: Mapping[str, Any], name: str) -> list[str]:

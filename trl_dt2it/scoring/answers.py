@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -238,11 +238,12 @@ def _score(
 ) -> list[list[float | None]]:
     kwargs = how.reward_model_kwargs
     scorer = RewardScorer.from_pretrained(how.reward_model, image_options=how.image_options, **kwargs)
-    reward_func = scorer.as_reward_func(lower_confidence=how.lower_confidence)
+    scorer._lower([], how.lower_confidence)  # refuses what it cannot do, before any work
+    complete = partial(scorer._complete, lower_confidence=how.lower_confidence)
 
     def make(batch: list[int]) -> list[dict[str, Any]]:
         some = [(read(row), answers[row]) for row in batch]
-        return [{"rewards": rewards} for rewards in _rewards(reward_func, some)]
+        return [{"rewards": rewards} for rewards in _rewards(complete, some)]
 
     about = [*scorer.settings.values()]
     if how.lower_confidence:
@@ -253,21 +254,23 @@ def _score(
 
 
 def _rewards(
-    reward_func: Callable[..., list[float | None]], some: Sequence[tuple[Prompt, list[str]]]
+    complete: Callable[..., list[float | None]], some: Sequence[tuple[Prompt, list[str]]]
 ) -> list[list[float | None]]:
     """Score the answers to each prompt, with `None` for those that cannot be scored."""
     flat = [(prompt, text) for prompt, texts in some for text in texts]
     try:
-        rewards = reward_func(
+        rewards = complete(
             [prompt.messages for prompt, _ in flat],
             [text for _, text in flat],
-            images=[prompt.images for prompt, _ in flat],
+            [prompt.images for prompt, _ in flat],
+            # A row is a group, whatever its neighbors ask: what lowers a reward may not depend on the batch.
+            keys=[prompt.row for prompt, _ in flat],
         )
     except RowError as error:
         if len(some) == 1:
             text = str(error).removeprefix("prompt 0: ")
             raise RowError(error.reason, f"{some[0][0].name}: {text}") from error
-        return [rewards for one in some for rewards in _rewards(reward_func, [one])]  # to find out which it is
+        return [rewards for one in some for rewards in _rewards(complete, [one])]  # to find out which it is
     following = iter(rewards)
     return [[next(following) for _ in texts] for _, texts in some]
 

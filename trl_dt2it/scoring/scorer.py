@@ -27,6 +27,7 @@ from ..processes import whole_weights
 from ..training.collator import MultimodalPreferenceCollator, pad_rows
 from ..training.pair_scoring import evaluating, pair_inputs, score_pairs
 from ..training.setup import rename_old_columns
+from ..utils import digest_of
 from .shards import add_rewards, model_fingerprint, processor_settings
 
 
@@ -210,8 +211,8 @@ class RewardScorer:
                 B such lists or `None`.
             return_std (`bool`, *optional*, defaults to `False`):
                 Whether to return standard deviations too, of the posterior that `reward_posterior=True` saves in
-                training: of each reward less the mean reward of the prompt's answers, because a training on pairs
-                tells differences alone; of a single answer, less the reward of the average training answer.
+                training: of each reward less the mean reward of the prompt's distinct answers, because a training on
+                pairs tells differences alone; of a single one, less the reward of the average training answer.
 
         Returns:
             `list[float]`: a reward for each answer; for B prompts, a list of B such lists. With `return_std`, a tuple
@@ -376,23 +377,41 @@ class RewardScorer:
 
         def reward_func(prompts: list[Any], completions: list[Any], **kwargs: Any) -> list[float | None]:
             images = next((kwargs[key] for key in ("images", "image") if kwargs.get(key) is not None), None)
-            groups: list[Candidates] = []
-            scored: list[int] = []
-            for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-                shown = None if images is None else images[index]
-                one = as_candidates(prompt, [completion], shown, self.collator.processing_class, f"prompt {index}")
-                if not groups or (groups[-1].prompt, groups[-1].images) != (one.prompt, one.images):
-                    self._check(one, None)
-                    groups.append(Candidates(one.prompt, [], one.images, one.name))
-                with suppress(RowError):
-                    self._check(one, 0)
-                    groups[-1].responses += one.responses
-                    scored.append(index)
-            rewards = dict(zip(scored, chain.from_iterable(self._lower(groups, lower_confidence)), strict=True))
-            return [rewards.get(index, invalid_reward) for index in range(len(prompts))]
+            rewards = self._complete(prompts, completions, images, lower_confidence=lower_confidence)
+            return [invalid_reward if reward is None else reward for reward in rewards]
 
         reward_func.__name__ = name or Path(self.model.config._name_or_path).name or "reward_model"
         return reward_func
+
+    def _complete(
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        images: Sequence[Any] | None,
+        *,
+        keys: Sequence[int] | None = None,
+        lower_confidence: float = 0.0,
+    ) -> list[float | None]:
+        """Score completions, `None` for one that spells a special token. Those in a row with equal `keys`, by default
+        with equal prompts and images, are answers to one prompt."""
+        groups: list[Candidates] = []
+        scored: list[int] = []
+        for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+            shown = None if images is None else images[index]
+            one = as_candidates(prompt, [completion], shown, self.collator.processing_class, f"prompt {index}")
+            if keys is None:
+                is_new = not groups or (groups[-1].prompt, groups[-1].images) != (one.prompt, one.images)
+            else:
+                is_new = not groups or keys[index] != keys[index - 1]
+            if is_new:
+                self._check(one, None)
+                groups.append(Candidates(one.prompt, [], one.images, one.name))
+            with suppress(RowError):
+                self._check(one, 0)
+                groups[-1].responses += one.responses
+                scored.append(index)
+        rewards = dict(zip(scored, chain.from_iterable(self._lower(groups, lower_confidence)), strict=True))
+        return [rewards.get(index) for index in range(len(prompts))]
 
     def _candidates(self, prompt: Any, responses: Sequence[Any], images: Any, name: str = "") -> Candidates:
         candidates = as_candidates(prompt, responses, images, self.collator.processing_class, name)
@@ -428,7 +447,10 @@ class RewardScorer:
         """Score candidates, with the standard deviation of each reward relative to the mean of its prompt."""
         posterior, inputs = self.posterior, [[torch.empty(0)] * len(group.responses) for group in groups]
         rewards = self._score(groups, inputs)
-        stds = (posterior.relative_std(torch.stack(one)) if one else torch.empty(0) for one in inputs)
+        stds = (
+            posterior.relative_std(torch.stack(one), _distinct(group.responses)) if one else torch.empty(0)
+            for group, one in zip(groups, inputs, strict=True)
+        )
         return rewards, [(one / self.normalization[1]).tolist() for one in stds]
 
     def _score(self, groups: list[Candidates], read: list[list[torch.Tensor]] | None = None) -> list[list[float]]:
@@ -499,6 +521,14 @@ def as_candidates(
     messages, inline = _take_out_images(prompt)
     answers = [[{"role": "assistant", "content": one}] if isinstance(one, str) else list(one) for one in answers]
     return Candidates(messages, answers, inline if images is None else images, name)
+
+
+def _distinct(responses: Sequence[Any]) -> list[int]:
+    """Select the answers that equal no earlier one, by index: an answer that is drawn often is one answer."""
+    first: dict[str, int] = {}
+    for index, response in enumerate(responses):
+        first.setdefault(response if isinstance(response, str) else digest_of(response), index)
+    return list(first.values())
 
 
 def _take_out_images(messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[Any]]:

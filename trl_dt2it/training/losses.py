@@ -162,9 +162,13 @@ def pairwise_loss(
             raise ValueError(f"The loss `{loss_name(loss_type)}` has {shapes}: one value per pair.")
         return loss
 
-    loss = loss_of(chosen - rejected)
-    if confidence is not None:
-        loss = confidence.float() * loss + (1 - confidence.float()) * loss_of(rejected - chosen)
+    delta = chosen - rejected
+    if confidence is None:
+        loss = loss_of(delta)
+    else:
+        # A label that does not count may have an infinite loss, and 0 times that is no number.
+        right, wrong = torch.where(confidence > 0, delta, -delta), torch.where(confidence < 1, -delta, delta)
+        loss = confidence.float() * loss_of(right) + (1 - confidence.float()) * loss_of(wrong)
     if config.center_rewards_coefficient is not None:
         loss = loss + config.center_rewards_coefficient * (chosen + rejected) ** 2
     return loss

@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator, PartialState
 from accelerate.utils import reduce, send_to_device
 from datasets import Dataset, IterableDataset
@@ -30,7 +31,7 @@ from ..data.columns import leave_images_encoded
 from ..data.rows import row_name
 from ..models.modeling import STATISTICS
 from ..models.posterior import HeadInputs, RewardPosterior, laplace_posterior, watching_head
-from ..processes import failing_together, gather, portable, raise_together
+from ..processes import failing_together, gather, on_main_process, portable, raise_together
 from .batching import count_tokens, pair_size, plan_batches
 from .config import Trainer
 from .losses import loss_name, pair_curvature, pair_rewards, pair_weight
@@ -164,37 +165,53 @@ def fit_reward_posterior(trainer: Trainer) -> RewardPosterior:
     rows, selection = leave_images_encoded(trainer.train_dataset), trainer.selection
     device = trainer.accelerator.device
     at = torch.device("cpu") if device.type == "mps" else device  # which has no fp64
-    sums: dict[str, Any] = {"hessian": 0, "inputs": 0, "count": 0, "weight": 0}
+    sums = torch.empty(0)
+
+    def parts() -> tuple[torch.Tensor, ...]:
+        """Views of the Hessian `(H, H)`, the sum of the inputs `(H,)`, and the number and the weight of the pairs."""
+        nonlocal sums
+        size = head.weight.shape[-1]
+        if not len(sums):  # one buffer for all, which is added to in place: nothing else here is as large
+            sums = torch.zeros(size**2 + size + 2, dtype=torch.float64, device=at)
+        return sums[: size**2].view(size, size), sums[size**2 : -2], sums[-2:]
 
     def add(scores: torch.Tensor, pairs: Mapping[str, Any]) -> torch.Tensor:
         weight = pair_weight(pairs, trainer.args, trainer.loss_type)
         rewards = scores[:, : len(weight)].cpu()
         curvature = pair_curvature(rewards, pairs, trainer.args, loss_type=trainer.loss_type)
+        if pairs.get("label_confidence") is not None:  # see `models/posterior.py`
+            curvature[0] *= (2 * pairs["label_confidence"].float() - 1) ** 2
         inputs = pair_inputs(head, scores, len(weight)).to(at, torch.float64)
+        hessian, total, counts = parts()
         for direction, second in zip((inputs[0] - inputs[1], inputs[0] + inputs[1]), curvature, strict=True):
             if second.any():
-                sums["hessian"] += (direction.T * (weight * second).to(direction)) @ direction
-        counts = (weight > 0).to(inputs)
-        sums["inputs"] += (inputs * counts[:, None]).sum((0, 1)) / 2
-        sums["count"] += counts.sum()
-        sums["weight"] += weight.sum().to(inputs)
+                hessian.addmm_(direction.T * (weight * second).to(direction), direction)
+        is_counted = (weight > 0).to(inputs)
+        total += (inputs * is_counted[:, None]).sum((0, 1)) / 2
+        counts += torch.stack([is_counted.sum(), weight.sum().to(inputs)])
         return rewards
+
+    def fit() -> RewardPosterior:
+        hessian, total, counts = parts()
+        count, all_weight = counts.tolist()
+        if count == 0:
+            raise ValueError(
+                "All pairs of the train set have the weight 0, so that they say nothing about the rewards."
+            )
+        about = {"num_pairs": int(count), "total_weight": all_weight, "loss_type": loss_name(trainer.loss_type)}
+        return laplace_posterior(hessian, head.weight.flatten(), total / count, about)
 
     options = {"batch_size": trainer._train_batch_size, "desc": "Reward posterior"}
     with watching_head(trainer.model_wrapped) as head:
         kept = rows if selection is None else _KeptRows(rows, selection)
         score_with_trainer(trainer, kept, trainer._lengths, read=add, **options)
-    weight = head.weight
-    hidden = weight.shape[-1]
-    # One sum over the processes, some of which may have had no batch.
-    shapes = {"hessian": (hidden, hidden), "inputs": (hidden,), "count": (), "weight": ()}
-    flat = torch.cat([(sums[n] + torch.zeros(s, dtype=torch.float64, device=at)).flatten() for n, s in shapes.items()])
-    flat = reduce(flat, "sum")
-    hessian, total, (count, all_weight) = flat[: hidden**2], flat[hidden**2 : -2], flat[-2:].tolist()
-    if count == 0:
-        raise ValueError("All pairs of the train set have the weight 0, so that they say nothing about the rewards.")
-    about = {"num_pairs": int(count), "total_weight": all_weight, "loss_type": loss_name(trainer.loss_type)}
-    return laplace_posterior(hessian.view(hidden, hidden), weight.flatten(), total / count, about)
+    with failing_together():
+        if head.weight is None:
+            raise ValueError("The train set has no pairs, so that they say nothing about the rewards.")
+        parts()  # of a process that had no batch
+    if PartialState().num_processes > 1:
+        dist.all_reduce(sums)  # in place, unlike `reduce`
+    return on_main_process(fit)
 
 
 def try_reward_posterior(trainer: Trainer) -> RewardPosterior | None:
