@@ -137,16 +137,16 @@ def sigmoid(x: float) -> float:
 
 def fail_on(rank: str, output) -> None:
     """The first process has no room for eigenvectors, or the second, which has no batch, none for the sums."""
+    trainer = trainer_for("qwen3_vl", output / os.environ["RANK"], make_dataset(1), args={"loss_type": "bt"})
     zeros = torch.zeros
 
-    def fail(*args):
+    def fail(*args, **kwargs):
         raise MemoryError("no room")
 
     if os.environ["RANK"] == rank == "0":
         pair_scoring.laplace_posterior = fail
     elif os.environ["RANK"] == rank:
-        torch.zeros = lambda *size, **kwargs: fail() if kwargs.get("dtype") == torch.float64 else zeros(*size, **kwargs)
-    trainer = trainer_for("qwen3_vl", output / os.environ["RANK"], make_dataset(1), args={"loss_type": "bt"})
+        torch.zeros = lambda *size, **options: (fail if torch.float64 in options.values() else zeros)(*size, **options)
     (output / f"{os.environ['RANK']}.txt").write_text(str(pair_scoring.try_reward_posterior(trainer)))
 
 
