@@ -163,7 +163,7 @@ def weigh_votes(
     # Probability of the votes if the label is wrong; without a clear verdict, they tell nothing.
     likelihood = np.where(is_clear, np.where(says_wrong, accuracy, 1 - accuracy), 0.5)
     after = wrong * likelihood / (wrong * likelihood + (1 - wrong) * (1 - likelihood))
-    # What nobody knew before and no verdict tells stays unknown.
+    # It stays unknown where it was, and no verdict is clear.
     known = np.where(np.isnan(np.asarray(posterior, dtype=np.float64)) & ~is_clear, np.nan, after)
     is_against = kept & is_clear & (says_wrong != flipped)
     turned = is_against & (np.where(flipped, 1 - after, after) > 0.5)

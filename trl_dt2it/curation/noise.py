@@ -24,7 +24,7 @@ logger = logging.get_logger(__name__)
 MIN_PAIRS = 20
 
 # A rate whose 95 % interval is wider is not identified; without a reference, the interval is that of a guess.
-MAX_WIDTH, MAX_WIDTH_ALONE = 0.5, 0.35
+MAX_WIDTH, MAX_WIDTH_ALONE = 0.5, 0.25
 
 # Flips that would raise the share of wrong labels by more than this are harm, and no more probable than that.
 HARM, MAX_RISK = 0.0125, 0.2
@@ -139,7 +139,7 @@ class NoiseEstimate:
         accuracy_interval (`tuple[float, float]`):
             90 % credible interval of `accuracy`.
         is_identified (`bool`):
-            Whether there are enough pairs, the model reads them, and `interval` is at most 0.35 wide, with a reference
+            Whether there are enough pairs, the model reads them, and `interval` is at most 0.25 wide, with a reference
             0.5.
         reading (`str`):
             `"read"`: the accuracy is surely at least 0.6; `"not read"`: it may be below 0.55, with a probability of at
