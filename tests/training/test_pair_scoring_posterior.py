@@ -11,6 +11,7 @@ from peft import LoraConfig
 from trl_dt2it import MultimodalRewardTrainer
 from trl_dt2it.data.mixing import swap_pairs
 from trl_dt2it.models.posterior import POSTERIOR_FILE, read_posterior
+from trl_dt2it.processes import wait_for_everyone
 from trl_dt2it.training import pair_scoring
 from trl_dt2it.training.losses import pair_weight, pairwise_loss
 from trl_dt2it.training.pair_scoring import fit_reward_posterior
@@ -147,7 +148,9 @@ def fail_on(rank: str, output) -> None:
         pair_scoring.laplace_posterior = fail
     elif os.environ["RANK"] == rank:
         torch.zeros = lambda *size, **options: (fail if torch.float64 in options.values() else zeros)(*size, **options)
-    (output / f"{os.environ['RANK']}.txt").write_text(str(pair_scoring.try_reward_posterior(trainer)))
+    posterior = pair_scoring.try_reward_posterior(trainer)
+    wait_for_everyone()  # as the training goes on
+    (output / f"{os.environ['RANK']}.txt").write_text(str(posterior))
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])
