@@ -164,7 +164,7 @@ def test_a_run_that_is_killed_twenty_times_ends_like_one_that_is_not(undisturbed
 
 def test_an_interrupt_ends_a_run_and_keeps_what_was_replied(tmp_path, key):
     store = tmp_path / "store.jsonl"
-    with JudgeServer(lambda body: Fault(text='{"scores": [7, 3]}', hang=0.05)) as server:
+    with JudgeServer(lambda body: Fault(text='{"scores": [7, 3]}', hang=0.5)) as server:
         run = start(server.base_url, store, tmp_path / "r")
         while len(server.requests) < 10:
             time.sleep(0.005)
