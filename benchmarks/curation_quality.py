@@ -26,7 +26,7 @@ from statistics import mean
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 from lib.report import RESULTS, markdown, write
-from lib.tiny_training import fit
+from lib.tiny_training import OPTIMIZATION, fit
 from matplotlib import pyplot
 
 from trl_dt2it.curation import Flip, Keep, decide, flip_mixture, flip_weakest_half, keep_confident, keep_consistent
@@ -53,15 +53,7 @@ ARMS = (BASE, UNCURATED, RANDOM, PAPER, OURS, ORACLE)
 FLIP, KEEP = Flip(flip_mixture, by="source"), Keep(keep_confident)
 ROUNDS = 3  # the first scores with a model of the clean pairs, the others with models of one half for the other
 COLUMNS = ["prompt", "chosen", "rejected", "images", "pair_id", "source"]
-SETTINGS = {
-    "max_steps": STEPS,
-    "per_device_train_batch_size": 32,
-    "learning_rate": 1.0e-3,
-    "lr_scheduler_type": "linear",
-    "warmup_steps": 0.1,
-    "weight_decay": 0.01,
-    "loss_type": "bt",
-}
+SETTINGS = {"max_steps": STEPS, **OPTIMIZATION}
 
 
 def clean_pairs(seed: int) -> Dataset:

@@ -33,6 +33,7 @@ from statistics import mean
 import numpy as np
 from datasets import Dataset
 from lib.report import markdown, write
+from lib.tiny_training import OPTIMIZATION
 from PIL import Image
 from rich.console import Console
 
@@ -88,12 +89,7 @@ BASE_PAIRS = {"strong": 300, "weak": 300}
 POOL_PAIRS, UNREAD_PAIRS, TEST_PAIRS = 1200, 300, 2000
 TRAINING = {
     "max_steps": 80,
-    "per_device_train_batch_size": 32,
-    "learning_rate": 1.0e-3,
-    "lr_scheduler_type": "linear",
-    "warmup_steps": 0.1,
-    "weight_decay": 0.01,
-    "loss_type": "bt",
+    **OPTIMIZATION,
     "reward_statistics_pairs": 0,
     "per_device_eval_batch_size": 100,
     "image_check": "none",
@@ -290,7 +286,7 @@ def table(part: str, cells: Sequence[dict]) -> tuple[str, list[str]]:
 
 
 def harms(cell: dict) -> list[str]:
-    """What curation must not do to a weak model."""
+    """List the harms of curation to a weak model."""
     found, told = cell["accuracies"], []
     for name in OURS:
         labels, about = cell["curated"][name], f"{name} with seed {cell['seed']}"

@@ -68,7 +68,7 @@ def run(seed: int) -> dict:
 
 
 def judged(margins: np.ndarray, std: np.ndarray) -> dict:
-    """How sure each way is of each pair, whether it is right, and the negative log likelihood of the labels."""
+    """Confidence of each way in each pair, its correctness, and the negative log likelihood of the labels."""
     one, many, spread = margins[0], margins.mean(0), margins.std(0, ddof=1)
     # The mean of a logistic function under a Gaussian, by MacKay's approximation.
     likely = {"reward": expit(one), "posterior": expit(one / np.sqrt(1 + np.pi / 8 * std**2))}

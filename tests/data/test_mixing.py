@@ -233,7 +233,7 @@ def test_sets_of_one_shape_stay_as_they_are(tmp_path):
 
 
 def test_images_keep_their_mode():
-    """Whether a set decodes its images or not, joined with its like, or made canonical; sets of two modes are joined
+    """A set of decoded or encoded images, joined with its like, or made canonical; sets of two modes are joined
     undecoded, where a mode means nothing."""
     features = {"image": Image(mode="L"), "images": List(Image(mode="L")), "more": {"a": List(List(Image(mode="L")))}}
     row = {

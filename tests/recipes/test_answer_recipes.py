@@ -141,16 +141,20 @@ def test_given_answers_are_scored_and_an_unreadable_one_has_no_reward(models, tm
         run("best_of_n", *flags[:-3], tmp_path / "other")
 
 
+def with_posterior(model, folder):
+    """A copy of a model with a posterior beside it, as of one pair in each direction."""
+    head = RewardScorer.from_pretrained(model).model.score.weight.detach()[0]
+    about = {"num_pairs": 1, "total_weight": 1.0, "loss_type": "bt"}
+    posterior = laplace_posterior(torch.eye(len(head), dtype=torch.float64), head, 0 * head, about)
+    write_posterior(posterior, shutil.copytree(model, folder))
+    return folder
+
+
 def test_rewards_lowered_by_their_standard_deviations(models, tmp_path):
     flags = [*given(tmp_path), "--reward_model", models[1], "--output_dir", tmp_path / "out"]
     with pytest.raises(ValueError, match="which standard deviations of rewards need"):
         run("best_of_n", *flags, "--lower_confidence", 2)
-    scorer = RewardScorer.from_pretrained(models[1])
-    head = scorer.model.score.weight.detach()[0]
-    about = {"num_pairs": 1, "total_weight": 1.0, "loss_type": "bt"}
-    posterior = laplace_posterior(torch.eye(len(head), dtype=torch.float64), head, 0 * head, about)
-    model = shutil.copytree(models[1], tmp_path / "model")
-    write_posterior(posterior, model)
+    model = with_posterior(models[1], tmp_path / "model")
     flags[flags.index("--reward_model") + 1] = model
     run("best_of_n", *flags, "--lower_confidence", 2)
     scorer = RewardScorer.from_pretrained(model)
@@ -167,12 +171,7 @@ def test_rewards_lowered_by_their_standard_deviations(models, tmp_path):
 
 def test_a_row_is_lowered_alike_beside_any_other(models, tmp_path):
     """Two rows with the same prompt and no image, which a trainer would take for one group."""
-    scorer = RewardScorer.from_pretrained(models[1])
-    head = scorer.model.score.weight.detach()[0]
-    about = {"num_pairs": 1, "total_weight": 1.0, "loss_type": "bt"}
-    posterior = laplace_posterior(torch.eye(len(head), dtype=torch.float64), head, 0 * head, about)
-    model = shutil.copytree(models[1], tmp_path / "model")
-    write_posterior(posterior, model)
+    model = with_posterior(models[1], tmp_path / "model")
     answers = [["Yes.", "No."], ["Maybe so.", "A long and different answer, really."]]
     content = [{"question": "Why?", "answers": texts} for texts in answers]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))

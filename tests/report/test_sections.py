@@ -248,7 +248,7 @@ def test_calls_to_judges_have_a_curve(run, tmp_path):
 
 
 def curves(source: str, reading: str, pairs: int, rate: float | None = 0.2, **given) -> dict:
-    """What the ledger keeps of a source, with fitted curves if there are any."""
+    """The entry of a source in the ledger, with fitted curves if there are any."""
     told = {"rate": rate, "interval": [0.1, 0.3], "accuracy": 0.8, "accuracy_interval": [0.7, 0.9], "clean": 0.1}
     told |= {"is_identified": True, "reading": reading, "contradicted": 0.25, "threshold": 0.5, "flipped": 3}
     if rate is not None:

@@ -57,7 +57,7 @@ def saved(tmp_path_factory):
 
 
 def inputs_of(scorer: RewardScorer, question: str, answer: str, images: list) -> torch.Tensor:
-    """What the head reads of one conversation in one forward pass, with nothing of ours but the model's class."""
+    """The head's input of one conversation in one forward pass, with nothing of ours but the model's class."""
     blocks = [*({"type": "image", "image": one} for one in images), {"type": "text", "text": question}]
     reply = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
     batch = scorer.collator.processing_class.apply_chat_template(

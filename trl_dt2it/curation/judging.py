@@ -141,11 +141,12 @@ def judge_pairs(
         used += sum(2 - one.calls for each in most for one in each)
         while pairs:
             count = _num_affordable(judges, most)
-            if count:
-                ask(pairs[:count])
-            else:
+            if not count:
                 found.status[pairs[0][0]] = "over_budget"
-            del pairs[: max(1, count)]
+                del pairs[0], most[0]
+                continue
+            ask(pairs[:count])
+            del pairs[:count]
             # Copies of what has just been asked are in the store now.
             most = [[judge.most_left(requests) for judge in judges] for *_, requests in pairs]
     bar.close()
