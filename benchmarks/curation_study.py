@@ -8,12 +8,13 @@ Read-outs of handwritten digits: clean pairs, and a noisy pool with wrong labels
 - weak: four digits, where that model is right in 65 to 75 % of the test, and in the pool a second source that nobody
   can read, because the pixels of its images are shuffled. Its labels are all right, so each flip there does harm.
 
-A cell is one part, kind, rate and seed. It appends one line to `cells.jsonl` in `--folder` and is not done again with
-the settings below; within a cell, a killed run goes on where it was. Several processes share the cells by `--shard`.
-Code is no setting: to compare two rules of one name, give each a folder.
+A cell is one part, kind, rate and seed. Each method appends a line per cell to `cells.jsonl` in `--folder` and is not
+done again with the settings below; a killed run goes on where it was. Several processes share the cells by `--shard`.
+Code is no setting: after a change of a rule, delete the lines that rest on it.
 
 usage: python benchmarks/curation_study.py  (all cells, then the table)
        python benchmarks/curation_study.py run [--shard I/N] [--parts strong weak] [--kinds KIND ...] [--seeds N ...]
+                                          [--models MODEL ...]
        python benchmarks/curation_study.py table
 """
 
@@ -66,21 +67,21 @@ PAPER = [{key: value for key, value in step.items() if key != "name"} for step i
 ONCE = {"orientation": "source", "min_kept": 0.0}
 
 # Enter a method here; a row of the table is a final model. What two methods of a cell have in common is done once.
-TABLE = (
-    Method(
-        {"base": "base", "uncurated": "uncurated", "curated": "ours", "oracle": "oracle"},
-        {"rounds": METHODS["mixture"]},
-    ),
+ANCHORS = Method({"base": "base", "uncurated": "uncurated", "oracle": "oracle"}, {"rounds": PAPER})
+OURS = (
+    Method({"curated": "ours"}, {"rounds": METHODS["mixture"]}),
     Method({"curated": "ours, soft"}, {"rounds": METHODS["mixture"], "labels": "soft"}),
-    Method({"curated": "ours, weighted"}, {"rounds": METHODS["mixture"], "labels": "weight"}),
+)
+OTHERS = (
     Method({"curated": "paper"}, {"rounds": PAPER}),
+    Method({"curated": "ours, weighted"}, {"rounds": METHODS["mixture"], "labels": "weight"}),
     Method({"uncurated": "bounded loss"}, training={"loss_type": "gce"}),
     Method({"curated": "drop contradicted"}, {"rounds": [{"rules": [{"keep": "keep_consistent"}], **ONCE}]}),
     Method({"curated": "flip contradicted"}, {"rounds": [{"rules": [{"flip": "flip_negative"}], **ONCE}]}),
 )
-PARTS = {"strong": TABLE, "weak": TABLE[:2]}
-MODELS = tuple(name for method in TABLE for name in method.finals.values())
-OURS = ("ours",)  # what has to pass
+PARTS = {"strong": (ANCHORS, *OURS, *OTHERS), "weak": (ANCHORS, *OURS)}
+MODELS = tuple(name for method in PARTS["strong"] for name in method.finals.values())
+PASSING = ("ours",)  # what has to pass
 KINDS = tuple(kind for kind in NOISE_KINDS if kind != "uniform")
 RATES, SEEDS = (0.2, 0.35), (42, 43, 44)
 
@@ -178,36 +179,38 @@ def labels(run: CurationRun) -> dict[str, float]:
     }
 
 
-def study(part: str, kind: str, noise: float, seed: int, folder: Path) -> dict:
-    specs, accuracies, curated = sets(part, kind, noise, seed), {}, {}
-    for method in PARTS[part]:
-        args = MultimodalRewardConfig(output_dir=str(folder), seed=seed, **{**TRAINING, **method.training})
-        run = read_run(
-            RewardTraining(args, {"dtype": "float32"}),
-            **specs,
-            **method.run,
-            final=list(method.finals),
-            default_model=READER,
-            find_model=partial(find_base_model, sets=specs),
-            loaders=LOADERS,
-        )
-        stages = needed(plan_rounds(run), [f"test/{name}" for name in method.finals])
-        with open(os.devnull, "w") as nowhere:
-            records = run_stages(stages, folder, console=Console(file=nowhere))
-        for name, model in method.finals.items():
-            tested = records[f"test/{name}"]["counts"]
-            accuracies[model] = tested.get("accuracy/read", tested["accuracy"])
-            if part == "weak":
-                accuracies[f"{model}, unread"] = tested["accuracy/unread"]
-        if "curated" in method.finals:
-            curated[method.finals["curated"]] = labels(run)
-    return {"accuracies": accuracies, "curated": curated}
+def study(method: Method, part: str, kind: str, noise: float, seed: int, folder: Path) -> dict:
+    specs, accuracies = sets(part, kind, noise, seed), {}
+    args = MultimodalRewardConfig(output_dir=str(folder), seed=seed, **{**TRAINING, **method.training})
+    run = read_run(
+        RewardTraining(args, {"dtype": "float32"}),
+        **specs,
+        **method.run,
+        final=list(method.finals),
+        default_model=READER,
+        find_model=partial(find_base_model, sets=specs),
+        loaders=LOADERS,
+    )
+    stages = needed(plan_rounds(run), [f"test/{name}" for name in method.finals])
+    with open(os.devnull, "w") as nowhere:
+        records = run_stages(stages, folder, console=Console(file=nowhere))
+    for name, model in method.finals.items():
+        tested = records[f"test/{name}"]["counts"]
+        accuracies[model] = tested.get("accuracy/read", tested["accuracy"])
+        if part == "weak":
+            accuracies[f"{model}, unread"] = tested["accuracy/unread"]
+    return {"accuracies": accuracies, "curated": {model: labels(run) for model in names_of(method, "curated")}}
 
 
-def settings_of(part: str) -> str:
-    """A digest of the settings that the cells of a part depend on."""
+def names_of(method: Method, *finals: str) -> list[str]:
+    """Names in the table of the final models of a method, of all by default."""
+    return [model for final, model in method.finals.items() if not finals or final in finals]
+
+
+def settings_of(part: str, method: Method) -> str:
+    """A digest of the settings that a cell depends on."""
     sizes = (DIGITS[part], BASE_PAIRS[part], POOL_PAIRS, UNREAD_PAIRS, TEST_PAIRS)
-    return digest_of([TRAINING, sizes, list(map(asdict, PARTS[part]))])
+    return digest_of([TRAINING, sizes, asdict(method)])
 
 
 def run_cells(options: argparse.Namespace) -> None:
@@ -221,24 +224,40 @@ def run_cells(options: argparse.Namespace) -> None:
         for kind in options.kinds
     ]
     remember_rendered()
-    done = [{key: one[key] for key in cells[0]} for one in read_cells(options.folder)]
-    for cell in [cell for cell in cells[index::count] if cell not in done]:
-        folder = options.folder / "-".join(map(str, cell.values()))
-        start, start_cpu = time.perf_counter(), time.process_time()
-        record = {**cell, **study(**cell, folder=folder), "settings": settings_of(cell["part"])}
-        record["seconds"] = round(time.perf_counter() - start)
-        record["cpu_seconds"] = round(time.process_time() - start_cpu)
-        with (options.folder / CELLS).open("a") as file:  # one short write, so that processes do not mix their lines
-            file.write(json.dumps(record) + "\n")
-        shutil.rmtree(folder)
-        print(json.dumps(record), flush=True)
+    for cell in cells[index::count]:
+        folder, done = options.folder / "-".join(map(str, cell.values())), read_records(options.folder)
+        for method in PARTS[cell["part"]]:
+            models, settings = names_of(method), settings_of(cell["part"], method)
+            known = [one for one in done if one["cell"] == cell and one["settings"] == settings]
+            if known or (options.models and not set(models) & set(options.models)):
+                continue
+            start, start_cpu = time.perf_counter(), time.process_time()
+            record = {"cell": cell, "settings": settings, **study(method, **cell, folder=folder)}
+            record["seconds"] = round(time.perf_counter() - start)
+            record["cpu_seconds"] = round(time.process_time() - start_cpu)
+            with (options.folder / CELLS).open("a") as file:  # one short write, so that processes do not mix lines
+                file.write(json.dumps(record) + "\n")
+            print(json.dumps(record), flush=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def read_records(folder: Path) -> list[dict]:
+    path = folder / CELLS
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def read_cells(folder: Path) -> list[dict]:
-    """The cells that were done with the settings as they are."""
-    path = folder / CELLS
-    cells = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return [cell for cell in cells if cell["settings"] == settings_of(cell["part"])]
+    """The cells of which all methods were done with the settings as they are."""
+    records, cells = read_records(folder), []
+    for cell in {json.dumps(one["cell"]): one["cell"] for one in records}.values():
+        digests = [settings_of(cell["part"], method) for method in PARTS[cell["part"]]]
+        own = {one["settings"]: one for one in records if one["cell"] == cell}
+        if all(one in own for one in digests):
+            parts = {
+                key: {k: v for one in digests for k, v in own[one][key].items()} for key in ("accuracies", "curated")
+            }
+            cells.append({**cell, **parts, "seconds": sum(own[one]["seconds"] for one in digests)})
+    return cells
 
 
 def closed(scores: Mapping[str, float], model: str) -> float:
@@ -273,13 +292,13 @@ def table(part: str, cells: Sequence[dict]) -> tuple[str, list[str]]:
             row += [f"{scores['base, unread']:.3f}", *(f"{labels[name]['flipped_unread']:.1f}" for name in curated)]
             short += [f"{kind} at {noise}: {told}" for cell in own for told in harms(cell)]
         else:
-            few = [name for name in OURS if shares[name][-1] < 0.7]
+            few = [name for name in PASSING if shares[name][-1] < 0.7]
             short += [f"{kind} at {noise}: {name} closes {shares[name][-1]:.0%} of the gap" for name in few]
-            worse = [name for name in OURS if scores[name] < scores["paper"]]
+            worse = [name for name in PASSING if scores[name] < scores["paper"]]
             short += [f"{kind} at {noise}: {name} is below the paper's rule" for name in worse]
         rows.append(row)
     if part == "strong":
-        few = [name for name in OURS if mean(shares[name]) < 0.85]
+        few = [name for name in PASSING if mean(shares[name]) < 0.85]
         short += [f"{name} closes {mean(shares[name]):.0%} of the gap on the mean of the cells" for name in few]
     means = ", ".join(f"{mean(shares[name]):.0%} {name}" for name in compared)
     return f"{markdown(heads, rows)}\n\nOf the gap between uncurated and oracle, the mean cell closes {means}.", short
@@ -288,7 +307,7 @@ def table(part: str, cells: Sequence[dict]) -> tuple[str, list[str]]:
 def harms(cell: dict) -> list[str]:
     """List the harms of curation to a weak model."""
     found, told = cell["accuracies"], []
-    for name in OURS:
+    for name in PASSING:
         labels, about = cell["curated"][name], f"{name} with seed {cell['seed']}"
         if labels["noise_after"] >= labels["noise_before"]:
             told.append(f"{about} does not lower label noise")
@@ -319,6 +338,7 @@ def main() -> None:
     parser.add_argument("command", nargs="?", choices=("run", "table"))
     parser.add_argument("--shard", default="0/1")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--models", nargs="+", choices=MODELS, help="only methods that make one of these")
     parser.add_argument("--kinds", nargs="+", choices=NOISE_KINDS, default=KINDS)
     parser.add_argument("--rates", nargs="+", type=float, default=RATES)
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)

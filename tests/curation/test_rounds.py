@@ -24,7 +24,7 @@ from trl_dt2it.curation.rounds.config import (
 )
 from trl_dt2it.curation.rounds.results import audit_pool, harm, label_noise, show_summary
 from trl_dt2it.curation.rounds.run import decide_step, plan_rounds
-from trl_dt2it.curation.rounds.sets import fold_rows, ledger_at, reference_rows, training_set
+from trl_dt2it.curation.rounds.sets import fold_rows, ledger_at, reference_parts, reference_rows, training_set
 from trl_dt2it.curation.rounds.training import RewardTraining, newest_checkpoint
 from trl_dt2it.curation.rules import flip_negative
 from trl_dt2it.data import check_row
@@ -269,21 +269,32 @@ def test_part_of_the_base_is_held_out_and_tells_how_far_the_models_can_be_believ
     specs = {"base": {"clean": {"digits": {"num_pairs": 120}}}, "pool": {"noisy": {"digits": {"num_pairs": 60}}}}
     sets = SourceSets(specs, run.sets.args, lambda: tiny, DEMO_LOADERS)
     run = CurationRun(tmp_path, run.training, run.models, sets, read_rounds("mixture"), ["base", "curated"])
-    rows, base = reference_rows(run), sets.usable("base")
-    groups = np.array(base["group_id"][:])
-    # A quarter of so few, in whole groups; each is scored by one of the models of the folds, and none has seen it.
-    assert len(rows) == pytest.approx(30, abs=4) and not set(groups[rows]) & set(np.delete(groups, rows))
-    assert sorted([*reference_rows(run, (0, 2)), *reference_rows(run, (1, 2))]) == rows.tolist()
-    seen = training_set(run, "base", without_reference=True)["pair_id"][:]
-    assert len(seen) == 120 - len(rows) and not set(seen) & set(np.array(base["pair_id"][:])[rows])
-    assert len(training_set(run, "base")) == 120 and run.has_reference
+    base = sets.usable("base")
+    groups, names = np.array(base["group_id"][:]), np.array(base["pair_id"][:])
+    # A quarter of so few, in whole groups, and another from each model, which has not seen it: together all of them.
+    parts = reference_parts(run)
+    assert sorted(np.concatenate(parts)) == list(range(120)) and run.num_reference_parts == len(parts) == 4
+    for index, rows in enumerate(parts):
+        assert len(rows) == pytest.approx(30, abs=4) and not set(groups[rows]) & set(np.delete(groups, rows))
+        seen = training_set(run, "base", without_part=index)["pair_id"][:]
+        assert len(seen) == 120 - len(rows) and not set(seen) & set(names[rows])
+        assert reference_rows(run, (index, 4)).tolist() == rows.tolist()
+    assert [reference_rows(run, (index, 2)).tolist() for index in range(2)] == [rows.tolist() for rows in parts[:2]]
+    # Models that leave the same part out share it.
+    assert sorted([*reference_rows(run, (0, 5)), *reference_rows(run, (4, 5))]) == parts[0].tolist()
+    assert len(training_set(run, "base")) == 120
     plan = {stage.name: stage for stage in plan_rounds(run)}
-    assert "round-1/reference/model-0" in plan["round-1/decide"].inputs
-    assert plan["round-1/train/model-0"].settings["without_reference"] is True
+    trained = [f"round-1/train/model-0-fold-{index}" for index in range(4)]
+    assert [plan[name].settings["without_part"] for name in trained] == [f"{index} of 4" for index in range(4)]
+    assert [name for name in plan if name.startswith("round-1/train")] == trained
+    assert {f"round-1/reference/model-0-fold-{index}" for index in range(4)} < set(plan["round-1/decide"].inputs)
+    assert plan["round-2/train/model-0-fold-1"].settings["without_part"] == "1 of 4"
+    assert [plan[f"round-{number}/reference/model-0-fold-1"].expected for number in (1, 2)] == 2 * [{"pairs": 30}]
     # The final model learns from all of the base.
-    assert "without_reference" not in plan["final/base"].settings | plan["final/curated"].settings
+    assert "without_part" not in plan["final/base"].settings | plan["final/curated"].settings
     paper = CurationRun(tmp_path, run.training, run.models, sets, read_rounds("paper"), ["base"])
-    assert not paper.has_reference and paper.final_stage("base").startswith("round-1/")
+    assert not paper.num_reference_parts and paper.final_stage("base") == "round-1/flip/train/model-0"
+    rows = parts[0]
 
     def score(name, set_name, margins, rows=None):
         both = np.stack([margins, np.zeros(len(margins))], axis=1)
@@ -307,6 +318,19 @@ def test_part_of_the_base_is_held_out_and_tells_how_far_the_models_can_be_believ
     assert entry["health"]["reference"]["accuracy"] == 1.0 and entry["health"]["reference"]["pairs"] == len(rows)
     assert entry["health"]["sources"]["noisy"]["reading"] == "read"
     assert "The model reads 1 of 1 source." in capsys.readouterr().out
+
+
+def test_one_part_of_a_large_base_is_held_out_from_all_models(run, tmp_path, tiny):
+    specs = {"base": {"clean": {"digits": {"num_pairs": 800}}}, "pool": {"noisy": {"digits": {"num_pairs": 60}}}}
+    sets = SourceSets(specs, run.sets.args, lambda: tiny, DEMO_LOADERS)
+    run = CurationRun(tmp_path, run.training, run.models, sets, read_rounds("mixture"), ["base"])
+    (rows,) = reference_parts(run)
+    assert len(rows) == pytest.approx(200, abs=4)
+    assert sorted([*reference_rows(run, (0, 2)), *reference_rows(run, (1, 2))]) == rows.tolist()
+    plan = {stage.name: stage for stage in plan_rounds(run)}
+    assert [name for name in plan if "/train/" in name and "round-1" in name] == ["round-1/train/model-0"]
+    assert plan["round-1/train/model-0"].settings["without_part"] == "0 of 1"
+    assert plan["round-2/reference/model-0-fold-1"].expected == {"pairs": 100}
 
 
 @pytest.mark.parametrize("labels", ["soft", "weight"])

@@ -91,7 +91,7 @@ def test_what_is_trained_anew_when_the_balance_changes(tmp_path, tiny):
         run.final = ["unbalanced", "base", "uncurated"]
         digests.append(stage_digests(plan_rounds(run)))
     changed = {name for name in digests[0] if digests[0][name] != digests[1][name]}
-    assert {BALANCE, "round-1/train/model-0", "round-1/decide", "final/uncurated"} <= changed
+    assert {BALANCE, "round-1/train/model-0-fold-0", "round-1/decide", "final/uncurated"} <= changed
     assert set(digests[0]) - changed == {"final/unbalanced"}
     unbalanced = run_of(tmp_path, tiny, None)
     assert BALANCE not in stage_digests(plan_rounds(unbalanced))

@@ -32,6 +32,10 @@ MOST_AUDITED = 20_000  # pairs drawn from a larger pool: enough for the third di
 # A smaller change of an accuracy on one source, or of a leakage, is not called harm.
 LEAST_CHANGE = 0.01
 
+# Pairs known to be right that tell the accuracy of a model well, also at large margins: where it reads badly, 75 of
+# them leave most noise undecided.
+_ENOUGH = 200
+
 _MOST_NAMED = 6  # sources, in a sentence
 
 _READINGS = {
@@ -44,8 +48,15 @@ _READINGS = {
 
 def num_references(count: int) -> int:
     """Return how many of so many trusted pairs are held out to tell how far a model can be believed; 0 if too few."""
-    held_out = min(count // 4, max(200, count // 10), 1000)
+    held_out = min(count // 4, max(_ENOUGH, count // 10), 1000)
     return held_out if held_out >= MIN_PAIRS else 0
+
+
+def num_reference_parts(count: int) -> int:
+    """Return in how many parts the rounds hold trusted pairs out, one from each model: a single one if it is large
+    enough for all, four that together are all pairs if these are few, and 0 if they are too few."""
+    held_out = num_references(count)
+    return (1 if held_out >= _ENOUGH else 4) if held_out else 0
 
 
 def draw_references(groups: np.ndarray) -> np.ndarray:

@@ -28,7 +28,7 @@ from ...training.collator import MultimodalPreferenceCollator
 from ...training.config import MultimodalRewardConfig
 from ...training.setup import image_options, prepare_dataset
 from ...utils import check_value, digest, digest_of
-from ..health import num_references
+from ..health import num_reference_parts
 from ..judging import Judging, read_judging
 from ..ledger import LABELS, Labels
 from ..rules import FLIP_RULES, KEEP_RULES, Flip, Keep, parameters_of
@@ -94,6 +94,11 @@ class Step:
     def read_rules(self) -> list[Flip | Keep]:
         """Return the rules as [`decide`] takes them."""
         return [read_rule(rule) for rule in self.rules]
+
+    @property
+    def is_base(self) -> bool:
+        """True if the models of the step are trained on the base alone."""
+        return self.train_on == "base"
 
     @property
     def takes_reference(self) -> bool:
@@ -310,24 +315,24 @@ class CurationRun:
         one = self.models[model]
         return str(self.output_dir / one.stage.name) if one.stage is not None else one.directory or one.name_or_path
 
-    def base_stage(self, model: int) -> str | None:
-        """Return the first stage that trains a model on the base alone, if there is one."""
-        for number, steps in enumerate(self.rounds, 1):
-            for step in steps:
-                if step.train_on == "base":
-                    return f"{step_name(number, step)}/train/model-{model}"
-        return None
+    @property
+    def first_base_step(self) -> str | None:
+        """Name of the first step whose models are trained on the base alone, if there is one."""
+        named = (step_name(number, one) for number, steps in enumerate(self.rounds, 1) for one in steps if one.is_base)
+        return next(named, None)
 
     @property
-    def has_reference(self) -> bool:
-        """True if models that score leave pairs of the base out, by which rules know how far they can be trusted."""
+    def num_reference_parts(self) -> int:
+        """Number of parts of the base, of which each model that scores leaves one out, by which rules know how far it
+        can be trusted; 0 for none."""
         is_asked = any(step.takes_reference for steps in self.rounds for step in steps)
-        return is_asked and num_references(len(self.sets.raw("base"))) > 0
+        return num_reference_parts(len(self.sets.raw("base"))) if is_asked else 0
 
     def final_stage(self, name: str) -> str:
         """Return the stage that trains a final model: one that has scored the pool is not trained again, unless it has
         left pairs of the base out."""
-        return (self.base_stage(0) if name == "base" and not self.has_reference else None) or f"final/{name}"
+        is_trained = name == "base" and self.first_base_step is not None and not self.num_reference_parts
+        return f"{self.first_base_step}/train/model-0" if is_trained else f"final/{name}"
 
 
 def read_run(

@@ -82,8 +82,10 @@ def plan_rounds(run: CurationRun) -> list[Stage]:
 
 
 def _plan_step(plan: _Plan, number: int, step: Step) -> None:
-    run, label, is_base = plan.run, step_name(number, step), step.train_on == "base"
-    folds = 1 if is_base else cast(int, step.folds)
+    run, label, parts = plan.run, step_name(number, step), plan.run.num_reference_parts
+    # Models of the base alone know the same of each pair of the pool: more than one only so that each leaves a part of
+    # a small base out. Each scores its share of the pool, so that its margins are of one kind with those of its part.
+    folds = max(parts, 1) if step.is_base else cast(int, step.folds)
     scored, referenced = list[list[str]](), list[list[str]]()
     for model in range(len(run.models)):
         scored.append([])
@@ -91,13 +93,15 @@ def _plan_step(plan: _Plan, number: int, step: Step) -> None:
         for fold in range(folds):
             name = f"model-{model}" + (f"-fold-{fold}" if folds > 1 else "")
             part = (fold, folds) if folds > 1 else None
-            trained = cast(str, run.base_stage(model)) if is_base else f"{label}/train/{name}"
+            first = cast(str, run.first_base_step) if step.is_base else label
+            trained, without_part = f"{first}/train/{name}", fold % parts if parts else None
             # On the base alone, each model is trained once, whatever steps it scores in.
             if trained not in [one.name for one in plan.stages]:
-                _plan_training(plan, trained, model, "base" if is_base else "curated", part, is_scoring=True)
+                kind, trained_part = ("base", None) if step.is_base else ("curated", part)
+                _plan_training(plan, trained, model, kind, trained_part, without_part=without_part)
             _plan_scoring(plan, f"{label}/score/{name}", trained, "pool", part)
             scored[-1].append(f"{label}/score/{name}")
-            if run.has_reference and step.takes_reference:
+            if parts and step.takes_reference:
                 _plan_scoring(plan, f"{label}/reference/{name}", trained, "base", part)
                 referenced[-1].append(f"{label}/reference/{name}")
     expected: dict[str, float] = {"pairs": len(run.sets.raw("pool"))}
@@ -121,7 +125,12 @@ def _plan_step(plan: _Plan, number: int, step: Step) -> None:
 
 
 def _plan_training(
-    plan: _Plan, name: str, model: int, kind: str, fold: tuple[int, int] | None = None, is_scoring: bool = False
+    plan: _Plan,
+    name: str,
+    model: int,
+    kind: str,
+    fold: tuple[int, int] | None = None,
+    without_part: int | None = None,
 ) -> None:
     """Plan a training on the set of [`training_set`]."""
     run, base = plan.run, plan.run.models[model]
@@ -140,9 +149,8 @@ def _plan_training(
     if kind not in ("unbalanced", "base"):
         settings |= {"pool": run.sets.digest("pool"), "fold": fold}
         pairs += round(len(run.sets.raw("pool")) * (1 if fold is None else 1 - 1 / fold[1]))
-    without_reference = is_scoring and run.has_reference
-    if without_reference:
-        settings["without_reference"] = True
+    if without_part is not None:
+        settings["without_part"] = f"{without_part} of {run.num_reference_parts}"
         pairs -= num_references(len(run.sets.raw("base")))
     entries = tuple(plan.entries) if kind == "curated" else ()
     is_final = name == "final/curated"
@@ -155,7 +163,7 @@ def _plan_training(
     def train(folder: Path) -> dict[str, Any]:
         return train_model(
             folder,
-            training_set(run, kind, fold=fold, entries=entries, without_reference=without_reference, labels=labels),
+            training_set(run, kind, fold=fold, entries=entries, without_part=without_part, labels=labels),
             run.training,
             model=run.model_dir(model),
             seed=base.seed,
@@ -173,8 +181,10 @@ def _plan_training(
 
 def _plan_scoring(plan: _Plan, name: str, trained: str, set_name: str, fold: tuple[int, int] | None = None) -> None:
     """Plan the scoring of a set, or of one fold of it, by the model of a training; of the base, of the reference."""
-    run, count = plan.run, len(plan.run.sets.raw(set_name))
-    count = num_references(count) if set_name == "base" else count
+    run, count, shares = plan.run, len(plan.run.sets.raw(set_name)), 1 if fold is None else fold[1]
+    if set_name == "base":
+        parts, (index, number) = run.num_reference_parts, fold or (0, 1)
+        count, shares = num_references(count), len(range(index % parts, number, parts))
 
     def score(folder: Path) -> dict[str, Any] | None:
         rows = run.sets.usable(set_name)
@@ -196,7 +206,7 @@ def _plan_scoring(plan: _Plan, name: str, trained: str, set_name: str, fold: tup
         return {**counts, **accuracy(folder, rows)} if counts and set_name == "test" else counts
 
     settings = {set_name: run.sets.digest(set_name), "fold": fold, "rows_per_shard": run.rows_per_shard}
-    expected = {"pairs": count if fold is None else round(count / fold[1])}
+    expected = {"pairs": round(count / shares)}
     plan.stages.append(Stage(name, score, settings, (trained,), expected, is_shared=True))
 
 
@@ -226,10 +236,10 @@ def decide_step(
             scores[flipped] = scores[flipped, ::-1]
         source = column_of(pool, "source")
         # On one scale, whichever it is.
-        rows = reference_rows(run) if referenced[0] else np.empty(0, dtype=np.int64)
-        known = [_gather(run, referenced, len(run.sets.usable("base")))[rows]] if len(rows) else []
+        known = [_gather(run, referenced, len(run.sets.usable("base")))] if referenced[0] else []
+        known = [one[~np.isnan(one).all(axis=tuple(range(1, one.ndim)))] for one in known]
         margins = combine_scores(np.concatenate([scores, *known]), how=cast(Any, step.combine))
-        reference = margins[len(scores) :] if known else None
+        reference = margins[len(scores) :] if len(margins) > len(scores) else None
         rules = with_reference(step.read_rules(), reference)
         decision = decide(margins[: len(scores)], rules, source=source, min_kept=step.min_kept)
         health = describe_health(decision.estimates, reference)

@@ -74,18 +74,18 @@ def training_set(
     *,
     fold: tuple[int, int] | None = None,
     entries: Sequence[tuple[int, str]] = (),
-    without_reference: bool = False,
+    without_part: int | None = None,
     labels: Labels = "hard",
 ) -> Dataset:
     """Return the set of a training: the base alone (`"base"`, or `"unbalanced"` without weights), or with the pool as
     it came (`"uncurated"`), as in the ledger after `entries` (`"curated"`), or with true labels (`"oracle"`); without
-    a `fold` (i, n) of the pool, and without the [`reference_rows`] of the base; `labels` as in
+    a `fold` (i, n) of the pool, and without one of the [`reference_parts`] of the base; `labels` as in
     [`CurationLedger.apply`]."""
     if kind == "unbalanced":
         return run.sets.usable("base")
     base = balanced_base(run)
-    if without_reference:
-        base = base.select(np.setdiff1d(np.arange(len(base)), reference_rows(run)))
+    if without_part is not None:
+        base = base.select(np.setdiff1d(np.arange(len(base)), reference_parts(run)[without_part]))
     if kind == "base":
         return base
     pool = run.sets.usable("pool")
@@ -106,11 +106,25 @@ def fold_rows(run: CurationRun, fold: tuple[int, int], *, inside: bool) -> np.nd
     return np.flatnonzero((folds == part) == inside)
 
 
+def reference_parts(run: CurationRun) -> list[np.ndarray]:
+    """Return the rows of each part of the base that a model which scores does not train on, ascending: whole prompts;
+    empty parts if one prompt is too large to leave out."""
+    base, names = run.sets.usable("base"), run.sets.names("base")
+    number = run.num_reference_parts
+    if number == 1:
+        return [draw_references(prompt_groups(base, names))]
+    part = folds_of(base, names, number)
+    parts = [np.flatnonzero(part == one) for one in range(number)]
+    return parts if max(map(len, parts)) <= len(base) / 2 else [part[:0] for part in parts]
+
+
 def reference_rows(run: CurationRun, fold: tuple[int, int] | None = None) -> np.ndarray:
-    """Return the rows of the base that models which score do not train on, ascending: whole prompts. With a `fold`
-    (i, n), those that its model scores, so that each is scored once, as the pool is."""
-    rows = draw_references(prompt_groups(run.sets.usable("base"), run.sets.names("base")))
-    return rows if fold is None else rows[fold[0] :: fold[1]]
+    """Return the rows of the base that the model of a `fold` (i, n) of the pool has not seen and scores, ascending:
+    of its part, whose rows models with the same part share, so that each row is scored at most once."""
+    index, number = fold or (0, 1)
+    parts = reference_parts(run)
+    sharing = range(index % len(parts), number, len(parts))
+    return parts[index % len(parts)][sharing.index(index) :: len(sharing)]
 
 
 def ledger_at(
