@@ -69,9 +69,10 @@ class RoundsArguments:
             Models to train at the end, on the base and: nothing (`"base"`, or `"unbalanced"`, with its style as it
             came), the pool as it is (`"uncurated"`), the curated pool (`"curated"`), or the pool with its true labels
             (`"oracle"`, where `is_flipped` tells them).
-        labels (`str`, *optional*, defaults to `"hard"`):
+        labels (`str`, *optional*):
             What the final training makes of doubt about labels of the pool: `"hard"`: nothing; `"soft"`: its target is
-            the probability that a label is right; `"weight"`: its weight falls with doubt.
+            the probability that a label is right; `"weight"`: its weight falls with doubt. By default `"soft"` with
+            rules that estimate this probability, as those of `mixture`, and else `"hard"`.
         rows_per_shard (`int`, *optional*, defaults to `4096`):
             Pairs that are scored and written together.
         shard (`str`, *optional*):
@@ -97,7 +98,9 @@ class RoundsArguments:
         default=None, metadata={"help": "How the style of the constructed set is balanced, mapping, JSON or true."}
     )
     final: list[Any] | str | None = field(default=None, metadata={"help": "Models to train at the end."})
-    labels: str = field(default="hard", metadata={"help": "Doubt about labels: hard (flips alone), soft or weight."})
+    labels: str | None = field(
+        default=None, metadata={"help": "Doubt about labels: hard (flips alone), soft or weight."}
+    )
     rows_per_shard: int = field(default=4096, metadata={"help": "Pairs that are scored together."})
     shard: str | None = field(default=None, metadata={"help": "i/n: score only every n-th part."})
     stop_before: str | None = field(default=None, metadata={"help": "Stop before the stages named like this."})
@@ -198,6 +201,7 @@ def push_pool(run, repo_id):
         run.sets.usable("pool"),
         CurationLedger(run.output_dir / "ledger"),
         repo_id,
+        labels=run.labels,
         image_root=args.image_root,
         private=args.hub_private_repo,
         token=args.hub_token,

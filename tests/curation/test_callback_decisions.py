@@ -2,13 +2,24 @@
 
 import numpy as np
 import pytest
+import torch
+from transformers import TrainerState
 
-from trl_dt2it.curation import Flip, Keep, flip_mixture, flip_negative, keep_consistent
-from trl_dt2it.curation.callback import blend, curation_metrics, draw_folds, redistribute
+from trl_dt2it.curation import (
+    Flip,
+    IterativeCurationCallback,
+    Keep,
+    NoiseEstimate,
+    flip_mixture,
+    flip_negative,
+    keep_consistent,
+)
+from trl_dt2it.curation.callback import blend, curation_metrics, draw_folds, load_state, redistribute
 from trl_dt2it.curation.health import num_references
 from trl_dt2it.training.pair_scoring import score_pairs
 
 from ..rows import make_dataset
+from ..trainers import trainer_for
 from .trainings import Known, N, callback_of, data, keep_all, rounds_of, trained
 
 
@@ -190,3 +201,63 @@ def test_without_trusted_pairs_it_says_what_cannot_be_found(tmp_path, caplog):
     caplog.clear()
     trained(tmp_path, scorer=Known([1.0] * N), rules=[Flip(flip_negative)])  # which believes the model anyway
     assert told not in caplog.text
+
+
+# ---------------------------------------------------------------------------------------------- doubt about labels
+
+
+def doubting(strength, *, estimates=None):
+    """Flips below 0, and says how probable a wrong label is, but of a strength of 3."""
+    posterior = np.where(strength < 0, 0.6 - strength / 10, 0.1)
+    posterior[np.abs(strength) == 3] = np.nan
+    estimates[None] = NoiseEstimate(posterior, strength < 0, is_identified=True)
+    return strength < 0
+
+
+@pytest.mark.parametrize("labels", ["soft", "weight"])
+def test_doubt_about_labels_reaches_the_epochs_that_follow(labels, tmp_path):
+    strength, own = [-1.0, 2.0, -3.0, -4.0] + [1.0] * 7, [0.5, 1.0] + [2.0] * 9
+    dataset, seen = data(weight=own), []
+    curated = trainer_for("qwen3_vl", tmp_path, dataset, {"num_train_epochs": 2, "learning_rate": 0.0})
+    options = {"scorer": Known(strength), "rules": [Flip(doubting)], "labels": labels, "ledger": tmp_path / "ledger"}
+    callback = IterativeCurationCallback(curated, **options)
+    curated.add_callback(callback)
+    compute_loss = curated.compute_loss
+
+    def recording(model, inputs, *rest, **more):
+        pairs = inputs["pairs"]
+        confidence = pairs.get("label_confidence", torch.ones_like(pairs["weight"]))
+        columns = pairs["row_index"].tolist(), confidence.tolist(), pairs["weight"].tolist()
+        seen.append(dict(zip(columns[0], zip(*columns[1:], strict=True), strict=True)))
+        return compute_loss(model, inputs, *rest, **more)
+
+    curated.compute_loss = recording
+    curated.train()
+    steps = len(seen) // 2
+    before, after = (
+        {row: one for batch in part for row, one in batch.items()} for part in (seen[:steps], seen[steps:])
+    )
+    assert before == {row: (1.0, own[row]) for row in range(N)}
+    # Of flipped pairs, that of the new label: 0.7 of 1 and 1.0 of 4, which nobody doubts; of 3 nothing is known.
+    confidence = [0.7, 0.9, 1.0, 1.0] + [0.9] * 7
+    if labels == "soft":
+        expected = {row: (pytest.approx(confidence[row]), own[row]) for row in range(N)}
+    else:
+        expected = {row: (1.0, pytest.approx(own[row] * (2 * confidence[row] - 1))) for row in range(N)}
+    assert after == expected
+    # A checkpoint holds it, and a person who looks at a pair ends the doubt about it.
+    callback.selection.save(tmp_path)
+    state = load_state(tmp_path, callback._settings, callback._fingerprint)
+    name = {"soft": "confidence", "weight": "weight"}[labels]
+    np.testing.assert_array_equal(getattr(state.selection, name), getattr(callback.selection, name))
+    callback.ledger.correct({"pair-0": "keep", "pair-1": "flip"})
+    callback.on_epoch_begin(None, TrainerState(epoch=1.0, num_train_epochs=2), None)
+    assert [callback.selection.draw(row)[4:] for row in (0, 1)] == 2 * [(None, {"soft": None, "weight": 1.0}[labels])]
+
+
+def test_doubt_needs_a_rule_that_knows_it(tmp_path):
+    trainer = trainer_for("qwen3_vl", tmp_path, data(), {})
+    with pytest.raises(ValueError, match="`labels` is 'soft', but no rule says how probable a wrong label is"):
+        IterativeCurationCallback(trainer, rules=[Flip(flip_negative)], labels="soft")
+    with pytest.raises(ValueError, match="`labels` is 'firm'; give one of hard, soft, weight"):
+        IterativeCurationCallback(trainer, labels="firm")

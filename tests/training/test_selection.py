@@ -116,6 +116,11 @@ def test_rows_are_read_as_drawn():
     assert rows[Draw(1, False, True, 7.5)] == {**ROWS[1], "strength": 7.5}
     assert rows[Draw(1, False, True, float("nan"))] == {**ROWS[1], "strength": None}
     assert rows[Draw(1, False, True, 0.0)]["strength"] == 0.0
+    assert rows[Draw(1, False, True, None, 0.6)] == {**ROWS[1], "label_confidence": 0.6}
+    assert rows[Draw(1, False, True, None, None, 0.25)] == {**ROWS[1], "weight": 0.5}
+    assert rows[Draw(1, False, False, None, 0.6, 0.25)] == {**ROWS[1], "weight": 0.0, "label_confidence": 0.6}
+    plain = SelectedRows(ROWS.remove_columns(["weight", "label_confidence"]))
+    assert plain[Draw(1, False, True, None, 0.6, 0.25)] == {**ROWS[1], "weight": 0.25, "label_confidence": 0.6}
 
 
 def test_a_draw_carries_the_strength_of_its_row():
@@ -125,4 +130,8 @@ def test_a_draw_carries_the_strength_of_its_row():
     assert [draws[0].strength, draws[2].strength] == [0.5, 2.0] and np.isnan(draws[1].strength)
     # Plain Python values, which is what travels to the workers.
     assert pickle.loads(pickle.dumps(draws[2])) == Draw(2, False, True, 2.0)
-    assert [type(value) for value in draws[2]] == [int, bool, bool, float]
+    assert [type(value) for value in draws[2]] == [int, bool, bool, float, type(None), type(None)]
+    selection.confidence, selection.weight = np.array([0.5, np.nan, 1.0]), np.array([0.0, 1.0, 0.5])
+    assert selection.draw(0) == Draw(0, False, True, 0.5, 0.5, 0.0)
+    assert selection.draw(1)[4:] == (None, 1.0) and selection.draw(2)[4:] == (1.0, 0.5)
+    assert [type(value) for value in selection.draw(0)[4:]] == [float, float]

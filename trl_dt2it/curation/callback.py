@@ -36,10 +36,10 @@ from .health import (
     show_health,
     style_rises,
 )
-from .ledger import CurationLedger
+from .ledger import LABELS, CurationLedger, Labels
 from .noise import MIN_PAIRS, combine_scores, flip_mixture, group_by_source
 from .publish import curation_section
-from .rules import Flip, Keep, decide, keep_confident, parameters_of, with_reference
+from .rules import Flip, Keep, decide, keep_confident, label_doubt, parameters_of, with_reference
 
 
 logger = logging.get_logger(__name__)
@@ -47,6 +47,7 @@ logger = logging.get_logger(__name__)
 Scorer = Callable[[Dataset], np.ndarray]
 
 ARRAYS_FILE = "curation_state.safetensors"
+_READ = ("flipped", "kept", "strength", "confidence", "weight")  # how a selection reads its pairs
 STAGE = "epoch"
 
 
@@ -98,6 +99,10 @@ class IterativeCurationCallback(TrainerCallback):
             Least share of each source to keep, in (0, 1].
         refresh_strength (`bool`, *optional*, defaults to `False`):
             Whether the known strengths of a source are redistributed among its kept pairs, by their reward margins.
+        labels (`str`, *optional*, defaults to `"hard"`):
+            What training makes of doubt about a label, where a rule says how probable a wrong one is, as in
+            [`CurationLedger.apply`]: `"hard"`: nothing; `"soft"`: its target is the probability that the label is
+            right, in place of `label_confidence`; `"weight"`: its weight falls with doubt.
         ledger (`str` or `os.PathLike`, *optional*):
             Folder of a [`CurationLedger`] that records each round. A person's corrections in it override the rules,
             from the next epoch on.
@@ -129,6 +134,7 @@ class IterativeCurationCallback(TrainerCallback):
         rules: Sequence[Flip | Keep] = (Flip(flip_mixture, by="source"), Keep(keep_confident)),
         min_kept: float = 0.1,
         refresh_strength: bool = False,
+        labels: Labels = "hard",
         ledger: str | os.PathLike | None = None,
         only_sources: Sequence[str] | None = None,
         reference: Dataset | None = None,
@@ -160,8 +166,12 @@ class IterativeCurationCallback(TrainerCallback):
                 raise ValueError(f"`reference` is {len(reference)} pairs; it must be at least {MIN_PAIRS}.")
             if not takes_reference:
                 raise ValueError("`reference` is passed, but no rule takes it; use `Flip(flip_mixture)` or leave it.")
+        check_value("`labels`", labels, labels in LABELS, f"give one of {', '.join(LABELS)}")
+        if labels != "hard" and not any("estimates" in parameters_of(rule) for rule in rules):
+            told = "but no rule says how probable a wrong label is; use `Flip(flip_mixture)`, or leave it"
+            raise ValueError(f"`labels` is {labels!r}, {told}.")
         self.trainer, self.scorer, self.reference = trainer, scorer, reference
-        self.every, self.start_epoch, self.folds = every, start_epoch, folds
+        self.every, self.start_epoch, self.folds, self.labels = every, start_epoch, folds, labels
         self.ledger = None if ledger is None else CurationLedger(ledger)
         self.state = CurationState.at_start(len(dataset))
         self.state.selection.save = self._save
@@ -196,8 +206,11 @@ class IterativeCurationCallback(TrainerCallback):
         self._settings = {
             **{"every": every, "start_epoch": start_epoch, "rules": describe(list(rules)), "min_kept": min_kept},
             **{"refresh_strength": refresh_strength, "combine": combine, "momentum": momentum, "folds": folds},
+            **({} if labels == "hard" else {"labels": labels}),  # checkpoints of earlier releases have none
             "only_sources": None if only_sources is None else sorted(only_sources),
-            "reference": len(self._own_reference) or None if reference is None else _fingerprint_of(reference),
+            "reference": len(self._own_reference) or None
+            if reference is None
+            else source_fingerprint(pair_ids(reference)),
             "scorer": None if scorer is None else getattr(scorer, "__qualname__", type(scorer).__qualname__),
         }
 
@@ -209,7 +222,7 @@ class IterativeCurationCallback(TrainerCallback):
     def _save(self, folder: Path) -> None:
         """Write the state into a checkpoint."""
         state, selection = self.state, self.state.selection
-        arrays = {"flipped": selection.flipped, "kept": selection.kept, "strength": selection.strength}
+        arrays = {name: getattr(selection, name) for name in _READ}
         arrays |= {"average": state.average, "reference": state.reference}
         record = {"round": state.round, "last_epoch": state.last_epoch, "seed": selection.seed}
         with whole_file(folder / ARRAYS_FILE) as path:
@@ -243,7 +256,7 @@ class IterativeCurationCallback(TrainerCallback):
 
         self._fingerprint, started = on_main_process(begin)
         # The sampler was made before and holds on to its selection.
-        for name in ("flipped", "kept", "held_out", "strength", "seed", "epoch"):
+        for name in (*_READ, "held_out", "seed", "epoch"):
             setattr(selection, name, getattr(started.selection, name))
         self.state = replace(started, selection=selection)
 
@@ -256,9 +269,12 @@ class IterativeCurationCallback(TrainerCallback):
         if self._is_due(epoch) and self.state.last_epoch < epoch:
             self._curate(epoch)
         elif self.ledger is not None and state.epoch == epoch:  # within an epoch, they would change its order
-            selection.flipped, selection.kept = on_main_process(
+            selection.flipped, selection.kept, rows = on_main_process(
                 partial(self._correct, selection.flipped, selection.kept)
             )
+            for array, certain in ((selection.confidence, np.nan), (selection.weight, 1.0)):
+                if array is not None:
+                    array[rows] = certain
         selection.held_out = None
         if len(self._own_reference):
             selection.held_out = np.isin(np.arange(len(selection)), self._own_reference)
@@ -318,10 +334,11 @@ class IterativeCurationCallback(TrainerCallback):
         batch_size = self.trainer.args.per_device_eval_batch_size
         return score_with_trainer(self.trainer, dataset, lengths, batch_size=batch_size)
 
-    def _correct(self, flipped: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _correct(self, flipped: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Apply a person's corrections in the ledger, about the present content of pairs, to copies of the masks of
-        flipped and kept pairs, `(N,)`. Only the first process calls it."""
-        flipped, kept = flipped.copy(), kept.copy()
+        flipped and kept pairs, `(N,)`; return these and the rows of the corrections. Only the first process calls
+        it."""
+        flipped, kept, rows = flipped.copy(), kept.copy(), np.empty(0, dtype=np.int64)
         if self.ledger is not None and any(map(CurationLedger.is_manual, self.ledger.standing)):
             contents = cast(pa.Table, self._contents)
             names, state = contents["pair_id"].combine_chunks(), self.ledger.state(contents=contents)
@@ -330,7 +347,7 @@ class IterativeCurationCallback(TrainerCallback):
             )
             rows = pc.index_in(state["pair_id"].combine_chunks(), value_set=names).to_numpy()
             flipped[rows], kept[rows] = state["flipped"].to_numpy(), state["kept"].to_numpy()
-        return flipped, kept
+        return flipped, kept, rows
 
     def _decide(
         self, rows: np.ndarray, scores: np.ndarray, reference_scores: np.ndarray | None
@@ -360,8 +377,12 @@ class IterativeCurationCallback(TrainerCallback):
         flipped, kept, margins = selection.flipped.copy(), selection.kept.copy(), np.full(len(average), np.nan)
         flipped[scored], kept[scored], margins[scored] = decision.flip, decision.keep, decision.strength
         by_rules = flipped
-        flipped, kept = self._correct(flipped, kept)
+        flipped, kept, by_hand = self._correct(flipped, kept)
         margins[flipped != by_rules] *= -1
+        doubt = np.full(len(average), np.nan)
+        if decision.posterior is not None:
+            doubt[scored] = label_doubt(decision.posterior, decision.flip)
+        doubt[by_hand] = np.nan  # a person does not doubt
         if self.ledger is not None:
             every_score = np.full((len(average), *scores.shape[1:]), np.nan, dtype=scores.dtype)
             every_score[rows] = scores
@@ -384,6 +405,10 @@ class IterativeCurationCallback(TrainerCallback):
             )
         sources = {name: scored[part] for name, part in group_by_source(source, len(scored)).items()}
         changed: dict[str, Any] = {"flipped": flipped, "kept": kept, "strength": None}
+        if self.labels == "soft":
+            changed["confidence"] = 1 - doubt
+        elif self.labels == "weight":
+            changed["weight"] = np.nan_to_num(1 - 2 * doubt, nan=1.0)
         if self._raw_strength is not None:
             groups = [part[kept[part]] for part in sources.values()]
             changed["strength"] = redistribute(self._raw_strength, margins, groups)
@@ -401,10 +426,6 @@ def blend(before: np.ndarray, now: np.ndarray, momentum: float) -> np.ndarray:
     """Update the exponential average of reward margins, `(N,)`; NaN on one side leaves the other."""
     average = momentum * before + (1 - momentum) * now
     return np.where(np.isnan(before), now, np.where(np.isnan(now), before, average))
-
-
-def _fingerprint_of(reference: Dataset) -> str:
-    return source_fingerprint(pair_ids(reference))
 
 
 def draw_folds(num_pairs: int, folds: int, seed: int) -> np.ndarray:
@@ -479,7 +500,9 @@ def load_state(folder: str | os.PathLike, settings: dict[str, Any], fingerprint:
             told = f"`{name}` {json.dumps(before)}, which now is {json.dumps(now)}"
             raise ValueError(f"The curation of {folder} was made with {told}; set it back, or start anew.")
     arrays = load_file(Path(folder) / ARRAYS_FILE)
-    selection = Selection(arrays["flipped"], arrays["kept"], strength=arrays.get("strength"), seed=record["seed"])
+    selection = Selection(arrays["flipped"], arrays["kept"], seed=record["seed"])
+    for name in _READ:
+        setattr(selection, name, arrays.get(name))
     return CurationState(selection, arrays["average"], arrays.get("reference"), record["round"], record["last_epoch"])
 
 

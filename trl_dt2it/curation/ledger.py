@@ -25,7 +25,7 @@ from ..data.rows import SIDES
 from ..utils import check_value, file_digest, read_json, whole_file, write_json
 from .corrections import read_corrections
 from .noise import as_column
-from .rules import Decision, is_missing_vote
+from .rules import Decision, is_missing_vote, label_doubt
 
 
 logger = logging.get_logger(__name__)
@@ -370,7 +370,7 @@ class CurationLedger:
             columns["strength"] = pa.array(np.where(np.isnan(new), own, new), from_pandas=True)
         if labels != "hard":
             check_value("`labels`", labels, labels in LABELS, f"give one of {', '.join(LABELS)}")
-            doubt = np.where(flipped, 1 - known["posterior"], known["posterior"]).clip(0, 0.5)
+            doubt = label_doubt(known["posterior"], flipped)
             if labels == "weight" and FLIPPED in dataset.column_names:
                 raise ValueError('The set is an earlier result; apply `labels="weight"` to the source set, and once.')
             name = "label_confidence" if labels == "soft" else "weight"

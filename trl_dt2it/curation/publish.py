@@ -22,7 +22,7 @@ from ..data.images import ImageOptions
 from ..data.mixing import with_columns
 from ..data.sources import SOURCES
 from ..debias.style import parts_by
-from .ledger import CurationLedger
+from .ledger import CurationLedger, Labels
 
 
 # Identifiers on the Hub of the licenses of the public sets, and some more.
@@ -47,6 +47,7 @@ def push_curated(
     split: str = "train",
     with_dropped: bool = False,
     refresh_strength: bool = False,
+    labels: Labels = "hard",
     licences: Mapping[str, str] | None = None,
     image_root: str | None = None,
     private: bool | None = None,
@@ -72,7 +73,7 @@ def push_curated(
             Name of the split.
         with_dropped (`bool`, *optional*, defaults to `False`):
             Whether dropped pairs go up too, as the configuration `"dropped"`, so that every round can be undone.
-        refresh_strength (`bool`, *optional*, defaults to `False`):
+        refresh_strength, labels (`bool`, `str`, *optional*, defaults to `False` and `"hard"`):
             As in [`CurationLedger.apply`].
         licences (`Mapping[str, str]`, *optional*):
             Licenses by source, such as `{"own": "cc-by-4.0"}`, for sources that are not sets of [`load_preferences`].
@@ -108,7 +109,7 @@ def push_curated(
     options, contents = ImageOptions(image_root=image_root), pair_contents(dataset, image_root=image_root)
     names = contents["pair_id"].combine_chunks()
     dataset = with_columns(dataset, {"pair_id": names})
-    curated = ledger.apply(dataset, refresh_strength=refresh_strength, contents=contents)
+    curated = ledger.apply(dataset, refresh_strength=refresh_strength, labels=labels, contents=contents)
     columns = list(published_features(curated.features))
     about: dict[str, Any] = {"split": split, "with_dropped": with_dropped}
     card = curated_card(dataset, ledger, repo_id, columns=columns, licences=licences, contents=contents, **about)

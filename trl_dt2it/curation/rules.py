@@ -125,6 +125,12 @@ class Decision:
         return {name: count for name, count in zip(self.reason_names, counts, strict=True) if count}
 
 
+def label_doubt(posterior: np.ndarray, flipped: np.ndarray) -> np.ndarray:
+    """Return the probability that each label, as it is after flips, is wrong, at most one half, `(N,)`; NaN where that
+    of the label as scored is."""
+    return np.where(flipped, 1 - posterior, posterior).clip(0, 0.5)
+
+
 def decide(
     strength: npt.ArrayLike,
     rules: Sequence[Flip | Keep],

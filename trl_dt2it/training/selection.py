@@ -33,6 +33,8 @@ class Draw(NamedTuple):
     is_flipped: bool
     is_drawn: bool
     strength: float | None
+    confidence: float | None = None  # the `label_confidence`; without it the row's own holds
+    weight: float | None = None  # a factor of the row's own
 
 
 @dataclass
@@ -43,6 +45,8 @@ class Selection:
     kept: np.ndarray  # (N,) bool: the pair stays in the set
     held_out: np.ndarray | None = None  # (N,) bool: the pair is skipped in this epoch
     strength: np.ndarray | None = None  # (N,) fp64: in place of the data set's, NaN where unknown
+    confidence: np.ndarray | None = None  # (N,) fp64: `label_confidence`, NaN where the data set's own holds
+    weight: np.ndarray | None = None  # (N,) fp64: factor of the data set's own
     seed: int = 0  # of the order; the trainer sets it
     epoch: int = 0  # number of epochs done
     # Writes into a checkpoint, on the process that saves, all that a resumed run needs: `STATE_FILE` at least.
@@ -66,7 +70,9 @@ class Selection:
         """Return the reading of a row."""
         is_drawn = self.kept[row] and (self.held_out is None or not self.held_out[row])
         strength = None if self.strength is None else float(self.strength[row])
-        return Draw(row, bool(self.flipped[row]), bool(is_drawn), strength)
+        confidence = None if self.confidence is None or np.isnan(self.confidence[row]) else float(self.confidence[row])
+        weight = None if self.weight is None else float(self.weight[row])
+        return Draw(row, bool(self.flipped[row]), bool(is_drawn), strength, confidence, weight)
 
 
 @dataclass(eq=False)
@@ -135,11 +141,16 @@ class SelectedRows(Dataset):
 
 
 def as_drawn(row: dict[str, Any], draw: Draw) -> dict[str, Any]:
-    """Apply a draw to a row: swap its sides, set its weight to 0, or replace its strength."""
+    """Apply a draw to a row: swap its sides, or change its weight, its strength or the confidence in its label."""
     if draw.is_flipped:  # numbers about the label stay, `label_confidence` included, as in [`swap_pairs`]
         row = {name: row[partner_column(name, row.keys()) or name] for name in row}
+    if draw.weight is not None:
+        own = row.get("weight")
+        row = {**row, "weight": draw.weight * (1.0 if own is None else own)}
     if not draw.is_drawn:
         row = {**row, "weight": 0.0}
+    if draw.confidence is not None:
+        row = {**row, "label_confidence": draw.confidence}
     if draw.strength is not None:
         row = {**row, "strength": None if np.isnan(draw.strength) else draw.strength}
     return row

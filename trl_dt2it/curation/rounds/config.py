@@ -351,7 +351,7 @@ def read_run(
     final: Sequence[str] = ("curated",),
     rows_per_shard: int = 4096,
     shard: tuple[int, int] = (0, 1),
-    labels: str = "hard",
+    labels: str | None = None,
     find_model: Callable[[str, int], BaseModel] = BaseModel,
     loaders: Loaders | None = None,
 ) -> CurationRun:
@@ -371,7 +371,7 @@ def read_run(
             "The rounds load whole models to score, which DeepSpeed ZeRO-3 does not allow; launch them with ZeRO-2, "
             "as in recipes/accelerate/deepspeed_zero2.yaml."
         )
-    check_value("`labels`", labels, labels in LABELS, f"give one of {', '.join(LABELS)}")
+    check_value("`labels`", labels, labels in (None, *LABELS), f"give one of {', '.join(LABELS)}")
     check_value("`rows_per_shard`", rows_per_shard, rows_per_shard >= 1, "it must be at least 1")
     read = list[BaseModel]()
     for one in models:
@@ -394,12 +394,12 @@ def read_run(
         read_balance(balance_style),
         rows_per_shard,
         shard,
-        cast(Labels, labels),
     )
-    has_doubt = any(
+    knows_doubt = "curated" in final and any(
         "estimates" in parameters_of(rule) for steps in run.rounds for one in steps for rule in one.read_rules()
     )
-    if labels != "hard" and not ("curated" in final and has_doubt):
+    run.labels = cast(Labels, labels or ("soft" if knows_doubt else "hard"))
+    if run.labels != "hard" and not knows_doubt:
         raise ValueError(
             f"`labels` is {labels!r}, but no rule says how probable a wrong label is, or `final` does not name "
             "'curated'; flip by `flip_mixture`, or leave `labels` out."
