@@ -40,7 +40,7 @@ rows, ledger = load_from_disk(sys.argv[1]), CurationLedger(sys.argv[2])
 push_curated(rows, ledger, "me/curated", with_dropped=True, licences={"own": "CC-BY-4.0"}, max_shard_bytes=1)
 if len(sys.argv) > 3:
     ledger.undo(2)
-    push_curated(rows, ledger, "me/curated", revision="undone", licences={"own": "CC-BY-4.0"})
+    push_curated(rows, ledger, "me/curated", revision="undone", labels="soft", licences={"own": "CC-BY-4.0"})
 """
 LOAD = """
 import json, sys
@@ -118,9 +118,10 @@ def test_what_is_pushed_is_loaded_again(pool, ledger, tmp_path):
     assert names == {"ledger/ledger.json", "ledger/round-00001-flip.parquet", "ledger/round-00002-flip.parquet"}
     assert set(undone) == {*names, "README.md", "data/train-00000.parquet"}  # `dropped` is gone from there
     assert json.loads(undone["ledger/ledger.json"])["events"] and not json.loads(files["ledger/ledger.json"])["events"]
-    assert pq.read_table(io.BytesIO(undone["data/train-00000.parquet"]))["pair_id"].to_pylist() == [
-        f"pair-{row}" for row in (0, 1, 3, 4, 5)
-    ]
+    pushed = pq.read_table(io.BytesIO(undone["data/train-00000.parquet"]))
+    assert pushed["pair_id"].to_pylist() == [f"pair-{row}" for row in (0, 1, 3, 4, 5)]
+    assert pushed["label_confidence"].to_pylist() == [None] * 5  # people and plain actions say nothing of doubt
+    assert "label_confidence" not in back.column_names
 
 
 def test_the_card_says_where_pairs_come_from(pool, ledger):
