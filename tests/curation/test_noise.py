@@ -219,3 +219,12 @@ def test_grid_of_curves_is_a_probability():
     accuracy = noise._accuracy(grid, np.linspace(0, 50, 100))
     assert accuracy.min() >= 0.5 - 1e-9 and accuracy.max() <= 1 and len(accuracy) == len(grid.known)
     assert len(grid.level) == len(grid.slope) == len(grid.shared) == len(grid.noise)
+
+
+def test_margins_of_the_sizes_of_the_reference_speak_for_a_model_that_reads_them():
+    """Wrong labels turn signs alone: with other sizes, the same contradictions are rather of a source not read."""
+    rng = np.random.default_rng(5)
+    reference, true = (rng.normal(0.6, 1.2, count) for count in (300, 300))
+    margins = np.where(rng.random(300) < 0.4, -true, true)
+    alike, other = (estimate_noise(each, reference) for each in (margins, margins / 4))
+    assert alike.contradicted == other.contradicted and alike.accuracy > other.accuracy + 0.02

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from scipy.special import expit, log_softmax, logsumexp
-from scipy.stats import rankdata
+from scipy.stats import ks_2samp, rankdata
 from transformers.utils import logging
 
 from ..data.columns import group_rows
@@ -197,7 +197,9 @@ def estimate_noise(strength: npt.ArrayLike, reference: npt.ArrayLike | None = No
     \(\frac{\lambda}{2} + (1 - \lambda) \sigma(k m / (1 + (\tau m)^2))\), with errors at any margin
     (\(\lambda\)) and at large ones (\(\tau\)), and noise with log-odds that are linear in \(m\), may rest on the
     same pairs that the model finds hard (a wrong label is then more likely where the model errs), and may be none at
-    all. Means over the posterior of all of these are returned, so that what the pairs do not tell stays unsure.
+    all. Means over the posterior of all of these are returned, so that what the pairs do not tell stays unsure. One of
+    the cases is that the model does not read the pairs as it reads the reference; it is less probable where the sizes
+    of margins are distributed as those of the reference, which wrong labels do not change.
 
     Labels are flipped where that leaves the fewest wrong ones in expectation (posterior above one half), and only if
     the probability that the flips together raise the share of wrong labels by over 1.25 points is small (20 %, without
@@ -371,8 +373,8 @@ def _grid() -> _Grid:
 
 
 # Prior probabilities: that no label of a source is wrong, with and without a reference, and that the model reads a
-# source in another way than the rest, mostly not at all.
-_CLEAN, _CLEAN_ALONE, _FOREIGN = 0.1, 0.3, 0.2
+# source in another way than the rest, mostly not at all; the last also where sizes of margins are as in the reference.
+_CLEAN, _CLEAN_ALONE, _FOREIGN, _FOREIGN_ALIKE = 0.1, 0.3, 0.2, 0.1
 
 
 class _Bins(NamedTuple):
@@ -451,17 +453,23 @@ def _estimate(parts: Sequence[np.ndarray], reference: npt.ArrayLike | None) -> l
         reference_bins = _bin(known, scale)
         shared = log_softmax(grid.known + _log_likelihood(1 - _accuracy(grid, reference_bins.margin), reference_bins))
     binned = {index: _bin(scored[index], scale) for index in fitted}
-    own, other = math.log1p(-_FOREIGN), math.log(_FOREIGN)
+    # Wrong labels turn signs of margins, not their sizes: pairs that the model reads as the reference have such sizes.
+    foreign = dict.fromkeys(fitted, _FOREIGN)
+    if known is not None:
+        for index in fitted:
+            test: Any = ks_2samp(np.abs(scored[index]), np.abs(known), method="asymp")
+            foreign[index] = _FOREIGN_ALIKE if test.pvalue > 0.05 else _FOREIGN
     # Each source says something about the shared accuracy; pairs that are known to be right say it better.
     # Fits are made anew below, because all of them take much memory.
     evidence = dict.fromkeys(fitted, np.zeros(len(shared)))
     for index in fitted if len(fitted) > 1 and known is None else ():
         marginal = logsumexp(_fit(grid, binned[index], clean).log_joint, axis=1)
+        own, other = math.log1p(-foreign[index]), math.log(foreign[index])
         evidence[index] = np.logaddexp(own + marginal, other + logsumexp(grid.foreign + marginal))
     total = np.sum(list(evidence.values()), axis=0)
     for index in fitted:
         prior = log_softmax(shared + total - evidence[index])
-        prior = np.logaddexp(own + prior, other + grid.foreign)
+        prior = np.logaddexp(math.log1p(-foreign[index]) + prior, math.log(foreign[index]) + grid.foreign)
         fit = _fit(grid, binned[index], clean)
         joint = prior[:, None] + fit.log_joint
         weights = np.exp(joint - logsumexp(joint))
