@@ -70,7 +70,7 @@ ONCE = {"orientation": "source", "min_kept": 0.0}
 ANCHORS = Method({"base": "base", "uncurated": "uncurated", "oracle": "oracle"}, {"rounds": PAPER})
 OURS = (
     Method({"curated": "ours"}, {"rounds": METHODS["mixture"]}),
-    Method({"curated": "ours, soft"}, {"rounds": METHODS["mixture"], "labels": "soft"}),
+    Method({"curated": "ours, hard"}, {"rounds": METHODS["mixture"], "labels": "hard"}),
 )
 OTHERS = (
     Method({"curated": "paper"}, {"rounds": PAPER}),
