@@ -18,6 +18,8 @@ from trl_dt2it.curation.rounds.config import (
     SourceSets,
     Step,
     folds_of,
+    merged_groups,
+    prompt_groups,
     read_rounds,
     read_sets,
     set_digest,
@@ -44,15 +46,31 @@ from .runs import RULES, arguments, outcome, start
 def test_folds_share_no_group_and_copies_stay_together():
     groups = ["g0", "g0", "g1", "g2", "g2", "g2", None, None, "g3", "g4"]
     names = pa.array(["a", "b", "c", "d", "e", "f", "h", "h#2", "i", "a#2"])
-    folds = folds_of(Dataset.from_dict({"group_id": groups}), names, 2)
+    folds = folds_of(prompt_groups(Dataset.from_dict({"group_id": groups}), names), 2)
     of = dict(zip(names.to_pylist(), folds.tolist(), strict=True))
     assert of["a"] == of["b"] == of["a#2"] and of["d"] == of["e"] == of["f"] and of["h"] == of["h#2"]
     assert set(folds.tolist()) == {0, 1}
-    many = folds_of(
-        Dataset.from_dict({"group_id": [f"g{i // 3}" for i in range(3000)]}), pa.array(map(str, range(3000))), 3
-    )
+    many = folds_of(np.arange(3000) // 3, 3)
     assert np.bincount(many).tolist() == pytest.approx([1000, 1000, 1000], abs=3)
     assert all(len(set(many[i : i + 3])) == 1 for i in range(0, 3000, 3))
+
+
+def test_groups_that_share_a_row_are_merged_but_for_what_many_rows_have():
+    groups, others = np.array([0, 0, 1, 2, 3, 4]), np.array([7, 8, 8, 9, 9, 5])
+    assert merged_groups(groups, others).tolist() == [0, 0, 0, 1, 1, 2]
+    placeholder = np.r_[np.zeros(60), np.arange(1, 41)].astype(np.int64)
+    assert merged_groups(np.arange(100), placeholder).tolist() == list(range(100))
+    assert merged_groups(np.empty(0, np.int64), np.empty(0, np.int64)).tolist() == []
+
+
+def test_pairs_whose_images_look_alike_are_in_one_fold(run, tmp_path, tiny):
+    """Copies with other words and a darker image are wrong together, and a model that has seen one repeats it."""
+    pool = {"noisy": {"digits": {"num_pairs": 80, "num_digits": [2], "noise": 0.3, "noise_kind": "near_duplicates"}}}
+    sets = SourceSets({"pool": pool}, run.sets.args, lambda: tiny, DEMO_LOADERS)
+    names = [name.split("-copy")[0] for name in sets.usable("pool")["group_id"][:]]
+    assert len(set(sets.usable("pool")["group_id"][:])) == 80 and len(set(names)) == 20
+    folds = folds_of(sets.groups("pool"), 2)
+    assert all(len(set(folds[np.array(names) == name])) == 1 for name in names) and np.bincount(folds).min() >= 36
 
 
 def test_a_set_keeps_its_sources_and_its_digest_tells_changes(tmp_path):
@@ -206,6 +224,39 @@ def test_labels_are_judged_as_the_source_has_them_or_as_they_are(run, tiny, tmp_
     noise = label_noise(run.sets.usable("pool"), flipped, kept)
     assert noise["noise_before"] == wrong.mean()
     assert noise["noise_after"] == pytest.approx((wrong != flipped)[kept].mean(), abs=1e-6)
+
+
+def test_scores_of_earlier_steps_count_too(run):
+    first, second = np.array([3.0, -1, -1, 2, 3, 4, -2, 5]), np.array([-2.0, 6, 1, -8, 6, 8, -4, 10])
+    scored = [*write_scores(run, "s1", first), *write_scores(run, "s2", second)]
+    rules = ({"flip": "flip_negative"},)
+    step = Step(train_on="base", folds=1, rules=rules, combine="zscore", with_earlier=True)
+    decide_step(run, begin(run, "round-2"), number=2, step=step, scored=scored, before=[])
+    # Each in its own unit, root mean squares of sqrt(69 / 8) and sqrt(321 / 8): 2 and -8 are negative together.
+    expected = (first / np.sqrt(69 / 8) + second / np.sqrt(321 / 8)) / 2
+    assert labels(run)[0] == [2, 3, 6] == np.flatnonzero(expected < 0).tolist()
+    ledger, names = CurationLedger(run.output_dir / "ledger"), run.sets.names("pool")
+    strength = ledger.labels(names, contents=run.sets.contents("pool"))["strength"]
+    np.testing.assert_allclose(strength, np.abs(expected), rtol=1e-5)
+    (entry,) = ledger.history(names[0].as_py())
+    assert list(entry["scores"].values()) == [(-2.0, 0.0)]  # of the step alone
+
+
+def test_which_scores_of_earlier_steps_count(run, tmp_path, tiny):
+    specs = {"base": {"clean": {"digits": {"num_pairs": 120}}}, "pool": {"noisy": {"digits": {"num_pairs": 60}}}}
+    sets = SourceSets(specs, run.sets.args, lambda: tiny, DEMO_LOADERS)
+    mixture = CurationRun(tmp_path, run.training, run.models, sets, read_rounds("mixture"), ["curated"])
+    plan = {stage.name: stage for stage in plan_rounds(mixture)}
+    inputs = [plan[f"round-{number}/decide"].inputs for number in (1, 2, 3)]
+    kinds = [{name.rsplit("/", 1)[0] for name in one} - {"round-1", "round-2"} for one in inputs]
+    assert kinds == [
+        {f"round-{n}/{kind}" for n in range(1, last + 1) for kind in ("score", "reference")} for last in (1, 2, 3)
+    ]
+    # Where a step before it has no reference, only the step's own scores are known of one.
+    rounds = [{"rules": [{"flip": "flip_negative"}]}, {"rules": [{"flip": "flip_mixture"}], "with_earlier": True}]
+    mixed = CurationRun(tmp_path, run.training, run.models, sets, read_rounds("mixture", rounds), ["curated"])
+    inputs = {stage.name: stage for stage in plan_rounds(mixed)}["round-2/decide"].inputs
+    assert not any(name.startswith("round-1/score") for name in inputs)
 
 
 def test_a_decision_that_was_written_before_a_kill_is_not_made_again(run):

@@ -17,8 +17,10 @@ from sklearn.datasets import load_sample_images
 from tests.rows import png
 from trl_dt2it.data.decontamination import (
     HASH_WORDS,
+    _alike,
     decontaminate,
     distances,
+    look_alikes,
     normalize,
     perceptual_hash,
     row_questions,
@@ -386,3 +388,39 @@ def test_what_does_not_fit(benchmark, options, part):
 def test_a_column_in_the_way_is_an_error():
     with pytest.raises(ValueError, match="a column `distance`"):
         decontaminate(dataset_of([row("q")]).add_column("distance", [1]), [])
+
+
+# ------------------------------------------------------------------------------------------------------- look-alikes
+
+
+def partition(groups):
+    return sorted(sorted(np.flatnonzero(groups == group).tolist()) for group in set(groups.tolist()))
+
+
+def test_rows_whose_images_look_alike_are_one_group():
+    tiles = photographs()[:6]
+    darker = Image.eval(tiles[0], lambda value: int(0.9 * value))
+    rows = [[tiles[0]], [darker], [scaled(tiles[0], 0.7)], [tiles[1]], [tiles[2], tiles[3]], [tiles[3], tiles[2]]]
+    rows += [[tiles[2]], [], None, [tiles[4]], [tiles[4]]]
+    images = [None if row is None else [{"bytes": jpeg(image, 90), "path": None} for image in row] for row in rows]
+    images[9] = [{"bytes": b"no image", "path": None}]
+    dataset = Dataset.from_dict({"images": images, "prompt": [str(index) for index in range(len(rows))]})
+    expected = [[0, 1, 2], [3], [4, 5], [6], [7], [8], [9], [10]]
+    assert partition(look_alikes(dataset)) == expected
+    order = np.random.default_rng(0).permutation(len(rows))
+    assert partition(look_alikes(dataset.select(order))[np.argsort(order)]) == expected
+    assert look_alikes(Dataset.from_dict({"prompt": ["a", "b"]})).tolist() == [0, 1]
+
+
+def test_look_alikes_are_those_of_all_comparisons():
+    """Against all pairs of hashes: near ones, some of them in chains, and others."""
+    rng = np.random.default_rng(3)
+    hashes = [rng.integers(0, 2, 144, dtype=np.uint8) for _ in range(150)]
+    for _ in range(250):
+        near = hashes[rng.integers(len(hashes))].copy()
+        near[rng.choice(144, rng.integers(0, 13), replace=False)] ^= 1
+        hashes.append(near)
+    packed = np.packbits(np.pad(np.stack(hashes), [(0, 0), (0, 48)]), axis=1).view(np.uint64)
+    found = {tuple(pair) for pairs in _alike(packed[:, None], most=500) for pair in pairs.tolist()}
+    every = distances(packed, packed)
+    assert found == {(a, b) for a, b in np.argwhere(every <= 8).tolist() if a < b} and len(found) > 200

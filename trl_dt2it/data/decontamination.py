@@ -1,4 +1,5 @@
-"""Quarantine of rows that a benchmark holds too, by text and by perceptual hash of their images."""
+"""Rows that are the same although they differ: quarantine of those that a benchmark holds too, by text and by
+perceptual hash of their images, and groups of rows whose images look alike."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import re
 import sys
 import unicodedata
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -16,9 +17,11 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, Value
 from PIL import Image
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from transformers.utils import logging
 
-from .columns import arrow_rows, leave_images_encoded, map_tables, select_rows
+from .columns import arrow_rows, leave_images_encoded, look_in_shares, map_tables, select_rows
 from .images import ImageOptions, load_image, with_image_root
 from .messages import IMAGE_MARKER
 from .rows import RowError, blocks, row_images
@@ -42,6 +45,10 @@ _NO_MATCH, _MATCH_BY_ID = -1, -2
 # `distance` is that of the nearest images, or -1.
 _RESULT = Features({"match": Value("int64"), "distance": Value("int64"), "unreadable": Value("bool")})
 _NOTES = Features({**NOTES, "distance": Value("int64")})
+
+# Most bits between images that look alike. Hashes within it share one of so many parts and one more, each 16 bits.
+_ALIKE_BITS = HASH_BITS // 16 - 1
+_HASHES = Features({"hashes": Value("binary")})
 
 _TEXTS = ("prompt", "question", "caption", "t2i_caption", "source", "source_id", "pair_id")
 _IMAGES = ("images", "image", "chosen_image", "rejected_image")
@@ -281,6 +288,71 @@ def decontaminate(
     if unreadable := int(results["unreadable"].to_numpy().sum()):
         logger.warning(f"{unreadable} rows have an image that cannot be read; they stay, but may be in a benchmark.")
     return (select_rows(train, np.flatnonzero(matches == _NO_MATCH)) if len(rows) else train), quarantine
+
+
+def look_alikes(
+    dataset: Dataset, *, image_options: ImageOptions | None = None, num_proc: int | None = None
+) -> np.ndarray:
+    """Number groups of rows whose images look alike, whatever the texts, and return that of each row, `(N,)` int64.
+
+    Images look alike if their perceptual hashes differ in at most 8 of 144 bits: encoded again, a little darker or
+    scaled. Rows with several images need as many that do, in any order; rows without images, or with one that cannot
+    be read, are each a group of their own. Every process has to call it.
+    """
+    options = image_options or ImageOptions()
+    images = dataset.select_columns([name for name in _IMAGES if name in dataset.column_names])
+    if not images.column_names:
+        return np.arange(len(dataset))
+
+    def look(part: Dataset, num_proc: int | None) -> pa.Table:
+        kwargs = {"num_proc": num_proc, "desc": "Comparing images", "fn_kwargs": {"options": options}}
+        return map_tables(part, _hash_table, _HASHES, **kwargs)
+
+    # Each look is compared once, however many rows have it.
+    column = look_in_shares(leave_images_encoded(images), look, num_proc=num_proc)["hashes"]
+    looks = column.combine_chunks().dictionary_encode()
+    edges = [np.zeros((0, 2), dtype=np.int64)]
+    by_size = defaultdict[int, list[int]](list)
+    for index, look_of_row in enumerate(looks.dictionary.to_pylist()):
+        by_size[len(look_of_row)].append(index)
+    for size, indices in by_size.items():
+        joined = b"".join(looks.dictionary[index].as_py() for index in indices)
+        hashes = np.frombuffer(joined, dtype=np.uint64).reshape(len(indices), -1, HASH_WORDS)
+        edges += [np.array(indices)[each] for each in _alike(hashes)] if size else []
+    first, second = np.concatenate(edges).T
+    count = len(looks.dictionary)
+    graph = coo_array((np.ones(len(first), dtype=bool), (first, second)), shape=(count, count))
+    group = connected_components(graph, directed=False)[1][looks.indices.fill_null(0).to_numpy()]
+    alone = looks.indices.is_null().to_numpy(zero_copy_only=False)
+    return np.where(alone, count + np.arange(len(dataset)), group)
+
+
+def _hash_table(table: pa.Table, options: ImageOptions) -> pa.Table:
+    """Hash the images of rows, sorted and joined; null without images, or with one that cannot be read."""
+    found = list[bytes | None]()
+    for row in table.to_pylist():
+        try:
+            hashes = [perceptual_hash(load_image(image, options)).tobytes() for image in all_images(row)]
+        except RowError:
+            hashes = []
+        found.append(b"".join(sorted(hashes)) or None)
+    return pa.table({"hashes": pa.array(found, pa.binary())})
+
+
+def _alike(hashes: np.ndarray, most: int = 4_000_000) -> Iterator[np.ndarray]:
+    """Find rows of hashes `(N, images, HASH_WORDS)` of which all look alike; yields `(E, 2)`, about `most` compared at
+    a time."""
+    parts = np.ascontiguousarray(hashes[:, 0]).view(np.uint16)[:, : HASH_BITS // 16]
+    for part in parts.T:
+        order = np.argsort(part, kind="stable")
+        for bucket in np.split(order, np.flatnonzero(np.diff(part[order])) + 1):
+            step = max(1, most // len(bucket))
+            for start in range(0, len(bucket) if len(bucket) > 1 else 0, step):
+                rows = bucket[start : start + step]
+                bits = np.bitwise_count(hashes[rows][:, None] ^ hashes[bucket][None]).sum(axis=-1, dtype=np.int64)
+                near = np.argwhere((bits <= _ALIKE_BITS).all(axis=-1))
+                pairs = np.stack([rows[near[:, 0]], bucket[near[:, 1]]], axis=1)
+                yield pairs[pairs[:, 0] < pairs[:, 1]]
 
 
 def vl_rewardbench_source_ids(rows: Iterable[Mapping[str, Any]]) -> dict[str, set[str]]:

@@ -14,10 +14,13 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, load_dataset
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ...data.columns import column_of, group_codes, leave_images_encoded, rows_at_once
 from ...data.contents import pair_contents, source_fingerprint
+from ...data.decontamination import look_alikes
 from ...data.load import is_saved, load_preferences, load_saved
 from ...data.mixing import concatenate, with_canonical_columns, with_columns
 from ...debias.balance import ONE_SIDED
@@ -43,12 +46,14 @@ PAPER_ROUND = [
     {"name": "filter", "rules": [{"keep": "keep_consistent"}], "orientation": "current", "min_kept": 0.0},
 ]
 
-# Ours: the least certain pairs sit a round out, and all are kept at the end.
+# Ours: the least certain pairs sit a round out, and all are kept at the end. Models of several rounds err less
+# together than each of them, and have no common unit.
 _FLIP, _KEEP = {"flip": "flip_mixture", "by": "source"}, {"keep": "keep_confident", "share": 0.9}
+_TOGETHER = {"with_earlier": True, "combine": "zscore"}
 
 METHODS: dict[str, list[dict[str, Any]]] = {
     "paper": [{"steps": PAPER_ROUND}, {"steps": PAPER_ROUND}],
-    "mixture": [{"rules": [_FLIP, _KEEP]}, {"rules": [_FLIP, _KEEP]}, {"rules": [_FLIP]}],
+    "mixture": [{"rules": [_FLIP, _KEEP]}, {"rules": [_FLIP, _KEEP], **_TOGETHER}, {"rules": [_FLIP], **_TOGETHER}],
 }
 
 FINALS = ("unbalanced", "base", "uncurated", "curated", "oracle")
@@ -75,6 +80,7 @@ class Step:
     # Rules, one after the other, with their options: `{flip: NAME, by: source, ...}`, `{keep: NAME, by: source, ...}`
     rules: Sequence[Mapping[str, Any]] = ()
     combine: str = "raw"  # as in `combine_scores`
+    with_earlier: bool = False  # combine the scores with those of all steps before
     # Judge labels anew as in the `"source"`, or as they are `"current"`, so that flips stay unless flipped back.
     orientation: str = "source"
     min_kept: float = 0.1  # least share of each source to keep
@@ -107,7 +113,8 @@ class Step:
 
     def settings(self) -> dict[str, Any]:
         """Return all settings that a decision depends on."""
-        return {name: asdict(self)[name] for name in ("rules", "combine", "orientation", "min_kept")}
+        names = ("rules", "combine", "orientation", "min_kept", *(["with_earlier"] if self.with_earlier else []))
+        return {name: asdict(self)[name] for name in names}
 
 
 def read_rule(rule: Mapping[str, Any]) -> Flip | Keep:
@@ -225,9 +232,20 @@ def prompt_groups(dataset: Dataset, pair_ids: pa.Array) -> np.ndarray:
     return np.unique(groups, return_inverse=True)[1]
 
 
-def folds_of(dataset: Dataset, pair_ids: pa.Array, number: int, seed: int = 42) -> np.ndarray:
-    """Split a set into parts that share no prompt; return the part of each row, `(N,)`."""
-    groups = prompt_groups(dataset, pair_ids)
+def merged_groups(groups: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Merge groups that share a row with one of the `others`, both `(N,)`; one of the `others` of over 1 % of the rows
+    (and 50), such as a placeholder of many, counts for nothing."""
+    others = np.unique(others, return_inverse=True)[1]
+    counts = np.bincount(others)
+    rows = np.flatnonzero(counts[others] <= max(50, len(groups) // 100))
+    size = groups.max(initial=0) + 1
+    edges = np.ones(len(rows), dtype=bool), (groups[rows], size + others[rows])
+    graph = coo_array(edges, shape=(size + len(counts),) * 2)
+    return np.unique(connected_components(graph, directed=False)[1][groups], return_inverse=True)[1]
+
+
+def folds_of(groups: np.ndarray, number: int, seed: int = 42) -> np.ndarray:
+    """Split a set into parts that share no group, given that of each row, `(N,)`; return the part of each row."""
     sizes = np.bincount(groups)
     order = np.random.default_rng(seed).permutation(len(sizes))
     middles = np.cumsum(sizes[order]) - sizes[order] / 2
@@ -246,7 +264,7 @@ class SourceSets:
     loaders: Loaders | None = None
 
     def __post_init__(self) -> None:
-        for method in (self.raw, self.contents, self.digest, self.usable):
+        for method in (self.raw, self.contents, self.digest, self.usable, self.groups):
             setattr(self, method.__name__, cache(method))  # called once for each set
 
     def raw(self, name: str) -> Dataset:
@@ -278,6 +296,13 @@ class SourceSets:
         # Named first, so that copies are numbered the same way whatever rows are dropped.
         rows = with_columns(self.raw(name), {"pair_id": self.contents(name)["pair_id"].combine_chunks()})
         return prepare_dataset(rows, name=name, collator=collator, args=args)[0]
+
+    def groups(self, name: str) -> np.ndarray:
+        """Return groups of usable rows that a model may not know one of and score another, `(N,)`: of one prompt, or
+        with images that look alike, since wrong labels of copies are wrong alike."""
+        rows, args = self.usable(name), self.args
+        alike = look_alikes(rows, image_options=image_options(args), num_proc=args.dataset_num_proc)
+        return merged_groups(prompt_groups(rows, self.names(name)), alike)
 
     def names(self, name: str) -> pa.Array:
         """Return the names of the usable rows of a set."""

@@ -45,6 +45,9 @@ from .training import scorer, train_model
 
 Entries = Sequence[tuple[int, str]]
 
+# What the parts of a set share no group of, see `SourceSets.groups`: runs of earlier releases had other parts.
+APART = {"apart": "prompts and images that look alike"}
+
 
 @dataclass
 class _Plan:
@@ -54,6 +57,8 @@ class _Plan:
     stages: list[Stage] = field(default_factory=list)
     entries: list[tuple[int, str]] = field(default_factory=list)  # round and stage of each decision in the ledger
     decided: tuple[str, ...] = ()  # the last stage that decided
+    # The stages that score, for each model and step so far: of the pool, and of the reference.
+    scored: list[tuple[list[str], list[str]]] = field(default_factory=list)
 
     def add_decision(self, stage: Stage, entry: tuple[int, str]) -> None:
         self.stages.append(stage)
@@ -104,6 +109,11 @@ def _plan_step(plan: _Plan, number: int, step: Step) -> None:
             if parts and step.takes_reference:
                 _plan_scoring(plan, f"{label}/reference/{name}", trained, "base", part)
                 referenced[-1].append(f"{label}/reference/{name}")
+    plan.scored += zip(scored, referenced, strict=True)
+    if step.with_earlier:
+        # A mean is told by a reference that all of its scores are known of.
+        together = [one for one in plan.scored if one[1] or not referenced[0]]
+        scored, referenced = [one[0] for one in together], [one[1] for one in together if referenced[0]] or [[]]
     expected: dict[str, float] = {"pairs": len(run.sets.raw("pool"))}
     inputs = (*chain.from_iterable(scored), *chain.from_iterable(referenced), *plan.decided)
     before = tuple(plan.entries)
@@ -152,6 +162,7 @@ def _plan_training(
     if without_part is not None:
         settings["without_part"] = f"{without_part} of {run.num_reference_parts}"
         pairs -= num_references(len(run.sets.raw("base")))
+    settings |= {} if fold is None and without_part is None else APART
     entries = tuple(plan.entries) if kind == "curated" else ()
     is_final = name == "final/curated"
     labels = run.labels if is_final else "hard"
@@ -206,6 +217,7 @@ def _plan_scoring(plan: _Plan, name: str, trained: str, set_name: str, fold: tup
         return {**counts, **accuracy(folder, rows)} if counts and set_name == "test" else counts
 
     settings = {set_name: run.sets.digest(set_name), "fold": fold, "rows_per_shard": run.rows_per_shard}
+    settings |= {} if fold is None and set_name != "base" else APART
     expected = {"pairs": round(count / shares)}
     plan.stages.append(Stage(name, score, settings, (trained,), expected, is_shared=True))
 
@@ -225,8 +237,8 @@ def decide_step(
     before: Entries,
     referenced: Sequence[Sequence[str]] = ((),),
 ) -> dict[str, Any]:
-    """Decide by the scores of each model's stages, of the pool and of the reference; write the decision into the
-    ledger, and return counts."""
+    """Decide by the scores of each model's stages, of the pool and of the reference, those of the step last; write the
+    decision into the ledger, and return counts."""
     pool, names = run.sets.usable("pool"), run.sets.names("pool")
 
     def make(ledger: CurationLedger) -> dict[str, Any]:
@@ -249,7 +261,7 @@ def decide_step(
             "pair_ids": names,
             "decision": decision,
             "sources": source,
-            "scores": scores,
+            "scores": scores[..., -len(run.models) :],
             "models": [f"{one.name_or_path}, seed {one.seed}" for one in run.models],
             "orientation": step.orientation,
             "health": health,

@@ -21,7 +21,7 @@ from ...utils import move_aside, whole_file
 from ..health import draw_references
 from ..ledger import CurationLedger, Labels
 from ..noise import estimate_noise
-from .config import CurationRun, folds_of, prompt_groups
+from .config import CurationRun, folds_of
 
 
 logger = logging.get_logger(__name__)
@@ -102,20 +102,19 @@ def training_set(
 def fold_rows(run: CurationRun, fold: tuple[int, int], *, inside: bool) -> np.ndarray:
     """Return the rows of a fold (i, n) of the pool, or of all others, ascending."""
     part, parts = fold
-    folds = folds_of(run.sets.usable("pool"), run.sets.names("pool"), parts)
+    folds = folds_of(run.sets.groups("pool"), parts)
     return np.flatnonzero((folds == part) == inside)
 
 
 def reference_parts(run: CurationRun) -> list[np.ndarray]:
-    """Return the rows of each part of the base that a model which scores does not train on, ascending: whole prompts;
-    empty parts if one prompt is too large to leave out."""
-    base, names = run.sets.usable("base"), run.sets.names("base")
-    number = run.num_reference_parts
+    """Return the rows of each part of the base that a model which scores does not train on, ascending: whole groups of
+    [`SourceSets.groups`]; empty parts if one is too large to leave out."""
+    groups, number = run.sets.groups("base"), run.num_reference_parts
     if number == 1:
-        return [draw_references(prompt_groups(base, names))]
-    part = folds_of(base, names, number)
+        return [draw_references(groups)]
+    part = folds_of(groups, number)
     parts = [np.flatnonzero(part == one) for one in range(number)]
-    return parts if max(map(len, parts)) <= len(base) / 2 else [part[:0] for part in parts]
+    return parts if max(map(len, parts)) <= len(groups) / 2 else [part[:0] for part in parts]
 
 
 def reference_rows(run: CurationRun, fold: tuple[int, int] | None = None) -> np.ndarray:
