@@ -6,7 +6,6 @@ import random
 from collections import Counter
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from datasets import Dataset, Features, Value, concatenate_datasets
 from PIL import Image
@@ -16,7 +15,7 @@ from trl_dt2it.data import check_row, mix, reformulate_t2i, split_by_group
 from trl_dt2it.data.messages import FEATURES, preference
 from trl_dt2it.debias import audit_style, counterfactual_pairs
 from trl_dt2it.debias.counterfactuals import claims_differ, read_claims
-from trl_dt2it.demo.digits import _FEATURES, WORDS, make_digits, make_digits_t2i
+from trl_dt2it.demo.digits import WORDS, make_digits, make_digits_t2i
 
 
 @pytest.fixture
@@ -267,7 +266,7 @@ def test_misuse_is_named(digits):
             counterfactual_pairs(digits, share=share)
     with pytest.raises(ValueError, match="`by` is 'origin'"):
         counterfactual_pairs(digits, by="origin")
-    with pytest.raises(ValueError, match="not of an IterableDataset|not of a IterableDataset"):
+    with pytest.raises(ValueError, match="not of IterableDataset"):
         counterfactual_pairs(digits.to_iterable_dataset())
     with pytest.raises(ValueError, match="with a transform"):
         counterfactual_pairs(digits.with_transform(lambda batch: batch))
@@ -314,8 +313,7 @@ def test_answers_that_exclude_each_other(one, other, differ):
 def test_the_readers_of_arrow_columns_see_what_is_selected(digits):
     shuffled = digits.shuffle(seed=3).select(range(400))
     made, rows = counterfactual_pairs(shuffled), {row["pair_id"]: row for row in encoded(shuffled)}
-    assert isinstance(made.data.table if hasattr(made.data, "table") else made.data, pa.Table)
     for row in encoded(made):
         assert row["images"] == rows[row["counterfactual_of"]]["images"]
         assert row["rejected"] == rows[row["counterfactual_with"]]["chosen"]
-    assert set(_FEATURES) < set(made.features)
+    assert set(digits.features) < set(made.features)

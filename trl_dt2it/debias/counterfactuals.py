@@ -160,7 +160,7 @@ def counterfactual_pairs(
     if not (0 < share <= 1 if isinstance(share, float) else share >= 2):
         raise ValueError(f"`share` is {share!r}; pass a share of the rows in (0, 1], or a number of at least 2.")
     if not isinstance(dataset, Dataset) or has_transform(dataset):
-        kind = "a set with a transform" if isinstance(dataset, Dataset) else f"a {type(dataset).__name__}"
+        kind = "one with a transform" if isinstance(dataset, Dataset) else type(dataset).__name__
         raise ValueError(f"Counterfactuals are made of a whole `Dataset`, not of {kind}; load or write it first.")
     if missing := [side for side in SIDES if side not in dataset.column_names]:
         raise ValueError(f"The data set has no column `{missing[0]}`; see `trl_dt2it.data.load_preferences`.")
