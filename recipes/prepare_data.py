@@ -15,6 +15,7 @@ Several machines with a common folder take shards each, with `--shard 0/4` and s
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,9 @@ class PrepareArguments:
             Share of the mixture that is held out, groups whole; 0 holds out none.
         rows_per_file (`int`, *optional*, defaults to `20000`):
             Rows of a Parquet file of the mixture.
+        counterfactuals (`float`, *optional*):
+            Most counterfactual pairs to add to the training rows of a source, as a share of them in (0, 1]; see
+            [`trl_dt2it.debias.counterfactual_pairs`].
         seed (`int`, *optional*, defaults to `42`):
             Seed of draw, order and split.
         shard (`str`, *optional*):
@@ -80,6 +84,9 @@ class PrepareArguments:
     size: int | None = field(default=None, metadata={"help": "Rows of the mixture."})
     test_size: float = field(default=0.01, metadata={"help": "Share that is held out."})
     rows_per_file: int = field(default=20_000, metadata={"help": "Rows of a Parquet file."})
+    counterfactuals: float | None = field(
+        default=None, metadata={"help": "Share of counterfactual pairs to add to the training rows."}
+    )
     seed: int = field(default=42, metadata={"help": "Seed of draw, order and split."})
     shard: str | None = field(default=None, metadata={"help": "i/n: prepare only the i-th of every n shards."})
     num_proc: int | None = field(default=None, metadata={"help": "Number of processes."})
@@ -96,6 +103,8 @@ def main(args):
     console = Console()
     if not args.sources:
         raise ValueError("Give `sources`, the preference sets by name.")
+    if args.counterfactuals is not None and not 0 < args.counterfactuals <= 1:
+        raise ValueError(f"`counterfactuals` is {args.counterfactuals}; give a share of the rows in (0, 1].")
     settings = read_settings(from_json(args.sources))
     part, parts = parse_shard(args.shard)
     todo = [(key, shard) for key, setting in settings.items() for shard in range(setting.num_shards)][part::parts]
@@ -127,6 +136,11 @@ def main(args):
         if args.shard is not None:
             console.print("Run it without `--shard` when all shards are there, to put the mixture together.")
             return
+        extend = None
+        if args.counterfactuals is not None:
+            from trl_dt2it.debias import counterfactual_pairs
+
+            extend = partial(counterfactual_pairs, share=args.counterfactuals, with_originals=True, seed=args.seed)
         with console.status("Putting the mixture together"):
             report = build_mixture(
                 args.output_dir,
@@ -136,6 +150,7 @@ def main(args):
                 size=args.size,
                 test_size=args.test_size,
                 rows_per_file=args.rows_per_file,
+                extend=extend,
                 seed=args.seed,
                 num_proc=args.num_proc,
             )
@@ -163,13 +178,15 @@ def summary(report):
     """Make a table of the pairs of every source, and of why pairs were dropped."""
     names = ("pairs", "clean", "duplicates", "contaminated", "mixed", "train", "test")
     table = Table("source", *names, caption_justify="left")
-    dropped = []
+    notes = []
     for key, source in report["sources"].items():
         table.add_row(Text(key), *(f"{source[name]:,}" for name in names))
+        if source.get("added"):
+            notes.append(f"Counterfactual pairs added to {key}: {source['added']:,}")
         if source["reasons"]:
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in source["reasons"].items())
-            dropped.append(f"Dropped from {key}: {reasons}")
-    table.caption = Text("\n".join(dropped)) if dropped else None
+            notes.append(f"Dropped from {key}: {reasons}")
+    table.caption = Text("\n".join(notes)) if notes else None
     return table
 
 

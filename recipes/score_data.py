@@ -6,11 +6,16 @@
     # On 8 GPUs, into another folder
     trl-dt2it score --model reward-model --preferences rlaif_v --output_dir outputs/rlaif_v --num_processes 8
 
+    # Does a vLLM server give the rewards of this model, and look at the images? Exit code 1 if not
+    trl-dt2it score --model reward-model --dataset_name pairs.jsonl --server http://localhost:8000
+
 It writes OUTPUT_DIR/scored.parquet, the rows with the columns `chosen_reward` and `rejected_reward`, and
-OUTPUT_DIR/summary.json. Run it again after a kill: what is scored is not scored again. The processes of
-`accelerate launch` share the rows out. The same keys may stand in a YAML file, given with `--config`.
+OUTPUT_DIR/summary.json, or nothing with `--server`. Run it again after a kill: what is scored is not scored
+again. The processes of `accelerate launch` share the rows out. The same keys may stand in a YAML file, given
+with `--config`.
 """
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,11 +41,23 @@ class ScoreArguments(RowArguments, ScorerArguments):
             Pairs of a file: what a kill may cost at most.
         normalize (`bool`, *optional*, defaults to `False`):
             Whether rewards are those of [`trl_dt2it.RewardScorer`] with `normalize`.
+        server (`str`, *optional*):
+            Address of a server whose rewards are compared with those of the model, instead of scoring the rows; see
+            [`trl_dt2it.scoring.check_server`], as for the following.
+        server_pairs, server_tolerance (*optional*, default to `8` and `0.1`):
+            Rows that are compared, and largest difference of rewards that is none.
+        server_model, server_key_env (`str`, *optional*):
+            Name of the model on the server, and of the environment variable that holds its key.
     """
 
     output_dir: str = field(default="outputs/scores", metadata={"help": "Folder of the results."})
     rows_per_shard: int = field(default=512, metadata={"help": "Pairs of a file: what a kill may cost."})
     normalize: bool = field(default=False, metadata={"help": "Whether rewards are normalized."})
+    server: str | None = field(default=None, metadata={"help": "Compare with a server at this address instead."})
+    server_pairs: int = field(default=8, metadata={"help": "Rows that are compared with the server."})
+    server_tolerance: float = field(default=0.1, metadata={"help": "Largest difference of rewards that is none."})
+    server_model: str | None = field(default=None, metadata={"help": "Name of the model on the server."})
+    server_key_env: str | None = field(default=None, metadata={"help": "Environment variable with the server's key."})
 
 
 def main(args):
@@ -58,9 +75,13 @@ def main(args):
                 ("rows", len(rows)),
                 ("columns", ", ".join(rows.column_names)),
                 ("processes", state.num_processes),
-                ("writes", output),
+                ("asks", args.server),
+                ("writes", None if args.server else output),
             ]
         )
+        return
+    if args.server is not None:
+        compare_with_server(args, rows, state.num_processes)
         return
     with run_lock(args.output_dir):
         refuse_unpublishable(rows, args.published_images)  # before hours of scoring
@@ -76,6 +97,29 @@ def main(args):
 
         on_main_process(finish)
     state.destroy_process_group()
+
+
+def compare_with_server(args, rows, num_processes):
+    """Compare a few rewards with those of a server, and exit with a sentence if they are not the same."""
+    from trl_dt2it.scoring.server import Server, check_server
+
+    if num_processes > 1:
+        raise ValueError("`server` is compared with in one process; leave `--num_processes` out.")
+    Server(args.server, args.server_model, args.server_key_env)  # refuses a wrong one before the model is loaded
+    check = check_server(
+        args.load(image_options=args.image_options),
+        rows,
+        args.server,
+        num_pairs=args.server_pairs,
+        tolerance=args.server_tolerance,
+        model=args.server_model,
+        api_key_env=args.server_key_env,
+    )
+    Console().print(check.table())
+    if check.problem is not None:
+        sys.exit(f"trl-dt2it score: {check.problem}")
+    looks = "" if check.looks else " The image changes neither: whether the server reads it is not known."
+    Console().print(f"The server gives the rewards of this model, to {check.tolerance:g}.{looks}")
 
 
 def summarize(scored):

@@ -123,7 +123,8 @@ def test_the_adapter_is_merged_and_the_client_gets_the_rewards_of_the_scorer(mer
 
 
 def test_the_line_that_serves():
-    (line,) = code_blocks("bash", PAGE)
+    line, check = code_blocks("bash", PAGE)
+    assert check.startswith("trl-dt2it score ") and check.endswith(" --server http://127.0.0.1:8000\n")
     assert shlex.split(line) == ["vllm", "serve", MODEL, "--runner", "pooling"]
     assert re.search(r"`vllm serve [^`]+ --runner pooling`, then `POST /classify`", (ROOT / "README.md").read_text())
     card = (ROOT / "trl_dt2it/templates/model_card.md").read_text()

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import runpy
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -366,3 +367,23 @@ def test_reasons_are_whole_in_a_narrow_terminal(capsys):
     Console(width=80).print(table)
     said = " ".join(capsys.readouterr().out.split())
     assert "Dropped from [red]: 1 image_outside_root, 1,200 contradictory_pair, 31 image_missing, 40 tie" in said
+
+
+def test_counterfactual_pairs_are_added_to_the_training_rows(raw, whole, tmp_path):
+    output = tmp_path / "out"
+    shutil.copytree(whole / "shards", output / "shards")
+    settings = {**config(raw, output), "counterfactuals": 1.0}
+    printed = run(settings)
+    report, before = (json.loads((folder / "report.json").read_text())["sources"] for folder in (output, whole))
+    assert "added" not in before["own"]
+    assert f"Counterfactual pairs added to own: {report['own']['added']}" in printed and report["own"]["added"] >= 10
+    assert (report["hpdv2"]["added"], report["own"]["test"]) == (0, before["own"]["test"])
+    rows, plain = (load_dataset("parquet", data_dir=str(folder / "mixture")) for folder in (output, whole))
+    added = rows["train"].filter(lambda name: name is not None, input_columns="counterfactual_of")
+    assert len(added) == len(rows["train"]) - len(plain["train"])
+    assert set(rows["train"]["pair_id"]) == set(plain["train"]["pair_id"]) | set(added["pair_id"])
+    assert rows["test"]["pair_id"] == plain["test"]["pair_id"][:]
+    held = {row["images"][0].tobytes() for row in plain["test"]}
+    assert not held & {row["images"][0].tobytes() for row in added}
+    refused = start({**settings, "counterfactuals": 1.5})
+    assert refused.wait() == [1] and "`counterfactuals` is 1.5" in refused.errors

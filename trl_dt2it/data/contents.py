@@ -215,10 +215,22 @@ def _content(row: Mapping[str, Any], options: ImageOptions) -> tuple[str | None,
     except (RowError, TypeError, ValueError, KeyError, AttributeError):  # a row that no check has seen yet
         return None, None
     try:
-        read = {name: _each(row[name], lambda image: read_encoded(image, options)) for name in pictured}
-        return content_id({**row, **read})[:32], text[:32]
+        return content_id({**row, **_read_media(row, pictured, options)})[:32], text[:32]
     except (RowError, OSError, ValueError):
         return None, text[:32]
+
+
+def media_hash(row: Mapping[str, Any], options: ImageOptions | None = None) -> str | None:
+    """Hash the images and videos of a row by their bytes, wherever they lie; `None` where one cannot be read."""
+    pictured = [name for name in _PICTURED if row.get(name) is not None]
+    try:
+        return digest(to_json(media_identity(_read_media(row, pictured, options or ImageOptions()))), size=16)
+    except (RowError, OSError, ValueError):
+        return None
+
+
+def _read_media(row: Mapping[str, Any], names: list[str], options: ImageOptions) -> dict[str, Any]:
+    return {name: _each(row[name], lambda image: read_encoded(image, options)) for name in names}
 
 
 def _each(value: Any, change: Callable[[Any], Any]) -> Any:

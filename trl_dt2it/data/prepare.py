@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -227,6 +227,7 @@ def build_mixture(
     size: int | None = None,
     test_size: float = 0.01,
     rows_per_file: int = 20_000,
+    extend: Callable[[Dataset], Dataset] | None = None,
     seed: int = 42,
     num_proc: int | None = None,
 ) -> dict[str, Any]:
@@ -247,6 +248,10 @@ def build_mixture(
             Share of held-out rows, groups whole; 0 for none.
         rows_per_file, num_proc (`int`, *optional*):
             Rows of a file, 20,000 by default, and number of processes.
+        extend (`Callable[[Dataset], Dataset]`, *optional*):
+            Function that adds rows to the training split, such as a `functools.partial` of
+            [`~trl_dt2it.debias.counterfactual_pairs`] with `with_originals=True`. They are shuffled in, and are
+            `added` in the report. Keywords of a `partial` are part of the settings.
 
     Returns:
         `dict`: the report: the pairs of each source at every stage, and the reasons of those quarantined.
@@ -274,12 +279,16 @@ def build_mixture(
         seed=seed,
     )
     splits = dict(split_by_group(mixture, test_size, seed=seed)) if test_size else {"train": mixture}
+    drawn = splits["train"]
+    if extend is not None:
+        splits["train"] = extend(drawn).shuffle(seed)
     made_by = digest_of(
         [
             [record["made_by"] for key in settings for record in records[key]],
             {key: [source.weight, source.max_rows] for key, source in settings.items()},
             {name: _benchmark_digest(rows) for name, rows in (benchmarks or {}).items()},
             [max_per_group, size, test_size, rows_per_file, seed, __version__],
+            *([] if extend is None else [getattr(extend, "keywords", repr(extend))]),
         ]
     )
     folder, report_file = output_dir / "mixture", output_dir / "report.json"
@@ -297,13 +306,15 @@ def build_mixture(
     stages = {"duplicates": duplicates, "contaminated": contaminated, "mixed": mixture}
     stages |= {"test": mixture.select([]), **splits}
     counts = {stage: Counter(column_of(rows, "source").to_pylist()) for stage, rows in stages.items()}
+    if extend is not None:
+        counts["added"] = counts["train"] - Counter(column_of(drawn, "source").to_pylist())
     report: dict[str, Any] = {"version": __version__, "made_by": made_by, "seed": seed, "sources": {}}
     for key in settings:
         reasons = sum((Counter(record["reasons"]) for record in records[key]), Counter[str]())
         report["sources"][key] = {
             **{number: sum(record[number] for record in records[key]) for number in ("pairs", "clean")},
             "reasons": dict(reasons.most_common()),
-            **{stage: counts[stage][key] for stage in stages},
+            **{stage: count[key] for stage, count in counts.items()},
         }
     write_json(report_file, report, ensure_ascii=False)
     return report
