@@ -2,6 +2,8 @@
 
 import json
 import random
+from types import SimpleNamespace
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -9,12 +11,14 @@ from datasets import Dataset
 from PIL import Image
 from scipy.stats import t
 
-from trl_dt2it.data.images import load_image
-from trl_dt2it.data.rows import row_images
-from trl_dt2it.evaluation import ScoreFile, audit_looking, compute_metrics, evaluate, read_benchmark
+from trl_dt2it.data.images import ImageOptions, load_image
+from trl_dt2it.data.rows import RowError, row_images
+from trl_dt2it.evaluation import BENCHMARKS, ScoreFile, audit_looking, compute_metrics, evaluate, read_benchmark
 from trl_dt2it.evaluation.looking import CONTROLS, SHOWN
 from trl_dt2it.evaluation.metrics import paired_interval
 
+from ..data.fixtures_as_rows import fixture
+from ..golden.test_golden_interface import SAMPLES
 from ..rows import png
 from .benchmark_rows import mm_rlhf_rows, vl_rows
 
@@ -174,6 +178,41 @@ def test_a_benchmark_with_several_pairs_of_a_prompt_and_categories(tmp_path):
     # Rounded scores are rounded in controls too: everything is a tie.
     tied = evaluate(lambda rows: Sees().score_pairs(rows) / 10, MMRLHF, rows, controls=["blank"], round=0)
     assert tied.looking.metrics["image"]["acc"] == tied.looking.metrics["blank"]["acc"] == 0
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_every_benchmark_has_its_own_metrics_by_image(name):
+    rows = fixture(SAMPLES[name])
+    rows = rows[:1] if name == "mmrb2-t2i" else rows
+
+    def blind(dataset):
+        return np.array([[1.0, crc32(pair_id.encode()) % 2] for pair_id in dataset["pair_id"]])
+
+    result = evaluate(blind, name, rows, controls=["blank", "low_resolution"], num_resamples=10)
+    looking = result.looking
+    assert looking.n + looking.text_only == result.n[result.headline] and looking.verdict is None
+    assert looking.metrics["image"] == looking.metrics["blank"] == looking.metrics["quarter"]
+    assert looking.text_only or looking.metrics["image"] == result.metrics
+
+
+def test_images_are_read_as_the_scorer_reads_them(tmp_path):
+    """Outside of the scorer's root there is no image to make gray, and its reader says so."""
+    Image.new("RGB", (4, 4), (200,) * 3).save(tmp_path / "a.png")
+
+    class Reads(Sees):
+        collator = SimpleNamespace(image_options=ImageOptions(image_root=str(tmp_path)))
+
+        def score_pairs(self, dataset):
+            images = [load_image(row["images"][0], self.collator.image_options) for row in dataset]
+            return np.array([[np.asarray(image).mean(), 150.0] for image in images])
+
+    rows = Dataset.from_list([pair("bright", [{"bytes": None, "path": "a.png"}], "g0")])
+    for scorer in (Reads(), Reads().score_pairs):
+        report = audit_looking(scorer, rows, controls=["blank"], num_resamples=10)
+        assert report.gain == {"blank": 1.0}
+    outside = Dataset.from_list([pair("bright", [{"bytes": None, "path": str(tmp_path.parent / "b.png")}], "g0")])
+    with pytest.raises(RowError, match="is not inside `image_root`"):
+        audit_looking(Reads(), outside, scores=[[1.0, 0.0]], controls=["blank"], num_resamples=10)
 
 
 def test_a_killed_run_goes_on_and_another_model_starts_anew(tmp_path):
