@@ -10,10 +10,14 @@ r"""Evaluate a reward model on the benchmarks of the field, beside the published
     trl-dt2it evaluate --model reward-model --benchmarks mm-rlhf-rewardbench \
         --rows '{"mm-rlhf-rewardbench": "mm_reward_bench.jsonl"}' --image_root images
 
+    # Does the model look at the images?
+    trl-dt2it evaluate --model reward-model --benchmarks all --controls blank swapped low_resolution
+
 Rows come from the Hub unless `--rows` names a file or folder for a benchmark. `all` are the three of the paper;
 the others of `trl_dt2it.evaluation.BENCHMARKS` go by name. Tables are printed, `evaluation.json`, the scores of
 every pair and `report.html` are written to `--output_dir`, and `--model_card true` puts the numbers into the
-model card. The same keys may stand in a YAML file, given with `--config`.
+model card. With `--controls`, all of them have the accuracy with other images too; scores of a control that a killed
+run has written are not computed again. The same keys may stand in a YAML file, given with `--config`.
 """
 
 import json
@@ -51,6 +55,9 @@ class EvaluateArguments(ScorerArguments):
             `leave_out` drops rows that cannot be used, and says how many.
         round (`int`, *optional*):
             Rounds scores to so many digits, only to compare with numbers that were measured so.
+        controls (`list[str]`, *optional*):
+            Other images to show the model, some of `blank`, `swapped` and `low_resolution`; as in
+            [`trl_dt2it.evaluation.audit_looking`].
         model_card (`bool`, *optional*, defaults to `False`):
             Whether to write the numbers into the `README.md` of the model's directory, in place of earlier ones.
     """
@@ -64,13 +71,18 @@ class EvaluateArguments(ScorerArguments):
     videos: str = field(default="auto", metadata={"help": "What becomes of rows about a video."})
     on_bad_row: str = field(default="raise", metadata={"help": "`raise` or `leave_out`."})
     round: int | None = field(default=None, metadata={"help": "Rounds scores to so many digits."})
+    controls: list[str] | None = field(
+        default=None, metadata={"help": "Other images to show: `blank`, `swapped`, `low_resolution`."}
+    )
     model_card: bool = field(default=False, metadata={"help": "Whether to write the model card."})
 
 
 def resolve(args):
     """Return rows and the folder of images of each benchmark, by name; wrong names fail here."""
     from trl_dt2it.evaluation.benchmarks import PAPER_BENCHMARKS, find_benchmark
+    from trl_dt2it.evaluation.looking import shown_by
 
+    shown_by(args.controls or ())
     names = dict.fromkeys(n for name in args.benchmarks for n in (PAPER_BENCHMARKS if name == "all" else [name]))
     for name in names:
         find_benchmark(name)
@@ -129,6 +141,7 @@ def main(args):
             model=args.model,
             scores_file=folder / f"{benchmark}.parquet" if state.is_main_process else None,
             round=args.round,
+            controls=args.controls or (),
             videos=args.videos,
             on_bad_row=args.on_bad_row,
         )
@@ -164,6 +177,7 @@ def main(args):
 def plan(args, sources, folder):
     """Show what would be done; rows on the Hub are not downloaded, and counted as in the current release."""
     from trl_dt2it.evaluation import BENCHMARKS, read_benchmark
+    from trl_dt2it.evaluation.looking import shown_by
 
     reads = []
     for name, (rows, image_root) in sources.items():
@@ -173,6 +187,8 @@ def plan(args, sources, folder):
             count = next(iter(BENCHMARKS[name].sizes), None)
         number = "as many pairs as there are" if count is None else f"{count:,} pairs"
         reads.append((name, f"{rows or BENCHMARKS[name].source.hub_id}, {number}"))
+    if args.controls:
+        reads.append(("controls", f"{', '.join(args.controls)}: {1 + len(shown_by(args.controls))} times the scoring"))
     card = f", and the model card {Path(args.model) / 'README.md'}" if args.model_card else ""
     writes = f"{folder / 'evaluation.json'}, and scores beside it{card}"
     show_dry_run([("model", args.model), *reads, ("writes", writes)])

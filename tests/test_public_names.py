@@ -22,7 +22,7 @@ NAMES = [
 WITHOUT_EXAMPLE = {
     *("BalanceReport", "DistillPlan", "DistillReport", "StyleReport", "ValidationReport"),
     *("EvalResult", "PooledResult", "PublishedScore", "Decision", "NoiseEstimate", "JudgeReply", "UsageReport"),
-    *("JudgeError", "RowError", "SourceSettings", "TokenCounter"),
+    *("LookingReport", "JudgeError", "RowError", "SourceSettings", "TokenCounter"),
     # A hook of the trainer's, and a reader of a file that another program writes; tests of their own run both.
     *("training_metrics", "split_predictions"),
 }

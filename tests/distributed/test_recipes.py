@@ -34,7 +34,7 @@ def flags(tmp_path_factory) -> dict[str, list[object]]:
         "best_of_n": sampling,
         "build_dpo_pairs": [*sampling, "--min_gap", 0],
         "score_data": ["--model", model, "--dataset_name", folder / "pairs.parquet", "--rows_per_shard", 2],
-        "evaluate": ["--model", model, *benchmarks],
+        "evaluate": ["--model", model, *benchmarks, "--controls", "blank", "swapped"],
     }
 
 
@@ -43,7 +43,13 @@ WRITTEN = {
     "best_of_n": ("Best answers:", ["best_of_n.jsonl", "answers.jsonl", "rewards.jsonl"]),
     "build_dpo_pairs": ("Pairs:", ["pairs/train.parquet", "report.json"]),
     "score_data": ("Figures:", ["scored.parquet", "summary.json"]),
-    "evaluate": ("Results:", ["evaluation.json", *(f"{name}.parquet" for name in PAPER_BENCHMARKS)]),
+    "evaluate": (
+        "Results:",
+        [
+            "evaluation.json",
+            *(f"{name}{shown}.parquet" for name in PAPER_BENCHMARKS for shown in ("", ".blank", ".swapped")),
+        ],
+    ),
 }
 
 

@@ -44,6 +44,7 @@ def test_the_examples_run(files, capsys):
     def local(block: str) -> str:
         for call, name in (
             ('(scorer, "vl-rewardbench")', "(scorer, 'vl-rewardbench', 'vl-rewardbench/rows.jsonl')"),
+            ('(scorer, "vl-rewardbench", c', "(scorer, 'vl-rewardbench', 'vl-rewardbench/rows.jsonl', c"),
             ("(scorer, name)", "(scorer, name, f'{name}/rows.jsonl')"),
             ('read_benchmark("vl-rewardbench")', "read_benchmark('vl-rewardbench', 'vl-rewardbench/rows.jsonl')"),
             ('parquet"), "vl-rewardbench")', "parquet\"), 'vl-rewardbench', 'vl-rewardbench/rows.jsonl')"),
@@ -52,14 +53,18 @@ def test_the_examples_run(files, capsys):
             block = block.replace(call, name)
         return block
 
-    first, three, card, scores, lists, training = code_blocks("python", PAGE)
-    names: dict = {"pairs": make_dataset(2)}
+    first, three, controls, own, card, scores, lists, training = code_blocks("python", PAGE)
+    names: dict = {"pairs": make_dataset(4)}
     exec(compile(local(first), "docs", "exec"), names)
     assert "VL-RewardBench, 6 rows: accuracy, %" in capsys.readouterr().out
     exec(compile(local(three), "docs", "exec"), names)
     n = sum(result.n[result.headline] for result in names["results"])
     assert f"of {n} pairs: " in capsys.readouterr().out.splitlines()[-1]
     assert names["results"][2].label.startswith("image-only")
+    exec(compile(local(controls), "docs", "exec"), names)
+    assert "with another row's image its accuracy is" in capsys.readouterr().out
+    exec(compile(own, "docs", "exec"), names)
+    assert "dropped: 1 without images" in capsys.readouterr().out
     exec(compile(card, "docs", "exec"), names)
     assert len(names["data"].to_dict()["model-index"][0]["results"]) == 3
     assert json.loads(Path("evaluation.json").read_text())["name"] == "vl-rewardbench"

@@ -5,6 +5,7 @@ import re
 from huggingface_hub import ModelCard, metadata_load
 from markdown_it import MarkdownIt
 
+from trl_dt2it.evaluation.looking import NOTE, LookingReport
 from trl_dt2it.evaluation.metrics import Interval
 from trl_dt2it.evaluation.results import EvalResult, card_block, update_card
 
@@ -70,6 +71,39 @@ def test_a_block_by_hand():
         "```bash",
         "python recipes/evaluate.py --model m",
         "```",
+    ]
+
+
+def test_a_block_with_a_looking_test_by_hand():
+    shown = {"image": 0.75, "swapped": 0.5}
+    looking = LookingReport(
+        verdict="looks",
+        text="The model looks.",
+        n=1200,
+        num_prompts=1000,
+        text_only=0,
+        alone=3,
+        metrics={name: {"overall": value} for name, value in shown.items()},
+        bootstrap={name: {"overall": Interval(value - 0.01, value + 0.01)} for name, value in shown.items()},
+        gain={"swapped": 0.25},
+        gain_interval={"swapped": Interval(0.2, 0.3)},
+        changed={"swapped": 0.4},
+    )
+    without, block = card_block(result()).splitlines(), card_block(result(looking=looking)).splitlines()
+    assert block[: len(without)] == without
+    assert block[len(without) :] == [
+        "",
+        "#### Does it look at the image?",
+        "",
+        "The model looks.",
+        "",
+        "| image shown | accuracy, % | 95 % interval | own gains | 95 % interval | changed, % |",
+        "|---|---|---|---|---|---|",
+        "| its own | 75.0 | 74.0 to 76.0 |  |  |  |",
+        "| another row's | 50.0 | 49.0 to 51.0 | +25.0 | 20.0 to 30.0 | 40.0 |",
+        "",
+        "1,200 pairs with images of 1,000 prompts; dropped: 3 for which no other row has as many other images.",
+        NOTE,
     ]
 
 

@@ -10,7 +10,8 @@ from datasets import Dataset
 from huggingface_hub import ModelCard
 
 from trl_dt2it.cli import load_recipe
-from trl_dt2it.evaluation import ScoreFile, compute_metrics, evaluate, read_benchmark
+from trl_dt2it.evaluation import ScoreFile, audit_looking, compute_metrics, evaluate, read_benchmark
+from trl_dt2it.evaluation.looking import CONTROLS
 from trl_dt2it.scoring.scorer import RewardScorer
 
 from ..evaluation.benchmark_rows import paper_rows, vl_rows
@@ -92,6 +93,33 @@ def test_all_three_from_local_rows_with_the_papers_pooled_mean(recipe, model, tm
     assert "the paper's mean" not in capsys.readouterr().out
 
 
+def test_controls_are_in_all_that_it_writes(recipe, model, tmp_path, capsys):
+    rows = vl_rows(random.Random(0), 12)
+    Dataset.from_list(rows).to_parquet(tmp_path / "vl.parquet")
+    given = json.dumps({"vl-rewardbench": str(tmp_path / "vl.parquet")})
+    flags = ["--model", model, "--benchmarks", "vl-rewardbench", "--rows", given, "--controls", *CONTROLS]
+    run(recipe, *flags, "--dry_run")
+    assert "blank, swapped, low_resolution: 5 times the scoring" in capsys.readouterr().out
+    run(recipe, *flags, "--output_dir", tmp_path / "out", "--model_card", "true")
+    (result,) = json.loads((tmp_path / "out/evaluation.json").read_text())["results"]
+    scorer, looking = RewardScorer.from_pretrained(model, batch_tokens=300), result["looking"]
+    dataset = read_benchmark("vl-rewardbench", str(tmp_path / "vl.parquet"))
+    report = audit_looking(scorer, dataset)  # in other batches
+    assert {name: one["overall"] for name, one in report.metrics.items()} == {
+        name: one["overall"] for name, one in looking["metrics"].items()
+    }
+    assert report.text == looking["text"] and looking["n"] == 12
+    shown = capsys.readouterr().out
+    assert "Does it look at the image?" in shown and shown.count("this model, image:") == 4
+    assert looking["text"] in " ".join(shown.split())
+    files = {f"vl-rewardbench.{name}.{kind}" for name in looking["gain"] for kind in ("parquet", "json")}
+    assert files <= {file.name for file in (tmp_path / "out").iterdir()}
+    text = ModelCard.load(model / "README.md").text
+    assert "#### Does it look at the image?" in text and looking["text"] in text and text.count("another row's |") == 1
+    page = (tmp_path / "out/report.html").read_text("utf-8")
+    assert '<section id="looking">' in page and looking["text"].split(":")[0] in page
+
+
 def test_a_yaml_file_and_the_name_of_all(recipe, tmp_path):
     (tmp_path / "config.yaml").write_text(
         f"model: some/model\nbenchmarks: [all, hpdv2-test]\nrows: {{hpdv2-test: a.json}}\nimage_root: {tmp_path}\n"
@@ -112,6 +140,10 @@ def test_a_yaml_file_and_the_name_of_all(recipe, tmp_path):
     ("flags", "message"),
     [
         (["--benchmarks", "vlrb"], "`vlrb` is no known benchmark"),
+        (
+            ["--controls", "blank", "noise"],
+            "`controls` has 'noise'; pass some of 'blank', 'swapped', 'low_resolution'",
+        ),
         (["--rows", "a.json"], "`rows` has to be a mapping"),
         (["--rows", '{"hpdv2-test": "a.json"}'], "`rows` names hpdv2-test, which is not among"),
         (["--image_root", "nowhere"], "`image_root` of vl-rewardbench is nowhere, but there is no such folder"),

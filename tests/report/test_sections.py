@@ -73,6 +73,43 @@ def test_every_section_has_its_figures(run, tmp_path):
     assert "too few pairs: 40 of at least 200" in text["style"]
 
 
+def test_a_looking_test_has_bars_and_its_sentence(tmp_path):
+    path = evaluation_file(tmp_path)
+    content = json.loads(path.read_text())
+    shown = {"image": 0.7, "blank": 0.4, "swapped": 0.5}
+    looking = {
+        **{
+            "verdict": "looks",
+            "text": "The model <i>looks</i>.",
+            "n": 10,
+            "num_prompts": 9,
+            "text_only": 2,
+            "alone": 0,
+        },
+        "metrics": {name: {"overall": value, "acc": 0.25} for name, value in shown.items()},
+        "bootstrap": {name: {"overall": [value - 0.1, value + 0.2]} for name, value in shown.items()},
+        **{"gain": {"blank": 0.3, "swapped": 0.2}, "gain_interval": {"blank": [0.1, 0.5], "swapped": [-0.1, 0.5]}},
+        **{"changed": {"blank": 0.31, "swapped": 0.22}, "needs_image": 0.4, "needs_image_interval": [0.2, 0.6]},
+    }
+    content["results"][0] |= {"looking": {**looking, "of another release": 1}}
+    path.write_text(json.dumps(content))
+    page = Page(write_report(tmp_path / "r.html", evaluations=[path]).read_text("utf-8"))
+    assert [attributes["id"] for tag, attributes in page.tags if tag == "section"] == [
+        *SECTIONS[:-1],
+        "looking",
+        "gallery",
+    ]
+    text = words(page.text["looking"])
+    assert (
+        "The model <i>looks</i>." in text and "VL-RewardBench: 10 pairs with images of 9 prompts; dropped: 2" in text
+    )
+    assert "its own 70.0 60.0 to 90.0 blank 40.0 30.0 to 60.0 +30.0 10.0 to 50.0 31.0 another row's 50.0" in text
+    assert "metric its own blank another row's overall 70.0 40.0 50.0 acc 25.0 25.0 25.0" in text
+    labels = [attributes.get("aria-label", "") for _, attributes in page.tags]
+    told = "own 0.700, 0.600 to 0.900; blank 0.400, 0.300 to 0.600; another's 0.500, 0.400 to 0.700"
+    assert f"Accuracy by the image shown, with 95 % intervals: {told}" in labels
+
+
 def test_what_comes_from_data_is_text(run, tmp_path):
     evaluation = evaluation_file(tmp_path)
     source = write_report(tmp_path / "r.html", run=run, evaluations=[evaluation], title="<i>x</i>").read_text("utf-8")

@@ -1,8 +1,10 @@
 from .benchmarks import BENCHMARKS as BENCHMARKS
+from .harness import audit_looking as audit_looking
 from .harness import eval_datasets as eval_datasets
 from .harness import evaluate as evaluate
 from .harness import read_benchmark as read_benchmark
 from .harness import training_metrics as training_metrics
+from .looking import LookingReport as LookingReport
 from .metrics import compute_metrics as compute_metrics
 from .results import PUBLISHED as PUBLISHED
 from .results import EvalResult as EvalResult

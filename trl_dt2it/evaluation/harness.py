@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast, runtime_checkable
 
@@ -17,18 +18,19 @@ from datasets import Dataset, DatasetInfo, Features, Value
 from huggingface_hub import snapshot_download
 from transformers.utils import logging
 
-from ..data.columns import column_of, leave_images_encoded
+from ..data.columns import column_of, group_codes, leave_images_encoded
 from ..data.contents import pair_ids
 from ..data.load import Conversion, check_options, map_pairs, raw_rows, read_raw, rows_by_group
 from ..data.mixing import with_columns
 from ..data.rows import summarize
 from ..data.sources.fields import FOLDER_COLUMN, JSON_COLUMN
 from ..data.t2i import reformulate_t2i
-from ..utils import digest
+from ..utils import digest, read_json, write_json
 from .benchmarks import BENCHMARKS, find_benchmark
-from .benchmarks.benchmark import Benchmark
-from .metrics import CANONICAL_KEYS, as_scores, bootstrap_intervals, compute_metrics, row_keys, tally, wilson
-from .results import EvalResult, rounded, write_scores
+from .benchmarks.benchmark import Benchmark, pair_ratio
+from .looking import CONTROLS, OWN, ControlSets, LookingReport, compare, make_controls, shown_by
+from .metrics import CANONICAL_KEYS, Tally, as_scores, bootstrap_intervals, compute_metrics, row_keys, tally, wilson
+from .results import EvalResult, ScoreFile, rounded, write_scores
 
 
 if TYPE_CHECKING:
@@ -302,6 +304,7 @@ def evaluate(
     model: str | None = None,
     scores_file: str | os.PathLike | None = None,
     round: int | None = None,
+    controls: Sequence[str] = (),
     num_resamples: int = 2000,
     seed: int = 0,
     **reading: Any,
@@ -323,33 +326,45 @@ def evaluate(
             Parquet or JSON lines file for the scores, by [`write_scores`]. On several processes, pass it on one.
         round (`int`, *optional*):
             As in [`ScoreFile`].
+        controls (`Sequence[str]`, *optional*, defaults to `()`):
+            Other images to show, as in [`audit_looking`], with a file of scores for each beside `scores_file`
+            (`scores.blank.parquet`), which is read again if the scores with the image are the same. On several
+            processes, all must call with them.
         num_resamples, seed (`int`, *optional*, default to `2000` and `0`):
-            Draws of the bootstrap, and their seed.
+            Draws of the bootstrap, and the seed of these and of the other rows whose images are shown.
 
     Returns:
         [`EvalResult`]
 
     Raises:
-        `ValueError`: if the scores are not one pair of numbers for each row, or as [`read_benchmark`] says.
+        `ValueError`: if the scores are not one pair of numbers for each row, or as [`read_benchmark`] and
+            [`audit_looking`] say.
     """
+    shown = _check_controls(controls, scorer)
     benchmark = find_benchmark(name)
     dataset = read_benchmark(name, rows, image_root=image_root, revision=revision, **reading)
     category, unit = row_keys(benchmark, dataset)
     label, notes = _describe(benchmark, category)
     for note in notes:
         logger.warning(note)
-    score = scorer.score_pairs if isinstance(scorer, PairScorer) else scorer
-    scores = as_scores(score(dataset), len(dataset))
+    made = _make_controls(scorer, dataset, shown, benchmark.title, seed) if shown else None
+    scores = _score(scorer, dataset)
     if scores_file is not None:
         write_scores(scores_file, dataset, scores)
+    others = {} if made is None else _score_controls(scorer, made, scores, scores_file, seed)
     if round is not None:
-        scores = rounded(scores, round)
+        scores, others = rounded(scores, round), {one: rounded(values, round) for one, values in others.items()}
         notes.append(f"Scores were rounded to {round} digits, which makes ties that count as wrong.")
     counted = tally(benchmark, category, unit, scores)
     is_right = scores[:, 0] > scores[:, 1]
     by_category = [float(is_right[category == group].mean()) for group in sorted(set(category.tolist()) - {""})]
     correct = {key: int(ratio.hits.sum()) for key, ratio in counted.ratios.items()}
     n = {key: int(ratio.total.sum()) for key, ratio in counted.ratios.items()}
+    drawing: Any = {"num_resamples": num_resamples, "seed": seed}
+
+    def count(rows: np.ndarray, units: np.ndarray, values: np.ndarray) -> Tally:
+        return tally(benchmark, category[rows], units, values)
+
     return EvalResult(
         name=name,
         title=benchmark.title,
@@ -360,7 +375,7 @@ def evaluate(
         n=n,
         ties=counted.ties,
         wilson={key: wilson(correct[key] / n[key], n[key]) for key in n},
-        bootstrap=bootstrap_intervals(counted, num_resamples=num_resamples, seed=seed),
+        bootstrap=bootstrap_intervals(counted, **drawing),
         label=label,
         notes=tuple(notes),
         settings={
@@ -370,9 +385,104 @@ def evaluate(
             # A hash over the ids of rows: the same for the same rows, whatever their order.
             "rows_sha256": digest("\n".join(sorted(column_of(dataset, "pair_id").to_pylist()))),
             "round": round,
-            "bootstrap": {"num_resamples": num_resamples, "seed": seed, "num_prompts": int(unit.max()) + 1},
+            "bootstrap": {**drawing, "num_prompts": int(unit.max()) + 1},
         },
+        looking=None if made is None else compare(made, {OWN: scores[made.rows], **others}, unit, count, **drawing),
     )
+
+
+def audit_looking(
+    scorer: PairScorer | Callable[[Dataset], Any],
+    dataset: Dataset,
+    *,
+    controls: Sequence[str] = tuple(CONTROLS),
+    scores: Any = None,
+    num_resamples: int = 2000,
+    seed: int = 0,
+) -> LookingReport:
+    """
+    Measure how far a reward model looks at the images of a preference set, such as one held out of its training.
+
+    Rows without images are dropped. With `swapped`, so are those for which no other row has as many other images.
+
+    Args:
+        scorer ([`PairScorer`] or `Callable`):
+            As in [`evaluate`]; no [`ScoreFile`]. Images are read as a [`RewardScorer`] reads them.
+        dataset (`Dataset` of n rows):
+            Preference rows, of which those with equal `group_id` are one independent unit.
+        controls (`Sequence[str]`, *optional*):
+            `"blank"` shows a gray image of the same size, `"swapped"` the images of another row, and
+            `"low_resolution"` each image at a half and at a quarter of its pixels; by default all.
+        scores (`array` of shape `(n, 2)`, *optional*):
+            Rewards of chosen and rejected with the rows' own images, where they are known.
+        num_resamples, seed (`int`, *optional*, default to `2000` and `0`):
+            As in [`evaluate`].
+
+    Returns:
+        [`LookingReport`]
+
+    Raises:
+        `ValueError`: if a control is unknown, if no row has an image, or none another row whose images it can show.
+    """
+    made = _make_controls(scorer, dataset, _check_controls(controls, scorer), "the set", seed)
+    values = _score(scorer, dataset) if scores is None else as_scores(scores, len(dataset))
+    has_groups = "group_id" in dataset.column_names
+    unit = group_codes(column_of(dataset, "group_id"))[0] if has_groups else np.arange(len(dataset))
+
+    def count(rows: np.ndarray, units: np.ndarray, values: np.ndarray) -> Tally:
+        return Tally({"overall": pair_ratio(values[:, 0] > values[:, 1], units)}, {}, {})
+
+    values_of = {OWN: values[made.rows], **{shown: _score(scorer, rows) for shown, rows in made.sets.items()}}
+    return compare(made, values_of, unit, count, num_resamples=num_resamples, seed=seed)
+
+
+def _score(scorer: PairScorer | Callable[[Dataset], Any], dataset: Dataset) -> np.ndarray:
+    score = scorer.score_pairs if isinstance(scorer, PairScorer) else scorer
+    return as_scores(score(dataset), len(dataset))
+
+
+def _check_controls(controls: Sequence[str], scorer: Any) -> list[str]:
+    """List the images to show, and refuse a scorer that does not look at what it is shown."""
+    shown = shown_by(controls)
+    if shown and isinstance(scorer, ScoreFile):
+        raise ValueError(f"{scorer.path} holds scores of the rows' own images; pass a model for `controls`.")
+    return shown
+
+
+def _make_controls(scorer: Any, dataset: Dataset, shown: Sequence[str], title: str, seed: int) -> ControlSets:
+    """Make the controls, whose images are read as the scorer reads images, also if it is a method of another."""
+    collator = getattr(getattr(scorer, "__self__", scorer), "collator", None)
+    options = getattr(collator, "image_options", None)
+    return make_controls(dataset, shown, title=title, image_options=options, seed=seed)
+
+
+def _score_controls(
+    scorer: Any, made: ControlSets, scores: np.ndarray, scores_file: str | os.PathLike | None, seed: int
+) -> dict[str, np.ndarray]:
+    """Score the rows of controls, or read the scores that an earlier run has written; every process has to call it.
+    Shapes: `scores` `(N, 2)`, returns `(M, 2)` by the image shown."""
+    from ..processes import on_main_process  # imports torch, which no scorer needs otherwise
+
+    found, path = {}, None if scores_file is None else Path(scores_file)
+    for shown, rows in made.sets.items():
+        file = None if path is None else path.with_name(f"{path.stem}.{shown}{path.suffix}")
+        # The same scores with the image are those of the same model, settings and images.
+        names = "\n".join(column_of(rows, "pair_id").to_pylist())
+        about = digest(names, scores[made.rows].tobytes(), f"{shown} {seed}")
+        known = on_main_process(partial(_read_control, file, about, rows))
+        found[shown] = _score(scorer, rows) if known is None else known
+        if file is not None and known is None:
+            file.with_suffix(".json").unlink(missing_ok=True)
+            write_scores(file, rows, found[shown])
+            write_json(file.with_suffix(".json"), {"digest": about})
+    return found
+
+
+def _read_control(file: Path | None, about: str, rows: Dataset) -> np.ndarray | None:
+    """Read the scores of a control that were written for the same rows and model."""
+    if file is None or not file.is_file() or (read_json(file.with_suffix(".json")) or {}).get("digest") != about:
+        return None
+    return ScoreFile(file)(rows)
 
 
 def _describe(benchmark: Benchmark, category: np.ndarray) -> tuple[str, list[str]]:

@@ -144,6 +144,27 @@ def clustered_interval(value: float, influence: np.ndarray, group: np.ndarray) -
     return value - half, value + half
 
 
+def paired_interval(difference: np.ndarray, unit: np.ndarray) -> Interval:
+    """95 % interval of a difference of accuracies on the same pairs, the mean of `difference` `(n,)`, of -1, 0 and 1;
+    each `unit` `(n,)` is independent of the others."""
+    # Of Bonett and Price (2012), "Adjusted Wald confidence interval for a difference of binomial proportions based on
+    # paired data", for the number of independent pairs that the units are worth.
+    mean, sizes = float(difference.mean()), np.unique(unit, return_counts=True)[1].astype(float)
+    shares = np.array([(difference > 0).mean(), (difference < 0).mean()])
+    differing, num_units, count = float(shares.sum()), len(sizes), float(len(difference))
+    spread, others = differing - mean**2, float((sizes**2).sum()) / count - 1
+    effect, freedom = 1 + others, np.inf  # of a single unit, or of pairs that are all alike
+    if num_units > 1 and spread > 0:
+        between = float((group_sums(difference - mean, unit) ** 2).sum()) * num_units / (num_units - 1)
+        effect, freedom = between / (count * spread), num_units - 1
+    count /= _design_effect(effect, others, differing * count)
+    # One pair more that differs in each direction: where no pair differs, the interval is no point.
+    more, fewer = (shares * count + 1) / (count + 2)
+    center, spread = more - fewer, more + fewer - (more - fewer) ** 2
+    half = _quantile(freedom) * float(np.sqrt(spread / (count + 2)))
+    return Interval(max(-1.0, min(mean, float(center - half))), min(1.0, max(mean, float(center + half))))
+
+
 def group_sums(values: np.ndarray, group: np.ndarray) -> np.ndarray:
     """Sum of the rows of each group, groups sorted by their number."""
     order = np.argsort(group, kind="stable")
@@ -202,12 +223,16 @@ def _evidence(hits: np.ndarray, total: np.ndarray, variance: float) -> _Evidence
     rare = min(share, 1 - share) * count
     if rare < 1e-12 or num_units == 1:
         return _Evidence(share, count / (1 + others), np.inf)
-    correlation = 0.0
-    if others > 0:
-        effect = variance * num_units / (num_units - 1) * count / (share * (1 - share))
-        correlation = min(max((effect - 1) / others, 0.0), 1.0)
-        correlation += (1 - correlation) * _PRIOR_PAIRS / (_PRIOR_PAIRS + rare)
-    return _Evidence(share, count / (1 + others * correlation), num_units - 1)
+    effect = variance * num_units / (num_units - 1) * count / (share * (1 - share))
+    return _Evidence(share, count / _design_effect(effect, others, rare), num_units - 1)
+
+
+def _design_effect(effect: float, others: float, rare: float) -> float:
+    """Design effect of units of `1 + others` pairs, drawn from what was seen to the largest possible."""
+    if others <= 0:
+        return 1.0
+    correlation = min(max((effect - 1) / others, 0.0), 1.0)
+    return 1 + others * (correlation + (1 - correlation) * _PRIOR_PAIRS / (_PRIOR_PAIRS + rare))
 
 
 def _pool(parts: Sequence[_Evidence], correlation: np.ndarray) -> _Evidence:

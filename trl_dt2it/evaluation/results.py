@@ -22,6 +22,7 @@ from ..data.cards import code_block, metadata, name_cell, paragraph, table
 from ..data.columns import column_of
 from ..utils import digest, screen_table, whole_file
 from .benchmarks import PAPER_BENCHMARKS
+from .looking import COLUMNS, LOOKING, NOTE, OWN, SHOWN, LookingReport
 from .metrics import Interval, wilson
 
 
@@ -140,6 +141,8 @@ class EvalResult:
             Caveats for a reader of the numbers.
         settings (`dict`, *optional*):
             `rows_sha256` over the ids of the rows, `revision`, `round`, `model`, `bootstrap`.
+        looking ([`LookingReport`], *optional*):
+            Accuracies with other images, if there were `controls`.
     """
 
     name: str
@@ -155,6 +158,7 @@ class EvalResult:
     label: str = ""
     notes: tuple[str, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
+    looking: LookingReport | None = None
 
     @property
     def headline(self) -> str:
@@ -179,11 +183,17 @@ class EvalResult:
 
     def to_dict(self) -> dict[str, Any]:
         """The result as JSON values, intervals as lists."""
-        return json.loads(json.dumps(asdict(self)))
+        return json.loads(json.dumps(self._content()))
 
     def to_json(self) -> str:
         """The result as JSON."""
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False)
+        return json.dumps(self._content(), indent=2, ensure_ascii=False)
+
+    def _content(self) -> dict[str, Any]:
+        content = asdict(self)
+        if self.looking is None:
+            del content["looking"]
+        return content
 
     def show(self, console: Console | None = None) -> None:
         """Print the result beside published scores of other models, on standard output by default."""
@@ -193,6 +203,8 @@ class EvalResult:
         console.print(screen_table(columns, self.cells, title=f"{self.title}{label}: accuracy, %"))
         for note in self.notes:
             console.print(note, markup=False)
+        if self.looking is not None:
+            self.looking.show(console)
         show_published([self], console)
 
     def model_index_entries(self) -> list[huggingface_hub.EvalResult]:
@@ -274,7 +286,8 @@ def show_published(results: Sequence[EvalResult], console: Console | None = None
 
     Args:
         results (`Sequence[EvalResult]`):
-            One result for each benchmark. For the paper's three, the share of all pairs is a column too.
+            One result for each benchmark. For the paper's three, the share of all pairs is a column too. Results with
+            other images are lines below.
         console, model (`rich.console.Console` and `str`, *optional*):
             Console to print on, standard output by default, and name for the model of the results.
     """
@@ -290,6 +303,12 @@ def show_published(results: Sequence[EvalResult], console: Console | None = None
             others.setdefault(score.model, {})[column] = score
     labels = "; ".join(f"{name}: {label}" for name, label in sorted({(r.name, r.label) for r in results if r.label}))
     rows = [(model, *(f"{100 * value:.1f}" for value in columns.values()), labels)]
+    metrics = {r.name: r.looking.metrics for r in results if r.looking is not None}
+    for shown in (name for name in SHOWN if name != OWN and any(name in one for one in metrics.values())):
+        values = (metrics.get(name, {}).get(shown, {}).get(metric) for name, metric in columns)
+        cells = ["" if value is None else f"{100 * value:.1f}" for value in values]
+        rows.append((f"{model}, image: {SHOWN[shown]}", *cells, ""))
+    num_own = len(rows)
     notes: dict[str, int] = {}
     for name, scores in others.items():
         cells = []
@@ -301,7 +320,7 @@ def show_published(results: Sequence[EvalResult], console: Console | None = None
     title = "Beside published scores, %: not measured here, and not always in the same way"
     table = screen_table(("model", *map("\n".join, columns)), rows, last="source", title=title)
     table.columns[-1].overflow = "fold"
-    table.rows[0].end_section = True
+    table.rows[num_own - 1].end_section = True
     console = console or Console()
     console.print(table)
     for note, number in notes.items():
@@ -475,6 +494,9 @@ def card_block(result: EvalResult, command: str | None = None) -> str:
     lines = [f"### {name_cell(result.full_title)}", "", table(columns, rows)]
     lines += ["", "Intervals by drawing prompts with replacement. Ties count as wrong."]
     lines += map(paragraph, result.notes)
+    if (looking := result.looking) is not None:
+        lines += ["", f"#### {LOOKING}", "", *([looking.text, ""] if looking.text else [])]
+        lines += [table(COLUMNS, looking.cells), "", looking.counted, NOTE]
     if command is not None:
         lines += ["", code_block(command, "bash")]
     return "\n".join(lines)

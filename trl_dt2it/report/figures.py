@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -267,6 +267,24 @@ def bars(name: str, title: str, series: Mapping[str, Mapping[str, float]], *, xl
     axes.set_xlim(middle - reach, middle + reach)
     axes.set_xlabel(xlabel)
     return Figure(title, as_svg(drawing, name), f"Bars of {xlabel} for {', '.join(map(str, names))}")
+
+
+def accuracies(name: str, title: str, values: Mapping[str, tuple[float, Sequence[float]]]) -> Figure:
+    """Draw an accuracy for each name, with its interval: the first in the color of the page, the others beside it."""
+    drawing, axes = new_drawing()
+    x, shares = np.arange(len(values)), np.array([value for value, _ in values.values()])
+    ends = np.array([ends for _, ends in values.values()])
+    colors = [ACCENT, *[SOFT] * (len(values) - 1)]
+    axes.bar(x, shares, color=colors, width=0.62, zorder=2)
+    axes.vlines(x, ends[:, 0], ends[:, 1], color=INK, linewidth=1.4, zorder=3)
+    axes.axhline(0.5, **{**_DASHED, "zorder": 4})
+    axes.set_ylim(0, 1.02)
+    axes.set_xticks(x, list(values))
+    axes.tick_params(axis="x", length=0)
+    axes.set_ylabel("accuracy")
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    label = "; ".join(f"{key} {value:.3f}, {low:.3f} to {high:.3f}" for key, (value, (low, high)) in values.items())
+    return Figure(title, as_svg(drawing, name), f"Accuracy by the image shown, with 95 % intervals: {label}")
 
 
 def curve(name: str, title: str, x: npt.ArrayLike, y: npt.ArrayLike, *, xlabel: str, ylabel: str) -> Figure:

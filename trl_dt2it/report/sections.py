@@ -7,7 +7,7 @@ import os
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from ..curation.rounds.results import FINAL_NAMES, accuracy_table
 from ..curation.rounds.sets import BALANCE
 from ..data.contents import pair_contents
 from ..data.rows import SIDES
+from ..evaluation.looking import COLUMNS, LOOKING, NOTE, SHOWN, LookingReport
 from ..evaluation.metrics import wilson
 from ..evaluation.results import INTERVALS, EvalResult, published_scores
 from ..utils import whole_file
@@ -29,6 +30,7 @@ from .figures import (
     STATES,
     Figure,
     Flow,
+    accuracies,
     bars,
     calibrate,
     curve,
@@ -110,7 +112,7 @@ def write_report(
     sets = scored_sets(folder, read)
     audits = read_audits(folder, style_before, style_after)
     pairs, items = _gallery(folder, flow, gallery)
-    health = health_section(ledger)
+    health, looking = health_section(ledger), looking_section(read)
     sections = [
         *([] if health is None else [health]),
         trained(folder),
@@ -120,6 +122,7 @@ def write_report(
         reward_distributions(sets),
         calibration(sets),
         benchmarks(read),
+        *([] if looking is None else [looking]),
         pairs,
     ]
     title, subtitle = title or _title(folder, read), _subtitle(folder, flow)
@@ -426,9 +429,10 @@ def read_evaluation(path: str | os.PathLike) -> Evaluation:
     content = _read_json(path, "recipes/evaluate.py")
     found = content.get("results", [content]) if isinstance(content, dict) else []
     try:
-        # Keys that it does not know are of another release, or of a person.
-        names = {field.name for field in fields(EvalResult)}
-        results = [EvalResult(**{name: one[name] for name in names & one.keys()}) for one in found]
+        results = [_known(EvalResult, one) for one in found]
+        results = [
+            one if one.looking is None else replace(one, looking=_known(LookingReport, one.looking)) for one in results
+        ]
     except (AttributeError, TypeError) as error:
         raise ValueError(f"{path} holds no result of an evaluation ({error}); {_EVALUATION}.") from error
     if not results:
@@ -438,6 +442,11 @@ def read_evaluation(path: str | os.PathLike) -> Evaluation:
     tables = {title: pq.read_table(file, columns=list(SIDES)) for title, file in files.items() if file.is_file()}
     scores = {title: stack_rewards(table) for title, table in tables.items()}
     return Evaluation(str(model), results, content.get("pooled"), scores)
+
+
+def _known(kind: type, content: Mapping[str, Any]) -> Any:
+    """Make a dataclass of its own keys; others are of another release, or of a person."""
+    return kind(**{field.name: content[field.name] for field in fields(kind) if field.name in content})
 
 
 def _read_json(path: Path, writer: str) -> Any:
@@ -531,6 +540,44 @@ def benchmarks(evaluations: Sequence[Evaluation]) -> Section:
             tables.append(Table("All of them as one", columns, [row]))
     lead = "Share of pairs in which the chosen answer has the higher reward; a tie is wrong."
     return section(lead=lead, tables=tables, notes=notes)
+
+
+_TICKS = {"image": "own", "blank": "blank", "swapped": "another's", "half": "1/2", "quarter": "1/4"}
+
+
+def looking_section(evaluations: Sequence[Evaluation]) -> Section | None:
+    """Show accuracies with other images; `None` where no benchmark was evaluated with controls."""
+    results = [(evaluation.model, one) for evaluation in evaluations for one in evaluation.results if one.looking]
+    if not results:
+        return None
+    several = len({model for model, _ in results}) > 1
+    facts, figures, tables, folded, notes = [], list[Figure](), list[Table](), list[Table](), [NOTE]
+    for number, (model, result) in enumerate(results):
+        looking: Any = result.looking
+        title = f"{result.full_title}: {model}" if several else result.full_title
+        facts.append((title, looking.text))
+        values = {_TICKS[shown]: value for shown, value in looking.accuracy.items()}
+        figures.append(accuracies(f"looking-{number}", title, values))
+        tables.append(Table(title, COLUMNS, looking.cells))
+        columns = ("metric", *(SHOWN[shown] for shown in looking.metrics))
+        rows = [
+            [metric, *(f"{100 * values[metric]:.1f}" for values in looking.metrics.values())]
+            for metric in looking.metrics["image"]
+        ]
+        folded.append(Table(f"{title}: all metrics by the image shown, %", columns, rows, is_folded=True))
+        notes.append(f"{title}: {looking.counted}")
+    return Section(
+        "looking",
+        LOOKING,
+        lead="Accuracy with the image of each pair, with a blank one of the same size, with another row's, and with "
+        "1/2 and 1/4 of its pixels. A model that goes by the text alone is as good with another row's image; one that "
+        "goes by the image alone comes to a half, the dashed line.",
+        legend=(("solid", "with its own image"), ("soft", "with another"), ("tick", "95 % interval")),
+        facts=[fact for fact in facts if fact[1]],
+        figures=figures,
+        tables=(*tables, *folded),
+        notes=notes,
+    )
 
 
 def _gallery(run: RunFolder | None, flow: Flow | None, most: int) -> tuple[Section, dict[str, Any] | None]:
