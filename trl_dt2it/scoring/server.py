@@ -22,6 +22,7 @@ from PIL import Image
 from rich.table import Table
 
 from ..data.columns import leave_images_encoded
+from ..data.controls import GRAY
 from ..data.mixing import with_canonical_columns
 from ..data.rows import SIDES, row_images, row_name, without_empty
 from ..models.rendering import get_tokenizer, lacks_special_tokens, render_conversation
@@ -29,7 +30,6 @@ from ..utils import check_value, printable, screen_table
 from .scorer import RewardScorer, open_images
 
 
-GRAY = (128, 128, 128)  # of a blank image
 _SHOWN = ("its images", "blank images")
 _BLIND = 0.1  # least share of the local change by the image that a served model shows that sees it
 _LONGEST_REPLY = 2**20  # bytes
