@@ -56,7 +56,7 @@ class ServerCheck:
 
     @property
     def looks(self) -> bool:
-        """Whether the rewards of the model here change with the image, so that those of the server have to."""
+        """True if the rewards of the model here change with the image, so that those of the server have to."""
         return float(np.abs(np.diff(self.local)).max()) > self.tolerance
 
     @property

@@ -45,7 +45,7 @@ from .training import scorer, train_model
 
 Entries = Sequence[tuple[int, str]]
 
-# What the parts of a set share no group of, see `SourceSets.groups`: runs of earlier releases had other parts.
+# Parts of a set share no group of these, see `SourceSets.groups`; runs of earlier releases had other parts.
 APART = {"apart": "prompts and images that look alike"}
 
 
