@@ -84,6 +84,10 @@ class MultimodalRewardConfig(RewardConfig):
             For `"btt"`: Rao and Kupper's k, > 1. Pairs of strength 0 are ties.
         ordinal_thresholds (`list[float]`, *optional*, defaults to `[1.0, 2.0, 3.0]`):
             For `"ordinal"`: increasing positive cut points between the levels of strength, in units of reward.
+        blind_weighting (`bool`, *optional*, defaults to `False`):
+            Whether to multiply the loss of a pair by l_blind / (l_blind + l), so that what can be had without looking
+            at the image counts less; the train set needs a column `blind_margin`. See
+            [`trl_dt2it.training.losses.blind_weight`].
 
         > Parameters that control the training
 
@@ -130,6 +134,7 @@ class MultimodalRewardConfig(RewardConfig):
         default_factory=lambda: [1.0, 2.0, 3.0],
         metadata={"help": "For `ordinal`: increasing positive cut points between the levels of strength."},
     )
+    blind_weighting: bool = _option(False, "Count pairs less that a model tells without their image (`blind_margin`).")
 
     # Parameters that control the training
     max_tokens_per_batch: int | None = _option(None, "Most tokens of a batch, packed with as many pairs as fit.")

@@ -30,6 +30,7 @@ from ..data.columns import (
     AnyDataset,
     as_python,
     column_names,
+    column_of,
     has_transform,
     leave_images_encoded,
     look_at_rows,
@@ -50,7 +51,8 @@ logger = logging.get_logger(__name__)
 # The columns that training and evaluation read; the trainer drops all others.
 COLUMNS = [
     *("prompt", "chosen", "rejected", "image", "images", "videos", "tools", "chat_template_kwargs"),
-    *("strength", "weight", "label_confidence", "margin", "source", "pair_id", "group_id", "category", "row_index"),
+    *("strength", "weight", "label_confidence", "margin", "blind_margin", "source", "pair_id", "group_id"),
+    *("category", "row_index"),
     *("chosen_ids", "rejected_ids"),
 ]
 
@@ -140,6 +142,21 @@ def rename_old_columns(dataset: AnyDataset) -> AnyDataset:
         stacklevel=2,
     )
     return dataset.rename_columns(old)
+
+
+def check_blind_margins(dataset: AnyDataset, columns: set[str], args: MultimodalRewardConfig) -> None:
+    """Refuse to weigh a train set by blind margins that are not there, and mention such as do not count."""
+    has_any = "blind_margin" in columns
+    if has_any and isinstance(dataset, Dataset) and not has_transform(dataset):
+        margins = column_of(dataset, "blind_margin")
+        has_any = margins.null_count < len(margins)
+    if args.blind_weighting and not has_any:
+        raise ValueError(
+            "`blind_weighting` needs a column `blind_margin` in the train set, and it has none, or none with a value; "
+            'add it: `dataset.add_column("blind_margin", trl_dt2it.debias.blind_margins(dataset))`.'
+        )
+    if has_any and not args.blind_weighting:
+        logger.info("The train set has a column `blind_margin`, which counts only with `blind_weighting=True`.")
 
 
 def quarantine_bad_rows(
