@@ -13,6 +13,7 @@ from trl_dt2it import MultimodalRewardTrainer
 from trl_dt2it.data.mixing import swap_pairs, with_columns
 from trl_dt2it.training.collator import MultimodalPreferenceCollator
 from trl_dt2it.training.losses import blind_weight
+from trl_dt2it.training.model_card import _training_figures
 
 from ..families import family_dir
 from ..rows import make_dataset, make_rows, text_rows
@@ -199,4 +200,6 @@ def test_a_shortcut_is_learned_less(tmp_path):
         runs.append(run)
     assert margins[1] > margins[0] + 0.1, margins
     log = next(entry for entry in runs[1].state.log_history if "blind/weight" in entry)
+    loss, plain = (dict(_training_figures(run))["loss"] for run in reversed(runs))
+    assert (loss, plain) == ("`bt`, weighted by blind margins", "`bt`")
     assert 0.05 < log["blind/weight"] < 0.5 and 0.1 < log["blind/effective_pairs"] < 0.9

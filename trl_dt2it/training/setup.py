@@ -1,4 +1,4 @@
-"""Setup of a training: model, processor, collator and rows are prepared and checked before the first step."""
+"""Setup of a training: model, processor, collator and rows are prepared and checked before the first step; its end."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from accelerate.utils import is_peft_model
 from datasets import Dataset, Features, IterableDataset, Value
 from peft import PeftConfig
 from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, ProcessorMixin, set_seed
+from transformers.integrations import is_wandb_available
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.utils import is_liger_kernel_available, logging
 
@@ -499,3 +500,19 @@ def refuse_uneven_batches(trainer: Trainer) -> None:
             f"{accelerator.num_processes} processes different numbers of batches; leave it out, or set "
             "`dataloader_drop_last=True`."
         )
+
+
+def end_training(trainer: Trainer) -> None:
+    """End the trackers of a trainer and let go of its memory, but keep the process group for the next training."""
+    for tracker in trainer.accelerator.trackers:  # not `trainer.end()`, which would close the group
+        tracker.finish()
+    close_trackers(trainer.args)
+    trainer.accelerator.free_memory()
+
+
+def close_trackers(args: MultimodalRewardConfig) -> None:
+    """End the run that Weights & Biases keeps open after a training, so that the next training gets its own."""
+    if "wandb" in (args.report_to or ()) and is_wandb_available():
+        import wandb
+
+        wandb.finish()
