@@ -234,7 +234,7 @@ def test_the_training_of_the_page(tmp_path, monkeypatch, capsys):
     exec(compile(doubt, "docs/training.md", "exec"), names)
     assert names["doubtful"]["label_confidence"][299:301] == [0.8, None]
     exec(compile(blind, "docs/training.md", "exec"), names)
-    assert names["trainer"].args.blind_weighting and names["told"]["blind_margin"][299:301] == [2.5, None]
+    assert names["trainer"].args.blind_offset and names["told"]["blind_margin"][299:301] == [2.2, None]
 
 
 def test_the_site_builds_without_a_warning(tmp_path):

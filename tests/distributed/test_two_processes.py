@@ -16,7 +16,7 @@ BLIND = {"blind/weight", "blind/effective_pairs"}
 def test_two_processes_give_what_one_gives(family, tmp_path):
     # The same four pairs make up each step: 2 processes x 2 pairs, or 1 x 4.
     options = {"train_sampling_strategy": "sequential", "reward_posterior": True}
-    options["blind_weighting"] = family == "qwen3_vl"
+    options |= {"blind_weighting": family == "qwen3_vl", "blind_offset": family == "gemma3"}
     one = train(tmp_path / "one", 1, 4, family, **options)
     two = train(tmp_path / "two", 2, 2, family, **options)
     assert len(one["log"]) == len(two["log"]) == 4

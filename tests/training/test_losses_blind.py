@@ -1,7 +1,8 @@
-"""Blind weighting: the share of a pair's loss that counts, from the column `blind_margin` to the step."""
+"""Blind margins: what the loss is spared, and the share of it that counts, from the column to the step."""
 
 import logging
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from transformers import AutoProcessor
 from trl_dt2it import MultimodalRewardTrainer
 from trl_dt2it.data.mixing import swap_pairs, with_columns
 from trl_dt2it.training.collator import MultimodalPreferenceCollator
-from trl_dt2it.training.losses import blind_weight
+from trl_dt2it.training.losses import blind_weight, pairwise_loss, with_blind_margin
 from trl_dt2it.training.model_card import _training_figures
 
 from ..families import family_dir
@@ -145,6 +146,41 @@ def test_batches_accumulation_and_layout_do_not_matter(tmp_path):
             torch.testing.assert_close(weights(run)[name], value, rtol=2e-3, atol=2e-4)
 
 
+@pytest.mark.parametrize("loss_type", ["bt", "strength_margin", "gce"])
+def test_an_offset_is_what_the_loss_is_spared(loss_type, tmp_path):
+    """One step with the blind margin is one with TRL's margin of the other sign, where no label is in doubt."""
+    columns = {"strength": STRENGTH, "weight": WEIGHT}
+    args = {"loss_type": loss_type, "optim": "sgd", "learning_rate": 0.05, "max_steps": 1, "reward_posterior": True}
+    args |= {"per_device_train_batch_size": 7, "center_rewards_coefficient": 0.1, "blind_weighting": False}
+    one = trainer_of(tmp_path / "one", blind_pairs(**columns), **args, blind_offset=True)
+    plain = blind_pairs(**columns).remove_columns("blind_margin")
+    other = trainer_of(tmp_path / "two", with_columns(plain, {"margin": [-(b or 0.0) for b in BLIND]}), **args)
+    start = weights(one)
+    assert one.evaluate(one.train_dataset)["eval_loss"] == other.evaluate(plain)["eval_loss"]  # of the model alone
+    one.train()
+    other.train()
+    assert losses(one)[0] == pytest.approx(losses(other)[0], rel=1e-5)
+    assert one.state.log_history[-2]["margin"] == pytest.approx(other.state.log_history[-2]["margin"], rel=1e-4)
+    for name, value in weights(one).items():
+        torch.testing.assert_close(weights(other)[name], value, rtol=1e-4, atol=1e-6)
+    assert any((value - start[name]).abs().max() > 1e-4 for name, value in weights(one).items())
+    covariances = [run._posterior.factor @ run._posterior.factor.T for run in (one, other)]
+    torch.testing.assert_close(*covariances, rtol=1e-3, atol=1e-4 * covariances[0].max().item())
+
+
+def test_an_offset_changes_its_sign_with_the_label():
+    """Unlike TRL's margin, which is asked for in both directions."""
+    rewards = torch.tensor([[0.5, -1.0, 2.0], [0.0, 0.0, 0.0]])
+    batch = {"blind_margin": torch.tensor([2.0, -0.5, math.nan]), "label_confidence": torch.tensor([0.8, 1.0, 0.25])}
+    moved = with_blind_margin(rewards, batch)
+    torch.testing.assert_close(moved[0] - moved[1], torch.tensor([2.5, -1.5, 2.0]))
+    torch.testing.assert_close(moved.sum(0), rewards.sum(0))
+    assert with_blind_margin(rewards, {}) is rewards
+    settings = SimpleNamespace(center_rewards_coefficient=None)
+    expected = [bt(2.5, 0.8), bt(-1.5), bt(2.0, 0.25)]
+    assert pairwise_loss(*moved, batch, settings).tolist() == pytest.approx(expected, rel=1e-5)
+
+
 def test_the_collator_marks_what_is_not_known():
     collator = MultimodalPreferenceCollator(AutoProcessor.from_pretrained(family_dir("qwen3_vl")))
     rows = make_rows(3, num_images=(0,), blind_margin=[None, -2, 0.5])
@@ -165,17 +201,21 @@ def test_a_swapped_pair_has_the_opposite_margin():
 
 
 def test_misuse_is_said_at_start(tmp_path, caplog):
-    message = "`blind_weighting` needs a column `blind_margin` in the train set, .* trl_dt2it.debias.blind_margins"
+    message = "needs a column `blind_margin` in the train set, .* trl_dt2it.debias.blind_margins"
     plain = Dataset.from_list(text_rows(7))
     nothing = with_columns(plain, {"blind_margin": [None] * 7})
     for data in (plain, nothing, plain.to_iterable_dataset(), plain.with_transform(lambda batch: batch)):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=f"`blind_weighting` {message}"):
             trainer_of(tmp_path, data, max_steps=1)
+    with pytest.raises(ValueError, match=f"`blind_offset` {message}"):
+        trainer_of(tmp_path, plain, max_steps=1, blind_weighting=False, blind_offset=True)
+    with pytest.raises(ValueError, match="`blind_weighting` is True; it must be False with `blind_offset`"):
+        config(tmp_path, blind_weighting=True, blind_offset=True)
     with pytest.raises(ValueError, match="bad_blind_margin|`blind_margin` is nan"):
         trainer_of(tmp_path, blind_pairs(blind_margin=[math.nan] * 7))
     with caplog.at_level(logging.INFO, logger="trl_dt2it"):
         trainer_of(tmp_path, blind_pairs(), blind_weighting=False)
-    assert "`blind_margin`, which counts only with `blind_weighting=True`" in caplog.text
+    assert "`blind_margin`, which counts only with `blind_offset=True` or `blind_weighting=True`" in caplog.text
 
 
 def test_a_shortcut_is_learned_less(tmp_path):
@@ -189,17 +229,20 @@ def test_a_shortcut_is_learned_less(tmp_path):
         blind = odds if has_it else -odds
         rows.append({"chosen_ids": noise + chosen, "rejected_ids": noise + rejected, "blind_margin": blind})
     data = Dataset.from_list(rows)
-    reversed_ = {"chosen_ids": [[10, 11, 12, 20, 9, 6]], "rejected_ids": [[10, 11, 12, 20, 5, 7]]}
+    usual, reverse = ([20, 5, 6], [20, 9, 7]), ([20, 9, 6], [20, 5, 7])
+    tests = Dataset.from_list([{"chosen_ids": a, "rejected_ids": b} for a, b in (usual, reverse)])
     args = {"num_train_epochs": 3, "per_device_train_batch_size": 8, "learning_rate": 3e-4, "logging_steps": 10}
-    margins, runs = [], []
-    for is_weighted in (False, True):
-        run = trainer_of(tmp_path, data, **args, blind_weighting=is_weighted)
+    shares, runs = [], []
+    for how in ({}, {"blind_weighting": True}, {"blind_offset": True}):
+        run = trainer_of(tmp_path, data, **{"blind_weighting": False, **args, **how})
         run.train()
-        rewards = run.predict(Dataset.from_dict(reversed_)).predictions[0]
-        margins.append(rewards[0] - rewards[1])
+        rewards = run.predict(tests).predictions
+        with_it, against_it = rewards[:, 0] - rewards[:, 1]
+        shares.append((with_it - against_it) / (with_it + against_it))  # worth of token 5, in those of token 6
         runs.append(run)
-    assert margins[1] > margins[0] + 0.1, margins
+    plain, weighted, offset = shares
+    assert plain > weighted + 0.03 and plain > offset + 0.03, shares
     log = next(entry for entry in runs[1].state.log_history if "blind/weight" in entry)
-    loss, plain = (dict(_training_figures(run))["loss"] for run in reversed(runs))
-    assert (loss, plain) == ("`bt`, weighted by blind margins", "`bt`")
+    shown = [dict(_training_figures(run))["loss"] for run in runs]
+    assert shown == ["`bt`", "`bt`, weighted by blind margins", "`bt`, beside blind margins"]
     assert 0.05 < log["blind/weight"] < 0.5 and 0.1 < log["blind/effective_pairs"] < 0.9

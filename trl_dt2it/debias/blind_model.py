@@ -140,7 +140,7 @@ def _arguments(args: MultimodalRewardConfig, number: int, seed: int) -> Multimod
     own: Any = copy.deepcopy(args)
     own.output_dir = str(Path(cast(str, args.output_dir)) / f"blind-{number}")
     own.seed, own.run_name = seed, f"{args.run_name or Path(cast(str, args.output_dir)).name}-blind-{number}"
-    own.loss_type, own.blind_weighting = "bt", False
+    own.loss_type, own.blind_offset, own.blind_weighting = "bt", False, False
     own.eval_strategy, own.save_strategy = IntervalStrategy.NO, SaveStrategy.NO
     own.load_best_model_at_end = own.push_to_hub = own.reward_posterior = False
     own.reward_statistics_pairs = 0

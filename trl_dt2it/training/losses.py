@@ -34,8 +34,11 @@ Where a pair has a `label_confidence` \(\pi\), the probability that its label is
 expectation \(\pi L(\Delta) + (1 - \pi) L(-\Delta)\). A margin is asked for in both directions: with TRL's margin m,
 \(\pi L(\Delta - m) + (1 - \pi) L(-\Delta - m)\). With `bt` that is the cross-entropy with π as the target.
 
-With `blind_weighting`, a pair with a `blind_margin` \(b\), the log odds of its label to a model that sees no image,
-has the further weight \(\ell(b) / (\ell(b) + \ell(\Delta))\), where \(\ell\) is the loss `bt`; see [`blind_weight`].
+A `blind_margin` \(b\), the log odds of a pair's label to a model that sees no image, may leave the loss with the rest.
+`blind_offset`: its \(\Delta\) is \(r_{chosen} - r_{rejected} + b\), so that both models together explain the label,
+a product of experts (Clark et al., 2019, arXiv 1909.03683; He et al., 2019, arXiv 1908.10763).
+`blind_weighting`: the pair has the further weight \(\ell(b) / (\ell(b) + \ell(\Delta))\), where
+\(\ell\) is the loss `bt`; see [`blind_weight`].
 """
 
 from __future__ import annotations
@@ -207,6 +210,14 @@ def pair_weight(batch: Mapping[str, torch.Tensor], config: Any, loss_type: str |
     if loss_type in SCALED_BY_STRENGTH and batch.get("strength") is not None:
         weight = weight * batch["strength"].float() ** config.strength_power
     return weight
+
+
+def with_blind_margin(rewards: torch.Tensor, batch: Mapping[str, Any]) -> torch.Tensor:
+    """Move rewards `(2, B)` of chosen and rejected apart by the `blind_margin` of each pair, where it is known."""
+    if (blind := batch.get("blind_margin")) is None:
+        return rewards
+    half = torch.where(blind.isnan(), 0.0, blind / 2)  # by halves, so that their sum, which may be centered, stays
+    return rewards.float() + torch.stack([half, -half])
 
 
 @torch.no_grad()

@@ -34,7 +34,7 @@ from ..models.posterior import HeadInputs, RewardPosterior, laplace_posterior, w
 from ..processes import failing_together, gather, on_main_process, portable, raise_together
 from .batching import count_tokens, pair_size, plan_batches
 from .config import Trainer
-from .losses import blind_weight, loss_name, pair_curvature, pair_rewards, pair_weight
+from .losses import blind_weight, loss_name, pair_curvature, pair_rewards, pair_weight, with_blind_margin
 from .selection import Selection, as_drawn
 
 
@@ -180,7 +180,8 @@ def fit_reward_posterior(trainer: Trainer) -> RewardPosterior:
         rewards = scores[:, : len(weight)].cpu()
         if trainer.args.blind_weighting:
             weight = weight * blind_weight(rewards, pairs)
-        curvature = pair_curvature(rewards, pairs, trainer.args, loss_type=trainer.loss_type)
+        of_loss = with_blind_margin(rewards, pairs) if trainer.args.blind_offset else rewards
+        curvature = pair_curvature(of_loss, pairs, trainer.args, loss_type=trainer.loss_type)
         if pairs.get("label_confidence") is not None:  # see `models/posterior.py`
             curvature[0] *= (2 * pairs["label_confidence"].float() - 1) ** 2
         inputs = pair_inputs(head, scores, len(weight)).to(at, torch.float64)

@@ -146,18 +146,20 @@ def rename_old_columns(dataset: AnyDataset) -> AnyDataset:
 
 
 def check_blind_margins(dataset: AnyDataset, columns: set[str], args: MultimodalRewardConfig) -> None:
-    """Refuse to weigh a train set by blind margins that are not there, and mention such as do not count."""
+    """Refuse to count blind margins that are not there, and mention such as do not count."""
     has_any = "blind_margin" in columns
     if has_any and isinstance(dataset, Dataset) and not has_transform(dataset):
         margins = column_of(dataset, "blind_margin")
         has_any = margins.null_count < len(margins)
-    if args.blind_weighting and not has_any:
+    name = "blind_offset" if args.blind_offset else "blind_weighting" if args.blind_weighting else None
+    if name is not None and not has_any:
         raise ValueError(
-            "`blind_weighting` needs a column `blind_margin` in the train set, and it has none, or none with a value; "
-            'add it: `dataset.add_column("blind_margin", trl_dt2it.debias.blind_margins(dataset))`.'
+            f"`{name}` needs a column `blind_margin` in the train set, and it has none, or none with a value; add it: "
+            '`dataset.add_column("blind_margin", trl_dt2it.debias.blind_margins(dataset))`.'
         )
-    if has_any and not args.blind_weighting:
-        logger.info("The train set has a column `blind_margin`, which counts only with `blind_weighting=True`.")
+    if has_any and name is None:
+        options = "`blind_offset=True` or `blind_weighting=True`"
+        logger.info(f"The train set has a column `blind_margin`, which counts only with {options}.")
 
 
 def quarantine_bad_rows(

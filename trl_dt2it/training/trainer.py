@@ -478,15 +478,18 @@ class MultimodalRewardTrainer(RewardTrainer):
         # `skip_logits` is Trainer's option for Liger's language models.
         tensors = {name: value for name, value in inputs.items() if name not in ("pairs", "skip_logits")}
         rewards = losses.pair_rewards(model, tensors, num_pairs)  # (2, B + D), of D dummies too
-        chosen, rejected = rewards[:, :num_pairs]
-        of_pairs = losses.pairwise_loss(chosen, rejected, pairs, self.args, loss_type=self.loss_type)
+        chosen, rejected = of_loss = rewards[:, :num_pairs]
+        uses_blind = self._evaluation is None  # an evaluation is of the model alone
+        if self.args.blind_offset and uses_blind:
+            of_loss = losses.with_blind_margin(of_loss, pairs)
+        of_pairs = losses.pairwise_loss(of_loss[0], of_loss[1], pairs, self.args, loss_type=self.loss_type)
         weights = losses.pair_weight(pairs, self.args, self.loss_type)
         total, factor = weights.sum(), 1
         if num_items_in_batch is not None:
             # The weight is summed over processes, and DDP, FSDP and DeepSpeed average the loss over them.
             total, factor = torch.as_tensor(num_items_in_batch), self.accelerator.num_processes
         blind = None
-        if self.args.blind_weighting and self._evaluation is None:
+        if self.args.blind_weighting and uses_blind:
             # Not in `total`, which is known before the rewards: a step is the same however its pairs are batched.
             share, known = losses.blind_weight(rewards[:, :num_pairs], pairs), pairs.get("blind_margin")
             weights = weights * share
