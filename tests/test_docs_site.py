@@ -220,7 +220,7 @@ def test_the_settings_that_the_pages_name_exist():
 
 def test_the_training_of_the_page(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    block, doubt = code_blocks("python", PAGES["training.md"])
+    block, doubt, blind = code_blocks("python", PAGES["training.md"])
     for old, new in (
         ("max_steps=20", 'max_steps=2, report_to="none", save_strategy="no"'),
         ("per_device_train_batch_size=32", "per_device_train_batch_size=8"),
@@ -233,6 +233,8 @@ def test_the_training_of_the_page(tmp_path, monkeypatch, capsys):
     assert 0 <= float(capsys.readouterr().out.splitlines()[-1]) <= 1
     exec(compile(doubt, "docs/training.md", "exec"), names)
     assert names["doubtful"]["label_confidence"][299:301] == [0.8, None]
+    exec(compile(blind, "docs/training.md", "exec"), names)
+    assert names["trainer"].args.blind_offset and names["told"]["blind_margin"][299:301] == [2.2, None]
 
 
 def test_the_site_builds_without_a_warning(tmp_path):

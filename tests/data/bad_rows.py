@@ -180,6 +180,8 @@ KINDS = [
     ("negative confidence", row(label_confidence=-1e-9), "bad_label_confidence"),
     ("confidence that is no number", row(label_confidence=math.nan), "bad_label_confidence"),
     ("confidence in words", row(label_confidence="high"), "bad_label_confidence"),
+    ("blind margin that is no number", row(blind_margin=math.nan), "bad_blind_margin"),
+    ("blind margin in words", row(blind_margin="low"), "bad_blind_margin"),
     ("no margin in a column of margins", row(margin=None), "bad_margin"),
     ("infinite margin", row(margin=math.inf), "bad_margin"),
     # --- other rows

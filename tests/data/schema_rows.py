@@ -57,7 +57,14 @@ GOOD = {
     "text only": row(prompt=user("q"), images=[]),
     "no image columns": row(prompt=user("q"), images=...),
     "null columns": row(
-        prompt=user("q"), images=None, image=None, videos=None, strength=None, weight=None, label_confidence=None
+        prompt=user("q"),
+        images=None,
+        image=None,
+        videos=None,
+        strength=None,
+        weight=None,
+        label_confidence=None,
+        blind_margin=None,
     ),
     "implicit": row(
         prompt=...,
@@ -70,7 +77,7 @@ GOOD = {
     "plain": {"prompt": "q", "chosen": "a", "rejected": "b"},
     "plain, empty prompt": {"prompt": "", "chosen": "a", "rejected": "b", "images": []},
     "plain, implicit": {"chosen": "q a", "rejected": "q b"},
-    "numbers": row(strength=0, weight=np.float32(2.5), margin=-1.5, label_confidence=1),
+    "numbers": row(strength=0, weight=np.float32(2.5), margin=-1.5, label_confidence=1, blind_margin=-2),
     "more numbers": row(strength=Fraction(1, 3), weight=np.int64(0), margin=0, label_confidence=np.float32(0)),
     "tools": row(
         prompt=user("Look."),

@@ -379,6 +379,7 @@ def test_columns_that_mean_the_same_everywhere_are_read_in_every_layout(tmp_path
         "strength": 2,
         "weight": 0.5,
         "label_confidence": 0.8,
+        "blind_margin": -1.5,
         "pair_id": 7,
         "group_id": "g",
         "source_id": "s",
@@ -404,14 +405,14 @@ def test_columns_that_mean_the_same_everywhere_are_read_in_every_layout(tmp_path
 
 def test_columns_that_mean_the_same_everywhere_are_read_in_tables_too(tmp_path):
     """A table is text, and a cell without a value is empty."""
-    header = "q,good,bad,strength,weight,label_confidence,source,pair_id"
-    (tmp_path / "rows.csv").write_text(f"{header}\nWhat?,A.,B.,2,0.5,0.8,mine,a\nWho?,C.,D.,,,,mine,b\n")
+    header = "q,good,bad,strength,weight,label_confidence,blind_margin,source,pair_id"
+    (tmp_path / "rows.csv").write_text(f"{header}\nWhat?,A.,B.,2,0.5,0.8,-1.5,mine,a\nWho?,C.,D.,,,,,mine,b\n")
     for streaming in (False, True):
         pairs = list(load_preferences("columns", tmp_path / "rows.csv", streaming=streaming, **OPTIONS["columns"]))
-        own = ("strength", "weight", "label_confidence", "source", "pair_id")
+        own = ("strength", "weight", "label_confidence", "blind_margin", "source", "pair_id")
         assert [[pair[name] for name in own] for pair in pairs] == [
-            [2.0, 0.5, 0.8, "mine", "a"],
-            [None, None, None, "mine", "b"],
+            [2.0, 0.5, 0.8, -1.5, "mine", "a"],
+            [None, None, None, None, "mine", "b"],
         ]
 
 

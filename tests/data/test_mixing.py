@@ -86,7 +86,7 @@ def test_the_same_seed_gives_the_same_rows_and_another_source_changes_none_of_th
 
 
 def test_columns_that_one_set_lacks_are_none():
-    for name in ("weight", "label_confidence"):
+    for name in ("weight", "label_confidence", "blind_margin"):
         mixed = mix({"a": rows("a", 2, **{name: [0.5, 1.0]}), "b": rows("b", 1)})
         assert dict(zip(mixed["pair_id"], mixed[name], strict=True)) == {"a-0": 0.5, "a-1": 1.0, "b-0": None}
 

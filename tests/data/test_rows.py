@@ -151,6 +151,11 @@ BAD = [
     (row(weight=[1.0]), "bad_weight", "`weight` is [1.0]"),
     (row(label_confidence=1.5), "bad_label_confidence", "`label_confidence` is 1.5; give the probability"),
     (row(label_confidence=True), "bad_label_confidence", "`label_confidence` is True"),
+    (
+        row(blind_margin=math.inf),
+        "bad_blind_margin",
+        "`blind_margin` is inf; give the log odds that `chosen` is better",
+    ),
     (row(label_confidence=math.nan), "bad_label_confidence", "`label_confidence` is nan"),
     (row(margin=None), "bad_margin", "`margin` is None"),
     (row(margin="1"), "bad_margin", "`margin` is '1'"),

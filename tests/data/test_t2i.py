@@ -58,13 +58,22 @@ def test_columns_of_the_result():
     more = (
         plain.add_column("weight", [0.5, 2.0])
         .add_column("label_confidence", [0.9, None])
+        .add_column("blind_margin", [-0.5, None])
         .add_column("is_flipped", [True, False])
     )
     more = more.add_column("image", ["a", "b"]).add_column("scores", [[1], [2]]).add_column("prompt", ["x", "y"])
     for made in (reformulate_t2i(more), reformulate_t2i(more.to_iterable_dataset())):
-        assert set(made.features) == {*REFORMULATED_FEATURES, "weight", "label_confidence", "is_flipped", "scores"}
+        assert set(made.features) == {
+            *REFORMULATED_FEATURES,
+            "weight",
+            "label_confidence",
+            "blind_margin",
+            "is_flipped",
+            "scores",
+        }
         assert [(row["weight"], row["is_flipped"]) for row in raw(made)] == [(0.5, True), (2.0, False)]
         assert [row["label_confidence"] for row in raw(made)] == [0.9, None]  # whichever image comes first
+        assert [row["blind_margin"] for row in raw(made)] == [-0.5, None]
         assert [row["strength"] for row in raw(made)] == [0.0, 1.0]
     assert [row["strength"] for row in raw(reformulate_t2i(more, strength="weight"))] == [0.5, 2.0]
     assert [row["strength"] for row in raw(reformulate_t2i(more, strength=None))] == [None, None]

@@ -42,6 +42,8 @@ NUM_PROMPTS = 30
 SHORTER = {
     "num_train_epochs=4": 'max_steps=12, report_to="none", save_strategy="no"',
     'make_digits("test", 1000': 'make_digits("test", 300',
+    "pairs.select(range(400))": "pairs.select(range(40))",
+    "max_steps=10,": 'max_steps=2, report_to="none",',
 }
 
 

@@ -9,10 +9,14 @@ from trl_dt2it.models.posterior import read_posterior
 from .launching import train
 
 
+BLIND = {"blind/weight", "blind/effective_pairs"}
+
+
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "gemma3", "llava"])
 def test_two_processes_give_what_one_gives(family, tmp_path):
     # The same four pairs make up each step: 2 processes x 2 pairs, or 1 x 4.
     options = {"train_sampling_strategy": "sequential", "reward_posterior": True}
+    options |= {"blind_weighting": family == "qwen3_vl", "blind_offset": family == "gemma3"}
     one = train(tmp_path / "one", 1, 4, family, **options)
     two = train(tmp_path / "two", 2, 2, family, **options)
     assert len(one["log"]) == len(two["log"]) == 4
@@ -20,6 +24,9 @@ def test_two_processes_give_what_one_gives(family, tmp_path):
         for name in ("loss", "grad_norm", "accuracy", "margin", "mean_reward", "min_reward", "max_reward"):
             assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-4), name
         assert ours["num_tokens"] == theirs["num_tokens"]
+        assert {name for name in theirs if name.startswith("blind/")} == (BLIND if family == "qwen3_vl" else set())
+        for name in theirs.keys() & BLIND:
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-3), name
     for moment in ("before", "after"):
         for name, value in one[moment].items():
             if not name.endswith(("_runtime", "_per_second", "_time")):

@@ -18,6 +18,7 @@ def main(output_dir: str, base: str, per_device: int, options: dict) -> None:
     resume = options.pop("resume", None)
     num_images = tuple(options.pop("num_images", (1, 2, 0)))
     columns = {"strength": [float(i % 5) for i in range(8)], "weight": [1.0, 0.5, 2.0, 1.0, 0.0, 3.0, 1.0, 1.0]}
+    columns["blind_margin"] = [3.0, -1.0, None, 0.5, 2.0, 8.0, -4.0, 1.5]
     train = make_dataset(8, num_images=num_images, **columns)
     evaluation = make_dataset(5, seed=7, source=["a", "b", "a", "a", "b"])
     seen = []

@@ -99,6 +99,7 @@ ROWS = Dataset.from_list(
         {
             **{"prompt": f"q{i}", "chosen": f"c{i}", "rejected": f"r{i}", "chosen_ids": [i], "rejected_ids": [-i]},
             **{"margin": i / 2, "strength": float(i), "weight": 2.0, "label_confidence": 0.8, "source": "s"},
+            **{"blind_margin": [1.5, -2.0, None][i]},
         }
         for i in range(3)
     ]
@@ -110,8 +111,9 @@ def test_rows_are_read_as_drawn():
     assert len(rows) == 3
     as_it_is, flipped = rows.__getitems__([Draw(2, False, True, None), Draw(1, True, True, None)])
     assert as_it_is == ROWS[2]
-    sides = {"chosen": "r1", "rejected": "c1", "chosen_ids": [-1], "rejected_ids": [1]}
+    sides = {"chosen": "r1", "rejected": "c1", "chosen_ids": [-1], "rejected_ids": [1], "blind_margin": 2.0}
     assert flipped == {**ROWS[1], **sides}  # margin, strength, weight and confidence as they were
+    assert rows[Draw(2, True, True, None)]["blind_margin"] is None
     assert rows[Draw(1, False, False, None)] == {**ROWS[1], "weight": 0.0}
     assert rows[Draw(1, False, True, 7.5)] == {**ROWS[1], "strength": 7.5}
     assert rows[Draw(1, False, True, float("nan"))] == {**ROWS[1], "strength": None}

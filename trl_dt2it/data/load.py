@@ -43,9 +43,9 @@ from .columns import (
 )
 from .images import ImageOptions, is_address, placed_image, with_image_root
 from .messages import FEATURES, PROVENANCE, T2I_FEATURES, VIDEO_FEATURES
-from .rows import RowError, check_row, is_milestone
+from .rows import RowError, check_confidence, check_log_odds, check_row, is_milestone
 from .sources import SOURCES
-from .sources.fields import FOLDER_COLUMN, JSON_COLUMN, Source, confidence_field, is_given, name_field, strength_field
+from .sources.fields import FOLDER_COLUMN, JSON_COLUMN, Source, checked_field, is_given, name_field, strength_field
 from .t2i import Columns, collapse, find_bad_pair, reformulate_t2i
 from .validation import NOTES, take_out
 
@@ -60,7 +60,7 @@ _BATCH = 100  # rows of a stream at a time; each may hold images of some megabyt
 _FIRST_ROWS = 1000  # of a stream, which tell its columns
 
 # Columns that mean the same in any source that has them.
-_SHARED = ("strength", "margin", "weight", "label_confidence", *PROVENANCE)
+_SHARED = ("strength", "margin", "weight", "label_confidence", "blind_margin", *PROVENANCE)
 
 # Columns that mean something in canonical rows; a source's own columns of these names are renamed.
 _TAKEN = {
@@ -349,7 +349,8 @@ class Conversion:
         values: dict[str, Any] = {name: name_field(row, name) for name in PROVENANCE}
         values["strength"] = strength_field(row, "strength" if row.get("strength") is not None else "margin")
         values["weight"] = strength_field(row, "weight", "bad_weight")
-        values["label_confidence"] = confidence_field(row, "label_confidence")
+        values["label_confidence"] = checked_field(row, "label_confidence", check_confidence)
+        values["blind_margin"] = checked_field(row, "blind_margin", check_log_odds)
         values = {name: value for name, value in values.items() if value is not None}
         for name, new in self.kept.items():
             value, *others = (without_parts(row.get(name), name, self.reads) for row in rows)
@@ -449,7 +450,7 @@ def with_own_columns(conversion: Conversion, raw: AnyDataset) -> Conversion:
             f"{', '.join(renamed)}."
         )
     features = {names[name]: retype_images(feature, decode=True) for name, feature in own.items()}
-    features |= {name: Value("float64") for name in ("weight", "label_confidence") if name in shared}
+    features |= {name: Value("float64") for name in ("weight", "label_confidence", "blind_margin") if name in shared}
     return replace(
         conversion,
         reads=tuple(sorted(reads - own.keys())),
@@ -541,9 +542,9 @@ def load_preferences(
             Options of the set's adapter, such as `min_confidence` of HPDv3 or the column names of `"columns"`.
 
     Returns:
-        `Dataset` or `IterableDataset`: rows with the columns of [`FEATURES`], `videos`, `weight` or `label_confidence`
-        where the source has such, and all columns with any value that its adapter does not read. A name that rows have
-        already becomes `original_` and the name, with a warning.
+        `Dataset` or `IterableDataset`: rows with the columns of [`FEATURES`], `videos`, `weight`, `label_confidence`
+        or `blind_margin` where the source has such, and all columns with any value that its adapter does not read. A
+        name that rows have already becomes `original_` and the name, with a warning.
 
     Raises:
         `ValueError`: if the name or an option is not known, if there is nothing to read, if no pair can be used, or

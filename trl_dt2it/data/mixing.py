@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, Features, Image, List, Value, concatenate_datasets
 
 from ..utils import digest
@@ -38,7 +39,7 @@ TEXTS = ("prompt", *SIDES)
 # Types of the columns that mean something in canonical rows, but for images.
 _KNOWN = {
     **dict.fromkeys(TEXTS, MESSAGES),
-    **dict.fromkeys(("strength", "weight", "label_confidence", "margin"), Value("float64")),
+    **dict.fromkeys(("strength", "weight", "label_confidence", "margin", "blind_margin"), Value("float64")),
     **dict.fromkeys(PROVENANCE, Value("string")),
     **T2I_IDENTITY,
 }
@@ -53,6 +54,7 @@ def partner_column(name: str, columns: Collection[str]) -> str | None:
 def swap_pairs(dataset: Dataset, swapped: npt.ArrayLike, rows: npt.ArrayLike | None = None) -> Dataset:
     """Swap chosen and rejected where `swapped` `(N,)` is true, without copying a cell, and select `rows`."""
     # The label changes, so that numbers about it stay: as 1 - p, a `label_confidence` would undo the swap in the loss.
+    # A `blind_margin` says which answer a model prefers, whatever the label.
     count, names = len(dataset), dataset.column_names
     swapped = np.asarray(swapped, dtype=bool)
     indices = np.arange(count) if rows is None else np.asarray(rows, dtype=np.int64)
@@ -67,6 +69,8 @@ def swap_pairs(dataset: Dataset, swapped: npt.ArrayLike, rows: npt.ArrayLike | N
                 message = f"`{name}` and `{partner}` hold different types, {here} and {there}"
                 raise ValueError(f"{message}; cast one of them, or rename it so that it stays where it is.")
         mirrored = dataset.rename_columns(partners).select_columns(names)
+        if "blind_margin" in names and not pa.types.is_null((blind := column_of(dataset, "blind_margin")).type):
+            mirrored = with_columns(mirrored, {"blind_margin": pc.negate(blind)})
         dataset = concatenate_datasets([dataset, mirrored])
         indices = indices + np.where(swapped[indices], count, 0)
     elif rows is None:

@@ -37,6 +37,7 @@ Reason = Literal[
     "bad_strength",
     "bad_weight",
     "bad_label_confidence",
+    "bad_blind_margin",
     "bad_margin",
     "image_missing",  # no such file, no such address, or `None`
     "image_corrupt",  # does not decode
@@ -396,10 +397,11 @@ def check_special_tokens(row: Mapping[str, Any], pattern: re.Pattern) -> None:
 
 
 def check_numbers(row: Mapping[str, Any]) -> None:
-    """Refuse a strength, weight, confidence or margin in which the loss cannot be computed."""
+    """Refuse a strength, weight, confidence or margins in which the loss cannot be computed."""
     check_amount("strength", row.get("strength"), "bad_strength")
     check_amount("weight", row.get("weight"), "bad_weight")
     check_confidence("label_confidence", row.get("label_confidence"))
+    check_log_odds("blind_margin", row.get("blind_margin"))
     if "margin" in row and not is_finite(row["margin"]):
         message = f"`margin` is {row['margin']!r:.40}; give a finite number, 0.0 for none, or drop the column."
         raise RowError("bad_margin", message)
@@ -417,6 +419,13 @@ def check_confidence(field: str, value: Any) -> None:
     if value is not None and not (is_finite(value, 1.0) and value >= 0):
         message = f"`{field}` is {value!r:.40}; give the probability that the label is right, in [0, 1], or None if"
         raise RowError("bad_label_confidence", f"{message} there is no doubt.")
+
+
+def check_log_odds(field: str, value: Any) -> None:
+    """Refuse what is no finite number; `None` stands for an unknown one."""
+    if value is not None and not is_finite(value):
+        message = f"`{field}` is {value!r:.40}; give the log odds that `chosen` is better, to a model without"
+        raise RowError("bad_blind_margin", f"{message} the image, or None if unknown.")
 
 
 def is_finite(value: Any, largest: float = _LARGEST) -> bool:

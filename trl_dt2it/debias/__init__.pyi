@@ -2,6 +2,7 @@ from .audit import audit_style as audit_style
 from .balance import balance_style as balance_style
 from .balance import match_style as match_style
 from .balance import style_weights as style_weights
+from .blind_model import model_blind_margins as model_blind_margins
 from .counterfactuals import counterfactual_pairs as counterfactual_pairs
 from .distillation.pairs import DISTILLED_FEATURES as DISTILLED_FEATURES
 from .distillation.run import DistillPlan as DistillPlan

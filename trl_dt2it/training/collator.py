@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -55,10 +56,11 @@ class MultimodalPreferenceCollator:
     A row is as described in [`~trl_dt2it.data.rows.check_row`], or has the columns `chosen_ids` and `rejected_ids`.
 
     Returns a dict with
-        - `pairs`: `weight` `(B,)` fp32; `label_confidence` `(B,)` fp32 in [0, 1], where one is below 1; `strength`
-          `(B,)` fp32 and `is_tie` `(B,)` bool, with a normalizer; `margin` `(B,)` fp32, with that column; `row_index`
-          `(B,)` int64, with that column of integers; `num_tokens` `(B,)` int64, of both conversations; `has_media`
-          `(B,)` bool; `source`, a list of B strings or `None`;
+        - `pairs`: `weight` `(B,)` fp32; `label_confidence` `(B,)` fp32 in [0, 1], where one is below 1;
+          `blind_margin` `(B,)` fp32, where one is known, NaN for the others; `strength` `(B,)` fp32 and `is_tie`
+          `(B,)` bool, with a normalizer; `margin` `(B,)` fp32, with that column; `row_index` `(B,)` int64, with that
+          column of integers; `num_tokens` `(B,)` int64, of both conversations; `has_media` `(B,)` bool; `source`, a
+          list of B strings or `None`;
         - with one row per pair: `pair_layout` `(B + D, 3)` int64, the numbers of tokens shared, only in chosen and
           only in rejected; `input_ids` `(1, T)` int64, and the processor's other tensors per token;
         - with two: `input_ids` and `attention_mask` `(2 * (B + D), L)` int64, the processor's other tensors per token,
@@ -153,6 +155,9 @@ class MultimodalPreferenceCollator:
         confidences = [1.0 if e.get("label_confidence") is None else e["label_confidence"] for e in examples]
         if any(confidence != 1 for confidence in confidences):  # otherwise the loss needs no second term
             pairs["label_confidence"] = torch.tensor(confidences, dtype=torch.float32)
+        blind = [math.nan if e.get("blind_margin") is None else e["blind_margin"] for e in examples]
+        if not all(map(math.isnan, blind)):
+            pairs["blind_margin"] = torch.tensor(blind, dtype=torch.float32)
         if self.normalizer is not None:
             raw = [e.get("strength") for e in examples]
             pairs["strength"] = torch.from_numpy(self.normalizer(raw, sources).astype(np.float32))

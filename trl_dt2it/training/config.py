@@ -84,6 +84,11 @@ class MultimodalRewardConfig(RewardConfig):
             For `"btt"`: Rao and Kupper's k, > 1. Pairs of strength 0 are ties.
         ordinal_thresholds (`list[float]`, *optional*, defaults to `[1.0, 2.0, 3.0]`):
             For `"ordinal"`: increasing positive cut points between the levels of strength, in units of reward.
+        blind_offset, blind_weighting (`bool`, *optional*, defaults to `False`):
+            What to make of the column `blind_margin` of the train set, so that the model does not learn what can be
+            had without looking at the image. `blind_offset` adds it to the reward margin that the loss sees, so that
+            the model learns the rest. `blind_weighting` multiplies the loss of a pair by l_blind / (l_blind + l), as
+            in arXiv 2503.03122. See [`trl_dt2it.training.losses`].
 
         > Parameters that control the training
 
@@ -130,6 +135,8 @@ class MultimodalRewardConfig(RewardConfig):
         default_factory=lambda: [1.0, 2.0, 3.0],
         metadata={"help": "For `ordinal`: increasing positive cut points between the levels of strength."},
     )
+    blind_offset: bool = _option(False, "Learn what a model without the image does not know (`blind_margin`).")
+    blind_weighting: bool = _option(False, "Count pairs less that a model tells without their image (`blind_margin`).")
 
     # Parameters that control the training
     max_tokens_per_batch: int | None = _option(None, "Most tokens of a batch, packed with as many pairs as fit.")
@@ -157,6 +164,7 @@ class MultimodalRewardConfig(RewardConfig):
             "ordinal_thresholds": (is_rising and len(cuts) > 1, "positive and increasing"),
             "min_pixels": (least is None or most is None or least <= most, "<= max_pixels"),
             "max_tokens_per_batch": (self.max_tokens_per_batch is None or self.max_tokens_per_batch > 0, "> 0"),
+            "blind_weighting": (not (self.blind_weighting and self.blind_offset), "False with `blind_offset`"),
         }
         for name, (is_within, condition) in ranges.items():
             if not is_within:

@@ -33,6 +33,12 @@ subtracted from Δ.
 Where a pair has a `label_confidence` \(\pi\), the probability that its label is right, each loss \(L\) becomes its
 expectation \(\pi L(\Delta) + (1 - \pi) L(-\Delta)\). A margin is asked for in both directions: with TRL's margin m,
 \(\pi L(\Delta - m) + (1 - \pi) L(-\Delta - m)\). With `bt` that is the cross-entropy with π as the target.
+
+A `blind_margin` \(b\), the log odds of a pair's label to a model that sees no image, may leave the loss with the rest.
+`blind_offset`: its \(\Delta\) is \(r_{chosen} - r_{rejected} + b\), so that both models together explain the label,
+a product of experts (Clark et al., 2019, arXiv 1909.03683; He et al., 2019, arXiv 1908.10763).
+`blind_weighting`: the pair has the further weight \(\ell(b) / (\ell(b) + \ell(\Delta))\), where
+\(\ell\) is the loss `bt`; see [`blind_weight`].
 """
 
 from __future__ import annotations
@@ -206,6 +212,55 @@ def pair_weight(batch: Mapping[str, torch.Tensor], config: Any, loss_type: str |
     return weight
 
 
+def with_blind_margin(rewards: torch.Tensor, batch: Mapping[str, Any]) -> torch.Tensor:
+    """Move rewards `(2, B)` of chosen and rejected apart by the `blind_margin` of each pair, where it is known."""
+    if (blind := batch.get("blind_margin")) is None:
+        return rewards
+    half = torch.where(blind.isnan(), 0.0, blind / 2)  # by halves, so that their sum, which may be centered, stays
+    return rewards.float() + torch.stack([half, -half])
+
+
+@torch.no_grad()
+def blind_weight(rewards: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    r"""
+    Compute the share of each pair's loss that counts where the pair can be told without its image.
+
+    It is \(\ell(b) / (\ell(b) + \ell(\Delta))\) with \(\ell(x) = -\log \sigma(x)\), the blind margin \(b\) and the
+    reward margin \(\Delta\): the shortcut-failure coefficient of arXiv 2503.03122. \(\ell\) is the plain loss of
+    Bradley and Terry under any `loss_type`, so that both are measured alike: strengths and TRL's `margin` do not
+    enter. Where the pair has a `label_confidence`, it is the expectation over both labels.
+
+    Args:
+        rewards (`torch.Tensor`):
+            Rewards `(2, B)` of chosen and rejected.
+        batch (`Mapping[str, torch.Tensor]`):
+            Vectors `(B,)`: `blind_margin`, NaN where it is not known, and `label_confidence`; either may be absent.
+
+    Returns:
+        `torch.Tensor`: `(B,)` fp32 in [0, 1], detached; 1 for a pair without a blind margin.
+    """
+    blind, confidence = batch.get("blind_margin"), batch.get("label_confidence")
+    if blind is None:
+        return torch.ones_like(rewards[0], dtype=torch.float32)
+    delta = rewards[0].float() - rewards[1].float()
+    logs = [_log_bradley_terry(margin.float(), confidence) for margin in (blind, delta)]
+    # In logarithms, so that two losses of zero have a ratio.
+    return torch.where(blind.isnan(), 1.0, torch.sigmoid(logs[0] - logs[1]))
+
+
+def _log_bradley_terry(margin: torch.Tensor, confidence: torch.Tensor | None) -> torch.Tensor:
+    """Logarithm `(B,)` of the loss `bt`, which is finite for any finite margin."""
+
+    def log_loss(x: torch.Tensor) -> torch.Tensor:
+        loss = -logsigmoid(x)  # close to exp(-x) where x is large
+        return torch.where(x > 15, -x, loss.log())
+
+    if confidence is None:
+        return log_loss(margin)
+    share = confidence.float()
+    return torch.logaddexp(share.log() + log_loss(margin), (1 - share).log() + log_loss(-margin))
+
+
 @dataclass(frozen=True)
 class StrengthNormalizer:
     """A map of raw strengths to [0, 1], per source, relative to the training set's."""
@@ -325,28 +380,44 @@ class TrainMetrics:
     def __init__(self, device: torch.device) -> None:
         # MPS has no fp64; the counts of one logging window fit fp32 there.
         dtype = torch.float32 if device.type == "mps" else torch.float64
-        self.sums = torch.zeros(5, dtype=dtype, device=device)  # pairs, wins of chosen, margins, rewards, tokens
+        # Pairs, wins of chosen, margins, rewards, tokens; pairs with a blind margin, the shares of their losses that
+        # count, the weights of all pairs, and their squares.
+        self.sums = torch.zeros(9, dtype=dtype, device=device)
         self.bounds = self.sums.new_full((2,), float("-inf"))  # highest negated reward, highest reward
 
     @torch.no_grad()
-    def add(self, chosen: torch.Tensor, rejected: torch.Tensor, num_tokens: torch.Tensor) -> None:
-        """Add a batch: rewards `(B,)` and its number of tokens, a scalar."""
+    def add(
+        self,
+        chosen: torch.Tensor,
+        rejected: torch.Tensor,
+        num_tokens: torch.Tensor,
+        blind: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
+    ) -> None:
+        """Add a batch: rewards `(B,)` and its number of tokens, a scalar; with blind weighting also which pairs have a
+        blind margin, the shares of their losses that count, and the weights of all, each `(B,)`."""
         both = torch.stack([chosen, rejected]).to(self.sums)
         margins = both[0] - both[1]
-        batch = (torch.ones_like(margins), both[0] > both[1], margins, both[0] + both[1], num_tokens)
-        self.sums += torch.stack([values.sum().to(self.sums) for values in batch])
+        batch = [torch.ones_like(margins), both[0] > both[1], margins, both[0] + both[1], num_tokens]
+        if blind is not None:
+            is_known, share, weight = blind
+            batch += [is_known, share * is_known, weight, weight.to(self.sums) ** 2]
+        self.sums[: len(batch)] += torch.stack([values.sum().to(self.sums) for values in batch])
         self.bounds = torch.maximum(self.bounds, torch.stack([-both.min(), both.max()]))
 
     def collect(self, accelerator: Accelerator) -> tuple[dict[str, float], int]:
         """Return the metrics and number of tokens of all processes since the last call; all must call it."""
-        everywhere = accelerator.gather(torch.cat([self.sums, self.bounds])[None])  # (processes, 7)
-        pairs, wins, margins, rewards, tokens = everywhere[:, :5].sum(0).tolist()
-        negated_low, high = everywhere[:, 5:].amax(0).tolist()
+        everywhere = accelerator.gather(torch.cat([self.sums, self.bounds])[None])  # (processes, 11)
+        pairs, wins, margins, rewards, tokens, known, shares, weight, squares = everywhere[:, :9].sum(0).tolist()
+        negated_low, high = everywhere[:, 9:].amax(0).tolist()
         self.sums.zero_()
         self.bounds.fill_(float("-inf"))
         if pairs == 0:
             return {}, 0
         metrics = {"min_reward": -negated_low, "mean_reward": rewards / (2 * pairs), "max_reward": high}
+        if known:
+            metrics["blind/weight"] = shares / known
+        if squares:  # as many pairs of equal weight determine a mean as well
+            metrics["blind/effective_pairs"] = weight**2 / (pairs * squares)
         return {**metrics, "accuracy": wins / pairs, "margin": margins / pairs}, int(tokens)
 
 

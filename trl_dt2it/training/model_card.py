@@ -168,8 +168,11 @@ def push_checkpoint(trainer: Trainer, checkpoint: str) -> list[Any]:
 def _training_figures(trainer: Trainer) -> list[tuple[str, str]]:
     args: MultimodalRewardConfig = trainer.args
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * trainer.accelerator.num_processes
+    loss = cards.code_span(loss_name(getattr(trainer, "loss_type", args.loss_type)))
+    if args.blind_offset or args.blind_weighting:
+        loss += ", beside blind margins" if args.blind_offset else ", weighted by blind margins"
     figures = [
-        ("loss", cards.code_span(loss_name(getattr(trainer, "loss_type", args.loss_type)))),
+        ("loss", loss),
         ("pairs a step", str(batch) if args.max_tokens_per_batch is None else "as many as fit the tokens of a batch"),
         ("epochs", f"{trainer.state.epoch or args.num_train_epochs:g}"),
         ("optimizer steps", str(trainer.state.global_step)),

@@ -34,7 +34,7 @@ from ..models.posterior import HeadInputs, RewardPosterior, laplace_posterior, w
 from ..processes import failing_together, gather, on_main_process, portable, raise_together
 from .batching import count_tokens, pair_size, plan_batches
 from .config import Trainer
-from .losses import loss_name, pair_curvature, pair_rewards, pair_weight
+from .losses import blind_weight, loss_name, pair_curvature, pair_rewards, pair_weight, with_blind_margin
 from .selection import Selection, as_drawn
 
 
@@ -178,7 +178,10 @@ def fit_reward_posterior(trainer: Trainer) -> RewardPosterior:
     def add(scores: torch.Tensor, pairs: Mapping[str, Any]) -> torch.Tensor:
         weight = pair_weight(pairs, trainer.args, trainer.loss_type)
         rewards = scores[:, : len(weight)].cpu()
-        curvature = pair_curvature(rewards, pairs, trainer.args, loss_type=trainer.loss_type)
+        if trainer.args.blind_weighting:
+            weight = weight * blind_weight(rewards, pairs)
+        of_loss = with_blind_margin(rewards, pairs) if trainer.args.blind_offset else rewards
+        curvature = pair_curvature(of_loss, pairs, trainer.args, loss_type=trainer.loss_type)
         if pairs.get("label_confidence") is not None:  # see `models/posterior.py`
             curvature[0] *= (2 * pairs["label_confidence"].float() - 1) ** 2
         inputs = pair_inputs(head, scores, len(weight)).to(at, torch.float64)

@@ -144,6 +144,8 @@ def as_drawn(row: dict[str, Any], draw: Draw) -> dict[str, Any]:
     """Apply a draw to a row: swap its sides, or change its weight, its strength or the confidence in its label."""
     if draw.is_flipped:  # numbers about the label stay, `label_confidence` included, as in [`swap_pairs`]
         row = {name: row[partner_column(name, row.keys()) or name] for name in row}
+        if row.get("blind_margin") is not None:
+            row["blind_margin"] = -row["blind_margin"]
     if draw.weight is not None:
         own = row.get("weight")
         row = {**row, "weight": draw.weight * (1.0 if own is None else own)}

@@ -1,4 +1,4 @@
-"""Setup of a training: model, processor, collator and rows are prepared and checked before the first step."""
+"""Setup of a training: model, processor, collator and rows are prepared and checked before the first step; its end."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from accelerate.utils import is_peft_model
 from datasets import Dataset, Features, IterableDataset, Value
 from peft import PeftConfig
 from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, ProcessorMixin, set_seed
+from transformers.integrations import is_wandb_available
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.utils import is_liger_kernel_available, logging
 
@@ -30,6 +31,7 @@ from ..data.columns import (
     AnyDataset,
     as_python,
     column_names,
+    column_of,
     has_transform,
     leave_images_encoded,
     look_at_rows,
@@ -50,7 +52,8 @@ logger = logging.get_logger(__name__)
 # The columns that training and evaluation read; the trainer drops all others.
 COLUMNS = [
     *("prompt", "chosen", "rejected", "image", "images", "videos", "tools", "chat_template_kwargs"),
-    *("strength", "weight", "label_confidence", "margin", "source", "pair_id", "group_id", "category", "row_index"),
+    *("strength", "weight", "label_confidence", "margin", "blind_margin", "source", "pair_id", "group_id"),
+    *("category", "row_index"),
     *("chosen_ids", "rejected_ids"),
 ]
 
@@ -140,6 +143,23 @@ def rename_old_columns(dataset: AnyDataset) -> AnyDataset:
         stacklevel=2,
     )
     return dataset.rename_columns(old)
+
+
+def check_blind_margins(dataset: AnyDataset, columns: set[str], args: MultimodalRewardConfig) -> None:
+    """Refuse to count blind margins that are not there, and mention such as do not count."""
+    has_any = "blind_margin" in columns
+    if has_any and isinstance(dataset, Dataset) and not has_transform(dataset):
+        margins = column_of(dataset, "blind_margin")
+        has_any = margins.null_count < len(margins)
+    name = "blind_offset" if args.blind_offset else "blind_weighting" if args.blind_weighting else None
+    if name is not None and not has_any:
+        raise ValueError(
+            f"`{name}` needs a column `blind_margin` in the train set, and it has none, or none with a value; add it: "
+            '`dataset.add_column("blind_margin", trl_dt2it.debias.blind_margins(dataset))`.'
+        )
+    if has_any and name is None:
+        options = "`blind_offset=True` or `blind_weighting=True`"
+        logger.info(f"The train set has a column `blind_margin`, which counts only with {options}.")
 
 
 def quarantine_bad_rows(
@@ -482,3 +502,19 @@ def refuse_uneven_batches(trainer: Trainer) -> None:
             f"{accelerator.num_processes} processes different numbers of batches; leave it out, or set "
             "`dataloader_drop_last=True`."
         )
+
+
+def end_training(trainer: Trainer) -> None:
+    """End the trackers of a trainer and let go of its memory, but keep the process group for the next training."""
+    for tracker in trainer.accelerator.trackers:  # not `trainer.end()`, which would close the group
+        tracker.finish()
+    close_trackers(trainer.args)
+    trainer.accelerator.free_memory()
+
+
+def close_trackers(args: MultimodalRewardConfig) -> None:
+    """End the run that Weights & Biases keeps open after a training, so that the next training gets its own."""
+    if "wandb" in (args.report_to or ()) and is_wandb_available():
+        import wandb
+
+        wandb.finish()

@@ -65,8 +65,8 @@ class MultimodalRewardTrainer(RewardTrainer):
             By default [`MultimodalPreferenceCollator`], whose batches any other collator has to return too.
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`] or `dict` or `list` of the former):
             Preference rows: conversational or plain, with explicit or implicit prompt; `images` or `image`; and
-            optionally `strength`, `weight`, `label_confidence`, `margin`, `source` and `pair_id`. Several sets are
-            concatenated.
+            optionally `strength`, `weight`, `label_confidence`, `margin`, `blind_margin`, `source` and `pair_id`.
+            Several sets are concatenated.
         eval_dataset ([`~datasets.Dataset`], [`~datasets.IterableDataset`] or `dict` of them, *optional*):
             Rows to evaluate on. If the `info` of a set has a method `measure(dataset, records)`, as that of a
             benchmark has, its metrics are logged too.
@@ -202,6 +202,7 @@ class MultimodalRewardTrainer(RewardTrainer):
         columns = set(column_names(dataset))
         if dataset_name == "train":
             self.loss_type = losses.loss_type_for(args.loss_type, has_strength="strength" in columns)
+            setup.check_blind_margins(dataset, columns, args)
         names = {"image": {"image", "images"}, "video": {"videos"}}
         self._collator.media = tuple(k for k in names if k in self._collator.media or names[k] & columns)
         dataset, counts = setup.prepare_dataset(dataset, name=dataset_name, collator=self._collator, args=args)
@@ -477,20 +478,29 @@ class MultimodalRewardTrainer(RewardTrainer):
         # `skip_logits` is Trainer's option for Liger's language models.
         tensors = {name: value for name, value in inputs.items() if name not in ("pairs", "skip_logits")}
         rewards = losses.pair_rewards(model, tensors, num_pairs)  # (2, B + D), of D dummies too
-        chosen, rejected = rewards[:, :num_pairs]
-        of_pairs = losses.pairwise_loss(chosen, rejected, pairs, self.args, loss_type=self.loss_type)
+        chosen, rejected = of_loss = rewards[:, :num_pairs]
+        uses_blind = self._evaluation is None  # an evaluation is of the model alone
+        if self.args.blind_offset and uses_blind:
+            of_loss = losses.with_blind_margin(of_loss, pairs)
+        of_pairs = losses.pairwise_loss(of_loss[0], of_loss[1], pairs, self.args, loss_type=self.loss_type)
         weights = losses.pair_weight(pairs, self.args, self.loss_type)
         total, factor = weights.sum(), 1
         if num_items_in_batch is not None:
             # The weight is summed over processes, and DDP, FSDP and DeepSpeed average the loss over them.
             total, factor = torch.as_tensor(num_items_in_batch), self.accelerator.num_processes
+        blind = None
+        if self.args.blind_weighting and uses_blind:
+            # Not in `total`, which is known before the rewards: a step is the same however its pairs are batched.
+            share, known = losses.blind_weight(rewards[:, :num_pairs], pairs), pairs.get("blind_margin")
+            weights = weights * share
+            blind = (torch.zeros_like(share) if known is None else ~known.isnan(), share, weights)
         loss = (weights * of_pairs).sum() * factor / total.clamp(min=torch.finfo(torch.float32).tiny)
         loss = loss + 0.0 * rewards[:, num_pairs:].sum()  # dummies take part without effect
         chosen, rejected = chosen.detach(), rejected.detach()
         if self._evaluation is not None:
             self._evaluation.add(pairs, chosen, rejected, of_pairs.detach(), weights)
         elif self.model.training and not pairs.get("is_filler"):
-            self._train_metrics.add(chosen, rejected, pairs["num_tokens"].sum())
+            self._train_metrics.add(chosen, rejected, pairs["num_tokens"].sum(), blind)
         return (loss, {"logits": torch.stack([chosen, rejected], dim=1)}) if return_outputs else loss
 
     def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any) -> EvalLoopOutput:

@@ -31,12 +31,12 @@ from ...debias.audit import audit_style
 from ...debias.style import parts_by
 from ...scoring.shards import read_scores
 from ...training.config import MultimodalRewardConfig
+from ...training.setup import close_trackers
 from ...utils import digest, printable, read_json, write_json
 from ..callback import curation_metrics
 from ..health import LEAST_CHANGE, audit_pool, style_rises
 from ..ledger import CurationLedger
 from .config import CurationRun
-from .training import close_trackers
 
 
 RUN_FILE = "run.json"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import math
 import shutil
 from collections.abc import Callable, Iterator
@@ -16,10 +15,10 @@ from typing import Any, cast
 import numpy as np
 import torch
 from accelerate import PartialState
+from accelerate.utils import release_memory
 from datasets import Dataset
 from peft import PeftConfig
 from transformers import BitsAndBytesConfig, TrainerCallback
-from transformers.integrations import is_wandb_available
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from ...debias.style_callback import StyleAuditCallback
@@ -29,7 +28,7 @@ from ...processes import on_main_process, wait_for_everyone, whole_weights
 from ...training.collator import MultimodalPreferenceCollator
 from ...training.config import MultimodalRewardConfig
 from ...training.pair_scoring import score_pairs
-from ...training.setup import image_options
+from ...training.setup import end_training, image_options
 from ...training.trainer import MultimodalRewardTrainer
 from ..ledger import CurationLedger
 from ..publish import curation_section
@@ -149,26 +148,14 @@ def train_model(
     if args.push_to_hub:
         trainer.push_to_hub()
     counts = {"pairs": len(cast(Dataset, trainer.train_dataset)), "steps": trainer.state.global_step}
-    # Not `trainer.end()`, which would close the process group.
-    for tracker in trainer.accelerator.trackers:
-        tracker.finish()
-    close_trackers(args)
-    trainer.accelerator.free_memory()
+    end_training(trainer)
     del trainer
-    _free()
+    release_memory()
     wait_for_everyone()
     if PartialState().is_main_process:
         for old in _checkpoints(folder):
             _remove(old)
     return counts
-
-
-def close_trackers(args: MultimodalRewardConfig) -> None:
-    """End the run that Weights & Biases keeps open after a training, so that the next training gets its own."""
-    if "wandb" in (args.report_to or ()) and is_wandb_available():
-        import wandb
-
-        wandb.finish()
 
 
 def newest_checkpoint(folder: Path) -> str | None:
@@ -194,7 +181,7 @@ def scorer(folder: Path, training: RewardTraining) -> Iterator[Callable[[Dataset
         yield score
     finally:
         load.cache_clear()
-        _free()
+        release_memory()
 
 
 def _load_scorer(folder: Path, training: RewardTraining) -> tuple[torch.nn.Module, MultimodalPreferenceCollator]:
@@ -219,9 +206,3 @@ def _checkpoints(folder: Path) -> list[Path]:
 def _remove(checkpoint: Path) -> None:
     (checkpoint / "complete").unlink(missing_ok=True)  # first, in case of a kill before the rest is gone
     shutil.rmtree(checkpoint)
-
-
-def _free() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 from ..messages import IMAGE_MARKER
-from ..rows import Reason, RowError, check_confidence
+from ..rows import Reason, RowError
 
 
 JSON_COLUMN = "_json"  # column of a raw row as JSON
@@ -195,11 +195,11 @@ def strength_field(row: Row, field: str, reason: Reason = "bad_strength") -> flo
     return number
 
 
-def confidence_field(row: Row, field: str) -> float | None:
-    """Read a probability, also in a string; `None` if there is no doubt."""
+def checked_field(row: Row, field: str, check: Callable[[str, Any], None]) -> float | None:
+    """Read a number that passes a check of its name and value, also in a string; `None` if it is not given."""
     value = _given(row, field)
     number = to_number(value)
-    check_confidence(field, value if number is None else number)
+    check(field, value if number is None else number)
     return number
 
 
