@@ -140,7 +140,9 @@ def main(args):
         if args.counterfactuals is not None:
             from trl_dt2it.debias import counterfactual_pairs
 
-            extend = partial(counterfactual_pairs, share=args.counterfactuals, with_originals=True, seed=args.seed)
+            # A share also where YAML has 1, which would be a number of pairs.
+            share = float(args.counterfactuals)
+            extend = partial(counterfactual_pairs, share=share, with_originals=True, seed=args.seed)
         with console.status("Putting the mixture together"):
             report = build_mixture(
                 args.output_dir,

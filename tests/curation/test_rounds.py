@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 from rich.console import Console
@@ -61,6 +62,10 @@ def test_groups_that_share_a_row_are_merged_but_for_what_many_rows_have():
     placeholder = np.r_[np.zeros(60), np.arange(1, 41)].astype(np.int64)
     assert merged_groups(np.arange(100), placeholder).tolist() == list(range(100))
     assert merged_groups(np.empty(0, np.int64), np.empty(0, np.int64)).tolist() == []
+    # Prompts by images, each of few rows: all would be one group.
+    prompts, images = np.arange(900) % 100, np.arange(900) // 3
+    assert merged_groups(prompts, images).tolist() == prompts.tolist()
+    assert np.bincount(folds_of(merged_groups(prompts, images), 4)).min() > 200
 
 
 def test_pairs_whose_images_look_alike_are_in_one_fold(run, tmp_path, tiny):
@@ -384,6 +389,23 @@ def test_one_part_of_a_large_base_is_held_out_from_all_models(run, tmp_path, tin
     assert plan["round-2/reference/model-0-fold-1"].expected == {"pairs": 100}
 
 
+def test_parts_that_are_empty_tell_nothing(run):
+    """One prompt with all of the base: no part of it can be left out."""
+    scored, empty = write_scores(run, "s", FIRST), run.output_dir / "r"
+    empty.mkdir()
+    step = Step(train_on="base", folds=1, rules=({"flip": "flip_mixture"},))
+    counts = decide_step(run, begin(run, "round-1"), number=1, step=step, scored=scored, referenced=[["r"]], before=[])
+    assert counts["pairs"] == 8 and CurationLedger(run.output_dir / "ledger").rounds[0]["health"]["reference"] is None
+
+
+def test_groups_are_those_of_the_first_start(run):
+    groups = run.sets.groups("pool")
+    (file,) = (run.output_dir / "groups").glob("pool-*.parquet")
+    pq.write_table(pa.table({"group": groups[::-1]}), file)  # as if an image were read in another way now
+    again = SourceSets(run.sets.specs, run.sets.args, run.sets.model_dir, DEMO_LOADERS)
+    assert again.groups("pool").tolist() == groups[::-1].tolist()
+
+
 @pytest.mark.parametrize("labels", ["soft", "weight"])
 def test_doubt_about_labels_reaches_the_final_training(run, labels):
     names = run.sets.names("pool")
@@ -433,6 +455,16 @@ def test_a_killed_run_ends_like_one_that_is_not(tmp_path, num_processes):
         assert not (killed / "summary.json").exists()
     start(arguments(killed, **options), num_processes).finish()
     assert outcome(killed) == expected
+
+
+def test_two_processes_decide_by_references_that_another_start_has_scored(tmp_path):
+    """The first process decides alone, and must not wait for the other to check rows with it."""
+    options = {"base": {"clean": {"digits": {"num_pairs": 80}}}, "max_steps": 1}
+    options["rounds"] = [{"rules": [{"flip": "flip_mixture", "by": "source"}]}]
+    start(arguments(tmp_path, stop_before="round-1/decide", **options)).finish()
+    assert len(list(tmp_path.glob("round-1/reference/*/stage.json"))) == 4
+    start(arguments(tmp_path, stop_before="final", **options), 2).finish()
+    assert CurationLedger(tmp_path / "ledger").rounds[0]["health"]["reference"]["pairs"] == 80
 
 
 def test_a_plan_says_what_is_done_and_what_the_judge_may_cost(tmp_path):

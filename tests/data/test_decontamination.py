@@ -12,6 +12,8 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from sklearn.datasets import load_sample_images
 
 from tests.rows import png
@@ -410,6 +412,7 @@ def test_rows_whose_images_look_alike_are_one_group():
     order = np.random.default_rng(0).permutation(len(rows))
     assert partition(look_alikes(dataset.select(order))[np.argsort(order)]) == expected
     assert look_alikes(Dataset.from_dict({"prompt": ["a", "b"]})).tolist() == [0, 1]
+    assert look_alikes(dataset.select([7, 8, 9])).tolist() == [0, 1, 2]  # no image at all
 
 
 def test_look_alikes_are_those_of_all_comparisons():
@@ -421,6 +424,19 @@ def test_look_alikes_are_those_of_all_comparisons():
         near[rng.choice(144, rng.integers(0, 13), replace=False)] ^= 1
         hashes.append(near)
     packed = np.packbits(np.pad(np.stack(hashes), [(0, 0), (0, 48)]), axis=1).view(np.uint64)
-    found = {tuple(pair) for pairs in _alike(packed[:, None], most=500) for pair in pairs.tolist()}
-    every = distances(packed, packed)
-    assert found == {(a, b) for a, b in np.argwhere(every <= 8).tolist() if a < b} and len(found) > 200
+    edges = np.concatenate(list(_alike(packed[:, None], most=500)))
+    near = distances(packed, packed) <= 8
+    assert near[tuple(edges.T)].any() and len(edges) < 9 * len(packed)
+    size = len(packed)
+    graph = coo_array((np.ones(len(edges), dtype=bool), tuple(edges.T)), shape=(size, size))
+    expected = connected_components(near, directed=False)
+    assert partition(connected_components(graph, directed=False)[1]) == partition(expected[1])
+    assert 150 <= expected[0] < size - 100
+
+
+def test_many_copies_of_one_image_take_no_more_memory_than_rows():
+    rng = np.random.default_rng(4)
+    bits = np.repeat(rng.integers(0, 2, (1, 144), dtype=np.uint8), 3000, axis=0)
+    bits[np.arange(3000), rng.integers(0, 144, 3000)] ^= 1
+    edges = list(_alike(np.packbits(np.pad(bits, [(0, 0), (0, 48)]), axis=1).view(np.uint64)[:, None]))
+    assert 2900 < sum(map(len, edges)) < 9 * 3000 * 4

@@ -296,8 +296,9 @@ def look_alikes(
     """Number groups of rows whose images look alike, whatever the texts, and return that of each row, `(N,)` int64.
 
     Images look alike if their perceptual hashes differ in at most 8 of 144 bits: encoded again, a little darker or
-    scaled. Rows with several images need as many that do, in any order; rows without images, or with one that cannot
-    be read, are each a group of their own. Every process has to call it.
+    scaled. Rows with several images need as many that do, whatever their order, as far as it does not hang on the bits
+    that differ; rows without images, or with one that cannot be read, are each a group of their own. Every process has
+    to call it.
     """
     options = image_options or ImageOptions()
     images = dataset.select_columns([name for name in _IMAGES if name in dataset.column_names])
@@ -321,6 +322,8 @@ def look_alikes(
         edges += [np.array(indices)[each] for each in _alike(hashes)] if size else []
     first, second = np.concatenate(edges).T
     count = len(looks.dictionary)
+    if count == 0:
+        return np.arange(len(dataset))
     graph = coo_array((np.ones(len(first), dtype=bool), (first, second)), shape=(count, count))
     group = connected_components(graph, directed=False)[1][looks.indices.fill_null(0).to_numpy()]
     alone = looks.indices.is_null().to_numpy(zero_copy_only=False)
@@ -340,8 +343,8 @@ def _hash_table(table: pa.Table, options: ImageOptions) -> pa.Table:
 
 
 def _alike(hashes: np.ndarray, most: int = 4_000_000) -> Iterator[np.ndarray]:
-    """Find rows of hashes `(N, images, HASH_WORDS)` of which all look alike; yields `(E, 2)`, about `most` compared at
-    a time."""
+    """Find rows of hashes `(N, images, HASH_WORDS)` of which all look alike, about `most` compared at a time; yields
+    edges `(E, 2)` that join them, fewer than rows each time."""
     parts = np.ascontiguousarray(hashes[:, 0]).view(np.uint16)[:, : HASH_BITS // 16]
     for part in parts.T:
         order = np.argsort(part, kind="stable")
@@ -350,9 +353,12 @@ def _alike(hashes: np.ndarray, most: int = 4_000_000) -> Iterator[np.ndarray]:
             for start in range(0, len(bucket) if len(bucket) > 1 else 0, step):
                 rows = bucket[start : start + step]
                 bits = np.bitwise_count(hashes[rows][:, None] ^ hashes[bucket][None]).sum(axis=-1, dtype=np.int64)
-                near = np.argwhere((bits <= _ALIKE_BITS).all(axis=-1))
-                pairs = np.stack([rows[near[:, 0]], bucket[near[:, 1]]], axis=1)
-                yield pairs[pairs[:, 0] < pairs[:, 1]]
+                one, other = np.nonzero((bits <= _ALIKE_BITS).all(axis=-1))
+                if len(one) > len(rows):  # each is near itself
+                    graph = coo_array((np.ones(len(one), dtype=bool), (start + one, other)), shape=(len(bucket),) * 2)
+                    joined = connected_components(graph, directed=False)[1]
+                    _, first = np.unique(joined, return_index=True)
+                    yield np.stack([bucket, bucket[first[joined]]], axis=1)[first[joined] != np.arange(len(bucket))]
 
 
 def vl_rewardbench_source_ids(rows: Iterable[Mapping[str, Any]]) -> dict[str, set[str]]:

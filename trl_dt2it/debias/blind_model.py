@@ -92,6 +92,7 @@ def model_blind_margins(
             model,
             args=_arguments(args, number, seed),
             train_dataset=blind.select(train),
+            eval_dataset=blind.select(test),  # checked here, not after the training
             peft_config=copy.deepcopy(peft_config),
             quantization_config=quantization_config,
         )
@@ -143,5 +144,5 @@ def _arguments(args: MultimodalRewardConfig, number: int, seed: int) -> Multimod
     own.loss_type, own.blind_offset, own.blind_weighting = "bt", False, False
     own.eval_strategy, own.save_strategy = IntervalStrategy.NO, SaveStrategy.NO
     own.load_best_model_at_end = own.push_to_hub = own.reward_posterior = False
-    own.reward_statistics_pairs = 0
+    own.reward_statistics_pairs, own.on_bad_row = 0, "raise"  # a row without a margin is not left out in silence
     return own

@@ -218,7 +218,13 @@ class Server:
 
     def __init__(self, address: str, model: str | None, api_key_env: str | None, timeout: float = 120.0) -> None:
         parts = urlsplit(address)  # not quoted if it is bad, because it may hold a secret
-        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc or parts.query:
+        if (
+            parts.scheme not in ("http", "https")
+            or not parts.hostname
+            or "@" in parts.netloc
+            or parts.query
+            or parts.fragment
+        ):
             raise ValueError("`server` must be an address such as 'http://localhost:8000', without user or query.")
         self.where, self.url = parts.netloc, address.rstrip("/") + "/classify"
         self.fields: dict[str, Any] = {"add_generation_prompt": False} | ({} if model is None else {"model": model})

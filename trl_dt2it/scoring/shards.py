@@ -117,7 +117,8 @@ def score_in_shards(
 
 def read_scores(folder: Path) -> pa.Table:
     """Read the files of [`score_in_shards`] as columns `row`, `pair_id`, and the rewards `chosen` and `rejected`."""
-    return pa.concat_tables([pq.read_table(file) for file in sorted(folder.glob("scores-*.parquet"))])
+    files = sorted(folder.glob("scores-*.parquet"))  # none of an empty part
+    return pa.concat_tables([_SCHEMA.empty_table(), *map(pq.read_table, files)])
 
 
 def gather_scores(folders: list[list[Path]], num_rows: int) -> np.ndarray:

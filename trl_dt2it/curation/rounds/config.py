@@ -13,10 +13,12 @@ from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from datasets import Dataset, load_dataset
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.utils import logging
 
 from ...data.columns import column_of, group_codes, leave_images_encoded, rows_at_once
 from ...data.contents import pair_contents, source_fingerprint
@@ -30,7 +32,7 @@ from ...processes import main_process_first, on_main_process
 from ...training.collator import MultimodalPreferenceCollator
 from ...training.config import MultimodalRewardConfig
 from ...training.setup import image_options, prepare_dataset
-from ...utils import check_value, digest, digest_of
+from ...utils import check_value, digest, digest_of, whole_file
 from ..health import num_reference_parts
 from ..judging import Judging, read_judging
 from ..ledger import LABELS, Labels
@@ -38,6 +40,8 @@ from ..rules import FLIP_RULES, KEEP_RULES, Flip, Keep, parameters_of
 from .stages import Stage
 from .training import RewardTraining
 
+
+logger = logging.get_logger(__name__)
 
 # The paper: the worse half of the pairs that the model contradicts is flipped; a model that is trained on the result
 # decides what is consistent; judges decide on the rest. Twice.
@@ -233,15 +237,25 @@ def prompt_groups(dataset: Dataset, pair_ids: pa.Array) -> np.ndarray:
 
 
 def merged_groups(groups: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Merge groups that share a row with one of the `others`, both `(N,)`; one of the `others` of over 1 % of the rows
-    (and 50), such as a placeholder of many, counts for nothing."""
+    """Merge groups that share a row with one of the `others`, both `(N,)`. One of the `others` of over 1 % of the rows
+    (and 50), such as a placeholder of many, counts for nothing; where more than an eighth would be one group, which no
+    parts can be made of, the groups stay as they are, with a warning."""
     others = np.unique(others, return_inverse=True)[1]
     counts = np.bincount(others)
     rows = np.flatnonzero(counts[others] <= max(50, len(groups) // 100))
     size = groups.max(initial=0) + 1
     edges = np.ones(len(rows), dtype=bool), (groups[rows], size + others[rows])
     graph = coo_array(edges, shape=(size + len(counts),) * 2)
-    return np.unique(connected_components(graph, directed=False)[1][groups], return_inverse=True)[1]
+    merged = connected_components(graph, directed=False)[1][groups]
+    is_large = np.bincount(merged)[merged] > max(50, len(groups) // 8)
+    is_large &= np.bincount(merged)[merged] > np.bincount(groups)[groups]
+    if is_large.any():
+        logger.warning(
+            f"{is_large.sum():,} of {len(groups):,} pairs are joined by prompts and images that look alike, too many "
+            "for one part of a set: of these, only prompts are kept together, and copies may be in several parts."
+        )
+        merged = np.where(is_large, merged.max() + 1 + groups, merged)
+    return np.unique(merged, return_inverse=True)[1]
 
 
 def folds_of(groups: np.ndarray, number: int, seed: int = 42) -> np.ndarray:
@@ -301,8 +315,21 @@ class SourceSets:
         """Return groups of usable rows that a model may not know one of and score another, `(N,)`: of one prompt, or
         with images that look alike, since wrong labels of copies are wrong alike."""
         rows, args = self.usable(name), self.args
+        # Kept, so that a later start and another machine have the same parts, and do not read all images anew.
+        file = Path(cast(str, args.output_dir)) / "groups" / f"{name}-{self.digest(name)[:16]}.parquet"
+        known = on_main_process(lambda: pq.read_table(file)["group"].to_numpy() if file.is_file() else None)
+        if known is not None and len(known) == len(rows):
+            return known
         alike = look_alikes(rows, image_options=image_options(args), num_proc=args.dataset_num_proc)
-        return merged_groups(prompt_groups(rows, self.names(name)), alike)
+        groups = merged_groups(prompt_groups(rows, self.names(name)), alike)
+
+        def write() -> None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with whole_file(file) as part:
+                pq.write_table(pa.table({"group": groups}), part)
+
+        on_main_process(write)
+        return groups
 
     def names(self, name: str) -> pa.Array:
         """Return the names of the usable rows of a set."""

@@ -240,6 +240,8 @@ def decide_step(
     """Decide by the scores of each model's stages, of the pool and of the reference, those of the step last; write the
     decision into the ledger, and return counts."""
     pool, names = run.sets.usable("pool"), run.sets.names("pool")
+    # Here, because all processes check rows together, and the first alone decides.
+    num_base = len(run.sets.usable("base")) if referenced[0] else 0
 
     def make(ledger: CurationLedger) -> dict[str, Any]:
         scores = _gather(run, scored, len(pool))
@@ -248,7 +250,7 @@ def decide_step(
             scores[flipped] = scores[flipped, ::-1]
         source = column_of(pool, "source")
         # On one scale, whichever it is.
-        known = [_gather(run, referenced, len(run.sets.usable("base")))] if referenced[0] else []
+        known = [_gather(run, referenced, num_base)] if referenced[0] else []
         known = [one[~np.isnan(one).all(axis=tuple(range(1, one.ndim)))] for one in known]
         margins = combine_scores(np.concatenate([scores, *known]), how=cast(Any, step.combine))
         reference = margins[len(scores) :] if len(margins) > len(scores) else None
