@@ -140,7 +140,7 @@ def test_the_page_shows_what_is_printed(ran):
     _, printed = ran
     inside = r"((?:(?!```).*\n)+)```"
     shown = re.findall(rf"^```python\n{inside}\n\n```text\n{inside}$", PAGE, flags=re.MULTILINE)
-    assert len(shown) == 4
+    assert len(shown) == 5
     for block, text in shown:
         found = [tokens(line) for line in printed[block].splitlines()]
         for line in map(tokens, text.splitlines()):
