@@ -68,7 +68,7 @@ def audit_blind(
             Preference rows; images are not read. Rows without image and video are left out, and counted: that their
             text tells the answer is no fault.
         probe (`str`, *optional*, defaults to `"text"`):
-            The n-grams are `"text"`.
+            `"text"`, the linear model of n-grams.
         by (`str`, *optional*, defaults to `"source"`):
             Column whose values are also measured one by one, each by a probe of its own; `None`, or no column
             `source`, for the whole only.
@@ -421,8 +421,8 @@ def measure_text(text: PairText, num_folds: int, seed: int) -> tuple[float, Inte
     # Without variance, all are won or all lost.
     count = accuracy * (1 - accuracy) / variance if variance > 0 else units
     low, high = wilson(accuracy, count, freedom=max(units - 1, 1))
-    # What one fold has too much of, the others lack: in a set whose text is balanced, by chance or on purpose, probes
-    # are wrong more often than not. On new pairs, none is worse than chance.
+    # In a set whose text is balanced, by chance or on purpose, the other folds lack what one has too much of, so that
+    # probes are wrong more often than not. On new pairs, none is worse than chance.
     return accuracy, Interval(low, max(high, 1 - accuracy) if accuracy < 0.5 else high), scores.strength
 
 
