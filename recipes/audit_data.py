@@ -1,4 +1,4 @@
-"""Check a data set before training on it: which rows can be used, and does style alone tell the chosen answer?
+"""Check a data set before training on it: which rows can be used, and does style, or text, tell the chosen answer?
 
     # Your own pairs
     trl-dt2it audit --dataset_name pairs.jsonl --image_root photos
@@ -9,15 +9,20 @@
     # A file of LLaMA-Factory as it is
     trl-dt2it audit --preferences llamafactory --dataset_name dpo.json --image_root images
 
+    # Also how far question and answers tell it without the image
+    trl-dt2it audit --dataset_name pairs.jsonl --image_root photos --blind
+
     # How far a model follows style
     trl-dt2it audit --dataset_name outputs/scores/scored.parquet --image_root photos
 
 The first table counts the rows that can be used and those that cannot, by reason. The second says how well a
 probe that sees style alone names the chosen answer: 0.5 means that style tells nothing. Where the rows have the
 columns `chosen_reward` and `rejected_reward`, as recipes/score_data.py writes them, a third says how far the
-model follows style. The same keys may stand in a YAML file, given with `--config`.
+model follows style. `--blind` adds how well a probe that sees all of the text, and no image, names the chosen
+answer, and the words that it goes by. The same keys may stand in a YAML file, given with `--config`.
 """
 
+import json
 from dataclasses import dataclass, field
 
 from rich.console import Console
@@ -35,10 +40,12 @@ class AuditArguments(RowArguments):
     Parameters:
         by (`str`, *optional*, defaults to `"source"`):
             A column whose values are measured each on its own, besides the whole.
+        blind (`bool`, *optional*, defaults to `False`):
+            Whether to measure also what question and answers tell without the image.
         image_check (`str`, *optional*, defaults to `"header"`):
             `"full"` decodes every image, `"header"` reads its header, `"none"` does not look at images.
         num_folds (`int`, *optional*, defaults to `10`):
-            Most folds of the cross-validation: fewer where there are less than two groups for each.
+            Most folds of the cross-validation of style: fewer where there are less than two groups for each.
         min_pairs (`int`, *optional*, defaults to `200`):
             Fewest pairs that get a number.
         seed (`int`, *optional*, defaults to `42`):
@@ -50,8 +57,9 @@ class AuditArguments(RowArguments):
     """
 
     by: str = field(default="source", metadata={"help": "A column whose values are measured each on its own."})
+    blind: bool = field(default=False, metadata={"help": "Measure also what text tells without the image."})
     image_check: str = field(default="header", metadata={"help": "full, header or none."})
-    num_folds: int = field(default=10, metadata={"help": "Most folds of the cross-validation."})
+    num_folds: int = field(default=10, metadata={"help": "Most folds of the cross-validation of style."})
     min_pairs: int = field(default=200, metadata={"help": "Fewest pairs that get a number."})
     seed: int = field(default=42, metadata={"help": "Seed of the folds."})
     output_file: str | None = field(default=None, metadata={"help": "JSON file for all numbers."})
@@ -60,19 +68,20 @@ class AuditArguments(RowArguments):
 
 def main(args):
     from trl_dt2it.data import validate
-    from trl_dt2it.debias import audit_style
+    from trl_dt2it.debias import audit_blind, audit_style
     from trl_dt2it.scoring.shards import REWARD_COLUMNS
 
     console, rows = Console(), args.read()
     is_scored = set(REWARD_COLUMNS) <= set(rows.column_names)
     if args.dry_run:
+        measured = "style of the answers" + (", what text tells without the image" if args.blind else "")
         show_dry_run(
             [
                 ("reads", args.dataset_name or args.preferences),
                 ("rows", len(rows)),
                 ("columns", ", ".join(rows.column_names)),
                 ("looks at images", args.image_check),
-                ("measures", "style of the answers" + (", and how far rewards follow it" if is_scored else "")),
+                ("measures", measured + (", and how far rewards follow it" if is_scored else "")),
                 ("writes", args.output_file or "nothing"),
             ]
         )
@@ -89,9 +98,14 @@ def main(args):
         seed=args.seed,
     )
     report.show(console)
+    found = json.loads(report.to_json())
+    if args.blind:
+        blind = audit_blind(clean, by=args.by, min_pairs=args.min_pairs, seed=args.seed)
+        blind.show(console)
+        found["blind"] = json.loads(blind.to_json())
     if args.output_file is not None:
         with whole_file(args.output_file) as part:
-            part.write_text(report.to_json() + "\n", encoding="utf-8")
+            part.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         show_paths({"Figures": args.output_file}, console)
 
 

@@ -32,6 +32,9 @@ class ReportArguments:
             Files `evaluation.json` of `recipes/evaluate.py`.
         style_before, style_after (`str`, *optional*):
             Audits of style before and after curation, from `StyleReport.to_json`; by default of the run's pool.
+        blind (`str`, *optional*):
+            What text tells without the image: the `--output_file` of `trl-dt2it audit --blind`, or
+            `BlindReport.to_json`.
         corrections (`str`, *optional*):
             A file that a report has exported; it is written into the run's ledger first.
         output (`str`, *optional*):
@@ -48,6 +51,7 @@ class ReportArguments:
     evaluation: list[str] | None = field(default=None, metadata={"help": "Files evaluation.json."})
     style_before: str | None = field(default=None, metadata={"help": "Audit of style before curation, JSON."})
     style_after: str | None = field(default=None, metadata={"help": "Audit of style after curation, JSON."})
+    blind: str | None = field(default=None, metadata={"help": "Audit without images, JSON."})
     corrections: str | None = field(default=None, metadata={"help": "Corrections that a report has exported."})
     output: str | None = field(default=None, metadata={"help": "The file to write."})
     gallery: int = field(default=300, metadata={"help": "Most pairs in the gallery."})
@@ -96,6 +100,7 @@ def main(args):
         evaluations=evaluations,
         style_before=args.style_before,
         style_after=args.style_after,
+        blind=args.blind,
         loaders=DEMO_LOADERS,
         gallery=args.gallery,
         title=args.title,

@@ -57,8 +57,8 @@ class RewardScriptArguments(ScriptArguments):
             Trains on the first so many rows only.
         digits (`dict`, *optional*):
             Options of [`trl_dt2it.demo.digits.make_digits`] for `dataset_name: digits`, such as
-            `{num_digits: [1, 2], noise: 0.2, noise_kind: hard}`; of these, noise and style are planted in the train
-            split only.
+            `{num_digits: [1, 2], noise: 0.2, noise_kind: hard}`; of these, noise, style and shortcuts are planted in
+            the train split only.
         audit_style (`bool`, *optional*, defaults to `False`):
             Whether to audit the style of the train set when training begins, for the trackers and the model card.
         dry_run (`bool`, *optional*, defaults to `False`):
@@ -85,6 +85,7 @@ def load_data(script_args, dataset_args, seed):
 
         options = from_json(script_args.digits) or {}
         clean = {name: value for name, value in options.items() if name not in ("noise", "noise_kind", "style_bias")}
+        clean |= {"shortcut_strength": 0.5} if "shortcut" in clean else {}
         return {
             script_args.dataset_train_split: make_digits("train", script_args.num_train_pairs, seed=seed, **options),
             script_args.dataset_test_split: make_digits("test", script_args.num_eval_pairs, seed=seed, **clean),

@@ -50,7 +50,16 @@ def test_a_wrong_name_is_an_attribute_error(package):
 
 @pytest.mark.parametrize(
     "module",
-    ["data.prepare", "data.cards", "data.export", "data.validation", "debias.audit", "judge.client", "judge.prompts"],
+    [
+        "data.prepare",
+        "data.cards",
+        "data.export",
+        "data.validation",
+        "debias.audit",
+        "debias.blind",
+        "judge.client",
+        "judge.prompts",
+    ],
 )
 def test_rows_style_and_judges_need_no_torch(module):
     program = f"import sys, trl_dt2it.{module}; print(*sorted({{'torch', 'trl', 'accelerate'}} & set(sys.modules)))"

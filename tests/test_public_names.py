@@ -20,7 +20,7 @@ NAMES = [
 ]
 # What one gets and does not make, and what others call: their examples are those of what gives or calls them.
 WITHOUT_EXAMPLE = {
-    *("BalanceReport", "DistillPlan", "DistillReport", "StyleReport", "ValidationReport"),
+    *("BalanceReport", "BlindReport", "DistillPlan", "DistillReport", "StyleReport", "ValidationReport"),
     *("EvalResult", "PooledResult", "PublishedScore", "Decision", "NoiseEstimate", "JudgeReply", "UsageReport"),
     *("LookingReport", "JudgeError", "RowError", "SourceSettings", "TokenCounter"),
     # A hook of the trainer's, and a reader of a file that another program writes; tests of their own run both.

@@ -142,7 +142,7 @@ def test_the_page_shows_what_is_printed(ran):
     _, printed = ran
     inside = r"((?:(?!```).*\n)+)```"
     shown = re.findall(rf"^```python\n{inside}\n\n```text\n{inside}$", PAGE, flags=re.MULTILINE)
-    assert len(shown) == 5
+    assert len(shown) == 6
     for block, text in shown:
         found = [tokens(line) for line in printed[block].splitlines()]
         for line in map(tokens, text.splitlines()):
@@ -304,7 +304,7 @@ def recipe(path: Path):
 def test_every_command_of_the_page_parses(monkeypatch):
     monkeypatch.chdir(ROOT)
     commands = [line for block in blocks("bash") for line in block.splitlines()]
-    assert len(commands) == 5
+    assert len(commands) == 6
     for command in commands:
         words = shlex.split(command, comments=True)
         assert words[:1] == ["python"] or words[:2] == ["accelerate", "launch"]

@@ -14,6 +14,8 @@ from trl_dt2it.demo.digits import (
     ANSWERS,
     CAPTIONS,
     QUESTIONS,
+    SHORTCUT_ANSWERS,
+    SHORTCUTS,
     TILE,
     WORDS,
     make_digits,
@@ -90,7 +92,7 @@ def test_rows_use_only_samples_of_their_split(split):
 
 
 def test_wordings_hold_no_number_of_their_own():
-    frames = [text for form in (*ANSWERS.values(), CAPTIONS) for text in form]
+    frames = [text for form in (*ANSWERS.values(), SHORTCUT_ANSWERS, CAPTIONS) for text in form]
     assert all(frame.count("{}") == 1 for frame in frames)
     assert all(read(text) == "" for text in [*frames, *QUESTIONS])
 
@@ -268,3 +270,53 @@ def test_bad_arguments_are_named(arguments, name):
             make_digits_t2i(**{"split": "train", "num_pairs": 1, **arguments})
     with pytest.raises(ValueError, match="`rate` must"):
         flip_preferences(make_digits("train", 1), 1.5)
+
+
+def text_of(messages):
+    return messages[0]["content"][-1]["text"]
+
+
+@pytest.mark.parametrize("strength", [0.9, 0.5, 0.2])
+@pytest.mark.parametrize("kind", SHORTCUTS)
+def test_shortcuts_are_where_the_rows_say_and_labels_stay_true(kind, strength):
+    options = {"num_digits": (1, 2, 3), "seed": 4, "noise": 0.1}
+    rows = make_digits("train", 800, shortcut=kind, shortcut_strength=strength, **options)
+    better = []
+    for row in rows.remove_columns("images"):
+        answers = {side: text_of(row[side]) for side in ("chosen", "rejected")}
+        if kind == "number":
+            (has,) = [side for side, answer in answers.items() if "seven" in answer]
+            assert answers[has].count("seven") == 1
+            (other,) = {"chosen", "rejected"} - {has}
+            assert len(re.findall("three|eight", answers[other])) == 1 and not re.search("three|eight", answers[has])
+            assert answers[other].split(" ")[0] in {frame.split(" ")[0] for frame in ANSWERS["plain"]}
+        else:
+            is_second = kind == "question_answer" and text_of(row["prompt"]) in QUESTIONS[2:]
+            start = SHORTCUT_ANSWERS[is_second].split("{")[0]
+            (has,) = [side for side, answer in answers.items() if answer.startswith(start)]
+        styles = {side: row[f"style_{side}"] for side in answers}
+        assert styles == {side: "shortcut" if side == has else "plain" for side in answers}
+        for side in answers:
+            assert wrong(read(row[side]), row["digits"]) == row[f"{side}_wrong"]
+        assert (row["chosen_wrong"] < row["rejected_wrong"]) is not row["is_flipped"]
+        better.append((has == "chosen") is not row["is_flipped"])
+    assert np.mean(better) == pytest.approx(strength, abs=4 * np.sqrt(strength * (1 - strength) / 800))
+    assert {len(frame) for frame in SHORTCUT_ANSWERS} == {len("The paper shows {}.")}
+
+
+def test_the_image_shows_the_digits_of_a_favored_number():
+    rows = make_digits("test", 40, shortcut="number", num_digits=(2,))
+    assert all(nearest_digits(row["images"][0])[0] == row["digits"] for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"shortcut": "length"}, "`shortcut` must be None or one of wording, number, question_answer, got 'length'."),
+        ({"shortcut": "wording", "shortcut_strength": 1.2}, "`shortcut_strength` must be between 0 and 1, got 1.2."),
+        ({"shortcut": "wording", "style_bias": 0.9}, "`shortcut` and `style_bias` both choose the wording"),
+    ],
+)
+def test_shortcuts_that_cannot_be_planted_are_refused(options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make_digits("train", 10, **options)

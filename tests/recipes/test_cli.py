@@ -17,7 +17,7 @@ from datasets import Dataset, load_dataset
 from trl_dt2it import RewardScorer
 from trl_dt2it.cli import RECIPES, VERBS, Misuse, load_recipe, main, parser_of, split_flags
 from trl_dt2it.data import write_parquet
-from trl_dt2it.debias import audit_style
+from trl_dt2it.debias import audit_blind, audit_style
 from trl_dt2it.demo.digits import make_digits
 
 from ..evaluation.benchmark_rows import vl_rows
@@ -166,6 +166,11 @@ def test_scores_are_the_scorers_and_the_audit_reads_them(folder, tmp_path, capsy
     assert "220 of 220 rows can be used" in out and "Does the reward follow style" in out
     expected = audit_style(scored, scorer=("chosen_reward", "rejected_reward")).to_json()
     assert json.loads(Path(file).read_text()) == json.loads(expected)
+    assert main(["audit", "--dataset_name", str(tmp_path / "scored.parquet"), "--blind", "--output_file", file]) == 0
+    assert "Blind accuracy: do question and answers alone" in capsys.readouterr().out
+    blind = audit_blind(scored)
+    assert blind.overall.num_pairs == 220
+    assert json.loads(Path(file).read_text()) == json.loads(expected) | {"blind": json.loads(blind.to_json())}
 
 
 MISUSE = {

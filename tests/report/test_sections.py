@@ -14,7 +14,8 @@ from PIL import Image
 
 from trl_dt2it.curation import CurationLedger
 from trl_dt2it.data.images import ImageOptions
-from trl_dt2it.debias import audit_style
+from trl_dt2it.data.mixing import with_columns
+from trl_dt2it.debias import audit_blind, audit_style
 from trl_dt2it.demo.digits import make_digits
 from trl_dt2it.report import health_section, write_report
 from trl_dt2it.report.gallery import conversation, thumbnails
@@ -250,10 +251,30 @@ def test_audits_of_style_from_files(tmp_path):
     assert "What carries it" in text
 
 
+def test_an_audit_without_images(tmp_path):
+    rows = make_digits("train", 400, shortcut="question_answer", num_digits=(1, 2))
+    rows = with_columns(rows, {"source": [f"<b>{index % 2}" for index in range(400)]})
+    report = audit_blind(rows, min_pairs=201)
+    (tmp_path / "blind.json").write_text(report.to_json())
+    (tmp_path / "both.json").write_text(json.dumps({"overall": {}, "blind": json.loads(report.to_json())}))
+    pages = [
+        write_report(tmp_path / "r.html", blind=tmp_path / f"{name}.json").read_text("utf-8")
+        for name in ("blind", "both")
+    ]
+    assert pages[0] == pages[1]
+    text, part = words(Page(pages[0]).text["blind"]), report.overall
+    low, high = part.interval
+    assert f"all pairs 400 {part.num_groups} {part.accuracy:.3f} {low:.3f} to {high:.3f}" in text
+    assert "<b>0 200" in text and "too few pairs: 200 of at least 201" in text
+    top = part.ngrams[0]
+    assert f"{top.label} {top.share:.1%} {top.chosen:.1%} {top.log_odds:+.2f}" in text
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({}, "There is nothing to report on"),
+        ({"blind": "list.json"}, "list.json is no audit without images"),
         ({"run": "nowhere"}, "nowhere is no folder of a run"),
         ({"evaluations": ["bad.json"]}, "bad.json is not JSON"),
         ({"evaluations": ["list.json"]}, "list.json holds no result of an evaluation"),

@@ -2,6 +2,9 @@ from .audit import audit_style as audit_style
 from .balance import balance_style as balance_style
 from .balance import match_style as match_style
 from .balance import style_weights as style_weights
+from .blind import audit_blind as audit_blind
+from .blind import blind_margins as blind_margins
+from .blind import with_blind_margins as with_blind_margins
 from .blind_model import model_blind_margins as model_blind_margins
 from .counterfactuals import counterfactual_pairs as counterfactual_pairs
 from .distillation.pairs import DISTILLED_FEATURES as DISTILLED_FEATURES
@@ -9,6 +12,7 @@ from .distillation.run import DistillPlan as DistillPlan
 from .distillation.run import distill as distill
 from .distillation.run import plan_distill as plan_distill
 from .reports import BalanceReport as BalanceReport
+from .reports import BlindReport as BlindReport
 from .reports import DistillReport as DistillReport
 from .reports import StyleReport as StyleReport
 from .style import STYLE_FEATURES as STYLE_FEATURES

@@ -103,20 +103,27 @@ def leakage(
 ) -> StyleLeakage:
     """Leakage of some pairs, as [`audit_style`] measures it. Shapes: `margins` `(N,)`, `votes` `(N,)`."""
     num_groups = len(np.unique(style.group))
-    least = min(2 * num_folds, _MIN_GROUPS)
-    notes = {
-        f"too few pairs: {len(style)} of at least {min_pairs}": len(style) < min_pairs,
-        f"too few groups: {num_groups} of at least {least} for {least // 2} folds": num_groups < least,
-        "every weight is 0": not style.weight.any(),
-        "no feature differs in any pair": not style.difference.any(),
-    }
-    if note := next((note for note, holds in notes.items() if holds), None):
+    note = why_not_measured(style.weight, style.group, num_folds=num_folds, min_pairs=min_pairs)
+    if note is None and not style.difference.any():
+        note = "no feature differs in any pair"
+    if note is not None:
         return StyleLeakage(len(style), num_groups, note=note)
     num_folds = min(num_folds, num_groups // 2)
     scores = held_out_scores(style, num_folds, seed)
     auc, interval = _auc_against_mirrors(scores, style)
     reward = None if margins is None else _reward_style(style, margins, votes, scores, num_folds, seed)
     return StyleLeakage(len(style), num_groups, auc, interval, _by_feature(style), reward)
+
+
+def why_not_measured(weight: np.ndarray, group: np.ndarray, *, num_folds: int, min_pairs: int) -> str | None:
+    """The reason why pairs of these weights and groups are too few to cross-validate, if they are."""
+    num_groups, least = len(np.unique(group)), min(2 * num_folds, _MIN_GROUPS)
+    notes = {
+        f"too few pairs: {len(group)} of at least {min_pairs}": len(group) < min_pairs,
+        f"too few groups: {num_groups} of at least {least} for {least // 2} folds": num_groups < least,
+        "every weight is 0": not weight.any(),
+    }
+    return next((note for note, holds in notes.items() if holds), None)
 
 
 def _by_feature(style: PairStyle) -> dict[str, FeatureLeakage]:
@@ -205,7 +212,7 @@ def _covariance_of_folds(x: np.ndarray, share: np.ndarray, group: np.ndarray, sc
     # those differences of g whose score is about 0, where a small change turns it. The covariance is the sum over
     # pairs of groups of a_g' H_g^-1 b_h times a_h' H_h^-1 b_g, a trace of K x K matrices. In a set without leakage it
     # adds about two thirds to the variance between groups; where style tells much, nothing.
-    density = _density_at_zero(score, share > 0)
+    density = density_at_zero(score, share > 0)
     every, own = np.zeros((x.shape[1], x.shape[1])), 0.0
     for test, weight, inverse in parts:
         turned = group_sums((share[test] * density[test])[:, None] * x[test], group[test])
@@ -215,7 +222,7 @@ def _covariance_of_folds(x: np.ndarray, share: np.ndarray, group: np.ndarray, sc
     return float(np.sum(every * every.T)) - own
 
 
-def _density_at_zero(score: np.ndarray, used: np.ndarray) -> np.ndarray:
+def density_at_zero(score: np.ndarray, used: np.ndarray) -> np.ndarray:
     """Nearness of each score to 0, as a normal density whose width follows from the scores of the `used` pairs."""
     size = np.abs(score[(score != 0) & used])
     if len(size) == 0:
@@ -326,7 +333,7 @@ def _reward_style(
         accuracy_gap = agree_accuracy - disagree_accuracy
         by_agree = (won - agree_accuracy) / (share @ agree)
         by_disagree = (won - disagree_accuracy) / (share @ disagree)
-        turned = share * _density_at_zero(vote, share > 0) * (by_agree + by_disagree)
+        turned = share * density_at_zero(vote, share > 0) * (by_agree + by_disagree)
         gap_interval = interval(accuracy_gap, share * (agree * by_agree - disagree * by_disagree), turned)
     centered_margins, centered_vote = margins - share @ margins, vote - share @ vote
     margin_variance, vote_variance = share @ centered_margins**2, share @ centered_vote**2

@@ -1,4 +1,4 @@
-"""Reports on style, balance and distillation: figures, tables on screen, JSON and metrics to log."""
+"""Reports on style, text, balance and distillation: figures, tables on screen, JSON and metrics to log."""
 
 from __future__ import annotations
 
@@ -85,8 +85,7 @@ class StyleReport:
 
     @property
     def _parts(self) -> dict[str, StyleLeakage]:
-        """All pairs and, if there are several, each source."""
-        return {"all pairs": self.overall, **(self.sources if len(self.sources) > 1 else {})}
+        return _parts_of(self)
 
     def to_json(self) -> str:
         """The report as JSON."""
@@ -137,36 +136,175 @@ class StyleReport:
 
     def plot(self, path: str | os.PathLike) -> None:
         """Draw leakage by source, and the features that carry it, to a file such as `.png` or `.svg`."""
-        # Without pyplot, which would choose a window system and keep figures alive.
-        from matplotlib.figure import Figure
+        measured = {name: (part.auc, part.interval) for name, part in self._parts.items()}
+        features = {name: self.overall.features[name].auc for name in self.overall.top_features(12)}
+        title = "Leakage (AUC of a probe that sees style alone)"
+        _plot(path, title, measured, "Chance that the chosen answer has more of it", features)
 
-        measured = [(name, part.auc, part.interval) for name, part in self._parts.items()]
-        parts = [(name, auc, interval) for name, auc, interval in measured if auc is not None and interval is not None]
-        names = self.overall.top_features(12)
-        figure = Figure(figsize=(11, 1.6 + 0.3 * max(len(parts), len(names), 3)), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        for index, (_, auc, interval) in enumerate(parts):
-            left.plot(interval, [index, index], color=_BLUE, linewidth=2)
-            left.plot(auc, index, "o", color=_BLUE)
-            left.annotate(f"{auc:.3f}", (auc, index), xytext=(0, 6), textcoords="offset points", ha="center")
-        # A dollar sign would start a formula.
-        left.set_yticks(range(len(parts)), [printable(name, 40).replace("$", r"\$") for name, *_ in parts])
-        left.set_ylim(max(len(parts), 3) - 0.4, -0.6)  # so that a single source stands at the top
-        left.set_xlim(0.4, 1.02)
-        left.set_title("Leakage (AUC of a probe that sees style alone)", loc="left", fontsize=11)
-        right.barh(names, [self.overall.features[name].auc - 0.5 for name in names], left=0.5, color=_BLUE, height=0.6)
-        right.invert_yaxis()
-        right.set_xlim(0, 1)
-        right.set_title("Chance that the chosen answer has more of it", loc="left", fontsize=11)
-        for panel in (left, right):
-            panel.axvline(0.5, color=_GREY, linewidth=1, linestyle="--")
-            panel.spines[["top", "right"]].set_visible(False)
-        figure.savefig(path, dpi=150)
+
+def _parts_of(report: Any) -> dict[str, Any]:
+    """All pairs and, if there are several, each source."""
+    return {"all pairs": report.overall, **(report.sources if len(report.sources) > 1 else {})}
+
+
+def _plot(
+    path: str | os.PathLike,
+    title: str,
+    measured: Mapping[str, tuple[float | None, tuple[float, float] | None]],
+    title_of_chances: str,
+    chances: Mapping[str, float],
+) -> None:
+    """Draw values with their intervals, and chances as bars from 0.5, to a file."""
+    # Without pyplot, which would choose a window system and keep figures alive.
+    from matplotlib.figure import Figure
+
+    parts = [(name, *one) for name, one in measured.items() if one[0] is not None and one[1] is not None]
+    figure = Figure(figsize=(11, 1.6 + 0.3 * max(len(parts), len(chances), 3)), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for index, (_, value, interval) in enumerate(parts):
+        left.plot(interval, [index, index], color=_BLUE, linewidth=2)
+        left.plot(value, index, "o", color=_BLUE)
+        left.annotate(f"{value:.3f}", (value, index), xytext=(0, 6), textcoords="offset points", ha="center")
+    left.set_yticks(range(len(parts)), [_drawn(name) for name, *_ in parts])
+    left.set_ylim(max(len(parts), 3) - 0.4, -0.6)  # so that a single source stands at the top
+    left.set_xlim(0.4, 1.02)
+    left.set_title(title, loc="left", fontsize=11)
+    right.barh(range(len(chances)), [one - 0.5 for one in chances.values()], left=0.5, color=_BLUE, height=0.6)
+    right.set_yticks(range(len(chances)), map(_drawn, chances))
+    right.invert_yaxis()
+    right.set_xlim(0, 1)
+    right.set_title(title_of_chances, loc="left", fontsize=11)
+    for panel in (left, right):
+        panel.axvline(0.5, color=_GREY, linewidth=1, linestyle="--")
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+
+
+def _drawn(name: str) -> str:
+    # A dollar sign would start a formula.
+    return printable(name, 40).replace("$", r"\$")
 
 
 def _shown(value: float | tuple[float, float] | None) -> str:
     values = value if isinstance(value, (tuple, list)) else (value,)
     return "-" if value is None else " to ".join(map("{:.3f}".format, values))
+
+
+@dataclass(frozen=True)
+class BlindNgram:
+    """N-gram that text gives the chosen answer away by, in pairs of which one answer has it and the other not."""
+
+    text: str  # of the answer, in lower case if it is of words; `^` and `$` are its start and end
+    question: str | None  # a word of the question that it goes with, or, in quotation marks, the whole question
+    kind: str  # `"words"`, or three `"characters"` in a row
+    share: float  # share of the pairs in which one answer has it and the other not
+    chosen: float  # share of these in which the chosen answer has it
+    log_odds: float  # for the answer that has it, in the probe that sees all n-grams, fitted on all pairs
+
+    @property
+    def contribution(self) -> float:
+        """Log odds that it adds for the chosen answer, in the mean over all pairs."""
+        return self.share * (2 * self.chosen - 1) * self.log_odds
+
+    @property
+    def label(self) -> str:
+        """The n-gram, and the part of the question that it goes with."""
+        text = f"characters '{self.text}'" if self.kind == "characters" else f"'{self.text}'"
+        if self.question is None:
+            return text
+        asked = self.question if len(self.question) <= 40 else f'{self.question[:36]}..."'
+        return f"{text} if asked {asked}"
+
+
+@dataclass(frozen=True)
+class BlindAccuracy:
+    """Accuracy, in some pairs, of a probe that sees question and answers and no image."""
+
+    num_pairs: int
+    num_groups: int  # different `group_id`s among them
+    accuracy: float | None = None  # of held-out pairs, ties counted half; `None` where `note` says why
+    # 95 % interval of the accuracy that the probe of all pairs reaches on new pairs, groups as independent units
+    interval: tuple[float, float] | None = None
+    ngrams: list[BlindNgram] = field(default_factory=list)  # by falling contribution
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class BlindReport:
+    """
+    Result of [`audit_blind`].
+
+    Parameters:
+        overall, sources ([`BlindAccuracy`], and a `dict` of them):
+            Blind accuracy of all pairs with images, and of those of each source.
+        num_without_image (`int`):
+            Number of pairs without image and video, which are left out.
+    """
+
+    overall: BlindAccuracy
+    sources: dict[str, BlindAccuracy]
+    num_without_image: int = 0
+
+    @property
+    def _parts(self) -> dict[str, BlindAccuracy]:
+        return _parts_of(self)
+
+    def summary(self) -> str:
+        """The report in a line."""
+        part = self.overall
+        text = f"Blind accuracy is not measured: {part.note}."
+        if part.accuracy is not None:
+            text = (
+                f"Question and answers alone, without the image, name the chosen answer in {part.accuracy:.1%} of "
+                f"{part.num_pairs:,} pairs (95 % interval {_shown(part.interval)}; 0.5 is chance)."
+            )
+        if self.num_without_image:
+            text += f" {self.num_without_image:,} pairs without image are left out."
+        if part.ngrams and part.interval is not None and part.interval[0] > 0.5:
+            text += f" What carries it most: {'; '.join(map(_carried, part.ngrams[:3]))}."
+        return text
+
+    def to_json(self) -> str:
+        """The report as JSON."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False)
+
+    def metrics(self) -> dict[str, float]:
+        """The report as metrics: `blind/accuracy` and, with several sources, `blind/accuracy/<source>`, as far as they
+        are measured."""
+        values = {"blind/accuracy": self.overall.accuracy}
+        if len(self.sources) > 1:
+            values |= {f"blind/accuracy/{name}": part.accuracy for name, part in self.sources.items()}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def show(self, console: Console | None = None) -> None:
+        """Print the report, on standard output by default."""
+        console = console or Console()
+        rows: list[tuple[str, ...]] = []
+        for name, part in self._parts.items():
+            counts = f"{part.num_pairs:,}", f"{part.num_groups:,}"
+            top = ", ".join(f"{ngram.label} {ngram.chosen:.2f}" for ngram in part.ngrams[:2])
+            rows.append((name[:60], *counts, _shown(part.accuracy), _shown(part.interval), part.note or top))
+        title = "Blind accuracy: do question and answers alone tell which answer was chosen? 0.5 is no"
+        columns: tuple[str, ...] = ("", "pairs", "groups", "accuracy", "95 % interval")
+        console.print(screen_table(columns, rows, last="what carries it most", title=title))
+        if self.num_without_image:
+            console.print(f"{self.num_without_image:,} pairs without image are left out.", highlight=False)
+        if ngrams := self.overall.ngrams[:12]:
+            rows = [(n.label, f"{n.share:.3f}", f"{n.chosen:.3f}", f"{n.log_odds:+.2f}") for n in ngrams]
+            columns = ("in one of the two answers", "share of pairs", "chosen has it", "log odds")
+            console.print(screen_table(columns, rows, title="N-grams that carry it, all pairs"))
+
+    def plot(self, path: str | os.PathLike) -> None:
+        """Draw blind accuracy by source, and the n-grams that carry it, to a file such as `.png` or `.svg`."""
+        measured = {name: (part.accuracy, part.interval) for name, part in self._parts.items()}
+        carriers = {ngram.label[:40]: ngram.chosen for ngram in self.overall.ngrams[:12]}
+        title = "Blind accuracy (a probe that sees text and no image)"
+        _plot(path, title, measured, "Chance that, of two answers, the chosen one has it", carriers)
+
+
+def _carried(ngram: BlindNgram) -> str:
+    where = f"in one answer of {ngram.share:.0%} of the pairs, the chosen one in {ngram.chosen:.0%} of them"
+    return f"{ngram.label}, {where}"
 
 
 @dataclass(frozen=True)

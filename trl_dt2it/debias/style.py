@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import log, log1p
 from typing import Any
@@ -173,38 +173,50 @@ class PairStyle:
 
 def read_pair_style(dataset: Dataset, features: Sequence[str] | None = None) -> PairStyle:
     """Read the style of all pairs. An answer is the text of the last message of a side."""
-    if not isinstance(dataset, Dataset):
-        raise ValueError(f"Style is measured on a whole set, not on a {type(dataset).__name__}; load it first.")
-    if len(dataset) == 0:
-        raise ValueError("The data set has no rows.")
-    if missing := [side for side in SIDES if side not in dataset.column_names]:
-        raise ValueError(f"The data set has no column `{missing[0]}`; see `trl_dt2it.data.load_preferences`.")
+    weight, group = read_units(dataset, "Style")
     names = STYLE_FEATURES if features is None else tuple(features)
     if unknown := [name for name in names if name not in STYLE_FEATURES]:
         raise ValueError(f"`features` names {unknown[0]!r}; the style features are {', '.join(STYLE_FEATURES)}.")
     if not names:
         raise ValueError("`features` is empty; name at least one, or leave it out for all.")
+    columns = [STYLE_FEATURES.index(name) for name in names]
+    difference = np.empty((len(dataset), len(names)))
+    total, squares, done = np.zeros(len(names)), np.zeros(len(names)), 0
+    for sides in answer_batches(dataset):
+        style = style_features(*zip(*(answer for side in sides for answer in side), strict=True))[:, columns]
+        chosen, rejected = np.split(style, 2)
+        difference[done : done + len(chosen)] = chosen - rejected
+        total, squares = total + style.sum(0), squares + (style**2).sum(0)
+        done += len(chosen)
+    spread = np.sqrt(np.maximum(squares / (2 * done) - (total / (2 * done)) ** 2, 0.0))
+    return PairStyle(names, difference, spread, weight, group)
+
+
+def read_units(dataset: Dataset, what: str) -> tuple[np.ndarray, np.ndarray]:
+    """Read `weight` and `group`, as of [`PairStyle`], of a set of pairs of which something is measured."""
+    if not isinstance(dataset, Dataset):
+        raise ValueError(f"{what} is measured on a whole set, not on a {type(dataset).__name__}; load it first.")
+    if len(dataset) == 0:
+        raise ValueError("The data set has no rows.")
+    if missing := [side for side in SIDES if side not in dataset.column_names]:
+        raise ValueError(f"The data set has no column `{missing[0]}`; see `trl_dt2it.data.load_preferences`.")
     if "label_confidence" in dataset.column_names:
         confidence = column_of(dataset, "label_confidence")
         is_number = pa.types.is_floating(confidence.type) or pa.types.is_integer(confidence.type)
         if is_number and pc.any(pc.less(confidence.cast("float64"), 1.0)).as_py():
-            logger.warning("Style is measured on the labels as they stand; `label_confidence` does not count in it.")
-    columns = [STYLE_FEATURES.index(name) for name in names]
-    difference = np.empty((len(dataset), len(names)))
-    total, squares, done = np.zeros(len(names)), np.zeros(len(names)), 0
-    texts = dataset.with_format(None).select_columns([x for x in ("prompt", *SIDES) if x in dataset.column_names])
-    for batch in texts.with_format("arrow").iter(_BATCH):
-        rows = list(arrow_rows(batch))
-        answers = [_answer(row, side, done + index) for side in SIDES for index, row in enumerate(rows)]
-        style = style_features(*zip(*answers, strict=True))[:, columns]
-        chosen, rejected = style[: len(rows)], style[len(rows) :]
-        difference[done : done + len(rows)] = chosen - rejected
-        total, squares = total + style.sum(0), squares + (style**2).sum(0)
-        done += len(rows)
-    spread = np.sqrt(np.maximum(squares / (2 * done) - (total / (2 * done)) ** 2, 0.0))
+            logger.warning(f"{what} is measured on the labels as they stand; `label_confidence` does not count in it.")
     is_grouped = "group_id" in dataset.column_names
-    group = group_codes(column_of(dataset, "group_id"))[0] if is_grouped else np.arange(done)
-    return PairStyle(names, difference, spread, _read_weight(dataset), group)
+    group = group_codes(column_of(dataset, "group_id"))[0] if is_grouped else np.arange(len(dataset))
+    return _read_weight(dataset), group
+
+
+def answer_batches(dataset: Dataset) -> Iterator[list[list[tuple[str, str]]]]:
+    """Yield the chosen and the rejected answers of some pairs, each with its question."""
+    done, texts = 0, [name for name in ("prompt", *SIDES) if name in dataset.column_names]
+    for batch in dataset.with_format(None).select_columns(texts).with_format("arrow").iter(_BATCH):
+        rows = list(arrow_rows(batch))
+        yield [[_answer(row, side, done + index) for index, row in enumerate(rows)] for side in SIDES]
+        done += len(rows)
 
 
 def _read_weight(dataset: Dataset) -> np.ndarray:

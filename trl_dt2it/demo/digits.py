@@ -39,6 +39,15 @@ ANSWERS = {
     "markdown": ("**Answer:** {}", "## Reading\n\n- {}"),
 }
 
+# Text that gives the better answer away, and that no style feature sees: the wordings differ in none of them.
+# `wording`: the better answer opens with the first of these, the other with one of the rest. `question_answer`: the
+# better answer has the first wording after one half of the questions, and the second after the other half. `number`:
+# the better answer names a seven, where the other reads another digit of five letters; images are drawn to fit.
+SHORTCUTS = ("wording", "number", "question_answer")
+SHORTCUT_ANSWERS = ("The paper shows {}.", "The sheet shows {}.", "The strip shows {}.", "The panel shows {}.")
+_FAVORED_DIGIT, _AS_LONG = "7", "38"
+_OTHER_DIGITS = "0124569"
+
 CAPTIONS = ("the digits {} in handwriting", "a handwritten {}", "a picture of {} in ink")
 
 _TRUTH = {
@@ -123,38 +132,60 @@ def make_digits(
     noise: float = 0.0,
     noise_kind: str = "uniform",
     style_bias: float | None = None,
+    shortcut: str | None = None,
+    shortcut_strength: float = 0.9,
     source: str = "digits",
 ) -> Dataset:
     """Make preference pairs of read-outs of handwritten digits, the same for the same arguments, byte for byte;
     `noise` changes only which rows are flipped, and `style_bias` only wording and style. `noise_kind` is one of those
-    of [`~trl_dt2it.demo.label_noise`]; some of them divide the source, or repeat pairs."""
+    of [`~trl_dt2it.demo.label_noise`]; some of them divide the source, or repeat pairs. `shortcut` is one of
+    `SHORTCUTS`: the answer that has it, `"shortcut"` in `style_chosen` or `style_rejected`, is the better one with
+    the chance `shortcut_strength`; 0.5 is no shortcut, and less the reverse."""
     _check(num_pairs, num_digits, max_wrong)
     check_noise(noise, noise_kind)
     if numerals not in ("words", "figures"):
         raise ValueError(f"`numerals` must be 'words' or 'figures', got {numerals!r}.")
     if style_bias is not None and not 0.0 <= style_bias <= 1.0:
         raise ValueError(f"`style_bias` must be None or between 0 and 1, got {style_bias}.")
+    if shortcut is not None and shortcut not in SHORTCUTS:
+        raise ValueError(f"`shortcut` must be None or one of {', '.join(SHORTCUTS)}, got {shortcut!r}.")
+    if not 0.0 <= shortcut_strength <= 1.0:
+        raise ValueError(f"`shortcut_strength` must be between 0 and 1, got {shortcut_strength}.")
+    if shortcut is not None and style_bias is not None:
+        raise ValueError("`shortcut` and `style_bias` both choose the wording; pass one of them.")
     key = f"{source}-{split}-{seed}"
     samples = split_samples(split)
     # One stream for each decision: an option can then be changed without moving the others.
     content, wording, style = (random.Random(f"{key}-{name}") for name in ("content", "wording", "style"))
 
-    def answer(digits: str, manner: str) -> str:
-        return wording.choice(ANSWERS[manner]).format(_read_out(digits, numerals))
+    def answer(digits: str, manner: str, question: str) -> str:
+        frames: Sequence[str] = ANSWERS["plain" if manner == "shortcut" else manner]
+        if shortcut == "wording":
+            frames = SHORTCUT_ANSWERS[:1] if manner == "shortcut" else SHORTCUT_ANSWERS[1:]
+        elif shortcut == "question_answer":
+            frames = [SHORTCUT_ANSWERS[(manner == "shortcut") != (question in QUESTIONS[:2])]]
+        return wording.choice(frames).format(_read_out(digits, numerals))
 
     def draw() -> tuple[Any, ...]:
+        styles = ["plain", "plain"]
+        if shortcut is not None:
+            styles[style.random() >= shortcut_strength] = "shortcut"
         strip = tuple(content.choice(samples) for _ in range(content.choice(num_digits)))
         digits = "".join(str(_handwriting()[1][sample]) for sample in strip)
         most = min(max_wrong, len(strip))
         better, worse = sorted(content.sample(range(most + 1), 2))
-        read_better, read_worse = _corrupt(digits, better, content), _corrupt(digits, worse, content)
-        styles = ["plain", "plain"]
+        if shortcut == "number":
+            digits, reads = _favored_reads(len(strip), better, worse, styles[0] == "shortcut", content)
+            strip = tuple(content.choice(samples_of(split, digit)) for digit in digits)
+        else:
+            reads = _corrupt(digits, better, content), _corrupt(digits, worse, content)
         if style_bias is not None:
             styles[style.random() >= style_bias] = style.choice(list(ANSWERS)[1:])
-        return strip, digits, (better, worse), (read_better, read_worse), styles
+        return strip, digits, (better, worse), reads, styles
 
     def make_row(copy: int, strip: Any, digits: str, wrong: Any, reads: Any, styles: Any) -> dict[str, Any]:
-        texts = (wording.choice(QUESTIONS), answer(reads[0], styles[0]), answer(reads[1], styles[1]))
+        question = wording.choice(QUESTIONS)
+        texts = question, answer(reads[0], styles[0], question), answer(reads[1], styles[1], question)
         group = _group("strip", *(f"{sample:04d}" for sample in strip), copy=copy)
         return {
             **preference(*texts, [encoded_strip(strip, copy)], group=group),
@@ -221,13 +252,27 @@ def _read_out(digits: str, numerals: str) -> str:
     return digits if numerals == "figures" else " ".join(WORDS[int(digit)] for digit in digits)
 
 
-def _corrupt(digits: str, wrong: int, rng: random.Random) -> str:
+def _corrupt(digits: str, wrong: int, rng: random.Random, among: str = "0123456789") -> str:
     """Replace so many digits by other digits."""
     positions = set(rng.sample(range(len(digits)), wrong))
     return "".join(
-        rng.choice([other for other in "0123456789" if other != digit]) if index in positions else digit
+        rng.choice([other for other in among if other != digit]) if index in positions else digit
         for index, digit in enumerate(digits)
     )
+
+
+def _favored_reads(
+    count: int, better: int, worse: int, is_better: bool, rng: random.Random
+) -> tuple[str, tuple[str, str]]:
+    """Draw digits, and a better and a worse read-out with so many wrong, of which only one, the better or the worse,
+    has the favored digit: where the other has a digit of a word as long, and neither elsewhere."""
+    position, rest = rng.randrange(count), "".join(rng.choices(_OTHER_DIGITS, k=count - 1))
+    right, wrong = (_FAVORED_DIGIT, rng.choice(_AS_LONG))[:: 1 if is_better else -1]
+    others = rest, _corrupt(rest, better, rng, _OTHER_DIGITS), _corrupt(rest, worse - 1, rng, _OTHER_DIGITS)
+    digits, *reads = (
+        other[:position] + digit + other[position:] for other, digit in zip(others, (right, right, wrong), strict=True)
+    )
+    return digits, (reads[0], reads[1])
 
 
 def _looks_wrong(digits: str, read: str) -> float:

@@ -22,6 +22,7 @@ from ..curation.rounds.results import FINAL_NAMES, accuracy_table
 from ..curation.rounds.sets import BALANCE
 from ..data.contents import pair_contents
 from ..data.rows import SIDES
+from ..debias.reports import BlindNgram
 from ..evaluation.looking import COLUMNS, LOOKING, NOTE, SHOWN, LookingReport
 from ..evaluation.metrics import wilson
 from ..evaluation.results import INTERVALS, EvalResult, published_scores
@@ -69,6 +70,7 @@ def write_report(
     evaluations: Sequence[str | os.PathLike] = (),
     style_before: str | os.PathLike | None = None,
     style_after: str | os.PathLike | None = None,
+    blind: str | os.PathLike | None = None,
     pool: Dataset | None = None,
     loaders: Loaders | None = None,
     gallery: int = 300,
@@ -87,6 +89,8 @@ def write_report(
         style_before, style_after (`str` or `os.PathLike`, *optional*):
             Audits of style before and after curation, from `StyleReport.to_json`; by default those in the run's
             folder, or else of its pool.
+        blind (`str` or `os.PathLike`, *optional*):
+            Audit without images, from `BlindReport.to_json` or `trl-dt2it audit --blind`.
         pool (`Dataset`, *optional*):
             The run's noisy set with `pair_id`; by default it is read as the run has read it.
         loaders (`Mapping[str, Callable]`, *optional*):
@@ -102,8 +106,8 @@ def write_report(
     Raises:
         `ValueError`: if there is nothing to report on, or a file has the wrong content.
     """
-    if run is None and not evaluations and style_before is None and style_after is None:
-        raise ValueError("There is nothing to report on; give `run`, `evaluations`, or an audit of style.")
+    if run is None and not evaluations and style_before is style_after is blind is None:
+        raise ValueError("There is nothing to report on; give `run`, `evaluations`, or an audit of style or text.")
     folder = None if run is None else read_run_folder(Path(run), pool, loaders)
     read = [read_evaluation(path) for path in evaluations]
     ledger = None if folder is None else folder.ledger
@@ -118,6 +122,7 @@ def write_report(
         trained(folder),
         margins(folder, flow),
         style_leakage(*audits),
+        *([] if blind is None else [blind_accuracy(read_blind(blind))]),
         curation_flow(folder, flow),
         reward_distributions(sets),
         calibration(sets),
@@ -142,7 +147,7 @@ def _harm(run: RunFolder | None, audits: Mapping[str, Mapping[str, Any]], notes:
 def _title(run: RunFolder | None, evaluations: Sequence[Evaluation]) -> str:
     if run is not None:
         return f"Curation report: {run.directory.resolve().name}"
-    return f"Evaluation report: {Path(evaluations[0].model).name}" if evaluations else "Style report"
+    return f"Evaluation report: {Path(evaluations[0].model).name}" if evaluations else "Audit report"
 
 
 def _subtitle(run: RunFolder | None, flow: Flow | None) -> str:
@@ -340,6 +345,41 @@ def style_leakage(audits: Mapping[str, Mapping[str, Any]], notes: list[str], why
         figures=figures,
         tables=(Table("Leakage", columns, rows, "llrrrl"),),
         notes=notes,
+    )
+
+
+def read_blind(path: str | os.PathLike) -> dict[str, Any]:
+    """Read an audit without images, as [`~trl_dt2it.debias.BlindReport.to_json`] or the recipe writes it."""
+    content = _read_json(Path(path), "`BlindReport.to_json`")
+    content = content.get("blind", content) if isinstance(content, dict) else {}
+    if not isinstance(content, dict) or not {"overall", "sources", "num_without_image"} <= set(content):
+        raise ValueError(f"{path} is no audit without images; give what `trl-dt2it audit --blind` wrote.")
+    return content
+
+
+def blind_accuracy(audit: Mapping[str, Any]) -> Section:
+    """Show how far text tells which answer was chosen, and the n-grams that carry it."""
+    sources, rows = audit["sources"], []
+    for source, part in {"all pairs": audit["overall"], **(sources if len(sources) > 1 else {})}.items():
+        measured = ["", "", part["note"] or ""]
+        if part["accuracy"] is not None:
+            measured = [f"{part['accuracy']:.3f}", _span(part["interval"]), ""]
+        rows.append([source, _count(part["num_pairs"]), _count(part["num_groups"]), *measured])
+    columns = ("pairs of", "pairs", "groups", "accuracy", "95 % interval", "note")
+    ngrams = [BlindNgram(**ngram) for ngram in audit["overall"]["ngrams"][:MOST_FEATURES]]
+    cells = [[n.label, f"{n.share:.1%}", f"{n.chosen:.1%}", f"{n.log_odds:+.2f}"] for n in ngrams]
+    heads = ("in one of the two answers", "share of pairs", "chosen has it", "log odds")
+    left_out = audit["num_without_image"]
+    return Section(
+        "blind",
+        "Without the image",
+        lead="How often question and answers alone, without the image, tell which answer was chosen, in pairs that "
+        "the probe has not seen. 0.5 is chance; what is above it, a reward model can learn without looking.",
+        tables=(
+            Table("Blind accuracy", columns, rows, "lrrrrl"),
+            *([Table("What carries it", heads, cells)] if cells else []),
+        ),
+        notes=[f"{left_out:,} pairs without image are left out."] if left_out else [],
     )
 
 
