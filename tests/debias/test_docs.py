@@ -304,7 +304,7 @@ def recipe(path: Path):
 def test_every_command_of_the_page_parses(monkeypatch):
     monkeypatch.chdir(ROOT)
     commands = [line for block in blocks("bash") for line in block.splitlines()]
-    assert len(commands) == 6
+    assert len(commands) == 5
     for command in commands:
         words = shlex.split(command, comments=True)
         assert words[:1] == ["python"] or words[:2] == ["accelerate", "launch"]
