@@ -16,8 +16,8 @@ r"""Evaluate a reward model on the benchmarks of the field, beside the published
 Rows come from the Hub unless `--rows` names a file or folder for a benchmark. `all` are the three of the paper;
 the others of `trl_dt2it.evaluation.BENCHMARKS` go by name. Tables are printed, `evaluation.json`, the scores of
 every pair and `report.html` are written to `--output_dir`, and `--model_card true` puts the numbers into the
-model card. With `--controls`, all of them have the accuracy with other images too; scores of a control that a killed
-run has written are not computed again. The same keys may stand in a YAML file, given with `--config`.
+model card. With `--controls`, all of them have the accuracy with other images too; scores of a control that a
+killed run has written are not computed again. The same keys may stand in a YAML file, given with `--config`.
 """
 
 import json

@@ -79,7 +79,7 @@ def test_every_example_parses(name, command):
     values = {key: value for part in parsed for key, value in vars(part).items()}
     given = {flag[2:]: value for flag, value in zip(flags, flags[1:], strict=False) if flag[:2] == "--" != value[:2]}
     for key, value in given.items():
-        if key not in ("config", "benchmarks", "evaluation"):
+        if key not in ("config", "benchmarks", "controls", "evaluation"):
             assert str(values[key]) == value, key
 
 
