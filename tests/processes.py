@@ -154,6 +154,7 @@ def _call(streams: list[str], environment: dict[str, str], function: Callable, a
         with open(name, "a") as file:
             os.dup2(file.fileno(), number)
     faulthandler.register(signal.SIGUSR1, file=2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, if a shell started pytest in the background
     os.environ |= environment
     torch.set_num_threads(1)
     function(*arguments)
