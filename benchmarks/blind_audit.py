@@ -138,7 +138,7 @@ def coverage(design: str, strength: float, count: int, is_balanced: bool, sets: 
         inside, is_new = np.sort(inside), np.ones(len(rows), dtype=bool)
         is_new[inside] = False
         one = text.take(inside)
-        accuracy, interval, penalty = measure_text(one, 5, seed=index)
+        accuracy, interval, penalty = measure_text(one, 10, seed=index)
         probe = np.zeros(text.x.shape[1])
         probe[np.searchsorted(text.bucket, one.bucket)] = fit_probe(one.x, one.weight, penalty)
         found.append([*interval, accuracy, wins(text.x @ probe)[is_new].mean()])

@@ -45,7 +45,7 @@ class AuditArguments(RowArguments):
         image_check (`str`, *optional*, defaults to `"header"`):
             `"full"` decodes every image, `"header"` reads its header, `"none"` does not look at images.
         num_folds (`int`, *optional*, defaults to `10`):
-            Most folds of the cross-validation of style: fewer where there are less than two groups for each.
+            Most folds of the cross-validation: fewer where there are less than two groups for each.
         min_pairs (`int`, *optional*, defaults to `200`):
             Fewest pairs that get a number.
         seed (`int`, *optional*, defaults to `42`):
@@ -59,7 +59,7 @@ class AuditArguments(RowArguments):
     by: str = field(default="source", metadata={"help": "A column whose values are measured each on its own."})
     blind: bool = field(default=False, metadata={"help": "Measure also what text tells without the image."})
     image_check: str = field(default="header", metadata={"help": "full, header or none."})
-    num_folds: int = field(default=10, metadata={"help": "Most folds of the cross-validation of style."})
+    num_folds: int = field(default=10, metadata={"help": "Most folds of the cross-validation."})
     min_pairs: int = field(default=200, metadata={"help": "Fewest pairs that get a number."})
     seed: int = field(default=42, metadata={"help": "Seed of the folds."})
     output_file: str | None = field(default=None, metadata={"help": "JSON file for all numbers."})
@@ -100,7 +100,7 @@ def main(args):
     report.show(console)
     found = json.loads(report.to_json())
     if args.blind:
-        blind = audit_blind(clean, by=args.by, min_pairs=args.min_pairs, seed=args.seed)
+        blind = audit_blind(clean, by=args.by, num_folds=args.num_folds, min_pairs=args.min_pairs, seed=args.seed)
         blind.show(console)
         found["blind"] = json.loads(blind.to_json())
     if args.output_file is not None:

@@ -41,7 +41,7 @@ _FEWEST, _MOST_ENTRIES = 3, 25_000_000  # pairs that an n-gram must be in; beyon
 _CACHED_WORDS = 500_000
 
 _STRENGTHS = (0.01, 0.1, 1.0, 10.0)  # inverse penalties, of which held-out pairs choose
-_TUNED = 8000  # most pairs to choose by
+_TUNED, _TUNED_FOLDS = 8000, 5  # most pairs to choose by, and the folds if there are more
 _SOLVED, _MOST_DRAWS = 8000, 16  # pairs times random draws to take the covariance of folds from, and the most draws
 _NAMED, _EXAMPLES, _SHOWN = 200, 3, 20  # buckets to name, pairs to read the names from, and n-grams to report
 
@@ -51,7 +51,7 @@ def audit_blind(
     *,
     probe: str = "text",
     by: str | None = "source",
-    num_folds: int = 5,
+    num_folds: int = 10,
     seed: int = 42,
     min_pairs: int = 200,
 ) -> BlindReport:
@@ -72,7 +72,7 @@ def audit_blind(
         by (`str`, *optional*, defaults to `"source"`):
             Column whose values are also measured one by one, each by a probe of its own; `None`, or no column
             `source`, for the whole only.
-        num_folds, seed (`int`, *optional*, default to `5` and `42`):
+        num_folds, seed (`int`, *optional*, default to `10` and `42`):
             Most folds of the cross-validation, each of at least two groups, and their seed.
         min_pairs (`int`, *optional*, defaults to `200`):
             Fewest pairs that are measured; smaller sources get a note.
@@ -104,7 +104,7 @@ def audit_blind(
     return BlindReport(overall, sources, left_out)
 
 
-def blind_margins(dataset: Dataset, *, probe: str = "text", num_folds: int = 5, seed: int = 42) -> np.ndarray:
+def blind_margins(dataset: Dataset, *, probe: str = "text", num_folds: int = 10, seed: int = 42) -> np.ndarray:
     """
     Compute for each pair the log odds, by a probe that sees no image, that the chosen answer is the better one.
 
@@ -135,7 +135,7 @@ def blind_margins(dataset: Dataset, *, probe: str = "text", num_folds: int = 5, 
     return margins
 
 
-def with_blind_margins(dataset: Dataset, *, probe: str = "text", num_folds: int = 5, seed: int = 42) -> Dataset:
+def with_blind_margins(dataset: Dataset, *, probe: str = "text", num_folds: int = 10, seed: int = 42) -> Dataset:
     """
     Set the column `blind_margin`, which the trainer weighs pairs by.
 
@@ -375,7 +375,7 @@ def held_out_scores(text: PairText, num_folds: int, seed: int) -> TextScores:
         codes = np.unique(text.group, return_inverse=True)[1]
         order = np.random.default_rng(seed).permutation(codes.max() + 1)
         some = np.flatnonzero(order[codes] < len(order) * _TUNED / count)
-        strengths = (held_out_scores(text.take(some[:_TUNED]), num_folds, seed).strength,)
+        strengths = (held_out_scores(text.take(some[:_TUNED]), min(num_folds, _TUNED_FOLDS), seed).strength,)
     scores, fitted = np.zeros((count, len(strengths))), []
     for train, test in folds(text.group, num_folds, seed):
         weight = text.weight[train]
@@ -395,7 +395,7 @@ def held_out_scores(text: PairText, num_folds: int, seed: int) -> TextScores:
 
 
 def blind_accuracy(
-    text: PairText, dataset: Dataset | None, *, num_folds: int = 5, seed: int = 42, min_pairs: int = 200
+    text: PairText, dataset: Dataset | None, *, num_folds: int = 10, seed: int = 42, min_pairs: int = 200
 ) -> BlindAccuracy:
     """Blind accuracy of some pairs, as [`audit_blind`] measures it, with the n-grams if their data set is passed."""
     num_groups = len(np.unique(text.group))
@@ -416,11 +416,19 @@ def measure_text(text: PairText, num_folds: int, seed: int) -> tuple[float, Inte
     accuracy = float(share @ won)
     between_groups = float((group_sums(share * (won - accuracy), text.group) ** 2).sum())
     covariance = covariance_of_folds(text, scores, share, seed)
-    variance = between_groups + min(max(covariance, 0.0), between_groups)
     units = 1 / float((group_sums(share, text.group) ** 2).sum())
-    # Without variance, all are won or all lost.
-    count = accuracy * (1 - accuracy) / variance if variance > 0 else units
-    low, high = wilson(accuracy, count, freedom=max(units - 1, 1))
+
+    def interval(covariance: float) -> Interval:
+        # Without variance, all are won or all lost.
+        variance = between_groups + covariance
+        count = accuracy * (1 - accuracy) / variance if variance > 0 else units
+        return wilson(accuracy, count, freedom=max(units - 1, 1))
+
+    low, high = interval(min(max(covariance, 0.0), between_groups))
+    # Where text tells nothing, a score and its change by another pair are normal, whatever the n-grams: the covariance
+    # adds 2/pi of the variance. One n-gram that leans by chance hides that, as then no score is near 0.
+    if interval(2 / np.pi * between_groups).low < 0.5:
+        low = min(low, 0.5)
     # In a set whose text is balanced, by chance or on purpose, the other folds lack what one has too much of, so that
     # probes are wrong more often than not. On new pairs, none is worse than chance.
     return accuracy, Interval(low, max(high, 1 - accuracy) if accuracy < 0.5 else high), scores.strength
