@@ -279,6 +279,18 @@ def test_the_table_of_ways_is_the_committed_one():
         assert auc == f"{one['auc']:.3f}" and interval == "{:.3f} to {:.3f}".format(*one["interval"])
 
 
+def test_the_figures_of_the_blind_audit_are_the_committed_ones():
+    committed = json.loads((ROOT / "benchmarks/results/blind_audit.json").read_text())
+    found = [cell["coverage"] for cell in committed["coverage"]]
+    assert f"in {np.mean(found):.1%} of {committed['sets'] * len(found):,} simulated sets".replace("%", " %") in PAGE
+    assert f"in {100 * min(found):.1f} to {max(found):.1%} of the {committed['sets']} of a kind" in PAGE.replace(
+        " %", "%"
+    )
+    planted = [one for one in committed["digits"] if one["strength"] > 0.5]
+    assert max(abs(one["accuracy"] - one["planted"]) for one in planted) < 0.01
+    assert all(run["seconds"] < 90 and run["memory"] < 2**31 for run in committed["runs"])
+
+
 def test_every_argument_that_the_page_names_exists():
     named = {
         audit_style: ("by", "min_pairs", "features", "scorer", "reference"),
