@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 from datasets import Dataset, load_from_disk
-from lib.report import RESULTS, markdown, write
+from lib.report import RESULTS, interval_coverage, markdown, write
 from scipy.special import expit
 
 from trl_dt2it.data.messages import FEATURES, preference
@@ -142,18 +142,8 @@ def coverage(design: str, strength: float, count: int, is_balanced: bool, sets: 
         probe = np.zeros(text.x.shape[1])
         probe[np.searchsorted(text.bucket, one.bucket)] = fit_probe(one.x, one.weight, penalty)
         found.append([*interval, accuracy, wins(text.x @ probe)[is_new].mean()])
-    low, high, accuracy, truth = np.array(found).T
-    return {
-        "design": design + (", in balance" if is_balanced else ""),
-        "strength": strength,
-        "pairs": count,
-        "reached": float(truth.mean()),
-        "estimate": float(accuracy.mean()),
-        "coverage": float(((low <= truth) & (truth <= high)).mean()),
-        "below": float((high < truth).mean()),
-        "above": float((low > truth).mean()),
-        "width": float((high - low).mean()),
-    }
+    about = {"design": design + (", in balance" if is_balanced else ""), "strength": strength, "pairs": count}
+    return {**about, **interval_coverage(*np.array(found).T)}
 
 
 def answers(count: int):

@@ -17,7 +17,7 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
-from lib.report import markdown, write
+from lib.report import interval_coverage, markdown, write
 from scipy.optimize import brentq
 from scipy.special import expit
 from scipy.stats import norm
@@ -79,18 +79,9 @@ def cell(design: str, accuracy: float, count: int, sets: int) -> dict:
         audit = leakage(pairs)
         found.append([*audit.interval, audit.auc, 0.5 + np.sign(new @ fit_probe(pairs)).mean() / 2])
     low, high, auc, truth = np.array(found).T
-    return {
-        "design": design,
-        "pairs": count,
-        "best": accuracy,
-        "reached": float(truth.mean()),
-        "estimate": float(auc.mean()),
-        "coverage": float(((low <= truth) & (truth <= high)).mean()),
-        "below": float((high < truth).mean()),
-        "above": float((low > truth).mean()),
-        "width": float((high - low).mean()),
-        "exactly_half": float((auc == 0.5).mean()),
-    }
+    measured = interval_coverage(low, high, auc, truth)
+    about = {"design": design, "pairs": count, "best": accuracy}
+    return {**about, **measured, "exactly_half": float((auc == 0.5).mean())}
 
 
 def main(sets: int) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 from statistics import median
 from time import perf_counter
 
+import numpy as np
+
 
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -43,6 +45,19 @@ def write(name: str, text: str, record: dict, folder: Path = RESULTS) -> None:
     (folder / f"{name}.json").write_text(json.dumps({**record, "versions": versions, **environment}, indent=2) + "\n")
     (folder / f"{name}.md").write_text(text + "\n")
     print(text)
+
+
+def interval_coverage(low: np.ndarray, high: np.ndarray, estimate: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Means over sets, of each of which an interval, an estimate and what it is of are known, all `(N,)`."""
+    measured = {
+        "reached": truth,
+        "estimate": estimate,
+        "coverage": (low <= truth) & (truth <= high),
+        "below": high < truth,
+        "above": low > truth,
+        "width": high - low,
+    }
+    return {name: float(values.mean()) for name, values in measured.items()}
 
 
 def wall_seconds(function: Callable[[], object]) -> float:

@@ -101,7 +101,7 @@ def test_groups_widen_the_interval_and_are_never_parted():
 
 
 def test_a_balanced_set_is_not_found_to_leak_backwards():
-    """What one fold has too much of, the others lack, so that held-out probes are wrong more often than not."""
+    """The other folds lack an excess of one, so that held-out probes are wrong more often than not."""
     style = planted(np.random.default_rng(0), 400, 0.5, num_features=12)
     style.difference[:] -= style.difference.mean(0)
     assert held_out_scores(style, 5, 0).won.mean() < 0.46

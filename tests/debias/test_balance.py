@@ -1,7 +1,6 @@
 """Balancing weights: exact balance, the nearest weights there are, bounds, base weights, errors, resampling."""
 
 import json
-import logging
 from collections import Counter
 
 import numpy as np
@@ -9,7 +8,6 @@ import pytest
 from datasets import Dataset, concatenate_datasets
 from rich.console import Console
 from scipy.optimize import minimize
-from transformers.utils import logging as transformers_logging
 
 from trl_dt2it.data import check_row
 from trl_dt2it.data.mixing import with_columns
@@ -25,6 +23,8 @@ from trl_dt2it.debias.balance import (
 from trl_dt2it.debias.style import PairStyle, read_pair_style
 from trl_dt2it.demo.digits import make_digits
 
+from ..logs import messages_of
+
 
 @pytest.fixture(scope="module")
 def biased() -> Dataset:
@@ -33,13 +33,8 @@ def biased() -> Dataset:
 
 @pytest.fixture
 def warnings(caplog):
-    """What the package logs, which its library root keeps to itself."""
-    logger = transformers_logging.get_logger("trl_dt2it.debias.balance")
-    logger.addHandler(caplog.handler)
-    caplog.set_level(logging.INFO, logger=logger.name)
-    yield caplog
-    logger.removeHandler(caplog.handler)
-    logger.setLevel(logging.NOTSET)
+    with messages_of("trl_dt2it.debias.balance", caplog):
+        yield caplog
 
 
 def texts(pairs: list[tuple[str, str]], **columns) -> Dataset:

@@ -119,7 +119,7 @@ def test_the_interval_holds_what_the_probe_reaches_as_often_as_it_says():
 
 
 def test_positions_in_exact_balance_are_no_habit():
-    """What one fold has too much of, the others lack, so that held-out probes are wrong more often than not."""
+    """The other folds lack an excess of one, so that held-out probes are wrong more often than not."""
     answers = "Image 1 is better than Image 2.", "Image 2 is better than Image 1."
     rows = [("Which is better?", *answers[:: 1 if index % 2 else -1]) for index in range(400)]
     found = blind_accuracy(text_of(rows), None)

@@ -1,7 +1,6 @@
 """Counterfactual pairs: right about their image, a coin toss without it, in groups that folds keep together."""
 
 import io
-import logging
 import random
 from collections import Counter
 
@@ -9,7 +8,6 @@ import numpy as np
 import pytest
 from datasets import Dataset, Features, Value, concatenate_datasets
 from PIL import Image
-from transformers.utils import logging as transformers_logging
 
 from trl_dt2it.data import check_row, mix, reformulate_t2i, split_by_group
 from trl_dt2it.data.messages import FEATURES, preference
@@ -17,16 +15,13 @@ from trl_dt2it.debias import audit_style, counterfactual_pairs
 from trl_dt2it.debias.counterfactuals import claims_differ, read_claims
 from trl_dt2it.demo.digits import WORDS, make_digits, make_digits_t2i
 
+from ..logs import messages_of
+
 
 @pytest.fixture
 def log(caplog):
-    """What the module logs, which its library root keeps to itself."""
-    logger = transformers_logging.get_logger("trl_dt2it.debias.counterfactuals")
-    logger.addHandler(caplog.handler)
-    caplog.set_level(logging.INFO, logger=logger.name)
-    yield caplog
-    logger.removeHandler(caplog.handler)
-    logger.setLevel(logging.NOTSET)
+    with messages_of("trl_dt2it.debias.counterfactuals", caplog):
+        yield caplog
 
 
 @pytest.fixture(scope="module")

@@ -201,7 +201,7 @@ def test_a_swapped_pair_has_the_opposite_margin():
 
 
 def test_misuse_is_said_at_start(tmp_path, caplog):
-    message = "needs a column `blind_margin` in the train set, .* trl_dt2it.debias.blind_margins"
+    message = "needs a column `blind_margin` in the train set, .* trl_dt2it.debias.with_blind_margins"
     plain = Dataset.from_list(text_rows(7))
     nothing = with_columns(plain, {"blind_margin": [None] * 7})
     for data in (plain, nothing, plain.to_iterable_dataset(), plain.with_transform(lambda batch: batch)):

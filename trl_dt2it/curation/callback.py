@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 from transformers import TrainerCallback
 from transformers.utils import logging
 
-from ..data.columns import column_of, group_codes, has_transform
+from ..data.columns import column_of, has_transform, row_groups
 from ..data.contents import pair_contents, pair_ids, source_fingerprint
 from ..data.mixing import swap_pairs
 from ..debias.audit import audit_style
@@ -193,9 +193,7 @@ class IterativeCurationCallback(TrainerCallback):
         self._own_reference = np.empty(0, dtype=np.int64)
         if reference is None and takes_reference:
             trusted = np.setdiff1d(np.arange(len(dataset)), self._curated)
-            groups = np.arange(len(trusted))
-            if "group_id" in dataset.column_names:
-                groups = np.unique(group_codes(column_of(dataset, "group_id"))[0][trusted], return_inverse=True)[1]
+            groups = np.unique(row_groups(dataset)[trusted], return_inverse=True)[1]
             self._own_reference = trusted[draw_references(groups)]
             if len(self._own_reference):
                 self.reference = dataset.select(self._own_reference)
@@ -208,9 +206,8 @@ class IterativeCurationCallback(TrainerCallback):
             **{"refresh_strength": refresh_strength, "combine": combine, "momentum": momentum, "folds": folds},
             **({} if labels == "hard" else {"labels": labels}),  # checkpoints of earlier releases have none
             "only_sources": None if only_sources is None else sorted(only_sources),
-            "reference": len(self._own_reference) or None
-            if reference is None
-            else source_fingerprint(pair_ids(reference)),
+            "reference": len(self._own_reference) or None,
+            **({} if reference is None else {"reference": source_fingerprint(pair_ids(reference))}),
             "scorer": None if scorer is None else getattr(scorer, "__qualname__", type(scorer).__qualname__),
         }
 

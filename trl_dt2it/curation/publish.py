@@ -155,7 +155,7 @@ def curated_card(
     contents = pair_contents(dataset) if contents is None else contents
     known = ledger.labels(contents["pair_id"].combine_chunks(), contents=contents)
     kept, flipped = known["kept"], known["flipped"]
-    parts = parts_by(dataset, "source") if "source" in dataset.column_names else {"": np.arange(len(dataset))}
+    parts = parts_by(dataset, "source", optional="source") or {"": np.arange(len(dataset))}
     parts = {"" if name == "None" else name: rows for name, rows in parts.items()}  # rows without a source
     linked = source_lines({name: len(rows) for name, rows in parts.items()}, licences)
     lines = [

@@ -198,6 +198,22 @@ def group_codes(values: pa.Array) -> tuple[np.ndarray, list[Any]]:
     return codes, encoded.dictionary.to_pylist()
 
 
+def row_groups(dataset: Dataset) -> np.ndarray:
+    """Number the groups of rows that are not independent, by `group_id`, and return that of each row, `(N,)` int64;
+    without that column each row is its own."""
+    is_grouped = "group_id" in dataset.column_names
+    return group_codes(column_of(dataset, "group_id"))[0] if is_grouped else np.arange(len(dataset))
+
+
+def connected(count: int, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Number the parts that edges `one` to `other`, both `(E,)`, join of so many points; return that of each point."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    graph = coo_array((np.ones(len(one), dtype=bool), (one, other)), shape=(count, count))
+    return connected_components(graph, directed=False)[1]
+
+
 def group_rows(codes: np.ndarray) -> list[np.ndarray]:
     """List the rows of each group, ascending, given the group number of each row."""
     return np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])

@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from transformers.utils import logging
 
 from ..utils import digest
 from .columns import arrow_rows, column_of, leave_images_encoded, map_tables
-from .images import ImageOptions, is_address, open_encoded
+from .images import ImageOptions, change_images, is_address, open_encoded
 from .messages import T2I_IDENTITY
 from .rows import (
     SIDES,
@@ -208,7 +208,7 @@ def _content(row: Mapping[str, Any], options: ImageOptions) -> tuple[str | None,
     try:
         # Images by their number: the text of a pair of two images is about the first and the second.
         numbers = count()
-        numbered = {**row, **{name: _each(row[name], lambda _: b"%d" % next(numbers)) for name in pictured}}
+        numbered = {**row, **{name: change_images(row[name], lambda _: b"%d" % next(numbers)) for name in pictured}}
         if (pair := t2i_identity(numbered)) is not None:  # the order of its images was drawn
             numbered = dict(zip(_T2I, (pair.caption, b"0", b"1"), strict=True))
         text = content_id(numbered)
@@ -230,16 +230,7 @@ def media_hash(row: Mapping[str, Any], options: ImageOptions | None = None) -> s
 
 
 def _read_media(row: Mapping[str, Any], names: list[str], options: ImageOptions) -> dict[str, Any]:
-    return {name: _each(row[name], lambda image: read_encoded(image, options)) for name in names}
-
-
-def _each(value: Any, change: Callable[[Any], Any]) -> Any:
-    """Change each image in a cell of images, or of videos as their frames."""
-    if isinstance(value, (list, tuple)):
-        return [_each(item, change) for item in value]
-    if isinstance(value, Mapping) and not {"bytes", "path"} & set(value):
-        return {name: _each(item, change) if name == "frames" else item for name, item in value.items()}
-    return change(value)
+    return {name: change_images(row[name], lambda image: read_encoded(image, options)) for name in names}
 
 
 def read_encoded(image: Any, options: ImageOptions) -> Any:

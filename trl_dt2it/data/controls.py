@@ -6,7 +6,7 @@ row is read. So nothing is copied or held in memory, and the workers of a data l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from PIL import Image
 from transformers.utils import logging
 
 from .columns import as_python, batch_rows, column_names, has_transform, leave_images_encoded
-from .images import ImageOptions, check_image, load_image
+from .images import ImageOptions, change_images, check_image, load_image
 from .mixing import TEXTS, with_columns
 from .rows import RowError, blocks, image_identity, named_errors, row_images, row_videos
 
@@ -137,16 +137,7 @@ def _transform_of(dataset: Dataset) -> Callable[[dict[str, Any]], dict[str, Any]
 
 
 def _with_media(row: dict[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
-    return {**row, **{name: _each(row[name], change) for name in MEDIA if row.get(name) is not None}}
-
-
-def _each(value: Any, change: Callable[[Any], Any]) -> Any:
-    """Apply a function to each image of a column's value: one image, a list, or videos as lists or dicts of frames."""
-    if isinstance(value, (list, tuple)):
-        return [_each(item, change) for item in value]
-    if isinstance(value, Mapping) and "frames" in value:
-        return {**value, "frames": _each(value["frames"], change)}
-    return value if value is None else change(value)
+    return {**row, **{name: change_images(row[name], change) for name in MEDIA if row.get(name) is not None}}
 
 
 def _blank(image: Any, options: ImageOptions) -> Any:

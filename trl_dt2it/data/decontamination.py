@@ -17,11 +17,9 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, Value
 from PIL import Image
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from transformers.utils import logging
 
-from .columns import arrow_rows, leave_images_encoded, look_in_shares, map_tables, select_rows
+from .columns import arrow_rows, connected, leave_images_encoded, look_in_shares, map_tables, select_rows
 from .images import ImageOptions, load_image, with_image_root
 from .messages import IMAGE_MARKER
 from .rows import RowError, blocks, row_images
@@ -324,8 +322,7 @@ def look_alikes(
     count = len(looks.dictionary)
     if count == 0:
         return np.arange(len(dataset))
-    graph = coo_array((np.ones(len(first), dtype=bool), (first, second)), shape=(count, count))
-    group = connected_components(graph, directed=False)[1][looks.indices.fill_null(0).to_numpy()]
+    group = connected(count, first, second)[looks.indices.fill_null(0).to_numpy()]
     alone = looks.indices.is_null().to_numpy(zero_copy_only=False)
     return np.where(alone, count + np.arange(len(dataset)), group)
 
@@ -355,8 +352,7 @@ def _alike(hashes: np.ndarray, most: int = 4_000_000) -> Iterator[np.ndarray]:
                 bits = np.bitwise_count(hashes[rows][:, None] ^ hashes[bucket][None]).sum(axis=-1, dtype=np.int64)
                 one, other = np.nonzero((bits <= _ALIKE_BITS).all(axis=-1))
                 if len(one) > len(rows):  # each is near itself
-                    graph = coo_array((np.ones(len(one), dtype=bool), (start + one, other)), shape=(len(bucket),) * 2)
-                    joined = connected_components(graph, directed=False)[1]
+                    joined = connected(len(bucket), start + one, other)
                     _, first = np.unique(joined, return_index=True)
                     yield np.stack([bucket, bucket[first[joined]]], axis=1)[first[joined] != np.arange(len(bucket))]
 

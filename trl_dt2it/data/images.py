@@ -10,7 +10,7 @@ import io
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from http.client import HTTPException
@@ -126,6 +126,15 @@ def _check_bytes(size: int, name: str, options: ImageOptions) -> None:
     if size > options.max_image_bytes:
         limit = f"more than {options.max_image_bytes}; scale it down or raise `max_image_bytes`."
         raise RowError("image_too_large", f"{name} has {size} bytes, {limit}")
+
+
+def change_images(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Change each image in a cell of images, or of videos as their frames."""
+    if isinstance(value, (list, tuple)):
+        return [change_images(item, change) for item in value]
+    if isinstance(value, Mapping) and not {"bytes", "path"} & set(value):
+        return {name: change_images(item, change) if name == "frames" else item for name, item in value.items()}
+    return change(value)
 
 
 def as_image(image: Any) -> Any:

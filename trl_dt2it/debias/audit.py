@@ -73,9 +73,7 @@ def audit_style(
     """
     if num_folds < 2:
         raise ValueError(f"`num_folds` is {num_folds}; pass at least 2.")
-    if by == "source" and by not in dataset.column_names:
-        by = None
-    parts = parts_by(dataset, by)
+    parts = parts_by(dataset, by, optional="source")
     style = read_pair_style(dataset, features)
     known: dict[str, Any] = {}  # arrays of a value per pair
     if scorer is not None:

@@ -18,6 +18,7 @@ from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
 from ..data.columns import select_rows
+from ..data.controls import MEDIA
 from ..data.mixing import with_columns
 from ..evaluation.metrics import Interval, group_sums, wilson
 from .audit import density_at_zero, folds, why_not_measured, wins
@@ -86,14 +87,12 @@ def audit_blind(
     _check(probe, num_folds)
     weight, group = read_units(dataset, "Blind accuracy")
     seen = np.flatnonzero(has_image(dataset))
-    if by == "source" and by not in dataset.column_names:
-        by = None
     left_out = len(dataset) - len(seen)
     if len(seen) == 0:
         return BlindReport(BlindAccuracy(0, 0, note="no pair has an image"), {}, left_out)
     dataset = select_rows(dataset, seen)
     text = read_pair_text(dataset, weight[seen], group[seen])
-    parts = parts_by(dataset, by)
+    parts = parts_by(dataset, by, optional="source")
 
     def measure(some: PairText) -> BlindAccuracy:
         return blind_accuracy(some, dataset, num_folds=num_folds, seed=seed, min_pairs=min_pairs)
@@ -160,7 +159,7 @@ def _check(probe: str, num_folds: int) -> None:
 def has_image(dataset: Dataset) -> np.ndarray:
     """Tell which rows have an image or a video, without reading any. Shapes: returns `(N,)` `bool`."""
     found = np.zeros(len(dataset), dtype=bool)
-    for name in ("images", "image", "videos"):
+    for name in MEDIA:
         if name in dataset.column_names:
             column = dataset.data.column(name)
             is_list = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)

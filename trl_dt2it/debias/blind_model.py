@@ -17,7 +17,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.utils import logging
 
 from ..data import controls
-from ..data.columns import column_of, group_codes
+from ..data.columns import column_of, row_groups
 from ..training.config import MultimodalRewardConfig
 from ..training.pair_scoring import score_with_trainer
 from ..training.setup import end_training, image_options
@@ -78,7 +78,7 @@ def model_blind_margins(
     if not isinstance(model, str):
         raise TypeError(f"`model` is a {type(model).__name__}; pass its name or directory, to start each fold from.")
     names = dataset.column_names
-    group = group_codes(column_of(dataset, "group_id"))[0] if "group_id" in names else np.arange(len(dataset))
+    group = row_groups(dataset)
     if not 2 <= num_folds <= (num_groups := len(np.unique(group))):
         raise ValueError(f"`num_folds` is {num_folds}; it must be from 2 to {num_groups}, the number of groups.")
     rows = dataset.remove_columns([name for name in _ABOUT_THE_MARGIN if name in names])

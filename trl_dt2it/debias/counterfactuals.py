@@ -32,6 +32,7 @@ from ..data.columns import (
     mark_checked,
 )
 from ..data.contents import media_hash, pair_ids
+from ..data.controls import MEDIA
 from ..data.mixing import concatenate, partner_column, with_canonical_columns, with_columns
 from ..data.rows import SIDES, blocks, message_text, summarize, to_json, without_empty
 from ..data.t2i import collapse, prefers_first
@@ -47,7 +48,6 @@ MAX_OVERLAP, SHORT_ANSWER = 0.5, 40
 
 _NUM_WAITING = 32  # rows that the next one is compared with: enough to find an answer that one row in a hundred gives
 _CONTEXT = ("tools", "chat_template_kwargs")
-_MEDIA = ("image", "images", "videos")
 _OF = "counterfactual_of"
 
 # Columns about both answers of a pair, which are null in new pairs, as are those about the rejected answer.
@@ -167,7 +167,7 @@ def counterfactual_pairs(
     if by is not None and by != "source" and by not in dataset.column_names:
         raise ValueError(f"`by` is {by!r}, but the columns are {', '.join(dataset.column_names)}.")
     rows = with_canonical_columns(dataset, image_root=image_root)
-    parts = list(parts_by(rows, by if by in rows.column_names else None).values()) or [np.arange(len(rows))]
+    parts = list(parts_by(rows, by, optional="source").values()) or [np.arange(len(rows))]
     group_names = column_of(rows, "group_id") if "group_id" in rows.column_names else pa.nulls(len(rows), pa.string())
     groups = group_codes(group_names)[0]
     couples, reasons = _draw_couples(rows, parts, groups, share, np.random.default_rng(seed), differ, num_proc)
@@ -243,7 +243,7 @@ def _draw_couples(
     reasons[(count[codes] < 2) & (reasons == "")] = "question_asked_once"
     free = np.flatnonzero(reasons == "")
     read = leave_images_encoded(rows.select(free))
-    read = read.select_columns([name for name in (*SIDES, *_MEDIA) if name in rows.column_names])
+    read = read.select_columns([name for name in (*SIDES, *MEDIA) if name in rows.column_names])
     answered = map_tables(read, _answers, _ANSWERED, num_proc=num_proc, desc="Reading answers and images")
     reasons[free] = answered["reason"].to_pylist()
     free = free[answered["text"].is_valid().to_numpy()]

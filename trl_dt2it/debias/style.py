@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from datasets import Dataset
 from transformers.utils import logging
 
-from ..data.columns import arrow_rows, column_of, group_codes, group_rows
+from ..data.columns import arrow_rows, column_of, group_codes, group_rows, row_groups
 from ..data.rows import SIDES, message_text, row_name
 from ..utils import read_packaged
 
@@ -205,9 +205,7 @@ def read_units(dataset: Dataset, what: str) -> tuple[np.ndarray, np.ndarray]:
         is_number = pa.types.is_floating(confidence.type) or pa.types.is_integer(confidence.type)
         if is_number and pc.any(pc.less(confidence.cast("float64"), 1.0)).as_py():
             logger.warning(f"{what} is measured on the labels as they stand; `label_confidence` does not count in it.")
-    is_grouped = "group_id" in dataset.column_names
-    group = group_codes(column_of(dataset, "group_id"))[0] if is_grouped else np.arange(len(dataset))
-    return _read_weight(dataset), group
+    return _read_weight(dataset), row_groups(dataset)
 
 
 def answer_batches(dataset: Dataset) -> Iterator[list[list[tuple[str, str]]]]:
@@ -232,9 +230,9 @@ def _read_weight(dataset: Dataset) -> np.ndarray:
     return weight
 
 
-def parts_by(dataset: Dataset, column: str | None) -> dict[str, np.ndarray]:
-    """Divide rows by the values of a column."""
-    if column is None:
+def parts_by(dataset: Dataset, column: str | None, *, optional: str | None = None) -> dict[str, np.ndarray]:
+    """Divide rows by the values of a column; into no parts without one, as where the `optional` one is not there."""
+    if column is None or (column == optional and column not in dataset.column_names):
         return {}
     if column not in dataset.column_names:
         raise ValueError(f"`by` is {column!r}, but the columns are {', '.join(dataset.column_names)}.")

@@ -18,7 +18,7 @@ from datasets import Dataset, DatasetInfo, Features, Value
 from huggingface_hub import snapshot_download
 from transformers.utils import logging
 
-from ..data.columns import column_of, group_codes, leave_images_encoded
+from ..data.columns import column_of, leave_images_encoded, row_groups
 from ..data.contents import pair_ids
 from ..data.load import Conversion, check_options, map_pairs, raw_rows, read_raw, rows_by_group
 from ..data.mixing import with_columns
@@ -426,14 +426,12 @@ def audit_looking(
     """
     made = _make_controls(scorer, dataset, _check_controls(controls, scorer), "the set", seed)
     values = _score(scorer, dataset) if scores is None else as_scores(scores, len(dataset))
-    has_groups = "group_id" in dataset.column_names
-    unit = group_codes(column_of(dataset, "group_id"))[0] if has_groups else np.arange(len(dataset))
 
     def count(rows: np.ndarray, units: np.ndarray, values: np.ndarray) -> Tally:
         return Tally({"overall": pair_ratio(values[:, 0] > values[:, 1], units)}, {}, {})
 
     values_of = {OWN: values[made.rows], **{shown: _score(scorer, rows) for shown, rows in made.sets.items()}}
-    return compare(made, values_of, unit, count, num_resamples=num_resamples, seed=seed)
+    return compare(made, values_of, row_groups(dataset), count, num_resamples=num_resamples, seed=seed)
 
 
 def _score(scorer: PairScorer | Callable[[Dataset], Any], dataset: Dataset) -> np.ndarray:

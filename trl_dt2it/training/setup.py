@@ -155,7 +155,7 @@ def check_blind_margins(dataset: AnyDataset, columns: set[str], args: Multimodal
     if name is not None and not has_any:
         raise ValueError(
             f"`{name}` needs a column `blind_margin` in the train set, and it has none, or none with a value; add it: "
-            '`dataset.add_column("blind_margin", trl_dt2it.debias.blind_margins(dataset))`.'
+            "`dataset = trl_dt2it.debias.with_blind_margins(dataset)`."
         )
     if has_any and name is None:
         options = "`blind_offset=True` or `blind_weighting=True`"

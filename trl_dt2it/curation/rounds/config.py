@@ -15,13 +15,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, load_dataset
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging
 
-from ...data.columns import column_of, group_codes, leave_images_encoded, rows_at_once
+from ...data.columns import column_of, connected, group_codes, leave_images_encoded, rows_at_once
 from ...data.contents import pair_contents, source_fingerprint
+from ...data.controls import MEDIA
 from ...data.decontamination import look_alikes
 from ...data.load import is_saved, load_preferences, load_saved
 from ...data.mixing import concatenate, with_canonical_columns, with_columns
@@ -218,7 +217,7 @@ def _load(where: str, name: str, config: str | None, split: str) -> Dataset:
 
 def set_digest(dataset: Dataset, contents: pa.Table) -> str:
     """Hash the names, contents and rows of a set, the same on another machine."""
-    names = [name for name in dataset.column_names if name not in ("image", "images", "videos")]
+    names = [name for name in dataset.column_names if name not in MEDIA]
     tables = dataset.select_columns(names).with_format("arrow").iter(rows_at_once(dataset))
     return digest(
         *((f"{value}\n" for value in contents[name].to_pylist()) for name in ("pair_id", "content")),
@@ -244,11 +243,9 @@ def merged_groups(groups: np.ndarray, others: np.ndarray) -> np.ndarray:
     counts = np.bincount(others)
     rows = np.flatnonzero(counts[others] <= max(50, len(groups) // 100))
     size = groups.max(initial=0) + 1
-    edges = np.ones(len(rows), dtype=bool), (groups[rows], size + others[rows])
-    graph = coo_array(edges, shape=(size + len(counts),) * 2)
-    merged = connected_components(graph, directed=False)[1][groups]
-    is_large = np.bincount(merged)[merged] > max(50, len(groups) // 8)
-    is_large &= np.bincount(merged)[merged] > np.bincount(groups)[groups]
+    merged = connected(size + len(counts), groups[rows], size + others[rows])[groups]
+    sizes = np.bincount(merged)[merged]
+    is_large = (sizes > max(50, len(groups) // 8)) & (sizes > np.bincount(groups)[groups])
     if is_large.any():
         logger.warning(
             f"{is_large.sum():,} of {len(groups):,} pairs are joined by prompts and images that look alike, too many "
@@ -379,6 +376,10 @@ class CurationRun:
         can be trusted; 0 for none."""
         is_asked = any(step.takes_reference for steps in self.rounds for step in steps)
         return num_reference_parts(len(self.sets.raw("base"))) if is_asked else 0
+
+    def models_with_part(self, fold: tuple[int, int]) -> range:
+        """Return those of n models, by their folds, that leave the part of the base out that the i-th of them does."""
+        return range(fold[0] % self.num_reference_parts, fold[1], self.num_reference_parts)
 
     def final_stage(self, name: str) -> str:
         """Return the stage that trains a final model: one that has scored the pool is not trained again, unless it has

@@ -194,8 +194,7 @@ def _plan_scoring(plan: _Plan, name: str, trained: str, set_name: str, fold: tup
     """Plan the scoring of a set, or of one fold of it, by the model of a training; of the base, of the reference."""
     run, count, shares = plan.run, len(plan.run.sets.raw(set_name)), 1 if fold is None else fold[1]
     if set_name == "base":
-        parts, (index, number) = run.num_reference_parts, fold or (0, 1)
-        count, shares = num_references(count), len(range(index % parts, number, parts))
+        count, shares = num_references(count), len(run.models_with_part(fold or (0, 1)))
 
     def score(folder: Path) -> dict[str, Any] | None:
         rows = run.sets.usable(set_name)

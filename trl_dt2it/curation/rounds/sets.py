@@ -120,10 +120,9 @@ def reference_parts(run: CurationRun) -> list[np.ndarray]:
 def reference_rows(run: CurationRun, fold: tuple[int, int] | None = None) -> np.ndarray:
     """Return the rows of the base that the model of a `fold` (i, n) of the pool has not seen and scores, ascending:
     of its part, whose rows models with the same part share, so that each row is scored at most once."""
-    index, number = fold or (0, 1)
-    parts = reference_parts(run)
-    sharing = range(index % len(parts), number, len(parts))
-    return parts[index % len(parts)][sharing.index(index) :: len(sharing)]
+    fold = fold or (0, 1)
+    sharing = run.models_with_part(fold)
+    return reference_parts(run)[sharing.start][sharing.index(fold[0]) :: len(sharing)]
 
 
 def ledger_at(
