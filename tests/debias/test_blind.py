@@ -12,6 +12,7 @@ from trl_dt2it.debias import BlindReport, audit_blind, audit_style, blind_margin
 from trl_dt2it.debias.audit import density_at_zero
 from trl_dt2it.debias.blind import (
     Words,
+    _margin_accuracy,
     blind_accuracy,
     bucket_of,
     covariance_of_folds,
@@ -367,6 +368,47 @@ def test_margins_are_log_odds_of_probes_that_have_not_seen_the_pair():
     assert with_margins.remove_columns("blind_margin")[:] == dataset[:]
     # Text that tells nothing makes no pair sure.
     assert np.abs(blind_margins(plain(drawn(rng, 400)))).mean() < 0.5
+
+
+def test_margins_of_another_model_are_audited_as_those_of_the_probe():
+    rng = np.random.default_rng(0)
+    rows = drawn(rng, 400, 0.85) + drawn(rng, 400, 0.6) + drawn(rng, 50)
+    source, weight = ["a"] * 400 + ["b"] * 400 + ["c"] * 50, rng.uniform(0.5, 2, 850)
+    dataset = plain(rows, source=source, weight=weight)
+    by_probe = audit_blind(dataset)
+    report = audit_blind(dataset, margins=blind_margins(dataset))
+    assert report.overall.accuracy == pytest.approx(by_probe.overall.accuracy, abs=1e-12)
+    assert report.overall.interval[0] <= by_probe.overall.interval[0] < by_probe.overall.interval[1]
+    assert report.sources["c"].note == by_probe.sources["c"].note and not report.overall.ngrams
+    margins = np.where(np.arange(850) % 4 == 0, -2.0, 0.5)
+    margins[:2] = 0.0
+    report = audit_blind(dataset, margins=margins)
+    for name, some in {"a": slice(0, 400), "b": slice(400, 800)}.items():
+        won = np.where(margins > 0, 1.0, np.where(margins < 0, 0.0, 0.5))[some]
+        assert report.sources[name].accuracy == pytest.approx(np.average(won, weights=weight[some]))
+    with pytest.raises(ValueError, match=r"`margins` has shape \(3,\); pass one number per row, \(850,\)"):
+        audit_blind(dataset, margins=[1.0, 2.0, 3.0])
+    margins[7] = np.nan
+    with pytest.raises(ValueError, match="`margins` is nan for row 7; pass a finite number"):
+        audit_blind(dataset, margins=margins)
+    # Rows without an image need none.
+    without = dataset.remove_columns("images").add_column("images", [[]] * 8 + [["no.png"]] * 842)
+    assert audit_blind(without, margins=margins).num_without_image == 8
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.15])
+def test_the_interval_of_another_models_margins_holds_what_it_reaches(shift):
+    """Two folds, each told by a linear model of the other: of nothing, or of features that tell a little."""
+    rng, count, size, held = np.random.default_rng(0), 300, 20, 0
+    new = rng.normal(shift, 1, (20_000, size))
+    for _ in range(400):
+        x = rng.normal(shift, 1, (count, size))
+        probes = [np.linalg.solve(part.T @ part + 10 * np.eye(size), part.sum(0)) for part in (x[::2], x[1::2])]
+        score = np.empty(count)
+        score[1::2], score[::2] = x[1::2] @ probes[0], x[::2] @ probes[1]
+        low, high = _margin_accuracy(score, np.ones(count), np.arange(count), 200).interval
+        held += low <= np.mean([(new @ probe > 0).mean() for probe in probes]) <= high
+    assert held / 400 >= 0.94
 
 
 def test_report_prints_draws_and_is_json(planted, tmp_path):

@@ -151,6 +151,8 @@ def train_case(case: Case, bases: dict[str, str], output_dir: Path, **options: A
     torch.manual_seed(0)
     random.seed(0)
     np.random.seed(0)
+    if "blind_model" in options:
+        options |= {"blind_model": bases[options["blind_model"]], "reward_posterior": False}
     resume = options.pop("resume", None)
     if case.checkpointing != "none":
         options["gradient_checkpointing_kwargs"] = {"use_reentrant": case.checkpointing == "reentrant"}
@@ -191,6 +193,7 @@ def train_case(case: Case, bases: dict[str, str], output_dir: Path, **options: A
     result = {
         "wrapped": wrapped if wrapped in kinds or not wrapped.startswith("FSDP") else "FSDP",
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+        "blind": [entry["blind/weight"] for entry in trainer.state.log_history if "blind/weight" in entry],
         "before": before,
         "after": after,
         "rewards": np.asarray(rewards).tolist(),

@@ -34,7 +34,7 @@ CASES = [
     {"tuning": "reward_model", "data": "text"},
     {"tuning": "full", "data": "images", "one_row": False, "family": "gemma3"},
 ]
-RESUMED = {"tuning": "full", "data": "mixed", "resume_at": 2}
+RESUMED = {"tuning": "full", "data": "mixed", "resume_at": 2, "blind_weighting": True, "blind_model": "reward_model"}
 BEST = {
     "tuning": "reward_model",
     "data": "mixed",
@@ -139,6 +139,11 @@ def test_resumed_training_ends_as_one_that_went_through(outputs, launch):
     result, folder = result_of(outputs, launch, RESUMED)
     assert len(result["losses"]) == launches.STEPS
     assert largest_difference(saved_weights(folder), saved_weights(folder / "whole")) <= 1e-6
+    # The twin is whole on each process, whatever shards the main model.
+    plain, _ = result_of(outputs, "multi_gpu", RESUMED)
+    np.testing.assert_allclose(result["losses"], plain["losses"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(result["blind"], plain["blind"], rtol=0, atol=1e-5)
+    assert len(set(result["blind"])) == launches.STEPS - 1  # of the steps that see an image
 
 
 @pytest.mark.parametrize("launch", LAUNCHES)

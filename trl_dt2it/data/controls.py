@@ -82,7 +82,7 @@ def without_images(dataset: Dataset) -> Dataset:
     Returns:
         `Dataset`: of rows without the columns `image`, `images` and `videos`, which a text model can read.
     """
-    return _changed(dataset, _without_media)
+    return _changed(dataset, row_without_media)
 
 
 def swapped(dataset: Dataset, *, seed: int = 0) -> Dataset:
@@ -156,7 +156,8 @@ def _shrunk(image: Any, pixels: float, options: ImageOptions) -> Any:
     return loaded.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def _without_media(row: dict[str, Any]) -> dict[str, Any]:
+def row_without_media(row: dict[str, Any]) -> dict[str, Any]:
+    """Take images and videos out of a row and out of its texts."""
     texts = {name: _without_blocks(row[name]) for name in TEXTS if isinstance(row.get(name), list)}
     return {**{name: value for name, value in row.items() if name not in MEDIA}, **texts}
 

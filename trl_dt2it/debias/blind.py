@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
@@ -51,6 +52,7 @@ def audit_blind(
     dataset: Dataset,
     *,
     probe: str = "text",
+    margins: npt.ArrayLike | None = None,
     by: str | None = "source",
     num_folds: int = 10,
     seed: int = 42,
@@ -70,6 +72,10 @@ def audit_blind(
             text tells the answer is no fault.
         probe (`str`, *optional*, defaults to `"text"`):
             `"text"`, the linear model of n-grams.
+        margins (`np.ndarray` of shape `(N,)`, *optional*):
+            Blind margins of another model, which has not seen the pairs, in place of a probe: such as those of
+            [`model_blind_margins`]. No n-grams are named, and the interval is wide enough for folds that learn from
+            each other.
         by (`str`, *optional*, defaults to `"source"`):
             Column whose values are also measured one by one, each by a probe of its own; `None`, or no column
             `source`, for the whole only.
@@ -88,19 +94,46 @@ def audit_blind(
     weight, group = read_units(dataset, "Blind accuracy")
     seen = np.flatnonzero(has_image(dataset))
     left_out = len(dataset) - len(seen)
+    score = None if margins is None else _held_out_margins(margins, seen, len(dataset))
     if len(seen) == 0:
         return BlindReport(BlindAccuracy(0, 0, note="no pair has an image"), {}, left_out)
-    dataset = select_rows(dataset, seen)
-    text = read_pair_text(dataset, weight[seen], group[seen])
+    dataset, weight, group = select_rows(dataset, seen), weight[seen], group[seen]
+    text = read_pair_text(dataset, weight, group) if score is None else None
     parts = parts_by(dataset, by, optional="source")
 
-    def measure(some: PairText) -> BlindAccuracy:
-        return blind_accuracy(some, dataset, num_folds=num_folds, seed=seed, min_pairs=min_pairs)
+    def measure(rows: np.ndarray | None = None) -> BlindAccuracy:
+        if text is not None:
+            some = text if rows is None else text.take(rows)
+            return blind_accuracy(some, dataset, num_folds=num_folds, seed=seed, min_pairs=min_pairs)
+        some_rows = slice(None) if rows is None else rows
+        return _margin_accuracy(cast(np.ndarray, score)[some_rows], weight[some_rows], group[some_rows], min_pairs)
 
-    overall = measure(text)
+    overall = measure()
     # A single source holds the same pairs once more.
-    sources = {name: overall if len(parts) == 1 else measure(text.take(rows)) for name, rows in parts.items()}
+    sources = {name: overall if len(parts) == 1 else measure(rows) for name, rows in parts.items()}
     return BlindReport(overall, sources, left_out)
+
+
+def _held_out_margins(margins: npt.ArrayLike, seen: np.ndarray, count: int) -> np.ndarray:
+    """Return the margins of the rows with an image."""
+    found = np.asarray(margins, dtype=np.float64)
+    if found.shape != (count,):
+        raise ValueError(f"`margins` has shape {found.shape}; pass one number per row, ({count},).")
+    if len(missing := np.flatnonzero(~np.isfinite(found[seen]))):
+        raise ValueError(f"`margins` is {found[seen[missing[0]]]} for row {seen[missing[0]]}; pass a finite number.")
+    return found[seen]
+
+
+def _margin_accuracy(score: np.ndarray, weight: np.ndarray, group: np.ndarray, min_pairs: int) -> BlindAccuracy:
+    """Blind accuracy of pairs whose held-out scores are known."""
+    num_groups = len(np.unique(group))
+    note = why_not_measured(weight, group, num_folds=2, min_pairs=min_pairs)
+    if note is not None:
+        return BlindAccuracy(len(score), num_groups, note=note)
+    accuracy, between_groups, units = _outcomes(score, weight, group)
+    # The covariance of folds where the model has learned nothing, as in [`measure_text`]; it is less where it has.
+    low, high = _interval(accuracy, (1 + 2 / np.pi) * between_groups, units)
+    return BlindAccuracy(len(score), num_groups, accuracy, Interval(low, max(high, 1 - accuracy)))
 
 
 def blind_margins(dataset: Dataset, *, probe: str = "text", num_folds: int = 10, seed: int = 42) -> np.ndarray:
@@ -411,26 +444,30 @@ def blind_accuracy(
 def measure_text(text: PairText, num_folds: int, seed: int) -> tuple[float, Interval, float]:
     """Accuracy of held-out probes, its interval, and the inverse penalty for a probe of all pairs."""
     scores = held_out_scores(text, num_folds, seed)
-    share, won = text.weight / text.weight.sum(), wins(scores.score)
-    accuracy = float(share @ won)
-    between_groups = float((group_sums(share * (won - accuracy), text.group) ** 2).sum())
-    covariance = covariance_of_folds(text, scores, share, seed)
-    units = 1 / float((group_sums(share, text.group) ** 2).sum())
-
-    def interval(covariance: float) -> Interval:
-        # Without variance, all are won or all lost.
-        variance = between_groups + covariance
-        count = accuracy * (1 - accuracy) / variance if variance > 0 else units
-        return wilson(accuracy, count, freedom=max(units - 1, 1))
-
-    low, high = interval(min(max(covariance, 0.0), between_groups))
+    accuracy, between_groups, units = _outcomes(scores.score, text.weight, text.group)
+    covariance = covariance_of_folds(text, scores, text.weight / text.weight.sum(), seed)
+    low, high = _interval(accuracy, between_groups + min(max(covariance, 0.0), between_groups), units)
     # Where text tells nothing, a score and its change by another pair are normal, whatever the n-grams: the covariance
     # adds 2/pi of the variance. One n-gram that leans by chance hides that, as then no score is near 0.
-    if interval(2 / np.pi * between_groups).low < 0.5:
+    if _interval(accuracy, (1 + 2 / np.pi) * between_groups, units).low < 0.5:
         low = min(low, 0.5)
     # In a set whose text is balanced, by chance or on purpose, the other folds lack what one has too much of, so that
     # probes are wrong more often than not. On new pairs, none is worse than chance.
     return accuracy, Interval(low, max(high, 1 - accuracy) if accuracy < 0.5 else high), scores.strength
+
+
+def _outcomes(score: np.ndarray, weight: np.ndarray, group: np.ndarray) -> tuple[float, float, float]:
+    """Accuracy of held-out scores, its variance between groups, and the number of groups that weights leave."""
+    share, won = weight / weight.sum(), wins(score)
+    accuracy = float(share @ won)
+    between_groups = float((group_sums(share * (won - accuracy), group) ** 2).sum())
+    return accuracy, between_groups, 1 / float((group_sums(share, group) ** 2).sum())
+
+
+def _interval(accuracy: float, variance: float, units: float) -> Interval:
+    # Without variance, all are won or all lost.
+    count = accuracy * (1 - accuracy) / variance if variance > 0 else units
+    return wilson(accuracy, count, freedom=max(units - 1, 1))
 
 
 def covariance_of_folds(text: PairText, scores: TextScores, share: np.ndarray, seed: int) -> float:

@@ -119,13 +119,11 @@ class MultimodalPreferenceCollator:
         batch["pairs"]["num_tokens"] = torch.tensor([sum(len(side["input_ids"]) for side in row) for row in rows])
         batch["pairs"]["has_media"] = torch.tensor(has_media)
         rows += [pair for pair, _ in dummies]
-        packed = pack_completions(rows, self.image_token_ids) if self.share_prefix else None
-        if packed is not None:
-            return {**batch, **packed, **images}
-        token_rows = [row[side] for side in range(2) for row in rows]
-        if images:
+        ids = self.image_token_ids if self.share_prefix else None
+        tokens = lay_out(rows, self.processing_class, ids, self.pad_to_multiple_of)
+        if images and "pair_layout" not in tokens:
             batch["image_repeats"] = 2
-        return {**batch, **pad_rows(token_rows, self.processing_class, self.pad_to_multiple_of), **images}
+        return {**batch, **tokens, **images}
 
     def render(
         self, example: Mapping[str, Any], index: int | None = None, *, is_checked: bool = False
@@ -191,6 +189,20 @@ class MultimodalPreferenceCollator:
         row = rendering.Rendered([text, text], images, rendering.lacks_special_tokens(text, processor), videos)
         sides, tensors = rendering.encode_completions([row], processor)
         return [side for (side,) in sides], tensors
+
+
+def lay_out(
+    rows: Sequence[Sequence[dict[str, torch.Tensor]]],
+    processing_class: rendering.ProcessingClass,
+    image_token_ids: set[int] | None,
+    multiple: int | None,
+) -> dict[str, torch.Tensor]:
+    """Lay out the tokens of chosen and rejected of each pair, as one row where `image_token_ids` are passed and the
+    sides of each pair differ only after its last image, and as two padded rows per pair otherwise."""
+    packed = None if image_token_ids is None else pack_completions(rows, image_token_ids)
+    if packed is not None:
+        return packed
+    return pad_rows([row[side] for side in range(2) for row in rows], processing_class, multiple)
 
 
 def pad_rows(

@@ -89,6 +89,11 @@ class MultimodalRewardConfig(RewardConfig):
             had without looking at the image. `blind_offset` adds it to the reward margin that the loss sees, so that
             the model learns the rest. `blind_weighting` multiplies the loss of a pair by l_blind / (l_blind + l), as
             in arXiv 2503.03122. See [`trl_dt2it.training.losses`].
+        blind_model (`str`, *optional*):
+            Hub id or directory of a model that is trained beside the main one, as in arXiv 2503.03122: on the same
+            batches without their images, with the loss `bt`, from this start. Its margins before each step take the
+            place of the column, for `blind_offset` or `blind_weighting`; a pair without an image has none. Every
+            process holds it and its optimizer whole and in fp32, 16 bytes a parameter.
 
         > Parameters that control the training
 
@@ -138,6 +143,8 @@ class MultimodalRewardConfig(RewardConfig):
     blind_offset: bool = _option(False, "Learn what a model without the image does not know (`blind_margin`).")
     blind_weighting: bool = _option(False, "Count pairs less that a model tells without their image (`blind_margin`).")
 
+    blind_model: str | None = _option(None, "Model to train beside without images, whose margins are `blind_margin`.")
+
     # Parameters that control the training
     max_tokens_per_batch: int | None = _option(None, "Most tokens of a batch, packed with as many pairs as fit.")
     reward_statistics_pairs: int = _option(1000, "Pairs to score for `reward_mean` and `reward_std`; 0 for none.")
@@ -166,6 +173,15 @@ class MultimodalRewardConfig(RewardConfig):
             "max_tokens_per_batch": (self.max_tokens_per_batch is None or self.max_tokens_per_batch > 0, "> 0"),
             "blind_weighting": (not (self.blind_weighting and self.blind_offset), "False with `blind_offset`"),
         }
+        if self.blind_model is not None:
+            ranges |= {
+                "blind_model": (
+                    self.blind_weighting or self.blind_offset,
+                    "None without those settings, which use it",
+                ),
+                "reward_posterior": (not self.reward_posterior, "False with `blind_model`, which knows no final loss"),
+                "fp16": (not self.fp16, "False with `blind_model`; train in bf16 or fp32"),
+            }
         for name, (is_within, condition) in ranges.items():
             if not is_within:
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}; it must be {condition}.")

@@ -380,9 +380,9 @@ class TrainMetrics:
     def __init__(self, device: torch.device) -> None:
         # MPS has no fp64; the counts of one logging window fit fp32 there.
         dtype = torch.float32 if device.type == "mps" else torch.float64
-        # Pairs, wins of chosen, margins, rewards, tokens; pairs with a blind margin, the shares of their losses that
-        # count, the weights of all pairs, and their squares.
-        self.sums = torch.zeros(9, dtype=dtype, device=device)
+        # Pairs, wins of chosen, margins, rewards, tokens; pairs with a blind margin, those that it tells rightly, the
+        # shares of their losses that count, the weights of all pairs, and their squares.
+        self.sums = torch.zeros(10, dtype=dtype, device=device)
         self.bounds = self.sums.new_full((2,), float("-inf"))  # highest negated reward, highest reward
 
     @torch.no_grad()
@@ -391,30 +391,37 @@ class TrainMetrics:
         chosen: torch.Tensor,
         rejected: torch.Tensor,
         num_tokens: torch.Tensor,
-        blind: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
+        blind_margin: torch.Tensor | None = None,
+        weighted: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> None:
-        """Add a batch: rewards `(B,)` and its number of tokens, a scalar; with blind weighting also which pairs have a
-        blind margin, the shares of their losses that count, and the weights of all, each `(B,)`."""
+        """Add a batch: rewards `(B,)` and its number of tokens, a scalar; blind margins that count, NaN where there is
+        none, and with blind weighting the shares of the losses that count, and the weights of all, each `(B,)`."""
         both = torch.stack([chosen, rejected]).to(self.sums)
         margins = both[0] - both[1]
         batch = [torch.ones_like(margins), both[0] > both[1], margins, both[0] + both[1], num_tokens]
-        if blind is not None:
-            is_known, share, weight = blind
-            batch += [is_known, share * is_known, weight, weight.to(self.sums) ** 2]
+        unknown = torch.full_like(margins, torch.nan)
+        blind_margin = unknown if blind_margin is None else blind_margin
+        batch += [~blind_margin.isnan(), blind_margin > 0]
+        if weighted is not None:
+            share, weight = weighted
+            batch += [share * batch[-2], weight, weight.to(self.sums) ** 2]
         self.sums[: len(batch)] += torch.stack([values.sum().to(self.sums) for values in batch])
         self.bounds = torch.maximum(self.bounds, torch.stack([-both.min(), both.max()]))
 
     def collect(self, accelerator: Accelerator) -> tuple[dict[str, float], int]:
         """Return the metrics and number of tokens of all processes since the last call; all must call it."""
-        everywhere = accelerator.gather(torch.cat([self.sums, self.bounds])[None])  # (processes, 11)
-        pairs, wins, margins, rewards, tokens, known, shares, weight, squares = everywhere[:, :9].sum(0).tolist()
-        negated_low, high = everywhere[:, 9:].amax(0).tolist()
+        everywhere = accelerator.gather(torch.cat([self.sums, self.bounds])[None])  # (processes, 12)
+        pairs, wins, margins, rewards, tokens, *blind = everywhere[:, :10].sum(0).tolist()
+        known, blind_wins, shares, weight, squares = blind
+        negated_low, high = everywhere[:, 10:].amax(0).tolist()
         self.sums.zero_()
         self.bounds.fill_(float("-inf"))
         if pairs == 0:
             return {}, 0
         metrics = {"min_reward": -negated_low, "mean_reward": rewards / (2 * pairs), "max_reward": high}
         if known:
+            metrics["blind/accuracy"] = blind_wins / known
+        if known and squares:
             metrics["blind/weight"] = shares / known
         if squares:  # as many pairs of equal weight determine a mean as well
             metrics["blind/effective_pairs"] = weight**2 / (pairs * squares)

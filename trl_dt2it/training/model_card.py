@@ -171,6 +171,8 @@ def _training_figures(trainer: Trainer) -> list[tuple[str, str]]:
     loss = cards.code_span(loss_name(getattr(trainer, "loss_type", args.loss_type)))
     if args.blind_offset or args.blind_weighting:
         loss += ", beside blind margins" if args.blind_offset else ", weighted by blind margins"
+        if args.blind_model is not None:
+            loss += f" of {cards.code_span(args.blind_model)}, which is trained beside without images"
     figures = [
         ("loss", loss),
         ("pairs a step", str(batch) if args.max_tokens_per_batch is None else "as many as fit the tokens of a batch"),

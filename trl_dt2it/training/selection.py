@@ -168,9 +168,14 @@ def selected(sampler: Sampler | None, selection: Selection, data_seed: int | Non
     return PlannedSampler(sampler, selection)  # only streamed sets have no sampler
 
 
+def checkpoint_folder(checkpoint: str | bool | None, output_dir: str) -> str | None:
+    """Return the folder that `resume_from_checkpoint` names."""
+    return get_last_checkpoint(output_dir) if checkpoint is True else cast("str | None", checkpoint or None)
+
+
 def resume_selection(selection: Selection | None, checkpoint: str | bool | None, output_dir: str) -> None:
     """Set the checkpoint that a selection resumes from; refuse to resume without the selection of a checkpoint."""
-    folder = get_last_checkpoint(output_dir) if checkpoint is True else cast("str | None", checkpoint or None)
+    folder = checkpoint_folder(checkpoint, output_dir)
     if selection is not None:
         selection.checkpoint = folder
     elif folder is not None and (Path(folder) / STATE_FILE).is_file():

@@ -37,6 +37,7 @@ from ..data.columns import (
     look_at_rows,
     look_in_shares,
 )
+from ..data.controls import MEDIA
 from ..data.images import ImageOptions
 from ..data.rows import RowError, check_numbers, row_name
 from ..data.validation import ImageCheck, RowChecks, take_out
@@ -151,6 +152,16 @@ def check_blind_margins(dataset: AnyDataset, columns: set[str], args: Multimodal
     if has_any and isinstance(dataset, Dataset) and not has_transform(dataset):
         margins = column_of(dataset, "blind_margin")
         has_any = margins.null_count < len(margins)
+    if args.blind_model is not None:
+        if has_any:
+            raise ValueError(
+                "The train set has a column `blind_margin`, which `blind_model` makes; leave one of them out."
+            )
+        if "chosen_ids" in columns or not columns.intersection(MEDIA):
+            raise ValueError(
+                "`blind_model` needs a train set of rows with images or videos, not of tokens or text alone."
+            )
+        return
     name = "blind_offset" if args.blind_offset else "blind_weighting" if args.blind_weighting else None
     if name is not None and not has_any:
         raise ValueError(

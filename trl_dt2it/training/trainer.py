@@ -30,11 +30,12 @@ from ..models.shared_prefix import decide_share_prefix
 from ..processes import check_shared_folder, gather
 from ..utils import with_values
 from . import batching, losses, setup, sharding
+from .blind_twin import BlindTwin, WithBlindBatch
 from .collator import MultimodalPreferenceCollator
 from .config import MultimodalRewardConfig
 from .model_card import push_checkpoint, push_model, write_model_card
 from .pair_scoring import fit_reward_posterior, measure_reward_statistics, try_reward_posterior
-from .selection import SelectedRows, Selection, resume_selection, selected
+from .selection import SelectedRows, Selection, checkpoint_folder, resume_selection, selected
 
 
 class MultimodalRewardTrainer(RewardTrainer):
@@ -195,6 +196,7 @@ class MultimodalRewardTrainer(RewardTrainer):
         self._train_metrics = losses.TrainMetrics(self.accelerator.device)
         self._evaluation: batching.Evaluation | None = None
         self._posterior: RewardPosterior | None = None
+        self._blind = None if args.blind_model is None else BlindTwin(args, self.accelerator)
 
     def _prepare_dataset(self, dataset: AnyDataset, processing_class: Any, args: Any, dataset_name: str) -> AnyDataset:
         if dataset in self._prepared:
@@ -252,6 +254,9 @@ class MultimodalRewardTrainer(RewardTrainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """As in [`~transformers.Trainer`], over the rows that a callback has selected."""
+        if self._blind is not None and not isinstance(self.data_collator, WithBlindBatch):
+            with with_values(self, data_collator=self._blind.collator(self.data_collator)):
+                return self.get_train_dataloader()
         if (selection := self.selection) is None:
             return super().get_train_dataloader()
         dataset = cast(Dataset, self.train_dataset)
@@ -266,10 +271,12 @@ class MultimodalRewardTrainer(RewardTrainer):
         )
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        # First, because the checkpoint may be pushed, and is whole once the trainer's state is written.
+        checkpoint = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         if (selection := self.selection) is not None and selection.save is not None and self.args.should_save:
-            # First, because the checkpoint may be pushed, and is whole once the trainer's state is written.
-            folder = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            selection.save(Path(self._get_output_dir(trial=trial)) / folder)
+            selection.save(checkpoint)
+        if self._blind is not None and self.args.should_save:
+            self._blind.save(checkpoint)
         super()._save_checkpoint(model, trial)
 
     def get_eval_dataloader(self, eval_dataset: str | AnyDataset | None = None) -> DataLoader:
@@ -317,6 +324,8 @@ class MultimodalRewardTrainer(RewardTrainer):
             sharding.keep_trained_in_fp32(self)
         resume = kwargs.get("resume_from_checkpoint", args[0] if args else None)
         resume_selection(self.selection, resume, cast(str, self.args.output_dir))
+        if self._blind is not None:
+            self._blind.resume(checkpoint_folder(resume, cast(str, self.args.output_dir)))
         set_reward_statistics(self.model.config, None)  # those of the model that training starts from
         self._posterior = None
         # Liger is applied already; transformers would hand it the whole model.
@@ -477,30 +486,37 @@ class MultimodalRewardTrainer(RewardTrainer):
             self._noise.see(inputs)
         # `skip_logits` is Trainer's option for Liger's language models.
         tensors = {name: value for name, value in inputs.items() if name not in ("pairs", "skip_logits")}
-        rewards = losses.pair_rewards(model, tensors, num_pairs)  # (2, B + D), of D dummies too
-        chosen, rejected = of_loss = rewards[:, :num_pairs]
-        uses_blind = self._evaluation is None  # an evaluation is of the model alone
-        if self.args.blind_offset and uses_blind:
-            of_loss = losses.with_blind_margin(of_loss, pairs)
-        of_pairs = losses.pairwise_loss(of_loss[0], of_loss[1], pairs, self.args, loss_type=self.loss_type)
         weights = losses.pair_weight(pairs, self.args, self.loss_type)
         total, factor = weights.sum(), 1
         if num_items_in_batch is not None:
             # The weight is summed over processes, and DDP, FSDP and DeepSpeed average the loss over them.
             total, factor = torch.as_tensor(num_items_in_batch), self.accelerator.num_processes
+        total = total.clamp(min=torch.finfo(torch.float32).tiny)
+        # An evaluation is of the model alone.
+        uses_blind = self._evaluation is None and (self.args.blind_offset or self.args.blind_weighting)
+        if self._blind is not None and "blind" in pairs:
+            # Before the main model's pass, so that their activations are not in memory together.
+            rate = cast(torch.optim.Optimizer, self.optimizer).param_groups[0]["lr"]
+            pairs = {**pairs, "blind_margin": self._blind.learn(pairs, factor / total, rate)}
+        rewards = losses.pair_rewards(model, tensors, num_pairs)  # (2, B + D), of D dummies too
+        chosen, rejected = of_loss = rewards[:, :num_pairs]
+        if self.args.blind_offset and uses_blind:
+            of_loss = losses.with_blind_margin(of_loss, pairs)
+        of_pairs = losses.pairwise_loss(of_loss[0], of_loss[1], pairs, self.args, loss_type=self.loss_type)
         blind = None
         if self.args.blind_weighting and uses_blind:
             # Not in `total`, which is known before the rewards: a step is the same however its pairs are batched.
-            share, known = losses.blind_weight(rewards[:, :num_pairs], pairs), pairs.get("blind_margin")
+            share = losses.blind_weight(rewards[:, :num_pairs], pairs)
             weights = weights * share
-            blind = (torch.zeros_like(share) if known is None else ~known.isnan(), share, weights)
-        loss = (weights * of_pairs).sum() * factor / total.clamp(min=torch.finfo(torch.float32).tiny)
+            blind = (share, weights)
+        loss = (weights * of_pairs).sum() * factor / total
         loss = loss + 0.0 * rewards[:, num_pairs:].sum()  # dummies take part without effect
         chosen, rejected = chosen.detach(), rejected.detach()
         if self._evaluation is not None:
             self._evaluation.add(pairs, chosen, rejected, of_pairs.detach(), weights)
         elif self.model.training and not pairs.get("is_filler"):
-            self._train_metrics.add(chosen, rejected, pairs["num_tokens"].sum(), blind)
+            counted = pairs.get("blind_margin") if uses_blind else None
+            self._train_metrics.add(chosen, rejected, pairs["num_tokens"].sum(), counted, blind)
         return (loss, {"logits": torch.stack([chosen, rejected], dim=1)}) if return_outputs else loss
 
     def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any) -> EvalLoopOutput:
