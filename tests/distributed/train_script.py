@@ -15,7 +15,7 @@ def main(output_dir: str, base: str, per_device: int, options: dict) -> None:
 
     torch.set_num_threads(1)
     stream = options.pop("stream", False)
-    resume = options.pop("resume", None)
+    resume, makes_margins = options.pop("resume", None), options.pop("makes_margins", False)
     num_images = tuple(options.pop("num_images", (1, 2, 0)))
     columns = {"strength": [float(i % 5) for i in range(8)], "weight": [1.0, 0.5, 2.0, 1.0, 0.0, 3.0, 1.0, 1.0]}
     columns["blind_margin"] = [3.0, -1.0, None, 0.5, 2.0, 8.0, -4.0, 1.5]
@@ -46,6 +46,11 @@ def main(output_dir: str, base: str, per_device: int, options: dict) -> None:
         result = {"log": log, "before": before, "after": after, "seen": seen, "rows": len(train)}
         result["statistics"] = statistics
         (Path(output_dir) / "result.json").write_text(json.dumps(result))
+    if makes_margins:
+        from trl_dt2it.debias import model_blind_margins
+
+        margins = gather_object([model_blind_margins(train, base, args, seed=1).tolist()])
+        (Path(output_dir) / "margins.json").write_text(json.dumps(margins))
     trainer.end()
 
 
