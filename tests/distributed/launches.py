@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 LAUNCHES = ("multi_gpu", "deepspeed_zero2", "deepspeed_zero3", "fsdp2")
 STEPS = 3
 RECIPE_STEPS = 20
-KINDS = ("image", "images", "text", "video", "mixed")
+KINDS = ("image", "images", "text", "video", "mixed", "ranked")
 RECIPES = ("qwen3_vl_8b", "qwen3_vl_8b_lora")
 
 
@@ -117,9 +117,14 @@ def divide_small_parameters(args: Any) -> None:
 
 def make_rows_of(kind: str, seed: int = 0) -> list[dict]:
     """Twelve rows of a kind; `mixed`: of two ranks with two rows each, one sees images where the other sees text, then
-    text where the other sees a video, and then both see nothing but text."""
+    text where the other sees a video, and then both see nothing but text. `ranked`: two pairs of a prompt in a row."""
     from tests.rows import make_rows, video_rows
 
+    if kind == "ranked":
+        rows = make_rows_of("images", seed)
+        for one, other in zip(rows[::2], rows[1::2], strict=True):
+            other |= {name: one[name] for name in ("prompt", "images", "rejected")}
+        return rows
     counts = {"image": (1,), "images": (1, 3, 2), "text": (0,)}
     if kind in counts:
         rows = make_rows(12, seed=seed, num_images=counts[kind])

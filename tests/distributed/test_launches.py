@@ -32,6 +32,7 @@ CASES = [
     {"tuning": "lora", "data": "images", "gradient_checkpointing": True},
     {"tuning": "full", "data": "images", "checkpointing": "reentrant"},
     {"tuning": "reward_model", "data": "text"},
+    {"tuning": "full", "data": "ranked"},
     {"tuning": "full", "data": "images", "one_row": False, "family": "gemma3"},
 ]
 RESUMED = {"tuning": "full", "data": "mixed", "resume_at": 2, "blind_weighting": True, "blind_model": "reward_model"}

@@ -220,6 +220,22 @@ def _content(row: Mapping[str, Any], options: ImageOptions) -> tuple[str | None,
         return None, text[:32]
 
 
+def prompt_key(row: Mapping[str, Any]) -> str | None:
+    """Hash what both answers of a row follow (messages, tools, template arguments, and images as they lie there) and
+    its `group_id`; `None` where they follow nothing."""
+    prompt = row.get("prompt")
+    if not prompt:
+        chosen, rejected = (row.get(side) for side in SIDES)
+        if not isinstance(chosen, list) or not isinstance(rejected, list) or chosen[:-1] != rejected[:-1]:
+            return None
+        prompt = chosen[:-1]
+    context = [prompt, *(row.get(name) for name in ("tools", "chat_template_kwargs"))]
+    media = media_identity(row)
+    if not prompt and not any(media.values()):
+        return None
+    return digest(to_json([*map(without_empty, context), media, row.get("group_id")]), size=16)
+
+
 def media_hash(row: Mapping[str, Any], options: ImageOptions | None = None) -> str | None:
     """Hash the images and videos of a row by their bytes, wherever they lie; `None` where one cannot be read."""
     pictured = [name for name in _PICTURED if row.get(name) is not None]

@@ -151,6 +151,14 @@ def pack_completions(groups: Sequence[Sequence[dict[str, torch.Tensor]]], unshar
     return packed
 
 
+def reward_order(counts: Sequence[int]) -> list[tuple[int, int]]:
+    """Return the group and the completion of each reward of a packed row, given the numbers of completions of its
+    groups. A group with fewer than others has the last columns of the layout."""
+    most = max(counts)
+    columns = ((column, group) for column in range(most) for group in range(len(counts)))
+    return [(group, column - most + counts[group]) for column, group in columns if column >= most - counts[group]]
+
+
 def usable_attention(implementation: str | None) -> str | None:
     """Return the attention implementation if it can run, otherwise `"sdpa"`, with a warning."""
     is_available = {"flash_attention_2": is_flash_attn_2_available, "flash_attention_3": is_flash_attn_3_available}

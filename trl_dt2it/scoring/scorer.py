@@ -22,7 +22,7 @@ from ..data.rows import RowError, check_row, text_block
 from ..models import rendering
 from ..models.modeling import load_processing_class, load_reward_model, read_last_real_token, set_pixel_limits
 from ..models.posterior import RewardPosterior, read_posterior, watching_head
-from ..models.shared_prefix import common_prefix_length, decide_share_prefix, pack_completions
+from ..models.shared_prefix import common_prefix_length, decide_share_prefix, pack_completions, reward_order
 from ..processes import whole_weights
 from ..training.collator import MultimodalPreferenceCollator, pad_rows
 from ..training.pair_scoring import evaluating, pair_inputs, score_pairs
@@ -299,7 +299,7 @@ class RewardScorer:
         posterior = self.posterior
 
         def read(scores: torch.Tensor, pairs: Mapping[str, Any]) -> torch.Tensor:
-            chosen, rejected = pair_inputs(head, scores, len(pairs["weight"]), posterior).float()
+            chosen, rejected = pair_inputs(head, scores, pairs, posterior).float()
             return posterior.std(chosen - rejected).expand(2, -1)
 
         with watching_head(self.model) as head:
@@ -654,17 +654,10 @@ def _layouts(
             for piece in batch:
                 yield from _layouts([piece], collator)
             return
-    count = len(batch[0].tokens) if packed is None else packed["pair_layout"].shape[1] - 1
-    # A packed prompt with fewer candidates than others has the last columns.
-    order = [
-        (piece, index)
-        for column in range(count)
-        for piece in batch
-        if (index := column - count + len(piece.members)) >= 0
-    ]
+    order = [(batch[number], index) for number, index in reward_order([len(piece.members) for piece in batch])]
     if packed is None:
         rows = [piece.tokens[index] for piece, index in order]
         packed = dict[str, Any](pad_rows(rows, collator.processing_class, collator.pad_to_multiple_of))
-        if images and count > 1:
+        if images and (count := len(batch[0].tokens)) > 1:
             packed["image_repeats"] = count
     yield {**packed, **images}, [(piece.group, piece.members[index]) for piece, index in order]

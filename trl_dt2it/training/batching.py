@@ -6,6 +6,7 @@ import copy
 import math
 import zlib
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +26,8 @@ from transformers import TrainerCallback
 from transformers.trainer_pt_utils import BatchRebalanceSampler, LengthGroupedSampler
 from transformers.utils import logging
 
-from ..data.columns import AnyDataset, look_at_rows, look_in_shares
+from ..data.columns import AnyDataset, group_codes, has_transform, look_at_rows, look_in_shares, row_groups
+from ..data.contents import prompt_key
 from ..data.images import ImageOptions, check_image
 from ..data.rows import check_row, named_errors, row_images
 from ..data.validation import TokenCounter
@@ -47,6 +49,8 @@ UNCOUNTED_TOKENS = {
 # Lengths within a window differ by up to this share of the longest: more lets an epoch mix pairs more freely, less
 # leaves less room unused.
 _WINDOW = 1 / 32
+
+_LOOKAHEAD = 64  # prompts among which one is looked for that fills a batch up
 
 
 class PairTokens(NamedTuple):
@@ -171,6 +175,73 @@ def pair_sizes(
             )
     logger.warning(f"The lengths of the pairs are taken from the column `{name}` of the train set.")
     return sizes
+
+
+def groups_pairs(args: MultimodalRewardConfig, collator: MultimodalPreferenceCollator) -> bool:
+    """Tell whether training brings the pairs of a prompt together."""
+    is_random = args.train_sampling_strategy == "random" and not needs_lengths(args)
+    return collator.group_pairs and collator.share_prefix and is_random
+
+
+def prompt_numbers(dataset: Dataset, *, num_proc: int | None = None) -> np.ndarray | None:
+    """Number the prompts of a data set, with their images, and return that of each pair, `(N,)` int64; `None` if all
+    differ. Each process hashes its share."""
+    if "chosen_ids" in dataset.column_names:
+        return None
+    if "group_id" in dataset.column_names and not has_transform(dataset):
+        if len(np.unique(row_groups(dataset))) == len(dataset):  # within which pairs are grouped
+            return None
+    features = Features({"prompt": Value("string")})
+    options = {"features": features, "desc": "Finding pairs of one prompt"}
+    look = partial(look_at_rows, function=lambda row: {"prompt": prompt_key(row)}, **options)
+    numbers, _ = group_codes(look_in_shares(dataset, look, num_proc=num_proc)["prompt"].combine_chunks())
+    return None if len(np.unique(numbers)) == len(numbers) else numbers
+
+
+def arrange(rows: np.ndarray, prompts: np.ndarray, size: int) -> np.ndarray:
+    """Bring the rows of one prompt together, in batches of `size`; `rows` are in a random order, and `prompts` `(N,)`
+    are those of all rows. A prompt is divided where it has more pairs than fit, and where no other of the next
+    prompts fills a batch up."""
+    codes, start, count = np.unique(prompts[rows], return_index=True, return_counts=True)
+    by_prompt = np.argsort(prompts[rows], kind="stable")
+    groups = np.split(rows[by_prompt], np.cumsum(count)[:-1])
+    waiting = deque(groups[number] for number in np.argsort(start, kind="stable"))
+    arranged: list[np.ndarray] = []
+    room = size
+    while waiting:
+        fits = (index for index, group in enumerate(islice(waiting, _LOOKAHEAD)) if len(group) <= room)
+        index = 0 if room == size else next(fits, 0)
+        group = waiting[index]
+        del waiting[index]
+        if len(group) > room:
+            waiting.appendleft(group[room:])
+            group = group[:room]
+        arranged.append(group)
+        room = room - len(group) or size
+    return np.concatenate(arranged) if arranged else rows
+
+
+@dataclass(eq=False)
+class GroupedSampler(Sampler[int]):
+    """All pairs of an epoch in random order, those of one prompt together."""
+
+    prompts: np.ndarray  # (N,): number of the prompt of each pair
+    batch_size: int
+    seed: int
+    epoch: int = 0
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def arrange(self, rows: np.ndarray) -> np.ndarray:
+        return arrange(rows, self.prompts, self.batch_size)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        yield from self.arrange(torch.randperm(len(self), generator=generator).numpy()).tolist()
 
 
 @dataclass

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import groupby
 from typing import Any, TypeAlias, cast
 
 import numpy as np
@@ -13,11 +14,12 @@ import torch
 from PIL import Image
 from transformers import ProcessorMixin
 
+from ..data.contents import prompt_key
 from ..data.images import ImageOptions, load_image
 from ..data.rows import Video, check_numbers, check_row, named_errors, row_images, row_videos, special_token_pattern
 from ..models import rendering
 from ..models.families import FAMILIES, PIXELS
-from ..models.shared_prefix import pack_completions
+from ..models.shared_prefix import pack_completions, reward_order
 from .losses import StrengthNormalizer
 
 
@@ -52,6 +54,11 @@ class MultimodalPreferenceCollator:
             sides of a pair differ before their last image has two rows per pair all the same.
         media (`tuple[str, ...]`, *optional*, defaults to `("image", "video")`):
             Kinds of media that a batch of any process may hold; no dummy of another kind is added.
+        group_pairs (`bool`, *optional*, defaults to `False`):
+            Whether the pairs of a batch that have prompt and images in common (and `group_id`, if they have one) share
+            them, and each of their answers is there once; needs `share_prefix`.
+        max_answers_per_group (`int`, *optional*, defaults to `16`):
+            Most answers of a prompt that share it.
 
     A row is as described in [`~trl_dt2it.data.rows.check_row`], or has the columns `chosen_ids` and `rejected_ids`.
 
@@ -60,9 +67,11 @@ class MultimodalPreferenceCollator:
           `blind_margin` `(B,)` fp32, where one is known, NaN for the others; `strength` `(B,)` fp32 and `is_tie`
           `(B,)` bool, with a normalizer; `margin` `(B,)` fp32, with that column; `row_index` `(B,)` int64, with that
           column of integers; `num_tokens` `(B,)` int64, of both conversations; `has_media` `(B,)` bool; `source`, a
-          list of B strings or `None`;
+          list of B strings or `None`; where pairs share a prompt, `answers` `(B + D, 2)` int64, the rewards of chosen
+          and rejected of each among all rewards of the batch;
         - with one row per pair: `pair_layout` `(B + D, 3)` int64, the numbers of tokens shared, only in chosen and
-          only in rejected; `input_ids` `(1, T)` int64, and the processor's other tensors per token;
+          only in rejected; `input_ids` `(1, T)` int64, and the processor's other tensors per token; of prompts with
+          more answers, `(G + D, 1 + N)` for G prompts of up to N answers, 0 first where one has fewer;
         - with two: `input_ids` and `attention_mask` `(2 * (B + D), L)` int64, the processor's other tensors per token,
           and, if there are images, `image_repeats`, 2;
         - the image tensors of the processor, each image once.
@@ -80,6 +89,8 @@ class MultimodalPreferenceCollator:
     add_dummy_image: bool = False
     share_prefix: bool = False
     media: tuple[str, ...] = ("image", "video")
+    group_pairs: bool = False
+    max_answers_per_group: int = 16
 
     def __post_init__(self) -> None:
         self._dummies: dict[str, EncodedPair] = {}
@@ -87,9 +98,10 @@ class MultimodalPreferenceCollator:
         self.image_token_ids = rendering.image_token_ids(self.processing_class)
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        rows: list[list[dict[str, torch.Tensor]]]  # chosen and rejected of each pair
+        rows: list[list[dict[str, torch.Tensor]]]  # the answers of each prompt
         images: dict[str, torch.Tensor] = {}
         has_media = [False] * len(examples)
+        answers = [((index, 0), (index, 1)) for index in range(len(examples))]  # prompt and answer of each side
         if "chosen_ids" in examples[0]:
             names = ("chosen_ids", "rejected_ids")
             rows = [[{"input_ids": torch.tensor(e[name])} for name in names] for e in examples]
@@ -97,12 +109,14 @@ class MultimodalPreferenceCollator:
                 with named_errors(example, index):
                     check_numbers(example)
         else:
-            rendered = [self.render(example, index) for index, example in enumerate(examples)]
-            sides, images = rendering.encode_completions(rendered, self.processing_class)
-            rows = [list(pair) for pair in zip(*sides, strict=True)]
-            has_media = [bool(row.images or row.videos) for row in rendered]
-        for index, (chosen, rejected) in enumerate(rows):  # rounding would decide their order
-            if torch.equal(chosen["input_ids"], rejected["input_ids"]):
+            rendered, answers = self._render_all(examples)
+            rows, images = _encode(rendered, self.processing_class)
+            has_media = [bool(rendered[group].images or rendered[group].videos) for (group, _), _ in answers]
+        num_tokens = []
+        for index, sides in enumerate(answers):
+            chosen, rejected = (rows[group][answer]["input_ids"] for group, answer in sides)
+            num_tokens.append(len(chosen) + len(rejected))
+            if torch.equal(chosen, rejected):  # rounding would decide their order
                 with named_errors(examples[index], index):
                     raise rendering.equal_when_rendered()
         dummies = self._missing_media(images)
@@ -116,22 +130,72 @@ class MultimodalPreferenceCollator:
 
         # First `pairs`, and in it a vector of length B: Trainer takes the batch size from the first tensor.
         batch: dict[str, Any] = {"pairs": self._pairs(examples)}
-        batch["pairs"]["num_tokens"] = torch.tensor([sum(len(side["input_ids"]) for side in row) for row in rows])
+        batch["pairs"]["num_tokens"] = torch.tensor(num_tokens)
         batch["pairs"]["has_media"] = torch.tensor(has_media)
+        is_grouped = len(rows) < len(examples)
+        answers += [((len(rows) + index, 0), (len(rows) + index, 1)) for index in range(len(dummies))]
         rows += [pair for pair, _ in dummies]
         ids = self.image_token_ids if self.share_prefix else None
+        if is_grouped:
+            packed = pack_completions(rows, self.image_token_ids)
+            if packed is None:  # answers with images
+                return replace(self, group_pairs=False)(examples)
+            place = {answer: index for index, answer in enumerate(reward_order(list(map(len, rows))))}
+            batch["pairs"]["answers"] = torch.tensor([[place[answer] for answer in sides] for sides in answers])
+            return {**batch, **packed, **images}
         tokens = lay_out(rows, self.processing_class, ids, self.pad_to_multiple_of)
         if images and "pair_layout" not in tokens:
             batch["image_repeats"] = 2
         return {**batch, **tokens, **images}
 
+    def _render_all(
+        self, examples: Sequence[Mapping[str, Any]]
+    ) -> tuple[list[rendering.Rendered], list[tuple[tuple[int, int], tuple[int, int]]]]:
+        """Render all rows, those of one prompt together if `group_pairs`, and return the prompt and the answer of both
+        sides of each. Prompts come in the order of their number of answers, as they are encoded."""
+        groups: list[rendering.Rendered] = []
+        sides: list[list[tuple[int, str]]] = []
+        current: dict[str, int] = {}  # number of the group of a prompt that still has room
+        groups_pairs = self.group_pairs and self.share_prefix
+        for index, example in enumerate(examples):
+            with named_errors(example, index):
+                key = prompt_key(example) if groups_pairs else None
+            number = current.get(key) if key is not None else None
+            row = self.render(example, index, like=None if number is None else groups[number])
+            if number is not None:
+                texts = groups[number].texts
+                more = [text for text in dict.fromkeys(row.texts) if text not in texts]
+                if len(texts) + len(more) <= self.max_answers_per_group:
+                    texts += more
+                else:
+                    number = None
+            if number is None:
+                number = len(groups)
+                groups.append(row)
+                current |= {} if key is None else {key: number}
+            sides.append([(number, text) for text in row.texts])
+        order = sorted(range(len(groups)), key=lambda number: len(groups[number].texts))
+        place = {number: index for index, number in enumerate(order)}
+        return [groups[number] for number in order], [
+            cast(Any, tuple((place[number], groups[number].texts.index(text)) for number, text in pair))
+            for pair in sides
+        ]
+
     def render(
-        self, example: Mapping[str, Any], index: int | None = None, *, is_checked: bool = False
+        self,
+        example: Mapping[str, Any],
+        index: int | None = None,
+        *,
+        is_checked: bool = False,
+        like: rendering.Rendered | None = None,
     ) -> rendering.Rendered:
-        """Check a row, unless it `is_checked`, decode its images and render its conversations; errors name the row."""
+        """Check a row, unless it `is_checked`, decode its images, unless it is `like` a rendered row with the same
+        images, and render its conversations; errors name the row."""
         with named_errors(example, index):
             if not is_checked:
                 check_row(example, special_tokens=self.special_tokens)
+            if like is not None:
+                return rendering.render_pair(example, like.images, self.processing_class, like.videos)
             load = partial(load_image, options=self.image_options)
             images = list(map(load, row_images(example)))
             videos = [Video(list(map(load, video.frames)), video.fps) for video in row_videos(example)]
@@ -189,6 +253,19 @@ class MultimodalPreferenceCollator:
         row = rendering.Rendered([text, text], images, rendering.lacks_special_tokens(text, processor), videos)
         sides, tensors = rendering.encode_completions([row], processor)
         return [side for (side,) in sides], tensors
+
+
+def _encode(
+    rendered: Sequence[rendering.Rendered], processing_class: rendering.ProcessingClass
+) -> tuple[list[list[dict[str, torch.Tensor]]], dict[str, torch.Tensor]]:
+    """Encode prompts that are sorted by their number of answers: the tokens of each, and the image tensors of all."""
+    rows: list[list[dict[str, torch.Tensor]]] = []
+    parts = []
+    for _, some in groupby(rendered, key=lambda row: len(row.texts)):
+        answers, images = rendering.encode_completions(list(some), processing_class)
+        rows += map(list, zip(*answers, strict=True))
+        parts.append(images)
+    return rows, rendering.join_images(parts)
 
 
 def lay_out(

@@ -16,6 +16,9 @@ from .losses import LOSSES, STRENGTH_NORMALIZATIONS, loss_name
 Trainer: TypeAlias = Any  # [`MultimodalRewardTrainer`], in modules that it imports
 
 
+_SWITCH = ("auto", "true", "false")
+
+
 def _option(default: Any, text: str, choices: Sequence[str] = ()) -> Any:
     """Make a field with the text and the choices that a command line shows."""
     return field(default=default, metadata={"help": text, **({"choices": list(choices)} if choices else {})})
@@ -97,6 +100,13 @@ class MultimodalRewardConfig(RewardConfig):
 
         > Parameters that control the training
 
+        group_pairs (`str`, *optional*, defaults to `"auto"`):
+            `"auto"`, `"true"` or `"false"`: whether pairs that have prompt and images in common (by content, and only
+            within a `group_id`) share them in a batch, where each of their answers is read once. Needs one row per
+            pair (`share_prefix`). They are brought into one batch with `train_sampling_strategy="random"` and without
+            `max_tokens_per_batch`; otherwise those share that happen to be in one.
+        max_answers_per_group (`int`, *optional*, defaults to `16`):
+            Most answers of a prompt that share it, at least 2.
         max_tokens_per_batch (`int`, *optional*):
             Most tokens of a process's batch, image tokens included, in place of `per_device_train_batch_size`; needs
             `train_sampling_strategy="random"`. One row per pair counts its prompt once, two rows count their padding
@@ -114,7 +124,7 @@ class MultimodalRewardConfig(RewardConfig):
     # Parameters that control the model
     freeze_vision_tower: bool = _option(False, "Train everything but the vision tower.")
     freeze_projector: bool = _option(False, "Train all but the modules between vision tower and language model.")
-    share_prefix: str = _option("auto", "Lay out a pair as one row, its prompt once.", ("auto", "true", "false"))
+    share_prefix: str = _option("auto", "Lay out a pair as one row, its prompt once.", _SWITCH)
 
     # Parameters that control the data preprocessing
     min_pixels: int | None = _option(None, "Fewest pixels to which the processor scales an image.")
@@ -146,12 +156,15 @@ class MultimodalRewardConfig(RewardConfig):
     blind_model: str | None = _option(None, "Model to train beside without images, whose margins are `blind_margin`.")
 
     # Parameters that control the training
+    group_pairs: str = _option("auto", "Read a prompt and its answers once for all of its pairs.", _SWITCH)
+    max_answers_per_group: int = _option(16, "Most answers of a prompt that share it.")
     max_tokens_per_batch: int | None = _option(None, "Most tokens of a batch, packed with as many pairs as fit.")
     reward_statistics_pairs: int = _option(1000, "Pairs to score for `reward_mean` and `reward_std`; 0 for none.")
     reward_posterior: bool = _option(False, "Save what standard deviations of rewards are computed from.")
 
     def __post_init__(self) -> None:
-        self.share_prefix = str(self.share_prefix).lower()  # YAML and Python pass booleans, a command line strings
+        for name in ("share_prefix", "group_pairs"):  # YAML and Python pass booleans, a command line strings
+            setattr(self, name, str(getattr(self, name)).lower())
         # The YAML parser checks neither choices nor ranges, so a wrong value would pass silently.
         for name, spec in self.__dataclass_fields__.items():
             choices, value = spec.metadata.get("choices"), getattr(self, name)
@@ -167,6 +180,7 @@ class MultimodalRewardConfig(RewardConfig):
             "label_smoothing": (0 <= self.label_smoothing < 1, "in [0, 1)"),
             "gce_q": (0 < self.gce_q <= 1, "in (0, 1]"),
             "tie_factor": (self.tie_factor > 1, "> 1"),
+            "max_answers_per_group": (self.max_answers_per_group >= 2, ">= 2"),
             "reward_statistics_pairs": (self.reward_statistics_pairs >= 0, ">= 0"),
             "ordinal_thresholds": (is_rising and len(cuts) > 1, "positive and increasing"),
             "min_pixels": (least is None or most is None or least <= most, "<= max_pixels"),

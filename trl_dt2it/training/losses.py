@@ -322,9 +322,13 @@ def _arrays(strength: Sequence[float | None], source: Sequence[str | None]) -> t
     return np.array([*strength], dtype=np.float64), np.array(["" if s is None else s for s in source], dtype=object)
 
 
-def pair_rewards(model: nn.Module, tensors: dict[str, torch.Tensor], num_pairs: int) -> torch.Tensor:
-    """Compute the rewards `(2, B + D)` fp32 of B pairs and D dummies."""
+def pair_rewards(
+    model: nn.Module, tensors: dict[str, torch.Tensor], num_pairs: int, answers: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Compute the rewards `(2, B + D)` fp32 of B pairs and D dummies; `answers` `(B + D, 2)` if they share some."""
     logits = model(**tensors, use_cache=False).logits
+    if answers is not None:
+        return logits.float().flatten()[answers.T]
     if logits.shape[-1] != 1 or len(logits) % 2 or not 0 <= len(logits) // 2 - num_pairs <= 2:
         raise ValueError(f"The model returned logits of shape {tuple(logits.shape)} for {num_pairs} pairs.")
     return logits.float().reshape(2, -1)

@@ -85,7 +85,7 @@ def score_pairs(
             number = len(inputs["pairs"]["weight"])
             try:
                 tensors = send_to_device({name: value for name, value in inputs.items() if name != "pairs"}, device)
-                scores = pair_rewards(model, tensors, number)
+                scores = pair_rewards(model, tensors, number, inputs["pairs"].get("answers"))
                 if turn < len(batches):
                     kept = scores[:, :number] if read is None else read(scores, inputs["pairs"])
                     rewards[indices] = kept.T.cpu()
@@ -139,10 +139,13 @@ def measure_reward_statistics(trainer: Trainer) -> dict[str, float] | None:
 
 
 def pair_inputs(
-    head: HeadInputs, scores: torch.Tensor, num_pairs: int, posterior: RewardPosterior | None = None
+    head: HeadInputs, scores: torch.Tensor, pairs: Mapping[str, Any], posterior: RewardPosterior | None = None
 ) -> torch.Tensor:
     """Return the head's inputs `(2, B, H)` of chosen and rejected, from the rewards `(2, B + D)` of its last pass."""
-    return head.take(scores.numel(), posterior).unflatten(0, (2, -1))[:, :num_pairs]
+    number, answers = len(pairs["weight"]), pairs.get("answers")
+    if answers is None:
+        return head.take(scores.numel(), posterior).unflatten(0, (2, -1))[:, :number]
+    return head.take(int(answers.max()) + 1, posterior)[answers[:number].T]
 
 
 @dataclass(frozen=True)
@@ -184,7 +187,7 @@ def fit_reward_posterior(trainer: Trainer) -> RewardPosterior:
         curvature = pair_curvature(of_loss, pairs, trainer.args, loss_type=trainer.loss_type)
         if pairs.get("label_confidence") is not None:  # see `models/posterior.py`
             curvature[0] *= (2 * pairs["label_confidence"].float() - 1) ** 2
-        inputs = pair_inputs(head, scores, len(weight)).to(at, torch.float64)
+        inputs = pair_inputs(head, scores, pairs).to(at, torch.float64)
         hessian, total, counts = parts()
         for direction, second in zip((inputs[0] - inputs[1], inputs[0] + inputs[1]), curvature, strict=True):
             if second.any():

@@ -85,6 +85,7 @@ class SelectionSampler(Sampler[Draw]):
 
     selection: Selection
     shuffle: bool = True
+    arrange: Callable[[np.ndarray], np.ndarray] | None = None  # brings rows together that are read together
 
     def __len__(self) -> int:
         return len(self.selection)
@@ -95,6 +96,7 @@ class SelectionSampler(Sampler[Draw]):
         left = len(self)
         while left:
             order = drawn[torch.randperm(len(drawn), generator=generator).numpy()] if self.shuffle else drawn
+            order = order if self.arrange is None else self.arrange(order)
             yield from map(self.selection.draw, order[:left].tolist())
             left -= len(order[:left])
 
@@ -165,6 +167,8 @@ def selected(sampler: Sampler | None, selection: Selection, data_seed: int | Non
         return PlannedBatchSampler(sampler, selection)
     if isinstance(sampler, (RandomSampler, SequentialSampler)):
         return SelectionSampler(selection, shuffle=isinstance(sampler, RandomSampler))
+    if (arrange := getattr(sampler, "arrange", None)) is not None:
+        return SelectionSampler(selection, arrange=arrange)
     return PlannedSampler(sampler, selection)  # only streamed sets have no sampler
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 from weakref import WeakSet
 
+import numpy as np
 import torch
 from accelerate.utils import is_peft_model
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
@@ -127,7 +128,8 @@ class MultimodalRewardTrainer(RewardTrainer):
         self._plan: batching.BatchPlan | None = None
         self._set_epoch = batching.SetEpoch()
         self._prepared: WeakSet[AnyDataset] = WeakSet()
-        if batching.needs_lengths(args):
+        self._prompts: np.ndarray | None = None
+        if batching.needs_lengths(args) or args.group_pairs != "false":
             callbacks = [*(callbacks or []), self._set_epoch]
 
         is_loaded_here = isinstance(model, str)
@@ -141,6 +143,8 @@ class MultimodalRewardTrainer(RewardTrainer):
             pad_to_multiple_of=cast("int | None", args.pad_to_multiple_of),  # `__post_init__` has resolved a string
             media=(),  # what the sets can hold is not known yet
             share_prefix=decide_share_prefix(args.share_prefix, model),
+            group_pairs=args.group_pairs != "false",
+            max_answers_per_group=args.max_answers_per_group,
         )
         self.loss_type: str | losses.LossFunction = args.loss_type
         sets = list(eval_dataset.values()) if isinstance(eval_dataset, dict) else [eval_dataset]
@@ -211,6 +215,8 @@ class MultimodalRewardTrainer(RewardTrainer):
         self._prepared.add(dataset)
         if dataset_name != "train":
             return dataset
+        if batching.groups_pairs(args, self._collator) and isinstance(dataset, Dataset):
+            self._prompts = batching.prompt_numbers(dataset, num_proc=args.dataset_num_proc)
         if batching.needs_lengths(args):
             sized = cast(Dataset, setup.plain_columns(dataset, (args.length_column_name,)))
             self._lengths = batching.pair_sizes(sized, counts, collator=self._collator, args=args)
@@ -229,12 +235,16 @@ class MultimodalRewardTrainer(RewardTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         # The lengths are kept beside the data: as a column they would have the whole set written anew.
-        lengths, args = self._lengths, self.args
-        if lengths is None:
+        lengths, prompts, args = self._lengths, self._prompts, self.args
+        known = prompts if lengths is None else lengths
+        if known is None:
             return super()._get_train_sampler(train_dataset)
-        if len(lengths) != len(cast(Dataset, self.train_dataset if train_dataset is None else train_dataset)):
+        if len(known) != len(cast(Dataset, self.train_dataset if train_dataset is None else train_dataset)):
             raise ValueError("The train set was replaced after its lengths were taken; make a new trainer for it.")
         seed = args.seed if args.data_seed is None else args.data_seed
+        if lengths is None:
+            self._set_epoch.sampler = batching.GroupedSampler(cast(Any, prompts), args.train_batch_size, seed)
+            return self._set_epoch.sampler
         sampler: Sampler | None
         if self._plan is not None:
             sampler = batching.TokenBatchSampler(self._plan, rank=args.process_index, seed=seed)
@@ -498,7 +508,7 @@ class MultimodalRewardTrainer(RewardTrainer):
             # Before the main model's pass, so that their activations are not in memory together.
             rate = cast(torch.optim.Optimizer, self.optimizer).param_groups[0]["lr"]
             pairs = {**pairs, "blind_margin": self._blind.learn(pairs, factor / total, rate)}
-        rewards = losses.pair_rewards(model, tensors, num_pairs)  # (2, B + D), of D dummies too
+        rewards = losses.pair_rewards(model, tensors, num_pairs, pairs.get("answers"))  # (2, B + D), of D dummies too
         chosen, rejected = of_loss = rewards[:, :num_pairs]
         if self.args.blind_offset and uses_blind:
             of_loss = losses.with_blind_margin(of_loss, pairs)

@@ -1,0 +1,216 @@
+"""Pairs of one prompt: rewards and gradients of the same pairs apart, each pair once, and prompts whole in batches."""
+
+import copy
+import itertools
+import random
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, Features, Image, List
+
+from trl_dt2it import load_reward_model
+from trl_dt2it.data.columns import leave_images_encoded
+from trl_dt2it.models.modeling import load_processing_class
+from trl_dt2it.training.batching import GroupedSampler, arrange, prompt_numbers
+from trl_dt2it.training.collator import MultimodalPreferenceCollator
+from trl_dt2it.training.losses import pair_rewards
+from trl_dt2it.training.selection import Selection, SelectionSampler
+
+from ..families import family_dir
+from ..rows import make_rows, sentence
+from ..trainers import losses, trainer_for, weights
+
+
+FAMILIES = ["qwen3_vl", "qwen2_5_vl", "llava", "llava_onevision"]
+
+
+def grouped_rows(numbers=(4, 2, 3, 3, 2), *, seed: int = 0, num_images=(1, 2, 0)) -> list[dict]:
+    """All pairs of prompts with so many answers each, in a random order; of each prompt the first pair is there twice,
+    and every third pair has its answers swapped."""
+    rng = random.Random(seed)
+    rows = []
+    for prompt, number in zip(make_rows(len(numbers), seed=seed, num_images=num_images), numbers, strict=True):
+        answers = []
+        while len(answers) < number:
+            if (answer := sentence(rng)) not in answers:
+                answers.append(answer)
+        pairs = [pair if index % 3 else pair[::-1] for index, pair in enumerate(itertools.combinations(answers, 2))]
+        for sides in [pairs[0], *pairs]:
+            row = copy.deepcopy(prompt)
+            for side, answer in zip(("chosen", "rejected"), sides, strict=True):
+                row[side] = [{"role": "assistant", "content": [{"type": "text", "text": answer}]}]
+            rows.append({**row, "weight": rng.uniform(0.5, 2.0)})
+    rng.shuffle(rows)
+    return rows
+
+
+def dataset_of(rows: list[dict]) -> Dataset:
+    features = Dataset.from_list([{k: v for k, v in row.items() if k != "images"} for row in rows]).features
+    return Dataset.from_list(rows, features=Features({**features, "images": List(Image())}))
+
+
+def loss_of(model, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    tensors = {name: value for name, value in batch.items() if name != "pairs"}
+    pairs = batch["pairs"]
+    rewards = pair_rewards(model, tensors, len(pairs["weight"]), pairs.get("answers"))
+    rewards = rewards[:, : len(pairs["weight"])]
+    delta = rewards[0] - rewards[1]
+    return rewards.detach(), -(pairs["weight"] * torch.nn.functional.logsigmoid(delta)).sum()
+
+
+@pytest.mark.parametrize("most", [16, 3], ids="at most {} answers".format)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rewards_and_gradients_are_those_of_the_pairs_apart(family, most):
+    torch.manual_seed(0)
+    model = load_reward_model(family_dir(family), dtype="float32")
+    processor = load_processing_class(family_dir(family))
+    # Some families refuse batches of rows with and without images in pairs as well.
+    rows = grouped_rows()
+    apart = MultimodalPreferenceCollator(processor, share_prefix=True, add_dummy_image=True)
+    together = MultimodalPreferenceCollator(
+        processor, share_prefix=True, add_dummy_image=True, group_pairs=True, max_answers_per_group=most
+    )
+    found = {}
+    for name, collator in {"apart": apart, "together": together}.items():
+        model.zero_grad()
+        batch = collator(rows)
+        rewards, loss = loss_of(model, batch)
+        loss.backward()
+        gradients = {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
+        found[name] = batch, rewards, gradients
+    (batch, expected, wanted), (grouped, rewards, gradients) = found["apart"], found["together"]
+    assert "answers" not in batch["pairs"] and batch["pair_layout"].shape[1] == 3
+    assert grouped["pair_layout"].shape[1] == 1 + min(most, 4)
+    assert grouped["input_ids"].shape[1] < 0.7 * batch["input_ids"].shape[1]
+    for name in ("weight", "num_tokens", "has_media"):
+        assert torch.equal(grouped["pairs"][name], batch["pairs"][name]), name
+    torch.testing.assert_close(rewards, expected, rtol=0, atol=1e-5)
+    assert gradients.keys() == wanted.keys()
+    for name, gradient in gradients.items():
+        scale = max(1.0, wanted[name].abs().max().item())
+        torch.testing.assert_close(gradient, wanted[name], rtol=0, atol=1e-4 * scale, msg=name)
+
+
+def test_pairs_that_share_nothing_make_the_batch_that_they_made(tmp_path):
+    processor = load_processing_class(family_dir("qwen3_vl"))
+    rows = make_rows(5)
+    batches = [
+        MultimodalPreferenceCollator(processor, share_prefix=True, group_pairs=on)(rows) for on in (False, True)
+    ]
+    one, other = batches
+    assert one.keys() == other.keys() and one["pairs"].keys() == other["pairs"].keys()
+    assert all(torch.equal(one[name], other[name]) for name in one if name != "pairs")
+
+
+def test_equal_answers_are_refused_by_the_name_of_their_row():
+    processor = load_processing_class(family_dir("qwen3_vl"))
+    rows = grouped_rows((3,))
+    rows[2]["rejected"] = copy.deepcopy(rows[2]["chosen"])
+    with pytest.raises(ValueError, match="row 2"):
+        MultimodalPreferenceCollator(processor, share_prefix=True, group_pairs=True)(rows)
+
+
+def test_prompts_are_the_same_by_content_within_a_group():
+    rows = grouped_rows((4, 3), num_images=(1,))
+    rows[0]["images"] = [{"bytes": rows[0]["images"][0]["bytes"] + b" ", "path": None}]  # another file
+    data = dataset_of(rows)
+    numbers = prompt_numbers(leave_images_encoded(data))
+    texts = [(row["prompt"][0]["content"][-1]["text"], index == 0) for index, row in enumerate(rows)]
+    for one, other in itertools.combinations(range(len(rows)), 2):
+        assert (numbers[one] == numbers[other]) == (texts[one] == texts[other])
+    half = [str(index % 2) for index in range(len(rows))]
+    narrowed = prompt_numbers(leave_images_encoded(data.add_column("group_id", half)))
+    assert len(np.unique(narrowed)) > len(np.unique(numbers))
+    assert prompt_numbers(data.add_column("group_id", [str(index) for index in range(len(rows))])) is None
+    assert prompt_numbers(leave_images_encoded(dataset_of(make_rows(4)))) is None
+
+
+@pytest.mark.parametrize("size", [2, 4, 6, 7, 16])
+def test_each_pair_comes_once_and_prompts_are_whole_where_they_fit(size):
+    rng = np.random.default_rng(size)
+    prompts = np.repeat(np.arange(200), rng.choice([1, 3, 6, 10], 200))
+    rows = rng.permutation(len(prompts))
+    order = arrange(rows, prompts, size)
+    assert np.array_equal(np.sort(order), np.arange(len(prompts)))
+    batches = [order[start : start + size] for start in range(0, len(order), size)]
+    parts = sum(len(np.unique(prompts[batch])) for batch in batches)
+    fewest = sum(-(-np.sum(prompts == prompt) // size) for prompt in range(200))
+    at_random = sum(len(np.unique(prompts[rows[start : start + size]])) for start in range(0, len(rows), size))
+    assert fewest <= parts <= 1.25 * fewest < at_random
+    # A subset, and alone.
+    some = rows[: len(rows) // 2]
+    assert np.array_equal(np.sort(arrange(some, prompts, size)), np.sort(some))
+    assert len(arrange(some[:0], prompts, size)) == 0
+
+
+def test_an_epoch_is_random_and_follows_from_the_seed():
+    prompts = np.repeat(np.arange(50), 3)
+    orders = []
+    for seed, epoch in ((0, 0), (0, 0), (0, 1), (1, 0)):
+        sampler = GroupedSampler(prompts, 6, seed)
+        sampler.set_epoch(epoch)
+        orders.append(list(sampler))
+    assert orders[0] == orders[1] and orders[1] != orders[2]
+    assert orders[2] == orders[3]  # seed and epoch are added, as in accelerate
+    assert sorted(orders[0]) == list(range(150)) and orders[0] != sorted(orders[0])
+
+
+def test_dropped_pairs_are_not_drawn_and_the_others_stay_together():
+    prompts = np.repeat(np.arange(40), 4)
+    selection = Selection.of_all(160)
+    selection.kept[::2] = False
+    selection.flipped[1] = True
+    draws = list(SelectionSampler(selection, arrange=GroupedSampler(prompts, 8, 0).arrange))
+    first = [draw.row for draw in draws[:80]]
+    assert sorted(first) == list(range(1, 160, 2)) and len(draws) == 160
+    assert all(draw.is_flipped == (draw.row == 1) for draw in draws)
+    batches = [prompts[first[start : start + 8]] for start in range(0, 80, 8)]
+    assert all(len(np.unique(batch)) == 4 for batch in batches)
+
+
+@pytest.mark.parametrize("args", [{}, {"gradient_checkpointing": True, "per_device_train_batch_size": 5}], ids=str)
+def test_training_is_that_of_the_pairs_apart(args, tmp_path):
+    data = dataset_of(grouped_rows())
+    # In the order of the set, so that both read the same batches; Adam's sign of what is round-off must not decide.
+    args = {"train_sampling_strategy": "sequential", "num_train_epochs": 2, "adam_epsilon": 1e-3, **args}
+    args = {"per_device_train_batch_size": 8, "reward_posterior": True, "neftune_noise_alpha": None, **args}
+    apart = trainer_for("qwen3_vl", tmp_path / "apart", data, {**args, "group_pairs": "false"})
+    together = trainer_for("qwen3_vl", tmp_path / "together", data, args)
+    for trainer in (apart, together):
+        torch.manual_seed(0)
+        torch.nn.init.normal_(trainer.model.score.weight, std=0.1)
+        trainer.train()
+    assert losses(together) == pytest.approx(losses(apart), abs=1e-5)
+    expected = weights(apart)
+    assert max((value - expected[name]).abs().max().item() for name, value in weights(together).items()) <= 1e-4
+    one, other = (trainer._posterior for trainer in (together, apart))
+    torch.testing.assert_close(one.factor @ one.factor.T, other.factor @ other.factor.T, rtol=0, atol=1e-3)
+    assert together.evaluate(data)["eval_loss"] == pytest.approx(apart.evaluate(data)["eval_loss"], abs=1e-5)
+
+
+def test_resumed_run_equals_the_undisturbed_one_bitwise(tmp_path):
+    data = dataset_of(grouped_rows())
+    args = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 2, "per_device_train_batch_size": 6}
+    args["reward_statistics_pairs"] = 0
+    whole = trainer_for("qwen3_vl", tmp_path / "run", data, args)
+    seen = watch_batches(whole)
+    whole.train()
+    assert sum(len(batch) for batch in seen) == 2 * len(data) and seen[: len(seen) // 2] != seen[len(seen) // 2 :]
+    resumed = trainer_for("qwen3_vl", tmp_path / "run", data, args)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-4"))
+    assert losses(resumed) == losses(whole)
+    for name, value in weights(whole).items():
+        assert torch.equal(weights(resumed)[name], value), name
+
+
+def watch_batches(trainer) -> list[list[float]]:
+    """The weights of the pairs of each batch, which tell them apart."""
+    seen, collate = [], trainer.data_collator
+
+    def watching(rows):
+        seen.append([row["weight"] for row in rows])
+        return collate(rows)
+
+    trainer.data_collator = watching
+    return seen
