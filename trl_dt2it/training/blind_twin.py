@@ -72,7 +72,7 @@ class BlindTwin:
             enable({"use_reentrant": False})  # transformers 5.3 has a new name, and warns of the old one
         self.model = self.module = model.to(accelerator.device).train()
         if accelerator.num_processes > 1:
-            # What no text reaches, such as a projector, has no gradient.
+            # Parts that no text reaches, such as a projector, have no gradient.
             self.module = cast(Any, DistributedDataParallel(model, find_unused_parameters=True))
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         decay = {True: args.weight_decay, False: 0.0}  # biases and norms have no decay, as in `Trainer`
