@@ -12,14 +12,21 @@ from datasets import Dataset, Features, Image, List
 from trl_dt2it import load_reward_model
 from trl_dt2it.data.columns import leave_images_encoded
 from trl_dt2it.models.modeling import load_processing_class
-from trl_dt2it.training.batching import GroupedSampler, arrange, prompt_numbers
+from trl_dt2it.training.batching import (
+    EpochLengthGroupedSampler,
+    TokenBatchSampler,
+    count_pairs,
+    pair_sizes,
+    plan_training,
+)
 from trl_dt2it.training.collator import MultimodalPreferenceCollator
+from trl_dt2it.training.grouping import GroupedSampler, arrange, find_prompts, make_units
 from trl_dt2it.training.losses import pair_rewards
 from trl_dt2it.training.selection import Selection, SelectionSampler
 
 from ..families import family_dir
 from ..rows import make_rows, sentence
-from ..trainers import losses, trainer_for, weights
+from ..trainers import config, losses, trainer_for, weights
 
 
 FAMILIES = ["qwen3_vl", "qwen2_5_vl", "llava", "llava_onevision"]
@@ -115,15 +122,15 @@ def test_prompts_are_the_same_by_content_within_a_group():
     rows = grouped_rows((4, 3), num_images=(1,))
     rows[0]["images"] = [{"bytes": rows[0]["images"][0]["bytes"] + b" ", "path": None}]  # another file
     data = dataset_of(rows)
-    numbers = prompt_numbers(leave_images_encoded(data))
+    numbers = find_prompts(leave_images_encoded(data)).number
     texts = [(row["prompt"][0]["content"][-1]["text"], index == 0) for index, row in enumerate(rows)]
     for one, other in itertools.combinations(range(len(rows)), 2):
         assert (numbers[one] == numbers[other]) == (texts[one] == texts[other])
     half = [str(index % 2) for index in range(len(rows))]
-    narrowed = prompt_numbers(leave_images_encoded(data.add_column("group_id", half)))
+    narrowed = find_prompts(leave_images_encoded(data.add_column("group_id", half))).number
     assert len(np.unique(narrowed)) > len(np.unique(numbers))
-    assert prompt_numbers(data.add_column("group_id", [str(index) for index in range(len(rows))])) is None
-    assert prompt_numbers(leave_images_encoded(dataset_of(make_rows(4)))) is None
+    assert find_prompts(data.add_column("group_id", [str(index) for index in range(len(rows))])) is None
+    assert find_prompts(leave_images_encoded(dataset_of(make_rows(4)))) is None
 
 
 @pytest.mark.parametrize("size", [2, 4, 6, 7, 16])
@@ -142,6 +149,56 @@ def test_each_pair_comes_once_and_prompts_are_whole_where_they_fit(size):
     some = rows[: len(rows) // 2]
     assert np.array_equal(np.sort(arrange(some, prompts, size)), np.sort(some))
     assert len(arrange(some[:0], prompts, size)) == 0
+
+
+@pytest.mark.parametrize(("cap", "most"), [(400, 16), (150, 16), (10**6, 3), (60, 16)])
+def test_batches_by_tokens_hold_prompts_whole_and_no_more_than_their_cap(cap, most, tmp_path):
+    processor = load_processing_class(family_dir("qwen3_vl"))
+    collator = MultimodalPreferenceCollator(processor, share_prefix=True, group_pairs=True, max_answers_per_group=most)
+    data = leave_images_encoded(dataset_of(grouped_rows((4, 2, 3, 3, 2, 5), num_images=(1, 0))))
+    counts = count_pairs(data, name="train", collator=collator)
+    sizes = pair_sizes(data, counts, collator=collator, args=config(tmp_path, max_tokens_per_batch=cap))
+    prompts = find_prompts(data)
+    units = make_units(prompts, counts, sizes, cap, most)
+    assert sorted(units.rows.tolist()) == list(range(len(data)))
+    parts = [units.pairs_of(np.array([unit])) for unit in range(len(units.sizes))]
+    for pairs, size in zip(parts, units.sizes.tolist(), strict=True):
+        assert len(np.unique(prompts.number[pairs])) == 1
+        assert len(np.unique(prompts.answers[pairs])) <= most
+        batch = collator(data.select(pairs).to_list())
+        # Of a part of a prompt, what all answers begin with may be more than the part counts.
+        assert batch["input_ids"].numel() <= size
+        assert size <= cap or len(pairs) == 1
+        assert most < 16 or batch["input_ids"].numel() >= 0.9 * size
+    alone = plan_training(sizes, cap, world_size=1, padded=False)
+    plan = plan_training(sizes, cap, world_size=1, padded=False, units=units)
+    batches = list(TokenBatchSampler(plan))
+    assert sorted(itertools.chain.from_iterable(batches)) == list(range(len(data)))
+    assert len(batches) <= len(alone.batches)
+    for rows in batches:
+        length = collator(data.select(rows).to_list())["input_ids"].numel()
+        assert length <= cap or len(rows) == 1
+    if cap == 400:
+        assert len(batches) <= len(alone.batches) / 1.5
+
+
+def test_grouped_by_length_each_pair_comes_once_and_prompts_of_like_length_together():
+    rng = np.random.default_rng(0)
+    prompts = np.repeat(np.arange(600), 6)
+    lengths = np.repeat(rng.integers(50, 5000, 600), 6) + rng.integers(0, 50, 3600)
+    sampler = EpochLengthGroupedSampler(12, lengths.tolist(), seed=0, prompts=prompts)
+    order = np.array(list(sampler))
+    assert len(sampler) == 3600 and np.array_equal(np.sort(order), np.arange(3600))
+    assert order.tolist() == list(sampler)
+    sampler.set_epoch(1)
+    assert order.tolist() != list(sampler)
+    batches = order.reshape(-1, 12)
+    assert all(len(np.unique(prompts[batch])) == 2 for batch in batches)
+    spread = np.mean([np.ptp(lengths[batch]) for batch in batches])
+    at_random = np.mean(
+        [np.ptp(lengths[batch]) for batch in arrange(rng.permutation(3600), prompts, 12).reshape(-1, 12)]
+    )
+    assert spread < at_random / 10
 
 
 def test_an_epoch_is_random_and_follows_from_the_seed():
@@ -189,10 +246,10 @@ def test_training_is_that_of_the_pairs_apart(args, tmp_path):
     assert together.evaluate(data)["eval_loss"] == pytest.approx(apart.evaluate(data)["eval_loss"], abs=1e-5)
 
 
-def test_resumed_run_equals_the_undisturbed_one_bitwise(tmp_path):
+@pytest.mark.parametrize("args", [{"per_device_train_batch_size": 6}, {"max_tokens_per_batch": 300}], ids=str)
+def test_resumed_run_equals_the_undisturbed_one_bitwise(args, tmp_path):
     data = dataset_of(grouped_rows())
-    args = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 2, "per_device_train_batch_size": 6}
-    args["reward_statistics_pairs"] = 0
+    args = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 2, "reward_statistics_pairs": 0, **args}
     whole = trainer_for("qwen3_vl", tmp_path / "run", data, args)
     seen = watch_batches(whole)
     whole.train()

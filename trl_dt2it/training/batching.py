@@ -6,7 +6,6 @@ import copy
 import math
 import zlib
 from bisect import bisect_left
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,8 +25,7 @@ from transformers import TrainerCallback
 from transformers.trainer_pt_utils import BatchRebalanceSampler, LengthGroupedSampler
 from transformers.utils import logging
 
-from ..data.columns import AnyDataset, group_codes, has_transform, look_at_rows, look_in_shares, row_groups
-from ..data.contents import prompt_key
+from ..data.columns import AnyDataset, group_rows, look_at_rows, look_in_shares
 from ..data.images import ImageOptions, check_image
 from ..data.rows import check_row, named_errors, row_images
 from ..data.validation import TokenCounter
@@ -36,6 +34,7 @@ from ..models.rendering import ProcessingClass, check_difference, encode_complet
 from ..models.shared_prefix import common_prefix_length
 from .collator import MultimodalPreferenceCollator
 from .config import MultimodalRewardConfig, Trainer
+from .grouping import Units, arrange
 from .losses import PairRecord
 
 
@@ -49,8 +48,6 @@ UNCOUNTED_TOKENS = {
 # Lengths within a window differ by up to this share of the longest: more lets an epoch mix pairs more freely, less
 # leaves less room unused.
 _WINDOW = 1 / 32
-
-_LOOKAHEAD = 64  # prompts among which one is looked for that fills a batch up
 
 
 class PairTokens(NamedTuple):
@@ -177,73 +174,6 @@ def pair_sizes(
     return sizes
 
 
-def groups_pairs(args: MultimodalRewardConfig, collator: MultimodalPreferenceCollator) -> bool:
-    """Tell whether training brings the pairs of a prompt together."""
-    is_random = args.train_sampling_strategy == "random" and not needs_lengths(args)
-    return collator.group_pairs and collator.share_prefix and is_random
-
-
-def prompt_numbers(dataset: Dataset, *, num_proc: int | None = None) -> np.ndarray | None:
-    """Number the prompts of a data set, with their images, and return that of each pair, `(N,)` int64; `None` if all
-    differ. Each process hashes its share."""
-    if "chosen_ids" in dataset.column_names:
-        return None
-    if "group_id" in dataset.column_names and not has_transform(dataset):
-        if len(np.unique(row_groups(dataset))) == len(dataset):  # within which pairs are grouped
-            return None
-    features = Features({"prompt": Value("string")})
-    options = {"features": features, "desc": "Finding pairs of one prompt"}
-    look = partial(look_at_rows, function=lambda row: {"prompt": prompt_key(row)}, **options)
-    numbers, _ = group_codes(look_in_shares(dataset, look, num_proc=num_proc)["prompt"].combine_chunks())
-    return None if len(np.unique(numbers)) == len(numbers) else numbers
-
-
-def arrange(rows: np.ndarray, prompts: np.ndarray, size: int) -> np.ndarray:
-    """Bring the rows of one prompt together, in batches of `size`; `rows` are in a random order, and `prompts` `(N,)`
-    are those of all rows. A prompt is divided where it has more pairs than fit, and where no other of the next
-    prompts fills a batch up."""
-    codes, start, count = np.unique(prompts[rows], return_index=True, return_counts=True)
-    by_prompt = np.argsort(prompts[rows], kind="stable")
-    groups = np.split(rows[by_prompt], np.cumsum(count)[:-1])
-    waiting = deque(groups[number] for number in np.argsort(start, kind="stable"))
-    arranged: list[np.ndarray] = []
-    room = size
-    while waiting:
-        fits = (index for index, group in enumerate(islice(waiting, _LOOKAHEAD)) if len(group) <= room)
-        index = 0 if room == size else next(fits, 0)
-        group = waiting[index]
-        del waiting[index]
-        if len(group) > room:
-            waiting.appendleft(group[room:])
-            group = group[:room]
-        arranged.append(group)
-        room = room - len(group) or size
-    return np.concatenate(arranged) if arranged else rows
-
-
-@dataclass(eq=False)
-class GroupedSampler(Sampler[int]):
-    """All pairs of an epoch in random order, those of one prompt together."""
-
-    prompts: np.ndarray  # (N,): number of the prompt of each pair
-    batch_size: int
-    seed: int
-    epoch: int = 0
-
-    def __len__(self) -> int:
-        return len(self.prompts)
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def arrange(self, rows: np.ndarray) -> np.ndarray:
-        return arrange(rows, self.prompts, self.batch_size)
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        yield from self.arrange(torch.randperm(len(self), generator=generator).numpy()).tolist()
-
-
 @dataclass
 class BatchPlan:
     """The batches of every epoch; an epoch shuffles the pairs of each window."""
@@ -254,6 +184,7 @@ class BatchPlan:
     batches: list[np.ndarray]
     world_size: int  # number of processes
     num_too_long: int  # pairs that exceed the cap alone; each has its own batch
+    units: Units | None = None  # of which `rows` are the indices, in place of pairs
 
 
 def plan_batches(
@@ -284,9 +215,13 @@ def plan_batches(
     return BatchPlan(rows, window, batches, world_size, int((lengths > max_tokens).sum()))
 
 
-def plan_training(sizes: Sequence[int], max_tokens: int, *, world_size: int, padded: bool) -> BatchPlan:
+def plan_training(
+    sizes: Sequence[int], max_tokens: int, *, world_size: int, padded: bool, units: Units | None = None
+) -> BatchPlan:
     """Plan the batches of training, and report long pairs on screen."""
-    plan = plan_batches(sizes, max_tokens, world_size=world_size, padded=padded)
+    planned = sizes if units is None else units.sizes
+    plan = plan_batches(planned, max_tokens, world_size=world_size, padded=padded)
+    plan.units = units
     if plan.num_too_long:
         long = f"{plan.num_too_long} of {len(sizes)} pairs have more than `max_tokens_per_batch={max_tokens}` tokens"
         logger.warning(f"{long}; each has a batch of its own.")
@@ -376,7 +311,8 @@ class TokenBatchSampler(BatchRebalanceSampler):
         random = np.random.default_rng([self.seed, self.epoch])
         rows = self.plan.rows[np.lexsort((random.random(len(self.plan.rows)), self.plan.window))]
         for step in random.permutation(len(self)):
-            yield rows[self.plan.batches[step * self.plan.world_size + self.rank]].tolist()
+            batch = rows[self.plan.batches[step * self.plan.world_size + self.rank]]
+            yield (batch if self.plan.units is None else self.plan.units.pairs_of(batch)).tolist()
 
 
 class EpochLengthGroupedSampler(LengthGroupedSampler):
@@ -384,17 +320,29 @@ class EpochLengthGroupedSampler(LengthGroupedSampler):
 
     # transformers draws from torch's global generator, so that a resumed run would go on with other pairs.
 
-    def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
+    def __init__(self, batch_size: int, lengths: list[int], seed: int, prompts: np.ndarray | None = None) -> None:
+        """`prompts` `(N,)` are numbers of those whose pairs come together; prompts are then grouped by length."""
+        self.num_pairs, self.pairs_of_batch, self.prompts = len(lengths), batch_size, prompts
+        if prompts is not None:
+            self.members = group_rows(prompts)
+            lengths = [max(lengths[row] for row in rows) for rows in self.members]
+            batch_size = max(1, round(batch_size * len(lengths) / self.num_pairs))
         super().__init__(batch_size, lengths=lengths)
         self.seed = seed
         self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.num_pairs
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
         self.generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        return super().__iter__()
+        if self.prompts is None:
+            return super().__iter__()
+        rows = np.concatenate([self.members[number] for number in super().__iter__()])
+        return iter(arrange(rows, self.prompts, self.pairs_of_batch).tolist())
 
 
 class SetEpoch(TrainerCallback):

@@ -103,8 +103,8 @@ class MultimodalRewardConfig(RewardConfig):
         group_pairs (`str`, *optional*, defaults to `"auto"`):
             `"auto"`, `"true"` or `"false"`: whether pairs that have prompt and images in common (by content, and only
             within a `group_id`) share them in a batch, where each of their answers is read once. Needs one row per
-            pair (`share_prefix`). They are brought into one batch with `train_sampling_strategy="random"` and without
-            `max_tokens_per_batch`; otherwise those share that happen to be in one.
+            pair (`share_prefix`). With `train_sampling_strategy` `"random"`, also of batches by tokens, and with
+            `"group_by_length"`, they are brought into one batch; otherwise those share that happen to be in one.
         max_answers_per_group (`int`, *optional*, defaults to `16`):
             Most answers of a prompt that share it, at least 2.
         max_tokens_per_batch (`int`, *optional*):

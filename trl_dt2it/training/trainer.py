@@ -30,7 +30,7 @@ from ..models.rendering import ProcessingClass, get_tokenizer
 from ..models.shared_prefix import decide_share_prefix
 from ..processes import check_shared_folder, gather
 from ..utils import with_values
-from . import batching, losses, setup, sharding
+from . import batching, grouping, losses, setup, sharding
 from .blind_twin import BlindTwin, WithBlindBatch
 from .collator import MultimodalPreferenceCollator
 from .config import MultimodalRewardConfig
@@ -215,14 +215,20 @@ class MultimodalRewardTrainer(RewardTrainer):
         self._prepared.add(dataset)
         if dataset_name != "train":
             return dataset
-        if batching.groups_pairs(args, self._collator) and isinstance(dataset, Dataset):
-            self._prompts = batching.prompt_numbers(dataset, num_proc=args.dataset_num_proc)
+        prompts = None
+        if grouping.groups_pairs(args, self._collator) and isinstance(dataset, Dataset):
+            prompts = grouping.find_prompts(dataset, num_proc=args.dataset_num_proc)
+            self._prompts = None if prompts is None else prompts.number
         if batching.needs_lengths(args):
             sized = cast(Dataset, setup.plain_columns(dataset, (args.length_column_name,)))
             self._lengths = batching.pair_sizes(sized, counts, collator=self._collator, args=args)
             if (cap := args.max_tokens_per_batch) is not None:
-                padded = not self._collator.share_prefix
-                self._plan = batching.plan_training(self._lengths, cap, world_size=args.world_size, padded=padded)
+                units = None
+                if prompts is not None and counts is not None:
+                    most = args.max_answers_per_group
+                    units = grouping.make_units(prompts, counts, self._lengths, cap, most)
+                how = {"world_size": args.world_size, "padded": not self._collator.share_prefix}
+                self._plan = batching.plan_training(self._lengths, cap, units=units, **how)
         if "strength" in column_names(dataset):
             strengths = setup.plain_columns(dataset, ("strength", "source"))
             how, neutral = args.strength_normalization, args.neutral_strength
@@ -243,14 +249,14 @@ class MultimodalRewardTrainer(RewardTrainer):
             raise ValueError("The train set was replaced after its lengths were taken; make a new trainer for it.")
         seed = args.seed if args.data_seed is None else args.data_seed
         if lengths is None:
-            self._set_epoch.sampler = batching.GroupedSampler(cast(Any, prompts), args.train_batch_size, seed)
+            self._set_epoch.sampler = grouping.GroupedSampler(cast(Any, prompts), args.train_batch_size, seed)
             return self._set_epoch.sampler
         sampler: Sampler | None
         if self._plan is not None:
             sampler = batching.TokenBatchSampler(self._plan, rank=args.process_index, seed=seed)
         elif args.train_sampling_strategy == "group_by_length":
             size = args.train_batch_size * args.gradient_accumulation_steps
-            sampler = batching.EpochLengthGroupedSampler(size, lengths, seed=seed)
+            sampler = batching.EpochLengthGroupedSampler(size, lengths, seed=seed, prompts=prompts)
         else:
             sampler = super()._get_train_sampler(Dataset.from_dict({args.length_column_name: lengths}))
         self._set_epoch.sampler = sampler

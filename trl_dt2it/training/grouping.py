@@ -1,0 +1,167 @@
+"""Grouping: the pairs that share a prompt and answers, and the order in which an epoch reads them together."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from datasets import Dataset, Features, Value
+from torch.utils.data import Sampler
+
+from ..data.columns import connected, group_codes, has_transform, look_at_rows, look_in_shares, row_groups
+from ..data.contents import prompt_key
+from ..data.rows import SIDES, to_json, without_empty
+from ..utils import digest
+from .collator import MultimodalPreferenceCollator
+from .config import MultimodalRewardConfig
+
+
+_LOOKAHEAD = 64  # prompts among which one is looked for that fills a batch up
+
+
+class PairAnswers(NamedTuple):
+    """What tells the pairs of one prompt: its hash, `None` without one, and hashes of both answers behind it."""
+
+    prompt: str | None
+    chosen_answer: int
+    rejected_answer: int
+
+
+_ANSWERS = Features({"prompt": Value("string"), "chosen_answer": Value("int64"), "rejected_answer": Value("int64")})
+
+
+def groups_pairs(args: MultimodalRewardConfig, collator: MultimodalPreferenceCollator) -> bool:
+    """Tell whether training brings the pairs of a prompt together."""
+    strategies = ("random", "group_by_length")
+    return collator.group_pairs and collator.share_prefix and args.train_sampling_strategy in strategies
+
+
+@dataclass
+class Prompts:
+    """The prompts of N pairs, and their answers."""
+
+    number: np.ndarray  # (N,): of the prompt of each pair
+    answers: np.ndarray  # (N, 2): numbers of both answers; equal ones of a prompt have one number
+
+
+def find_prompts(dataset: Dataset, *, num_proc: int | None = None) -> Prompts | None:
+    """Number the prompts of a data set, with their images, and their answers; `None` if all prompts differ. Each
+    process hashes its share."""
+    if "chosen_ids" in dataset.column_names:
+        return None
+    if "group_id" in dataset.column_names and not has_transform(dataset):
+        if len(np.unique(row_groups(dataset))) == len(dataset):  # within which pairs are grouped
+            return None
+    look = partial(look_at_rows, function=_pair_answers, features=_ANSWERS, desc="Finding pairs of one prompt")
+    table = look_in_shares(dataset, look, num_proc=num_proc)
+    number, _ = group_codes(table["prompt"].combine_chunks())
+    if len(np.unique(number)) == len(number):
+        return None
+    sides = [table[name].to_numpy() for name in PairAnswers._fields[1:]]
+    nodes = np.stack([np.tile(number, 2), np.concatenate(sides)])
+    return Prompts(number, np.unique(nodes, axis=1, return_inverse=True)[1].reshape(2, -1).T)
+
+
+def _pair_answers(row: Mapping[str, Any]) -> dict[str, Any]:
+    keys = (int(digest(to_json(without_empty(row[side])), size=8), 16) - 2**63 for side in SIDES)
+    return PairAnswers(prompt_key(row), *keys)._asdict()
+
+
+@dataclass
+class Units:
+    """Pairs that are batched together; those of a unit share a prompt, and answers link them."""
+
+    rows: np.ndarray  # (N,): the pairs of the first unit, of the second, ...
+    start: np.ndarray  # (U + 1,): of each unit in `rows`
+    sizes: np.ndarray  # (U,): number of tokens that each adds to a batch
+
+    def pairs_of(self, units: np.ndarray) -> np.ndarray:
+        return np.concatenate([self.rows[self.start[unit] : self.start[unit + 1]] for unit in units])
+
+
+def make_units(prompts: Prompts, counts: pa.Table, sizes: Sequence[int], cap: int, max_answers: int) -> Units:
+    """Divide pairs into units of at most `cap` tokens and `max_answers` answers, as far as pairs themselves are no
+    longer. `sizes` `(N,)` are those of the pairs alone."""
+    chosen, rejected, shared = (counts[name].to_numpy() for name in ("chosen", "rejected", "shared"))
+    # Pairs that no answer links may begin differently, so that their common beginning is not known.
+    linked = connected(int(prompts.answers.max()) + 1, *prompts.answers.T)[prompts.answers[:, 0]]
+    order = np.argsort(linked, kind="stable")
+    rows, start, found = [], [0], []
+    for pairs in np.split(order, np.flatnonzero(np.diff(linked[order])) + 1):
+        if len(pairs) == 1 or (shared[pairs] < 0).any():
+            rows += pairs.tolist()
+            start += (start[-1] + 1 + np.arange(len(pairs))).tolist()
+            found += [sizes[pair] for pair in pairs]
+            continue
+        prefix = int(shared[pairs].min())  # of all: what links of a tree have in common, all have
+        own: set[int] = set()
+        size = 0
+        for pair in pairs.tolist():
+            ends = {
+                answer: int(length) - prefix
+                for answer, length in zip(prompts.answers[pair].tolist(), (chosen[pair], rejected[pair]), strict=True)
+            }
+            more = sum(length for answer, length in ends.items() if answer not in own)
+            if own and (size + more > cap or len(own | ends.keys()) > max_answers):
+                start.append(len(rows))
+                found.append(size)
+                own, size = set(), 0
+            size = size + more if own else prefix + sum(ends.values())
+            own |= ends.keys()
+            rows.append(pair)
+        start.append(len(rows))
+        found.append(size)
+    return Units(np.array(rows), np.array(start), np.array(found))
+
+
+def arrange(rows: np.ndarray, prompts: np.ndarray, size: int) -> np.ndarray:
+    """Bring the rows of one prompt together, in batches of `size`; `rows` are in a random order, and `prompts` `(N,)`
+    are those of all rows. A prompt is divided where it has more pairs than fit, and where no other of the next
+    prompts fills a batch up."""
+    codes, start, count = np.unique(prompts[rows], return_index=True, return_counts=True)
+    by_prompt = np.argsort(prompts[rows], kind="stable")
+    groups = np.split(rows[by_prompt], np.cumsum(count)[:-1])
+    waiting = deque(groups[number] for number in np.argsort(start, kind="stable"))
+    arranged: list[np.ndarray] = []
+    room = size
+    while waiting:
+        fits = (index for index, group in enumerate(islice(waiting, _LOOKAHEAD)) if len(group) <= room)
+        index = 0 if room == size else next(fits, 0)
+        group = waiting[index]
+        del waiting[index]
+        if len(group) > room:
+            waiting.appendleft(group[room:])
+            group = group[:room]
+        arranged.append(group)
+        room = room - len(group) or size
+    return np.concatenate(arranged) if arranged else rows
+
+
+@dataclass(eq=False)
+class GroupedSampler(Sampler[int]):
+    """All pairs of an epoch in random order, those of one prompt together."""
+
+    prompts: np.ndarray  # (N,): number of the prompt of each pair
+    batch_size: int
+    seed: int
+    epoch: int = 0
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def arrange(self, rows: np.ndarray) -> np.ndarray:
+        return arrange(rows, self.prompts, self.batch_size)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        yield from self.arrange(torch.randperm(len(self), generator=generator).numpy()).tolist()
