@@ -191,8 +191,8 @@ def main(runs: int) -> None:
         markdown(heads, table),
         f"Of prompts that all differ ({singles['shape']}), looking for pairs of one prompt makes "
         f"{singles['speedup']:.3f} of the speed. An epoch of a set like VLFeedback's ({epoch['pairs']} pairs, "
-        f"{epoch['shape']}, in random order, 12 pairs a batch) takes {epoch['seconds'][together]:.0f} s, and in one row "
-        f"per pair {epoch['seconds'][others[0]]:.0f} s: {epoch['speedup']:.2f} times as fast.",
+        f"{epoch['shape']}, in random order, 12 pairs a batch) takes {epoch['seconds'][together]:.0f} s, and in one "
+        f"row per pair {epoch['seconds'][others[0]]:.0f} s: {epoch['speedup']:.2f} times as fast.",
     ]
     record = {"speed": speed, "memory": memory, "singles": singles, "epoch": epoch, "runs": runs}
     write("group_pairs", "\n\n".join(text), record)
