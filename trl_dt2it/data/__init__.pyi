@@ -15,6 +15,7 @@ from .prepare import prepare_shard as prepare_shard
 from .prepare import read_benchmarks as read_benchmarks
 from .prepare import read_settings as read_settings
 from .prepare import write_parquet as write_parquet
+from .ranked import to_pairs as to_pairs
 from .rows import REASONS as REASONS
 from .rows import RowError as RowError
 from .rows import Video as Video

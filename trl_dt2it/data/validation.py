@@ -25,6 +25,7 @@ from .columns import (
     AnyDataset,
     Data,
     arrow_rows,
+    column_names,
     column_of,
     is_checked,
     leave_images_encoded,
@@ -34,6 +35,7 @@ from .columns import (
 )
 from .contents import duplicate_error, find_duplicates, pair_digest
 from .images import ImageOptions, check_image, load_image, with_image_root
+from .ranked import is_ranked, to_pairs
 from .rows import (
     SIDES,
     RowError,
@@ -390,7 +392,7 @@ def validate(
 
     Args:
         dataset (`Dataset` or `IterableDataset`):
-            Preference rows, as [`check_row`] describes them.
+            Preference rows, as [`check_row`] describes them, or ranked prompts, whose pairs [`to_pairs`] makes.
         token_counter ([`TokenCounter`], *optional*):
             Model as a reader of rows, from [`~trl_dt2it.token_counter`]. With it, no text may contain a special token,
             and the chat template may not make the two answers of a pair equal.
@@ -429,6 +431,8 @@ def validate(
     ```
     """
     options = with_image_root(image_options, image_root)
+    if is_ranked(column_names(dataset)):
+        dataset = to_pairs(dataset)
     checks = RowChecks(options, image_check, token_counter, max_length, duplicates, is_checked(dataset))
     _check_columns(dataset, checks)
     if isinstance(dataset, IterableDataset):

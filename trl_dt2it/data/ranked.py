@@ -1,0 +1,194 @@
+"""Ranked prompts: rows of a prompt with several answers, and the pairs that their scores or ranks make."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from itertools import combinations
+from typing import Any, Literal, NamedTuple, TypeVar, cast
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset, IterableDataset, concatenate_datasets
+from transformers.utils import logging
+
+from ..utils import check_value
+from .columns import as_python, has_transform
+from .mixing import with_columns
+from .rows import RowError, message_text, named_errors, row_name, summarize, text_message
+
+
+logger = logging.get_logger(__name__)
+
+AnySet = TypeVar("AnySet", Dataset, IterableDataset)
+How = Literal["all", "adjacent", "best_vs_rest"]
+
+ANSWERS, SCORES, RANKS = "completions", "scores", "ranks"
+_OF_ANSWERS = (ANSWERS, SCORES, RANKS)
+_WAYS = ("all", "adjacent", "best_vs_rest")
+
+
+class RankedPair(NamedTuple):
+    """Two answers of a prompt, by their index, and how much better the first is."""
+
+    chosen: int
+    rejected: int
+    gap: float
+
+
+def is_ranked(columns: Any) -> bool:
+    """Tell whether a set with these columns holds ranked prompts."""
+    return ANSWERS in columns and "chosen" not in columns
+
+
+def to_pairs(dataset: AnySet, how: How = "all", *, min_gap: float = 0.0, ties: bool = False) -> AnySet:
+    """
+    Make preference pairs of ranked prompts.
+
+    Prompts and images are not copied: the pairs are views of the rows. Pairs of a prompt are neighbors, from the best
+    answer down.
+
+    Args:
+        dataset (`Dataset` or `IterableDataset`):
+            Rows with `completions`, a list of answers (strings, or lists of messages), and either `scores`, a number
+            for each, of which higher is better, or `ranks`, of which 1 is best; equal ones are ties, and an answer
+            with `None` is left out. All other columns, such as `prompt` and `images`, are those of pairs.
+        how (`str`, *optional*, defaults to `"all"`):
+            `"all"`: every two answers; `"adjacent"`: those next to each other in the ranking; `"best_vs_rest"`: the
+            best answer and each of the others.
+        min_gap (`float`, *optional*, defaults to `0.0`):
+            Least difference of scores, or of ranks, of a pair.
+        ties (`bool`, *optional*, defaults to `False`):
+            Whether answers that are tied make a pair too, of strength 0, for the losses `btt` and `ordinal`.
+
+    Returns:
+        The same kind of set, with `chosen` and `rejected`; `strength`, their difference of scores, or of ranks;
+        `pair_id`, `<row>:<index of chosen>><index of rejected>`; and `group_id`, by default the name of the row.
+
+    Raises:
+        [`~trl_dt2it.data.rows.RowError`]: `bad_rating`, if a row has under two answers, or not one score or rank for
+        each; the message names the row.
+        `ValueError`: if a column is missing, `how` is unknown, or no pair is left.
+    """
+    check_value("`how`", how, how in _WAYS, f"choose one of {', '.join(_WAYS)}")
+    check_value("`min_gap`", min_gap, min_gap >= 0, "give a difference of at least 0")
+    if isinstance(dataset, IterableDataset):
+        return _stream_pairs(dataset, how, min_gap, ties)
+    names = dataset.column_names
+    if missing := _missing(names):
+        raise ValueError(f"The data set has no column {missing}; ranked prompts need it.")
+    if has_transform(dataset):
+        raise ValueError("The data set has a transform, through which pairs are not found; take it off, or apply it.")
+    rows, counts = as_python(dataset), Counter[str]()
+    read = rows.select_columns([name for name in (*_OF_ANSWERS, "pair_id", "group_id", "prompt") if name in names])
+    # The n-th pairs of all rows are a set of their own, which shares the rows' images.
+    parts: list[list[tuple[int, dict[str, Any]]]] = []
+    for index, row in enumerate(read):
+        for number, pair in enumerate(_pairs_of(row, index, how, min_gap, ties, counts)):
+            if number == len(parts):
+                parts.append([])
+            parts[number].append((index, pair))
+    if not parts:
+        raise ValueError(f"No pair can be made of {len(rows):,} ranked prompts ({summarize(+counts) or 'empty set'}).")
+    kept = rows.remove_columns([name for name in _OF_ANSWERS if name in names])
+    made = [_beside(kept.select([index for index, _ in part]), [pair for _, pair in part]) for part in parts]
+    number_of_row = np.concatenate([[index for index, _ in part] for part in parts])
+    order = np.argsort(number_of_row, kind="stable")
+    logger.info(f"{len(order):,} pairs of {len(rows):,} ranked prompts; left out: {summarize(+counts) or 'none'}.")
+    return concatenate_datasets(made).select(order)
+
+
+def rank_pairs(order: list[float | None], how: How, min_gap: float, ties: bool) -> list[RankedPair]:
+    """Return the pairs of answers with these numbers, of which higher is better, from the best down."""
+    known = sorted((i for i, number in enumerate(order) if number is not None), key=lambda i: (-_number(order[i]), i))
+    levels = sorted({_number(order[index]) for index in known}, reverse=True)
+    level = {index: levels.index(_number(order[index])) for index in known}
+    found = []
+    for one, other in combinations(known, 2):
+        gap, steps = _number(order[one]) - _number(order[other]), level[other] - level[one]
+        is_wanted = {"all": True, "adjacent": steps <= 1, "best_vs_rest": level[one] == 0}[how]
+        if is_wanted and (gap >= min_gap if steps else ties):
+            found.append(RankedPair(one, other, gap))
+    return found
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _pairs_of(
+    row: Mapping[str, Any], index: int | None, how: How, min_gap: float, ties: bool, counts: Counter[str]
+) -> Iterator[dict[str, Any]]:
+    """Yield the columns of the pairs of a row, and count answers and pairs that are left out."""
+    name = row.get("pair_id") or (f"row {index}" if index is not None else row_name(row))
+    with named_errors(row, index):
+        answers, order = row[ANSWERS] or [], _order(row)
+        if len(answers) < 2 or len(order) != len(answers):
+            raise RowError(
+                "bad_rating",
+                f"it has {len(answers)} `completions` and {len(order)} `scores` or `ranks`; give one for each of two "
+                "or more answers.",
+            )
+    counts["unscored answers"] += order.count(None)
+    is_plain = isinstance(row.get("prompt"), str)
+    made = 0
+    for pair in rank_pairs(order, how, min_gap, ties):
+        sides = [answers[side] for side in pair[:2]]
+        if _text(sides[0]) == _text(sides[1]):
+            counts["pairs of equal answers"] += 1
+            continue
+        if isinstance(sides[0], str) and not is_plain:
+            sides = [[text_message("assistant", side)] for side in sides]
+        made += 1
+        yield {
+            "chosen": sides[0],
+            "rejected": sides[1],
+            "strength": pair.gap,
+            "pair_id": f"{name}:{pair.chosen}>{pair.rejected}",
+            "group_id": row.get("group_id") or name,
+        }
+    counts["prompts without a pair"] += not made
+
+
+def _order(row: Mapping[str, Any]) -> list[float | None]:
+    """Numbers of the answers, of which higher is better."""
+    scores, ranks = row.get(SCORES), row.get(RANKS)
+    if (scores is None) == (ranks is None):
+        raise RowError("bad_rating", "it has both `scores` and `ranks`, or neither; give one of them.")
+    given = cast("list[float | None]", ranks if scores is None else scores)
+    numbers = [None if number is None else float(number) for number in given]
+    if not all(number is None or math.isfinite(number) for number in numbers):
+        raise RowError("bad_rating", f"its scores are {numbers}; give finite numbers, or None for an unknown one.")
+    return [None if number is None else -number for number in numbers] if scores is None else numbers
+
+
+def _text(answer: Any) -> str:
+    return answer if isinstance(answer, str) else "\n".join(map(message_text, answer))
+
+
+def _missing(names: Any) -> str | None:
+    if ANSWERS not in names:
+        return f"`{ANSWERS}`"
+    return None if SCORES in names or RANKS in names else f"`{SCORES}` or `{RANKS}`"
+
+
+def _beside(rows: Dataset, pairs: list[dict[str, Any]]) -> Dataset:
+    """Set the columns of a pair for each row."""
+    return with_columns(rows, {name: pa.array([pair[name] for pair in pairs]) for name in pairs[0]})
+
+
+def _stream_pairs(dataset: IterableDataset, how: How, min_gap: float, ties: bool) -> IterableDataset:
+    def explode(batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
+        if missing := _missing(batch):
+            raise ValueError(f"The data set has no column {missing}; ranked prompts need it.")
+        made: dict[str, list[Any]] = {}
+        for number, index in enumerate(indices):
+            row = {name: values[number] for name, values in batch.items()}
+            kept = {name: value for name, value in row.items() if name not in _OF_ANSWERS}
+            for pair in _pairs_of(row, index, how, min_gap, ties, Counter()):
+                for name, value in {**kept, **pair}.items():
+                    made.setdefault(name, []).append(value)
+        return made
+
+    return dataset.map(explode, batched=True, batch_size=16, with_indices=True, remove_columns=list(_OF_ANSWERS))
