@@ -1,5 +1,7 @@
 """The page about data, and the README's part of it: every example runs, and every set has its row."""
 
+import contextlib
+import io
 import json
 import re
 import subprocess
@@ -54,10 +56,13 @@ def run(block: str, names: dict) -> None:
 
 
 def test_the_examples_of_the_page_run(files):
-    load, columns, labels, check, t2i, decontamination, mixing = code_blocks("python", PAGE)
+    load, ranked, columns, labels, check, t2i, decontamination, mixing = code_blocks("python", PAGE)
     names: dict = {}
     run(load, names)
     assert names["pairs"]["pair_id"][:] == ["hpdv3-0", "hpdv3-2", "hpdv3-3"]
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        run(ranked, names)
+    assert printed.getvalue() in PAGE
     run(columns, names)
     (row,) = names["pairs"]
     assert (row["source"], row["strength"], row["chosen"][0]["content"][0]["text"]) == ("mine", 2.0, "A cup.")

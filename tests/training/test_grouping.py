@@ -131,6 +131,15 @@ def test_prompts_are_the_same_by_content_within_a_group():
     assert len(np.unique(narrowed)) > len(np.unique(numbers))
     assert find_prompts(data.add_column("group_id", [str(index) for index in range(len(rows))])) is None
     assert find_prompts(leave_images_encoded(dataset_of(make_rows(4)))) is None
+    # The prompts that differ among those that do not.
+    more = dataset_of([*make_rows(3, seed=9), *[{k: v for k, v in row.items() if k != "weight"} for row in rows]])
+    whole = find_prompts(leave_images_encoded(more))
+    assert len(np.unique(whole.number[:3])) == 3 and not set(whole.number[:3]) & set(whole.number[3:])
+    assert (
+        np.unique(whole.number[3:], return_inverse=True)[1].tolist()
+        == np.unique(numbers, return_inverse=True)[1].tolist()
+    )
+    assert len(np.unique(whole.answers[:3])) == 6 and not set(whole.answers[:3].flat) & set(whole.answers[3:].flat)
 
 
 @pytest.mark.parametrize("size", [2, 4, 6, 7, 16])

@@ -176,6 +176,12 @@ def column_names(dataset: AnyDataset) -> list[str]:
     return (dataset.column_names if isinstance(dataset, IterableDataset) else None) or list(next(iter(dataset), {}))
 
 
+def is_ranked(dataset: AnyDataset) -> bool:
+    """Tell whether a set holds ranked prompts, see [`~trl_dt2it.data.to_pairs`], by its columns."""
+    names = column_names(dataset)
+    return "completions" in names and "chosen" not in names
+
+
 def batch_rows(batch: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
     """Turn a batch of `datasets`, which is a list per column, into rows."""
     return [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]

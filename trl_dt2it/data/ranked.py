@@ -37,11 +37,6 @@ class RankedPair(NamedTuple):
     gap: float
 
 
-def is_ranked(columns: Any) -> bool:
-    """Tell whether a set with these columns holds ranked prompts."""
-    return ANSWERS in columns and "chosen" not in columns
-
-
 def to_pairs(dataset: AnySet, how: How = "all", *, min_gap: float = 0.0, ties: bool = False) -> AnySet:
     """
     Make preference pairs of ranked prompts.

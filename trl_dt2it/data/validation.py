@@ -25,9 +25,9 @@ from .columns import (
     AnyDataset,
     Data,
     arrow_rows,
-    column_names,
     column_of,
     is_checked,
+    is_ranked,
     leave_images_encoded,
     map_tables,
     mark_checked,
@@ -35,7 +35,7 @@ from .columns import (
 )
 from .contents import duplicate_error, find_duplicates, pair_digest
 from .images import ImageOptions, check_image, load_image, with_image_root
-from .ranked import is_ranked, to_pairs
+from .ranked import to_pairs
 from .rows import (
     SIDES,
     RowError,
@@ -431,7 +431,7 @@ def validate(
     ```
     """
     options = with_image_root(image_options, image_root)
-    if is_ranked(column_names(dataset)):
+    if is_ranked(dataset):
         dataset = to_pairs(dataset)
     checks = RowChecks(options, image_check, token_counter, max_length, duplicates, is_checked(dataset))
     _check_columns(dataset, checks)

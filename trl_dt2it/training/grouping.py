@@ -15,8 +15,17 @@ import torch
 from datasets import Dataset, Features, Value
 from torch.utils.data import Sampler
 
-from ..data.columns import connected, group_codes, has_transform, look_at_rows, look_in_shares, row_groups
+from ..data.columns import (
+    connected,
+    group_codes,
+    has_transform,
+    look_at_rows,
+    look_in_shares,
+    row_groups,
+    select_rows,
+)
 from ..data.contents import prompt_key
+from ..data.controls import MEDIA
 from ..data.rows import SIDES, to_json, without_empty
 from ..utils import digest
 from .collator import MultimodalPreferenceCollator
@@ -27,7 +36,7 @@ _LOOKAHEAD = 64  # prompts among which one is looked for that fills a batch up
 
 
 class PairAnswers(NamedTuple):
-    """What tells the pairs of one prompt: its hash, `None` without one, and hashes of both answers behind it."""
+    """Hashes by which pairs of one prompt are told: of the prompt, `None` without one, and of both answers."""
 
     prompt: str | None
     chosen_answer: int
@@ -60,13 +69,24 @@ def find_prompts(dataset: Dataset, *, num_proc: int | None = None) -> Prompts | 
         if len(np.unique(row_groups(dataset))) == len(dataset):  # within which pairs are grouped
             return None
     look = partial(look_at_rows, function=_pair_answers, features=_ANSWERS, desc="Finding pairs of one prompt")
-    table = look_in_shares(dataset, look, num_proc=num_proc)
-    number, _ = group_codes(table["prompt"].combine_chunks())
+    rows = np.arange(len(dataset))
+    if not has_transform(dataset):
+        # Images are read of prompts alone whose text comes twice.
+        texts = dataset.remove_columns([name for name in MEDIA if name in dataset.column_names])
+        text, _ = group_codes(look_in_shares(texts, look, num_proc=num_proc)["prompt"].combine_chunks())
+        rows = np.flatnonzero(np.bincount(text)[text] > 1)
+    if len(rows) == 0:
+        return None
+    table = look_in_shares(select_rows(dataset, rows), look, num_proc=num_proc)
+    number = len(rows) + np.arange(len(dataset))
+    number[rows] = group_codes(table["prompt"].combine_chunks())[0]
     if len(np.unique(number)) == len(number):
         return None
+    answers = np.arange(2 * len(dataset)).reshape(-1, 2) + 2 * len(rows)
     sides = [table[name].to_numpy() for name in PairAnswers._fields[1:]]
-    nodes = np.stack([np.tile(number, 2), np.concatenate(sides)])
-    return Prompts(number, np.unique(nodes, axis=1, return_inverse=True)[1].reshape(2, -1).T)
+    nodes = np.stack([np.tile(number[rows], 2), np.concatenate(sides)])
+    answers[rows] = np.unique(nodes, axis=1, return_inverse=True)[1].reshape(2, -1).T
+    return Prompts(number, answers)
 
 
 def _pair_answers(row: Mapping[str, Any]) -> dict[str, Any]:

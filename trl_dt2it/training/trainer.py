@@ -21,9 +21,9 @@ from transformers.utils import PushInProgress
 from trl import RewardTrainer
 
 from ..data.cards import PAPER
-from ..data.columns import AnyDataset, column_names, has_transform
+from ..data.columns import AnyDataset, column_names, has_transform, is_ranked
 from ..data.mixing import concatenate
-from ..data.ranked import is_ranked, to_pairs
+from ..data.ranked import to_pairs
 from ..models.freezing import let_gradients_into_checkpoints
 from ..models.modeling import pad_id_as_saved, set_reward_statistics, write_beside_adapter
 from ..models.posterior import POSTERIOR_FILE, RewardPosterior, write_posterior
@@ -206,7 +206,7 @@ class MultimodalRewardTrainer(RewardTrainer):
     def _prepare_dataset(self, dataset: AnyDataset, processing_class: Any, args: Any, dataset_name: str) -> AnyDataset:
         if dataset in self._prepared:
             return dataset
-        if is_ranked(column_names(dataset)):
+        if is_ranked(dataset):
             dataset = to_pairs(dataset)
         columns = set(column_names(dataset))
         if dataset_name == "train":
