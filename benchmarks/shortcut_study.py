@@ -19,8 +19,8 @@ is not done again with the settings below; a killed run goes on where it was. Se
 `--shard`. Code is no setting: after a change of a method, delete the lines that rest on it.
 
 Writes `benchmarks/results/shortcut_study.{json,md,png}`. Fails if weighting or offset closes less than 0.6 of the gap
-between the pairs as they are and the unbiased set on reversed pairs, a method with counterfactual pairs less than 0.8,
-or if any costs more than 0.01.
+between the pairs as they are and the unbiased set on reversed pairs, or less than 0.8 with counterfactual pairs, or if
+one costs more than 0.01.
 
 usage: python benchmarks/shortcut_study.py  (all cells, then the table)
        python benchmarks/shortcut_study.py run [--shard I/N] [--pictures SET ...] [--kinds KIND ...]
@@ -45,11 +45,10 @@ import numpy as np
 from datasets import Dataset, Features, Value
 from lib.photographs import photographs
 from lib.report import RESULTS, markdown, write
-from lib.tiny_training import OPTIMIZATION, fit, remember_rendered
+from lib.tiny_training import OPTIMIZATION, fit, remember_rendered, tiny_config
 from matplotlib import pyplot
 from PIL import Image
 
-from trl_dt2it import MultimodalRewardConfig
 from trl_dt2it.data.messages import FEATURES, preference
 from trl_dt2it.data.mixing import concatenate, with_columns
 from trl_dt2it.debias import blind_margins, counterfactual_pairs, model_blind_margins
@@ -78,8 +77,9 @@ METHODS = {
     "counterfactuals, weighting": Method("blind_weighting", "text", counterfactuals=True),
     "counterfactuals, offset": Method("blind_offset", "text", counterfactuals=True),
 }
-# Least share of the gap that a method has to close, and the most that it may cost.
-LEAST = {name: 0.8 if one.counterfactuals else 0.6 for name, one in METHODS.items() if name != AS_IT_IS}
+COMPARED = tuple(METHODS)[1:]
+# Least share of the gap that a method with blind margins has to close, and the most that it may cost.
+LEAST = {name: 0.8 if one.counterfactuals else 0.6 for name, one in METHODS.items() if one.setting}
 MOST_COST, LEAST_GAP = 0.01, 0.03  # a smaller gap is chance, and has no share
 
 PICTURES = ("digits", "photographs")
@@ -98,7 +98,7 @@ QUESTIONS = (
     "Tell the two images in the picture.",
     "Please tell me what you see.",
 )
-PIECE, TILE = 40, 32  # pixels of a side of a piece in the photograph, and in the image that is asked about
+SHOWN, PIECE, TILE = 1, 64, 32  # pieces in an image, and pixels of their side in the photograph and in the image
 
 
 @lru_cache(maxsize=2)
@@ -122,10 +122,10 @@ def make_photographs(split: str, num_pairs: int, seed: int, shortcut: str, stren
     content, wording, style = (random.Random(f"{split}-{seed}-{name}") for name in ("content", "wording", "style"))
     names, rows = list(PHOTOGRAPHS.values()), []
     for index in range(num_pairs):
-        right = tuple(content.choices(names, k=2))
-        wrong = content.choice([one for one in product(names, repeat=2) if one != right])
+        right = tuple(content.choices(names, k=SHOWN))
+        wrong = content.choice([one for one in product(names, repeat=SHOWN) if one != right])
         numbers = [content.randrange(len(pieces(split)[name])) for name in right]
-        strip, buffer = Image.new("RGB", (2 * TILE, TILE)), io.BytesIO()
+        strip, buffer = Image.new("RGB", (SHOWN * TILE, TILE)), io.BytesIO()
         for position, (name, number) in enumerate(zip(right, numbers, strict=True)):
             strip.paste(pieces(split)[name][number], (TILE * position, 0))
         strip.save(buffer, format="PNG")
@@ -162,17 +162,7 @@ def margins(probe: str, rows: Dataset, cell: dict, folder: Path) -> np.ndarray:
     settings = digest_of([cell, TRAIN_PAIRS, BLIND_TRAINING, BLIND_FOLDS])
     path = folder / f"margins-{settings}.npy"
     if not path.exists():
-        args = MultimodalRewardConfig(
-            str(folder / "blind"),
-            image_check="none",
-            gradient_checkpointing=False,
-            use_cpu=True,
-            bf16=False,
-            per_device_eval_batch_size=100,
-            disable_tqdm=True,
-            report_to="none",
-            **BLIND_TRAINING,
-        )
+        args = tiny_config(str(folder / "blind"), cell["seed"], BLIND_TRAINING)
         found = model_blind_margins(
             rows, str(READER_DIR), args, images="none", num_folds=BLIND_FOLDS, seed=cell["seed"]
         )
@@ -209,7 +199,7 @@ def settings_of(name: str) -> str:
     method = METHODS[name]
     return digest_of(
         [
-            (TRAINING, TRAIN_PAIRS, TEST_PAIRS, PIECE, asdict(method)),
+            (TRAINING, TRAIN_PAIRS, TEST_PAIRS, (SHOWN, PIECE, TILE), asdict(method)),
             (BLIND_TRAINING, BLIND_FOLDS) if method.probe == "model" else None,
             COUNTERFACTUALS if method.counterfactuals else None,
         ]
@@ -319,7 +309,7 @@ def shown(number: float | None, form: str) -> str:
 
 def table(found: Found, pictures: str) -> tuple[str, list[str]]:
     """The tables of some pictures, and what fell short."""
-    names, columns = list(LEAST), [AS_IT_IS, *LEAST, UNBIASED]
+    names, columns = COMPARED, [AS_IT_IS, *COMPARED, UNBIASED]
     scores, shares, costs, short = [], [], [], []
     cells = found.cells(pictures)
     for kind, strength in cells:
@@ -338,7 +328,7 @@ def table(found: Found, pictures: str) -> tuple[str, list[str]]:
         short += [
             f"{pictures}, {kind} at {strength}: {name} closes {one:.0%}"
             for name, one in zip(names, closes, strict=True)
-            if one is not None and one < LEAST[name]
+            if one is not None and one < LEAST.get(name, 0)
         ]
     kinds = [kind for kind, strength in cells if strength == NONE]
     pooled, lost = {}, {}
@@ -346,7 +336,7 @@ def table(found: Found, pictures: str) -> tuple[str, list[str]]:
         pooled[name] = closed([one for cell in cells if cell[1] != NONE for one in found.gains(pictures, *cell, name)])
         if all_costs := found.costs(pictures, kinds, name):
             lost[name] = mean(all_costs)
-            short += [f"{pictures}: {name} costs {lost[name]:.3f}"] if lost[name] > MOST_COST else []
+            short += [f"{pictures}: {name} costs {lost[name]:.3f}"] if name in LEAST and lost[name] > MOST_COST else []
     shares.append(["all", "", "", *(shown(pooled[name], ".0%") for name in names)])
     costs.append(["all", "", *(shown(lost.get(name), "+.3f") for name in names)])
     heads = ["shortcut", "strength", "seeds"]
@@ -373,7 +363,7 @@ def draw(found: Found, path: Path) -> None:
     )
     for axis, (pictures, kind) in zip(axes[0], panels, strict=True):
         strengths = [strength for one, strength in found.cells(pictures) if one == kind and strength != NONE]
-        for index, name in enumerate(LEAST):
+        for index, name in enumerate(COMPARED):
             shares = [closed(found.gains(pictures, kind, strength, name)) for strength in strengths]
             known = [(x, y) for x, y in zip(strengths, shares, strict=True) if y is not None]
             if known:

@@ -35,6 +35,24 @@ def remember_rendered() -> dict:
     return known
 
 
+def tiny_config(output_dir: str, seed: int, settings: dict) -> MultimodalRewardConfig:
+    """The configuration of a training on a CPU, of which nothing is saved."""
+    return MultimodalRewardConfig(
+        output_dir=output_dir,
+        seed=seed,
+        per_device_eval_batch_size=100,
+        image_check="none",
+        gradient_checkpointing=False,
+        use_cpu=True,
+        bf16=False,
+        save_strategy="no",
+        logging_steps=50,
+        disable_tqdm=True,
+        report_to="none",
+        **settings,
+    )
+
+
 def tiny_trainer(
     model: str,
     rows: Dataset,
@@ -55,20 +73,7 @@ def tiny_trainer(
     Returns:
         `MultimodalRewardTrainer`
     """
-    args = MultimodalRewardConfig(
-        output_dir=output_dir,
-        seed=seed,
-        per_device_eval_batch_size=100,
-        image_check="none",
-        gradient_checkpointing=False,
-        use_cpu=True,
-        bf16=False,
-        save_strategy="no",
-        logging_steps=50,
-        disable_tqdm=True,
-        report_to="none",
-        **settings,
-    )
+    args = tiny_config(output_dir, seed, settings)
     return MultimodalRewardTrainer(model=model, args=args, train_dataset=rows, eval_dataset=eval_dataset)
 
 
