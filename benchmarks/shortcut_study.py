@@ -7,8 +7,8 @@ sees no image, with counterfactual pairs, and with these and blind margins of th
 sets:
 
 - digits: read-outs of two handwritten digits.
-- photographs: which of the photographs that scikit-learn and matplotlib bring two small pieces are of. Their answers
-  hold no number, so there is no favored one.
+- photographs: which of the three that scikit-learn and matplotlib bring a small piece is of. Their answers hold no
+  number, so there is no favored one.
 
 Tested on held-out pairs that all have the shortcut in the worse answer (reversed), and on these and as many that have
 it in the better one (absent, as it tells nothing). Compared with training on as many pairs of strength 0.5, the
@@ -43,7 +43,7 @@ from statistics import mean
 
 import numpy as np
 from datasets import Dataset, Features, Value
-from lib.photographs import photographs
+from lib.photographs import photographs, pieces
 from lib.report import RESULTS, markdown, write
 from lib.tiny_training import OPTIMIZATION, fit, remember_rendered, tiny_config
 from matplotlib import pyplot
@@ -93,42 +93,36 @@ CELLS = "cells.jsonl"
 
 PHOTOGRAPHS = {"china.jpg": "temple", "flower.jpg": "flower", "grace_hopper.jpg": "officer"}
 QUESTIONS = (
-    "What are these pieces of?",
-    "Which pictures are shown, from left to right?",
-    "Tell the two images in the picture.",
+    "What is shown here?",
+    "What is this a piece of?",
+    "Name the subject of the image.",
     "Please tell me what you see.",
 )
-SHOWN, PIECE, TILE = 1, 64, 32  # pieces in an image, and pixels of their side in the photograph and in the image
+TILE, PIECE, SIDE = 72, 64, 32  # pixels of a side of a tile of a photograph, a piece of it, and the image of a piece
 
 
 @lru_cache(maxsize=2)
-def pieces(split: str) -> dict[str, list[Image.Image]]:
-    """Pieces of each photograph that do not overlap: seven in ten are for training, and the others for testing."""
-    found = {}
-    images = {file: image for own in photographs().values() for file, image in own.items()}
+def tiles(split: str) -> dict[str, list[Image.Image]]:
+    """Tiles of each photograph: seven in ten for training, the others for testing."""
+    images, found = {file: image for own in photographs().values() for file, image in own.items()}, {}
     for file, name in PHOTOGRAPHS.items():
-        image = images[file]
-        corners = list(product(range(0, image.width - PIECE + 1, PIECE), range(0, image.height - PIECE + 1, PIECE)))
-        random.Random(name).shuffle(corners)
-        middle = 7 * len(corners) // 10
-        own = corners[:middle] if split == "train" else corners[middle:]
-        found[name] = [image.crop((x, y, x + PIECE, y + PIECE)).resize((TILE, TILE)) for x, y in own]
+        own = pieces([images[file]], TILE, whole=False)
+        random.Random(name).shuffle(own)
+        middle = 7 * len(own) // 10
+        found[name] = own[:middle] if split == "train" else own[middle:]
     return found
 
 
 def make_photographs(split: str, num_pairs: int, seed: int, shortcut: str, strength: float) -> Dataset:
-    """Pairs about two pieces of photographs, with a shortcut as [`make_digits`] plants it."""
+    """Pairs about a piece of a photograph, with a shortcut as [`make_digits`] plants it."""
     # One stream for each decision, so that sets of several strengths differ in wording alone.
     content, wording, style = (random.Random(f"{split}-{seed}-{name}") for name in ("content", "wording", "style"))
-    names, rows = list(PHOTOGRAPHS.values()), []
+    rows: list[dict] = []
     for index in range(num_pairs):
-        right = tuple(content.choices(names, k=SHOWN))
-        wrong = content.choice([one for one in product(names, repeat=SHOWN) if one != right])
-        numbers = [content.randrange(len(pieces(split)[name])) for name in right]
-        strip, buffer = Image.new("RGB", (SHOWN * TILE, TILE)), io.BytesIO()
-        for position, (name, number) in enumerate(zip(right, numbers, strict=True)):
-            strip.paste(pieces(split)[name][number], (TILE * position, 0))
-        strip.save(buffer, format="PNG")
+        right, wrong = content.sample(list(PHOTOGRAPHS.values()), 2)
+        number, x, y = content.randrange(len(tiles(split)[right])), *content.choices(range(TILE - PIECE + 1), k=2)
+        piece, buffer = tiles(split)[right][number].crop((x, y, x + PIECE, y + PIECE)), io.BytesIO()
+        piece.resize((SIDE, SIDE)).save(buffer, format="PNG")
         question, is_planted = wording.choice(QUESTIONS), style.random() < strength
         texts = []
         for read, has_shortcut in ((right, is_planted), (wrong, not is_planted)):
@@ -137,9 +131,8 @@ def make_photographs(split: str, num_pairs: int, seed: int, shortcut: str, stren
                 frame = SHORTCUT_ANSWERS[0] if has_shortcut else other
             else:
                 frame = SHORTCUT_ANSWERS[has_shortcut != (question in QUESTIONS[:2])]
-            texts.append(frame.format(" ".join(read)))
-        group = "-".join(map(str, (*right, *numbers)))
-        row = preference(question, *texts, [buffer.getvalue()], group=group)
+            texts.append(frame.format(read))
+        row = preference(question, *texts, [buffer.getvalue()], group=f"{right}-{number}-{x}-{y}")
         rows.append({**row, "pair_id": f"photographs-{split}-{seed}-{index}", "source": "photographs"})
     return Dataset.from_list(rows, features=Features({**FEATURES, "pair_id": Value("string")}))
 
@@ -199,7 +192,7 @@ def settings_of(name: str) -> str:
     method = METHODS[name]
     return digest_of(
         [
-            (TRAINING, TRAIN_PAIRS, TEST_PAIRS, (SHOWN, PIECE, TILE), asdict(method)),
+            (TRAINING, TRAIN_PAIRS, TEST_PAIRS, (TILE, PIECE, SIDE), asdict(method)),
             (BLIND_TRAINING, BLIND_FOLDS) if method.probe == "model" else None,
             COUNTERFACTUALS if method.counterfactuals else None,
         ]
