@@ -152,32 +152,26 @@ def margins(probe: str, rows: Dataset, cell: dict, folder: Path) -> np.ndarray:
     """Blind margins of a training set, by a model once a cell."""
     if probe == "text":
         return blind_margins(rows)
-    settings = digest_of([cell, TRAIN_PAIRS, BLIND_TRAINING, BLIND_FOLDS])
-    path = folder / f"margins-{settings}.npy"
+    path = folder / f"margins-{digest_of([cell, TRAIN_PAIRS, BLIND_TRAINING, BLIND_FOLDS])}.npy"
     if not path.exists():
-        args = tiny_config(str(folder / "blind"), cell["seed"], BLIND_TRAINING)
-        found = model_blind_margins(
-            rows, str(READER_DIR), args, images="none", num_folds=BLIND_FOLDS, seed=cell["seed"]
-        )
-        np.save(path, found)
+        args, options = tiny_config(str(folder / "blind"), cell["seed"], BLIND_TRAINING), {"num_folds": BLIND_FOLDS}
+        np.save(path, model_blind_margins(rows, str(READER_DIR), args, images="none", seed=cell["seed"], **options))
     return np.load(path)
 
 
 def study(method: Method, cell: dict, folder: Path) -> dict:
     pictures, kind, strength, seed = cell.values()
     rows, settings, found = make_rows(pictures, "train", TRAIN_PAIRS, seed, kind, strength), dict(TRAINING), {}
-    made = None
+    parts = {}
     if method.counterfactuals:
         differ = reads_differ if pictures == "photographs" else None
-        made = counterfactual_pairs(rows, share=COUNTERFACTUALS, seed=seed, differ=differ)
-        found["counterfactuals"] = len(made)
+        parts["counterfactuals"] = counterfactual_pairs(rows, share=COUNTERFACTUALS, seed=seed, differ=differ)
+        found["counterfactuals"] = len(parts["counterfactuals"])  # which have no blind margin
     if method.setting:
         told = margins(method.probe, rows, cell, folder)
-        rows, settings = with_columns(rows, {"blind_margin": told}), {**settings, method.setting: True}
-        found["blind_accuracy"] = float(np.mean(told > 0))
-        found["blind_loss"] = float(np.mean(np.logaddexp(0, -told)))
-    if made is not None:
-        rows = concatenate({"pairs": rows, "counterfactuals": made})  # these without a blind margin
+        rows, settings[method.setting] = with_columns(rows, {"blind_margin": told}), True
+        found |= {"blind_accuracy": float(np.mean(told > 0)), "blind_loss": float(np.mean(np.logaddexp(0, -told)))}
+    rows = concatenate({"pairs": rows, **parts})
     tests = {
         name: make_rows(pictures, "test", TEST_PAIRS, seed, kind, planted)
         for name, planted in (("reversed", 0.0), ("planted", 1.0))
@@ -200,29 +194,25 @@ def settings_of(name: str) -> str:
 
 
 def planned(options: argparse.Namespace) -> list[dict]:
-    """Cells, those first that tell most: 0.9 and 0.5, the same with photographs, other kinds, then seeds."""
+    """Cells, those that tell most first: a seed's with 0.9 and 0.5, kind by kind, then its other strengths."""
     cells = [
         {"pictures": pictures, "kind": kind, "strength": strength, "seed": seed}
-        for seed, kind, pictures, strength in product(
-            options.seeds, options.kinds, options.pictures, options.strengths
-        )
-        if (pictures, kind) != ("photographs", "number")
+        for seed in options.seeds
+        for are_first in (True, False)
+        for kind in options.kinds
+        for pictures in options.pictures
+        for strength in options.strengths
+        if (strength in STRENGTHS[:2]) == are_first and (pictures, kind) != ("photographs", "number")
     ]
-    return sorted(cells, key=lambda cell: (options.seeds.index(cell["seed"]), cell["strength"] not in STRENGTHS[:2]))
+    index, count = parse_shard(options.shard)
+    return cells[index::count]
 
 
 def run_cells(options: argparse.Namespace) -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
-    index, count = parse_shard(options.shard)
-    records = read_records(options.folder)
-    known = {(json.dumps(one["cell"]), one["method"]): one["seconds"] for one in records}
-    cells = planned(options)[index::count]
-    left = [
-        (cell, name)
-        for cell in cells
-        for name in METHODS
-        if (not options.models or name in options.models) and (json.dumps(cell), name) not in known
-    ]
+    known = {(json.dumps(one["cell"]), one["method"]): one["seconds"] for one in read_records(options.folder)}
+    asked = [(cell, name) for cell in planned(options) for name in options.models]
+    left = [(cell, name) for cell, name in asked if (json.dumps(cell), name) not in known]
     pace = mean(known.values()) if known else 60
     print(f"{len(left)} trainings are left, of about {pace:.0f} s: {len(left) * pace / 3600:.1f} h.", flush=True)
     if options.estimate:
@@ -244,8 +234,7 @@ def run_cells(options: argparse.Namespace) -> None:
 def read_records(folder: Path) -> list[dict]:
     """What was done with the settings as they are."""
     path = folder / CELLS
-    lines = path.read_text().splitlines() if path.exists() else []
-    records = [json.loads(line) for line in lines]
+    records = map(json.loads, path.read_text().splitlines() if path.exists() else [])
     return [one for one in records if one["method"] in METHODS and one["settings"] == settings_of(one["method"])]
 
 
@@ -407,7 +396,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--strengths", nargs="+", type=float, choices=STRENGTHS, default=list(STRENGTHS))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
-    parser.add_argument("--models", nargs="+", choices=METHODS, help="only these methods")
+    parser.add_argument("--models", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--folder", type=Path, default=FOLDER)
     parser.add_argument("--estimate", action="store_true", help="print how long the run takes, and stop")
     options = parser.parse_args()
