@@ -98,7 +98,7 @@ QUESTIONS = (
     "Name the subject of the image.",
     "Please tell me what you see.",
 )
-TILE, PIECE, SIDE = 72, 64, 32  # pixels of a side of a tile of a photograph, a piece of it, and the image of a piece
+TILE, PIECE = 36, 32  # pixels of a side of a tile of a photograph, and of a piece of it
 
 
 @lru_cache(maxsize=2)
@@ -121,8 +121,8 @@ def make_photographs(split: str, num_pairs: int, seed: int, shortcut: str, stren
     for index in range(num_pairs):
         right, wrong = content.sample(list(PHOTOGRAPHS.values()), 2)
         number, x, y = content.randrange(len(tiles(split)[right])), *content.choices(range(TILE - PIECE + 1), k=2)
-        piece, buffer = tiles(split)[right][number].crop((x, y, x + PIECE, y + PIECE)), io.BytesIO()
-        piece.resize((SIDE, SIDE)).save(buffer, format="PNG")
+        buffer = io.BytesIO()
+        tiles(split)[right][number].crop((x, y, x + PIECE, y + PIECE)).save(buffer, format="PNG")
         question, is_planted = wording.choice(QUESTIONS), style.random() < strength
         texts = []
         for read, has_shortcut in ((right, is_planted), (wrong, not is_planted)):
@@ -181,16 +181,13 @@ def study(method: Method, cell: dict, folder: Path) -> dict:
     return {**found, "accuracies": scores, "train_seconds": run["train_seconds"]}
 
 
-def settings_of(name: str) -> str:
+def settings_of(pictures: str, name: str) -> str:
     """A digest of the settings that a method depends on."""
-    method = METHODS[name]
-    return digest_of(
-        [
-            (TRAINING, TRAIN_PAIRS, TEST_PAIRS, (TILE, PIECE, SIDE), asdict(method)),
-            (BLIND_TRAINING, BLIND_FOLDS) if method.probe == "model" else None,
-            COUNTERFACTUALS if method.counterfactuals else None,
-        ]
-    )
+    method, settings = METHODS[name], [TRAINING, TRAIN_PAIRS, TEST_PAIRS, asdict(METHODS[name])]
+    settings += [(TILE, PIECE)] if pictures == "photographs" else []
+    settings += [BLIND_TRAINING, BLIND_FOLDS] if method.probe == "model" else []
+    settings += [COUNTERFACTUALS] if method.counterfactuals else []
+    return digest_of(settings)
 
 
 def planned(options: argparse.Namespace) -> list[dict]:
@@ -222,7 +219,7 @@ def run_cells(options: argparse.Namespace) -> None:
         if cell != before:
             rendered.clear()
         before, start, start_cpu = cell, time.perf_counter(), time.process_time()
-        record = {"cell": cell, "method": name, "settings": settings_of(name)}
+        record = {"cell": cell, "method": name, "settings": settings_of(cell["pictures"], name)}
         record |= study(METHODS[name], cell, options.folder)
         record["seconds"] = round(time.perf_counter() - start, 1)
         record["cpu_seconds"] = round(time.process_time() - start_cpu, 1)
@@ -235,7 +232,8 @@ def read_records(folder: Path) -> list[dict]:
     """What was done with the settings as they are."""
     path = folder / CELLS
     records = map(json.loads, path.read_text().splitlines() if path.exists() else [])
-    return [one for one in records if one["method"] in METHODS and one["settings"] == settings_of(one["method"])]
+    known = [one for one in records if one["method"] in METHODS]
+    return [one for one in known if one["settings"] == settings_of(one["cell"]["pictures"], one["method"])]
 
 
 class Found:
