@@ -308,7 +308,7 @@ def table(found: Found, pictures: str) -> tuple[str, list[str]]:
         short += [
             f"{pictures}, {kind} at {strength}: {name} closes {one:.0%}"
             for name, one in zip(names, closes, strict=True)
-            if one is not None and one < LEAST.get(name, 0)
+            if name in LEAST and one is not None and one < LEAST[name]
         ]
     kinds = [kind for kind, strength in cells if strength == NONE]
     pooled, lost = {}, {}
