@@ -162,16 +162,14 @@ def margins(probe: str, rows: Dataset, cell: dict, folder: Path) -> np.ndarray:
 def study(method: Method, cell: dict, folder: Path) -> dict:
     pictures, kind, strength, seed = cell.values()
     rows, settings, found = make_rows(pictures, "train", TRAIN_PAIRS, seed, kind, strength), dict(TRAINING), {}
-    parts = {}
-    if method.counterfactuals:
-        differ = reads_differ if pictures == "photographs" else None
-        parts["counterfactuals"] = counterfactual_pairs(rows, share=COUNTERFACTUALS, seed=seed, differ=differ)
-        found["counterfactuals"] = len(parts["counterfactuals"])  # which have no blind margin
     if method.setting:
         told = margins(method.probe, rows, cell, folder)
         rows, settings[method.setting] = with_columns(rows, {"blind_margin": told}), True
         found |= {"blind_accuracy": float(np.mean(told > 0)), "blind_loss": float(np.mean(np.logaddexp(0, -told)))}
-    rows = concatenate({"pairs": rows, **parts})
+    if method.counterfactuals:
+        differ = reads_differ if pictures == "photographs" else None
+        made = counterfactual_pairs(rows, share=COUNTERFACTUALS, seed=seed, differ=differ)
+        rows, found["counterfactuals"] = concatenate({"pairs": rows, "counterfactuals": made}), len(made)
     tests = {
         name: make_rows(pictures, "test", TEST_PAIRS, seed, kind, planted)
         for name, planted in (("reversed", 0.0), ("planted", 1.0))
