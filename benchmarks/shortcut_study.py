@@ -292,16 +292,14 @@ def table(found: Found, pictures: str) -> tuple[str, list[str]]:
     cells = found.cells(pictures)
     for kind, strength in cells:
         about = [kind, f"{strength}", str(len(found.scores[pictures, kind, strength, AS_IT_IS]))]
-        pairs = [
-            [shown(found.accuracy(pictures, kind, strength, name, test), ".3f") for test in ("reversed", "absent")]
-            for name in columns
-        ]
-        scores.append([*about, *(" / ".join(filter(None, pair)) for pair in pairs)])
+        cell = (pictures, kind, strength)
+        pairs = [[found.accuracy(*cell, name, test) for test in ("reversed", "absent")] for name in columns]
+        scores.append([*about, *(" / ".join(shown(one, ".3f") for one in pair if one) for pair in pairs)])
         if strength == NONE:
             lost = [found.costs(pictures, [kind], name) for name in names]
             costs.append([kind, about[2], *(shown(mean(one) if one else None, "+.3f") for one in lost)])
             continue
-        closes = [closed(found.gains(pictures, kind, strength, name)) for name in names]
+        closes = [closed(found.gains(*cell, name)) for name in names]
         shares.append([*about, *(shown(one, ".0%") for one in closes)])
         short += [
             f"{pictures}, {kind} at {strength}: {name} closes {one:.0%}"
@@ -376,10 +374,10 @@ def show_table(options: argparse.Namespace) -> None:
         f"{TEST_PAIRS:,} held-out pairs, each with the shortcut in either answer. Mean over seeds; "
         f"{pace:.0f} processor seconds a training."
     )
-    picture = "![Share of the gap closed](shortcut_study.png)"
     draw(found, RESULTS / "shortcut_study.png")
+    texts = [about, *texts, "![Share of the gap closed](shortcut_study.png)"]
     settings = {"training": TRAINING, "blind_training": BLIND_TRAINING, "blind_folds": BLIND_FOLDS}
-    write("shortcut_study", "\n\n".join([about, *texts, picture]), {"records": records, **settings})
+    write("shortcut_study", "\n\n".join(texts), {"records": records, **settings})
     if short:
         sys.exit("Fell short:\n" + "\n".join(short))
 
