@@ -205,11 +205,14 @@ def planned(options: argparse.Namespace) -> list[dict]:
 
 def run_cells(options: argparse.Namespace) -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
-    known = {(json.dumps(one["cell"]), one["method"]): one["seconds"] for one in read_records(options.folder)}
+    known = {(json.dumps(one["cell"]), one["method"]): one["cpu_seconds"] for one in read_records(options.folder)}
     asked = [(cell, name) for cell in planned(options) for name in options.models]
     left = [(cell, name) for cell, name in asked if (json.dumps(cell), name) not in known]
-    pace = mean(known.values()) if known else 60
-    print(f"{len(left)} trainings are left, of about {pace:.0f} s: {len(left) * pace / 3600:.1f} h.", flush=True)
+    pace = mean(known.values()) if known else 35
+    print(
+        f"{len(left)} trainings are left, of {pace:.0f} processor seconds: {len(left) * pace / 3600:.1f} h.",
+        flush=True,
+    )
     if options.estimate:
         return
     rendered, before = remember_rendered(), None
