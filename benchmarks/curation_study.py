@@ -34,11 +34,11 @@ from statistics import mean
 import numpy as np
 from datasets import Dataset
 from lib.report import markdown, write
-from lib.tiny_training import OPTIMIZATION
+from lib.tiny_training import OPTIMIZATION, remember_rendered
 from PIL import Image
 from rich.console import Console
 
-from trl_dt2it import MultimodalPreferenceCollator, MultimodalRewardConfig
+from trl_dt2it import MultimodalRewardConfig
 from trl_dt2it.curation import CurationLedger
 from trl_dt2it.curation.rounds.config import METHODS, PAPER_ROUND, CurationRun, read_run
 from trl_dt2it.curation.rounds.run import plan_rounds
@@ -148,19 +148,6 @@ def needed(stages: Sequence[Stage], names: Sequence[str]) -> list[Stage]:
         if stage.name in wanted:
             wanted.update(stage.inputs)
     return [stage for stage in stages if stage.name in wanted]
-
-
-def remember_rendered() -> None:
-    """Render each pair once a process: a third of the time of a tiny model goes into its chat template."""
-    render, known = MultimodalPreferenceCollator.render, {}
-
-    def remembered(self, example, *args, **kwargs):
-        key = example["pair_id"], example["chosen"][0]["content"][0]["text"], example["source"]
-        if key not in known:
-            known[key] = render(self, example, *args, **kwargs)
-        return known[key]
-
-    MultimodalPreferenceCollator.render = remembered
 
 
 def labels(run: CurationRun) -> dict[str, float]:

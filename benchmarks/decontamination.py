@@ -14,29 +14,22 @@ import io
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import imagehash
 import numpy as np
 from datasets import Dataset, disable_progress_bars
+from lib.photographs import LEAST_CONTRAST, has_contrast, photographs, pieces
 from lib.report import markdown, write
 from PIL import Image
-from sklearn.datasets import load_sample_images
 
 from trl_dt2it.data.decontamination import decontaminate
 from trl_dt2it.data.messages import FEATURES, preference
 
 
 TILE, SMALL_TILE = 128, 64
-LEAST_CONTRAST = 15  # standard deviation of grey levels; below are pieces of plain sky
 LARGEST_DISTANCE = 32  # the default of `decontaminate`
 RECALLS = (0.99, 0.995, 0.999)
-SCIKIT_IMAGE = (
-    "astronaut.png brick.png camera.png chelsea.png coffee.png coins.png grass.png gravel.png hubble_deep_field.jpg "
-    "ihc.png moon.png motorcycle_left.png retina.jpg rocket.jpg"
-).split()
 QUESTIONS = (
     "Describe this image in detail.",
     "What is shown here?",
@@ -44,36 +37,6 @@ QUESTIONS = (
     "How many objects are there: 2 or 3?",
     "图中有什么？",
 )
-
-
-def photographs() -> dict[str, list[Image.Image]]:
-    """Photographs by the library that brings them."""
-    found = {"scikit-learn": [Image.fromarray(image) for image in load_sample_images().images]}
-    places = {
-        "matplotlib": ("mpl-data/sample_data", ["grace_hopper.jpg"]),
-        "scikit-image": ("data", SCIKIT_IMAGE),
-    }
-    for library, (folder, names) in places.items():
-        spec = find_spec({"scikit-image": "skimage"}.get(library, library))
-        if spec is not None and spec.origin is not None:
-            paths = [Path(spec.origin).parent / folder / name for name in names]
-            found[library] = [Image.open(path).convert("RGB") for path in paths if path.is_file()]
-    return found
-
-
-def pieces(images: list[Image.Image], size: int, whole: bool) -> list[Image.Image]:
-    """Square pieces, row by row, and the photographs themselves."""
-    made = []
-    for image in images:
-        made += [image] if whole else []
-        for top in range(0, image.height - size + 1, size):
-            for left in range(0, image.width - size + 1, size):
-                made.append(image.crop((left, top, left + size, top + size)))
-    return made
-
-
-def has_contrast(image: Image.Image) -> bool:
-    return bool(np.asarray(image.convert("L")).std() >= LEAST_CONTRAST)
 
 
 def encode(image: Image.Image, quality: int | None = None) -> bytes:
@@ -214,7 +177,7 @@ def measure_speed(inside: list[Image.Image], num_rows: int = 20_000) -> dict[str
 def main() -> None:
     disable_progress_bars()
     by_library = photographs()
-    images = [image for found in by_library.values() for image in found]
+    images = [image for found in by_library.values() for image in found.values()]
     tiles = pieces(images, TILE, whole=True)
     pictures = [image for image in tiles if has_contrast(image)]
     small = [image for image in pieces(images, SMALL_TILE, whole=False) if has_contrast(image)]

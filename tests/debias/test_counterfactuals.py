@@ -190,12 +190,19 @@ def test_numbers_of_rows():
     made = counterfactual_pairs(rows, share=2).sort("pair_id")
     assert made["weight"] == [2.0, 2.0] and made["label_confidence"] == [0.9, 0.9] and made["margin"] == [0.0, 0.0]
     assert made["chosen_reward"] == [1.0, 2.0]
-    for name in ("strength", "blind_margin", "rejected_reward"):
+    assert made["blind_margin"] == [0.0, 0.0]  # text is right about one of the two
+    for name in ("strength", "rejected_reward"):
         assert made[name] == [None, None]
     assert made.column_names == [*rows.column_names, "counterfactual_of", "counterfactual_with"]
     assert {k: made.features[k] for k in rows.features} == rows.features
     assert concatenate_datasets([rows, made]).num_rows == 4
     assert len(mix({"pairs": rows, "made": made})) == 4
+
+
+@pytest.mark.parametrize(("own", "made"), [([None, 2.0], 0.0), ([None, None], None)])
+def test_pairs_of_rows_that_are_not_weighed_blind_are_not_either(own, made):
+    rows = make([("How many?", "3", "2", 1), ("How many?", "4", "2", 2)], blind_margin=own)
+    assert counterfactual_pairs(rows, share=2)["blind_margin"] == [made, made]
 
 
 def test_questions_take_turns_and_sources_stay_apart():

@@ -140,8 +140,9 @@ def counterfactual_pairs(
     Returns:
         `Dataset`: canonical rows, couple by couple, with the columns of `dataset` and `counterfactual_of` and
         `counterfactual_with`, the names of A and B. `pair_id` is A's with `~counterfactual` behind it, `weight` the
-        mean and `label_confidence` the product of both. `margin` is 0.0; `strength`, other columns about the two
-        answers and those about the rejected one are null. A line of the log says why other rows have none.
+        mean and `label_confidence` the product of both. `margin` is 0.0, as is `blind_margin` if that of A or B is
+        known; `strength`, other columns about the two answers and those about the rejected one are null. A line of the
+        log says why other rows have none.
 
     Raises:
         `ValueError`: if no pair can be made, or an argument is out of range.
@@ -205,6 +206,9 @@ def _make_pairs(rows: Dataset, own: np.ndarray, other: np.ndarray, ids: list[str
             columns[name] = np.mean(both, axis=0) if name == "weight" else np.prod(both, axis=0)
         elif name == "margin":
             columns[name] = np.zeros(len(own))
+        elif name == "blind_margin":  # text is right about one of the two; null where neither row is weighed by it
+            is_known = column_of(rows.select(own), name).is_valid().to_numpy(zero_copy_only=False)
+            columns[name] = pa.array(np.zeros(len(own)), mask=~(is_known | is_known[partners]))
         elif _ABOUT_THE_PAIR.search(name) or ("rejected" in name and partner_column(name, rows.column_names)):
             columns.setdefault(name, pa.nulls(len(own), Features({name: feature}).arrow_schema.field(0).type))
     columns |= {"pair_id": [f"{name}~counterfactual" for name in ids], "group_id": groups, _OF: ids}
