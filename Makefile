@@ -74,7 +74,7 @@ screenshots: install-dev  ## Make the screenshots of docs/images from the report
 	$(MAKE) docs  # which shows pictures of the report
 	$(BIN)/python tools/screenshots.py site
 
-BENCHMARKS := digits_seeds demo_seeds shared_prefix_exactness launches shared_prefix group_pairs input_pipeline token_packing step_profile data_throughput decontamination t2i_digits style_bias style_audit_coverage blind_audit cluster_intervals debias_training distill_digits best_of_n reward_uncertainty curation_quality curation_in_run curation_scale callback_kills rounds_kills scoring_throughput scoring_workers score_dataset_kills
+BENCHMARKS := digits_seeds demo_seeds shared_prefix_exactness launches shared_prefix group_pairs group_quality input_pipeline token_packing step_profile data_throughput decontamination t2i_digits style_bias style_audit_coverage blind_audit cluster_intervals debias_training distill_digits best_of_n reward_uncertainty curation_quality curation_in_run curation_scale callback_kills rounds_kills scoring_throughput scoring_workers score_dataset_kills
 
 .PHONY: bench
 bench: install-dev  ## Measure; each benchmark prints a table and writes it into benchmarks/results (about two hours)

@@ -158,10 +158,14 @@ class MultimodalPreferenceCollator:
         current: dict[str, int] = {}  # number of the group of a prompt that still has room
         groups_pairs = self.group_pairs and self.share_prefix
         for index, example in enumerate(examples):
-            with named_errors(example, index):
-                key = prompt_key(example) if groups_pairs else None
+            key = None
+            if groups_pairs:
+                with named_errors(example, index):
+                    check_row(example, special_tokens=self.special_tokens)  # or hashing may stumble first
+                    key = prompt_key(example)
             number = current.get(key) if key is not None else None
-            row = self.render(example, index, like=None if number is None else groups[number])
+            like = None if number is None else groups[number]
+            row = self.render(example, index, is_checked=groups_pairs, like=like)
             if number is not None:
                 texts = groups[number].texts
                 more = [text for text in dict.fromkeys(row.texts) if text not in texts]
@@ -171,7 +175,7 @@ class MultimodalPreferenceCollator:
                     number = None
             if number is None:
                 number = len(groups)
-                groups.append(row)
+                groups.append(replace(row, texts=list(row.texts)))  # more may come
                 current |= {} if key is None else {key: number}
             sides.append([(number, text) for text in row.texts])
         order = sorted(range(len(groups)), key=lambda number: len(groups[number].texts))

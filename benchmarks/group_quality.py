@@ -1,0 +1,93 @@
+"""Does a reward model learn as much from pairs of one prompt that are read together as from the same pairs apart?
+
+Read-outs of four handwritten digits, several answers to a picture, ranked by the number of wrong digits. From 2, 4 or 8
+answers to a prompt, as many pairs each: the accuracy on held-out pairs of a model that reads the pairs of a prompt in
+one batch (`group_pairs`), and of one that reads them in random order, from the same start, in as many steps of as many
+pairs.
+
+Prints a table and writes `benchmarks/results/group_quality.{json,md}`. Fails if the mean accuracy with four answers
+differs by more than 0.01.
+
+usage: python benchmarks/group_quality.py [SEED ...]
+"""
+
+import random
+import sys
+import tempfile
+from statistics import mean
+
+from datasets import Dataset
+from lib.report import markdown, wall_seconds, write
+from lib.tiny_training import OPTIMIZATION, tiny_trainer
+
+from trl_dt2it.data import to_pairs
+from trl_dt2it.data.mixing import with_columns
+from trl_dt2it.demo import READER
+from trl_dt2it.demo.digits import ANSWERS, WORDS, make_digits
+
+
+SEEDS = (42, 43, 44)
+NUM_ANSWERS, PAIRS, TEST_PAIRS, DIGITS = (2, 4, 8), 2400, 2000, [4]
+SETTINGS = {**OPTIMIZATION, "max_steps": 150}
+MOST_DIFFERENCE = 0.01
+
+
+def ranked_digits(num_answers: int, seed: int) -> Dataset:
+    """Pairs of prompts with so many answers, a few more than needed."""
+    rng = random.Random(f"{num_answers}-{seed}")
+    strips = make_digits("train", PAIRS, num_digits=DIGITS, seed=seed)
+    completions, scores = [], []
+    for digits in strips["digits"]:
+        answers: dict[str, int] = {}
+        while len(answers) < num_answers:
+            wrong = rng.choice(range(len(digits) + 1))
+            places = rng.sample(range(len(digits)), wrong)
+            read = [rng.choice("0123456789".replace(d, "")) if i in places else d for i, d in enumerate(digits)]
+            answers[rng.choice(ANSWERS["plain"]).format(" ".join(WORDS[int(digit)] for digit in read))] = wrong
+        completions.append(list(answers))
+        scores.append([-float(wrong) for wrong in answers.values()])
+    rows = with_columns(strips.select_columns(["prompt", "images"]), {"completions": completions, "scores": scores})
+    pairs = to_pairs(rows).remove_columns("strength")
+    return pairs.select(range(PAIRS))
+
+
+def run(num_answers: int, group_pairs: str, seed: int) -> dict:
+    train, test = ranked_digits(num_answers, seed), make_digits("test", TEST_PAIRS, num_digits=DIGITS, seed=seed)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = tiny_trainer(str(READER), train, None, folder, seed, {**SETTINGS, "group_pairs": group_pairs})
+        seconds = wall_seconds(trainer.train)
+        accuracy = trainer.evaluate(test)["eval_accuracy"]
+    record = {"answers": num_answers, "group_pairs": group_pairs, "seed": seed, "prompts": len(set(train["group_id"]))}
+    return {**record, "accuracy": accuracy, "seconds": round(seconds, 1)}
+
+
+def main(seeds: list[int]) -> None:
+    rows = []
+    for seed in seeds:
+        for num_answers in NUM_ANSWERS:
+            for group_pairs in ("true", "false"):
+                rows.append(run(num_answers, group_pairs, seed))
+                print(rows[-1], flush=True)
+    table, differences = [], {}
+    for num_answers in NUM_ANSWERS:
+        own = [row for row in rows if row["answers"] == num_answers]
+        means = {how: mean(row["accuracy"] for row in own if row["group_pairs"] == how) for how in ("true", "false")}
+        seconds = {how: mean(row["seconds"] for row in own if row["group_pairs"] == how) for how in ("true", "false")}
+        differences[num_answers] = means["true"] - means["false"]
+        by_seed = ", ".join(f"{row['accuracy']:.3f}" for row in own if row["group_pairs"] == "true")
+        apart = ", ".join(f"{row['accuracy']:.3f}" for row in own if row["group_pairs"] == "false")
+        cells = [str(num_answers), str(round(mean(row["prompts"] for row in own)))]
+        cells += [f"{means['true']:.4f} ({by_seed})", f"{means['false']:.4f} ({apart})"]
+        table.append([*cells, f"{differences[num_answers]:+.4f}", f"{seconds['true']:.0f}, {seconds['false']:.0f}"])
+    heads = ["answers to a prompt", "prompts", "together", "apart", "difference", "seconds, together and apart"]
+    about = (
+        f"Accuracy on {TEST_PAIRS:,} held-out pairs, mean of {len(seeds)} seeds (each): {PAIRS:,} training pairs, "
+        f"{SETTINGS['max_steps']} steps of {SETTINGS['per_device_train_batch_size']} pairs."
+    )
+    write("group_quality", f"{about}\n\n{markdown(heads, table)}", {"rows": rows, "settings": SETTINGS})
+    if abs(differences[4]) > MOST_DIFFERENCE:
+        sys.exit(f"With four answers, the accuracy differs by {differences[4]:+.4f}.")
+
+
+if __name__ == "__main__":
+    main([int(seed) for seed in sys.argv[1:]] or list(SEEDS))
