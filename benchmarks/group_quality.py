@@ -1,7 +1,7 @@
 """Does a reward model learn as much from pairs of one prompt that are read together as from the same pairs apart?
 
-Read-outs of four handwritten digits, several answers to a picture, ranked by the number of wrong digits. From 2, 4 or 8
-answers to a prompt, as many pairs each: the accuracy on held-out pairs of a model that reads the pairs of a prompt in
+Read-outs of four handwritten digits, several answers to a picture, ranked by the number of wrong digits. As many pairs
+of 2, 4 or 8 answers to a prompt each: the accuracy on held-out pairs of a model that reads the pairs of a prompt in
 one batch (`group_pairs`), and of one that reads them in random order, from the same start, in as many steps of as many
 pairs.
 

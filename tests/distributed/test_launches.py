@@ -30,9 +30,8 @@ CASES = [
     {"tuning": "full", "data": "mixed"},
     {"tuning": "reward_model", "data": "mixed", "one_row": False},
     {"tuning": "lora", "data": "images", "gradient_checkpointing": True},
-    {"tuning": "full", "data": "images", "checkpointing": "reentrant"},
+    {"tuning": "full", "data": "ranked", "checkpointing": "reentrant"},
     {"tuning": "reward_model", "data": "text"},
-    {"tuning": "full", "data": "ranked"},
     {"tuning": "full", "data": "images", "one_row": False, "family": "gemma3"},
 ]
 RESUMED = {"tuning": "full", "data": "mixed", "resume_at": 2, "blind_weighting": True, "blind_model": "reward_model"}

@@ -25,47 +25,57 @@ from ..trainers import trainer_for
 ROOT = Path(__file__).parents[2]
 SECRET = "hf_canary0123456789"
 
+# All of them in one process, whose imports take longer than its trainings.
+PUSHES = {"end": "full", "every_save": "full", "checkpoint": "full", "adapter": "lora"}
 PUSH = """
-import sys
+import json, sys
+from pathlib import Path
 from peft import LoraConfig
 from tests.families import family_dir
 from tests.rows import make_dataset
 from tests.trainers import config
 from trl_dt2it import MultimodalRewardTrainer
 
-base, output, strategy, lora = sys.argv[1:]
-args = config(
-    output, push_to_hub=True, hub_model_id="somebody/my-reward-model", hub_token="SECRET", hub_strategy=strategy,
-    save_strategy="epoch", num_train_epochs=2, hub_always_push=True, on_bad_row="quarantine",
-)
-data = make_dataset(4)
-trainer = MultimodalRewardTrainer(
-    base, args=args, train_dataset=data, eval_dataset=data,
-    peft_config=LoraConfig(r=2, target_modules="all-linear") if lora == "lora" else None,
-)
-for name in ("summary.json", "_quarantine_train.jsonl", "notes.txt", "prompts.jsonl"):
-    open(f"{output}/{name}", "w").write("private")
-trainer.train()
-trainer.evaluate()
-trainer.push_to_hub(dataset_name="somebody/some-pairs")
-trainer._finish_current_push()
-trainer.end()
+base, folder, pushes = sys.argv[1:]
+for name, tuning in json.loads(pushes).items():
+    output = Path(folder) / name
+    args = config(
+        output, push_to_hub=True, hub_model_id=f"somebody/{name}", hub_token="SECRET",
+        hub_strategy="end" if tuning == "lora" else name,
+        save_strategy="epoch", num_train_epochs=2, hub_always_push=True, on_bad_row="quarantine",
+    )
+    data = make_dataset(4)
+    trainer = MultimodalRewardTrainer(
+        base, args=args, train_dataset=data, eval_dataset=data,
+        peft_config=LoraConfig(r=2, target_modules="all-linear") if tuning == "lora" else None,
+    )
+    for private in ("summary.json", "_quarantine_train.jsonl", "notes.txt", "prompts.jsonl"):
+        (output / private).write_text("private")
+    trainer.train()
+    trainer.evaluate()
+    trainer.push_to_hub(dataset_name="somebody/some-pairs")
+    trainer._finish_current_push()
+    trainer.end()
 """.replace("SECRET", SECRET)
 
 
-def push(tmp_path: Path, strategy: str, lora: str = "full") -> tuple[dict[str, bytes], LoopbackHub]:
+@pytest.fixture(scope="module")
+def pushed(tmp_path_factory) -> tuple[Path, dict[str, dict[str, bytes]]]:
+    """The folder of the trainings, and the files of each repository."""
+    folder = tmp_path_factory.mktemp("pushes")
     with LoopbackHub() as hub:
         env = {**os.environ, **hub.env(), "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "0", "CI": "1"}
-        command = [sys.executable, "-c", PUSH, str(family_dir("qwen3_vl")), str(tmp_path), strategy, lora]
+        command = [sys.executable, "-c", PUSH, str(family_dir("qwen3_vl")), str(folder), json.dumps(PUSHES)]
         run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, cwd=ROOT)
         assert run.returncode == 0, run.stderr[-3000:]
         assert SECRET not in run.stdout + run.stderr
-        return hub.files("somebody/my-reward-model"), hub
+        return folder, {name: hub.files(f"somebody/{name}") for name in PUSHES}
 
 
 @pytest.mark.parametrize("strategy", ["end", "every_save", "checkpoint"])
-def test_only_the_model_is_pushed(strategy, tmp_path):
-    files, _ = push(tmp_path, strategy)
+def test_only_the_model_is_pushed(strategy, pushed, tmp_path):
+    folder, repositories = pushed
+    files = repositories[strategy]
     model = {name for name in files if "/" not in name}
     assert {"config.json", "model.safetensors", "README.md", "processor_config.json", "tokenizer.json"} <= model
     names = {name.removeprefix("last-checkpoint/") for name in files}
@@ -75,18 +85,16 @@ def test_only_the_model_is_pushed(strategy, tmp_path):
         assert model == set(files)
         assert not [name for name in files if name.endswith((".pt", ".pth", ".bin"))]
     assert not [name for name, content in files.items() if SECRET.encode() in content]
-    assert (tmp_path / "notes.txt").read_text() == "private"
-    pushed = tmp_path / "pushed"
-    pushed.mkdir()
+    assert (folder / strategy / "notes.txt").read_text() == "private"
     for name in model:
-        (pushed / name).write_bytes(files[name])
-    config = load_reward_model(pushed, allow_new_head=False).config
+        (tmp_path / name).write_bytes(files[name])
+    config = load_reward_model(tmp_path, allow_new_head=False).config
     assert config.reward_std > 0 and abs(config.reward_mean) < float("inf")
-    AutoProcessor.from_pretrained(pushed)
+    AutoProcessor.from_pretrained(tmp_path)
 
 
-def test_an_adapter_is_pushed_with_its_head(tmp_path):
-    files, _ = push(tmp_path, "end", "lora")
+def test_an_adapter_is_pushed_with_its_head(pushed):
+    files = pushed[1]["adapter"]
     wanted = {"adapter_config.json", "adapter_model.safetensors", "reward_statistics.json", "README.md"}
     assert wanted <= set(files)
     assert "model.safetensors" not in files and "training_args.bin" not in files
