@@ -63,7 +63,6 @@ def trainer_of(directory: Path, rows: list[dict], layout: str, batch_size: int, 
     args = MultimodalRewardConfig(
         str(directory / "outputs"),
         per_device_train_batch_size=batch_size,
-        train_sampling_strategy="sequential",
         gradient_checkpointing=False,
         use_cpu=True,
         bf16=False,
@@ -74,7 +73,7 @@ def trainer_of(directory: Path, rows: list[dict], layout: str, batch_size: int, 
         reward_statistics_pairs=0,
         image_check="none",
         image_root=str(directory),
-        **{**LAYOUTS[layout], **more},
+        **{"train_sampling_strategy": "sequential", **LAYOUTS[layout], **more},
     )
     data = Dataset.from_list(rows)
     return MultimodalRewardTrainer(model, args=args, train_dataset=data, processing_class=processor)
@@ -96,15 +95,15 @@ def measure_speed(directory: Path, shape: str, runs: int) -> dict:
     rows = ranked(directory, shape, [ANSWERS] * PROMPTS)
     pairs = ANSWERS * (ANSWERS - 1) // 2
     trainers = {layout: trainer_of(directory, rows, layout, pairs) for layout in LAYOUTS}
-    steps = {layout: steps_of(trainer) for layout, trainer in trainers.items()}
-    seconds = in_turn({layout: (lambda step=step: next(step)) for layout, step in steps.items()}, runs)
     operations, tokens = {}, {}
-    for layout, step in steps.items():
-        batch = next(step)
+    for layout, trainer in trainers.items():
+        batch = next(iter(trainer.get_train_dataloader()))
         tensors = {name: value for name, value in batch.items() if name != "pairs"}
         operations[layout] = count(trainers[layout].model, tensors)
         whole = batch["attention_mask"].sum() if "attention_mask" in batch else batch["input_ids"].numel()
         tokens[layout] = int(whole)
+    steps = {layout: steps_of(trainer) for layout, trainer in trainers.items()}
+    seconds = in_turn({layout: (lambda step=step: next(step)) for layout, step in steps.items()}, runs)
     together, *others = LAYOUTS
     print(shape, {layout: [round(one, 2) for one in taken] for layout, taken in seconds.items()}, flush=True)
     return {
@@ -164,8 +163,12 @@ def main(runs: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder)
         load(directory)
-        speed = [measure_speed(directory, shape, runs) for shape in SHAPES]
+        for shape in SHAPES:
+            rows_of(directory, shape, 10)  # as many as any part needs
+        # First, because the trainings below leave less of it.
         memory = {shape: {layout: peak_memory(directory, shape, layout) for layout in LAYOUTS} for shape in SHAPES}
+        print(memory, flush=True)
+        speed = [measure_speed(directory, shape, runs) for shape in SHAPES]
         singles, epoch = measure_singles(directory, "300/135", 3 * runs), measure_epoch(directory, "300/135")
     together, *others = LAYOUTS
     heads = ["prompt/answer tokens", *(f"{layout}: tokens, s" for layout in LAYOUTS)]
