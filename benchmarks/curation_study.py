@@ -320,10 +320,7 @@ def show_table(options: argparse.Namespace) -> None:
     for part in PARTS:
         if own := [cell for cell in cells if cell["part"] == part]:
             text, missed = table(part, own)
-            texts += [
-                f"### {part}\n\n{text}",
-                *([others(own)] if any(method in OTHERS for method in PARTS[part]) else []),
-            ]
+            texts += [f"### {part}\n\n{text}"] + ([others(own)] if OTHERS[0] in PARTS[part] else [])
             short += missed
     if not texts:
         sys.exit("No cell is done; run the study first.")

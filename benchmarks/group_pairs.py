@@ -15,7 +15,6 @@ import copy
 import itertools
 import json
 import random
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -25,10 +24,12 @@ from statistics import median
 import torch
 from datasets import Dataset
 from lib.operations import count
-from lib.report import in_turn, markdown, ratio, wall_seconds, write
+from lib.report import in_turn, markdown, peak_memory, printed_by, ratio, wall_seconds, write
+from lib.tiny_training import tiny_config
 from lib.vlm import LENGTHS, load, rows_of
 
-from trl_dt2it import MultimodalRewardConfig, MultimodalRewardTrainer
+from trl_dt2it import MultimodalRewardTrainer
+from trl_dt2it.data.rows import message_text
 
 
 SHAPES = ("300/135", "1100/100")
@@ -47,8 +48,7 @@ def ranked(directory: Path, shape: str, sizes: list[int], seed: int = 0) -> list
     rng, words = random.Random(seed), LENGTHS[shape]["answer_words"]
     rows = []
     for row, size in zip(rows_of(directory, shape, len(sizes)), sizes, strict=True):
-        vocabulary = row["chosen"][0]["content"].split() if isinstance(row["chosen"][0]["content"], str) else None
-        vocabulary = vocabulary or row["chosen"][0]["content"][0]["text"].split()
+        vocabulary = message_text(row["chosen"][0]).split()
         answers = [" ".join(rng.choices(vocabulary, k=rng.randint(*words))) for _ in range(size)]
         for sides in itertools.combinations(answers, 2):
             pair = copy.deepcopy(row)
@@ -60,21 +60,9 @@ def ranked(directory: Path, shape: str, sizes: list[int], seed: int = 0) -> list
 
 def trainer_of(directory: Path, rows: list[dict], layout: str, batch_size: int, **more) -> MultimodalRewardTrainer:
     model, processor = load(directory)
-    args = MultimodalRewardConfig(
-        str(directory / "outputs"),
-        per_device_train_batch_size=batch_size,
-        gradient_checkpointing=False,
-        use_cpu=True,
-        bf16=False,
-        report_to="none",
-        save_strategy="no",
-        logging_strategy="no",
-        disable_tqdm=True,
-        reward_statistics_pairs=0,
-        image_check="none",
-        image_root=str(directory),
-        **{"train_sampling_strategy": "sequential", **LAYOUTS[layout], **more},
-    )
+    settings = {"train_sampling_strategy": "sequential", "reward_statistics_pairs": 0, "image_root": str(directory)}
+    settings |= {"per_device_train_batch_size": batch_size, **LAYOUTS[layout], **more}
+    args = tiny_config(str(directory / "outputs"), 42, settings)
     data = Dataset.from_list(rows)
     return MultimodalRewardTrainer(model, args=args, train_dataset=data, processing_class=processor)
 
@@ -137,25 +125,15 @@ def measure_epoch(directory: Path, shape: str) -> dict:
     return {"shape": shape, "pairs": len(rows), "seconds": seconds, "speedup": faster}
 
 
-def peak_memory(directory: Path, shape: str, layout: str) -> int:
+def memory_of(directory: Path, shape: str, layout: str) -> int:
     """Peak memory of a process of its own above what it held before the first step, in bytes."""
-    command = [sys.executable, __file__, "--memory", str(directory), shape, layout]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    return printed_by(__file__, "--memory", str(directory), shape, layout)
 
 
 def measure_memory(directory: Path, shape: str, layout: str) -> None:
-    def status(name: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
-
     trainer = trainer_of(directory, ranked(directory, shape, [ANSWERS]), layout, 6)
     trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), lr=0.0)  # whose state is none
-    before = status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # starts the high-water mark anew
-    step = steps_of(trainer)
-    for _ in range(2):
-        next(step)
-    print(json.dumps(status("VmHWM") - before))
+    print(json.dumps(peak_memory(lambda: list(itertools.islice(steps_of(trainer), 2)))))
 
 
 def main(runs: int) -> None:
@@ -166,7 +144,7 @@ def main(runs: int) -> None:
         for shape in SHAPES:
             rows_of(directory, shape, 10)  # as many as any part needs
         # First, because the trainings below leave less of it.
-        memory = {shape: {layout: peak_memory(directory, shape, layout) for layout in LAYOUTS} for shape in SHAPES}
+        memory = {shape: {layout: memory_of(directory, shape, layout) for layout in LAYOUTS} for shape in SHAPES}
         print(memory, flush=True)
         speed = [measure_speed(directory, shape, runs) for shape in SHAPES]
         singles, epoch = measure_singles(directory, "300/135", 3 * runs), measure_epoch(directory, "300/135")

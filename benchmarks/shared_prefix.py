@@ -11,7 +11,6 @@ usage: python benchmarks/shared_prefix.py [RUNS]
 """
 
 import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -19,7 +18,7 @@ from statistics import median
 
 import torch
 from lib.operations import count
-from lib.report import in_turn, markdown, ratio, write
+from lib.report import in_turn, markdown, peak_memory, printed_by, ratio, write
 from lib.vlm import batches, load, rows_of, step
 
 from trl_dt2it import MultimodalPreferenceCollator
@@ -49,24 +48,15 @@ def measure_speed(directory: Path, shape: str, runs: int) -> dict:
     }
 
 
-def peak_memory(directory: Path, shape: str, layout: str) -> int:
+def memory_of(directory: Path, shape: str, layout: str) -> int:
     """Peak memory of a process of its own above what it held before the first step, in bytes."""
-    command = [sys.executable, __file__, "--memory", str(directory), shape, layout]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    return printed_by(__file__, "--memory", str(directory), shape, layout)
 
 
 def measure_memory(directory: Path, shape: str, layout: str) -> None:
-    def status(name: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
-
     model, processor = load(directory)
     batch = batches(processor, rows_of(directory, shape, PAIRS))[layout]
-    before = status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # starts the high-water mark anew
-    for _ in range(2):
-        step(model, batch)
-    print(json.dumps(status("VmHWM") - before))
+    print(json.dumps(peak_memory(lambda: [step(model, batch) for _ in range(2)])))
 
 
 @torch.no_grad()
@@ -109,7 +99,7 @@ def main(runs: int) -> None:
         load(directory)
         speed = [measure_speed(directory, shape, runs) for shape in SHAPES]
         memory = {
-            shape: {layout: peak_memory(directory, shape, layout) for layout in ("one row", "two rows")}
+            shape: {layout: memory_of(directory, shape, layout) for layout in ("one row", "two rows")}
             for shape in SHAPES
         }
         scoring = measure_scoring(directory, runs)

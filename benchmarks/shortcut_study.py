@@ -59,7 +59,7 @@ from trl_dt2it.utils import digest_of, parse_shard
 
 @dataclass(frozen=True)
 class Method:
-    """What is made of a training set."""
+    """The changes to a training set, and the setting that it is trained with."""
 
     setting: str | None = None  # of the trainer, which reads the blind margins
     probe: str | None = None  # that makes them: "text" or "model"
@@ -144,7 +144,7 @@ def make_rows(pictures: str, split: str, num_pairs: int, seed: int, kind: str, s
 
 
 def reads_differ(one: str, other: str) -> bool:
-    """Whether two answers about photographs name others: their wordings are no part of what they say."""
+    """Tell if two answers name different photographs, whatever their wordings."""
     return one.partition(" shows ")[2] != other.partition(" shows ")[2]
 
 
@@ -230,7 +230,7 @@ def run_cells(options: argparse.Namespace) -> None:
 
 
 def read_records(folder: Path) -> list[dict]:
-    """What was done with the settings as they are."""
+    """The records of the settings as they are."""
     path = folder / CELLS
     records = map(json.loads, path.read_text().splitlines() if path.exists() else [])
     known = [one for one in records if one["method"] in METHODS]

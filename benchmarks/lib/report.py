@@ -3,11 +3,14 @@
 import json
 import os
 import platform
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 
@@ -58,6 +61,25 @@ def interval_coverage(low: np.ndarray, high: np.ndarray, estimate: np.ndarray, t
         "width": high - low,
     }
     return {name: float(values.mean()) for name, values in measured.items()}
+
+
+def peak_memory(function: Callable[[], object]) -> int:
+    """Run a function, and return the peak memory of the process above what it held before, in bytes."""
+
+    def status(name: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+    before = status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # starts the high-water mark anew
+    function()
+    return status("VmHWM") - before
+
+
+def printed_by(script: str, *arguments: str) -> Any:
+    """Run a script in a process of its own, and return the JSON that it prints last."""
+    run = subprocess.run([sys.executable, script, *arguments], check=True, capture_output=True, text=True)
+    return json.loads(run.stdout.splitlines()[-1])
 
 
 def wall_seconds(function: Callable[[], object]) -> float:

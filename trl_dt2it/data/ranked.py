@@ -96,20 +96,16 @@ def to_pairs(dataset: AnySet, how: How = "all", *, min_gap: float = 0.0, ties: b
 
 def rank_pairs(order: list[float | None], how: How, min_gap: float, ties: bool) -> list[RankedPair]:
     """Return the pairs of answers with these numbers, of which higher is better, from the best down."""
-    known = sorted((i for i, number in enumerate(order) if number is not None), key=lambda i: (-_number(order[i]), i))
-    levels = sorted({_number(order[index]) for index in known}, reverse=True)
-    level = {index: levels.index(_number(order[index])) for index in known}
+    numbers = {index: number for index, number in enumerate(order) if number is not None}
+    levels = sorted(set(numbers.values()), reverse=True)
+    level = {index: levels.index(number) for index, number in numbers.items()}
     found = []
-    for one, other in combinations(known, 2):
-        gap, steps = _number(order[one]) - _number(order[other]), level[other] - level[one]
+    for one, other in combinations(sorted(numbers, key=level.__getitem__), 2):
+        gap, steps = numbers[one] - numbers[other], level[other] - level[one]
         is_wanted = {"all": True, "adjacent": steps <= 1, "best_vs_rest": level[one] == 0}[how]
         if is_wanted and (gap >= min_gap if steps else ties):
             found.append(RankedPair(one, other, gap))
     return found
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)
 
 
 def _pairs_of(

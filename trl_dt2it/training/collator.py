@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,6 +16,7 @@ from PIL import Image
 from transformers import ProcessorMixin
 
 from ..data.contents import prompt_key
+from ..data.controls import MEDIA
 from ..data.images import ImageOptions, load_image
 from ..data.rows import Video, check_numbers, check_row, named_errors, row_images, row_videos, special_token_pattern
 from ..models import rendering
@@ -157,12 +159,7 @@ class MultimodalPreferenceCollator:
         sides: list[list[tuple[int, str]]] = []
         current: dict[str, int] = {}  # number of the group of a prompt that still has room
         groups_pairs = self.group_pairs and self.share_prefix
-        for index, example in enumerate(examples):
-            key = None
-            if groups_pairs:
-                with named_errors(example, index):
-                    check_row(example, special_tokens=self.special_tokens)  # or hashing may stumble first
-                    key = prompt_key(example)
+        for index, (example, key) in enumerate(zip(examples, self._prompt_keys(examples), strict=True)):
             number = current.get(key) if key is not None else None
             like = None if number is None else groups[number]
             row = self.render(example, index, is_checked=groups_pairs, like=like)
@@ -184,6 +181,19 @@ class MultimodalPreferenceCollator:
             cast(Any, tuple((place[number], groups[number].texts.index(text)) for number, text in pair))
             for pair in sides
         ]
+
+    def _prompt_keys(self, examples: Sequence[Mapping[str, Any]]) -> list[str | None]:
+        """Check the rows and hash their prompts, if `group_pairs`; `None` for a prompt that no other row can have."""
+        texts: list[str | None] = [None] * len(examples)
+        for index, example in enumerate(examples if self.group_pairs and self.share_prefix else ()):
+            with named_errors(example, index):
+                check_row(example, special_tokens=self.special_tokens)  # or hashing may stumble first
+                texts[index] = prompt_key({name: value for name, value in example.items() if name not in MEDIA})
+        counts, keys = Counter(texts), list[str | None]()
+        for index, (example, text) in enumerate(zip(examples, texts, strict=True)):
+            with named_errors(example, index):
+                keys.append(prompt_key(example) if text is not None and counts[text] > 1 else None)
+        return keys
 
     def render(
         self,

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -35,15 +35,8 @@ from .config import MultimodalRewardConfig
 _LOOKAHEAD = 64  # prompts among which one is looked for that fills a batch up
 
 
-class PairAnswers(NamedTuple):
-    """Hashes by which pairs of one prompt are told: of the prompt, `None` without one, and of both answers."""
-
-    prompt: str | None
-    chosen_answer: int
-    rejected_answer: int
-
-
-_ANSWERS = Features({"prompt": Value("string"), "chosen_answer": Value("int64"), "rejected_answer": Value("int64")})
+_PROMPT = Features({"prompt": Value("string")})
+_TEXTS = Features({**_PROMPT, **dict.fromkeys(SIDES, Value("int64"))})
 
 
 def groups_pairs(args: MultimodalRewardConfig, collator: MultimodalPreferenceCollator) -> bool:
@@ -68,30 +61,28 @@ def find_prompts(dataset: Dataset, *, num_proc: int | None = None) -> Prompts | 
     if "group_id" in dataset.column_names and not has_transform(dataset):
         if len(np.unique(row_groups(dataset))) == len(dataset):  # within which pairs are grouped
             return None
-    look = partial(look_at_rows, function=_pair_answers, features=_ANSWERS, desc="Finding pairs of one prompt")
-    rows = np.arange(len(dataset))
-    if not has_transform(dataset):
-        # Images are read of prompts alone whose text comes twice.
-        texts = dataset.remove_columns([name for name in MEDIA if name in dataset.column_names])
-        text, _ = group_codes(look_in_shares(texts, look, num_proc=num_proc)["prompt"].combine_chunks())
-        rows = np.flatnonzero(np.bincount(text)[text] > 1)
-    if len(rows) == 0:
-        return None
-    table = look_in_shares(select_rows(dataset, rows), look, num_proc=num_proc)
-    number = len(rows) + np.arange(len(dataset))
-    number[rows] = group_codes(table["prompt"].combine_chunks())[0]
+    media = [] if has_transform(dataset) else [name for name in MEDIA if name in dataset.column_names]
+    look = partial(look_at_rows, function=_texts, features=_TEXTS, desc="Finding pairs of one prompt")
+    table = look_in_shares(dataset.remove_columns(media), look, num_proc=num_proc)
+    number, _ = group_codes(table["prompt"].combine_chunks())
+    repeated = np.flatnonzero(np.bincount(number)[number] > 1)
+    if media and len(repeated):  # images are read of prompts alone whose text comes twice
+        look = partial(look_at_rows, function=_prompt, features=_PROMPT, desc="Comparing their images")
+        keys = look_in_shares(select_rows(dataset, repeated), look, num_proc=num_proc)["prompt"]
+        number[repeated] = number.max() + 1 + group_codes(keys.combine_chunks())[0]
     if len(np.unique(number)) == len(number):
         return None
-    answers = np.arange(2 * len(dataset)).reshape(-1, 2) + 2 * len(rows)
-    sides = [table[name].to_numpy() for name in PairAnswers._fields[1:]]
-    nodes = np.stack([np.tile(number[rows], 2), np.concatenate(sides)])
-    answers[rows] = np.unique(nodes, axis=1, return_inverse=True)[1].reshape(2, -1).T
-    return Prompts(number, answers)
+    nodes = np.stack([np.tile(number, 2), np.concatenate([table[side].to_numpy() for side in SIDES])])
+    return Prompts(number, np.unique(nodes, axis=1, return_inverse=True)[1].reshape(2, -1).T)
 
 
-def _pair_answers(row: Mapping[str, Any]) -> dict[str, Any]:
-    keys = (int(digest(to_json(without_empty(row[side])), size=8), 16) - 2**63 for side in SIDES)
-    return PairAnswers(prompt_key(row), *keys)._asdict()
+def _prompt(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {"prompt": prompt_key(row)}
+
+
+def _texts(row: Mapping[str, Any]) -> dict[str, Any]:
+    hashes = {side: int(digest(to_json(without_empty(row[side])), size=8), 16) - 2**63 for side in SIDES}
+    return {**_prompt(row), **hashes}
 
 
 @dataclass
