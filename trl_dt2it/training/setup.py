@@ -77,7 +77,7 @@ def prepare_dataset(
     if not {"chosen", "rejected"} <= columns and not {"chosen_ids", "rejected_ids"} <= columns:
         raise ValueError(
             f"The {name} set has the columns {', '.join(sorted(columns))}; it needs `chosen` and `rejected` (and "
-            "`prompt`, unless both begin with it)."
+            "`prompt`, unless both begin with it), or `completions` with `scores` or `ranks`."
         )
     for column in sorted(columns - set(COLUMNS)):
         # A slip costs a letter or two; `rejected_digits` is no misspelt `rejected_ids`.
