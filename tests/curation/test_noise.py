@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from trl_dt2it.curation import noise
-from trl_dt2it.curation.noise import estimate_noise, flip_mixture
+from trl_dt2it.curation.noise import estimate_noise, flip_mixture, mean_rewards
 from trl_dt2it.curation.rules import Flip, Keep, decide, flip_weakest_half, keep_confident
 
 
@@ -228,3 +228,65 @@ def test_margins_of_the_sizes_of_the_reference_speak_for_a_model_that_reads_them
     margins = np.where(rng.random(300) < 0.4, -true, true)
     alike, other = (estimate_noise(each, reference) for each in (margins, margins / 4))
     assert alike.contradicted == other.contradicted and alike.accuracy > other.accuracy + 0.02
+
+
+def test_mean_rewards_are_those_of_the_pair_whatever_its_label():
+    scores = np.array([[[1.0, 10], [3, 30]], [[2, 60], [2, 20]], [[6, np.nan], [0, 5]], [[-1, 0], [1, 0]]])
+    # Of the first model 2, 2, 3 and 0, of the second 20, 40, none and 0, each divided by their deviation.
+    first, second = np.array([2, 2, 3, 0]) / np.std([2, 2, 3, 0]), np.array([20, 40, np.nan, 0]) / np.std([20, 40, 0])
+    np.testing.assert_allclose(mean_rewards(scores), (first + second) / 2)
+    np.testing.assert_array_equal(mean_rewards(scores[:, ::-1]), mean_rewards(scores))
+    np.testing.assert_allclose(mean_rewards(scores[:, :, 0]), first)
+    np.testing.assert_array_equal(mean_rewards(np.ones((3, 2))), [1, 1, 1])
+    assert np.isnan(mean_rewards(np.full((3, 2), np.nan))).all()
+    with pytest.raises(ValueError, match=r"`scores` has shape \(3,\)"):
+        mean_rewards(np.ones(3))
+    with pytest.raises(ValueError, match="A score of model 0 for pair 1 is infinite"):
+        mean_rewards([[0, 1], [np.inf, 0]])
+
+
+def rewards(rng, count, rate, spread=1.0, shift=0.0, is_read=True):
+    """Margins as labelled of a model that is right in 88 %, or guesses, mean rewards, and which labels are wrong."""
+    margins = spread * (rng.normal(2.3, 2.0, count) if is_read else rng.normal(0, 3.0, count))
+    wrong = rng.random(count) < rate
+    return np.where(wrong, -margins, margins), rng.normal(shift, 1, count), wrong
+
+
+def test_half_of_the_labels_wrong_is_told_from_a_model_that_guesses():
+    """By sizes of margins and mean rewards, which labels do not change: signs are the same."""
+    noisy, alone, guessed = [], [], []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        reference, known_means, _ = rewards(rng, 300, 0.0)
+        known = {"reference": reference, "reference_mean_reward": known_means}
+        margins, means, wrong = rewards(rng, 300, 0.5)
+        noisy.append((wrong ^ flip_mixture(margins, mean_reward=means, **known)).mean())
+        alone.append((wrong ^ flip_mixture(margins, reference=reference)).mean())
+        for change in ({"shift": 0.8}, {"spread": 0.6}):
+            margins, means, _ = rewards(rng, 300, 0.0, is_read=False, **change)
+            guessed.append(flip_mixture(margins, mean_reward=means, **known).mean())
+    assert np.mean(noisy) <= 0.35 < 0.42 <= np.mean(alone)  # sizes alone are too little to go by
+    assert np.mean(guessed) <= 0.01
+
+
+def test_most_labels_of_a_source_are_wrong():
+    inside, after = [], []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        reference, known_means, _ = rewards(rng, 200, 0.0)
+        margins, means, wrong = rewards(rng, 300, 0.65)
+        estimate = estimate_noise(margins, reference, mean_reward=means, reference_mean_reward=known_means)
+        after.append((wrong ^ estimate.flip).mean())
+        low, high = estimate.interval
+        inside.append(low <= wrong.mean() <= high)
+    assert np.mean(inside) >= 0.85 and np.mean(after) <= 0.2
+
+
+def test_mean_rewards_are_one_per_pair():
+    reference = np.random.default_rng(0).normal(2, 1, 30)
+    with pytest.raises(ValueError, match="There are 30 pairs and 29 of `mean_reward`; pass one per pair."):
+        estimate_noise(reference, reference, mean_reward=np.ones(29))
+    with pytest.raises(ValueError, match="There are 30 pairs and 29 of `reference_mean_reward`; pass one per pair."):
+        estimate_noise(reference, reference, mean_reward=np.ones(30), reference_mean_reward=np.ones(29))
+    with pytest.raises(ValueError, match="`mean_reward` has shape"):
+        flip_mixture(reference, reference=reference, mean_reward=np.ones((30, 2)))

@@ -353,7 +353,7 @@ def test_part_of_the_base_is_held_out_and_tells_how_far_the_models_can_be_believ
     rows = parts[0]
 
     def score(name, set_name, margins, rows=None):
-        both = np.stack([margins, np.zeros(len(margins))], axis=1)
+        both = np.stack([margins / 2, -margins / 2], axis=1)
         names, at = sets.names(set_name), iter(both)
         score_in_shards(
             tmp_path / name,

@@ -134,9 +134,30 @@ def test_what_is_bound_to_a_rule_is_not_bound_anew(caplog):
     assert rule.rule.keywords["reference"] is reference
     (rule,) = with_reference([Flip(flip_mixture)], reference)
     np.testing.assert_array_equal(rule.rule.keywords["reference"], reference)
+    means = np.zeros(len(reference))
+    (rule,) = with_reference([Flip(flip_mixture)], reference, means)
+    assert rule.rule.keywords["reference_mean_reward"] is means
+    (rule,) = with_reference([Flip(own)], -np.ones(30), np.ones(30))  # the means are of another reference
+    assert rule.rule is own
+    (rule,) = with_reference([Flip(lambda given, reference: given < 0)], reference, means)
+    assert set(rule.rule.keywords) == {"reference"}
     few = np.r_[np.ones(19), np.full(81, np.nan)]
     (rule,) = with_reference([Flip(flip_mixture)], few)
     assert rule.rule is flip_mixture and "Under 20 pairs known to be right have a score" in caplog.text
+
+
+def test_mean_rewards_follow_their_pairs():
+    seen = []
+
+    def rule(given, mean_reward):
+        seen.append((given.tolist(), mean_reward.tolist()))
+        return given < 0
+
+    margins, means = [1.0, -2.0, np.nan, -3.0], [0.1, 0.2, 0.3, 0.4]
+    decide(margins, [Keep(lambda given: given < 1), Flip(rule, by="source")], source=list("abab"), mean_reward=means)
+    assert seen == [([-2.0, -3.0], [0.2, 0.4])]
+    with pytest.raises(ValueError, match="There are 4 pairs and 3 of `mean_reward`; pass one per pair."):
+        decide(margins, [Flip(flip_negative)], mean_reward=means[:3])
 
 
 def test_sources_as_arrow_dictionaries_of_any_make():

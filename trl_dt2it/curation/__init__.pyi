@@ -6,6 +6,7 @@ from .noise import NoiseEstimate as NoiseEstimate
 from .noise import combine_scores as combine_scores
 from .noise import estimate_noise as estimate_noise
 from .noise import flip_mixture as flip_mixture
+from .noise import mean_rewards as mean_rewards
 from .publish import push_curated as push_curated
 from .rules import Decision as Decision
 from .rules import Flip as Flip

@@ -37,7 +37,7 @@ from .health import (
     style_rises,
 )
 from .ledger import LABELS, CurationLedger, Labels
-from .noise import MIN_PAIRS, combine_scores, flip_mixture, group_by_source
+from .noise import MIN_PAIRS, combine_scores, flip_mixture, group_by_source, mean_rewards
 from .publish import curation_section
 from .rules import Flip, Keep, decide, keep_confident, label_doubt, parameters_of, with_reference
 
@@ -366,8 +366,17 @@ class IterativeCurationCallback(TrainerCallback):
         if len(scored) == 0:
             raise ValueError("The scorer gave NaN for every pair, so that there is nothing to decide on.")
         source = self._source.take(pa.array(scored))
-        rules = with_reference(self._rules, reference)
-        decision = decide(average[scored], rules, source=source, min_kept=self._settings["min_kept"])
+        # Only of this round: nothing in training keeps the mean reward where it is.
+        means, known_means = np.full(len(average), np.nan), mean_rewards(every)
+        means[rows] = known_means[: len(rows)]
+        rules = with_reference(self._rules, reference, known_means[len(rows) :])
+        decision = decide(
+            average[scored],
+            rules,
+            source=source,
+            mean_reward=means[scored],
+            min_kept=self._settings["min_kept"],
+        )
         health = describe_health(decision.estimates, reference)
         if health is not None:
             show_health(health)

@@ -24,7 +24,7 @@ logger = logging.get_logger(__name__)
 MIN_PAIRS = 20
 
 # A rate whose 95 % interval is wider is not identified; without a reference, the interval is that of a guess.
-MAX_WIDTH, MAX_WIDTH_ALONE = 0.5, 0.25
+MAX_WIDTH, MAX_WIDTH_ALONE = 0.6, 0.25
 
 # Flips that would raise the share of wrong labels by more than this are harm, and no more probable than that.
 HARM, MAX_RISK = 0.0125, 0.2
@@ -32,7 +32,7 @@ MAX_RISK_ALONE = 0.07  # without a reference
 
 # The accuracy on a source from which it is read, surely (95 %), and below which it is not, as far as can be told: with
 # at least this probability.
-READ, NOT_READ, MAX_GUESS = 0.6, 0.55, 0.1
+READ, NOT_READ, MAX_GUESS = 0.6, 0.55, 0.2
 
 # Pairs of a source that its likelihood counts for at most. No curve of the grid is the true one, and the likelihood of
 # more pairs is sure of the one that is least wrong, however wrong: it is raised to a power that stops this, as by
@@ -69,15 +69,7 @@ def combine_scores(scores: npt.ArrayLike, how: Literal["raw", "zscore", "rank"] 
     Raises:
         `ValueError`: if the shape is another, a score is infinite, or `how` is unknown.
     """
-    given = np.asarray(scores, dtype=np.float64)
-    scores = given[:, :, None] if given.ndim == 2 else given
-    if scores.ndim != 3 or scores.shape[1] != 2 or scores.shape[2] == 0:
-        raise ValueError(
-            f"`scores` has shape {given.shape}; it must be (pairs, 2, models): rewards of chosen and of rejected."
-        )
-    if np.isinf(scores).any():
-        pair, _, model = np.argwhere(np.isinf(scores))[0]
-        raise ValueError(f"A score of model {model} for pair {pair} is infinite; give NaN for what has no score.")
+    scores = _as_scores(scores)
     check_value("`how`", how, how in _SCALES, f"give one of {', '.join(map(repr, _SCALES))}")
     difference = scores[:, 0] - scores[:, 1]
     for column in difference.T:  # views, changed in place
@@ -92,6 +84,42 @@ _SCALES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "zscore": lambda difference: difference / (_root_mean_square(difference) or 1.0),
     "rank": lambda difference: np.sign(difference) * rankdata(np.abs(difference)) / len(difference),
 }
+
+
+def mean_rewards(scores: npt.ArrayLike) -> np.ndarray:
+    """
+    Return the mean reward of the two answers of each pair, which no label changes.
+
+    Args:
+        scores (`np.ndarray` of shape `(N, 2, M)` or `(N, 2)`):
+            As in [`combine_scores`].
+
+    Returns:
+        `np.ndarray` of shape `(N,)` and dtype `float64`: mean over models, each in units of its standard deviation
+        over the pairs; NaN for a pair that some model has not scored.
+
+    Raises:
+        `ValueError`: if the shape is another, or a score is infinite.
+    """
+    means = _as_scores(scores).mean(axis=1)
+    for column in means.T:  # views, changed in place
+        deviation = np.nanstd(column) if (~np.isnan(column)).any() else 0.0
+        column /= deviation or 1.0
+    return means.mean(axis=1)
+
+
+def _as_scores(scores: npt.ArrayLike) -> np.ndarray:
+    """Return rewards as `float64`, `(N, 2, M)`; raise a `ValueError` at another shape or an infinite one."""
+    given = np.asarray(scores, dtype=np.float64)
+    scores = given[:, :, None] if given.ndim == 2 else given
+    if scores.ndim != 3 or scores.shape[1] != 2 or scores.shape[2] == 0:
+        raise ValueError(
+            f"`scores` has shape {given.shape}; it must be (pairs, 2, models): rewards of chosen and of rejected."
+        )
+    if np.isinf(scores).any():
+        pair, _, model = np.argwhere(np.isinf(scores))[0]
+        raise ValueError(f"A score of model {model} for pair {pair} is infinite; give NaN for what has no score.")
+    return scores
 
 
 def as_margins(strength: npt.ArrayLike, argument: str = "strength") -> np.ndarray:
@@ -140,10 +168,10 @@ class NoiseEstimate:
             90 % credible interval of `accuracy`.
         is_identified (`bool`):
             Whether there are enough pairs, the model reads them, and `interval` is at most 0.25 wide, with a reference
-            0.5.
+            0.6.
         reading (`str`):
             `"read"`: the accuracy is surely at least 0.6; `"not read"`: it may be below 0.55, with a probability of at
-            least 10 %; `"hardly read"` between the two; `"unknown"` with under 20 scored pairs, or where all margins
+            least 20 %; `"hardly read"` between the two; `"unknown"` with under 20 scored pairs, or where all margins
             are 0.
         contradicted (`float`):
             Share of the scored pairs with a negative margin, a margin of 0 counted half; NaN without any.
@@ -180,7 +208,13 @@ class NoiseEstimate:
         }
 
 
-def estimate_noise(strength: npt.ArrayLike, reference: npt.ArrayLike | None = None) -> NoiseEstimate:
+def estimate_noise(
+    strength: npt.ArrayLike,
+    reference: npt.ArrayLike | None = None,
+    *,
+    mean_reward: npt.ArrayLike | None = None,
+    reference_mean_reward: npt.ArrayLike | None = None,
+) -> NoiseEstimate:
     r"""
     Estimate which labels are wrong, from reward margins and from how often the model is right.
 
@@ -198,8 +232,10 @@ def estimate_noise(strength: npt.ArrayLike, reference: npt.ArrayLike | None = No
     (\(\lambda\)) and at large ones (\(\tau\)), and noise with log-odds that are linear in \(m\), may rest on the
     same pairs that the model finds hard (a wrong label is then more likely where the model errs), and may be none at
     all. Means over the posterior of all of these are returned, so that what the pairs do not tell stays unsure. One of
-    the cases is that the model does not read the pairs as it reads the reference; it is less probable where the sizes
-    of margins are distributed as those of the reference, which wrong labels do not change.
+    the cases is that the model does not read the pairs as it reads the reference. It is less probable where the sizes
+    of margins and the mean rewards, which wrong labels do not change, are distributed as those of the reference, and
+    the more pairs show that, the less: only so are sources with half of their labels wrong told from sources that the
+    model cannot read.
 
     Labels are flipped where that leaves the fewest wrong ones in expectation (posterior above one half), and only if
     the probability that the flips together raise the share of wrong labels by over 1.25 points is small (20 %, without
@@ -217,6 +253,10 @@ def estimate_noise(strength: npt.ArrayLike, reference: npt.ArrayLike | None = No
             partly believes it. NaN where a pair is not scored.
         reference (`np.ndarray` of shape `(R,)`, *optional*):
             Reward margins, in the same unit, of at least 20 pairs known to be right and not trained on.
+        mean_reward (`np.ndarray` of shape `(N,)`, *optional*):
+            Mean reward of the two answers of each pair, as of [`mean_rewards`]; NaN where it is not known.
+        reference_mean_reward (`np.ndarray` of shape `(R,)`, *optional*):
+            The same of the reference, in the same unit.
 
     Returns:
         [`NoiseEstimate`]
@@ -224,7 +264,8 @@ def estimate_noise(strength: npt.ArrayLike, reference: npt.ArrayLike | None = No
     Raises:
         `ValueError`: if a shape is wrong, a margin is infinite, or there are too few references.
     """
-    return _estimate([as_margins(strength)], reference)[0]
+    margins = as_margins(strength)
+    return _estimate([margins], _as_means(mean_reward, [np.arange(len(margins))]), reference, reference_mean_reward)[0]
 
 
 def flip_mixture(
@@ -232,6 +273,8 @@ def flip_mixture(
     threshold: float = 0.5,
     *,
     reference: npt.ArrayLike | None = None,
+    mean_reward: npt.ArrayLike | None = None,
+    reference_mean_reward: npt.ArrayLike | None = None,
     source: Any = None,
     estimates: dict[str | None, NoiseEstimate] | None = None,
 ) -> np.ndarray:
@@ -250,7 +293,11 @@ def flip_mixture(
         threshold (`float`, *optional*, defaults to `0.5`):
             Probability above which a pair is flipped, from 0.5 up to 1. At 0.5 the fewest wrong labels are expected.
         reference (`np.ndarray` of shape `(R,)`, *optional*):
-            As in [`estimate_noise`].
+            As in [`estimate_noise`], and so are the next two.
+        mean_reward (`np.ndarray` of shape `(N,)`, *optional*):
+            Mean rewards, which [`decide`] passes.
+        reference_mean_reward (`np.ndarray` of shape `(R,)`, *optional*):
+            Mean rewards of the reference.
         source (sequence of `str`, *optional*):
             Source of each pair, which [`decide`] passes with `Flip(flip_mixture, by="source")`; one by default.
         estimates (`dict`, *optional*):
@@ -267,7 +314,8 @@ def flip_mixture(
     small = [len(part) for part in parts if 0 < (~np.isnan(part)).sum() < MIN_PAIRS]
     if small and len(parts) > 1:
         logger.info(f"{sum(small):,} pairs of {len(small):,} sources of under {MIN_PAIRS} pairs stay as they are.")
-    for (name, rows), estimate in zip(groups.items(), _estimate(parts, reference), strict=True):
+    found = _estimate(parts, _as_means(mean_reward, list(groups.values())), reference, reference_mean_reward)
+    for (name, rows), estimate in zip(groups.items(), found, strict=True):
         # Comparisons with NaN are false.
         mask[rows] = estimate.flip & (estimate.posterior > threshold)
         _log(name, estimate, int(mask[rows].sum()))
@@ -352,9 +400,9 @@ def _grid() -> _Grid:
         of_k = -(((log_k - math.log(2)) / spread) ** 2) / 2
         return log_softmax((of_k[:, None, None] + np.log(of_lapses)[:, None] + np.log(of_falls)).ravel())
 
-    levels, slopes, shares = np.linspace(-4.5, -0.1, 11), np.array([-2.7, -1.8, -1, -0.5, 0, 0.7]), np.array([0.0, 1])
+    levels = np.append(np.linspace(-4.5, -0.1, 11), [0.3, 0.7, 1.2])
+    slopes, shares = np.array([-2.7, -1.8, -1, -0.5, 0, 0.7]), np.array([0.0, 1])
     of_level = -(((levels + 1.3) / 1.2) ** 2) / 2
-    of_level[-1] -= 1.0  # half of the labels of a source are seldom wrong
     of_slope, of_share = np.log([0.05, 0.08, 0.2, 0.15, 0.47, 0.05]), np.log([0.75, 0.25])
     noise = log_softmax((of_level[:, None, None] + of_slope[:, None] + of_share).ravel())
     level, slope, shared = (axis.reshape(-1, 1) for axis in np.meshgrid(levels, slopes, shares, indexing="ij"))
@@ -373,8 +421,14 @@ def _grid() -> _Grid:
 
 
 # Prior probabilities: that no label of a source is wrong, with and without a reference, and that the model reads a
-# source in another way than the rest, mostly not at all; the last also where sizes of margins are as in the reference.
-_CLEAN, _CLEAN_ALONE, _FOREIGN, _FOREIGN_ALIKE = 0.1, 0.3, 0.2, 0.1
+# source in another way than the rest, mostly not at all; the last also where sizes of margins or mean rewards differ
+# from those of the reference.
+_CLEAN, _CLEAN_ALONE, _FOREIGN, _FOREIGN_UNLIKE = 0.1, 0.3, 0.2, 0.5
+
+# Where neither differs by a test, a source that is read in another way is so by chance. For each the probability is
+# this times sqrt(1 / pairs + 1 / references): of such sources, simulated with mean rewards that differ by a standard
+# normal in units of their deviation, and deviations that differ by exp of a normal of 0.4.
+_CHANCE_SIZE, _CHANCE_MEAN = 4.0, 1.4
 
 
 class _Bins(NamedTuple):
@@ -435,9 +489,41 @@ def _fit(grid: _Grid, bins: _Bins, clean: float) -> _Fit:
     return _Fit(accuracy, missed, shared, contradicted, np.concatenate([noisy, none[:, None]], axis=1))
 
 
-def _estimate(parts: Sequence[np.ndarray], reference: npt.ArrayLike | None) -> list[NoiseEstimate]:
+def _as_means(
+    mean_reward: npt.ArrayLike | None, groups: Sequence[np.ndarray], argument: str = "mean_reward"
+) -> list[np.ndarray]:
+    """Return the known mean rewards of each group of rows, of which there is each row once."""
+    if mean_reward is None:
+        return [np.zeros(0) for _ in groups]
+    means = as_margins(mean_reward, argument)
+    if len(means) != (count := sum(map(len, groups))):
+        raise ValueError(f"There are {count} pairs and {len(means)} of `{argument}`; pass one per pair.")
+    return [means[rows][~np.isnan(means[rows])] for rows in groups]
+
+
+def _foreign(traits: Sequence[tuple[np.ndarray, np.ndarray, float]]) -> float:
+    """Return the prior probability that the model reads a source in another way than the reference, from samples of
+    both of what wrong labels do not change, each with its `_CHANCE`."""
+    traits = [one for one in traits if min(map(len, one[:2])) >= MIN_PAIRS]
+    chance = 1.0
+    for own, known, factor in traits:
+        test: Any = ks_2samp(own, known, method="asymp")
+        if test.pvalue * len(traits) < 0.05:
+            return _FOREIGN_UNLIKE
+        chance *= min(1.0, factor * math.sqrt(1 / len(own) + 1 / len(known)))
+    return _FOREIGN * chance / (1 - _FOREIGN + _FOREIGN * chance)
+
+
+def _estimate(
+    parts: Sequence[np.ndarray],
+    means: Sequence[np.ndarray],
+    reference: npt.ArrayLike | None,
+    reference_mean_reward: npt.ArrayLike | None,
+) -> list[NoiseEstimate]:
     """Estimate the noise of each source; the accuracy is one, but where a source is read in another way."""
     known = None if reference is None else as_margins(reference, "reference")
+    rows = [np.arange(0 if known is None else len(known))]
+    (known_mean,) = _as_means(reference_mean_reward, rows, "reference_mean_reward")
     known = None if known is None else known[~np.isnan(known)]
     if known is not None and len(known) < MIN_PAIRS:
         raise ValueError(f"There are {len(known)} scored references; give at least {MIN_PAIRS}, or none.")
@@ -453,12 +539,12 @@ def _estimate(parts: Sequence[np.ndarray], reference: npt.ArrayLike | None) -> l
         reference_bins = _bin(known, scale)
         shared = log_softmax(grid.known + _log_likelihood(1 - _accuracy(grid, reference_bins.margin), reference_bins))
     binned = {index: _bin(scored[index], scale) for index in fitted}
-    # Wrong labels turn signs of margins, not their sizes: pairs that the model reads as the reference have such sizes.
+    # Wrong labels turn signs of margins, and neither their sizes nor the mean rewards.
     foreign = dict.fromkeys(fitted, _FOREIGN)
     if known is not None:
         for index in fitted:
-            test: Any = ks_2samp(np.abs(scored[index]), np.abs(known), method="asymp")
-            foreign[index] = _FOREIGN_ALIKE if test.pvalue > 0.05 else _FOREIGN
+            sizes = np.abs(scored[index]), np.abs(known), _CHANCE_SIZE
+            foreign[index] = _foreign([sizes, (means[index], known_mean, _CHANCE_MEAN)])
     # Each source says something about the shared accuracy; pairs that are known to be right say it better.
     # Fits are made anew below, because all of them take much memory.
     evidence = dict.fromkeys(fitted, np.zeros(len(shared)))

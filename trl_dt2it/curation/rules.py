@@ -136,6 +136,7 @@ def decide(
     rules: Sequence[Flip | Keep],
     *,
     source: Sequence[str | None] | np.ndarray | pa.Array | pa.ChunkedArray | None = None,
+    mean_reward: npt.ArrayLike | None = None,
     min_kept: float = 0.1,
 ) -> Decision:
     """
@@ -152,6 +153,8 @@ def decide(
             The rules.
         source (sequence of `str`, *optional*):
             Source of each pair, where `None` is a source too. By default, all pairs are one source.
+        mean_reward (`np.ndarray` of shape `(N,)`, *optional*):
+            Mean reward of the two answers of each pair, from [`mean_rewards`], for rules that take it.
         min_kept (`float`, *optional*, defaults to `0.1`):
             Least share of the scored pairs of each source to keep, from 0 to 1; 0 in the paper. Where the rules keep
             fewer, the dropped pairs of the largest margins come back, as flipped as they are, with a warning.
@@ -164,6 +167,9 @@ def decide(
     """
     margins = as_margins(strength).copy()
     count = len(margins)
+    means = None if mean_reward is None else as_margins(mean_reward, "mean_reward")
+    if means is not None and len(means) != count:
+        raise ValueError(f"There are {count} pairs and {len(means)} of `mean_reward`; pass one per pair.")
     check_value("`min_kept`", min_kept, 0 <= min_kept <= 1, "give a share from 0 to 1")
     if source is None and any(rule.by for rule in rules):
         raise ValueError('A rule has `by="source"`, but no `source` is given; pass the source of each pair.')
@@ -174,7 +180,7 @@ def decide(
     code = np.where(keep, 0, 1).astype(np.int16)
     for rule in rules:
         seen, before, told = keep & is_read, flip.copy(), dict[str | None, tuple[np.ndarray, NoiseEstimate]]()
-        for rows, mask, of_sources in _judge(rule, margins, seen, sources):
+        for rows, mask, of_sources in _judge(rule, margins, means, seen, sources):
             told |= of_sources
             if isinstance(rule, Flip):
                 turned = rows[mask]
@@ -202,7 +208,11 @@ def decide(
 
 
 def _judge(
-    rule: Flip | Keep, margins: np.ndarray, seen: np.ndarray, sources: dict[str | None, np.ndarray]
+    rule: Flip | Keep,
+    margins: np.ndarray,
+    means: np.ndarray | None,
+    seen: np.ndarray,
+    sources: dict[str | None, np.ndarray],
 ) -> list[tuple[np.ndarray, np.ndarray, dict[str | None, tuple[np.ndarray, NoiseEstimate]]]]:
     """Return groups of rows that a rule sees, each with its mask, before anything is changed, and rows and estimate of
     each source where the rule makes any."""
@@ -216,6 +226,7 @@ def _judge(
     ) -> tuple[np.ndarray, np.ndarray, dict[str | None, tuple[np.ndarray, NoiseEstimate]]]:
         found: dict[str | None, NoiseEstimate] = {}
         told |= {"estimates": found} if "estimates" in parameters else {}
+        told |= {"mean_reward": means[rows]} if means is not None and "mean_reward" in parameters else {}
         mask = _mask(partial(rule.rule, **told) if told else rule.rule, margins[rows])
         if len(groups) == len(found) == 1:  # of one group, whatever the rule calls it
             found = dict(zip(groups, found.values(), strict=True))
@@ -256,16 +267,23 @@ def parameters_of(rule: Flip | Keep) -> set[str]:
         return set()
 
 
-def with_reference(rules: Sequence[Flip | Keep], reference: np.ndarray | None) -> list[Flip | Keep]:
-    """Bind reward margins of pairs known to be right to the rules that take them, if enough of them are scored."""
+def with_reference(
+    rules: Sequence[Flip | Keep], reference: np.ndarray | None, mean_reward: np.ndarray | None = None
+) -> list[Flip | Keep]:
+    """Bind reward margins of pairs known to be right, and their mean rewards, `(R,)`, to the rules that take them, if
+    enough of them are scored."""
     if reference is None or (~np.isnan(reference)).sum() < MIN_PAIRS:
         if reference is not None:
             logger.warning(f"Under {MIN_PAIRS} pairs known to be right have a score, so that the rules get none.")
         return list(rules)
-    return [
-        replace(rule, rule=partial(rule.rule, reference=reference)) if "reference" in parameters_of(rule) else rule
-        for rule in rules
-    ]
+    bound = []
+    for rule in rules:
+        if "reference" in (takes := parameters_of(rule)):
+            more = {} if mean_reward is None else {"reference_mean_reward": mean_reward}
+            known = {"reference": reference} | {name: value for name, value in more.items() if name in takes}
+            rule = replace(rule, rule=partial(rule.rule, **known))
+        bound.append(rule)
+    return bound
 
 
 def _mask(rule: Rule, margins: np.ndarray) -> np.ndarray:

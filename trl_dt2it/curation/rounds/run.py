@@ -24,7 +24,7 @@ from ..budget import estimate_accuracy, expected_gain, judge_curve, judge_order,
 from ..health import describe_health, num_references, show_health
 from ..judging import NO_ANSWER, Judging, PairVotes, estimate_judging, judge_pairs
 from ..ledger import CurationLedger
-from ..noise import combine_scores
+from ..noise import combine_scores, mean_rewards
 from ..rules import UNREADABLE, decide, relabel_by_vote, with_reference
 from .config import CurationRun, Step, step_name
 from .results import accuracy, label_noise, report_decision, wrong_labels
@@ -251,10 +251,11 @@ def decide_step(
         # On one scale, whichever it is.
         known = [_gather(run, referenced, num_base)] if referenced[0] else []
         known = [one[~np.isnan(one).all(axis=tuple(range(1, one.ndim)))] for one in known]
-        margins = combine_scores(np.concatenate([scores, *known]), how=cast(Any, step.combine))
-        reference = margins[len(scores) :] if len(margins) > len(scores) else None
-        rules = with_reference(step.read_rules(), reference)
-        decision = decide(margins[: len(scores)], rules, source=source, min_kept=step.min_kept)
+        every, count = np.concatenate([scores, *known]), len(scores)
+        margins, means = combine_scores(every, how=cast(Any, step.combine)), mean_rewards(every)
+        reference = margins[count:] if known else None
+        rules = with_reference(step.read_rules(), reference, means[count:])
+        decision = decide(margins[:count], rules, source=source, mean_reward=means[:count], min_kept=step.min_kept)
         health = describe_health(decision.estimates, reference)
         if health is not None:
             show_health(health)
