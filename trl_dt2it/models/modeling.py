@@ -145,19 +145,20 @@ class GenericRewardModel(_Base):
         use_cache: bool | None = False,
         return_dict: bool | None = None,
         pair_layout: torch.Tensor | None = None,
-        image_repeats: int = 1,
+        image_repeats: int | torch.Tensor = 1,
         **kwargs: Any,
     ) -> SequenceClassifierOutputWithPast | tuple:
         """Compute rewards `(R, 1)` of `input_ids` and `attention_mask` `(R, L)`, or of the one row `(1, T)` that
-        `pair_layout` `(G, 1 + N)` describes: G prompts with up to N completions each, in R rewards."""
+        `pair_layout` `(G, 1 + N)` describes: G prompts with up to N completions each, in R rewards. The R rows show
+        all images and videos `image_repeats` times, one after the other, or as [`encode_once`] says."""
         if input_ids is not None:
             refuse_unseen(self.config, input_ids, kwargs, self.training)
         if pair_layout is not None:
             use_shared_prefix(self)
             last_hidden = last_hidden_states(self.model, cast(torch.Tensor, input_ids), pair_layout, **kwargs)
         else:
-            if image_repeats > 1:
-                kwargs = encode_once(cast(PreTrainedModel, self.model), kwargs, image_repeats)
+            if isinstance(image_repeats, torch.Tensor) or image_repeats > 1:
+                kwargs = encode_once(cast(PreTrainedModel, self.model), kwargs, image_repeats, input_ids)
             kwargs |= {"attention_mask": attention_mask, "use_cache": use_cache}
             states = self.base_model(input_ids=input_ids, **kwargs).last_hidden_state  # (R, L, H)
             end: Any = -1 if attention_mask is None else last_real_token(attention_mask)

@@ -379,25 +379,59 @@ def _rope_positions(
     return [positions[:, index, :length] for index, length in enumerate(known)]
 
 
-def encode_once(base: PreTrainedModel, inputs: dict[str, Any], repeats: int) -> dict[str, Any]:
-    """Encode the images and videos of a batch and return the inputs of a batch that shows them `repeats` times."""
+def encode_once(
+    base: PreTrainedModel, inputs: dict[str, Any], repeats: int | torch.Tensor, input_ids: torch.Tensor | None = None
+) -> dict[str, Any]:
+    """Encode the images and videos of a batch and return the inputs of a batch that shows them `repeats` times. Or
+    these are `(G, 3)` int64, the numbers of answers, images and videos of G prompts, whose answers have a row each of
+    `input_ids` `(R, L)`, in the order of [`reward_order`]."""
     inputs = dict(inputs)
+    prompts: list[int] = []  # of each row
+    if isinstance(repeats, torch.Tensor):
+        prompts = [prompt for prompt, _ in reward_order(repeats[:, 0].tolist())]
     outputs = {}
-    for kind, pixels in PIXELS.items():
+    for number, (kind, pixels) in enumerate(PIXELS.items()):
         if inputs.get(pixels) is None:
             continue
         encode = getattr(base, f"get_{kind}_features")
         accepted = {name: inputs[name] for name in inspect.signature(encode).parameters if name in inputs}
         features = encode(**accepted, return_dict=True)
-        features.pooler_output = _repeat(features.pooler_output, repeats)
+        if isinstance(repeats, torch.Tensor):
+            sizes = _placeholders(base, kind, cast(torch.Tensor, input_ids)[-len(repeats) :])
+            show: Any = partial(_by_prompt, sizes=sizes, prompts=prompts)
+            media = repeats[:, 1 + number].tolist()
+            grids = [name for name in ROPE_INPUTS if name in inputs and (kind == "image") == name.startswith("image")]
+            inputs |= {name: _by_prompt(inputs[name], sizes=media, prompts=prompts) for name in grids}
+        else:
+            show = partial(_repeat, repeats=repeats)
+        features.pooler_output = show(features.pooler_output)
         if features.get("deepstack_features") is not None:  # one tensor per layer
-            features.deepstack_features = [_repeat(layer, repeats) for layer in features.deepstack_features]
+            features.deepstack_features = [show(layer) for layer in features.deepstack_features]
         outputs[kind] = features
         del inputs[pixels]
-    inputs |= {name: torch.cat([inputs[name]] * repeats) for name in ROPE_INPUTS if name in inputs}
+    if not isinstance(repeats, torch.Tensor):
+        inputs |= {name: torch.cat([inputs[name]] * repeats) for name in ROPE_INPUTS if name in inputs}
     return {**inputs, "mm_encoder_outputs": outputs} if outputs else inputs
 
 
 def _repeat(features: torch.Tensor | list | tuple, repeats: int) -> torch.Tensor | list:
     """Repeat the features of all images: one tensor, or a list of one per image."""
     return torch.cat([features] * repeats) if isinstance(features, torch.Tensor) else list(features) * repeats
+
+
+def _placeholders(base: PreTrainedModel, kind: str, rows: torch.Tensor) -> list[int]:
+    """Count the tokens of each row, `(G, L)`, that stand for features of images, or of videos."""
+    token_id = getattr(base.config, f"{kind}_token_id")
+    return (rows == token_id).sum(dim=1).tolist()
+
+
+def _by_prompt(features: torch.Tensor | list, *, sizes: list[int], prompts: list[int]) -> torch.Tensor | list:
+    """Return the features of these prompts, one after the other, from those of all prompts: one tensor of them all, or
+    a list of one per image. Of each prompt there are as many as `sizes` says."""
+    is_list = not isinstance(features, torch.Tensor)
+    every = torch.cat(list(features)) if is_list else cast(torch.Tensor, features)
+    if len(every) != sum(sizes):
+        every = every.flatten(0, -2)  # of each image so many
+    parts = every.split(sizes)
+    shown = torch.cat([parts[prompt] for prompt in prompts])
+    return [shown] if is_list else shown

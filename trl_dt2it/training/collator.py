@@ -57,8 +57,8 @@ class MultimodalPreferenceCollator:
         media (`tuple[str, ...]`, *optional*, defaults to `("image", "video")`):
             Kinds of media that a batch of any process may hold; no dummy of another kind is added.
         group_pairs (`bool`, *optional*, defaults to `False`):
-            Whether the pairs of a batch that have prompt and images in common (and `group_id`, if they have one) share
-            them, and each of their answers is there once; needs `share_prefix`.
+            Whether each answer is there once of the pairs of a batch that have prompt and images in common (and
+            `group_id`, if they have one). With `share_prefix` they share the prompt too.
         max_answers_per_group (`int`, *optional*, defaults to `16`):
             Most answers of a prompt that share it.
 
@@ -70,12 +70,13 @@ class MultimodalPreferenceCollator:
           `(B,)` bool, with a normalizer; `margin` `(B,)` fp32, with that column; `row_index` `(B,)` int64, with that
           column of integers; `num_tokens` `(B,)` int64, of both conversations; `has_media` `(B,)` bool; `source`, a
           list of B strings or `None`; where pairs share a prompt, `answers` `(B + D, 2)` int64, the rewards of chosen
-          and rejected of each among all rewards of the batch;
+          and rejected of each among all rewards of the batch, and `num_answers` `(G + D,)` int64, of each prompt;
         - with one row per pair: `pair_layout` `(B + D, 3)` int64, the numbers of tokens shared, only in chosen and
           only in rejected; `input_ids` `(1, T)` int64, and the processor's other tensors per token; of prompts with
           more answers, `(G + D, 1 + N)` for G prompts of up to N answers, 0 first where one has fewer;
         - with two: `input_ids` and `attention_mask` `(2 * (B + D), L)` int64, the processor's other tensors per token,
-          and, if there are images, `image_repeats`, 2;
+          and, if there are images, `image_repeats`, 2; where pairs share a prompt, `(R, L)` with a row for each answer
+          and `image_repeats` `(G + D, 3)` int64, the numbers of answers, images and videos of each prompt;
         - the image tensors of the processor, each image once.
         The D dummies, 0 to 2, come last; both sides of a dummy are equal.
 
@@ -102,6 +103,7 @@ class MultimodalPreferenceCollator:
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         rows: list[list[dict[str, torch.Tensor]]]  # the answers of each prompt
         images: dict[str, torch.Tensor] = {}
+        shown: list[tuple[int, int]] = []  # images and videos of each prompt
         has_media = [False] * len(examples)
         answers = [((index, 0), (index, 1)) for index in range(len(examples))]  # prompt and answer of each side
         if "chosen_ids" in examples[0]:
@@ -113,6 +115,7 @@ class MultimodalPreferenceCollator:
         else:
             rendered, answers = self._render_all(examples)
             rows, images = _encode(rendered, self.processing_class)
+            shown = [(len(row.images), len(row.videos)) for row in rendered]
             has_media = [bool(rendered[group].images or rendered[group].videos) for (group, _), _ in answers]
         num_tokens = []
         for index, sides in enumerate(answers):
@@ -139,11 +142,22 @@ class MultimodalPreferenceCollator:
         rows += [pair for pair, _ in dummies]
         ids = self.image_token_ids if self.share_prefix else None
         if is_grouped:
-            packed = pack_completions(rows, self.image_token_ids)
-            if packed is None:  # answers with images
-                return replace(self, group_pairs=False)(examples)
-            place = {answer: index for index, answer in enumerate(reward_order(list(map(len, rows))))}
+            counts = list(map(len, rows))
+            order = reward_order(counts)
+            packed: dict[str, Any] | None
+            if self.share_prefix:
+                packed = pack_completions(rows, self.image_token_ids)
+                if packed is None:  # answers with images
+                    return replace(self, group_pairs=False)(examples)
+            else:
+                every = [rows[group][answer] for group, answer in order]
+                packed = dict[str, Any](pad_rows(every, self.processing_class, self.pad_to_multiple_of))
+                if images:
+                    shown += [("pixel_values" in tensors, PIXELS["video"] in tensors) for _, tensors in dummies]
+                    packed["image_repeats"] = torch.tensor([[n, *of] for n, of in zip(counts, shown, strict=True)])
+            place = {answer: index for index, answer in enumerate(order)}
             batch["pairs"]["answers"] = torch.tensor([[place[answer] for answer in sides] for sides in answers])
+            batch["pairs"]["num_answers"] = torch.tensor(counts)
             return {**batch, **packed, **images}
         tokens = lay_out(rows, self.processing_class, ids, self.pad_to_multiple_of)
         if images and "pair_layout" not in tokens:
@@ -158,11 +172,10 @@ class MultimodalPreferenceCollator:
         groups: list[rendering.Rendered] = []
         sides: list[list[tuple[int, str]]] = []
         current: dict[str, int] = {}  # number of the group of a prompt that still has room
-        groups_pairs = self.group_pairs and self.share_prefix
         for index, (example, key) in enumerate(zip(examples, self._prompt_keys(examples), strict=True)):
             number = current.get(key) if key is not None else None
             like = None if number is None else groups[number]
-            row = self.render(example, index, is_checked=groups_pairs, like=like)
+            row = self.render(example, index, is_checked=self.group_pairs, like=like)
             if number is not None:
                 texts = groups[number].texts
                 more = [text for text in dict.fromkeys(row.texts) if text not in texts]
@@ -185,7 +198,7 @@ class MultimodalPreferenceCollator:
     def _prompt_keys(self, examples: Sequence[Mapping[str, Any]]) -> list[str | None]:
         """Check the rows and hash their prompts, if `group_pairs`; `None` for a prompt that no other row can have."""
         texts: list[str | None] = [None] * len(examples)
-        for index, example in enumerate(examples if self.group_pairs and self.share_prefix else ()):
+        for index, example in enumerate(examples if self.group_pairs else ()):
             with named_errors(example, index):
                 check_row(example, special_tokens=self.special_tokens)  # or hashing may stumble first
                 texts[index] = prompt_key({name: value for name, value in example.items() if name not in MEDIA})

@@ -102,9 +102,10 @@ class MultimodalRewardConfig(RewardConfig):
 
         group_pairs (`str`, *optional*, defaults to `"auto"`):
             `"auto"`, `"true"` or `"false"`: whether pairs that have prompt and images in common (by content, and only
-            within a `group_id`) share them in a batch, where each of their answers is read once. Needs one row per
-            pair (`share_prefix`). With `train_sampling_strategy` `"random"`, also of batches by tokens, and with
-            `"group_by_length"`, they are brought into one batch; otherwise those share that happen to be in one.
+            within a `group_id`) are read together in a batch: each of their answers once, behind the prompt that they
+            share; where the family has no `share_prefix`, in a row each, with their images encoded once. With
+            `train_sampling_strategy` `"random"` and `"group_by_length"` they are brought into one batch, also in
+            batches by tokens of families that share; otherwise those share that happen to be in one.
         max_answers_per_group (`int`, *optional*, defaults to `16`):
             Most answers of a prompt that share it, at least 2.
         max_tokens_per_batch (`int`, *optional*):

@@ -41,8 +41,9 @@ _TEXTS = Features({**_PROMPT, **dict.fromkeys(SIDES, Value("int64"))})
 
 def groups_pairs(args: MultimodalRewardConfig, collator: MultimodalPreferenceCollator) -> bool:
     """Tell whether training brings the pairs of a prompt together."""
-    strategies = ("random", "group_by_length")
-    return collator.group_pairs and collator.share_prefix and args.train_sampling_strategy in strategies
+    # Batches by tokens are planned by the length of whole rows where each answer has one.
+    fits = collator.share_prefix or args.max_tokens_per_batch is None
+    return collator.group_pairs and fits and args.train_sampling_strategy in ("random", "group_by_length")
 
 
 @dataclass

@@ -55,6 +55,8 @@ from torch import nn
 from torch.nn.functional import logsigmoid
 from torch.utils.hooks import RemovableHandle
 
+from ..models.shared_prefix import reward_order
+
 
 # Of `delta`, `batch` and `config`, as above.
 LossFunction = Callable[[torch.Tensor, Mapping[str, Any], Any], torch.Tensor]
@@ -356,8 +358,13 @@ class EmbeddingNoise:
             self._lengths = longest.repeat_interleave(layout.sum(dim=1))[None]  # (1, T)
             return
         mask = inputs["attention_mask"]
-        longest = mask.sum(dim=1).view(2, -1).amax(dim=0)  # all chosen come before all rejected
-        self._lengths = longest.repeat(2)[:, None].expand(mask.shape)  # (R, L)
+        lengths = mask.sum(dim=1)
+        if (counts := inputs["pairs"].get("num_answers")) is not None:
+            prompts = torch.tensor([prompt for prompt, _ in reward_order(counts.tolist())], device=mask.device)
+            longest = lengths.new_zeros(len(counts)).scatter_reduce(0, prompts, lengths, "amax")[prompts]
+        else:  # all chosen come before all rejected
+            longest = lengths.view(2, -1).amax(dim=0).repeat(2)
+        self._lengths = longest[:, None].expand(mask.shape)  # (R, L)
 
     def _add(self, module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor | None:
         # Some families also look up single tokens.
