@@ -2,8 +2,8 @@
 
 Read-outs of four handwritten digits, several answers to a picture, ranked by the number of wrong digits. As many pairs
 of 2, 4 or 8 answers to a prompt each: the accuracy on held-out pairs of a model that reads the pairs of a prompt in
-one batch (`group_pairs`), and of one that reads them in random order, from the same start, in as many steps of as many
-pairs.
+one batch (`group_pairs`), of one that learns their ranking there (`plackett_luce`), and of one that reads them in
+random order, from the same start, in as many steps of as many pairs.
 
 Prints a table and writes `benchmarks/results/group_quality.{json,md}`. Fails if the mean accuracy with four answers
 differs by more than 0.01.
@@ -30,12 +30,17 @@ SEEDS = (42, 43, 44)
 NUM_ANSWERS, PAIRS, TEST_PAIRS, DIGITS = (2, 4, 8), 2400, 2000, [4]
 SETTINGS = {**OPTIMIZATION, "max_steps": 150}
 MOST_DIFFERENCE = 0.01
+WAYS = {
+    "apart": {"group_pairs": "false"},
+    "together": {},
+    "together, plackett_luce": {"loss_type": "plackett_luce"},
+}
 
 
 def ranked_digits(num_answers: int, seed: int) -> Dataset:
     """Pairs of prompts with so many answers, a few more than needed."""
     rng = random.Random(f"{num_answers}-{seed}")
-    strips = make_digits("train", PAIRS, num_digits=DIGITS, seed=seed)
+    strips = make_digits("train", 2 * PAIRS // (num_answers - 1), num_digits=DIGITS, seed=seed)
     completions, scores = [], []
     for digits in strips["digits"]:
         answers: dict[str, int] = {}
@@ -51,13 +56,13 @@ def ranked_digits(num_answers: int, seed: int) -> Dataset:
     return pairs.select(range(PAIRS))
 
 
-def run(num_answers: int, group_pairs: str, seed: int) -> dict:
+def run(num_answers: int, way: str, seed: int) -> dict:
     train, test = ranked_digits(num_answers, seed), make_digits("test", TEST_PAIRS, num_digits=DIGITS, seed=seed)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = tiny_trainer(str(READER), train, None, folder, seed, {**SETTINGS, "group_pairs": group_pairs})
+        trainer = tiny_trainer(str(READER), train, None, folder, seed, {**SETTINGS, **WAYS[way]})
         seconds = wall_seconds(trainer.train)
         accuracy = trainer.evaluate(test)["eval_accuracy"]
-    record = {"answers": num_answers, "group_pairs": group_pairs, "seed": seed, "prompts": len(set(train["group_id"]))}
+    record = {"answers": num_answers, "way": way, "seed": seed, "prompts": len(set(train["group_id"]))}
     return {**record, "accuracy": accuracy, "seconds": round(seconds, 1)}
 
 
@@ -65,24 +70,29 @@ def main(seeds: list[int]) -> None:
     rows = []
     for seed in seeds:
         for num_answers in NUM_ANSWERS:
-            for group_pairs in ("true", "false"):
-                rows.append(run(num_answers, group_pairs, seed))
+            # With two answers, a ranking is a pair.
+            for way in WAYS if num_answers > 2 else list(WAYS)[:2]:
+                rows.append(run(num_answers, way, seed))
                 print(rows[-1], flush=True)
     table, differences = [], {}
     for num_answers in NUM_ANSWERS:
         own = [row for row in rows if row["answers"] == num_answers]
-        means = {how: mean(row["accuracy"] for row in own if row["group_pairs"] == how) for how in ("true", "false")}
-        seconds = {how: mean(row["seconds"] for row in own if row["group_pairs"] == how) for how in ("true", "false")}
-        differences[num_answers] = means["true"] - means["false"]
-        by_seed = ", ".join(f"{row['accuracy']:.3f}" for row in own if row["group_pairs"] == "true")
-        apart = ", ".join(f"{row['accuracy']:.3f}" for row in own if row["group_pairs"] == "false")
         cells = [str(num_answers), str(round(mean(row["prompts"] for row in own)))]
-        cells += [f"{means['true']:.4f} ({by_seed})", f"{means['false']:.4f} ({apart})"]
-        table.append([*cells, f"{differences[num_answers]:+.4f}", f"{seconds['true']:.0f}, {seconds['false']:.0f}"])
-    heads = ["answers to a prompt", "prompts", "together", "apart", "difference", "seconds, together and apart"]
+        means = {}
+        for way in WAYS:
+            if found := [row for row in own if row["way"] == way]:
+                means[way] = mean(row["accuracy"] for row in found)
+                each = ", ".join(f"{row['accuracy']:.3f}" for row in found)
+                seconds = mean(row["seconds"] for row in found)
+                cells.append(f"{means[way]:.4f} ({each}), {seconds:.0f} s")
+            else:
+                cells.append("")
+        differences[num_answers] = means["together"] - means["apart"]
+        table.append([*cells, f"{differences[num_answers]:+.4f}"])
+    heads = ["answers to a prompt", "prompts", *WAYS, "together less apart"]
     about = (
-        f"Accuracy on {TEST_PAIRS:,} held-out pairs, mean of {len(seeds)} seeds (each): {PAIRS:,} training pairs, "
-        f"{SETTINGS['max_steps']} steps of {SETTINGS['per_device_train_batch_size']} pairs."
+        f"Accuracy on {TEST_PAIRS:,} held-out pairs, mean of {len(seeds)} seeds (each), and seconds of a training: "
+        f"{PAIRS:,} training pairs, {SETTINGS['max_steps']} steps of {SETTINGS['per_device_train_batch_size']} pairs."
     )
     write("group_quality", f"{about}\n\n{markdown(heads, table)}", {"rows": rows, "settings": SETTINGS})
     if abs(differences[4]) > MOST_DIFFERENCE:

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, cast
 from transformers.trainer_pt_utils import AcceleratorConfig
 from trl import RewardConfig
 
-from .losses import LOSSES, STRENGTH_NORMALIZATIONS, loss_name
+from .losses import LISTWISE, LOSSES, STRENGTH_NORMALIZATIONS, loss_name
 
 
 Trainer: TypeAlias = Any  # [`MultimodalRewardTrainer`], in modules that it imports
@@ -67,7 +67,7 @@ class MultimodalRewardConfig(RewardConfig):
         loss_type (`str` or `Callable`, *optional*, defaults to `"auto"`):
             `"bt"` (Bradley-Terry), `"margin"` (Llama 2), `"scaled"` (HelpSteer2-Preference), `"strength_margin"`
             (both), `"soft"` (label smoothing, or judges' vote share), `"gce"` (bounded, for wrong labels), `"btt"`
-            (ties, Rao-Kupper) or `"ordinal"`.
+            (ties, Rao-Kupper), `"ordinal"` or `"plackett_luce"` (of all answers of a prompt in the batch, ListMLE).
             `"auto"` is `"strength_margin"` if the training set has a `strength` column and `"bt"` otherwise. See
             [`trl_dt2it.training.losses`] for the formulas, and for a function `(delta, batch, config)` of your own.
         strength_normalization (`str`, *optional*, defaults to `"rank"`):
@@ -186,6 +186,10 @@ class MultimodalRewardConfig(RewardConfig):
             "ordinal_thresholds": (is_rising and len(cuts) > 1, "positive and increasing"),
             "min_pixels": (least is None or most is None or least <= most, "<= max_pixels"),
             "max_tokens_per_batch": (self.max_tokens_per_batch is None or self.max_tokens_per_batch > 0, "> 0"),
+            "group_pairs": (
+                self.loss_type not in LISTWISE or self.group_pairs != "false",
+                f'"auto" or "true" with `loss_type="{self.loss_type}"`, which ranks the answers of a prompt',
+            ),
             "blind_weighting": (not (self.blind_weighting and self.blind_offset), "False with `blind_offset`"),
         }
         if self.blind_model is not None:

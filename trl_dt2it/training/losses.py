@@ -1,4 +1,4 @@
-r"""The pairwise losses: Bradley-Terry, with margin, scaled by strength, soft, bounded, with ties, ordinal.
+r"""The losses: Bradley-Terry, with margin, scaled by strength, soft, bounded, with ties, ordinal, and listwise.
 
 To add a loss, write a function of three arguments and enter it in `LOSSES` under its `loss_type`:
 
@@ -26,6 +26,7 @@ the losses are
 | `gce` | (1 - σ(Δ)^q) / q | 1 | Zhang and Sabuncu, 2018, arXiv 1805.07836, Eq. 6 |
 | `btt` | -log σ(Δ - log k); for ties below | 1 | Rao and Kupper, 1967 |
 | `ordinal` | -log[σ(θ_{j+1} - Δ) - σ(θ_j - Δ)] | 1 | McCullagh, 1980; arXiv 2603.02232 |
+| `plackett_luce` | -log P of each choice, below | 1 per choice | Plackett, 1975; ListMLE, Xia et al., 2008 |
 
 with c = `margin_scale`, p = `strength_power`, q = `gce_q`. TRL's `margin` column keeps its meaning: it is first
 subtracted from Δ.
@@ -33,6 +34,18 @@ subtracted from Δ.
 Where a pair has a `label_confidence` \(\pi\), the probability that its label is right, each loss \(L\) becomes its
 expectation \(\pi L(\Delta) + (1 - \pi) L(-\Delta)\). A margin is asked for in both directions: with TRL's margin m,
 \(\pi L(\Delta - m) + (1 - \pi) L(-\Delta - m)\). With `bt` that is the cross-entropy with π as the target.
+
+`plackett_luce` takes the pairs of a prompt for the ranking that they come from. Each answer \(i\) that is better than
+others is a choice among itself and these, \(j\), with the loss
+
+\[ -\log \frac{e^{r_i}}{e^{r_i} + \sum_j a_{ij} e^{r_j}} = \log \Big(1 + \sum_j a_{ij} e^{-\Delta_{ij}}\Big), \]
+
+so that all pairs of a ranking give its probability as in ListMLE: the best is chosen among all, the next among the
+rest. The loss of a step is the mean over choices. Answers that are tied do not compete where they make no pair; a pair
+of strength 0 counts half in either direction, and a pair whose label is right with a probability \(\pi\) by
+\(\pi\) and \(1 - \pi\). \(a_{ij}\) is the weight of the pair over the largest of its choice, which weighs as
+much as that. A choice is among the answers of one batch, where `group_pairs` brings those of a prompt together, and
+with two answers the loss is `bt`.
 
 A `blind_margin` \(b\), the log odds of a pair's label to a model that sees no image, may leave the loss with the rest.
 `blind_offset`: its \(\Delta\) is \(r_{chosen} - r_{rejected} + b\), so that both models together explain the label,
@@ -106,6 +119,44 @@ def ordinal(delta: torch.Tensor, batch: Mapping[str, Any], config: Any) -> torch
     return -(upper + logsigmoid(delta - low) + torch.log1p(-torch.exp(low - high)))
 
 
+def plackett_luce(delta: torch.Tensor, batch: Mapping[str, Any], config: Any) -> torch.Tensor:
+    """Mean loss of the choices that a pair takes part in; margins `(2, B)` are of the pair and of its reverse."""
+    choices, weight, counted = _choices(batch, torch.ones_like(delta[0]))
+    heaviest = _over_choices(choices, weight, "amax")
+    terms = -delta.flatten() + (weight / heaviest[choices].clamp(min=torch.finfo(torch.float32).tiny)).log()
+    # The answer itself is a term of 0.
+    most = _over_choices(choices, terms.detach(), "amax").clamp(min=0)
+    total = torch.exp(-most) + _over_choices(choices, torch.exp(terms - most[choices]), "sum")
+    loss = counted * (most + total.log())[choices]
+    counted, loss = counted.view(2, -1).sum(dim=0), loss.view(2, -1).sum(dim=0)
+    return torch.where(counted > 0, loss / counted.clamp(min=torch.finfo(torch.float32).tiny), 0.0)
+
+
+def _choices(batch: Mapping[str, Any], weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the choice that each pair and each reversed pair takes part in, an answer of the batch, with its weight
+    there and what it counts for: three vectors `(2B,)`. The counts of a choice add up to its largest weight. `weight`
+    is that of pairs that have none."""
+    weight = batch.get("weight", weight).float()
+    count = len(weight)
+    right = batch.get("label_confidence")
+    right = torch.ones_like(weight) if right is None else right.float()
+    if (is_tie := batch.get("is_tie")) is not None:
+        right = torch.where(is_tie, 0.5, right)
+    answers = batch.get("answers")
+    if answers is None:  # no answer is in two pairs
+        answers = torch.arange(2 * count, device=weight.device).view(2, -1).T
+    choices = answers[:count].T.flatten()
+    weight = torch.cat([weight * right, weight * (1 - right)])
+    total, heaviest = (_over_choices(choices, weight, how)[choices] for how in ("sum", "amax"))
+    return choices, weight, weight * heaviest / total.clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def _over_choices(choices: torch.Tensor, values: torch.Tensor, how: str) -> torch.Tensor:
+    """Sum values over the choices, or take their maximum: a vector with an entry for each answer, at least."""
+    # Each pair has two answers, and so has each of at most two dummies; to ask for the largest would wait for a GPU.
+    return values.new_zeros(len(choices) + 4).scatter_reduce(0, choices, values, how, include_self=how == "sum")
+
+
 LOSSES: dict[str, LossFunction] = {
     "bt": bradley_terry,
     "margin": with_margin,
@@ -115,10 +166,12 @@ LOSSES: dict[str, LossFunction] = {
     "gce": generalized_cross_entropy,
     "btt": rao_kupper,
     "ordinal": ordinal,
+    "plackett_luce": plackett_luce,
 }
 
 NEEDS_STRENGTH = ("margin", "scaled", "strength_margin", "ordinal")
 SCALED_BY_STRENGTH = ("scaled", "strength_margin")
+LISTWISE = ("plackett_luce",)  # their `delta` is `(2, B)`, of each pair and of its reverse
 
 
 def loss_type_for(loss_type: str | LossFunction, *, has_strength: bool) -> str | LossFunction:
@@ -171,7 +224,10 @@ def pairwise_loss(
         return loss
 
     delta = chosen - rejected
-    if confidence is None:
+    if loss_type in LISTWISE:
+        margin = 0.0 if vectors["margin"] is None else vectors["margin"].float()
+        loss = function(torch.stack([delta, -delta]) - margin, batch, config)
+    elif confidence is None:
         loss = loss_of(delta)
     else:
         # A label that does not count may have an infinite loss, and 0 times that is no number.
@@ -192,7 +248,10 @@ def pair_curvature(
     by_difference, by_sum = shifts = [torch.zeros_like(rewards[0], requires_grad=True) for _ in range(2)]
     chosen = rewards[0].detach() + (by_sum + by_difference) / 2
     rejected = rewards[1].detach() + (by_sum - by_difference) / 2
-    total = pairwise_loss(chosen, rejected, batch, config, loss_type=loss_type).sum()
+    of_pairs = pairwise_loss(chosen, rejected, batch, config, loss_type=loss_type)
+    # A choice of several pairs is curved by all of them together.
+    share = pair_weight(batch, config, loss_type) if loss_type in LISTWISE else torch.ones_like(of_pairs)
+    total = (share * of_pairs).sum()
     slopes = torch.autograd.grad(total, shifts, create_graph=True)
     curvatures = []
     for slope, shift in zip(slopes, shifts, strict=True):
@@ -202,12 +261,15 @@ def pair_curvature(
             if slope.requires_grad
             else (None,)
         )
-        curvatures.append(torch.zeros_like(shift) if second[0] is None else second[0])
+        curvatures.append(torch.zeros_like(shift) if second[0] is None else second[0] / share.clamp(min=1e-12))
     return torch.stack(curvatures).detach().clamp(min=0)
 
 
 def pair_weight(batch: Mapping[str, torch.Tensor], config: Any, loss_type: str | LossFunction) -> torch.Tensor:
-    """Return the weight `(B,)` fp32 of each pair: its `weight`, times strength^power for losses scaled by it."""
+    """Return the weight `(B,)` fp32 of each pair: its `weight`, times strength^power for losses scaled by it, or its
+    share of the choices of a listwise loss."""
+    if loss_type in LISTWISE:
+        return _choices(batch, batch["weight"])[2].view(2, -1).sum(dim=0)
     weight = batch["weight"].float()
     if loss_type in SCALED_BY_STRENGTH and batch.get("strength") is not None:
         weight = weight * batch["strength"].float() ** config.strength_power
