@@ -22,7 +22,7 @@ from lib.tiny_training import OPTIMIZATION, tiny_trainer
 
 from trl_dt2it.data import to_pairs
 from trl_dt2it.data.mixing import with_columns
-from trl_dt2it.demo import READER
+from trl_dt2it.demo import READER_DIR
 from trl_dt2it.demo.digits import ANSWERS, WORDS, make_digits
 
 
@@ -59,7 +59,7 @@ def ranked_digits(num_answers: int, seed: int) -> Dataset:
 def run(num_answers: int, way: str, seed: int) -> dict:
     train, test = ranked_digits(num_answers, seed), make_digits("test", TEST_PAIRS, num_digits=DIGITS, seed=seed)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = tiny_trainer(str(READER), train, None, folder, seed, {**SETTINGS, **WAYS[way]})
+        trainer = tiny_trainer(str(READER_DIR), train, None, folder, seed, {**SETTINGS, **WAYS[way]})
         seconds = wall_seconds(trainer.train)
         accuracy = trainer.evaluate(test)["eval_accuracy"]
     record = {"answers": num_answers, "way": way, "seed": seed, "prompts": len(set(train["group_id"]))}

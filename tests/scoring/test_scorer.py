@@ -12,6 +12,7 @@ from peft import LoraConfig
 from transformers import AutoModelForSequenceClassification, AutoProcessor
 
 from trl_dt2it import MultimodalPreferenceCollator
+from trl_dt2it.data import to_pairs
 from trl_dt2it.data.rows import RowError
 from trl_dt2it.demo.tiny import build_tiny_tokenizer
 from trl_dt2it.evaluation import evaluate
@@ -379,3 +380,56 @@ def test_a_killed_run_goes_on_and_scores_nothing_twice_but_what_was_in_flight(tm
     assert sum(counts.values()) <= 12 + 2 * 2  # two kills, two pairs in a file
     expected = RewardScorer.from_pretrained(model).score_pairs(make_dataset(12))
     np.testing.assert_allclose(json.loads((output / "table.json").read_text()), expected, atol=1e-5)
+
+
+def ranked_prompts() -> Dataset:
+    """Prompts with four, one, three, no and two answers, one of which is there twice."""
+    answers = [ANSWERS[:4], ANSWERS[:1], ["yes", "no", "perhaps"], [], ["left", "right"]]
+    rows = make_dataset(5, num_images=(1, 2, 0)).select_columns(["prompt", "images"])
+    return rows.add_column("completions", answers)
+
+
+@pytest.mark.parametrize("batch_tokens", [16384, 200])
+def test_ranked_prompts_get_a_reward_for_each_answer(scorer, batch_tokens, tmp_path):
+    data, given = ranked_prompts(), scorer.batch_tokens
+    expected = [
+        scorer.score(row["prompt"], row["completions"], row["images"]) if row["completions"] else [] for row in data
+    ]
+    scorer.batch_tokens = batch_tokens
+    try:
+        for folder in (None, tmp_path, tmp_path):
+            scored = scorer.score_dataset(data, folder, rows_per_shard=2)
+            assert scored.column_names == [*data.column_names, "rewards"]
+            for rewards, wanted in zip(scored["rewards"], expected, strict=True):
+                assert rewards == pytest.approx(wanted, abs=1e-5)
+            assert scored[0]["rewards"][0] == scored[0]["rewards"][3]
+    finally:
+        scorer.batch_tokens = given
+    with pytest.raises(ValueError, match="has a column `rewards` already"):
+        scorer.score_dataset(scored)
+    bad = data.remove_columns("completions").add_column("completions", ["one", "two", "three", "four", "five"])
+    with pytest.raises(RowError, match="row 0.*`completions` is no list of texts or of messages"):
+        scorer.score_dataset(bad)
+
+
+@pytest.mark.parametrize("batch_tokens", [10**6, 300])
+def test_pairs_of_a_prompt_are_read_together_wherever_they_lie(scorer, batch_tokens):
+    data = to_pairs(ranked_prompts().select([0, 2, 4]).add_column("scores", [[4, 3, 2, None], [1, 2, 3], [0, 1]]))
+    data = data.select([5, 0, 3, 1, 6, 4, 2])
+    expected = [scorer.score(row["prompt"], [row["chosen"], row["rejected"]], row["images"]) for row in data]
+    seen, model, given = [0], scorer.model, scorer.batch_tokens
+    hook = model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.__setitem__(0, seen[0] + kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    scorer.batch_tokens = batch_tokens
+    try:
+        together = scorer.score_pairs(data)
+        read, seen[0] = seen[0], 0
+        scorer.collator.group_pairs = False
+        apart = scorer.score_pairs(data)
+    finally:
+        scorer.batch_tokens, scorer.collator.group_pairs = given, True
+        hook.remove()
+    np.testing.assert_allclose(together, expected, atol=1e-5)
+    np.testing.assert_allclose(apart, expected, atol=1e-5)
+    assert read < 0.75 * seen[0] or not (scorer.collator.share_prefix or batch_tokens == 10**6)

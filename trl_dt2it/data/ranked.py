@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any, Literal, NamedTuple, TypeVar, cast
 
@@ -16,7 +16,7 @@ from transformers.utils import logging
 from ..utils import check_value
 from .columns import as_python, has_transform
 from .mixing import with_columns
-from .rows import RowError, message_text, named_errors, row_name, summarize, text_message
+from .rows import RowError, message_text, named_errors, row_name, summarize, text_block, text_message
 
 
 logger = logging.get_logger(__name__)
@@ -77,21 +77,72 @@ def to_pairs(dataset: AnySet, how: How = "all", *, min_gap: float = 0.0, ties: b
         raise ValueError("The data set has a transform, through which pairs are not found; take it off, or apply it.")
     rows, counts = as_python(dataset), Counter[str]()
     read = rows.select_columns([name for name in (*_OF_ANSWERS, "pair_id", "group_id", "prompt") if name in names])
+    made = [(i, pair) for i, row in enumerate(read) for pair in _pairs_of(row, i, how, min_gap, ties, counts)]
+    if not made:
+        raise ValueError(f"No pair can be made of {len(rows):,} ranked prompts ({summarize(+counts) or 'empty set'}).")
+    logger.info(f"{len(made):,} pairs of {len(rows):,} ranked prompts; left out: {summarize(+counts) or 'none'}.")
+    return _views(rows, made)
+
+
+def cover_answers(dataset: Dataset) -> tuple[Dataset | None, list[list[tuple[int, int]]]]:
+    """Make as few pairs of ranked prompts as hold all of their answers, `None` if there are none, and return the pair
+    and the side, 0 or 1, at which each answer of each prompt is."""
+    rows, made = as_python(dataset), list[tuple[int, dict[str, Any]]]()
+    places: list[list[tuple[int, int]]] = []
+    names = [name for name in (ANSWERS, "pair_id", "group_id", "prompt") if name in rows.column_names]
+    for index, row in enumerate(rows.select_columns(names)):
+        first: dict[str, int] = {}  # of equal answers
+        with named_errors(row, index):
+            if not isinstance(row[ANSWERS], list) or not all(isinstance(one, (str, list)) for one in row[ANSWERS]):
+                raise RowError("not_conversational", f"`{ANSWERS}` is no list of texts or of messages; give one.")
+            for number, answer in enumerate(row[ANSWERS]):
+                first.setdefault(_text(answer), number)
+        texts, at = list(first), dict[str, tuple[int, int]]()
+        for start in range(0, len(texts), 2):
+            # Beside an answer that is alone, another with a mark.
+            sides = [row[ANSWERS][first[text]] for text in texts[start : start + 2]]
+            sides += [marked(sides[0], ".")] if len(sides) == 1 else []
+            at |= {text: (len(made), side) for side, text in enumerate(texts[start : start + 2])}
+            made.append((index, _pair(row, index, sides, f"{start}>{start + 1}")))
+        places.append([at[_text(answer)] for answer in row[ANSWERS]])
+    return (_views(rows, made) if made else None), places
+
+
+def marked(answer: Any, mark: str) -> Any:
+    """Append a mark to the text of an answer."""
+    if isinstance(answer, str):
+        return answer + mark
+    content = answer[-1].get("content")
+    if content is None or isinstance(content, str):
+        content = (content or "") + mark
+    elif isinstance(content, (list, tuple)):
+        content = [*content, text_block(mark)]
+    return [*answer[:-1], {**answer[-1], "content": content}]
+
+
+def _pair(row: Mapping[str, Any], index: int | None, sides: Sequence[Any], which: str) -> dict[str, Any]:
+    """Return the columns of two answers of a row."""
+    name = row.get("pair_id") or (f"row {index}" if index is not None else row_name(row))
+    if isinstance(sides[0], str) and not isinstance(row.get("prompt"), str):
+        sides = [[text_message("assistant", side)] for side in sides]
+    names = {"pair_id": f"{name}:{which}", "group_id": row.get("group_id") or name}
+    return {"chosen": sides[0], "rejected": sides[1], **names}
+
+
+def _views(rows: Dataset, made: Sequence[tuple[int, dict[str, Any]]]) -> Dataset:
+    """Return pairs in the order of their rows, given by index, as views of these."""
     # The n-th pairs of all rows are a set of their own, which shares the rows' images.
     parts: list[list[tuple[int, dict[str, Any]]]] = []
-    for index, row in enumerate(read):
-        for number, pair in enumerate(_pairs_of(row, index, how, min_gap, ties, counts)):
-            if number == len(parts):
-                parts.append([])
-            parts[number].append((index, pair))
-    if not parts:
-        raise ValueError(f"No pair can be made of {len(rows):,} ranked prompts ({summarize(+counts) or 'empty set'}).")
-    kept = rows.remove_columns([name for name in _OF_ANSWERS if name in names])
-    made = [_beside(kept.select([index for index, _ in part]), [pair for _, pair in part]) for part in parts]
-    number_of_row = np.concatenate([[index for index, _ in part] for part in parts])
-    order = np.argsort(number_of_row, kind="stable")
-    logger.info(f"{len(order):,} pairs of {len(rows):,} ranked prompts; left out: {summarize(+counts) or 'none'}.")
-    return concatenate_datasets(made).select(order)
+    seen = Counter[int]()
+    for index, pair in made:
+        if seen[index] == len(parts):
+            parts.append([])
+        parts[seen[index]].append((index, pair))
+        seen[index] += 1
+    kept = rows.remove_columns([name for name in _OF_ANSWERS if name in rows.column_names])
+    sets = [_beside(kept.select([index for index, _ in part]), [pair for _, pair in part]) for part in parts]
+    order = np.argsort(np.concatenate([[index for index, _ in part] for part in parts]), kind="stable")
+    return concatenate_datasets(sets).select(order)
 
 
 def rank_pairs(order: list[float | None], how: How, min_gap: float, ties: bool) -> list[RankedPair]:
@@ -112,7 +163,6 @@ def _pairs_of(
     row: Mapping[str, Any], index: int | None, how: How, min_gap: float, ties: bool, counts: Counter[str]
 ) -> Iterator[dict[str, Any]]:
     """Yield the columns of the pairs of a row, and count answers and pairs that are left out."""
-    name = row.get("pair_id") or (f"row {index}" if index is not None else row_name(row))
     with named_errors(row, index):
         answers, order = row[ANSWERS] or [], _order(row)
         if len(answers) < 2 or len(order) != len(answers):
@@ -122,23 +172,14 @@ def _pairs_of(
                 "or more answers.",
             )
     counts["unscored answers"] += order.count(None)
-    is_plain = isinstance(row.get("prompt"), str)
     made = 0
     for pair in rank_pairs(order, how, min_gap, ties):
         sides = [answers[side] for side in pair[:2]]
         if _text(sides[0]) == _text(sides[1]):
             counts["pairs of equal answers"] += 1
             continue
-        if isinstance(sides[0], str) and not is_plain:
-            sides = [[text_message("assistant", side)] for side in sides]
         made += 1
-        yield {
-            "chosen": sides[0],
-            "rejected": sides[1],
-            "strength": pair.gap,
-            "pair_id": f"{name}:{pair.chosen}>{pair.rejected}",
-            "group_id": row.get("group_id") or name,
-        }
+        yield {**_pair(row, index, sides, f"{pair.chosen}>{pair.rejected}"), "strength": pair.gap}
     counts["prompts without a pair"] += not made
 
 

@@ -17,8 +17,10 @@ from accelerate.utils import send_to_device
 from datasets import Dataset
 from transformers import PreTrainedModel, ProcessorMixin
 
+from ..data.columns import is_ranked
 from ..data.images import ImageOptions, load_image, with_image_root
-from ..data.rows import RowError, check_row, text_block
+from ..data.ranked import marked
+from ..data.rows import RowError, check_row
 from ..models import rendering
 from ..models.modeling import load_processing_class, load_reward_model, read_last_real_token, set_pixel_limits
 from ..models.posterior import RewardPosterior, read_posterior, watching_head
@@ -28,7 +30,7 @@ from ..training.collator import MultimodalPreferenceCollator, pad_rows
 from ..training.pair_scoring import evaluating, pair_inputs, score_pairs
 from ..training.setup import rename_old_columns
 from ..utils import digest_of
-from .shards import add_rewards, model_fingerprint, processor_settings
+from .shards import add_ranked_rewards, add_rewards, model_fingerprint, processor_settings
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ class RewardScorer:
             processing_class,
             image_options=with_image_root(image_options, image_root),
             share_prefix=decide_share_prefix(share_prefix, model),
+            group_pairs=True,
         )
         mean: Any = getattr(model.config, "reward_mean", None)
         std: Any = getattr(model.config, "reward_std", None)
@@ -320,18 +323,20 @@ class RewardScorer:
         self, dataset: Dataset, output_dir: str | os.PathLike | None = None, *, rows_per_shard: int = 512
     ) -> Dataset:
         """
-        Add the rewards of its pairs to a data set; all processes must call it, as [`score_pairs`].
+        Add the rewards of its pairs to a data set, or of all answers of ranked prompts; all processes must call it, as
+        [`score_pairs`].
 
         Args:
             dataset (`Dataset`):
-                Preference rows.
+                Preference rows, or ranked prompts as in [`~trl_dt2it.data.to_pairs`], without scores or with them.
             output_dir (`str` or `os.PathLike`, *optional*):
                 Folder for the rewards, in Parquet files from which a killed run resumes.
             rows_per_shard (`int`, *optional*, defaults to `512`):
                 Pairs of a file: the most that a kill can cost.
 
         Returns:
-            `Dataset`: with the columns `chosen_reward` and `rejected_reward`, float32.
+            `Dataset`: with the columns `chosen_reward` and `rejected_reward`, float32, or for ranked prompts with the
+            column `rewards`, of each a list of float32 in the order of its answers.
 
         Raises:
             `ValueError`: if the columns exist, or if the folder holds rewards of other rows or of another model.
@@ -341,7 +346,8 @@ class RewardScorer:
         def score(rows: Dataset, desc: str) -> np.ndarray:
             return self.score_pairs(rows, desc=desc)
 
-        return add_rewards(dataset, score, output_dir=folder, settings=settings, rows_per_shard=rows_per_shard)
+        how: Any = {"output_dir": folder, "settings": settings, "rows_per_shard": rows_per_shard}
+        return (add_ranked_rewards if is_ranked(dataset) else add_rewards)(dataset, score, **how)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -428,7 +434,7 @@ class RewardScorer:
                 problem = "`chosen` is neither a string nor a list of messages; pass one of them."
                 raise RowError("not_conversational", problem)
             # Two answers that are neither empty nor equal, whatever the response is.
-            sides = {"chosen": _marked(response, "."), "rejected": _marked(response, ",")}
+            sides = {"chosen": marked(response, "."), "rejected": marked(response, ",")}
             row = {"prompt": candidates.prompt, "images": candidates.images, **sides}
             check_row(row, special_tokens=self.collator.special_tokens)
         except RowError as error:
@@ -541,18 +547,6 @@ def _take_out_images(messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[s
             content = [{key: b[key] for key in b if (b.get("type"), key) != ("image", "image")} for b in content]
         cleaned.append({**message, "content": content})
     return cleaned, images
-
-
-def _marked(response: Any, mark: str) -> Any:
-    """Append a mark to the text of a response."""
-    if isinstance(response, str):
-        return response + mark
-    content = response[-1].get("content")
-    if content is None or isinstance(content, str):
-        content = (content or "") + mark
-    elif isinstance(content, (list, tuple)):
-        content = [*content, text_block(mark)]
-    return [*response[:-1], {**response[-1], "content": content}]
 
 
 def _named(error: RowError, name: str) -> RowError:

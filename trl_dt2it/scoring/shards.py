@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -21,10 +22,11 @@ from transformers import ProcessorMixin
 
 from .. import processes, utils
 from ..data.contents import pair_ids, source_fingerprint
+from ..data.ranked import cover_answers
 from ..models.rendering import ProcessingClass
 
 
-REWARD_COLUMNS = ("chosen_reward", "rejected_reward")
+REWARD_COLUMNS, RANKED_REWARDS = ("chosen_reward", "rejected_reward"), "rewards"
 
 _SCHEMA = pa.schema({"row": pa.int64(), "pair_id": pa.string(), "chosen": pa.float32(), "rejected": pa.float32()})
 
@@ -80,6 +82,22 @@ def add_rewards(
         for name, column in zip(REWARD_COLUMNS, rewards.T, strict=True):
             dataset = dataset.add_column(name, pa.array(np.ascontiguousarray(column, dtype=np.float32)))
     return dataset
+
+
+def add_ranked_rewards(dataset: Dataset, score: Callable[[Dataset, str], np.ndarray], **options: Any) -> Dataset:
+    """Add the column `rewards` to ranked prompts, a reward for each answer, by [`add_rewards`] of pairs that hold all
+    answers."""
+    if RANKED_REWARDS in dataset.column_names:
+        raise ValueError(f"The data set has a column `{RANKED_REWARDS}` already; remove or rename it.")
+    pairs, places = cover_answers(dataset)
+    column: list[list[float]] = [[math.nan] * len(answers) for answers in places]
+    if pairs is not None:
+        scored = add_rewards(pairs, score, **options)
+        by_side = [scored.with_format("numpy")[name][:] for name in REWARD_COLUMNS]
+        for row, answers in enumerate(places):
+            column[row] = [float(by_side[side][pair]) for pair, side in answers]
+    with processes.main_process_first():
+        return dataset.add_column(RANKED_REWARDS, pa.array(column, pa.list_(pa.float32())))
 
 
 def score_in_shards(

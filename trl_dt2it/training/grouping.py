@@ -53,6 +53,9 @@ class Prompts:
     number: np.ndarray  # (N,): of the prompt of each pair
     answers: np.ndarray  # (N, 2): numbers of both answers; equal ones of a prompt have one number
 
+    def take(self, rows: np.ndarray) -> Prompts:
+        return Prompts(self.number[rows], self.answers[rows])
+
 
 def find_prompts(dataset: Dataset, *, num_proc: int | None = None) -> Prompts | None:
     """Number the prompts of a data set, with their images, and their answers; `None` if all prompts differ. Each

@@ -15,6 +15,7 @@ from itertools import islice, zip_longest
 from typing import Any, cast
 
 import numpy as np
+import pyarrow as pa
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, PartialState
@@ -32,8 +33,9 @@ from ..data.rows import row_name
 from ..models.modeling import STATISTICS
 from ..models.posterior import HeadInputs, RewardPosterior, laplace_posterior, watching_head
 from ..processes import failing_together, gather, on_main_process, portable, raise_together
-from .batching import count_tokens, pair_size, plan_batches
+from .batching import PairTokens, count_tokens, pair_size, plan_batches
 from .config import Trainer
+from .grouping import Prompts, arrange, find_prompts, make_units
 from .losses import blind_weight, loss_name, pair_curvature, pair_rewards, pair_weight, with_blind_margin
 from .selection import Selection, as_drawn
 
@@ -52,26 +54,43 @@ def score_pairs(
     batch_size: int = 8,
     max_tokens_per_batch: int | None = None,
     lengths: Sequence[int] | np.ndarray | None = None,
+    counts: pa.Table | None = None,
+    prompts: Prompts | None = None,
     num_workers: int = 0,
     read: Callable[[torch.Tensor, Mapping[str, Any]], torch.Tensor] | None = None,
     desc: str = "Scoring",
     show_progress: bool = True,
 ) -> np.ndarray:
     """Compute the rewards `(N, 2)` fp32 of chosen and rejected of N pairs; every process has to call it. `read` takes
-    the rewards `(2, B + D)` of each batch and its dummies, and its `pairs`, and returns what to keep, `(2, B)`."""
+    the rewards `(2, B + D)` of each batch and its dummies, and its `pairs`, and returns what to keep, `(2, B)`. Where
+    the collator groups pairs, those of one of the `prompts` are read in one batch. What is not passed of these, of the
+    tokens of all pairs (`counts`, columns as of [`count_pairs`]) and of what they add to a batch (`lengths`) is
+    found."""
     # Random generators and the mode of each module, training or evaluation, stay as they are.
     state = accelerator or PartialState()
     if isinstance(dataset, Dataset):
         dataset = leave_images_encoded(dataset)
     hidden = not (show_progress and state.is_main_process)
     loader = _Loader(_Attempts(dataset, collator), min(num_workers, len(dataset)))
+    if prompts is None and getattr(collator, "group_pairs", False) and isinstance(dataset, Dataset):
+        prompts = _find_prompts(dataset)
     if max_tokens_per_batch is None or len(dataset) == 0:
         batches = _ranges(len(dataset), batch_size)
+        if prompts is not None:
+            order = arrange(np.arange(len(dataset)), prompts.number, batch_size)
+            batches = [order[batch].tolist() for batch in batches]
     else:
+        cap, shares = max_tokens_per_batch, cast(Any, collator).share_prefix
         if lengths is None:
-            lengths = _count_sizes(loader, len(dataset), collator, max_tokens_per_batch, disable=hidden)
-        plan = plan_batches(lengths, max_tokens_per_batch, padded=not cast(Any, collator).share_prefix)
-        batches = [plan.rows[batch].tolist() for batch in plan.batches]
+            tokens = _count(loader, len(dataset), disable=hidden)
+            lengths = [pair_size(one, cast(Any, collator), cap) for one in tokens]
+            counts = pa.table(dict(zip(PairTokens._fields, zip(*tokens, strict=True), strict=True)))
+        units = None
+        if prompts is not None and counts is not None and shares:
+            units = make_units(prompts, counts, cast(Any, lengths), cap, cast(Any, collator).max_answers_per_group)
+        plan = plan_batches(lengths if units is None else units.sizes, cap, padded=not shares)
+        found = (plan.rows[batch] for batch in plan.batches)
+        batches = [(batch if units is None else units.pairs_of(batch)).tolist() for batch in found]
     # Where the model is sharded, all processes have to take part in equally many forward passes.
     step = state.num_processes
     turns = range(state.process_index, -(-len(batches) // step) * step, step)
@@ -308,20 +327,27 @@ class _Loader:
             yield item
 
 
-def _count_sizes(loader: _Loader, number: int, collator: Any, cap: int, *, disable: bool) -> list[int]:
-    """Count the tokens that each pair adds to a batch; each process counts its share."""
+def _find_prompts(dataset: Dataset) -> Prompts | None:
+    try:
+        return find_prompts(dataset)
+    except Exception:  # a row is not as it should be, which the collator says of it by name
+        return None
+
+
+def _count(loader: _Loader, number: int, *, disable: bool) -> list[PairTokens]:
+    """Count the tokens of each pair; each process counts its share."""
     state = PartialState()
     chunks = _ranges(number, ROWS_COUNTED_TOGETHER)
     mine = chunks[state.process_index :: state.num_processes]
-    own: list[list[int]] = []
+    own: list[list[PairTokens]] = []
     with failing_together(), tqdm(total=number, desc="Counting tokens", disable=disable, leave=False) as bar:
         for counted, failure in loader.load(mine, is_batch=False):
             if failure is not None:
                 raise failure
-            own.append([pair_size(tokens, collator, cap) for tokens in counted])
+            own.append(counted)
             bar.update(min(len(counted) * state.num_processes, number - bar.n))
     in_turn = zip_longest(*gather(own), fillvalue=[])
-    return [size for of_processes in in_turn for sizes in of_processes for size in sizes]
+    return [tokens for of_processes in in_turn for counted in of_processes for tokens in counted]
 
 
 def _ranges(number: int, size: int) -> list[list[int]]:

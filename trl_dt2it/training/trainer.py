@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 from weakref import WeakSet
 
-import numpy as np
+import pyarrow as pa
 import torch
 from accelerate.utils import is_peft_model
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
@@ -132,7 +132,8 @@ class MultimodalRewardTrainer(RewardTrainer):
         self._plan: batching.BatchPlan | None = None
         self._set_epoch = batching.SetEpoch()
         self._prepared: WeakSet[AnyDataset] = WeakSet()
-        self._prompts: np.ndarray | None = None
+        self._prompts: grouping.Prompts | None = None
+        self._counts: pa.Table | None = None  # tokens of the pairs, if batches by tokens hold prompts whole
         if batching.needs_lengths(args) or args.group_pairs != "false":
             callbacks = [*(callbacks or []), self._set_epoch]
 
@@ -223,8 +224,7 @@ class MultimodalRewardTrainer(RewardTrainer):
             return dataset
         prompts = None
         if grouping.groups_pairs(args, self._collator) and isinstance(dataset, Dataset):
-            prompts = grouping.find_prompts(dataset, num_proc=args.dataset_num_proc)
-            self._prompts = None if prompts is None else prompts.number
+            self._prompts = prompts = grouping.find_prompts(dataset, num_proc=args.dataset_num_proc)
             if prompts is None and self.loss_type in losses.LISTWISE:
                 logger.warning(
                     f'No two pairs of the train set have a prompt in common, so that `loss_type="{self.loss_type}"` '
@@ -238,6 +238,7 @@ class MultimodalRewardTrainer(RewardTrainer):
                 if prompts is not None and counts is not None:
                     most = args.max_answers_per_group
                     units = grouping.make_units(prompts, counts, self._lengths, cap, most)
+                    self._counts = counts
                 how = {"world_size": args.world_size, "padded": not self._collator.share_prefix}
                 self._plan = batching.plan_training(self._lengths, cap, units=units, **how)
         if "strength" in column_names(dataset):
@@ -252,7 +253,8 @@ class MultimodalRewardTrainer(RewardTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         # The lengths are kept beside the data: as a column they would have the whole set written anew.
-        lengths, prompts, args = self._lengths, self._prompts, self.args
+        lengths, args = self._lengths, self.args
+        prompts = None if self._prompts is None else self._prompts.number
         known = prompts if lengths is None else lengths
         if known is None:
             return super()._get_train_sampler(train_dataset)
