@@ -255,7 +255,7 @@ def rewards(rng, count, rate, spread=1.0, shift=0.0, is_read=True):
 def test_half_of_the_labels_wrong_is_told_from_a_model_that_guesses():
     """By sizes of margins and mean rewards, which labels do not change: signs are the same."""
     noisy, alone, guessed = [], [], []
-    for seed in range(20):
+    for seed in range(10):
         rng = np.random.default_rng(seed)
         reference, known_means, _ = rewards(rng, 300, 0.0)
         known = {"reference": reference, "reference_mean_reward": known_means}
@@ -271,7 +271,7 @@ def test_half_of_the_labels_wrong_is_told_from_a_model_that_guesses():
 
 def test_most_labels_of_a_source_are_wrong():
     inside, after = [], []
-    for seed in range(20):
+    for seed in range(10):
         rng = np.random.default_rng(seed)
         reference, known_means, _ = rewards(rng, 200, 0.0)
         margins, means, wrong = rewards(rng, 300, 0.65)
