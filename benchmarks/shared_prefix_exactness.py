@@ -107,9 +107,9 @@ def compare_together(directory: Path) -> dict[str, tuple[float, float]]:
     return found
 
 
-def run_two_processes(directories: dict[str, Path]) -> dict[str, dict]:
+def run_two_processes(directories: dict[str, Path], script: str = __file__) -> dict[str, dict]:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1"]
-    command += ["--master_port=29517", __file__, "--rank", *(f"{name}={path}" for name, path in directories.items())]
+    command += ["--master_port=29517", script, "--rank", *(f"{name}={path}" for name, path in directories.items())]
     env = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     output = subprocess.run(command, check=True, capture_output=True, text=True, env=env).stdout
     return json.loads(next(line for line in output.splitlines() if line.startswith('{"')))
