@@ -384,7 +384,7 @@ def test_a_killed_run_goes_on_and_scores_nothing_twice_but_what_was_in_flight(tm
 
 def ranked_prompts() -> Dataset:
     """Prompts with four, one, three, no and two answers, one of which is there twice."""
-    answers = [ANSWERS[:4], ANSWERS[:1], ["yes", "no", "perhaps"], [], ["left", "right"]]
+    answers = [ANSWERS[:4], ANSWERS[:1], ["yes", "YES ", "perhaps"], [], ["left", "right"]]
     rows = make_dataset(5, num_images=(1, 2, 0)).select_columns(["prompt", "images"])
     return rows.add_column("completions", answers)
 
@@ -410,6 +410,8 @@ def test_ranked_prompts_get_a_reward_for_each_answer(scorer, batch_tokens, tmp_p
     bad = data.remove_columns("completions").add_column("completions", ["one", "two", "three", "four", "five"])
     with pytest.raises(RowError, match="row 0.*`completions` is no list of texts or of messages"):
         scorer.score_dataset(bad)
+    with pytest.raises(ValueError, match="has a transform"):
+        scorer.score_dataset(data.with_transform(lambda batch: batch))
 
 
 @pytest.mark.parametrize("batch_tokens", [10**6, 300])

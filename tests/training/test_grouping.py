@@ -236,6 +236,20 @@ def test_grouped_by_length_each_pair_comes_once_and_prompts_of_like_length_toget
     assert spread < at_random / 10
 
 
+def test_a_step_of_few_prompts_is_told_of(tmp_path, caplog):
+    data = dataset_of(grouped_rows())  # 19 pairs of five prompts
+    for args, told in (
+        ({"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}, "16 pairs of a step are of about 4 pr"),
+        ({"per_device_train_batch_size": 64}, None),
+        ({"max_tokens_per_batch": 300}, None),
+        ({"per_device_train_batch_size": 8, "group_pairs": "false"}, None),
+    ):
+        caplog.clear()
+        trainer_for("qwen3_vl", tmp_path, data, args)
+        found = [message for message in caplog.messages if "pairs of a step" in message]
+        assert (told is None and not found) or told in found[0]
+
+
 def test_an_epoch_is_random_and_follows_from_the_seed():
     prompts = np.repeat(np.arange(50), 3)
     orders = []

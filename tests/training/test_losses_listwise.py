@@ -111,6 +111,44 @@ def test_doubts_and_ties_by_hand():
     assert found == pytest.approx(sum(share * loss for share, loss in terms), rel=1e-6)
 
 
+def test_votes_for_the_same_pair_are_one_competitor():
+    # Two votes for the first and one for the second: as Bradley-Terry, least where the odds are two to one.
+    rewards = torch.tensor([math.log(2), 0.0], requires_grad=True)
+    loss = loss_of(rewards, [(0, 1), (0, 1), (1, 0)])
+    loss.backward()
+    assert loss.item() == pytest.approx((2 * math.log(1.5) + math.log(3)) / 3, rel=1e-6)
+    torch.testing.assert_close(rewards.grad, torch.zeros(2), rtol=0, atol=1e-6)
+    # A pair of a ranking that is there twice: its choice weighs 2, and the third answer there a half.
+    found = loss_of(torch.tensor([1.0, 0.5, -2.0]), [(0, 1), (0, 1), (0, 2), (1, 2)])
+    first = math.log(1 + math.exp(-0.5) + 0.5 * math.exp(-3))
+    assert found == pytest.approx((2 * first + log_sum(0, -2.5)) / 3, rel=1e-6)
+
+
+def test_curvature_is_that_of_a_choice_against_its_competitors():
+    rewards, answers = torch.tensor([1.0, 0.0, -1.0]), torch.tensor([[0, 1], [0, 2], [1, 2]])
+    batch = {"weight": torch.ones(3), "answers": answers}
+    args = config("out")
+    found = pair_curvature(rewards[answers.T], batch, args, loss_type="plackett_luce")[0]
+    weights = pair_weight(batch, args, "plackett_luce")
+    first, second = torch.softmax(rewards, 0), torch.softmax(rewards[1:], 0)
+    wanted = [first[0] * first[1], first[0] * first[2], second[0] * second[1]]
+    torch.testing.assert_close(weights * found, torch.stack(wanted))
+    # The Hessian by the rewards is that of these and of comparisons among competitors, which are not negative.
+    args_of = lambda r: loss_of(r, answers.tolist()) * weights.sum()  # noqa: E731
+    exact = torch.autograd.functional.hessian(args_of, rewards)
+    ours = torch.zeros(3, 3)
+    for (i, j), value in zip(answers.tolist(), weights * found, strict=True):
+        ours[[i, j], [i, j]] += value
+        ours[[i, j], [j, i]] -= value
+    assert torch.linalg.eigvalsh(exact - ours).min() >= -1e-6
+    # All tied: the same for all three pairs, whatever their order.
+    tied = {**batch, "is_tie": torch.ones(3, dtype=torch.bool)}
+    ties = pair_curvature(torch.zeros(2, 3), tied, args, loss_type="plackett_luce")[0] * pair_weight(
+        tied, args, "plackett_luce"
+    )
+    torch.testing.assert_close(ties, ties[:1].expand(3))
+
+
 def test_rewards_far_apart_have_finite_losses_and_gradients():
     rewards = torch.tensor([-1e4, 0.0, 1e4], requires_grad=True)
     batch = {"label_confidence": torch.tensor([1.0, 0.0, 0.5]), "weight": torch.tensor([1.0, 0.0, 2.0])}
@@ -162,4 +200,18 @@ def test_it_needs_pairs_that_are_read_together(tmp_path, caplog):
     with pytest.raises(ValueError, match='`group_pairs` is \'false\'; it must be "auto" or "true" with `loss_type='):
         config("out", loss_type="plackett_luce", group_pairs=False)
     trainer_for("qwen3_vl", tmp_path, Dataset.from_list(make_rows(3, num_images=(0,))), {"loss_type": "plackett_luce"})
-    assert "No two pairs of the train set have a prompt in common" in caplog.text
+    assert "no two pairs of the train set have one in common" in caplog.text
+    rows = [
+        {"prompt": row["prompt"], "completions": ["a", "b", "c"], "ranks": [1, 2, 3]}
+        for row in make_rows(3, num_images=(0,))
+    ]
+    for change, told in (
+        ({"per_device_train_batch_size": 4}, "divides some: there are up to 3 pairs of one"),
+        ({"train_sampling_strategy": "sequential"}, "and nothing brings them together"),
+        ({"per_device_train_batch_size": 6}, None),
+        ({"max_tokens_per_batch": 500}, None),
+    ):
+        caplog.clear()
+        trainer_for("qwen3_vl", tmp_path, Dataset.from_list(rows), {"loss_type": "plackett_luce", **change})
+        found = [message for message in caplog.messages if "plackett_luce" in message]
+        assert (told is None and not found) or told in found[0]

@@ -235,7 +235,8 @@ def estimate_noise(
     the cases is that the model does not read the pairs as it reads the reference. It is less probable where the sizes
     of margins and the mean rewards, which wrong labels do not change, are distributed as those of the reference, and
     the more pairs show that, the less: only so are sources with half of their labels wrong told from sources that the
-    model cannot read.
+    model cannot read. Right labels by another criterion, of the same prompts and answers, look like wrong ones: leave
+    such a source out.
 
     Labels are flipped where that leaves the fewest wrong ones in expectation (posterior above one half), and only if
     the probability that the flips together raise the share of wrong labels by over 1.25 points is small (20 %, without
@@ -353,10 +354,11 @@ def _log(source: str | None, estimate: NoiseEstimate, flipped: int) -> None:
     whose = f"{count:,} pairs" if source is None else f"the {count:,} pairs of {source!r}"
     seen = f"The model contradicts {share:.1%} of the labels of {whose}"
     low, high = estimate.interval
-    if flipped and estimate.rate > 0.5:
+    if flipped and share > 0.45:
+        as_what = "far more than by chance" if estimate.rate > 0.5 else "about as many as by chance"
         logger.warning(
-            f"{seen}, far more than by chance, and these labels are flipped as reversed: look at some of them, and if "
-            "the model is wrong about such pairs, leave the source out of the curation."
+            f"{seen}, {as_what}, and {flipped:,} are flipped: look at some of them, and if the model is wrong about "
+            "such pairs, or they are labelled by another criterion, leave the source out of the curation."
         )
     elif flipped:
         told = f"{estimate.rate:.1%} of the labels are estimated to be wrong ({low:.0%} to {high:.0%})"
@@ -427,8 +429,10 @@ _CLEAN, _CLEAN_ALONE, _FOREIGN, _FOREIGN_UNLIKE = 0.1, 0.3, 0.2, 0.5
 
 # Where neither differs by a test, a source that is read in another way is so by chance. For each the probability is
 # this times sqrt(1 / pairs + 1 / references): of such sources, simulated with mean rewards that differ by a standard
-# normal in units of their deviation, and deviations that differ by exp of a normal of 0.4.
-_CHANCE_SIZE, _CHANCE_MEAN = 4.0, 1.4
+# normal in units of their deviation, and deviations that differ by exp of a normal of 0.4. Pairs of one prompt are
+# alike, and tell less than as many others: they differ by the test more often than they should, which is to be
+# careful, and where they do not, that is believed no further than to the last of these.
+_CHANCE_SIZE, _CHANCE_MEAN, _LEAST_FOREIGN = 4.0, 1.4, 0.01
 
 
 class _Bins(NamedTuple):
@@ -511,7 +515,7 @@ def _foreign(traits: Sequence[tuple[np.ndarray, np.ndarray, float]]) -> float:
         if test.pvalue * len(traits) < 0.05:
             return _FOREIGN_UNLIKE
         chance *= min(1.0, factor * math.sqrt(1 / len(own) + 1 / len(known)))
-    return _FOREIGN * chance / (1 - _FOREIGN + _FOREIGN * chance)
+    return max(_LEAST_FOREIGN, _FOREIGN * chance / (1 - _FOREIGN + _FOREIGN * chance))
 
 
 def _estimate(
@@ -523,6 +527,8 @@ def _estimate(
     """Estimate the noise of each source; the accuracy is one, but where a source is read in another way."""
     known = None if reference is None else as_margins(reference, "reference")
     rows = [np.arange(0 if known is None else len(known))]
+    if known is None and reference_mean_reward is not None:
+        raise ValueError("`reference_mean_reward` is passed without `reference`, whose mean rewards it is; pass both.")
     (known_mean,) = _as_means(reference_mean_reward, rows, "reference_mean_reward")
     known = None if known is None else known[~np.isnan(known)]
     if known is not None and len(known) < MIN_PAIRS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
@@ -16,7 +17,17 @@ from transformers.utils import logging
 from ..utils import check_value
 from .columns import as_python, has_transform
 from .mixing import with_columns
-from .rows import RowError, message_text, named_errors, row_name, summarize, text_block, text_message
+from .rows import (
+    RowError,
+    message_text,
+    named_errors,
+    row_name,
+    summarize,
+    text_block,
+    text_message,
+    to_json,
+    without_empty,
+)
 
 
 logger = logging.get_logger(__name__)
@@ -87,25 +98,43 @@ def to_pairs(dataset: AnySet, how: How = "all", *, min_gap: float = 0.0, ties: b
 def cover_answers(dataset: Dataset) -> tuple[Dataset | None, list[list[tuple[int, int]]]]:
     """Make as few pairs of ranked prompts as hold all of their answers, `None` if there are none, and return the pair
     and the side, 0 or 1, at which each answer of each prompt is."""
+    if has_transform(dataset):
+        raise ValueError(
+            "The data set has a transform, through which answers are not found; take it off, or apply it."
+        )
     rows, made = as_python(dataset), list[tuple[int, dict[str, Any]]]()
     places: list[list[tuple[int, int]]] = []
     names = [name for name in (ANSWERS, "pair_id", "group_id", "prompt") if name in rows.column_names]
     for index, row in enumerate(rows.select_columns(names)):
         first: dict[str, int] = {}  # of equal answers
         with named_errors(row, index):
-            if not isinstance(row[ANSWERS], list) or not all(isinstance(one, (str, list)) for one in row[ANSWERS]):
+            answers = row[ANSWERS]
+            if not isinstance(answers, list) or not all(isinstance(one, str) or _is_messages(one) for one in answers):
                 raise RowError("not_conversational", f"`{ANSWERS}` is no list of texts or of messages; give one.")
-            for number, answer in enumerate(row[ANSWERS]):
-                first.setdefault(_text(answer), number)
-        texts, at = list(first), dict[str, tuple[int, int]]()
-        for start in range(0, len(texts), 2):
-            # Beside an answer that is alone, another with a mark.
-            sides = [row[ANSWERS][first[text]] for text in texts[start : start + 2]]
-            sides += [marked(sides[0], ".")] if len(sides) == 1 else []
-            at |= {text: (len(made), side) for side, text in enumerate(texts[start : start + 2])}
-            made.append((index, _pair(row, index, sides, f"{start}>{start + 1}")))
-        places.append([at[_text(answer)] for answer in row[ANSWERS]])
+            keys = [to_json(without_empty(answer)) for answer in answers]
+            for number, key in enumerate(keys):
+                first.setdefault(key, number)
+            left, at = list(first.values()), dict[int, tuple[int, int]]()
+            while left:
+                one = left.pop(0)
+                # Beside an answer that is alone, or almost equal to the next, the same with a mark.
+                other = left.pop(0) if left and _words(answers[one]) != _words(answers[left[0]]) else None
+                at[one] = len(made), 0
+                if other is not None:
+                    at[other] = len(made), 1
+                sides = [answers[one], marked(answers[one], ".") if other is None else answers[other]]
+                made.append((index, _pair(row, index, sides, f"{one}>{'' if other is None else other}")))
+        places.append([at[first[key]] for key in keys])
     return (_views(rows, made) if made else None), places
+
+
+def _is_messages(answer: Any) -> bool:
+    return isinstance(answer, list) and bool(answer) and all(isinstance(message, Mapping) for message in answer)
+
+
+def _words(answer: Any) -> str:
+    """Return the text of an answer without what a tokenizer may not see."""
+    return "".join(unicodedata.normalize("NFKC", _text(answer)).casefold().split())
 
 
 def marked(answer: Any, mark: str) -> Any:

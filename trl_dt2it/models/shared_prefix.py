@@ -421,8 +421,11 @@ def _repeat(features: torch.Tensor | list | tuple, repeats: int) -> torch.Tensor
 
 def _placeholders(base: PreTrainedModel, kind: str, rows: torch.Tensor) -> list[int]:
     """Count the tokens of each row, `(G, L)`, that stand for features of images, or of videos."""
-    token_id = getattr(base.config, f"{kind}_token_id")
-    return (rows == token_id).sum(dim=1).tolist()
+    family = FAMILIES.get(base.config.model_type)
+    # Where both have the same token, a batch holds one kind, and its tokens may be those of the other.
+    kinds = [kind] if family is None or family.mixes_media else list(PIXELS)
+    ids = rows.new_tensor([getattr(base.config, f"{one}_token_id") for one in kinds])
+    return torch.isin(rows, ids).sum(dim=1).tolist()
 
 
 def _by_prompt(features: torch.Tensor | list, *, sizes: list[int], prompts: list[int]) -> torch.Tensor | list:

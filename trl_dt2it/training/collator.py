@@ -148,7 +148,7 @@ class MultimodalPreferenceCollator:
             if self.share_prefix:
                 packed = pack_completions(rows, self.image_token_ids)
                 if packed is None:  # answers with images
-                    return replace(self, group_pairs=False)(examples)
+                    return replace(self, share_prefix=False)(examples)
             else:
                 every = [rows[group][answer] for group, answer in order]
                 packed = dict[str, Any](pad_rows(every, self.processing_class, self.pad_to_multiple_of))

@@ -14,6 +14,7 @@ import pyarrow as pa
 import torch
 from datasets import Dataset, Features, Value
 from torch.utils.data import Sampler
+from transformers.utils import logging
 
 from ..data.columns import (
     connected,
@@ -31,6 +32,11 @@ from ..utils import digest
 from .collator import MultimodalPreferenceCollator
 from .config import MultimodalRewardConfig
 
+
+logger = logging.get_logger(__name__)
+
+# Prompts of a step from which training learns as much as from as many pairs apart (`benchmarks/group_quality.py`).
+FEW_PROMPTS = 16
 
 _LOOKAHEAD = 64  # prompts among which one is looked for that fills a batch up
 
@@ -78,6 +84,19 @@ def find_prompts(dataset: Dataset, *, num_proc: int | None = None) -> Prompts | 
         return None
     nodes = np.stack([np.tile(number, 2), np.concatenate([table[side].to_numpy() for side in SIDES])])
     return Prompts(number, np.unique(nodes, axis=1, return_inverse=True)[1].reshape(2, -1).T)
+
+
+def warn_of_few_prompts(prompts: Prompts, args: MultimodalRewardConfig) -> None:
+    """Say where a step learns from so few prompts that it is better made of more pairs."""
+    step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    per_prompt = len(prompts.number) / len(np.unique(prompts.number))
+    if args.max_tokens_per_batch is None and 1.5 <= per_prompt and step < FEW_PROMPTS * per_prompt:
+        logger.warning(
+            f"The pairs of a prompt are read together, {per_prompt:.1f} on the mean, so that the {step} pairs of a "
+            f"step are of about {step / per_prompt:.0f} prompts. That is little to learn from at a time: raise "
+            "`per_device_train_batch_size` or `gradient_accumulation_steps`; pairs that share a prompt take less "
+            "memory and time than others. `group_pairs=False` reads them apart."
+        )
 
 
 def _prompt(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -45,7 +45,7 @@ rest. The loss of a step is the mean over choices. Answers that are tied do not 
 of strength 0 counts half in either direction, and a pair whose label is right with a probability \(\pi\) by
 \(\pi\) and \(1 - \pi\). \(a_{ij}\) is the weight of the pair over the largest of its choice, which weighs as
 much as that. A choice is among the answers of one batch, where `group_pairs` brings those of a prompt together, and
-with two answers the loss is `bt`.
+with two answers, none of them tied, the loss is `bt`. A pair that is there twice, by two votes, weighs twice.
 
 A `blind_margin` \(b\), the log odds of a pair's label to a model that sees no image, may leave the loss with the rest.
 `blind_offset`: its \(\Delta\) is \(r_{chosen} - r_{rejected} + b\), so that both models together explain the label,
@@ -58,7 +58,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -67,9 +67,12 @@ from datasets import Dataset, IterableDataset
 from torch import nn
 from torch.nn.functional import logsigmoid
 from torch.utils.hooks import RemovableHandle
+from transformers.utils import logging
 
 from ..models.shared_prefix import reward_order
 
+
+logger = logging.get_logger(__name__)
 
 # Of `delta`, `batch` and `config`, as above.
 LossFunction = Callable[[torch.Tensor, Mapping[str, Any], Any], torch.Tensor]
@@ -121,9 +124,8 @@ def ordinal(delta: torch.Tensor, batch: Mapping[str, Any], config: Any) -> torch
 
 def plackett_luce(delta: torch.Tensor, batch: Mapping[str, Any], config: Any) -> torch.Tensor:
     """Mean loss of the choices that a pair takes part in; margins `(2, B)` are of the pair and of its reverse."""
-    choices, weight, counted = _choices(batch, torch.ones_like(delta[0]))
-    heaviest = _over_choices(choices, weight, "amax")
-    terms = -delta.flatten() + (weight / heaviest[choices].clamp(min=torch.finfo(torch.float32).tiny)).log()
+    choices, share, counted = _choices(batch, torch.ones_like(delta[0]))
+    terms = -delta.flatten() + share.log()
     # The answer itself is a term of 0.
     most = _over_choices(choices, terms.detach(), "amax").clamp(min=0)
     total = torch.exp(-most) + _over_choices(choices, torch.exp(terms - most[choices]), "sum")
@@ -133,9 +135,9 @@ def plackett_luce(delta: torch.Tensor, batch: Mapping[str, Any], config: Any) ->
 
 
 def _choices(batch: Mapping[str, Any], weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the choice that each pair and each reversed pair takes part in, an answer of the batch, with its weight
-    there and what it counts for: three vectors `(2B,)`. The counts of a choice add up to its largest weight. `weight`
-    is that of pairs that have none."""
+    """Return the choice that each pair and each reversed pair takes part in, an answer of the batch, with its a_ij and
+    what it counts for: three vectors `(2B,)`. The counts of a choice add up to its largest weight. `weight` is that of
+    pairs that have none."""
     weight = batch.get("weight", weight).float()
     count = len(weight)
     right = batch.get("label_confidence")
@@ -146,9 +148,14 @@ def _choices(batch: Mapping[str, Any], weight: torch.Tensor) -> tuple[torch.Tens
     if answers is None:  # no answer is in two pairs
         answers = torch.arange(2 * count, device=weight.device).view(2, -1).T
     choices = answers[:count].T.flatten()
+    others = answers[:count].flip(1).T.flatten()
     weight = torch.cat([weight * right, weight * (1 - right)])
-    total, heaviest = (_over_choices(choices, weight, how)[choices] for how in ("sum", "amax"))
-    return choices, weight, weight * heaviest / total.clamp(min=torch.finfo(torch.float32).tiny)
+    size = len(choices) + 4  # see `_over_choices`
+    same = choices * size + others  # pairs that are there several times are one competitor
+    together = weight.new_zeros(size**2).scatter_add(0, same, weight)[same]
+    heaviest, total = _over_choices(choices, together, "amax")[choices], _over_choices(choices, weight, "sum")[choices]
+    tiny = torch.finfo(torch.float32).tiny
+    return choices, weight / heaviest.clamp(min=tiny), weight * heaviest / total.clamp(min=tiny)
 
 
 def _over_choices(choices: torch.Tensor, values: torch.Tensor, how: str) -> torch.Tensor:
@@ -181,6 +188,26 @@ def loss_type_for(loss_type: str | LossFunction, *, has_strength: bool) -> str |
     if loss_type in NEEDS_STRENGTH and not has_strength:
         raise ValueError(f'`loss_type="{loss_type}"` needs a `strength` column in the train set.')
     return loss_type
+
+
+def warn_of_rankings(loss_type: Any, prompts: np.ndarray | None, is_grouped: bool, args: Any) -> None:
+    """Say where the answers of a prompt, of which `prompts` `(N,)` has the number for each pair, are not all together
+    for a listwise loss."""
+    about = f'`loss_type="{loss_type}"` compares the answers that the pairs of a prompt have in a batch, '
+    if not is_grouped:
+        logger.warning(
+            f"{about}and nothing brings them together in a stream, with this `train_sampling_strategy`, or in batches "
+            "by tokens of a family that does not share prompts; let them be neighbors."
+        )
+    elif prompts is None:
+        logger.warning(f"{about}but no two pairs of the train set have one in common, so that it is the same as `bt`.")
+    elif args.max_tokens_per_batch is None and (most := int(np.bincount(prompts).max())) > 1:
+        size = args.train_batch_size
+        if size % most or (np.bincount(prompts) > size).any():
+            logger.warning(
+                f"{about}and `per_device_train_batch_size={args.per_device_train_batch_size}` divides some: there are "
+                f"up to {most} pairs of one. Make it a multiple of that, or large, or set `max_tokens_per_batch`."
+            )
 
 
 def loss_name(loss_type: str | LossFunction) -> str:
@@ -245,13 +272,12 @@ def pair_curvature(
     """Compute the second derivatives `(2, B)` fp32 of each pair's loss from its rewards `(2, B)`: by their difference,
     and by their sum, which `center_rewards_coefficient` alone curves. Where a loss is concave, its curvature counts
     as 0."""
+    if loss_type in LISTWISE:
+        return _listwise_curvature(rewards, batch, config, loss_type=cast(str, loss_type))
     by_difference, by_sum = shifts = [torch.zeros_like(rewards[0], requires_grad=True) for _ in range(2)]
     chosen = rewards[0].detach() + (by_sum + by_difference) / 2
     rejected = rewards[1].detach() + (by_sum - by_difference) / 2
-    of_pairs = pairwise_loss(chosen, rejected, batch, config, loss_type=loss_type)
-    # A choice of several pairs is curved by all of them together.
-    share = pair_weight(batch, config, loss_type) if loss_type in LISTWISE else torch.ones_like(of_pairs)
-    total = (share * of_pairs).sum()
+    total = pairwise_loss(chosen, rejected, batch, config, loss_type=loss_type).sum()
     slopes = torch.autograd.grad(total, shifts, create_graph=True)
     curvatures = []
     for slope, shift in zip(slopes, shifts, strict=True):
@@ -261,8 +287,25 @@ def pair_curvature(
             if slope.requires_grad
             else (None,)
         )
-        curvatures.append(torch.zeros_like(shift) if second[0] is None else second[0] / share.clamp(min=1e-12))
+        curvatures.append(torch.zeros_like(shift) if second[0] is None else second[0])
     return torch.stack(curvatures).detach().clamp(min=0)
+
+
+def _listwise_curvature(
+    rewards: torch.Tensor, batch: Mapping[str, Any], config: Any, *, loss_type: str
+) -> torch.Tensor:
+    """Compute [`pair_curvature`] of a choice against its competitors; that of these against each other, which no pair
+    of the choice is, is left out, so that with three answers or more it is too small and not too large."""
+    margins = (rewards[0] - rewards[1]).float()
+    margins = torch.stack([margins, -margins]) - (0.0 if batch.get("margin") is None else batch["margin"].float())
+    margins = margins.detach().requires_grad_()
+    share = pair_weight(batch, config, loss_type)
+    total = (share * LOSSES[loss_type](margins, batch, config)).sum()
+    (slope,) = torch.autograd.grad(total, margins, create_graph=True)
+    # Rows of the Hessian of a choice add up to the chance of the answer times that of the competitor.
+    (rows,) = torch.autograd.grad(slope.sum(), margins)
+    by_difference = (rows.sum(dim=0) / share.clamp(min=1e-12)).clamp(min=0)
+    return torch.stack([by_difference, torch.full_like(by_difference, 2 * (config.center_rewards_coefficient or 0.0))])
 
 
 def pair_weight(batch: Mapping[str, torch.Tensor], config: Any, loss_type: str | LossFunction) -> torch.Tensor:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice, zip_longest
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import pyarrow as pa
@@ -55,7 +55,7 @@ def score_pairs(
     max_tokens_per_batch: int | None = None,
     lengths: Sequence[int] | np.ndarray | None = None,
     counts: pa.Table | None = None,
-    prompts: Prompts | None = None,
+    prompts: Prompts | Literal["find"] | None = "find",
     num_workers: int = 0,
     read: Callable[[torch.Tensor, Mapping[str, Any]], torch.Tensor] | None = None,
     desc: str = "Scoring",
@@ -72,8 +72,11 @@ def score_pairs(
         dataset = leave_images_encoded(dataset)
     hidden = not (show_progress and state.is_main_process)
     loader = _Loader(_Attempts(dataset, collator), min(num_workers, len(dataset)))
-    if prompts is None and getattr(collator, "group_pairs", False) and isinstance(dataset, Dataset):
-        prompts = _find_prompts(dataset)
+    if prompts == "find":
+        by_tokens = max_tokens_per_batch is not None
+        fits = not by_tokens or (getattr(collator, "share_prefix", False) and (lengths is None or counts is not None))
+        is_asked = fits and getattr(collator, "group_pairs", False) and isinstance(dataset, Dataset)
+        prompts = _find_prompts(cast(Dataset, dataset)) if is_asked else None
     if max_tokens_per_batch is None or len(dataset) == 0:
         batches = _ranges(len(dataset), batch_size)
         if prompts is not None:
@@ -229,7 +232,8 @@ def fit_reward_posterior(trainer: Trainer) -> RewardPosterior:
     options = {"batch_size": trainer._train_batch_size, "desc": "Reward posterior"}
     with watching_head(trainer.model_wrapped) as head:
         kept = rows if selection is None else _KeptRows(rows, selection)
-        score_with_trainer(trainer, kept, trainer._lengths, read=add, **options)
+        known = {"counts": trainer._counts, "prompts": trainer._prompts}
+        score_with_trainer(trainer, kept, trainer._lengths, read=add, **known, **options)
     with failing_together():
         if head.weight is None:
             raise ValueError("The train set has no pairs, so that they say nothing about the rewards.")

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import BitsAndBytesConfig, DataCollator, EvalPrediction, PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput
-from transformers.utils import PushInProgress, logging
+from transformers.utils import PushInProgress
 from trl import RewardTrainer
 
 from ..data.cards import PAPER
@@ -38,9 +38,6 @@ from .config import MultimodalRewardConfig
 from .model_card import push_checkpoint, push_model, write_model_card
 from .pair_scoring import fit_reward_posterior, measure_reward_statistics, try_reward_posterior
 from .selection import SelectedRows, Selection, checkpoint_folder, resume_selection, selected
-
-
-logger = logging.get_logger(__name__)
 
 
 class MultimodalRewardTrainer(RewardTrainer):
@@ -225,11 +222,12 @@ class MultimodalRewardTrainer(RewardTrainer):
         prompts = None
         if grouping.groups_pairs(args, self._collator) and isinstance(dataset, Dataset):
             self._prompts = prompts = grouping.find_prompts(dataset, num_proc=args.dataset_num_proc)
-            if prompts is None and self.loss_type in losses.LISTWISE:
-                logger.warning(
-                    f'No two pairs of the train set have a prompt in common, so that `loss_type="{self.loss_type}"` '
-                    "is the same as `bt`."
-                )
+            if prompts is not None:
+                grouping.warn_of_few_prompts(prompts, args)
+        if self.loss_type in losses.LISTWISE:
+            is_grouped = grouping.groups_pairs(args, self._collator) and isinstance(dataset, Dataset)
+            numbers = None if prompts is None else prompts.number
+            losses.warn_of_rankings(self.loss_type, numbers, is_grouped, args)
         if batching.needs_lengths(args):
             sized = cast(Dataset, setup.plain_columns(dataset, (args.length_column_name,)))
             self._lengths = batching.pair_sizes(sized, counts, collator=self._collator, args=args)
