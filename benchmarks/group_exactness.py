@@ -42,9 +42,8 @@ ALONE = {
     "3 batches, drops": {},
 }
 TOGETHER = ("DDP x 2", "fully_shard x 2")
-LORA = LoraConfig(
-    r=4, target_modules="all-linear", init_lora_weights=False, modules_to_save=["score"], task_type="SEQ_CLS"
-)
+# PEFT knows not all linear layers of Gemma 4's tower.
+LAYERS = {"gemma4": r".*language_model.*_proj"}
 
 
 def learn(model, batch: dict, plain: bool = False) -> torch.Tensor:
@@ -76,7 +75,12 @@ def compare_alone(family: str, directory: Path) -> dict[str, tuple[float, float]
     found = {}
     for setting, options in ALONE.items():
         rows = grouped_rows()
-        model = get_peft_model(new_model(directory), LORA) if setting == "LoRA" else new_model(directory)
+        model = new_model(directory)
+        if setting == "LoRA":
+            layers = LAYERS.get(family, "all-linear")
+            lora = LoraConfig(r=4, target_modules=layers, init_lora_weights=False, modules_to_save=["score"])
+            lora.task_type = "SEQ_CLS"
+            model = get_peft_model(model, lora)
         batches = [rows]
         if setting == "3 batches, drops":
             rows = [row for index, row in enumerate(rows) if index % 3]

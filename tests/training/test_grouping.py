@@ -30,8 +30,9 @@ from ..rows import make_rows, sentence
 from ..trainers import config, losses, trainer_for, weights
 
 
-# Two that differ in the positions of tokens, and all that have a row for each answer.
-SOME = ["qwen3_vl", "qwen2_5_vl", "llava", "llava_onevision"]
+# Two that differ in the positions of tokens, one whose images are padded, and all that have a row for each answer; of
+# all families, and under DDP and FSDP: `benchmarks/group_exactness.py`.
+SOME = ["qwen3_vl", "qwen2_5_vl", "llava", "llava_onevision", "mistral3"]
 SOME += [name for name, family in FAMILIES.items() if not family.shares_prefix]
 
 

@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from jinja2 import TemplateError
 from PIL import Image
+from torch.nn.functional import pad
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.video_utils import VideoMetadata
 from trl import is_conversational, prepare_multimodal_messages
@@ -180,7 +181,8 @@ def _encode_visual(rows: Sequence[Rendered], processor: ProcessorMixin) -> Encod
 
 
 def join_images(parts: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Join the image tensors of several rows; zeros fill rows with fewer tiles, as processors do within a batch."""
+    """Join the image tensors of several rows; zeros fill rows with fewer tiles, or smaller images on the right and at
+    the bottom, as processors do within a batch."""
     parts = [part for part in parts if part]
     if len(parts) == 1:
         return parts[0]
@@ -192,8 +194,11 @@ def join_images(parts: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]
                 raise ValueError(
                     "The videos of a batch differ in their number of frames, which this family cannot read."
                 )
-            most = max(tensor.shape[1] for tensor in tensors)
-            tensors = [torch.cat([t, t.new_zeros(len(t), most - t.shape[1], *t.shape[2:])], dim=1) for t in tensors]
+            most = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
+            missing = [[size - own for size, own in zip(most, t.shape[1:], strict=True)] for t in tensors]
+            tensors = [
+                pad(t, [n for m in reversed(of) for n in (0, m)]) for t, of in zip(tensors, missing, strict=True)
+            ]
         joined[key] = torch.cat(tensors)
     return joined
 
