@@ -103,7 +103,9 @@ def compare_together(family: str, directory: Path) -> dict[str, tuple[float, flo
     processor = layouts.AutoProcessor.from_pretrained(directory)
     expected, wanted = expected_of(new_model(directory), processor, rows)
     shares = families.FAMILIES[family].shares_prefix
-    collator = MultimodalPreferenceCollator(processor, share_prefix=shares, group_pairs=True, add_dummy_image=True)
+    # Sets that hold no video, as a trainer finds.
+    dummies = {"add_dummy_image": True, "media": ("image",)}
+    collator = MultimodalPreferenceCollator(processor, share_prefix=shares, group_pairs=True, **dummies)
     mine = slice(0, len(rows) // 2) if rank == 0 else slice(len(rows) // 2, None)
     found = {}
     for setting in TOGETHER:

@@ -100,6 +100,15 @@ def mean_rewards(scores: npt.ArrayLike) -> np.ndarray:
 
     Raises:
         `ValueError`: if the shape is another, or a score is infinite.
+
+    Example:
+
+    ```python
+    >>> from trl_dt2it.curation import mean_rewards
+    >>> mean_rewards([[3.0, 1.0], [1.0, 3.0], [0.0, 0.0]]).round(2).tolist()
+    [2.12, 2.12, 0.0]
+
+    ```
     """
     means = _as_scores(scores).mean(axis=1)
     for column in means.T:  # views, changed in place
