@@ -314,13 +314,8 @@ class IterativeCurationCallback(TrainerCallback):
         if self.folds is not None and epoch > 0:
             rows = np.flatnonzero(self._fold_of_epoch(epoch - 1))
         train = cast(Dataset, self.trainer.train_dataset)
-        of_rows = {
-            "lengths": None if self.trainer._lengths is None else np.asarray(self.trainer._lengths)[rows],
-            "counts": None if self.trainer._counts is None else self.trainer._counts.take(pa.array(rows)),
-            "prompts": None if self.trainer._prompts is None else self.trainer._prompts.take(rows),
-        }
         with same_random_state():
-            scores = self._score(train if len(rows) == len(train) else train.select(rows), **of_rows)
+            scores = self._score(train if len(rows) == len(train) else train.select(rows), rows)
             reference_scores = None if self.reference is None else self._score(self.reference)
         selection, changed, metrics = on_main_process(lambda: self._decide(rows, scores, reference_scores))
         vars(self.state.selection).update(selection)
@@ -329,11 +324,11 @@ class IterativeCurationCallback(TrainerCallback):
         with evaluating(self.trainer.model):
             self.trainer.log(metrics)
 
-    def _score(self, dataset: Dataset, **known: Any) -> np.ndarray:
+    def _score(self, dataset: Dataset, rows: np.ndarray | None = None) -> np.ndarray:
         if self.scorer is not None:
             return np.asarray(self.scorer(dataset))
         batch_size = self.trainer.args.per_device_eval_batch_size
-        return score_with_trainer(self.trainer, dataset, batch_size=batch_size, **known)
+        return score_with_trainer(self.trainer, dataset, rows, batch_size=batch_size)
 
     def _correct(self, flipped: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Apply a person's corrections in the ledger, about the present content of pairs, to copies of the masks of

@@ -131,8 +131,9 @@ def _as_scores(scores: npt.ArrayLike) -> np.ndarray:
     return scores
 
 
-def as_margins(strength: npt.ArrayLike, argument: str = "strength") -> np.ndarray:
-    """Return reward margins as `float64`, `(N,)`; raise a `ValueError` at another shape or an infinite margin."""
+def as_margins(strength: npt.ArrayLike, argument: str = "strength", count: int | None = None) -> np.ndarray:
+    """Return reward margins as `float64`, `(N,)`; raise a `ValueError` at another shape or an infinite margin, or if
+    there are not `count`."""
     margins = np.asarray(strength, dtype=np.float64)
     if margins.ndim != 1:
         raise ValueError(
@@ -141,6 +142,8 @@ def as_margins(strength: npt.ArrayLike, argument: str = "strength") -> np.ndarra
     if np.isinf(margins).any():
         index, whose = np.flatnonzero(np.isinf(margins))[0], "" if argument == "strength" else f" of `{argument}`"
         raise ValueError(f"The reward margin of pair {index}{whose} is infinite; give NaN for one that is not scored.")
+    if count is not None and len(margins) != count:
+        raise ValueError(f"There are {count} pairs and {len(margins)} of `{argument}`; pass one per pair.")
     return margins
 
 
@@ -275,7 +278,7 @@ def estimate_noise(
         `ValueError`: if a shape is wrong, a margin is infinite, or there are too few references.
     """
     margins = as_margins(strength)
-    return _estimate([margins], _as_means(mean_reward, [np.arange(len(margins))]), reference, reference_mean_reward)[0]
+    return _estimate([margins], [_as_means(mean_reward, len(margins))], reference, reference_mean_reward)[0]
 
 
 def flip_mixture(
@@ -324,7 +327,8 @@ def flip_mixture(
     small = [len(part) for part in parts if 0 < (~np.isnan(part)).sum() < MIN_PAIRS]
     if small and len(parts) > 1:
         logger.info(f"{sum(small):,} pairs of {len(small):,} sources of under {MIN_PAIRS} pairs stay as they are.")
-    found = _estimate(parts, _as_means(mean_reward, list(groups.values())), reference, reference_mean_reward)
+    means = _as_means(mean_reward, len(margins))
+    found = _estimate(parts, [means[rows] for rows in groups.values()], reference, reference_mean_reward)
     for (name, rows), estimate in zip(groups.items(), found, strict=True):
         # Comparisons with NaN are false.
         mask[rows] = estimate.flip & (estimate.posterior > threshold)
@@ -502,22 +506,16 @@ def _fit(grid: _Grid, bins: _Bins, clean: float) -> _Fit:
     return _Fit(accuracy, missed, shared, contradicted, np.concatenate([noisy, none[:, None]], axis=1))
 
 
-def _as_means(
-    mean_reward: npt.ArrayLike | None, groups: Sequence[np.ndarray], argument: str = "mean_reward"
-) -> list[np.ndarray]:
-    """Return the known mean rewards of each group of rows, of which there is each row once."""
-    if mean_reward is None:
-        return [np.zeros(0) for _ in groups]
-    means = as_margins(mean_reward, argument)
-    if len(means) != (count := sum(map(len, groups))):
-        raise ValueError(f"There are {count} pairs and {len(means)} of `{argument}`; pass one per pair.")
-    return [means[rows][~np.isnan(means[rows])] for rows in groups]
+def _as_means(mean_reward: npt.ArrayLike | None, count: int, argument: str = "mean_reward") -> np.ndarray:
+    """Return mean rewards, all NaN if none are passed."""
+    return np.full(count, np.nan) if mean_reward is None else as_margins(mean_reward, argument, count)
 
 
 def _foreign(traits: Sequence[tuple[np.ndarray, np.ndarray, float]]) -> float:
     """Return the prior probability that the model reads a source in another way than the reference, from samples of
-    both of what wrong labels do not change, each with its `_CHANCE`."""
-    traits = [one for one in traits if min(map(len, one[:2])) >= MIN_PAIRS]
+    both of what wrong labels do not change, each with its `_CHANCE`; NaN is left out."""
+    known_traits = [(own[~np.isnan(own)], known[~np.isnan(known)], factor) for own, known, factor in traits]
+    traits = [trait for trait in known_traits if min(map(len, trait[:2])) >= MIN_PAIRS]
     chance = 1.0
     for own, known, factor in traits:
         test: Any = ks_2samp(own, known, method="asymp")
@@ -535,10 +533,9 @@ def _estimate(
 ) -> list[NoiseEstimate]:
     """Estimate the noise of each source; the accuracy is one, but where a source is read in another way."""
     known = None if reference is None else as_margins(reference, "reference")
-    rows = [np.arange(0 if known is None else len(known))]
     if known is None and reference_mean_reward is not None:
         raise ValueError("`reference_mean_reward` is passed without `reference`, whose mean rewards it is; pass both.")
-    (known_mean,) = _as_means(reference_mean_reward, rows, "reference_mean_reward")
+    known_means = _as_means(reference_mean_reward, 0 if known is None else len(known), "reference_mean_reward")
     known = None if known is None else known[~np.isnan(known)]
     if known is not None and len(known) < MIN_PAIRS:
         raise ValueError(f"There are {len(known)} scored references; give at least {MIN_PAIRS}, or none.")
@@ -559,7 +556,7 @@ def _estimate(
     if known is not None:
         for index in fitted:
             sizes = np.abs(scored[index]), np.abs(known), _CHANCE_SIZE
-            foreign[index] = _foreign([sizes, (means[index], known_mean, _CHANCE_MEAN)])
+            foreign[index] = _foreign([sizes, (means[index], known_means, _CHANCE_MEAN)])
     # Each source says something about the shared accuracy; pairs that are known to be right say it better.
     # Fits are made anew below, because all of them take much memory.
     evidence = dict.fromkeys(fitted, np.zeros(len(shared)))

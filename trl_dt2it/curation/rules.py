@@ -167,9 +167,7 @@ def decide(
     """
     margins = as_margins(strength).copy()
     count = len(margins)
-    means = None if mean_reward is None else as_margins(mean_reward, "mean_reward")
-    if means is not None and len(means) != count:
-        raise ValueError(f"There are {count} pairs and {len(means)} of `mean_reward`; pass one per pair.")
+    means = None if mean_reward is None else as_margins(mean_reward, "mean_reward", count)
     check_value("`min_kept`", min_kept, 0 <= min_kept <= 1, "give a share from 0 to 1")
     if source is None and any(rule.by for rule in rules):
         raise ValueError('A rule has `by="source"`, but no `source` is given; pass the source of each pair.')
@@ -276,14 +274,15 @@ def with_reference(
         if reference is not None:
             logger.warning(f"Under {MIN_PAIRS} pairs known to be right have a score, so that the rules get none.")
         return list(rules)
-    bound = []
-    for rule in rules:
-        if "reference" in (takes := parameters_of(rule)):
-            more = {} if mean_reward is None else {"reference_mean_reward": mean_reward}
-            known = {"reference": reference} | {name: value for name, value in more.items() if name in takes}
-            rule = replace(rule, rule=partial(rule.rule, **known))
-        bound.append(rule)
-    return bound
+    known = {"reference": reference} | ({} if mean_reward is None else {"reference_mean_reward": mean_reward})
+
+    def bind(rule: Flip | Keep) -> Flip | Keep:
+        takes = parameters_of(rule)
+        if "reference" not in takes:  # or the mean rewards may be of another
+            return rule
+        return replace(rule, rule=partial(rule.rule, **{name: known[name] for name in takes & known.keys()}))
+
+    return list(map(bind, rules))
 
 
 def _mask(rule: Rule, margins: np.ndarray) -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
@@ -19,6 +18,7 @@ from .columns import as_python, has_transform
 from .mixing import with_columns
 from .rows import (
     RowError,
+    differ_for_any_tokenizer,
     message_text,
     named_errors,
     row_name,
@@ -84,9 +84,7 @@ def to_pairs(dataset: AnySet, how: How = "all", *, min_gap: float = 0.0, ties: b
     names = dataset.column_names
     if missing := _missing(names):
         raise ValueError(f"The data set has no column {missing}; ranked prompts need it.")
-    if has_transform(dataset):
-        raise ValueError("The data set has a transform, through which pairs are not found; take it off, or apply it.")
-    rows, counts = as_python(dataset), Counter[str]()
+    rows, counts = _readable(dataset), Counter[str]()
     read = rows.select_columns([name for name in (*_OF_ANSWERS, "pair_id", "group_id", "prompt") if name in names])
     made = [(i, pair) for i, row in enumerate(read) for pair in _pairs_of(row, i, how, min_gap, ties, counts)]
     if not made:
@@ -98,11 +96,7 @@ def to_pairs(dataset: AnySet, how: How = "all", *, min_gap: float = 0.0, ties: b
 def cover_answers(dataset: Dataset) -> tuple[Dataset | None, list[list[tuple[int, int]]]]:
     """Make as few pairs of ranked prompts as hold all of their answers, `None` if there are none, and return the pair
     and the side, 0 or 1, at which each answer of each prompt is."""
-    if has_transform(dataset):
-        raise ValueError(
-            "The data set has a transform, through which answers are not found; take it off, or apply it."
-        )
-    rows, made = as_python(dataset), list[tuple[int, dict[str, Any]]]()
+    rows, made = _readable(dataset), list[tuple[int, dict[str, Any]]]()
     places: list[list[tuple[int, int]]] = []
     names = [name for name in (ANSWERS, "pair_id", "group_id", "prompt") if name in rows.column_names]
     for index, row in enumerate(rows.select_columns(names)):
@@ -118,7 +112,8 @@ def cover_answers(dataset: Dataset) -> tuple[Dataset | None, list[list[tuple[int
             while left:
                 one = left.pop(0)
                 # Beside an answer that is alone, or almost equal to the next, the same with a mark.
-                other = left.pop(0) if left and _words(answers[one]) != _words(answers[left[0]]) else None
+                is_clear = bool(left) and differ_for_any_tokenizer(_text(answers[one]), _text(answers[left[0]]))
+                other = left.pop(0) if is_clear else None
                 at[one] = len(made), 0
                 if other is not None:
                     at[other] = len(made), 1
@@ -128,13 +123,14 @@ def cover_answers(dataset: Dataset) -> tuple[Dataset | None, list[list[tuple[int
     return (_views(rows, made) if made else None), places
 
 
+def _readable(dataset: Dataset) -> Dataset:
+    if has_transform(dataset):
+        raise ValueError("The data set has a transform, through which pairs are not found; take it off, or apply it.")
+    return as_python(dataset)
+
+
 def _is_messages(answer: Any) -> bool:
     return isinstance(answer, list) and bool(answer) and all(isinstance(message, Mapping) for message in answer)
-
-
-def _words(answer: Any) -> str:
-    """Return the text of an answer without what a tokenizer may not see."""
-    return "".join(unicodedata.normalize("NFKC", _text(answer)).casefold().split())
 
 
 def marked(answer: Any, mark: str) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -207,6 +208,12 @@ def blocks(message: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def message_text(message: Mapping[str, Any]) -> str:
     """Join the text blocks of a message."""
     return "".join(block.get("text") or "" for block in blocks(message))
+
+
+def differ_for_any_tokenizer(first: str, second: str) -> bool:
+    """Tell whether two texts differ in more than a tokenizer may drop: spaces, case and forms of a letter."""
+    one, other = ("".join(unicodedata.normalize("NFKC", text).casefold().split()) for text in (first, second))
+    return one != other
 
 
 def check_row(row: Mapping[str, Any], *, special_tokens: re.Pattern | None = None) -> None:

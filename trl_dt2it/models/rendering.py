@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -17,7 +16,7 @@ from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.video_utils import VideoMetadata
 from trl import is_conversational, prepare_multimodal_messages
 
-from ..data.rows import RowError, Video, row_images
+from ..data.rows import RowError, Video, differ_for_any_tokenizer, row_images
 
 
 ProcessingClass = PreTrainedTokenizerBase | ProcessorMixin
@@ -74,8 +73,8 @@ def check_difference(row: Mapping[str, Any], processing_class: ProcessingClass) 
     """Refuse a row whose two answers are the same to the model, whatever its images."""
     # A chat template may drop the difference (thoughts, unknown fields of a message), a tokenizer normalize it away.
     rendered = render_pair(row, cast(Any, row_images(row)), processing_class)  # only their number counts
-    if len({"".join(unicodedata.normalize("NFKC", text).casefold().split()) for text in rendered.texts}) > 1:
-        return  # no tokenizer makes these equal, so it need not be asked
+    if differ_for_any_tokenizer(*rendered.texts):
+        return
     chosen, rejected = get_tokenizer(processing_class)(rendered.texts, add_special_tokens=False)["input_ids"]
     if chosen == rejected:
         raise equal_when_rendered()

@@ -103,7 +103,7 @@ class MultimodalPreferenceCollator:
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         rows: list[list[dict[str, torch.Tensor]]]  # the answers of each prompt
         images: dict[str, torch.Tensor] = {}
-        shown: list[tuple[int, int]] = []  # images and videos of each prompt
+        shown: list[tuple[int, ...]] = []  # images and videos of each prompt
         has_media = [False] * len(examples)
         answers = [((index, 0), (index, 1)) for index in range(len(examples))]  # prompt and answer of each side
         if "chosen_ids" in examples[0]:
@@ -141,27 +141,16 @@ class MultimodalPreferenceCollator:
         answers += [((len(rows) + index, 0), (len(rows) + index, 1)) for index in range(len(dummies))]
         rows += [pair for pair, _ in dummies]
         ids = self.image_token_ids if self.share_prefix else None
-        if is_grouped:
-            counts = list(map(len, rows))
-            order = reward_order(counts)
-            packed: dict[str, Any] | None
-            if self.share_prefix:
-                packed = pack_completions(rows, self.image_token_ids)
-                if packed is None:  # answers with images
-                    return replace(self, share_prefix=False)(examples)
-            else:
-                every = [rows[group][answer] for group, answer in order]
-                packed = dict[str, Any](pad_rows(every, self.processing_class, self.pad_to_multiple_of))
-                if images:
-                    shown += [("pixel_values" in tensors, PIXELS["video"] in tensors) for _, tensors in dummies]
-                    packed["image_repeats"] = torch.tensor([[n, *of] for n, of in zip(counts, shown, strict=True)])
-            place = {answer: index for index, answer in enumerate(order)}
-            batch["pairs"]["answers"] = torch.tensor([[place[answer] for answer in sides] for sides in answers])
-            batch["pairs"]["num_answers"] = torch.tensor(counts)
-            return {**batch, **packed, **images}
         tokens = lay_out(rows, self.processing_class, ids, self.pad_to_multiple_of)
+        counts = list(map(len, rows))
+        if is_grouped:
+            position = {answer: index for index, answer in enumerate(reward_order(counts))}
+            batch["pairs"]["answers"] = torch.tensor([[position[answer] for answer in sides] for sides in answers])
+            batch["pairs"]["num_answers"] = torch.tensor(counts)
         if images and "pair_layout" not in tokens:
-            batch["image_repeats"] = 2
+            shown += [tuple(int(pixels in tensors) for pixels in PIXELS.values()) for _, tensors in dummies]
+            repeats = torch.tensor([[number, *of] for number, of in zip(counts, shown, strict=True)])
+            batch["image_repeats"] = repeats if is_grouped else 2
         return {**batch, **tokens, **images}
 
     def _render_all(
@@ -301,12 +290,14 @@ def lay_out(
     image_token_ids: set[int] | None,
     multiple: int | None,
 ) -> dict[str, torch.Tensor]:
-    """Lay out the tokens of chosen and rejected of each pair, as one row where `image_token_ids` are passed and the
-    sides of each pair differ only after its last image, and as two padded rows per pair otherwise."""
+    """Lay out the tokens of the answers of each prompt, as one row where `image_token_ids` are passed and the answers
+    differ only after its last image, and as a padded row for each answer otherwise, in the order of
+    [`reward_order`]."""
     packed = None if image_token_ids is None else pack_completions(rows, image_token_ids)
     if packed is not None:
         return packed
-    return pad_rows([row[side] for side in range(2) for row in rows], processing_class, multiple)
+    order = reward_order(list(map(len, rows)))
+    return pad_rows([rows[prompt][answer] for prompt, answer in order], processing_class, multiple)
 
 
 def pad_rows(

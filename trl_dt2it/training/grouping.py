@@ -99,6 +99,24 @@ def warn_of_few_prompts(prompts: Prompts, args: MultimodalRewardConfig) -> None:
         )
 
 
+def warn_of_rankings(prompts: Prompts | None, is_grouped: bool, args: MultimodalRewardConfig) -> None:
+    """Say where a listwise loss finds the answers of a prompt in several batches, or no prompt with several pairs."""
+    about = f'`loss_type="{args.loss_type}"` compares the answers that the pairs of a prompt have in a batch, '
+    most = 1 if prompts is None else int(np.bincount(prompts.number).max())
+    if not is_grouped:
+        logger.warning(
+            f"{about}and nothing brings them together in a stream, with this `train_sampling_strategy`, or in batches "
+            "by tokens of a family that does not share prompts; let them be neighbors."
+        )
+    elif most == 1:
+        logger.warning(f"{about}but no two pairs of the train set have one in common, so that it is the same as `bt`.")
+    elif args.max_tokens_per_batch is None and args.train_batch_size % most:
+        logger.warning(
+            f"{about}and `per_device_train_batch_size={args.per_device_train_batch_size}` divides some: there are up "
+            f"to {most} pairs of one. Make it a multiple of that, or large, or set `max_tokens_per_batch`."
+        )
+
+
 def _prompt(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"prompt": prompt_key(row)}
 

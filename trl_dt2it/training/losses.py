@@ -67,12 +67,9 @@ from datasets import Dataset, IterableDataset
 from torch import nn
 from torch.nn.functional import logsigmoid
 from torch.utils.hooks import RemovableHandle
-from transformers.utils import logging
 
 from ..models.shared_prefix import reward_order
 
-
-logger = logging.get_logger(__name__)
 
 # Of `delta`, `batch` and `config`, as above.
 LossFunction = Callable[[torch.Tensor, Mapping[str, Any], Any], torch.Tensor]
@@ -190,26 +187,6 @@ def loss_type_for(loss_type: str | LossFunction, *, has_strength: bool) -> str |
     return loss_type
 
 
-def warn_of_rankings(loss_type: Any, prompts: np.ndarray | None, is_grouped: bool, args: Any) -> None:
-    """Say where the answers of a prompt, of which `prompts` `(N,)` has the number for each pair, are not all together
-    for a listwise loss."""
-    about = f'`loss_type="{loss_type}"` compares the answers that the pairs of a prompt have in a batch, '
-    if not is_grouped:
-        logger.warning(
-            f"{about}and nothing brings them together in a stream, with this `train_sampling_strategy`, or in batches "
-            "by tokens of a family that does not share prompts; let them be neighbors."
-        )
-    elif prompts is None:
-        logger.warning(f"{about}but no two pairs of the train set have one in common, so that it is the same as `bt`.")
-    elif args.max_tokens_per_batch is None and (most := int(np.bincount(prompts).max())) > 1:
-        size = args.train_batch_size
-        if size % most or (np.bincount(prompts) > size).any():
-            logger.warning(
-                f"{about}and `per_device_train_batch_size={args.per_device_train_batch_size}` divides some: there are "
-                f"up to {most} pairs of one. Make it a multiple of that, or large, or set `max_tokens_per_batch`."
-            )
-
-
 def loss_name(loss_type: str | LossFunction) -> str:
     """Return the name of a loss, or of its function, for logs and files."""
     return loss_type if isinstance(loss_type, str) else getattr(loss_type, "__name__", type(loss_type).__name__)
@@ -252,8 +229,7 @@ def pairwise_loss(
 
     delta = chosen - rejected
     if loss_type in LISTWISE:
-        margin = 0.0 if vectors["margin"] is None else vectors["margin"].float()
-        loss = function(torch.stack([delta, -delta]) - margin, batch, config)
+        loss = function(_both_ways(delta, vectors["margin"]), batch, config)
     elif confidence is None:
         loss = loss_of(delta)
     else:
@@ -263,6 +239,11 @@ def pairwise_loss(
     if config.center_rewards_coefficient is not None:
         loss = loss + config.center_rewards_coefficient * (chosen + rejected) ** 2
     return loss
+
+
+def _both_ways(delta: torch.Tensor, margin: torch.Tensor | None) -> torch.Tensor:
+    """Return the reward margins `(2, B)` of pairs and of their reverses, less TRL's `margin`."""
+    return torch.stack([delta, -delta]) - (0.0 if margin is None else margin.float())
 
 
 @torch.enable_grad()
@@ -296,9 +277,7 @@ def _listwise_curvature(
 ) -> torch.Tensor:
     """Compute [`pair_curvature`] of a choice against its competitors; that of these against each other, which no pair
     of the choice is, is left out, so that with three answers or more it is too small and not too large."""
-    margins = (rewards[0] - rewards[1]).float()
-    margins = torch.stack([margins, -margins]) - (0.0 if batch.get("margin") is None else batch["margin"].float())
-    margins = margins.detach().requires_grad_()
+    margins = _both_ways(rewards[0].float() - rewards[1].float(), batch.get("margin")).detach().requires_grad_()
     share = pair_weight(batch, config, loss_type)
     total = (share * LOSSES[loss_type](margins, batch, config)).sum()
     (slope,) = torch.autograd.grad(total, margins, create_graph=True)

@@ -72,13 +72,9 @@ def score_pairs(
         dataset = leave_images_encoded(dataset)
     hidden = not (show_progress and state.is_main_process)
     loader = _Loader(_Attempts(dataset, collator), min(num_workers, len(dataset)))
-    if prompts == "find":
-        by_tokens = max_tokens_per_batch is not None
-        fits = not by_tokens or (getattr(collator, "share_prefix", False) and (lengths is None or counts is not None))
-        is_asked = fits and getattr(collator, "group_pairs", False) and isinstance(dataset, Dataset)
-        prompts = _find_prompts(cast(Dataset, dataset)) if is_asked else None
     if max_tokens_per_batch is None or len(dataset) == 0:
         batches = _ranges(len(dataset), batch_size)
+        prompts = _find_prompts(dataset, collator) if prompts == "find" else prompts
         if prompts is not None:
             order = arrange(np.arange(len(dataset)), prompts.number, batch_size)
             batches = [order[batch].tolist() for batch in batches]
@@ -89,11 +85,13 @@ def score_pairs(
             lengths = [pair_size(one, cast(Any, collator), cap) for one in tokens]
             counts = pa.table(dict(zip(PairTokens._fields, zip(*tokens, strict=True), strict=True)))
         units = None
-        if prompts is not None and counts is not None and shares:
-            units = make_units(prompts, counts, cast(Any, lengths), cap, cast(Any, collator).max_answers_per_group)
+        if counts is not None and shares:
+            prompts = _find_prompts(dataset, collator) if prompts == "find" else prompts
+            if prompts is not None:
+                units = make_units(prompts, counts, cast(Any, lengths), cap, cast(Any, collator).max_answers_per_group)
         plan = plan_batches(lengths if units is None else units.sizes, cap, padded=not shares)
-        found = (plan.rows[batch] for batch in plan.batches)
-        batches = [(batch if units is None else units.pairs_of(batch)).tolist() for batch in found]
+        planned = (plan.rows[batch] for batch in plan.batches)
+        batches = [(batch if units is None else units.pairs_of(batch)).tolist() for batch in planned]
     # Where the model is sharded, all processes have to take part in equally many forward passes.
     step = state.num_processes
     turns = range(state.process_index, -(-len(batches) // step) * step, step)
@@ -119,13 +117,21 @@ def score_pairs(
     return reduce(rewards.to(state.device), "sum").cpu().numpy()
 
 
-def score_with_trainer(trainer: Trainer, dataset: Any, lengths: Any = None, **options: Any) -> np.ndarray:
-    """Score pairs by [`score_pairs`] with a trainer's model, collator, processes and settings, and other `options`."""
+def score_with_trainer(trainer: Trainer, dataset: Any, rows: np.ndarray | None = None, **options: Any) -> np.ndarray:
+    """Score pairs by [`score_pairs`] with a trainer's model, collator, processes and settings, and other `options`.
+    `rows` are those of its training set that they are, of which it knows lengths and prompts."""
+    known: dict[str, Any] = {}
+    if rows is not None:
+        known = {
+            "lengths": None if trainer._lengths is None else np.asarray(trainer._lengths)[rows],
+            "counts": None if trainer._counts is None else trainer._counts.take(pa.array(rows)),
+            "prompts": None if trainer._prompts is None else trainer._prompts.take(rows),
+        }
     return score_pairs(
         trainer.model_wrapped,
         dataset,
         trainer.data_collator,
-        lengths=lengths,
+        **known,
         accelerator=trainer.accelerator,
         max_tokens_per_batch=trainer.args.max_tokens_per_batch,
         num_workers=trainer.args.dataloader_num_workers,
@@ -138,11 +144,11 @@ def measure_reward_statistics(trainer: Trainer) -> dict[str, float] | None:
     """Compute mean and standard deviation of the rewards of a sample of a trainer's pairs; all processes call it."""
     # Nothing that goes wrong here may cost the finished training: an error on any process becomes a warning on all.
     try:
-        rows, lengths = _sample(trainer)
-        if len(rows) == 0:
+        pairs, rows = _sample(trainer)
+        if len(pairs) == 0:
             return None
         options = {"batch_size": trainer._train_batch_size, "desc": "Reward mean and std"}
-        rewards = score_with_trainer(trainer, rows, lengths, **options)
+        rewards = score_with_trainer(trainer, pairs, rows, **options)
     except Exception as error:
         logger.warning(
             "`reward_mean` and `reward_std` are left out of the trained model's configuration, because its training "
@@ -232,8 +238,7 @@ def fit_reward_posterior(trainer: Trainer) -> RewardPosterior:
     options = {"batch_size": trainer._train_batch_size, "desc": "Reward posterior"}
     with watching_head(trainer.model_wrapped) as head:
         kept = rows if selection is None else _KeptRows(rows, selection)
-        known = {"counts": trainer._counts, "prompts": trainer._prompts}
-        score_with_trainer(trainer, kept, trainer._lengths, read=add, **known, **options)
+        score_with_trainer(trainer, kept, np.arange(len(kept)), read=add, **options)
     with failing_together():
         if head.weight is None:
             raise ValueError("The train set has no pairs, so that they say nothing about the rewards.")
@@ -252,8 +257,8 @@ def try_reward_posterior(trainer: Trainer) -> RewardPosterior | None:
         return None
 
 
-def _sample(trainer: Trainer) -> tuple[Sequence[Any] | Dataset, Any]:
-    """Return pairs to score, and their numbers of tokens if known."""
+def _sample(trainer: Trainer) -> tuple[Sequence[Any] | Dataset, np.ndarray | None]:
+    """Return pairs to score, and their rows in the training set unless it is streamed."""
     args, dataset = trainer.args, trainer.train_dataset
     most = args.reward_statistics_pairs
     if isinstance(dataset, IterableDataset):
@@ -263,12 +268,11 @@ def _sample(trainer: Trainer) -> tuple[Sequence[Any] | Dataset, Any]:
             rows = list(islice(dataset, min(most, trainer.state.global_step * step)))
         # Parts of a stream that was split over the processes may differ in length.
         return rows[: min(gather(len(rows)))], None
-    lengths = None if trainer._lengths is None else np.asarray(trainer._lengths)
     if most >= len(dataset):
-        return dataset, lengths
+        return dataset, np.arange(len(dataset))
     seed = args.seed if args.data_seed is None else args.data_seed
     chosen = np.sort(np.random.default_rng(seed).choice(len(dataset), size=most, replace=False))
-    return dataset.select(chosen), None if lengths is None else lengths[chosen]
+    return dataset.select(chosen), chosen
 
 
 @contextmanager
@@ -331,7 +335,9 @@ class _Loader:
             yield item
 
 
-def _find_prompts(dataset: Dataset) -> Prompts | None:
+def _find_prompts(dataset: Any, collator: Any) -> Prompts | None:
+    if not isinstance(dataset, Dataset) or not getattr(collator, "group_pairs", False):
+        return None
     try:
         return find_prompts(dataset)
     except Exception:  # a row is not as it should be, which the collator says of it by name

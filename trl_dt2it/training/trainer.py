@@ -220,14 +220,13 @@ class MultimodalRewardTrainer(RewardTrainer):
         if dataset_name != "train":
             return dataset
         prompts = None
-        if grouping.groups_pairs(args, self._collator) and isinstance(dataset, Dataset):
-            self._prompts = prompts = grouping.find_prompts(dataset, num_proc=args.dataset_num_proc)
-            if prompts is not None:
-                grouping.warn_of_few_prompts(prompts, args)
+        is_grouped = grouping.groups_pairs(args, self._collator) and isinstance(dataset, Dataset)
+        if is_grouped:
+            self._prompts = prompts = grouping.find_prompts(cast(Dataset, dataset), num_proc=args.dataset_num_proc)
+        if prompts is not None:
+            grouping.warn_of_few_prompts(prompts, args)
         if self.loss_type in losses.LISTWISE:
-            is_grouped = grouping.groups_pairs(args, self._collator) and isinstance(dataset, Dataset)
-            numbers = None if prompts is None else prompts.number
-            losses.warn_of_rankings(self.loss_type, numbers, is_grouped, args)
+            grouping.warn_of_rankings(prompts, is_grouped, args)
         if batching.needs_lengths(args):
             sized = cast(Dataset, setup.plain_columns(dataset, (args.length_column_name,)))
             self._lengths = batching.pair_sizes(sized, counts, collator=self._collator, args=args)
