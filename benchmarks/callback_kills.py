@@ -9,12 +9,8 @@ from pathlib import Path
 
 from lib.report import markdown, write
 
-
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from tests.distributed.callback_runs import kill_runs  # noqa: E402  (here and below: after the path is set, for `tests`)
-from tests.families import build_family  # noqa: E402
+from tests.distributed.callback_runs import kill_runs
+from tests.families import build_family
 
 
 SEED = 0

@@ -17,14 +17,11 @@ from datasets import disable_progress_bars
 from lib.report import markdown, write
 from scipy.stats import spearmanr
 
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from tests.debias.digit_judge import BIAS, DigitJudge, digit_prompts, wrong_digits  # noqa: E402  (here and below: after the path is set, for `tests`)
-from tests.judge.server import JudgeServer  # noqa: E402
-from trl_dt2it.data.columns import leave_images_encoded  # noqa: E402
-from trl_dt2it.debias import distill  # noqa: E402
-from trl_dt2it.judge import Endpoint, JudgeClient  # noqa: E402
+from tests.debias.digit_judge import BIAS, DigitJudge, digit_prompts, wrong_digits
+from tests.judge.server import JudgeServer
+from trl_dt2it.data.columns import leave_images_encoded
+from trl_dt2it.debias import distill
+from trl_dt2it.judge import Endpoint, JudgeClient
 
 
 NUM_PROMPTS, NUM_SHUFFLES, PAIRS_PER_PROMPT, ALIKE, NOISE = 300, 4, 3, 0.1, 0.15

@@ -33,17 +33,15 @@ from lib.gpu_tables import tables
 from lib.operations import count
 from lib.published import build
 from lib.report import RESULTS, in_turn, ratio, wall_seconds, write
+from lib.torch_flash import install, kernel_shares_heads, set_attention
 from lib.vlm import batches, rows_of, step
 from PIL import Image
 from torch.nn.functional import logsigmoid
 
+from trl_dt2it import RewardScorer
+
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from lib.torch_flash import install, kernel_shares_heads, set_attention  # noqa: E402  (here and below: after the path is set, for `tests`)
-
-from trl_dt2it import RewardScorer  # noqa: E402
 
 
 SHAPES = {"300/135": 8, "1100/100": 4, "1100/400": 4}  # tokens of prompt and answer, and pairs of a batch

@@ -1,5 +1,4 @@
-"""How far do rewards and gradients of pairs that share their prompt lie from those of the same pairs apart, for every
-family?
+"""Are rewards and gradients of pairs that share their prompt those of the same pairs apart, for every family?
 
 Tiny checkpoints of the tests' families, with random weights and real processors, in fp32: 19 pairs of five prompts of
 two to four answers, with no, one and two images, some pairs twice, some with their answers swapped, all with weights.
@@ -13,21 +12,15 @@ or a gradient by more than 1e-4 of its norm.
 usage: python benchmarks/group_exactness.py [FAMILY ...]
 """
 
-import json
-import sys
-import tempfile
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from lib.report import markdown, write
-from peft import LoraConfig, get_peft_model
-from shared_prefix_exactness import GRADIENT_BOUND, REWARD_BOUND, layouts, new_model, run_two_processes
-from torch.distributed.fsdp import fully_shard
+from lib.exactness import DUMMIES, TOGETHER, gradients_of, in_parallel, measure, new_model, with_lora
 from torch.nn.functional import logsigmoid
-from torch.nn.parallel import DistributedDataParallel
 
-from tests.families import FAMILIES, build_family
+from tests import pairs as layouts
+from tests.families import FAMILIES
 from tests.training.test_grouping import grouped_rows
 from trl_dt2it import MultimodalPreferenceCollator
 from trl_dt2it.models import families
@@ -41,9 +34,6 @@ ALONE = {
     "LoRA": {},
     "3 batches, drops": {},
 }
-TOGETHER = ("DDP x 2", "fully_shard x 2")
-# PEFT knows not all linear layers of Gemma 4's tower.
-LAYERS = {"gemma4": r".*language_model.*_proj"}
 
 
 def learn(model, batch: dict, plain: bool = False) -> torch.Tensor:
@@ -57,11 +47,6 @@ def learn(model, batch: dict, plain: bool = False) -> torch.Tensor:
     return torch.stack([chosen, rejected]).detach()
 
 
-def gradients_of(model) -> dict[str, torch.Tensor]:
-    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    return {name: g.full_tensor() if hasattr(g, "full_tensor") else g.clone() for name, g in found.items()}
-
-
 def expected_of(model, processor, rows: list[dict]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     model.zero_grad()
     # Some families refuse batches of rows with and without images, so that each pair is a batch.
@@ -72,15 +57,10 @@ def expected_of(model, processor, rows: list[dict]) -> tuple[torch.Tensor, dict[
 def compare_alone(family: str, directory: Path) -> dict[str, tuple[float, float]]:
     processor = layouts.AutoProcessor.from_pretrained(directory)
     shares = families.FAMILIES[family].shares_prefix
-    found = {}
+    differences = {}
     for setting, options in ALONE.items():
         rows = grouped_rows()
-        model = new_model(directory)
-        if setting == "LoRA":
-            layers = LAYERS.get(family, "all-linear")
-            lora = LoraConfig(r=4, target_modules=layers, init_lora_weights=False, modules_to_save=["score"])
-            lora.task_type = "SEQ_CLS"
-            model = get_peft_model(model, lora)
+        model = with_lora(new_model(directory), family) if setting == "LoRA" else new_model(directory)
         batches = [rows]
         if setting == "3 batches, drops":
             rows = [row for index, row in enumerate(rows) if index % 3]
@@ -94,8 +74,8 @@ def compare_alone(family: str, directory: Path) -> dict[str, tuple[float, float]
         assert any("answers" in batch["pairs"] for batch in made)
         rewards = torch.cat([learn(model, batch) for batch in made], dim=1)
         difference = (rewards - expected).abs().max().item()
-        found[setting] = (difference, layouts.gradient_difference(gradients_of(model), wanted))
-    return found
+        differences[setting] = (difference, layouts.gradient_difference(gradients_of(model), wanted))
+    return differences
 
 
 def compare_together(family: str, directory: Path) -> dict[str, tuple[float, float]]:
@@ -103,56 +83,26 @@ def compare_together(family: str, directory: Path) -> dict[str, tuple[float, flo
     processor = layouts.AutoProcessor.from_pretrained(directory)
     expected, wanted = expected_of(new_model(directory), processor, rows)
     shares = families.FAMILIES[family].shares_prefix
-    # Sets that hold no video, as a trainer finds.
-    dummies = {"add_dummy_image": True, "media": ("image",)}
-    collator = MultimodalPreferenceCollator(processor, share_prefix=shares, group_pairs=True, **dummies)
+    collator = MultimodalPreferenceCollator(processor, share_prefix=shares, group_pairs=True, **DUMMIES)
     mine = slice(0, len(rows) // 2) if rank == 0 else slice(len(rows) // 2, None)
-    found = {}
+    differences = {}
     for setting in TOGETHER:
-        bare = model = new_model(directory)
-        if setting == "DDP x 2":
-            model = DistributedDataParallel(model, find_unused_parameters=True)
-        else:
-            for module in model.modules():
-                if type(module).__name__ in (model._no_split_modules or []):
-                    fully_shard(module)
-            fully_shard(model)
+        bare = new_model(directory)
+        model = in_parallel(bare, setting)
         difference = (learn(model, collator(rows[mine])) - expected[:, mine]).abs().max()
         dist.all_reduce(difference, dist.ReduceOp.MAX)
         # Both average over the processes. Parts that only dummies reach have gradients of zeros.
         gradients = {name: 2 * value for name, value in gradients_of(bare).items() if name in wanted}
-        found[setting] = (difference.item(), layouts.gradient_difference(gradients, wanted))
-    return found
-
-
-def main(names: list[str]) -> None:
-    results: dict[str, dict[str, tuple[float, float]]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        directories = {family: build_family(family, Path(folder) / family) for family in names}
-        for family, directory in directories.items():
-            results[family] = compare_alone(family, directory)
-            print(family, results[family], flush=True)
-        for family, found in run_two_processes(directories, __file__).items():
-            results[family] |= {setting: tuple(values) for setting, values in found.items()}
-    settings = [*ALONE, *TOGETHER]
-    table = [[f, *(f"{results[f][one][0]:.0e} / {results[f][one][1]:.0e}" for one in settings)] for f in names]
-    worst = [max(values[index] for found in results.values() for values in found.values()) for index in (0, 1)]
-    lines = ["Largest difference of a reward / of a gradient, relative to its norm, from two plain rows a pair; fp32."]
-    lines += ["", markdown(["family", *settings], table), "", f"Worst: {worst[0]:.1e} / {worst[1]:.1e}."]
-    write("group_exactness", "\n".join(lines), {"results": results, "worst": worst})
-    if worst[0] > REWARD_BOUND or worst[1] > GRADIENT_BOUND:
-        sys.exit(f"Bounds are {REWARD_BOUND} and {GRADIENT_BOUND}.")
+        differences[setting] = (difference.item(), layouts.gradient_difference(gradients, wanted))
+    return differences
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--rank"]:
-        torch.set_num_threads(1)
-        dist.init_process_group("gloo")
-        given = (argument.split("=", 1) for argument in sys.argv[2:])
-        compared = {name: compare_together(name, Path(path)) for name, path in given}
-        if dist.get_rank() == 0:
-            print(json.dumps(compared))
-        dist.destroy_process_group()
-    else:
-        torch.set_num_threads(2)
-        main(sys.argv[1:] or list(FAMILIES))
+    measure(
+        "group_exactness",
+        "Largest difference of a reward / of a gradient, relative to its norm, from two plain rows a pair; fp32.",
+        list(FAMILIES),
+        [*ALONE, *TOGETHER],
+        compare_alone,
+        compare_together,
+    )

@@ -19,7 +19,6 @@ usage: python benchmarks/judge_budget.py
 import sys
 import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from statistics import mean
 
 import numpy as np
@@ -27,6 +26,8 @@ from lib.report import markdown, write
 from lib.tiny_training import fit
 from scipy.special import expit
 
+from tests.curation.test_judging import TruthfulJudge, sha
+from tests.judge.server import JudgeServer
 from trl_dt2it.curation import estimate_noise, flip_mixture, relabel_by_vote
 from trl_dt2it.curation.budget import (
     ORDERS,
@@ -44,12 +45,6 @@ from trl_dt2it.data.mixing import swap_pairs
 from trl_dt2it.demo.digits import make_digits
 from trl_dt2it.demo.tiny import build_tiny_vlm
 from trl_dt2it.judge import Budget, Endpoint, JudgeClient
-
-
-sys.path.append(str(Path(__file__).parents[1]))
-
-from tests.curation.test_judging import TruthfulJudge, sha  # noqa: E402  (here and below: after the path is set)
-from tests.judge.server import JudgeServer  # noqa: E402
 
 
 PAIRS, SEEDS, TIES = 4000, 20, 0.15

@@ -20,17 +20,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from lib.report import markdown, write
+from transformers import AutoProcessor
 
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from transformers import AutoProcessor  # noqa: E402  (here and below: after the path is set, for `tests`)
-
-from tests.distributed import launches  # noqa: E402
-from tests.distributed.launches import LAUNCHES, Case, largest_difference, saved_weights  # noqa: E402
-from tests.families import family_dir  # noqa: E402
-from tests.processes import Run  # noqa: E402
-from trl_dt2it import load_reward_model  # noqa: E402
+from tests.distributed import launches
+from tests.distributed.launches import LAUNCHES, Case, largest_difference, saved_weights
+from tests.families import family_dir
+from tests.processes import Run
+from trl_dt2it import load_reward_model
 
 
 LOSS_BOUND, WEIGHT_BOUND = 1e-5, 1e-4

@@ -18,11 +18,7 @@ from pathlib import Path
 
 from lib.report import markdown, write
 
-
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from tests.curation.runs import arguments, outcome, start  # noqa: E402  (after the path is set)
+from tests.curation.runs import arguments, outcome, start
 
 
 def struck_stage(printed: str) -> str:

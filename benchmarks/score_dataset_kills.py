@@ -21,13 +21,9 @@ import torch
 from lib.report import markdown, write
 from transformers import AutoProcessor
 
-
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from tests.families import family_dir  # noqa: E402  (here and below: after the path is set, for `tests`)
-from tests.scoring_runs import ROWS_PER_SHARD, scored_pairs, start  # noqa: E402
-from trl_dt2it import load_reward_model  # noqa: E402
+from tests.families import family_dir
+from tests.scoring_runs import ROWS_PER_SHARD, scored_pairs, start
+from trl_dt2it import load_reward_model
 
 
 PAIRS = 120
