@@ -101,8 +101,11 @@ def main(args):
 
 def compare_with_server(args, rows, num_processes):
     """Compare a few rewards with those of a server, and exit with a sentence if they are not the same."""
+    from trl_dt2it.data import to_pairs
+    from trl_dt2it.data.columns import is_ranked
     from trl_dt2it.scoring.server import Server, check_server
 
+    rows = to_pairs(rows) if is_ranked(rows) else rows
     if num_processes > 1:
         raise ValueError("`server` is compared with in one process; leave `--num_processes` out.")
     Server(args.server, args.server_model, args.server_key_env)  # refuses a wrong one before the model is loaded
@@ -123,13 +126,20 @@ def compare_with_server(args, rows, num_processes):
 
 
 def summarize(scored):
-    """Accuracy and mean reward gap of all pairs, and of each source."""
+    """Accuracy and mean reward gap of all pairs, and of each source; of ranked prompts, of all pairs of answers whose
+    scores differ."""
     import numpy as np
 
-    from trl_dt2it.scoring.shards import REWARD_COLUMNS
+    from trl_dt2it.data.ranked import compare_answers
+    from trl_dt2it.scoring.shards import RANKED_REWARDS, REWARD_COLUMNS
 
-    chosen, rejected = (np.array(scored[name][:]) for name in REWARD_COLUMNS)
-    gap = chosen - rejected
+    if RANKED_REWARDS in scored.column_names:
+        rows, gap = compare_answers(scored, RANKED_REWARDS)
+        scored = scored.select_columns([name for name in scored.column_names if name == "source"] or [RANKED_REWARDS])
+        scored = scored.select(rows)
+    else:
+        chosen, rejected = (np.array(scored[name][:]) for name in REWARD_COLUMNS)
+        gap = chosen - rejected
     parts = {"all pairs": np.ones(len(gap), dtype=bool)}
     if "source" in scored.column_names:
         source = np.array(scored["source"][:], dtype=object)
@@ -143,11 +153,15 @@ def summarize(scored):
             "mean_gap": float(gap[part].mean()),
         }
         for name, part in parts.items()
+        if part.any()
     }
 
 
 def show(parts, console):
     """Print the figures of every part as a table."""
+    if not parts:
+        console.print("The answers have no scores to compare their rewards with.")
+        return
     table = Table("", "pairs", "chosen above rejected", "ties", "mean gap", title="Rewards")
     for name, part in parts.items():
         figures = (f"{part['pairs']:,}", f"{part['accuracy']:.1%}", str(part["ties"]), f"{part['mean_gap']:+.3f}")

@@ -120,6 +120,17 @@ def test_sets_of_different_shape_stand_in_one_pool_and_test_sets_keep_their_name
     assert test["source"][:] == ["easy", "hard", "drawn"]
 
 
+def test_ranked_prompts_stand_in_a_pool_as_their_pairs(tmp_path):
+    row = {"prompt": "2+2?", "completions": ["5", "4", "3"], "scores": [1, 3, 2]}
+    (tmp_path / "ranked.jsonl").write_text(json.dumps(row) + "\n")
+    file = {"path_or_id": str(tmp_path / "ranked.jsonl"), "ranked": True}
+    specs = {"ranked": {"preferences": "trl", **file}, "digits": {"digits": {"num_pairs": 1}}}
+    pool = read_sets("pool", specs, DEMO_LOADERS)
+    assert pool["source"][:] == ["ranked"] * 3 + ["digits"] and pool["strength"][:3] == [1.0, 2.0, 1.0]
+    assert pool["pair_id"][:3] == ["ranked-0:1>2", "ranked-0:1>0", "ranked-0:2>0"]
+    assert len(set(pool["group_id"][:])) == 2
+
+
 def test_scores_are_written_in_parts_that_are_made_once_and_shared_by_machines(tmp_path):
     dataset = Dataset.from_dict({"value": list(range(10))})
     names = pa.array([f"p{i}" for i in range(10)])

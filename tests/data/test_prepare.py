@@ -180,6 +180,18 @@ def test_other_settings_make_a_shard_anew(raw, tmp_path):
     assert prepare_shard(tmp_path, "rlaif_v", settings["rlaif_v"], 0, image_check="full")[1]
 
 
+def test_ranked_prompts_are_prepared_as_their_pairs(tmp_path):
+    good = {"prompt": "2+2?", "completions": ["5", "4", "3"], "scores": [1, 3, 2]}
+    rows = [good, {**good, "scores": [1, 3]}, {**good, "prompt": "1+3?", "completions": ["5", "4", "<|im_end|>"]}]
+    (tmp_path / "ranked.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    load = {"path_or_id": str(tmp_path / "ranked.jsonl"), "ranked": True}
+    (settings,) = read_settings({"own": {"name": "trl", **load}}).values()
+    record, _ = prepare_shard(tmp_path / "out", "own", settings, 0)
+    assert (record["pairs"], record["clean"], record["reasons"]) == (7, 6, {"bad_rating": 1})
+    made = load_dataset("parquet", data_files=str(tmp_path / "out/shards/own/*.parquet"), split="train")
+    assert made["strength"][:3] == [1.0, 2.0, 1.0] and len(set(made["group_id"][:])) == 2
+
+
 def test_a_mended_file_is_read_anew(raw, tmp_path):
     given = config(raw, tmp_path)["sources"]["rlaif_v"]
     (tmp_path / "plain.jsonl").write_text((raw / "plain.jsonl").read_text())

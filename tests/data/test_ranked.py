@@ -1,5 +1,6 @@
 """Ranked prompts: the pairs that scores and ranks make, without a copy of an image."""
 
+import json
 import re
 
 import numpy as np
@@ -7,10 +8,12 @@ import pyarrow as pa
 import pytest
 from datasets import Dataset, Features, Image, List
 
+from tests.data.fixtures_as_rows import fixture
 from tests.logs import messages_of
 from tests.rows import make_rows
 from tests.trainers import losses, trainer_for
-from trl_dt2it.data import RowError, to_pairs
+from trl_dt2it.data import RowError, load_preferences, to_pairs
+from trl_dt2it.data.columns import leave_images_encoded
 from trl_dt2it.data.mixing import with_columns
 from trl_dt2it.data.ranked import rank_pairs
 
@@ -138,3 +141,95 @@ def test_the_trainer_takes_ranked_prompts_as_their_pairs(tmp_path):
     made.train()
     assert losses(own) == losses(made)
     assert own.evaluate()["eval_loss"] > 0
+
+
+def saved(rows, path):
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+@pytest.mark.parametrize("name", ["vlfeedback_hf", "vlfeedback_raw"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_vlfeedback_is_read_as_ranked_prompts(name, streaming, tmp_path):
+    path = saved(fixture(name), tmp_path / "rows.jsonl")
+    (row,) = leave_images_encoded(load_preferences("vlfeedback", path, ranked=True, streaming=streaming))
+    assert row["images"] == [{"bytes": None, "path": "merged_images/svit-detail-000001.jpg"}]
+    # Ratings 5 5 5, 3 5 2, 3 5 2 and N/A 5 4.
+    assert row["scores"] == [5.0, 10 / 3, 10 / 3, None]
+    texts = [
+        "A man in a blue coat rides a bicycle.",
+        "A man rides a bicycle next to a dog.",
+        "A man on a bike.",
+        "bike",
+    ]
+    assert [answer[0]["content"][0]["text"] for answer in row["completions"]] == texts
+    assert row["pair_id"] == "vlfeedback-0" and row["source_id"] == "svit-detail-000001"
+
+
+def test_pairs_of_ranked_prompts_are_the_pairs_of_the_set(tmp_path):
+    (row,) = fixture("vlfeedback_raw")
+    row["completions"][3]["annotations"]["Helpfulness"]["Rating"] = "5"  # and all four are rated
+    path = saved([row, {**row, "id": "other", "prompt": "And what is behind?"}], tmp_path / "rows.jsonl")
+
+    def told(rows):
+        names = zip(rows["source_id"][:], rows["group_id"][:], strict=True)
+        return sorted((*side, *name) for side, name in zip(texts(rows.remove_columns("images")), names, strict=True))
+
+    pairs = load_preferences("vlfeedback", path)
+    ranked = to_pairs(load_preferences("vlfeedback", path, ranked=True))
+    assert len(pairs) == 10  # and two ties
+    for one, other in zip(told(pairs), told(ranked), strict=True):
+        assert one[:2] + one[3:] == other[:2] + other[3:] and one[2] == pytest.approx(other[2])
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_files_of_ranked_prompts(plain, tmp_path):
+    ranked = prompts([[1.0, 3.0, None], [2.0, 2.0]], plain=plain, pair_id=["a", "b"], own=[1, 2])
+    ranked.to_parquet(tmp_path / "rows.parquet")
+    loaded = load_preferences("trl", tmp_path / "rows.parquet", ranked=True)
+    assert loaded["scores"][:] == [[1.0, 3.0, None], [2.0, 2.0]]
+    assert loaded["pair_id"][:] == ["a", "b"] and loaded["own"][:] == [1, 2]
+    pairs = [("answer 1 of 0", "answer 0 of 0", 2.0), ("answer 0 of 1", "answer 1 of 1", 0.0)]
+    assert texts(to_pairs(loaded, ties=True)) == pairs
+    assert np.array_equal(np.asarray(loaded[0]["images"][0]), np.asarray(ranked[0]["images"][0]))
+    again = tmp_path / "again.parquet"
+    loaded.to_parquet(again)
+    assert load_preferences("trl", again, ranked=True)[:] == loaded[:]  # what was read is read as it is
+    with pytest.raises(ValueError, match="the row has `completions`; load the set with `ranked=True`"):
+        load_preferences("trl", tmp_path / "rows.parquet")
+    with pytest.raises(ValueError, match="`rlaif_v` has no ranked prompts; .* These have: trl, vlfeedback"):
+        load_preferences("rlaif_v", tmp_path / "rows.parquet", ranked=True)
+
+
+def test_prompts_in_plain_text_and_ranks(tmp_path):
+    rows = [{"prompt": "2+2?", "completions": ["5", "4", "4.0"], "ranks": [2, 1, 1]}]
+    (row,) = load_preferences("trl", saved(rows, tmp_path / "rows.jsonl"), ranked=True)
+    assert row["scores"] == [-2.0, -1.0, -1.0]
+    assert row["completions"][0] == [{"role": "assistant", "content": [{"type": "text", "text": "5"}]}]
+    pairs = to_pairs(load_preferences("trl", tmp_path / "rows.jsonl", ranked=True))
+    assert texts(pairs) == [("4", "5", 1.0), ("4.0", "5", 1.0)]
+
+
+@pytest.mark.parametrize(
+    "change, reason, problem",
+    [
+        ({"completions": ["a"]}, "bad_rating", r"1 `completions` and 2 `scores` or `ranks`"),
+        ({"completions": None}, "bad_rating", r"0 `completions` and 2"),
+        ({"completions": ["a", ""]}, "empty_answer", r"`completions\[1\]` is empty"),
+        ({"completions": ["a", 3]}, "not_conversational", r"`completions\[1\]` is of type int"),
+        ({"completions": ["a", [{"role": "user", "content": "b"}]]}, "not_conversational", r"\[1\]` ends with a user"),
+        ({"scores": [1.0, "five"]}, "bad_rating", r"its scores are \[1.0, 'five'\]; give finite numbers"),
+        ({"scores": None}, "bad_rating", "both `scores` and `ranks`, or neither"),
+        ({"ranks": [1, 2]}, "bad_rating", "both `scores` and `ranks`, or neither"),
+        ({"strength": 1.0}, "bad_strength", "a ranked prompt has `scores` alone"),
+        ({"chosen": "a"}, "missing_column", "keep either them or `completions`"),
+        ({"prompt": None}, "missing_column", "`prompt` is missing"),
+        ({"prompt": [{"role": "user", "content": [{"type": "image"}]}]}, "placeholder_count", "image"),
+    ],
+)
+def test_ranked_prompts_that_cannot_be_used(change, reason, problem, tmp_path):
+    good = {"prompt": "2+2?", "completions": ["5", "4"], "scores": [1.0, 2.0]}
+    path = saved([good, {**good, **change}], tmp_path / "rows.jsonl")
+    load_preferences("trl", path, ranked=True, quarantine_file=tmp_path / "bad.jsonl")
+    (bad,) = map(json.loads, (tmp_path / "bad.jsonl").read_text().splitlines())
+    assert bad["reason"] == reason and re.search(problem, bad["message"]), bad

@@ -173,6 +173,29 @@ def test_scores_are_the_scorers_and_the_audit_reads_them(folder, tmp_path, capsy
     assert json.loads(Path(file).read_text()) == json.loads(expected) | {"blind": json.loads(blind.to_json())}
 
 
+@pytest.mark.parametrize("scores", [[2.0, 1.0, 1.0], None])
+def test_ranked_prompts_are_scored_and_compared_where_they_have_scores(scores, folder, tmp_path, capsys):
+    rows = load_dataset("parquet", data_files=str(folder / "pairs.parquet"), split="train[:4]")
+    nothing = [{"role": "assistant", "content": [{"type": "text", "text": "Nothing."}]}]
+    answers = [[row["chosen"], row["rejected"], nothing] for row in rows.select_columns(["chosen", "rejected"])]
+    columns = {"completions": answers} | ({} if scores is None else {"scores": [scores] * 4})
+    ranked = Dataset.from_dict({"prompt": rows["prompt"][:], **columns}).add_column("images", rows.data["images"])
+    write_parquet(ranked, tmp_path / "ranked.parquet")
+    flags = ["--dataset_name", str(tmp_path / "ranked.parquet"), "--output_dir", str(tmp_path)]
+    assert main(["score", "--model", str(folder / "model"), *flags]) == 0
+    scored = load_dataset("parquet", data_files=str(tmp_path / "scored.parquet"), split="train")
+    parts = json.loads((tmp_path / "summary.json").read_text())["parts"]
+    if scores is None:
+        assert parts == {} and "The answers have no scores" in capsys.readouterr().out
+        return
+    gaps = [first - other for first, *others in scored["rewards"] for other in others]  # and the others are tied
+    assert parts["all pairs"]["pairs"] == len(gaps) == 8
+    assert parts["all pairs"]["mean_gap"] == pytest.approx(sum(gaps) / 8, abs=1e-5)
+    assert parts["all pairs"]["accuracy"] == sum(gap > 0 for gap in gaps) / 8
+    assert main(["audit", *flags[:2], "--output_file", str(tmp_path / "audit.json")]) == 0
+    assert "8 of 8 rows can be used" in capsys.readouterr().out
+
+
 MISUSE = {
     "trane": "There is no verb 'trane'; choose among prepare,",
     "audit --image_rot x": "There is no flag --image_rot; did you mean --image_root?",

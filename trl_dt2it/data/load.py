@@ -42,9 +42,9 @@ from .columns import (
     without_parts,
 )
 from .images import ImageOptions, is_address, placed_image, with_image_root
-from .messages import FEATURES, PROVENANCE, T2I_FEATURES, VIDEO_FEATURES
-from .rows import RowError, check_confidence, check_log_odds, check_row, is_milestone
-from .sources import SOURCES
+from .messages import FEATURES, PROVENANCE, RANKED_FEATURES, T2I_FEATURES, VIDEO_FEATURES
+from .rows import RowError, check_answers, check_confidence, check_log_odds, check_row, is_milestone
+from .sources import SOURCES, Adapter
 from .sources.fields import FOLDER_COLUMN, JSON_COLUMN, Source, checked_field, is_given, name_field, strength_field
 from .t2i import Columns, collapse, find_bad_pair, reformulate_t2i
 from .validation import NOTES, take_out
@@ -299,6 +299,7 @@ class Conversion:
     image_root: str | None = None  # folder that relative image paths start from, and that no path may leave
     max_frames: int = 32  # most frames of a video, taken evenly from its folder
     overrides: bool = False  # `name` replaces a `source` in the rows
+    is_ranked: bool = False  # into ranked prompts instead of pairs
     # Columns of the source, from `with_own_columns`: those that the adapter reads, those that mean what they mean in
     # canonical rows, and others, which rows keep.
     reads: tuple[str, ...] = ()
@@ -312,6 +313,7 @@ class Conversion:
         """Columns of a converted row and its notes: the index of its raw row, and why it is bad ("" if it is good)."""
         source = self.source
         columns = T2I_FEATURES if source.is_t2i else VIDEO_FEATURES if source.has_videos else FEATURES
+        columns = RANKED_FEATURES if self.is_ranked else columns
         weight = {"weight": Value("float64")} if source.has_weights else {}
         return Features({**columns, **weight, **NOTES, **self.kept_features})
 
@@ -337,7 +339,7 @@ class Conversion:
             row = _parsed(raw)
             if row is not None:
                 values = self._values_beside(row if isinstance(row, list) else [row])
-                for pair in self.source.convert(row, **self.options):
+                for pair in _adapter(self.source, self.is_ranked)(row, **self.options):
                     yield pair if isinstance(pair, RowError) else {**pair, **values}
         except RowError as error:
             yield error
@@ -383,7 +385,7 @@ class Conversion:
         if "videos" in pair:
             pair["videos"] = [self._frames(video, folder) for video in pair["videos"]]
         if not self.source.is_checked:
-            check_row(pair)
+            check_answers(pair, check_row) if self.is_ranked else check_row(pair)
         return pair
 
     def _placed(self, image: Any, folder: str | None) -> Any:
@@ -461,6 +463,10 @@ def with_own_columns(conversion: Conversion, raw: AnyDataset) -> Conversion:
     )
 
 
+def _adapter(source: Source, is_ranked: bool) -> Adapter:
+    return source.ranked if is_ranked and source.ranked is not None else source.convert
+
+
 def _by_number(file: Path) -> list[int | str]:
     """Sort `frame_10` behind `frame_9`; texts and numbers alternate, and a text, maybe "", comes first."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", file.name)]
@@ -490,6 +496,7 @@ def load_preferences(
     *,
     split: str = "train",
     image_root: str | os.PathLike | None = None,
+    ranked: bool = False,
     streaming: bool = False,
     on_bad_row: Literal["quarantine", "raise"] = "quarantine",
     quarantine_file: str | os.PathLike | None = None,
@@ -520,6 +527,9 @@ def load_preferences(
             Split to load, `"train"` by default, and branch, tag or commit on the Hub.
         image_root (`str` or `os.PathLike`, *optional*):
             Folder of the images, as in [`ImageOptions`]; a row with a path that leaves it is bad.
+        ranked (`bool`, *optional*, defaults to `False`):
+            Whether to load ranked prompts, as in [`~trl_dt2it.data.to_pairs`], in place of pairs: of `"vlfeedback"`,
+            with mean ratings as `scores`, and of `"trl"`, rows with `completions`.
         streaming (`bool`, *optional*, defaults to `False`):
             Whether rows are made while they are read.
         on_bad_row (`str`, *optional*, defaults to `"quarantine"`):
@@ -542,9 +552,9 @@ def load_preferences(
             Options of the set's adapter, such as `min_confidence` of HPDv3 or the column names of `"columns"`.
 
     Returns:
-        `Dataset` or `IterableDataset`: rows with the columns of [`FEATURES`], `videos`, `weight`, `label_confidence`
-        or `blind_margin` where the source has such, and all columns with any value that its adapter does not read. A
-        name that rows have already becomes `original_` and the name, with a warning.
+        `Dataset` or `IterableDataset`: rows with the columns of [`FEATURES`], or of ranked prompts, with `videos`,
+        `weight`, `label_confidence` or `blind_margin` where the source has such, and all columns with any value that
+        its adapter does not read. A name that rows have already becomes `original_` and the name, with a warning.
 
     Raises:
         `ValueError`: if the name or an option is not known, if there is nothing to read, if no pair can be used, or
@@ -555,7 +565,10 @@ def load_preferences(
     if name not in SOURCES:
         raise ValueError(f"`{name}` is no known preference set or format. Known are {', '.join(sorted(SOURCES))}.")
     known = SOURCES[name]
-    check_options(name, known, options)
+    if ranked and known.ranked is None:
+        others = ", ".join(sorted(name for name, source in SOURCES.items() if source.ranked is not None))
+        raise ValueError(f"`{name}` has no ranked prompts; load it without `ranked`. These have: {others}.")
+    check_options(name, known, options, ranked)
     try:
         root = with_image_root(None, image_root).image_root  # `None`, or a folder that is there
     except ValueError as error:
@@ -570,7 +583,7 @@ def load_preferences(
         logger.warning(f"{name} is licensed under {known.licence}: not for commercial use.")
     raw = read_raw(known, path_or_id, split=split, streaming=streaming, revision=revision)
     root = None if root is None else str(Path(root).resolve())
-    conversion = Conversion(known, source or name, options, root, max_frames, overrides=source is not None)
+    conversion = Conversion(known, source or name, options, root, max_frames, source is not None, ranked)
     conversion = with_own_columns(conversion, raw)
     if streaming:
         rows: AnyDataset = _stream(raw, conversion, on_bad_row, shard)
@@ -580,19 +593,20 @@ def load_preferences(
         rows = reformulate_t2i(
             rows, seed=seed, template=template, both_orders=both_orders, on_bad_row=on_bad_row, num_proc=num_proc
         )
-    return rows if known.is_t2i else mark_checked(rows)
+    return rows if known.is_t2i or ranked else mark_checked(rows)
 
 
-def check_options(name: str, source: Source, options: dict[str, Any]) -> None:
+def check_options(name: str, source: Source, options: dict[str, Any], ranked: bool = False) -> None:
     """Refuse options that the adapter of a source does not have or take."""
-    parameters = list(inspect.signature(source.convert).parameters.values())[1:]
+    convert = _adapter(source, ranked)
+    parameters = list(inspect.signature(convert).parameters.values())[1:]
     allowed = sorted(parameter.name for parameter in parameters)
     if unknown := sorted(set(options) - set(allowed)):
         raise ValueError(f"`{name}` has no option `{unknown[0]}`; it takes {', '.join(allowed) or 'no options'}.")
     if missing := sorted({one.name for one in parameters if one.default is one.empty} - set(options)):
         raise ValueError(f"`{name}` needs the options {', '.join(missing)}.")
     with contextlib.suppress(RowError):  # options that do not fit raise another error, before anything is read
-        list(source.convert([] if source.group_by else {}, **options))
+        list(convert([] if source.group_by else {}, **options))
 
 
 def map_pairs(
@@ -647,7 +661,8 @@ def _convert(
     rows = np.flatnonzero(pc.not_equal(column_of(converted, "reason"), "").to_numpy(zero_copy_only=False))
     notes = converted.select(rows).select_columns(["pair_id", *NOTES])
     kept = converted.remove_columns(list(NOTES))
-    return take_out(kept, rows, notes, name=f"pair of {name}", on_bad_row=on_bad_row, file=quarantine_file)
+    kind = "prompt" if conversion.is_ranked else "pair"
+    return take_out(kept, rows, notes, name=f"{kind} of {name}", on_bad_row=on_bad_row, file=quarantine_file)
 
 
 def _stream(

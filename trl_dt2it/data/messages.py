@@ -11,7 +11,19 @@ from datasets import Dataset, Features, Image, List, Value
 
 from .columns import uncached
 from .images import ImageOptions, as_image, placed_image
-from .rows import SIDES, RowError, blocks, check_row, content_group, row_images, row_name, text_block, text_message
+from .rows import (
+    ANSWERS,
+    SCORES,
+    SIDES,
+    RowError,
+    blocks,
+    check_row,
+    content_group,
+    row_images,
+    row_name,
+    text_block,
+    text_message,
+)
 
 
 IMAGE_MARKER = "<image>"
@@ -26,6 +38,12 @@ _ANNOTATIONS = {"strength": Value("float64"), **dict.fromkeys(PROVENANCE, Value(
 # Canonical rows, whatever the source.
 FEATURES = Features({**dict.fromkeys(("prompt", *SIDES), MESSAGES), "images": List(Image()), **_ANNOTATIONS})
 VIDEO_FEATURES = Features({**FEATURES, "videos": List(List(Image()))})  # of the sources that have videos
+
+# Ranked prompts; a score is `None` where the source has none.
+_RANKED = {"prompt": MESSAGES, ANSWERS: List(MESSAGES), SCORES: List(Value("float64"))}
+RANKED_FEATURES = Features(
+    {**_RANKED, "images": List(Image()), "videos": List(List(Image())), **dict.fromkeys(PROVENANCE, Value("string"))}
+)
 
 # The pair behind a two-image question, whatever its wording and the order of its images: the caption, the answer that
 # prefers the image shown first, and, of a pair that is asked about in both orders on request, "ab" where the better
@@ -68,6 +86,25 @@ def preference(
         "source_id": None if source_id is None else str(source_id),
     }
     return {**row, "videos": list(videos)} if videos else row
+
+
+def ranked_prompt(
+    prompt: str | Sequence[tuple[str, str]],
+    answers: Sequence[str],
+    scores: Sequence[float | None],
+    images: Sequence[Any] = (),
+    *,
+    source_id: str | int | None = None,
+) -> dict[str, Any]:
+    """Make a canonical row of a question with its turns, answers with scores, and images."""
+    row = preference(prompt, answers[0], answers[1], images, source_id=source_id)
+    return as_ranked(row, [[text_message("assistant", answer)] for answer in answers], scores)
+
+
+def as_ranked(pair: Mapping[str, Any], answers: Sequence[Any], scores: Sequence[float | None]) -> dict[str, Any]:
+    """Make a ranked prompt of a pair, with answers in place of its own."""
+    kept = {name: value for name, value in pair.items() if name not in (*SIDES, "strength")}
+    return {**kept, ANSWERS: list(answers), SCORES: list(scores)}
 
 
 def _messages(turns: Sequence[tuple[str, str]], num_images: int, num_videos: int) -> list[dict[str, Any]]:

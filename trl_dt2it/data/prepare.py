@@ -17,13 +17,14 @@ from transformers.utils import logging
 
 from .. import __version__
 from ..utils import digest_of, move_aside, read_json, whole_file, whole_folder, write_json
-from .columns import column_of, leave_images_encoded, mark_checked, select_rows
+from .columns import column_of, is_ranked, leave_images_encoded, mark_checked, select_rows
 from .contents import read_encoded
 from .decontamination import all_images, decontaminate, row_questions
 from .export import embedded_tables, find_unpublishable, with_image_columns
 from .images import ImageOptions, placed_image, with_image_root
 from .load import load_preferences, raw_files, raw_rows, read_raw
 from .mixing import concatenate, mix, split_by_group
+from .ranked import to_pairs
 from .rows import RowError, image_identity
 from .sources import SOURCES
 from .sources.fields import Source
@@ -148,6 +149,7 @@ def prepare_shard(
     rows = load_preferences(
         settings.name, source=key, shard=part, num_proc=num_proc, quarantine_file=refused, **settings.load
     )
+    rows = to_pairs(rows) if is_ranked(rows) else rows
     # Shards hold the images, and go to others: rows may name the same images as in `write_parquet`.
     limits = image_options or ImageOptions()
     limits = replace(limits, image_root=settings.load.get("image_root") or limits.image_root)

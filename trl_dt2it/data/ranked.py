@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
-from typing import Any, Literal, NamedTuple, TypeVar, cast
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -17,13 +16,17 @@ from ..utils import check_value
 from .columns import as_python, has_transform
 from .mixing import with_columns
 from .rows import (
+    ANSWERS,
+    RANKS,
+    SCORES,
     RowError,
+    answer_scores,
     differ_for_any_tokenizer,
+    marked,
     message_text,
     named_errors,
     row_name,
     summarize,
-    text_block,
     text_message,
     to_json,
     without_empty,
@@ -35,7 +38,6 @@ logger = logging.get_logger(__name__)
 AnySet = TypeVar("AnySet", Dataset, IterableDataset)
 How = Literal["all", "adjacent", "best_vs_rest"]
 
-ANSWERS, SCORES, RANKS = "completions", "scores", "ranks"
 _OF_ANSWERS = (ANSWERS, SCORES, RANKS)
 _WAYS = ("all", "adjacent", "best_vs_rest")
 
@@ -133,18 +135,6 @@ def _is_messages(answer: Any) -> bool:
     return isinstance(answer, list) and bool(answer) and all(isinstance(message, Mapping) for message in answer)
 
 
-def marked(answer: Any, mark: str) -> Any:
-    """Append a mark to the text of an answer."""
-    if isinstance(answer, str):
-        return answer + mark
-    content = answer[-1].get("content")
-    if content is None or isinstance(content, str):
-        content = (content or "") + mark
-    elif isinstance(content, (list, tuple)):
-        content = [*content, text_block(mark)]
-    return [*answer[:-1], {**answer[-1], "content": content}]
-
-
 def _pair(row: Mapping[str, Any], index: int | None, sides: Sequence[Any], which: str) -> dict[str, Any]:
     """Return the columns of two answers of a row."""
     name = row.get("pair_id") or (f"row {index}" if index is not None else row_name(row))
@@ -184,18 +174,28 @@ def rank_pairs(order: list[float | None], how: How, min_gap: float, ties: bool) 
     return found
 
 
+def compare_answers(dataset: Dataset, rewards: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the row and the difference of rewards, given in a column, of every two answers whose scores differ; none
+    where the rows have no scores."""
+    numbers = [name for name in (SCORES, RANKS) if name in dataset.column_names]
+    if not numbers:
+        return np.empty(0, dtype=np.int64), np.empty(0)
+    found = [
+        (index, row[rewards][pair.chosen] - row[rewards][pair.rejected])
+        for index, row in enumerate(dataset.select_columns([ANSWERS, rewards, *numbers]))
+        for pair in rank_pairs(answer_scores(row), "all", 0.0, False)
+    ]
+    rows, gaps = np.array(found).reshape(-1, 2).T
+    return rows.astype(np.int64), gaps
+
+
 def _pairs_of(
     row: Mapping[str, Any], index: int | None, how: How, min_gap: float, ties: bool, counts: Counter[str]
 ) -> Iterator[dict[str, Any]]:
     """Yield the columns of the pairs of a row, and count answers and pairs that are left out."""
     with named_errors(row, index):
-        answers, order = row[ANSWERS] or [], _order(row)
-        if len(answers) < 2 or len(order) != len(answers):
-            raise RowError(
-                "bad_rating",
-                f"it has {len(answers)} `completions` and {len(order)} `scores` or `ranks`; give one for each of two "
-                "or more answers.",
-            )
+        order = answer_scores(row)
+    answers = row[ANSWERS]
     counts["unscored answers"] += order.count(None)
     made = 0
     for pair in rank_pairs(order, how, min_gap, ties):
@@ -206,18 +206,6 @@ def _pairs_of(
         made += 1
         yield {**_pair(row, index, sides, f"{pair.chosen}>{pair.rejected}"), "strength": pair.gap}
     counts["prompts without a pair"] += not made
-
-
-def _order(row: Mapping[str, Any]) -> list[float | None]:
-    """Numbers of the answers, of which higher is better."""
-    scores, ranks = row.get(SCORES), row.get(RANKS)
-    if (scores is None) == (ranks is None):
-        raise RowError("bad_rating", "it has both `scores` and `ranks`, or neither; give one of them.")
-    given = cast("list[float | None]", ranks if scores is None else scores)
-    numbers = [None if number is None else float(number) for number in given]
-    if not all(number is None or math.isfinite(number) for number in numbers):
-        raise RowError("bad_rating", f"its scores are {numbers}; give finite numbers, or None for an unknown one.")
-    return [None if number is None else -number for number in numbers] if scores is None else numbers
 
 
 def _text(answer: Any) -> str:

@@ -7,14 +7,15 @@ image that has an `image`, `url` or `path` key, and a tokenizer takes every `<|i
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Real
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 from PIL import Image
@@ -61,7 +62,10 @@ Reason = Literal[
 
 REASONS: tuple[str, ...] = get_args(Reason)
 
+Checked = TypeVar("Checked")
+
 SIDES = ("chosen", "rejected")
+ANSWERS, SCORES, RANKS = "completions", "scores", "ranks"  # of ranked prompts
 DEFAULT_FPS = 2.0
 _ROLES = ("system", "user", "assistant", "tool")
 
@@ -257,6 +261,54 @@ def check_row(row: Mapping[str, Any], *, special_tokens: re.Pattern | None = Non
     if special_tokens is not None:
         check_special_tokens(row, special_tokens)
     check_numbers(row)
+
+
+def answer_scores(row: Mapping[str, Any]) -> list[float | None]:
+    """Return the scores of a ranked prompt's answers, of which higher is better, or their ranks, negated; refuse a row
+    of under two answers, or without a number or `None` for each."""
+    scores, ranks = row.get(SCORES), row.get(RANKS)
+    if (scores is None) == (ranks is None):
+        raise RowError("bad_rating", "it has both `scores` and `ranks`, or neither; give one of them.")
+    given: Any = ranks if scores is None else scores
+    try:
+        numbers = [None if number is None else float(number) for number in given]
+        are_finite = all(number is None or math.isfinite(number) for number in numbers)
+    except (TypeError, ValueError):
+        are_finite = False
+    if not are_finite:
+        raise RowError("bad_rating", f"its scores are {given!r:.60}; give finite numbers, or None for an unknown one.")
+    answers = row.get(ANSWERS)
+    count = len(answers) if isinstance(answers, (list, tuple)) else 0
+    if count < 2 or count != len(numbers):
+        problem = f"it has {count} `{ANSWERS}` and {len(numbers)} `{SCORES}` or `{RANKS}`"
+        raise RowError("bad_rating", f"{problem}; give one for each of two or more answers.")
+    return [None if number is None else -number for number in numbers] if scores is None else numbers
+
+
+def check_answers(row: Mapping[str, Any], check: Callable[[dict[str, Any]], Checked]) -> list[Checked]:
+    """Check each answer of a ranked prompt by a check of pairs, beside itself with a mark."""
+    checked = []
+    for index, answer in enumerate(row[ANSWERS]):
+        name = f"{ANSWERS}[{index}]"
+        if not isinstance(answer, str):
+            check_messages(name, answer)
+        try:
+            checked.append(check({**row, "chosen": answer, "rejected": marked(answer, ".")}))
+        except RowError as error:
+            raise RowError(error.reason, str(error).replace("`chosen`", f"`{name}`")) from None
+    return checked
+
+
+def marked(answer: Any, mark: str) -> Any:
+    """Append a mark to the text of an answer."""
+    if isinstance(answer, str):
+        return answer + mark
+    content = answer[-1].get("content")
+    if content is None or isinstance(content, str):
+        content = (content or "") + mark
+    elif isinstance(content, (list, tuple)):
+        content = [*content, text_block(mark)]
+    return [*answer[:-1], {**answer[-1], "content": content}]
 
 
 def special_token_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern | None:

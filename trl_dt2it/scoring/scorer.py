@@ -19,8 +19,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from ..data.columns import is_ranked
 from ..data.images import ImageOptions, load_image, with_image_root
-from ..data.ranked import marked
-from ..data.rows import RowError, check_row
+from ..data.rows import RowError, check_row, marked
 from ..models import rendering
 from ..models.modeling import load_processing_class, load_reward_model, read_last_real_token, set_pixel_limits
 from ..models.posterior import RewardPosterior, read_posterior, watching_head

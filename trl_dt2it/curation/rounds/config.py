@@ -18,12 +18,13 @@ from datasets import Dataset, load_dataset
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging
 
-from ...data.columns import column_of, connected, group_codes, leave_images_encoded, rows_at_once
+from ...data.columns import column_of, connected, group_codes, is_ranked, leave_images_encoded, rows_at_once
 from ...data.contents import pair_contents, source_fingerprint
 from ...data.controls import MEDIA
 from ...data.decontamination import look_alikes
 from ...data.load import is_saved, load_preferences, load_saved
 from ...data.mixing import concatenate, with_canonical_columns, with_columns
+from ...data.ranked import to_pairs
 from ...debias.balance import ONE_SIDED
 from ...debias.style import STYLE_FEATURES
 from ...models.modeling import load_processing_class, set_pixel_limits
@@ -168,13 +169,14 @@ def read_rounds(
 
 
 def read_sets(name: str, specs: Mapping[str, Mapping[str, Any]], loaders: Loaders | None = None) -> Dataset:
-    """Read a set from several sources."""
+    """Read a set from several sources; ranked prompts become their pairs."""
     if not specs:
         raise ValueError(f"`{name}` is empty; name at least one source.")
     parts = {}
     with main_process_first():  # the others find its downloads and conversions
         for source, spec in specs.items():
             rows = read_set(f"{name}.{source}", source, spec or {}, loaders)
+            rows = to_pairs(rows) if is_ranked(rows) else rows
             if "source" not in rows.column_names or name == "test":
                 rows = with_columns(rows, {"source": pa.repeat(source, len(rows))})
             parts[source] = leave_images_encoded(rows)

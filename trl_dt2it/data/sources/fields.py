@@ -45,6 +45,7 @@ class Source:
     hub_id: str | None = None  # repository on the Hub; a format has none
     is_non_commercial: bool = False
     is_t2i: bool = False  # the adapter yields text-to-image pairs
+    ranked: Adapter | None = None  # yields ranked prompts, where a prompt has several answers and their scores
     group_by: str | None = None  # column whose equal values make a group, where pairs are formed from several rows
     has_videos: bool = False
     has_weights: bool = False  # rows may have a `weight`

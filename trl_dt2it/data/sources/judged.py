@@ -9,7 +9,7 @@ from functools import partial
 from operator import itemgetter
 from typing import Any, NamedTuple, TypeAlias
 
-from ..messages import IMAGE_MARKER, preference
+from ..messages import IMAGE_MARKER, preference, ranked_prompt
 from ..rows import RowError, blocks
 from .fields import (
     Pairs,
@@ -199,17 +199,12 @@ ASPECTS = ("Helpfulness", "Ethical Considerations", "Visual Faithfulness")
 
 def vlfeedback(row: Row, *, aspects: Sequence[str] = ASPECTS) -> Pairs:
     """Read a row of MMInstruction/VLFeedback or Zhihui/VLFeedback. Strength is the gap of mean ratings, 0 to 4."""
-    if not aspects:
-        raise ValueError("`aspects` is empty; name at least one rating.")
     if row.get("conversations") is not None:  # Zhihui's
         yield from llamafactory(row)
         return
-    prompt, answers = text_field(row, "prompt"), _answers(row.get("completions"))
-    name = name_field(row, "id")
-    by_name = None if name is None else f"merged_images/{name}.jpg"
-    images = image_field({**row, "id": by_name}, "image", "img_path", "id")
+    prompt, images, name = _of_vlfeedback(row, aspects)
     rated = []
-    for index, answer in enumerate(answers):
+    for index, answer in enumerate(_answers(row.get("completions"))):
         try:
             rated.append((_total(answer, index, aspects), text_field(answer, "response")))
         except RowError as error:
@@ -223,8 +218,36 @@ def vlfeedback(row: Row, *, aspects: Sequence[str] = ASPECTS) -> Pairs:
             yield preference(prompt, chosen, rejected, images, strength=strength, source_id=name)
 
 
+def vlfeedback_ranked(row: Row, *, aspects: Sequence[str] = ASPECTS) -> Pairs:
+    """Read the answers of a row of MMInstruction/VLFeedback. Scores are mean ratings, 1 to 5, and `None` where one is
+    no number."""
+    if row.get("conversations") is not None:
+        raise RowError("bad_rating", "rows of Zhihui/VLFeedback are pairs without scores; load them as pairs.")
+    prompt, images, name = _of_vlfeedback(row, aspects)
+    answers, scores = [], list[float | None]()
+    for index, answer in enumerate(_answers(row.get("completions"))):
+        answers.append(text_field(answer, "response"))
+        try:
+            scores.append(_total(answer, index, aspects) / len(aspects))
+        except RowError:
+            scores.append(None)
+    if len(scores) - scores.count(None) < 2:
+        raise RowError("bad_rating", f"its scores are {scores}, which rank no two answers; drop the row.")
+    yield ranked_prompt(prompt, answers, scores, images, source_id=name)
+
+
+def _of_vlfeedback(row: Row, aspects: Sequence[str]) -> tuple[str, list[Any], str | None]:
+    """Read the prompt, the images and the name of a row."""
+    if not aspects:
+        raise ValueError("`aspects` is empty; name at least one rating.")
+    name = name_field(row, "id")
+    by_name = None if name is None else f"merged_images/{name}.jpg"
+    return text_field(row, "prompt"), image_field({**row, "id": by_name}, "image", "img_path", "id"), name
+
+
 VLFEEDBACK = Source(
     vlfeedback,
+    ranked=vlfeedback_ranked,
     hub_id="MMInstruction/VLFeedback",
     files=("vlfeedback_80k.jsonl",),
     reads=partial(or_llamafactory, ("prompt", "completions", "image", "img_path", "id")),

@@ -7,13 +7,18 @@ from itertools import takewhile
 from typing import Any
 
 from ..images import as_image
-from ..messages import IMAGE_MARKER, PROVENANCE, preference, with_image_blocks
+from ..messages import IMAGE_MARKER, PROVENANCE, as_ranked, preference, with_image_blocks
 from ..rows import (
+    ANSWERS,
     DEFAULT_FPS,
+    RANKS,
+    SCORES,
     SIDES,
     RowError,
+    answer_scores,
     blocks,
     check_answer,
+    check_answers,
     check_messages,
     check_numbers,
     check_row,
@@ -21,6 +26,7 @@ from ..rows import (
     message_text,
     row_images,
     row_videos,
+    text_message,
     without_empty,
 )
 from .fields import (
@@ -61,12 +67,33 @@ _VERDICTS = {word: kind for kind, words in _WORDS.items() for word in words} | {
     for kind, letter in (("first", "a"), ("second", "b"))
 }
 
+_TRL_FIELDS = (
+    *("prompt", "chosen", "rejected", "images", "image", "videos", "strength", "margin", "weight", "pair_id"),
+    *("group_id", "source", "source_id", "tools", "chat_template_kwargs", "video", "audio", "audios"),
+)
 _MEDIA = ("image", "images", "video", "videos", "audio", "audios")  # columns that a question may be about
 
 
 def trl(row: Row) -> Pairs:
     """Read a preference row of TRL."""
+    if row.get("chosen") is None and is_given(row.get(ANSWERS)):
+        problem = f"`chosen` is missing, and the row has `{ANSWERS}`; load the set with `ranked=True`."
+        raise RowError("missing_column", problem)
     yield as_canonical(row)
+
+
+def trl_ranked(row: Row) -> Pairs:
+    """Read a ranked prompt; ranks become scores, negated."""
+    check_absent(row, "bad_strength", "strength", "margin", advice=f"a ranked prompt has `{SCORES}` alone")
+    check_absent(row, "missing_column", *SIDES, advice=f"keep either them or `{ANSWERS}`")
+    if (prompt := row.get("prompt")) is None:
+        raise RowError("missing_column", "`prompt` is missing or None; a ranked prompt needs it.")
+    scores = answer_scores(row)
+    if not isinstance(prompt, str):  # as the pairs of [`to_pairs`] have it
+        answers = [[text_message("assistant", one)] if isinstance(one, str) else one for one in row[ANSWERS]]
+        row = {**row, ANSWERS: answers}
+    pairs = check_answers(row, as_canonical)
+    yield as_ranked(pairs[0], [pair["chosen"] for pair in pairs], scores)
 
 
 def as_canonical(row: Row, is_checked: bool = False) -> dict[str, Any]:
@@ -166,15 +193,19 @@ def _videos(row: Row) -> list[list[Any]]:
     return [[as_image(frame) for frame in video.frames] for video in videos]
 
 
+def _trl_fields(present: Collection[str], options: Mapping[str, Any]) -> set[str]:
+    """List the fields that [`trl`] or [`trl_ranked`] reads or refuses."""
+    of_ranked = () if "chosen" in present else (ANSWERS, SCORES, RANKS)
+    return {*_TRL_FIELDS, *of_ranked}
+
+
 TRL = Source(
     trl,
+    ranked=trl_ranked,
     has_videos=True,
     has_weights=True,
     is_checked=True,
-    reads=(
-        *("prompt", "chosen", "rejected", "images", "image", "videos", "strength", "margin", "weight", "pair_id"),
-        *("group_id", "source", "source_id", "tools", "chat_template_kwargs", "video", "audio", "audios"),
-    ),
+    reads=_trl_fields,
 )
 
 
