@@ -37,7 +37,7 @@ ANSWERS, PROMPTS = 4, 6
 LAYOUTS = {
     "one row per prompt": {"group_pairs": "true"},
     "one row per pair": {"group_pairs": "false"},
-    "two rows per pair": {"share_prefix": "false"},
+    "two rows per pair": {"share_prefix": "false", "group_pairs": "false"},
 }
 WANTED = {"300/135": (3.6, 5.3), "1100/100": (4.5, 7.7)}  # times as fast as one row, and as two rows, per pair
 LEAST_SHARE, LEAST_OF_SINGLES = 0.85, 0.98
@@ -125,15 +125,23 @@ def measure_epoch(directory: Path, shape: str) -> dict:
     return {"shape": shape, "pairs": len(rows), "seconds": seconds, "speedup": faster}
 
 
-def memory_of(directory: Path, shape: str, layout: str) -> int:
-    """Peak memory of a process of its own above what it held before the first step, in bytes."""
-    return printed_by(__file__, "--memory", str(directory), shape, layout)
+def memory_of(directory: Path, shape: str, layout: str) -> dict[str, int]:
+    """Peak memory of processes of their own above what they held before the first step, in bytes: of two steps, and of
+    a forward pass, which keeps its activations, and makes no gradients, whose size is the same in all layouts."""
+    arguments = ("--memory", str(directory), shape, layout)
+    return {part: printed_by(__file__, *arguments, part) for part in ("step", "forward")}
 
 
-def measure_memory(directory: Path, shape: str, layout: str) -> None:
+def measure_memory(directory: Path, shape: str, layout: str, part: str) -> None:
     trainer = trainer_of(directory, ranked(directory, shape, [ANSWERS]), layout, 6)
     trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), lr=0.0)  # whose state is none
-    print(json.dumps(peak_memory(lambda: list(itertools.islice(steps_of(trainer), 2)))))
+
+    def forward() -> torch.Tensor:
+        trainer.model.train()
+        return trainer.compute_loss(trainer.model, next(iter(trainer.get_train_dataloader())))
+
+    function = forward if part == "forward" else lambda: list(itertools.islice(steps_of(trainer), 2))
+    print(json.dumps(peak_memory(function)))
 
 
 def main(runs: int) -> None:
@@ -151,15 +159,16 @@ def main(runs: int) -> None:
     together, *others = LAYOUTS
     heads = ["prompt/answer tokens", *(f"{layout}: tokens, s" for layout in LAYOUTS)]
     for name in others:
-        heads += [f"faster than {name}", "of the operations' limit", f"memory, less than {name}"]
+        heads += [f"faster than {name}", "of the operations' limit", f"memory of a step, less than {name}"]
+        heads += ["of the activations alone"]
     table, short = [], []
     for one in speed:
         shape, row = one["shape"], [one["shape"]]
         row += [f"{one['tokens'][layout]:,}, {median(one['seconds'][layout]):.2f}" for layout in LAYOUTS]
         for name, wanted in zip(others, WANTED[shape], strict=True):
             speedup, limit = one["speedup"][name], one["limit"][name]
-            less = memory[shape][name] / memory[shape][together]
-            row += [f"{speedup:.2f}x", f"{speedup / limit:.2f} of {limit:.2f}x", f"{less:.2f}x"]
+            less = [memory[shape][name][part] / memory[shape][together][part] for part in ("step", "forward")]
+            row += [f"{speedup:.2f}x", f"{speedup / limit:.2f} of {limit:.2f}x", *(f"{one:.2f}x" for one in less)]
             if speedup < wanted:
                 short.append(f"{shape}: {speedup:.2f} times as fast as {name}, not {wanted}")
             if speedup / limit < LEAST_SHARE:

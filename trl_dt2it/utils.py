@@ -10,16 +10,22 @@ import re
 import secrets
 import shutil
 import socket
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import yaml
 from rich.table import Table
 from rich.text import Text
 
+
+# A function that applies another to parts of the work, on other processes or machines, and yields the number of each
+# part with its result as these are made; the text is the title of its progress.
+Engine: TypeAlias = Callable[[Callable[[Any], Any], Sequence[Any], str], Iterator[tuple[int, Any]]]
+ENGINE: ContextVar[Engine | None] = ContextVar("ENGINE", default=None)  # see `trl_dt2it.scale`
 
 _UNFINISHED = re.compile(r".*\.(?P<host>[\w-]+)-(?P<pid>\d+)-[0-9a-f]{8}\.part")
 
@@ -68,6 +74,16 @@ def parse_shard(text: str | None) -> tuple[int, int]:
     if not (part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
         raise ValueError(f"`--shard` is {text!r}; it must be i/n with 0 <= i < n, such as 0/4.")
     return int(part), int(parts)
+
+
+def run_parts(function: Callable[[Any], Any], parts: Sequence[Any], desc: str) -> Iterator[tuple[int, Any]]:
+    """Apply a function to parts by the engine in use, or here, one after the other."""
+    engine = ENGINE.get()
+    return (
+        ((number, function(part)) for number, part in enumerate(parts))
+        if engine is None
+        else engine(function, parts, desc)
+    )
 
 
 @contextmanager

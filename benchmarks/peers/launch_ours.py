@@ -1,6 +1,7 @@
-"""Runs the trainer of this package with the step timer in it, on one row or on two rows a pair.
+"""Runs the trainer of this package with the step timer in it, on one row or on two rows a pair; `ours` reads the pairs
+of a prompt together.
 
-usage: python launch_ours.py ours|two_rows MODEL PAIRS.jsonl OUT.json SETTINGS
+usage: python launch_ours.py ours|one_row|two_rows MODEL PAIRS.jsonl OUT.json SETTINGS
        (SETTINGS: arguments of `MultimodalRewardConfig`, as JSON)
 """
 
@@ -18,10 +19,10 @@ from trl_dt2it.models.modeling import PatchProjection
 
 
 def main(rows: str, model: str, pairs: str, output: str, settings: str) -> None:
-    is_ours = rows == "ours"
+    is_ours, shares = rows != "two_rows", {"group_pairs": "auto" if rows == "ours" else False}
     trainer = MultimodalRewardTrainer(
         model,
-        args=MultimodalRewardConfig(**json.loads(settings), share_prefix="auto" if is_ours else False),
+        args=MultimodalRewardConfig(**json.loads(settings), **shares, share_prefix="auto" if is_ours else False),
         data_collator=None if is_ours else TwoRowCollator(AutoProcessor.from_pretrained(model)),
         train_dataset=load_dataset("json", data_files=pairs, split="train"),
         callbacks=[StepTimer(output)],

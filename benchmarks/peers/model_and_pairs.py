@@ -9,6 +9,7 @@ usage: python model_and_pairs.py WORKDIR [SCENARIO ...]        (`run_peers.py` c
 import json
 import random
 import sys
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,13 @@ from transformers import (
 
 # Named after the tokens of a prompt, its image included, and of an answer. Each word is one token; the chat template
 # and the start of the question make 16 tokens of a prompt, and 2 of an answer, besides the (image_side / 32)^2 ones of
-# the image. Answers vary by 30%.
+# the image. Answers vary by 30%. A prompt has two answers, or four, whose six pairs follow one another.
 SCENARIOS: dict[str, dict[str, Any]] = {
     "300/135": {"image_side": 512, "prompt_words": 40, "answer_words": (93, 173)},
     "1100/100": {"image_side": 1024, "prompt_words": 60, "answer_words": (68, 128)},
     "1100/400": {"image_side": 1024, "prompt_words": 60, "answer_words": (278, 518)},
 }
+SCENARIOS |= {f"{name}, 4 answers": {**SCENARIOS[name], "answers": 4} for name in ("300/135", "1100/100")}
 
 WORDS = (
     "the image shows a large temple beside water with people trees flowers petals red green stone roof sky "
@@ -158,6 +160,7 @@ def build_pairs(
     image_side: int,
     prompt_words: int,
     answer_words: tuple[int, int],
+    answers: int = 2,
     count: int = 64,
     seed: int = 0,
 ) -> None:
@@ -173,8 +176,10 @@ def build_pairs(
             Number of words after the question.
         answer_words (`tuple[int, int]`):
             Smallest and largest number of words of an answer.
+        answers (`int`, *optional*, defaults to `2`):
+            Number of answers of a prompt, of which every two make a pair.
         count (`int`, *optional*, defaults to `64`):
-            Number of pairs.
+            Number of prompts.
         seed (`int`, *optional*, defaults to `0`):
             Seed of crops and words.
     """
@@ -191,8 +196,8 @@ def build_pairs(
         image = directory / f"{index}.png"
         write_crop(photographs[index % len(photographs)], image, image_side, rng)
         question = f"{QUESTION} {sentence(prompt_words)}"
-        chosen, rejected = (sentence(rng.randint(*answer_words)) for _ in range(2))
-        pairs.append({"image": str(image), "question": question, "chosen": chosen, "rejected": rejected})
+        for chosen, rejected in combinations([sentence(rng.randint(*answer_words)) for _ in range(answers)], 2):
+            pairs.append({"image": str(image), "question": question, "chosen": chosen, "rejected": rejected})
 
     write_jsonl(directory / "trl.jsonl", map(trl_row, pairs))
     write_jsonl(directory / "swift.jsonl", map(swift_row, pairs))
@@ -233,9 +238,13 @@ def llamafactory_row(pair: dict) -> dict:
     return {"conversations": conversation, **sides, "images": [pair["image"]]}
 
 
+def folder_name(scenario: str) -> str:
+    return scenario.replace("/", "-").replace(", ", "-").replace(" ", "-")
+
+
 def build(workdir: Path, scenario: str) -> tuple[Path, Path]:
     """Directories of the model and of a scenario's pairs, built where they are not there yet."""
-    model, pairs = workdir / "model", workdir / "pairs" / scenario.replace("/", "-")
+    model, pairs = workdir / "model", workdir / "pairs" / folder_name(scenario)
     # What is written last says whether all is there.
     if not (model / "processor_config.json").exists():
         build_model(model)

@@ -1,10 +1,10 @@
 """How fast are the reward trainers of ms-swift and LLaMA-Factory, and this one, on the same model and image pairs?
 
 Trains a random Qwen3-VL with each trainer in a process of its own, times the optimisation steps after the first,
-prints a table and writes `benchmarks/results/peers.{json,md}`. On first use it makes an environment for each peer in
-the working directory, which needs 15 GB there.
+prints a table and writes `benchmarks/results/peers.{json,md}`, or files of another name. On first use it makes an
+environment for each peer in the working directory, which needs 15 GB there.
 
-usage: python benchmarks/peers/run_peers.py WORKDIR [--scenario 300/135] [--steps 7] [--only ours,swift]
+usage: python benchmarks/peers/run_peers.py WORKDIR [--scenario 300/135] [--steps 7] [--only ours,swift] [--name peers]
 """
 
 import argparse
@@ -17,15 +17,16 @@ import sys
 import venv
 from pathlib import Path
 
-from model_and_pairs import SCENARIOS, build
-from settings import BATCH_SIZE, PEERS, SMALLER_BATCH_SIZES, THREADS, TRAINERS, Run, command, environment, peer_python
+from model_and_pairs import SCENARIOS, build, folder_name
+from settings import PEERS, THREADS, TRAINERS, Run, batch_size, command, environment, peer_python
 
 
 RESULTS = Path(__file__).parents[1] / "results"
 # Long for all, and most of an hour for the peers; by `--scenario` they run it too.
 WITHOUT_PEERS = ("1100/400",)
 LABELS = {
-    "ours": "trl_dt2it, one row a pair",
+    "ours": "trl_dt2it",
+    "one_row": "trl_dt2it, one row a pair",
     "two_rows": "transformers, two rows a pair",
     "swift": "ms-swift",
     "llamafactory": "LLaMA-Factory",
@@ -46,9 +47,9 @@ def install(workdir: Path, peer: str) -> None:
 def train(workdir: Path, scenario: str, trainer: str, steps: int) -> dict:
     """Runs a trainer and returns what the step timer wrote."""
     model, pairs = build(workdir, scenario)
-    folder = workdir / "runs" / scenario.replace("/", "-") / trainer
+    folder = workdir / "runs" / folder_name(scenario) / trainer
     folder.mkdir(parents=True, exist_ok=True)
-    run = Run(model, pairs, folder, SMALLER_BATCH_SIZES.get((scenario, trainer), BATCH_SIZE), max_steps=steps + 1)
+    run = Run(model, pairs, folder, batch_size(scenario, trainer), max_steps=steps + 1)
     run.output.unlink(missing_ok=True)
     log = folder / "log.txt"
     with log.open("w") as file:
@@ -70,7 +71,7 @@ def check_same_pairs(scenario: str, records: dict[str, dict]) -> None:
     tokens = {
         trainer: [batch["tokens"] for batch in record["batches"]]
         for trainer, record in records.items()
-        if trainer != "ours" and record["batch_size"] == BATCH_SIZE
+        if trainer not in ("ours", "one_row") and record["batch_size"] == batch_size(scenario, "two_rows")
     }
     if any(counts != next(iter(tokens.values())) for counts in tokens.values()):
         sys.exit(f"The trainers were given different tokens on {scenario}: {tokens}")
@@ -139,7 +140,7 @@ def main() -> None:
     parser.add_argument("--scenario", action="append", choices=list(SCENARIOS), help="all by default; may be repeated")
     parser.add_argument("--steps", type=int, default=7, help="optimisation steps that count, besides the first")
     parser.add_argument("--only", default=",".join(TRAINERS), help="trainers, separated by commas")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="directory of peers.json and peers.md")
+    parser.add_argument("--name", default="peers", help="name of the files in `results`")
     args = parser.parse_args()
     trainers = [trainer for trainer in TRAINERS if trainer in args.only.split(",")]
     workdir = args.workdir.resolve()
@@ -155,17 +156,19 @@ def main() -> None:
         for trainer in trainers:
             if trainer in PEERS and scenario in WITHOUT_PEERS and not args.scenario:
                 continue
+            if trainer == "one_row" and "answers" not in scenario:  # which is what `ours` does
+                continue
             records[trainer] = record = train(workdir, scenario, trainer, args.steps)
             rows.append(as_row(scenario, trainer, record, records.get("ours")))
             kept = ("versions", "python", "dtypes", "attention", "optimizer", "threads", "trained_parameters")
             environments[trainer] = {name: record[name] for name in kept}
             print_progress(scenario, trainer, record)
         check_same_pairs(scenario, records)
-        report(rows, environments, args.steps, args.results)  # what is there so far
-    print((args.results / "peers.md").read_text())
+        report(rows, environments, args.steps, args.name)  # what is there so far
+    print((RESULTS / f"{args.name}.md").read_text())
 
 
-def report(rows: list[dict], environments: dict[str, dict], steps: int, results: Path) -> None:
+def report(rows: list[dict], environments: dict[str, dict], steps: int, name: str) -> None:
     """Writes the table and the figures behind it."""
     result = {
         "rows": rows,
@@ -181,9 +184,8 @@ def report(rows: list[dict], environments: dict[str, dict], steps: int, results:
     machine = f"{os.cpu_count()} cores ({platform.machine()})"
     notes = [f"{machine}, fp32, median of {steps} steps.", ""]
     notes += [f"- {LABELS[trainer]}: {versions[trainer]}" for trainer in environments]
-    results.mkdir(parents=True, exist_ok=True)
-    (results / "peers.json").write_text(json.dumps(result, indent=2) + "\n")
-    (results / "peers.md").write_text(table(rows) + "\n\n" + "\n".join(notes) + "\n")
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
+    (RESULTS / f"{name}.md").write_text(table(rows) + "\n\n" + "\n".join(notes) + "\n")
 
 
 if __name__ == "__main__":

@@ -13,11 +13,11 @@ from pathlib import Path
 HERE = Path(__file__).parent
 THREADS = 2
 # LLaMA-Factory computes the logits of all tokens, and has no room for 4 of the longer pairs in 23 GB.
-BATCH_SIZE = 4
-SMALLER_BATCH_SIZES = {("1100/100", "llamafactory"): 2, ("1100/400", "llamafactory"): 2}
+BATCH_SIZE, BATCH_SIZE_OF_4_ANSWERS = 4, 6
+SMALLER_BATCH_SIZES = {(scenario, "llamafactory"): 2 for scenario in ("1100/100", "1100/400", "1100/100, 4 answers")}
 MAX_TOKENS = 4096
 MAX_PIXELS = 1024 * 1024
-TRAINERS = ("ours", "two_rows", "swift", "llamafactory")
+TRAINERS = ("ours", "one_row", "two_rows", "swift", "llamafactory")
 # Requirements of the peers' environments. torch is the same in all.
 TORCH = ("torch==2.14.1", "torchvision==0.29.1")
 PEERS = {
@@ -36,6 +36,11 @@ COMMON = {
     "report_to": "none",
     "use_cpu": True,
 }
+
+
+def batch_size(scenario: str, trainer: str) -> int:
+    usual = BATCH_SIZE_OF_4_ANSWERS if "4 answers" in scenario else BATCH_SIZE
+    return SMALLER_BATCH_SIZES.get((scenario, trainer), usual)
 
 
 @dataclass

@@ -16,6 +16,8 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, Image, IterableDataset, Json, LargeList, List, Value
 from datasets.fingerprint import generate_random_fingerprint
 
+from ..utils import ENGINE, run_parts
+
 
 AnyDataset: TypeAlias = Dataset | IterableDataset
 Data = TypeVar("Data", Dataset, IterableDataset)
@@ -31,6 +33,7 @@ _TYPES: dict[frozenset[str], Any] = {
     frozenset({"list of int", "list of float"}): List(Value("float64")),
 }
 
+_STRETCH = 10_000  # rows that an engine's worker is given at a time
 _SLICE = 20  # rows turned into Python objects at a time
 _MESSAGES = ("prompt", "chosen", "rejected")  # strings in some sets, which cannot be joined with messages
 
@@ -76,9 +79,28 @@ def uncached() -> dict[str, Any]:
 
 def map_tables(dataset: Dataset, function: Callable[..., pa.Table], features: Features, **options: Any) -> pa.Table:
     """Collect the results of a function of Arrow tables, uncached: a table with the columns `features` and a row for
-    every row; `options` are of `Dataset.map`."""
+    every row; `options` are of `Dataset.map`. An engine in use applies it to stretches of the rows."""
+    if ENGINE.get() is not None and len(dataset) > 0:
+        starts = range(0, len(dataset), _STRETCH)
+        stretches = [range(start, min(start + _STRETCH, len(dataset))) for start in starts]
+        apply = partial(_map_stretch, dataset, function, features, options)
+        made = dict(run_parts(apply, stretches, options.get("desc", "")))
+        return pa.concat_tables([made[number] for number in range(len(stretches))])
     options |= {"batched": True, "batch_size": rows_at_once(dataset), "writer_batch_size": 10_000}
     return look_at_rows(dataset.with_format("arrow"), function, features, **options)
+
+
+def _map_stretch(
+    dataset: Dataset, function: Callable[..., pa.Table], features: Features, options: Any, rows: range
+) -> pa.Table:
+    """Apply [`map_tables`] to some rows, whose indices stay those of the whole set."""
+    if options.get("with_indices"):
+        function = partial(_with_all_indices, function, rows.start)
+    return map_tables(dataset.select(rows), function, features, **{**options, "num_proc": None})
+
+
+def _with_all_indices(function: Callable[..., pa.Table], start: int, table: pa.Table, indices: Any, **kwargs: Any):
+    return function(table, [start + index for index in indices], **kwargs)
 
 
 def look_at_rows(dataset: Dataset, function: Callable[..., Any], features: Features, **options: Any) -> pa.Table:

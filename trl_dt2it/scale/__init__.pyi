@@ -1,0 +1,1 @@
+from .cluster import on_ray as on_ray
