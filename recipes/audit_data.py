@@ -28,14 +28,15 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from trl import TrlParser
 
-from trl_dt2it.recipe import RowArguments, show_dry_run, show_paths
+from trl_dt2it.recipe import EngineArguments, RowArguments, show_dry_run, show_paths
 from trl_dt2it.utils import whole_file
 
 
 @dataclass
-class AuditArguments(RowArguments):
+class AuditArguments(RowArguments, EngineArguments):
     """
-    Arguments of this script, besides those of [`trl_dt2it.recipe.RowArguments`].
+    Arguments of this script, besides those of [`trl_dt2it.recipe.RowArguments`] and of
+    [`trl_dt2it.recipe.EngineArguments`].
 
     Parameters:
         by (`str`, *optional*, defaults to `"source"`):
@@ -86,7 +87,8 @@ def main(args):
             ]
         )
         return
-    clean, _ = validate(rows, image_options=args.image_options, image_check=args.image_check)
+    with args.in_use():
+        clean, _ = validate(rows, image_options=args.image_options, image_check=args.image_check)
     if len(clean) == 0:
         raise ValueError("No row can be used, for the reasons above.")
     report = audit_style(

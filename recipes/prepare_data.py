@@ -14,6 +14,7 @@ Several machines with a common folder take shards each, with `--shard 0/4` and s
 `--shard`, puts the mixture together. Train on the result with `--dataset_name OUTPUT_DIR/mixture`.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,13 +25,14 @@ from rich.table import Table
 from rich.text import Text
 from trl import TrlParser
 
-from trl_dt2it.utils import from_json, parse_shard
+from trl_dt2it.recipe import EngineArguments
+from trl_dt2it.utils import from_json, parse_shard, run_parts
 
 
 @dataclass
-class PrepareArguments:
+class PrepareArguments(EngineArguments):
     """
-    Arguments of this script.
+    Arguments of this script, besides those of [`trl_dt2it.recipe.EngineArguments`].
 
     Parameters:
         sources (`dict`):
@@ -70,7 +72,7 @@ class PrepareArguments:
             Whether to show the plan only.
     """
 
-    output_dir: str = field(metadata={"help": "Folder of shards, mixture and reports."})
+    output_dir: str = field(kw_only=True, metadata={"help": "Folder of shards, mixture and reports."})
     # Not required: the parser takes JSON for optional fields alone.
     sources: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Preference sets with their settings, mapping or JSON."}
@@ -97,7 +99,8 @@ def main(args):
     from transformers import AutoProcessor
 
     from trl_dt2it import token_counter
-    from trl_dt2it.data import ImageOptions, build_mixture, prepare_shard, read_benchmarks, read_settings
+    from trl_dt2it.data import ImageOptions, build_mixture, read_benchmarks, read_settings
+    from trl_dt2it.data.prepare import prepare_part
     from trl_dt2it.processes import run_lock
 
     console = Console()
@@ -115,24 +118,23 @@ def main(args):
     counter = None
     if args.processing_class is not None:
         counter = token_counter(AutoProcessor.from_pretrained(args.processing_class))
-    with run_lock(args.output_dir, (part, parts)):
-        for number, (key, shard) in enumerate(todo, 1):
-            name = f"{number}/{len(todo)} {key}, shard {shard} of {settings[key].num_shards}"
-            with console.status(name):
-                record, is_new = prepare_shard(
-                    args.output_dir,
-                    key,
-                    settings[key],
-                    shard,
-                    image_options=options,
-                    image_check=args.image_check,
-                    token_counter=counter,
-                    max_length=args.max_length,
-                    num_proc=args.num_proc,
-                )
-            console.print(
-                f"{name}: {record['clean']} of {record['pairs']} pairs" + ("" if is_new else ", there already")
-            )
+    prepare = partial(
+        prepare_part,
+        args.output_dir,
+        settings,
+        image_options=options,
+        image_check=args.image_check,
+        token_counter=counter,
+        max_length=args.max_length,
+        num_proc=args.num_proc,
+    )
+    with run_lock(args.output_dir, (part, parts)), args.in_use():
+        with console.status(f"Preparing {len(todo)} shards") if args.engine is None else nullcontext():
+            for number, (record, is_new) in run_parts(prepare, todo, "Preparing"):
+                key, shard = todo[number]
+                name = f"{number + 1}/{len(todo)} {key}, shard {shard} of {settings[key].num_shards}"
+                clean = f"{name}: {record['clean']} of {record['pairs']} pairs"
+                console.print(clean + ("" if is_new else ", there already"))
         if args.shard is not None:
             console.print("Run it without `--shard` when all shards are there, to put the mixture together.")
             return

@@ -24,15 +24,15 @@ from rich.table import Table
 from trl import TrlParser
 
 from trl_dt2it.processes import on_main_process, run_lock
-from trl_dt2it.recipe import RowArguments, ScorerArguments, share_work, show_dry_run, show_paths
+from trl_dt2it.recipe import EngineArguments, RowArguments, ScorerArguments, share_work, show_dry_run, show_paths
 from trl_dt2it.utils import write_json
 
 
 @dataclass
-class ScoreArguments(RowArguments, ScorerArguments):
+class ScoreArguments(RowArguments, ScorerArguments, EngineArguments):
     """
-    Arguments of this script, besides those of [`trl_dt2it.recipe.ScorerArguments`] and of
-    [`trl_dt2it.recipe.RowArguments`].
+    Arguments of this script, besides those of [`trl_dt2it.recipe.ScorerArguments`], of
+    [`trl_dt2it.recipe.RowArguments`] and of [`trl_dt2it.recipe.EngineArguments`].
 
     Parameters:
         output_dir (`str`, *optional*, defaults to `"outputs/scores"`):
@@ -85,8 +85,15 @@ def main(args):
         return
     with run_lock(args.output_dir):
         refuse_unpublishable(rows, args.published_images)  # before hours of scoring
-        scorer = args.load(image_options=args.image_options, normalize=args.normalize)
-        scored = scorer.score_dataset(rows, folder / "rewards", rows_per_shard=args.rows_per_shard)
+        options = {"image_options": args.image_options, "normalize": args.normalize}
+        where = {"output_dir": folder / "rewards", "rows_per_shard": args.rows_per_shard}
+        with args.in_use():
+            if args.engine is None:
+                scored = args.load(**options).score_dataset(rows, **where)
+            else:  # each worker loads the model
+                from trl_dt2it.scale import score_dataset
+
+                scored = score_dataset(args.model, rows, **where, **args.loading(), **options)
 
         def finish():
             write_parquet(scored, output, image_options=args.published_images)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -18,6 +19,7 @@ from .data.images import ImageOptions
 from .demo import READER, READER_DIR, TINY
 from .models.shared_prefix import usable_attention
 from .processes import main_process_first, on_main_process, whole_weights
+from .utils import check_value
 
 
 if TYPE_CHECKING:
@@ -74,6 +76,24 @@ class RowArguments:
         return ImageOptions(image_root=self.image_root)
 
 
+@dataclass
+class EngineArguments:
+    """The engine that works on rows."""
+
+    engine: str | None = field(default=None, metadata={"help": "ray: share the work among the workers of a cluster."})
+    ray_address: str | None = field(default=None, metadata={"help": "The cluster, such as auto; by default its own."})
+
+    def in_use(self) -> AbstractContextManager[None]:
+        """Use the engine within."""
+        check_value("`engine`", self.engine, self.engine in (None, "ray"), "it must be ray, or left out")
+        if self.engine is None:
+            check_value("`ray_address`", self.ray_address, self.ray_address is None, "it needs `--engine ray`")
+            return nullcontext()
+        from .scale import on_ray  # imports the scorer
+
+        return on_ray(self.ray_address)
+
+
 def show_dry_run(rows: Iterable[tuple[str, object]]) -> None:
     """Print what a recipe would read and write, a line for each name with a value that is not `None`."""
     if not PartialState().is_main_process:
@@ -117,10 +137,13 @@ class ScorerArguments:
         """Load the reward model, with more options of [`RewardScorer.from_pretrained`]."""
         from .scoring.scorer import RewardScorer  # heavy, and not needed for `--help`
 
+        return RewardScorer.from_pretrained(self.named_model(), **self.loading(), **options)
+
+    def loading(self) -> dict[str, Any]:
+        """Return arguments of [`RewardScorer.from_pretrained`]."""
         names = ("dtype", "batch_tokens", "num_workers", "revision", "trust_remote_code")
-        options |= {name: getattr(self, name) for name in names}
-        attention = usable_attention(self.attn_implementation)
-        return RewardScorer.from_pretrained(self.named_model(), attn_implementation=attention, **options)
+        options = {name: getattr(self, name) for name in names}
+        return {**options, "attn_implementation": usable_attention(self.attn_implementation)}
 
 
 def share_work() -> PartialState:

@@ -22,9 +22,8 @@ from rich.table import Table
 from rich.text import Text
 
 
-# A function that applies another to parts of the work, on other processes or machines, and yields the number of each
-# part with its result as these are made; the text is the title of its progress.
-Engine: TypeAlias = Callable[[Callable[[Any], Any], Sequence[Any], str], Iterator[tuple[int, Any]]]
+# A function that does what [`run_parts`] does on other processes or machines.
+Engine: TypeAlias = Callable[..., Iterator[tuple[int, Any]]]
 ENGINE: ContextVar[Engine | None] = ContextVar("ENGINE", default=None)  # see `trl_dt2it.scale`
 
 _UNFINISHED = re.compile(r".*\.(?P<host>[\w-]+)-(?P<pid>\d+)-[0-9a-f]{8}\.part")
@@ -76,14 +75,16 @@ def parse_shard(text: str | None) -> tuple[int, int]:
     return int(part), int(parts)
 
 
-def run_parts(function: Callable[[Any], Any], parts: Sequence[Any], desc: str) -> Iterator[tuple[int, Any]]:
-    """Apply a function to parts by the engine in use, or here, one after the other."""
-    engine = ENGINE.get()
-    return (
-        ((number, function(part)) for number, part in enumerate(parts))
-        if engine is None
-        else engine(function, parts, desc)
-    )
+def run_parts(
+    function: Callable[..., Any], parts: Sequence[Any], desc: str, *, setup: Callable[[], Any] | None = None
+) -> Iterator[tuple[int, Any]]:
+    """Apply a function to parts by the engine in use, or here, one after the other, and yield the number of each with
+    its result as it is made. The function takes first what `setup` makes, once for each worker."""
+    if (engine := ENGINE.get()) is not None:
+        yield from engine(function, parts, desc, setup=setup)
+    else:
+        made = () if setup is None or not parts else (setup(),)
+        yield from ((number, function(*made, part)) for number, part in enumerate(parts))
 
 
 @contextmanager

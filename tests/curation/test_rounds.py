@@ -141,9 +141,9 @@ def test_scores_are_written_in_parts_that_are_made_once_and_shared_by_machines(t
         return np.stack([np.array(rows["value"]), -np.array(rows["value"])], axis=1).astype(np.float32)
 
     options = {"pair_ids": names, "rows_per_shard": 3, "rows": np.array([0, 1, 2, 4, 5, 6, 8])}
-    assert score_in_shards(tmp_path, dataset, score, **options, shard=(1, 2)) is None
+    assert score_in_shards(tmp_path, dataset, lambda: score, **options, shard=(1, 2)) is None
     assert asked == [[4, 5, 6]]
-    assert score_in_shards(tmp_path, dataset, score, **options) == {"pairs": 7, "files": 3}
+    assert score_in_shards(tmp_path, dataset, lambda: score, **options) == {"pairs": 7, "files": 3}
     assert asked == [[4, 5, 6], [0, 1, 2], [8]]
     table = read_scores(tmp_path)
     assert table["row"].to_pylist() == [0, 1, 2, 4, 5, 6, 8]
@@ -185,9 +185,8 @@ def run(tmp_path, tiny) -> CurationRun:
 
 def write_scores(run: CurationRun, name: str, strength) -> list[list[str]]:
     rewards = np.stack([np.array(strength), np.zeros(8)], axis=1)
-    score_in_shards(
-        run.output_dir / name, run.sets.usable("pool"), lambda rows, desc: rewards, pair_ids=run.sets.names("pool")
-    )
+    names, load = run.sets.names("pool"), lambda: lambda rows, desc: rewards
+    score_in_shards(run.output_dir / name, run.sets.usable("pool"), load, pair_ids=names)
     return [[name]]
 
 
@@ -369,7 +368,7 @@ def test_part_of_the_base_is_held_out_and_tells_how_far_the_models_can_be_believ
         score_in_shards(
             tmp_path / name,
             sets.usable(set_name),
-            lambda part, desc: np.array([next(at) for _ in range(len(part))]),
+            lambda: lambda part, desc: np.array([next(at) for _ in range(len(part))]),
             pair_ids=names,
             rows=rows,
         )

@@ -32,7 +32,7 @@ def on_another_folder(here: Path, base: str) -> dict[str, str]:
 
     calls = {
         "rounds": lambda folder: run_stages([stage], folder),
-        "scores": lambda folder: add_rewards(data, score, output_dir=folder, settings={}),
+        "scores": lambda folder: add_rewards(data, lambda: score, output_dir=folder, settings={}),
         "records": lambda folder: make_records(folder / "a.jsonl", ["x"], lambda rows: [{}], batch_size=1, desc="a"),
         "training": train,
     }

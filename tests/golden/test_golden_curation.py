@@ -87,8 +87,8 @@ def test_scores(tmp_path):
 
     (tmp_path / "shards").mkdir()
     names = pair_contents(rows)["pair_id"].combine_chunks()
-    counts = score_in_shards(tmp_path / "shards", rows, score, pair_ids=names, rows_per_shard=2)
-    scored = add_rewards(rows, score, output_dir=tmp_path / "set", settings={"model": "m"}, rows_per_shard=2)
+    counts = score_in_shards(tmp_path / "shards", rows, lambda: score, pair_ids=names, rows_per_shard=2)
+    scored = add_rewards(rows, lambda: score, output_dir=tmp_path / "set", settings={"model": "m"}, rows_per_shard=2)
     write_parquet(scored, tmp_path / "written.parquet")
     write_parquet(t2i_pairs().remove_columns(["chosen_image", "rejected_image"]), tmp_path / "captions.parquet")
     check(

@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from datasets import Dataset, load_dataset
 from transformers.utils import logging
 
 from .. import __version__
-from ..utils import digest_of, move_aside, read_json, whole_file, whole_folder, write_json
+from ..utils import digest_of, move_aside, read_json, run_parts, whole_file, whole_folder, write_json
 from .columns import column_of, is_ranked, leave_images_encoded, mark_checked, select_rows
 from .contents import read_encoded
 from .decontamination import all_images, decontaminate, row_questions
@@ -192,6 +193,14 @@ def prepare_shard(
     return record, True
 
 
+def prepare_part(
+    output_dir: str | os.PathLike, settings: Mapping[str, SourceSettings], part: tuple[str, int], **options: Any
+) -> tuple[dict[str, Any], bool]:
+    """Prepare a shard of a source, given by both, as [`prepare_shard`] does."""
+    key, shard = part
+    return prepare_shard(output_dir, key, settings[key], shard, **options)
+
+
 def write_parquet(
     dataset: Dataset,
     path: str | os.PathLike,
@@ -300,11 +309,10 @@ def build_mixture(
         aside = move_aside(folder)
         logger.warning(f"{folder} was made with other settings, shards or benchmarks; it is now {aside}.")
     with whole_folder(folder) as part:
-        for split, rows in splits.items():
-            num_files = max(1, -(-len(rows) // rows_per_file))
-            for number in range(num_files):
-                file = part / f"{split}-{number:05d}-of-{num_files:05d}.parquet"
-                write_parquet(rows.shard(num_files, number, contiguous=True), file)
+        counted = {split: max(1, -(-len(rows) // rows_per_file)) for split, rows in splits.items()}
+        made = [(split, number, count) for split, count in counted.items() for number in range(count)]
+        for _ in run_parts(partial(_write_file, splits, part), made, "Writing"):
+            pass
     stages = {"duplicates": duplicates, "contaminated": contaminated, "mixed": mixture}
     stages |= {"test": mixture.select([]), **splits}
     counts = {stage: Counter(column_of(rows, "source").to_pylist()) for stage, rows in stages.items()}
@@ -320,6 +328,13 @@ def build_mixture(
         }
     write_json(report_file, report, ensure_ascii=False)
     return report
+
+
+def _write_file(splits: Mapping[str, Dataset], folder: Path, file: tuple[str, int, int]) -> None:
+    """Write a file of a split, given by its number and the number of files."""
+    split, number, count = file
+    rows = splits[split].shard(count, number, contiguous=True)
+    write_parquet(rows, folder / f"{split}-{number:05d}-of-{count:05d}.parquet")
 
 
 def _benchmark_digest(rows: list[dict[str, Any]]) -> str:

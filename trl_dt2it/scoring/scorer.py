@@ -346,7 +346,7 @@ class RewardScorer:
             return self.score_pairs(rows, desc=desc)
 
         how: Any = {"output_dir": folder, "settings": settings, "rows_per_shard": rows_per_shard}
-        return (add_ranked_rewards if is_ranked(dataset) else add_rewards)(dataset, score, **how)
+        return (add_ranked_rewards if is_ranked(dataset) else add_rewards)(dataset, lambda: score, **how)
 
     @property
     def settings(self) -> dict[str, Any]:

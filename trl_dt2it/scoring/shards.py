@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -54,9 +54,13 @@ def record_of(path: Path, digest: str) -> dict[str, Any] | None:
     return record if record is not None and record["digest"] == digest else None
 
 
+# Scores rows, given a title, as `(n, 2)`; all processes of a launch call it.
+Score: TypeAlias = Callable[[Dataset, str], np.ndarray]
+
+
 def add_rewards(
     dataset: Dataset,
-    score: Callable[[Dataset, str], np.ndarray],
+    load: Callable[[], Score],
     *,
     output_dir: Path | None,
     settings: Mapping[str, Any],
@@ -67,7 +71,7 @@ def add_rewards(
     if taken := [name for name in REWARD_COLUMNS if name in dataset.column_names]:
         raise ValueError(f"The data set has a column `{taken[0]}` already; remove or rename it.")
     if output_dir is None or len(dataset) == 0:
-        rewards = score(dataset, "Scoring")
+        rewards = load()(dataset, "Scoring")
     else:
         processes.check_shared_folder(output_dir)
         names = pair_ids(dataset)
@@ -76,7 +80,7 @@ def add_rewards(
         about = {"rows": source_fingerprint(contents), "rows_per_shard": rows_per_shard, **settings}
         mark, digest = output_dir / "scoring.json", utils.digest_of(about)
         processes.on_main_process(lambda: claim(mark, digest, about, "scores-*.parquet"))
-        score_in_shards(output_dir, dataset, score, pair_ids=names, rows_per_shard=rows_per_shard)
+        score_in_shards(output_dir, dataset, load, pair_ids=names, rows_per_shard=rows_per_shard)
         rewards = gather_scores([[output_dir]], len(dataset))[:, :, 0]
     with processes.main_process_first():  # where rows were selected, `datasets` writes them anew
         for name, column in zip(REWARD_COLUMNS, rewards.T, strict=True):
@@ -84,7 +88,7 @@ def add_rewards(
     return dataset
 
 
-def add_ranked_rewards(dataset: Dataset, score: Callable[[Dataset, str], np.ndarray], **options: Any) -> Dataset:
+def add_ranked_rewards(dataset: Dataset, load: Callable[[], Score], **options: Any) -> Dataset:
     """Add the column `rewards` to ranked prompts, a reward for each answer, by [`add_rewards`] of pairs that hold all
     answers."""
     if RANKED_REWARDS in dataset.column_names:
@@ -92,7 +96,7 @@ def add_ranked_rewards(dataset: Dataset, score: Callable[[Dataset, str], np.ndar
     pairs, places = cover_answers(dataset)
     column: list[list[float]] = [[math.nan] * len(answers) for answers in places]
     if pairs is not None:
-        scored = add_rewards(pairs, score, **options)
+        scored = add_rewards(pairs, load, **options)
         by_side = [scored.with_format("numpy")[name][:] for name in REWARD_COLUMNS]
         for row, answers in enumerate(places):
             column[row] = [float(by_side[side][pair]) for pair, side in answers]
@@ -103,16 +107,16 @@ def add_ranked_rewards(dataset: Dataset, score: Callable[[Dataset, str], np.ndar
 def score_in_shards(
     folder: Path,
     dataset: Dataset,
-    score: Callable[[Dataset, str], np.ndarray],
+    load: Callable[[], Score],
     *,
     pair_ids: pa.Array,
     rows: np.ndarray | None = None,
     rows_per_shard: int = 4096,
     shard: tuple[int, int] = (0, 1),
 ) -> dict[str, Any] | None:
-    """Score rows, given ascending or all, into `scores-00000-of-00003.parquet`, ..., where these are missing. All
-    processes call `score(rows, title) -> (n, 2)` for each file; machine i of `shard` (i, n) makes every n-th file.
-    Return the number of `pairs` and `files`, or `None` while other machines have files to make."""
+    """Score rows, given ascending or all, into `scores-00000-of-00003.parquet`, ..., where these are missing, by what
+    `load` gives; machine i of `shard` (i, n) makes every n-th file, and workers of an engine share the files. Return
+    the number of `pairs` and `files`, or `None` while other machines have files to make."""
     rows = np.arange(len(dataset)) if rows is None else rows
     count = -(-len(rows) // rows_per_shard)
     files = [folder / f"scores-{number:05d}-of-{count:05d}.parquet" for number in range(count)]
@@ -120,17 +124,26 @@ def score_in_shards(
     def missing() -> list[int]:
         return [number for number, file in enumerate(files) if not file.is_file()]
 
-    def write(file: Path, some: np.ndarray, rewards: np.ndarray) -> None:
-        columns = [pa.array(some), pair_ids.take(pa.array(some)), *map(pa.array, rewards.T.astype(np.float32))]
-        with utils.whole_file(file) as part:
-            pq.write_table(pa.table(columns, schema=_SCHEMA), part)
-
+    parts = list[tuple[Path, np.ndarray, pa.Array, str]]()
     for number in processes.on_main_process(missing):
         if number % shard[1] == shard[0]:
             some = rows[number * rows_per_shard : (number + 1) * rows_per_shard]
-            rewards = score(dataset.select(some), f"Scoring, {number + 1} of {count}")
-            processes.on_main_process(partial(write, files[number], some, rewards))
+            parts.append((files[number], some, pair_ids.take(pa.array(some)), f"Scoring, {number + 1} of {count}"))
+    for _ in utils.run_parts(partial(_score_file, dataset), parts, "Scoring", setup=load):
+        pass
     return None if processes.on_main_process(missing) else {"pairs": len(rows), "files": count}
+
+
+def _score_file(dataset: Dataset, score: Score, part: tuple[Path, np.ndarray, pa.Array, str]) -> None:
+    file, rows, names, title = part
+    rewards = score(dataset.select(rows), title)
+
+    def write() -> None:
+        columns = [pa.array(rows), names, *map(pa.array, rewards.T.astype(np.float32))]
+        with utils.whole_file(file) as made:
+            pq.write_table(pa.table(columns, schema=_SCHEMA), made)
+
+    processes.on_main_process(write)
 
 
 def read_scores(folder: Path) -> pa.Table:

@@ -13,6 +13,7 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from accelerate.utils import release_memory
 
 from ...data.columns import column_of
 from ...judge.endpoint import JudgeError
@@ -40,7 +41,7 @@ from .sets import (
     training_set,
 )
 from .stages import Stage
-from .training import scorer, train_model
+from .training import load_score, train_model
 
 
 Entries = Sequence[tuple[int, str]]
@@ -203,16 +204,16 @@ def _plan_scoring(plan: _Plan, name: str, trained: str, set_name: str, fold: tup
             selected = reference_rows(run, fold)
             if len(selected) == 0:
                 return {"pairs": 0}
-        with scorer(run.output_dir / trained, run.training) as rewards:
-            counts = score_in_shards(
-                folder,
-                rows,
-                rewards,
-                pair_ids=run.sets.names(set_name),
-                rows=selected,
-                rows_per_shard=run.rows_per_shard,
-                shard=run.shard,
-            )
+        counts = score_in_shards(
+            folder,
+            rows,
+            partial(load_score, run.output_dir / trained, run.training),
+            pair_ids=run.sets.names(set_name),
+            rows=selected,
+            rows_per_shard=run.rows_per_shard,
+            shard=run.shard,
+        )
+        release_memory()
         return {**counts, **accuracy(folder, rows)} if counts and set_name == "test" else counts
 
     settings = {set_name: run.sets.digest(set_name), "fold": fold, "rows_per_shard": run.rows_per_shard}

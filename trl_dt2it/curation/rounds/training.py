@@ -5,14 +5,10 @@ from __future__ import annotations
 import copy
 import math
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache, partial
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import release_memory
@@ -25,6 +21,7 @@ from ...debias.style_callback import StyleAuditCallback
 from ...models.modeling import load_processing_class, load_reward_model
 from ...models.shared_prefix import decide_share_prefix
 from ...processes import on_main_process, wait_for_everyone, whole_weights
+from ...scoring.shards import Score
 from ...training.collator import MultimodalPreferenceCollator
 from ...training.config import MultimodalRewardConfig
 from ...training.pair_scoring import score_pairs
@@ -166,26 +163,16 @@ def newest_checkpoint(folder: Path) -> str | None:
     return get_last_checkpoint(str(folder)) if folder.is_dir() else None
 
 
-@contextmanager
-def scorer(folder: Path, training: RewardTraining) -> Iterator[Callable[[Dataset, str], np.ndarray]]:
-    """Score with a trained model, loaded when it is first needed and freed afterwards."""
-    load, args = cache(partial(_load_scorer, folder, training)), training.args
-
-    def score(dataset: Dataset, desc: str) -> np.ndarray:
-        model, collator = load()
-        options: dict[str, Any] = {"num_workers": args.dataloader_num_workers, "show_progress": not args.disable_tqdm}
-        options |= {"batch_size": args.per_device_eval_batch_size, "max_tokens_per_batch": args.max_tokens_per_batch}
-        return score_pairs(model, dataset, collator, desc=desc, **options)
-
-    try:
-        yield score
-    finally:
-        load.cache_clear()
-        release_memory()
+def load_score(folder: Path, training: RewardTraining) -> Score:
+    """Load a trained model onto this process's device, and score with it."""
+    model, collator = _load_scorer(folder, training)
+    args = training.args
+    options: dict[str, Any] = {"num_workers": args.dataloader_num_workers, "show_progress": not args.disable_tqdm}
+    options |= {"batch_size": args.per_device_eval_batch_size, "max_tokens_per_batch": args.max_tokens_per_batch}
+    return lambda dataset, desc: score_pairs(model, dataset, collator, desc=desc, **options)
 
 
 def _load_scorer(folder: Path, training: RewardTraining) -> tuple[torch.nn.Module, MultimodalPreferenceCollator]:
-    """Load a trained model onto this process's device, and its collator."""
     args = training.args
     kwargs = {key: value for key, value in training.init_kwargs.items() if key in ("dtype", "attn_implementation")}
     with whole_weights():

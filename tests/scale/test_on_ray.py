@@ -2,23 +2,32 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from datasets import Dataset, Features, Image, List, Value
 
+from tests.pairs import model_of, processor_of
+from tests.processes import ROOT
 from tests.rows import make_dataset, make_rows
-from trl_dt2it.data import columns, decontaminate, validate
+from trl_dt2it import RewardScorer
+from trl_dt2it.data import build_mixture, columns, decontaminate, read_settings, validate, write_parquet
 from trl_dt2it.data.contents import pair_contents, pair_ids
-from trl_dt2it.scale import on_ray
+from trl_dt2it.data.prepare import prepare_part
+from trl_dt2it.scale import on_ray, score_dataset
 from trl_dt2it.scale.cluster import run_on_workers
-from trl_dt2it.utils import ENGINE
+from trl_dt2it.utils import ENGINE, run_parts
 
 
 ray = pytest.importorskip("ray")
+COUNT = 12
 NODE = {"num_cpus": 1, "object_store_memory": 100 << 20}
 
 
@@ -112,6 +121,8 @@ def test_an_error_is_the_functions_own(cluster):
     with pytest.raises(ValueError, match=r"^part 2 is bad; drop it\.$"):
         list(run_on_workers(fail_at_two, range(4), "Numbers"))
     assert list(run_on_workers(fail_at_two, [], "Nothing")) == []
+    with pytest.raises(ValueError, match=r"^part 2 is bad; drop it\.$"):
+        list(run_on_workers(add, range(2), "Numbers", setup=partial(fail_at_two, 2)))
 
 
 def count_setups(folder):
@@ -124,9 +135,60 @@ def add(made, part):
 
 
 def test_actors_make_what_they_need_once(cluster, tmp_path):
-    parts = run_on_workers(add, range(8), "Sums", setup=partial(count_setups, tmp_path), num_workers=2)
+    parts = run_on_workers(add, range(8), "Sums", setup=partial(count_setups, tmp_path))
     assert dict(parts) == {number: 100 + number for number in range(8)}
     assert 1 <= len(list(tmp_path.iterdir())) <= 2
+
+
+def process(table):
+    return pa.table({"process": [os.getpid()] * len(table)})
+
+
+def test_workers_do_the_work(cluster, rows):
+    features = Features({"process": Value("int64")})
+    assert os.getpid() not in columns.map_tables(rows, process, features)["process"].to_pylist()
+    with alone():
+        assert set(columns.map_tables(rows, process, features)["process"].to_pylist()) == {os.getpid()}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("model")
+    model_of("qwen3_vl").save_pretrained(directory)
+    processor_of("qwen3_vl").save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def rewards(model) -> np.ndarray:
+    return RewardScorer.from_pretrained(model).score_pairs(make_dataset(COUNT))
+
+
+def rewards_of(scored: Dataset) -> np.ndarray:
+    return np.stack([scored["chosen_reward"][:], scored["rejected_reward"][:]], axis=1)
+
+
+def test_rewards_are_those_of_one_process(cluster, model, rewards, tmp_path):
+    rows = make_dataset(COUNT)
+    scored = score_dataset(model, rows, tmp_path / "pairs", rows_per_shard=5)
+    np.testing.assert_allclose(rewards_of(scored), rewards, atol=1e-5)
+
+
+def test_a_killed_driver_goes_on_where_it_was(cluster, model, rewards, tmp_path):
+    write_parquet(make_dataset(COUNT), tmp_path / "rows.parquet")
+    output = tmp_path / "scores"
+    script = [sys.executable, "-m", "tests.scale.scoring_script"]
+    driver = subprocess.Popen([*script, model, tmp_path / "rows.parquet", output], cwd=ROOT, start_new_session=True)
+    while not list(output.glob("scores-*.parquet")):
+        assert driver.poll() is None
+        time.sleep(0.02)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    made = {file: file.stat().st_mtime_ns for file in output.glob("scores-*.parquet")}
+    assert 0 < len(made) < COUNT // 2
+    scored = score_dataset(model, make_dataset(COUNT), output, rows_per_shard=2)
+    np.testing.assert_allclose(rewards_of(scored), rewards, atol=1e-5)
+    assert {file: file.stat().st_mtime_ns for file in made} == made
 
 
 def slow(folder, part):
@@ -143,12 +205,29 @@ def test_the_work_of_a_lost_machine_is_done_by_others(cluster, tmp_path):
     assert found | dict(parts) == {number: number for number in range(12)}
 
 
-def process(table):
-    return pa.table({"process": [os.getpid()] * len(table)})
+def prepared(folder, output) -> tuple[dict[str, bytes], dict]:
+    """Prepare a mixture as the recipe does, and return its files and its report."""
+    load = {"name": "trl", "path_or_id": str(folder / "rows.parquet"), "num_shards": 3}
+    settings = read_settings({"own": load, "other": {**load, "max_rows": 5}})
+    todo = [(key, shard) for key in settings for shard in range(3)]
+    for _ in run_parts(partial(prepare_part, output, settings), todo, "Preparing"):
+        pass
+    benchmark = [{"question": row["prompt"][0]["content"][-1]["text"], "images": row["images"]} for row in made_rows()]
+    report = build_mixture(output, settings, benchmarks={"mine": benchmark[:1]}, test_size=0.2, rows_per_file=5)
+    return {file.name: file.read_bytes() for file in sorted((output / "mixture").iterdir())}, report
 
 
-def test_workers_do_the_work(cluster, rows):
-    features = Features({"process": Value("int64")})
-    assert os.getpid() not in columns.map_tables(rows, process, features)["process"].to_pylist()
+def made_rows() -> list[dict]:
+    rows = make_rows(21, num_images=(1, 2))
+    return [*rows, rows[2], {**rows[3], "chosen": rows[3]["rejected"], "rejected": rows[3]["chosen"]}]
+
+
+def test_a_mixture_is_that_of_one_process(cluster, tmp_path):
+    features = make_dataset(2).features
+    write_parquet(Dataset.from_list(made_rows(), features=features), tmp_path / "rows.parquet")
+    files, report = prepared(tmp_path, tmp_path / "ray")
     with alone():
-        assert set(columns.map_tables(rows, process, features)["process"].to_pylist()) == {os.getpid()}
+        expected = prepared(tmp_path, tmp_path / "one")
+    assert report["sources"]["own"]["duplicates"] == 3 and report["sources"]["own"]["contaminated"] == 1
+    assert report["sources"] == expected[1]["sources"]
+    assert files == expected[0] and len(files) >= 4
