@@ -48,6 +48,9 @@ def on_ray(address: str | None = None, *, num_cpus: int | None = None, cpus_per_
         cpus_per_scorer (`float`, *optional*, defaults to `1.0`):
             Cores of a worker that scores, which has one GPU besides where the cluster has any.
 
+    Yields:
+        `None`: what the cluster works for is called within the `with`.
+
     Raises:
         `ModuleNotFoundError`: if Ray is not installed.
         `ConnectionError`: if there is no cluster at the address.
